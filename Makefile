@@ -1,0 +1,59 @@
+# `make` or `make help` lists what can be done. Everything happens in .venv beside this file.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+# More than one thread a worker makes small models slower, not faster.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check lint types contracts dependencies spelling format clean
+
+help:  ## Show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | \
+		while IFS='|' read -r name text; do printf '  make %-13s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP)  ## Make .venv and install curricle with everything needed to work on it
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "curricle needs Python 3.11 or later; '$(PYTHON)' is missing or older." \
+			"Name another one with: make PYTHON=python3.12" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv .venv || { \
+		echo "'$(PYTHON)' cannot make a virtual environment." \
+			"On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf,dev]'
+	@touch $@
+
+demo: install  ## Run the demonstration on the sample data
+	$(BIN)/curricle demo
+
+test: install  ## Run the tests on two cores, with coverage
+	$(PYTEST) -n 2 --cov=curricle
+
+check: lint types contracts dependencies spelling test  ## Run everything that must pass before a commit
+
+lint: install  ## Check style and format
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install  ## Check types
+	$(BIN)/mypy
+
+contracts: install  ## Check who imports whom
+	$(BIN)/lint-imports
+
+dependencies: install  ## Check that what is imported is declared, and the reverse
+	$(BIN)/deptry .
+
+spelling: install  ## Check spelling
+	$(BIN)/codespell
+
+format: install  ## Format the code and mend what can be mended automatically
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean:  ## Remove .venv, caches and build products; run folders stay
+	rm -rf .venv dist .coverage htmlcov .benchmarks
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Durations, stages and the strategies that return curricula."""

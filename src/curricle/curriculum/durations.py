@@ -1,0 +1,69 @@
+"""How long does something last, in which unit?
+
+A `Duration` is a number with a unit: steps, examples or tokens. It replaces families of
+`num_steps` / `num_examples` parameters, and only here are units turned into steps.
+"""
+
+import math
+import re
+from typing import Annotated, Literal, cast, final
+
+from pydantic import BeforeValidator, Field
+
+from curricle.errors import SpecError
+from curricle.specs import value
+
+Unit = Literal["steps", "examples", "tokens"]
+SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+
+
+@final
+@value
+class Duration:
+    """A length of training."""
+
+    number: int = Field(gt=0)
+    """How many units; positive."""
+    unit: Unit = "steps"
+    """Steps are optimizer updates; examples and tokens are counted before masking."""
+
+    def steps(self, *, batch_size: int, tokens_per_batch: int) -> int:
+        """Return the number of whole steps that cover the duration; at least one.
+
+        Args:
+            batch_size: Examples a step.
+            tokens_per_batch: Tokens a step.
+        """
+        each = {"steps": 1, "examples": batch_size, "tokens": tokens_per_batch}[self.unit]
+        return math.ceil(self.number / each)
+
+    def __str__(self) -> str:
+        """Return the form that `duration` reads."""
+        return f"{self.number} {self.unit}"
+
+
+def duration(text: object) -> object:
+    """Return the `Duration` that a text such as `1500 steps` or `2.5M examples` stands for.
+
+    Anything but a text is returned as it is, for pydantic to judge.
+
+    Raises:
+        SpecError: If the text is not a positive whole number with a unit.
+    """
+    if not isinstance(text, str):
+        return text
+    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([kMG]?)\s+(steps|examples|tokens)\s*", text)
+    if found is None:
+        raise SpecError(
+            f"a duration must read like '1500 steps' or '2.5M examples' "
+            f"(units: steps, examples, tokens); got {text!r}"
+        )
+    number, suffix, unit = found.groups()
+    exact = float(number.replace("_", "")) * SUFFIXES[suffix]
+    if exact != int(exact) or exact <= 0:
+        raise SpecError(f"a duration must be a positive whole number of {unit}; got {text!r}")
+    return Duration(number=int(exact), unit=cast("Unit", unit))
+
+
+AnyDuration = Annotated[Duration, BeforeValidator(duration)]
+"""Field type that takes a `Duration`, its fields, or a text such as `1500 steps`."""

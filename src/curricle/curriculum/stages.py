@@ -1,0 +1,79 @@
+"""What is a curriculum made of?
+
+A *curriculum* is an ordered tuple of stages. A *stage* is one homogeneous stretch: which teacher,
+which objectives, which parameters train, and for how long. Both are frozen values that know
+neither models nor data; `training.binding` gives them those and checks that they fit.
+
+Design: how deep a stage runs is not a field. It follows from what its objectives read, so it
+cannot contradict them; `trains="all"` runs the whole student anyway.
+"""
+
+from typing import Literal, final
+
+from pydantic import Field
+
+from curricle.curriculum.durations import AnyDuration
+from curricle.errors import SpecError
+from curricle.objectives.catalog import AnyObjective
+from curricle.objectives.terms import Objective
+from curricle.specs import value
+
+TeacherReference = Literal["final"] | int
+"""`final`, or the training step of a checkpoint of the teacher's trajectory."""
+
+
+@final
+@value
+class Stage:
+    """One homogeneous stretch of a curriculum."""
+
+    name: str = Field(min_length=1)
+    """Name, unique in the curriculum; records and reports use it."""
+    duration: AnyDuration
+    """How long the stage lasts, in steps, examples or tokens."""
+    objectives: tuple[AnyObjective, ...] = Field(min_length=1)
+    """What the stage minimizes: the weighted sum of these."""
+    teacher: TeacherReference = "final"
+    """Which teacher the targets come from."""
+    trains: Literal["up_to", "own", "all"] = "up_to"
+    """Which parameters train. `up_to`: all that the objectives reach; `own`: of those, only the
+    ones that no earlier stage has reached, so earlier layers stay frozen; `all`: the whole student
+    runs, without early exit, and what the objectives reach trains."""
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    """Whether the optimizer keeps its state (momentum, second moments) when the stage begins."""
+    schedule: Literal["global", "own"] = "global"
+    """Whether the learning rate follows the run's schedule, or one of its own over this stage."""
+    learning_rate_scale: float = Field(default=1.0, gt=0)
+    """Factor on the learning rate during the stage; positive."""
+
+
+@final
+@value
+class Curriculum:
+    """An ordered tuple of stages."""
+
+    name: str = Field(min_length=1)
+    """Name of the method, for reports."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """The stages in order."""
+
+    def __post_init__(self) -> None:
+        """Check that stage names are unique.
+
+        Raises:
+            SpecError: If two stages share a name.
+        """
+        names = [stage.name for stage in self.stages]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        if doubled:
+            raise SpecError(f"'stages' must have different names; got {doubled[0]!r} twice")
+
+    @property
+    def teachers(self) -> tuple[TeacherReference, ...]:
+        """Return the teachers that the stages read, each once, in order of first use."""
+        read = [stage.teacher for stage in self.stages if any(map(_reads, stage.objectives))]
+        return tuple(dict.fromkeys(read))
+
+
+def _reads(objective: Objective) -> bool:
+    return objective.needs_teacher

@@ -1,0 +1,1 @@
+"""Streams of batches, each a pure function of the step."""

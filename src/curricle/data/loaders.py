@@ -1,0 +1,380 @@
+"""How does a user's `DataLoader` become a stream that can be resumed at any step?
+
+A loader is a data set, an order and a way to collate. `stream` keeps the three and takes over the
+drawing: the order of epoch e is listed under the named stream (seed, `loader`, e), and each batch
+is fetched under (seed, `loader batch`, step), so also augmentation and masking by the collate
+function are the same whenever, and by whichever worker, the step is read. The loader itself and
+the global generators are left as they were.
+
+Axes: example (rows of a batch), position (places in a sequence), selected (scored positions).
+
+Design: batches are fetched by a loader of our own whose items are whole batches. With workers, one
+iterator runs ahead as long as steps come in order; any other step is fetched in this process.
+Which positions are scored is said by the labels (-100 is ignored) and the attention mask, never by
+a token's id: a padding token that is also the end of a sentence must not hide real ends. The last
+short batch of an epoch is dropped, for batches have one size.
+
+Limits: draws from numpy's or Python's own global generators are not named streams; two readings
+of the first batch are compared, and a loader that gives different ones is refused.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from curricle import seeding
+from curricle.data.streams import Batch, Inputs
+from curricle.errors import DataError
+from curricle.specs import fingerprint
+
+IGNORED = -100
+"""Label of a position that is not scored, as in torch's losses and in transformers."""
+
+
+def stream(loader: DataLoader[Any], *, seed: int = 0, next_token: bool = False) -> "LoaderStream":
+    """Return a loader as a stream whose batch is a pure function of the step.
+
+    Items may be `Batch`, inputs alone, `(inputs, labels)`, or a mapping of named tensors with
+    optional `labels` and `attention_mask`. Labels with one axis are one class an example; with two
+    axes, one class a position, where -100 is not scored.
+
+    Args:
+        loader: Over a data set with a length; its order, collate function and workers are used.
+        seed: Seed of the order and of what the data set draws from torch.
+        next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
+            models of transformers have it; the shift is made here, once.
+    """
+    return LoaderStream(loader, seed=seed, next_token=next_token)
+
+
+@final
+class LoaderStream:
+    """A `DataLoader` read by step."""
+
+    def __init__(self, loader: DataLoader[Any], *, seed: int, next_token: bool) -> None:
+        """Check the loader and read its first batch.
+
+        Args:
+            loader: As in `stream`.
+            seed: As in `stream`.
+            next_token: As in `stream`.
+
+        Raises:
+            DataError: If the loader's batches cannot be found again by step.
+        """
+        if isinstance(loader.dataset, IterableDataset):
+            raise DataError(
+                "'loader' must have a data set with a length and indexes, for a step must be found "
+                f"again when a run resumes; got the IterableDataset {_name(loader.dataset)!r}"
+            )
+        if loader.batch_sampler is None:
+            raise DataError("'loader' must make batches; got batch_size=None")
+        self._loader = loader
+        self._seed = seed
+        self._next_token = next_token
+        self._epoch = -1
+        self._batches: list[list[Any]] = []
+        self._steps_per_epoch = 0
+        self._ahead: Iterator[object] | None = None
+        self._last = -1
+        self._batches = self._listed(0)
+        self._epoch, self._steps_per_epoch = 0, len(self._batches)
+        self._batch_size = len(self._batches[0])
+        first = self._built(self._fetch(0))
+        if _digest(first) != _digest(self._built(self._fetch(0))):
+            raise DataError(
+                "'loader' must give the same first batch twice; got different ones, so its data "
+                "set or collate function draws from something else than torch's generators"
+            )
+        self._tokens_per_batch = (
+            first.num_examples if first.is_flat else first.leading.shape[:2].numel()
+        )
+        self._fingerprint = self._described(first)
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of examples of every batch."""
+        return self._batch_size
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the number of positions of the first batch, padding included.
+
+        A collate function that pads to the longest example gives batches around this number.
+        """
+        return self._tokens_per_batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of whole batches of an epoch."""
+        return self._steps_per_epoch
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of the loader's description, the first epoch's order and first batch.
+
+        It covers the data set's class and length, the classes of the samplers, the batch size, the
+        seed and `next_token`. Data that differ only after the first batch are not noticed.
+        """
+        return self._fingerprint
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        return self._built(self._read(step))
+
+    def _read(self, step: int) -> object:
+        """Return the item of a step: from the workers if steps come in order, or fetched here."""
+        in_order, self._last = step == self._last + 1, step
+        if not self._loader.num_workers or not in_order:
+            # Whatever the workers have read ahead belongs to other steps.
+            self._ahead = None
+            return self._fetch(step)
+        if self._ahead is None or step % self._steps_per_epoch == 0:
+            self._ahead = self._workers(step)
+        return next(self._ahead)
+
+    def _fetch(self, step: int) -> object:
+        return _Batches(self._loader, self._seed)[step, self._indexes(step)]
+
+    def _workers(self, start: int) -> Iterator[object]:
+        """Return the items from a step to the end of its epoch, read ahead by workers."""
+        epoch = start // self._steps_per_epoch
+        steps = range(start, (epoch + 1) * self._steps_per_epoch)
+        source = self._loader
+        ahead: DataLoader[object] = DataLoader(
+            _Batches(source, self._seed),
+            batch_size=None,
+            sampler=[(step, self._indexes(step)) for step in steps],
+            collate_fn=_unchanged,
+            num_workers=source.num_workers,
+            prefetch_factor=source.prefetch_factor,
+            pin_memory=source.pin_memory,
+            timeout=source.timeout,
+            worker_init_fn=source.worker_init_fn,
+            multiprocessing_context=source.multiprocessing_context,
+            # Workers get their seeds from here, and not from the global generator.
+            generator=seeding.generator(self._seed, "loader workers", start),
+        )
+        return iter(ahead)
+
+    def _indexes(self, step: int) -> list[Any]:
+        epoch, place = divmod(step, self._steps_per_epoch)
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._listed(epoch), epoch
+        return self._batches[place]
+
+    def _listed(self, epoch: int) -> list[list[Any]]:
+        """Return the indexes of the whole batches of an epoch."""
+        batch_sampler = self._loader.batch_sampler
+        with ExitStack() as stack:
+            for generator in _generators(self._loader):
+                stack.enter_context(_lent(generator, self._seed, epoch))
+            stack.enter_context(seeding.scoped(self._seed, "loader", epoch))
+            for sampler in (batch_sampler, self._loader.sampler):
+                # Samplers of distributed training are told the epoch in this way.
+                if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                    set_epoch(epoch)
+            batches = [list(indexes) for indexes in batch_sampler or ()]
+        return self._whole(batches, epoch)
+
+    def _whole(self, batches: list[list[Any]], epoch: int) -> list[list[Any]]:
+        size = self._loader.batch_size or (len(batches[0]) if batches else 0)
+        whole = batches[:-1] if batches and len(batches[-1]) < size else batches
+        if not whole:
+            raise DataError(
+                f"'loader' must give at least one whole batch of {size} examples; "
+                f"got {sum(map(len, batches))} examples"
+            )
+        if any(len(batch) != size for batch in whole):
+            sizes = ", ".join(map(str, sorted({len(batch) for batch in whole})))
+            raise DataError(f"'loader' must give batches of one size; got sizes {sizes}")
+        if self._steps_per_epoch not in {0, len(whole)}:
+            raise DataError(
+                f"'loader' must give the same number of batches in every epoch: "
+                f"{self._steps_per_epoch}; got {len(whole)} in epoch {epoch}"
+            )
+        return whole
+
+    def _built(self, item: object) -> Batch:
+        batch = _as_batch(item, next_token=self._next_token)
+        if batch.num_examples != self._batch_size:
+            raise DataError(
+                f"'loader' must collate {self._batch_size} examples into as many rows; "
+                f"got {batch.num_examples} rows"
+            )
+        return batch
+
+    def _described(self, first: Batch) -> str:
+        loader = self._loader
+        dataset: Any = loader.dataset
+        return fingerprint(
+            {
+                "stream": "loader",
+                "dataset": [_name(dataset), len(dataset) if hasattr(dataset, "__len__") else None],
+                "samplers": [_name(loader.batch_sampler), _name(loader.sampler)],
+                "shape": [self._steps_per_epoch, self._batch_size],
+                "order": hashlib.sha256(repr(self._batches).encode()).hexdigest(),
+                "first": _digest(first),
+                "seed": self._seed,
+                "next_token": self._next_token,
+            }
+        )
+
+
+@final
+class _Batches(Dataset[object]):
+    """A data set whose items are the collated batches of another; the key holds the step."""
+
+    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+        self._dataset: Any = loader.dataset
+        self._collate = loader.collate_fn
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, list[Any]]) -> object:
+        step, indexes = key
+        with seeding.scoped(self._seed, "loader batch", step):
+            if callable(getattr(self._dataset, "__getitems__", None)):
+                return self._collate(self._dataset.__getitems__(indexes))
+            return self._collate([self._dataset[index] for index in indexes])
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """Return the explicit generators from which a loader's order may be drawn."""
+    batch_sampler = loader.batch_sampler
+    owners = (loader, loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
+@contextmanager
+def _lent(generator: torch.Generator, seed: int, epoch: int) -> Iterator[None]:
+    """Seed a user's generator inside the block and restore it afterwards."""
+    state = generator.get_state()
+    generator.manual_seed(seeding.derive(seed, "loader", epoch))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _as_batch(item: object, *, next_token: bool) -> Batch:
+    if isinstance(item, Batch):
+        if next_token:
+            raise DataError("'next_token' has no effect on a `Batch`, which says what is scored")
+        return item
+    inputs, labels = _parts(item)
+    valid = _valid(inputs)
+    if labels is None:
+        if next_token:
+            raise DataError("'next_token' must find labels of every position; got none")
+        return Batch(inputs=inputs, valid=valid)
+    leading = Batch(inputs=inputs).leading
+    _require_classes(labels, leading, next_token=next_token)
+    if labels.ndim == 1:
+        return Batch(inputs=inputs, labels=labels.long(), valid=valid)
+    selected, scored = _scored(labels.long(), valid, next_token=next_token)
+    return Batch(inputs=inputs, labels=scored, selected=selected, valid=valid)
+
+
+def _parts(item: object) -> tuple[Inputs, Tensor | None]:
+    """Return what a model reads and the labels, if there are any.
+
+    Raises:
+        DataError: If the item has none of the known forms.
+    """
+    inputs: object = item
+    labels: object = None
+    if isinstance(item, Sequence) and len(item) in {1, 2}:
+        inputs, labels = item[0], item[1] if len(item) > 1 else None
+    if isinstance(inputs, Mapping):
+        named = dict(inputs)
+        labels = named.pop("labels", labels)
+        for name, tensor in named.items():
+            if not isinstance(tensor, Tensor):
+                raise DataError(
+                    f"{name!r} must be a tensor for a model to read it; got {type(tensor).__name__}"
+                )
+        # The first one tells the number of positions.
+        inputs = dict(sorted(named.items(), key=lambda pair: pair[0] != "input_ids"))
+    if not isinstance(inputs, (Tensor, dict)) or (isinstance(inputs, dict) and not inputs):
+        raise DataError(
+            "an item of 'loader' must be a Batch, inputs, (inputs, labels) or a mapping of named "
+            f"tensors; got {type(item).__name__}"
+        )
+    if labels is not None and not isinstance(labels, Tensor):
+        raise DataError(f"'labels' must be a tensor; got {type(labels).__name__}")
+    return inputs, labels
+
+
+def _valid(inputs: Inputs) -> Bool[Tensor, "example position"] | None:
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+    if mask is None:
+        return None
+    if mask.ndim != 2:  # noqa: PLR2004 - example and position
+        raise DataError(
+            f"'attention_mask' must have the axes example and position; got {tuple(mask.shape)}"
+        )
+    return mask.bool()
+
+
+def _require_classes(labels: Tensor, leading: Tensor, *, next_token: bool) -> None:
+    if labels.is_floating_point():
+        raise DataError(f"'labels' must be whole numbers; got {labels.dtype}")
+    expected = tuple(leading.shape[: labels.ndim])
+    if labels.ndim not in {1, 2} or tuple(labels.shape) != expected:
+        raise DataError(
+            f"'labels' must be one an example or one a position of {tuple(leading.shape)}; "
+            f"got shape {tuple(labels.shape)}"
+        )
+    if labels.ndim == 1 and next_token:
+        raise DataError("'next_token' must find labels of every position; got one an example")
+    if labels.ndim == 1 and bool((labels == IGNORED).any()):
+        raise DataError(f"'labels' of whole examples cannot be ignored; got {IGNORED}")
+
+
+def _scored(
+    labels: Int[Tensor, "example position"],
+    valid: Bool[Tensor, "example position"] | None,
+    *,
+    next_token: bool,
+) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
+    """Return the flat positions whose logits are wanted and their labels."""
+    wanted = labels != IGNORED
+    if valid is not None:
+        wanted = wanted & valid
+    if next_token:
+        # Logits at t tell the token at t + 1; both must hold data, as left padding shows.
+        labels, wanted = labels.roll(-1, dims=1), wanted.roll(-1, dims=1)
+        wanted[:, -1] = False
+        if valid is not None:
+            wanted = wanted & valid
+    selected = wanted.flatten().nonzero().squeeze(1)
+    return selected, labels.flatten()[selected]
+
+
+def _digest(batch: Batch) -> str:
+    """Return a digest of everything in a batch."""
+    inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else dict(batch.inputs)
+    parts = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
+    digest = hashlib.sha256()
+    for name, tensor in [*inputs.items(), *parts.items()]:
+        digest.update(name.encode())
+        if tensor is not None:
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(content.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _name(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

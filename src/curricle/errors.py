@@ -1,0 +1,58 @@
+"""What can go wrong, and how is it said?
+
+Every error a user can cause is one of the kinds below. Each derives from `CurricleError` and from
+a builtin, so that both `except CurricleError` and `except ValueError` work. A message is one
+sentence: the quoted name, the rule, the actual value and, if it helps, the remedy. The command
+line prints it on one line and exits with 2; anything else is our fault and keeps its traceback.
+
+Design: the kind says *when* the mistake could be seen. A value that contradicts itself is a
+`SpecError` (declare); two things that do not fit are a `BindError` (bind); what only the data or
+the disk can cause is a `DataError`, `CheckpointError` or `DivergenceError` (run).
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import final
+
+
+class CurricleError(Exception):
+    """Base of every error that a user of curricle can cause and mend."""
+
+
+@final
+class SpecError(CurricleError, ValueError):
+    """A declared value breaks its own rule."""
+
+
+@final
+class BindError(CurricleError, ValueError):
+    """Two declared things do not fit together, for example a tap and a model."""
+
+
+@final
+class DataError(CurricleError, ValueError):
+    """The data cannot be read or hold too little."""
+
+
+@final
+class CheckpointError(CurricleError, OSError):
+    """A checkpoint or a run folder is missing, damaged or belongs to something else."""
+
+
+@final
+class DivergenceError(CurricleError, ArithmeticError):
+    """A loss became infinite or not a number while training."""
+
+
+def near_names(name: str, known: Iterable[str], *, most: int = 12) -> str:
+    """Return the end of an error sentence that helps to mend a misspelt name.
+
+    The closest known names come first as a question, then the known names themselves, cut after
+    `most` of them.
+    """
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
+    shown = ", ".join(map(repr, names[:most])) or "none"
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{question}available: {shown}{rest}"

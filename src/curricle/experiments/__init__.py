@@ -1,0 +1,1 @@
+"""Run specs, the runner, equal-budget comparisons and the demos."""

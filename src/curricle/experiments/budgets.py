@@ -1,0 +1,164 @@
+"""How long may each strategy run if all shall cost the same?
+
+A budget is a number of examples, tokens, steps, FLOPs or seconds. For examples, tokens and steps
+every strategy runs equally long. For FLOPs (student and teacher together) and seconds the cost of
+one step of each stage is measured first, and each strategy gets as many steps as the budget pays
+for: cheap stages buy more of them.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Annotated, Literal, final
+
+from pydantic import BeforeValidator, Field
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum
+from curricle.errors import SpecError
+from curricle.specs import value
+from curricle.training.binding import BoundRun
+from curricle.training.stepping import stepping
+
+PROVISIONAL = Duration(number=1_000_000)
+"""Length with which a strategy is built to look at its stages before its length is known."""
+WARM_UP_STEPS, TIMED_STEPS = 5, 15
+
+
+@final
+@value
+class Budget:
+    """What each strategy may consume."""
+
+    number: float = Field(gt=0)
+    """How much; positive."""
+    unit: Literal["steps", "examples", "tokens", "flops", "seconds"]
+    """Of what; FLOPs count student and teacher, seconds only training."""
+
+    @property
+    def is_length(self) -> bool:
+        """Return whether the budget says how long to train, whatever a step costs."""
+        return self.unit not in ("flops", "seconds")
+
+    def duration(self) -> Duration:
+        """Return the length that a budget of steps, examples or tokens stands for.
+
+        Raises:
+            SpecError: If it is a budget of FLOPs or seconds, or not a whole number.
+        """
+        unit = self.unit
+        if unit == "flops" or unit == "seconds" or self.number != int(self.number):  # noqa: PLR1714 - narrows the literal
+            raise SpecError(
+                f"'budget' must be a whole number of steps, examples or tokens; got {self}"
+            )
+        return Duration(number=int(self.number), unit=unit)
+
+    def __str__(self) -> str:
+        """Return the form that specs use."""
+        return f"{self.number:g} {self.unit}"
+
+
+def budget(text: object) -> object:
+    """Return the fields of a budget written as `2.5M examples` or `30 seconds`.
+
+    Raises:
+        SpecError: If the text is not a number and a unit.
+    """
+    if not isinstance(text, str):
+        return text
+    number, _, unit = text.strip().partition(" ")
+    suffix = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(number[-1:], 1.0)
+    try:
+        amount = float(number.rstrip("kMGT").replace("_", "")) * suffix
+    except ValueError:
+        raise SpecError(
+            f"a budget must read like '2.5M examples', '4T flops' or '60 seconds'; got {text!r}"
+        ) from None
+    return {"number": round(amount, 6), "unit": unit.strip()}
+
+
+AnyBudget = Annotated[Budget, BeforeValidator(budget)]
+"""Field type that takes a `Budget`, its fields, or a text such as `2.5M examples`."""
+
+
+def fitted(
+    limit: Budget,
+    build: Callable[[Duration], Curriculum],
+    bound: Callable[[Curriculum], BoundRun],
+) -> Curriculum:
+    """Return a strategy's curriculum at the length that a budget pays for.
+
+    Args:
+        limit: The budget.
+        build: Gives the strategy's curriculum of a length.
+        bound: Binds a curriculum, which measures its stages.
+
+    Raises:
+        SpecError: If the budget does not pay for the shortest curriculum.
+    """
+    if limit.is_length:
+        return build(limit.duration())
+    run = bound(build(PROVISIONAL))
+    costs: Sequence[float]
+    if limit.unit == "flops":
+        costs = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
+    else:
+        costs = seconds_per_step(run)
+    return build(Duration(number=_longest(limit, build, run, costs)))
+
+
+def _longest(
+    limit: Budget,
+    build: Callable[[Duration], Curriculum],
+    run: BoundRun,
+    costs: Sequence[float],
+) -> int:
+    """Return the largest number of steps whose cost stays within the budget, by bisection."""
+
+    def cost(steps: int) -> float:
+        try:
+            stages = build(Duration(number=steps)).stages
+        except SpecError:
+            # Too short for the strategy's fixed stages.
+            return 0.0 if steps < run.num_steps else float("inf")
+        sizes = {
+            "batch_size": run.stream.batch_size,
+            "tokens_per_batch": run.stream.tokens_per_batch,
+        }
+        lengths = [stage.duration.steps(**sizes) for stage in stages]
+        return sum(length * each for length, each in zip(lengths, costs, strict=True))
+
+    low, high = 0, 1
+    while cost(high) <= limit.number and high < 10**12:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= limit.number else (low, middle)
+    if low == 0 or cost(low) == 0:
+        raise SpecError(
+            f"'budget' {limit} must pay for every stage; the stages before the last cost more"
+        )
+    return low
+
+
+def seconds_per_step(run: BoundRun) -> list[float]:
+    """Return the median seconds of one step of each stage; the student's weights come back."""
+    module = run.student.module
+    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    was_training = module.training
+    module.train()
+    medians = []
+    for stage in run.stages:
+        optimizer = run.optimizer.build(module.parameters())
+        with stepping(run, stage, optimizer) as stepper:
+            times = []
+            for step in range(WARM_UP_STEPS + TIMED_STEPS):
+                started = time.perf_counter()
+                stepper.step(step)
+                times.append(time.perf_counter() - started)
+        medians.append(statistics.median(times[WARM_UP_STEPS:]))
+    if run.teacher is not None:
+        run.teacher.use("final")
+    module.load_state_dict(kept)
+    module.train(was_training)
+    return medians

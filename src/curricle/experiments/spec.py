@@ -1,0 +1,198 @@
+"""What does a YAML file say about a run?
+
+One format serves every command. `curricle teach` needs `task` and `teacher`; `distill` also
+`student`, `curriculum` and `budget`; `compare` reads `strategies` and `seeds` instead of
+`curriculum`. A stored spec can be run again as it is.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+from pydantic import Field
+
+from curricle.curriculum.durations import AnyDuration
+from curricle.curriculum.strategies import build
+from curricle.errors import CurricleError, SpecError, near_names
+from curricle.experiments.budgets import PROVISIONAL, AnyBudget
+from curricle.experiments.tasks import Task
+from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
+from curricle.models.mlp import MLPSpec
+from curricle.specs import override, parse, plain, read_yaml, value
+from curricle.training.optimizers import Optimizer
+from curricle.training.settings import EngineSettings
+
+Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
+Name = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+
+
+@final
+@value
+class TeacherSpec:
+    """The model that teaches, and how it was or will be trained."""
+
+    model: Model
+    """The model; larger than the student."""
+    total: AnyDuration | None = None
+    """Length of its training from labels; None takes the model as it is (`pretrained`)."""
+    optimizer: Optimizer | None = None
+    """How it is trained; None takes the run's optimizer."""
+    checkpoints: int = Field(default=5, gt=0)
+    """Checkpoints kept of its training, equally spaced; the last is the finished teacher."""
+    folders: tuple[str, ...] = ()
+    """Hugging Face folders that serve as the trajectory of a pretrained teacher."""
+
+    def __post_init__(self) -> None:
+        """Check that a teacher is either trained here or already trained.
+
+        Raises:
+            SpecError: If neither or both is said.
+        """
+        is_pretrained = isinstance(self.model, PretrainedSpec)
+        if is_pretrained == (self.total is not None):
+            raise SpecError(
+                f"'total' must be given exactly for teachers that are not pretrained; "
+                f"got {self.total} for kind {self.model.kind!r}"
+            )
+        if self.folders and not is_pretrained:
+            raise SpecError(f"'folders' must go with a pretrained teacher; got {self.model.kind!r}")
+
+
+@final
+@value
+class StrategySpec:
+    """One strategy of a comparison."""
+
+    curriculum: dict[str, Any]
+    """`kind` names the strategy, the other fields are its arguments."""
+    optimizer: Optimizer | None = None
+    """How the student is trained; None takes the run's optimizer."""
+
+
+@final
+@value
+class Target:
+    """What counts as having learned."""
+
+    metric: Literal["accuracy", "nll"] = "accuracy"
+    """Metric by which runs are judged; accuracy is better when higher, nll when lower."""
+    number: float | None = None
+    """Value to be reached; None sets no target."""
+    final_of: str | None = None
+    """Strategy whose final value, mean over seeds, is the value to be reached."""
+
+    def __post_init__(self) -> None:
+        """Check that the target is said once.
+
+        Raises:
+            SpecError: If it is said twice.
+        """
+        if self.number is not None and self.final_of is not None:
+            raise SpecError(f"'number' must not be given with 'final_of'; got {self.number}")
+
+
+@final
+@value
+class RunSpec:
+    """Everything about a run, or about a comparison of runs."""
+
+    seed: int = 0
+    """Seed of the teacher, and of the student in `distill`."""
+    output_dir: str
+    """Run folder; must not hold a run yet."""
+    cache_dir: str = "runs/cache"
+    """Where tokenized texts are kept for all runs."""
+    task: Task
+    """What is learned."""
+    teacher: TeacherSpec
+    """Who teaches."""
+    student: Model | None = None
+    """Who learns."""
+    curriculum: dict[str, Any] | None = None
+    """For `distill`: the strategy's name as `kind`, and its arguments."""
+    strategies: dict[Name, StrategySpec] = Field(default_factory=dict)
+    """For `compare`: strategies by name."""
+    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
+    """For `compare`: seeds of the students."""
+    budget: AnyBudget | None = None
+    """What each student may consume."""
+    target: Target = Target()
+    """What counts as having learned."""
+    optimizer: Optimizer
+    """How students are trained, and the teacher unless it has its own."""
+    engine: EngineSettings = EngineSettings()
+    """Device, precision and intervals."""
+
+    def __post_init__(self) -> None:
+        """Check that strategies exist and take the arguments they are given.
+
+        Raises:
+            SpecError: If not; the strategy is named.
+        """
+        calls = {
+            f"strategies.{name}.curriculum": one.curriculum for name, one in self.strategies.items()
+        }
+        if self.curriculum is not None:
+            calls["curriculum"] = self.curriculum
+        limit = self.budget
+        total = limit.duration() if limit is not None and limit.is_length else PROVISIONAL
+        for path, call in calls.items():
+            try:
+                build(call, total=total, trajectory=self.trajectory_steps())
+            except CurricleError as error:
+                raise SpecError(f"{path!r}: {error}") from None
+        if self.target.final_of not in (None, *self.strategies):
+            raise SpecError(
+                f"'target.final_of' must name a strategy; got {self.target.final_of!r}; "
+                f"{near_names(str(self.target.final_of), self.strategies)}"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise SpecError(f"'seeds' must differ; got {list(self.seeds)}")
+
+    def teacher_steps(self) -> int:
+        """Return the length of the teacher's training in steps; 0 if it is pretrained."""
+        if self.teacher.total is None:
+            return 0
+        tokens = self.task.tokens_per_batch
+        return self.teacher.total.steps(batch_size=self.task.batch_size, tokens_per_batch=tokens)
+
+    def trajectory_steps(self) -> tuple[int, ...]:
+        """Return the steps at which the teacher's checkpoints are or will be kept."""
+        total = self.teacher_steps()
+        if total == 0:
+            return tuple(range(1, len(self.teacher.folders) + 1))
+        number = min(self.teacher.checkpoints, total)
+        return tuple(sorted({round(total * i / number) for i in range(1, number + 1)}))
+
+    @property
+    def folder(self) -> Path:
+        """Return the run folder."""
+        return Path(self.output_dir)
+
+
+def load_spec(path: Path, assignments: list[str] | None = None) -> RunSpec:
+    """Return the spec in a YAML file, with `path=value` overrides applied.
+
+    Args:
+        path: The file.
+        assignments: Overrides.
+    """
+    data = override(read_yaml(path), assignments or [])
+    spec: RunSpec = parse(RunSpec, data, source=str(path))
+    return spec
+
+
+def changed(spec: RunSpec, assignments: list[str]) -> RunSpec:
+    """Return a spec with `path=value` overrides applied."""
+    result: RunSpec = parse(RunSpec, override(plain(spec), assignments), source="--set")
+    return result
+
+
+def given(found: Any, name: str, command: str) -> Any:  # noqa: ANN401 - any field of a spec
+    """Return a field that a command needs.
+
+    Raises:
+        SpecError: If the spec does not have it.
+    """
+    if not found:
+        raise SpecError(f"{name!r} must be in the spec for 'curricle {command}'; it is not")
+    return found

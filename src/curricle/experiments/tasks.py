@@ -1,0 +1,172 @@
+"""What can a run spec train on?
+
+A task is a value; `open` gives the streams and held-out batches of a seed, and the sizes that a
+model must have. Held-out data never depend on the run's seed, so all runs are judged alike.
+"""
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Literal, final
+
+from pydantic import Field
+
+from curricle.data.parity import ParityStream
+from curricle.data.store import TokenStore
+from curricle.data.streams import Batch, Stream
+from curricle.data.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
+from curricle.errors import BindError
+from curricle.specs import value
+
+EVALUATION_SEED = 0
+"""Seed of the held-out data of every task."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData:
+    """An opened task."""
+
+    stream: Stream
+    """Training data."""
+    evaluation: tuple[Batch, ...]
+    """Held-out batches."""
+    num_inputs: int
+    """Features an example, or size of the vocabulary."""
+    num_classes: int
+    """Classes to tell apart."""
+    num_positions: int
+    """Length of the sequences; 1 for a task without positions."""
+    name: str
+    """The task in a few words."""
+
+
+@final
+@value
+class ParityTask:
+    """Sparse parity of random bits, with fresh samples at every step."""
+
+    kind: Literal["parity"] = "parity"
+    num_inputs: int = Field(default=100, gt=0)
+    """d, the number of bits."""
+    degree: int = Field(default=4, gt=0)
+    """k, the number of bits whose product is the label; at most d."""
+    batch_size: int = Field(default=64, gt=0)
+    """Examples a step."""
+    evaluation_examples: int = Field(default=4096, gt=0)
+    """Held-out examples."""
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the batch size: parity has no positions."""
+        return self.batch_size
+
+    def open(self, *, seed: int, cache_dir: Path) -> TaskData:
+        """Return the data of a seed.
+
+        Args:
+            seed: Seed of the training data.
+            cache_dir: Not used; parity is drawn, not stored.
+        """
+        del cache_dir
+        held_out = ParityStream(
+            num_inputs=self.num_inputs,
+            degree=self.degree,
+            batch_size=self.evaluation_examples,
+            seed=EVALUATION_SEED,
+            purpose="evaluation",
+        )
+        stream = ParityStream(
+            num_inputs=self.num_inputs, degree=self.degree, batch_size=self.batch_size, seed=seed
+        )
+        return TaskData(
+            stream=stream,
+            evaluation=(held_out.batch(0),),
+            num_inputs=self.num_inputs,
+            num_classes=2,
+            num_positions=1,
+            name=f"({self.num_inputs},{self.degree})-parity",
+        )
+
+
+@final
+@value
+class TextTask:
+    """Language modeling on a text, with a tokenizer trained on it."""
+
+    kind: Literal["text"] = "text"
+    corpus: str = "sample"
+    """A text file, a folder with train, valid and test files, or `sample` for the shipped text."""
+    objective: Literal["masked", "next_token"] = "masked"
+    """What is predicted: hidden tokens (BERT) or the next one (GPT)."""
+    vocabulary_size: int = Field(default=4096, gt=0)
+    """Entries of the byte-pair vocabulary."""
+    window: int = Field(default=64, gt=1)
+    """Tokens of one example."""
+    batch_size: int = Field(default=64, gt=0)
+    """Examples a step."""
+    masking: Masking = Masking()
+    """How tokens are hidden; used by `masked` only."""
+    evaluation_batches: int = Field(default=20, gt=0)
+    """Held-out batches, from the validation part of the corpus."""
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the tokens a step."""
+        return self.batch_size * self.window
+
+    def open(self, *, seed: int, cache_dir: Path) -> TaskData:
+        """Return the data of a seed; the tokenized text is made once and reused.
+
+        Args:
+            seed: Seed of the training data.
+            cache_dir: Where tokenized texts are kept.
+        """
+        stores = self._stores(cache_dir)
+        size = stores["train"].vocabulary.size
+        held_out = self._stream(stores["valid"], EVALUATION_SEED, "evaluation")
+        return TaskData(
+            stream=self._stream(stores["train"], seed, "train"),
+            evaluation=evaluation_batches(held_out, self.evaluation_batches),
+            num_inputs=size,
+            num_classes=size,
+            num_positions=self.window,
+            name=f"{self.objective} tokens of {Path(self.corpus).name}",
+        )
+
+    def _stores(self, cache_dir: Path) -> dict[str, TokenStore]:
+        text = _text_module()
+        return {
+            split: text.open_or_build(
+                self.corpus, split, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
+            )
+            for split in ("train", "valid")
+        }
+
+    def _stream(self, store: TokenStore, seed: int, purpose: str) -> Stream:
+        if self.objective == "masked":
+            return MaskedWindows(
+                store,
+                window=self.window,
+                batch_size=self.batch_size,
+                seed=seed,
+                masking=self.masking,
+                purpose=purpose,
+            )
+        return CausalWindows(
+            store, window=self.window, batch_size=self.batch_size, seed=seed, purpose=purpose
+        )
+
+
+Task = Annotated[ParityTask | TextTask, Field(discriminator="kind")]
+
+
+def _text_module() -> ModuleType:
+    """Return the module that needs the `tokenizers` package, which is an extra."""
+    try:
+        return importlib.import_module("curricle.data.text")
+    except ImportError as error:
+        raise BindError(
+            f"'tokenizers' must be installed for text: pip install 'curricle[hf]' ({error})"
+        ) from None

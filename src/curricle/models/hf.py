@@ -1,0 +1,126 @@
+"""How is a Hugging Face model built or loaded for a run?
+
+Two values: `HuggingFaceSpec` builds a model of any family from scratch, `PretrainedSpec` loads a
+local folder. Both become tapped models through `adapters.tapped`, which needs no table of
+families. This is the only module that uses transformers' model classes; the package is an extra,
+so it is imported when a model is asked for.
+"""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, final
+
+from pydantic import Field
+
+from curricle.errors import BindError, SpecError, near_names
+from curricle.models.adapters import tapped
+from curricle.models.tapped import TappedModel
+from curricle.specs import value
+
+Head = Literal["masked_lm", "causal_lm"]
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+
+
+@final
+@value
+class HuggingFaceSpec:
+    """A model of a Hugging Face family with fresh weights."""
+
+    kind: Literal["hf"] = "hf"
+    model_type: str
+    """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
+    head: Head = "masked_lm"
+    """What the model predicts."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the family's configuration; vocabulary and positions follow the task."""
+
+    def build(self, *, num_inputs: int, num_classes: int, num_positions: int) -> TappedModel:
+        """Return the model with weights from torch's global generator.
+
+        Args:
+            num_inputs: Size of the vocabulary.
+            num_classes: Not used; a language model predicts its vocabulary.
+            num_positions: Length of the sequences.
+
+        Raises:
+            SpecError: If the family, or a field of its configuration, does not exist.
+        """
+        del num_classes
+        transformers = _transformers()
+        try:
+            known = transformers.AutoConfig.for_model(self.model_type)
+        except ValueError:
+            raise SpecError(
+                f"'model_type' must be a family of transformers; got {self.model_type!r}"
+            ) from None
+        fields = [*known.to_dict(), *known.attribute_map]
+        for name in self.config:
+            if name not in fields:
+                raise SpecError(
+                    f"{name!r} is not a field of the {self.model_type} configuration; "
+                    f"{near_names(name, fields, most=0)}"
+                )
+        given = {
+            "vocab_size": num_inputs,
+            # Some families number positions from the padding id on and need a few more.
+            "max_position_embeddings": num_positions + 8,
+            "pad_token_id": 0,
+            **{name: None for name in SPECIAL_TOKENS if name in fields},
+        } | self.config
+        config = transformers.AutoConfig.for_model(self.model_type, **given)
+        return tapped(_auto(transformers, self.head).from_config(config))
+
+
+@final
+@value
+class PretrainedSpec:
+    """A model loaded from a local Hugging Face folder."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    """Folder with `config.json` and `model.safetensors`."""
+    head: Head = "masked_lm"
+    """What the model predicts."""
+
+    def build(self, *, num_inputs: int, num_classes: int, num_positions: int) -> TappedModel:
+        """Return the model in float32.
+
+        Args:
+            num_inputs: Size of the task's vocabulary.
+            num_classes: Not used; a language model predicts its vocabulary.
+            num_positions: Not used; the model has its own limit.
+
+        Raises:
+            BindError: If the folder is missing or its vocabulary is not the task's.
+        """
+        del num_classes, num_positions
+        if not Path(self.path, "config.json").is_file():
+            raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
+        transformers = _transformers()
+        # Version 5 loads in the dtype of the file by default; a student needs float32.
+        model = _auto(transformers, self.head).from_pretrained(
+            self.path, dtype="float32", local_files_only=True
+        )
+        if model.config.vocab_size != num_inputs:
+            raise BindError(
+                f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries; "
+                f"got {model.config.vocab_size}"
+            )
+        return tapped(model)
+
+
+def _auto(transformers: ModuleType, head: Head) -> Any:  # noqa: ANN401 - a class chosen by name
+    if head == "masked_lm":
+        return transformers.AutoModelForMaskedLM
+    return transformers.AutoModelForCausalLM
+
+
+def _transformers() -> ModuleType:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise BindError(
+            f"'transformers' must be installed for Hugging Face models: "
+            f"pip install 'curricle[hf]' ({error})"
+        ) from None

@@ -1,0 +1,289 @@
+"""How is any module read at its taps, and stopped right after the last one?
+
+`HookedModel` reads the outputs of submodules through forward hooks and ends the forward pass by
+a private signal as soon as everything that was asked for has been seen, so an early stage costs
+only the layers it uses. The prefix that runs is the module's own code: values and gradients equal
+those of the full pass exactly.
+
+Axes: example, position, width, selected, class (see `tapped`).
+
+Design: hooks live as long as a reading, not as long as a pass, so that a training loop registers
+them once a stage; they are gone when the reading closes, also after an exception. Hooks that fire
+outside a pass of the reading (activation checkpointing recomputes forwards in the backward pass)
+are ignored. Nothing is added to the module.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Protocol, final, runtime_checkable
+
+from torch import Tensor, nn
+
+from curricle.errors import BindError, near_names
+from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
+
+
+class _Enough(BaseException):
+    """Ends a forward pass. Not an `Exception`, so that model code cannot swallow it."""
+
+
+@runtime_checkable
+class _HasLogits(Protocol):
+    """An output object that names its logits."""
+
+    logits: Tensor
+
+
+@final
+class HookedModel:
+    """Any `torch.nn.Module`, read at module paths.
+
+    With `blocks` the taps have numbers and strategies can place them; without, stages name
+    module paths such as `encoder.2`, or `encoder.2#1` for the second call in one pass.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        blocks: Sequence[str] = (),
+        head: str | None = None,
+        is_residual: bool = False,
+        width_axis: int = -1,
+        keywords: Mapping[str, object] | None = None,
+    ) -> None:
+        """Name the places of a module.
+
+        Args:
+            module: The model; it stays as it is.
+            blocks: Paths of the blocks in forward order; block l is tap l, tap 0 is the first
+                block's input.
+            head: Path of the module that turns hidden states into logits, position by position.
+                If given, it runs at the selected positions only and the pass ends after it.
+            is_residual: Whether the blocks write into one residual stream.
+            width_axis: Axis of the hidden states that counts features; 1 for convolutions.
+            keywords: Fixed keyword arguments of every forward call.
+
+        Raises:
+            BindError: If a path does not exist.
+        """
+        self._module = module
+        self._modules = dict(module.named_modules())
+        self._blocks = tuple(blocks)
+        self._head = head
+        self._is_residual = is_residual
+        self._width_axis = width_axis
+        self._keywords = dict(keywords or {})
+        for path in (*self._blocks, *([head] if head is not None else [])):
+            self._place_at(path)
+
+    @property
+    def module(self) -> nn.Module:
+        """Return the plain module."""
+        return self._module
+
+    @property
+    def depth(self) -> int:
+        """Return the number of declared blocks."""
+        return len(self._blocks)
+
+    @property
+    def is_residual(self) -> bool:
+        """Return whether the taps lie on one residual stream."""
+        return self._is_residual
+
+    def place(self, tap: Tap) -> Place:
+        """Return the place of a tap.
+
+        Raises:
+            BindError: If the model has no such tap.
+        """
+        if isinstance(tap, str):
+            return self._place_at(tap)
+        if not self._blocks:
+            raise BindError(
+                f"tap {tap!r} needs a model with numbered blocks; got {self._name} without "
+                f"'blocks', so name a module path: {near_names('', filter(None, self._modules))}"
+            )
+        number = tap_number(tap, self.depth)
+        if number == 0:
+            first = self._place_at(self._blocks[0])
+            return Place(first.path, first.call, "input", tap="0")
+        block = self._place_at(self._blocks[number - 1])
+        return Place(block.path, block.call, tap=str(number))
+
+    def reading(self, places: Iterable[Place], *, logits: bool) -> AbstractContextManager[Reader]:
+        """Open a reading of some places and, if wanted, of the logits."""
+        return self._open(tuple(dict.fromkeys(places)), logits=logits)
+
+    @contextmanager
+    def _open(self, places: tuple[Place, ...], *, logits: bool) -> Iterator[Reader]:
+        reading = _Reading(self._module, places, logits, self._head, self._width_axis)
+        with ExitStack() as stack:
+            for path, side in {(place.path, place.side): None for place in places}:
+                target = self._modules[path]
+                hook = reading.hook(path, side)
+                handle = (
+                    target.register_forward_pre_hook(hook.before, with_kwargs=True)
+                    if side == "input"
+                    else target.register_forward_hook(hook.after)
+                )
+                stack.callback(handle.remove)
+            if logits and self._head is not None:
+                head = self._modules[self._head]
+                before = head.register_forward_pre_hook(reading.gather, with_kwargs=True)
+                after = head.register_forward_hook(reading.take_logits)
+                stack.callback(before.remove)
+                stack.callback(after.remove)
+            yield lambda inputs, selected=None: reading.run(inputs, selected, self._keywords)
+
+    @property
+    def _name(self) -> str:
+        return type(self._module).__name__
+
+    def _place_at(self, name: str) -> Place:
+        path, mark, call = name.partition("#")
+        if path not in self._modules or (mark and not call.isdecimal()):
+            known = [known for known in self._modules if known]
+            raise BindError(
+                f"tap {name!r} must be a module path of {self._name}; {near_names(path, known)}"
+            )
+        return Place(path, int(call) if mark else 0)
+
+
+@final
+class _Reading:
+    """The state of one open reading; `run` is one forward pass."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        places: tuple[Place, ...],
+        logits: bool,  # noqa: FBT001 - private, always passed by `_open`
+        head: str | None,
+        width_axis: int,
+    ) -> None:
+        self._module = module
+        self._wanted = places
+        self._wants_logits = logits
+        self._has_head = head is not None
+        self._width_axis = width_axis
+        self._running = False
+        self._selected: Tensor | None = None
+        self._hidden: dict[Place, Tensor] = {}
+        self._logits: Tensor | None = None
+        self._calls: Counter[tuple[str, str]] = Counter()
+
+    def hook(self, path: str, side: str) -> "_Hook":
+        return _Hook(self, path, side)
+
+    def run(
+        self, inputs: Inputs, selected: Tensor | None, keywords: Mapping[str, object]
+    ) -> Activations:
+        self._hidden, self._logits, self._selected = {}, None, selected
+        self._calls.clear()
+        self._running = True
+        try:
+            output = (
+                self._module(inputs, **keywords)
+                if isinstance(inputs, Tensor)
+                else self._module(**inputs, **keywords)
+            )
+        except _Enough:
+            pass
+        else:
+            self._finish(output)
+        finally:
+            self._running = False
+            # A reading outlives its passes: it must not keep their graphs alive.
+            hidden, logits = self._hidden, self._logits
+            self._hidden, self._logits, self._selected = {}, None, None
+        return Activations(hidden, logits)
+
+    def seen(self, path: str, side: str, output: object) -> None:
+        if not self._running:
+            return
+        call = self._calls[path, side]
+        self._calls[path, side] += 1
+        place = Place(path, call, side)
+        if place not in self._wanted:
+            return
+        state = _first_tensor(output, place)
+        axis = self._width_axis
+        self._hidden[place] = state if axis in (-1, state.ndim - 1) else state.movedim(axis, -1)
+        self._stop_if_complete()
+
+    def gather(
+        self, _module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]]:
+        if not self._running or self._selected is None:
+            return args, keywords
+        state = args[0]
+        if not isinstance(state, Tensor):
+            raise BindError(f"'head' must receive hidden states first; got {type(state).__name__}")
+        return (state.flatten(0, -2)[self._selected], *args[1:]), keywords
+
+    def take_logits(self, _module: nn.Module, _args: object, output: object) -> None:
+        if not self._running:
+            return
+        self._logits = _first_tensor(output, Place("head"))
+        self._stop_if_complete()
+
+    def _stop_if_complete(self) -> None:
+        if len(self._hidden) < len(self._wanted):
+            return
+        if not self._wants_logits or self._logits is not None:
+            raise _Enough
+
+    def _finish(self, output: object) -> None:
+        missing = [place for place in self._wanted if place not in self._hidden]
+        if missing:
+            raise BindError(f"tap {str(missing[0])!r} must be reached by forward; it was not")
+        if self._wants_logits and self._has_head:
+            raise BindError("'head' must be reached by forward; it was not")
+        if self._wants_logits:
+            logits = output.logits if isinstance(output, _HasLogits) else output
+            logits = _first_tensor(logits, Place(""))
+            flat = self._selected is None
+            self._logits = logits if flat else logits.flatten(0, -2)[self._selected]
+
+
+@final
+class _Hook:
+    """The two hook signatures of torch, bound to a place."""
+
+    def __init__(self, reading: _Reading, path: str, side: str) -> None:
+        self._reading, self._path, self._side = reading, path, side
+
+    def before(
+        self, _module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
+    ) -> None:
+        self._reading.seen(self._path, self._side, args or tuple(keywords.values()))
+
+    def after(self, _module: nn.Module, _args: object, output: object) -> None:
+        self._reading.seen(self._path, self._side, output)
+
+
+def _first_tensor(output: object, place: Place) -> Tensor:
+    """Return the hidden state in an output: a tensor, or the first one in a tuple or mapping."""
+    if isinstance(output, Tensor):
+        return output
+    items: Iterable[object] = ()
+    if isinstance(output, Mapping):
+        items = output.values()
+    elif isinstance(output, (tuple, list)):
+        items = output
+    elif isinstance(output, _HasFields):
+        items = [getattr(output, name) for name in output.__dataclass_fields__]
+    for item in items:
+        if isinstance(item, Tensor):
+            return item
+    raise BindError(f"tap {str(place)!r} must give a tensor; got {type(output).__name__}")
+
+
+@runtime_checkable
+class _HasFields(Protocol):
+    """A dataclass instance."""
+
+    __dataclass_fields__: dict[str, object]

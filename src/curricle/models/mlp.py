@@ -1,0 +1,68 @@
+"""What is the small fully connected network of the parity experiments?
+
+Blocks of linear map and ReLU, then a linear head; PyTorch's default initialization, as in both
+papers' code. Block l is tap l.
+
+Axes: example, input, class.
+
+Source:
+    Panigrahi et al. 2024 (arXiv 2410.05464), section on sparse parity: one hidden layer.
+"""
+
+from typing import Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from curricle.models.hooked import HookedModel
+from curricle.specs import value
+
+
+@final
+class MLP(nn.Module):
+    """Blocks of linear map and ReLU under a linear head."""
+
+    def __init__(self, num_inputs: int, widths: tuple[int, ...], num_classes: int) -> None:
+        """Draw the weights from torch's global generator, as every torch layer does."""
+        super().__init__()
+        sizes = (num_inputs, *widths)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(before, after), nn.ReLU())
+            for before, after in zip(sizes, sizes[1:], strict=False)
+        )
+        self.head = nn.Linear(sizes[-1], num_classes)
+
+    def forward(self, inputs: Float[Tensor, "example input"]) -> Float[Tensor, "example class"]:
+        """Return the logits."""
+        state = inputs
+        for block in self.blocks:
+            state = block(state)
+        logits: Tensor = self.head(state)
+        return logits
+
+    def tapped(self) -> HookedModel:
+        """Return the network with its blocks as taps."""
+        paths = [f"blocks.{number}" for number in range(len(self.blocks))]
+        return HookedModel(self, blocks=paths, head="head")
+
+
+@final
+@value
+class MLPSpec:
+    """A fully connected network, built for a task's numbers of inputs and classes."""
+
+    kind: Literal["mlp"] = "mlp"
+    widths: tuple[int, ...] = Field(min_length=1)
+    """Width of each hidden layer, first to last."""
+
+    def build(self, *, num_inputs: int, num_classes: int, num_positions: int) -> HookedModel:
+        """Return the network with weights from torch's global generator.
+
+        Args:
+            num_inputs: Features an example.
+            num_classes: Classes to tell apart.
+            num_positions: Not used; an MLP has no positions.
+        """
+        del num_positions
+        return MLP(num_inputs, self.widths, num_classes).tapped()

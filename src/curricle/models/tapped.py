@@ -1,0 +1,120 @@
+"""Where can a model be read, and what does a reading give?
+
+A *tap* is a numbered place whose hidden state can be read: 0 after the embedding or input, l
+after block l, counted once for all models. A tap may also be named by module path, or given as a
+fraction of the model's depth, which lets one curriculum serve models of different depth.
+
+Axes: example, position (absent for models without one), width (always the last axis of a hidden
+state), selected (positions whose logits are wanted), class.
+
+Design: what is read is an argument and a result. A `TappedModel` opens a *reading* for some
+places; inside it each forward pass stops right after the deepest thing that was asked for.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Protocol, final, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from curricle.errors import BindError
+
+Tap = int | float | str
+"""A tap: its number, a fraction of the depth strictly between 0 and 1, or a module path."""
+
+Inputs = Tensor | Mapping[str, Tensor]
+"""A model's input: one tensor, or named tensors passed as keywords."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A module's output in one of its calls, which is what a tap stands for in a given model."""
+
+    path: str
+    """Module path as in `named_modules`; empty for the module itself."""
+    call: int = 0
+    """Which call within one forward pass, for modules that are used several times."""
+    side: str = "output"
+    """`output`, or `input` for what the module receives (tap 0 without an embedding)."""
+    tap: str = field(default="", compare=False)
+    """The tap as users number it, for people; empty for taps named by path."""
+
+    def __str__(self) -> str:
+        """Return the path in the form in which users write it."""
+        name = self.path if self.call == 0 else f"{self.path}#{self.call}"
+        return name if self.side == "output" else f"{name} (input)"
+
+    @property
+    def label(self) -> str:
+        """Return the tap's number if it has one, and its path otherwise."""
+        return self.tap or str(self)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What one forward pass has shown."""
+
+    hidden: Mapping[Place, Float[Tensor, "*leading width"]]
+    """Hidden state of each place that was asked for."""
+    logits: Float[Tensor, "*selected class"] | None = None
+    """Logits at the selected positions, if they were asked for."""
+
+
+class Reader(Protocol):
+    """One forward pass inside an open reading."""
+
+    def __call__(
+        self, inputs: Inputs, selected: Int[Tensor, " selected"] | None = None
+    ) -> Activations:
+        """Return what the pass has shown at the places of the reading."""
+        ...
+
+
+@runtime_checkable
+class TappedModel(Protocol):
+    """A module whose hidden states can be read and whose forward pass can stop early."""
+
+    @property
+    def module(self) -> nn.Module:
+        """Return the plain module, which owns all parameters."""
+        ...
+
+    @property
+    def depth(self) -> int:
+        """Return the number of blocks, which is the number of the last tap."""
+        ...
+
+    @property
+    def is_residual(self) -> bool:
+        """Return whether the taps lie on one residual stream, whose scale grows with depth."""
+        ...
+
+    def place(self, tap: Tap) -> Place:
+        """Return the place of a tap; `BindError` if the model has no such tap."""
+        ...
+
+    def reading(self, places: Iterable[Place], *, logits: bool) -> AbstractContextManager[Reader]:
+        """Open a reading of some places and, if wanted, of the logits."""
+        ...
+
+
+def tap_number(tap: float, depth: int) -> int:
+    """Return the number of a tap that is given as a number or as a fraction of the depth.
+
+    A fraction f means tap ceil(f * depth): 1/2 of three blocks is tap 2.
+
+    Raises:
+        BindError: If there is no such tap.
+    """
+    if isinstance(tap, float) and not 0 < tap < 1:
+        raise BindError(f"tap {tap!r} as a fraction must lie strictly between 0 and 1; got {tap}")
+    # The small term keeps 0.2 * 5 = 1.0000000000000002 from counting as more than 1.
+    number = math.ceil(tap * depth - 1e-9) if isinstance(tap, float) else tap
+    if not 0 <= number <= depth:
+        raise BindError(f"tap {tap!r} must lie between 0 and the model's depth {depth}; got {tap}")
+    return number

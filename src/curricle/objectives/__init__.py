@@ -1,0 +1,1 @@
+"""What a stage minimizes: projections, losses and the objectives made of them."""

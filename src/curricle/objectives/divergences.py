@@ -1,0 +1,148 @@
+"""Which divergence compares the logits of a stage, as a value that a spec can hold?
+
+Each value here names one function of `losses` together with its own settings. The temperatures are
+no fields: they belong to the objective, which passes the same two numbers to any divergence and
+calls `check` when it is declared.
+
+Axes: row (any number of axes), class (of logits).
+
+Design: values with a literal `kind`, called like the function they stand for; formula, unit and
+limits are documented at the function.
+"""
+
+from typing import Annotated, Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from curricle.objectives import losses
+from curricle.specs import value
+
+
+@final
+@value
+class ForwardKL:
+    """KL(teacher || student), see `losses.forward_kl`; covers all of the teacher's classes."""
+
+    kind: Literal["forward_kl"] = "forward_kl"
+
+    def check(self, *, student_temperature: float, teacher_temperature: float) -> None:
+        """Raise `SpecError` if the divergence is not defined for two temperatures."""
+        losses.check_temperatures(student_temperature, teacher_temperature)
+
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "*row class"],
+        teacher_logits: Float[Tensor, "*row class"],
+        *,
+        student_temperature: float,
+        teacher_temperature: float,
+    ) -> Float[Tensor, ""]:
+        """Return the divergence summed over rows, in nats."""
+        return losses.forward_kl(
+            student_logits,
+            teacher_logits,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+
+
+@final
+@value
+class ReverseKL:
+    """KL(student || teacher), see `losses.reverse_kl`; stays inside the teacher's likely classes.
+
+    Infinite for a one-hot teacher, so teacher temperature 0 is refused.
+    """
+
+    kind: Literal["reverse_kl"] = "reverse_kl"
+
+    def check(self, *, student_temperature: float, teacher_temperature: float) -> None:
+        """Raise `SpecError` if the divergence is not defined for two temperatures."""
+        losses.check_temperatures(
+            student_temperature, teacher_temperature, soft_teacher_for=self.kind
+        )
+
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "*row class"],
+        teacher_logits: Float[Tensor, "*row class"],
+        *,
+        student_temperature: float,
+        teacher_temperature: float,
+    ) -> Float[Tensor, ""]:
+        """Return the divergence summed over rows, in nats."""
+        return losses.reverse_kl(
+            student_logits,
+            teacher_logits,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+
+
+@final
+@value
+class JSD:
+    """Generalized Jensen-Shannon divergence, see `losses.generalized_jsd`."""
+
+    kind: Literal["jsd"] = "jsd"
+    beta: float = Field(gt=0, lt=1, default=0.5)
+    """Weight of the teacher in the mixture, strictly between 0 and 1; small values behave like
+    beta times forward KL, large ones like 1 - beta times reverse KL."""
+
+    def check(self, *, student_temperature: float, teacher_temperature: float) -> None:
+        """Raise `SpecError` if the divergence is not defined for two temperatures."""
+        losses.check_temperatures(student_temperature, teacher_temperature)
+
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "*row class"],
+        teacher_logits: Float[Tensor, "*row class"],
+        *,
+        student_temperature: float,
+        teacher_temperature: float,
+    ) -> Float[Tensor, ""]:
+        """Return the divergence summed over rows, in nats."""
+        return losses.generalized_jsd(
+            student_logits,
+            teacher_logits,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            beta=self.beta,
+        )
+
+
+@final
+@value
+class TotalVariation:
+    """Half the L1 distance of the distributions, see `losses.total_variation`."""
+
+    kind: Literal["total_variation"] = "total_variation"
+
+    def check(self, *, student_temperature: float, teacher_temperature: float) -> None:
+        """Raise `SpecError` if the divergence is not defined for two temperatures."""
+        losses.check_temperatures(student_temperature, teacher_temperature)
+
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "*row class"],
+        teacher_logits: Float[Tensor, "*row class"],
+        *,
+        student_temperature: float,
+        teacher_temperature: float,
+    ) -> Float[Tensor, ""]:
+        """Return the divergence summed over rows, dimensionless."""
+        return losses.total_variation(
+            student_logits,
+            teacher_logits,
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+        )
+
+
+Divergence = Annotated[
+    ForwardKL | ReverseKL | JSD | TotalVariation,
+    Field(discriminator="kind"),
+]
+"""Field type of a divergence; `kind` tells them apart."""

@@ -1,0 +1,185 @@
+"""How is a student's hidden state brought close to a teacher's of another width?
+
+The teacher's state goes through a fixed random projection to the student's width; the student is
+fitted to it by mean squared error. The projection is part of the bound objective, never of the
+student, so an exported student holds nothing but itself.
+
+Axes: leading (example, position), row (counted positions), width.
+
+Unit: squared units of the (normalized) student state, mean over its width. With layer
+normalization the value lies between 0 (equal) and 4 (opposite), 2 for unrelated states.
+
+Source:
+    Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 1.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from curricle.data.streams import Batch
+from curricle.errors import BindError
+from curricle.models.tapped import Activations, Tap, TappedModel
+from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
+from curricle.objectives.projections import Gaussian, Projection
+from curricle.objectives.terms import BoundObjective, Reads, Sample, required
+from curricle.specs import value
+
+Positions = Literal["all", "selected"]
+Normalize = Literal["auto", "none", "layernorm", "rms"]
+NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda states: states,
+    "layernorm": layer_normalize,
+    "rms": rms_normalize,
+}
+
+
+@final
+@value
+class LayerPair:
+    """A student tap and the teacher tap it is compared with."""
+
+    student: Tap
+    """Tap of the student: a number, a fraction of its depth, or a module path."""
+    teacher: Tap
+    """Tap of the teacher: a number, a fraction of its depth, or a module path."""
+
+
+@final
+@value
+class MatchHidden:
+    """Bring a hidden state of the student close to a projection of the teacher's.
+
+    loss = mean over positions and student width of (N(s) - N(A N(t) - c))^2, where N is the
+    normalization, A the projection and c the calibrated mean (if centered).
+
+    Source:
+        Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 1: mean squared error to a random
+        projection. Deviation: normalization, not mentioned there; it decides the outcome on
+        residual streams, whose scale grows with depth. `normalize="none"` is the plain form.
+    """
+
+    kind: Literal["hidden"] = "hidden"
+    pair: LayerPair
+    """Where both models are read."""
+    projection: Projection = Gaussian()
+    """Law of the fixed random map from teacher width to student width."""
+    shared_projection: bool = False
+    """Whether all taps use one projection, as taps of one residual stream may."""
+    normalize: Normalize = "auto"
+    """Normalization of both states: `layernorm` or `rms` without weights, or `none`. `auto` is
+    `layernorm` if both models are residual streams and `none` otherwise."""
+    center: bool = False
+    """Whether the mean of the projected teacher state over some batches is subtracted."""
+    positions: Positions = "all"
+    """Positions that count: all that hold data, or only the selected ones."""
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of the term in the stage's loss; positive."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return True: the target is the teacher's state."""
+        return True
+
+    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
+        """Return the two places."""
+        return Reads(
+            student=(student.place(self.pair.student),),
+            teacher=(required(teacher, "teacher").place(self.pair.teacher),),
+        )
+
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
+        """Return the term with its projection drawn.
+
+        Raises:
+            BindError: If the two states differ in anything but their width.
+        """
+        student = sample.student.hidden[reads.student[0]]
+        teacher = required(sample.teacher, "teacher").hidden[reads.teacher[0]]
+        names = f"{reads.student[0]} <- {reads.teacher[0]}"
+        if student.shape[:-1] != teacher.shape[:-1]:
+            raise BindError(
+                f"taps {names!r} must agree in examples and positions; "
+                f"got {tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}"
+            )
+        matrix = self.projection.matrix(
+            seed=sample.seed,
+            name="shared" if self.shared_projection else names,
+            student_width=student.shape[-1],
+            teacher_width=teacher.shape[-1],
+        )
+        rule = self.normalize
+        if rule == "auto":
+            rule = "layernorm" if is_residual else "none"
+        return _BoundHidden(
+            declared=self, reads=reads, rule=rule, matrix=matrix.to(student.device), mean=None
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BoundHidden:
+    """`MatchHidden` with places, projection and normalization known."""
+
+    declared: MatchHidden
+    reads: Reads
+    rule: str
+    matrix: Float[Tensor, "student_width teacher_width"]
+    mean: Float[Tensor, " student_width"] | None
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of positions the mean is over."""
+        return batch.num_selected if self.declared.positions == "selected" else batch.num_tokens
+
+    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row student_width"]:
+        """Return the normalized projection of the teacher's state, in float32."""
+        projected = self._project(teacher, batch)
+        centered = projected if self.mean is None else projected - self.mean
+        return NORMALIZERS[self.rule](centered)
+
+    def _project(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row student_width"]:
+        states = self._rows(teacher.hidden[self.reads.teacher[0]], batch)
+        return NORMALIZERS[self.rule](states).to(self.matrix.dtype) @ self.matrix.mT
+
+    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
+        """Return the squared error, mean over the width, summed over positions."""
+        states = self._rows(student.hidden[self.reads.student[0]], batch)
+        return squared_error(NORMALIZERS[self.rule](states), required(target, "target"))
+
+    def _rows(
+        self, states: Float[Tensor, "*leading width"], batch: Batch
+    ) -> Float[Tensor, "row width"]:
+        rows = states.flatten(0, -2)
+        if self.declared.positions == "selected":
+            return rows if batch.selected is None else rows[batch.selected]
+        return rows if batch.valid is None else rows[batch.valid.flatten()]
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Return whether a mean is to be subtracted."""
+        return self.declared.center
+
+    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
+        """Return the term with the mean of the projected state over the given batches."""
+        total = torch.zeros(self.matrix.shape[0], device=self.matrix.device)
+        count = 0
+        for activations, batch in teachers:
+            projected = self._project(activations, batch)
+            total = total + projected.sum(0)
+            count += projected.shape[0]
+        return replace(self, mean=total / count)
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """Return taps, objective, projection and widths in words."""
+        wide, tall = self.matrix.shape
+        terms = [f"{self.declared.weight:g} x MSE", self.rule if self.rule != "none" else ""]
+        terms += ["centered" if self.declared.center else ""]
+        terms += ["selected" if self.declared.positions == "selected" else ""]
+        law = self.declared.projection.kind + (" shared" if self.declared.shared_projection else "")
+        taps = f"{self.reads.student[0].label} <- {self.reads.teacher[0].label}"
+        return taps, " ".join(filter(None, terms)), f"{law} {wide}x{tall}", f"{wide} <- {tall}"

@@ -1,0 +1,279 @@
+"""How far is the student from its target, in which unit, and summed over what?
+
+Each loss is one pure function of tensors. The last axis is compared, the axes before it are rows
+(positions or examples), and the result is the *sum* over the rows: the caller divides by the
+number of rows of the whole batch, so that micro-batches and ranks of different size add up to
+exactly the loss of one large batch.
+
+Axes: row (any number of axes), width (of a hidden state), class (of logits).
+
+Design: low precisions are computed in float32, float64 stays; no argument is changed in place.
+Only the student's side gets a gradient, whether or not the caller has detached the other.
+Temperatures divide the logits of one side; no result is multiplied by a temperature, so the
+gradient for large equal temperatures falls with their square. Teacher temperature 0 means the
+teacher's arg-max as a one-hot distribution (ties: the first class). A class is absent if its logit
+is minus infinity on both sides, as in a padded vocabulary; it adds nothing to value or gradient.
+
+References:
+    [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Figure 1: mean squared error on projected
+        hidden states, then KL divergence on logits.
+    [P24] Panigrahi et al. 2024, arXiv 2410.05464: the temperature softens the teacher only; their
+        cross-entropy form has the gradient of `forward_kl`, and a tiny temperature stands for 0.
+    [A23] Agarwal et al. 2023, arXiv 2306.13649: reverse KL and generalized JSD for distillation.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from curricle.errors import SpecError
+
+LEAST_TEMPERATURE = 1e-30
+"""Least positive temperature; float32 still divides by it exactly enough."""
+
+
+def squared_error(
+    student: Float[Tensor, "*row width"], target: Float[Tensor, "*row width"]
+) -> Float[Tensor, ""]:
+    """Return the squared error of hidden states: sum over rows of |s - t|^2 / width.
+
+    Args:
+        student: The student's states.
+        target: What they should be, usually projected states of the teacher.
+
+    Returns:
+        Sum over rows of the mean over the width, in squared units of the states; no factor 1/2.
+
+    Source:
+        [GK25]. Deviation: mean instead of sum over the width, which keeps one learning rate useful
+        at all widths.
+    """
+    return (_widen(student) - _widen(target.detach())).square().mean(-1).sum()
+
+
+def cross_entropy(
+    student_logits: Float[Tensor, "*row class"], labels: Int[Tensor, "*row"]
+) -> Float[Tensor, ""]:
+    """Return the cross-entropy of labels: sum over rows of -log softmax(s)[label].
+
+    No label is skipped: one that is no class, such as -100, is an error, since the caller's count
+    of rows would be wrong.
+
+    Args:
+        student_logits: The student's logits.
+        labels: The right class of each row.
+
+    Returns:
+        Sum over rows, in nats.
+    """
+    log_student = functional.log_softmax(_widen(student_logits), dim=-1)
+    return -log_student.gather(-1, labels.long().unsqueeze(-1)).sum()
+
+
+def forward_kl(
+    student_logits: Float[Tensor, "*row class"],
+    teacher_logits: Float[Tensor, "*row class"],
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Float[Tensor, ""]:
+    """Return KL(T || S): sum over rows and classes of T (log T - log S).
+
+    T = softmax(t / teacher_temperature) and S = softmax(s / student_temperature). With teacher
+    temperature 0 it is the cross-entropy at the teacher's arg-max.
+
+    Args:
+        student_logits: The student's logits s.
+        teacher_logits: The teacher's logits t.
+        student_temperature: Softening of the student; dimensionless, positive.
+        teacher_temperature: Softening of the teacher; dimensionless, 0 or positive.
+
+    Returns:
+        Sum over rows, in nats, not multiplied by a temperature.
+
+    Source:
+        [GK25], [P24].
+    """
+    check_temperatures(student_temperature, teacher_temperature)
+    log_student = _log_probabilities(student_logits, student_temperature)
+    log_teacher = _log_probabilities(teacher_logits.detach(), teacher_temperature)
+    return _kl(log_teacher, log_student)
+
+
+def reverse_kl(
+    student_logits: Float[Tensor, "*row class"],
+    teacher_logits: Float[Tensor, "*row class"],
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Float[Tensor, ""]:
+    """Return KL(S || T): sum over rows and classes of S (log S - log T), as in `forward_kl`.
+
+    Args:
+        student_logits: The student's logits s.
+        teacher_logits: The teacher's logits t.
+        student_temperature: Softening of the student; dimensionless, positive.
+        teacher_temperature: Softening of the teacher; dimensionless, positive.
+
+    Returns:
+        Sum over rows, in nats, not multiplied by a temperature.
+
+    Source:
+        [A23].
+    """
+    check_temperatures(student_temperature, teacher_temperature, soft_teacher_for="reverse_kl")
+    log_student = _log_probabilities(student_logits, student_temperature)
+    log_teacher = _log_probabilities(teacher_logits.detach(), teacher_temperature)
+    return _kl(log_student, log_teacher)
+
+
+def generalized_jsd(
+    student_logits: Float[Tensor, "*row class"],
+    teacher_logits: Float[Tensor, "*row class"],
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    beta: float,
+) -> Float[Tensor, ""]:
+    """Return the generalized Jensen-Shannon divergence with the mixture M = beta T + (1 - beta) S.
+
+    JSD = beta KL(T || M) + (1 - beta) KL(S || M), with T and S as in `forward_kl`. Limits: it
+    vanishes at both ends, JSD / beta -> KL(T || S) as beta -> 0 and JSD / (1 - beta) -> KL(S || T)
+    as beta -> 1. Hence small beta behaves like forward and large beta like reverse KL. Libraries
+    that *define* beta = 0 and 1 as the two KL jump there; here the ends are refused.
+
+    Args:
+        student_logits: The student's logits s.
+        teacher_logits: The teacher's logits t.
+        student_temperature: Softening of the student; dimensionless, positive.
+        teacher_temperature: Softening of the teacher; dimensionless, 0 or positive.
+        beta: Weight of the teacher in the mixture, strictly between 0 and 1.
+
+    Returns:
+        Sum over rows, in nats, not multiplied by a temperature; at most log 2 a row.
+
+    Raises:
+        SpecError: If `beta` is not strictly between 0 and 1.
+
+    Source:
+        [A23]. Deviation: the ends of beta are refused.
+    """
+    check_temperatures(student_temperature, teacher_temperature)
+    if not 0 < beta < 1:
+        raise SpecError(
+            f"'beta' must lie strictly between 0 and 1; got {beta}; use forward_kl or reverse_kl "
+            f"for the ends"
+        )
+    log_student = _log_probabilities(student_logits, student_temperature)
+    log_teacher = _log_probabilities(teacher_logits.detach(), teacher_temperature)
+    mixture = beta * log_teacher.exp() + (1 - beta) * log_student.exp()
+    # The floor turns the 0 / 0 in the gradient at absent classes into 0.
+    log_mixture = mixture.clamp_min(torch.finfo(mixture.dtype).tiny).log()
+    return beta * _kl(log_teacher, log_mixture) + (1 - beta) * _kl(log_student, log_mixture)
+
+
+def total_variation(
+    student_logits: Float[Tensor, "*row class"],
+    teacher_logits: Float[Tensor, "*row class"],
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Float[Tensor, ""]:
+    """Return the total variation distance: sum over rows and classes of |T - S| / 2.
+
+    Args:
+        student_logits: The student's logits s.
+        teacher_logits: The teacher's logits t.
+        student_temperature: Softening of the student; dimensionless, positive.
+        teacher_temperature: Softening of the teacher; dimensionless, 0 or positive.
+
+    Returns:
+        Sum over rows of a probability: dimensionless, between 0 and 1 a row.
+    """
+    check_temperatures(student_temperature, teacher_temperature)
+    student = _log_probabilities(student_logits, student_temperature).exp()
+    teacher = _log_probabilities(teacher_logits.detach(), teacher_temperature).exp()
+    return 0.5 * (teacher - student).abs().sum()
+
+
+def layer_normalize(
+    states: Float[Tensor, "*row width"], eps: float = 1e-5
+) -> Float[Tensor, "*row width"]:
+    """Return states with mean 0 and mean square 1 in each row (LayerNorm without weights).
+
+    Args:
+        states: Hidden states of any precision; the result is float32, or float64 for float64.
+        eps: Added to the variance, in squared units of the states.
+    """
+    return functional.layer_norm(_widen(states), (states.shape[-1],), eps=eps)
+
+
+def rms_normalize(
+    states: Float[Tensor, "*row width"], eps: float = 1e-5
+) -> Float[Tensor, "*row width"]:
+    """Return states with mean square 1 in each row, not centered (RMSNorm without weights).
+
+    Args:
+        states: Hidden states of any precision; the result is float32, or float64 for float64.
+        eps: Added to the mean square, in squared units of the states.
+    """
+    wide = _widen(states)
+    return wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+
+
+def check_temperatures(
+    student_temperature: float, teacher_temperature: float, *, soft_teacher_for: str = ""
+) -> None:
+    """Check what can be known of two temperatures without any logits.
+
+    Args:
+        student_temperature: Softening of the student.
+        teacher_temperature: Softening of the teacher.
+        soft_teacher_for: Name of a divergence that is infinite for a one-hot teacher; empty if
+            teacher temperature 0 is allowed.
+
+    Raises:
+        SpecError: If a temperature is out of its range.
+    """
+    if soft_teacher_for and teacher_temperature == 0:
+        raise SpecError(
+            f"'teacher_temperature' must be positive for {soft_teacher_for!r}, which is infinite "
+            f"for a one-hot teacher; got {teacher_temperature}"
+        )
+    if teacher_temperature != 0 and not LEAST_TEMPERATURE <= teacher_temperature < float("inf"):
+        raise SpecError(
+            f"'teacher_temperature' must be 0 (arg-max) or finite and at least "
+            f"{LEAST_TEMPERATURE}; got {teacher_temperature}"
+        )
+    if not LEAST_TEMPERATURE <= student_temperature < float("inf"):
+        raise SpecError(
+            f"'student_temperature' must be finite and at least {LEAST_TEMPERATURE}; "
+            f"got {student_temperature}"
+        )
+
+
+def _widen(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _log_probabilities(
+    logits: Float[Tensor, "*row class"], temperature: float
+) -> Float[Tensor, "*row class"]:
+    """Return log softmax(logits / temperature), the logarithm of a one-hot at temperature 0."""
+    wide = _widen(logits)
+    if temperature == 0:
+        first = wide.argmax(-1, keepdim=True)
+        return torch.full_like(wide, float("-inf")).scatter(-1, first, 0.0)
+    # With the largest logit moved to 0 before the division, tiny temperatures cannot overflow.
+    shifted = wide - wide.detach().amax(-1, keepdim=True)
+    return functional.log_softmax(shifted / temperature, dim=-1)
+
+
+def _kl(
+    log_left: Float[Tensor, "*row class"], log_right: Float[Tensor, "*row class"]
+) -> Float[Tensor, ""]:
+    """Return KL(left || right), summed over rows, where 0 log 0 = 0 also in the gradient."""
+    left = log_left.exp()
+    gap = (log_left - log_right).masked_fill(left == 0, 0.0)
+    return (left * gap).sum()

@@ -1,0 +1,208 @@
+"""What does a run leave behind, and how is it read?
+
+A run folder holds `records.jsonl`, one JSON object a line, in the order things happened. Every
+report and figure is made from these lines alone, without torch and without the models.
+
+The kinds, told apart by `kind`: `run` (once at the start: what was run), `stage` (a stage
+begins), `step` (training loss at intervals), `evaluation` (metrics at intervals) and `end` (once,
+when the run is complete). `Spent` travels with the last three: what had been consumed by then.
+
+Units: steps, examples, tokens, FLOPs (multiply and add count as two), seconds of training without
+evaluation and checkpoints.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, final
+
+from pydantic import Field
+
+from curricle.errors import CheckpointError, SpecError
+from curricle.specs import parse, plain, value
+
+
+@final
+@value
+class Spent:
+    """What a run has consumed so far."""
+
+    steps: int = 0
+    """Optimizer updates."""
+    examples: int = 0
+    """Training examples read, repeats included."""
+    tokens: int = 0
+    """Training tokens read; equals `examples` for models without positions."""
+    student_flops: int = 0
+    """FLOPs of the student's forward and backward passes."""
+    teacher_flops: int = 0
+    """FLOPs of the teacher's forward passes, up to the taps that were read, and projections."""
+    seconds: float = 0.0
+    """Seconds of training, without evaluation and checkpoints."""
+
+    @property
+    def total_flops(self) -> int:
+        """Return the FLOPs of student and teacher together."""
+        return self.student_flops + self.teacher_flops
+
+
+@final
+@value
+class StagePlan:
+    """One stage as it was bound: what it reads, how long it runs and what a step costs."""
+
+    name: str
+    """Name of the stage, unique in its curriculum."""
+    teacher: str
+    """`final`, or `step N` of the trajectory; `none` if the stage reads no teacher."""
+    taps: str
+    """Tap pairs as `student <- teacher`, and `logits` or `labels`."""
+    objective: str
+    """Objectives with their weights, in words."""
+    projection: str
+    """Law and shape of the projections, student width x teacher width; `-` if there is none."""
+    widths: str
+    """Student and teacher width of each pair."""
+    steps: int
+    """Length of the stage, in steps."""
+    student_flops: int
+    """FLOPs of the student in one step."""
+    teacher_flops: int
+    """FLOPs of the teacher in one step."""
+    trained_parameters: int
+    """Number of student parameters that the stage can change."""
+    memory_bytes: int
+    """Bytes of trained weights, their gradients and optimizer state, and saved activations."""
+
+
+@final
+@value
+class RunRecord:
+    """Opens a run."""
+
+    kind: Literal["run"] = "run"
+    method: str
+    """Name of the curriculum, for example `extraction`."""
+    seed: int
+    """Seed of the run."""
+    task: str
+    """What the data are, in a few words."""
+    metric: str
+    """Name of the metric by which the run is judged."""
+    batch_size: int
+    """Examples a step."""
+    stages: tuple[StagePlan, ...]
+    """The bound stages, in order."""
+    student_parameters: int
+    """Number of parameters of the student."""
+    teacher_parameters: int
+    """Number of parameters of the teacher; 0 if the curriculum needs none."""
+    versions: dict[str, str]
+    """Versions of curricle, torch and Python."""
+    device: str
+    """Device and precision."""
+
+
+@final
+@value
+class StageRecord:
+    """A stage begins."""
+
+    kind: Literal["stage"] = "stage"
+    stage: str
+    """Name of the stage."""
+    spent: Spent
+    """Consumed before the stage."""
+
+
+@final
+@value
+class StepRecord:
+    """The training loss of one step."""
+
+    kind: Literal["step"] = "step"
+    stage: str
+    """Name of the stage."""
+    loss: float
+    """Weighted sum of the stage's objectives."""
+    terms: dict[str, float]
+    """Each objective's own mean, unweighted."""
+    learning_rate: float
+    """Learning rate of the step."""
+    spent: Spent
+    """Consumed including this step."""
+
+
+@final
+@value
+class EvaluationRecord:
+    """Metrics of the student on held-out data."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    stage: str
+    """Name of the stage."""
+    metrics: dict[str, float]
+    """`accuracy` (share of scored positions) and `nll` (mean nats a scored position)."""
+    spent: Spent
+    """Consumed before the evaluation."""
+
+
+@final
+@value
+class EndRecord:
+    """Closes a complete run."""
+
+    kind: Literal["end"] = "end"
+    metrics: dict[str, float]
+    """Metrics of the finished student."""
+    spent: Spent
+    """Consumed by the whole run."""
+
+
+Record = Annotated[
+    RunRecord | StageRecord | StepRecord | EvaluationRecord | EndRecord,
+    Field(discriminator="kind"),
+]
+
+
+@final
+class RecordWriter:
+    """Appends records to a file, one line each, complete on disk after every call."""
+
+    def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
+        """Open the file and drop everything after `keep_bytes`, as resuming needs."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("ab")
+        self._file.truncate(keep_bytes)
+
+    @property
+    def size(self) -> int:
+        """Return the bytes written so far."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(plain(record), allow_nan=False).encode() + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """Yield the records of a file in order; a last line cut by a crash is left out.
+
+    Raises:
+        CheckpointError: If the file is missing or a complete line is not a record.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            yield parse(Record, json.loads(line))
+        except (json.JSONDecodeError, SpecError) as error:
+            raise CheckpointError(f"{str(path)!r} line {number} is not a record: {error}") from None

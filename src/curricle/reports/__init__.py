@@ -1,0 +1,1 @@
+"""Summaries, tables, figures and pages, made from records alone."""

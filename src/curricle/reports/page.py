@@ -1,0 +1,261 @@
+"""How is a comparison told on one page?
+
+`write_page` writes a single HTML file with everything inside, the plotting library too: it can be
+opened without a network, mailed, or put beside a paper. The page forbids itself to load anything
+(Content-Security-Policy), so this does not rest on good intentions.
+
+Design: the text is made of grids and figures that have their own modules; here they are only
+arranged. Everything from records is escaped. Nothing depends on the clock, so the same records
+give the same bytes.
+"""
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import plotly.graph_objects as go
+from plotly.io import to_html
+from plotly.offline import get_plotlyjs
+
+from curricle.errors import CheckpointError
+from curricle.records import StagePlan
+from curricle.reports.figures import learning_figure, loss_figure
+from curricle.reports.quantities import goal_text, short
+from curricle.reports.runs import Run, grouped
+from curricle.reports.style import SCRIPT, STYLE
+from curricle.reports.summary import COSTS, Summary, headline, summarize
+from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid
+
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+)
+CONFIG = {
+    "displaylogo": False,
+    "responsive": True,
+    # Only what works without a network and fits a phone.
+    "modeBarButtons": [["toImage", "resetScale2d"]],
+}
+READING = (
+    "± is half of the 95 % interval of the mean over seeds (Student's t); there is none for one "
+    "seed. A cost is that of the first evaluation at or past the target, and is given only if "
+    "every seed got there. Total FLOPs are those of the student and of the teacher's forward "
+    "passes; training the teacher and evaluating are not counted. Seconds are comparable only on "
+    "one machine."
+)
+LOSSES = (
+    "Losses of different stages and strategies have different objectives and are not comparable; "
+    "the panels show whether a stage still learned when it ended."
+)
+
+
+def write_page(
+    runs: Sequence[Run],
+    path: Path,
+    *,
+    title: str,
+    target: float | None,
+    metric: str | None = None,
+    budget: Mapping[str, object] | None = None,
+    command: str = "",
+) -> Summary:
+    """Write a comparison as one HTML file and return the summary that it tells.
+
+    Args:
+        runs: Runs as `load_runs` gives them, at least one of a student.
+        path: File to write.
+        title: Heading of the page.
+        target: Value of the metric that is to be reached, if any.
+        metric: Name of the metric; that of the first run if None.
+        budget: What every run was allowed to consume, as plain data.
+        command: How to make these runs again, to be shown as it is.
+
+    Returns:
+        The comparison in numbers.
+
+    Raises:
+        CheckpointError: If there is no run of a student.
+    """
+    students = [run for run in runs if not run.is_teacher]
+    if not students:
+        raise CheckpointError("a page must tell of at least one student's run; got none")
+    opening = students[0].opening
+    summary = summarize(
+        runs,
+        task=opening.task,
+        metric=metric or opening.metric,
+        target=target,
+        budget=budget or {},
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page_text(runs, summary, title=title, command=command), encoding="utf-8")
+    return summary
+
+
+def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str = "") -> str:
+    """Return the page as text.
+
+    Args:
+        runs: Runs as `load_runs` gives them.
+        summary: Their summary.
+        title: Heading of the page.
+        command: How to make these runs again; left out if empty.
+    """
+    curves = learning_figure(runs, metric=summary.metric, target=summary.target)
+    parts = [
+        _header(summary, title),
+        _unfinished(runs),
+        _section("Result", _table(summary_grid(summary)), _note(READING)),
+        _section("Learning curves", _toolbar(), _figure(curves, "learning-curves")),
+        _section("Training loss", _note(LOSSES), _figure(loss_figure(runs), "losses")),
+        _section("Stages", *_plans(runs)),
+        _section("Runs", _table(seed_grid(summary))),
+        _section("Made with", _table(_circumstances(runs)), _again(command)),
+    ]
+    return "\n".join((
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{html.escape(title)}</title>",
+        f"<style>{STYLE}</style>",
+        f"<script>{get_plotlyjs()}</script>",
+        "</head><body><main>",
+        *filter(None, parts),
+        f"</main><script>{SCRIPT}</script></body></html>",
+        "",
+    ))  # fmt: skip
+
+
+def _header(summary: Summary, title: str) -> str:
+    facts = [summary.task]
+    if summary.target is not None:
+        facts.append(f"target: {goal_text(summary.metric, summary.target)}")
+    if summary.budget:
+        facts.append(f"budget: {_budget(summary.budget)}")
+    told = " · ".join(html.escape(fact) for fact in facts)
+    line = headline(summary)
+    return (
+        f'<header><h1>{html.escape(title)}</h1><p class="facts">{told}</p>'
+        f'<p class="headline">{html.escape(line[0].upper() + line[1:])}</p></header>'
+    )
+
+
+def _budget(budget: Mapping[str, object]) -> str:
+    """Return a budget in words; a number with its unit is told as one."""
+    if set(budget) == {"number", "unit"} and isinstance(budget["number"], int):
+        return f"{short(budget['number'])} {budget['unit']}"
+    return ", ".join(f"{name.replace('_', ' ')} {amount}" for name, amount in budget.items())
+
+
+def _unfinished(runs: Sequence[Run]) -> str:
+    """Return a warning that names the incomplete runs, or nothing."""
+    names = [
+        f"{run.method}, seed {run.seed}, stopped at step {run.spent.steps:,}"
+        for run in runs
+        if not run.is_complete
+    ]
+    if not names:
+        return ""
+    items = "".join(f"<li>{html.escape(name)}</li>" for name in names)
+    return (
+        '<aside class="warning"><strong>Incomplete runs.</strong> They count against reaching the '
+        "target and are left out of final means, and out of mean curves where a strategy has a "
+        f"complete run.<ul>{items}</ul></aside>"
+    )
+
+
+def _section(title: str, *parts: str) -> str:
+    return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def _table(grid: Grid) -> str:
+    """Return a grid as HTML that scrolls sideways on a narrow screen."""
+    head = _row("th", grid.columns, grid.numeric)
+    body = [_row("td", row, grid.numeric) for row in grid.rows]
+    if grid.total:
+        body[-1] = body[-1].replace("<tr>", '<tr class="total">')
+    table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="scroll">{table}</div>'
+
+
+def _row(tag: str, cells: Iterable[str], numeric: Iterable[bool]) -> str:
+    filled = (
+        f"<{tag}{' class=number' if right else ''}>{html.escape(cell)}</{tag}>"
+        for cell, right in zip(cells, numeric, strict=True)
+    )
+    return f"<tr>{''.join(filled)}</tr>"
+
+
+def _toolbar() -> str:
+    """Return the buttons that switch all figures of the page."""
+    axes = "".join(
+        f'<button type="button" data-axis="{name}" aria-pressed="{str(name == COSTS[0]).lower()}">'
+        f"{COST_WORDS[name]}</button>"
+        for name in COSTS
+    )
+    scales = "".join(
+        f'<button type="button" data-scale="{name}" aria-pressed="{str(name == "linear").lower()}">'
+        f"{name}</button>"
+        for name in ("linear", "log")
+    )
+    return (
+        f'<div class="toolbar"><span role="group" aria-label="horizontal axis">{axes}</span>'
+        f'<span role="group" aria-label="scale">{scales}</span></div>'
+    )
+
+
+def _figure(figure: go.Figure, name: str) -> str:
+    return str(
+        to_html(
+            figure,
+            config=CONFIG,
+            include_plotlyjs=False,
+            full_html=False,
+            div_id=name,
+            default_height=f"{figure.layout.height}px",
+        )
+    )
+
+
+def _plans(runs: Sequence[Run]) -> list[str]:
+    """Return the stages of each strategy; runs that were planned differently are told apart."""
+    parts: list[str] = []
+    for method, group in grouped(runs).items():
+        plans: dict[tuple[StagePlan, ...], list[int]] = {}
+        for run in group:
+            plans.setdefault(run.opening.stages, []).append(run.seed)
+        for stages, seeds in plans.items():
+            which = "" if len(plans) == 1 else f" (seed {', '.join(map(str, seeds))})"
+            parts += [f"<h3>{html.escape(method + which)}</h3>", _table(plan_grid(stages))]
+    return parts
+
+
+def _circumstances(runs: Sequence[Run]) -> Grid:
+    """Return under which versions and on which device the runs were made."""
+    found: dict[str, dict[str, None]] = {}
+    for run in runs:
+        facts = run.opening.versions | {"device": run.opening.device}
+        if not run.is_teacher:
+            facts |= {
+                "student parameters": f"{run.opening.student_parameters:,}",
+                "teacher parameters": f"{run.opening.teacher_parameters:,}",
+                "batch size": f"{run.opening.batch_size:,}",
+            }
+        for name, fact in facts.items():
+            found.setdefault(name, {})[fact] = None
+    return Grid(
+        title="Made with",
+        columns=("what", "value"),
+        rows=tuple((name, " / ".join(facts)) for name, facts in found.items()),
+        numeric=(False, False),
+    )
+
+
+def _again(command: str) -> str:
+    if not command:
+        return ""
+    return f"<h3>Run it again</h3><pre><code>{html.escape(command)}</code></pre>"

@@ -1,0 +1,119 @@
+"""How is a number told to a person, and how sure is a mean over seeds?
+
+Large counts are written with k, M, G, T and so on (powers of 1000, as durations are), accuracies as
+percentages. The interval of a mean is Student's t at 95 %: with the two to five seeds that papers
+use, the normal quantile 1.96 would promise too much (2 seeds need 12.7, 3 seeds 4.3).
+
+Reference: Abramowitz and Stegun 1964, formula 26.7.5 (expansion of the t quantile).
+"""
+
+import math
+from collections.abc import Sequence
+
+SUFFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
+NEXT_SUFFIX = 999.5
+"""From here on three digits would read 1000, which has a suffix of its own."""
+EXACT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
+"""Quantile 0.975 of Student's t for 1 to 10 degrees of freedom."""
+NORMAL = 1.959964
+"""Quantile 0.975 of the normal distribution."""
+LOWER_IS_BETTER = frozenset({"nll", "loss", "perplexity"})
+HOUR = 3600.0
+NONE = "–"
+"""Stands where there is no number."""
+
+
+def t_quantile(degrees: int) -> float:
+    """Return the quantile 0.975 of Student's t, to about 1e-4.
+
+    Args:
+        degrees: Degrees of freedom, at least 1.
+    """
+    if degrees <= len(EXACT):
+        return EXACT[degrees - 1]
+    z = NORMAL
+    first = (z**3 + z) / 4
+    second = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / degrees + second / degrees**2 + third / degrees**3
+
+
+def mean(numbers: Sequence[float]) -> float:
+    """Return the mean of at least one number."""
+    return math.fsum(numbers) / len(numbers)
+
+
+def half_width(numbers: Sequence[float]) -> float | None:
+    """Return half the 95 % interval of the mean, or None for fewer than two numbers.
+
+    It is t(n - 1) * s / sqrt(n), with s the standard deviation with n - 1 in its denominator.
+    """
+    count = len(numbers)
+    if count <= 1:
+        return None
+    middle = mean(numbers)
+    variance = math.fsum((number - middle) ** 2 for number in numbers) / (count - 1)
+    return t_quantile(count - 1) * math.sqrt(variance / count)
+
+
+def is_lower_better(metric: str) -> bool:
+    """Return whether smaller values of a metric are better."""
+    return metric in LOWER_IS_BETTER
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is a share of one, told in percent."""
+    return metric == "accuracy" or metric.endswith("_accuracy")
+
+
+def short(number: float, unit: str = "") -> str:
+    """Return a number with three digits and a suffix, such as `96k` or `2.5M`.
+
+    Args:
+        number: Any finite number.
+        unit: Put behind the suffix, after a space.
+    """
+    power = 0
+    size = abs(number)
+    while size >= NEXT_SUFFIX and power < len(SUFFIXES) - 1:
+        size /= 1000
+        power += 1
+    text = f"{math.copysign(size, number):.3g}{SUFFIXES[power]}"
+    if not unit:
+        return text
+    return f"{text} {unit}" if power == 0 else f"{text[:-1]} {SUFFIXES[power]}{unit}"
+
+
+def with_interval(number: float | None, ci95: float | None, *, kind: str = "") -> str:
+    """Return a mean with its half-width.
+
+    Args:
+        number: The mean; None becomes a dash.
+        ci95: Half-width of the interval; left out if None.
+        kind: `seconds` for a time, which is told in hours when long; else a count.
+    """
+    if number is None:
+        return NONE
+    scale, unit = 1.0, ""
+    if kind == "seconds":
+        scale, unit = (HOUR, " h") if number >= 2 * HOUR else (1.0, " s")
+    spread = "" if ci95 is None else f" ± {short(ci95 / scale)}"
+    return f"{short(number / scale)}{spread}{unit}"
+
+
+def metric_text(metric: str, number: float | None, ci95: float | None = None) -> str:
+    """Return the value of a metric: percent for shares, else four digits."""
+    if number is None:
+        return NONE
+    if is_share(metric):
+        spread = "" if ci95 is None else f" ± {100 * ci95:.2f}"
+        return f"{100 * number:.2f}{spread} %"
+    spread = "" if ci95 is None else f" ± {ci95:.2g}"
+    return f"{number:.4g}{spread}"
+
+
+def goal_text(metric: str, target: float) -> str:
+    """Return a target in words with every digit that was set, such as `99.95 % accuracy`."""
+    if is_share(metric):
+        return f"{100 * target:.10g} % {metric.replace('_', ' ')}"
+    return f"{metric.replace('_', ' ')} {target:.10g}"

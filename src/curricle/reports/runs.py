@@ -1,0 +1,191 @@
+"""Which runs lie in a folder, and what happened in each?
+
+A comparison folder holds `students/<strategy>/seed-<n>/records.jsonl` and, if the teacher was
+trained there, `teacher/records.jsonl`; any other folder must hold the `records.jsonl` of one run.
+A `Run` groups the records of one file by kind.
+
+Design: nothing is skipped silently. A seed without records is an error, and a run without its end
+is kept with `is_complete` false, so that every report can flag it.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from curricle.errors import CheckpointError
+from curricle.records import (
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RunRecord,
+    Spent,
+    StageRecord,
+    StepRecord,
+    read_records,
+)
+
+FILE_NAME = "records.jsonl"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The metrics of a student and what it had consumed by then."""
+
+    spent: Spent
+    """Consumed before the evaluation."""
+    metrics: dict[str, float]
+    """Metrics on held-out data."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """The records of one run, by kind."""
+
+    path: Path
+    """Folder of the run."""
+    method: str
+    """Name under which runs with different seeds belong together."""
+    opening: RunRecord
+    """What was run."""
+    stages: tuple[StageRecord, ...] = ()
+    """Where the stages began."""
+    steps: tuple[StepRecord, ...] = ()
+    """Training losses."""
+    evaluations: tuple[EvaluationRecord, ...] = ()
+    """Metrics while training."""
+    end: EndRecord | None = None
+    """Metrics of the finished student; None while incomplete."""
+    is_teacher: bool = False
+    """Whether this is the training of a comparison's teacher."""
+
+    @property
+    def seed(self) -> int:
+        """Return the seed of the run."""
+        return self.opening.seed
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether the run reached its end."""
+        return self.end is not None
+
+    @property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """Return all evaluations in order; the end counts as one unless it repeats the last."""
+        found = [Measurement(spent=each.spent, metrics=each.metrics) for each in self.evaluations]
+        if self.end is not None:
+            if found and found[-1].spent.steps == self.end.spent.steps:
+                found.pop()
+            found.append(Measurement(spent=self.end.spent, metrics=self.end.metrics))
+        return tuple(found)
+
+    @property
+    def spent(self) -> Spent:
+        """Return what the run has consumed as far as its records tell."""
+        if self.end is not None:
+            return self.end.spent
+        known = [each.spent for each in self.stages]
+        known += [each.spent for each in self.steps]
+        known += [each.spent for each in self.evaluations]
+        return max(known, key=lambda spent: spent.steps, default=Spent())
+
+
+def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
+    """Return the runs in comparison folders and folders of single runs, in order.
+
+    Runs with the same method belong together, wherever they lie. If two of them also share the
+    seed, their folder's name is put before the method, since they must differ in something else.
+
+    Args:
+        folders: At least one folder; one given twice is read once.
+
+    Raises:
+        CheckpointError: If no folder is given, or one holds no records or damaged ones.
+    """
+    if not folders:
+        raise CheckpointError("a report must be given at least one run folder; got none")
+    loaded = {
+        run.path.resolve(): (folder, run) for folder in folders for run in _load_folder(folder)
+    }
+    return _told_apart(list(loaded.values()))
+
+
+def _load_folder(folder: Path) -> list[Run]:
+    students = folder / "students"
+    if not students.is_dir():
+        if not (folder / FILE_NAME).is_file():
+            raise CheckpointError(
+                f"{str(folder)!r} must hold {FILE_NAME!r} or 'students'; it holds neither"
+            )
+        return [_load(folder, method=_method(folder))]
+    seeds = sorted(students.glob("*/seed-*"), key=_order)
+    if not seeds:
+        raise CheckpointError(
+            f"{str(students)!r} must hold '<strategy>/seed-<n>/{FILE_NAME}'; there is none"
+        )
+    runs = [_load(path, method=path.parent.name) for path in seeds]
+    teacher = folder / "teacher"
+    if (teacher / FILE_NAME).is_file():
+        runs.append(_load(teacher, method="teacher", is_teacher=True))
+    return runs
+
+
+def _order(path: Path) -> tuple[str, int, str]:
+    """Return the strategy and the seed as a number, so that seed 10 follows seed 9."""
+    number = path.name.removeprefix("seed-")
+    return path.parent.name, int(number) if number.isdecimal() else 0, path.name
+
+
+def _method(folder: Path) -> str | None:
+    """Return the strategy's name of a run inside a comparison, else None."""
+    parents = folder.resolve().parents
+    return parents[0].name if len(parents) > 1 and parents[1].name == "students" else None
+
+
+def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
+    path = folder / FILE_NAME
+    records: list[Record] = list(read_records(path))
+    if not records or not isinstance(records[0], RunRecord):
+        raise CheckpointError(f"{str(path)!r} must begin with a record of kind 'run'; it does not")
+    opening = records[0]
+    ends = [record for record in records if isinstance(record, EndRecord)]
+    return Run(
+        path=folder,
+        method=method or opening.method,
+        opening=opening,
+        stages=tuple(record for record in records if isinstance(record, StageRecord)),
+        steps=tuple(record for record in records if isinstance(record, StepRecord)),
+        evaluations=tuple(record for record in records if isinstance(record, EvaluationRecord)),
+        end=ends[-1] if ends else None,
+        is_teacher=is_teacher,
+    )
+
+
+def _told_apart(loaded: Sequence[tuple[Path, Run]]) -> tuple[Run, ...]:
+    """Return the runs, with the folder before every method that has one seed more than once."""
+    students = [(run.method, run.seed) for _, run in loaded if not run.is_teacher]
+    doubled = {method for (method, _), count in Counter(students).items() if count > 1}
+    names = Counter({folder.resolve(): folder.name for folder, _ in loaded}.values())
+    return tuple(
+        replace(run, method=f"{_name(folder, names)}/{run.method}")
+        if run.method in doubled and not run.is_teacher
+        else run
+        for folder, run in loaded
+    )
+
+
+def _name(folder: Path, names: Counter[str]) -> str:
+    """Return the name of a folder, or its whole path if another one is called the same."""
+    return folder.name if folder.name and names[folder.name] == 1 else str(folder)
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:
+    """Return the students' runs by method, in the order of their first appearance."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if not run.is_teacher:
+            groups.setdefault(run.method, []).append(run)
+    return {method: tuple(group) for method, group in groups.items()}

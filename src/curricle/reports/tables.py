@@ -1,0 +1,219 @@
+"""How are summaries and stage plans laid out as tables?
+
+A `Grid` is a table as plain text: a title, columns and rows. Functions ending in `_grid` make
+grids from summaries, runs and plans; `to_rich` and `to_markdown` lay any grid out, and the page
+does the same in HTML, so that all three always tell the same.
+
+Design: texts in records come from users and are never read as markup, whatever they contain.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+from rich import box
+from rich.console import JustifyMethod
+from rich.table import Table
+from rich.text import Text
+
+from curricle.records import StagePlan
+from curricle.reports.quantities import NONE, goal_text, metric_text, short, with_interval
+from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
+from curricle.specs import value
+
+NOT_REACHED = "not reached"
+COST_WORDS = {
+    "examples": "examples",
+    "student_flops": "student FLOPs",
+    "total_flops": "total FLOPs",
+    "seconds": "seconds",
+}
+"""What each field of `Costs` is called in tables and figures."""
+
+
+@final
+@value
+class Grid:
+    """A table as plain text."""
+
+    title: str
+    """What the table shows; may be empty."""
+    columns: tuple[str, ...]
+    """Headings."""
+    rows: tuple[tuple[str, ...], ...]
+    """Cells, as many a row as there are columns."""
+    numeric: tuple[bool, ...]
+    """Which columns hold numbers, set flush right."""
+    total: bool = False
+    """Whether the last row sums up the others."""
+
+
+def summary_grid(summary: Summary) -> Grid:
+    """Return one row a strategy: the final metric and the costs to the target."""
+    title = summary.task
+    if summary.target is not None:
+        title += f": to {goal_text(summary.metric, summary.target)}"
+    heads = [f"{COST_WORDS[name]} to target" for name in COSTS]
+    return Grid(
+        title=title,
+        columns=("strategy", f"final {summary.metric}", *heads, "reached"),
+        rows=tuple(
+            (name, _final(method), *_costs(method, summary.target), method.reached)
+            for name, method in summary.methods.items()
+        ),
+        numeric=(False, *[True] * (len(heads) + 2)),
+    )
+
+
+def _final(method: MethodSummary) -> str:
+    final = method.final
+    if final.mean is None:
+        return "no complete run"
+    return metric_text(final.metric, final.mean, final.ci95)
+
+
+def _costs(method: MethodSummary, target: float | None) -> list[str]:
+    if target is None:
+        return [NONE] * len(COSTS)
+    if method.to_target.examples is None:
+        return [NOT_REACHED] * len(COSTS)
+    return [
+        with_interval(
+            getattr(method.to_target, name), getattr(method.to_target_ci95, name), kind=name
+        )
+        for name in COSTS
+    ]
+
+
+def seed_grid(summary: Summary) -> Grid:
+    """Return one row a run: final metrics, costs to the target and what was consumed."""
+    rows = [
+        (name, *_seed_row(seed, summary))
+        for name, method in summary.methods.items()
+        for seed in method.seeds
+    ]
+    if summary.teacher is not None:
+        rows.append(("teacher's own training", *_seed_row(summary.teacher, summary)))
+    heads = ("examples to target", "total FLOPs to target", "examples", "total FLOPs", "seconds")
+    return Grid(
+        title="Runs",
+        columns=("strategy", "seed", "final metrics", *heads, "state"),
+        rows=tuple(rows),
+        numeric=(False, True, False, *[True] * len(heads), False),
+    )
+
+
+def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
+    missed = NONE if summary.target is None else NOT_REACHED
+    costs = seed.to_target
+    return (
+        str(seed.seed),
+        ", ".join(f"{name} {metric_text(name, number)}" for name, number in seed.final.items())
+        or NONE,
+        missed if costs is None else with_interval(costs.examples, None),
+        missed if costs is None else with_interval(costs.total_flops, None),
+        short(seed.spent["examples"]),
+        short(seed.spent["total_flops"]),
+        with_interval(seed.spent["seconds"], None, kind="seconds"),
+        "complete" if seed.complete else "incomplete",
+    )
+
+
+def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
+    """Return one row a stage and a last row with the sums; the share is of all FLOPs.
+
+    Args:
+        stages: The bound stages, in order.
+        title: What the table shows.
+    """
+    whole = sum(_stage_flops(stage) for stage in stages)
+    rows = [
+        (
+            stage.name,
+            stage.teacher,
+            stage.taps,
+            stage.widths,
+            stage.projection,
+            stage.objective,
+            f"{stage.steps:,}",
+            short(stage.student_flops),
+            short(stage.teacher_flops),
+            _share(_stage_flops(stage), whole),
+            short(stage.memory_bytes, "B"),
+        )
+        for stage in stages
+    ]
+    student = sum(stage.steps * stage.student_flops for stage in stages)
+    rows.append((
+        "whole run", "", "", "", "", "",
+        f"{sum(stage.steps for stage in stages):,}",
+        f"{short(student)} in all",
+        f"{short(whole - student)} in all",
+        _share(whole, whole),
+        short(max((stage.memory_bytes for stage in stages), default=0), "B"),
+    ))  # fmt: skip
+    heads = ("steps", "student FLOPs a step", "teacher FLOPs a step", "share", "memory")
+    words = ("stage", "teacher", "taps", "widths", "projection", "objective")
+    return Grid(
+        title=title,
+        columns=(*words, *heads),
+        rows=tuple(rows),
+        numeric=(*[False] * len(words), *[True] * len(heads)),
+        total=True,
+    )
+
+
+def _stage_flops(stage: StagePlan) -> int:
+    return stage.steps * (stage.student_flops + stage.teacher_flops)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else NONE
+
+
+def to_rich(grid: Grid) -> Table:
+    """Return a grid as a table for the terminal."""
+    title = Text(grid.title) if grid.title else None
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for column, right in zip(grid.columns, grid.numeric, strict=True):
+        # Headings break between words only, however narrow the terminal.
+        widest = max(len(word) for word in column.split())
+        justify: JustifyMethod = "right" if right else "left"
+        table.add_column(Text(column), justify=justify, overflow="fold", min_width=widest)
+    for number, row in enumerate(grid.rows, start=1):
+        closes = grid.total and number == len(grid.rows) - 1
+        table.add_row(*[Text(cell) for cell in row], end_section=closes)
+    return table
+
+
+def to_markdown(grid: Grid) -> str:
+    """Return a grid as a Markdown table that ends with a newline; the title is left out."""
+    rule = ["---:" if right else "---" for right in grid.numeric]
+    lines = [f"| {' | '.join(cells)} |" for cells in ([_cell(head) for head in grid.columns], rule)]
+    lines += [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in grid.rows]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(text: str) -> str:
+    """Return text that stays inside one cell of a Markdown table."""
+    escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(escaped.split())
+
+
+def summary_table(summary: Summary) -> Table:
+    """Return the table of strategies for the terminal."""
+    return to_rich(summary_grid(summary))
+
+
+def summary_markdown(summary: Summary) -> str:
+    """Return the table of strategies in Markdown."""
+    return to_markdown(summary_grid(summary))
+
+
+def plan_table(stages: Sequence[StagePlan], *, title: str = "Stages") -> Table:
+    """Return the table of stages for the terminal."""
+    return to_rich(plan_grid(stages, title=title))
+
+
+def plan_markdown(stages: Sequence[StagePlan]) -> str:
+    """Return the table of stages in Markdown."""
+    return to_markdown(plan_grid(stages))

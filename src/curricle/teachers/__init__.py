@@ -1,0 +1,1 @@
+"""Teachers: a finished model or the checkpoints of its training."""

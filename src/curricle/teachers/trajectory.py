@@ -1,0 +1,122 @@
+"""What did a teacher look like along its training?
+
+A *trajectory* is the ordered list of checkpoints of one teacher. On disk it is a folder of
+safetensors files and a `manifest.json`; a list of Hugging Face folders, such as the
+`checkpoint-<step>` folders of its Trainer, serves as well.
+
+Design: every checkpoint that a curriculum names is checked before training starts. A missing or
+unreadable one is an error then, never skipped later.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from torch import nn
+
+from curricle.errors import BindError, CheckpointError
+from curricle.files import write_text
+from curricle.models.weights import architecture, check_weights, load_weights, save_weights
+
+MANIFEST = "manifest.json"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """Ordered checkpoints of one teacher."""
+
+    files: tuple[tuple[int, Path], ...]
+    """Training step and weights file of each checkpoint, ascending."""
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Return the training steps of the checkpoints."""
+        return tuple(step for step, _ in self.files)
+
+    def path(self, step: int) -> Path:
+        """Return the weights file of a checkpoint.
+
+        Raises:
+            BindError: If the trajectory has no checkpoint of that step.
+        """
+        found = dict(self.files).get(step)
+        if found is None:
+            raise BindError(f"'teacher' checkpoint must be one of {list(self.steps)}; got {step}")
+        return found
+
+    def check(self, module: nn.Module, steps: Iterable[int]) -> None:
+        """Check that checkpoints exist, can be read and belong to a model."""
+        for step in steps:
+            check_weights(module, self.path(step))
+
+    def load(self, module: nn.Module, step: int) -> None:
+        """Put the weights of a checkpoint into a model."""
+        load_weights(module, self.path(step))
+
+
+@final
+class TrajectoryWriter:
+    """Keeps checkpoints of a training run at chosen steps."""
+
+    def __init__(self, folder: Path, steps: Sequence[int]) -> None:
+        """Choose the steps; the folder is made at the first checkpoint."""
+        self._folder = folder
+        self.steps = frozenset(steps)
+
+    def save(self, module: nn.Module, step: int) -> None:
+        """Write the checkpoint of a step and list it in the manifest."""
+        save_weights(module, self._folder / _file_name(step))
+        manifest = self._folder / MANIFEST
+        known = json.loads(manifest.read_text())["steps"] if manifest.is_file() else []
+        content = {"architecture": architecture(module), "steps": sorted({*known, step})}
+        write_text(manifest, json.dumps(content, indent=1))
+
+
+def open_trajectory(folder: Path) -> Trajectory:
+    """Return the trajectory in a folder that `TrajectoryWriter` made.
+
+    Raises:
+        CheckpointError: If the manifest or a listed file is missing or damaged.
+    """
+    manifest = folder / MANIFEST
+    try:
+        steps = json.loads(manifest.read_text())["steps"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(manifest)!r} must list the steps of a trajectory: {error!r}"
+        ) from None
+    files = tuple((int(step), folder / _file_name(int(step))) for step in steps)
+    _all_present(path for _, path in files)
+    return Trajectory(files)
+
+
+def hugging_face_trajectory(folders: Sequence[Path]) -> Trajectory:
+    """Return the trajectory made of Hugging Face model folders, in the given order.
+
+    A folder named `checkpoint-<step>` gives its step; otherwise they are numbered from 1.
+
+    Raises:
+        CheckpointError: If a folder holds no `model.safetensors` or the steps do not ascend.
+    """
+    found = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
+    named = [int(match.group(1)) for match in found if match is not None]
+    steps = named if len(named) == len(folders) else list(range(1, len(folders) + 1))
+    if not steps or steps != sorted(set(steps)):
+        raise CheckpointError(f"'folders' must have ascending steps; got {steps}")
+    paths = [folder / "model.safetensors" for folder in folders]
+    _all_present(paths)
+    return Trajectory(tuple(zip(steps, paths, strict=True)))
+
+
+def _file_name(step: int) -> str:
+    return f"step-{step:09d}.safetensors"
+
+
+def _all_present(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if not path.is_file():
+            raise CheckpointError(f"{str(path)!r} is listed as a checkpoint and must exist")

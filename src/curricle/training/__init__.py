@@ -1,0 +1,1 @@
+"""The one loop, its optimizers, checkpoints, budget and observers."""

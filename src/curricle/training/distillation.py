@@ -1,0 +1,100 @@
+"""What is the one call that distils?
+
+`distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
+those of the strategy. `plan` stops after binding.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from torch import nn
+
+from curricle.curriculum.stages import Curriculum
+from curricle.data.streams import Batch, Stream
+from curricle.models.adapters import tapped
+from curricle.models.tapped import TappedModel
+from curricle.records import Spent
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.trajectory import Trajectory
+from curricle.training.binding import bind
+from curricle.training.engine import Observer, Outputs, execute
+from curricle.training.evaluation import Evaluator, label_metrics
+from curricle.training.optimizers import AdamW, Optimizer
+from curricle.training.settings import EngineSettings
+
+AnyModel = nn.Module | TappedModel
+"""A plain module, or one whose taps are known."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run has given."""
+
+    student: nn.Module
+    """The trained student, the very module that was passed in."""
+    metrics: dict[str, float]
+    """Metrics at the end."""
+    spent: Spent
+    """What the run consumed."""
+
+
+def distill(  # noqa: PLR0913 - the public call; everything but four has a default
+    student: AnyModel,
+    teacher: AnyModel | None,
+    curriculum: Curriculum,
+    data: Stream,
+    *,
+    evaluation: Sequence[Batch] | Evaluator,
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
+    trajectory: Trajectory | None = None,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    seed: int = 0,
+    output_dir: str | Path | None = None,
+    observers: Sequence[Observer] = (),
+    resume: bool = False,
+) -> Result:
+    """Train a student by a curriculum.
+
+    Args:
+        student: The model that learns; trained in place.
+        teacher: The finished teacher; None for curricula that need none.
+        curriculum: What a strategy such as `extraction` returned.
+        data: Training batches; `curricle.stream` makes them from a `DataLoader`.
+        evaluation: Held-out batches with labels, or a function from the model to metrics.
+        optimizer: How the weights move.
+        trajectory: The teacher's checkpoints, for curricula that follow them.
+        settings: Device, precision, intervals.
+        seed: Seed of everything random in the run.
+        output_dir: Run folder for records, checkpoints and the student; None writes nothing.
+        observers: Functions that are told of every record.
+        resume: Whether to go on from the newest checkpoint in `output_dir`.
+
+    Returns:
+        The student with its metrics and what the run consumed.
+
+    Raises:
+        BindError: If models, curriculum and data do not fit.
+        CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
+        DivergenceError: If a loss is not finite.
+    """
+    model = tapped(student)
+    live = None if teacher is None else LiveTeacher(tapped(teacher), trajectory)
+    run = bind(
+        curriculum,
+        student=model,
+        teacher=live,
+        stream=data,
+        optimizer=optimizer,
+        settings=settings,
+        seed=seed,
+    )
+    evaluate = (
+        evaluation if callable(evaluation) else label_metrics(evaluation, settings.torch_device())
+    )
+    folder = None if output_dir is None else Path(output_dir)
+    outputs = Outputs(folder=folder, observers=tuple(observers))
+    end = execute(run, evaluate, metric="accuracy", outputs=outputs, resume=resume)
+    return Result(student=model.module, metrics=end.metrics, spent=end.spent)

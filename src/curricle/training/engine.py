@@ -1,0 +1,281 @@
+"""How is a bound curriculum executed?
+
+One loop runs every curriculum: stage by stage, step by step, with evaluations, records and
+checkpoints at their intervals. It knows objectives and durations, not strategies.
+
+Design: observers receive the immutable records of `curricle.records`, the same values that go
+to disk. Training time stands still while the student is evaluated or saved.
+"""
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import final
+
+import torch
+
+from curricle.errors import CheckpointError
+from curricle.models.weights import architecture, save_weights
+from curricle.records import (
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RecordWriter,
+    RunRecord,
+    Spent,
+    StageRecord,
+    StepRecord,
+)
+from curricle.specs import fingerprint, plain
+from curricle.teachers.live import num_parameters
+from curricle.teachers.trajectory import TrajectoryWriter
+from curricle.training.binding import BoundRun, BoundStage
+from curricle.training.checkpoints import (
+    RunState,
+    latest_checkpoint,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from curricle.training.evaluation import Evaluator
+from curricle.training.stepping import Stepper, StepOutcome, stepping
+
+Observer = Callable[[Record], None]
+"""A function that is told what happens; it gets immutable records and cannot reach the engine."""
+RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "student.safetensors"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where a run writes, and what else is told of it."""
+
+    folder: Path | None = None
+    """Run folder; None writes nothing."""
+    observers: tuple[Observer, ...] = ()
+    """Told of every record."""
+    trajectory: TrajectoryWriter | None = None
+    """Keeps the student's weights at chosen steps, as teaching does."""
+    task: str = ""
+    """What the data are, in a few words."""
+
+
+def execute(
+    run: BoundRun, evaluate: Evaluator, *, metric: str, outputs: Outputs, resume: bool = False
+) -> EndRecord:
+    """Run a bound curriculum to its end and return its last record.
+
+    Args:
+        run: What to run; the student is trained in place.
+        evaluate: Gives the student's metrics.
+        metric: The metric by which the run is judged.
+        outputs: Where to write.
+        resume: Whether to go on from the newest checkpoint in the run folder.
+
+    Raises:
+        CheckpointError: If the folder already holds a run and `resume` is off, or holds another
+            run's checkpoint and `resume` is on.
+        DivergenceError: If a loss is not finite.
+    """
+    # Every checkpoint that will be read is looked at now, before a weight moves.
+    if run.teacher is not None:
+        run.teacher.check(run.teachers)
+    if run.settings.threads is not None:
+        torch.set_num_threads(run.settings.threads)
+    return _Execution(run, evaluate, metric, outputs).run_all(resume=resume)
+
+
+@final
+@dataclass(slots=True)
+class _Execution:
+    """One execution: the state that changes while a run goes on."""
+
+    run: BoundRun
+    evaluate: Evaluator
+    metric: str
+    outputs: Outputs
+    spent: Spent = field(default_factory=Spent)
+    writer: RecordWriter | None = None
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def run_all(self, *, resume: bool) -> EndRecord:
+        run = self.run
+        self.optimizer = run.optimizer.build(run.student.module.parameters())
+        self._open(resume=resume)
+        run.student.module.train()
+        try:
+            if run.teacher is None:
+                return self._stages()
+            with run.teacher.teaching():
+                return self._stages()
+        finally:
+            if self.writer is not None:
+                self.writer.close()
+
+    def _stages(self) -> EndRecord:
+        for stage in self.run.stages:
+            if self.spent.steps < stage.end:
+                self._stage(stage)
+        metrics = self._metrics()
+        end = EndRecord(metrics=metrics, spent=self.spent)
+        if self.outputs.folder is not None:
+            save_weights(self.run.student.module, self.outputs.folder / FINISHED)
+        self._tell(end)
+        return end
+
+    def _stage(self, stage: BoundStage) -> None:
+        if self.spent.steps == stage.start:
+            if stage.declared.optimizer_state == "reset":
+                self.optimizer = self.run.optimizer.build(self.run.student.module.parameters())
+            self._tell(StageRecord(stage=stage.declared.name, spent=self.spent))
+        before = self.spent
+        with stepping(self.run, stage, self.optimizer) as stepper:
+            started = time.perf_counter()
+            for step in range(before.steps, stage.end):
+                outcome = stepper.step(step)
+                if not self._is_due(step + 1):
+                    continue
+                seconds = before.seconds + time.perf_counter() - started
+                self.spent = _spend(self.run, before, stage, step + 1, seconds)
+                paused = time.perf_counter()
+                self._after(stage, stepper, outcome, step)
+                started += time.perf_counter() - paused
+            seconds = before.seconds + time.perf_counter() - started
+        self.spent = _spend(self.run, before, stage, stage.end, seconds)
+
+    def _is_due(self, done: int) -> bool:
+        """Return whether something is to be written after `done` steps."""
+        settings = self.run.settings
+        every = (settings.record_every, settings.evaluate_every, settings.checkpoint_every)
+        if any(interval is not None and done % interval == 0 for interval in every):
+            return True
+        trajectory = self.outputs.trajectory
+        return trajectory is not None and done in trajectory.steps
+
+    def _after(self, stage: BoundStage, stepper: Stepper, outcome: StepOutcome, step: int) -> None:
+        settings, done = self.run.settings, step + 1
+        if done % settings.record_every == 0:
+            stepper.check(outcome, step)
+            self._tell(_step_record(stage, stepper, outcome, step, self.spent))
+        if done % settings.evaluate_every == 0:
+            metrics = self._metrics()
+            name = stage.declared.name
+            self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self.spent))
+        trajectory = self.outputs.trajectory
+        if trajectory is not None and done in trajectory.steps:
+            trajectory.save(self.run.student.module, done)
+        if settings.checkpoint_every is not None and done % settings.checkpoint_every == 0:
+            self._save(stepper, outcome, step)
+
+    def _save(self, stepper: Stepper, outcome: StepOutcome, step: int) -> None:
+        if self.outputs.folder is None or self.writer is None:
+            return
+        # A run that has diverged must not replace its last good checkpoint.
+        stepper.check(outcome, step)
+        state = RunState(
+            spent=self.spent, records_bytes=self.writer.size, run=run_fingerprint(self.run)
+        )
+        folder = self.outputs.folder / CHECKPOINTS
+        save_checkpoint(folder, state, self.run.student.module, self.optimizer)
+
+    def _metrics(self) -> dict[str, float]:
+        module = self.run.student.module
+        module.eval()
+        with torch.no_grad(), self.run.settings.autocast():
+            metrics = self.evaluate(self.run.student)
+        module.train()
+        return metrics
+
+    def _open(self, *, resume: bool) -> None:
+        folder = self.outputs.folder
+        if folder is None:
+            self._tell(_run_record(self.run, self.metric, self.outputs.task))
+            return
+        records = folder / RECORDS
+        if records.exists() and not resume:
+            raise CheckpointError(
+                f"{str(folder)!r} must not hold a run already; resume it or choose another folder"
+            )
+        found = latest_checkpoint(folder / CHECKPOINTS) if resume else None
+        if found is None:
+            self.writer = RecordWriter(records)
+            self._tell(_run_record(self.run, self.metric, self.outputs.task))
+            return
+        state = read_state(found)
+        if state.run != run_fingerprint(self.run):
+            raise CheckpointError(
+                f"{str(found)!r} must be a checkpoint of this run; its digest is {state.run}, not "
+                f"{run_fingerprint(self.run)}"
+            )
+        load_checkpoint(found, self.run.student.module, self.optimizer)
+        self.spent = state.spent
+        self.writer = RecordWriter(records, keep_bytes=state.records_bytes)
+
+    def _tell(self, record: Record) -> None:
+        if self.writer is not None:
+            self.writer.write(record)
+        for observer in self.outputs.observers:
+            observer(record)
+
+
+def run_fingerprint(run: BoundRun) -> str:
+    """Return a digest of everything on which the result of a run depends."""
+    return fingerprint(
+        [
+            [plain(stage.declared) for stage in run.stages],
+            plain(run.optimizer),
+            [run.settings.precision, run.settings.accumulation, run.settings.clip_norm or 0],
+            run.stream.fingerprint,
+            architecture(run.student.module),
+            run.seed,
+        ]
+    )
+
+
+def _spend(run: BoundRun, before: Spent, stage: BoundStage, done: int, seconds: float) -> Spent:
+    """Return what has been consumed after `done` steps, given what was before them."""
+    steps = done - before.steps
+    return replace(
+        before,
+        steps=done,
+        examples=before.examples + steps * run.stream.batch_size,
+        tokens=before.tokens + steps * run.stream.tokens_per_batch,
+        student_flops=before.student_flops + steps * stage.plan.student_flops,
+        teacher_flops=before.teacher_flops + steps * stage.plan.teacher_flops,
+        seconds=seconds,
+    )
+
+
+def _step_record(
+    stage: BoundStage, stepper: Stepper, outcome: StepOutcome, step: int, spent: Spent
+) -> StepRecord:
+    kinds: Sequence[str] = [term.objective.describe()[0] for term in stage.terms]
+    return StepRecord(
+        stage=stage.declared.name,
+        loss=outcome.loss.item(),
+        terms={kind: term.item() for kind, term in zip(kinds, outcome.terms, strict=True)},
+        learning_rate=stepper.learning_rate(step),
+        spent=spent,
+    )
+
+
+def _run_record(run: BoundRun, metric: str, task: str) -> RunRecord:
+    return RunRecord(
+        method=run.name,
+        seed=run.seed,
+        task=task,
+        metric=metric,
+        batch_size=run.stream.batch_size,
+        stages=tuple(stage.plan for stage in run.stages),
+        student_parameters=num_parameters(run.student),
+        teacher_parameters=0 if run.teacher is None else num_parameters(run.teacher.model),
+        versions={
+            "curricle": version("curricle"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        device=f"{run.settings.torch_device()} {run.settings.precision}",
+    )

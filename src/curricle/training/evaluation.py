@@ -1,0 +1,44 @@
+"""How good is the student on data that it has not seen?
+
+Metrics are exact means over all scored positions of the held-out batches, not means of batch
+means.
+
+Units: accuracy is a share; nll is mean nats a scored position.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from curricle.data.streams import Batch
+from curricle.errors import DataError
+from curricle.models.tapped import TappedModel
+from curricle.objectives.losses import cross_entropy
+from curricle.objectives.terms import required
+
+Evaluator = Callable[[TappedModel], dict[str, float]]
+"""A function from a model, in evaluation mode and without gradient, to named metrics."""
+
+
+def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
+    """Return an evaluator that gives `accuracy` and `nll` against the labels of fixed batches.
+
+    Raises:
+        DataError: If there is no labeled position.
+    """
+    if not any(batch.labels is not None and batch.labels.numel() for batch in batches):
+        raise DataError(f"'evaluation' must hold labels; got {len(batches)} batches without any")
+    moved = [batch.to(device) for batch in batches]
+
+    def evaluate(model: TappedModel) -> dict[str, float]:
+        right, nats, count = 0, 0.0, 0
+        with model.reading((), logits=True) as read:
+            for batch in moved:
+                logits = required(read(batch.inputs, batch.selected).logits, "logits")
+                labels = required(batch.labels, "labels")
+                right += int((logits.argmax(-1) == labels).sum())
+                nats += float(cross_entropy(logits, labels))
+                count += batch.num_selected
+        return {"accuracy": right / count, "nll": nats / count}
+
+    return evaluate

@@ -1,0 +1,105 @@
+"""How do the weights move, and how fast at each step?
+
+An optimizer is a value with its learning rate and a schedule; `build` makes the torch optimizer.
+Weight decay applies to matrices only: decaying biases and norms would fight the normalization.
+
+Units: the learning rate is that of torch's optimizers; schedule lengths are shares of the whole.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal, final
+
+import torch
+from pydantic import Field
+
+from curricle.specs import value
+
+
+@final
+@value
+class Schedule:
+    """Learning rate over a stretch of training, as a factor of its peak."""
+
+    warmup: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the stretch in which the rate rises linearly from 0."""
+    decay: Literal["constant", "cosine", "linear"] = "constant"
+    """Shape of the fall from the peak after the warm-up."""
+    floor: float = Field(default=0.0, ge=0, le=1)
+    """Share of the peak at which a decay ends."""
+
+    def factor(self, step: int, total: int) -> float:
+        """Return the factor at a step counted from 0, in a stretch of `total` steps."""
+        if self.decay == "constant" and not self.warmup:
+            return 1.0
+        rising = self.warmup * total
+        if step < rising:
+            return (step + 1) / (math.floor(rising) + 1)
+        done = (step - rising) / max(total - rising, 1)
+        if self.decay == "cosine":
+            return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
+        return 1 - (1 - self.floor) * done if self.decay == "linear" else 1.0
+
+
+@final
+@value
+class SGD:
+    """Stochastic gradient descent."""
+
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate; positive."""
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    """Momentum; 0 is plain descent."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty on matrices."""
+    schedule: Schedule = Schedule()
+    """Learning rate over the run."""
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the torch optimizer."""
+        groups = decay_groups(parameters, self.weight_decay)
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+
+
+@final
+@value
+class AdamW:
+    """Adam with decoupled weight decay."""
+
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate; positive."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Decay rates of the first and second moment; the second paper's values."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """Decoupled decay of matrices, times the learning rate."""
+    schedule: Schedule = Schedule(warmup=0.06, decay="cosine")
+    """Learning rate over the run."""
+
+    def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
+        """Return the torch optimizer."""
+        return torch.optim.AdamW(
+            decay_groups(parameters, self.weight_decay),
+            lr=self.learning_rate,
+            betas=self.betas,
+            eps=self.epsilon,
+            fused=True,
+        )
+
+
+Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind")]
+
+
+def decay_groups(
+    parameters: Iterable[torch.nn.Parameter], weight_decay: float
+) -> list[dict[str, object]]:
+    """Return two parameter groups: matrices, which decay, and the rest, which do not."""
+    everything = list(parameters)
+    groups = [
+        {"params": [p for p in everything if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in everything if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

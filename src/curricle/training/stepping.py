@@ -1,0 +1,205 @@
+"""What happens in one training step?
+
+The batch is cut into parts; for each part the teacher shows what the targets need, the student
+runs as deep as the stage reads, and every objective adds its sum divided by the number of
+positions of the *whole* batch. So the gradient does not depend on the number of parts.
+
+Design: a stepper lives as long as a stage. Hooks are registered and parameters frozen once, when
+it opens, and everything is put back when it closes.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.data.streams import Batch
+from curricle.errors import DivergenceError
+from curricle.models.tapped import Activations, Reader
+from curricle.training.binding import BoundRun, BoundStage, Term
+
+CALIBRATION_BATCHES = 8
+"""Batches of the stream over which an objective may take statistics of the teacher."""
+
+
+@final
+@dataclass(slots=True)
+class StepOutcome:
+    """The loss of one step, still on its device."""
+
+    loss: Tensor
+    """Weighted sum of the objectives."""
+    terms: list[Tensor]
+    """Mean of each objective, unweighted."""
+
+
+@final
+class Stepper:
+    """Runs the steps of one stage."""
+
+    def __init__(
+        self,
+        run: BoundRun,
+        stage: BoundStage,
+        optimizer: torch.optim.Optimizer,
+        student: Reader,
+        teacher: Reader | None,
+    ) -> None:
+        """Take what `stepping` has opened."""
+        self._run, self._stage, self._optimizer = run, stage, optimizer
+        self._student, self._teacher = student, teacher
+        self._terms = stage.terms
+        self._device = run.settings.torch_device()
+        self._parameters = list(run.student.module.parameters())
+        self._checks_each_step = self._device.type == "cpu"
+        half = run.settings.precision == "bfloat16"
+        self._autocast = run.settings.autocast if half else nullcontext
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        run, stage = self._run, self._stage
+        optimizer, declared = run.optimizer, stage.declared
+        if declared.schedule == "own":
+            factor = optimizer.schedule.factor(step - stage.start, stage.end - stage.start)
+        else:
+            factor = optimizer.schedule.factor(step, run.num_steps)
+        return optimizer.learning_rate * factor * declared.learning_rate_scale
+
+    def step(self, step: int) -> StepOutcome:
+        """Run one step.
+
+        Raises:
+            DivergenceError: If the loss is not finite; the weights are those before the step.
+        """
+        batch = self._run.stream.batch(step)
+        for parameter in self._parameters:
+            parameter.grad = None
+        noise = (
+            seeding.scoped(self._run.seed, "noise", step)
+            if self._run.draws_noise
+            else nullcontext()
+        )
+        with noise:
+            outcome = self._accumulate(batch)
+        if self._checks_each_step:
+            self.check(outcome, step)
+        clip = self._run.settings.clip_norm
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, clip)
+        rate = self.learning_rate(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.step()
+        return outcome
+
+    def check(self, outcome: StepOutcome, step: int) -> None:
+        """Check that a loss is finite.
+
+        Raises:
+            DivergenceError: If it is not.
+        """
+        loss = outcome.loss.item()
+        if not math.isfinite(loss):
+            raise DivergenceError(
+                f"'loss' must be finite; got {loss} in stage {self._stage.declared.name!r} at step "
+                f"{step} with seed {self._run.seed}"
+            )
+
+    def calibrate(self) -> None:
+        """Give objectives that ask for it the teacher's statistics over the first batches."""
+        if not any(term.objective.wants_calibration for term in self._terms):
+            return
+        with torch.no_grad(), self._autocast():
+            shown = [self._show(self._batch(step)) for step in range(CALIBRATION_BATCHES)]
+        self._terms = tuple(
+            replace(term, objective=term.objective.calibrated(shown)) for term in self._terms
+        )
+
+    def _batch(self, step: int) -> Batch:
+        return self._run.stream.batch(step).to(self._device)
+
+    def _show(self, batch: Batch) -> tuple[Activations, Batch]:
+        if self._teacher is None:
+            return Activations({}), batch
+        return self._teacher(batch.inputs, batch.selected), batch
+
+    def _accumulate(self, batch: Batch) -> StepOutcome:
+        counts = [max(term.objective.count(batch), 1) for term in self._terms]
+        parts = batch.split(self._run.settings.accumulation)
+        outcomes = [self._part(part.to(self._device), counts) for part in parts]
+        if len(outcomes) == 1:
+            return outcomes[0]
+        each = zip(*(outcome.terms for outcome in outcomes), strict=True)
+        return StepOutcome(
+            loss=torch.stack([outcome.loss for outcome in outcomes]).sum(),
+            terms=[torch.stack(list(values)).sum() for values in each],
+        )
+
+    def _part(self, batch: Batch, counts: Sequence[int]) -> StepOutcome:
+        targets: list[Tensor | None] = [None] * len(self._terms)
+        with self._autocast():
+            if self._teacher is not None:
+                with torch.no_grad():
+                    targets = self._targets(self._teacher, batch)
+            student = self._student(batch.inputs, batch.selected)
+        means = [
+            term.objective.total(student, target, batch) / count
+            for term, target, count in zip(self._terms, targets, counts, strict=True)
+        ]
+        loss = _weighted(self._terms, means)
+        loss.backward()
+        return StepOutcome(loss.detach(), [mean.detach() for mean in means])
+
+    def _targets(self, teacher: Reader, batch: Batch) -> list[Tensor | None]:
+        shown = teacher(batch.inputs, batch.selected)
+        return [
+            term.objective.target(shown, batch) if term.needs_teacher else None
+            for term in self._terms
+        ]
+
+
+def _weighted(terms: Sequence[Term], means: Sequence[Tensor]) -> Tensor:
+    """Return the weighted sum; one term of weight 1 costs nothing."""
+    if len(terms) == 1 and terms[0].weight == 1.0:
+        return means[0]
+    return torch.stack([mean * term.weight for term, mean in zip(terms, means, strict=True)]).sum()
+
+
+@contextmanager
+def stepping(
+    run: BoundRun, stage: BoundStage, optimizer: torch.optim.Optimizer
+) -> Iterator[Stepper]:
+    """Open a stage: switch the teacher, register hooks, freeze what the stage does not train."""
+    with ExitStack() as stack:
+        teacher: Reader | None = None
+        if run.teacher is not None and any(term.needs_teacher for term in stage.terms):
+            run.teacher.use(stage.declared.teacher)
+            teacher = stack.enter_context(
+                run.teacher.model.reading(stage.reads.teacher, logits=stage.reads.teacher_logits)
+            )
+        student = stack.enter_context(
+            run.student.reading(stage.reads.student, logits=stage.reads.student_logits)
+        )
+        stack.enter_context(_frozen_but(run.student.module, stage.trained))
+        stepper = Stepper(run, stage, optimizer, student, teacher)
+        stepper.calibrate()
+        yield stepper
+
+
+@contextmanager
+def _frozen_but(module: nn.Module, trained: frozenset[str]) -> Iterator[None]:
+    """Take gradients from all parameters but the trained ones; the flags come back after."""
+    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad and name in trained)
+    try:
+        yield
+    finally:
+        for parameter, flag in before:
+            parameter.requires_grad_(flag)
+            parameter.grad = None

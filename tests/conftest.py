@@ -1,0 +1,39 @@
+"""Settings of all tests, and the guard against global state.
+
+Curricle itself is not imported here: the hook that checks shapes has to see the package first.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import settings
+
+# The first calls of torch are slow, so a deadline would fail tests by chance.
+settings.register_profile("curricle", deadline=None, max_examples=50)
+settings.load_profile("curricle")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def global_state_is_left_alone() -> Iterator[None]:
+    """Fail a test that leaves torch's generator, default dtype or grad mode changed."""
+    random_state = torch.get_rng_state()
+    dtype = torch.get_default_dtype()
+    grad = torch.is_grad_enabled()
+    yield
+    changed = {
+        "drew from or seeded torch's global generator": not torch.equal(
+            random_state, torch.get_rng_state()
+        ),
+        f"left the default dtype at {torch.get_default_dtype()}": dtype
+        != torch.get_default_dtype(),
+        f"left grad mode at {torch.is_grad_enabled()}": grad != torch.is_grad_enabled(),
+    }
+    # The next test shall not fail for this one's fault.
+    torch.set_rng_state(random_state)
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(grad)
+    found = [deed for deed, done in changed.items() if done]
+    assert not found, f"the test {' and '.join(found)}"

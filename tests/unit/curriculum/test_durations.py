@@ -1,0 +1,97 @@
+"""Numbers with a unit."""
+
+from typing import final
+
+import pytest
+
+from curricle.curriculum.durations import AnyDuration, Duration, Unit, duration
+from curricle.errors import SpecError
+from curricle.specs import parse, value
+
+
+@final
+@value
+class Walk:
+    """Something that lasts."""
+
+    length: AnyDuration
+
+
+@pytest.mark.parametrize(
+    ("number", "unit", "expected"),
+    [
+        (7, "steps", 7),
+        (320, "examples", 10),
+        (321, "examples", 11),
+        (1, "examples", 1),
+        (5_120, "tokens", 10),
+        (5_121, "tokens", 11),
+        (1, "tokens", 1),
+    ],
+)
+def test_a_duration_covers_whole_steps(number: int, unit: Unit, expected: int) -> None:
+    length = Duration(number=number, unit=unit)
+    assert length.steps(batch_size=32, tokens_per_batch=512) == expected
+
+
+def test_the_unit_is_steps_unless_said() -> None:
+    assert Duration(number=3) == Duration(number=3, unit="steps")
+
+
+@pytest.mark.parametrize(
+    ("text", "number", "unit"),
+    [
+        ("1500 steps", 1_500, "steps"),
+        ("1_500 steps", 1_500, "steps"),
+        ("2k steps", 2_000, "steps"),
+        ("2.5M examples", 2_500_000, "examples"),
+        ("1 G tokens", 1_000_000_000, "tokens"),
+        ("  10   tokens ", 10, "tokens"),
+        ("4.0 steps", 4, "steps"),
+    ],
+)
+def test_a_text_is_read_as_a_duration(text: str, number: int, unit: Unit) -> None:
+    assert duration(text) == Duration(number=number, unit=unit)
+
+
+@pytest.mark.parametrize("text", ["1500", "steps", "1500 epochs", "1500steps", "-1 steps", ""])
+def test_a_text_without_number_or_unit_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match=rf"must read like '1500 steps'.*; got '{text}'$"):
+        duration(text)
+
+
+@pytest.mark.parametrize("text", ["0 steps", "1.5 steps", "0.0001k steps"])
+def test_a_text_must_mean_a_positive_whole_number(text: str) -> None:
+    with pytest.raises(SpecError, match=rf"must be a positive whole number of steps; got '{text}'"):
+        duration(text)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_duration_is_positive(number: int) -> None:
+    with pytest.raises(SpecError, match=rf"'Duration\.number': .*greater than 0; got {number}$"):
+        Duration(number=number)
+
+
+def test_a_duration_prints_as_the_text_it_is_read_from() -> None:
+    assert str(Duration(number=1_500, unit="examples")) == "1500 examples"
+
+
+def test_what_is_no_text_is_left_to_the_field() -> None:
+    assert duration(1_500) == 1_500
+
+
+@pytest.mark.parametrize(
+    "given", ["3 tokens", {"number": 3, "unit": "tokens"}, Duration(number=3, unit="tokens")]
+)
+def test_a_field_takes_a_text_or_fields_or_a_duration(given: object) -> None:
+    assert parse(Walk, {"length": given}) == Walk(length=Duration(number=3, unit="tokens"))
+
+
+def test_a_wrong_text_in_a_field_is_told_with_its_path() -> None:
+    with pytest.raises(SpecError, match=r"^'length': a duration must read like .*; got '3 miles'$"):
+        parse(Walk, {"length": "3 miles"})
+
+
+def test_a_bare_number_in_a_field_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"^'length': .*got 3$"):
+        parse(Walk, {"length": 3})

@@ -1,0 +1,148 @@
+"""What a batch knows about itself, and how it is cut."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from curricle.data.streams import Batch, Stream
+from curricle.errors import DataError
+
+
+def vectors() -> Batch:
+    return Batch(inputs=torch.arange(12.0).view(4, 3), labels=torch.tensor([0, 1, 1, 0]))
+
+
+def sequences() -> Batch:
+    """Return two sequences of three ids; places 1, 3 and 5 of the whole batch are scored."""
+    return Batch(
+        inputs=torch.arange(6).view(2, 3),
+        labels=torch.tensor([10, 30, 50]),
+        selected=torch.tensor([1, 3, 5]),
+        valid=torch.tensor([[True, True, False], [True, True, True]]),
+    )
+
+
+def test_a_batch_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        vectors().labels = None  # type: ignore[misc]
+
+
+def test_feature_vectors_count_one_token_an_example() -> None:
+    batch = vectors()
+    assert (batch.num_examples, batch.num_tokens, batch.is_flat) == (4, 4, True)
+
+
+def test_sequences_count_their_positions() -> None:
+    batch = Batch(inputs=torch.zeros(2, 3, dtype=torch.long))
+    assert (batch.num_examples, batch.num_tokens, batch.is_flat) == (2, 6, False)
+
+
+def test_padding_is_no_token() -> None:
+    assert sequences().num_tokens == 5
+
+
+def test_one_position_an_example_is_scored_if_none_is_selected() -> None:
+    assert vectors().num_selected == 4
+
+
+def test_selected_positions_are_counted() -> None:
+    assert sequences().num_selected == 3
+
+
+def test_the_first_of_named_inputs_tells_the_size() -> None:
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    batch = Batch(inputs={"input_ids": ids, "extra": torch.zeros(5)})
+    assert batch.leading is ids
+
+
+def test_one_part_is_the_batch_itself() -> None:
+    batch = vectors()
+    assert batch.split(1) == (batch,)
+
+
+def test_parts_hold_the_examples_in_order() -> None:
+    parts = vectors().split(2)
+    assert [tensor(part.inputs)[:, 0].tolist() for part in parts] == [[0.0, 3.0], [6.0, 9.0]]
+    assert [some(part.labels).tolist() for part in parts] == [[0, 1], [1, 0]]
+
+
+def test_selected_positions_are_counted_anew_in_each_part() -> None:
+    parts = sequences().split(2)
+    assert [some(part.selected).tolist() for part in parts] == [[1], [0, 2]]
+    assert [some(part.labels).tolist() for part in parts] == [[10], [30, 50]]
+
+
+def test_the_mask_is_cut_with_the_examples() -> None:
+    parts = sequences().split(2)
+    assert [some(part.valid).tolist() for part in parts] == [
+        [[True, True, False]],
+        [[True, True, True]],
+    ]
+
+
+def test_every_named_input_is_cut() -> None:
+    ids = torch.arange(6).view(2, 3)
+    parts = Batch(inputs={"input_ids": ids, "attention_mask": ids + 10}).split(2)
+    second = parts[1].inputs
+    assert not isinstance(second, Tensor)
+    assert [second[name].tolist() for name in second] == [[[3, 4, 5]], [[13, 14, 15]]]
+
+
+def test_a_batch_without_labels_is_cut_without_them() -> None:
+    batch = Batch(inputs=torch.arange(6).view(2, 3), selected=torch.tensor([0, 4]))
+    assert [(part.labels, some(part.selected).tolist()) for part in batch.split(2)] == [
+        (None, [0]),
+        (None, [1]),
+    ]
+    assert [part.labels for part in Batch(inputs=torch.zeros(2, 3)).split(2)] == [None, None]
+
+
+def test_parts_must_be_of_equal_size() -> None:
+    with pytest.raises(
+        DataError, match=r"^'accumulation' must divide the 4 examples of a batch; got 3$"
+    ):
+        vectors().split(3)
+
+
+def test_a_batch_that_is_there_already_is_not_copied() -> None:
+    batch = sequences()
+    assert batch.to(torch.device("cpu")) is batch
+
+
+@pytest.mark.parametrize("batch", [vectors(), sequences()], ids=["vectors", "sequences"])
+def test_all_tensors_of_a_batch_move_together(batch: Batch) -> None:
+    moved = batch.to(torch.device("meta"))
+    for field in dataclasses.fields(Batch):
+        before, after = getattr(batch, field.name), getattr(moved, field.name)
+        assert (before is None) == (after is None)
+        assert after is None or after.device.type == "meta"
+
+
+def test_named_inputs_move_as_well() -> None:
+    moved = Batch(inputs={"input_ids": torch.zeros(2, 3)}).to(torch.device("meta"))
+    assert moved.leading.device.type == "meta"
+
+
+def test_a_stream_is_known_by_what_it_can_do() -> None:
+    class Constant:
+        batch_size = 4
+        tokens_per_batch = 4
+        fingerprint = "constant"
+
+        def batch(self, step: int) -> Batch:
+            return vectors()
+
+    assert isinstance(Constant(), Stream)
+    assert not isinstance(object(), Stream)
+
+
+def tensor(inputs: object) -> Tensor:
+    assert isinstance(inputs, Tensor)
+    return inputs
+
+
+def some(found: Tensor | None) -> Tensor:
+    assert found is not None
+    return found

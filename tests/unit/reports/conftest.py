@@ -1,0 +1,122 @@
+"""Synthetic runs, so plain that every expected number can be computed by hand.
+
+One step reads 10 examples and takes 100 FLOPs of the student, 300 of the teacher and half a second.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from curricle.records import (
+    EndRecord,
+    EvaluationRecord,
+    RecordWriter,
+    RunRecord,
+    Spent,
+    StagePlan,
+    StageRecord,
+    StepRecord,
+)
+
+WriteRun = Callable[..., Path]
+
+
+def spent(step: int) -> Spent:
+    """Return what has been consumed by a step."""
+    return Spent(
+        steps=step,
+        examples=10 * step,
+        tokens=10 * step,
+        student_flops=100 * step,
+        teacher_flops=300 * step,
+        seconds=0.5 * step,
+    )
+
+
+def plan(name: str, steps: int) -> StagePlan:
+    """Return a stage that costs what the synthetic runs write."""
+    return StagePlan(
+        name=name,
+        teacher="final",
+        taps="1 <- 2",
+        objective="1 hidden",
+        projection="gaussian 8 x 32",
+        widths="8 <- 32",
+        steps=steps,
+        student_flops=100,
+        teacher_flops=300,
+        trained_parameters=64,
+        memory_bytes=2_500_000,
+    )
+
+
+@pytest.fixture
+def write_run() -> WriteRun:
+    """Return a function that writes the records of a run of two equally long stages."""
+
+    def write(
+        folder: Path,
+        measured: Mapping[int, float],
+        *,
+        method: str = "extraction",
+        seed: int = 0,
+        metric: str = "accuracy",
+        finished: bool = True,
+        task: str = "parity",
+    ) -> Path:
+        last = max(measured)
+        half = last // 2
+        writer = RecordWriter(folder / "records.jsonl")
+        writer.write(
+            RunRecord(
+                method=method,
+                seed=seed,
+                task=task,
+                metric=metric,
+                batch_size=10,
+                stages=(plan("first", half), plan("second", last - half)),
+                student_parameters=64,
+                teacher_parameters=1024,
+                versions={"curricle": "0.1.0", "torch": "2.13.0"},
+                device="cpu float32",
+            )
+        )
+        writer.write(StageRecord(stage="first", spent=Spent()))
+        for step in range(1, last + 1):
+            stage = "first" if step <= half else "second"
+            if step == half + 1:
+                writer.write(StageRecord(stage="second", spent=spent(half)))
+            writer.write(
+                StepRecord(
+                    stage=stage,
+                    loss=1 / step,
+                    terms={"hidden": 1 / step},
+                    learning_rate=0.1,
+                    spent=spent(step),
+                )
+            )
+            if step in measured:
+                metrics = {metric: measured[step]}
+                writer.write(EvaluationRecord(stage=stage, metrics=metrics, spent=spent(step)))
+        if finished:
+            writer.write(EndRecord(metrics={metric: measured[last]}, spent=spent(last)))
+        writer.close()
+        return folder
+
+    return write
+
+
+@pytest.fixture
+def comparison(tmp_path: Path, write_run: WriteRun) -> Path:
+    """Return a comparison: extraction gets to 0.9 after 40, 60, 80 steps, one_shot never."""
+    folder = tmp_path / "demo"
+    for seed, reached in enumerate((40, 60, 80)):
+        measured = {20: 0.5, reached: 0.92, 100: 0.95 + 0.01 * seed}
+        write_run(folder / f"students/extraction/seed-{seed}", measured, seed=seed)
+    for seed in range(2):
+        measured = {20: 0.5, 300: 0.6 + 0.1 * seed}
+        path = folder / f"students/one_shot/seed-{seed}"
+        write_run(path, measured, method="one_shot", seed=seed)
+    write_run(folder / "teacher", {10: 0.5, 200: 0.99}, method="from_labels")
+    return folder

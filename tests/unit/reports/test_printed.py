@@ -1,0 +1,57 @@
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import pytest
+
+from curricle.reports.printed import save_learning_curves
+from curricle.reports.runs import load_runs
+
+WriteRun = Callable[..., Path]
+
+
+def test_a_png_and_an_svg_are_written(comparison: Path, tmp_path: Path) -> None:
+    png, svg = save_learning_curves(
+        load_runs([comparison]), tmp_path / "deep/curves.v1", metric="accuracy", target=0.9
+    )
+    assert (png.name, svg.name) == ("curves.v1.png", "curves.v1.svg")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize("log_x", [False, True])
+def test_the_same_runs_give_the_same_bytes(
+    comparison: Path, tmp_path: Path, *, log_x: bool
+) -> None:
+    runs = load_runs([comparison])
+    pairs = zip(
+        save_learning_curves(runs, tmp_path / "first", metric="accuracy", log_x=log_x),
+        save_learning_curves(runs, tmp_path / "second", metric="accuracy", log_x=log_x),
+        strict=True,
+    )
+    assert all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+
+
+def test_global_settings_are_left_alone(comparison: Path, tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    save_learning_curves(load_runs([comparison]), tmp_path / "curves", metric="accuracy")
+    assert dict(mpl.rcParams) == before
+
+
+def test_incomplete_runs_and_odd_names_are_drawn(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, finished in enumerate((True, False)):
+        folder = tmp_path / f"students/_$x$/seed-{seed}"
+        write_run(folder, {5: 0.5, 10: 0.7}, seed=seed, finished=finished)
+    png, _ = save_learning_curves(
+        load_runs([tmp_path]), tmp_path / "curves", metric="accuracy", axes=["seconds"]
+    )
+    assert png.is_file()
+
+
+def test_metrics_that_are_no_shares_are_drawn_as_they_are(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    runs = load_runs([write_run(tmp_path, {5: 1.5, 10: 0.7}, metric="nll")])
+    _, svg = save_learning_curves(runs, tmp_path / "curves", metric="nll", target=0.8)
+    assert svg.is_file()

@@ -1,0 +1,118 @@
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from curricle.errors import CheckpointError
+from curricle.reports.runs import grouped, load_runs
+
+WriteRun = Callable[..., Path]
+
+
+def test_a_comparison_is_read_with_its_teacher_apart(comparison: Path) -> None:
+    runs = load_runs([comparison])
+    assert [(run.method, run.seed, run.is_teacher) for run in runs] == [
+        ("extraction", 0, False),
+        ("extraction", 1, False),
+        ("extraction", 2, False),
+        ("one_shot", 0, False),
+        ("one_shot", 1, False),
+        ("teacher", 0, True),
+    ]
+    assert list(grouped(runs)) == ["extraction", "one_shot"]
+
+
+def test_a_comparison_may_lack_its_teacher(comparison: Path) -> None:
+    shutil.rmtree(comparison / "teacher")
+    assert not any(run.is_teacher for run in load_runs([comparison]))
+
+
+def test_a_single_run_is_named_after_its_curriculum(tmp_path: Path, write_run: WriteRun) -> None:
+    (run,) = load_runs([write_run(tmp_path / "mine", {10: 0.5}, method="progressive", seed=4)])
+    assert (run.method, run.seed, run.is_complete) == ("progressive", 4, True)
+
+
+def test_a_single_run_inside_a_comparison_is_named_after_its_strategy(comparison: Path) -> None:
+    seeds = [comparison / "students/one_shot/seed-0", comparison / "students/one_shot/seed-1"]
+    assert [run.method for run in load_runs(seeds)] == ["one_shot", "one_shot"]
+
+
+def test_seeds_are_in_numeric_order(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed in (10, 9):
+        write_run(tmp_path / f"students/extraction/seed-{seed}", {10: 0.5}, seed=seed)
+    assert [run.seed for run in load_runs([tmp_path])] == [9, 10]
+
+
+def test_other_seeds_of_a_second_folder_join_the_first(tmp_path: Path, write_run: WriteRun) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for seed, folder in enumerate(folders):
+        write_run(folder / f"students/extraction/seed-{seed}", {10: 0.5}, seed=seed)
+    assert {run.method for run in load_runs(folders)} == {"extraction"}
+
+
+def test_the_same_seed_in_two_folders_is_told_apart(tmp_path: Path, write_run: WriteRun) -> None:
+    folders = [tmp_path / "wide", tmp_path / "narrow"]
+    for folder in folders:
+        write_run(folder / "students/extraction/seed-0", {10: 0.5})
+    assert [run.method for run in load_runs(folders)] == ["wide/extraction", "narrow/extraction"]
+
+
+def test_folders_of_one_name_are_told_apart_by_their_paths(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    folders = [tmp_path / "a/demo", tmp_path / "b/demo"]
+    for folder in folders:
+        write_run(folder / "students/extraction/seed-0", {10: 0.5})
+    assert [run.method for run in load_runs(folders)] == [f"{each}/extraction" for each in folders]
+
+
+def test_a_folder_given_twice_is_read_once(comparison: Path) -> None:
+    assert load_runs([comparison, comparison / "."]) == load_runs([comparison])
+
+
+def test_the_end_replaces_an_evaluation_of_the_same_step(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    (run,) = load_runs([write_run(tmp_path, {5: 0.5, 10: 0.7})])
+    assert [each.spent.steps for each in run.measurements] == [5, 10]
+    assert run.spent.examples == 100
+
+
+def test_an_incomplete_run_has_spent_what_its_last_record_tells(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    (run,) = load_runs([write_run(tmp_path, {5: 0.5, 10: 0.7}, finished=False)])
+    assert not run.is_complete
+    assert run.spent.steps == 10
+
+
+def test_no_folder_is_an_error() -> None:
+    with pytest.raises(CheckpointError, match="must be given at least one run folder; got none"):
+        load_runs([])
+
+
+def test_a_folder_without_records_is_an_error(tmp_path: Path) -> None:
+    match = r"must hold 'records.jsonl' or 'students'; it holds neither"
+    with pytest.raises(CheckpointError, match=match):
+        load_runs([tmp_path / "nothing"])
+
+
+def test_a_comparison_without_seeds_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "students").mkdir()
+    match = r"students' must hold '<strategy>/seed-<n>/records.jsonl'; there is none"
+    with pytest.raises(CheckpointError, match=match):
+        load_runs([tmp_path])
+
+
+def test_a_seed_without_records_is_not_skipped(comparison: Path) -> None:
+    (comparison / "students/one_shot/seed-1/records.jsonl").unlink()
+    with pytest.raises(CheckpointError, match=r"seed-1/records\.jsonl' must be a records file"):
+        load_runs([comparison])
+
+
+def test_records_without_an_opening_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_bytes(b"")
+    match = r"records.jsonl' must begin with a record of kind 'run'; it does not"
+    with pytest.raises(CheckpointError, match=match):
+        load_runs([tmp_path])

@@ -1,0 +1,169 @@
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from curricle.records import StagePlan
+from curricle.reports.runs import load_runs
+from curricle.reports.summary import Summary, summarize
+from curricle.reports.tables import (
+    Grid,
+    plan_grid,
+    plan_markdown,
+    plan_table,
+    seed_grid,
+    summary_grid,
+    summary_markdown,
+    summary_table,
+    to_markdown,
+    to_rich,
+)
+
+WriteRun = Callable[..., Path]
+
+
+@pytest.fixture
+def summary(comparison: Path) -> Summary:
+    runs = load_runs([comparison])
+    return summarize(runs, task="parity", metric="accuracy", target=0.9, budget={})
+
+
+@pytest.fixture
+def stages() -> tuple[StagePlan, ...]:
+    shared: dict[str, Any] = {
+        "teacher": "final",
+        "taps": "1 <- 2",
+        "objective": "1 hidden",
+        "projection": "-",
+        "widths": "8 <- 32",
+        "trained_parameters": 64,
+    }
+    return (
+        StagePlan(
+            name="first",
+            steps=1_000,
+            student_flops=1_000_000,
+            teacher_flops=2_000_000,
+            memory_bytes=4_000_000,
+            **shared,
+        ),
+        StagePlan(
+            name="[bold]second",
+            steps=3_000,
+            student_flops=1_000_000,
+            teacher_flops=0,
+            memory_bytes=1_500,
+            **shared,
+        ),
+    )
+
+
+def _shown(table: Table, width: int = 200) -> str:
+    file = io.StringIO()
+    Console(width=width, file=file, color_system=None).print(table)
+    return file.getvalue()
+
+
+def test_each_strategy_has_a_row_with_its_costs(summary: Summary) -> None:
+    grid = summary_grid(summary)
+    assert grid.title == "parity: to 90 % accuracy"
+    assert grid.rows[0] == (
+        "extraction",
+        "96.00 ± 2.48 %",
+        "600 ± 497",
+        "6k ± 4.97k",
+        "24k ± 19.9k",
+        "30 ± 24.8 s",
+        "3/3",
+    )
+
+
+def test_costs_of_a_strategy_that_fell_short_are_not_reached(summary: Summary) -> None:
+    row = summary_grid(summary).rows[1]
+    assert row[2:] == (*["not reached"] * 4, "0/2")
+
+
+def test_without_a_target_costs_are_dashes(comparison: Path) -> None:
+    runs = load_runs([comparison])
+    summary = summarize(runs, task="parity", metric="accuracy", target=None, budget={})
+    assert summary_grid(summary).rows[0][2:6] == ("–",) * 4
+    assert seed_grid(summary).rows[0][4] == "–"
+
+
+def test_a_strategy_without_complete_run_says_so(tmp_path: Path, write_run: WriteRun) -> None:
+    runs = load_runs([write_run(tmp_path, {10: 0.5}, finished=False)])
+    summary = summarize(runs, task="parity", metric="accuracy", target=0.9, budget={})
+    assert summary_grid(summary).rows[0][1] == "no complete run"
+    assert seed_grid(summary).rows[0][-1] == "incomplete"
+
+
+def test_each_run_has_a_row_and_the_teacher_comes_last(summary: Summary) -> None:
+    rows = seed_grid(summary).rows
+    assert len(rows) == 6
+    assert rows[0] == (
+        "extraction",
+        "0",
+        "accuracy 95.00 %",
+        "400",
+        "16k",
+        "1k",
+        "40k",
+        "50 s",
+        "complete",
+    )
+    assert rows[-1][0] == "teacher's own training"
+
+
+def test_shares_are_of_the_flops_of_the_whole_run(stages: tuple[StagePlan, ...]) -> None:
+    grid = plan_grid(stages)
+    # 1000 * 3M = 3G and 3000 * 1M = 3G: half each.
+    assert [row[9] for row in grid.rows] == ["50.0 %", "50.0 %", "100.0 %"]
+
+
+def test_the_last_row_of_a_plan_sums_up(stages: tuple[StagePlan, ...]) -> None:
+    last = plan_grid(stages).rows[-1]
+    assert last[6:] == ("4,000", "4G in all", "2G in all", "100.0 %", "4 MB")
+
+
+def test_a_plan_without_costs_has_no_shares() -> None:
+    assert plan_grid([]).rows[-1][6:] == ("0", "0 in all", "0 in all", "–", "0 B")
+
+
+def test_markdown_is_a_table_with_aligned_numbers() -> None:
+    grid = Grid(title="", columns=("a", "b"), rows=(("x", "1"),), numeric=(False, True))
+    assert to_markdown(grid) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"
+
+
+def test_markdown_cells_stay_inside_their_cell() -> None:
+    grid = Grid(title="", columns=("a",), rows=(("x|y\n<b>\\",),), numeric=(False,))
+    assert to_markdown(grid).splitlines()[-1] == "| x\\|y &lt;b>\\\\ |"
+
+
+def test_texts_of_records_are_never_read_as_markup(stages: tuple[StagePlan, ...]) -> None:
+    assert "[bold]second" in _shown(plan_table(stages))
+
+
+def test_terminal_and_markdown_tell_the_same(summary: Summary) -> None:
+    shown = _shown(summary_table(summary))
+    for cell in summary_grid(summary).rows[0]:
+        assert cell in shown
+        assert cell in summary_markdown(summary)
+
+
+def test_headings_are_not_broken_inside_words(stages: tuple[StagePlan, ...]) -> None:
+    shown = _shown(plan_table(stages, title="Plan"), width=110)
+    assert "projection" in shown
+    assert "objective" in shown
+
+
+def test_a_grid_without_title_has_none() -> None:
+    grid = Grid(title="", columns=("a",), rows=(("x",),), numeric=(False,))
+    assert to_rich(grid).title is None
+
+
+def test_plans_have_a_markdown_form(stages: tuple[StagePlan, ...]) -> None:
+    assert plan_markdown(stages).startswith("| stage | teacher | taps | widths | projection |")

@@ -1,0 +1,62 @@
+"""Kinds of errors and the help for misspelt names."""
+
+import pytest
+
+from curricle.errors import (
+    BindError,
+    CheckpointError,
+    CurricleError,
+    DataError,
+    DivergenceError,
+    SpecError,
+    near_names,
+)
+
+KINDS = [
+    (SpecError, ValueError),
+    (BindError, ValueError),
+    (DataError, ValueError),
+    (CheckpointError, OSError),
+    (DivergenceError, ArithmeticError),
+]
+
+
+@pytest.mark.parametrize(("kind", "builtin"), KINDS)
+def test_each_kind_is_caught_as_ours_and_as_a_builtin(
+    kind: type[CurricleError], builtin: type[Exception]
+) -> None:
+    assert issubclass(kind, CurricleError)
+    assert issubclass(kind, builtin)
+
+
+@pytest.mark.parametrize(("kind", "_"), KINDS)
+def test_an_error_prints_its_sentence(kind: type[CurricleError], _: type) -> None:
+    assert str(kind("'tap' must exist; got 9")) == "'tap' must exist; got 9"
+
+
+def test_a_misspelt_name_is_answered_with_the_nearest_one() -> None:
+    assert near_names("hiden", ["logits", "hidden"]) == (
+        "did you mean 'hidden'? available: 'logits', 'hidden'"
+    )
+
+
+def test_several_near_names_are_offered_nearest_first() -> None:
+    assert near_names("layer.1", ["layer.12", "layer.0"]).startswith(
+        "did you mean 'layer.12' or 'layer.0'? "
+    )
+
+
+def test_a_name_unlike_any_gets_no_guess() -> None:
+    assert near_names("xyz", ["hidden"]) == "available: 'hidden'"
+
+
+def test_a_long_list_of_names_is_cut_and_counted() -> None:
+    assert near_names("xyz", ["a", "b", "c"], most=2) == "available: 'a', 'b' and 1 more"
+
+
+def test_an_empty_list_of_names_says_so() -> None:
+    assert near_names("xyz", []) == "available: none"
+
+
+def test_names_may_come_from_an_iterator() -> None:
+    assert near_names("hidden", iter(["hidden"])).endswith("available: 'hidden'")

@@ -1,0 +1,151 @@
+"""The record schema, the writer and the reader."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from curricle.errors import CheckpointError, SpecError
+from curricle.records import (
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RecordWriter,
+    RunRecord,
+    Spent,
+    StagePlan,
+    StageRecord,
+    StepRecord,
+    read_records,
+)
+
+SPENT = Spent(steps=2, examples=64, tokens=640, student_flops=300, teacher_flops=100, seconds=0.5)
+PLAN = StagePlan(
+    name="layer 1",
+    teacher="final",
+    taps="1 <- 2",
+    objective="1.0 hidden",
+    projection="gaussian 4 x 8",
+    widths="4 <- 8",
+    steps=2,
+    student_flops=150,
+    teacher_flops=50,
+    trained_parameters=20,
+    memory_bytes=320,
+)
+RUN: list[Record] = [
+    RunRecord(
+        method="extraction",
+        seed=3,
+        task="parity",
+        metric="accuracy",
+        batch_size=32,
+        stages=(PLAN,),
+        student_parameters=24,
+        teacher_parameters=96,
+        versions={"torch": "2.13.0"},
+        device="cpu, float32",
+    ),
+    StageRecord(stage="layer 1", spent=Spent()),
+    StepRecord(stage="layer 1", loss=0.5, terms={"hidden": 0.5}, learning_rate=0.1, spent=SPENT),
+    EvaluationRecord(stage="layer 1", metrics={"accuracy": 0.75}, spent=SPENT),
+    EndRecord(metrics={"accuracy": 0.75}, spent=SPENT),
+]
+
+
+def write(path: Path, records: list[Record], *, keep_bytes: int = 0) -> int:
+    writer = RecordWriter(path, keep_bytes=keep_bytes)
+    for record in records:
+        writer.write(record)
+    size = writer.size
+    writer.close()
+    return size
+
+
+def test_flops_of_student_and_teacher_add_up() -> None:
+    assert SPENT.total_flops == 400
+
+
+def test_nothing_is_spent_at_the_start() -> None:
+    assert Spent().total_flops == 0
+
+
+def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    write(tmp_path / "records.jsonl", RUN)
+    assert list(read_records(tmp_path / "records.jsonl")) == RUN
+
+
+def test_each_record_is_one_json_object_a_line_with_its_kind(tmp_path: Path) -> None:
+    write(tmp_path / "records.jsonl", RUN)
+    lines = (tmp_path / "records.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == [
+        "run",
+        "stage",
+        "step",
+        "evaluation",
+        "end",
+    ]
+
+
+def test_a_record_is_on_disk_before_the_writer_is_closed(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path / "records.jsonl")
+    writer.write(RUN[1])
+    assert list(read_records(tmp_path / "records.jsonl")) == [RUN[1]]
+    writer.close()
+
+
+def test_the_folder_of_the_records_is_made(tmp_path: Path) -> None:
+    write(tmp_path / "runs" / "one" / "records.jsonl", RUN[:1])
+    assert (tmp_path / "runs" / "one" / "records.jsonl").is_file()
+
+
+def test_a_new_writer_starts_an_empty_file(tmp_path: Path) -> None:
+    write(tmp_path / "records.jsonl", RUN)
+    write(tmp_path / "records.jsonl", RUN[:1])
+    assert list(read_records(tmp_path / "records.jsonl")) == RUN[:1]
+
+
+def test_resuming_drops_what_was_written_after_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    kept = write(path, RUN[:2])
+    write(path, RUN[2:4], keep_bytes=kept)
+    write(path, RUN[4:], keep_bytes=kept)
+    assert list(read_records(path)) == [*RUN[:2], RUN[4]]
+
+
+def test_the_size_counts_the_bytes_on_disk(tmp_path: Path) -> None:
+    size = write(tmp_path / "records.jsonl", RUN)
+    assert size == (tmp_path / "records.jsonl").stat().st_size
+
+
+def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    write(path, RUN)
+    path.write_bytes(path.read_bytes()[:-5])
+    assert list(read_records(path)) == RUN[:-1]
+
+
+def test_an_empty_file_holds_no_records(tmp_path: Path) -> None:
+    assert write(tmp_path / "records.jsonl", []) == 0
+    assert list(read_records(tmp_path / "records.jsonl")) == []
+
+
+def test_a_missing_file_is_told_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"records\.jsonl' must be a records file; there is"):
+        list(read_records(tmp_path / "records.jsonl"))
+
+
+@pytest.mark.parametrize("line", [b"{not json}\n", b'{"kind": "song"}\n', b'{"kind": "end"}\n'])
+def test_a_complete_line_that_is_no_record_is_told_with_its_number(
+    tmp_path: Path, line: bytes
+) -> None:
+    path = tmp_path / "records.jsonl"
+    write(path, RUN[:1])
+    path.write_bytes(path.read_bytes() + line)
+    with pytest.raises(CheckpointError, match=r"records\.jsonl' line 2 is not a record: "):
+        list(read_records(path))
+
+
+def test_a_loss_that_is_no_number_is_no_record() -> None:
+    with pytest.raises(SpecError, match=r"^'StepRecord\.loss': input should be a finite number"):
+        StepRecord(stage="a", loss=float("nan"), terms={}, learning_rate=0.1, spent=SPENT)

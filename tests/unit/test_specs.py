@@ -1,0 +1,264 @@
+"""Values, plain data, YAML and overrides."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal, final
+
+import pytest
+from pydantic import Field, TypeAdapter
+
+from curricle.errors import SpecError
+from curricle.specs import (
+    Plain,
+    fingerprint,
+    override,
+    parse,
+    plain,
+    read_yaml,
+    to_yaml,
+    value,
+)
+
+
+@final
+@value
+class Wheel:
+    """A round thing."""
+
+    kind: Literal["wheel"] = "wheel"
+    size: int = Field(gt=0)
+    """Diameter in inches; positive."""
+
+
+@final
+@value
+class Runner:
+    """A flat thing."""
+
+    kind: Literal["runner"] = "runner"
+    length: float = 1.0
+
+
+@final
+@value
+class Cart:
+    """Something on things."""
+
+    name: str
+    parts: tuple[Annotated[Wheel | Runner, Field(discriminator="kind")], ...] = ()
+    spare: Wheel | None = None
+
+
+CART: Plain = {
+    "name": "red",
+    "parts": [{"kind": "wheel", "size": 20}, {"kind": "runner", "length": 0.5}],
+    "spare": {"kind": "wheel", "size": 18},
+}
+
+
+def test_a_value_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Wheel(size=20).size = 21  # type: ignore[misc]
+
+
+def test_a_value_has_no_room_for_other_attributes() -> None:
+    assert not hasattr(Wheel(size=20), "__dict__")
+
+
+def test_a_value_takes_keywords_only() -> None:
+    with pytest.raises(SpecError, match=r"^'Wheel' takes its fields by name; got 20$"):
+        Wheel(20)  # type: ignore[call-arg, arg-type]
+
+
+def test_equal_values_have_equal_hashes() -> None:
+    assert hash(Wheel(size=20)) == hash(Wheel(size=20))
+
+
+def test_a_value_can_be_replaced_in_part() -> None:
+    assert dataclasses.replace(Wheel(size=20), size=21) == Wheel(size=21)
+
+
+def test_a_replacement_is_checked_as_well() -> None:
+    with pytest.raises(SpecError, match=r"'Wheel\.size'"):
+        dataclasses.replace(Wheel(size=20), size=-1)
+
+
+def test_a_wrong_field_is_told_with_class_rule_and_value() -> None:
+    with pytest.raises(SpecError, match=r"^'Wheel\.size': input should be greater than 0; got -3$"):
+        Wheel(size=-3)
+
+
+def test_a_missing_field_is_told_without_a_value() -> None:
+    with pytest.raises(SpecError, match=r"^'Wheel\.size': (?!.*got).+$"):
+        Wheel()  # type: ignore[call-arg]
+
+
+def test_a_misspelt_field_is_answered_with_the_right_one() -> None:
+    with pytest.raises(
+        SpecError, match=r"'siz' is not a field; did you mean 'size'\? available: 'kind', 'size'"
+    ):
+        Wheel(siz=3)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_must_be_finite(number: float) -> None:
+    with pytest.raises(SpecError, match="finite number"):
+        Runner(length=number)
+
+
+def test_plain_data_become_the_value_they_describe() -> None:
+    assert parse(Cart, CART) == Cart(
+        name="red", parts=(Wheel(size=20), Runner(length=0.5)), spare=Wheel(size=18)
+    )
+
+
+def test_a_value_becomes_the_plain_data_that_describe_it() -> None:
+    assert plain(parse(Cart, CART)) == CART
+
+
+def test_a_value_is_not_parsed_again() -> None:
+    wheel = Wheel(size=20)
+    assert parse(Wheel, wheel) is wheel
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("name=[]", r"^'name': input should be a valid string; got \[\]$"),
+        ("parts.0.size=0", r"^'parts\.0\.size': input should be greater than 0; got 0$"),
+        ("parts.1.length=x", r"^'parts\.1\.length': input should be a valid number.*; got 'x'$"),
+        ("parts.1.kind=sail", r"^'parts\.1': .*'sail'.*'wheel', 'runner'"),
+        ("parts.0.color=red", r"^'parts\.0': 'color' is not a field; available: 'kind', 'size'$"),
+        ("spare.size=big", r"^'spare\.size': .*; got 'big'$"),
+        ("names=1", r"^'names' is not a field; did you mean 'name'\?"),
+    ],
+)
+def test_a_mistake_is_told_with_the_path_of_its_field(change: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        parse(Cart, override(CART, [change]))
+
+
+def test_a_missing_nested_field_is_told_with_its_path() -> None:
+    with pytest.raises(SpecError, match=r"^'spare\.size': "):
+        parse(Cart, {"name": "red", "spare": {}})
+
+
+def test_the_source_stands_before_the_message() -> None:
+    with pytest.raises(SpecError, match=r"^cart\.yaml: 'name': "):
+        parse(Cart, {}, source="cart.yaml")
+
+
+def test_a_long_wrong_value_is_cut() -> None:
+    with pytest.raises(SpecError, match=r"got 'x{76}\.\.\.$"):
+        parse(Wheel, {"size": "x" * 200})
+
+
+def test_what_is_no_mapping_is_told() -> None:
+    with pytest.raises(SpecError, match="got 3"):
+        parse(Cart, 3)
+
+
+def test_yaml_lists_the_fields_in_their_order() -> None:
+    assert to_yaml(Cart(name="rot", parts=(Wheel(size=20),))) == (
+        "name: rot\nparts:\n- kind: wheel\n  size: 20\nspare: null\n"
+    )
+
+
+def test_yaml_is_read_back_to_the_same_value(tmp_path: Path) -> None:
+    path = tmp_path / "cart.yaml"
+    cart = parse(Cart, CART)
+    path.write_text(to_yaml(cart), encoding="utf-8")
+    assert parse(Cart, read_yaml(path)) == cart
+
+
+def test_a_missing_yaml_file_is_told_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"none\.yaml' cannot be read: "):
+        read_yaml(tmp_path / "none.yaml")
+
+
+def test_a_binary_file_is_no_yaml_file(tmp_path: Path) -> None:
+    path = tmp_path / "cart.yaml"
+    path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(SpecError, match=r"cart\.yaml' cannot be read: "):
+        read_yaml(path)
+
+
+def test_broken_yaml_is_told_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "cart.yaml"
+    path.write_text("name: [red\nparts: ]", encoding="utf-8")
+    with pytest.raises(SpecError, match=r"cart\.yaml' is not YAML: [^\n]+line 2[^\n]+$"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(("text", "found"), [("- 1", "list"), ("", "NoneType"), ("3", "int")])
+def test_yaml_must_hold_named_fields(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "cart.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match=rf"must hold named fields; got {found}$"):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("name=blue", {"name": "blue"}),
+        ("name=", {"name": ""}),
+        ("name=a=b", {"name": "a=b"}),
+        ("new=1", {"new": 1}),
+        ("new=0.5", {"new": 0.5}),
+        ("new=true", {"new": True}),
+        ("new=null", {"new": None}),
+        ("new=[1, x]", {"new": [1, "x"]}),
+        ("new.deep.er=1", {"new": {"deep": {"er": 1}}}),
+        ("empty.deep=1", {"empty": {"deep": 1}}),
+        ("items.1=7", {"items": [1, 7]}),
+    ],
+)
+def test_an_override_sets_one_field(assignment: str, expected: Plain) -> None:
+    data: Plain = {"name": "red", "empty": None, "items": [1, 2]}
+    assert override(data, [assignment]) == data | expected
+
+
+def test_overrides_leave_the_original_alone() -> None:
+    data: Plain = {"parts": [{"size": 20}]}
+    override(data, ["parts.0.size=21"])
+    assert data == {"parts": [{"size": 20}]}
+
+
+def test_the_last_of_several_overrides_wins() -> None:
+    assert override({}, ["name=blue", "name=green"]) == {"name": "green"}
+
+
+@pytest.mark.parametrize("assignment", ["name", "=blue", ""])
+def test_an_override_without_path_or_value_is_refused(assignment: str) -> None:
+    with pytest.raises(SpecError, match=f"^'{assignment}' must have the form path=value$"):
+        override({}, [assignment])
+
+
+@pytest.mark.parametrize("index", ["2", "first", "-1"])
+def test_an_override_of_a_list_needs_the_number_of_an_item(index: str) -> None:
+    with pytest.raises(SpecError, match=rf"^'items\.{index}' must number one of 2 .*'{index}'$"):
+        override({"items": [1, 2]}, [f"items.{index}=3"])
+
+
+def test_an_override_cannot_run_through_a_number() -> None:
+    with pytest.raises(SpecError, match=r"^'size\.deep' cannot be set: .*; got 3$"):
+        override({"size": 3}, ["size.deep=1"])
+
+
+def test_a_fingerprint_is_the_head_of_a_sha256_of_sorted_json() -> None:
+    # printf '{"a":2,"b":1}' | sha256sum
+    assert fingerprint({"b": 1, "a": 2}) == "d3626ac30a87e6f7"
+
+
+def test_a_value_and_its_plain_data_have_one_fingerprint() -> None:
+    assert fingerprint(parse(Cart, CART)) == fingerprint(CART)
+
+
+def test_another_number_makes_another_fingerprint() -> None:
+    assert fingerprint(Wheel(size=20)) != fingerprint(Wheel(size=21))
+
+
+def test_the_doc_of_a_field_is_the_string_under_it() -> None:
+    schema = TypeAdapter(Wheel).json_schema()
+    assert schema["properties"]["size"]["description"] == "Diameter in inches; positive."
