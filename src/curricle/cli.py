@@ -9,8 +9,9 @@ them; neither knows the other. Modules that need torch are imported by the comma
 them, so that help appears at once.
 """
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -21,9 +22,13 @@ from rich.console import Console
 from curricle.errors import CurricleError
 
 if TYPE_CHECKING:
+    from curricle.experiments.folders import Origin
+    from curricle.experiments.runner import StudentRun
     from curricle.experiments.spec import RunSpec
     from curricle.records import Record
 
+INTERRUPTED = 130
+"""Exit code of a program that was interrupted from the keyboard."""
 WIDE = 140
 """Columns of tables that do not go to a terminal."""
 
@@ -51,15 +56,22 @@ Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one line and exit code 2."""
+    """Run the command line; a user's mistake is one line and exit code 2.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
     try:
         app()
     except CurricleError as error:
-        print(f"curricle: {error}", file=sys.stderr)
+        # What other libraries say inside a sentence may have several lines.
+        print(f"curricle: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("curricle: stopped; 'curricle resume FOLDER' goes on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer turns the interrupt into an exit.
+        if end.code == INTERRUPTED:
+            print("curricle: stopped; 'curricle resume FOLDER' goes on", file=sys.stderr)
+        raise
 
 
 @app.command()
@@ -72,15 +84,12 @@ def demo(
     jobs: Jobs = 2,
 ) -> None:
     """Train a small teacher and compare four ways to teach a student, in minutes."""
-    from curricle.errors import SpecError, near_names
-    from curricle.experiments.demos import DEMOS
+    from curricle.experiments.demos import demo_spec
     from curricle.experiments.spec import changed
 
-    if name not in DEMOS:
-        raise SpecError(f"{name!r} is not a demo; {near_names(name, DEMOS)}")
     folder = output_dir or _unused(Path("runs") / ("demo" if name == "parity" else f"demo-{name}"))
-    spec = changed(DEMOS[name](str(folder)), sets or [])
-    _compare(spec, jobs, title=f"curricle demo: {name}", command=f"curricle demo {name}")
+    spec = changed(demo_spec(name, str(folder)), sets or [])
+    _compare(spec, jobs, title=f"curricle demo: {name}", line=_line("demo", name, sets))
 
 
 @app.command()
@@ -100,27 +109,27 @@ def plan(spec: Spec, sets: Sets = None) -> None:
 @app.command()
 def teach(spec: Spec, sets: Sets = None) -> None:
     """Train the spec's teacher from labels and keep its checkpoints."""
-    from curricle.experiments.runner import start
+    from curricle.experiments.folders import Origin
     from curricle.experiments.spec import given, load_spec
 
     chosen = load_spec(spec, sets)
     given(chosen.teacher.total, "teacher.total", "teach")
-    start(chosen, "teach")
+    origin = Origin(command="teach", title=spec.stem, line=_line("teach", spec, sets))
+    _start(chosen, origin, [])
     _teach(chosen)
-    console.print(f"teacher in {chosen.folder / 'teacher'}")
+    console.print(f"teacher in {chosen.folder / 'teacher'}", soft_wrap=True)
 
 
 @app.command()
 def distill(spec: Spec, sets: Sets = None) -> None:
     """Train one student by the spec's curriculum, after its teacher if need be."""
-    from curricle.experiments.runner import planned_student, single_run, start
+    from curricle.experiments.folders import Origin
+    from curricle.experiments.runner import single_run
     from curricle.experiments.spec import load_spec
 
     chosen = load_spec(spec, sets)
-    if chosen.budget is None or chosen.budget.is_length:
-        # Everything that can be checked is checked before the teacher costs time.
-        planned_student(chosen, single_run(chosen))
-    start(chosen, "distill")
+    origin = Origin(command="distill", title=spec.stem, line=_line("distill", spec, sets))
+    _start(chosen, origin, [single_run(chosen)])
     _distill(chosen)
 
 
@@ -129,18 +138,17 @@ def compare(spec: Spec, sets: Sets = None, jobs: Jobs = 1) -> None:
     """Train students by several strategies on equal budgets and report."""
     from curricle.experiments.spec import load_spec
 
-    command = " ".join(["curricle compare", str(spec), *(f"--set {one}" for one in sets or [])])
-    _compare(load_spec(spec, sets), jobs, title=spec.stem, command=command)
+    _compare(load_spec(spec, sets), jobs, title=spec.stem, line=_line("compare", spec, sets))
 
 
 @app.command()
 def resume(run: Folder, jobs: Jobs = 1) -> None:
     """Go on with an interrupted run, from its newest checkpoints."""
-    from curricle.experiments.runner import read_command, stored_spec
+    from curricle.experiments.folders import read_origin, stored_spec
 
-    command, spec = read_command(run), stored_spec(run)
+    command, spec = read_origin(run).command, stored_spec(run)
     if command == "compare":
-        _finish_comparison(spec, jobs, title=run.name, command=f"curricle compare {run}/spec.yaml")
+        _finish_comparison(spec, jobs)
     elif command == "distill":
         _distill(spec)
     else:
@@ -155,24 +163,36 @@ def report(
     ] = None,
 ) -> None:
     """Make tables, figures and the HTML page again from the records of runs."""
-    from curricle.experiments.runner import has_spec, stored_spec
-
-    spec = stored_spec(runs[0]) if has_spec(runs[0]) else None
-    page = output or runs[0] / "report.html"
-    _report(runs, page, spec, title=runs[0].name, command=f"curricle report {runs[0]}")
+    _report(runs, output or runs[0] / "report.html")
 
 
-def _compare(spec: "RunSpec", jobs: int, *, title: str, command: str) -> None:
-    from curricle.experiments.runner import planned_student, start, student_runs
-
-    for run in student_runs(spec)[: len(spec.strategies)]:
-        if spec.budget is None or spec.budget.is_length:
-            planned_student(spec, run)
-    start(spec, "compare")
-    _finish_comparison(spec, jobs, title=title, command=command)
+def _line(verb: str, what: object, sets: list[str] | None) -> str:
+    """Return what to type to run something again."""
+    options = [part for assignment in sets or [] for part in ("--set", assignment)]
+    return shlex.join(["curricle", verb, str(what), *options])
 
 
-def _finish_comparison(spec: "RunSpec", jobs: int, *, title: str, command: str) -> None:
+def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") -> None:
+    """Claim the run folder after everything that can be checked beforehand has been."""
+    from curricle.experiments.folders import refuse_taken, start
+    from curricle.experiments.runner import rehearse
+
+    refuse_taken(spec, origin.command)
+    rehearse(spec, students)
+    start(spec, origin)
+
+
+def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
+    from curricle.experiments.folders import Origin
+    from curricle.experiments.runner import student_runs
+
+    # The runs of the first seed; those of the others are no different.
+    students = student_runs(spec)[: len(spec.strategies)]
+    _start(spec, Origin(command="compare", title=title, line=line), students)
+    _finish_comparison(spec, jobs)
+
+
+def _finish_comparison(spec: "RunSpec", jobs: int) -> None:
     from curricle.experiments.comparison import compare as run_all
 
     _teach(spec)
@@ -186,7 +206,7 @@ def _finish_comparison(spec: "RunSpec", jobs: int, *, title: str, command: str) 
             bars[name](record)
 
         run_all(spec, jobs=jobs, watch=watch)
-    _report([spec.folder], spec.folder / "report.html", spec, title=title, command=command)
+    _report([spec.folder], spec.folder / "report.html")
 
 
 def _teach(spec: "RunSpec") -> None:
@@ -207,9 +227,9 @@ def _distill(spec: "RunSpec") -> None:
     console.print(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
 
 
-def _report(
-    folders: list[Path], page: Path, spec: "RunSpec | None", *, title: str, command: str
-) -> None:
+def _report(folders: list[Path], page: Path) -> None:
+    """Write and print a report of what lies in run folders; the first one says what was wanted."""
+    from curricle.experiments.folders import has_spec, stored_spec
     from curricle.reports.page import write_page
     from curricle.reports.printed import save_learning_curves
     from curricle.reports.runs import load_runs
@@ -218,11 +238,17 @@ def _report(
     from curricle.specs import plain
 
     runs = load_runs(folders)
-    budget = {} if spec is None or spec.budget is None else dict(plain(spec.budget))
-    metric = None if spec is None else spec.target.metric
-    target = None if spec is None else _target(spec, folders)
+    spec = stored_spec(folders[0]) if has_spec(folders[0]) else None
+    target = None if spec is None else _target(spec, folders[0])
+    title, line = _heading(folders)
     summary = write_page(
-        runs, page, title=title, target=target, metric=metric, budget=budget, command=command
+        runs,
+        page,
+        title=title,
+        target=target,
+        metric=None if spec is None else spec.target.metric,
+        budget={} if spec is None or spec.budget is None else dict(plain(spec.budget)),
+        command=line,
     )
     write_summary(summary, page.with_name("summary.json"))
     save_learning_curves(
@@ -233,17 +259,27 @@ def _report(
     console.print(f"report: {page}", soft_wrap=True)
 
 
-def _target(spec: "RunSpec", folders: list[Path]) -> float | None:
+def _heading(folders: list[Path]) -> tuple[str, str]:
+    """Return the title of a report, and what to type to make its runs or itself again."""
+    from curricle.experiments.folders import has_spec, read_origin
+
+    if len(folders) == 1 and has_spec(folders[0]):
+        origin = read_origin(folders[0])
+        return origin.title, origin.line
+    return folders[0].name, shlex.join(["curricle", "report", *map(str, folders)])
+
+
+def _target(spec: "RunSpec", folder: Path) -> float | None:
     """Return the value to be reached, which may be the mean final value of one strategy."""
     from curricle.reports.runs import load_runs
     from curricle.reports.summary import summarize
 
-    if spec.target.final_of is None:
+    chosen = spec.target.final_of
+    if chosen is None:
         return spec.target.number
-    summary = summarize(
-        load_runs(folders), task="", metric=spec.target.metric, target=None, budget={}
-    )
-    return summary.methods[spec.target.final_of].final.mean
+    metric = spec.target.metric
+    methods = summarize(load_runs([folder]), task="", metric=metric, target=None, budget={}).methods
+    return methods[chosen].final.mean if chosen in methods else None
 
 
 @contextmanager

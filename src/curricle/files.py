@@ -6,6 +6,7 @@ state or the new one, never something between.
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,24 +28,34 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, *, keep_if_holds: str | None = None) -> Iterator[Path]:
     """Give an empty folder to fill, which becomes `path` when the block ends without an error.
 
-    A folder that is already there is replaced.
+    Args:
+        path: Final place.
+        keep_if_holds: Name of a file by which a folder that another process has made meanwhile
+            is known to be whole, and stays. None replaces whatever is there.
+
+    Yields:
+        The folder to fill.
+
+    Raises:
+        OSError: If the disk refuses; nothing is left behind.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in (*temporary.iterdir(), temporary):
             _flush(file)
-        _flush(temporary)
-        if path.exists():
+        if path.exists() and keep_if_holds is None:
             shutil.rmtree(path)
         temporary.rename(path)
         _flush(path.parent)
+    except OSError:
+        # Losing the race against another process that builds the same thing is no error.
+        if keep_if_holds is None or not (path / keep_if_holds).is_file():
+            raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -174,14 +174,20 @@ def override(data: Plain, assignments: Sequence[str]) -> Plain:
     read as YAML, and the field's own type judges it when the data are parsed.
 
     Raises:
-        SpecError: If an assignment has no `=` or its path runs through something without fields.
+        SpecError: If an assignment has no `=`, its value is not YAML, or its path runs through
+            something without fields.
     """
-    result = json.loads(json.dumps(data))
+    # A round trip, because YAML's aliases are one object in several places. Dates become texts.
+    result = json.loads(json.dumps(data, default=str))
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals or not path:
             raise SpecError(f"{assignment!r} must have the form path=value")
-        _assign(result, path, yaml.safe_load(text) if text else "")
+        try:
+            new = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError:
+            raise SpecError(f"{path!r} must be set to a value in YAML; got {text!r}") from None
+        _assign(result, path, new)
     return dict(result)
 
 

@@ -17,6 +17,8 @@ References:
 """
 
 import inspect
+import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
@@ -31,12 +33,13 @@ from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden, Normalize, Positions
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Gaussian, Projection
-from curricle.specs import checked
+from curricle.specs import checked, parse
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Schedule = Literal["global", "own"]
 State = Literal["keep", "reset"]
 Trains = Literal["up_to", "own", "all"]
+Stages = Annotated[tuple[Stage, ...], Field(min_length=1)]
 
 
 @runtime_checkable
@@ -113,8 +116,10 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
         that is public.
     """
     chosen = uniform(pairs) if isinstance(pairs, int) else pairs
+    if not chosen:
+        raise SpecError(f"'pairs' must hold at least one layer pair; got {chosen}")
     lengths = durations or _equal_parts(total, share, len(chosen))
-    if not chosen or len(chosen) != len(lengths):
+    if len(chosen) != len(lengths):
         raise SpecError(
             f"'durations' must be as many as the {len(chosen)} pairs; got {len(lengths)}"
         )
@@ -185,7 +190,9 @@ def progressive(
         [PD], section 3 and the released code's refresh rule. Deviation: before the first
         checkpoint the first one teaches.
     """
-    steps = tuple(trajectory.steps if isinstance(trajectory, HasSteps) else trajectory or ())
+    listed = trajectory.steps if isinstance(trajectory, HasSteps) else trajectory
+    given = {"trajectory": () if listed is None else listed}
+    steps: tuple[int, ...] = parse(dict[str, tuple[int, ...]], given)["trajectory"]
     if not steps or sorted(set(steps)) != list(steps):
         raise SpecError(f"'trajectory' must hold ascending checkpoint steps; got {steps}")
     if refresh is not None and durations is not None:
@@ -200,7 +207,8 @@ def progressive(
         lengths = durations or _equal_parts(total, 1 - 1 / len(steps), len(steps) - 1)
         if len(lengths) != len(steps) - 1:
             raise SpecError(
-                f"'durations' must be one fewer than the {len(steps)} checkpoints; got {len(lengths)}"
+                f"'durations' must be one fewer than the {len(steps)} checkpoints; "
+                f"got {len(lengths)}"
             )
         plan = list(zip(steps, (*lengths, _rest(total, lengths)), strict=True))
     stages = [
@@ -243,7 +251,7 @@ def from_labels(*, total: AnyDuration, name: str = "from_labels") -> Curriculum:
 
 
 @checked
-def staged(*, total: AnyDuration, stages: tuple[Stage, ...], name: str = "staged") -> Curriculum:
+def staged(*, total: AnyDuration, stages: Stages, name: str = "staged") -> Curriculum:
     """Return a curriculum from stages written out one by one.
 
     Args:
@@ -254,8 +262,12 @@ def staged(*, total: AnyDuration, stages: tuple[Stage, ...], name: str = "staged
     Raises:
         SpecError: If the stages do not add up to `total`.
     """
-    if _rest(total, [stage.duration for stage in stages[:-1]]) != stages[-1].duration:
-        raise SpecError(f"'stages' must add up to 'total' {total}; they do not")
+    rest, last = _rest(total, [stage.duration for stage in stages[:-1]]), stages[-1]
+    if rest != last.duration:
+        raise SpecError(
+            f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
+            f"{rest}; got {last.duration}"
+        )
     return Curriculum(name=name, stages=stages)
 
 
@@ -299,15 +311,23 @@ def build(
 
 
 def _equal_parts(total: Duration, share: float, parts: int) -> tuple[Duration, ...]:
-    """Return `parts` equal lengths that make up `share` of the total; at least one unit each."""
-    if parts == 0:
-        return ()
-    each = max(1, round(total.number * share / parts))
-    return (Duration(number=each, unit=total.unit),) * parts
+    """Return lengths that make up `share` of the total and differ by one unit at most."""
+    # Rounding the borders instead of the lengths keeps the rounding errors from adding up.
+    borders = [
+        math.floor(total.number * share * part / max(parts, 1) + 0.5) for part in range(parts + 1)
+    ]
+    return tuple(
+        Duration(number=max(1, end - start), unit=total.unit)
+        for start, end in itertools.pairwise(borders)
+    )
 
 
 def _rest(total: Duration, lengths: Sequence[Duration]) -> Duration:
-    """Return what the lengths leave of the total."""
+    """Return what the lengths leave of the total.
+
+    Raises:
+        SpecError: If they leave nothing or are in another unit.
+    """
     for length in lengths:
         if length.unit != total.unit:
             raise SpecError(f"'durations' must be in {total.unit} like 'total'; got {length}")
@@ -323,12 +343,17 @@ def _rest(total: Duration, lengths: Sequence[Duration]) -> Duration:
 def _refreshed(
     steps: tuple[int, ...], total: Duration, refresh: int, speed: float
 ) -> list[tuple[int, Duration]]:
-    """Return (checkpoint, length) by the refresh rule, equal neighbors joined."""
+    """Return (checkpoint, length) by the refresh rule, equal neighbors joined.
+
+    Raises:
+        SpecError: If the total is not in steps or `refresh` is not positive.
+    """
     if total.unit != "steps" or refresh < 1:
         raise SpecError(f"'refresh' must be positive and 'total' in steps; got {refresh}, {total}")
     plan: list[tuple[int, int]] = []
     for start in range(0, total.number, refresh):
-        bound = speed * (1 + start // refresh) * refresh
+        # The small term keeps 0.29 * 100 = 28.999999999999996 from missing checkpoint 29.
+        bound = speed * ((1 + start // refresh) * refresh) + 1e-6
         step = max((step for step in steps if step <= bound), default=steps[0])
         length = min(refresh, total.number - start)
         if plan and plan[-1][0] == step:

@@ -14,9 +14,6 @@ which version they were made. Nothing here needs the `tokenizers` package.
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ import numpy as np
 from jaxtyping import Integer, UInt
 
 from curricle.errors import CheckpointError, DataError, SpecError
+from curricle.files import new_folder
 from curricle.specs import Plain, fingerprint, parse, plain, value
 
 FORMAT = 1
@@ -151,25 +149,10 @@ def write_folder(folder: Path, fill: Callable[[Path], Plain]) -> None:
     Args:
         folder: Final place; if another process has made it meanwhile, that one is kept.
         fill: Writes the files into the folder it is given and returns the manifest.
-
-    Raises:
-        OSError: If the disk refuses; nothing is left behind.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=".building-", dir=folder.parent))
-    try:
+    with new_folder(folder, keep_if_holds=MANIFEST) as building:
         manifest = {"format": FORMAT} | fill(building)
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        for path in (*building.iterdir(), building):
-            _flush(path)
-        building.rename(folder)
-        _flush(folder.parent)
-    except OSError:
-        # Losing the race against another process that builds the same thing is no error.
-        if not (folder / MANIFEST).is_file():
-            raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> Plain:
@@ -239,12 +222,3 @@ def _dtype(vocabulary: Vocabulary) -> np.dtype[np.unsignedinteger]:
 
 def _digest(sha256: str, vocabulary: Vocabulary) -> str:
     return fingerprint({"tokens": sha256, "vocabulary": plain(vocabulary)})
-
-
-def _flush(path: Path) -> None:
-    """Ask the disk to keep what was written to a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -117,6 +117,7 @@ def _each(inputs: Inputs, change: "TensorMap") -> Inputs:
     return {name: change(tensor) for name, tensor in inputs.items()}
 
 
+@runtime_checkable
 class TensorMap(Protocol):
     """A function from a tensor to a tensor."""
 

@@ -6,18 +6,21 @@ one step of each stage is measured first, and each strategy gets as many steps a
 for: cheap stages buy more of them.
 """
 
+import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Literal, final
 
+import torch
 from pydantic import BeforeValidator, Field
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import SpecError
 from curricle.specs import value
-from curricle.training.binding import BoundRun
+from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import stepping
 
 PROVISIONAL = Duration(number=1_000_000)
@@ -47,7 +50,8 @@ class Budget:
             SpecError: If it is a budget of FLOPs or seconds, or not a whole number.
         """
         unit = self.unit
-        if unit == "flops" or unit == "seconds" or self.number != int(self.number):  # noqa: PLR1714 - narrows the literal
+        # Not `unit in (...)`, which would not tell the type checker what is left.
+        if unit == "flops" or unit == "seconds" or self.number != int(self.number):
             raise SpecError(
                 f"'budget' must be a whole number of steps, examples or tokens; got {self}"
             )
@@ -99,21 +103,27 @@ def fitted(
     if limit.is_length:
         return build(limit.duration())
     run = bound(build(PROVISIONAL))
-    costs: Sequence[float]
+    each: Sequence[float]
     if limit.unit == "flops":
-        costs = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
+        each = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
     else:
-        costs = seconds_per_step(run)
-    return build(Duration(number=_longest(limit, build, run, costs)))
+        each = seconds_per_step(run)
+    names = [stage.declared.name for stage in run.stages]
+    return build(Duration(number=_longest(limit, build, run, dict(zip(names, each, strict=True)))))
 
 
 def _longest(
     limit: Budget,
     build: Callable[[Duration], Curriculum],
     run: BoundRun,
-    costs: Sequence[float],
+    costs: Mapping[str, float],
 ) -> int:
-    """Return the largest number of steps whose cost stays within the budget, by bisection."""
+    """Return the largest number of steps whose cost stays within the budget, by bisection.
+
+    Raises:
+        SpecError: If the budget does not pay for the shortest curriculum.
+    """
+    dearest = max(costs.values())
 
     def cost(steps: int) -> float:
         try:
@@ -121,12 +131,9 @@ def _longest(
         except SpecError:
             # Too short for the strategy's fixed stages.
             return 0.0 if steps < run.num_steps else float("inf")
-        sizes = {
-            "batch_size": run.stream.batch_size,
-            "tokens_per_batch": run.stream.tokens_per_batch,
-        }
-        lengths = [stage.duration.steps(**sizes) for stage in stages]
-        return sum(length * each for length, each in zip(lengths, costs, strict=True))
+        # How many stages there are may depend on the length; only far beyond the provisional one
+        # can there be stages that have not been measured.
+        return sum(stage.duration.number * costs.get(stage.name, dearest) for stage in stages)
 
     low, high = 0, 1
     while cost(high) <= limit.number and high < 10**12:
@@ -143,22 +150,29 @@ def _longest(
 
 def seconds_per_step(run: BoundRun) -> list[float]:
     """Return the median seconds of one step of each stage; the student's weights come back."""
+    if run.settings.threads is not None:
+        torch.set_num_threads(run.settings.threads)
     module = run.student.module
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     was_training = module.training
     module.train()
-    medians = []
-    for stage in run.stages:
-        optimizer = run.optimizer.build(module.parameters())
-        with stepping(run, stage, optimizer) as stepper:
-            times = []
-            for step in range(WARM_UP_STEPS + TIMED_STEPS):
-                started = time.perf_counter()
-                stepper.step(step)
-                times.append(time.perf_counter() - started)
-        medians.append(statistics.median(times[WARM_UP_STEPS:]))
-    if run.teacher is not None:
-        run.teacher.use("final")
+    with nullcontext() if run.teacher is None else run.teacher.teaching():
+        medians = [statistics.median(_times(run, stage)) for stage in run.stages]
     module.load_state_dict(kept)
     module.train(was_training)
     return medians
+
+
+def _times(run: BoundRun, stage: BoundStage) -> list[float]:
+    """Return the seconds of some steps of a stage."""
+    # A step costs the same with any weights, and the checkpoints need not be there yet.
+    timed = dataclasses.replace(
+        stage, declared=dataclasses.replace(stage.declared, teacher="final")
+    )
+    times = []
+    with stepping(run, timed, run.optimizer.build(run.student.module.parameters())) as stepper:
+        for step in range(WARM_UP_STEPS + TIMED_STEPS):
+            started = time.perf_counter()
+            stepper.step(step)
+            times.append(time.perf_counter() - started)
+    return times[WARM_UP_STEPS:]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from curricle.curriculum.durations import Duration
+from curricle.errors import SpecError, near_names
 from curricle.experiments.budgets import Budget
 from curricle.experiments.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.experiments.tasks import ParityTask, TextTask
@@ -78,6 +79,17 @@ DEMOS: Mapping[str, Callable[[str], RunSpec]] = MappingProxyType(
     {"parity": parity_demo, "text": text_demo}
 )
 """The demos by name."""
+
+
+def demo_spec(name: str, output_dir: str) -> RunSpec:
+    """Return the spec of a demo.
+
+    Raises:
+        SpecError: If there is no such demo.
+    """
+    if name not in DEMOS:
+        raise SpecError(f"{name!r} is not a demo; {near_names(name, DEMOS)}")
+    return DEMOS[name](output_dir)
 
 
 def _encoder(*, layers: int, width: int, heads: int) -> HuggingFaceSpec:

@@ -4,9 +4,11 @@ A run folder holds `spec.yaml` (what was asked for), `run.json` (by which comman
 teacher's own run with its trajectory) and the student's run: at the top for `distill`, below
 `students/<strategy>/seed-<n>` for `compare`. A teacher that is there already, taught by the same
 spec, is used again.
+
+Design: `rehearse` binds everything that will be trained before the first step, so that a mistake
+in the last strategy does not show only after the teacher and all others have cost their time.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +16,23 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.stages import Curriculum
+from curricle.curriculum.stages import Curriculum, TeacherReference
 from curricle.curriculum.strategies import build, from_labels
-from curricle.errors import CheckpointError
-from curricle.experiments.budgets import fitted
+from curricle.errors import BindError
+from curricle.experiments.budgets import PROVISIONAL, fitted
+from curricle.experiments.folders import (
+    STUDENTS,
+    TEACHER,
+    claim_teacher,
+    end_of,
+    is_claimed,
+    recorded_steps,
+)
 from curricle.experiments.spec import Model, RunSpec, given
 from curricle.experiments.tasks import TaskData
-from curricle.files import write_text
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
-from curricle.records import EndRecord, read_records
-from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
+from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import (
     TrajectoryWriter,
@@ -32,11 +40,11 @@ from curricle.teachers.trajectory import (
     open_trajectory,
 )
 from curricle.training.binding import BoundRun, bind
-from curricle.training.engine import FINISHED, RECORDS, Observer, Outputs, execute
+from curricle.training.engine import FINISHED, Observer, Outputs, execute
 from curricle.training.evaluation import label_metrics
+from curricle.training.optimizers import Optimizer
 
-SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
-TRAJECTORY, TAUGHT, EXPORT = "trajectory", "taught.json", "student"
+TRAJECTORY, EXPORT = "trajectory", "student"
 
 
 @runtime_checkable
@@ -57,6 +65,8 @@ class StudentRun:
     """Name of the strategy."""
     curriculum: Mapping[str, Any]
     """The strategy's `kind` and arguments."""
+    optimizer: Optimizer
+    """How the student is trained."""
     seed: int
     """Seed of the student."""
     folder: Path
@@ -67,48 +77,6 @@ class StudentRun:
         return f"{self.name} seed {self.seed}"
 
 
-def start(spec: RunSpec, command: str) -> None:
-    """Claim the run folder for a new run.
-
-    Raises:
-        CheckpointError: If it already holds a run.
-    """
-    folder = spec.folder
-    taken = [name for name in (RECORDS, STUDENTS, COMMAND) if (folder / name).exists()]
-    taught_only = taken == [COMMAND] and read_command(folder) == "teach" and command != "teach"
-    if taken and not taught_only:
-        raise CheckpointError(
-            f"'output_dir' {str(folder)!r} must not hold a run already; "
-            f"use 'curricle resume {folder}' or another folder"
-        )
-    write_text(folder / SPEC, to_yaml(spec))
-    write_text(folder / COMMAND, json.dumps({"command": command}))
-
-
-def read_command(folder: Path) -> str:
-    """Return the command that made a run folder.
-
-    Raises:
-        CheckpointError: If the folder holds no run.
-    """
-    try:
-        return str(json.loads((folder / COMMAND).read_text())["command"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{str(folder)!r} must be a run folder: {error}") from None
-
-
-def has_spec(folder: Path) -> bool:
-    """Return whether a folder was made by a command that stores its spec."""
-    return (folder / SPEC).is_file()
-
-
-def stored_spec(folder: Path) -> RunSpec:
-    """Return the spec in a run folder, with the folder as it is called now."""
-    data = read_yaml(folder / SPEC) | {"output_dir": str(folder)}
-    spec: RunSpec = parse(RunSpec, data, source=str(folder / SPEC))
-    return spec
-
-
 def student_runs(spec: RunSpec) -> list[StudentRun]:
     """Return the runs of a comparison, strategy by strategy within each seed."""
     strategies = given(spec.strategies, "strategies", "compare")
@@ -116,6 +84,7 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
         StudentRun(
             name=name,
             curriculum=strategy.curriculum,
+            optimizer=strategy.optimizer or spec.optimizer,
             seed=seed,
             folder=spec.folder / STUDENTS / name / f"seed-{seed}",
         )
@@ -127,7 +96,28 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
 def single_run(spec: RunSpec) -> StudentRun:
     """Return the run of `distill`."""
     call = given(spec.curriculum, "curriculum", "distill")
-    return StudentRun(name=str(call["kind"]), curriculum=call, seed=spec.seed, folder=spec.folder)
+    return StudentRun(
+        name=str(call["kind"]),
+        curriculum=call,
+        optimizer=spec.optimizer,
+        seed=spec.seed,
+        folder=spec.folder,
+    )
+
+
+def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
+    """Bind the teacher's training and students as they will be bound, without training.
+
+    Args:
+        spec: What is to be run.
+        students: Students whose mistakes shall show now.
+    """
+    if spec.teacher.total is not None:
+        _teaching(spec, _open_task(spec, spec.seed))
+    # To measure seconds a student has to train; everything else can be checked without.
+    length = PROVISIONAL if _is_timed(spec) else None
+    for student in students:
+        _planned(spec, student, length)
 
 
 def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
@@ -136,29 +126,13 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
     Args:
         spec: What to run.
         observers: Told of every record.
-
-    Raises:
-        CheckpointError: If the folder holds another spec's teacher.
     """
-    if spec.teacher.total is None:
-        return
     folder = spec.folder / TEACHER
-    digest = fingerprint(
-        [plain(spec.task), plain(spec.teacher), plain(_optimizer(spec)), spec.seed]
-    )
-    if not _claim(folder, digest):
+    if spec.teacher.total is None or (is_claimed(spec) and end_of(folder) is not None):
         return
     data = _open_task(spec, spec.seed)
-    model = _build(spec.teacher.model, data, spec.seed, "teacher")
-    run = bind(
-        from_labels(total=spec.teacher.total, name="teacher"),
-        student=model,
-        teacher=None,
-        stream=data.stream,
-        optimizer=_optimizer(spec),
-        settings=spec.engine,
-        seed=spec.seed,
-    )
+    run = _teaching(spec, data)
+    claim_teacher(spec)
     writer = TrajectoryWriter(folder / TRAJECTORY, spec.trajectory_steps())
     outputs = Outputs(folder=folder, observers=tuple(observers), trajectory=writer, task=data.name)
     _execute(spec, run, data, outputs)
@@ -167,17 +141,21 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
 def train_student(
     spec: RunSpec, student: StudentRun, observers: Sequence[Observer] = ()
 ) -> EndRecord:
-    """Train one student, or go on with it where it stopped.
+    """Return the last record of a student after training it, or the rest of it.
 
     Args:
         spec: What to run.
         student: Which student.
         observers: Told of every record.
     """
-    if is_complete(student.folder):
-        return _last_record(student.folder)
+    end = end_of(student.folder)
+    if end is not None:
+        return end
     data = _open_task(spec, student.seed)
-    run = _bound(spec, student, data, _taught(spec, data))
+    # What seconds pay for is measured once; a run that goes on keeps the length it began with.
+    begun = recorded_steps(student.folder) if _is_timed(spec) else None
+    length = None if begun is None else Duration(number=begun)
+    run = _bound(spec, student, data, _taught(spec, data), length=length)
     outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
     return _execute(spec, run, data, outputs)
 
@@ -189,16 +167,57 @@ def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
         spec: What to run.
         student: Which student.
     """
+    return _planned(spec, student, None)
+
+
+def _is_timed(spec: RunSpec) -> bool:
+    return spec.budget is not None and spec.budget.unit == "seconds"
+
+
+def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> BoundRun:
     data = _open_task(spec, student.seed)
+    if spec.teacher.total is None:
+        teacher = _taught(spec, data)
+        run = _bound(spec, student, data, teacher, length=length)
+        teacher.check(run.teachers)
+        return run
     teacher = LiveTeacher(_build(spec.teacher.model, data, spec.seed, "teacher"))
-    return _bound(spec, student, data, teacher)
+    run = _bound(spec, student, data, teacher, length=length)
+    _check_checkpoints(spec, student, run.teachers)
+    return run
 
 
-def _bound(spec: RunSpec, student: StudentRun, data: TaskData, teacher: LiveTeacher) -> BoundRun:
-    """Return a student's run bound to its models and data."""
+def _check_checkpoints(
+    spec: RunSpec, student: StudentRun, references: Sequence[TeacherReference]
+) -> None:
+    """Check that a student reads only checkpoints which the teacher's training will keep.
+
+    Raises:
+        BindError: If not.
+    """
+    kept = spec.trajectory_steps()
+    for reference in references:
+        if reference not in ("final", *kept):
+            raise BindError(
+                f"{student.name!r}: 'teacher' checkpoint must be one of {list(kept)}; "
+                f"got {reference}"
+            )
+
+
+def _bound(
+    spec: RunSpec,
+    student: StudentRun,
+    data: TaskData,
+    teacher: LiveTeacher,
+    *,
+    length: Duration | None,
+) -> BoundRun:
+    """Return a student's run bound to its models and data, at the budget's length by default.
+
+    Raises:
+        BindError: If the parts do not fit; the strategy is named.
+    """
     model = _build(given(spec.student, "student", "distill"), data, student.seed, "student")
-    strategy = spec.strategies.get(student.name)
-    optimizer = strategy.optimizer if strategy is not None else None
 
     def curriculum(total: Duration) -> Curriculum:
         steps = spec.trajectory_steps()
@@ -210,23 +229,31 @@ def _bound(spec: RunSpec, student: StudentRun, data: TaskData, teacher: LiveTeac
             student=model,
             teacher=teacher,
             stream=data.stream,
-            optimizer=optimizer or spec.optimizer,
+            optimizer=student.optimizer,
             settings=spec.engine,
             seed=student.seed,
         )
 
-    return bound(fitted(given(spec.budget, "budget", "distill"), curriculum, bound))
+    limit = given(spec.budget, "budget", "distill")
+    try:
+        if length is not None:
+            return bound(curriculum(length))
+        return bound(fitted(limit, curriculum, bound))
+    except BindError as error:
+        raise BindError(f"{student.name!r}: {error}") from None
 
 
-def is_complete(folder: Path) -> bool:
-    """Return whether a run folder holds a finished run."""
-    records = folder / RECORDS
-    return records.is_file() and any(isinstance(one, EndRecord) for one in read_records(records))
-
-
-def _last_record(folder: Path) -> EndRecord:
-    ends = [one for one in read_records(folder / RECORDS) if isinstance(one, EndRecord)]
-    return ends[-1]
+def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
+    """Return the teacher's training, bound."""
+    return bind(
+        from_labels(total=given(spec.teacher.total, "teacher.total", "teach"), name="teacher"),
+        student=_build(spec.teacher.model, data, spec.seed, "teacher"),
+        teacher=None,
+        stream=data.stream,
+        optimizer=spec.teacher.optimizer or spec.optimizer,
+        settings=spec.engine,
+        seed=spec.seed,
+    )
 
 
 def _execute(spec: RunSpec, run: BoundRun, data: TaskData, outputs: Outputs) -> EndRecord:
@@ -237,24 +264,6 @@ def _execute(spec: RunSpec, run: BoundRun, data: TaskData, outputs: Outputs) -> 
     if outputs.folder is not None and isinstance(module, _Exportable):
         module.save_pretrained(str(outputs.folder / EXPORT))
     return end
-
-
-def _claim(folder: Path, digest: str) -> bool:
-    """Return whether the teacher in a folder is still to be taught."""
-    claim = folder / TAUGHT
-    if not claim.is_file():
-        write_text(claim, json.dumps({"spec": digest}))
-        return True
-    found = json.loads(claim.read_text()).get("spec")
-    if found != digest:
-        raise CheckpointError(
-            f"{str(folder)!r} must hold the teacher of this spec; its digest is {found}, not {digest}"
-        )
-    return not is_complete(folder)
-
-
-def _optimizer(spec: RunSpec) -> Any:  # noqa: ANN401 - a union that mypy cannot name here
-    return spec.teacher.optimizer or spec.optimizer
 
 
 def _open_task(spec: RunSpec, seed: int) -> TaskData:

@@ -6,11 +6,12 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 """
 
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
-from curricle.curriculum.durations import AnyDuration
+from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.strategies import build
 from curricle.errors import CurricleError, SpecError, near_names
 from curricle.experiments.budgets import PROVISIONAL, AnyBudget
@@ -18,11 +19,14 @@ from curricle.experiments.tasks import Task
 from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.specs import override, parse, plain, read_yaml, value
+from curricle.teachers.trajectory import hugging_face_steps
 from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 
 Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
-Name = Annotated[str, Field(pattern=r"^[\w.+-]+$")]
+Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$")]
+MODELS = MappingProxyType({"parity": ("mlp",), "text": ("hf", "pretrained")})
+"""Kinds of models that can read the data of a task."""
 
 
 @final
@@ -97,7 +101,7 @@ class RunSpec:
 
     seed: int = 0
     """Seed of the teacher, and of the student in `distill`."""
-    output_dir: str
+    output_dir: str = Field(min_length=1)
     """Run folder; must not hold a run yet."""
     cache_dir: str = "runs/cache"
     """Where tokenized texts are kept for all runs."""
@@ -123,19 +127,15 @@ class RunSpec:
     """Device, precision and intervals."""
 
     def __post_init__(self) -> None:
-        """Check that strategies exist and take the arguments they are given.
+        """Check what can be seen without opening the task or building a model.
 
         Raises:
-            SpecError: If not; the strategy is named.
+            SpecError: If models do not suit the task, a strategy does not exist or take its
+                arguments, or the target names none.
         """
-        calls = {
-            f"strategies.{name}.curriculum": one.curriculum for name, one in self.strategies.items()
-        }
-        if self.curriculum is not None:
-            calls["curriculum"] = self.curriculum
-        limit = self.budget
-        total = limit.duration() if limit is not None and limit.is_length else PROVISIONAL
-        for path, call in calls.items():
+        self._check_models()
+        total = self._total()
+        for path, call in self._calls().items():
             try:
                 build(call, total=total, trajectory=self.trajectory_steps())
             except CurricleError as error:
@@ -148,6 +148,29 @@ class RunSpec:
         if len(set(self.seeds)) != len(self.seeds):
             raise SpecError(f"'seeds' must differ; got {list(self.seeds)}")
 
+    def _check_models(self) -> None:
+        models = {"teacher.model": self.teacher.model, "student": self.student}
+        suitable = MODELS[self.task.kind]
+        for path, model in models.items():
+            if model is not None and model.kind not in suitable:
+                raise SpecError(
+                    f"'{path}.kind' must be {' or '.join(map(repr, suitable))} for the task "
+                    f"{self.task.kind!r}; got {model.kind!r}"
+                )
+
+    def _calls(self) -> dict[str, dict[str, Any]]:
+        """Return every strategy with its arguments by its path in the spec."""
+        calls = {
+            f"strategies.{name}.curriculum": one.curriculum for name, one in self.strategies.items()
+        }
+        return calls if self.curriculum is None else calls | {"curriculum": self.curriculum}
+
+    def _total(self) -> Duration:
+        """Return the length of a student's training as far as the spec alone tells it."""
+        if self.budget is None or not self.budget.is_length:
+            return PROVISIONAL
+        return self.budget.duration()
+
     def teacher_steps(self) -> int:
         """Return the length of the teacher's training in steps; 0 if it is pretrained."""
         if self.teacher.total is None:
@@ -159,7 +182,7 @@ class RunSpec:
         """Return the steps at which the teacher's checkpoints are or will be kept."""
         total = self.teacher_steps()
         if total == 0:
-            return tuple(range(1, len(self.teacher.folders) + 1))
+            return hugging_face_steps([Path(one) for one in self.teacher.folders])
         number = min(self.teacher.checkpoints, total)
         return tuple(sorted({round(total * i / number) for i in range(1, number + 1)}))
 

@@ -16,7 +16,7 @@ from curricle.data.parity import ParityStream
 from curricle.data.store import TokenStore
 from curricle.data.streams import Batch, Stream
 from curricle.data.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
-from curricle.errors import BindError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.specs import value
 
 EVALUATION_SEED = 0
@@ -123,11 +123,12 @@ class TextTask:
             seed: Seed of the training data.
             cache_dir: Where tokenized texts are kept.
         """
-        stores = self._stores(cache_dir)
-        size = stores["train"].vocabulary.size
-        held_out = self._stream(stores["valid"], EVALUATION_SEED, "evaluation")
+        train, valid = self._store("train", cache_dir), self._store("valid", cache_dir)
+        size = train.vocabulary.size
+        stream = self._stream(train, "train", seed=seed, purpose="train")
+        held_out = self._stream(valid, "valid", seed=EVALUATION_SEED, purpose="evaluation")
         return TaskData(
-            stream=self._stream(stores["train"], seed, "train"),
+            stream=stream,
             evaluation=evaluation_batches(held_out, self.evaluation_batches),
             num_inputs=size,
             num_classes=size,
@@ -135,35 +136,49 @@ class TextTask:
             name=f"{self.objective} tokens of {Path(self.corpus).name}",
         )
 
-    def _stores(self, cache_dir: Path) -> dict[str, TokenStore]:
-        text = _text_module()
-        return {
-            split: text.open_or_build(
+    def _store(self, split: str, cache_dir: Path) -> TokenStore:
+        """Return the tokens of a split.
+
+        Raises:
+            CurricleError: If the corpus holds no text or what the cache holds is damaged.
+            DataError: If the disk refuses; its own words are given.
+        """
+        try:
+            store: TokenStore = _text_module().open_or_build(
                 self.corpus, split, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
             )
-            for split in ("train", "valid")
-        }
+        except CurricleError:
+            raise
+        except OSError as error:
+            raise DataError(
+                f"'corpus' must be readable and 'cache_dir' writable; got {error}"
+            ) from None
+        return store
 
-    def _stream(self, store: TokenStore, seed: int, purpose: str) -> Stream:
-        if self.objective == "masked":
-            return MaskedWindows(
-                store,
-                window=self.window,
-                batch_size=self.batch_size,
-                seed=seed,
-                masking=self.masking,
-                purpose=purpose,
-            )
-        return CausalWindows(
-            store, window=self.window, batch_size=self.batch_size, seed=seed, purpose=purpose
-        )
+    def _stream(self, store: TokenStore, split: str, *, seed: int, purpose: str) -> Stream:
+        """Return the windows of a split.
+
+        Raises:
+            DataError: If it is shorter than one window; corpus and split are named.
+        """
+        shape = {"window": self.window, "batch_size": self.batch_size, "seed": seed}
+        try:
+            if self.objective == "next_token":
+                return CausalWindows(store, **shape, purpose=purpose)
+            return MaskedWindows(store, **shape, masking=self.masking, purpose=purpose)
+        except DataError as error:
+            raise DataError(f"split {split!r} of corpus {self.corpus!r}: {error}") from None
 
 
 Task = Annotated[ParityTask | TextTask, Field(discriminator="kind")]
 
 
 def _text_module() -> ModuleType:
-    """Return the module that needs the `tokenizers` package, which is an extra."""
+    """Return the module that needs the `tokenizers` package, which is an extra.
+
+    Raises:
+        BindError: If that is not installed.
+    """
     try:
         return importlib.import_module("curricle.data.text")
     except ImportError as error:

@@ -20,6 +20,8 @@ from curricle.specs import value
 
 Head = Literal["masked_lm", "causal_lm"]
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+LONGEST_REASON = 200
+"""Characters that are shown of an error of transformers, some of which list every family."""
 
 
 @final
@@ -44,7 +46,8 @@ class HuggingFaceSpec:
             num_positions: Length of the sequences.
 
         Raises:
-            SpecError: If the family, or a field of its configuration, does not exist.
+            SpecError: If the family, or a field of its configuration, does not exist, or if
+                transformers builds no model from it.
         """
         del num_classes
         transformers = _transformers()
@@ -59,7 +62,7 @@ class HuggingFaceSpec:
             if name not in fields:
                 raise SpecError(
                     f"{name!r} is not a field of the {self.model_type} configuration; "
-                    f"{near_names(name, fields, most=0)}"
+                    f"{near_names(name, fields)}"
                 )
         given = {
             "vocab_size": num_inputs,
@@ -68,8 +71,18 @@ class HuggingFaceSpec:
             "pad_token_id": 0,
             **{name: None for name in SPECIAL_TOKENS if name in fields},
         } | self.config
-        config = transformers.AutoConfig.for_model(self.model_type, **given)
-        return tapped(_auto(transformers, self.head).from_config(config))
+        try:
+            config = transformers.AutoConfig.for_model(self.model_type, **given)
+            model = _auto(transformers, self.head).from_config(config)
+        except Exception as error:
+            # What families raise for a wrong field has no common base.
+            words = " ".join(str(error).split())[:LONGEST_REASON]
+            raise SpecError(
+                f"'config' must describe a {self.model_type} model with head {self.head!r}; "
+                f"transformers says: {words}"
+            ) from error
+        _check_sizes(model.config, num_inputs, num_positions)
+        return tapped(model)
 
 
 @final
@@ -89,12 +102,12 @@ class PretrainedSpec:
         Args:
             num_inputs: Size of the task's vocabulary.
             num_classes: Not used; a language model predicts its vocabulary.
-            num_positions: Not used; the model has its own limit.
+            num_positions: Length of the sequences.
 
         Raises:
             BindError: If the folder is missing or its vocabulary is not the task's.
         """
-        del num_classes, num_positions
+        del num_classes
         if not Path(self.path, "config.json").is_file():
             raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
         transformers = _transformers()
@@ -107,7 +120,23 @@ class PretrainedSpec:
                 f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries; "
                 f"got {model.config.vocab_size}"
             )
+        _check_sizes(model.config, num_inputs, num_positions)
         return tapped(model)
+
+
+def _check_sizes(config: Any, num_inputs: int, num_positions: int) -> None:  # noqa: ANN401
+    """Check that a model has room for a task's tokens and positions.
+
+    Raises:
+        BindError: If not; the field of its configuration is named.
+    """
+    least = {"vocab_size": num_inputs, "max_position_embeddings": num_positions}
+    for name, number in least.items():
+        found = getattr(config, name, number)
+        if isinstance(found, int) and found < number:
+            raise BindError(
+                f"{name!r} of the model must be at least the task's {number}; got {found}"
+            )
 
 
 def _auto(transformers: ModuleType, head: Head) -> Any:  # noqa: ANN401 - a class chosen by name

@@ -24,6 +24,7 @@ from curricle.errors import BindError, near_names
 from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
 
 
+@final
 class _Enough(BaseException):
     """Ends a forward pass. Not an `Exception`, so that model code cannot swallow it."""
 
@@ -114,12 +115,18 @@ class HookedModel:
         return Place(block.path, block.call, tap=str(number))
 
     def reading(self, places: Iterable[Place], *, logits: bool) -> AbstractContextManager[Reader]:
-        """Open a reading of some places and, if wanted, of the logits."""
+        """Return an open reading of some places and, if wanted, of the logits."""
         return self._open(tuple(dict.fromkeys(places)), logits=logits)
 
     @contextmanager
     def _open(self, places: tuple[Place, ...], *, logits: bool) -> Iterator[Reader]:
-        reading = _Reading(self._module, places, logits, self._head, self._width_axis)
+        reading = _Reading(
+            self._module,
+            places=places,
+            wants_logits=logits,
+            head=self._head,
+            width_axis=self._width_axis,
+        )
         with ExitStack() as stack:
             for path, side in {(place.path, place.side): None for place in places}:
                 target = self._modules[path]
@@ -159,19 +166,23 @@ class _Reading:
     def __init__(
         self,
         module: nn.Module,
+        *,
         places: tuple[Place, ...],
-        logits: bool,  # noqa: FBT001 - private, always passed by `_open`
+        wants_logits: bool,
         head: str | None,
         width_axis: int,
     ) -> None:
         self._module = module
         self._wanted = places
-        self._wants_logits = logits
+        self._wants_logits = wants_logits
         self._has_head = head is not None
+        # A tap inside the head shows all positions, so then the head has to run on all of them.
+        self._gathers = not any(f"{place.path}.".startswith(f"{head}.") for place in places)
         self._width_axis = width_axis
         self._running = False
         self._selected: Tensor | None = None
         self._hidden: dict[Place, Tensor] = {}
+        self._versions: list[int] = []
         self._logits: Tensor | None = None
         self._calls: Counter[tuple[str, str]] = Counter()
 
@@ -182,6 +193,7 @@ class _Reading:
         self, inputs: Inputs, selected: Tensor | None, keywords: Mapping[str, object]
     ) -> Activations:
         self._hidden, self._logits, self._selected = {}, None, selected
+        self._versions.clear()
         self._calls.clear()
         self._running = True
         try:
@@ -199,6 +211,7 @@ class _Reading:
             # A reading outlives its passes: it must not keep their graphs alive.
             hidden, logits = self._hidden, self._logits
             self._hidden, self._logits, self._selected = {}, None, None
+        self._check_unchanged(hidden)
         return Activations(hidden, logits)
 
     def seen(self, path: str, side: str, output: object) -> None:
@@ -210,6 +223,7 @@ class _Reading:
         if place not in self._wanted:
             return
         state = _first_tensor(output, place)
+        self._versions.append(_version(state))
         axis = self._width_axis
         self._hidden[place] = state if axis in (-1, state.ndim - 1) else state.movedim(axis, -1)
         self._stop_if_complete()
@@ -217,18 +231,25 @@ class _Reading:
     def gather(
         self, _module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
     ) -> tuple[tuple[object, ...], dict[str, object]]:
-        if not self._running or self._selected is None:
+        if not (self._running and self._gathers) or self._selected is None:
             return args, keywords
-        state = args[0]
+        state = args[0] if args else next(iter(keywords.values()), None)
         if not isinstance(state, Tensor):
             raise BindError(f"'head' must receive hidden states first; got {type(state).__name__}")
-        return (state.flatten(0, -2)[self._selected], *args[1:]), keywords
+        rows = state.flatten(0, -2)[self._selected]
+        if args:
+            return (rows, *args[1:]), keywords
+        return args, {**keywords, next(iter(keywords)): rows}
 
     def take_logits(self, _module: nn.Module, _args: object, output: object) -> None:
         if not self._running:
             return
-        self._logits = _first_tensor(output, Place("head"))
+        logits = _first_tensor(output, Place("logits"))
+        self._logits = logits if self._gathers else self._select(logits)
         self._stop_if_complete()
+
+    def _select(self, logits: Tensor) -> Tensor:
+        return logits if self._selected is None else logits.flatten(0, -2)[self._selected]
 
     def _stop_if_complete(self) -> None:
         if len(self._hidden) < len(self._wanted):
@@ -243,10 +264,19 @@ class _Reading:
         if self._wants_logits and self._has_head:
             raise BindError("'head' must be reached by forward; it was not")
         if self._wants_logits:
+            if isinstance(output, Mapping):
+                output = output.get("logits", output)
             logits = output.logits if isinstance(output, _HasLogits) else output
-            logits = _first_tensor(logits, Place(""))
-            flat = self._selected is None
-            self._logits = logits if flat else logits.flatten(0, -2)[self._selected]
+            self._logits = self._select(_first_tensor(logits, Place("logits")))
+
+    def _check_unchanged(self, hidden: Mapping[Place, Tensor]) -> None:
+        for (place, state), version in zip(hidden.items(), self._versions, strict=True):
+            if _version(state) != version:
+                raise BindError(
+                    f"tap {str(place)!r} must keep its value to the end of a pass, but a later "
+                    f"module changes it in place (as ReLU(inplace=True) does); name that module "
+                    f"instead"
+                )
 
 
 @final
@@ -265,8 +295,17 @@ class _Hook:
         self._reading.seen(self._path, self._side, output)
 
 
+def _version(state: Tensor) -> int:
+    """Return how often a tensor has been changed in place, as far as torch counts it."""
+    return 0 if state.is_inference() else state._version  # noqa: SLF001 - torch has no other name
+
+
 def _first_tensor(output: object, place: Place) -> Tensor:
-    """Return the hidden state in an output: a tensor, or the first one in a tuple or mapping."""
+    """Return the hidden state in an output: a tensor, or the first one in a tuple or mapping.
+
+    Raises:
+        BindError: If there is none.
+    """
     if isinstance(output, Tensor):
         return output
     items: Iterable[object] = ()

@@ -9,7 +9,8 @@ Source:
     Panigrahi et al. 2024 (arXiv 2410.05464), section on sparse parity: one hidden layer.
 """
 
-from typing import Literal, final
+from itertools import pairwise
+from typing import Annotated, Literal, final
 
 from jaxtyping import Float
 from pydantic import Field
@@ -28,8 +29,7 @@ class MLP(nn.Module):
         super().__init__()
         sizes = (num_inputs, *widths)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(before, after), nn.ReLU())
-            for before, after in zip(sizes, sizes[1:], strict=False)
+            nn.Sequential(nn.Linear(before, after), nn.ReLU()) for before, after in pairwise(sizes)
         )
         self.head = nn.Linear(sizes[-1], num_classes)
 
@@ -53,8 +53,8 @@ class MLPSpec:
     """A fully connected network, built for a task's numbers of inputs and classes."""
 
     kind: Literal["mlp"] = "mlp"
-    widths: tuple[int, ...] = Field(min_length=1)
-    """Width of each hidden layer, first to last."""
+    widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    """Width of each hidden layer, first to last; positive."""
 
     def build(self, *, num_inputs: int, num_classes: int, num_positions: int) -> HookedModel:
         """Return the network with weights from torch's global generator.

@@ -65,6 +65,7 @@ class Activations:
     """Logits at the selected positions, if they were asked for."""
 
 
+@runtime_checkable
 class Reader(Protocol):
     """One forward pass inside an open reading."""
 

@@ -37,8 +37,8 @@ def check_weights(module: nn.Module, path: Path) -> None:
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{str(path)!r} must be a safetensors file: {error}") from None
     wanted = shapes(module)
-    shared = _shared_names(module)
-    missing = [name for name in wanted if name not in found and name not in shared]
+    # Of names that share their memory the file holds one.
+    missing = [names[0] for names in _owners(module) if not any(name in found for name in names)]
     foreign = [name for name in found if name not in wanted]
     other = [name for name in found if name in wanted and wanted[name] != found[name]]
     if missing or foreign:
@@ -72,9 +72,10 @@ def architecture(module: nn.Module) -> str:
     return fingerprint([[name, list(shape)] for name, shape in shapes(module).items()])
 
 
-def _shared_names(module: nn.Module) -> set[str]:
-    """Return the names of tensors that share their memory with another name."""
-    owners: dict[int, list[str]] = {}
+def _owners(module: nn.Module) -> list[list[str]]:
+    """Return the names of every parameter and buffer, those that share their memory together."""
+    owners: dict[object, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
-        owners.setdefault(tensor.data_ptr(), []).append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
+        # Empty tensors have no memory to share.
+        owners.setdefault(tensor.data_ptr() or name, []).append(name)
+    return list(owners.values())

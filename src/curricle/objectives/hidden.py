@@ -4,7 +4,7 @@ The teacher's state goes through a fixed random projection to the student's widt
 fitted to it by mean squared error. The projection is part of the bound objective, never of the
 student, so an exported student holds nothing but itself.
 
-Axes: leading (example, position), row (counted positions), width.
+Axes: leading (example, position), row (counted positions), selected, width.
 
 Unit: squared units of the (normalized) student state, mean over its width. With layer
 normalization the value lies between 0 (equal) and 4 (opposite), 2 for unrelated states.
@@ -13,12 +13,12 @@ Source:
     Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 1.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
@@ -27,7 +27,14 @@ from curricle.errors import BindError
 from curricle.models.tapped import Activations, Tap, TappedModel
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
 from curricle.objectives.projections import Gaussian, Projection
-from curricle.objectives.terms import BoundObjective, Reads, Sample, required
+from curricle.objectives.terms import (
+    BoundObjective,
+    Reads,
+    Sample,
+    num_positions,
+    required,
+    rows_with_data,
+)
 from curricle.specs import value
 
 Positions = Literal["all", "selected"]
@@ -77,7 +84,7 @@ class MatchHidden:
     center: bool = False
     """Whether the mean of the projected teacher state over some batches is subtracted."""
     positions: Positions = "all"
-    """Positions that count: all that hold data, or only the selected ones."""
+    """Positions that count: all that hold data, or only the selected ones, if the data select."""
     weight: float = Field(default=1.0, gt=0)
     """Factor of the term in the stage's loss; positive."""
 
@@ -117,7 +124,12 @@ class MatchHidden:
         if rule == "auto":
             rule = "layernorm" if is_residual else "none"
         return _BoundHidden(
-            declared=self, reads=reads, rule=rule, matrix=matrix.to(student.device), mean=None
+            declared=self,
+            reads=reads,
+            rule=rule,
+            leading=student.shape[:-1],
+            matrix=matrix.to(student.device),
+            mean=None,
         )
 
 
@@ -129,15 +141,17 @@ class _BoundHidden:
     declared: MatchHidden
     reads: Reads
     rule: str
+    leading: Sequence[int]
     matrix: Float[Tensor, "student_width teacher_width"]
     mean: Float[Tensor, " student_width"] | None
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions the mean is over."""
-        return batch.num_selected if self.declared.positions == "selected" else batch.num_tokens
+        selected = self._selected(batch)
+        return num_positions(batch, self.leading) if selected is None else selected.numel()
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row student_width"]:
-        """Return the normalized projection of the teacher's state, in float32."""
+        """Return the normalized projection of the teacher's state, in float32 or autocast's."""
         projected = self._project(teacher, batch)
         centered = projected if self.mean is None else projected - self.mean
         return NORMALIZERS[self.rule](centered)
@@ -154,10 +168,13 @@ class _BoundHidden:
     def _rows(
         self, states: Float[Tensor, "*leading width"], batch: Batch
     ) -> Float[Tensor, "row width"]:
-        rows = states.flatten(0, -2)
-        if self.declared.positions == "selected":
-            return rows if batch.selected is None else rows[batch.selected]
-        return rows if batch.valid is None else rows[batch.valid.flatten()]
+        selected = self._selected(batch)
+        if selected is None:
+            return rows_with_data(states, batch)
+        return states.flatten(0, -2)[selected]
+
+    def _selected(self, batch: Batch) -> Int[Tensor, " selected"] | None:
+        return batch.selected if self.declared.positions == "selected" else None
 
     @property
     def wants_calibration(self) -> bool:
@@ -172,7 +189,7 @@ class _BoundHidden:
             projected = self._project(activations, batch)
             total = total + projected.sum(0)
             count += projected.shape[0]
-        return replace(self, mean=total / count)
+        return replace(self, mean=total / max(count, 1))
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

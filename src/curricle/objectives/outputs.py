@@ -1,14 +1,15 @@
 """How is a student's output compared with a teacher's, or with the labels of the data?
 
 Both objectives read logits at the selected positions only, so a masked language model computes
-its head where a token was masked and nowhere else.
+its head where a token was masked and nowhere else. If the data select none, logits are matched
+wherever the model gives them and the position holds data.
 
-Axes: selected (positions whose logits are wanted), class.
+Axes: leading (example, position), row (counted positions), class.
 
-Unit: nats a selected position.
+Unit: nats a counted position.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -21,7 +22,14 @@ from curricle.errors import BindError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.divergences import Divergence, ForwardKL
 from curricle.objectives.losses import cross_entropy
-from curricle.objectives.terms import BoundObjective, Reads, Sample, required
+from curricle.objectives.terms import (
+    BoundObjective,
+    Reads,
+    Sample,
+    num_positions,
+    required,
+    rows_with_data,
+)
 from curricle.specs import value
 
 
@@ -30,7 +38,7 @@ from curricle.specs import value
 class MatchLogits:
     """Bring the student's output distribution close to the teacher's.
 
-    Mean over selected positions, in nats, times `teacher_temperature**2` if `scale` says so.
+    Mean over selected positions, in nats, times `student_temperature**2` if `scale` says so.
 
     Source:
         Hinton et al. 2015 (arXiv 1503.02531) for the temperature; both papers of the curricula use
@@ -76,14 +84,14 @@ class MatchLogits:
             BindError: If the numbers of classes differ.
         """
         del reads, is_residual
-        student = required(sample.student.logits, "logits").shape[-1]
+        *leading, student = required(sample.student.logits, "logits").shape
         teacher = required(required(sample.teacher, "teacher").logits, "logits").shape[-1]
         if student != teacher:
             raise BindError(
                 f"'vocabulary' of student and teacher must be equal to match logits; "
                 f"got {student} and {teacher} classes"
             )
-        return _BoundLogits(declared=self)
+        return _BoundLogits(declared=self, leading=leading)
 
 
 @final
@@ -92,28 +100,36 @@ class _BoundLogits:
     """`MatchLogits` with equal vocabularies."""
 
     declared: MatchLogits
+    leading: Sequence[int]
 
     def count(self, batch: Batch) -> int:
-        """Return the number of selected positions."""
+        """Return the number of selected positions, or of all with data if none are selected."""
+        if self._is_everywhere(batch):
+            return num_positions(batch, self.leading)
         return batch.num_selected
 
-    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "selected class"]:
+    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         """Return the teacher's logits."""
-        del batch
-        return required(teacher.logits, "logits")
+        return self._rows(teacher, batch)
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the divergence summed over selected positions, in nats."""
-        del batch
         declared = self.declared
         total = declared.divergence(
-            required(student.logits, "logits"),
+            self._rows(student, batch),
             required(target, "target"),
             student_temperature=declared.student_temperature,
             teacher_temperature=declared.teacher_temperature,
         )
         squared = declared.student_temperature**2
         return total * squared if declared.scale == "temperature_squared" else total
+
+    def _rows(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+        logits = required(shown.logits, "logits")
+        return rows_with_data(logits, batch) if self._is_everywhere(batch) else logits
+
+    def _is_everywhere(self, batch: Batch) -> bool:
+        return batch.selected is None and len(self.leading) > 1
 
     @property
     def wants_calibration(self) -> bool:

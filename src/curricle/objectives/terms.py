@@ -4,7 +4,7 @@ An *objective* is a frozen value that says what is read from the student and the
 the two are compared. Bound to models it becomes a `BoundObjective`, which turns the teacher's
 activations into a *target* (without gradient) and adds up the loss against it.
 
-Axes: leading (example, position), width, selected, class.
+Axes: leading (example, position), row (counted positions), width, selected, class.
 
 Scale: every objective returns a sum over positions; the engine divides by the number of positions
 of the whole batch, so gradient accumulation and several ranks give the mean of the whole batch.
@@ -12,10 +12,12 @@ of the whole batch, so gradient accumulation and several ranks give the mean of 
 Design: user code may bring its own objective; anything with the methods of `Objective` is taken.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, final, runtime_checkable
 
+from jaxtyping import Shaped
 from torch import Tensor
 
 from curricle.data.streams import Batch
@@ -34,6 +36,27 @@ def required(found: Found | None, name: str) -> Found:
     if found is None:
         raise BindError(f"{name!r} must be given, since an objective reads it; got none")
     return found
+
+
+def num_positions(batch: Batch, leading: Sequence[int]) -> int:
+    """Return the number of positions of a batch that hold data.
+
+    Args:
+        batch: The batch.
+        leading: Shape without the width of what the objective was bound to: if examples are
+            features, for example images, only the model knows how many positions they have.
+    """
+    if batch.valid is None and batch.is_flat:
+        return batch.num_examples * math.prod(leading[1:])
+    return batch.num_tokens
+
+
+def rows_with_data(
+    states: Shaped[Tensor, "*leading width"], batch: Batch
+) -> Shaped[Tensor, "row width"]:
+    """Return the states at the positions that hold data, one below the other."""
+    rows = states.flatten(0, -2)
+    return rows if batch.valid is None else rows[batch.valid.flatten()]
 
 
 @final
@@ -64,6 +87,7 @@ class Sample:
     """Seed of the run, for projections."""
 
 
+@runtime_checkable
 class BoundObjective(Protocol):
     """An objective with its models known."""
 

@@ -27,14 +27,11 @@ from curricle.reports.curves import (
     stage_starts,
     value_range,
 )
-from curricle.reports.printed import save_learning_curves
 from curricle.reports.quantities import goal_text, is_share
 from curricle.reports.runs import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.tables import COST_WORDS
 from curricle.specs import value
-
-__all__ = ["learning_figure", "loss_figure", "save_learning_curves"]
 
 GRID = "rgba(128, 128, 128, 0.22)"
 GRAY = "#7f7f7f"

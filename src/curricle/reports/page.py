@@ -142,8 +142,9 @@ def _header(summary: Summary, title: str) -> str:
 
 def _budget(budget: Mapping[str, object]) -> str:
     """Return a budget in words; a number with its unit is told as one."""
-    if set(budget) == {"number", "unit"} and isinstance(budget["number"], int):
-        return f"{short(budget['number'])} {budget['unit']}"
+    number, unit = budget.get("number"), str(budget.get("unit"))
+    if set(budget) == {"number", "unit"} and isinstance(number, (int, float)):
+        return f"{short(number)} {unit.replace('flops', 'FLOPs')}"
     return ", ".join(f"{name.replace('_', ' ')} {amount}" for name, amount in budget.items())
 
 

@@ -19,6 +19,8 @@ NORMAL = 1.959964
 """Quantile 0.975 of the normal distribution."""
 LOWER_IS_BETTER = frozenset({"nll", "loss", "perplexity"})
 HOUR = 3600.0
+MOST_DIGITS = 8
+"""Characters of a target; a longer one was computed, not set."""
 NONE = "–"
 """Stands where there is no number."""
 
@@ -113,7 +115,11 @@ def metric_text(metric: str, number: float | None, ci95: float | None = None) ->
 
 
 def goal_text(metric: str, target: float) -> str:
-    """Return a target in words with every digit that was set, such as `99.95 % accuracy`."""
-    if is_share(metric):
-        return f"{100 * target:.10g} % {metric.replace('_', ' ')}"
-    return f"{metric.replace('_', ' ')} {target:.10g}"
+    """Return a target in words, such as `99.95 % accuracy`.
+
+    Every digit that a person would set is kept; a computed target is rounded to three decimals.
+    """
+    words = metric.replace("_", " ")
+    number = 100 * target if is_share(metric) else target
+    told = f"{round(number, 3):g}" if len(f"{number:.10g}") > MOST_DIGITS else f"{number:.10g}"
+    return f"{told} % {words}" if is_share(metric) else f"{words} {told}"

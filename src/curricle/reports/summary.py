@@ -29,21 +29,8 @@ from curricle.reports.quantities import (
     metric_text,
     short,
 )
-from curricle.reports.runs import Measurement, Run, grouped, load_runs
+from curricle.reports.runs import Measurement, Run, grouped
 from curricle.specs import plain, value
-
-__all__ = [
-    "Costs",
-    "Final",
-    "MethodSummary",
-    "Run",
-    "SeedSummary",
-    "Summary",
-    "headline",
-    "load_runs",
-    "summarize",
-    "write_summary",
-]
 
 
 @final

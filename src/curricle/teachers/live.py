@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from curricle.errors import BindError
+from curricle.models.restoring import modes_kept
 from curricle.models.tapped import TappedModel
 from curricle.teachers.trajectory import Trajectory
 
@@ -53,16 +54,18 @@ class LiveTeacher:
 
     @contextmanager
     def teaching(self) -> Iterator[None]:
-        """Hold the model in evaluation mode; its mode and finished weights come back after."""
-        module = self.model.module
-        was_training = module.training
-        module.eval()
-        try:
-            yield
-        finally:
-            self.use("final")
-            self._final = {}
-            module.train(was_training)
+        """Hold the model in evaluation mode; its modes and finished weights come back after.
+
+        Yields:
+            Nothing.
+        """
+        with modes_kept(self.model.module):
+            self.model.module.eval()
+            try:
+                yield
+            finally:
+                self.use("final")
+                self._final = {}
 
     def _of(self, step: int) -> Trajectory:
         if self._trajectory is None:

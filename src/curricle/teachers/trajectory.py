@@ -84,12 +84,12 @@ def open_trajectory(folder: Path) -> Trajectory:
     """
     manifest = folder / MANIFEST
     try:
-        steps = json.loads(manifest.read_text())["steps"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        steps = [int(step) for step in json.loads(manifest.read_text())["steps"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{str(manifest)!r} must list the steps of a trajectory: {error!r}"
         ) from None
-    files = tuple((int(step), folder / _file_name(int(step))) for step in steps)
+    files = tuple((step, folder / _file_name(step)) for step in steps)
     _all_present(path for _, path in files)
     return Trajectory(files)
 
@@ -100,16 +100,29 @@ def hugging_face_trajectory(folders: Sequence[Path]) -> Trajectory:
     A folder named `checkpoint-<step>` gives its step; otherwise they are numbered from 1.
 
     Raises:
-        CheckpointError: If a folder holds no `model.safetensors` or the steps do not ascend.
+        CheckpointError: If there is none, one holds no `model.safetensors`, or the steps do not
+            ascend.
+    """
+    steps = hugging_face_steps(folders)
+    if not steps:
+        raise CheckpointError("'folders' must be at least one; got none")
+    paths = [folder / "model.safetensors" for folder in folders]
+    _all_present(paths)
+    return Trajectory(tuple(zip(steps, paths, strict=True)))
+
+
+def hugging_face_steps(folders: Sequence[Path]) -> tuple[int, ...]:
+    """Return the steps that the names of Hugging Face model folders stand for.
+
+    Raises:
+        CheckpointError: If they do not ascend.
     """
     found = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
     named = [int(match.group(1)) for match in found if match is not None]
     steps = named if len(named) == len(folders) else list(range(1, len(folders) + 1))
-    if not steps or steps != sorted(set(steps)):
+    if steps != sorted(set(steps)):
         raise CheckpointError(f"'folders' must have ascending steps; got {steps}")
-    paths = [folder / "model.safetensors" for folder in folders]
-    _all_present(paths)
-    return Trajectory(tuple(zip(steps, paths, strict=True)))
+    return tuple(steps)
 
 
 def _file_name(step: int) -> str:

@@ -9,23 +9,26 @@ Design: what a stage reaches is found by running one step of it and asking autog
 right for every module, tied weights and unused branches included.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor
 
 from curricle import seeding
+from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
+from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
 from curricle.models.tapped import Activations, Place, TappedModel
-from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample
+from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, required
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
+from curricle.training.costs import Meter
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.settings import EngineSettings
 
@@ -130,13 +133,20 @@ def bind(
         teacher.model.module.to(device)
     elif curriculum.teachers:
         raise BindError(f"'teacher' must be given to run {curriculum.name!r}; got none")
-    probe = _Probe(student, teacher, stream, optimizer, settings, seed)
+    probe = _Probe(
+        student=student,
+        teacher=teacher,
+        stream=stream,
+        optimizer=optimizer,
+        settings=settings,
+        seed=seed,
+    )
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
-    for stage in curriculum.stages:
+    for stage, end in zip(curriculum.stages, _ends(curriculum.stages, stream), strict=True):
         start = bound[-1].end if bound else 0
         try:
-            next_stage = probe.stage(stage, start=start, reached=reached)
+            next_stage = probe.stage(stage, start=start, end=end, reached=reached)
         except BindError as error:
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
@@ -155,13 +165,37 @@ def bind(
     )
 
 
+def _ends(stages: Sequence[Stage], stream: Stream) -> list[int]:
+    """Return the step after the last of each stage: there all that was declared is covered.
+
+    Rounding each stage by itself would make a run of many stages longer than it was declared.
+    """
+    declared: Counter[Unit] = Counter()
+    ends: list[int] = []
+    for stage in stages:
+        declared[stage.duration.unit] += stage.duration.number
+        covering = sum(
+            Duration(number=number, unit=unit).steps(
+                batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
+            )
+            for unit, number in declared.items()
+        )
+        ends.append(max(covering, ends[-1] + 1 if ends else 1))
+    return ends
+
+
 def _check_order(stages: Sequence[BoundStage], student: TappedModel) -> None:
-    """Refuse two stages of one kind at the same place, which `uniform` gives if blocks run out."""
+    """Refuse two equal stages at one place, which `uniform` gives if blocks run out.
+
+    Raises:
+        BindError: If there are two.
+    """
     seen: dict[tuple[object, ...], str] = {}
     for stage in stages:
-        if not stage.reads.student or stage.reads.student_logits:
+        if not stage.reads.student:
             continue
-        key = (stage.reads.student, stage.reads.teacher, stage.declared.teacher)
+        read = (stage.reads.student, stage.reads.teacher, stage.declared.teacher)
+        key = (*read, stage.plan.objective)
         if key in seen:
             raise BindError(
                 f"stages {seen[key]!r} and {stage.declared.name!r} must read different taps; both "
@@ -177,6 +211,7 @@ class _Probe:
 
     def __init__(
         self,
+        *,
         student: TappedModel,
         teacher: LiveTeacher | None,
         stream: Stream,
@@ -185,51 +220,47 @@ class _Probe:
         seed: int,
     ) -> None:
         self._student, self._teacher = student, teacher
-        self._stream, self._optimizer = stream, optimizer
-        self._settings, self._seed = settings, seed
+        self._optimizer, self._settings, self._seed = optimizer, settings, seed
         self._whole = stream.batch(0)
         self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
         self.draws_noise = False
 
-    def stage(self, stage: Stage, *, start: int, reached: frozenset[str]) -> BoundStage:
+    def stage(self, stage: Stage, *, start: int, end: int, reached: frozenset[str]) -> BoundStage:
         each = [self._reads(objective) for objective in stage.objectives]
         reads = _merge(each, whole=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
-        with self._undisturbed():
-            shown, teacher_flops = self._teach(reads) if needs_teacher else (None, 0)
-            before = seeding.global_state()
-            student, forward_flops = self._counted(
-                lambda: _read(self._student, self._part, reads.student, logits=reads.student_logits)
-            )
-            self.draws_noise |= before != seeding.global_state()
-            terms = self._terms(
-                stage, each, Sample(student=student, teacher=shown, seed=self._seed)
-            )
-            cost = self._backward(terms, student, shown)
-        trained = cost.reached - reached if stage.trains == "own" else cost.reached
+        inputs = self._part.inputs
+        data = [inputs] if isinstance(inputs, Tensor) else inputs.values()
+        student_meter = Meter([*self._student.module.parameters(), *data])
+        teacher_meter = Meter()
+        with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
+            shown = self._teach(reads, teacher_meter) if needs_teacher else None
+            student = self._learn(reads, student_meter)
+            sample = Sample(student=student, teacher=shown, seed=self._seed)
+            terms = self._terms(stage, each, sample)
+            with teacher_meter.running():
+                targets = self._targets(terms, shown)
+            with student_meter.running():
+                trained = self._reached(terms, student, targets)
         if not trained:
             raise BindError(
-                f"'trains' must leave something to train; got {stage.trains!r} where earlier "
-                f"stages have reached all {len(cost.reached)} parameters"
+                f"'trains' must leave something to train; got {stage.trains!r} where all that the "
+                f"objectives reach is frozen"
             )
-        steps = stage.duration.steps(
-            batch_size=self._stream.batch_size, tokens_per_batch=self._stream.tokens_per_batch
-        )
-        parts = self._settings.accumulation
         plan = StagePlan(
             name=stage.name,
             teacher=_teacher_words(stage) if needs_teacher else "none",
             **_words(terms),
-            steps=steps,
-            student_flops=(forward_flops + cost.student_flops) * parts,
-            teacher_flops=(teacher_flops + cost.target_flops) * parts,
+            steps=end - start,
+            student_flops=student_meter.flops * self._settings.accumulation,
+            teacher_flops=teacher_meter.flops * self._settings.accumulation,
             trained_parameters=self._count(trained),
-            memory_bytes=self._memory(trained, cost.saved_bytes),
+            memory_bytes=self._memory(trained, student_meter.saved_bytes),
         )
         return BoundStage(
             declared=stage,
             start=start,
-            end=start + steps,
+            end=end,
             terms=terms,
             reads=reads,
             trained=trained,
@@ -240,14 +271,17 @@ class _Probe:
         teacher = None if self._teacher is None else self._teacher.model
         return objective.reads(self._student, teacher)
 
-    def _teach(self, reads: Reads) -> tuple[Activations, int]:
-        if self._teacher is None:
-            raise BindError("'teacher' must be given; got none")
-        model = self._teacher.model
-        with torch.no_grad():
-            return self._counted(
-                lambda: _read(model, self._part, reads.teacher, logits=reads.teacher_logits)
-            )
+    def _teach(self, reads: Reads, meter: Meter) -> Activations:
+        model = required(self._teacher, "teacher").model
+        with torch.no_grad(), self._settings.autocast(), meter.running():
+            return _read(model, self._part, reads.teacher, logits=reads.teacher_logits)
+
+    def _learn(self, reads: Reads, meter: Meter) -> Activations:
+        before = seeding.global_state()
+        with self._settings.autocast(), meter.running():
+            shown = _read(self._student, self._part, reads.student, logits=reads.student_logits)
+        self.draws_noise |= before != seeding.global_state()
+        return shown
 
     def _terms(self, stage: Stage, each: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
         residual = self._student.is_residual and (
@@ -262,68 +296,49 @@ class _Probe:
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 
-    def _backward(
-        self, terms: Sequence[Term], student: Activations, teacher: Activations | None
-    ) -> "_StepCost":
-        batch = self._part
-        with torch.no_grad(), FlopCounterMode(display=False) as targets_counter:
-            targets = [
-                term.objective.target(teacher, batch)
-                if term.needs_teacher and teacher is not None
+    def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Tensor | None]:
+        with torch.no_grad():
+            return [
+                term.objective.target(shown, self._part)
+                if term.needs_teacher and shown is not None
                 else None
                 for term in terms
             ]
-        saved = _SavedBytes()
+
+    def _reached(
+        self, terms: Sequence[Term], student: Activations, targets: Sequence[Tensor | None]
+    ) -> frozenset[str]:
+        """Return the names of the parameters to which the loss has a gradient."""
+        for term in terms:
+            term.objective.count(self._whole)
+        losses = [
+            term.objective.total(student, target, self._part)
+            for term, target in zip(terms, targets, strict=True)
+        ]
+        loss = torch.stack(losses).sum()
+        if not loss.requires_grad:
+            return frozenset()
         named = dict(self._student.module.named_parameters())
         free = {name: one for name, one in named.items() if one.requires_grad}
-        with FlopCounterMode(display=False) as counter, saved.watching():
-            losses = [
-                term.objective.total(student, target, batch)
-                for term, target in zip(terms, targets, strict=True)
-            ]
-            for term in terms:
-                term.objective.count(self._whole)
-            loss = torch.stack(losses).sum()
-            grads = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
-        reached = {name for name, grad in zip(free, grads, strict=True) if grad is not None}
-        return _StepCost(
-            reached=frozenset(reached),
-            student_flops=counter.get_total_flops(),
-            target_flops=targets_counter.get_total_flops(),
-            saved_bytes=saved.total + self._forward_saved,
-        )
-
-    def _counted(self, forward: Callable[[], Activations]) -> tuple[Activations, int]:
-        saved = _SavedBytes()
-        with (
-            self._settings.autocast(),
-            FlopCounterMode(display=False) as counter,
-            saved.watching(),
-        ):
-            shown = forward()
-        self._forward_saved = saved.total
-        return shown, counter.get_total_flops()
+        grads = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
+        return frozenset(name for name, grad in zip(free, grads, strict=True) if grad is not None)
 
     @contextmanager
-    def _undisturbed(self) -> Iterator[None]:
-        """Put back what a forward pass changes: buffers, training modes, generators."""
+    def _undisturbed(self, *, frozen: frozenset[str]) -> Iterator[None]:
+        """Put back what a step changes: buffers, modes, generators, and what is frozen."""
         module = self._student.module
-        kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
-        was_training = module.training
-        teacher_modes = _modes(self._teacher.model.module) if self._teacher is not None else []
-        module.train()
-        if self._teacher is not None:
-            self._teacher.model.module.eval()
-        try:
-            with seeding.scoped(self._seed, "probe"):
-                yield
-        finally:
-            module.train(was_training)
-            for part, mode in teacher_modes:
-                part.training = mode
-            with torch.no_grad():
-                for buffer, before in kept:
-                    buffer.copy_(before)
+        names = {name for name, _ in module.named_parameters()}
+        with ExitStack() as stack:
+            stack.enter_context(buffers_kept(module))
+            stack.enter_context(modes_kept(module))
+            stack.enter_context(frozen_but(module, names - frozen))
+            module.train()
+            if self._teacher is not None:
+                teacher = self._teacher.model.module
+                stack.enter_context(modes_kept(teacher))
+                teacher.eval()
+            stack.enter_context(seeding.scoped(self._seed, "probe"))
+            yield
 
     def _count(self, names: frozenset[str]) -> int:
         named = dict(self._student.module.named_parameters())
@@ -333,38 +348,6 @@ class _Probe:
         """Return bytes of trained weights, gradients, optimizer state and saved activations."""
         moments = 2 if isinstance(self._optimizer, AdamW) else int(self._optimizer.momentum > 0)
         return self._count(names) * 4 * (2 + moments) + saved_bytes
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _StepCost:
-    """What one probing step has found."""
-
-    reached: frozenset[str]
-    student_flops: int
-    target_flops: int
-    saved_bytes: int
-
-
-@final
-class _SavedBytes:
-    """Counts the bytes that autograd keeps for the backward pass, each storage once."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, int] = {}
-
-    @property
-    def total(self) -> int:
-        return sum(self._seen.values())
-
-    def watching(self) -> Any:  # noqa: ANN401 - torch does not export the context's type
-        def keep(tensor: Tensor) -> Tensor:
-            if not isinstance(tensor, nn.Parameter):
-                storage = tensor.untyped_storage()
-                self._seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
 
 
 def _read(
@@ -391,7 +374,3 @@ def _words(terms: Sequence[Term]) -> dict[str, str]:
 
 def _teacher_words(stage: Stage) -> str:
     return "final" if stage.teacher == "final" else f"step {stage.teacher}"
-
-
-def _modes(module: nn.Module) -> list[tuple[nn.Module, bool]]:
-    return [(part, part.training) for part in module.modules()]

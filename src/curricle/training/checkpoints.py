@@ -41,7 +41,17 @@ class RunState:
 def save_checkpoint(
     folder: Path, state: RunState, module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> Path:
-    """Write a checkpoint below `folder` and remove the one before it; return its path."""
+    """Write a checkpoint and remove the one before it.
+
+    Args:
+        folder: Where the checkpoints of the run lie.
+        state: Where the run stands.
+        module: The student.
+        optimizer: Whose state is kept.
+
+    Returns:
+        The folder of the checkpoint.
+    """
     path = folder / f"step-{state.spent.steps:09d}"
     older = [old for old in _checkpoints(folder) if old != path]
     with new_folder(path) as temporary:
@@ -124,4 +134,5 @@ def _restore_optimizer(
         if parameter is None:
             raise CheckpointError(f"'optimizer' state must be of this model; got {name!r}")
         slot: dict[str, Any] = optimizer.state[parameter]
-        slot[state] = tensor if state == "step" else tensor.to(parameter.device)
+        # The step count too: the fused AdamW keeps it beside the parameter.
+        slot[state] = tensor.to(parameter.device)

@@ -1,7 +1,7 @@
 """What is the one call that distils?
 
 `distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
-those of the strategy. `plan` stops after binding.
+those of the strategy. `curricle plan` on the command line stops after binding.
 """
 
 from collections.abc import Sequence

@@ -7,17 +7,19 @@ Design: observers receive the immutable records of `curricle.records`, the same 
 to disk. Training time stands still while the student is evaluated or saved.
 """
 
+import math
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import final
 
 import torch
+from torch import nn
 
-from curricle.errors import CheckpointError
+from curricle.errors import CheckpointError, DivergenceError
 from curricle.models.weights import architecture, save_weights
 from curricle.records import (
     EndRecord,
@@ -41,11 +43,13 @@ from curricle.training.checkpoints import (
     save_checkpoint,
 )
 from curricle.training.evaluation import Evaluator
-from curricle.training.stepping import Stepper, StepOutcome, stepping
+from curricle.training.stepping import StepOutcome, Stepper, stepping
 
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "student.safetensors"
+SAMPLED_WEIGHTS = 16
+"""Numbers of each teacher tensor that go into the digest of a run."""
 
 
 @final
@@ -66,7 +70,7 @@ class Outputs:
 def execute(
     run: BoundRun, evaluate: Evaluator, *, metric: str, outputs: Outputs, resume: bool = False
 ) -> EndRecord:
-    """Run a bound curriculum to its end and return its last record.
+    """Run a bound curriculum to its end.
 
     Args:
         run: What to run; the student is trained in place.
@@ -74,6 +78,9 @@ def execute(
         metric: The metric by which the run is judged.
         outputs: Where to write.
         resume: Whether to go on from the newest checkpoint in the run folder.
+
+    Returns:
+        The last record.
 
     Raises:
         CheckpointError: If the folder already holds a run and `resume` is off, or holds another
@@ -100,13 +107,16 @@ class _Execution:
     spent: Spent = field(default_factory=Spent)
     writer: RecordWriter | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
+    digest: str = field(init=False)
 
     def run_all(self, *, resume: bool) -> EndRecord:
         run = self.run
         self.optimizer = run.optimizer.build(run.student.module.parameters())
-        self._open(resume=resume)
-        run.student.module.train()
+        # Now, while the teacher holds its finished weights.
+        self.digest = run_fingerprint(run)
         try:
+            self._open(resume=resume)
+            run.student.module.train()
             if run.teacher is None:
                 return self._stages()
             with run.teacher.teaching():
@@ -119,7 +129,7 @@ class _Execution:
         for stage in self.run.stages:
             if self.spent.steps < stage.end:
                 self._stage(stage)
-        metrics = self._metrics()
+        metrics = self._metrics(self.run.stages[-1])
         end = EndRecord(metrics=metrics, spent=self.spent)
         if self.outputs.folder is not None:
             save_weights(self.run.student.module, self.outputs.folder / FINISHED)
@@ -138,13 +148,20 @@ class _Execution:
                 outcome = stepper.step(step)
                 if not self._is_due(step + 1):
                     continue
-                seconds = before.seconds + time.perf_counter() - started
-                self.spent = _spend(self.run, before, stage, step + 1, seconds)
-                paused = time.perf_counter()
+                paused = self._now()
+                seconds = before.seconds + paused - started
+                self.spent = _spend(self.run, before, stage, done=step + 1, seconds=seconds)
                 self._after(stage, stepper, outcome, step)
                 started += time.perf_counter() - paused
-            seconds = before.seconds + time.perf_counter() - started
-        self.spent = _spend(self.run, before, stage, stage.end, seconds)
+            seconds = before.seconds + self._now() - started
+        self.spent = _spend(self.run, before, stage, done=stage.end, seconds=seconds)
+
+    def _now(self) -> float:
+        """Return the time at which everything that was started is done."""
+        if self.run.settings.torch_device().type == "cuda":
+            # Steps are queued: without this, waiting for them would count as a pause.
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     def _is_due(self, done: int) -> bool:
         """Return whether something is to be written after `done` steps."""
@@ -159,13 +176,15 @@ class _Execution:
         settings, done = self.run.settings, step + 1
         if done % settings.record_every == 0:
             stepper.check(outcome, step)
-            self._tell(_step_record(stage, stepper, outcome, step, self.spent))
+            rate = stepper.learning_rate(step)
+            self._tell(_step_record(stage, outcome, learning_rate=rate, spent=self.spent))
         if done % settings.evaluate_every == 0:
-            metrics = self._metrics()
+            metrics = self._metrics(stage)
             name = stage.declared.name
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self.spent))
         trajectory = self.outputs.trajectory
         if trajectory is not None and done in trajectory.steps:
+            stepper.check_weights(step)
             trajectory.save(self.run.student.module, done)
         if settings.checkpoint_every is not None and done % settings.checkpoint_every == 0:
             self._save(stepper, outcome, step)
@@ -175,24 +194,35 @@ class _Execution:
             return
         # A run that has diverged must not replace its last good checkpoint.
         stepper.check(outcome, step)
-        state = RunState(
-            spent=self.spent, records_bytes=self.writer.size, run=run_fingerprint(self.run)
-        )
+        stepper.check_weights(step)
+        state = RunState(spent=self.spent, records_bytes=self.writer.size, run=self.digest)
         folder = self.outputs.folder / CHECKPOINTS
         save_checkpoint(folder, state, self.run.student.module, self.optimizer)
 
-    def _metrics(self) -> dict[str, float]:
+    def _metrics(self, stage: BoundStage) -> dict[str, float]:
+        """Return the student's metrics.
+
+        Raises:
+            DivergenceError: If one is not finite.
+        """
         module = self.run.student.module
         module.eval()
         with torch.no_grad(), self.run.settings.autocast():
             metrics = self.evaluate(self.run.student)
         module.train()
+        for name, number in metrics.items():
+            if not math.isfinite(number):
+                raise DivergenceError(
+                    f"{name!r} must be finite; got {number} in stage {stage.declared.name!r} "
+                    f"after step {self.spent.steps - 1} with seed {self.run.seed}"
+                )
         return metrics
 
     def _open(self, *, resume: bool) -> None:
+        opening = _run_record(self.run, self.metric, self.outputs.task)
         folder = self.outputs.folder
         if folder is None:
-            self._tell(_run_record(self.run, self.metric, self.outputs.task))
+            self._tell(opening)
             return
         records = folder / RECORDS
         if records.exists() and not resume:
@@ -202,27 +232,36 @@ class _Execution:
         found = latest_checkpoint(folder / CHECKPOINTS) if resume else None
         if found is None:
             self.writer = RecordWriter(records)
-            self._tell(_run_record(self.run, self.metric, self.outputs.task))
+            self._tell(opening)
             return
         state = read_state(found)
-        if state.run != run_fingerprint(self.run):
+        if state.run != self.digest:
             raise CheckpointError(
                 f"{str(found)!r} must be a checkpoint of this run; its digest is {state.run}, not "
-                f"{run_fingerprint(self.run)}"
+                f"{self.digest}"
             )
         load_checkpoint(found, self.run.student.module, self.optimizer)
         self.spent = state.spent
+        # It is on disk already, but these observers have not seen it.
+        self._notify(opening)
         self.writer = RecordWriter(records, keep_bytes=state.records_bytes)
 
     def _tell(self, record: Record) -> None:
         if self.writer is not None:
             self.writer.write(record)
+        self._notify(record)
+
+    def _notify(self, record: Record) -> None:
         for observer in self.outputs.observers:
             observer(record)
 
 
 def run_fingerprint(run: BoundRun) -> str:
-    """Return a digest of everything on which the result of a run depends."""
+    """Return a digest of everything on which the result of a run depends.
+
+    Of the teacher's weights a sample stands for all: another training changes every tensor.
+    """
+    teacher = [] if run.teacher is None or not run.teachers else _sample(run.teacher.model.module)
     return fingerprint(
         [
             [plain(stage.declared) for stage in run.stages],
@@ -230,12 +269,19 @@ def run_fingerprint(run: BoundRun) -> str:
             [run.settings.precision, run.settings.accumulation, run.settings.clip_norm or 0],
             run.stream.fingerprint,
             architecture(run.student.module),
+            teacher,
             run.seed,
         ]
     )
 
 
-def _spend(run: BoundRun, before: Spent, stage: BoundStage, done: int, seconds: float) -> Spent:
+def _sample(module: nn.Module) -> list[list[float]]:
+    """Return the first numbers of every floating-point tensor of a module."""
+    tensors = [one for one in module.state_dict().values() if one.is_floating_point()]
+    return [one.flatten()[:SAMPLED_WEIGHTS].double().tolist() for one in tensors]
+
+
+def _spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds: float) -> Spent:
     """Return what has been consumed after `done` steps, given what was before them."""
     steps = done - before.steps
     return replace(
@@ -250,14 +296,19 @@ def _spend(run: BoundRun, before: Spent, stage: BoundStage, done: int, seconds: 
 
 
 def _step_record(
-    stage: BoundStage, stepper: Stepper, outcome: StepOutcome, step: int, spent: Spent
+    stage: BoundStage, outcome: StepOutcome, *, learning_rate: float, spent: Spent
 ) -> StepRecord:
-    kinds: Sequence[str] = [term.objective.describe()[0] for term in stage.terms]
+    terms: dict[str, float] = {}
+    for term, mean in zip(stage.terms, outcome.terms, strict=True):
+        name = term.objective.describe()[0]
+        number = sum(known.partition(" #")[0] == name for known in terms)
+        # Two objectives may read the same taps.
+        terms[f"{name} #{number + 1}" if number else name] = mean.item()
     return StepRecord(
         stage=stage.declared.name,
         loss=outcome.loss.item(),
-        terms={kind: term.item() for kind, term in zip(kinds, outcome.terms, strict=True)},
-        learning_rate=stepper.learning_rate(step),
+        terms=terms,
+        learning_rate=learning_rate,
         spent=spent,
     )
 
@@ -271,7 +322,9 @@ def _run_record(run: BoundRun, metric: str, task: str) -> RunRecord:
         batch_size=run.stream.batch_size,
         stages=tuple(stage.plan for stage in run.stages),
         student_parameters=num_parameters(run.student),
-        teacher_parameters=0 if run.teacher is None else num_parameters(run.teacher.model),
+        teacher_parameters=num_parameters(run.teacher.model)
+        if run.teacher is not None and run.teachers
+        else 0,
         versions={
             "curricle": version("curricle"),
             "torch": torch.__version__,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
+from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
 from curricle.training.binding import BoundRun, BoundStage, Term
 
@@ -28,7 +29,7 @@ CALIBRATION_BATCHES = 8
 
 
 @final
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class StepOutcome:
     """The loss of one step, still on its device."""
 
@@ -47,6 +48,7 @@ class Stepper:
         run: BoundRun,
         stage: BoundStage,
         optimizer: torch.optim.Optimizer,
+        *,
         student: Reader,
         teacher: Reader | None,
     ) -> None:
@@ -72,6 +74,12 @@ class Stepper:
 
     def step(self, step: int) -> StepOutcome:
         """Run one step.
+
+        Args:
+            step: Its number, counted over the whole run.
+
+        Returns:
+            The loss of the step.
 
         Raises:
             DivergenceError: If the loss is not finite; the weights are those before the step.
@@ -108,6 +116,18 @@ class Stepper:
             raise DivergenceError(
                 f"'loss' must be finite; got {loss} in stage {self._stage.declared.name!r} at step "
                 f"{step} with seed {self._run.seed}"
+            )
+
+    def check_weights(self, step: int) -> None:
+        """Check that the weights after a step are finite, which a finite loss does not tell.
+
+        Raises:
+            DivergenceError: If they are not.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
+            raise DivergenceError(
+                f"'weights' must be finite; they are not in stage {self._stage.declared.name!r} "
+                f"after step {step} with seed {self._run.seed}"
             )
 
     def calibrate(self) -> None:
@@ -174,7 +194,11 @@ def _weighted(terms: Sequence[Term], means: Sequence[Tensor]) -> Tensor:
 def stepping(
     run: BoundRun, stage: BoundStage, optimizer: torch.optim.Optimizer
 ) -> Iterator[Stepper]:
-    """Open a stage: switch the teacher, register hooks, freeze what the stage does not train."""
+    """Open a stage: switch the teacher, register hooks, freeze what the stage does not train.
+
+    Yields:
+        What runs the steps.
+    """
     with ExitStack() as stack:
         teacher: Reader | None = None
         if run.teacher is not None and any(term.needs_teacher for term in stage.terms):
@@ -185,21 +209,8 @@ def stepping(
         student = stack.enter_context(
             run.student.reading(stage.reads.student, logits=stage.reads.student_logits)
         )
-        stack.enter_context(_frozen_but(run.student.module, stage.trained))
-        stepper = Stepper(run, stage, optimizer, student, teacher)
+        stack.enter_context(frozen_but(run.student.module, stage.trained))
+        stack.callback(run.student.module.zero_grad)
+        stepper = Stepper(run, stage, optimizer, student=student, teacher=teacher)
         stepper.calibrate()
         yield stepper
-
-
-@contextmanager
-def _frozen_but(module: nn.Module, trained: frozenset[str]) -> Iterator[None]:
-    """Take gradients from all parameters but the trained ones; the flags come back after."""
-    before = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    for name, parameter in module.named_parameters():
-        parameter.requires_grad_(parameter.requires_grad and name in trained)
-    try:
-        yield
-    finally:
-        for parameter, flag in before:
-            parameter.requires_grad_(flag)
-            parameter.grad = None

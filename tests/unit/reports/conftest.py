@@ -51,6 +51,17 @@ def plan(name: str, steps: int) -> StagePlan:
     )
 
 
+def loss(stage: str, step: int) -> StepRecord:
+    """Return a training loss that falls as one over the step."""
+    return StepRecord(
+        stage=stage,
+        loss=1 / step,
+        terms={"hidden": 1 / step},
+        learning_rate=0.1,
+        spent=spent(step),
+    )
+
+
 @pytest.fixture
 def write_run() -> WriteRun:
     """Return a function that writes the records of a run of two equally long stages."""
@@ -64,6 +75,7 @@ def write_run() -> WriteRun:
         metric: str = "accuracy",
         finished: bool = True,
         task: str = "parity",
+        every: int = 1,
     ) -> Path:
         last = max(measured)
         half = last // 2
@@ -87,15 +99,8 @@ def write_run() -> WriteRun:
             stage = "first" if step <= half else "second"
             if step == half + 1:
                 writer.write(StageRecord(stage="second", spent=spent(half)))
-            writer.write(
-                StepRecord(
-                    stage=stage,
-                    loss=1 / step,
-                    terms={"hidden": 1 / step},
-                    learning_rate=0.1,
-                    spent=spent(step),
-                )
-            )
+            if step % every == 0:
+                writer.write(loss(stage, step))
             if step in measured:
                 metrics = {metric: measured[step]}
                 writer.write(EvaluationRecord(stage=stage, metrics=metrics, spent=spent(step)))
@@ -113,10 +118,10 @@ def comparison(tmp_path: Path, write_run: WriteRun) -> Path:
     folder = tmp_path / "demo"
     for seed, reached in enumerate((40, 60, 80)):
         measured = {20: 0.5, reached: 0.92, 100: 0.95 + 0.01 * seed}
-        write_run(folder / f"students/extraction/seed-{seed}", measured, seed=seed)
+        write_run(folder / f"students/extraction/seed-{seed}", measured, seed=seed, every=20)
     for seed in range(2):
         measured = {20: 0.5, 300: 0.6 + 0.1 * seed}
         path = folder / f"students/one_shot/seed-{seed}"
-        write_run(path, measured, method="one_shot", seed=seed)
-    write_run(folder / "teacher", {10: 0.5, 200: 0.99}, method="from_labels")
+        write_run(path, measured, method="one_shot", seed=seed, every=20)
+    write_run(folder / "teacher", {10: 0.5, 200: 0.99}, method="from_labels", every=20)
     return folder

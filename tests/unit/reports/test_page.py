@@ -48,7 +48,7 @@ def page(comparison: Path, tmp_path: Path) -> _Reader:
         path,
         title="Parity <1>",
         target=0.9,
-        budget={"number": 3_000, "unit": "examples"},
+        budget={"number": 2.5e9, "unit": "flops"},
         command="curricle compare <spec>",
     )
     return _read(path)
@@ -70,7 +70,7 @@ def test_the_page_forbids_itself_to_load_anything(comparison: Path) -> None:
     "told",
     [
         "Parity <1>",
-        "parity · target: 90 % accuracy · budget: 3k examples",
+        "parity · target: 90 % accuracy · budget: 2.5G FLOPs",
         "Extraction reached 90 % accuracy with 600 examples, at least 5 times fewer",
         "96.00 ± 2.48 %",
         "not reached",

@@ -55,3 +55,9 @@ def test_metrics_that_are_no_shares_are_drawn_as_they_are(
     runs = load_runs([write_run(tmp_path, {5: 1.5, 10: 0.7}, metric="nll")])
     _, svg = save_learning_curves(runs, tmp_path / "curves", metric="nll", target=0.8)
     assert svg.is_file()
+
+
+def test_without_students_there_is_no_legend(comparison: Path, tmp_path: Path) -> None:
+    teacher = [run for run in load_runs([comparison]) if run.is_teacher]
+    png, _ = save_learning_curves(teacher, tmp_path / "curves", metric="accuracy")
+    assert png.is_file()

@@ -103,6 +103,11 @@ def test_targets_keep_every_digit() -> None:
     assert goal_text("nll", 0.35) == "nll 0.35"
 
 
+def test_computed_targets_are_rounded() -> None:
+    assert goal_text("accuracy", 0.98374829) == "98.375 % accuracy"
+    assert goal_text("nll", 1 / 3) == "nll 0.333"
+
+
 def test_only_losses_are_better_when_lower() -> None:
     assert is_lower_better("nll")
     assert not is_lower_better("accuracy")

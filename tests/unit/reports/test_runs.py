@@ -79,6 +79,20 @@ def test_the_end_replaces_an_evaluation_of_the_same_step(
     assert run.spent.examples == 100
 
 
+def test_the_end_counts_as_an_evaluation_where_none_was_made(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    records = write_run(tmp_path, {5: 0.5, 10: 0.7}) / "records.jsonl"
+    lines = records.read_text().splitlines(keepends=True)
+    # The last line is the end, the one before it the evaluation of the same step.
+    records.write_text("".join([*lines[:-2], lines[-1]]))
+    (run,) = load_runs([tmp_path])
+    assert [(each.spent.steps, each.metrics) for each in run.measurements] == [
+        (5, {"accuracy": 0.5}),
+        (10, {"accuracy": 0.7}),
+    ]
+
+
 def test_an_incomplete_run_has_spent_what_its_last_record_tells(
     tmp_path: Path, write_run: WriteRun
 ) -> None:

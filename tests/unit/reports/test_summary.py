@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import SpecError
-from curricle.reports.summary import Costs, Summary, headline, load_runs, summarize, write_summary
+from curricle.reports.runs import load_runs
+from curricle.reports.summary import Costs, Summary, headline, summarize, write_summary
 from curricle.specs import parse
 
 WriteRun = Callable[..., Path]

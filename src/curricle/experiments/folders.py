@@ -1,0 +1,157 @@
+"""What does a run folder hold, and who may write into it?
+
+`spec.yaml` says what was asked for, `run.json` by which command, `teacher/taught.json` by which
+spec its teacher was taught. A folder that already holds a run is refused before anything is
+written; a teacher that `curricle teach` left there is used again if the spec asks for the same.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import final
+
+from curricle.errors import CheckpointError
+from curricle.experiments.spec import RunSpec
+from curricle.files import write_text
+from curricle.records import EndRecord, RunRecord, read_records
+from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
+from curricle.training.engine import RECORDS
+
+SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
+TAUGHT = "taught.json"
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """How a run folder came to be."""
+
+    command: str
+    """`teach`, `distill` or `compare`."""
+    title: str
+    """Heading of its report."""
+    line: str
+    """What to type to run it again."""
+
+
+def refuse_taken(spec: RunSpec, command: str) -> None:
+    """Check that a command may write into the spec's run folder; nothing is written.
+
+    Args:
+        spec: What is to be run.
+        command: `teach`, `distill` or `compare`.
+
+    Raises:
+        CheckpointError: If the folder already holds a run, or the teacher of another spec.
+    """
+    folder = spec.folder
+    taken = [name for name in (RECORDS, STUDENTS, COMMAND) if (folder / name).exists()]
+    only_taught = taken == [COMMAND] and read_origin(folder).command == "teach"
+    if taken and (command == "teach" or not only_taught):
+        raise CheckpointError(
+            f"'output_dir' {str(folder)!r} must not hold a run already; "
+            f"use 'curricle resume {folder}' or another folder"
+        )
+    is_claimed(spec)
+
+
+def start(spec: RunSpec, origin: Origin) -> None:
+    """Claim the run folder for a new run.
+
+    Raises:
+        CheckpointError: If it cannot be written, already holds a run or another spec's teacher.
+    """
+    refuse_taken(spec, origin.command)
+    try:
+        write_text(spec.folder / SPEC, to_yaml(spec))
+        write_text(spec.folder / COMMAND, json.dumps(asdict(origin)))
+    except OSError as error:
+        raise CheckpointError(
+            f"'output_dir' must be a folder that can be written; got {error}"
+        ) from None
+
+
+def read_origin(folder: Path) -> Origin:
+    """Return how a run folder came to be.
+
+    Raises:
+        CheckpointError: If the folder holds no run.
+    """
+    try:
+        found = Origin(**json.loads((folder / COMMAND).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(folder)!r} must be a run folder with a {COMMAND!r}; got {error}"
+        ) from None
+    return found
+
+
+def has_spec(folder: Path) -> bool:
+    """Return whether a folder was made by a command that stores its spec."""
+    return (folder / SPEC).is_file()
+
+
+def stored_spec(folder: Path) -> RunSpec:
+    """Return the spec in a run folder, with the folder as it is called now."""
+    data = read_yaml(folder / SPEC) | {"output_dir": str(folder)}
+    spec: RunSpec = parse(RunSpec, data, source=str(folder / SPEC))
+    return spec
+
+
+def is_claimed(spec: RunSpec) -> bool:
+    """Return whether the run folder has this spec's teacher, finished or begun.
+
+    Raises:
+        CheckpointError: If it has the teacher of another spec.
+    """
+    folder = spec.folder / TEACHER
+    claim = folder / TAUGHT
+    if spec.teacher.total is None or not claim.is_file():
+        return False
+    try:
+        found = json.loads(claim.read_text())["spec"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"{str(claim)!r} must tell whose teacher this is: {error!r}"
+        ) from None
+    if found != (digest := teacher_digest(spec)):
+        raise CheckpointError(
+            f"{str(folder)!r} must hold the teacher of this spec; "
+            f"its digest is {found}, not {digest}"
+        )
+    return True
+
+
+def claim_teacher(spec: RunSpec) -> None:
+    """Note that the teacher in the run folder is the one of this spec."""
+    write_text(spec.folder / TEACHER / TAUGHT, json.dumps({"spec": teacher_digest(spec)}))
+
+
+def teacher_digest(spec: RunSpec) -> str:
+    """Return a digest of everything on which the teacher depends."""
+    engine = spec.engine
+    return fingerprint(
+        [
+            plain(spec.task),
+            plain(spec.teacher),
+            plain(spec.teacher.optimizer or spec.optimizer),
+            [engine.precision, engine.accumulation, engine.clip_norm or 0],
+            spec.seed,
+        ]
+    )
+
+
+def end_of(folder: Path) -> EndRecord | None:
+    """Return the last record of a finished run; None if there is no run or it is not finished."""
+    records = folder / RECORDS
+    found = read_records(records) if records.is_file() else ()
+    return next((record for record in found if isinstance(record, EndRecord)), None)
+
+
+def recorded_steps(folder: Path) -> int | None:
+    """Return the planned length of the run in a folder in steps; None if none was begun."""
+    records = folder / RECORDS
+    opening = next(iter(read_records(records)), None) if records.is_file() else None
+    if not isinstance(opening, RunRecord):
+        return None
+    return sum(stage.steps for stage in opening.stages)

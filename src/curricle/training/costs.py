@@ -1,0 +1,51 @@
+"""What does a piece of work cost, counted while it runs once?
+
+A `Meter` counts FLOPs and the bytes that autograd keeps for the backward pass. It can run over
+several blocks, say a forward pass and later its backward pass, and adds them up.
+
+Units: FLOPs, of which a multiplication with its addition is two (matrix products, convolutions
+and attention, as torch counts them; cheaper operations are left out); bytes.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@final
+class Meter:
+    """Counts the FLOPs and the activations of what runs inside it."""
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """Start at zero; weights and data, which lie in memory anyway, are `known`."""
+        self.flops = 0
+        # Autograd keeps views of the weights, so what counts is the storage, not the tensor.
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._kept: dict[int, int] = {}
+
+    @property
+    def saved_bytes(self) -> int:
+        """Return the bytes kept for the backward pass, each storage once."""
+        return sum(self._kept.values())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what the block runs.
+
+        Yields:
+            Nothing.
+        """
+        watching = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+        with FlopCounterMode(display=False) as counter, watching:
+            yield
+        self.flops += counter.get_total_flops()
+
+    def _keep(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._known:
+            self._kept[storage.data_ptr()] = storage.nbytes()
+        return tensor

@@ -1,0 +1,130 @@
+"""What every strategy promises: a curriculum of exactly the length that was asked for."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum
+from curricle.curriculum.strategies import STRATEGIES, build
+from curricle.errors import SpecError
+from curricle.specs import parse, plain
+
+Arguments = Callable[[Duration], dict[str, Any]]
+TRAJECTORY = (100, 200, 400)
+
+
+def written(total: Duration) -> list[dict[str, Any]]:
+    """Return two stages that last one unit and the rest."""
+    parts = {"first": 1, "second": total.number - 1}
+    return [
+        {"name": name, "duration": f"{number} {total.unit}", "objectives": [{"kind": "labels"}]}
+        for name, number in parts.items()
+    ]
+
+
+CATALOG: dict[str, Arguments] = {
+    "extraction": lambda total: {"kind": "extraction"},
+    "extraction of three layers": lambda total: {
+        "kind": "extraction",
+        "pairs": 3,
+        "share": 0.4,
+        "projection": {"kind": "sign"},
+        "trains": "own",
+        "teacher": 100,
+    },
+    "extraction in given lengths": lambda total: {
+        "kind": "extraction",
+        "pairs": [{"student": 1, "teacher": "blocks.2"}, {"student": 0.5, "teacher": 2}],
+        "durations": [f"1 {total.unit}", f"2 {total.unit}"],
+        "last": {"kind": "labels"},
+    },
+    "progressive": lambda total: {"kind": "progressive"},
+    "progressive two-shot": lambda total: {
+        "kind": "progressive",
+        "trajectory": [100, 400],
+        "durations": [f"3 {total.unit}"],
+        "objective": {"kind": "logits", "teacher_temperature": 2.0},
+    },
+    "one_shot": lambda total: {"kind": "one_shot", "objective": {"kind": "logits", "weight": 2}},
+    "from_labels": lambda total: {"kind": "from_labels"},
+    "staged": lambda total: {"kind": "staged", "stages": written(total)},
+}
+every_strategy = pytest.mark.parametrize("arguments", CATALOG.values(), ids=CATALOG.keys())
+totals = st.builds(
+    Duration,
+    number=st.integers(8, 10**10),
+    unit=st.sampled_from(["steps", "examples", "tokens"]),
+)
+
+
+def made(arguments: Arguments, total: Duration) -> Curriculum:
+    return build(arguments(total), total=total, trajectory=TRAJECTORY)
+
+
+def test_every_strategy_is_in_the_catalog() -> None:
+    total = Duration(number=10)
+    assert {arguments(total)["kind"] for arguments in CATALOG.values()} == set(STRATEGIES)
+
+
+@every_strategy
+@given(total=totals)
+def test_durations_add_up_to_the_total_exactly(arguments: Arguments, total: Duration) -> None:
+    durations = [stage.duration for stage in made(arguments, total).stages]
+    assert {duration.unit for duration in durations} == {total.unit}
+    assert sum(duration.number for duration in durations) == total.number
+
+
+@every_strategy
+def test_the_result_is_a_valid_curriculum_named_after_its_method(arguments: Arguments) -> None:
+    found = made(arguments, Duration(number=1000))
+    assert isinstance(found, Curriculum)
+    assert found.name == arguments(Duration(number=1000))["kind"]
+
+
+@every_strategy
+def test_equal_arguments_give_equal_curricula(arguments: Arguments) -> None:
+    total = Duration(number=997, unit="examples")
+    assert made(arguments, total) == made(arguments, total)
+
+
+@every_strategy
+def test_the_name_can_be_chosen(arguments: Arguments) -> None:
+    total = Duration(number=50)
+    named = build(arguments(total) | {"name": "mine"}, total=total, trajectory=TRAJECTORY)
+    assert named.name == "mine"
+
+
+@every_strategy
+def test_the_curriculum_survives_plain_data(arguments: Arguments) -> None:
+    found = made(arguments, Duration(number=1000))
+    assert parse(Curriculum, plain(found)) == found
+
+
+@every_strategy
+def test_teachers_are_final_or_of_the_trajectory(arguments: Arguments) -> None:
+    assert set(made(arguments, Duration(number=50)).teachers) <= {"final", *TRAJECTORY}
+
+
+@every_strategy
+def test_an_unknown_argument_is_an_error(arguments: Arguments) -> None:
+    call = arguments(Duration(number=50))
+    with pytest.raises(
+        SpecError, match=rf"^'nam' is not an argument of {call['kind']}; did you mean 'name'\?"
+    ):
+        build(call | {"nam": "x"}, total=Duration(number=50), trajectory=TRAJECTORY)
+
+
+@pytest.mark.parametrize("name", ["one_shot", "from_labels"])
+def test_a_single_stage_may_last_one_unit(name: str) -> None:
+    (stage,) = made(CATALOG[name], Duration(number=1)).stages
+    assert stage.duration == Duration(number=1)
+
+
+@pytest.mark.parametrize("name", [name for name in CATALOG if "extr" in name or "progr" in name])
+def test_a_total_of_one_unit_is_too_short_for_several_stages(name: str) -> None:
+    with pytest.raises(SpecError, match=r"^'total' 1 steps must be longer than the stages before"):
+        made(CATALOG[name], Duration(number=1))

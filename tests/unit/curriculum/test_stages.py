@@ -1,0 +1,82 @@
+"""What stages and curricula accept, and what they know about themselves."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.errors import SpecError
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.specs import parse, plain
+
+
+def stage(name: str, /, **fields: Any) -> Stage:
+    return Stage(**{"name": name, "duration": "5 steps", "objectives": (MatchLogits(),)} | fields)
+
+
+def test_a_duration_may_be_written_as_text() -> None:
+    assert stage("a", duration="2k examples").duration == Duration(number=2000, unit="examples")
+
+
+def test_a_stage_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stage("a").name = "b"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "sentence"),
+    [
+        ("name", "", "'Stage.name': string should have at least 1 character; got ''"),
+        ("objectives", (), r"'Stage.objectives': tuple should have at least 1 item .*; got \(\)"),
+        ("learning_rate_scale", 0, "'Stage.learning_rate_scale': .* greater than 0; got 0"),
+        ("trains", "some", "'Stage.trains': .* 'up_to', 'own' or 'all'; got 'some'"),
+        ("optimizer_state", "drop", "'Stage.optimizer_state': .*; got 'drop'"),
+        ("schedule", "mine", "'Stage.schedule': .*; got 'mine'"),
+        ("teacher", "best", "'Stage.teacher': .*; got 'best'"),
+        ("lenght", 1, "'lenght' is not a field; "),
+    ],
+)
+def test_a_wrong_field_is_named(field: str, wrong: object, sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        stage("a", **{field: wrong})
+
+
+def test_a_curriculum_needs_a_stage() -> None:
+    with pytest.raises(SpecError, match=r"'Curriculum.stages': .*at least 1 item"):
+        Curriculum(name="empty", stages=())
+
+
+def test_stage_names_are_unique() -> None:
+    with pytest.raises(SpecError, match=r"'stages' must have different names; got 'a' twice$"):
+        Curriculum(name="doubled", stages=(stage("b"), stage("a"), stage("a")))
+
+
+def test_teachers_come_once_and_in_the_order_of_their_use() -> None:
+    read = [300, "final", 300, 100]
+    stages = tuple(stage(str(place), teacher=one) for place, one in enumerate(read))
+    assert Curriculum(name="many", stages=stages).teachers == (300, "final", 100)
+
+
+def test_a_stage_without_a_teacher_objective_reads_no_teacher() -> None:
+    stages = (stage("labels", objectives=(FitLabels(),), teacher=100),)
+    assert Curriculum(name="labels", stages=stages).teachers == ()
+
+
+def test_one_teacher_objective_among_others_is_enough() -> None:
+    stages = (stage("both", objectives=(FitLabels(), MatchLogits())),)
+    assert Curriculum(name="both", stages=stages).teachers == ("final",)
+
+
+def test_a_curriculum_survives_plain_data() -> None:
+    hidden = MatchHidden(pair=LayerPair(student=0.5, teacher="blocks.1"), center=True)
+    written = Curriculum(
+        name="own",
+        stages=(
+            stage("a", objectives=(hidden, FitLabels(weight=0.1)), trains="own", teacher=7),
+            stage("b", optimizer_state="reset", schedule="own", learning_rate_scale=0.5),
+        ),
+    )
+    assert parse(Curriculum, plain(written)) == written

@@ -1,0 +1,364 @@
+"""The stages of each strategy, in numbers worked out by hand."""
+
+import re
+from typing import Any
+
+import pytest
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.strategies import (
+    HasSteps,
+    build,
+    extraction,
+    from_labels,
+    one_shot,
+    progressive,
+    staged,
+    uniform,
+)
+from curricle.errors import SpecError
+from curricle.models.tapped import tap_number
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.projections import Orthogonal
+from curricle.teachers.trajectory import Trajectory
+
+
+def steps(number: int) -> Duration:
+    return Duration(number=number)
+
+
+def lengths(curriculum: Curriculum) -> list[int]:
+    return [stage.duration.number for stage in curriculum.stages]
+
+
+def plan(curriculum: Curriculum) -> list[tuple[Any, int]]:
+    return [(stage.teacher, stage.duration.number) for stage in curriculum.stages]
+
+
+def hidden(stage: Stage) -> MatchHidden:
+    objective = stage.objectives[0]
+    assert isinstance(objective, MatchHidden)
+    return objective
+
+
+# --- where uniform pairs lie ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_pairs", "depth", "taps"),
+    [
+        # Tap ceil(i * depth / (r + 1)) for i = 1..r.
+        (1, 1, [1]),
+        (1, 2, [1]),
+        (1, 3, [2]),
+        (1, 12, [6]),
+        (2, 3, [1, 2]),
+        (3, 4, [1, 2, 3]),
+        (3, 12, [3, 6, 9]),
+        (5, 12, [2, 4, 6, 8, 10]),
+        (11, 12, list(range(1, 12))),
+        (2, 1, [1, 1]),
+        (4, 2, [1, 1, 2, 2]),
+    ],
+)
+def test_uniform_pairs_are_spread_over_the_depth(
+    num_pairs: int, depth: int, taps: list[int]
+) -> None:
+    pairs = uniform(num_pairs)
+    assert [tap_number(float(pair.student), depth) for pair in pairs] == taps
+    assert [pair.teacher for pair in pairs] == [pair.student for pair in pairs]
+
+
+@pytest.mark.parametrize("num_pairs", [0, -1])
+def test_uniform_needs_a_pair(num_pairs: int) -> None:
+    with pytest.raises(SpecError, match=rf"^'num_pairs' must be positive; got {num_pairs}$"):
+        uniform(num_pairs)
+
+
+# --- extraction -----------------------------------------------------------------------------------
+
+
+def test_extraction_is_layers_and_then_logits() -> None:
+    stages = extraction(total=steps(100), pairs=2).stages
+    assert [stage.name for stage in stages] == ["layer 1", "layer 2", "logits"]
+    assert [hidden(stage).pair for stage in stages[:2]] == list(uniform(2))
+    assert stages[2].objectives == (MatchLogits(),)
+
+
+def test_a_quarter_of_the_total_is_for_the_layers_together() -> None:
+    assert lengths(extraction(total=steps(1000), pairs=2)) == [125, 125, 750]
+
+
+def test_the_share_can_be_chosen() -> None:
+    assert lengths(extraction(total=steps(1000), pairs=4, share=0.5)) == [125] * 4 + [500]
+
+
+def test_what_cannot_be_divided_is_spread_over_the_layers() -> None:
+    # 0.25 * 40 = 10 steps for 4 layers: the borders 2.5, 5, 7.5, 10 are rounded half up.
+    assert lengths(extraction(total=steps(40), pairs=4)) == [3, 2, 3, 2, 30]
+
+
+def test_every_layer_lasts_at_least_one_unit() -> None:
+    assert lengths(extraction(total=steps(5), pairs=4)) == [1, 1, 1, 1, 1]
+
+
+def test_layer_lengths_may_be_given() -> None:
+    pairs = (LayerPair(student=1, teacher=2), LayerPair(student=2, teacher=4))
+    found = extraction(total=steps(100), pairs=pairs, durations=(steps(10), steps(30)))
+    assert lengths(found) == [10, 30, 60]
+    assert [hidden(stage).pair for stage in found.stages[:2]] == list(pairs)
+
+
+def test_the_options_of_layer_stages_reach_them() -> None:
+    layer = extraction(
+        total=steps(8),
+        projection=Orthogonal(),
+        shared_projection=True,
+        normalize="rms",
+        center=True,
+        positions="selected",
+        trains="own",
+    ).stages[0]
+    assert hidden(layer) == MatchHidden(
+        pair=LayerPair(student=0.5, teacher=0.5),
+        projection=Orthogonal(),
+        shared_projection=True,
+        normalize="rms",
+        center=True,
+        positions="selected",
+    )
+    assert layer.trains == "own"
+
+
+def test_freezing_ends_with_the_layers() -> None:
+    assert extraction(total=steps(8), trains="own").stages[-1].trains == "up_to"
+
+
+def test_borders_and_teacher_hold_for_all_stages() -> None:
+    found = extraction(total=steps(8), schedule="own", optimizer_state="reset", teacher=70)
+    chosen = [(stage.schedule, stage.optimizer_state, stage.teacher) for stage in found.stages]
+    assert chosen == [("own", "reset", 70)] * 2
+
+
+def test_the_last_objective_can_be_chosen() -> None:
+    assert extraction(total=steps(8), last=FitLabels()).stages[-1].objectives == (FitLabels(),)
+
+
+def test_extraction_needs_pairs() -> None:
+    with pytest.raises(SpecError, match=r"^'pairs' must hold at least one layer pair; got \(\)$"):
+        extraction(total=steps(10), pairs=())
+
+
+def test_there_is_one_duration_for_each_pair() -> None:
+    with pytest.raises(SpecError, match=r"^'durations' must be as many as the 2 pairs; got 1$"):
+        extraction(total=steps(10), pairs=2, durations=(steps(1),))
+
+
+@pytest.mark.parametrize(("total", "pairs", "taken"), [(1, 1, 1), (3, 3, 3), (2, 5, 5)])
+def test_the_last_stage_needs_a_rest(total: int, pairs: int, taken: int) -> None:
+    with pytest.raises(
+        SpecError,
+        match=rf"^'total' {total} steps must be longer than the stages before the last; "
+        rf"they take {taken}$",
+    ):
+        extraction(total=steps(total), pairs=pairs)
+
+
+def test_durations_are_in_the_unit_of_the_total() -> None:
+    with pytest.raises(
+        SpecError, match=r"^'durations' must be in steps like 'total'; got 5 tokens$"
+    ):
+        extraction(total=steps(10), durations=(Duration(number=5, unit="tokens"),))
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_share_is_neither_nothing_nor_all(share: float) -> None:
+    with pytest.raises(SpecError, match=rf"^'share': .*; got {share}$"):
+        extraction(total=steps(10), share=share)
+
+
+# --- progressive ----------------------------------------------------------------------------------
+
+
+def test_checkpoints_share_the_total_equally() -> None:
+    found = progressive(total=steps(100), trajectory=(10, 20, 40, 80))
+    assert plan(found) == [(10, 25), (20, 25), (40, 25), (80, 25)]
+    assert [stage.name for stage in found.stages][0] == "checkpoint 10"
+
+
+def test_checkpoints_that_do_not_divide_the_total_differ_by_one_step() -> None:
+    assert sorted(lengths(progressive(total=steps(10), trajectory=(1, 2, 3, 4)))) == [2, 2, 3, 3]
+
+
+def test_one_step_for_each_checkpoint_is_enough() -> None:
+    assert lengths(progressive(total=steps(9), trajectory=tuple(range(9)))) == [1] * 9
+
+
+def test_half_a_step_more_than_one_for_each_checkpoint_is_enough() -> None:
+    # Rounding 1.5 up in each stage would ask for more than the total.
+    assert sum(lengths(progressive(total=steps(15), trajectory=tuple(range(10))))) == 15
+
+
+def test_one_checkpoint_teaches_all_along() -> None:
+    assert plan(progressive(total=steps(10), trajectory=(5,))) == [(5, 10)]
+
+
+def test_a_trajectory_can_be_passed_as_it_is() -> None:
+    trajectory = Trajectory(())
+    assert isinstance(trajectory, HasSteps)
+
+    class Two:
+        steps = (3, 9)
+
+    assert plan(progressive(total=steps(10), trajectory=Two())) == [(3, 5), (9, 5)]
+
+
+def test_two_shot_is_two_checkpoints_and_one_duration() -> None:
+    found = progressive(total=steps(100), trajectory=(20, 80), durations=(steps(10),))
+    assert plan(found) == [(20, 10), (80, 90)]
+
+
+def test_the_refresh_rule_of_the_paper() -> None:
+    # R = 1000, f = 1: checkpoints 1k to 8k for 1000 steps each.
+    ladder = tuple(range(1000, 9000, 1000))
+    found = progressive(total=steps(8000), trajectory=ladder, refresh=1000)
+    assert plan(found) == [(step, 1000) for step in ladder]
+
+
+def test_a_faster_teacher_runs_ahead_of_the_student() -> None:
+    found = progressive(total=steps(45), trajectory=(10, 20, 30, 40), refresh=10, speed=2)
+    # Bounds 20, 40, 60, 80, 100; the last three find checkpoint 40.
+    assert plan(found) == [(20, 10), (40, 35)]
+
+
+def test_between_checkpoints_the_largest_below_the_bound_teaches() -> None:
+    found = progressive(total=steps(30), trajectory=(7, 25), refresh=10)
+    assert plan(found) == [(7, 20), (25, 10)]
+
+
+def test_before_the_first_checkpoint_the_first_one_teaches() -> None:
+    found = progressive(total=steps(30), trajectory=(25, 30), refresh=10)
+    assert plan(found) == [(25, 20), (30, 10)]
+
+
+def test_rounding_does_not_hide_a_checkpoint() -> None:
+    # In floating point 0.29 * 100 = 28.999999999999996.
+    found = progressive(total=steps(100), trajectory=(1, 29), refresh=100, speed=0.29)
+    assert plan(found) == [(29, 100)]
+
+
+@pytest.mark.parametrize("trajectory", [None, (), (20, 10), (10, 10)])
+def test_checkpoints_ascend(trajectory: object) -> None:
+    got = re.escape(str(trajectory or ()))
+    with pytest.raises(
+        SpecError, match=rf"^'trajectory' must hold ascending checkpoint steps; got {got}$"
+    ):
+        progressive(total=steps(10), trajectory=trajectory)
+
+
+@pytest.mark.parametrize("trajectory", [5, ["a"], "500"])
+def test_checkpoints_are_numbers(trajectory: object) -> None:
+    with pytest.raises(SpecError, match=r"^'trajectory.*got "):
+        progressive(total=steps(10), trajectory=trajectory)
+
+
+def test_refresh_and_durations_exclude_each_other() -> None:
+    with pytest.raises(SpecError, match=r"^'refresh' must not be combined with 'durations'"):
+        progressive(total=steps(10), trajectory=(1, 2), refresh=2, durations=(steps(2),))
+
+
+def test_speed_alone_has_no_effect_and_is_an_error() -> None:
+    with pytest.raises(SpecError, match=r"^'speed' must be used with 'refresh', .*; got 2.0$"):
+        progressive(total=steps(10), trajectory=(1, 2), speed=2)
+
+
+def test_the_refresh_rule_counts_in_steps() -> None:
+    with pytest.raises(SpecError, match=r"'total' in steps; got 2, 10 tokens$"):
+        progressive(total=Duration(number=10, unit="tokens"), trajectory=(1,), refresh=2)
+
+
+def test_refresh_is_positive() -> None:
+    with pytest.raises(SpecError, match=r"^'refresh' must be positive and .*; got 0, 10 steps$"):
+        progressive(total=steps(10), trajectory=(1,), refresh=0)
+
+
+def test_the_last_checkpoint_takes_what_is_left() -> None:
+    with pytest.raises(
+        SpecError, match=r"^'durations' must be one fewer than the 2 checkpoints; got 2$"
+    ):
+        progressive(total=steps(10), trajectory=(1, 2), durations=(steps(2), steps(2)))
+
+
+# --- the others -----------------------------------------------------------------------------------
+
+
+def test_one_shot_is_one_stage_of_logits() -> None:
+    (stage,) = one_shot(total=steps(10), teacher=4).stages
+    assert (stage.objectives, stage.teacher, stage.duration) == ((MatchLogits(),), 4, steps(10))
+
+
+def test_training_from_labels_reads_no_teacher() -> None:
+    assert from_labels(total=steps(10)).teachers == ()
+
+
+def test_written_stages_add_up_to_the_total() -> None:
+    (stage,) = one_shot(total=steps(4)).stages
+    with pytest.raises(
+        SpecError,
+        match=r"^'stages' must add up to 'total' 10 steps; stage 'logits' would have to last "
+        r"10 steps; got 4 steps$",
+    ):
+        staged(total=steps(10), stages=(stage,))
+
+
+def test_written_stages_are_not_empty() -> None:
+    with pytest.raises(SpecError, match=r"^'stages': tuple should have at least 1 item"):
+        staged(total=steps(10), stages=())
+
+
+def test_a_total_may_be_written_as_text() -> None:
+    assert lengths(one_shot(total="2k tokens")) == [2000]  # type: ignore[arg-type]
+
+
+# --- from plain data ------------------------------------------------------------------------------
+
+
+def test_plain_data_become_a_curriculum() -> None:
+    call = {"kind": "extraction", "pairs": [{"student": 1, "teacher": 2}], "durations": ["3 steps"]}
+    found = build(call, total=steps(10), trajectory=None)
+    assert lengths(found) == [3, 7]
+    assert hidden(found.stages[0]).pair == LayerPair(student=1, teacher=2)
+
+
+def test_the_runs_trajectory_is_used_unless_checkpoints_are_listed() -> None:
+    everything = build({"kind": "progressive"}, total=steps(10), trajectory=(1, 2))
+    listed = build({"kind": "progressive", "trajectory": [2]}, total=steps(10), trajectory=(1, 2))
+    assert (plan(everything), plan(listed)) == ([(1, 5), (2, 5)], [(2, 10)])
+
+
+@pytest.mark.parametrize("kind", ["extration", "progresive"])
+def test_a_misspelt_strategy_is_recognized(kind: str) -> None:
+    with pytest.raises(
+        SpecError, match=rf"^'kind' '{kind}' is not a strategy; did you mean '\w+'\? available: "
+    ):
+        build({"kind": kind}, total=steps(10), trajectory=None)
+
+
+def test_a_misspelt_argument_is_recognized() -> None:
+    with pytest.raises(
+        SpecError, match=r"^'shared' is not an argument of extraction; did you mean 'share'"
+    ):
+        build({"kind": "extraction", "shared": 0.2}, total=steps(10), trajectory=None)
+
+
+def test_the_total_is_not_an_argument_of_the_call() -> None:
+    with pytest.raises(SpecError, match=r"^'total' is not an argument of one_shot; "):
+        build({"kind": "one_shot", "total": "5 steps"}, total=steps(10), trajectory=None)
+
+
+def test_a_wrong_value_is_named_by_its_path() -> None:
+    call = {"kind": "extraction", "pairs": [{"student": 1, "teachr": 2}]}
+    with pytest.raises(SpecError, match=r"'teachr' is not a field; did you mean 'teacher'"):
+        build(call, total=steps(10), trajectory=None)

@@ -1,0 +1,60 @@
+"""Modules come back as they were, submodule by submodule."""
+
+import pytest
+import torch
+from torch import nn
+
+from curricle import seeding
+from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
+
+
+@pytest.fixture
+def module() -> nn.Sequential:
+    with seeding.scoped(0, "model"):
+        return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+
+
+def test_each_submodule_gets_its_own_mode_back(module: nn.Sequential) -> None:
+    module[1].eval()
+    with modes_kept(module):
+        module.eval()
+    assert [part.training for part in module] == [True, False, True, True]
+    assert module.training
+
+
+def test_running_statistics_come_back(module: nn.Sequential) -> None:
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    with seeding.scoped(0, "dropout"), buffers_kept(module):
+        module(torch.ones(5, 3))
+        assert not torch.equal(dict(module.named_buffers())["1.running_mean"], torch.zeros(4))
+    assert all(torch.equal(buffer, before[name]) for name, buffer in module.named_buffers())
+
+
+def test_only_named_parameters_train(module: nn.Sequential) -> None:
+    with frozen_but(module, {"3.weight"}):
+        free = [name for name, one in module.named_parameters() if one.requires_grad]
+    assert free == ["3.weight"]
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_what_was_frozen_before_stays_so(module: nn.Sequential) -> None:
+    module[0].weight.requires_grad_(False)
+    with frozen_but(module, {"0.weight", "0.bias"}):
+        assert not module[0].weight.requires_grad
+        assert module[0].bias.requires_grad
+    assert not module[0].weight.requires_grad
+
+
+def test_everything_comes_back_after_an_error(module: nn.Sequential) -> None:
+    with (
+        pytest.raises(ValueError, match="stop"),
+        modes_kept(module),
+        buffers_kept(module),
+        frozen_but(module, ()),
+    ):
+        module.eval()
+        module[1].running_mean.fill_(5)
+        raise ValueError("stop")
+    assert module.training
+    assert torch.equal(module[1].running_mean, torch.zeros(4))
+    assert module[0].weight.requires_grad

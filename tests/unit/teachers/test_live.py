@@ -1,0 +1,132 @@
+"""A teacher changes its weights on request and is given back as it came."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.errors import BindError, CheckpointError
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.teachers.live import LiveTeacher, num_parameters
+from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
+
+
+def mlp(seed: int = 0) -> TappedModel:
+    with seeding.scoped(seed, "teacher"):
+        return MLP(3, (4,), 2).tapped()
+
+
+@pytest.fixture
+def trajectory(tmp_path: Path) -> Trajectory:
+    """Return two checkpoints; checkpoint n holds the weights of seed n."""
+    writer = TrajectoryWriter(tmp_path, [10, 20])
+    for step in (10, 20):
+        writer.save(mlp(step).module, step)
+    return open_trajectory(tmp_path)
+
+
+def logits(model: TappedModel) -> Tensor:
+    with torch.no_grad():
+        shown: Tensor = model.module(torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, 1.0]]))
+    return shown
+
+
+def test_each_reference_teaches_its_own_weights(trajectory: Trajectory) -> None:
+    teacher = LiveTeacher(mlp(0), trajectory)
+    shown = []
+    with teacher.teaching():
+        for reference in (10, 20, "final", 10):
+            teacher.use(reference)  # type: ignore[arg-type]
+            shown.append(logits(teacher.model))
+    wanted = [logits(mlp(seed)) for seed in (10, 20, 0, 10)]
+    assert all(torch.equal(*pair) for pair in zip(shown, wanted, strict=True))
+    assert not torch.equal(shown[0], shown[1])
+
+
+def test_the_finished_weights_come_back(trajectory: Trajectory) -> None:
+    teacher = LiveTeacher(mlp(0), trajectory)
+    with teacher.teaching():
+        teacher.use(20)
+    assert torch.equal(logits(teacher.model), logits(mlp(0)))
+
+
+def test_the_finished_weights_come_back_after_an_error(trajectory: Trajectory) -> None:
+    teacher = LiveTeacher(mlp(0), trajectory)
+    with pytest.raises(ValueError, match="stop"), teacher.teaching():
+        teacher.use(10)
+        raise ValueError("stop")
+    assert torch.equal(logits(teacher.model), logits(mlp(0)))
+    assert teacher.model.module.training
+
+
+def test_a_teacher_can_teach_again_with_weights_changed_in_between(trajectory: Trajectory) -> None:
+    teacher = LiveTeacher(mlp(0), trajectory)
+    with teacher.teaching():
+        teacher.use(10)
+    teacher.model.module.load_state_dict(mlp(5).module.state_dict())
+    with teacher.teaching():
+        teacher.use(20)
+    assert torch.equal(logits(teacher.model), logits(mlp(5)))
+
+
+def test_the_teacher_is_in_evaluation_mode_while_it_teaches() -> None:
+    teacher = LiveTeacher(mlp())
+    with teacher.teaching():
+        assert not any(part.training for part in teacher.model.module.modules())
+    assert all(part.training for part in teacher.model.module.modules())
+
+
+def test_each_submodule_gets_its_own_mode_back() -> None:
+    teacher = LiveTeacher(mlp())
+    head = teacher.model.module.get_submodule("head")
+    head.eval()
+    with teacher.teaching():
+        pass
+    assert teacher.model.module.training
+    assert not head.training
+
+
+def test_a_missing_checkpoint_is_found_before_teaching(trajectory: Trajectory) -> None:
+    with pytest.raises(BindError, match=r"must be one of \[10, 20\]; got 30$"):
+        LiveTeacher(mlp(), trajectory).check(["final", 10, 30])
+
+
+def test_a_checkpoint_needs_a_trajectory() -> None:
+    with pytest.raises(
+        BindError, match=r"^'trajectory' must be given to read teacher checkpoint 10; got none$"
+    ):
+        LiveTeacher(mlp()).check([10])
+
+
+def test_a_finished_teacher_needs_no_trajectory() -> None:
+    LiveTeacher(mlp()).check(["final"])
+
+
+def test_a_checkpoint_damaged_meanwhile_leaves_the_finished_weights(
+    trajectory: Trajectory,
+) -> None:
+    teacher = LiveTeacher(mlp(0), trajectory)
+    trajectory.path(20).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="must be a safetensors file"), teacher.teaching():
+        teacher.use(10)
+        teacher.use(20)
+    assert torch.equal(logits(teacher.model), logits(mlp(0)))
+
+
+def test_parameters_are_counted() -> None:
+    # 3 * 4 + 4 in the block, 4 * 2 + 2 in the head.
+    assert num_parameters(mlp()) == 26
+
+
+def test_tied_parameters_are_counted_once() -> None:
+    model = MLP(3, (3,), 3)
+    block = model.blocks[0]
+    assert isinstance(block, nn.Sequential)
+    tied = block[0].weight
+    assert isinstance(tied, nn.Parameter)
+    model.head.weight = tied
+    # One matrix of 9 and two biases of 3.
+    assert num_parameters(model.tapped()) == 15

@@ -1,0 +1,190 @@
+"""Checkpoints on disk: what is written is found again, and what is damaged is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from curricle import seeding
+from curricle.errors import BindError, CheckpointError
+from curricle.models.adapters import tapped
+from curricle.models.mlp import MLP
+from curricle.teachers.trajectory import (
+    MANIFEST,
+    TrajectoryWriter,
+    hugging_face_trajectory,
+    open_trajectory,
+)
+
+
+def mlp(seed: int = 0, widths: tuple[int, ...] = (4,)) -> MLP:
+    with seeding.scoped(seed, "teacher"):
+        return MLP(3, widths, 2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a trajectory of three checkpoints; checkpoint n holds the weights of seed n."""
+    writer = TrajectoryWriter(tmp_path / "trajectory", [10, 20, 30])
+    for step in (10, 20, 30):
+        writer.save(mlp(step), step)
+    return tmp_path / "trajectory"
+
+
+def file(folder: Path, step: int) -> Path:
+    return open_trajectory(folder).path(step)
+
+
+def test_the_steps_are_listed_in_order(folder: Path) -> None:
+    assert open_trajectory(folder).steps == (10, 20, 30)
+
+
+@pytest.mark.parametrize("step", [10, 30])
+def test_the_weights_of_a_checkpoint_are_those_that_were_saved(folder: Path, step: int) -> None:
+    module, saved = mlp(), mlp(step)
+    open_trajectory(folder).load(module, step)
+    assert torch.equal(module.head.weight, saved.head.weight)
+
+
+def test_checkpoints_written_out_of_order_are_listed_in_order(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path, [1, 2])
+    for step in (2, 1, 2):
+        writer.save(mlp(), step)
+    assert open_trajectory(tmp_path).steps == (1, 2)
+
+
+def test_a_second_writer_adds_to_the_first(folder: Path) -> None:
+    TrajectoryWriter(folder, [40]).save(mlp(), 40)
+    assert open_trajectory(folder).steps == (10, 20, 30, 40)
+
+
+def test_nothing_is_written_before_the_first_checkpoint(tmp_path: Path) -> None:
+    assert TrajectoryWriter(tmp_path / "later", [1]).steps == {1}
+    assert not (tmp_path / "later").exists()
+
+
+def test_a_trajectory_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"manifest.json' must list the steps .*NotFound"):
+        open_trajectory(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"steps": 5}', '{"steps": ["x"]}'])
+def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST).write_text(content)
+    with pytest.raises(CheckpointError, match=r"manifest.json' must list the steps"):
+        open_trajectory(tmp_path)
+
+
+def test_a_checkpoint_that_is_listed_must_be_there(folder: Path) -> None:
+    file(folder, 20).unlink()
+    with pytest.raises(CheckpointError, match=r"000020.*' is listed as a checkpoint and must"):
+        open_trajectory(folder)
+
+
+def test_a_checkpoint_that_is_not_listed_is_no_checkpoint(folder: Path) -> None:
+    with pytest.raises(
+        BindError, match=r"^'teacher' checkpoint must be one of \[10, 20, 30\]; got 25$"
+    ):
+        open_trajectory(folder).check(mlp(), [10, 25])
+
+
+def test_a_checkpoint_that_vanishes_after_opening_is_refused(folder: Path) -> None:
+    opened = open_trajectory(folder)
+    opened.path(20).unlink()
+    with pytest.raises(CheckpointError, match=r"must be a safetensors file; there is none$"):
+        opened.check(mlp(), [20])
+
+
+def test_a_checkpoint_that_was_cut_is_refused(folder: Path) -> None:
+    path = file(folder, 20)
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(CheckpointError, match=r"000020.safetensors' must be a safetensors file: "):
+        open_trajectory(folder).check(mlp(), [10, 20])
+
+
+def test_a_checkpoint_of_another_model_is_refused(folder: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"must hold this model's weights; "):
+        open_trajectory(folder).check(mlp(widths=(5,)), [10])
+
+
+def test_the_manifest_names_the_architecture(folder: Path) -> None:
+    other = folder.parent / "other"
+    TrajectoryWriter(other, [1]).save(mlp(widths=(5,)), 1)
+    digests = [json.loads((one / MANIFEST).read_text())["architecture"] for one in (folder, other)]
+    assert digests[0] != digests[1]
+
+
+# --- Hugging Face folders -------------------------------------------------------------------------
+
+
+def bert(seed: int) -> Any:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=11,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=6,
+    )
+    with seeding.scoped(seed, "teacher"):
+        return transformers.BertForMaskedLM(config)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> list[Path]:
+    """Return two checkpoints as the Trainer of transformers leaves them."""
+    made = [tmp_path / "checkpoint-50", tmp_path / "checkpoint-100"]
+    for seed, folder in enumerate(made):
+        bert(seed).save_pretrained(folder)
+    return made
+
+
+def logits(module: nn.Module) -> torch.Tensor:
+    module.eval()
+    with torch.no_grad(), tapped(module).reading((), logits=True) as read:
+        shown = read(torch.arange(6).view(1, 6)).logits
+    assert shown is not None
+    return shown
+
+
+def test_folders_of_the_trainer_give_their_steps(folders: list[Path]) -> None:
+    assert hugging_face_trajectory(folders).steps == (50, 100)
+
+
+def test_hugging_face_checkpoints_load_into_the_model(folders: list[Path]) -> None:
+    module = bert(7)
+    trajectory = hugging_face_trajectory(folders)
+    trajectory.check(module, trajectory.steps)
+    trajectory.load(module, 100)
+    assert torch.equal(logits(module), logits(bert(1)))
+    trajectory.load(module, 50)
+    assert torch.equal(logits(module), logits(bert(0)))
+
+
+def test_folders_of_other_names_are_numbered(folders: list[Path]) -> None:
+    renamed = [folder.rename(folder.with_name(f"epoch-{n}")) for n, folder in enumerate(folders)]
+    assert hugging_face_trajectory(renamed).steps == (1, 2)
+
+
+def test_folders_are_given_in_the_order_of_their_steps(folders: list[Path]) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"^'folders' must have ascending steps; got \[100, 50\]$"
+    ):
+        hugging_face_trajectory(folders[::-1])
+
+
+def test_a_trajectory_has_at_least_one_folder() -> None:
+    with pytest.raises(CheckpointError, match=r"^'folders' must have ascending steps; got \[\]$"):
+        hugging_face_trajectory([])
+
+
+def test_a_folder_without_weights_is_refused(folders: list[Path]) -> None:
+    (folders[1] / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"checkpoint-100.* is listed as a checkpoint"):
+        hugging_face_trajectory(folders)
+
+
