@@ -19,9 +19,7 @@ def test_labels_are_products_whatever_was_read_before(
     num_inputs, degree = size
 
     def new() -> ParityStream:
-        return ParityStream(
-            num_inputs=num_inputs, degree=degree, batch_size=batch_size, seed=seed
-        )
+        return ParityStream(num_inputs=num_inputs, degree=degree, batch_size=batch_size, seed=seed)
 
     used, wanted = new(), step.draw(st.integers(0, 10_000))
     used.batch(step.draw(st.integers(0, 10_000)))

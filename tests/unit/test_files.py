@@ -55,9 +55,14 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
 def test_a_failure_leaves_the_folder_that_was_there(tmp_path: Path) -> None:
     with new_folder(tmp_path / "a") as folder:
         (folder / "old").touch()
-    with pytest.raises(ValueError, match="stop"), new_folder(tmp_path / "a") as folder:
-        (folder / "new").touch()
-        raise ValueError("stop")
+
+    def fail() -> None:
+        with new_folder(tmp_path / "a") as folder:
+            (folder / "new").touch()
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        fail()
     assert names(tmp_path) == ["a"]
     assert names(tmp_path / "a") == ["old"]
 

@@ -127,9 +127,9 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
         spec: What to run.
         observers: Told of every record.
     """
-    folder = spec.folder / TEACHER
-    if spec.teacher.total is None or (is_claimed(spec) and end_of(folder) is not None):
+    if _is_ready(spec):
         return
+    folder = spec.folder / TEACHER
     data = _open_task(spec, spec.seed)
     run = _teaching(spec, data)
     claim_teacher(spec)
@@ -170,13 +170,20 @@ def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
     return _planned(spec, student, None)
 
 
+def _is_ready(spec: RunSpec) -> bool:
+    """Return whether there is nothing to teach the teacher any more."""
+    if spec.teacher.total is None:
+        return True
+    return is_claimed(spec) and end_of(spec.folder / TEACHER) is not None
+
+
 def _is_timed(spec: RunSpec) -> bool:
     return spec.budget is not None and spec.budget.unit == "seconds"
 
 
 def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> BoundRun:
     data = _open_task(spec, student.seed)
-    if spec.teacher.total is None:
+    if _is_ready(spec):
         teacher = _taught(spec, data)
         run = _bound(spec, student, data, teacher, length=length)
         teacher.check(run.teachers)

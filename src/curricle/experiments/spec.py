@@ -13,7 +13,7 @@ from pydantic import Field
 
 from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.strategies import build
-from curricle.errors import CurricleError, SpecError, near_names
+from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
 from curricle.experiments.budgets import PROVISIONAL, AnyBudget
 from curricle.experiments.tasks import Task
 from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
@@ -49,7 +49,7 @@ class TeacherSpec:
         """Check that a teacher is either trained here or already trained.
 
         Raises:
-            SpecError: If neither or both is said.
+            SpecError: If neither or both is said, or its checkpoints are not in order.
         """
         is_pretrained = isinstance(self.model, PretrainedSpec)
         if is_pretrained == (self.total is not None):
@@ -59,6 +59,14 @@ class TeacherSpec:
             )
         if self.folders and not is_pretrained:
             raise SpecError(f"'folders' must go with a pretrained teacher; got {self.model.kind!r}")
+        try:
+            self.pretrained_steps()
+        except CheckpointError as error:
+            raise SpecError(str(error)) from None
+
+    def pretrained_steps(self) -> tuple[int, ...]:
+        """Return the steps that the names of `folders` stand for."""
+        return hugging_face_steps([Path(one) for one in self.folders])
 
 
 @final
@@ -182,7 +190,7 @@ class RunSpec:
         """Return the steps at which the teacher's checkpoints are or will be kept."""
         total = self.teacher_steps()
         if total == 0:
-            return hugging_face_steps([Path(one) for one in self.teacher.folders])
+            return self.teacher.pretrained_steps()
         number = min(self.teacher.checkpoints, total)
         return tuple(sorted({round(total * i / number) for i in range(1, number + 1)}))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 
 from pydantic import Field
 
-from curricle.errors import BindError, SpecError, near_names
+from curricle.errors import BindError, CheckpointError, SpecError, near_names
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.specs import value
@@ -76,10 +76,9 @@ class HuggingFaceSpec:
             model = _auto(transformers, self.head).from_config(config)
         except Exception as error:
             # What families raise for a wrong field has no common base.
-            words = " ".join(str(error).split())[:LONGEST_REASON]
             raise SpecError(
                 f"'config' must describe a {self.model_type} model with head {self.head!r}; "
-                f"transformers says: {words}"
+                f"transformers says: {_reason(error)}"
             ) from error
         _check_sizes(model.config, num_inputs, num_positions)
         return tapped(model)
@@ -106,15 +105,29 @@ class PretrainedSpec:
 
         Raises:
             BindError: If the folder is missing or its vocabulary is not the task's.
+            CheckpointError: If transformers cannot read the model or weights are missing.
         """
         del num_classes
         if not Path(self.path, "config.json").is_file():
             raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
         transformers = _transformers()
-        # Version 5 loads in the dtype of the file by default; a student needs float32.
-        model = _auto(transformers, self.head).from_pretrained(
-            self.path, dtype="float32", local_files_only=True
-        )
+        try:
+            # Version 5 loads in the dtype of the file by default; a student needs float32.
+            model, loaded = _auto(transformers, self.head).from_pretrained(
+                self.path, dtype="float32", local_files_only=True, output_loading_info=True
+            )
+        except Exception as error:
+            # What families raise for a damaged folder has no common base.
+            raise CheckpointError(
+                f"'path' {self.path!r} must hold a model with head {self.head!r}; "
+                f"transformers says: {_reason(error)}"
+            ) from error
+        if loaded["missing_keys"]:
+            # Transformers would leave them at random numbers.
+            raise CheckpointError(
+                f"'path' {self.path!r} must hold all weights of {type(model).__name__}; "
+                f"{min(loaded['missing_keys'])!r} is missing"
+            )
         if model.config.vocab_size != num_inputs:
             raise BindError(
                 f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries; "
@@ -139,6 +152,10 @@ def _check_sizes(config: Any, num_inputs: int, num_positions: int) -> None:  # n
             )
 
 
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:LONGEST_REASON]
+
+
 def _auto(transformers: ModuleType, head: Head) -> Any:  # noqa: ANN401 - a class chosen by name
     if head == "masked_lm":
         return transformers.AutoModelForMaskedLM
@@ -147,9 +164,12 @@ def _auto(transformers: ModuleType, head: Head) -> Any:  # noqa: ANN401 - a clas
 
 def _transformers() -> ModuleType:
     try:
-        return importlib.import_module("transformers")
+        transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise BindError(
             f"'transformers' must be installed for Hugging Face models: "
             f"pip install 'curricle[hf]' ({error})"
         ) from None
+    # Bars for single small files would stand between those of the runs.
+    transformers.utils.logging.disable_progress_bar()
+    return transformers

@@ -19,7 +19,9 @@ Shipped = Annotated[MatchHidden | MatchLogits | FitLabels, Field(discriminator="
 
 def _own_or_shipped(given: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
     """Return an objective object as it is, and anything else as pydantic validates it."""
-    return given if isinstance(given, Objective) else handler(given)
+    # A class has the methods too: a pair of brackets was forgotten.
+    is_own = isinstance(given, Objective) and not isinstance(given, type)
+    return given if is_own else handler(given)
 
 
 def _plain(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401

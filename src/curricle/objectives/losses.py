@@ -29,6 +29,8 @@ from torch.nn import functional
 
 from curricle.errors import SpecError
 
+NO_LABEL = -(2**31)
+"""Label that torch would skip; none that a user gives, so that -100 is an error too."""
 LEAST_TEMPERATURE = 1e-30
 """Least positive temperature; float32 still divides by it exactly enough."""
 
@@ -49,7 +51,8 @@ def squared_error(
         [GK25]. Deviation: mean instead of sum over the width, which keeps one learning rate useful
         at all widths.
     """
-    return (_widen(student) - _widen(target.detach())).square().mean(-1).sum()
+    total = functional.mse_loss(_widen(student), _widen(target.detach()), reduction="sum")
+    return total / student.shape[-1]
 
 
 def cross_entropy(
@@ -67,8 +70,12 @@ def cross_entropy(
     Returns:
         Sum over rows, in nats.
     """
-    log_student = functional.log_softmax(_widen(student_logits), dim=-1)
-    return -log_student.gather(-1, labels.long().unsqueeze(-1)).sum()
+    return functional.cross_entropy(
+        _widen(student_logits).flatten(0, -2),
+        labels.long().flatten(),
+        reduction="sum",
+        ignore_index=NO_LABEL,
+    )
 
 
 def forward_kl(
@@ -254,7 +261,10 @@ def check_temperatures(
 
 
 def _widen(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+    # Asking first is cheaper than a `to` that has nothing to do.
+    if tensor.dtype in (torch.float32, torch.float64):
+        return tensor
+    return tensor.float()
 
 
 def _log_probabilities(

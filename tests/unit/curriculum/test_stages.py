@@ -36,7 +36,7 @@ def test_a_stage_is_frozen() -> None:
         ("optimizer_state", "drop", "'Stage.optimizer_state': .*; got 'drop'"),
         ("schedule", "mine", "'Stage.schedule': .*; got 'mine'"),
         ("teacher", "best", "'Stage.teacher': .*; got 'best'"),
-        ("lenght", 1, "'lenght' is not a field; "),
+        ("durations", 1, "'durations' is not a field; did you mean 'duration'"),
     ],
 )
 def test_a_wrong_field_is_named(field: str, wrong: object, sentence: str) -> None:

@@ -185,7 +185,7 @@ def test_a_share_is_neither_nothing_nor_all(share: float) -> None:
 def test_checkpoints_share_the_total_equally() -> None:
     found = progressive(total=steps(100), trajectory=(10, 20, 40, 80))
     assert plan(found) == [(10, 25), (20, 25), (40, 25), (80, 25)]
-    assert [stage.name for stage in found.stages][0] == "checkpoint 10"
+    assert found.stages[0].name == "checkpoint 10"
 
 
 def test_checkpoints_that_do_not_divide_the_total_differ_by_one_step() -> None:
@@ -338,7 +338,7 @@ def test_the_runs_trajectory_is_used_unless_checkpoints_are_listed() -> None:
     assert (plan(everything), plan(listed)) == ([(1, 5), (2, 5)], [(2, 10)])
 
 
-@pytest.mark.parametrize("kind", ["extration", "progresive"])
+@pytest.mark.parametrize("kind", ["extractio", "progressiv"])
 def test_a_misspelt_strategy_is_recognized(kind: str) -> None:
     with pytest.raises(
         SpecError, match=rf"^'kind' '{kind}' is not a strategy; did you mean '\w+'\? available: "

@@ -15,6 +15,7 @@ from curricle.models.mlp import MLP
 from curricle.teachers.trajectory import (
     MANIFEST,
     TrajectoryWriter,
+    hugging_face_steps,
     hugging_face_trajectory,
     open_trajectory,
 )
@@ -178,13 +179,15 @@ def test_folders_are_given_in_the_order_of_their_steps(folders: list[Path]) -> N
 
 
 def test_a_trajectory_has_at_least_one_folder() -> None:
-    with pytest.raises(CheckpointError, match=r"^'folders' must have ascending steps; got \[\]$"):
+    with pytest.raises(CheckpointError, match=r"^'folders' must be at least one; got none$"):
         hugging_face_trajectory([])
+
+
+def test_the_steps_of_folders_are_known_before_they_are_there() -> None:
+    assert hugging_face_steps([Path("checkpoint-7"), Path("checkpoint-9")]) == (7, 9)
 
 
 def test_a_folder_without_weights_is_refused(folders: list[Path]) -> None:
     (folders[1] / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint-100.* is listed as a checkpoint"):
         hugging_face_trajectory(folders)
-
-

@@ -1,0 +1,58 @@
+"""The verbs and options of the command line, frozen: a change here is a change for every user."""
+
+import inspect
+from typing import get_args, get_origin
+
+import pytest
+from typer.models import OptionInfo
+
+from curricle import cli
+
+# Verb: arguments in order, then options.
+FROZEN = {
+    "demo": (["name"], ["--output-dir", "--set", "--jobs"]),
+    "plan": (["spec"], ["--set"]),
+    "teach": (["spec"], ["--set"]),
+    "distill": (["spec"], ["--set"]),
+    "compare": (["spec"], ["--set", "--jobs"]),
+    "resume": (["run"], ["--jobs"]),
+    "report": (["runs"], ["--output"]),
+}
+
+
+def verbs() -> dict[str, tuple[list[str], list[str]]]:
+    found = {}
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        arguments: list[str] = []
+        options: list[str] = []
+        for name, parameter in inspect.signature(command.callback).parameters.items():
+            info = get_args(parameter.annotation)[1]
+            if isinstance(info, OptionInfo):
+                spelled = [*(info.param_decls or ()), info.default]
+                named = [one for one in spelled if isinstance(one, str) and one.startswith("--")]
+                options.append(named[0] if named else "--" + name.replace("_", "-"))
+            else:
+                arguments.append(name)
+        found[command.name or command.callback.__name__] = (arguments, options)
+    return found
+
+
+def test_the_verbs_and_their_options_are_those_that_are_documented() -> None:
+    assert verbs() == FROZEN
+
+
+def test_every_verb_is_documented() -> None:
+    commands = [command.callback for command in cli.app.registered_commands]
+    assert all(callback is not None and inspect.getdoc(callback) for callback in commands)
+
+
+@pytest.mark.parametrize("verb", ["plan", "teach", "distill", "compare"])
+def test_a_verb_that_reads_a_spec_can_change_it(verb: str) -> None:
+    assert "--set" in FROZEN[verb][1]
+
+
+def test_overrides_can_be_repeated() -> None:
+    annotation = get_args(cli.Sets)[0]
+    assert list[str] in [annotation, *get_args(annotation)]
+    assert get_origin(list[str]) is list

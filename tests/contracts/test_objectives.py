@@ -1,0 +1,398 @@
+"""What every objective promises: a sum over counted positions with gradient to the student only.
+
+Values and gradients are compared with formulas in numpy's float64, gradients by differences.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from curricle.curriculum.stages import Stage
+from curricle.data.streams import Batch
+from curricle.errors import SpecError
+from curricle.models.tapped import Activations, Place
+from curricle.objectives.catalog import AnyObjective
+from curricle.objectives.divergences import JSD, ReverseKL, TotalVariation
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.projections import Identity, Orthogonal, Sign
+from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample
+from curricle.specs import parse, plain
+
+Array = np.ndarray
+Formula = Callable[[Array, Array, Array], float]
+
+STUDENT, TEACHER = Place("student"), Place("teacher")
+NUM_EXAMPLES, LENGTH, WIDTH, TEACHER_WIDTH, NUM_CLASSES, SEED = 4, 3, 4, 6, 5, 7
+SELECTED = [1, 3, 7, 8, 10]
+PADDED = [2, 5, 11]
+VALID = [position for position in range(NUM_EXAMPLES * LENGTH) if position not in PADDED]
+
+
+@dataclass
+class World:
+    """States and logits of every position; a model that looks them up by token id."""
+
+    tables: dict[str, Tensor]
+    batch: Batch
+
+    def shown(self, who: str, batch: Batch) -> Activations:
+        """Return what a model shows of a batch; ids are numbers of positions."""
+        assert isinstance(batch.inputs, Tensor)
+        logits = self.tables[f"{who} logits"][batch.inputs]
+        return Activations(
+            {Place(who): self.tables[who][batch.inputs]},
+            logits if batch.selected is None else logits.flatten(0, -2)[batch.selected],
+        )
+
+
+def world(case: "Case", *, matched: bool = False, seed: int = 0) -> World:
+    generator = torch.Generator().manual_seed(seed)
+    teacher_width = case.teacher_width
+    shapes = {
+        "student": WIDTH,
+        "teacher": teacher_width,
+        "student logits": NUM_CLASSES,
+        "teacher logits": NUM_CLASSES,
+    }
+    tables = {
+        name: torch.randn(NUM_EXAMPLES * LENGTH, width, generator=generator, dtype=torch.float64)
+        for name, width in shapes.items()
+    }
+    if matched:
+        tables["student logits"] = tables["teacher logits"].clone()
+        tables["student"] = tables["teacher"].clone()
+    valid = torch.zeros(NUM_EXAMPLES * LENGTH, dtype=torch.bool)
+    valid[VALID] = True
+    return World(
+        tables=tables,
+        batch=Batch(
+            inputs=torch.arange(NUM_EXAMPLES * LENGTH).reshape(NUM_EXAMPLES, LENGTH),
+            labels=torch.tensor(SELECTED) % NUM_CLASSES if case.selects else None,
+            selected=torch.tensor(SELECTED) if case.selects else None,
+            valid=valid.reshape(NUM_EXAMPLES, LENGTH),
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective, its formula of (student, teacher, positions), and where it looks."""
+
+    objective: Any
+    formula: Formula
+    reads: str = "logits"
+    counts: str = "selected"
+    teacher_width: int = TEACHER_WIDTH
+    tolerance: float = 1e-7
+    is_residual: bool = False
+    selects: bool = True
+    is_zero_at_match: bool = True
+
+    @property
+    def positions(self) -> list[int]:
+        return SELECTED if self.counts == "selected" else VALID
+
+    def bound(self, seen: World) -> BoundObjective:
+        term: BoundObjective = self.objective.bind(
+            Reads(student=(STUDENT,), teacher=(TEACHER,)),
+            Sample(
+                student=seen.shown("student", seen.batch),
+                teacher=seen.shown("teacher", seen.batch),
+                seed=SEED,
+            ),
+            is_residual=self.is_residual,
+        )
+        if term.wants_calibration:
+            return term.calibrated([(seen.shown("teacher", seen.batch), seen.batch)])
+        return term
+
+    def total(self, seen: World, batch: Batch | None = None) -> Tensor:
+        batch = seen.batch if batch is None else batch
+        term = self.bound(seen)
+        target = term.target(seen.shown("teacher", batch), batch)
+        return term.total(seen.shown("student", batch), target, batch)
+
+    def student_table(self, seen: World) -> Tensor:
+        return seen.tables["student logits" if self.reads == "logits" else "student"]
+
+    def expected(self, student: Array, seen: World) -> float:
+        teacher = seen.tables["teacher logits" if self.reads == "logits" else "teacher"].numpy()
+        rows = np.array(self.positions)
+        return self.formula(student[rows], teacher[rows], rows)
+
+
+def softmax(logits: Array, temperature: float = 1.0) -> Array:
+    powers = np.exp(logits / temperature)
+    ratio: Array = powers / powers.sum(-1, keepdims=True)
+    return ratio
+
+
+def unnormalized(states: Array) -> Array:
+    return states
+
+
+def layer(states: Array) -> Array:
+    centered = states - states.mean(-1, keepdims=True)
+    found: Array = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+    return found
+
+
+def rms(states: Array) -> Array:
+    found: Array = states / np.sqrt((states**2).mean(-1, keepdims=True) + 1e-5)
+    return found
+
+
+def hidden_case(
+    *,
+    by: Callable[[Array], Array] = unnormalized,
+    name: str = "student <- teacher",
+    teacher_width: int = TEACHER_WIDTH,
+    is_residual: bool = False,
+    **fields: Any,
+) -> Case:
+    objective = MatchHidden(pair=LayerPair(student=1, teacher=1), **fields)
+    law = objective.projection.matrix(
+        seed=SEED, name=name, student_width=WIDTH, teacher_width=teacher_width
+    )
+
+    def formula(student: Array, teacher: Array, _: Array) -> float:
+        projected = by(teacher) @ law.numpy().astype(np.float64).T
+        mean = projected.mean(0) if objective.center else 0.0
+        gaps = by(student) - by(projected - mean)
+        return float((gaps**2).sum() / WIDTH)
+
+    return Case(
+        objective,
+        formula,
+        reads="hidden",
+        counts="selected" if objective.positions == "selected" else "valid",
+        teacher_width=teacher_width,
+        # Targets are float32.
+        tolerance=1e-5,
+        is_residual=is_residual,
+        is_zero_at_match=objective.projection == Identity() and not objective.center,
+    )
+
+
+def logits_case(
+    compare: Callable[[Array, Array], Array],
+    *,
+    student_temperature: float = 1.0,
+    teacher_temperature: float = 1.0,
+    factor: float = 1.0,
+    selects: bool = True,
+    **fields: Any,
+) -> Case:
+    def formula(student: Array, teacher: Array, _: Array) -> float:
+        hard = np.eye(NUM_CLASSES)[teacher.argmax(-1)]
+        soft = softmax(teacher, teacher_temperature or 1.0)
+        likely = soft if teacher_temperature else hard
+        return float(factor * compare(likely, softmax(student, student_temperature)).sum())
+
+    return Case(
+        MatchLogits(
+            student_temperature=student_temperature,
+            teacher_temperature=teacher_temperature,
+            **fields,
+        ),
+        formula,
+        counts="selected" if selects else "valid",
+        selects=selects,
+        is_zero_at_match=student_temperature == teacher_temperature,
+    )
+
+
+def forward_kl(t: Array, s: Array) -> Array:
+    # Of a one-hot teacher, 0 log 0 counts as 0.
+    found: Array = (t * np.log(np.where(t > 0, t, 1.0) / s)).sum(-1)
+    return found
+
+
+def jsd(t: Array, s: Array) -> Array:
+    mixture = 0.3 * t + 0.7 * s
+    return 0.3 * forward_kl(t, mixture) + 0.7 * forward_kl(s, mixture)
+
+
+def total_variation(t: Array, s: Array) -> Array:
+    found: Array = np.maximum(t - s, 0).sum(-1)
+    return found
+
+
+def labels_formula(student: Array, _: Array, rows: Array) -> float:
+    return float(-np.log(softmax(student)[np.arange(len(rows)), rows % NUM_CLASSES]).sum())
+
+
+CATALOG: dict[str, Case] = {
+    "hidden": hidden_case(),
+    "hidden on residual streams": hidden_case(by=layer, is_residual=True),
+    "hidden layernorm": hidden_case(by=layer, normalize="layernorm"),
+    "hidden rms": hidden_case(by=rms, normalize="rms"),
+    "hidden plain on residual streams": hidden_case(normalize="none", is_residual=True),
+    "hidden centered": hidden_case(center=True),
+    "hidden layernorm centered": hidden_case(by=layer, normalize="layernorm", center=True),
+    "hidden shared": hidden_case(shared_projection=True, name="shared"),
+    "hidden sign": hidden_case(projection=Sign()),
+    "hidden orthogonal": hidden_case(projection=Orthogonal()),
+    "hidden orthogonal to a wider student": hidden_case(projection=Orthogonal(), teacher_width=3),
+    "hidden identity": hidden_case(projection=Identity(), teacher_width=WIDTH),
+    "hidden identity layernorm": hidden_case(
+        by=layer, normalize="layernorm", projection=Identity(), teacher_width=WIDTH
+    ),
+    "hidden identity rms": hidden_case(
+        by=rms, normalize="rms", projection=Identity(), teacher_width=WIDTH
+    ),
+    "hidden selected": hidden_case(positions="selected"),
+    "hidden weighted": hidden_case(weight=3.0),
+    "forward KL": logits_case(forward_kl),
+    "reverse KL": logits_case(lambda t, s: forward_kl(s, t), divergence=ReverseKL()),
+    "JSD": logits_case(jsd, divergence=JSD(beta=0.3)),
+    "total variation": logits_case(total_variation, divergence=TotalVariation()),
+    "soft teacher": logits_case(forward_kl, teacher_temperature=2.5),
+    "both soft": logits_case(forward_kl, student_temperature=2.0, teacher_temperature=2.0),
+    "both soft, scaled": logits_case(
+        forward_kl,
+        student_temperature=2.0,
+        teacher_temperature=2.0,
+        factor=4.0,
+        scale="temperature_squared",
+    ),
+    "hard teacher": logits_case(forward_kl, teacher_temperature=0.0),
+    "hard JSD": logits_case(jsd, divergence=JSD(beta=0.3), teacher_temperature=0.0),
+    "forward KL everywhere": logits_case(forward_kl, selects=False),
+    "labels": Case(FitLabels(), labels_formula, is_zero_at_match=False),
+}
+
+every_objective = pytest.mark.parametrize("case", CATALOG.values(), ids=CATALOG.keys())
+matching = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CATALOG.items() if case.is_zero_at_match]
+)
+
+
+@every_objective
+def test_it_is_an_objective(case: Case) -> None:
+    assert isinstance(case.objective, Objective)
+
+
+@every_objective
+def test_the_value_is_that_of_the_formula(case: Case) -> None:
+    seen = world(case)
+    expected = case.expected(case.student_table(seen).numpy(), seen)
+    assert case.total(seen).item() == pytest.approx(expected, rel=case.tolerance)
+
+
+@every_objective
+def test_the_gradient_is_that_of_the_formula(case: Case) -> None:
+    seen = world(case)
+    table = case.student_table(seen).requires_grad_()
+    (found,) = torch.autograd.grad(case.total(seen), table)
+    expected = differences(lambda student: case.expected(student, seen), table.detach().numpy())
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def differences(function: Callable[[Array], float], at: Array, step: float = 1e-5) -> Array:
+    """Return the gradient by central differences."""
+    found = np.zeros_like(at)
+    for index in np.ndindex(at.shape):
+        moved = np.zeros_like(at)
+        moved[index] = step
+        found[index] = (function(at + moved) - function(at - moved)) / (2 * step)
+    return found
+
+
+@every_objective
+def test_the_total_is_a_number_and_not_negative(case: Case) -> None:
+    totals = torch.stack([case.total(world(case, seed=seed)) for seed in range(10)])
+    assert totals.shape == (10,)
+    assert (totals >= 0).all()
+
+
+@matching
+def test_the_total_is_zero_at_a_match(case: Case) -> None:
+    assert case.total(world(case, matched=True)).item() == pytest.approx(0, abs=1e-8)
+
+
+@every_objective
+@pytest.mark.parametrize("parts", [2, 4])
+def test_totals_and_counts_of_the_parts_add_up(case: Case, parts: int) -> None:
+    seen = world(case)
+    pieces = seen.batch.split(parts)
+    totals = torch.stack([case.total(seen, piece) for piece in pieces])
+    assert totals.sum().item() == pytest.approx(case.total(seen).item(), rel=case.tolerance)
+    term = case.bound(seen)
+    assert sum(term.count(piece) for piece in pieces) == term.count(seen.batch)
+
+
+@every_objective
+def test_the_count_is_the_number_of_positions_that_matter(case: Case) -> None:
+    seen = world(case)
+    table = case.student_table(seen).requires_grad_()
+    (gradient,) = torch.autograd.grad(case.total(seen), table)
+    matters = gradient.abs().sum(-1).nonzero().flatten().tolist()
+    assert matters == case.positions
+    assert case.bound(seen).count(seen.batch) == len(matters)
+
+
+@every_objective
+def test_positions_that_do_not_count_do_not_change_the_total(case: Case) -> None:
+    seen, changed = world(case), world(case)
+    others = [row for row in range(NUM_EXAMPLES * LENGTH) if row not in case.positions]
+    for table in changed.tables.values():
+        table[others] += 1e3
+    assert torch.equal(case.total(changed), case.total(seen))
+
+
+@every_objective
+def test_only_the_student_gets_a_gradient(case: Case) -> None:
+    seen = world(case)
+    for table in seen.tables.values():
+        table.requires_grad_()
+    case.total(seen).backward()
+    with_gradient = {name for name, table in seen.tables.items() if table.grad is not None}
+    assert with_gradient == {"student logits" if case.reads == "logits" else "student"}
+
+
+@every_objective
+def test_a_part_without_any_position_adds_nothing(case: Case) -> None:
+    seen = world(case)
+    table = case.student_table(seen).requires_grad_()
+    nothing = torch.zeros(0, dtype=torch.int64)
+    empty = Batch(
+        inputs=seen.batch.inputs[:2] if isinstance(seen.batch.inputs, Tensor) else {},
+        labels=nothing if case.selects else None,
+        selected=nothing if case.selects else None,
+        valid=torch.zeros(2, LENGTH, dtype=torch.bool),
+    )
+    total = case.total(seen, empty)
+    assert total.item() == 0
+    assert case.bound(seen).count(empty) == 0
+    (gradient,) = torch.autograd.grad(total, table)
+    assert not gradient.any()
+
+
+@every_objective
+def test_it_survives_plain_data(case: Case) -> None:
+    data = plain(case.objective)
+    assert parse(type(case.objective), data) == case.objective
+    assert parse(AnyObjective, data) == case.objective
+
+
+@every_objective
+def test_it_survives_plain_data_inside_a_stage(case: Case) -> None:
+    stage = Stage(name="stage", duration="3 steps", objectives=(case.objective,))  # type: ignore[arg-type]
+    assert parse(Stage, plain(stage)) == stage
+
+
+@every_objective
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+def test_its_weight_is_positive(case: Case, weight: float) -> None:
+    kind = type(case.objective)
+    with pytest.raises(
+        SpecError, match=rf"'{kind.__name__}.weight': input should be greater than 0; got {weight}"
+    ):
+        kind(**plain(case.objective) | {"weight": weight})

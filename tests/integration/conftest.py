@@ -1,0 +1,117 @@
+"""The command line run in this process, and specs so small that it takes a moment."""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Command = Callable[..., tuple[object, str, str]]
+PARITY: dict[str, Any] = {
+    "output_dir": "run",
+    "cache_dir": "cache",
+    "task": {
+        "kind": "parity",
+        "num_inputs": 8,
+        "degree": 2,
+        "batch_size": 16,
+        "evaluation_examples": 64,
+    },
+    "teacher": {
+        "model": {"kind": "mlp", "widths": [16]},
+        "total": "20 steps",
+        "checkpoints": 2,
+    },
+    "student": {"kind": "mlp", "widths": [8]},
+    "curriculum": {"kind": "extraction", "pairs": [{"student": 1, "teacher": 1}]},
+    "strategies": {
+        "one_shot": {"curriculum": {"kind": "one_shot"}},
+        "progressive": {"curriculum": {"kind": "progressive"}},
+    },
+    "seeds": [0, 1],
+    "budget": "12 steps",
+    "target": {"number": 0.1},
+    "optimizer": {"kind": "sgd", "learning_rate": 0.3},
+    "engine": {"evaluate_every": 6, "record_every": 3, "checkpoint_every": 4, "threads": 1},
+}
+
+
+def encoder(width: int) -> dict[str, Any]:
+    """Return a one-layer encoder."""
+    return {
+        "kind": "hf",
+        "model_type": "megatron-bert",
+        "config": {
+            "num_hidden_layers": 1,
+            "hidden_size": width,
+            "num_attention_heads": 2,
+            "intermediate_size": 2 * width,
+        },
+    }
+
+
+TEXT: dict[str, Any] = {
+    "output_dir": "run",
+    "cache_dir": "cache",
+    "task": {
+        "kind": "text",
+        "corpus": "corpus",
+        "vocabulary_size": 300,
+        "window": 16,
+        "batch_size": 2,
+        "evaluation_batches": 1,
+    },
+    "teacher": {"model": encoder(16), "total": "4 steps", "checkpoints": 2},
+    "student": encoder(8),
+    "curriculum": {"kind": "extraction"},
+    "budget": "4 steps",
+    "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+    "engine": {"threads": 1, "checkpoint_every": 2},
+}
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Command:
+    """Return a function from arguments to exit code, output and error output; it runs here."""
+    from curricle.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: object) -> tuple[object, str, str]:
+        monkeypatch.setattr(sys, "argv", ["curricle", *map(str, arguments)])
+        code: object = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
+def parity(tmp_path: Path) -> Path:
+    """Return the file of a comparison on (8,2)-parity; the run folder is `run`."""
+    path = tmp_path / "parity.yaml"
+    path.write_text(yaml.safe_dump(copy.deepcopy(PARITY), sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    """Return the file of a distillation on a corpus of a few lines; the run folder is `run`."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for split, times in (("train", 60), ("valid", 20)):
+        (folder / f"{split}.txt").write_text(
+            "the quick brown fox jumps over the lazy dog\n" * times
+        )
+    path = tmp_path / "text.yaml"
+    path.write_text(yaml.safe_dump(copy.deepcopy(TEXT), sort_keys=False))
+    return path

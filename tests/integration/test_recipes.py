@@ -1,0 +1,52 @@
+"""Every recipe can be planned, at a size that takes a moment and on the shipped text."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.integration
+Command = Callable[..., tuple[object, str, str]]
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+EVERY_RECIPE = pytest.mark.parametrize("recipe", RECIPES, ids=[path.stem for path in RECIPES])
+
+
+def smaller(model: dict[str, Any], path: str, width: int) -> list[str]:
+    """Return overrides that make a model narrow."""
+    if model["kind"] == "mlp":
+        return [f"{path}.widths={[width for _ in model['widths']]}"]
+    names = {"hidden_size": width, "num_attention_heads": 2, "intermediate_size": 2 * width}
+    given = model["config"]
+    return [f"{path}.config.{name}={size}" for name, size in names.items() if name in given]
+
+
+def overrides(recipe: Path) -> list[str]:
+    """Return overrides that make a recipe small; strategies and stages stay as they are."""
+    spec = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    sets = [*smaller(spec["teacher"]["model"], "teacher.model", 16)]
+    if "student" in spec:
+        sets += smaller(spec["student"], "student", 8)
+    if spec["task"]["kind"] == "text":
+        task = {"corpus": "sample", "vocabulary_size": 300, "window": 16, "batch_size": 4}
+        sets += [f"task.{name}={size}" for name, size in task.items()]
+        sets += ["task.evaluation_batches=1", "cache_dir=cache"]
+    return [part for one in sets for part in ("--set", one)]
+
+
+def test_the_recipes_are_found() -> None:
+    assert RECIPES
+
+
+@EVERY_RECIPE
+def test_a_recipe_can_be_planned(command: Command, recipe: Path, tmp_path: Path) -> None:
+    code, shown, told = command("plan", recipe, *overrides(recipe))
+    assert (code, told) == (0, "")
+    assert "whole run" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+@EVERY_RECIPE
+def test_a_recipe_says_what_to_type(recipe: Path) -> None:
+    assert f"recipes/{recipe.name}" in recipe.read_text(encoding="utf-8")

@@ -1,0 +1,157 @@
+"""Run folders: claimed once, read back, never overwritten."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from curricle.errors import CheckpointError, SpecError
+from curricle.experiments.folders import (
+    Origin,
+    claim_teacher,
+    end_of,
+    has_spec,
+    is_claimed,
+    read_origin,
+    recorded_steps,
+    refuse_taken,
+    start,
+    stored_spec,
+    teacher_digest,
+)
+from curricle.experiments.runner import single_run, teach, train_student
+from curricle.experiments.spec import RunSpec
+
+MakeSpec = Callable[..., RunSpec]
+TAUGHT = Origin(command="teach", title="a", line="curricle teach a.yaml")
+COMPARED = Origin(command="compare", title="b c", line="curricle compare 'b c.yaml'")
+
+
+def test_a_started_folder_tells_what_was_asked_for_and_how(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    start(spec, COMPARED)
+    assert has_spec(spec.folder)
+    assert stored_spec(spec.folder) == spec
+    assert read_origin(spec.folder) == COMPARED
+
+
+def test_a_folder_that_was_moved_is_named_as_it_is_called_now(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    start(make_spec(), COMPARED)
+    moved = make_spec().folder.rename(tmp_path / "moved")
+    assert stored_spec(moved) == make_spec(f"output_dir={moved}")
+
+
+def test_a_folder_is_started_once(make_spec: MakeSpec) -> None:
+    start(make_spec(), COMPARED)
+    with pytest.raises(CheckpointError, match=r"'output_dir' '.*run' must not hold a run already"):
+        refuse_taken(make_spec(), "compare")
+
+
+def test_a_folder_with_nothing_but_a_teacher_may_be_used(make_spec: MakeSpec) -> None:
+    start(make_spec(), TAUGHT)
+    start(make_spec(), COMPARED)
+    assert read_origin(make_spec().folder) == COMPARED
+
+
+def test_a_teacher_is_taught_once(make_spec: MakeSpec) -> None:
+    start(make_spec(), TAUGHT)
+    with pytest.raises(CheckpointError, match="must not hold a run already"):
+        start(make_spec(), TAUGHT)
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "students"])
+def test_a_folder_with_a_student_is_taken_whatever_else_it_holds(
+    make_spec: MakeSpec, name: str
+) -> None:
+    start(make_spec(), TAUGHT)
+    (make_spec().folder / name).mkdir()
+    with pytest.raises(CheckpointError, match="must not hold a run already"):
+        refuse_taken(make_spec(), "distill")
+
+
+def test_a_folder_that_cannot_be_written_is_told(make_spec: MakeSpec) -> None:
+    make_spec().folder.write_text("a file")
+    with pytest.raises(CheckpointError, match=r"'output_dir' must be a folder .* got .*exists"):
+        start(make_spec(), COMPARED)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"command": "teach"}'])
+def test_a_folder_without_a_command_is_no_run(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match="must be a run folder with a 'run.json'"):
+        read_origin(tmp_path)
+
+
+def test_a_folder_without_a_spec_is_told(tmp_path: Path) -> None:
+    assert not has_spec(tmp_path)
+    with pytest.raises(SpecError, match=r"spec.yaml' cannot be read"):
+        stored_spec(tmp_path)
+
+
+def test_a_claimed_teacher_is_recognized(make_spec: MakeSpec) -> None:
+    assert not is_claimed(make_spec())
+    claim_teacher(make_spec())
+    assert is_claimed(make_spec())
+
+
+def test_the_teacher_of_another_spec_is_refused(make_spec: MakeSpec) -> None:
+    claim_teacher(make_spec())
+    with pytest.raises(
+        CheckpointError, match=r"teacher' must hold the teacher of this spec; its d"
+    ):
+        refuse_taken(make_spec("teacher.model.widths=[17]"), "distill")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_a_damaged_claim_is_told(make_spec: MakeSpec, content: str) -> None:
+    claim_teacher(make_spec())
+    (make_spec().folder / "teacher" / "taught.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"taught.json' must tell whose teacher this is"):
+        is_claimed(make_spec())
+
+
+@pytest.mark.parametrize(
+    "assignment",
+    [
+        "task.degree=3",
+        "teacher.total=21 steps",
+        "teacher.checkpoints=4",
+        "optimizer.learning_rate=0.1",
+        "engine.clip_norm=1",
+        "engine.precision=bfloat16",
+        "seed=1",
+    ],
+)
+def test_a_teacher_is_another_if_its_training_is(make_spec: MakeSpec, assignment: str) -> None:
+    assert teacher_digest(make_spec(assignment)) != teacher_digest(make_spec())
+
+
+@pytest.mark.parametrize(
+    "assignment", ["student.widths=[3]", "budget=9 steps", "seeds=[5]", "engine.record_every=1"]
+)
+def test_a_teacher_is_the_same_whatever_its_students_are(
+    make_spec: MakeSpec, assignment: str
+) -> None:
+    assert teacher_digest(make_spec(assignment)) == teacher_digest(make_spec())
+
+
+def test_a_run_that_was_not_begun_has_neither_length_nor_end(tmp_path: Path) -> None:
+    assert end_of(tmp_path) is None
+    assert recorded_steps(tmp_path) is None
+
+
+def test_a_finished_run_tells_its_length_and_end(make_spec: MakeSpec) -> None:
+    spec = make_spec("curriculum.kind=progressive")
+    teach(spec)
+    end = train_student(spec, single_run(spec))
+    assert end_of(spec.folder) == end
+    assert recorded_steps(spec.folder) == 12
+
+
+def test_a_run_cut_off_within_its_first_line_has_no_length(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text(json.dumps({"kind": "run"})[:-1])
+    assert recorded_steps(tmp_path) is None

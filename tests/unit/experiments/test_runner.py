@@ -1,0 +1,222 @@
+"""From a spec to runs on disk: what is bound, trained, reused and kept."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from curricle import seeding
+from curricle.errors import BindError, CheckpointError, DataError, SpecError
+from curricle.experiments import budgets
+from curricle.experiments.folders import end_of, recorded_steps
+from curricle.experiments.runner import (
+    planned_student,
+    rehearse,
+    single_run,
+    student_runs,
+    teach,
+    train_student,
+)
+from curricle.experiments.spec import RunSpec
+from curricle.models.mlp import MLPSpec
+from curricle.models.weights import save_weights
+from curricle.records import EndRecord, Record, RunRecord
+from curricle.training.optimizers import SGD
+
+MakeSpec = Callable[..., RunSpec]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def stop_at(steps: int) -> Callable[[Record], None]:
+    """Return an observer that interrupts a run after some steps."""
+
+    def observe(record: Record) -> None:
+        if not isinstance(record, RunRecord) and record.spent.steps >= steps:
+            raise KeyboardInterrupt
+
+    return observe
+
+
+def test_a_comparison_runs_every_strategy_of_a_seed_before_the_next_seed(
+    make_spec: MakeSpec,
+) -> None:
+    spec = make_spec()
+    runs = student_runs(spec)
+    assert [str(run) for run in runs] == [
+        "one_shot seed 0",
+        "progressive seed 0",
+        "one_shot seed 1",
+        "progressive seed 1",
+    ]
+    assert runs[3].folder == spec.folder / "students" / "progressive" / "seed-1"
+
+
+def test_a_comparison_needs_strategies(make_spec: MakeSpec) -> None:
+    with pytest.raises(SpecError, match="'strategies' must be in the spec for 'curricle compare'"):
+        student_runs(make_spec("strategies={}"))
+
+
+def test_a_strategys_own_optimizer_trains_its_students_only(make_spec: MakeSpec) -> None:
+    own = "strategies.one_shot.optimizer={kind: sgd, learning_rate: 1.0}"
+    spec = make_spec(own)
+    rates = [run.optimizer.learning_rate for run in student_runs(spec)]
+    assert rates == [1.0, 0.3, 1.0, 0.3]
+    assert single_run(spec).optimizer == SGD(learning_rate=0.3)
+
+
+def test_a_single_run_lies_at_the_top_of_its_folder(make_spec: MakeSpec) -> None:
+    spec = make_spec("seed=5")
+    run = single_run(spec)
+    assert (run.name, run.seed, run.folder) == ("one_shot", 5, spec.folder)
+
+
+def test_a_taught_teacher_leaves_its_checkpoints_and_its_end(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    teach(spec)
+    trajectory = spec.folder / "teacher" / "trajectory"
+    steps = sorted(path.stem for path in trajectory.glob("*.safetensors"))
+    assert steps == ["step-000000010", "step-000000020"]
+    assert end_of(spec.folder / "teacher") is not None
+
+
+def test_a_taught_teacher_is_left_alone(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    teach(spec)
+    before = contents(spec.folder)
+    told: list[Record] = []
+    teach(spec, [told.append])
+    assert contents(spec.folder) == before
+    assert not told
+
+
+def test_a_teacher_goes_on_from_its_checkpoint(make_spec: MakeSpec) -> None:
+    spec = make_spec("engine.checkpoint_every=5")
+    with pytest.raises(KeyboardInterrupt):
+        teach(spec, [stop_at(12)])
+    told: list[Record] = []
+    teach(spec, [told.append])
+    later = [one.spent.steps for one in told if not isinstance(one, RunRecord)]
+    assert min(later) > 10
+    assert isinstance(told[-1], EndRecord)
+
+
+def test_the_teacher_of_another_spec_is_not_trained_over(make_spec: MakeSpec) -> None:
+    teach(make_spec())
+    before = contents(make_spec().folder)
+    with pytest.raises(CheckpointError, match="must hold the teacher of this spec"):
+        teach(make_spec("seed=1"))
+    assert contents(make_spec().folder) == before
+
+
+def test_a_student_needs_a_taught_teacher(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    with pytest.raises(CheckpointError, match=r"student.safetensors' must be a safetensors file"):
+        train_student(spec, single_run(spec))
+
+
+def test_a_trained_student_is_not_trained_again(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    teach(spec)
+    end = train_student(spec, single_run(spec))
+    before = contents(spec.folder)
+    assert train_student(spec, single_run(spec)) == end
+    assert contents(spec.folder) == before
+
+
+def test_an_interrupted_student_ends_as_an_uninterrupted_one(make_spec: MakeSpec) -> None:
+    spec = make_spec("engine.checkpoint_every=4")
+    teach(spec)
+    whole, cut = student_runs(spec)[0], single_run(spec)
+    train_student(spec, whole)
+    with pytest.raises(KeyboardInterrupt):
+        train_student(spec, cut, [stop_at(6)])
+    train_student(spec, cut)
+    name = "student.safetensors"
+    assert (cut.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+
+
+def test_a_run_on_seconds_keeps_the_length_it_began_with(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec("budget=10 seconds", "engine.checkpoint_every=4")
+    teach(spec)
+    monkeypatch.setattr(budgets, "seconds_per_step", lambda run: [1.0] * len(run.stages))
+    with pytest.raises(KeyboardInterrupt):
+        train_student(spec, single_run(spec), [stop_at(6)])
+    monkeypatch.setattr(budgets, "seconds_per_step", lambda run: [2.0] * len(run.stages))
+    assert train_student(spec, single_run(spec)).spent.steps == 10
+    assert recorded_steps(spec.folder) == 10
+
+
+def test_planning_writes_nothing(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec()
+    run = planned_student(spec, single_run(spec))
+    assert [stage.plan.steps for stage in run.stages] == [12]
+    assert not contents(tmp_path)
+
+
+def test_a_plan_on_seconds_needs_no_taught_teacher(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_spec("budget=10 seconds", "curriculum.kind=progressive")
+    monkeypatch.setattr(budgets, "WARM_UP_STEPS", 0)
+    monkeypatch.setattr(budgets, "TIMED_STEPS", 1)
+    assert planned_student(spec, single_run(spec)).num_steps > 2
+
+
+def test_what_does_not_fit_is_told_with_its_strategy_and_stage(make_spec: MakeSpec) -> None:
+    spec = make_spec("curriculum={kind: extraction, pairs: [{student: 7, teacher: 1}]}")
+    with pytest.raises(BindError, match="^'extraction': stage 'layer 1': tap 7 must lie between 0"):
+        rehearse(spec, [single_run(spec)])
+
+
+def test_a_checkpoint_that_will_not_be_kept_shows_before_training(make_spec: MakeSpec) -> None:
+    spec = make_spec("curriculum={kind: progressive, trajectory: [10, 17]}")
+    with pytest.raises(
+        BindError, match=r"'progressive': 'teacher' checkpoint must be one of \[10, 20\]; got 17"
+    ):
+        rehearse(spec, [single_run(spec)])
+
+
+@pytest.mark.parametrize("budget", ["12 steps", "200k flops", "1 seconds"])
+def test_a_rehearsal_finds_mistakes_under_every_budget(make_spec: MakeSpec, budget: str) -> None:
+    curriculum = "curriculum={kind: extraction, pairs: [{student: 7, teacher: 1}]}"
+    spec = make_spec(curriculum, f"budget={budget}")
+    with pytest.raises(BindError, match="tap 7"):
+        rehearse(spec, [single_run(spec)])
+
+
+def test_a_rehearsal_on_seconds_takes_no_time(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(run: object) -> list[float]:
+        raise AssertionError
+
+    monkeypatch.setattr(budgets, "seconds_per_step", measure)
+    spec = make_spec("budget=10 seconds")
+    rehearse(spec, [single_run(spec)])
+
+
+def test_a_rehearsal_looks_at_the_teacher_that_is_there(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    teach(spec)
+    with seeding.scoped(0, "other"):
+        other = MLPSpec(widths=(3,)).build(num_inputs=8, num_classes=2, num_positions=1)
+    save_weights(other.module, spec.folder / "teacher" / "student.safetensors")
+    with pytest.raises(CheckpointError, match=r"must hold this model's weights; 'blocks.0.0.bias'"):
+        rehearse(spec, [single_run(spec)])
+
+
+def test_a_teacher_that_cannot_train_shows_in_the_rehearsal(make_spec: MakeSpec) -> None:
+    with pytest.raises(DataError, match=r"'accumulation' must divide the 16 examples"):
+        rehearse(make_spec("engine.accumulation=3"))
+
+
+def test_a_student_is_drawn_from_its_own_seed(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    first, _, second, _ = (planned_student(spec, run) for run in student_runs(spec))
+    weights = [next(run.student.module.parameters()) for run in (first, second)]
+    assert not weights[0].equal(weights[1])

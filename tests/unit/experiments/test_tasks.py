@@ -1,0 +1,145 @@
+"""Tasks open to streams, held-out batches and the sizes that a model must have."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+from curricle.errors import BindError, DataError, SpecError
+from curricle.experiments.tasks import ParityTask, TextTask
+from curricle.models.tapped import Inputs
+
+LINE = "the quick brown fox jumps over the lazy dog\n"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """Return a folder whose validation text differs from its training text."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    (folder / "train.txt").write_text(LINE * 40)
+    (folder / "valid.txt").write_text(LINE.upper() * 10)
+    return folder
+
+
+def text_task(corpus: Path, **fields: object) -> TextTask:
+    given = {"vocabulary_size": 300, "window": 8, "batch_size": 4, "evaluation_batches": 2}
+    return TextTask(corpus=str(corpus), **(given | fields))  # type: ignore[arg-type]
+
+
+def ids(inputs: Inputs) -> torch.Tensor:
+    assert not isinstance(inputs, torch.Tensor)
+    return inputs["input_ids"]
+
+
+def test_parity_opens_to_its_sizes(tmp_path: Path) -> None:
+    data = ParityTask(num_inputs=8, degree=2, batch_size=16).open(seed=0, cache_dir=tmp_path)
+    assert (data.num_inputs, data.num_classes, data.num_positions) == (8, 2, 1)
+    assert data.name == "(8,2)-parity"
+    assert data.stream.batch_size == 16
+
+
+def test_parity_counts_an_example_as_a_token(tmp_path: Path) -> None:
+    assert ParityTask(batch_size=16).tokens_per_batch == 16
+
+
+def test_parity_labels_are_the_product_of_the_first_inputs(tmp_path: Path) -> None:
+    batch = (
+        ParityTask(num_inputs=8, degree=2, batch_size=16)
+        .open(seed=0, cache_dir=tmp_path)
+        .stream.batch(3)
+    )
+    assert isinstance(batch.inputs, torch.Tensor)
+    assert batch.labels is not None
+    products = batch.inputs[:, 0] * batch.inputs[:, 1]
+    assert torch.equal(batch.labels, (products < 0).long())
+
+
+def test_held_out_parity_does_not_depend_on_the_seed(tmp_path: Path) -> None:
+    task = ParityTask(num_inputs=8, degree=2, batch_size=16, evaluation_examples=32)
+    first, second = (task.open(seed=seed, cache_dir=tmp_path) for seed in (0, 1))
+    assert isinstance(first.evaluation[0].inputs, torch.Tensor)
+    assert isinstance(second.evaluation[0].inputs, torch.Tensor)
+    assert torch.equal(first.evaluation[0].inputs, second.evaluation[0].inputs)
+    assert first.stream.fingerprint != second.stream.fingerprint
+
+
+def test_a_parity_of_more_bits_than_there_are_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="'degree' must lie between 1 and 'num_inputs' 8; got 9"):
+        ParityTask(num_inputs=8, degree=9).open(seed=0, cache_dir=tmp_path)
+
+
+def test_text_opens_to_the_size_of_its_vocabulary(corpus: Path, tmp_path: Path) -> None:
+    data = text_task(corpus).open(seed=0, cache_dir=tmp_path / "cache")
+    # 256 bytes, 4 special tokens and the merges that so short a text gives.
+    assert 260 < data.num_inputs <= 300
+    assert data.num_classes == data.num_inputs
+    assert data.num_positions == 8
+    assert data.name == "masked tokens of corpus"
+
+
+def test_text_counts_window_times_batch_tokens(corpus: Path) -> None:
+    assert text_task(corpus).tokens_per_batch == 4 * 8
+
+
+def test_held_out_text_comes_from_the_validation_split(corpus: Path, tmp_path: Path) -> None:
+    data = text_task(corpus, objective="next_token").open(seed=0, cache_dir=tmp_path / "cache")
+    assert len(data.evaluation) == 2
+    trained = set(ids(data.stream.batch(0).inputs).flatten().tolist())
+    held_out = set(ids(data.evaluation[0].inputs).flatten().tolist())
+    # Capital letters occur in the validation split only; the blank occurs in both.
+    assert len(held_out - trained) > len(held_out & trained)
+
+
+def test_held_out_text_does_not_depend_on_the_seed(corpus: Path, tmp_path: Path) -> None:
+    first, second = (
+        text_task(corpus).open(seed=seed, cache_dir=tmp_path / "cache") for seed in (0, 1)
+    )
+    assert torch.equal(ids(first.evaluation[0].inputs), ids(second.evaluation[0].inputs))
+    assert first.stream.fingerprint != second.stream.fingerprint
+
+
+def test_the_next_token_is_the_label_of_each_position_but_the_last(
+    corpus: Path, tmp_path: Path
+) -> None:
+    data = text_task(corpus, objective="next_token").open(seed=0, cache_dir=tmp_path / "cache")
+    batch = data.stream.batch(0)
+    assert batch.selected is not None
+    assert (batch.selected % 8 != 7).all()
+
+
+def test_masked_tokens_are_hidden_at_the_given_rate(corpus: Path, tmp_path: Path) -> None:
+    task = text_task(corpus, masking={"rate": 1.0, "mask_share": 1.0, "random_share": 0.0})
+    batch = task.open(seed=0, cache_dir=tmp_path / "cache").stream.batch(0)
+    # 2 is the id of the mask, 3 that of the start of a document, which is never hidden.
+    assert set(ids(batch.inputs).flatten().tolist()) <= {2, 3}
+
+
+def test_a_corpus_shorter_than_one_window_is_named_with_its_split(
+    corpus: Path, tmp_path: Path
+) -> None:
+    task = text_task(corpus, window=4000)
+    with pytest.raises(
+        DataError, match=r"split 'train' of corpus '.*corpus': .* one window of 4000 tokens; got \d"
+    ):
+        task.open(seed=0, cache_dir=tmp_path / "cache")
+
+
+def test_a_cache_that_cannot_be_written_is_told_in_the_words_of_the_disk(
+    corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(DataError, match=r"'cache_dir' writable; got .*File exists"):
+        text_task(corpus).open(seed=0, cache_dir=tmp_path / "cache")
+
+
+def test_text_without_the_tokenizers_package_says_what_to_install(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(name: str) -> object:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(BindError, match=r"'tokenizers' must be installed .*curricle\[hf\]"):
+        text_task(corpus).open(seed=0, cache_dir=tmp_path / "cache")

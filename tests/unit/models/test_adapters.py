@@ -1,0 +1,145 @@
+"""How modules of any kind become tapped models."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.errors import BindError
+from curricle.models.adapters import block_paths, tapped
+from curricle.models.mlp import MLP
+from curricle.models.tapped import Place
+
+
+class Transformer(nn.Module):
+    """What is looked at in a Hugging Face model, without transformers."""
+
+    def __init__(self, lists: dict[str, int], *, num_layers: int = 2) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(model_type="tiny", num_hidden_layers=num_layers)
+        self.body = nn.Module()
+        for name, length in lists.items():
+            self.body.add_module(name, nn.ModuleList(nn.Identity() for _ in range(length)))
+        self.top = nn.Sequential(nn.Identity(), nn.Identity())
+        self.seen: list[object] = []
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.top[1]
+
+    def forward(self, inputs: Tensor, use_cache: bool = True) -> Tensor:
+        self.seen.append(use_cache)
+        for block in self.body.get_submodule("layer").children():
+            inputs = block(inputs)
+        found: Tensor = self.top(inputs)
+        return found
+
+
+class WithoutHead(Transformer):
+    def get_output_embeddings(self) -> nn.Module | None:
+        return None
+
+
+def mlp() -> MLP:
+    with seeding.scoped(0, "test model"):
+        return MLP(4, (5, 6), 3)
+
+
+def test_a_tapped_model_is_returned_as_it_is() -> None:
+    model = mlp().tapped()
+    assert tapped(model) is model
+
+
+def test_an_mlp_is_recognized() -> None:
+    module = mlp()
+    model = tapped(module)
+    assert model.module is module
+    assert (model.depth, model.is_residual) == (2, False)
+
+
+def test_an_mlp_may_be_given_other_blocks() -> None:
+    model = tapped(mlp(), blocks=["blocks.0.0", "blocks.1.0"])
+    assert model.place(2) == Place("blocks.1.0")
+
+
+def test_any_module_is_read_at_paths() -> None:
+    model = tapped(nn.Sequential(nn.Identity(), nn.Identity()))
+    assert (model.depth, model.is_residual) == (0, False)
+    assert model.place("1") == Place("1")
+
+
+def test_any_module_may_be_declared_residual() -> None:
+    assert tapped(nn.Sequential(nn.Identity()), blocks=["0"], is_residual=True).is_residual
+
+
+def test_the_width_axis_is_passed_on() -> None:
+    model = tapped(nn.Sequential(nn.Identity()), blocks=["0"], width_axis=1)
+    with model.reading([model.place(1)], logits=False) as read:
+        assert read(torch.zeros(2, 3, 5, 7)).hidden[model.place(1)].shape == (2, 5, 7, 3)
+
+
+def test_a_transformer_is_recognized_by_its_configuration() -> None:
+    model = tapped(Transformer({"layer": 2, "other": 5}))
+    assert (model.depth, model.is_residual) == (2, True)
+    assert model.place(2) == Place("body.layer.1")
+
+
+def test_a_transformer_may_be_declared_not_residual() -> None:
+    assert not tapped(Transformer({"layer": 2}), is_residual=False).is_residual
+
+
+def test_the_head_is_the_child_that_holds_the_output_embeddings() -> None:
+    module = Transformer({"layer": 2})
+    model = tapped(module)
+    seen: list[int] = []
+    module.top.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
+    with model.reading([], logits=True) as read:
+        read(torch.zeros(2, 3, 4), torch.tensor([5]))
+    assert seen == [1]
+
+
+def test_a_transformer_without_a_head_is_read_too() -> None:
+    model = tapped(WithoutHead({"layer": 2}))
+    with model.reading([model.place(2)], logits=True) as read:
+        shown = read(torch.ones(2, 3, 4), torch.tensor([5]))
+    assert shown.logits is not None
+    assert shown.logits.shape == (1, 4)
+
+
+def test_no_cache_is_built() -> None:
+    module = Transformer({"layer": 2})
+    with tapped(module).reading([], logits=False) as read:
+        read(torch.zeros(2, 4))
+    assert module.seen == [False]
+
+
+def test_blocks_and_head_may_be_named_where_they_are_not_found() -> None:
+    module = Transformer({"layer": 2, "other": 2})
+    model = tapped(module, blocks=["body.layer.0", "body.layer.1"], head="top.1")
+    assert model.place(1) == Place("body.layer.0")
+
+
+@pytest.mark.parametrize(
+    ("lists", "found"),
+    [
+        ({"layer": 3}, r"\[\]"),
+        ({"layer": 2, "other": 2}, r"\['body.layer', 'body.other'\]"),
+    ],
+)
+def test_blocks_that_are_not_unique_must_be_named(lists: dict[str, int], found: str) -> None:
+    with pytest.raises(
+        BindError,
+        match=rf"^'blocks' must be given for Transformer: one list of 2 modules is expected; "
+        rf"got {found}$",
+    ):
+        tapped(Transformer(lists))
+
+
+def test_block_paths_are_those_of_the_list() -> None:
+    assert block_paths(Transformer({"layer": 3}), 3) == tuple(f"body.layer.{n}" for n in range(3))
+
+
+def test_a_wrong_path_is_refused() -> None:
+    with pytest.raises(BindError, match=r"^tap '7' must be a module path of Sequential"):
+        tapped(nn.Sequential(nn.Identity()), blocks=["7"])

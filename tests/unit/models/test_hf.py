@@ -1,0 +1,172 @@
+"""Building Hugging Face models from scratch and loading them from a folder."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from curricle import seeding
+from curricle.errors import BindError, SpecError
+from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
+from curricle.models.tapped import TappedModel
+from curricle.specs import parse, plain
+
+TINY: dict[str, Any] = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+
+
+def build(spec: HuggingFaceSpec | PretrainedSpec, *, num_inputs: int = 20) -> TappedModel:
+    with seeding.scoped(0, "test model"):
+        return spec.build(num_inputs=num_inputs, num_classes=0, num_positions=6)
+
+
+def config_of(model: TappedModel) -> Any:
+    assert isinstance(model.module, transformers.PreTrainedModel)
+    return model.module.config
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "kind"),
+    [
+        ("bert", "masked_lm", transformers.BertForMaskedLM),
+        ("bert", "causal_lm", transformers.BertLMHeadModel),
+        ("llama", "causal_lm", transformers.LlamaForCausalLM),
+    ],
+)
+def test_family_and_head_decide_the_class(family: str, head: Any, kind: type) -> None:
+    model = build(HuggingFaceSpec(model_type=family, head=head, config=TINY))
+    assert isinstance(model.module, kind)
+    assert (model.depth, model.is_residual) == (2, True)
+
+
+def test_the_configuration_follows_the_spec_and_the_task() -> None:
+    config = config_of(build(HuggingFaceSpec(model_type="bert", config=TINY), num_inputs=31))
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (8, 2, 31)
+    assert config.max_position_embeddings >= 6
+    assert config.pad_token_id == 0
+
+
+def test_the_spec_has_the_last_word() -> None:
+    given = TINY | {"max_position_embeddings": 40, "pad_token_id": 3}
+    config = config_of(build(HuggingFaceSpec(model_type="bert", config=given)))
+    assert (config.max_position_embeddings, config.pad_token_id) == (40, 3)
+
+
+def test_fields_may_have_the_names_of_other_families() -> None:
+    given = {"hidden_size": 8, "num_hidden_layers": 3, "n_head": 2}
+    model = build(HuggingFaceSpec(model_type="gpt2", head="causal_lm", config=given))
+    assert model.depth == 3
+    assert config_of(model).n_embd == 8
+
+
+def test_no_special_token_lies_outside_a_small_vocabulary() -> None:
+    given = {"n_embd": 8, "n_layer": 1, "n_head": 2}
+    config = config_of(build(HuggingFaceSpec(model_type="gpt2", head="causal_lm", config=given)))
+    assert (config.bos_token_id, config.eos_token_id) == (None, None)
+
+
+def test_equal_seeds_draw_equal_weights() -> None:
+    spec = HuggingFaceSpec(model_type="bert", config=TINY)
+    one, other = build(spec).module.state_dict(), build(spec).module.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_specs_survive_plain_data() -> None:
+    built = HuggingFaceSpec(model_type="bert", config=TINY)
+    loaded = PretrainedSpec(path="somewhere", head="causal_lm")
+    assert parse(HuggingFaceSpec, plain(built)) == built
+    assert parse(PretrainedSpec, plain(loaded)) == loaded
+
+
+def test_an_unknown_family_is_refused() -> None:
+    with pytest.raises(
+        SpecError, match=r"^'model_type' must be a family of transformers; got 'bertt'$"
+    ):
+        build(HuggingFaceSpec(model_type="bertt"))
+
+
+def test_an_unknown_field_is_answered_with_the_near_ones() -> None:
+    with pytest.raises(
+        SpecError,
+        match=r"^'hiden_size' is not a field of the bert configuration; did you mean 'hidden_size' "
+        r"or .*\? available: .* and \d+ more$",
+    ):
+        build(HuggingFaceSpec(model_type="bert", config={"hiden_size": 8}))
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "reason"),
+    [
+        ("bert", {"hidden_size": "big"}, ".*'hidden_size' expected int, got str"),
+        ("bert", {"hidden_size": 9, "num_attention_heads": 2}, ".*not a multiple of the number"),
+        ("vit", {}, "Unrecognized configuration class"),
+    ],
+)
+def test_what_transformers_refuses_is_told(family: str, given: dict[str, Any], reason: str) -> None:
+    with pytest.raises(
+        SpecError,
+        match=f"^'config' must describe a {family} model with head 'masked_lm'; transformers says: "
+        f"{reason}",
+    ):
+        build(HuggingFaceSpec(model_type=family, config=given))
+
+
+def test_an_unknown_head_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'HuggingFaceSpec.head': input should be 'masked_lm' or"):
+        HuggingFaceSpec(model_type="bert", head="classes")  # type: ignore[arg-type]
+
+
+def saved(folder: Path) -> TappedModel:
+    model = build(HuggingFaceSpec(model_type="bert", config=TINY))
+    assert isinstance(model.module, transformers.PreTrainedModel)
+    model.module.save_pretrained(folder)
+    return model
+
+
+def test_a_saved_model_is_loaded_with_its_weights(tmp_path: Path) -> None:
+    expected = saved(tmp_path).module.state_dict()
+    loaded = build(PretrainedSpec(path=str(tmp_path)))
+    found = loaded.module.state_dict()
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert loaded.depth == 2
+
+
+def test_a_model_in_half_precision_is_loaded_in_full(tmp_path: Path) -> None:
+    module: Any = build(HuggingFaceSpec(model_type="bert", config=TINY)).module
+    module.to(torch.bfloat16).save_pretrained(tmp_path)
+    loaded = build(PretrainedSpec(path=str(tmp_path)))
+    assert {one.dtype for one in loaded.module.parameters()} == {torch.float32}
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BindError, match=r"^'path' must be a folder with a config.json; got '.*'$"):
+        build(PretrainedSpec(path=str(tmp_path / "nowhere")))
+
+
+def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    with pytest.raises(
+        BindError, match=r"^'vocabulary' of '.*' must have the task's 21 entries; got 20$"
+    ):
+        build(PretrainedSpec(path=str(tmp_path)), num_inputs=21)
+
+
+def test_missing_transformers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(importlib, "import_module", fail)
+    with pytest.raises(
+        BindError,
+        match=r"^'transformers' must be installed for Hugging Face models: pip install "
+        r"'curricle\[hf\]' \(No module named 'transformers'\)$",
+    ):
+        build(HuggingFaceSpec(model_type="bert"))

@@ -1,0 +1,299 @@
+"""Reading any module: what its outputs may look like, where taps lie, and how mistakes are said."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.errors import BindError
+from curricle.models.hooked import HookedModel
+from curricle.models.tapped import Activations, Inputs, Place, Tap
+
+
+def linear(inputs: int, outputs: int) -> nn.Linear:
+    with seeding.scoped(0, "test model"):
+        return nn.Linear(inputs, outputs)
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def read(
+    model: HookedModel,
+    inputs: Inputs,
+    *taps: Tap,
+    logits: bool = False,
+    selected: list[int] | None = None,
+) -> Activations:
+    places = [model.place(tap) for tap in taps]
+    with model.reading(places, logits=logits) as reader:
+        return reader(inputs, None if selected is None else torch.tensor(selected))
+
+
+class Returns(nn.Module):
+    """A block and a head; forward returns the logits in some wrapping."""
+
+    def __init__(self, output: object = None) -> None:
+        super().__init__()
+        self.block, self.head, self.output = linear(4, 4), linear(4, 3), output
+
+    def forward(self, inputs: Tensor) -> object:
+        logits = self.head(self.block(inputs))
+        if self.output is dict:
+            return {"first": torch.zeros(1), "logits": logits}
+        if self.output is tuple:
+            return logits, torch.zeros(1)
+        if self.output is Answer:
+            return Answer(first=torch.zeros(1), logits=logits)
+        return logits if self.output is None else self.output
+
+
+@dataclass
+class Answer:
+    first: Tensor
+    logits: Tensor
+
+
+def test_tap_zero_is_the_input_of_the_first_block() -> None:
+    module = nn.Sequential(linear(3, 4), linear(4, 4), linear(4, 4))
+    model = HookedModel(module, blocks=["1", "2"])
+    assert model.place(0) == Place("1", side="input")
+    assert torch.equal(read(model, drawn(2, 3), 0).hidden[model.place(0)], module[0](drawn(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("tap", "place", "label"),
+    [
+        (0, Place("0", side="input"), "0"),
+        (1, Place("0"), "1"),
+        (2, Place("1", call=1), "2"),
+        (0.5, Place("0"), "1"),
+        ("1", Place("1"), "1"),
+        ("1#1", Place("1", call=1), "1#1"),
+    ],
+)
+def test_a_tap_stands_for_a_place(tap: Tap, place: Place, label: str) -> None:
+    model = HookedModel(nn.Sequential(nn.Identity(), nn.Identity()), blocks=["0", "1#1"])
+    assert model.place(tap) == place
+    assert model.place(tap).label == label
+
+
+def test_what_is_declared_is_known() -> None:
+    module = nn.Sequential(nn.Identity())
+    model = HookedModel(module, blocks=["0"], is_residual=True)
+    assert (model.module, model.depth, model.is_residual) == (module, 1, True)
+    assert HookedModel(module).depth == 0
+
+
+def test_the_same_tap_twice_is_read_once() -> None:
+    model = HookedModel(nn.Sequential(linear(3, 4)), blocks=["0"])
+    assert list(read(model, drawn(2, 3), 1, "0").hidden) == [Place("0")]
+
+
+def test_the_module_itself_may_be_a_tap() -> None:
+    module = nn.Sequential(linear(3, 4), nn.Tanh())
+    assert torch.equal(
+        read(HookedModel(module), drawn(2, 3), "").hidden[Place("")], module(drawn(2, 3))
+    )
+
+
+def test_a_block_may_take_its_state_by_keyword() -> None:
+    class ByKeyword(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = linear(4, 4)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.block(input=inputs * 2)
+            return found
+
+    model = HookedModel(ByKeyword(), blocks=["block"])
+    assert torch.equal(read(model, drawn(2, 4), 0).hidden[model.place(0)], drawn(2, 4) * 2)
+
+
+def test_fixed_keywords_reach_every_call() -> None:
+    class Scaled(nn.Module):
+        def forward(self, inputs: Tensor, scale: float = 1.0) -> Tensor:
+            return inputs * scale
+
+    found = read(HookedModel(Scaled(), keywords={"scale": 3.0}), torch.ones(2, 1), logits=True)
+    assert found.logits is not None
+    assert found.logits.tolist() == [[3.0], [3.0]]
+
+
+def test_named_inputs_are_passed_as_keywords() -> None:
+    class Sum(nn.Module):
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return left - right
+
+    inputs = {"right": torch.ones(2, 1), "left": torch.full((2, 1), 5.0)}
+    found = read(HookedModel(Sum()), inputs, logits=True).logits
+    assert found is not None
+    assert found.tolist() == [[4.0], [4.0]]
+
+
+@pytest.mark.parametrize("output", [None, dict, tuple, Answer], ids=str)
+def test_logits_are_found_in_what_forward_returns(output: object) -> None:
+    module = Returns(output)
+    found = read(HookedModel(module), drawn(2, 4), logits=True).logits
+    assert found is not None
+    assert torch.equal(found, module.head(module.block(drawn(2, 4))))
+
+
+def test_without_a_head_selected_logits_are_rows_of_the_output() -> None:
+    module = Returns()
+    found = read(HookedModel(module), drawn(2, 5, 4), logits=True, selected=[1, 9]).logits
+    assert found is not None
+    assert torch.equal(found, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
+
+
+def test_the_head_runs_at_the_selected_positions_only() -> None:
+    module = Returns()
+    seen: list[tuple[int, ...]] = []
+    module.head.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
+    read(HookedModel(module, head="head"), drawn(2, 5, 4), logits=True, selected=[1, 4, 9])
+    assert seen == [(3, 4)]
+
+
+def test_the_pass_ends_after_the_head() -> None:
+    class Long(Returns):
+        def forward(self, inputs: Tensor) -> object:
+            super().forward(inputs)
+            raise AssertionError
+
+    assert read(HookedModel(Long(), head="head"), drawn(2, 4), logits=True).logits is not None
+
+
+def test_a_head_may_take_its_state_by_keyword() -> None:
+    class ByKeyword(Returns):
+        def forward(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.head(input=self.block(inputs))
+            return found
+
+    module = ByKeyword()
+    model = HookedModel(module, head="head")
+    found = read(model, drawn(2, 5, 4), logits=True, selected=[1, 9]).logits
+    torch.testing.assert_close(found, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
+
+
+def test_a_tap_inside_the_head_shows_all_positions() -> None:
+    module = nn.Sequential(linear(4, 4), nn.Sequential(linear(4, 4), linear(4, 3)))
+    model = HookedModel(module, head="1")
+    found = read(model, drawn(2, 5, 4), "1.0", logits=True, selected=[1, 9])
+    assert found.hidden[Place("1.0")].shape == (2, 5, 4)
+    assert found.logits is not None
+    assert torch.equal(found.logits, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
+
+
+def test_a_tap_beside_a_head_of_a_similar_name_does_not_keep_it_from_selecting() -> None:
+    module = Returns()
+    module.add_module("head_2", nn.Identity())
+    model = HookedModel(module, blocks=["block"], head="head")
+    found = read(model, drawn(2, 5, 4), 1, logits=True, selected=[3])
+    assert found.logits is not None
+    assert found.logits.shape == (1, 3)
+
+
+def test_the_width_axis_is_moved_to_the_end() -> None:
+    with seeding.scoped(0, "test model"):
+        module = nn.Sequential(nn.Conv1d(2, 5, 3), nn.Flatten())
+    model = HookedModel(module, width_axis=1)
+    found = read(model, drawn(3, 2, 9), "0", "1").hidden
+    assert torch.equal(found[Place("0")], module[0](drawn(3, 2, 9)).transpose(1, 2))
+    assert found[Place("1")].shape == (3, 35)
+
+
+def test_a_state_that_a_later_module_changes_in_place_is_refused() -> None:
+    model = HookedModel(nn.Sequential(linear(4, 4), nn.ReLU(inplace=True), linear(4, 3)))
+    with pytest.raises(BindError, match=r"^tap '0' must keep its value .* changes it in place"):
+        read(model, drawn(2, 4), "0", logits=True)
+
+
+def test_a_state_that_would_be_changed_after_the_exit_is_fine() -> None:
+    module = nn.Sequential(linear(4, 4), nn.ReLU(inplace=True))
+    found = read(HookedModel(module), drawn(2, 4), "0").hidden[Place("0")]
+    assert torch.equal(found, module[0](drawn(2, 4)))
+    assert (found < 0).any()
+
+
+def test_model_code_cannot_swallow_the_exit() -> None:
+    class Swallowing(Returns):
+        def forward(self, inputs: Tensor) -> object:
+            try:
+                return self.head(self.block(inputs))
+            except Exception:  # noqa: BLE001 - what careless model code does
+                return None
+
+    model = HookedModel(Swallowing())
+    assert list(read(model, drawn(2, 4), "block").hidden) == [Place("block")]
+
+
+def test_a_tap_number_needs_blocks() -> None:
+    model = HookedModel(nn.Sequential(nn.Identity()))
+    with pytest.raises(
+        BindError,
+        match=r"^tap 1 needs a model with numbered blocks; got Sequential without 'blocks', so "
+        r"name a module path: available: '0'$",
+    ):
+        model.place(1)
+
+
+@pytest.mark.parametrize("wrong", [{"blocks": ["a"]}, {"head": "a"}], ids=str)
+def test_declared_paths_must_exist(wrong: dict[str, object]) -> None:
+    with pytest.raises(
+        BindError, match=r"^tap 'a' must be a module path of Sequential; available: '0', '1'$"
+    ):
+        HookedModel(nn.Sequential(nn.Identity(), nn.Identity()), **wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tap", ["0#", "0#x", "0#-1", "0#1.5"])
+def test_the_number_of_a_call_is_a_whole_number(tap: str) -> None:
+    with pytest.raises(BindError, match=f"^tap '{tap}' must be a module path"):
+        HookedModel(nn.Sequential(nn.Identity())).place(tap)
+
+
+def test_a_module_that_forward_does_not_use_is_refused() -> None:
+    module = Returns()
+    module.add_module("unused", nn.Identity())
+    with pytest.raises(BindError, match=r"^tap 'unused' must be reached by forward; it was not$"):
+        read(HookedModel(module), drawn(2, 4), "unused")
+
+
+def test_a_head_that_forward_does_not_use_is_refused() -> None:
+    module = Returns()
+    module.add_module("unused", nn.Identity())
+    with pytest.raises(BindError, match=r"^'head' must be reached by forward; it was not$"):
+        read(HookedModel(module, head="unused"), drawn(2, 4), logits=True)
+
+
+def test_a_tap_must_give_a_tensor() -> None:
+    model = HookedModel(nn.Sequential(Returns(output="text")))
+    with pytest.raises(BindError, match=r"^tap '0' must give a tensor; got str$"):
+        read(model, drawn(2, 4), "0")
+
+
+def test_logits_must_be_a_tensor() -> None:
+    with pytest.raises(BindError, match=r"^tap 'logits' must give a tensor; got str$"):
+        read(HookedModel(Returns(output="text")), drawn(2, 4), logits=True)
+
+
+def test_a_head_must_receive_a_tensor() -> None:
+    class Head(nn.Module):
+        def forward(self, states: list[Tensor]) -> Tensor:
+            return states[0]
+
+    class Wrapping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = Head()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.head([inputs])
+            return found
+
+    model = HookedModel(Wrapping(), head="head")
+    with pytest.raises(BindError, match=r"^'head' must receive hidden states first; got list$"):
+        read(model, drawn(2, 4), logits=True, selected=[0])

@@ -1,0 +1,86 @@
+"""The fully connected network of the parity experiments."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from curricle import seeding
+from curricle.errors import SpecError
+from curricle.models.mlp import MLP, MLPSpec
+from curricle.specs import parse, plain
+
+
+def build(*widths: int, num_inputs: int = 4, num_classes: int = 3) -> MLP:
+    with seeding.scoped(0, "test model"):
+        return MLP(num_inputs, widths, num_classes)
+
+
+def drawn(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_it_has_the_parameters_of_its_widths() -> None:
+    expected = (4 + 1) * 5 + (5 + 1) * 6 + (6 + 1) * 3
+    assert sum(one.numel() for one in build(5, 6).parameters()) == expected
+
+
+def test_forward_is_the_chain_of_maps_and_rectifiers() -> None:
+    module = build(5, 6)
+    weights = [one.detach().double().numpy() for one in module.parameters()]
+    state = drawn(7, 4).double().numpy()
+    for weight, bias in zip(weights[0:4:2], weights[1:4:2], strict=True):
+        state = (state @ weight.T + bias).clip(min=0)
+    expected = torch.from_numpy(state @ weights[4].T + weights[5])
+    torch.testing.assert_close(module(drawn(7, 4)).double(), expected)
+
+
+def test_weights_are_drawn_as_torch_draws_them() -> None:
+    module = build(500, num_inputs=100)
+    first = next(module.parameters())
+    bound = 1 / math.sqrt(100)
+    assert first.abs().max().item() == pytest.approx(bound, rel=1e-3)
+    assert first.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)
+
+
+def test_its_blocks_are_taps() -> None:
+    model = build(5, 6).tapped()
+    assert model.depth == 2
+    assert not model.is_residual
+    with model.reading([model.place(1), model.place(2)], logits=True) as read:
+        shown = read(drawn(7, 4))
+    assert [state.shape for state in shown.hidden.values()] == [(7, 5), (7, 6)]
+    assert all((state >= 0).all() for state in shown.hidden.values())
+    assert shown.logits is not None
+    assert shown.logits.shape == (7, 3)
+
+
+def test_a_spec_builds_the_network_for_a_task() -> None:
+    with seeding.scoped(0, "test model"):
+        model = MLPSpec(widths=(5,)).build(num_inputs=4, num_classes=2, num_positions=9)
+    linears = [part for part in model.module.modules() if isinstance(part, nn.Linear)]
+    assert [(one.in_features, one.out_features) for one in linears] == [(4, 5), (5, 2)]
+
+
+def test_equal_seeds_draw_equal_weights() -> None:
+    one, other = build(5).state_dict(), build(5).state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_spec_survives_plain_data() -> None:
+    spec = MLPSpec(widths=(5, 6))
+    assert plain(spec) == {"kind": "mlp", "widths": [5, 6]}
+    assert parse(MLPSpec, plain(spec)) == spec
+
+
+@pytest.mark.parametrize(
+    ("widths", "sentence"),
+    [
+        ((), r"'MLPSpec.widths': tuple should have at least 1 item .*; got \(\)"),
+        ((3, 0), r"'MLPSpec.widths.1': input should be greater than 0; got 0"),
+    ],
+)
+def test_widths_are_positive(widths: tuple[int, ...], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        MLPSpec(widths=widths)

@@ -1,0 +1,239 @@
+"""Matching hidden states: what is declared, bound, calibrated and said."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.data.streams import Batch
+from curricle.errors import BindError, SpecError
+from curricle.models.hooked import HookedModel
+from curricle.models.mlp import MLP
+from curricle.models.tapped import Activations, Place
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.projections import Gaussian, Identity, Orthogonal
+from curricle.objectives.terms import BoundObjective, Reads, Sample
+
+STUDENT, TEACHER = Place("s", tap="1"), Place("t", tap="3")
+READS = Reads(student=(STUDENT,), teacher=(TEACHER,))
+
+
+def objective(**fields: Any) -> MatchHidden:
+    return MatchHidden(pair=LayerPair(student=1, teacher=3), **fields)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def bind(
+    declared: MatchHidden,
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    seed: int = 0,
+    is_residual: bool = False,
+    reads: Reads = READS,
+) -> BoundObjective:
+    sample = Sample(
+        student=Activations({reads.student[0]: student}),
+        teacher=Activations({reads.teacher[0]: teacher}),
+        seed=seed,
+    )
+    return declared.bind(reads, sample, is_residual=is_residual)
+
+
+def mean(term: BoundObjective, student: Tensor, teacher: Tensor, batch: Batch) -> float:
+    target = term.target(Activations({TEACHER: teacher}), batch)
+    return term.total(Activations({STUDENT: student}), target, batch).item() / term.count(batch)
+
+
+def features(num_examples: int = 5) -> Batch:
+    return Batch(inputs=torch.zeros(num_examples, 2))
+
+
+def test_the_defaults_are_a_plain_gaussian_projection_of_all_positions() -> None:
+    declared = objective()
+    assert declared.projection == Gaussian()
+    assert (declared.normalize, declared.positions, declared.weight) == ("auto", "all", 1.0)
+    assert (declared.center, declared.shared_projection) == (False, False)
+    assert declared.needs_teacher
+
+
+def test_it_reads_the_two_taps() -> None:
+    with seeding.scoped(0, "test model"):
+        student, teacher = MLP(2, (3, 3), 2).tapped(), MLP(2, (4, 4, 4, 4), 2).tapped()
+    declared = MatchHidden(pair=LayerPair(student=1, teacher=0.75))
+    assert declared.reads(student, teacher) == Reads(
+        student=(Place("blocks.0"),), teacher=(Place("blocks.2"),)
+    )
+
+
+def test_it_needs_a_teacher() -> None:
+    student = HookedModel(nn.Sequential(nn.Identity()), blocks=["0"])
+    with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
+        objective().reads(student, None)
+
+
+def test_it_needs_the_state_of_a_teacher_to_be_bound() -> None:
+    sample = Sample(student=Activations({STUDENT: drawn(2, 3)}), teacher=None, seed=0)
+    with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
+        objective().bind(READS, sample, is_residual=False)
+
+
+@pytest.mark.parametrize(
+    ("is_residual", "normalize", "expected"),
+    [
+        (False, "auto", "1 x MSE"),
+        (True, "auto", "1 x MSE layernorm"),
+        (True, "none", "1 x MSE"),
+        (False, "rms", "1 x MSE rms"),
+    ],
+)
+def test_residual_streams_are_normalized_unless_it_is_said_otherwise(
+    is_residual: bool, normalize: str, expected: str
+) -> None:
+    term = bind(objective(normalize=normalize), drawn(5, 3), drawn(5, 4), is_residual=is_residual)
+    assert term.describe()[1] == expected
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({}, ("1 <- 3", "1 x MSE", "gaussian 3x4", "3 <- 4")),
+        (
+            {"weight": 0.5, "center": True, "positions": "selected", "normalize": "rms"},
+            ("1 <- 3", "0.5 x MSE rms centered selected", "gaussian 3x4", "3 <- 4"),
+        ),
+        (
+            {"projection": Orthogonal(), "shared_projection": True},
+            ("1 <- 3", "1 x MSE", "orthogonal shared 3x4", "3 <- 4"),
+        ),
+    ],
+)
+def test_it_says_in_words_what_it_does(fields: dict[str, Any], words: tuple[str, ...]) -> None:
+    assert bind(objective(**fields), drawn(5, 3), drawn(5, 4)).describe() == words
+
+
+def test_the_loss_of_layer_normalized_states_lies_between_equal_and_opposite() -> None:
+    states = drawn(5, 64)
+    term = bind(objective(normalize="layernorm", projection=Identity()), states, states)
+    assert mean(term, states, states, features()) == pytest.approx(0, abs=1e-6)
+    assert mean(term, -states, states, features()) == pytest.approx(4, rel=1e-3)
+
+
+def test_the_loss_of_unrelated_layer_normalized_states_is_two() -> None:
+    student, teacher = drawn(2_000, 32, seed=1), drawn(2_000, 48, seed=2)
+    term = bind(objective(normalize="layernorm"), student, teacher)
+    assert mean(term, student, teacher, features(2_000)) == pytest.approx(2, rel=0.02)
+
+
+def test_the_projection_follows_the_seed_and_the_pair() -> None:
+    def target(seed: int = 0, teacher: Place = TEACHER, **fields: Any) -> Tensor:
+        reads = Reads(student=(STUDENT,), teacher=(teacher,))
+        term = bind(objective(**fields), drawn(5, 3), drawn(5, 4), seed=seed, reads=reads)
+        return term.target(Activations({teacher: drawn(5, 4)}), features())
+
+    assert torch.equal(target(), target())
+    assert not torch.equal(target(), target(seed=1))
+    assert not torch.equal(target(), target(teacher=Place("u")))
+    shared = target(shared_projection=True)
+    assert torch.equal(shared, target(teacher=Place("u"), shared_projection=True))
+
+
+def test_the_projection_does_not_depend_on_how_a_tap_is_named() -> None:
+    named = Reads(student=(Place("s"),), teacher=(Place("t"),))
+    one = bind(objective(), drawn(5, 3), drawn(5, 4))
+    other = bind(objective(), drawn(5, 3), drawn(5, 4), reads=named)
+    shown = Activations({TEACHER: drawn(5, 4)})
+    assert torch.equal(one.target(shown, features()), other.target(shown, features()))
+
+
+def test_the_target_is_float32_whatever_the_teacher_is() -> None:
+    term = bind(objective(), drawn(5, 3), drawn(5, 4).to(torch.bfloat16))
+    shown = Activations({TEACHER: drawn(5, 4).to(torch.bfloat16)})
+    assert term.target(shown, features()).dtype == torch.float32
+
+
+def test_centering_subtracts_the_mean_over_all_batches_given() -> None:
+    declared = objective(center=True, projection=Identity())
+    term = bind(declared, drawn(5, 3), drawn(5, 3))
+    assert term.wants_calibration
+    small, large = torch.full((1, 3), 1.0), torch.full((3, 3), 5.0)
+    shown = [
+        (Activations({TEACHER: small}), features(1)),
+        (Activations({TEACHER: large}), features(3)),
+    ]
+    found = term.calibrated(shown).target(Activations({TEACHER: small}), features(1))
+    assert found.tolist() == [[-3.0, -3.0, -3.0]]
+
+
+def test_calibration_leaves_the_first_term_as_it_is() -> None:
+    term = bind(objective(center=True, projection=Identity()), drawn(5, 3), drawn(5, 3))
+    shown = Activations({TEACHER: drawn(5, 3)})
+    before = term.target(shown, features())
+    term.calibrated([(shown, features())])
+    assert torch.equal(term.target(shown, features()), before)
+
+
+def test_calibration_without_any_position_changes_nothing() -> None:
+    term = bind(objective(center=True, projection=Identity()), drawn(5, 3), drawn(5, 3))
+    nothing = (Activations({TEACHER: drawn(0, 3)}), features(0))
+    found = term.calibrated([nothing]).target(Activations({TEACHER: drawn(5, 3)}), features())
+    assert torch.equal(found, drawn(5, 3))
+
+
+def test_nothing_is_calibrated_unless_it_is_asked_for() -> None:
+    assert not bind(objective(), drawn(5, 3), drawn(5, 4)).wants_calibration
+
+
+def test_the_mean_is_over_the_positions_of_an_image_as_the_layer_has_them() -> None:
+    # 2 images of 3 channels and 8 x 8 pixels, seen by the layer as 5 x 7 positions.
+    student, teacher = torch.zeros(2, 5, 7, 4), torch.full((2, 5, 7, 4), 3.0)
+    term = bind(objective(projection=Identity()), student, teacher)
+    batch = Batch(inputs=torch.zeros(2, 3, 8, 8))
+    assert term.count(batch) == 70
+    assert mean(term, student, teacher, batch) == pytest.approx(9)
+
+
+def test_all_positions_with_data_count_where_the_data_select_none() -> None:
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    valid = torch.tensor([[True, True, False], [True, True, True]])
+    student, teacher = torch.zeros(2, 3, 4), torch.full((2, 3, 4), 3.0)
+    term = bind(objective(projection=Identity(), positions="selected"), student, teacher)
+    batch = Batch(inputs=tokens, valid=valid)
+    assert term.count(batch) == 5
+    assert mean(term, student, teacher, batch) == pytest.approx(9)
+
+
+def test_states_of_different_shape_are_refused() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^taps 's <- t' must agree in examples and positions; got \(2, 5\) and \(2, 6\)$",
+    ):
+        bind(objective(), drawn(2, 5, 3), drawn(2, 6, 3))
+
+
+def test_the_identity_refuses_unequal_widths() -> None:
+    with pytest.raises(
+        BindError, match=r"^'s <- t' with projection 'identity' must pair equal widths; got student"
+    ):
+        bind(objective(projection=Identity()), drawn(5, 3), drawn(5, 4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"weight": 0.0}, r"^'MatchHidden.weight': input should be greater than 0; got 0.0$"),
+        ({"normalize": "batch"}, r"^'MatchHidden.normalize': input should be 'auto', 'none', "),
+        ({"positions": "some"}, r"^'MatchHidden.positions': input should be 'all' or 'selected'"),
+        ({"projection": {"kind": "learned"}}, r"^'MatchHidden.projection': input tag 'learned' "),
+        ({"centre": True}, r"'centre' is not a field; did you mean 'center'\?"),
+    ],
+    ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
+)
+def test_wrong_fields_are_told(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        objective(**fields)

@@ -1,0 +1,212 @@
+"""Matching logits and fitting labels: what is declared, bound and said."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle.data.streams import Batch
+from curricle.errors import BindError, SpecError
+from curricle.models.hooked import HookedModel
+from curricle.models.tapped import Activations
+from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
+from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.terms import BoundObjective, Reads, Sample
+
+
+def bind(declared: MatchLogits | FitLabels, student: Tensor, teacher: Tensor) -> BoundObjective:
+    sample = Sample(student=Activations({}, student), teacher=Activations({}, teacher), seed=0)
+    return declared.bind(Reads(), sample, is_residual=False)
+
+
+def total(declared: MatchLogits, student: Tensor, teacher: Tensor, batch: Batch) -> float:
+    term = bind(declared, student, teacher)
+    target = term.target(Activations({}, teacher), batch)
+    return term.total(Activations({}, student), target, batch).item()
+
+
+def model() -> HookedModel:
+    return HookedModel(nn.Sequential(nn.Identity()))
+
+
+ONE = Batch(inputs=torch.zeros(1, 2))
+
+
+def test_the_defaults_are_plain_forward_kl() -> None:
+    declared = MatchLogits()
+    assert declared.divergence == ForwardKL()
+    assert (declared.teacher_temperature, declared.student_temperature) == (1.0, 1.0)
+    assert (declared.scale, declared.weight, declared.needs_teacher) == ("none", 1.0, True)
+
+
+def test_both_logits_are_read_to_match_them() -> None:
+    expected = Reads(student_logits=True, teacher_logits=True)
+    assert MatchLogits().reads(model(), model()) == expected
+
+
+def test_matching_logits_needs_a_teacher() -> None:
+    with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
+        MatchLogits().reads(model(), None)
+
+
+def test_labels_need_no_teacher() -> None:
+    assert not FitLabels().needs_teacher
+    assert FitLabels().reads(model(), None) == Reads(student_logits=True)
+
+
+def test_forward_kl_of_a_coin_is_that_of_the_closed_form() -> None:
+    # KL((3/4, 1/4) || (1/2, 1/2)) = log 2 - H(1/4).
+    teacher, student = torch.tensor([[math.log(3), 0.0]]), torch.zeros(1, 2)
+    expected = math.log(2) + 0.75 * math.log(0.75) + 0.25 * math.log(0.25)
+    assert total(MatchLogits(), student, teacher, ONE) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_hard_teacher_asks_for_its_most_likely_class() -> None:
+    teacher, student = torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, math.log(3)]])
+    found = total(MatchLogits(teacher_temperature=0), student, teacher, ONE)
+    assert found == pytest.approx(math.log(4), rel=1e-6)
+
+
+def test_the_scale_is_the_square_of_the_temperature_of_the_student() -> None:
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    fields: dict[str, Any] = {"student_temperature": 3.0, "teacher_temperature": 2.0}
+    plain = total(MatchLogits(**fields), student, teacher, ONE)
+    scaled = total(MatchLogits(**fields, scale="temperature_squared"), student, teacher, ONE)
+    assert scaled == pytest.approx(9 * plain, rel=1e-6)
+
+
+def test_the_weight_is_left_to_the_stage() -> None:
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    assert total(MatchLogits(weight=5), student, teacher, ONE) == total(
+        MatchLogits(), student, teacher, ONE
+    )
+
+
+def test_padded_classes_of_both_sides_add_nothing() -> None:
+    student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+    absent = torch.full((1, 3), -torch.inf)
+    found = total(
+        MatchLogits(), torch.cat([student, absent], 1), torch.cat([teacher, absent], 1), ONE
+    )
+    assert found == pytest.approx(total(MatchLogits(), student, teacher, ONE), rel=1e-6)
+
+
+def test_logits_everywhere_are_counted_where_there_are_data() -> None:
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+    student, teacher = torch.zeros(2, 3, 2), torch.zeros(2, 3, 2)
+    teacher[..., 0] = math.log(3)
+    teacher[~valid] = 1e4
+    batch = Batch(inputs=tokens, valid=valid)
+    each = total(MatchLogits(), student[:1, 0], teacher[:1, 0], ONE)
+    assert bind(MatchLogits(), student, teacher).count(batch) == 3
+    assert total(MatchLogits(), student, teacher, batch) == pytest.approx(3 * each, rel=1e-6)
+
+
+def test_logits_of_examples_are_counted_by_example() -> None:
+    tokens = torch.zeros(2, 3, dtype=torch.int64)
+    batch = Batch(inputs=tokens, valid=torch.ones(2, 3, dtype=torch.bool))
+    assert bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 4)).count(batch) == 2
+
+
+def test_different_vocabularies_are_refused() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'vocabulary' of student and teacher must be equal to match logits; "
+        r"got 4 and 5 classes$",
+    ):
+        bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("missing", ["student", "teacher"])
+def test_logits_must_be_shown(missing: str) -> None:
+    shown = Activations({}, torch.zeros(2, 4))
+    parts = {"student": shown, "teacher": shown} | {missing: Activations({})}
+    with pytest.raises(BindError, match=r"^'logits' must be given, since an objective reads it"):
+        MatchLogits().bind(Reads(), Sample(**parts, seed=0), is_residual=False)
+
+
+def test_the_state_of_a_teacher_is_needed_to_match_logits() -> None:
+    sample = Sample(student=Activations({}, torch.zeros(2, 4)), teacher=None, seed=0)
+    with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
+        MatchLogits().bind(Reads(), sample, is_residual=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"weight": -1.0}, r"^'MatchLogits.weight': input should be greater than 0; got -1.0$"),
+        ({"student_temperature": 0.0}, r"^'MatchLogits.student_temperature': input should be gr"),
+        ({"teacher_temperature": -1.0}, r"^'MatchLogits.teacher_temperature': input should be gr"),
+        (
+            {"divergence": ReverseKL(), "teacher_temperature": 0.0},
+            r"'teacher_temperature' must be positive for 'reverse_kl', which is infinite for ",
+        ),
+        ({"student_temperature": 1e-40}, r"'student_temperature' must be finite and at least "),
+        ({"scale": "squared"}, r"^'MatchLogits.scale': input should be 'none' or 'temperature_sq"),
+        ({"divergence": {"kind": "hinge"}}, r"^'MatchLogits.divergence': input tag 'hinge' found"),
+    ],
+    ids=["weight", "cold student", "cold teacher", "infinite", "tiny", "scale", "divergence"],
+)
+def test_wrong_fields_are_told(fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        MatchLogits(**fields)
+
+
+@pytest.mark.parametrize(
+    ("declared", "words"),
+    [
+        (MatchLogits(), "1 x forward_kl T=1"),
+        (MatchLogits(divergence=JSD(), teacher_temperature=0, weight=0.25), "0.25 x jsd T=0"),
+        (MatchLogits(divergence=TotalVariation(), teacher_temperature=2.5), "1 x total_variation "),
+    ],
+    ids=["forward_kl", "jsd", "total_variation"],
+)
+def test_matching_logits_says_in_words_what_it_does(declared: MatchLogits, words: str) -> None:
+    taps, found, *rest = bind(declared, torch.zeros(2, 4), torch.zeros(2, 4)).describe()
+    assert (taps, rest) == ("logits", ["-", "-"])
+    assert found.startswith(words)
+
+
+def fit(weight: float = 1.0) -> BoundObjective:
+    return bind(FitLabels(weight=weight), torch.zeros(2, 4), torch.zeros(2, 4))
+
+
+def test_cross_entropy_of_equal_chances_is_the_logarithm_of_the_classes() -> None:
+    batch = Batch(inputs=torch.zeros(3, 2), labels=torch.tensor([0, 3, 1]))
+    found = fit().total(Activations({}, torch.zeros(3, 4)), None, batch)
+    assert found.item() == pytest.approx(3 * math.log(4))
+    assert fit().count(batch) == 3
+
+
+def test_labels_are_counted_where_they_are_selected() -> None:
+    tokens = torch.zeros(2, 5, dtype=torch.int64)
+    batch = Batch(inputs=tokens, labels=torch.tensor([1, 2]), selected=torch.tensor([0, 7]))
+    assert fit().count(batch) == 2
+
+
+def test_data_without_labels_are_refused() -> None:
+    with pytest.raises(
+        BindError, match=r"^'labels' must be in the data to fit them; got batches without labels$"
+    ):
+        fit().count(Batch(inputs=torch.zeros(3, 2)))
+
+
+def test_labels_are_their_own_target() -> None:
+    batch = Batch(inputs=torch.zeros(1, 2), labels=torch.tensor([3]))
+    assert fit().target(Activations({}), batch).tolist() == [3]
+
+
+def test_fitting_labels_says_in_words_what_it_does() -> None:
+    assert fit(weight=0.5).describe() == ("labels", "0.5 x cross-entropy", "-", "-")
+
+
+def test_nothing_is_calibrated() -> None:
+    match = bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 4))
+    assert not match.wants_calibration
+    assert not fit().wants_calibration
+    assert match.calibrated([]) is match
+    same = fit()
+    assert same.calibrated([]) is same

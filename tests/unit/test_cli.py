@@ -1,0 +1,98 @@
+"""The command line: what it prints, with which code it ends, what it calls itself."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from curricle import cli
+from curricle.errors import CheckpointError, SpecError
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
+    monkeypatch.setattr(sys, "argv", ["curricle", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code
+
+
+def failing(error: BaseException) -> Callable[..., None]:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+def test_help_ends_with_zero(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "--help") == 0
+    assert "curriculum" in capsys.readouterr().out
+
+
+def test_help_needs_no_torch() -> None:
+    source = Path(cli.__file__).read_text(encoding="utf-8")
+    top = source[: source.index("app = typer.Typer")]
+    imported = [line for line in top.splitlines() if line.startswith(("import ", "from "))]
+    assert imported
+    assert not [line for line in imported if "torch" in line or "experiments" in line]
+
+
+def test_a_command_that_does_not_exist_ends_with_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "tech") == 2
+    assert "tech" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error", [SpecError("'a' must be b; got c"), CheckpointError("'a' is\n b")]
+)
+def test_a_users_mistake_is_one_line_and_ends_with_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception
+) -> None:
+    monkeypatch.setattr(cli, "_compare", failing(error))
+    assert run(monkeypatch, "demo") == 2
+    assert capsys.readouterr().err == f"curricle: {' '.join(str(error).split())}\n"
+
+
+def test_an_interrupt_tells_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_compare", failing(KeyboardInterrupt()))
+    assert run(monkeypatch, "demo") == 130
+    assert capsys.readouterr().err.endswith("curricle: stopped; 'curricle resume FOLDER' goes on\n")
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "_compare", failing(ZeroDivisionError("ours")))
+    monkeypatch.setattr(sys, "argv", ["curricle", "demo"])
+    with pytest.raises(ZeroDivisionError, match="ours"):
+        cli.main()
+
+
+def test_every_verb_has_help() -> None:
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        name = command.callback.__name__
+        shown = CliRunner().invoke(cli.app, [name, "--help"])
+        assert shown.exit_code == 0
+        assert "Raises" not in shown.output
+
+
+def test_a_demo_takes_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert cli._unused(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert cli._unused(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+def test_the_line_to_run_it_again_can_be_pasted() -> None:
+    line = cli._line("compare", Path("a b.yaml"), ["budget=150 steps", "seeds=[0]"])
+    assert line == "curricle compare 'a b.yaml' --set 'budget=150 steps' --set 'seeds=[0]'"
+
+
+def test_tables_are_wide_where_there_is_no_terminal() -> None:
+    assert cli.console.is_terminal or cli.console.width == cli.WIDE

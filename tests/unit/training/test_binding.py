@@ -1,0 +1,408 @@
+"""Binding finds what fits, what is reached and what it costs, and changes nothing."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration, Unit
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
+from curricle.data.parity import ParityStream
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError, DataError
+from curricle.models.adapters import tapped
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding import BoundRun, bind
+from curricle.training.optimizers import SGD, AdamW
+from curricle.training.settings import EngineSettings
+
+BATCH, INPUTS, CLASSES = 8, 6, 2
+
+
+def mlp(*widths: int, seed: int = 0, num_classes: int = CLASSES) -> TappedModel:
+    with seeding.scoped(seed, "model"):
+        return MLP(INPUTS, widths, num_classes).tapped()
+
+
+def bound(curriculum: Curriculum, **parts: Any) -> BoundRun:
+    defaults: dict[str, Any] = {
+        "student": mlp(5, 4),
+        "teacher": LiveTeacher(mlp(16, 12, seed=1)),
+        "stream": ParityStream(num_inputs=INPUTS, degree=2, batch_size=BATCH, seed=0),
+        "optimizer": SGD(learning_rate=0.1),
+        "settings": EngineSettings(device="cpu"),
+        "seed": 0,
+    }
+    return bind(curriculum, **(defaults | parts))
+
+
+def layers(*taps: tuple[Any, Any], **fields: Any) -> Curriculum:
+    """Return one stage of 10 steps for each pair of taps."""
+    stages = tuple(
+        Stage(
+            name=f"layer {number}",
+            duration=Duration(number=10),
+            objectives=(MatchHidden(pair=LayerPair(student=student, teacher=teacher)),),
+            **fields,
+        )
+        for number, (student, teacher) in enumerate(taps, start=1)
+    )
+    return Curriculum(name="layers", stages=stages)
+
+
+def product(*sizes: int) -> int:
+    """Return the FLOPs of a batch through linear maps of the given sizes."""
+    return sum(2 * BATCH * before * after for before, after in itertools.pairwise(sizes))
+
+
+# --- what a step costs ----------------------------------------------------------------------------
+
+
+def test_the_student_pays_forward_and_backward_to_its_tap_and_the_teacher_forward_to_its() -> None:
+    run = bound(layers((1, 1), (2, 2)))
+    first, second = (stage.plan for stage in run.stages)
+    # Backward: once for the weights of each layer, once for the inputs of all but the first.
+    assert first.student_flops == 2 * product(6, 5)
+    assert second.student_flops == 3 * product(6, 5, 4) - product(6, 5)
+    # The teacher adds the projection of its state to the student's width.
+    assert first.teacher_flops == product(6, 16) + product(16, 5)
+    assert second.teacher_flops == product(6, 16, 12) + product(12, 4)
+
+
+def test_logits_cost_both_models_whole() -> None:
+    (stage,) = bound(one_shot(total=Duration(number=3))).stages
+    assert stage.plan.student_flops == 3 * product(6, 5, 4, 2) - product(6, 5)
+    assert stage.plan.teacher_flops == product(6, 16, 12, 2)
+
+
+def test_labels_cost_no_teacher() -> None:
+    run = bound(from_labels(total=Duration(number=3)), teacher=None)
+    assert run.stages[0].plan.teacher_flops == 0
+    assert run.stages[0].plan.teacher == "none"
+
+
+def test_frozen_layers_cost_no_backward_pass() -> None:
+    run = bound(layers((1, 1), (2, 2), trains="own"))
+    # Both layers forward; backward only to the weights of the second.
+    assert run.stages[1].plan.student_flops == product(6, 5, 4) + product(5, 4)
+
+
+def test_a_student_that_runs_whole_pays_for_it() -> None:
+    run = bound(layers((1, 1), trains="all"))
+    assert run.stages[0].plan.student_flops == product(6, 5, 4, 2) + product(6, 5)
+
+
+@pytest.mark.parametrize("accumulation", [2, 4, 8])
+def test_accumulation_does_not_change_the_cost(accumulation: int) -> None:
+    curriculum = layers((2, 2))
+    whole = bound(curriculum).stages[0].plan
+    settings = EngineSettings(device="cpu", accumulation=accumulation)
+    parts = bound(curriculum, settings=settings).stages[0].plan
+    assert parts.student_flops == whole.student_flops
+    assert parts.teacher_flops == whole.teacher_flops
+    assert parts.memory_bytes < whole.memory_bytes
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "copies"),
+    [
+        # Weights and gradients; momentum; two moments.
+        (SGD(learning_rate=0.1), 2),
+        (SGD(learning_rate=0.1, momentum=0.9), 3),
+        (AdamW(learning_rate=0.1), 4),
+    ],
+)
+def test_memory_is_trained_weights_with_their_state_and_kept_activations(
+    optimizer: SGD | AdamW, copies: int
+) -> None:
+    (stage,) = bound(layers((1, 1)), optimizer=optimizer).stages
+    weights = 6 * 5 + 5
+    # Autograd keeps the output of the ReLU and the difference to the target.
+    activations = 2 * BATCH * 5
+    assert stage.plan.trained_parameters == weights
+    assert stage.plan.memory_bytes == 4 * (copies * weights + activations)
+
+
+# --- what a stage reaches -------------------------------------------------------------------------
+
+FIRST = {"blocks.0.0.weight", "blocks.0.0.bias"}
+SECOND = {"blocks.1.0.weight", "blocks.1.0.bias"}
+HEAD = {"head.weight", "head.bias"}
+
+
+def test_a_stage_trains_up_to_its_tap() -> None:
+    run = bound(layers((1, 1), (2, 2)))
+    assert [stage.trained for stage in run.stages] == [FIRST, FIRST | SECOND]
+
+
+def test_own_leaves_earlier_layers_frozen() -> None:
+    run = bound(layers((1, 1), (2, 2), trains="own"))
+    assert [stage.trained for stage in run.stages] == [FIRST, SECOND]
+
+
+def test_logits_after_own_layers_train_everything() -> None:
+    run = bound(extraction(total=Duration(number=20), trains="own"))
+    assert [stage.trained for stage in run.stages] == [FIRST, FIRST | SECOND | HEAD]
+
+
+def test_all_runs_the_whole_student_and_trains_what_is_reached() -> None:
+    (stage,) = bound(layers((1, 1), trains="all")).stages
+    assert stage.reads.student_logits
+    assert stage.trained == FIRST
+
+
+def test_what_the_user_has_frozen_stays_out() -> None:
+    student = mlp(5, 4)
+    student.module.get_parameter("blocks.0.0.weight").requires_grad_(False)
+    (stage,) = bound(layers((1, 1)), student=student).stages
+    assert stage.trained == {"blocks.0.0.bias"}
+
+
+def test_a_stage_with_nothing_to_train_is_an_error() -> None:
+    doubled = layers((2, 1), (1, 1), trains="own")
+    with pytest.raises(
+        BindError, match=r"^stage 'layer 2': 'trains' must leave something to train; got 'own'"
+    ):
+        bound(doubled)
+
+
+def test_a_frozen_student_is_an_error() -> None:
+    student = mlp(5)
+    student.module.requires_grad_(False)
+    with pytest.raises(BindError, match=r"'trains' must leave something to train; got 'up_to'"):
+        bound(one_shot(total=Duration(number=3)), student=student)
+
+
+# --- how long stages last -------------------------------------------------------------------------
+
+
+def test_stages_follow_each_other() -> None:
+    run = bound(extraction(total=Duration(number=40), pairs=1, share=0.3))
+    assert [(stage.start, stage.end) for stage in run.stages] == [(0, 12), (12, 40)]
+    assert [stage.plan.steps for stage in run.stages] == [12, 28]
+    assert run.num_steps == 40
+
+
+@pytest.mark.parametrize("unit", ["examples", "tokens"])
+def test_rounding_to_steps_does_not_lengthen_a_run_of_many_stages(unit: Unit) -> None:
+    total = Duration(number=100, unit=unit)
+    # 12.5 steps of 8 examples are 13, whatever the number of stages.
+    assert bound(one_shot(total=total)).num_steps == 13
+    stages = tuple(
+        Stage(name=str(place), duration=Duration(number=20, unit=unit), objectives=(FitLabels(),))
+        for place in range(5)
+    )
+    run = bound(Curriculum(name="five", stages=stages))
+    # Covered after 20, 40, 60, 80, 100 examples.
+    assert [stage.end for stage in run.stages] == [3, 5, 8, 10, 13]
+
+
+def test_every_stage_has_a_step() -> None:
+    short = Stage(name="a", duration=Duration(number=1, unit="examples"), objectives=(FitLabels(),))
+    stages = tuple(replace(short, name=name) for name in "abc")
+    assert [stage.plan.steps for stage in bound(Curriculum(name="x", stages=stages)).stages] == [
+        1,
+        1,
+        1,
+    ]
+
+
+def test_stages_may_use_different_units() -> None:
+    first = Stage(name="a", duration=Duration(number=2), objectives=(FitLabels(),))
+    second = Stage(name="b", duration=Duration(number=17, unit="tokens"), objectives=(FitLabels(),))
+    assert bound(Curriculum(name="x", stages=(first, second))).num_steps == 2 + 3
+
+
+# --- models of other depths -----------------------------------------------------------------------
+
+
+def test_models_of_one_layer_are_enough() -> None:
+    run = bound(
+        extraction(total=Duration(number=8)),
+        student=mlp(5),
+        teacher=LiveTeacher(mlp(16)),
+    )
+    assert [stage.plan.taps for stage in run.stages] == ["1 <- 1", "logits"]
+
+
+def test_a_student_may_be_deeper_than_its_teacher() -> None:
+    run = bound(
+        extraction(total=Duration(number=8), pairs=2),
+        student=mlp(5, 5, 5, 5, 5, 5),
+        teacher=LiveTeacher(mlp(16, 16, 16)),
+    )
+    assert [stage.plan.taps for stage in run.stages] == ["2 <- 1", "4 <- 2", "logits"]
+
+
+@pytest.mark.parametrize("trains", ["up_to", "all"])
+def test_more_layer_stages_than_blocks_are_an_error(trains: Any) -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^stages 'layer 1' and 'layer 2' must read different taps; both read '1 <- 1': "
+        r"there are more layer stages than the student's 1 blocks$",
+    ):
+        bound(
+            extraction(total=Duration(number=9), pairs=2, trains=trains),
+            student=mlp(5),
+            teacher=LiveTeacher(mlp(16)),
+        )
+
+
+def test_one_student_layer_may_follow_several_teacher_layers() -> None:
+    assert len(bound(layers((1, 1), (1, 2))).stages) == 2
+
+
+def test_one_pair_may_be_trained_twice_with_another_objective() -> None:
+    first, second = layers((1, 1), (1, 1)).stages
+    light = MatchHidden(pair=LayerPair(student=1, teacher=1), weight=0.1)
+    stages = (first, replace(second, objectives=(light,)))
+    assert len(bound(Curriculum(name="x", stages=stages)).stages) == 2
+
+
+# --- what does not fit ----------------------------------------------------------------------------
+
+
+def test_a_curriculum_that_reads_a_teacher_needs_one() -> None:
+    with pytest.raises(BindError, match=r"^'teacher' must be given to run 'one_shot'; got none$"):
+        bound(one_shot(total=Duration(number=3)), teacher=None)
+
+
+def test_a_tap_that_is_not_there_is_named_with_its_stage() -> None:
+    with pytest.raises(
+        BindError, match=r"^stage 'layer 1': tap 3 must lie between 0 and the model's depth 2"
+    ):
+        bound(layers((3, 1)))
+
+
+def test_vocabularies_are_equal() -> None:
+    with pytest.raises(BindError, match=r"^stage 'logits': 'vocabulary' .*; got 2 and 3 classes$"):
+        bound(one_shot(total=Duration(number=3)), teacher=LiveTeacher(mlp(16, num_classes=3)))
+
+
+def test_accumulation_divides_the_batch() -> None:
+    with pytest.raises(DataError, match=r"^'accumulation' must divide the 8 examples .* got 3$"):
+        bound(
+            one_shot(total=Duration(number=3)),
+            settings=EngineSettings(device="cpu", accumulation=3),
+        )
+
+
+class Listed:
+    """Gives the batches of a list in turn."""
+
+    fingerprint = "listed"
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = batches
+
+    @property
+    def batch_size(self) -> int:
+        return self.batches[0].num_examples
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batches[0].num_tokens
+
+    def batch(self, step: int) -> Batch:
+        return self.batches[step % len(self.batches)]
+
+
+def test_labels_must_be_in_the_data_to_fit_them() -> None:
+    stream: Stream = Listed(Batch(inputs=torch.ones(4, INPUTS)))
+    with pytest.raises(BindError, match=r"^stage 'labels': 'labels' must be in the data"):
+        bound(from_labels(total=Duration(number=3)), stream=stream)
+
+
+def test_missing_checkpoints_do_not_keep_a_plan_from_being_made() -> None:
+    run = bound(progressive(total=Duration(number=9), trajectory=(5, 10)))
+    assert run.teachers == (5, 10)
+    assert [stage.plan.teacher for stage in run.stages] == ["step 5", "step 10"]
+
+
+# --- nothing changes ------------------------------------------------------------------------------
+
+
+class Noisy(nn.Module):
+    """Has running statistics, noise, and a part that its owner holds in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(INPUTS, 5), nn.BatchNorm1d(5), nn.Dropout())
+        self.frozen = nn.BatchNorm1d(5).eval()
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.frozen(self.first(inputs)))
+        return logits
+
+
+def noisy() -> TappedModel:
+    with seeding.scoped(0, "model"):
+        return tapped(Noisy(), blocks=["first", "frozen"], head="head")
+
+
+def modes(model: TappedModel) -> dict[str, bool]:
+    return {name: part.training for name, part in model.module.named_modules()}
+
+
+Snapshot = Callable[[TappedModel], object]
+
+
+@pytest.mark.parametrize(
+    "snapshot",
+    [
+        modes,
+        lambda model: {name: one.tolist() for name, one in model.module.state_dict().items()},
+        lambda model: [one.requires_grad for one in model.module.parameters()],
+        lambda model: [one.grad for one in model.module.parameters()],
+        lambda model: [len(part._forward_hooks) for part in model.module.modules()],
+        lambda model: torch.get_rng_state().tolist(),
+    ],
+    ids=["modes", "weights and buffers", "flags", "gradients", "hooks", "random numbers"],
+)
+def test_binding_leaves_student_and_teacher_untouched(snapshot: Snapshot) -> None:
+    student, teacher = noisy(), noisy()
+    student.module.get_parameter("head.bias").requires_grad_(False)
+    before = snapshot(student), snapshot(teacher)
+    bound(
+        extraction(total=Duration(number=9), trains="own"),
+        student=student,
+        teacher=LiveTeacher(teacher),
+    )
+    assert (snapshot(student), snapshot(teacher)) == before
+
+
+def test_a_failed_binding_leaves_the_student_untouched() -> None:
+    student = noisy()
+    before = modes(student)
+    with pytest.raises(BindError):
+        bound(
+            one_shot(total=Duration(number=3)),
+            student=student,
+            teacher=LiveTeacher(mlp(4, num_classes=3)),
+        )
+    assert modes(student) == before
+
+
+@pytest.mark.parametrize(("student", "noise"), [(mlp(5), False), (noisy(), True)])
+def test_noise_in_the_forward_pass_is_noticed(student: TappedModel, noise: bool) -> None:
+    curriculum = one_shot(total=Duration(number=3))
+    assert bound(curriculum, student=student).draws_noise is noise
+
+
+def test_a_plan_says_in_words_what_a_stage_does() -> None:
+    objectives = (MatchHidden(pair=LayerPair(student=1, teacher=2)), MatchLogits(weight=0.5))
+    stage = Stage(name="both", duration=Duration(number=2), objectives=objectives)
+    plan = bound(Curriculum(name="x", stages=(stage,))).stages[0].plan
+    assert plan.taps == "1 <- 2 + logits"
+    assert plan.widths == "5 <- 12 + -"

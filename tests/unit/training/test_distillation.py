@@ -1,0 +1,173 @@
+"""The one call that distils: what it takes, gives, writes and refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
+from curricle.data.parity import ParityStream
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CheckpointError
+from curricle.models.adapters import tapped
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.records import EndRecord, Record, read_records
+from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
+from curricle.training.distillation import Result, distill
+from curricle.training.engine import FINISHED, RECORDS
+from curricle.training.evaluation import label_metrics
+from curricle.training.optimizers import SGD
+from curricle.training.settings import EngineSettings
+
+INPUTS = 6
+TOTAL = Duration(number=12)
+CPU = EngineSettings(device="cpu")
+
+
+def mlp(*widths: int, seed: int = 0) -> MLP:
+    with seeding.scoped(seed, "model"):
+        return MLP(INPUTS, widths, 2)
+
+
+def parity(purpose: str = "train") -> ParityStream:
+    return ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=0, purpose=purpose)
+
+
+def held_out() -> list[Batch]:
+    return [parity("evaluation").batch(step) for step in range(3)]
+
+
+def distilled(**parts: Any) -> Result:
+    defaults: dict[str, Any] = {
+        "student": mlp(5),
+        "teacher": mlp(16, seed=1),
+        "curriculum": extraction(total=TOTAL),
+        "data": parity(),
+        "evaluation": held_out(),
+        "settings": CPU,
+    }
+    return distill(**(defaults | parts))
+
+
+def test_the_student_that_was_passed_is_trained_in_place() -> None:
+    student = mlp(5)
+    before = student.head.weight.clone()
+    result = distilled(student=student)
+    assert result.student is student
+    assert not torch.equal(student.head.weight, before)
+
+
+def test_metrics_are_those_of_the_trained_student() -> None:
+    result = distilled()
+    wanted = label_metrics(held_out(), torch.device("cpu"))
+    with torch.no_grad():
+        assert result.metrics == wanted(tapped(result.student))
+
+
+def test_the_result_says_what_was_spent() -> None:
+    spent = distilled().spent
+    assert (spent.steps, spent.examples) == (12, 96)
+    assert spent.student_flops > 0
+    assert spent.teacher_flops > 0
+
+
+def test_an_evaluator_of_ones_own_is_used() -> None:
+    def evaluate(model: TappedModel) -> dict[str, float]:
+        return {"accuracy": 0.25, "depth": float(model.depth)}
+
+    assert distilled(evaluation=evaluate).metrics == {"accuracy": 0.25, "depth": 1.0}
+
+
+def test_any_module_can_be_distilled_at_module_paths() -> None:
+    with seeding.scoped(0, "model"):
+        student = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
+    pairs: Any = ({"student": "1", "teacher": "blocks.0"},)
+    assert distilled(student=student, curriculum=extraction(total=TOTAL, pairs=pairs)).metrics
+
+
+def test_a_tapped_model_is_taken_as_it_is() -> None:
+    with seeding.scoped(0, "model"):
+        module = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
+    assert distilled(student=tapped(module, blocks=["1"])).student is module
+
+
+def test_labels_need_no_teacher() -> None:
+    result = distilled(teacher=None, curriculum=from_labels(total=TOTAL))
+    assert result.spent.teacher_flops == 0
+
+
+def test_a_teacher_that_is_needed_must_be_given() -> None:
+    with pytest.raises(BindError, match=r"^'teacher' must be given to run 'extraction'; got none$"):
+        distilled(teacher=None)
+
+
+def test_a_trajectory_that_is_needed_must_be_given() -> None:
+    with pytest.raises(BindError, match=r"^'trajectory' must be given to read teacher checkpoint"):
+        distilled(curriculum=progressive(total=TOTAL, trajectory=(1, 2)))
+
+
+def test_a_student_follows_a_trajectory(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path, [1, 2])
+    for step in (1, 2):
+        writer.save(mlp(16, seed=step), step)
+    found = open_trajectory(tmp_path)
+    curriculum = progressive(total=TOTAL, trajectory=found)
+    assert distilled(curriculum=curriculum, trajectory=found).spent.steps == 12
+
+
+def test_a_run_folder_holds_records_and_the_student(tmp_path: Path) -> None:
+    result = distilled(output_dir=str(tmp_path / "run"))
+    *_, end = read_records(tmp_path / "run" / RECORDS)
+    assert isinstance(end, EndRecord)
+    assert end.metrics == result.metrics
+    assert (tmp_path / "run" / FINISHED).is_file()
+
+
+def test_a_run_folder_is_not_used_twice(tmp_path: Path) -> None:
+    distilled(output_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"must not hold a run already"):
+        distilled(output_dir=tmp_path)
+
+
+def test_resuming_a_complete_run_gives_the_same_student(tmp_path: Path) -> None:
+    settings = EngineSettings(device="cpu", checkpoint_every=5)
+    first = distilled(output_dir=tmp_path, settings=settings)
+    again = distilled(output_dir=tmp_path, settings=settings, resume=True, student=mlp(5, seed=9))
+    torch.testing.assert_close(
+        dict(again.student.state_dict()), dict(first.student.state_dict()), rtol=0, atol=0
+    )
+
+
+def test_observers_are_told() -> None:
+    seen: list[Record] = []
+    distilled(observers=[seen.append])
+    assert [record.kind for record in seen] == ["run", "stage", "stage", "end"]
+
+
+def test_everything_follows_from_the_seed() -> None:
+    def head(seed: int) -> torch.Tensor:
+        student = distilled(seed=seed).student
+        return student.get_parameter("head.weight")
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))
+
+
+@pytest.mark.parametrize("curriculum", [extraction(total="300 steps"), one_shot(total="300 steps")])  # type: ignore[arg-type]
+def test_a_student_comes_close_to_its_teacher(curriculum: Any) -> None:
+    def gap(student: nn.Module) -> float:
+        inputs = parity("evaluation").batch(0).inputs
+        with torch.no_grad():
+            target, found = (model(inputs).log_softmax(-1) for model in (teacher, student))
+        return float((target.exp() * (target - found)).sum(-1).mean())
+
+    teacher, student = mlp(16, seed=1), mlp(12)
+    before = gap(student)
+    fast = SGD(learning_rate=0.5, momentum=0.9)
+    result = distilled(student=student, teacher=teacher, curriculum=curriculum, optimizer=fast)
+    assert gap(result.student) < before / 10

@@ -1,0 +1,744 @@
+"""A run leaves exact records, goes on exactly where it stopped, and never overwrites another."""
+
+import copy
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
+from curricle.data.parity import ParityStream
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CheckpointError, DivergenceError
+from curricle.models.adapters import tapped
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.models.weights import load_weights
+from curricle.objectives.divergences import ReverseKL
+from curricle.objectives.outputs import MatchLogits
+from curricle.records import (
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RunRecord,
+    StageRecord,
+    StepRecord,
+    read_records,
+)
+from curricle.specs import plain
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
+from curricle.training.binding import BoundRun, bind
+from curricle.training.checkpoints import OPTIMIZER, STUDENT, latest_checkpoint
+from curricle.training.engine import (
+    CHECKPOINTS,
+    FINISHED,
+    RECORDS,
+    Outputs,
+    execute,
+    run_fingerprint,
+)
+from curricle.training.optimizers import SGD, AdamW, Optimizer
+from curricle.training.settings import EngineSettings
+
+INPUTS, STEPS = 6, 20
+TOTAL = Duration(number=STEPS)
+
+
+class Noisy(nn.Module):
+    """Has all that makes resuming hard: dropout and running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Linear(before, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Dropout(0.2))
+            for before in (INPUTS, 5)
+        )
+        self.head = nn.Linear(5, 2)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state = inputs
+        for block in self.blocks:
+            state = block(state)
+        logits: Tensor = self.head(state)
+        return logits
+
+
+def noisy(seed: int = 0) -> TappedModel:
+    with seeding.scoped(seed, "student"):
+        return tapped(Noisy(), blocks=["blocks.0", "blocks.1"], head="head")
+
+
+def mlp(*widths: int, seed: int = 0) -> TappedModel:
+    with seeding.scoped(seed, "model"):
+        return MLP(INPUTS, widths, 2).tapped()
+
+
+def parity(seed: int = 0) -> ParityStream:
+    return ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=seed)
+
+
+def bound(
+    curriculum: Curriculum, *, settings: Mapping[str, Any] | None = None, **parts: Any
+) -> BoundRun:
+    defaults: dict[str, Any] = {
+        "student": mlp(5, 4),
+        "teacher": LiveTeacher(mlp(16, 12, seed=1)),
+        "stream": parity(),
+        "optimizer": SGD(learning_rate=0.1, momentum=0.9),
+        "seed": 0,
+    }
+    chosen: dict[str, Any] = {"device": "cpu", "record_every": 1, "evaluate_every": 7} | dict(
+        settings or {}
+    )
+    return bind(curriculum, settings=EngineSettings(**chosen), **(defaults | parts))
+
+
+def evaluate(model: TappedModel) -> dict[str, float]:
+    """Return the mean squared output, which tells any two students apart."""
+    assert not model.module.training
+    return {"accuracy": float(model.module(torch.ones(3, INPUTS)).square().mean())}
+
+
+def executed(
+    run: BoundRun,
+    folder: Path | None = None,
+    *observers: Callable[[Record], None],
+    resume: bool = False,
+    trajectory: TrajectoryWriter | None = None,
+) -> EndRecord:
+    outputs = Outputs(folder=folder, observers=observers, trajectory=trajectory, task="parity")
+    return execute(run, evaluate, metric="accuracy", outputs=outputs, resume=resume)
+
+
+def state(run: BoundRun) -> dict[str, Tensor]:
+    return {name: one.clone() for name, one in run.student.module.state_dict().items()}
+
+
+def timeless(record: Record) -> dict[str, Any]:
+    """Return a record without the seconds, the only thing that differs between equal runs."""
+    content: dict[str, Any] = plain(record)
+    content.get("spent", {}).pop("seconds", None)
+    return content
+
+
+def written(folder: Path) -> list[dict[str, Any]]:
+    return [timeless(record) for record in read_records(folder / RECORDS)]
+
+
+class CutError(Exception):
+    """Ends a run from outside."""
+
+
+def interrupt_at(step: int) -> Callable[[Record], None]:
+    def observe(record: Record) -> None:
+        if isinstance(record, StepRecord) and record.spent.steps == step:
+            raise CutError
+
+    return observe
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
+    """Return three checkpoints of different weights."""
+    folder = tmp_path_factory.mktemp("trajectory")
+    writer = TrajectoryWriter(folder, [100, 200, 300])
+    for step in (100, 200, 300):
+        writer.save(mlp(16, 12, seed=step).module, step)
+    return open_trajectory(folder)
+
+
+CURRICULA = {
+    # Borders at 3 and 5 of 20 steps.
+    "extraction": extraction(total=TOTAL, pairs=2, share=0.25),
+    # Borders at 4 and 8.
+    "frozen extraction": extraction(total=TOTAL, pairs=2, share=0.4, trains="own", center=True),
+    # Borders at 7 and 13.
+    "progressive": progressive(total=TOTAL, trajectory=(100, 200, 300)),
+}
+OPTIMIZERS: dict[str, Optimizer] = {
+    "sgd": SGD(learning_rate=0.1, momentum=0.9, weight_decay=0.01),
+    "adamw": AdamW(learning_rate=0.05, weight_decay=0.1),
+}
+
+
+def resetting(curriculum: Curriculum) -> Curriculum:
+    stages = [dataclasses.replace(stage, optimizer_state="reset") for stage in curriculum.stages]
+    return Curriculum(name=curriculum.name, stages=tuple(stages))
+
+
+def hard_run(
+    curriculum: Curriculum, optimizer: Optimizer, trajectory: Trajectory, every: int | None
+) -> BoundRun:
+    return bound(
+        curriculum,
+        student=noisy(),
+        teacher=LiveTeacher(mlp(16, 12, seed=1), trajectory),
+        optimizer=optimizer,
+        settings={"checkpoint_every": every, "accumulation": 2, "clip_norm": 1.0},
+    )
+
+
+# Every pair of a curriculum, an optimizer and a way to treat its state occurs.
+@pytest.mark.parametrize(
+    ("name", "optimizer", "reset"),
+    [
+        ("extraction", "sgd", False),
+        ("extraction", "adamw", True),
+        ("frozen extraction", "sgd", True),
+        ("frozen extraction", "adamw", False),
+        ("progressive", "sgd", True),
+        ("progressive", "adamw", False),
+    ],
+)
+def test_a_run_interrupted_anywhere_ends_bit_equal(
+    tmp_path: Path, trajectory: Trajectory, name: str, optimizer: str, reset: bool
+) -> None:
+    curriculum = CURRICULA[name]
+    chosen = resetting(curriculum) if reset else curriculum
+
+    def run(every: int | None) -> BoundRun:
+        return hard_run(chosen, OPTIMIZERS[optimizer], trajectory, every)
+
+    whole = run(None)
+    executed(whole, tmp_path / "whole")
+    # After checkpoints inside a stage and at its border, right after them and later.
+    for every, step in [(3, 4), (4, 7), (5, 6), (7, 9), (13, 18)]:
+        folder = tmp_path / f"{every}-{step}"
+        with pytest.raises(CutError):
+            executed(run(every), folder, interrupt_at(step))
+        again = run(every)
+        executed(again, folder, resume=True)
+        torch.testing.assert_close(state(again), state(whole), rtol=0, atol=0)
+        assert written(folder) == written(tmp_path / "whole")
+
+
+def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path, trajectory: Trajectory) -> None:
+    curriculum, optimizer = CURRICULA["extraction"], OPTIMIZERS["adamw"]
+    whole = hard_run(curriculum, optimizer, trajectory, None)
+    executed(whole, tmp_path / "whole")
+    for step in (1, 3, 9, 9, 20):
+        run = hard_run(curriculum, optimizer, trajectory, 2)
+        with pytest.raises(CutError):
+            executed(run, tmp_path / "cut", interrupt_at(step), resume=True)
+    again = hard_run(curriculum, optimizer, trajectory, 2)
+    executed(again, tmp_path / "cut", resume=True)
+    torch.testing.assert_close(state(again), state(whole), rtol=0, atol=0)
+    assert written(tmp_path / "cut") == written(tmp_path / "whole")
+
+
+def test_the_weights_one_starts_with_do_not_matter_when_resuming(tmp_path: Path) -> None:
+    def run(seed: int) -> BoundRun:
+        return bound(CURRICULA["extraction"], student=noisy(seed), settings={"checkpoint_every": 5})
+
+    whole = run(0)
+    executed(whole)
+    with pytest.raises(CutError):
+        executed(run(0), tmp_path, interrupt_at(12))
+    other = run(99)
+    executed(other, tmp_path, resume=True)
+    torch.testing.assert_close(state(other), state(whole), rtol=0, atol=0)
+
+
+def test_time_and_consumption_go_on_from_the_checkpoint(tmp_path: Path) -> None:
+    def run() -> BoundRun:
+        return bound(CURRICULA["extraction"], settings={"checkpoint_every": 5})
+
+    with pytest.raises(CutError):
+        executed(run(), tmp_path, interrupt_at(12))
+    path = latest_checkpoint(tmp_path / CHECKPOINTS)
+    assert path is not None
+    file = path / "state.json"
+    content = json.loads(file.read_text())
+    content["spent"]["seconds"] = 1000.0
+    file.write_text(json.dumps(content))
+    assert 1000 < executed(run(), tmp_path, resume=True).spent.seconds < 1100
+
+
+def test_observers_of_a_resumed_run_are_told_what_runs(tmp_path: Path) -> None:
+    def run() -> BoundRun:
+        return bound(CURRICULA["extraction"], settings={"checkpoint_every": 5})
+
+    with pytest.raises(CutError):
+        executed(run(), tmp_path, interrupt_at(12))
+    seen: list[Record] = []
+    executed(run(), tmp_path, seen.append, resume=True)
+    assert isinstance(seen[0], RunRecord)
+    assert isinstance(seen[1], StepRecord)
+    assert seen[1].spent.steps == 11
+
+
+def test_resuming_a_folder_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
+    first, second = bound(one_shot(total=TOTAL)), bound(one_shot(total=TOTAL))
+    with pytest.raises(CutError):
+        executed(first, tmp_path, interrupt_at(5))
+    executed(second, tmp_path, resume=True)
+    assert [record["kind"] for record in written(tmp_path)].count("run") == 1
+
+
+OTHERS: dict[str, Callable[[], BoundRun]] = {
+    "seed": lambda: bound(one_shot(total=TOTAL), seed=1),
+    "data": lambda: bound(one_shot(total=TOTAL), stream=parity(seed=1)),
+    "length": lambda: bound(one_shot(total=Duration(number=STEPS + 1))),
+    "curriculum": lambda: bound(extraction(total=TOTAL)),
+    "optimizer": lambda: bound(one_shot(total=TOTAL), optimizer=SGD(learning_rate=0.2)),
+    "student": lambda: bound(one_shot(total=TOTAL), student=mlp(5, 5)),
+    "teacher": lambda: bound(one_shot(total=TOTAL), teacher=LiveTeacher(mlp(16, 12, seed=2))),
+    "precision": lambda: bound(one_shot(total=TOTAL), settings={"precision": "bfloat16"}),
+    "accumulation": lambda: bound(one_shot(total=TOTAL), settings={"accumulation": 2}),
+    "clipping": lambda: bound(one_shot(total=TOTAL), settings={"clip_norm": 1.0}),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_lost(
+    tmp_path: Path, other: Callable[[], BoundRun]
+) -> None:
+    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}), tmp_path)
+    before = contents(tmp_path)
+    run = other()
+    start = state(run)
+    with pytest.raises(CheckpointError, match=r"step-000000016' must be a checkpoint of this run"):
+        executed(run, tmp_path, resume=True)
+    assert contents(tmp_path) == before
+    torch.testing.assert_close(state(run), start, rtol=0, atol=0)
+
+
+def test_what_does_not_change_the_result_does_not_change_the_digest() -> None:
+    plain_run = bound(one_shot(total=TOTAL))
+    other = bound(
+        one_shot(total=TOTAL),
+        settings={"evaluate_every": 3, "record_every": 5, "checkpoint_every": 2, "threads": 1},
+    )
+    assert run_fingerprint(plain_run) == run_fingerprint(other)
+
+
+@pytest.mark.parametrize("name", [STUDENT, OPTIMIZER])
+def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
+    run = bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8})
+    executed(run, tmp_path)
+    path = latest_checkpoint(tmp_path / CHECKPOINTS)
+    assert path is not None
+    (path / name).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match=name):
+        executed(run, tmp_path, resume=True)
+
+
+# --- run folders ----------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
+    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 5}), tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"must not hold a run already; resume it or choose"):
+        executed(bound(one_shot(total=TOTAL)), tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_without_a_folder_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 5}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_exported_student_holds_nothing_but_itself(tmp_path: Path) -> None:
+    run = bound(extraction(total=TOTAL, center=True))
+    executed(run, tmp_path)
+    exported = load_file(tmp_path / FINISHED)
+    torch.testing.assert_close(exported, state(run), rtol=0, atol=0)
+
+
+def test_the_exported_student_loads_into_a_new_one(tmp_path: Path) -> None:
+    run = bound(one_shot(total=TOTAL))
+    executed(run, tmp_path)
+    fresh = mlp(5, 4, seed=9).module
+    load_weights(fresh, tmp_path / FINISHED)
+    torch.testing.assert_close(dict(fresh.state_dict()), state(run), rtol=0, atol=0)
+
+
+def test_a_teachers_own_run_leaves_its_trajectory(tmp_path: Path) -> None:
+    weights = []
+
+    def observe(record: Record) -> None:
+        if isinstance(record, StepRecord) and record.spent.steps in (4, 20):
+            weights.append(state(run)["head.weight"])
+
+    run = bound(from_labels(total=TOTAL), teacher=None)
+    executed(run, None, observe, trajectory=TrajectoryWriter(tmp_path, [4, 20, 99]))
+    found = open_trajectory(tmp_path)
+    assert found.steps == (4, 20)
+    assert not torch.equal(*weights)
+    for step, wanted in zip(found.steps, weights, strict=True):
+        assert torch.equal(load_file(found.path(step))["head.weight"], wanted)
+
+
+def test_checkpoints_in_a_trajectory_are_kept_between_the_intervals(tmp_path: Path) -> None:
+    settings = {"record_every": 100, "evaluate_every": 100}
+    run = bound(from_labels(total=TOTAL), teacher=None, settings=settings)
+    executed(run, trajectory=TrajectoryWriter(tmp_path, [3]))
+    assert open_trajectory(tmp_path).steps == (3,)
+
+
+# --- teachers -------------------------------------------------------------------------------------
+
+
+def test_a_missing_checkpoint_ends_the_run_before_it_begins(
+    tmp_path: Path, trajectory: Trajectory
+) -> None:
+    run = bound(
+        progressive(total=TOTAL, trajectory=(100, 250)),
+        teacher=LiveTeacher(mlp(16, 12, seed=1), trajectory),
+    )
+    before = state(run)
+    with pytest.raises(BindError, match=r"must be one of \[100, 200, 300\]; got 250$"):
+        executed(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    torch.testing.assert_close(state(run), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("damage", ["cut", "foreign"])
+def test_a_damaged_checkpoint_ends_the_run_before_it_begins(tmp_path: Path, damage: str) -> None:
+    writer = TrajectoryWriter(tmp_path / "trajectory", [1, 2])
+    writer.save(mlp(16, 12).module, 1)
+    writer.save(mlp(16, 12 if damage == "cut" else 13).module, 2)
+    found = open_trajectory(tmp_path / "trajectory")
+    if damage == "cut":
+        found.path(2).write_bytes(found.path(2).read_bytes()[:-9])
+    run = bound(
+        progressive(total=TOTAL, trajectory=(1, 2)), teacher=LiveTeacher(mlp(16, 12), found)
+    )
+    with pytest.raises(CheckpointError, match=r"step-000000002.safetensors' must "):
+        executed(run, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_each_stage_is_taught_by_its_own_checkpoint(trajectory: Trajectory) -> None:
+    losses: dict[str, float] = {}
+
+    def observe(record: Record) -> None:
+        if isinstance(record, StepRecord):
+            losses.setdefault(record.stage, record.loss)
+
+    # One step each, at a rate that moves nothing: the losses differ by the teachers alone.
+    still = SGD(learning_rate=1e-30)
+    batch = parity().batch(0)
+    run = bound(
+        progressive(total=Duration(number=3), trajectory=trajectory),
+        teacher=LiveTeacher(mlp(16, 12, seed=1), trajectory),
+        optimizer=still,
+        stream=Listed(batch),
+    )
+    executed(run, None, observe)
+    student = torch.log_softmax(run.student.module(batch.inputs), -1).detach()
+    for step in trajectory.steps:
+        target = torch.log_softmax(mlp(16, 12, seed=step).module(batch.inputs), -1).detach()
+        wanted = (target.exp() * (target - student)).sum(-1).mean().item()
+        assert losses[f"checkpoint {step}"] == pytest.approx(wanted, rel=1e-4)
+    assert len(set(losses.values())) == 3
+
+
+def test_the_finished_teacher_is_given_back(trajectory: Trajectory) -> None:
+    teacher = LiveTeacher(mlp(16, 12, seed=1), trajectory)
+    run = bound(progressive(total=TOTAL, trajectory=trajectory), teacher=teacher)
+    executed(run)
+    wanted = mlp(16, 12, seed=1).module.state_dict()
+    torch.testing.assert_close(
+        dict(teacher.model.module.state_dict()), dict(wanted), rtol=0, atol=0
+    )
+    assert teacher.model.module.training
+
+
+# --- divergence -----------------------------------------------------------------------------------
+
+
+class Listed:
+    """Gives the batches of a list in turn."""
+
+    fingerprint = "listed"
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = batches
+
+    @property
+    def batch_size(self) -> int:
+        return self.batches[0].num_examples
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batches[0].num_tokens
+
+    def batch(self, step: int) -> Batch:
+        return self.batches[step % len(self.batches)]
+
+
+def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:
+    good = [parity().batch(step) for step in range(9)]
+    bad = dataclasses.replace(good[0], inputs=torch.full((8, INPUTS), math.nan))
+    run = bound(
+        extraction(total=TOTAL), stream=Listed(*good, bad), settings={"checkpoint_every": 4}, seed=3
+    )
+    with pytest.raises(
+        DivergenceError,
+        match=r"^'loss' must be finite; got nan in stage 'logits' at step 9 with seed 3$",
+    ):
+        executed(run, tmp_path)
+    path = latest_checkpoint(tmp_path / CHECKPOINTS)
+    assert path is not None
+    assert path.name == "step-000000008"
+    fresh = mlp(5, 4).module
+    load_weights(fresh, path / STUDENT)
+    assert all(bool(one.isfinite().all()) for one in fresh.parameters())
+
+
+def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
+    def breaking(record: Record) -> None:
+        # As an update with an infinite gradient after a finite loss would.
+        if isinstance(record, StepRecord) and record.spent.steps == 8:
+            run.student.module.get_parameter("head.bias").data.fill_(math.inf)
+
+    run = bound(one_shot(total=TOTAL), settings={"checkpoint_every": 4})
+    with pytest.raises(DivergenceError, match=r"^'weights' must be finite; .* after step 7 "):
+        executed(run, tmp_path, breaking)
+    path = latest_checkpoint(tmp_path / CHECKPOINTS)
+    assert path is not None
+    assert path.name == "step-000000004"
+
+
+def test_records_up_to_the_divergence_can_be_read(tmp_path: Path) -> None:
+    good = parity().batch(0)
+    bad = dataclasses.replace(good, inputs=torch.full((8, INPUTS), math.nan))
+    with pytest.raises(DivergenceError):
+        executed(bound(one_shot(total=TOTAL), stream=Listed(good, good, bad)), tmp_path)
+    assert [record["kind"] for record in written(tmp_path)] == ["run", "stage", "step", "step"]
+
+
+# --- records --------------------------------------------------------------------------------------
+
+
+def seen_in(run: BoundRun) -> list[Record]:
+    seen: list[Record] = []
+    executed(run, None, seen.append)
+    return seen
+
+
+def test_records_come_in_the_order_of_what_happens() -> None:
+    run = bound(extraction(total=TOTAL), settings={"record_every": 4, "evaluate_every": 10})
+    told = [
+        (record.kind, 0 if isinstance(record, RunRecord) else record.spent.steps)
+        for record in seen_in(run)
+    ]
+    # The layer stage takes 5 steps.
+    assert told == [
+        ("run", 0),
+        ("stage", 0),
+        ("step", 4),
+        ("stage", 5),
+        ("step", 8),
+        ("evaluation", 10),
+        ("step", 12),
+        ("step", 16),
+        ("step", 20),
+        ("evaluation", 20),
+        ("end", 20),
+    ]
+
+
+def test_observers_are_told_what_is_written(tmp_path: Path) -> None:
+    seen: list[Record] = []
+    executed(bound(extraction(total=TOTAL)), tmp_path, seen.append)
+    assert list(read_records(tmp_path / RECORDS)) == seen
+
+
+def test_observers_cannot_change_records() -> None:
+    def meddle(record: Record) -> None:
+        record.kind = "end"  # type: ignore[misc]
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        executed(bound(one_shot(total=TOTAL)), None, meddle)
+
+
+def test_the_first_record_says_what_is_run() -> None:
+    run = bound(extraction(total=TOTAL))
+    opening = seen_in(run)[0]
+    assert isinstance(opening, RunRecord)
+    assert (opening.method, opening.task, opening.metric) == ("extraction", "parity", "accuracy")
+    assert [stage.steps for stage in opening.stages] == [5, 15]
+    # 6-5-4-2 and 6-16-12-2 with biases.
+    assert opening.student_parameters == 35 + 24 + 10
+    assert opening.teacher_parameters == 112 + 204 + 26
+    assert opening.versions.keys() == {"curricle", "torch", "python"}
+    assert opening.device == "cpu float32"
+
+
+def test_a_teacher_that_nothing_reads_is_not_counted() -> None:
+    opening = seen_in(bound(from_labels(total=TOTAL)))[0]
+    assert isinstance(opening, RunRecord)
+    assert opening.teacher_parameters == 0
+
+
+def test_consumption_adds_up_over_stages() -> None:
+    run = bound(extraction(total=TOTAL))
+    (end,) = (record for record in seen_in(run) if isinstance(record, EndRecord))
+    first, second = (stage.plan for stage in run.stages)
+    assert (end.spent.steps, end.spent.examples, end.spent.tokens) == (20, 160, 160)
+    assert end.spent.student_flops == 5 * first.student_flops + 15 * second.student_flops
+    assert end.spent.teacher_flops == 5 * first.teacher_flops + 15 * second.teacher_flops
+    assert end.spent.seconds > 0
+
+
+def test_a_stage_record_says_what_was_spent_before() -> None:
+    seen = seen_in(bound(extraction(total=TOTAL)))
+    starts = [record.spent.steps for record in seen if isinstance(record, StageRecord)]
+    assert starts == [0, 5]
+
+
+def test_step_records_hold_each_term_and_the_rate() -> None:
+    both = Stage(
+        name="both",
+        duration=Duration(number=1),
+        objectives=(MatchLogits(), MatchLogits(divergence=ReverseKL(), weight=0.5)),
+        learning_rate_scale=0.5,
+    )
+    run = bound(Curriculum(name="x", stages=(both,)))
+    (record,) = (one for one in seen_in(run) if isinstance(one, StepRecord))
+    forward, reverse = record.terms["logits"], record.terms["logits #2"]
+    assert record.loss == pytest.approx(forward + 0.5 * reverse, rel=1e-6)
+    assert record.learning_rate == pytest.approx(0.05)
+
+
+def test_time_stands_still_during_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("curricle.training.engine.time.perf_counter", lambda: clock[0])
+
+    def slow(model: TappedModel) -> dict[str, float]:
+        clock[0] += 100.0
+        return {"accuracy": 0.0}
+
+    run = bound(one_shot(total=TOTAL), settings={"evaluate_every": 3})
+    run = dataclasses.replace(run, stream=Ticking(parity(), clock))
+    end = execute(run, slow, metric="accuracy", outputs=Outputs())
+    # One second a step, and seven evaluations that do not count.
+    assert end.spent.seconds == pytest.approx(20.0)
+
+
+class Ticking:
+    """Lets a clock go on by one second with every batch."""
+
+    def __init__(self, stream: ParityStream, clock: list[float]) -> None:
+        self.stream, self.clock = stream, clock
+        self.batch_size, self.tokens_per_batch = stream.batch_size, stream.tokens_per_batch
+        self.fingerprint = stream.fingerprint
+
+    def batch(self, step: int) -> Batch:
+        self.clock[0] += 1.0
+        return self.stream.batch(step)
+
+
+def test_evaluation_sees_the_student_as_it_is_then() -> None:
+    metrics = [
+        record.metrics["accuracy"]
+        for record in seen_in(bound(one_shot(total=TOTAL), settings={"evaluate_every": 10}))
+        if isinstance(record, (EvaluationRecord, EndRecord))
+    ]
+    assert metrics[0] != metrics[1] == metrics[2]
+
+
+def test_evaluation_does_not_change_what_is_learned() -> None:
+    often, never = (
+        bound(extraction(total=TOTAL), student=noisy(), settings={"evaluate_every": every})
+        for every in (1, 1000)
+    )
+    for run in (often, never):
+        executed(run)
+    torch.testing.assert_close(state(often), state(never), rtol=0, atol=0)
+
+
+def test_the_same_run_twice_is_bit_equal_and_another_seed_is_not() -> None:
+    runs = [bound(extraction(total=TOTAL), student=noisy(), seed=seed) for seed in (0, 0, 1)]
+    for run in runs:
+        executed(run)
+    weights = [state(run)["head.weight"] for run in runs]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kept", "equal"), [("keep", True), ("reset", False)])
+def test_a_border_without_a_change_matters_only_if_the_optimizer_is_reset(
+    kept: Any, equal: bool
+) -> None:
+    def run(*lengths: int) -> BoundRun:
+        stages = tuple(
+            Stage(
+                name=str(place),
+                duration=Duration(number=length),
+                objectives=(MatchLogits(),),
+                optimizer_state=kept,
+            )
+            for place, length in enumerate(lengths)
+        )
+        return bound(Curriculum(name="x", stages=stages))
+
+    whole, parts = run(STEPS), run(STEPS // 2, STEPS // 2)
+    for one in (whole, parts):
+        executed(one)
+    left, right = state(whole)["head.weight"], state(parts)["head.weight"]
+    assert torch.equal(left, right) is equal
+
+
+def test_the_stated_number_of_threads_is_used() -> None:
+    before = torch.get_num_threads()
+    executed(bound(one_shot(total=Duration(number=1)), settings={"threads": 1}))
+    assert torch.get_num_threads() == before == 1
+
+
+def test_half_precision_runs_to_the_end_and_resumes(tmp_path: Path) -> None:
+    def run() -> BoundRun:
+        settings = {"precision": "bfloat16", "checkpoint_every": 5}
+        return bound(extraction(total=TOTAL), settings=settings)
+
+    whole, again = run(), run()
+    executed(whole)
+    with pytest.raises(CutError):
+        executed(run(), tmp_path, interrupt_at(8))
+    executed(again, tmp_path, resume=True)
+    torch.testing.assert_close(state(again), state(whole), rtol=0, atol=0)
+
+
+def test_an_observer_that_fails_at_once_leaves_no_open_file(tmp_path: Path) -> None:
+    def failing(record: Record) -> None:
+        raise CutError
+
+    with pytest.raises(CutError):
+        executed(bound(one_shot(total=TOTAL)), tmp_path, failing)
+    assert [record["kind"] for record in written(tmp_path)] == ["run"]
+
+
+def test_binding_again_after_a_run_gives_the_same_plan() -> None:
+    student = mlp(5, 4)
+    first = bound(extraction(total=TOTAL), student=student)
+    plans = copy.deepcopy([stage.plan for stage in first.stages])
+    executed(first)
+    second = bound(extraction(total=TOTAL), student=student)
+    assert [stage.plan for stage in second.stages] == plans

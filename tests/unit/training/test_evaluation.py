@@ -1,0 +1,102 @@
+"""Metrics are exact means over scored positions."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle.data.streams import Batch
+from curricle.errors import BindError, DataError
+from curricle.models.adapters import tapped
+from curricle.models.tapped import TappedModel
+from curricle.training.evaluation import label_metrics
+
+CPU = torch.device("cpu")
+
+
+class Shown(nn.Module):
+    """Shows its inputs as logits."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs
+
+
+class Table(nn.Module):
+    """Looks logits up by token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        logits = torch.log(torch.tensor([[0.5, 0.5], [0.9, 0.1], [0.2, 0.8]]))
+        self.head = nn.Embedding.from_pretrained(logits, freeze=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(tokens)
+        return logits
+
+
+def shown() -> TappedModel:
+    return tapped(Shown())
+
+
+def batch(probabilities: list[list[float]], labels: list[int]) -> Batch:
+    return Batch(inputs=torch.tensor(probabilities).log(), labels=torch.tensor(labels))
+
+
+def test_batches_of_different_size_count_by_their_positions() -> None:
+    large = batch([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], [0, 0, 0])
+    small = batch([[0.4, 0.6]], [1])
+    found = label_metrics([large, small], CPU)(shown())
+    # Means of batch means would give accuracy 5/6.
+    nats = -sum(map(math.log, (0.9, 0.8, 0.3, 0.6)))
+    assert found == pytest.approx({"accuracy": 3 / 4, "nll": nats / 4}, rel=1e-6)
+
+
+def test_one_batch_or_many_give_the_same_metrics() -> None:
+    rows, labels = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [0, 0, 1]
+    whole = label_metrics([batch(rows, labels)], CPU)(shown())
+    parts = [batch([row], [label]) for row, label in zip(rows, labels, strict=True)]
+    assert label_metrics(parts, CPU)(shown()) == pytest.approx(whole, rel=1e-6)
+
+
+def test_only_selected_positions_are_scored() -> None:
+    masked = Batch(
+        inputs=torch.tensor([[0, 1, 2], [1, 0, 2]]),
+        labels=torch.tensor([0, 0]),
+        selected=torch.tensor([1, 5]),
+    )
+    found = label_metrics([masked], CPU)(tapped(Table()))
+    # Positions 1 (token 1) and 5 (token 2): probability 0.9 and 0.2 of class 0.
+    nll = -(math.log(0.9) + math.log(0.2)) / 2
+    assert found == pytest.approx({"accuracy": 0.5, "nll": nll}, rel=1e-6)
+
+
+def test_a_batch_in_which_nothing_is_selected_adds_nothing() -> None:
+    nothing = torch.empty(0, dtype=torch.long)
+    ignored = Batch(inputs=torch.tensor([[0, 1]]), labels=nothing, selected=nothing)
+    scored = Batch(
+        inputs=torch.tensor([[1, 1]]), labels=torch.tensor([0]), selected=torch.tensor([0])
+    )
+    model = tapped(Table())
+    assert label_metrics([ignored, scored], CPU)(model) == label_metrics([scored], CPU)(model)
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_held_out_data_have_labels(number: int) -> None:
+    unlabeled = [Batch(inputs=torch.zeros(2, 2))] * number
+    with pytest.raises(
+        DataError, match=rf"^'evaluation' must hold labels; got {number} batches without any$"
+    ):
+        label_metrics(unlabeled, CPU)
+
+
+def test_every_batch_has_labels() -> None:
+    evaluate = label_metrics([batch([[0.5, 0.5]], [0]), Batch(inputs=torch.zeros(2, 2))], CPU)
+    with pytest.raises(BindError, match="'labels' must be given"):
+        evaluate(shown())
+
+
+def test_half_precision_logits_are_summed_in_full_precision() -> None:
+    rows = torch.full((4096, 2), 0.5).log().bfloat16()
+    many = Batch(inputs=rows, labels=torch.zeros(4096, dtype=torch.long))
+    assert label_metrics([many], CPU)(shown())["nll"] == pytest.approx(math.log(2), rel=1e-6)

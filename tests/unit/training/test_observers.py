@@ -1,0 +1,103 @@
+"""The progress bar shows what the records say."""
+
+import io
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from curricle.records import (
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RunRecord,
+    Spent,
+    StagePlan,
+    StageRecord,
+    StepRecord,
+)
+from curricle.training.observers import ProgressBar, new_progress
+
+
+def opening(*steps: int) -> RunRecord:
+    words = {"teacher": "final", "taps": "logits", "objective": "-", "projection": "-"}
+    costs = {"student_flops": 1, "teacher_flops": 1, "trained_parameters": 1, "memory_bytes": 1}
+    plans = [
+        StagePlan(name=str(place), widths="-", steps=one, **words, **costs)  # type: ignore[arg-type]
+        for place, one in enumerate(steps)
+    ]
+    return RunRecord(
+        method="extraction",
+        seed=0,
+        task="parity",
+        metric="accuracy",
+        batch_size=8,
+        stages=tuple(plans),
+        student_parameters=1,
+        teacher_parameters=1,
+        versions={},
+        device="cpu",
+    )
+
+
+STAGE = StageRecord(stage="layer 1", spent=Spent(steps=0))
+STEP = StepRecord(
+    stage="layer 1", loss=0.123456, terms={}, learning_rate=0.1, spent=Spent(steps=20)
+)
+EVALUATION = EvaluationRecord(stage="layer 1", metrics={"accuracy": 0.5}, spent=Spent(steps=30))
+END = EndRecord(metrics={"accuracy": 0.75, "nll": 0.6}, spent=Spent(steps=100))
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return new_progress(Console(file=io.StringIO(), width=120))
+
+
+def shown(progress: Progress, *records: Record) -> tuple[float | None, float, str]:
+    """Return total, completed and note after some records."""
+    bar = ProgressBar(progress, "extraction seed 0")
+    for record in records:
+        bar(record)
+    (task,) = progress.tasks
+    return task.total, task.completed, task.fields["note"]
+
+
+def test_a_bar_that_knows_nothing_yet_has_no_length(progress: Progress) -> None:
+    assert shown(progress) == (None, 0, "")
+
+
+def test_the_length_is_that_of_all_stages(progress: Progress) -> None:
+    assert shown(progress, opening(25, 75)) == (100, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("record", "completed", "note"),
+    [
+        (STAGE, 0, "layer 1"),
+        (STEP, 20, "layer 1  loss 0.1235"),
+        (EVALUATION, 30, "layer 1  loss 0.1235  accuracy 0.500"),
+        (END, 100, "layer 1  loss 0.1235  accuracy 0.750 nll 0.600"),
+    ],
+)
+def test_each_record_adds_what_it_knows(
+    progress: Progress, record: Record, completed: int, note: str
+) -> None:
+    everything: list[Record] = [STAGE, STEP, EVALUATION, END]
+    told = everything[: everything.index(record) + 1]
+    assert shown(progress, opening(100), *told) == (100, completed, note)
+
+
+def test_several_runs_share_one_set_of_bars(progress: Progress) -> None:
+    for name in ("a", "b"):
+        ProgressBar(progress, name)(opening(10))
+    assert [task.description for task in progress.tasks] == ["a", "b"]
+
+
+def test_the_bar_is_drawn_with_name_and_note() -> None:
+    file = io.StringIO()
+    with new_progress(Console(file=file, width=120, force_terminal=True)) as progress:
+        bar = ProgressBar(progress, "extraction seed 0")
+        for record in (opening(100), STAGE, STEP):
+            bar(record)
+    assert "extraction seed 0" in file.getvalue()
+    assert "loss 0.1235" in file.getvalue()

@@ -1,0 +1,151 @@
+"""Learning rates and updates, in numbers worked out by hand."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from curricle.errors import SpecError
+from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule, decay_groups
+
+
+def parameter(*values: float) -> nn.Parameter:
+    """Return a matrix of one row."""
+    return nn.Parameter(torch.tensor([values]))
+
+
+# --- schedules ------------------------------------------------------------------------------------
+
+
+def test_a_constant_rate_is_the_peak_all_along() -> None:
+    assert [Schedule().factor(step, 10) for step in (0, 5, 9)] == [1.0, 1.0, 1.0]
+
+
+def test_the_warm_up_rises_linearly_to_the_peak() -> None:
+    # 20 % of 20 steps: 1/5, 2/5, 3/5, 4/5, then the peak.
+    warm = Schedule(warmup=0.2)
+    assert [warm.factor(step, 20) for step in range(6)] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+
+
+def test_the_linear_decay_falls_by_equal_steps() -> None:
+    falling = Schedule(decay="linear")
+    assert [falling.factor(step, 4) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_decay_ends_at_the_floor() -> None:
+    falling = Schedule(decay="linear", floor=0.2)
+    # 1 - 0.8 * 3 / 4 = 0.4; at the end, which no step reaches, 0.2.
+    assert falling.factor(3, 4) == pytest.approx(0.4)
+    assert falling.factor(4, 4) == pytest.approx(0.2)
+
+
+def test_the_cosine_decay_follows_half_a_wave() -> None:
+    wave = Schedule(decay="cosine", floor=0.1)
+    # 0.1 + 0.9 (1 + cos(pi s / 6)) / 2 at s = 0, 2, 3, 4.
+    wanted = [1.0, 0.1 + 0.9 * 0.75, 0.55, 0.1 + 0.9 * 0.25]
+    assert [wave.factor(step, 6) for step in (0, 2, 3, 4)] == pytest.approx(wanted)
+
+
+def test_the_decay_begins_after_the_warm_up() -> None:
+    both = Schedule(warmup=0.5, decay="cosine")
+    # 4 steps up (1/5 to 4/5), then 4 steps of half a wave.
+    wanted = [0.2, 0.4, 0.6, 0.8] + [(1 + math.cos(math.pi * part / 4)) / 2 for part in range(4)]
+    assert [both.factor(step, 8) for step in range(8)] == pytest.approx(wanted)
+
+
+def test_a_stretch_of_one_step_has_a_positive_rate() -> None:
+    every = [Schedule(warmup=0.9, decay=decay) for decay in ("constant", "cosine", "linear")]
+    assert all(0 < schedule.factor(0, 1) <= 1 for schedule in every)
+
+
+@pytest.mark.parametrize(("field", "wrong"), [("warmup", 1.0), ("warmup", -0.1), ("floor", 1.5)])
+def test_a_schedule_stays_in_its_range(field: str, wrong: float) -> None:
+    with pytest.raises(SpecError, match=rf"^'Schedule\.{field}': .*; got {wrong}$"):
+        Schedule(**{field: wrong})  # type: ignore[arg-type]
+
+
+# --- optimizers -----------------------------------------------------------------------------------
+
+
+def test_momentum_adds_up_gradients() -> None:
+    weight = parameter(1.0)
+    optimizer = SGD(learning_rate=0.1, momentum=0.5).build([weight])
+    for _ in range(2):
+        weight.grad = torch.ones(1, 1)
+        optimizer.step()
+    # Velocities 1 and 1.5: 1 - 0.1 - 0.15.
+    assert weight.item() == pytest.approx(0.75)
+
+
+def test_the_penalty_of_descent_is_part_of_the_gradient() -> None:
+    weight = parameter(2.0)
+    weight.grad = torch.ones(1, 1)
+    SGD(learning_rate=0.1, weight_decay=0.5).build([weight]).step()
+    # 2 - 0.1 (1 + 0.5 * 2).
+    assert weight.item() == pytest.approx(1.8)
+
+
+def test_the_first_step_of_adam_is_the_learning_rate_and_decay_is_decoupled() -> None:
+    weight = parameter(2.0, -2.0)
+    weight.grad = torch.tensor([[1e-3, 5.0]])
+    AdamW(learning_rate=0.1, weight_decay=0.5).build([weight]).step()
+    # w (1 - 0.1 * 0.5) - 0.1 sign(g), whatever the size of g.
+    assert weight[0].tolist() == pytest.approx([1.8, -2.0], abs=1e-5)
+
+
+def test_adam_has_the_betas_of_the_paper() -> None:
+    weight = parameter(0.0)
+    optimizer = AdamW(learning_rate=1.0).build([weight])
+    for gradient in (1.0, -1.0):
+        weight.grad = torch.full((1, 1), gradient)
+        optimizer.step()
+    # Moments after two steps: m = 0.9 * 0.1 - 0.1 = -0.01, divided by 1 - 0.81; v is 1 throughout.
+    assert weight.item() == pytest.approx(-1 + 0.01 / 0.19, abs=1e-5)
+    assert optimizer.defaults["betas"] == (0.9, 0.95)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [SGD(learning_rate=0.1, weight_decay=0.5), AdamW(learning_rate=0.1, weight_decay=0.5)],
+)
+def test_only_matrices_decay(optimizer: Optimizer) -> None:
+    matrix, bias = parameter(1.0), nn.Parameter(torch.ones(1))
+    matrix.grad, bias.grad = torch.zeros(1, 1), torch.zeros(1)
+    optimizer.build([matrix, bias]).step()
+    assert matrix.item() == pytest.approx(0.95)
+    assert bias.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    "optimizer", [SGD(learning_rate=0.1, momentum=0.9), AdamW(learning_rate=0.1)]
+)
+def test_a_parameter_without_a_gradient_gets_neither_update_nor_state(
+    optimizer: Optimizer,
+) -> None:
+    used, unused = parameter(1.0), parameter(1.0)
+    used.grad = torch.ones(1, 1)
+    built = optimizer.build([used, unused])
+    built.step()
+    assert unused.item() == 1.0
+    assert unused not in built.state
+    assert used in built.state
+
+
+def test_groups_hold_every_parameter_once() -> None:
+    module = nn.Sequential(nn.Embedding(3, 2, _weight=torch.zeros(3, 2)), nn.LayerNorm(2))
+    groups = decay_groups(module.parameters(), 0.1)
+    assert [group["weight_decay"] for group in groups] == [0.1, 0.0]
+    held = [one for group in groups for one in group["params"]]  # type: ignore[attr-defined]
+    assert {id(one) for one in held} == {id(one) for one in module.parameters()}
+    assert len(held) == 3
+
+
+def test_an_empty_group_is_left_out() -> None:
+    assert len(decay_groups([parameter(1.0)], 0.1)) == 1
+
+
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_the_learning_rate_is_positive(kind: type[SGD] | type[AdamW]) -> None:
+    with pytest.raises(SpecError, match=r"learning_rate': .* greater than 0; got 0$"):
+        kind(learning_rate=0)

@@ -1,0 +1,50 @@
+"""How the engine's settings become devices and precisions."""
+
+import pytest
+import torch
+
+from curricle.errors import BindError, SpecError
+from curricle.training.settings import EngineSettings
+
+
+def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert EngineSettings().torch_device() == torch.device("cpu")
+
+
+def test_with_a_gpu_auto_is_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert EngineSettings().torch_device() == torch.device("cuda")
+    assert EngineSettings(device="cpu").torch_device() == torch.device("cpu")
+
+
+def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BindError, match=r"^'device' must be available; got 'cuda' on a machine"):
+        EngineSettings(device="cuda").torch_device()
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_the_precision_is_that_of_matrix_products(precision: str, dtype: torch.dtype) -> None:
+    settings = EngineSettings(device="cpu", precision=precision)  # type: ignore[arg-type]
+    with settings.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong"),
+    [
+        ("accumulation", 0),
+        ("clip_norm", 0.0),
+        ("evaluate_every", 0),
+        ("record_every", 0),
+        ("checkpoint_every", 0),
+        ("threads", 0),
+        ("precision", "float16"),
+    ],
+)
+def test_a_wrong_setting_is_named(field: str, wrong: object) -> None:
+    with pytest.raises(SpecError, match=rf"^'EngineSettings\.{field}': .*; got {wrong!r}$"):
+        EngineSettings(**{field: wrong})  # type: ignore[arg-type]

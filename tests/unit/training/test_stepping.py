@@ -1,0 +1,506 @@
+"""One step: what moves, by how much, and what stays where it is."""
+
+import copy
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.data.parity import ParityStream
+from curricle.data.streams import Batch
+from curricle.errors import DivergenceError
+from curricle.models.adapters import tapped
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding import BoundRun, bind
+from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule
+from curricle.training.settings import EngineSettings
+from curricle.training.stepping import CALIBRATION_BATCHES, StepOutcome, stepping
+
+INPUTS = 6
+PLAIN = SGD(learning_rate=0.1)
+
+
+def mlp(*widths: int, seed: int = 0) -> TappedModel:
+    with seeding.scoped(seed, "model"):
+        return MLP(INPUTS, widths, 2).tapped()
+
+
+def stage(name: str = "only", /, **fields: Any) -> Stage:
+    defaults: dict[str, Any] = {
+        "name": name,
+        "duration": Duration(number=10),
+        "objectives": (MatchLogits(),),
+    }
+    return Stage(**(defaults | fields))
+
+
+def hidden(student: int, teacher: int, **fields: Any) -> tuple[MatchHidden]:
+    return (MatchHidden(pair=LayerPair(student=student, teacher=teacher), **fields),)
+
+
+def bound(*stages: Stage, settings: Mapping[str, Any] | None = None, **parts: Any) -> BoundRun:
+    defaults: dict[str, Any] = {
+        "student": mlp(5, 4),
+        "teacher": LiveTeacher(mlp(16, 12, seed=1)),
+        "stream": ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=0),
+        "optimizer": PLAIN,
+        "seed": 0,
+    }
+    return bind(
+        Curriculum(name="x", stages=stages),
+        settings=EngineSettings(device="cpu", **(settings or {})),
+        **(defaults | parts),
+    )
+
+
+def stepped(
+    run: BoundRun, steps: int = 1, number: int = 0, optimizer: torch.optim.Optimizer | None = None
+) -> list[StepOutcome]:
+    """Run the first steps of a stage; the student is changed."""
+    own = optimizer or run.optimizer.build(run.student.module.parameters())
+    start = run.stages[number].start
+    run.student.module.train()
+    with stepping(run, run.stages[number], own) as stepper:
+        return [stepper.step(step) for step in range(start, start + steps)]
+
+
+def weights(model: TappedModel) -> dict[str, Tensor]:
+    return {name: one.detach().clone() for name, one in model.module.named_parameters()}
+
+
+def moved(before: Mapping[str, Tensor], model: TappedModel) -> set[str]:
+    return {name for name, now in weights(model).items() if not torch.equal(now, before[name])}
+
+
+class Listed:
+    """Gives the batches of a list in turn."""
+
+    fingerprint = "listed"
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = batches
+        self.read: list[int] = []
+
+    @property
+    def batch_size(self) -> int:
+        return self.batches[0].num_examples
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batches[0].num_tokens
+
+    def batch(self, step: int) -> Batch:
+        self.read.append(step)
+        return self.batches[step % len(self.batches)]
+
+
+class Speller(nn.Module):
+    """Gives logits for each of 7 tokens at every position."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(7, width)
+        self.block = nn.Sequential(nn.Linear(width, width), nn.Tanh())
+        self.head = nn.Linear(width, 7)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.block(self.embed(tokens)))
+        return logits
+
+
+def speller(width: int = 5, seed: int = 0) -> TappedModel:
+    with seeding.scoped(seed, "model"):
+        return tapped(Speller(width), blocks=["block"], head="head")
+
+
+def uneven() -> Batch:
+    """Return 4 sequences of 3 with 3, 0, 1 and 1 selected and 3, 1, 2 and 3 valid positions."""
+    return Batch(
+        inputs=torch.tensor([[1, 2, 3], [4, 0, 0], [5, 6, 0], [2, 4, 6]]),
+        labels=torch.tensor([3, 1, 2, 6, 5]),
+        selected=torch.tensor([0, 1, 2, 7, 9]),
+        valid=torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0], [1, 1, 1]]).bool(),
+    )
+
+
+def sequences(*stages: Stage, accumulation: int = 1, batch: Batch | None = None) -> BoundRun:
+    return bound(
+        *stages,
+        student=speller(),
+        teacher=LiveTeacher(speller(9, seed=1)),
+        stream=Listed(batch or uneven()),
+        settings={"accumulation": accumulation},
+    )
+
+
+# --- accumulation ---------------------------------------------------------------------------------
+
+TERMS: dict[str, tuple[Any, ...]] = {
+    "labels": (FitLabels(),),
+    "logits": (MatchLogits(),),
+    "valid states": hidden(1, 1),
+    "selected states": hidden(1, 1, positions="selected"),
+    "several": (*hidden(1, 1, weight=0.3), MatchLogits(weight=2.0), FitLabels(weight=0.1)),
+}
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+@pytest.mark.parametrize("objectives", TERMS.values(), ids=TERMS.keys())
+def test_parts_of_a_batch_give_the_update_of_the_whole(
+    objectives: tuple[Any, ...], accumulation: int
+) -> None:
+    whole = sequences(stage(objectives=objectives))
+    parts = sequences(stage(objectives=objectives), accumulation=accumulation)
+    (one,), (other,) = stepped(whole), stepped(parts)
+    torch.testing.assert_close(other.loss, one.loss, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(other.terms, one.terms, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(weights(parts.student), weights(whole.student), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 4])
+def test_the_update_is_that_of_the_mean_over_all_labeled_positions(accumulation: int) -> None:
+    run = sequences(stage(objectives=(FitLabels(),)), accumulation=accumulation)
+    plain = copy.deepcopy(run.student.module)
+    (outcome,) = stepped(run)
+    batch = uneven()
+    assert isinstance(batch.inputs, Tensor)
+    assert batch.labels is not None
+    loss = functional.cross_entropy(plain(batch.inputs).flatten(0, 1)[batch.selected], batch.labels)
+    loss.backward()
+    wanted = {
+        name: (one - 0.1 * one.grad if one.grad is not None else one).detach()
+        for name, one in plain.named_parameters()
+    }
+    torch.testing.assert_close(outcome.loss, loss.detach())
+    torch.testing.assert_close(weights(run.student), wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("objectives", TERMS.values(), ids=TERMS.keys())
+def test_a_batch_in_which_everything_is_ignored_does_not_crash(
+    objectives: tuple[Any, ...], accumulation: int
+) -> None:
+    nothing = torch.empty(0, dtype=torch.long)
+    ignored = Batch(
+        inputs=torch.tensor([[1, 2], [3, 4]]),
+        labels=nothing,
+        selected=nothing,
+        valid=torch.zeros(2, 2, dtype=torch.bool),
+    )
+    run = sequences(stage(objectives=objectives), accumulation=accumulation, batch=ignored)
+    before = weights(run.student)
+    (outcome,) = stepped(run)
+    assert outcome.loss.item() == 0
+    assert not moved(before, run.student)
+
+
+# --- what moves -----------------------------------------------------------------------------------
+
+FIRST = {"blocks.0.0.weight", "blocks.0.0.bias"}
+SECOND = {"blocks.1.0.weight", "blocks.1.0.bias"}
+HEAD = {"head.weight", "head.bias"}
+OPTIMIZERS = [
+    SGD(learning_rate=0.1, momentum=0.9, weight_decay=0.5),
+    AdamW(learning_rate=0.1, weight_decay=0.5),
+]
+every_optimizer = pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["sgd", "adamw"])
+
+
+def with_state(run: BoundRun, optimizer: torch.optim.Optimizer) -> set[str]:
+    return {name for name, one in run.student.module.named_parameters() if one in optimizer.state}
+
+
+@every_optimizer
+def test_beyond_the_stage_there_is_no_gradient_update_decay_or_state(optimizer: Optimizer) -> None:
+    run = bound(stage(objectives=hidden(1, 1)), optimizer=optimizer)
+    own = optimizer.build(run.student.module.parameters())
+    before = weights(run.student)
+    run.student.module.train()
+    with stepping(run, run.stages[0], own) as stepper:
+        for step in range(3):
+            stepper.step(step)
+        named = run.student.module.named_parameters()
+        with_gradient = {name for name, one in named if one.grad is not None}
+    assert with_gradient == moved(before, run.student) == with_state(run, own) == FIRST
+
+
+@every_optimizer
+def test_own_leaves_what_earlier_stages_trained_where_it_is(optimizer: Optimizer) -> None:
+    stages = [
+        stage("1", objectives=hidden(1, 1), trains="own"),
+        stage("2", objectives=hidden(2, 2), trains="own"),
+    ]
+    run = bound(*stages, optimizer=optimizer)
+    own = optimizer.build(run.student.module.parameters())
+    stepped(run, 3, optimizer=own)
+    between = weights(run.student)
+    # Momentum and moments of the first layer are there now and must not move it.
+    stepped(run, 3, number=1, optimizer=own)
+    assert moved(between, run.student) == SECOND
+
+
+def test_deeper_stages_train_earlier_layers_too_unless_told_otherwise() -> None:
+    run = bound(stage("1", objectives=hidden(1, 1)), stage("2", objectives=hidden(2, 2)))
+    before = weights(run.student)
+    stepped(run, number=1)
+    assert moved(before, run.student) == FIRST | SECOND
+
+
+@pytest.mark.parametrize(("trains", "calls"), [("up_to", 0), ("all", 1)])
+def test_all_runs_the_student_to_its_end(trains: str, calls: int) -> None:
+    run = bound(stage(objectives=hidden(1, 1), trains=trains))
+    seen: list[object] = []
+    run.student.module.get_submodule("head").register_forward_hook(lambda *call: seen.append(call))
+    before = weights(run.student)
+    stepped(run)
+    assert len(seen) == calls
+    assert moved(before, run.student) == FIRST
+
+
+def test_the_whole_student_trains_on_logits() -> None:
+    run = bound(stage())
+    before = weights(run.student)
+    stepped(run)
+    assert moved(before, run.student) == FIRST | SECOND | HEAD
+
+
+def test_the_teacher_gets_no_gradient_and_does_not_move() -> None:
+    run = bound(stage(objectives=(*hidden(1, 1), MatchLogits())))
+    assert run.teacher is not None
+    before = weights(run.teacher.model)
+    stepped(run, 3)
+    assert not moved(before, run.teacher.model)
+    assert all(one.grad is None for one in run.teacher.model.module.parameters())
+
+
+def test_after_a_stage_flags_gradients_and_hooks_are_as_before() -> None:
+    run = bound(stage(objectives=hidden(1, 1)))
+    module = run.student.module
+    module.get_parameter("head.bias").requires_grad_(False)
+    stepped(run)
+    frozen = [name for name, one in module.named_parameters() if not one.requires_grad]
+    assert frozen == ["head.bias"]
+    assert all(one.grad is None for one in module.parameters())
+    assert not any(part._forward_hooks for part in module.modules())
+
+
+def test_a_student_equal_to_its_teacher_has_loss_zero() -> None:
+    run = bound(stage(), student=mlp(5), teacher=LiveTeacher(mlp(5)))
+    assert stepped(run)[0].loss.item() == pytest.approx(0, abs=1e-7)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms() -> None:
+    run = bound(stage(objectives=(*hidden(1, 1, weight=0.25), MatchLogits(weight=3))))
+    (outcome,) = stepped(run)
+    states, logits = (term.item() for term in outcome.terms)
+    assert outcome.loss.item() == pytest.approx(0.25 * states + 3 * logits, rel=1e-6)
+
+
+# --- how fast -------------------------------------------------------------------------------------
+
+
+def rates(run: BoundRun, number: int) -> list[float]:
+    own = run.optimizer.build(run.student.module.parameters())
+    bound_stage = run.stages[number]
+    with stepping(run, bound_stage, own) as stepper:
+        return [stepper.learning_rate(step) for step in range(bound_stage.start, bound_stage.end)]
+
+
+FALLING = SGD(learning_rate=0.8, schedule=Schedule(decay="linear"))
+
+
+def test_the_global_schedule_runs_over_all_stages() -> None:
+    run = bound(
+        stage("a", duration=Duration(number=2)),
+        stage("b", duration=Duration(number=2)),
+        optimizer=FALLING,
+    )
+    assert rates(run, 0) + rates(run, 1) == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+def test_an_own_schedule_begins_anew() -> None:
+    run = bound(
+        stage("a", duration=Duration(number=2)),
+        stage("b", duration=Duration(number=4), schedule="own"),
+        optimizer=FALLING,
+    )
+    # The first stage sees 2 of the run's 6 steps.
+    assert rates(run, 0) == pytest.approx([0.8, 0.8 * 5 / 6])
+    assert rates(run, 1) == pytest.approx([0.8, 0.6, 0.4, 0.2])
+
+
+def test_a_stage_may_scale_the_rate() -> None:
+    run = bound(stage("a", duration=Duration(number=2), learning_rate_scale=0.5), optimizer=FALLING)
+    assert rates(run, 0) == pytest.approx([0.4, 0.2])
+
+
+def test_the_rate_is_the_one_that_is_used() -> None:
+    slow, fast = (bound(stage(learning_rate_scale=scale)) for scale in (1.0, 3.0))
+    before = weights(slow.student)
+    for run in (slow, fast):
+        stepped(run)
+    small, large = (
+        weights(run.student)["head.weight"] - before["head.weight"] for run in (slow, fast)
+    )
+    torch.testing.assert_close(large, 3 * small, rtol=1e-3, atol=1e-8)
+
+
+def update(run: BoundRun) -> Tensor:
+    before = weights(run.student)
+    stepped(run)
+    return torch.cat([(now - before[name]).flatten() for name, now in weights(run.student).items()])
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_long_gradient_is_cut_to_the_given_norm(accumulation: int) -> None:
+    free = update(bound(stage()))
+    cut = update(bound(stage(), settings={"clip_norm": 1e-3, "accumulation": accumulation}))
+    # Plain descent moves by rate times gradient; the direction stays.
+    assert cut.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+    torch.testing.assert_close(cut / cut.norm(), free / free.norm(), rtol=0, atol=1e-3)
+
+
+def test_a_short_gradient_is_not_stretched() -> None:
+    assert torch.equal(update(bound(stage(), settings={"clip_norm": 1e3})), update(bound(stage())))
+
+
+# --- what can go wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (3e38, "(inf|nan)")])
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(value: float, shown: str) -> None:
+    good = Batch(inputs=torch.ones(2, INPUTS))
+    bad = Batch(inputs=torch.full((2, INPUTS), value))
+    run = bound(stage("steep", objectives=hidden(1, 1)), stream=Listed(good, good, bad), seed=7)
+    own = run.optimizer.build(run.student.module.parameters())
+    with stepping(run, run.stages[0], own) as stepper:
+        stepper.step(0)
+        stepper.step(1)
+        before = weights(run.student)
+        with pytest.raises(
+            DivergenceError,
+            match=rf"^'loss' must be finite; got {shown} in stage 'steep' at step 2 with seed 7$",
+        ):
+            stepper.step(2)
+    assert not moved(before, run.student)
+
+
+def test_weights_that_are_not_finite_are_noticed() -> None:
+    run = bound(stage("steep"), seed=7)
+    own = run.optimizer.build(run.student.module.parameters())
+    with stepping(run, run.stages[0], own) as stepper:
+        stepper.check_weights(3)
+        with torch.no_grad():
+            run.student.module.get_parameter("head.bias")[0] = math.inf
+        with pytest.raises(
+            DivergenceError,
+            match=r"^'weights' must be finite; they are not in stage 'steep' after step 3 with "
+            r"seed 7$",
+        ):
+            stepper.check_weights(3)
+
+
+# --- calibration ----------------------------------------------------------------------------------
+
+
+def centered(**parts: Any) -> BoundRun:
+    return bound(stage(objectives=hidden(1, 1, center=True, normalize="none")), **parts)
+
+
+def projected(run: BoundRun, steps: range) -> Tensor:
+    """Return the projected teacher states of some steps, from the modules alone."""
+    assert run.teacher is not None
+    block = run.teacher.model.module.get_submodule("blocks.0")
+    inputs = [run.stream.batch(step).inputs for step in steps]
+    matrix = MatchHidden(pair=LayerPair(student=1, teacher=1)).projection.matrix(
+        seed=0, name="blocks.0 <- blocks.0", student_width=5, teacher_width=16
+    )
+    with torch.no_grad():
+        states: Tensor = block(torch.cat([one for one in inputs if isinstance(one, Tensor)]))
+    return states @ matrix.mT
+
+
+def test_centering_subtracts_the_mean_over_the_first_batches() -> None:
+    run = centered()
+    target = projected(run, range(1)) - projected(run, range(CALIBRATION_BATCHES)).mean(0)
+    inputs = run.stream.batch(0).inputs
+    with torch.no_grad():
+        states = run.student.module.get_submodule("blocks.0")(inputs)
+    (outcome,) = stepped(run)
+    torch.testing.assert_close(outcome.loss, (states - target).square().mean())
+
+
+def test_centering_is_the_same_wherever_a_stage_is_entered() -> None:
+    one, other = centered(), centered()
+    own = one.optimizer.build(one.student.module.parameters())
+    losses = []
+    for run, first in ((one, 4), (other, 4)):
+        run.student.module.load_state_dict(mlp(5, 4).module.state_dict())
+        with stepping(run, run.stages[0], own) as stepper:
+            losses.append(stepper.step(first).loss.item())
+    assert losses[0] == losses[1]
+
+
+def test_without_centering_no_batch_is_read_ahead() -> None:
+    stream = Listed(Batch(inputs=torch.ones(2, INPUTS)))
+    run = bound(stage(), stream=stream)
+    stream.read.clear()
+    with stepping(run, run.stages[0], run.optimizer.build(run.student.module.parameters())):
+        assert stream.read == []
+
+
+# --- noise and precision --------------------------------------------------------------------------
+
+
+def noisy() -> TappedModel:
+    with seeding.scoped(0, "model"):
+        layers = nn.Sequential(nn.Linear(INPUTS, 5), nn.Dropout(0.5), nn.Linear(5, 2))
+    return tapped(layers, blocks=["0", "1"])
+
+
+def noisy_losses(order: list[int], seed: int = 0) -> dict[int, float]:
+    run = bound(
+        stage(), student=noisy(), stream=Listed(Batch(inputs=torch.ones(4, INPUTS))), seed=seed
+    )
+    start = copy.deepcopy(run.student.module.state_dict())
+    own = run.optimizer.build(run.student.module.parameters())
+    losses = {}
+    with stepping(run, run.stages[0], own) as stepper:
+        for step in order:
+            run.student.module.load_state_dict(start)
+            losses[step] = stepper.step(step).loss.item()
+    return losses
+
+
+def test_dropout_is_a_function_of_seed_and_step() -> None:
+    forward, backward = noisy_losses([0, 1, 2, 3]), noisy_losses([3, 2, 1, 0])
+    assert forward == backward
+    assert len(set(forward.values())) > 1
+    assert noisy_losses([0, 1, 2, 3], seed=1) != forward
+
+
+def test_half_precision_runs_and_keeps_the_weights_in_full_precision() -> None:
+    stages = [stage("a", objectives=hidden(1, 1)), stage("b")]
+    half = bound(*stages, settings={"precision": "bfloat16"})
+    full = bound(*stages)
+    for number in (0, 1):
+        one, other = stepped(half, 2, number), stepped(full, 2, number)
+        assert one[-1].loss.dtype == torch.float32
+        # bfloat16 has 8 bits.
+        assert one[-1].loss.item() == pytest.approx(other[-1].loss.item(), rel=0.05, abs=0.01)
+    assert {parameter.dtype for parameter in half.student.module.parameters()} == {torch.float32}
+    assert (
+        weights(half.student)["head.weight"].tolist()
+        != weights(full.student)["head.weight"].tolist()
+    )
