@@ -206,7 +206,7 @@ def test_another_forward_while_a_reading_is_open_is_the_plain_one(name: str) -> 
         return logits
 
     expected = plain()
-    with model.reading([shallow], logits=False) as read:
+    with model.reading([shallow], logits=True) as read:
         read(inputs)
         assert torch.equal(plain(), expected)
 

@@ -151,7 +151,8 @@ def test_several_processes_give_the_same_students_as_one(
     one, two = (
         contents(tmp_path / name / "students", "student.safetensors") for name in ("run", "other")
     )
-    assert len(one) == 4
+    # Each of four students at its end and at its last checkpoint.
+    assert len(one) == 8
     assert one == two
 
 
@@ -355,8 +356,8 @@ SMALL_PARITY = (
     "engine.record_every=3",
 )
 SMALL_TEXT = (
-    "task={kind: text, corpus: corpus, vocabulary_size: 300, window: 16, batch_size: 2, "
-    "evaluation_batches: 1}",
+    "task={kind: text, corpus: corpus, vocabulary_size: 300, window: 16, batch_size: 2}",
+    "task.evaluation_batches=1",
     "cache_dir=cache",
     "teacher.total=4 steps",
     "teacher.checkpoints=2",
@@ -389,10 +390,3 @@ def test_a_demo_runs_and_reports_without_a_file_of_the_users(
     assert list(summary["methods"]) == ["extraction", "from_labels", "one_shot", "progressive"]
     assert f"<title>curricle demo: {name}</title>" in (folder / "report.html").read_text()
     assert "report: " in shown
-
-
-def test_a_second_demo_takes_another_folder(command: Command, tmp_path: Path) -> None:
-    sets = [part for one in SMALL_PARITY for part in ("--set", one)]
-    for _ in range(2):
-        assert command("demo", "--jobs", "1", *sets)[0] == 0
-    assert {path.name for path in (tmp_path / "runs").iterdir()} == {"demo", "demo-2"}

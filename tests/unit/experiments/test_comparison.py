@@ -1,7 +1,7 @@
 """Comparisons: every run once, in this process or in several."""
 
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 
@@ -57,10 +57,10 @@ def test_a_failure_in_a_process_ends_the_comparison(make_spec: MakeSpec) -> None
 
 
 def test_a_process_that_is_killed_is_told(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def listen(*_: object) -> None:
-        raise comparison.BrokenProcessPool
+        raise BrokenProcessPool
 
     monkeypatch.setattr(comparison, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(comparison, "_listen", listen)

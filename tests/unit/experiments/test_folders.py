@@ -82,7 +82,7 @@ def test_a_folder_that_cannot_be_written_is_told(make_spec: MakeSpec) -> None:
 def test_a_folder_without_a_command_is_no_run(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
-    with pytest.raises(CheckpointError, match="must be a run folder with a 'run.json'"):
+    with pytest.raises(CheckpointError, match=r"must be a run folder with a 'run\.json'"):
         read_origin(tmp_path)
 
 

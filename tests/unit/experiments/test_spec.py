@@ -34,8 +34,8 @@ def test_a_stored_spec_is_equal_when_read_again(tmp_path: Path, make_spec: MakeS
 
 def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
-    path.write_text("colour: red\n")
-    with pytest.raises(SpecError, match=r"spec.yaml: 'colour' is not a field; available: 'seed'"):
+    path.write_text("shade: red\n")
+    with pytest.raises(SpecError, match=r"spec.yaml: 'shade' is not a field; .*available: 'seed'"):
         load_spec(path)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 import transformers
 
 from curricle import seeding
-from curricle.errors import BindError, SpecError
+from curricle.errors import BindError, CheckpointError, SpecError
 from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
 from curricle.models.tapped import TappedModel
 from curricle.specs import parse, plain
@@ -157,6 +158,38 @@ def test_another_vocabulary_is_refused(tmp_path: Path) -> None:
         BindError, match=r"^'vocabulary' of '.*' must have the task's 21 entries; got 20$"
     ):
         build(PretrainedSpec(path=str(tmp_path)), num_inputs=21)
+
+
+def test_a_folder_whose_weights_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"no tensors in here, only words")
+    with pytest.raises(
+        CheckpointError,
+        match=r"^'path' '.*' must hold a model with head 'masked_lm'; transformers says: ",
+    ):
+        build(PretrainedSpec(path=str(tmp_path)))
+
+
+def test_a_folder_without_all_weights_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = safetensors.torch.load_file(path)
+    name = next(name for name in tensors if name.endswith("layer.1.output.dense.weight"))
+    del tensors[name]
+    safetensors.torch.save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(
+        CheckpointError,
+        match=rf"^'path' '.*' must hold all weights of BertForMaskedLM; '{name}' is missing$",
+    ):
+        build(PretrainedSpec(path=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("name", "least"), [("vocab_size", 20), ("max_position_embeddings", 6)])
+def test_a_model_too_small_for_the_task_is_refused(name: str, least: int) -> None:
+    with pytest.raises(
+        BindError, match=rf"^'{name}' of the model must be at least the task's {least}; got 5$"
+    ):
+        build(HuggingFaceSpec(model_type="bert", config=TINY | {name: 5}))
 
 
 def test_missing_transformers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:

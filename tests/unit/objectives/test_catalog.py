@@ -71,7 +71,7 @@ def test_shipped_objectives_are_named_by_kind(data: dict[str, Any], expected: ob
         ("labels", r"input should be a valid dictionary or object"),
         (Own, r"input should be a valid dictionary or object .*; got <class "),
         (FitLabels, r"input should be a valid dictionary or object .*; got <class "),
-        ({"kind": "labels", "wieght": 1}, r"'wieght' is not a field; did you mean 'weight'\?"),
+        ({"kind": "labels", "weigh": 1}, r"'weigh' is not a field; did you mean 'weight'\?"),
     ],
     ids=["kind", "no kind", "text", "own class", "shipped class", "field"],
 )

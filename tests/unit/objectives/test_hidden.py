@@ -230,7 +230,7 @@ def test_the_identity_refuses_unequal_widths() -> None:
         ({"normalize": "batch"}, r"^'MatchHidden.normalize': input should be 'auto', 'none', "),
         ({"positions": "some"}, r"^'MatchHidden.positions': input should be 'all' or 'selected'"),
         ({"projection": {"kind": "learned"}}, r"^'MatchHidden.projection': input tag 'learned' "),
-        ({"centre": True}, r"'centre' is not a field; did you mean 'center'\?"),
+        ({"centered": True}, r"'centered' is not a field; did you mean 'center'\?"),
     ],
     ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",
 )
