@@ -32,7 +32,8 @@ def main() -> None:
         by_hand.append(hand_written(steps))
         engine.append(with_engine(steps))
     ratio = statistics.median(engine) / statistics.median(by_hand)
-    print(f"torch {torch.__version__}, {platform.machine()}, 1 thread, {repetitions} x {steps} steps")
+    print(f"torch {torch.__version__}, {platform.machine()}, 1 thread")
+    print(f"{repetitions} interleaved repetitions of {steps} steps")
     print(f"hand-written {statistics.median(by_hand) * 1e6:7.1f} us a step")
     print(f"curricle     {statistics.median(engine) * 1e6:7.1f} us a step, ratio {ratio:.3f}")
 

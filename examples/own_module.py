@@ -26,9 +26,7 @@ def main(steps: int = 300) -> dict[str, float]:
     }
 
     teacher, student = network(32, "teacher"), network(4, "student")
-    curricle.distill(
-        teacher, None, curricle.from_labels(total=f"{steps} steps"), data, **settings
-    )
+    curricle.distill(teacher, None, curricle.from_labels(total=f"{steps} steps"), data, **settings)
     # Module paths as in `named_modules`. The channels of a convolution are on axis 1.
     curriculum = curricle.extraction(
         total=f"{steps} steps",

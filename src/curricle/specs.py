@@ -148,7 +148,8 @@ def parse(kind: Any, data: object, *, source: str = "") -> Any:  # noqa: ANN401 
 
 def plain(spec: object) -> Any:  # noqa: ANN401 - plain data has no narrower type
     """Return a value as plain data that `parse` reads back to an equal value."""
-    return _adapter(type(spec)).dump_python(spec, mode="json")
+    kind: Any = type(spec)
+    return _adapter(kind).dump_python(spec, mode="json")
 
 
 def to_yaml(spec: object) -> str:

@@ -24,7 +24,7 @@ def test_a_student_learns_on_a_gpu(precision: str) -> None:
     result = curricle.distill(
         network(16, "student"),
         network(32, "teacher"),
-        curricle.extraction(total="40 steps"),
+        curricle.extraction(total=curricle.Duration(number=40)),
         data,
         evaluation=[data.batch(1000)],
         optimizer=curricle.SGD(learning_rate=0.1),
