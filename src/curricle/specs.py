@@ -123,7 +123,7 @@ def _short(found: object, most: int = 80) -> str:
 
 
 @functools.cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:  # noqa: ANN401 - any value type
+def _adapter(kind: Any) -> Any:  # noqa: ANN401 - the shape checks know no `TypeAdapter`
     """Return pydantic's reader of a type; building one takes fifty times as long as using it."""
     return TypeAdapter(kind)
 

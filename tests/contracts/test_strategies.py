@@ -113,7 +113,7 @@ def test_teachers_are_final_or_of_the_trajectory(arguments: Arguments) -> None:
 def test_an_unknown_argument_is_an_error(arguments: Arguments) -> None:
     call = arguments(Duration(number=50))
     with pytest.raises(
-        SpecError, match=rf"^'nme' is not an argument of {call['kind']}; did you mean 'name'\?"
+        SpecError, match=rf"^'nme' is not an argument of {call['kind']}; did you mean 'name'"
     ):
         build(call | {"nme": "x"}, total=Duration(number=50), trajectory=TRAJECTORY)
 

@@ -34,7 +34,11 @@ def parity_demo(output_dir: str) -> RunSpec:
             "from_labels": StrategySpec(curriculum={"kind": "from_labels"}),
             "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
             "progressive": StrategySpec(
-                curriculum={"kind": "progressive", "refresh": 500, "speed": 2.0}
+                curriculum={
+                    "kind": "progressive",
+                    "trajectory": [11_000, 12_500],
+                    "durations": ["1000 steps"],
+                }
             ),
             "extraction": StrategySpec(
                 curriculum={"kind": "extraction", "durations": ["1000 steps"]}

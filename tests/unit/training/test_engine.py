@@ -523,6 +523,27 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
     assert path.name == "step-000000004"
 
 
+def test_a_checkpoint_of_broken_weights_does_not_enter_a_trajectory(tmp_path: Path) -> None:
+    def breaking(record: Record) -> None:
+        if isinstance(record, StepRecord) and record.spent.steps == 8:
+            run.student.module.get_parameter("head.bias").data.fill_(math.nan)
+
+    run = bound(from_labels(total=TOTAL), teacher=None)
+    with pytest.raises(DivergenceError, match=r"^'weights' must be finite; .* after step 7 "):
+        executed(run, None, breaking, trajectory=TrajectoryWriter(tmp_path, [4, 8]))
+    assert open_trajectory(tmp_path).steps == (4,)
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_metric_that_is_not_finite_ends_the_run(number: float) -> None:
+    run = bound(one_shot(total=TOTAL), seed=3)
+    with pytest.raises(
+        DivergenceError,
+        match=rf"^'nll' must be finite; got {number} in stage 'logits' after step 6 with seed 3$",
+    ):
+        execute(run, lambda _: {"nll": number}, metric="nll", outputs=Outputs())
+
+
 def test_records_up_to_the_divergence_can_be_read(tmp_path: Path) -> None:
     good = parity().batch(0)
     bad = dataclasses.replace(good, inputs=torch.full((8, INPUTS), math.nan))

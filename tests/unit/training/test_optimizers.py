@@ -141,6 +141,11 @@ def test_groups_hold_every_parameter_once() -> None:
     assert len(held) == 3
 
 
+def test_without_decay_one_group_is_enough() -> None:
+    matrix, bias = parameter(1.0), nn.Parameter(torch.ones(1))
+    assert decay_groups([matrix, bias], 0.0) == [{"params": [matrix, bias], "weight_decay": 0.0}]
+
+
 def test_an_empty_group_is_left_out() -> None:
     assert len(decay_groups([parameter(1.0)], 0.1)) == 1
 
