@@ -31,8 +31,8 @@ def parity_demo(output_dir: str) -> RunSpec:
         ),
         student=MLPSpec(widths=(100,)),
         strategies={
-            "from_labels": StrategySpec(curriculum={"kind": "from_labels"}),
             "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
+            "from_labels": StrategySpec(curriculum={"kind": "from_labels"}),
             "progressive": StrategySpec(
                 curriculum={
                     "kind": "progressive",
@@ -41,14 +41,14 @@ def parity_demo(output_dir: str) -> RunSpec:
                 }
             ),
             "extraction": StrategySpec(
-                curriculum={"kind": "extraction", "durations": ["1000 steps"]}
+                curriculum={"kind": "extraction", "durations": ["750 steps"]}
             ),
         },
         seeds=(0, 1, 2),
-        budget=Budget(number=40_000, unit="steps"),
-        target=Target(metric="accuracy", number=0.99),
+        budget=Budget(number=60_000, unit="steps"),
+        target=Target(metric="accuracy", number=0.99, ends_run=True),
         optimizer=SGD(learning_rate=0.3),
-        engine=EngineSettings(evaluate_every=250, record_every=250, threads=1),
+        engine=EngineSettings(evaluate_every=100, record_every=100, threads=1),
     )
 
 

@@ -9,7 +9,7 @@ Design: `rehearse` binds everything that will be trained before the first step, 
 in the last strategy does not show only after the teacher and all others have cost their time.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final, runtime_checkable
@@ -113,7 +113,7 @@ def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
         students: Students whose mistakes shall show now.
     """
     if spec.teacher.total is not None:
-        _teaching(spec, _open_task(spec, spec.seed))
+        _teaching(spec, _open_task(spec, spec.seed, "train"))
     # To measure seconds a student has to train; everything else can be checked without.
     length = PROVISIONAL if _is_timed(spec) else None
     for student in students:
@@ -130,7 +130,7 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
     if _is_ready(spec):
         return
     folder = spec.folder / TEACHER
-    data = _open_task(spec, spec.seed)
+    data = _open_task(spec, spec.seed, "train")
     run = _teaching(spec, data)
     claim_teacher(spec)
     writer = TrajectoryWriter(folder / TRAJECTORY, spec.trajectory_steps())
@@ -151,13 +151,14 @@ def train_student(
     end = end_of(student.folder)
     if end is not None:
         return end
-    data = _open_task(spec, student.seed)
+    data = _open_task(spec, student.seed, "student")
     # What seconds pay for is measured once; a run that goes on keeps the length it began with.
     begun = recorded_steps(student.folder) if _is_timed(spec) else None
     length = None if begun is None else Duration(number=begun)
     run = _bound(spec, student, data, _taught(spec, data), length=length)
     outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
-    return _execute(spec, run, data, outputs)
+    until = spec.target.is_reached if spec.target.ends_run else None
+    return _execute(spec, run, data, outputs, until)
 
 
 def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
@@ -182,7 +183,7 @@ def _is_timed(spec: RunSpec) -> bool:
 
 
 def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> BoundRun:
-    data = _open_task(spec, student.seed)
+    data = _open_task(spec, student.seed, "student")
     if _is_ready(spec):
         teacher = _taught(spec, data)
         run = _bound(spec, student, data, teacher, length=length)
@@ -263,18 +264,25 @@ def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
     )
 
 
-def _execute(spec: RunSpec, run: BoundRun, data: TaskData, outputs: Outputs) -> EndRecord:
+def _execute(  # noqa: PLR0917 - private, always called in this order
+    spec: RunSpec,
+    run: BoundRun,
+    data: TaskData,
+    outputs: Outputs,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
+) -> EndRecord:
     evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
     # A folder whose run was cut off before its first checkpoint starts anew.
-    end = execute(run, evaluate, metric=spec.target.metric, outputs=outputs, resume=True)
+    metric = spec.target.metric
+    end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)
     module = run.student.module
     if outputs.folder is not None and isinstance(module, _Exportable):
         module.save_pretrained(str(outputs.folder / EXPORT))
     return end
 
 
-def _open_task(spec: RunSpec, seed: int) -> TaskData:
-    return spec.task.open(seed=seed, cache_dir=Path(spec.cache_dir))
+def _open_task(spec: RunSpec, seed: int, reader: str) -> TaskData:
+    return spec.task.open(seed=seed, cache_dir=Path(spec.cache_dir), reader=reader)
 
 
 def _build(model: Model, data: TaskData, seed: int, purpose: str) -> TappedModel:

@@ -5,6 +5,7 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 `curriculum`. A stored spec can be run again as it is.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, final
@@ -91,15 +92,27 @@ class Target:
     """Value to be reached; None sets no target."""
     final_of: str | None = None
     """Strategy whose final value, mean over seeds, is the value to be reached."""
+    ends_run: bool = False
+    """Whether a student's run ends at the first evaluation that reaches `number`, which saves time;
+    final values are then those at the target."""
 
     def __post_init__(self) -> None:
         """Check that the target is said once.
 
         Raises:
-            SpecError: If it is said twice.
+            SpecError: If it is said twice, or runs are to end at a number that is not given.
         """
         if self.number is not None and self.final_of is not None:
             raise SpecError(f"'number' must not be given with 'final_of'; got {self.number}")
+        if self.ends_run and self.number is None:
+            raise SpecError("'ends_run' must come with a 'number'; got none")
+
+    def is_reached(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether metrics are at the target number or better."""
+        if self.number is None:
+            return False
+        found = metrics[self.metric]
+        return found >= self.number if self.metric == "accuracy" else found <= self.number
 
 
 @final

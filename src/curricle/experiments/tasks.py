@@ -62,12 +62,13 @@ class ParityTask:
         """Return the batch size: parity has no positions."""
         return self.batch_size
 
-    def open(self, *, seed: int, cache_dir: Path) -> TaskData:
+    def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed.
 
         Args:
             seed: Seed of the training data.
             cache_dir: Not used; parity is drawn, not stored.
+            reader: Who reads; two readers of one seed get different data.
         """
         del cache_dir
         held_out = ParityStream(
@@ -78,7 +79,11 @@ class ParityTask:
             purpose="evaluation",
         )
         stream = ParityStream(
-            num_inputs=self.num_inputs, degree=self.degree, batch_size=self.batch_size, seed=seed
+            num_inputs=self.num_inputs,
+            degree=self.degree,
+            batch_size=self.batch_size,
+            seed=seed,
+            purpose=reader,
         )
         return TaskData(
             stream=stream,
@@ -116,16 +121,17 @@ class TextTask:
         """Return the tokens a step."""
         return self.batch_size * self.window
 
-    def open(self, *, seed: int, cache_dir: Path) -> TaskData:
+    def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed; the tokenized text is made once and reused.
 
         Args:
             seed: Seed of the training data.
             cache_dir: Where tokenized texts are kept.
+            reader: Who reads; two readers of one seed get another order and other masks.
         """
         train, valid = self._store("train", cache_dir), self._store("valid", cache_dir)
         size = train.vocabulary.size
-        stream = self._stream(train, "train", seed=seed, purpose="train")
+        stream = self._stream(train, "train", seed=seed, purpose=reader)
         held_out = self._stream(valid, "valid", seed=EVALUATION_SEED, purpose="evaluation")
         return TaskData(
             stream=stream,

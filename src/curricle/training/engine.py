@@ -10,7 +10,7 @@ to disk. Training time stands still while the student is evaluated or saved.
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +68,13 @@ class Outputs:
 
 
 def execute(
-    run: BoundRun, evaluate: Evaluator, *, metric: str, outputs: Outputs, resume: bool = False
+    run: BoundRun,
+    evaluate: Evaluator,
+    *,
+    metric: str,
+    outputs: Outputs,
+    resume: bool = False,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> EndRecord:
     """Run a bound curriculum to its end.
 
@@ -78,6 +84,7 @@ def execute(
         metric: The metric by which the run is judged.
         outputs: Where to write.
         resume: Whether to go on from the newest checkpoint in the run folder.
+        until: Says of the metrics of an evaluation whether the run may end there.
 
     Returns:
         The last record.
@@ -92,7 +99,7 @@ def execute(
         run.teacher.check(run.teachers)
     if run.settings.threads is not None:
         torch.set_num_threads(run.settings.threads)
-    return _Execution(run, evaluate, metric, outputs).run_all(resume=resume)
+    return _Execution(run, evaluate, metric, outputs, until).run_all(resume=resume)
 
 
 @final
@@ -104,6 +111,8 @@ class _Execution:
     evaluate: Evaluator
     metric: str
     outputs: Outputs
+    until: Callable[[Mapping[str, float]], bool] | None
+    has_ended: bool = False
     spent: Spent = field(default_factory=Spent)
     writer: RecordWriter | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -127,7 +136,7 @@ class _Execution:
 
     def _stages(self) -> EndRecord:
         for stage in self.run.stages:
-            if self.spent.steps < stage.end:
+            if self.spent.steps < stage.end and not self.has_ended:
                 self._stage(stage)
         metrics = self._metrics(self.run.stages[-1])
         end = EndRecord(metrics=metrics, spent=self.spent)
@@ -152,6 +161,8 @@ class _Execution:
                 seconds = before.seconds + paused - started
                 self.spent = _spend(self.run, before, stage, done=step + 1, seconds=seconds)
                 self._after(stage, stepper, outcome, step)
+                if self.has_ended:
+                    return
                 started += time.perf_counter() - paused
             seconds = before.seconds + self._now() - started
         self.spent = _spend(self.run, before, stage, done=stage.end, seconds=seconds)
@@ -182,11 +193,14 @@ class _Execution:
             metrics = self._metrics(stage)
             name = stage.declared.name
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self.spent))
+            self.has_ended = self.until is not None and self.until(metrics)
         trajectory = self.outputs.trajectory
         if trajectory is not None and done in trajectory.steps:
             stepper.check_weights(step)
             trajectory.save(self.run.student.module, done)
-        if settings.checkpoint_every is not None and done % settings.checkpoint_every == 0:
+        every = settings.checkpoint_every
+        # Nothing is resumed from where a run has ended.
+        if every is not None and done % every == 0 and not self.has_ended:
             self._save(stepper, outcome, step)
 
     def _save(self, stepper: Stepper, outcome: StepOutcome, step: int) -> None:
