@@ -5,61 +5,92 @@
 The curriculum comes from a strategy: `extraction`, `progressive`, `one_shot` or `from_labels`.
 Models are plain modules or Hugging Face models; `tapped` names the places of any other module.
 `stream` makes training data of a `DataLoader`.
+
+Design: a name is imported when it is first asked for (PEP 562), so that reports, records and the
+command line's help do without torch.
 """
 
-from curricle.curriculum.durations import Duration
-from curricle.curriculum.stages import Curriculum, Stage
-from curricle.curriculum.strategies import (
-    extraction,
-    from_labels,
-    one_shot,
-    progressive,
-    uniform,
-)
-from curricle.data.loaders import stream
-from curricle.data.parity import ParityStream
-from curricle.data.streams import Batch, Stream
-from curricle.errors import CurricleError
-from curricle.models.adapters import tapped
-from curricle.models.mlp import MLP
-from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.teachers.trajectory import (
-    Trajectory,
-    hugging_face_trajectory,
-    open_trajectory,
-)
-from curricle.training.distillation import Result, distill
-from curricle.training.optimizers import SGD, AdamW, Schedule
-from curricle.training.settings import EngineSettings
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "MLP",
-    "SGD",
-    "AdamW",
-    "Batch",
-    "CurricleError",
-    "Curriculum",
-    "Duration",
-    "EngineSettings",
-    "FitLabels",
-    "LayerPair",
-    "MatchHidden",
-    "MatchLogits",
-    "ParityStream",
-    "Result",
-    "Schedule",
-    "Stage",
-    "Stream",
-    "Trajectory",
-    "distill",
-    "extraction",
-    "from_labels",
-    "hugging_face_trajectory",
-    "one_shot",
-    "open_trajectory",
-    "progressive",
-    "stream",
-    "tapped",
-    "uniform",
-]
+_HOMES = MappingProxyType(
+    {
+        "AdamW": "curricle.training.optimizers",
+        "Batch": "curricle.data.streams",
+        "CurricleError": "curricle.errors",
+        "Curriculum": "curricle.curriculum.stages",
+        "Duration": "curricle.curriculum.durations",
+        "EngineSettings": "curricle.training.settings",
+        "FitLabels": "curricle.objectives.outputs",
+        "LayerPair": "curricle.objectives.hidden",
+        "MLP": "curricle.models.mlp",
+        "MatchHidden": "curricle.objectives.hidden",
+        "MatchLogits": "curricle.objectives.outputs",
+        "ParityStream": "curricle.data.parity",
+        "Result": "curricle.training.distillation",
+        "SGD": "curricle.training.optimizers",
+        "Schedule": "curricle.training.optimizers",
+        "Stage": "curricle.curriculum.stages",
+        "Stream": "curricle.data.streams",
+        "Trajectory": "curricle.teachers.trajectory",
+        "distill": "curricle.training.distillation",
+        "extraction": "curricle.curriculum.strategies",
+        "from_labels": "curricle.curriculum.strategies",
+        "hugging_face_trajectory": "curricle.teachers.trajectory",
+        "one_shot": "curricle.curriculum.strategies",
+        "open_trajectory": "curricle.teachers.trajectory",
+        "progressive": "curricle.curriculum.strategies",
+        "stream": "curricle.data.loaders",
+        "tapped": "curricle.models.adapters",
+        "uniform": "curricle.curriculum.strategies",
+    }
+)
+"""The module that each public name comes from."""
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from curricle.curriculum.durations import Duration as Duration
+    from curricle.curriculum.stages import Curriculum as Curriculum
+    from curricle.curriculum.stages import Stage as Stage
+    from curricle.curriculum.strategies import extraction as extraction
+    from curricle.curriculum.strategies import from_labels as from_labels
+    from curricle.curriculum.strategies import one_shot as one_shot
+    from curricle.curriculum.strategies import progressive as progressive
+    from curricle.curriculum.strategies import uniform as uniform
+    from curricle.data.loaders import stream as stream
+    from curricle.data.parity import ParityStream as ParityStream
+    from curricle.data.streams import Batch as Batch
+    from curricle.data.streams import Stream as Stream
+    from curricle.errors import CurricleError as CurricleError
+    from curricle.models.adapters import tapped as tapped
+    from curricle.models.mlp import MLP as MLP
+    from curricle.objectives.hidden import LayerPair as LayerPair
+    from curricle.objectives.hidden import MatchHidden as MatchHidden
+    from curricle.objectives.outputs import FitLabels as FitLabels
+    from curricle.objectives.outputs import MatchLogits as MatchLogits
+    from curricle.teachers.trajectory import Trajectory as Trajectory
+    from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
+    from curricle.teachers.trajectory import open_trajectory as open_trajectory
+    from curricle.training.distillation import Result as Result
+    from curricle.training.distillation import distill as distill
+    from curricle.training.optimizers import SGD as SGD
+    from curricle.training.optimizers import AdamW as AdamW
+    from curricle.training.optimizers import Schedule as Schedule
+    from curricle.training.settings import EngineSettings as EngineSettings
+
+else:
+
+    def __getattr__(name: str) -> object:
+        """Return a public name, imported when it is asked for.
+
+        Raises:
+            AttributeError: If there is no such name.
+        """
+        if name not in _HOMES:
+            raise AttributeError(f"module 'curricle' has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from curricle.errors import CurricleError
+from curricle.errors import CheckpointError, CurricleError
 
 if TYPE_CHECKING:
     from curricle.experiments.folders import Origin
     from curricle.experiments.runner import StudentRun
     from curricle.experiments.spec import RunSpec
     from curricle.records import Record
+    from curricle.reports.runs import Run
+    from curricle.reports.summary import Summary
 
 INTERRUPTED = 130
 """Exit code of a program that was interrupted from the keyboard."""
@@ -162,7 +164,10 @@ def report(
         Path | None, typer.Option(help="HTML file; report.html in the first folder by default.")
     ] = None,
 ) -> None:
-    """Make tables, figures and the HTML page again from the records of runs."""
+    """Make tables, figures and the HTML page again from the records of runs.
+
+    Target and budget are those of the spec in the first folder, if it holds one.
+    """
     _report(runs, output or runs[0] / "report.html")
 
 
@@ -228,35 +233,57 @@ def _distill(spec: "RunSpec") -> None:
 
 
 def _report(folders: list[Path], page: Path) -> None:
-    """Write and print a report of what lies in run folders; the first one says what was wanted."""
+    """Write and print a report of what lies in run folders; the first one says what was wanted.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
     from curricle.experiments.folders import has_spec, stored_spec
-    from curricle.reports.page import write_page
-    from curricle.reports.printed import save_learning_curves
+    from curricle.reports.headline import headline
     from curricle.reports.runs import load_runs
-    from curricle.reports.summary import headline, write_summary
+    from curricle.reports.summary import summarize
     from curricle.reports.tables import summary_table
     from curricle.specs import plain
 
     runs = load_runs(folders)
     spec = stored_spec(folders[0]) if has_spec(folders[0]) else None
-    target = None if spec is None else _target(spec, folders[0])
-    title, line = _heading(folders)
-    summary = write_page(
+    summary = summarize(
         runs,
-        page,
-        title=title,
-        target=target,
         metric=None if spec is None else spec.target.metric,
+        target=None if spec is None else spec.target.number,
+        target_of=None if spec is None else _source(spec, runs),
         budget={} if spec is None or spec.budget is None else dict(plain(spec.budget)),
-        command=line,
+        missing=_missing(folders, runs),
     )
+    heading = _heading(folders)
+    try:
+        _write_report(runs, summary, page, heading=heading)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(page)!r} must be a file that can be written; got {error}"
+        ) from None
+    console.print(summary_table(summary))
+    for told in filter(None, (summary.gap, headline(summary), f"report: {page}")):
+        console.print(told, soft_wrap=True)
+
+
+def _write_report(
+    runs: "Sequence[Run]", summary: "Summary", page: Path, *, heading: tuple[str, str]
+) -> None:
+    from curricle.reports.page import write_page
+    from curricle.reports.printed import save_learning_curves
+    from curricle.reports.summary import write_summary
+
+    title, line = heading
+    write_page(runs, summary, page, title=title, command=line)
     write_summary(summary, page.with_name("summary.json"))
     save_learning_curves(
-        runs, page.with_name("learning-curves"), metric=summary.metric, target=target
+        runs,
+        page.with_name("learning-curves"),
+        metric=summary.metric,
+        target=summary.target,
+        log_x=summary.is_wide,
     )
-    console.print(summary_table(summary))
-    console.print(headline(summary), soft_wrap=True)
-    console.print(f"report: {page}", soft_wrap=True)
 
 
 def _heading(folders: list[Path]) -> tuple[str, str]:
@@ -269,17 +296,27 @@ def _heading(folders: list[Path]) -> tuple[str, str]:
     return folders[0].name, shlex.join(["curricle", "report", *map(str, folders)])
 
 
-def _target(spec: "RunSpec", folder: Path) -> float | None:
-    """Return the value to be reached, which may be the mean final value of one strategy."""
-    from curricle.reports.runs import load_runs
-    from curricle.reports.summary import summarize
+def _source(spec: "RunSpec", runs: "Sequence[Run]") -> str | None:
+    """Return what the strategy whose final value is the target is called among the runs."""
+    from curricle.experiments.folders import STUDENTS
 
-    chosen = spec.target.final_of
-    if chosen is None:
-        return spec.target.number
-    metric = spec.target.metric
-    methods = summarize(load_runs([folder]), task="", metric=metric, target=None, budget={}).methods
-    return methods[chosen].final.mean if chosen in methods else None
+    folder = (spec.folder / STUDENTS / str(spec.target.final_of)).resolve()
+    return next((run.method for run in runs if run.path.resolve().parent == folder), None)
+
+
+def _missing(folders: list[Path], runs: "Sequence[Run]") -> list[str]:
+    """Return the runs of comparisons that are not among those found, in words."""
+    from curricle.experiments.folders import STUDENTS, has_spec, stored_spec
+    from curricle.experiments.runner import student_runs
+
+    found = {run.path.resolve() for run in runs}
+    comparisons = [one for one in folders if (one / STUDENTS).is_dir() and has_spec(one)]
+    return [
+        str(run) if len(folders) == 1 else f"{run} in {folder}"
+        for folder in comparisons
+        for run in student_runs(stored_spec(folder))
+        if run.folder.resolve() not in found
+    ]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ report and figure is made from these lines alone, without torch and without the 
 
 The kinds, told apart by `kind`: `run` (once at the start: what was run), `stage` (a stage
 begins), `step` (training loss at intervals), `evaluation` (metrics at intervals) and `end` (once,
-when the run is complete). `Spent` travels with the last three: what had been consumed by then.
+when the run is complete). `Spent` travels with the last four: what had been consumed by then.
 
 Units: steps, examples, tokens, FLOPs (multiply and add count as two), seconds of training without
 evaluation and checkpoints.
@@ -102,6 +102,8 @@ class RunRecord:
     """Versions of curricle, torch and Python."""
     device: str
     """Device and precision."""
+    run: str = ""
+    """Digest of everything the run depends on; empty in records of earlier versions."""
 
 
 @final
@@ -168,10 +170,24 @@ Record = Annotated[
 
 @final
 class RecordWriter:
-    """Appends records to a file, one line each, complete on disk after every call."""
+    """Appends records to a file, one line each.
+
+    After every call the line is with the operating system, so it outlives this process; after
+    `sync` it is on the disk and outlives the machine.
+    """
 
     def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
-        """Open the file and drop everything after `keep_bytes`, as resuming needs."""
+        """Open the file and drop everything after `keep_bytes`, as resuming needs.
+
+        Raises:
+            CheckpointError: If the file is shorter than that.
+        """
+        found = path.stat().st_size if path.exists() else 0
+        if found < keep_bytes:
+            raise CheckpointError(
+                f"{str(path)!r} must hold the {keep_bytes} bytes that the checkpoint goes on from; "
+                f"got {found}"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("ab")
         self._file.truncate(keep_bytes)
@@ -185,6 +201,10 @@ class RecordWriter:
         """Append one record."""
         self._file.write(json.dumps(plain(record), allow_nan=False).encode() + b"\n")
         self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until everything written is on the disk."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -102,6 +102,7 @@ class Case:
         term: BoundObjective = self.objective.bind(
             Reads(student=(STUDENT,), teacher=(TEACHER,)),
             Sample(
+                batch=seen.batch,
                 student=seen.shown("student", seen.batch),
                 teacher=seen.shown("teacher", seen.batch),
                 seed=SEED,

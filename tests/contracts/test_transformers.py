@@ -28,9 +28,14 @@ FAMILIES: dict[str, dict[str, object]] = {
     "megatron-bert": TINY,
     "modernbert": TINY,
     "llama": TINY,
+    # These change the logits after the head.
+    "gemma2": TINY | {"num_key_value_heads": 2, "head_dim": 4, "final_logit_softcapping": 0.05},
+    "granite": TINY | {"logits_scaling": 8.0},
+    "cohere": TINY | {"logit_scale": 0.125},
     "gpt2": {"n_embd": 8, "n_layer": 2, "n_head": 2},
     "distilbert": {"dim": 8, "n_layers": 2, "n_heads": 2, "hidden_dim": 16},
 }
+CAUSAL = ("llama", "gemma2", "granite", "cohere", "gpt2")
 every_family = pytest.mark.parametrize("family", FAMILIES)
 every_tap = pytest.mark.parametrize("tap", [0, 1, 2])
 
@@ -38,7 +43,7 @@ every_tap = pytest.mark.parametrize("tap", [0, 1, 2])
 def drawn(family: str, **fields: object) -> TappedModel:
     spec = HuggingFaceSpec(
         model_type=family,
-        head="causal_lm" if family in ("llama", "gpt2") else "masked_lm",
+        head="causal_lm" if family in CAUSAL else "masked_lm",
         config=FAMILIES[family] | fields,
     )
     with seeding.scoped(0, "test model"):
@@ -161,6 +166,21 @@ def test_logits_at_selected_positions_are_rows_of_the_full_logits(
     assert shown.hidden[model.place(1)].shape == (3, LENGTH, 8)
     # Fewer rows may go through another matrix routine, which rounds differently.
     torch.testing.assert_close(shown.logits, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_family
+def test_nothing_after_the_base_model_runs_where_no_logits_are_wanted(family: str) -> None:
+    model = build(family)
+    base = transformer(model).base_model
+    seen: list[int] = []
+    for part in model.module.children():
+        if part is not base:
+            part.register_forward_hook(
+                lambda _, args, output: seen.append(output.shape[:-1].numel())
+            )
+    with model.reading([], logits=True) as read:
+        read(ids(), torch.tensor([0, 1, 7, 15]))
+    assert set(seen) == {4}
 
 
 @every_family

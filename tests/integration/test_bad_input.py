@@ -41,7 +41,7 @@ DECLARED = {
         "curriculum.projection={kind: identity}",
         "must pair equal widths; got student width 8 and teacher width 16",
     ),
-    "stages and layers": ("curriculum.pairs=3", "there are more layer stages than the student's 1"),
+    "stages and layers": ("curriculum.pairs=3", "0.25 and 0.5 of its 1 blocks are both tap 1"),
     "no such checkpoint": (
         "curriculum={kind: progressive, trajectory: [10, 17]}",
         "'teacher' checkpoint must be one of [10, 20]; got 17",
@@ -209,7 +209,7 @@ def test_the_weights_of_another_model_are_told_and_left(
 ) -> None:
     command("teach", parity, "--set", "output_dir=other", "--set", "teacher.model.widths=[17]")
     command("teach", parity)
-    name = "teacher/student.safetensors"
+    name = "teacher/model.safetensors"
     shutil.copy(tmp_path / "other" / name, tmp_path / "run" / name)
     before = contents(tmp_path)
     told = sentence(command("distill", parity))
@@ -238,7 +238,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(
     spec.write_text(spec.read_text().replace("share: 0.25", "").replace("- 8\n", "- 9\n"))
     before = contents(tmp_path)
     told = sentence(command("resume", "run"))
-    assert "must be a checkpoint of this run; its digest is" in told
+    assert "must belong to this run; its digest is" in told
     assert contents(tmp_path) == before
 
 
@@ -309,9 +309,9 @@ def test_a_damaged_pretrained_model_is_told(
     command: Command, text: Path, tmp_path: Path, damage: str, rule: str
 ) -> None:
     assert command("teach", text)[0] == 0
-    (tmp_path / "run" / "teacher" / "student" / damage).write_text("{")
+    (tmp_path / "run" / "teacher" / "model" / damage).write_text("{")
     before = contents(tmp_path)
-    teacher = "teacher={model: {kind: pretrained, path: run/teacher/student}}"
+    teacher = "teacher={model: {kind: pretrained, path: run/teacher/model}}"
     arguments = ("--set", teacher, "--set", "output_dir=other", "--set", "curriculum.kind=one_shot")
     assert rule in sentence(command("distill", text, *arguments))
     assert contents(tmp_path) == before
@@ -321,11 +321,9 @@ def test_a_trajectory_of_another_model_is_told_before_training(
     command: Command, text: Path, tmp_path: Path
 ) -> None:
     assert command("distill", text)[0] == 0
-    teacher = (
-        "teacher={model: {kind: pretrained, path: run/teacher/student}, folders: [run/student]}"
-    )
+    teacher = "teacher={model: {kind: pretrained, path: run/teacher/model}, folders: [run/model]}"
     arguments = ("--set", teacher, "--set", "output_dir=other")
     curriculum = "curriculum={kind: progressive}"
     told = sentence(command("distill", text, *arguments, "--set", curriculum))
-    assert "'run/student/model.safetensors' must hold this model's weights" in told
+    assert "'run/model/model.safetensors' must hold this model's weights" in told
     assert not (tmp_path / "other").exists()

@@ -1,11 +1,16 @@
-"""Every recipe can be planned, at a size that takes a moment and on the shipped text."""
+"""Every recipe can be planned and run, at a size that takes a moment and on the shipped text."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from curricle.curriculum.durations import AnyDuration
+from curricle.records import EndRecord, RunRecord, read_records
+from curricle.specs import parse
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
@@ -45,6 +50,42 @@ def test_a_recipe_can_be_planned(command: Command, recipe: Path, tmp_path: Path)
     assert (code, told) == (0, "")
     assert "whole run" in shown
     assert not (tmp_path / "runs").exists()
+
+
+def shortened(given: Any) -> Any:
+    """Return plain data with all durations and checkpoints a hundredth of what they were."""
+    if isinstance(given, dict):
+        return {
+            name: one // 100 if name == "teacher" and isinstance(one, int) else shortened(one)
+            for name, one in given.items()
+        }
+    if isinstance(given, list):
+        return [shortened(one) for one in given]
+    if isinstance(given, str) and re.fullmatch(r"\S+ (steps|examples|tokens)", given):
+        length = parse(AnyDuration, given)
+        return f"{length.number // 100} {length.unit}"
+    return given
+
+
+@EVERY_RECIPE
+def test_a_recipe_can_be_run(command: Command, recipe: Path, tmp_path: Path) -> None:
+    spec = shortened(yaml.safe_load(recipe.read_text(encoding="utf-8")))
+    short = tmp_path / recipe.name
+    short.write_text(yaml.safe_dump(spec))
+    is_comparison = "strategies" in spec
+    sets = [*overrides(recipe), "--set", "output_dir=run"]
+    # One seed is enough to see that a strategy runs.
+    sets += ["--set", "seeds=[0]"] if is_comparison else []
+    code, _, told = command("compare" if is_comparison else "distill", short, *sets)
+    assert (code, told) == (0, "")
+    runs = sorted(tmp_path.rglob("records.jsonl"))
+    assert len(runs) == 1 + len(spec.get("strategies", "x"))
+    for run in runs:
+        opening, *_, end = read_records(run)
+        assert isinstance(opening, RunRecord)
+        assert isinstance(end, EndRecord)
+        # The teacher's training and the shortest student's.
+        assert end.spent.steps == sum(stage.steps for stage in opening.stages) >= 10
 
 
 @EVERY_RECIPE

@@ -32,14 +32,6 @@ def test_help_ends_with_zero(
     assert "curriculum" in capsys.readouterr().out
 
 
-def test_help_needs_no_torch() -> None:
-    source = Path(cli.__file__).read_text(encoding="utf-8")
-    top = source[: source.index("app = typer.Typer")]
-    imported = [line for line in top.splitlines() if line.startswith(("import ", "from "))]
-    assert imported
-    assert not [line for line in imported if "torch" in line or "experiments" in line]
-
-
 def test_a_command_that_does_not_exist_ends_with_two(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

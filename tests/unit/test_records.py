@@ -18,6 +18,7 @@ from curricle.records import (
     StepRecord,
     read_records,
 )
+from curricle.specs import parse, plain
 
 SPENT = Spent(steps=2, examples=64, tokens=640, student_flops=300, teacher_flops=100, seconds=0.5)
 PLAN = StagePlan(
@@ -87,7 +88,7 @@ def test_each_record_is_one_json_object_a_line_with_its_kind(tmp_path: Path) -> 
     ]
 
 
-def test_a_record_is_on_disk_before_the_writer_is_closed(tmp_path: Path) -> None:
+def test_a_record_can_be_read_before_the_writer_is_closed(tmp_path: Path) -> None:
     writer = RecordWriter(tmp_path / "records.jsonl")
     writer.write(RUN[1])
     assert list(read_records(tmp_path / "records.jsonl")) == [RUN[1]]
@@ -111,6 +112,42 @@ def test_resuming_drops_what_was_written_after_the_checkpoint(tmp_path: Path) ->
     write(path, RUN[2:4], keep_bytes=kept)
     write(path, RUN[4:], keep_bytes=kept)
     assert list(read_records(path)) == [*RUN[:2], RUN[4]]
+
+
+def test_a_file_shorter_than_the_checkpoint_says_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    size = write(path, RUN[:2])
+    before = path.read_bytes()
+    with pytest.raises(
+        CheckpointError,
+        match=rf"records\.jsonl' must hold the {size + 1} bytes that the checkpoint goes on from; "
+        rf"got {size}$",
+    ):
+        RecordWriter(path, keep_bytes=size + 1)
+    assert path.read_bytes() == before
+
+
+def test_a_missing_file_cannot_be_gone_on_with(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"bytes that the checkpoint goes on from; got 0$"):
+        RecordWriter(tmp_path / "records.jsonl", keep_bytes=1)
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_synced_records_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr("curricle.records.os.fsync", synced.append)
+    writer = RecordWriter(tmp_path / "records.jsonl")
+    writer.write(RUN[1])
+    assert not synced
+    writer.sync()
+    assert len(synced) == 1
+    writer.close()
+
+
+def test_records_of_earlier_versions_do_not_tell_their_run() -> None:
+    content = plain(RUN[0])
+    del content["run"]
+    assert parse(RunRecord, content).run == ""
 
 
 def test_the_size_counts_the_bytes_on_disk(tmp_path: Path) -> None:

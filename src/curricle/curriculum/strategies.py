@@ -73,7 +73,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
     *,
     total: AnyDuration,
     pairs: tuple[LayerPair, ...] | int = 1,
-    share: Share = 0.25,
+    share: Share | None = None,
     durations: tuple[AnyDuration, ...] | None = None,
     projection: Projection = Gaussian(),  # noqa: B008 - a frozen value
     shared_projection: bool = False,
@@ -92,9 +92,9 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
     Args:
         total: Length of the whole curriculum.
         pairs: Layer pairs, earliest first; a number r means `uniform(r)`.
-        share: Part of `total` for all layer stages together, divided equally; not used if
-            `durations` are given.
-        durations: Length of each layer stage.
+        share: Part of `total` for all layer stages together, divided equally; a quarter if
+            neither this nor `durations` is given.
+        durations: Length of each layer stage, instead of `share`.
         projection: Law of the fixed random map from teacher to student width.
         shared_projection: Whether all pairs use one projection.
         normalize: Normalization of both states; see `MatchHidden`.
@@ -108,8 +108,8 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
         name: Name of the method in reports.
 
     Raises:
-        SpecError: If there are no pairs, their number differs from the number of durations, or
-            the layer stages leave nothing for the last one.
+        SpecError: If there are no pairs, their number differs from the number of durations,
+            `share` is given as well, or the layer stages leave nothing for the last one.
 
     Source:
         [CE], Figure 1. Deviation: none known; shares, freezing and schedule are not in the text
@@ -118,7 +118,9 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
     chosen = uniform(pairs) if isinstance(pairs, int) else pairs
     if not chosen:
         raise SpecError(f"'pairs' must hold at least one layer pair; got {chosen}")
-    lengths = durations or _equal_parts(total, share, len(chosen))
+    if share is not None and durations is not None:
+        raise SpecError(f"'share' must not be given with 'durations'; got {share}")
+    lengths = durations or _equal_parts(total, share or 0.25, len(chosen))
     if len(chosen) != len(lengths):
         raise SpecError(
             f"'durations' must be as many as the {len(chosen)} pairs; got {len(lengths)}"
@@ -148,7 +150,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
         name="logits",
         duration=_rest(total, lengths),
         objectives=(last,),
-        teacher=teacher,
+        teacher=teacher if last.needs_teacher else "final",
         schedule=schedule,
         optimizer_state=optimizer_state,
     )
@@ -330,7 +332,10 @@ def _rest(total: Duration, lengths: Sequence[Duration]) -> Duration:
     """
     for length in lengths:
         if length.unit != total.unit:
-            raise SpecError(f"'durations' must be in {total.unit} like 'total'; got {length}")
+            raise SpecError(
+                f"'durations' must be in {total.unit} like 'total' (which a budget of FLOPs or "
+                f"seconds gives in steps); got {length}"
+            )
     rest = total.number - sum(length.number for length in lengths)
     if rest < 1:
         raise SpecError(

@@ -12,6 +12,7 @@ with it, so the number of scored positions is known without looking at a tensor'
 sum over micro-batches can be divided by the count of the whole batch.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
@@ -51,11 +52,16 @@ class Batch:
         return self.leading.shape[0]
 
     @property
+    def positions(self) -> tuple[int, ...]:
+        """Return the shape of the positions, padding included; one an example without any."""
+        if self.valid is not None:
+            return tuple(self.valid.shape)
+        return tuple(self.leading.shape[:-1] if self.is_flat else self.leading.shape)
+
+    @property
     def num_tokens(self) -> int:
         """Return the number of positions that hold data; one an example without positions."""
-        if self.valid is not None:
-            return int(self.valid.sum())
-        return self.leading[..., 0].numel() if self.is_flat else self.leading.numel()
+        return math.prod(self.positions) if self.valid is None else int(self.valid.sum())
 
     @property
     def is_flat(self) -> bool:

@@ -8,19 +8,19 @@ for: cheap stages buy more of them.
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Annotated, Literal, final
 
-import torch
 from pydantic import BeforeValidator, Field
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import SpecError
+from curricle.models.restoring import modes_kept
 from curricle.specs import value
 from curricle.training.binding import BoundRun, BoundStage
+from curricle.training.costs import now
 from curricle.training.stepping import stepping
 
 PROVISIONAL = Duration(number=1_000_000)
@@ -149,18 +149,16 @@ def _longest(
 
 
 def seconds_per_step(run: BoundRun) -> list[float]:
-    """Return the median seconds of one step of each stage; the student's weights come back."""
-    if run.settings.threads is not None:
-        torch.set_num_threads(run.settings.threads)
+    """Return the median seconds of one step of each stage; the student comes back as it was."""
     module = run.student.module
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    was_training = module.training
-    module.train()
-    with nullcontext() if run.teacher is None else run.teacher.teaching():
-        medians = [statistics.median(_times(run, stage)) for stage in run.stages]
-    module.load_state_dict(kept)
-    module.train(was_training)
-    return medians
+    teaching = nullcontext() if run.teacher is None else run.teacher.teaching()
+    with run.settings.stated_threads(), modes_kept(module), teaching:
+        module.train()
+        try:
+            return [statistics.median(_times(run, stage)) for stage in run.stages]
+        finally:
+            module.load_state_dict(kept)
 
 
 def _times(run: BoundRun, stage: BoundStage) -> list[float]:
@@ -169,10 +167,12 @@ def _times(run: BoundRun, stage: BoundStage) -> list[float]:
     timed = dataclasses.replace(
         stage, declared=dataclasses.replace(stage.declared, teacher="final")
     )
+    device = run.settings.torch_device()
     times = []
     with stepping(run, timed, run.optimizer.build(run.student.module.parameters())) as stepper:
-        for step in range(WARM_UP_STEPS + TIMED_STEPS):
-            started = time.perf_counter()
-            stepper.step(step)
-            times.append(time.perf_counter() - started)
+        for number in range(WARM_UP_STEPS + TIMED_STEPS):
+            started = now(device)
+            # A stage may be shorter than that, and a schedule has no rate for steps outside it.
+            stepper.step(stage.start + number % (stage.end - stage.start))
+            times.append(now(device) - started)
     return times[WARM_UP_STEPS:]

@@ -128,11 +128,15 @@ def claim_teacher(spec: RunSpec) -> None:
 
 
 def teacher_digest(spec: RunSpec) -> str:
-    """Return a digest of everything on which the teacher depends."""
+    """Return a digest of everything on which the teacher depends.
+
+    Of the task that is its training data, not where they lie or how students are judged.
+    """
     engine = spec.engine
+    data = spec.task.open(seed=spec.seed, cache_dir=Path(spec.cache_dir))
     return fingerprint(
         [
-            plain(spec.task),
+            data.stream.fingerprint,
             plain(spec.teacher),
             plain(spec.teacher.optimizer or spec.optimizer),
             [engine.precision, engine.accumulation, engine.clip_norm or 0],

@@ -44,7 +44,7 @@ from curricle.training.engine import FINISHED, Observer, Outputs, execute
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import Optimizer
 
-TRAJECTORY, EXPORT = "trajectory", "student"
+TRAJECTORY, EXPORT = "trajectory", "model"
 
 
 @runtime_checkable

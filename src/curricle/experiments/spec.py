@@ -16,7 +16,7 @@ from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.strategies import build
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
 from curricle.experiments.budgets import PROVISIONAL, AnyBudget
-from curricle.experiments.tasks import Task
+from curricle.experiments.tasks import Task, TextTask
 from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.specs import override, parse, plain, read_yaml, value
@@ -50,13 +50,19 @@ class TeacherSpec:
         """Check that a teacher is either trained here or already trained.
 
         Raises:
-            SpecError: If neither or both is said, or its checkpoints are not in order.
+            SpecError: If neither or both is said, it has an optimizer that nothing uses, or its
+                checkpoints are not in order.
         """
         is_pretrained = isinstance(self.model, PretrainedSpec)
         if is_pretrained == (self.total is not None):
             raise SpecError(
                 f"'total' must be given exactly for teachers that are not pretrained; "
                 f"got {self.total} for kind {self.model.kind!r}"
+            )
+        if is_pretrained and self.optimizer is not None:
+            raise SpecError(
+                f"'optimizer' must be left out for a teacher that is not trained here; "
+                f"got {self.optimizer.kind!r}"
             )
         if self.folders and not is_pretrained:
             raise SpecError(f"'folders' must go with a pretrained teacher; got {self.model.kind!r}")
@@ -178,6 +184,11 @@ class RunSpec:
                     f"'{path}.kind' must be {' or '.join(map(repr, suitable))} for the task "
                     f"{self.task.kind!r}; got {model.kind!r}"
                 )
+            if _sees_the_answer(self.task, model):
+                raise SpecError(
+                    f"'{path}.head' must be 'causal_lm' to predict the next token, which a model "
+                    f"with head 'masked_lm' sees"
+                )
 
     def _calls(self) -> dict[str, dict[str, Any]]:
         """Return every strategy with its arguments by its path in the spec."""
@@ -211,6 +222,12 @@ class RunSpec:
     def folder(self) -> Path:
         """Return the run folder."""
         return Path(self.output_dir)
+
+
+def _sees_the_answer(task: Task, model: Model | None) -> bool:
+    """Return whether a model reads the token that it is to predict."""
+    predicts_next = isinstance(task, TextTask) and task.objective == "next_token"
+    return predicts_next and getattr(model, "head", None) == "masked_lm"
 
 
 def load_spec(path: Path, assignments: list[str] | None = None) -> RunSpec:

@@ -16,7 +16,7 @@ from curricle.data.parity import ParityStream
 from curricle.data.store import TokenStore
 from curricle.data.streams import Batch, Stream
 from curricle.data.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
-from curricle.errors import BindError, CurricleError, DataError
+from curricle.errors import BindError, CurricleError, DataError, SpecError
 from curricle.specs import value
 
 EVALUATION_SEED = 0
@@ -112,9 +112,20 @@ class TextTask:
     batch_size: int = Field(default=64, gt=0)
     """Examples a step."""
     masking: Masking = Masking()
-    """How tokens are hidden; used by `masked` only."""
+    """How tokens are hidden; for `masked` only."""
     evaluation_batches: int = Field(default=20, gt=0)
     """Held-out batches, from the validation part of the corpus."""
+
+    def __post_init__(self) -> None:
+        """Check that masking is not asked for where nothing is masked.
+
+        Raises:
+            SpecError: If it is.
+        """
+        if self.objective == "next_token" and self.masking != Masking():
+            raise SpecError(
+                f"'masking' must be left out with objective 'next_token'; got {self.masking}"
+            )
 
     @property
     def tokens_per_batch(self) -> int:

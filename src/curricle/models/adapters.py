@@ -2,8 +2,8 @@
 
 `tapped` takes an MLP, a Hugging Face model or any other module. For Hugging Face models no table
 of families is needed: the blocks are the one module list as long as the configuration says, the
-head is the top-level child that holds the output embeddings, and all taps lie on the residual
-stream. Nothing here imports transformers.
+head is the top-level children from the base model to the output embeddings, and all taps lie on
+the residual stream. Nothing here imports transformers.
 """
 
 import inspect
@@ -32,6 +32,11 @@ class _HuggingFaceModel(Protocol):
 
     config: _Config
 
+    @property
+    def base_model(self) -> nn.Module:
+        """Return the model without its head."""
+        ...
+
     def get_output_embeddings(self) -> nn.Module | None:
         """Return the module that makes the logits, if the model has one."""
         ...
@@ -54,28 +59,40 @@ def tapped(
         model: The model.
         blocks: Paths of the blocks in forward order; needed only for modules that are not
             recognized, and only if taps shall have numbers.
-        head: Path of the module that makes the logits position by position; see `HookedModel`.
+        head: Path of the module that makes the logits position by position, after which the pass
+            ends; see `HookedModel`. That of Hugging Face models is found, and what they do with
+            the logits after it is done.
         is_residual: Whether the blocks share a residual stream; None means yes for Hugging Face
             models and no for others.
         width_axis: Axis of the hidden states that counts features; 1 for convolutions.
 
     Raises:
-        BindError: If a path does not exist or the blocks of a Hugging Face model are not found.
+        BindError: If a path does not exist, the blocks of a Hugging Face model are not found, or
+            a tapped model is described again.
     """
     if not isinstance(model, nn.Module):
+        if blocks or head is not None or is_residual is not None or width_axis != -1:
+            raise BindError("'model' must not be tapped already to be described; got a tapped one")
         return model
-    if isinstance(model, MLP) and not blocks:
-        return model.tapped()
     if isinstance(model, _HuggingFaceModel) and isinstance(model.config, _Config):
+        output, base = model.get_output_embeddings(), model.base_model
         return HookedModel(
             model,
             blocks=blocks or block_paths(model, model.config.num_hidden_layers),
-            head=head or _head_path(model, model.get_output_embeddings()),
+            head=_head_paths(model, base=base, output=output) if head is None else head,
+            ends_at_head=head is not None,
             is_residual=True if is_residual is None else is_residual,
+            width_axis=width_axis,
             keywords={"use_cache": False} if _has_cache(model) else None,
         )
+    if isinstance(model, MLP):
+        blocks, head = blocks or block_paths(model, len(model.blocks)), head or "head"
     return HookedModel(
-        model, blocks=blocks, head=head, is_residual=bool(is_residual), width_axis=width_axis
+        model,
+        blocks=blocks,
+        head=() if head is None else head,
+        is_residual=bool(is_residual),
+        width_axis=width_axis,
     )
 
 
@@ -98,12 +115,18 @@ def block_paths(model: nn.Module, num_layers: int) -> tuple[str, ...]:
     return tuple(f"{lists[0]}.{number}" for number in range(num_layers))
 
 
-def _head_path(model: nn.Module, output: nn.Module | None) -> str | None:
-    """Return the top-level child that holds the output embeddings."""
+def _head_paths(model: nn.Module, *, base: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
+    """Return the top-level children after the base model, up to that with the output embeddings."""
+    paths: tuple[str, ...] = ()
+    follows_base = False
     for path, child in model.named_children():
-        if output is not None and any(module is output for module in child.modules()):
-            return path
-    return None
+        if child is base:
+            follows_base, paths = True, ()
+            continue
+        paths = (*paths, path) if follows_base else (path,)
+        if any(module is output for module in child.modules()):
+            return paths
+    return ()
 
 
 def _has_cache(model: nn.Module) -> bool:

@@ -49,7 +49,8 @@ class HookedModel:
         module: nn.Module,
         *,
         blocks: Sequence[str] = (),
-        head: str | None = None,
+        head: str | Sequence[str] = (),
+        ends_at_head: bool = True,
         is_residual: bool = False,
         width_axis: int = -1,
         keywords: Mapping[str, object] | None = None,
@@ -60,10 +61,14 @@ class HookedModel:
             module: The model; it stays as it is.
             blocks: Paths of the blocks in forward order; block l is tap l, tap 0 is the first
                 block's input.
-            head: Path of the module that turns hidden states into logits, position by position.
-                If given, it runs at the selected positions only and the pass ends after it.
+            head: Path of the module that turns hidden states into logits, position by position,
+                or of all such modules between the last block and the logits. If given, they run
+                at the selected positions only.
+            ends_at_head: Whether the output of the (last) head is the logits and the pass ends
+                there; otherwise what `forward` makes of it is.
             is_residual: Whether the blocks write into one residual stream.
-            width_axis: Axis of the hidden states that counts features; 1 for convolutions.
+            width_axis: Axis of the hidden states that counts features; 1 for convolutions, whose
+                logits cannot be selected by position.
             keywords: Fixed keyword arguments of every forward call.
 
         Raises:
@@ -72,11 +77,12 @@ class HookedModel:
         self._module = module
         self._modules = dict(module.named_modules())
         self._blocks = tuple(blocks)
-        self._head = head
+        self._head = (head,) if isinstance(head, str) else tuple(head)
+        self._ends_at_head = bool(self._head) and ends_at_head
         self._is_residual = is_residual
         self._width_axis = width_axis
         self._keywords = dict(keywords or {})
-        for path in (*self._blocks, *([head] if head is not None else [])):
+        for path in (*self._blocks, *self._head):
             self._place_at(path)
 
     @property
@@ -125,6 +131,7 @@ class HookedModel:
             places=places,
             wants_logits=logits,
             head=self._head,
+            ends_at_head=self._ends_at_head,
             width_axis=self._width_axis,
         )
         with ExitStack() as stack:
@@ -137,12 +144,13 @@ class HookedModel:
                     else target.register_forward_hook(hook.after)
                 )
                 stack.callback(handle.remove)
-            if logits and self._head is not None:
-                head = self._modules[self._head]
-                before = head.register_forward_pre_hook(reading.gather, with_kwargs=True)
-                after = head.register_forward_hook(reading.take_logits)
-                stack.callback(before.remove)
-                stack.callback(after.remove)
+            for path in self._head if logits else ():
+                head = self._modules[path]
+                handle = head.register_forward_pre_hook(reading.gather, with_kwargs=True)
+                stack.callback(handle.remove)
+            if logits and self._ends_at_head:
+                last = self._modules[self._head[-1]]
+                stack.callback(last.register_forward_hook(reading.take_logits).remove)
             yield lambda inputs, selected=None: reading.run(inputs, selected, self._keywords)
 
     @property
@@ -169,17 +177,22 @@ class _Reading:
         *,
         places: tuple[Place, ...],
         wants_logits: bool,
-        head: str | None,
+        head: tuple[str, ...],
+        ends_at_head: bool,
         width_axis: int,
     ) -> None:
         self._module = module
         self._wanted = places
         self._wants_logits = wants_logits
-        self._has_head = head is not None
-        # A tap inside the head shows all positions, so then the head has to run on all of them.
-        self._gathers = not any(f"{place.path}.".startswith(f"{head}.") for place in places)
+        self._ends_at_head = ends_at_head
+        # A tap in or around the head shows all positions, so then the head has to run on all.
+        self._gathers = width_axis == -1 and not any(
+            _is_within(path, place.path) or _is_within(place.path, path)
+            for place in places
+            for path in head
+        )
         self._width_axis = width_axis
-        self._running = False
+        self._running = self._gathered = False
         self._selected: Tensor | None = None
         self._hidden: dict[Place, Tensor] = {}
         self._versions: list[int] = []
@@ -195,7 +208,7 @@ class _Reading:
         self._hidden, self._logits, self._selected = {}, None, selected
         self._versions.clear()
         self._calls.clear()
-        self._running = True
+        self._running, self._gathered = True, False
         try:
             output = (
                 self._module(inputs, **keywords)
@@ -231,12 +244,13 @@ class _Reading:
     def gather(
         self, _module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
     ) -> tuple[tuple[object, ...], dict[str, object]]:
-        if not (self._running and self._gathers) or self._selected is None:
+        if not (self._running and self._gathers) or self._gathered or self._selected is None:
             return args, keywords
         state = args[0] if args else next(iter(keywords.values()), None)
         if not isinstance(state, Tensor):
             raise BindError(f"'head' must receive hidden states first; got {type(state).__name__}")
         rows = state.flatten(0, -2)[self._selected]
+        self._gathered = True
         if args:
             return (rows, *args[1:]), keywords
         return args, {**keywords, next(iter(keywords)): rows}
@@ -244,12 +258,24 @@ class _Reading:
     def take_logits(self, _module: nn.Module, _args: object, output: object) -> None:
         if not self._running:
             return
-        logits = _first_tensor(output, Place("logits"))
-        self._logits = logits if self._gathers else self._select(logits)
+        self._logits = self._select(_first_tensor(output, Place("logits")))
         self._stop_if_complete()
 
     def _select(self, logits: Tensor) -> Tensor:
-        return logits if self._selected is None else logits.flatten(0, -2)[self._selected]
+        selected = self._selected
+        if selected is None:
+            return logits
+        if self._width_axis != -1:
+            raise BindError(
+                f"'width_axis' must be -1 for logits at selected positions; got {self._width_axis}"
+            )
+        rows = logits if self._gathered else logits.flatten(0, -2)[selected]
+        if rows.shape[:-1] != selected.shape:
+            raise BindError(
+                f"'head' must give logits of its {len(selected)} positions, one below the other; "
+                f"got shape {tuple(rows.shape)}"
+            )
+        return rows
 
     def _stop_if_complete(self) -> None:
         if len(self._hidden) < len(self._wanted):
@@ -261,7 +287,7 @@ class _Reading:
         missing = [place for place in self._wanted if place not in self._hidden]
         if missing:
             raise BindError(f"tap {str(missing[0])!r} must be reached by forward; it was not")
-        if self._wants_logits and self._has_head:
+        if self._wants_logits and self._ends_at_head:
             raise BindError("'head' must be reached by forward; it was not")
         if self._wants_logits:
             if isinstance(output, Mapping):
@@ -293,6 +319,11 @@ class _Hook:
 
     def after(self, _module: nn.Module, _args: object, output: object) -> None:
         self._reading.seen(self._path, self._side, output)
+
+
+def _is_within(path: str, outer: str) -> bool:
+    """Return whether a module path is another one or lies below it."""
+    return not outer or f"{path}.".startswith(f"{outer}.")
 
 
 def _version(state: Tensor) -> int:

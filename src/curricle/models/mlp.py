@@ -44,7 +44,8 @@ class MLP(nn.Module):
     def tapped(self) -> HookedModel:
         """Return the network with its blocks as taps."""
         paths = [f"blocks.{number}" for number in range(len(self.blocks))]
-        return HookedModel(self, blocks=paths, head="head")
+        # No `head`: there are no positions to select, and without hooks a step is faster.
+        return HookedModel(self, blocks=paths)
 
 
 @final

@@ -1,6 +1,6 @@
 """How are a model's weights kept on disk?
 
-As one safetensors file, written atomically, without pickle. Tied weights are stored once.
+As one safetensors file, written in one step and without pickle. Tied weights are stored once.
 `check_weights` compares names and shapes without reading the numbers, so that a whole trajectory
 can be checked before training starts.
 """
@@ -12,15 +12,14 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from curricle.errors import CheckpointError
+from curricle.files import new_file
 from curricle.specs import fingerprint
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of a module."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_model(module, str(temporary))
-    temporary.replace(path)
+    with new_file(path) as temporary:
+        save_model(module, str(temporary))
 
 
 def check_weights(module: nn.Module, path: Path) -> None:

@@ -13,7 +13,7 @@ Source:
     Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 1.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -30,10 +30,9 @@ from curricle.objectives.projections import Gaussian, Projection
 from curricle.objectives.terms import (
     BoundObjective,
     Reads,
+    Rows,
     Sample,
-    num_positions,
     required,
-    rows_with_data,
 )
 from curricle.specs import value
 
@@ -100,11 +99,16 @@ class MatchHidden:
             teacher=(required(teacher, "teacher").place(self.pair.teacher),),
         )
 
+    def chosen(self, batch: Batch) -> Int[Tensor, " selected"] | None:
+        """Return the only positions of a batch that count, or None if all with data do."""
+        return batch.selected if self.positions == "selected" else None
+
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
         """Return the term with its projection drawn.
 
         Raises:
-            BindError: If the two states differ in anything but their width.
+            BindError: If the two states differ in anything but their width, or have not the
+                positions that the data select.
         """
         student = sample.student.hidden[reads.student[0]]
         teacher = required(sample.teacher, "teacher").hidden[reads.teacher[0]]
@@ -113,6 +117,12 @@ class MatchHidden:
             raise BindError(
                 f"taps {names!r} must agree in examples and positions; "
                 f"got {tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}"
+            )
+        rows = Rows.of(f"taps {names!r}", student.shape[:-1], sample.batch)
+        if self.chosen(sample.batch) is not None and rows.per_example is not None:
+            raise BindError(
+                f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
+                f"of which some are selected; got {tuple(student.shape[:-1])}"
             )
         matrix = self.projection.matrix(
             seed=sample.seed,
@@ -127,7 +137,7 @@ class MatchHidden:
             declared=self,
             reads=reads,
             rule=rule,
-            leading=student.shape[:-1],
+            rows=rows,
             matrix=matrix.to(student.device),
             mean=None,
         )
@@ -141,14 +151,14 @@ class _BoundHidden:
     declared: MatchHidden
     reads: Reads
     rule: str
-    leading: Sequence[int]
+    rows: Rows
     matrix: Float[Tensor, "student_width teacher_width"]
     mean: Float[Tensor, " student_width"] | None
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions the mean is over."""
-        selected = self._selected(batch)
-        return num_positions(batch, self.leading) if selected is None else selected.numel()
+        selected = self.declared.chosen(batch)
+        return self.rows.count(batch) if selected is None else selected.numel()
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row student_width"]:
         """Return the normalized projection of the teacher's state, in float32 or autocast's."""
@@ -168,13 +178,10 @@ class _BoundHidden:
     def _rows(
         self, states: Float[Tensor, "*leading width"], batch: Batch
     ) -> Float[Tensor, "row width"]:
-        selected = self._selected(batch)
+        selected = self.declared.chosen(batch)
         if selected is None:
-            return rows_with_data(states, batch)
+            return self.rows.take(states, batch)
         return states.flatten(0, -2)[selected]
-
-    def _selected(self, batch: Batch) -> Int[Tensor, " selected"] | None:
-        return batch.selected if self.declared.positions == "selected" else None
 
     @property
     def wants_calibration(self) -> bool:

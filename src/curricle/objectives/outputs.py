@@ -9,7 +9,7 @@ Axes: leading (example, position), row (counted positions), class.
 Unit: nats a counted position.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -25,10 +25,9 @@ from curricle.objectives.losses import cross_entropy
 from curricle.objectives.terms import (
     BoundObjective,
     Reads,
+    Rows,
     Sample,
-    num_positions,
     required,
-    rows_with_data,
 )
 from curricle.specs import value
 
@@ -91,7 +90,9 @@ class MatchLogits:
                 f"'vocabulary' of student and teacher must be equal to match logits; "
                 f"got {student} and {teacher} classes"
             )
-        return _BoundLogits(declared=self, leading=leading)
+        everywhere = sample.batch.selected is None
+        rows = Rows.of("'logits'", leading, sample.batch) if everywhere else None
+        return _BoundLogits(declared=self, rows=rows)
 
 
 @final
@@ -100,13 +101,12 @@ class _BoundLogits:
     """`MatchLogits` with equal vocabularies."""
 
     declared: MatchLogits
-    leading: Sequence[int]
+    rows: Rows | None
+    """Where the logits count; None at the selected positions."""
 
     def count(self, batch: Batch) -> int:
         """Return the number of selected positions, or of all with data if none are selected."""
-        if self._is_everywhere(batch):
-            return num_positions(batch, self.leading)
-        return batch.num_selected
+        return batch.num_selected if self.rows is None else self.rows.count(batch)
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         """Return the teacher's logits."""
@@ -126,10 +126,7 @@ class _BoundLogits:
 
     def _rows(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         logits = required(shown.logits, "logits")
-        return rows_with_data(logits, batch) if self._is_everywhere(batch) else logits
-
-    def _is_everywhere(self, batch: Batch) -> bool:
-        return batch.selected is None and len(self.leading) > 1
+        return logits if self.rows is None else self.rows.take(logits, batch)
 
     @property
     def wants_calibration(self) -> bool:

@@ -38,25 +38,64 @@ def required(found: Found | None, name: str) -> Found:
     return found
 
 
-def num_positions(batch: Batch, leading: Sequence[int]) -> int:
-    """Return the number of positions of a batch that hold data.
+@final
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The rows of a state that count, known before a batch is split and the model has run."""
 
-    Args:
-        batch: The batch.
-        leading: Shape without the width of what the objective was bound to: if examples are
-            features, for example images, only the model knows how many positions they have.
-    """
-    if batch.valid is None and batch.is_flat:
-        return batch.num_examples * math.prod(leading[1:])
-    return batch.num_tokens
+    per_example: int | None
+    """Positions of an example that only the model knows, as with images or after pooling; None
+    for a state that has the positions of the data."""
 
+    @classmethod
+    def of(cls, name: str, leading: Sequence[int], batch: Batch) -> "Rows":
+        """Return the rows of a state.
 
-def rows_with_data(
-    states: Shaped[Tensor, "*leading width"], batch: Batch
-) -> Shaped[Tensor, "row width"]:
-    """Return the states at the positions that hold data, one below the other."""
-    rows = states.flatten(0, -2)
-    return rows if batch.valid is None else rows[batch.valid.flatten()]
+        Args:
+            name: What to call the state in errors.
+            leading: Its shape without the width.
+            batch: The batch it was seen with.
+
+        Raises:
+            BindError: If its positions belong to no example, or padding cannot be told in them.
+        """
+        data, found = batch.positions, tuple(leading)
+        if found in {data, (math.prod(data),)}:
+            return cls(None)
+        if found[:1] != data[:1]:
+            raise BindError(
+                f"{name} must have the {batch.num_examples} examples on its first axis; got {found}"
+            )
+        if batch.valid is not None and len(found) > 1:
+            raise BindError(
+                f"{name} must have the positions {data} of the padded data, or one an example; "
+                f"got {found}"
+            )
+        return cls(math.prod(found[1:]))
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of rows in a batch."""
+        if self.per_example is None:
+            return batch.num_tokens
+        return batch.num_examples * self.per_example
+
+    def take(
+        self, states: Shaped[Tensor, "*leading width"], batch: Batch
+    ) -> Shaped[Tensor, "row width"]:
+        """Return the rows one below the other.
+
+        Raises:
+            BindError: If the positions are no longer those that were counted.
+        """
+        rows = states.flatten(0, -2)
+        each = self.per_example
+        expected = math.prod(batch.positions) if each is None else batch.num_examples * each
+        if len(rows) != expected:
+            raise BindError(
+                f"a state must keep its positions from batch to batch: {expected} in this one; "
+                f"got {len(rows)}"
+            )
+        return rows if each is not None or batch.valid is None else rows[batch.valid.flatten()]
 
 
 @final
@@ -79,6 +118,8 @@ class Reads:
 class Sample:
     """What an objective may look at while it is bound: one batch and what both models show."""
 
+    batch: Batch
+    """The batch."""
     student: Activations
     """The student's activations at the places the objective reads."""
     teacher: Activations | None

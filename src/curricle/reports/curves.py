@@ -5,12 +5,19 @@ value, against everything a run consumes. Points belong together by their step: 
 seeds have read the same number of examples, while their FLOPs and seconds may differ a little and
 are averaged as the metric is.
 
-Design: incomplete runs stay out of the mean as soon as one run of the strategy is complete,
-because a curve that loses a seed on its way jumps. Whoever draws shows them apart, one by one.
+Design: a curve that loses a seed on its way would jump. So a run that has ended, at its target or
+because its budget was spent, counts with its last value from there on, and the axis goes on as the
+other seeds do. Incomplete runs stay out of the mean as soon as one run of the strategy is complete;
+whoever draws shows them apart, one by one. Where none is complete, the mean goes as far as the
+shortest. Between a run's own points the metric is interpolated, as a line through them would.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from curricle.records import Spent
 from curricle.reports.quantities import mean
@@ -21,7 +28,9 @@ from curricle.specs import value
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Colors that stay apart for color-blind readers, after Okabe and Ito 2008, with a gray."""
 MOST_POINTS = 400
-"""Points of a loss curve; a longer one is thinned out evenly."""
+"""Points of a curve; a longer one is thinned out evenly."""
+Points = Sequence[tuple[Spent, float]]
+"""A number of one run, and what the run had consumed by then, in order."""
 
 
 @final
@@ -57,7 +66,7 @@ def learning_curve(runs: Sequence[Run], metric: str) -> Curve:
         [(each.spent, each.metrics[metric]) for each in run.measurements if metric in each.metrics]
         for run in runs
     ]
-    return _curve(points)
+    return _curve(runs, points)
 
 
 def loss_curve(runs: Sequence[Run], stage: str) -> Curve:
@@ -65,7 +74,7 @@ def loss_curve(runs: Sequence[Run], stage: str) -> Curve:
     points = [
         [(each.spent, each.loss) for each in run.steps if each.stage == stage] for run in runs
     ]
-    return _curve([_thinned(run) for run in points])
+    return _curve(runs, points)
 
 
 def stage_starts(runs: Sequence[Run]) -> tuple[tuple[str, dict[str, float]], ...]:
@@ -85,40 +94,58 @@ def stage_names(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(record.stage for run in runs for record in run.steps))
 
 
-def _curve(points: Sequence[Sequence[tuple[Spent, float]]]) -> Curve:
-    by_step: dict[int, list[tuple[Spent, float]]] = {}
-    for run in points:
-        for spent, number in run:
-            by_step.setdefault(spent.steps, []).append((spent, number))
-    steps = sorted(by_step)
-    consumed = [_means([spent for spent, _ in by_step[step]]) for step in steps]
-    numbers = [[number for _, number in by_step[step]] for step in steps]
+def _curve(runs: Sequence[Run], points: Sequence[Points]) -> Curve:
+    told = [each for each in points if each]
+    steps = _shared_steps(runs, points)
+    if not steps:
+        nothing: dict[str, tuple[float, ...]] = dict.fromkeys((*COSTS, "steps"), ())
+        return Curve(spent=nothing, middle=(), low=(), high=(), num_seeds=len(told))
+    numbers = np.array([_at(steps, each, [number for _, number in each]) for each in told])
     return Curve(
-        spent={name: tuple(each[name] for each in consumed) for name in (*COSTS, "steps")},
-        middle=_each(numbers, mean),
-        low=_each(numbers, min),
-        high=_each(numbers, max),
-        num_seeds=sum(bool(run) for run in points),
+        spent={name: _consumed(steps, told, name) for name in (*COSTS, "steps")},
+        middle=_floats(numbers.mean(axis=0)),
+        low=_floats(numbers.min(axis=0)),
+        high=_floats(numbers.max(axis=0)),
+        num_seeds=len(told),
     )
 
 
-def _each(
-    numbers: Sequence[list[float]], reduce: Callable[[list[float]], float]
-) -> tuple[float, ...]:
-    return tuple(reduce(each) for each in numbers)
+def _shared_steps(runs: Sequence[Run], points: Sequence[Points]) -> Sequence[int]:
+    """Return the steps at which every run has begun, and none has stopped incomplete."""
+    told = [(run, each) for run, each in zip(runs, points, strict=True) if each]
+    first = max((each[0][0].steps for _, each in told), default=0)
+    stopped = (each[-1][0].steps for run, each in told if not run.is_complete)
+    last = min(stopped, default=math.inf)
+    found = {spent.steps for _, each in told for spent, _ in each}
+    return _thinned(sorted(step for step in found if first <= step <= last))
+
+
+def _at(steps: Sequence[int], points: Points, numbers: Sequence[float]) -> NDArray[np.float64]:
+    """Return numbers at steps, between the points of a run and, unchanged, behind its last."""
+    return np.interp(steps, [spent.steps for spent, _ in points], numbers)
+
+
+def _consumed(steps: Sequence[int], told: Sequence[Points], name: str) -> tuple[float, ...]:
+    """Return the mean of what was consumed; a run that has ended goes on as the others do."""
+    own = np.array([_at(steps, each, [getattr(spent, name) for spent, _ in each]) for each in told])
+    running = np.array([[step <= each[-1][0].steps for step in steps[1:]] for each in told])
+    growth = (np.diff(own, axis=1) * running).sum(axis=0) / running.sum(axis=0)
+    return _floats(own[:, 0].mean() + np.concatenate([[0.0], growth]).cumsum())
+
+
+def _floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
+    return tuple(map(float, numbers))
 
 
 def _means(spent: Sequence[Spent]) -> dict[str, float]:
     return {name: mean([getattr(each, name) for each in spent]) for name in (*COSTS, "steps")}
 
 
-def _thinned(points: Sequence[tuple[Spent, float]]) -> Sequence[tuple[Spent, float]]:
-    """Return every k-th point and the last, so that seeds keep the same steps."""
-    if len(points) <= MOST_POINTS:
-        return points
-    stride = -(-len(points) // MOST_POINTS)
-    kept = list(points[::stride])
-    return kept if kept[-1] == points[-1] else [*kept, points[-1]]
+def _thinned(steps: Sequence[int]) -> Sequence[int]:
+    """Return every k-th step and the last."""
+    stride = -(-len(steps) // MOST_POINTS) or 1
+    kept = steps[::stride]
+    return kept if kept[-1:] == steps[-1:] else [*kept, steps[-1]]
 
 
 def value_range(

@@ -17,13 +17,13 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 from plotly.offline import get_plotlyjs
 
-from curricle.errors import CheckpointError
 from curricle.records import StagePlan
 from curricle.reports.figures import learning_figure, loss_figure
-from curricle.reports.quantities import goal_text, short
+from curricle.reports.headline import headline
+from curricle.reports.quantities import short
 from curricle.reports.runs import Run, grouped
 from curricle.reports.style import SCRIPT, STYLE
-from curricle.reports.summary import COSTS, Summary, headline, summarize
+from curricle.reports.summary import COSTS, Summary
 from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid
 
 POLICY = (
@@ -42,6 +42,15 @@ READING = (
     "passes; training the teacher and evaluating are not counted. Seconds are comparable only on "
     "one machine."
 )
+SOURCE = (
+    "The target is the mean final value of {method!r}, of which some seeds fall short by "
+    "definition: its cost is that of its whole runs, unless every seed got there earlier."
+)
+ENDED = (
+    "{ended} of {runs} runs ended when they reached the target: their final values are those at "
+    "the target, not the best they could reach; in mean curves such a run counts with its last "
+    "value from there on; the stages below are those that were planned."
+)
 LOSSES = (
     "Losses of different stages and strategies have different objectives and are not comparable; "
     "the panels show whether a stage still learned when it ended."
@@ -49,46 +58,19 @@ LOSSES = (
 
 
 def write_page(
-    runs: Sequence[Run],
-    path: Path,
-    *,
-    title: str,
-    target: float | None,
-    metric: str | None = None,
-    budget: Mapping[str, object] | None = None,
-    command: str = "",
-) -> Summary:
-    """Write a comparison as one HTML file and return the summary that it tells.
+    runs: Sequence[Run], summary: Summary, path: Path, *, title: str, command: str = ""
+) -> None:
+    """Write a comparison as one HTML file.
 
     Args:
-        runs: Runs as `load_runs` gives them, at least one of a student.
+        runs: Runs as `load_runs` gives them.
+        summary: What `summarize` makes of them.
         path: File to write.
         title: Heading of the page.
-        target: Value of the metric that is to be reached, if any.
-        metric: Name of the metric; that of the first run if None.
-        budget: What every run was allowed to consume, as plain data.
         command: How to make these runs again, to be shown as it is.
-
-    Returns:
-        The comparison in numbers.
-
-    Raises:
-        CheckpointError: If there is no run of a student.
     """
-    students = [run for run in runs if not run.is_teacher]
-    if not students:
-        raise CheckpointError("a page must tell of at least one student's run; got none")
-    opening = students[0].opening
-    summary = summarize(
-        runs,
-        task=opening.task,
-        metric=metric or opening.metric,
-        target=target,
-        budget=budget or {},
-    )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(page_text(runs, summary, title=title, command=command), encoding="utf-8")
-    return summary
 
 
 def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str = "") -> str:
@@ -100,13 +82,16 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         title: Heading of the page.
         command: How to make these runs again; left out if empty.
     """
-    curves = learning_figure(runs, metric=summary.metric, target=summary.target)
+    log_x = summary.is_wide
+    curves = learning_figure(runs, metric=summary.metric, target=summary.target, log_x=log_x)
+    losses = loss_figure(runs, log_x=log_x)
     parts = [
         _header(summary, title),
+        _missing(summary),
         _unfinished(runs),
-        _section("Result", _table(summary_grid(summary)), _note(READING)),
-        _section("Learning curves", _toolbar(), _figure(curves, "learning-curves")),
-        _section("Training loss", _note(LOSSES), _figure(loss_figure(runs), "losses")),
+        _section("Result", _table(summary_grid(summary)), *map(_note, _reading(runs, summary))),
+        _section("Learning curves", _toolbar(log_x=log_x), _figure(curves, "learning-curves")),
+        _section("Training loss", _note(LOSSES), _figure(losses, "losses")),
         _section("Stages", *_plans(runs)),
         _section("Runs", _table(seed_grid(summary))),
         _section("Made with", _table(_circumstances(runs)), _again(command)),
@@ -129,7 +114,7 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
 def _header(summary: Summary, title: str) -> str:
     facts = [summary.task]
     if summary.target is not None:
-        facts.append(f"target: {goal_text(summary.metric, summary.target)}")
+        facts.append(f"target: {summary.goal}")
     if summary.budget:
         facts.append(f"budget: {_budget(summary.budget)}")
     told = " · ".join(html.escape(fact) for fact in facts)
@@ -146,6 +131,26 @@ def _budget(budget: Mapping[str, object]) -> str:
     if set(budget) == {"number", "unit"} and isinstance(number, (int, float)):
         return f"{short(number)} {unit.replace('flops', 'FLOPs')}"
     return ", ".join(f"{name.replace('_', ' ')} {amount}" for name, amount in budget.items())
+
+
+def _reading(runs: Sequence[Run], summary: Summary) -> list[str]:
+    """Return what a reader of the table has to know."""
+    notes = [READING]
+    if summary.target_of is not None:
+        notes.append(SOURCE.format(method=summary.target_of))
+    students = [run for run in runs if not run.is_teacher]
+    ended = sum(run.has_ended_early for run in students)
+    if ended:
+        notes.append(ENDED.format(ended=ended, runs=len(students)))
+    return notes
+
+
+def _missing(summary: Summary) -> str:
+    """Return a warning that names the missing runs, or nothing."""
+    if not summary.gap:
+        return ""
+    told = html.escape(summary.gap)
+    return f'<aside class="warning"><strong>Missing runs.</strong> {told}</aside>'
 
 
 def _unfinished(runs: Sequence[Run]) -> str:
@@ -191,15 +196,16 @@ def _row(tag: str, cells: Iterable[str], numeric: Iterable[bool]) -> str:
     return f"<tr>{''.join(filled)}</tr>"
 
 
-def _toolbar() -> str:
+def _toolbar(*, log_x: bool) -> str:
     """Return the buttons that switch all figures of the page."""
     axes = "".join(
         f'<button type="button" data-axis="{name}" aria-pressed="{str(name == COSTS[0]).lower()}">'
         f"{COST_WORDS[name]}</button>"
         for name in COSTS
     )
+    scale = "log" if log_x else "linear"
     scales = "".join(
-        f'<button type="button" data-scale="{name}" aria-pressed="{str(name == "linear").lower()}">'
+        f'<button type="button" data-scale="{name}" aria-pressed="{str(name == scale).lower()}">'
         f"{name}</button>"
         for name in ("linear", "log")
     )

@@ -47,6 +47,8 @@ GRAY = "#555555"
 WIDTH, HEIGHT = 4.4, 3.6
 """Inches of one panel."""
 DOTS_PER_INCH = 200
+MARKER_SPACING = 0.11
+"""Between two markers of a line, as a share of the panel's diagonal."""
 
 
 def save_learning_curves(
@@ -110,7 +112,8 @@ def _draw(panel: Axes, runs: Sequence[Run], metric: str, axis: str) -> None:
 
 def _line(panel: Axes, curve: Curve, axis: str, style: Mapping[str, Any]) -> None:
     along = curve.spent[axis]
-    every = max(1, len(along) // 8)
+    # By distance on the panel, so that markers do not crowd at one end of a logarithmic axis.
+    every = MARKER_SPACING if len(along) > 1 else None
     panel.plot(along, curve.middle, linewidth=1.8, markersize=4.5, markevery=every, **style)
     if curve.num_seeds > 1:
         panel.fill_between(along, curve.low, curve.high, color=style["color"], alpha=0.16, lw=0)

@@ -73,6 +73,12 @@ class Run:
         return self.end is not None
 
     @property
+    def has_ended_early(self) -> bool:
+        """Return whether the run ended before its planned length, because it reached its target."""
+        planned = sum(stage.steps for stage in self.opening.stages)
+        return self.end is not None and self.end.spent.steps < planned
+
+    @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Return all evaluations in order; the end counts as one unless it repeats the last."""
         found = [Measurement(spent=each.spent, metrics=each.metrics) for each in self.evaluations]

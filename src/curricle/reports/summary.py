@@ -7,7 +7,12 @@ Rules that keep the comparison honest:
 
 - A strategy has a cost to the target only if *every* seed reached it, complete or not; a mean over
   the seeds that happened to get there would flatter it. `reached` tells how many did.
-- The final metric is a mean over complete runs; with fewer than two there is no interval.
+- Where the target is the mean final value of a strategy, some of that strategy's own seeds fall
+  short of it. Its cost is that of its whole runs, at whose end it has that value, unless every seed
+  reached it earlier.
+- The final metric is a mean over complete runs; with fewer than two there is no interval. Of a run
+  that ended at its target it is the value there.
+- Runs that were wanted and are not there are named in `missing`.
 - Total FLOPs are the student's and the teacher's forward passes while distilling. What training
   the teacher cost is reported apart, because a teacher is used more than once.
 
@@ -19,7 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
-from curricle.errors import SpecError, near_names
+from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.records import Spent
 from curricle.reports.quantities import (
     goal_text,
@@ -27,7 +32,6 @@ from curricle.reports.quantities import (
     is_lower_better,
     mean,
     metric_text,
-    short,
 )
 from curricle.reports.runs import Measurement, Run, grouped
 from curricle.specs import plain, value
@@ -50,6 +54,8 @@ class Costs:
 
 COSTS = ("examples", "student_flops", "total_flops", "seconds")
 """Names of the fields of `Costs`, in order."""
+WIDE = 8
+"""From here on the cheapest strategy is lost at the left of a linear axis."""
 
 
 @final
@@ -90,13 +96,22 @@ class MethodSummary:
     final: Final
     """The metric of the finished students."""
     to_target: Costs
-    """Mean cost over seeds; None in every field unless all seeds reached the target."""
+    """Mean cost over seeds; None in every field unless all seeds reached the target. For the
+    strategy whose final value is the target see the rules above."""
     to_target_ci95: Costs
     """Half of the 95 % intervals of those means; None for a single seed."""
     reached: str
     """How many of the runs reached the target, such as `2/3`."""
     seeds: tuple[SeedSummary, ...]
     """The runs."""
+
+    @property
+    def examples(self) -> tuple[int | float, ...]:
+        """Return what each run had read when it reached the target, or by its end."""
+        return tuple(
+            seed.spent["examples"] if seed.to_target is None else seed.to_target.examples or 0
+            for seed in self.seeds
+        )
 
 
 @final
@@ -116,27 +131,91 @@ class Summary:
     """Strategies by name."""
     teacher: SeedSummary | None = None
     """The teacher's own training, if it was recorded."""
+    target_of: str | None = None
+    """Strategy whose mean final value the target is; None if the target was set as a number."""
+    missing: tuple[str, ...] = ()
+    """Runs that were wanted and are not there, in words."""
+
+    @property
+    def goal(self) -> str:
+        """Return the target in words; empty if there is none."""
+        if self.target is None:
+            return ""
+        if self.target_of is None:
+            return goal_text(self.metric, self.target)
+        words = self.metric.replace("_", " ")
+        return f"{self.target_of}'s final {words} ({metric_text(self.metric, self.target)})"
+
+    @property
+    def gap(self) -> str:
+        """Return in a sentence which runs are missing; empty if none is."""
+        if not self.missing:
+            return ""
+        wanted = len(self.missing) + sum(len(method.seeds) for method in self.methods.values())
+        verb = "is" if len(self.missing) == 1 else "are"
+        return f"{len(self.missing)} of {wanted} runs {verb} missing: {', '.join(self.missing)}."
+
+    @property
+    def is_wide(self) -> bool:
+        """Return whether costs to the target differ so much that they need a logarithmic axis."""
+        if self.target is None:
+            return False
+        methods = self.methods.values()
+        costs = [method.to_target.examples or mean(method.examples) for method in methods]
+        return max(costs) > WIDE * min(costs)
 
 
 def summarize(
     runs: Sequence[Run],
     *,
-    task: str,
-    metric: str,
-    target: float | None,
-    budget: Mapping[str, object],
+    metric: str | None = None,
+    target: float | None = None,
+    target_of: str | None = None,
+    budget: Mapping[str, object] | None = None,
+    missing: Sequence[str] = (),
 ) -> Summary:
     """Return the comparison of runs in numbers.
 
     Args:
-        runs: Runs as `load_runs` gives them.
-        task: What the data are.
-        metric: Name of a metric of the records.
+        runs: Runs as `load_runs` gives them, at least one of a student.
+        metric: Name of a metric of the records; that of the first run if None.
         target: Value of the metric that is to be reached, if any.
+        target_of: Strategy whose mean final value is the target instead.
         budget: What every run was allowed to consume, as plain data.
+        missing: Runs that were wanted and are not there, in words.
 
     Raises:
-        SpecError: If an evaluation lacks the metric.
+        CheckpointError: If there is no run of a student.
+    """
+    groups = grouped(runs)
+    if not groups:
+        raise CheckpointError("a report must tell of at least one student's run; got none")
+    opening = next(iter(groups.values()))[0].opening
+    judged = metric or opening.metric
+    _check_metric(runs, judged)
+    if target_of is not None:
+        target = _final(groups[target_of], judged).mean
+    teachers = [_seed_summary(run, judged, target) for run in runs if run.is_teacher]
+    return Summary(
+        task=opening.task,
+        metric=judged,
+        target=target,
+        budget=dict(budget or {}),
+        methods={
+            method: _method_summary(group, judged, target, is_source=method == target_of)
+            for method, group in groups.items()
+        },
+        teacher=teachers[0] if teachers else None,
+        target_of=None if target is None else target_of,
+        missing=tuple(missing),
+    )
+
+
+def _check_metric(runs: Sequence[Run], metric: str) -> None:
+    """Check that students were judged by a metric.
+
+    Raises:
+        SpecError: If an evaluation lacks it.
     """
     for run in runs:
         for measurement in run.measurements:
@@ -145,18 +224,6 @@ def summarize(
                     f"{metric!r} must be a metric of {str(run.path)!r}; "
                     + near_names(metric, measurement.metrics)
                 )
-    teachers = [_seed_summary(run, metric, target) for run in runs if run.is_teacher]
-    return Summary(
-        task=task,
-        metric=metric,
-        target=target,
-        budget=dict(budget),
-        methods={
-            method: _method_summary(group, metric, target)
-            for method, group in grouped(runs).items()
-        },
-        teacher=teachers[0] if teachers else None,
-    )
 
 
 def write_summary(summary: Summary, path: Path) -> None:
@@ -166,18 +233,26 @@ def write_summary(summary: Summary, path: Path) -> None:
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _method_summary(runs: Sequence[Run], metric: str, target: float | None) -> MethodSummary:
+def _method_summary(
+    runs: Sequence[Run], metric: str, target: float | None, *, is_source: bool
+) -> MethodSummary:
     seeds = tuple(_seed_summary(run, metric, target) for run in runs)
-    finals = [run.end.metrics[metric] for run in runs if run.end is not None]
     reached = [seed.to_target for seed in seeds if seed.to_target is not None]
-    everyone = len(reached) == len(seeds)
+    costs = reached if len(reached) == len(seeds) else []
+    if is_source and target is not None and not costs:
+        costs = [_costs(run.spent) for run in runs if run.is_complete]
     return MethodSummary(
-        final=Final(metric=metric, mean=mean(finals) if finals else None, ci95=half_width(finals)),
-        to_target=_over_seeds(reached, mean) if everyone else Costs(),
-        to_target_ci95=_over_seeds(reached, half_width) if everyone else Costs(),
+        final=_final(runs, metric),
+        to_target=_over_seeds(costs, mean) if costs else Costs(),
+        to_target_ci95=_over_seeds(costs, half_width) if costs else Costs(),
         reached=f"{len(reached)}/{len(seeds)}",
         seeds=seeds,
     )
+
+
+def _final(runs: Sequence[Run], metric: str) -> Final:
+    finals = [run.end.metrics[metric] for run in runs if run.end is not None]
+    return Final(metric=metric, mean=mean(finals) if finals else None, ci95=half_width(finals))
 
 
 def _over_seeds(costs: Sequence[Costs], reduce: Callable[[Sequence[float]], float | None]) -> Costs:
@@ -210,130 +285,3 @@ def _first_at(measured: Sequence[Measurement], metric: str, target: float) -> Me
         ),
         None,
     )
-
-
-def headline(summary: Summary, *, subject: str = "extraction") -> str:
-    """Return in one line what the comparison found.
-
-    The strategy that reached the target with the fewest examples leads the line. A strategy that
-    did not reach it gives a lower bound: its mean would be at least what its runs have consumed.
-    The line says so when the subject did not lead, when the seeds of two strategies overlap, and
-    when another strategy needed fewer FLOPs or seconds.
-
-    Args:
-        summary: The comparison.
-        subject: The strategy that one expects to lead.
-    """
-    reached = {
-        name: method
-        for name, method in summary.methods.items()
-        if method.to_target.examples is not None
-    }
-    if summary.target is None or not reached:
-        return _without_leader(summary)
-    ranking = sorted(reached, key=lambda name: (_examples(reached[name]), _flops(reached[name])))
-    leader = ranking[0]
-    first = reached[leader]
-    goal = goal_text(summary.metric, summary.target)
-    lost = f"{subject} did not win: " if subject in summary.methods and leader != subject else ""
-    others = [_against(first, name, reached[name]) for name in ranking[1:]] + [
-        _bound(first, name, method)
-        for name, method in summary.methods.items()
-        if name not in reached
-    ]
-    opening = f"{lost}{leader} reached {goal} with {short(_examples(first))} examples"
-    return ", ".join([opening, *others]) + _cheaper(leader, reached) + _seeds(summary) + "."
-
-
-def _without_leader(summary: Summary) -> str:
-    """Return the line for a comparison without a target, or one that nobody reached."""
-    sign = -1.0 if is_lower_better(summary.metric) else 1.0
-    finals = {
-        name: method.final
-        for name, method in summary.methods.items()
-        if method.final.mean is not None
-    }
-    goal = "" if summary.target is None else goal_text(summary.metric, summary.target)
-    missed = f"no strategy reached {goal} on every seed" if goal else "no target was set"
-    if not finals:
-        return f"{missed}, and no run is complete{_seeds(summary)}."
-    best = max(finals, key=lambda name: sign * (finals[name].mean or 0.0))
-    told = metric_text(summary.metric, finals[best].mean, finals[best].ci95)
-    return f"{missed}; best final {summary.metric} {told} ({best}){_seeds(summary)}."
-
-
-def _examples(method: MethodSummary) -> float:
-    return method.to_target.examples or 0.0
-
-
-def _flops(method: MethodSummary) -> float:
-    return method.to_target.total_flops or 0.0
-
-
-def _against(first: MethodSummary, name: str, other: MethodSummary) -> str:
-    """Return how many times fewer examples the leader needed than another that got there."""
-    ratio = _examples(other) / max(_examples(first), 1.0)
-    told = short(_examples(other))
-    latest = max(_seed_costs(first), default=0.0)
-    overlap = "; seeds overlap" if latest >= min(_seed_costs(other), default=0.0) else ""
-    if f"{ratio:.1f}" == "1.0":
-        return f"about as many as {name} ({told}{overlap})"
-    return f"{_times(ratio)} times fewer than {name} ({told}{overlap})"
-
-
-def _seed_costs(method: MethodSummary) -> list[float]:
-    costs = [seed.to_target.examples for seed in method.seeds if seed.to_target is not None]
-    return [cost for cost in costs if cost is not None]
-
-
-def _bound(first: MethodSummary, name: str, other: MethodSummary) -> str:
-    """Return by how much at least the leader was ahead of one that did not get there."""
-    floors = [
-        seed.spent["examples"] if seed.to_target is None else seed.to_target.examples or 0.0
-        for seed in other.seeds
-    ]
-    floor = mean(floors)
-    ratio = floor / max(_examples(first), 1.0)
-    so_far = "" if all(seed.complete for seed in other.seeds) else " so far"
-    if other.reached.startswith("0/"):
-        told = f"{name} (not reached in {short(floor)}{so_far})"
-    else:
-        told = f"{name} (reached by {other.reached} seeds, {short(floor)}{so_far} on average)"
-    if ratio <= 1.0:
-        return f"undecided against {told}"
-    return f"at least {_times(ratio, down=True)} times fewer than {told}"
-
-
-def _times(ratio: float, *, down: bool = False) -> str:
-    """Return a ratio with one digit after the point below ten, none above."""
-    scale = 10 if ratio < 10 else 1  # noqa: PLR2004 - one digit more below ten
-    # A lower bound must not be rounded up.
-    whole = int(ratio * scale) if down else round(ratio * scale)
-    return f"{whole / scale:g}" if whole < 1000 * scale else short(whole / scale)
-
-
-def _cheaper(leader: str, reached: Mapping[str, MethodSummary]) -> str:
-    """Return which other strategy needed fewer FLOPs or seconds, if one did."""
-    told = []
-    for cost, words in (("total_flops", "total FLOPs"), ("seconds", "seconds")):
-        amounts = {name: getattr(method.to_target, cost) for name, method in reached.items()}
-        least = min(amounts, key=lambda name: amounts[name])
-        if amounts[least] < amounts[leader]:
-            told.append(
-                f"fewer {words} by {least} ({short(amounts[least])} against "
-                f"{short(amounts[leader])})"
-            )
-    return f"; but {' and '.join(told)}" if told else ""
-
-
-def _seeds(summary: Summary) -> str:
-    """Return over how many seeds the line speaks, and how many runs are incomplete."""
-    counts = sorted({len(method.seeds) for method in summary.methods.values()})
-    seeds = [seed for method in summary.methods.values() for seed in method.seeds]
-    unfinished = sum(not seed.complete for seed in seeds)
-    most = counts[-1] if counts else 0
-    span = str(most) if len(counts) <= 1 else f"{counts[0]} to {most}"
-    notes = [f"{span} seed{'' if most == 1 else 's'} each"]
-    if unfinished:
-        notes.append(f"{unfinished} of {len(seeds)} runs incomplete")
-    return f"; {', '.join(notes)}"

@@ -7,7 +7,9 @@ does the same in HTML, so that all three always tell the same.
 Design: texts in records come from users and are never read as markup, whatever they contain.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 from typing import final
 
 from rich import box
@@ -16,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curricle.records import StagePlan
-from curricle.reports.quantities import NONE, goal_text, metric_text, short, with_interval
+from curricle.reports.quantities import NONE, metric_text, short, with_interval
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
 from curricle.specs import value
 
@@ -28,6 +30,20 @@ COST_WORDS = {
     "seconds": "seconds",
 }
 """What each field of `Costs` is called in tables and figures."""
+MOST_WHOLE = 20
+"""Characters of a word that a narrow terminal does not break."""
+STEP_FLOPS = ("student FLOPs a step", "teacher FLOPs a step")
+STACKED = MappingProxyType(
+    {
+        "stage\nteacher": ("stage", "teacher"),
+        "taps\nwidths": ("taps", "widths"),
+        "objective\nprojection": ("objective", "projection"),
+        "steps": ("steps",),
+        "FLOPs a step:\nstudent\nteacher": STEP_FLOPS,
+        "share\nmemory": ("share", "memory"),
+    }
+)
+"""Columns of a plan that stand above each other in a terminal, by their common heading."""
 
 
 @final
@@ -51,7 +67,7 @@ def summary_grid(summary: Summary) -> Grid:
     """Return one row a strategy: the final metric and the costs to the target."""
     title = summary.task
     if summary.target is not None:
-        title += f": to {goal_text(summary.metric, summary.target)}"
+        title += f": to {summary.goal}"
     heads = [f"{COST_WORDS[name]} to target" for name in COSTS]
     return Grid(
         title=title,
@@ -151,7 +167,7 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
         _share(whole, whole),
         short(max((stage.memory_bytes for stage in stages), default=0), "B"),
     ))  # fmt: skip
-    heads = ("steps", "student FLOPs a step", "teacher FLOPs a step", "share", "memory")
+    heads = ("steps", *STEP_FLOPS, "share", "memory")
     words = ("stage", "teacher", "taps", "widths", "projection", "objective")
     return Grid(
         title=title,
@@ -170,13 +186,32 @@ def _share(part: int, whole: int) -> str:
     return f"{100 * part / whole:.1f} %" if whole else NONE
 
 
-def to_rich(grid: Grid) -> Table:
-    """Return a grid as a table for the terminal."""
+def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
+    """Return a grid of fewer columns, in which several stand above each other."""
+    places = [[grid.columns.index(name) for name in names] for names in stacks.values()]
+    return replace(
+        grid,
+        columns=tuple(stacks),
+        rows=tuple(
+            tuple("\n".join(row[at] for at in stack) for stack in places) for row in grid.rows
+        ),
+        numeric=tuple(grid.numeric[stack[0]] for stack in places),
+    )
+
+
+def to_rich(grid: Grid, *, leading: int = 0) -> Table:
+    """Return a grid as a table for the terminal.
+
+    Args:
+        grid: The table.
+        leading: Empty lines between rows.
+    """
     title = Text(grid.title) if grid.title else None
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for column, right in zip(grid.columns, grid.numeric, strict=True):
-        # Headings break between words only, however narrow the terminal.
-        widest = max(len(word) for word in column.split())
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, leading=leading)
+    for at, (column, right) in enumerate(zip(grid.columns, grid.numeric, strict=True)):
+        # Headings and names break between words only, however narrow the terminal.
+        kept = [column] if right else [column, *(row[at] for row in grid.rows)]
+        widest = min(MOST_WHOLE, max(len(word) for cell in kept for word in cell.split()))
         justify: JustifyMethod = "right" if right else "left"
         table.add_column(Text(column), justify=justify, overflow="fold", min_width=widest)
     for number, row in enumerate(grid.rows, start=1):
@@ -211,7 +246,7 @@ def summary_markdown(summary: Summary) -> str:
 
 def plan_table(stages: Sequence[StagePlan], *, title: str = "Stages") -> Table:
     """Return the table of stages for the terminal."""
-    return to_rich(plan_grid(stages, title=title))
+    return to_rich(_stacked(plan_grid(stages, title=title), STACKED), leading=1)
 
 
 def plan_markdown(stages: Sequence[StagePlan]) -> str:

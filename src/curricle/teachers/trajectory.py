@@ -19,7 +19,7 @@ from torch import nn
 
 from curricle.errors import BindError, CheckpointError
 from curricle.files import write_text
-from curricle.models.weights import architecture, check_weights, load_weights, save_weights
+from curricle.models.weights import check_weights, load_weights, save_weights
 
 MANIFEST = "manifest.json"
 
@@ -72,8 +72,7 @@ class TrajectoryWriter:
         save_weights(module, self._folder / _file_name(step))
         manifest = self._folder / MANIFEST
         known = json.loads(manifest.read_text())["steps"] if manifest.is_file() else []
-        content = {"architecture": architecture(module), "steps": sorted({*known, step})}
-        write_text(manifest, json.dumps(content, indent=1))
+        write_text(manifest, json.dumps({"steps": sorted({*known, step})}, indent=1))
 
 
 def open_trajectory(folder: Path) -> Trajectory:

@@ -1,9 +1,10 @@
 """Do the declared parts fit together, and what does each stage cost?
 
 Binding gives a curriculum its models, data and device. It resolves taps to places, draws the
-projections, checks widths, vocabularies and teacher checkpoints, finds which parameters each
-stage reaches, and measures the FLOPs and memory of one step of each stage, all before a weight
-has moved. `curricle plan` prints what it finds.
+projections, checks widths and vocabularies, finds which parameters each stage reaches, and
+measures the FLOPs and memory of one step of each stage, all before a weight has moved. `curricle
+plan` prints what it finds, also while the teacher's checkpoints are still to be made: that they are
+there is checked by `engine.execute`.
 
 Design: what a stage reaches is found by running one step of it and asking autograd, so it is
 right for every module, tied weights and unused branches included.
@@ -24,7 +25,8 @@ from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
-from curricle.models.tapped import Activations, Place, TappedModel
+from curricle.models.tapped import Activations, Place, TappedModel, tap_number
+from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, required
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
@@ -151,7 +153,7 @@ def bind(
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
         reached |= next_stage.trained
-    _check_order(bound, student)
+    _check_order(curriculum.stages, student)
     return BoundRun(
         name=curriculum.name,
         student=student,
@@ -184,25 +186,27 @@ def _ends(stages: Sequence[Stage], stream: Stream) -> list[int]:
     return ends
 
 
-def _check_order(stages: Sequence[BoundStage], student: TappedModel) -> None:
-    """Refuse two equal stages at one place, which `uniform` gives if blocks run out.
+def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
+    """Refuse two fractions that mean one tap, which `uniform` gives if blocks run out.
+
+    Taps given as numbers or paths may repeat: then somebody has meant it.
 
     Raises:
         BindError: If there are two.
     """
-    seen: dict[tuple[object, ...], str] = {}
+    seen: dict[Place, tuple[str, float]] = {}
     for stage in stages:
-        if not stage.reads.student:
-            continue
-        read = (stage.reads.student, stage.reads.teacher, stage.declared.teacher)
-        key = (*read, stage.plan.objective)
-        if key in seen:
-            raise BindError(
-                f"stages {seen[key]!r} and {stage.declared.name!r} must read different taps; both "
-                f"read {stage.plan.taps!r}: there are more layer stages than the student's "
-                f"{student.depth} blocks"
-            )
-        seen[key] = stage.declared.name
+        for objective in stage.objectives:
+            tap = objective.pair.student if isinstance(objective, MatchHidden) else None
+            if not isinstance(tap, float):
+                continue
+            name, first = seen.setdefault(student.place(tap), (stage.name, tap))
+            if first != tap:
+                raise BindError(
+                    f"stages {name!r} and {stage.name!r} must read different taps of the student; "
+                    f"fractions {first:.3g} and {tap:.3g} of its {student.depth} blocks are both "
+                    f"tap {tap_number(tap, student.depth)}"
+                )
 
 
 @final
@@ -229,6 +233,10 @@ class _Probe:
         each = [self._reads(objective) for objective in stage.objectives]
         reads = _merge(each, whole=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
+        if stage.teacher != "final" and not needs_teacher:
+            raise BindError(
+                f"'teacher' must be given only where an objective reads it; got {stage.teacher}"
+            )
         inputs = self._part.inputs
         data = [inputs] if isinstance(inputs, Tensor) else inputs.values()
         student_meter = Meter([*self._student.module.parameters(), *data])
@@ -236,7 +244,7 @@ class _Probe:
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
             shown = self._teach(reads, teacher_meter) if needs_teacher else None
             student = self._learn(reads, student_meter)
-            sample = Sample(student=student, teacher=shown, seed=self._seed)
+            sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
             terms = self._terms(stage, each, sample)
             with teacher_meter.running():
                 targets = self._targets(terms, shown)

@@ -13,6 +13,7 @@ from torch import nn
 
 from curricle.curriculum.stages import Curriculum
 from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.records import Spent
@@ -48,6 +49,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     data: Stream,
     *,
     evaluation: Sequence[Batch] | Evaluator,
+    metric: str = "accuracy",
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
     settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
@@ -64,22 +66,30 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         curriculum: What a strategy such as `extraction` returned.
         data: Training batches; `curricle.stream` makes them from a `DataLoader`.
         evaluation: Held-out batches with labels, or a function from the model to metrics.
+        metric: Name of the metric by which the run is judged; the evaluation must give it.
         optimizer: How the weights move.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision, intervals.
         seed: Seed of everything random in the run.
         output_dir: Run folder for records, checkpoints and the student; None writes nothing.
         observers: Functions that are told of every record.
-        resume: Whether to go on from the newest checkpoint in `output_dir`.
+        resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
+            student gets the finished weights.
 
     Returns:
         The student with its metrics and what the run consumed.
 
     Raises:
-        BindError: If models, curriculum and data do not fit.
+        BindError: If models, curriculum and data do not fit, or the evaluation does not give the
+            metric.
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite.
     """
+    if not isinstance(data, Stream):
+        raise BindError(
+            f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
+            f"got {type(data).__name__!r}"
+        )
     model = tapped(student)
     live = None if teacher is None else LiveTeacher(tapped(teacher), trajectory)
     run = bind(
@@ -96,5 +106,5 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     )
     folder = None if output_dir is None else Path(output_dir)
     outputs = Outputs(folder=folder, observers=tuple(observers))
-    end = execute(run, evaluate, metric="accuracy", outputs=outputs, resume=resume)
+    end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)

@@ -4,13 +4,14 @@ One loop runs every curriculum: stage by stage, step by step, with evaluations, 
 checkpoints at their intervals. It knows objectives and durations, not strategies.
 
 Design: observers receive the immutable records of `curricle.records`, the same values that go
-to disk. Training time stands still while the student is evaluated or saved.
+to disk. Training time stands still while the student is evaluated or saved. While it trains, every
+submodule of the student is in training mode, also one that its owner had put in evaluation mode (a
+part that must stay there overrides its `train`); after the run all modes are as they were.
 """
 
 import math
 import platform
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,8 +20,9 @@ from typing import final
 import torch
 from torch import nn
 
-from curricle.errors import CheckpointError, DivergenceError
-from curricle.models.weights import architecture, save_weights
+from curricle.errors import BindError, CheckpointError, DivergenceError
+from curricle.models.restoring import modes_kept
+from curricle.models.weights import architecture, load_weights, save_weights
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
@@ -30,6 +32,7 @@ from curricle.records import (
     Spent,
     StageRecord,
     StepRecord,
+    read_records,
 )
 from curricle.specs import fingerprint, plain
 from curricle.teachers.live import num_parameters
@@ -42,12 +45,13 @@ from curricle.training.checkpoints import (
     read_state,
     save_checkpoint,
 )
+from curricle.training.costs import now
 from curricle.training.evaluation import Evaluator
 from curricle.training.stepping import StepOutcome, Stepper, stepping
 
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
-RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "student.safetensors"
+RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
 SAMPLED_WEIGHTS = 16
 """Numbers of each teacher tensor that go into the digest of a run."""
 
@@ -83,23 +87,24 @@ def execute(
         evaluate: Gives the student's metrics.
         metric: The metric by which the run is judged.
         outputs: Where to write.
-        resume: Whether to go on from the newest checkpoint in the run folder.
+        resume: Whether to go on from the newest checkpoint in the run folder; if the run is
+            complete, the student gets its finished weights and nothing is run.
         until: Says of the metrics of an evaluation whether the run may end there.
 
     Returns:
         The last record.
 
     Raises:
+        BindError: If the evaluator does not give the metric.
         CheckpointError: If the folder already holds a run and `resume` is off, or holds another
-            run's checkpoint and `resume` is on.
+            run and `resume` is on.
         DivergenceError: If a loss is not finite.
     """
     # Every checkpoint that will be read is looked at now, before a weight moves.
     if run.teacher is not None:
         run.teacher.check(run.teachers)
-    if run.settings.threads is not None:
-        torch.set_num_threads(run.settings.threads)
-    return _Execution(run, evaluate, metric, outputs, until).run_all(resume=resume)
+    with run.settings.stated_threads(), modes_kept(run.student.module):
+        return _Execution(run, evaluate, metric, outputs, until).run_all(resume=resume)
 
 
 @final
@@ -124,7 +129,9 @@ class _Execution:
         # Now, while the teacher holds its finished weights.
         self.digest = run_fingerprint(run)
         try:
-            self._open(resume=resume)
+            end = self._open(resume=resume)
+            if end is not None:
+                return end
             run.student.module.train()
             if run.teacher is None:
                 return self._stages()
@@ -152,7 +159,7 @@ class _Execution:
             self._tell(StageRecord(stage=stage.declared.name, spent=self.spent))
         before = self.spent
         with stepping(self.run, stage, self.optimizer) as stepper:
-            started = time.perf_counter()
+            started = self._now()
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)
                 if not self._is_due(step + 1):
@@ -163,16 +170,12 @@ class _Execution:
                 self._after(stage, stepper, outcome, step)
                 if self.has_ended:
                     return
-                started += time.perf_counter() - paused
+                started += self._now() - paused
             seconds = before.seconds + self._now() - started
         self.spent = _spend(self.run, before, stage, done=stage.end, seconds=seconds)
 
     def _now(self) -> float:
-        """Return the time at which everything that was started is done."""
-        if self.run.settings.torch_device().type == "cuda":
-            # Steps are queued: without this, waiting for them would count as a pause.
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return now(self.run.settings.torch_device())
 
     def _is_due(self, done: int) -> bool:
         """Return whether something is to be written after `done` steps."""
@@ -209,6 +212,8 @@ class _Execution:
         # A run that has diverged must not replace its last good checkpoint.
         stepper.check(outcome, step)
         stepper.check_weights(step)
+        # Not even a crash of the machine may leave a checkpoint whose records are lost.
+        self.writer.sync()
         state = RunState(spent=self.spent, records_bytes=self.writer.size, run=self.digest)
         folder = self.outputs.folder / CHECKPOINTS
         save_checkpoint(folder, state, self.run.student.module, self.optimizer)
@@ -217,6 +222,7 @@ class _Execution:
         """Return the student's metrics.
 
         Raises:
+            BindError: If the one by which the run is judged is not among them.
             DivergenceError: If one is not finite.
         """
         module = self.run.student.module
@@ -224,6 +230,10 @@ class _Execution:
         with torch.no_grad(), self.run.settings.autocast():
             metrics = self.evaluate(self.run.student)
         module.train()
+        if self.metric not in metrics:
+            raise BindError(
+                f"'metric' must be one of the evaluator's {sorted(metrics)}; got {self.metric!r}"
+            )
         for name, number in metrics.items():
             if not math.isfinite(number):
                 raise DivergenceError(
@@ -232,33 +242,52 @@ class _Execution:
                 )
         return metrics
 
-    def _open(self, *, resume: bool) -> None:
-        opening = _run_record(self.run, self.metric, self.outputs.task)
+    def _open(self, *, resume: bool) -> EndRecord | None:
+        """Open the records at the newest checkpoint.
+
+        Returns:
+            The end of the run if it is complete; nothing is open then.
+
+        Raises:
+            CheckpointError: If the folder holds a run that is not to be resumed, or another one.
+        """
+        opening = _run_record(self.run, self.metric, self.outputs.task, self.digest)
         folder = self.outputs.folder
         if folder is None:
             self._tell(opening)
-            return
+            return None
         records = folder / RECORDS
         if records.exists() and not resume:
             raise CheckpointError(
                 f"{str(folder)!r} must not hold a run already; resume it or choose another folder"
             )
+        known = list(read_records(records)) if records.exists() else []
         found = latest_checkpoint(folder / CHECKPOINTS) if resume else None
+        owner = _owner(known, self.digest) if found is None else read_state(found).run
+        if owner != self.digest:
+            raise CheckpointError(
+                f"{str(found or records)!r} must belong to this run; its digest is {owner!r}, not "
+                f"{self.digest!r}"
+            )
+        if known and isinstance(end := known[-1], EndRecord):
+            load_weights(self.run.student.module, folder / FINISHED)
+            self._notify(opening)
+            self._notify(end)
+            return end
         if found is None:
             self.writer = RecordWriter(records)
             self._tell(opening)
-            return
-        state = read_state(found)
-        if state.run != self.digest:
-            raise CheckpointError(
-                f"{str(found)!r} must be a checkpoint of this run; its digest is {state.run}, not "
-                f"{self.digest}"
-            )
-        load_checkpoint(found, self.run.student.module, self.optimizer)
+            return None
+        self._go_on(found, opening, records)
+        return None
+
+    def _go_on(self, checkpoint: Path, opening: RunRecord, records: Path) -> None:
+        state = read_state(checkpoint)
+        load_checkpoint(checkpoint, self.run.student.module, self.optimizer)
         self.spent = state.spent
+        self.writer = RecordWriter(records, keep_bytes=state.records_bytes)
         # It is on disk already, but these observers have not seen it.
         self._notify(opening)
-        self.writer = RecordWriter(records, keep_bytes=state.records_bytes)
 
     def _tell(self, record: Record) -> None:
         if self.writer is not None:
@@ -327,7 +356,14 @@ def _step_record(
     )
 
 
-def _run_record(run: BoundRun, metric: str, task: str) -> RunRecord:
+def _owner(known: Sequence[Record], digest: str) -> str:
+    """Return the digest of the run that wrote some records; without any they may be anyone's."""
+    if not known:
+        return digest
+    return known[0].run if isinstance(known[0], RunRecord) else ""
+
+
+def _run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
     return RunRecord(
         method=run.name,
         seed=run.seed,
@@ -345,4 +381,5 @@ def _run_record(run: BoundRun, metric: str, task: str) -> RunRecord:
             "python": platform.python_version(),
         },
         device=f"{run.settings.torch_device()} {run.settings.precision}",
+        run=digest,
     )

@@ -15,6 +15,8 @@ from pydantic import Field
 
 from curricle.specs import value
 
+LearningRate = Annotated[float, Field(gt=0, le=torch.finfo(torch.float32).max)]
+
 
 @final
 @value
@@ -47,8 +49,8 @@ class SGD:
     """Stochastic gradient descent."""
 
     kind: Literal["sgd"] = "sgd"
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate; positive."""
+    learning_rate: LearningRate
+    """Peak learning rate; positive, and a number in float32."""
     momentum: float = Field(default=0.0, ge=0, lt=1)
     """Momentum; 0 is plain descent."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -68,8 +70,8 @@ class AdamW:
     """Adam with decoupled weight decay."""
 
     kind: Literal["adamw"] = "adamw"
-    learning_rate: float = Field(gt=0)
-    """Peak learning rate; positive."""
+    learning_rate: LearningRate
+    """Peak learning rate; positive, and a number in float32."""
     betas: tuple[float, float] = (0.9, 0.95)
     """Decay rates of the first and second moment; the second paper's values."""
     epsilon: float = Field(default=1e-8, gt=0)

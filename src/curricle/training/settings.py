@@ -4,6 +4,8 @@ These settings change speed, memory and what is written down; but for precision,
 rounding and clipping they do not change what is learned.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, final
 
 import torch
@@ -46,6 +48,20 @@ class EngineSettings:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+    @contextmanager
+    def stated_threads(self) -> Iterator[None]:
+        """Run a block with the stated number of CPU threads; torch's own comes back after.
+
+        Yields:
+            Nothing.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads or before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def autocast(self) -> torch.autocast:
         """Return the context in which forward passes run."""

@@ -22,7 +22,7 @@ from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
-from curricle.training.binding import BoundRun, BoundStage, Term
+from curricle.training.binding import BoundRun, BoundStage
 
 CALIBRATION_BATCHES = 8
 """Batches of the stream over which an objective may take statistics of the teacher."""
@@ -33,10 +33,28 @@ CALIBRATION_BATCHES = 8
 class StepOutcome:
     """The loss of one step, still on its device."""
 
-    loss: Tensor
-    """Weighted sum of the objectives."""
-    terms: list[Tensor]
-    """Mean of each objective, unweighted."""
+    totals: list[Tensor]
+    """Each objective's sum over the positions of the whole batch."""
+    counts: list[int]
+    """Number of those positions, at least 1."""
+    weights: list[float]
+    """Factor of each objective in the stage's loss."""
+
+    @property
+    def terms(self) -> list[Tensor]:
+        """Return the mean of each objective, unweighted."""
+        return [total / count for total, count in zip(self.totals, self.counts, strict=True)]
+
+    @property
+    def loss(self) -> Tensor:
+        """Return the weighted sum of the means."""
+        weighted = zip(self.weights, self.terms, strict=True)
+        return torch.stack([weight * term for weight, term in weighted]).sum()
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether every sum is finite; waits for the device."""
+        return all(math.isfinite(total.item()) for total in self.totals)
 
 
 @final
@@ -56,6 +74,7 @@ class Stepper:
         self._run, self._stage, self._optimizer = run, stage, optimizer
         self._student, self._teacher = student, teacher
         self._terms = stage.terms
+        self._weights = [term.weight for term in stage.terms]
         self._device = run.settings.torch_device()
         self._parameters = list(run.student.module.parameters())
         self._checks_each_step = self._device.type == "cpu"
@@ -111,11 +130,10 @@ class Stepper:
         Raises:
             DivergenceError: If it is not.
         """
-        loss = outcome.loss.item()
-        if not math.isfinite(loss):
+        if not outcome.is_finite:
             raise DivergenceError(
-                f"'loss' must be finite; got {loss} in stage {self._stage.declared.name!r} at step "
-                f"{step} with seed {self._run.seed}"
+                f"'loss' must be finite; got {outcome.loss.item()} in stage "
+                f"{self._stage.declared.name!r} at step {step} with seed {self._run.seed}"
             )
 
     def check_weights(self, step: int) -> None:
@@ -150,30 +168,33 @@ class Stepper:
 
     def _accumulate(self, batch: Batch) -> StepOutcome:
         counts = [max(term.objective.count(batch), 1) for term in self._terms]
+        scales = [weight / count for weight, count in zip(self._weights, counts, strict=True)]
         parts = batch.split(self._run.settings.accumulation)
-        outcomes = [self._part(part.to(self._device), counts) for part in parts]
-        if len(outcomes) == 1:
-            return outcomes[0]
-        each = zip(*(outcome.terms for outcome in outcomes), strict=True)
-        return StepOutcome(
-            loss=torch.stack([outcome.loss for outcome in outcomes]).sum(),
-            terms=[torch.stack(list(values)).sum() for values in each],
+        each = [self._part(part.to(self._device), scales) for part in parts]
+        totals = (
+            each[0]
+            if len(each) == 1
+            else [torch.stack(one).sum() for one in zip(*each, strict=True)]
         )
+        return StepOutcome(totals, counts, self._weights)
 
-    def _part(self, batch: Batch, counts: Sequence[int]) -> StepOutcome:
+    def _part(self, batch: Batch, scales: Sequence[float]) -> list[Tensor]:
         targets: list[Tensor | None] = [None] * len(self._terms)
         with self._autocast():
             if self._teacher is not None:
                 with torch.no_grad():
                     targets = self._targets(self._teacher, batch)
             student = self._student(batch.inputs, batch.selected)
-        means = [
-            term.objective.total(student, target, batch) / count
-            for term, target, count in zip(self._terms, targets, counts, strict=True)
+        totals = [
+            term.objective.total(student, target, batch)
+            for term, target in zip(self._terms, targets, strict=True)
         ]
-        loss = _weighted(self._terms, means)
-        loss.backward()
-        return StepOutcome(loss.detach(), [mean.detach() for mean in means])
+        # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
+        torch.autograd.backward(
+            totals,
+            [total.new_tensor(scale) for total, scale in zip(totals, scales, strict=True)],
+        )
+        return [total.detach() for total in totals]
 
     def _targets(self, teacher: Reader, batch: Batch) -> list[Tensor | None]:
         shown = teacher(batch.inputs, batch.selected)
@@ -181,13 +202,6 @@ class Stepper:
             term.objective.target(shown, batch) if term.needs_teacher else None
             for term in self._terms
         ]
-
-
-def _weighted(terms: Sequence[Term], means: Sequence[Tensor]) -> Tensor:
-    """Return the weighted sum; one term of weight 1 costs nothing."""
-    if len(terms) == 1 and terms[0].weight == 1.0:
-        return means[0]
-    return torch.stack([mean * term.weight for term, mean in zip(terms, means, strict=True)]).sum()
 
 
 @contextmanager

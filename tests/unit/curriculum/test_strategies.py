@@ -104,6 +104,16 @@ def test_every_layer_lasts_at_least_one_unit() -> None:
     assert lengths(extraction(total=steps(5), pairs=4)) == [1, 1, 1, 1, 1]
 
 
+def test_the_share_has_no_effect_beside_lengths_and_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"^'share' must not be given with 'durations'; got 0\.3$"):
+        extraction(total=steps(100), share=0.3, durations=(steps(10),))
+
+
+def test_labels_at_the_end_read_no_teacher() -> None:
+    found = extraction(total=steps(8), teacher=70, last=FitLabels())
+    assert [stage.teacher for stage in found.stages] == [70, "final"]
+
+
 def test_layer_lengths_may_be_given() -> None:
     pairs = (LayerPair(student=1, teacher=2), LayerPair(student=2, teacher=4))
     found = extraction(total=steps(100), pairs=pairs, durations=(steps(10), steps(30)))
@@ -168,7 +178,9 @@ def test_the_last_stage_needs_a_rest(total: int, pairs: int, taken: int) -> None
 
 def test_durations_are_in_the_unit_of_the_total() -> None:
     with pytest.raises(
-        SpecError, match=r"^'durations' must be in steps like 'total'; got 5 tokens$"
+        SpecError,
+        match=r"^'durations' must be in steps like 'total' \(which a budget of FLOPs or seconds "
+        r"gives in steps\); got 5 tokens$",
     ):
         extraction(total=steps(10), durations=(Duration(number=5, unit="tokens"),))
 

@@ -43,6 +43,15 @@ def test_padding_is_no_token() -> None:
     assert sequences().num_tokens == 5
 
 
+def test_positions_are_those_of_the_data() -> None:
+    assert vectors().positions == (4,)
+    assert Batch(inputs=torch.zeros(2, 3, dtype=torch.long)).positions == (2, 3)
+    assert Batch(inputs=torch.zeros(2, 3, 5)).positions == (2, 3)
+    # A mask knows better than features whose axes may be anything.
+    valid = torch.ones(2, 3, dtype=torch.bool)
+    assert Batch(inputs=torch.zeros(2, 3, 5, 5), valid=valid).positions == (2, 3)
+
+
 def test_one_position_an_example_is_scored_if_none_is_selected() -> None:
     assert vectors().num_selected == 4
 

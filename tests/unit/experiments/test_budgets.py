@@ -21,6 +21,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun, bind
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
+from curricle.training.stepping import Stepper
 
 # FLOPs of one step at 8 inputs, 16 examples, student widths (8, 8), teacher widths (16, 16), two
 # classes. A product of (m, k) and (k, n) matrices takes 2mkn.
@@ -130,6 +131,14 @@ def test_cheap_stages_buy_more_steps_at_the_end() -> None:
     assert steps(f"{10 * LOGITS_STEP} flops", EXTRACTION) == [4, rest]
 
 
+def test_fixed_stages_are_in_steps_where_the_budget_is_no_length() -> None:
+    call = EXTRACTION | {"durations": ["64 examples"]}
+    with pytest.raises(
+        SpecError, match=r"which a budget of FLOPs or seconds gives in steps\); got 64 e"
+    ):
+        steps(f"{10 * LOGITS_STEP} flops", call)
+
+
 def test_flops_that_end_before_the_last_stage_are_refused() -> None:
     with pytest.raises(SpecError, match=r"'budget' \d+ flops must pay for every stage"):
         steps(f"{4 * LAYER_STEP} flops", EXTRACTION)
@@ -166,6 +175,51 @@ def test_timing_leaves_weights_and_modes_as_they_were() -> None:
     seconds_per_step(run)
     assert all(torch.equal(before[name], one) for name, one in module.state_dict().items())
     assert not module.training
+
+
+def test_a_failure_while_timing_leaves_weights_and_modes_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = bound_run({"kind": "one_shot"})
+    module = run.student.module
+    module.get_submodule("head").eval()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    modes = [part.training for part in module.modules()]
+    clock = iter(range(9))
+    # The fifth step fails, for lack of time.
+    monkeypatch.setattr(budgets, "now", lambda device: float(next(clock)))
+    with pytest.raises(StopIteration):
+        seconds_per_step(run)
+    assert all(torch.equal(before[name], one) for name, one in module.state_dict().items())
+    assert [part.training for part in module.modules()] == modes
+
+
+def test_timing_runs_the_steps_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = bound_run({"kind": "extraction", "durations": ["4 steps"], "schedule": "own"})
+    seen: list[int] = []
+
+    def step(_: Stepper, number: int) -> None:
+        seen.append(number)
+
+    monkeypatch.setattr(Stepper, "step", step)
+    seconds_per_step(run)
+    # 20 steps of a stage of 4 are its steps five times; the other one lasts from 4 to 40.
+    assert seen == [0, 1, 2, 3] * 5 + list(range(4, 24))
+
+
+def test_timing_gives_torchs_threads_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    run = bound_run({"kind": "one_shot"})
+    more = dataclasses.replace(run.settings, threads=before + 1)
+    seen: list[int] = []
+
+    def step(_: Stepper, number: int) -> None:
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setattr(Stepper, "step", step)
+    seconds_per_step(dataclasses.replace(run, settings=more))
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_timing_needs_no_checkpoints() -> None:

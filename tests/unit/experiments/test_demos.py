@@ -14,7 +14,7 @@ EVERY_DEMO = pytest.mark.parametrize("name", sorted(DEMOS))
 @EVERY_DEMO
 def test_a_demo_compares_the_four_strategies(name: str) -> None:
     kinds = [one.curriculum["kind"] for one in demo_spec(name, "there").strategies.values()]
-    assert kinds == ["from_labels", "one_shot", "progressive", "extraction"]
+    assert sorted(kinds) == ["extraction", "from_labels", "one_shot", "progressive"]
 
 
 @EVERY_DEMO
@@ -41,7 +41,7 @@ def test_a_demos_teacher_is_larger_than_its_student(name: str) -> None:
 def test_parity_students_run_on_equal_budgets() -> None:
     spec = demo_spec("parity", "there")
     lengths = {planned_student(spec, run).num_steps for run in student_runs(spec)[:4]}
-    assert lengths == {40_000}
+    assert lengths == {60_000}
 
 
 def test_another_name_is_refused_with_near_ones() -> None:

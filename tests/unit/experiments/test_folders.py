@@ -21,7 +21,7 @@ from curricle.experiments.folders import (
     teacher_digest,
 )
 from curricle.experiments.runner import single_run, teach, train_student
-from curricle.experiments.spec import RunSpec
+from curricle.experiments.spec import RunSpec, changed
 
 MakeSpec = Callable[..., RunSpec]
 TAUGHT = Origin(command="teach", title="a", line="curricle teach a.yaml")
@@ -137,6 +137,43 @@ def test_a_teacher_is_the_same_whatever_its_students_are(
     make_spec: MakeSpec, assignment: str
 ) -> None:
     assert teacher_digest(make_spec(assignment)) == teacher_digest(make_spec())
+
+
+@pytest.fixture
+def text(tmp_path: Path, make_spec: MakeSpec) -> Callable[[str], RunSpec]:
+    """Return a function from the text of a corpus, always at one path, to a spec."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+
+    def make(line: str) -> RunSpec:
+        for split in ("train", "valid"):
+            (corpus / f"{split}.txt").write_text(line * 40)
+        model = "{kind: hf, model_type: bert}"
+        sizes = "vocabulary_size: 300, window: 8, batch_size: 2, evaluation_batches: 1"
+        return make_spec(
+            f"task={{kind: text, corpus: {corpus}, {sizes}}}",
+            f"teacher={{model: {model}, total: 20 steps}}",
+            f"student={model}",
+        )
+
+    return make
+
+
+def test_a_teacher_of_another_text_at_the_same_place_is_another(
+    text: Callable[[str], RunSpec],
+) -> None:
+    first = teacher_digest(text("the quick brown fox jumps over the lazy dog\n"))
+    assert teacher_digest(text("pack my box with five dozen liquor jugs\n")) != first
+    assert teacher_digest(text("the quick brown fox jumps over the lazy dog\n")) == first
+
+
+def test_a_teacher_is_the_same_wherever_its_text_lies(
+    text: Callable[[str], RunSpec], tmp_path: Path
+) -> None:
+    spec = text("the quick brown fox jumps over the lazy dog\n")
+    first = teacher_digest(spec)
+    (tmp_path / "corpus").rename(tmp_path / "moved")
+    assert teacher_digest(changed(spec, [f"task.corpus={tmp_path / 'moved'}"])) == first
 
 
 def test_a_run_that_was_not_begun_has_neither_length_nor_end(tmp_path: Path) -> None:

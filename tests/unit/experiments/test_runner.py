@@ -20,7 +20,7 @@ from curricle.experiments.runner import (
 from curricle.experiments.spec import RunSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
-from curricle.records import EndRecord, Record, RunRecord
+from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord
 from curricle.training.optimizers import SGD
 
 MakeSpec = Callable[..., RunSpec]
@@ -113,7 +113,7 @@ def test_the_teacher_of_another_spec_is_not_trained_over(make_spec: MakeSpec) ->
 
 def test_a_student_needs_a_taught_teacher(make_spec: MakeSpec) -> None:
     spec = make_spec()
-    with pytest.raises(CheckpointError, match=r"student.safetensors' must be a safetensors file"):
+    with pytest.raises(CheckpointError, match=r"model.safetensors' must be a safetensors file"):
         train_student(spec, single_run(spec))
 
 
@@ -134,7 +134,7 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(make_spec: MakeSpec
     with pytest.raises(KeyboardInterrupt):
         train_student(spec, cut, [stop_at(6)])
     train_student(spec, cut)
-    name = "student.safetensors"
+    name = "model.safetensors"
     assert (cut.folder / name).read_bytes() == (whole.folder / name).read_bytes()
 
 
@@ -149,6 +149,38 @@ def test_a_run_on_seconds_keeps_the_length_it_began_with(
     monkeypatch.setattr(budgets, "seconds_per_step", lambda run: [2.0] * len(run.stages))
     assert train_student(spec, single_run(spec)).spent.steps == 10
     assert recorded_steps(spec.folder) == 10
+
+
+def test_a_run_may_end_at_its_target_and_is_not_gone_on_with(make_spec: MakeSpec) -> None:
+    sets = ["budget=60 steps", "engine.evaluate_every=2", "engine.checkpoint_every=4"]
+    spec = make_spec(*sets)
+    teach(spec)
+    told: list[Record] = []
+    train_student(spec, student_runs(spec)[0], [told.append])
+    found = [
+        (record.metrics["accuracy"], record.spent.steps)
+        for record in told
+        if isinstance(record, EvaluationRecord)
+    ]
+    best, _ = max(found)
+    first = next(steps for accuracy, steps in found if accuracy >= best)
+    assert 2 < first < 60
+
+    ending = make_spec(*sets, f"target={{number: {best}, ends_run: true}}")
+    end = train_student(ending, single_run(ending))
+    assert end.spent.steps == first
+    assert end.metrics["accuracy"] == best
+    assert recorded_steps(ending.folder) == 60
+    before, again = contents(ending.folder), list[Record]()
+    assert train_student(ending, single_run(ending), [again.append]) == end
+    assert not again
+    assert contents(ending.folder) == before
+
+
+def test_without_its_option_a_target_ends_no_run(make_spec: MakeSpec) -> None:
+    spec = make_spec("target={number: 0.0}")
+    teach(spec)
+    assert train_student(spec, single_run(spec)).spent.steps == 12
 
 
 def test_planning_writes_nothing(make_spec: MakeSpec, tmp_path: Path) -> None:
@@ -205,7 +237,7 @@ def test_a_rehearsal_looks_at_the_teacher_that_is_there(make_spec: MakeSpec) -> 
     teach(spec)
     with seeding.scoped(0, "other"):
         other = MLPSpec(widths=(3,)).build(num_inputs=8, num_classes=2, num_positions=1)
-    save_weights(other.module, spec.folder / "teacher" / "student.safetensors")
+    save_weights(other.module, spec.folder / "teacher" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"must hold this model's weights; 'blocks.0.0.bias'"):
         rehearse(spec, [single_run(spec)])
 

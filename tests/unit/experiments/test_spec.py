@@ -66,6 +66,8 @@ def test_a_mistake_in_an_override_names_the_path(make_spec: MakeSpec) -> None:
         ("teacher.total=0 steps", "'teacher.total': a duration must be a positive whole number"),
         ("teacher.checkpoints=0", "'teacher.checkpoints': .*greater than 0; got 0"),
         ("teacher.folders=[a]", "'folders' must go with a pretrained teacher; got 'mlp'"),
+        ("target={ends_run: true}", "'target': 'ends_run' must come with a 'number'; got none"),
+        ("optimizer.learning_rate=1e40", "'optimizer.*learning_rate': .*less than or equal to"),
         (f"student={HF}", "'student.kind' must be 'mlp' for the task 'parity'; got 'hf'"),
         ("strategies.a/b={curriculum: {kind: one_shot}}", "'strategies.a/b': .*match pattern"),
         ("strategies={'..': {curriculum: {kind: one_shot}}}", "match pattern"),
@@ -110,6 +112,25 @@ def test_a_pretrained_teacher_is_not_trained(make_spec: MakeSpec) -> None:
     spec = make_spec(*TEXT, PRETRAINED % "a, b")
     assert spec.teacher_steps() == 0
     assert spec.trajectory_steps() == (1, 2)
+
+
+def test_a_pretrained_teacher_takes_no_optimizer(make_spec: MakeSpec) -> None:
+    teacher = "{model: {kind: pretrained, path: a}, optimizer: {kind: sgd, learning_rate: 1}}"
+    with pytest.raises(SpecError, match=r"'teacher': 'optimizer' must be left out .*; got 'sgd'"):
+        make_spec(*TEXT, f"teacher={teacher}")
+
+
+@pytest.mark.parametrize("path", ["teacher.model", "student"])
+def test_the_next_token_is_not_for_models_that_see_it(make_spec: MakeSpec, path: str) -> None:
+    causal = "{kind: hf, model_type: gpt2, head: causal_lm}"
+    sets = [
+        "task={kind: text, objective: next_token}",
+        f"teacher={{model: {causal}, total: 100 steps}}",
+        f"student={causal}",
+    ]
+    assert make_spec(*sets).student.head == "causal_lm"  # type: ignore[union-attr]
+    with pytest.raises(SpecError, match=rf"'{path}.head' must be 'causal_lm' to predict the next"):
+        make_spec(*sets, f"{path}.head=masked_lm")
 
 
 def test_folders_of_a_trainer_tell_their_steps(make_spec: MakeSpec) -> None:

@@ -109,6 +109,11 @@ def test_the_next_token_is_the_label_of_each_position_but_the_last(
     assert (batch.selected % 8 != 7).all()
 
 
+def test_masking_has_no_effect_on_the_next_token_and_is_refused(corpus: Path) -> None:
+    with pytest.raises(SpecError, match=r"'masking' must be left out with objective 'next_token'"):
+        text_task(corpus, objective="next_token", masking={"rate": 0.3})
+
+
 def test_masked_tokens_are_hidden_at_the_given_rate(corpus: Path, tmp_path: Path) -> None:
     task = text_task(corpus, masking={"rate": 1.0, "mask_share": 1.0, "random_share": 0.0})
     batch = task.open(seed=0, cache_dir=tmp_path / "cache").stream.batch(0)

@@ -1,6 +1,7 @@
 """How modules of any kind become tapped models."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,6 +25,10 @@ class Transformer(nn.Module):
             self.body.add_module(name, nn.ModuleList(nn.Identity() for _ in range(length)))
         self.top = nn.Sequential(nn.Identity(), nn.Identity())
         self.seen: list[object] = []
+
+    @property
+    def base_model(self) -> nn.Module:
+        return self.body
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.top[1]
@@ -49,6 +54,29 @@ def mlp() -> MLP:
 def test_a_tapped_model_is_returned_as_it_is() -> None:
     model = mlp().tapped()
     assert tapped(model) is model
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"blocks": ["blocks.0"]}, {"head": "head"}, {"is_residual": False}, {"width_axis": 1}],
+    ids=str,
+)
+def test_a_tapped_model_cannot_be_described_again(setting: dict[str, Any]) -> None:
+    with pytest.raises(
+        BindError, match=r"^'model' must not be tapped already to be described; got a tapped one$"
+    ):
+        tapped(mlp().tapped(), **setting)
+
+
+def test_what_is_said_of_an_mlp_holds() -> None:
+    model = tapped(mlp(), is_residual=True, width_axis=1, head="head")
+    assert (model.depth, model.is_residual) == (2, True)
+    assert model.place(2) == Place("blocks.1")
+    with (
+        model.reading([], logits=True) as read,
+        pytest.raises(BindError, match=r"^'width_axis' must be -1 for logits at selected pos"),
+    ):
+        read(torch.zeros(2, 4), torch.tensor([1]))
 
 
 def test_an_mlp_is_recognized() -> None:
@@ -85,6 +113,12 @@ def test_a_transformer_is_recognized_by_its_configuration() -> None:
     assert model.place(2) == Place("body.layer.1")
 
 
+def test_the_width_axis_of_a_transformer_is_passed_on() -> None:
+    model = tapped(Transformer({"layer": 2}), width_axis=1)
+    with model.reading([model.place(1)], logits=False) as read:
+        assert read(torch.zeros(2, 3, 5)).hidden[model.place(1)].shape == (2, 5, 3)
+
+
 def test_a_transformer_may_be_declared_not_residual() -> None:
     assert not tapped(Transformer({"layer": 2}), is_residual=False).is_residual
 
@@ -97,6 +131,46 @@ def test_the_head_is_the_child_that_holds_the_output_embeddings() -> None:
     with model.reading([], logits=True) as read:
         read(torch.zeros(2, 3, 4), torch.tensor([5]))
     assert seen == [1]
+
+
+class Scaling(Transformer):
+    """A model that does something before and after its last linear map."""
+
+    def __init__(self, paths: str) -> None:
+        super().__init__({"layer": 2})
+        known = {"body": self.body, "top": self.top}
+        del self.body, self.top
+        for path in paths.split():
+            self.add_module(path, known.get(path, nn.Identity()))
+
+    def forward(self, inputs: Tensor, use_cache: bool = True) -> Tensor:
+        for path in ("before", "between"):
+            inputs = self.get_submodule(path)(inputs) if hasattr(self, path) else inputs
+        found: Tensor = self.top(inputs)
+        return found / 2
+
+
+@pytest.mark.parametrize(
+    ("paths", "rows"),
+    [
+        ("before body between top after", {"before": 6, "between": 1, "top": 1}),
+        ("before top body", {"before": 6, "top": 1}),
+    ],
+)
+def test_all_between_the_base_and_the_output_embeddings_runs_at_selected_positions(
+    paths: str, rows: dict[str, int]
+) -> None:
+    module = Scaling(paths)
+    seen: dict[str, int] = {}
+    for path in rows:
+        module.get_submodule(path).register_forward_hook(
+            lambda _, args, __, path=path: seen.update({path: args[0].shape[:-1].numel()})
+        )
+    with tapped(module).reading([], logits=True) as read:
+        shown = read(torch.ones(2, 3, 4), torch.tensor([5])).logits
+    assert seen == rows
+    assert shown is not None
+    assert shown.tolist() == [[0.5] * 4]
 
 
 def test_a_transformer_without_a_head_is_read_too() -> None:

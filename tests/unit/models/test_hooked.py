@@ -167,6 +167,73 @@ def test_the_pass_ends_after_the_head() -> None:
     assert read(HookedModel(Long(), head="head"), drawn(2, 4), logits=True).logits is not None
 
 
+class Halving(Returns):
+    """A model that changes its logits after the head."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits = super().forward(inputs)
+        assert isinstance(logits, Tensor)
+        return logits / 2
+
+
+@pytest.mark.parametrize("selected", [None, [1, 4, 9]], ids=str)
+def test_a_pass_may_go_on_after_the_head(selected: list[int] | None) -> None:
+    module = Halving()
+    model = HookedModel(module, head="head", ends_at_head=False)
+    found = read(model, drawn(2, 5, 4), logits=True, selected=selected).logits
+    expected = module(drawn(2, 5, 4))
+    if selected is not None:
+        expected = expected.flatten(0, 1)[selected]
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_first_of_several_heads_receives_the_selected_positions() -> None:
+    module = Returns()
+    seen: list[tuple[int, ...]] = []
+    for part in (module.block, module.head):
+        part.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
+    model = HookedModel(module, head=["block", "head"])
+    found = read(model, drawn(2, 5, 4), logits=True, selected=[1, 4, 9]).logits
+    assert seen == [(3, 4), (3, 4)]
+    torch.testing.assert_close(found, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 4, 9]])
+
+
+def test_a_model_that_reshapes_its_logits_after_the_head_is_refused() -> None:
+    class Reshaping(Returns):
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.block(inputs))
+            return logits[None]
+
+    model = HookedModel(Reshaping(), head="head", ends_at_head=False)
+    with pytest.raises(
+        BindError,
+        match=r"^'head' must give logits of its 2 positions, one below the other; "
+        r"got shape \(1, 2, 3\)$",
+    ):
+        read(model, drawn(2, 5, 4), logits=True, selected=[1, 9])
+
+
+@pytest.mark.parametrize("head", [(), ("1",)], ids=["no head", "head"])
+def test_positions_are_not_selected_where_the_width_is_not_last(head: tuple[str, ...]) -> None:
+    with seeding.scoped(0, "test model"):
+        module = nn.Sequential(nn.Conv1d(2, 5, 3), nn.Conv1d(5, 3, 1))
+    model = HookedModel(module, head=head, width_axis=1)
+    assert read(model, drawn(4, 2, 9), logits=True).logits is not None
+    with pytest.raises(
+        BindError, match=r"^'width_axis' must be -1 for logits at selected positions; got 1$"
+    ):
+        read(model, drawn(4, 2, 9), logits=True, selected=[1, 2])
+
+
+def test_a_tap_around_the_head_shows_all_positions() -> None:
+    module = nn.Sequential(linear(4, 4), nn.Sequential(linear(4, 4), linear(4, 3)))
+    model = HookedModel(module, head="1.1")
+    found = read(model, drawn(2, 5, 4), "1", "", logits=True, selected=[1, 9])
+    assert [state.shape for state in found.hidden.values()] == [(2, 5, 3), (2, 5, 3)]
+    assert found.logits is not None
+    assert torch.equal(found.logits, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
+
+
 def test_a_head_may_take_its_state_by_keyword() -> None:
     class ByKeyword(Returns):
         def forward(self, inputs: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Weights on disk: what is written, what is checked before it is read, and what is refused."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,15 @@ def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:
     load_weights(loaded, tmp_path / "weights")
     assert torch.equal(loaded.weight, linear(seed=1).weight)
     assert [path.name for path in tmp_path.iterdir()] == ["weights"]
+
+
+def test_the_file_is_on_disk_before_it_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exists: list[bool] = []
+    monkeypatch.setattr(os, "fsync", lambda _: exists.append((tmp_path / "weights").exists()))
+    save_weights(linear(), tmp_path / "weights")
+    assert exists == [False, True]
 
 
 def test_loading_does_not_change_the_precision_of_the_module(tmp_path: Path) -> None:

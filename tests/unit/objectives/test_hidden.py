@@ -36,8 +36,10 @@ def bind(
     seed: int = 0,
     is_residual: bool = False,
     reads: Reads = READS,
+    batch: Batch | None = None,
 ) -> BoundObjective:
     sample = Sample(
+        batch=batch or Batch(inputs=torch.zeros(*student.shape[:-1], 2)),
         student=Activations({reads.student[0]: student}),
         teacher=Activations({reads.teacher[0]: teacher}),
         seed=seed,
@@ -78,7 +80,8 @@ def test_it_needs_a_teacher() -> None:
 
 
 def test_it_needs_the_state_of_a_teacher_to_be_bound() -> None:
-    sample = Sample(student=Activations({STUDENT: drawn(2, 3)}), teacher=None, seed=0)
+    shown = Activations({STUDENT: drawn(2, 3)})
+    sample = Sample(batch=features(2), student=shown, teacher=None, seed=0)
     with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
         objective().bind(READS, sample, is_residual=False)
 
@@ -192,8 +195,8 @@ def test_nothing_is_calibrated_unless_it_is_asked_for() -> None:
 def test_the_mean_is_over_the_positions_of_an_image_as_the_layer_has_them() -> None:
     # 2 images of 3 channels and 8 x 8 pixels, seen by the layer as 5 x 7 positions.
     student, teacher = torch.zeros(2, 5, 7, 4), torch.full((2, 5, 7, 4), 3.0)
-    term = bind(objective(projection=Identity()), student, teacher)
     batch = Batch(inputs=torch.zeros(2, 3, 8, 8))
+    term = bind(objective(projection=Identity()), student, teacher, batch=batch)
     assert term.count(batch) == 70
     assert mean(term, student, teacher, batch) == pytest.approx(9)
 
@@ -202,10 +205,38 @@ def test_all_positions_with_data_count_where_the_data_select_none() -> None:
     tokens = torch.zeros(2, 3, dtype=torch.int64)
     valid = torch.tensor([[True, True, False], [True, True, True]])
     student, teacher = torch.zeros(2, 3, 4), torch.full((2, 3, 4), 3.0)
-    term = bind(objective(projection=Identity(), positions="selected"), student, teacher)
+    declared = objective(projection=Identity(), positions="selected")
     batch = Batch(inputs=tokens, valid=valid)
+    term = bind(declared, student, teacher, batch=batch)
     assert term.count(batch) == 5
     assert mean(term, student, teacher, batch) == pytest.approx(9)
+
+
+@pytest.mark.parametrize("valid", [None, torch.ones(8, 10, dtype=torch.bool)], ids=["", "padded"])
+def test_the_mean_is_over_examples_after_pooling(valid: Tensor | None) -> None:
+    student, teacher = torch.zeros(8, 4), torch.full((8, 4), 3.0)
+    batch = Batch(inputs=torch.zeros(8, 10, dtype=torch.int64), valid=valid)
+    term = bind(objective(projection=Identity()), student, teacher, batch=batch)
+    assert term.count(batch) == 8
+    assert mean(term, student, teacher, batch) == pytest.approx(9)
+
+
+def test_states_must_have_the_positions_that_are_selected() -> None:
+    tokens, selected = torch.zeros(8, 10, dtype=torch.int64), torch.tensor([1, 7])
+    batch = Batch(inputs=tokens, selected=selected)
+    bind(objective(), drawn(8, 3), drawn(8, 4), batch=batch)
+    with pytest.raises(
+        BindError,
+        match=r"^taps 's <- t' must have the positions \(8, 10\) of the data, of which some are "
+        r"selected; got \(8,\)$",
+    ):
+        bind(objective(positions="selected"), drawn(8, 3), drawn(8, 4), batch=batch)
+
+
+def test_states_without_examples_are_refused() -> None:
+    batch = Batch(inputs=torch.zeros(8, 10, dtype=torch.int64))
+    with pytest.raises(BindError, match=r"^taps 's <- t' must have the 8 examples on its first"):
+        bind(objective(), drawn(10, 8, 3), drawn(10, 8, 4), batch=batch)
 
 
 def test_states_of_different_shape_are_refused() -> None:

@@ -16,13 +16,23 @@ from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.terms import BoundObjective, Reads, Sample
 
 
-def bind(declared: MatchLogits | FitLabels, student: Tensor, teacher: Tensor) -> BoundObjective:
-    sample = Sample(student=Activations({}, student), teacher=Activations({}, teacher), seed=0)
+def bind(
+    declared: MatchLogits | FitLabels,
+    student: Tensor,
+    teacher: Tensor,
+    batch: Batch | None = None,
+) -> BoundObjective:
+    sample = Sample(
+        batch=batch or Batch(inputs=torch.zeros(*student.shape[:-1], 2)),
+        student=Activations({}, student),
+        teacher=Activations({}, teacher),
+        seed=0,
+    )
     return declared.bind(Reads(), sample, is_residual=False)
 
 
 def total(declared: MatchLogits, student: Tensor, teacher: Tensor, batch: Batch) -> float:
-    term = bind(declared, student, teacher)
+    term = bind(declared, student, teacher, batch)
     target = term.target(Activations({}, teacher), batch)
     return term.total(Activations({}, student), target, batch).item()
 
@@ -101,14 +111,17 @@ def test_logits_everywhere_are_counted_where_there_are_data() -> None:
     teacher[~valid] = 1e4
     batch = Batch(inputs=tokens, valid=valid)
     each = total(MatchLogits(), student[:1, 0], teacher[:1, 0], ONE)
-    assert bind(MatchLogits(), student, teacher).count(batch) == 3
+    assert bind(MatchLogits(), student, teacher, batch).count(batch) == 3
     assert total(MatchLogits(), student, teacher, batch) == pytest.approx(3 * each, rel=1e-6)
 
 
 def test_logits_of_examples_are_counted_by_example() -> None:
     tokens = torch.zeros(2, 3, dtype=torch.int64)
     batch = Batch(inputs=tokens, valid=torch.ones(2, 3, dtype=torch.bool))
-    assert bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 4)).count(batch) == 2
+    student, teacher = torch.zeros(2, 2), torch.tensor([[math.log(3), 0.0]] * 2)
+    each = total(MatchLogits(), student[:1], teacher[:1], ONE)
+    assert bind(MatchLogits(), student, teacher, batch).count(batch) == 2
+    assert total(MatchLogits(), student, teacher, batch) == pytest.approx(2 * each, rel=1e-6)
 
 
 def test_different_vocabularies_are_refused() -> None:
@@ -125,11 +138,12 @@ def test_logits_must_be_shown(missing: str) -> None:
     shown = Activations({}, torch.zeros(2, 4))
     parts = {"student": shown, "teacher": shown} | {missing: Activations({})}
     with pytest.raises(BindError, match=r"^'logits' must be given, since an objective reads it"):
-        MatchLogits().bind(Reads(), Sample(**parts, seed=0), is_residual=False)
+        MatchLogits().bind(Reads(), Sample(batch=ONE, **parts, seed=0), is_residual=False)
 
 
 def test_the_state_of_a_teacher_is_needed_to_match_logits() -> None:
-    sample = Sample(student=Activations({}, torch.zeros(2, 4)), teacher=None, seed=0)
+    shown = Activations({}, torch.zeros(1, 4))
+    sample = Sample(batch=ONE, student=shown, teacher=None, seed=0)
     with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
         MatchLogits().bind(Reads(), sample, is_residual=False)
 

@@ -11,9 +11,8 @@ from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.terms import (
     Objective,
     Reads,
-    num_positions,
+    Rows,
     required,
-    rows_with_data,
 )
 
 
@@ -52,35 +51,90 @@ def test_other_things_are_no_objectives(other: object) -> None:
     assert not isinstance(other, Objective)
 
 
+TOKENS, FEATURES = torch.zeros(4, 3, dtype=torch.int64), torch.zeros(4, 6)
+IMAGES = torch.zeros(4, 3, 8, 8)
+VALID = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]).bool()
+
+
 @pytest.mark.parametrize(
     ("inputs", "leading", "expected"),
     [
-        (torch.zeros(4, 3, dtype=torch.int64), (2, 3), 12),
-        (torch.zeros(4, 6), (2,), 4),
-        (torch.zeros(4, 3, 6), (2, 3), 12),
+        (TOKENS, (4, 3), 12),
+        (TOKENS, (4,), 4),
+        (TOKENS, (4, 5), 20),
+        (TOKENS, (12,), 12),
+        (FEATURES, (4,), 4),
+        (torch.zeros(4, 3, 6), (4, 3), 12),
         # An image of 3 channels has as many positions as the layer leaves it, not as it has rows.
-        (torch.zeros(4, 3, 8, 8), (2, 5, 7), 140),
-        (torch.zeros(4, 3, 8, 8), (2,), 4),
+        (IMAGES, (4, 5, 7), 140),
+        (IMAGES, (4,), 4),
     ],
-    ids=["tokens", "features", "sequences of features", "images", "images pooled"],
+    ids=[
+        "tokens",
+        "tokens pooled",
+        "tokens resampled",
+        "tokens in one row",
+        "features",
+        "sequences of features",
+        "images",
+        "images pooled",
+    ],
 )
-def test_positions_are_counted_as_the_model_sees_them(
+def test_rows_are_counted_as_the_model_sees_them(
     inputs: torch.Tensor, leading: tuple[int, ...], expected: int
 ) -> None:
-    assert num_positions(Batch(inputs=inputs), leading) == expected
+    batch = Batch(inputs=inputs)
+    rows = Rows.of("'tap'", leading, batch)
+    assert rows.count(batch) == expected
+    assert rows.take(torch.zeros(*leading, 2), batch).shape == (expected, 2)
+    half = Batch(inputs=inputs[:2])
+    assert rows.count(half) == expected // 2
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
-def test_padding_is_not_counted(dtype: torch.dtype) -> None:
-    valid = torch.tensor([[True, True, False], [True, False, False]])
-    inputs = torch.zeros((2, 3) if dtype == torch.int64 else (2, 3, 4), dtype=dtype)
-    assert num_positions(Batch(inputs=inputs, valid=valid), (2, 3)) == 3
+def test_rows_of_tokens_follow_the_length_of_each_batch() -> None:
+    rows = Rows.of("'tap'", (4, 3), Batch(inputs=TOKENS))
+    longer = Batch(inputs=torch.zeros(4, 5, dtype=torch.int64))
+    assert rows.count(longer) == 20
+    assert rows.take(torch.zeros(4, 5, 2), longer).shape == (20, 2)
+
+
+@pytest.mark.parametrize("inputs", [TOKENS, torch.zeros(4, 3, 5)], ids=["tokens", "features"])
+@pytest.mark.parametrize(
+    ("leading", "expected"), [((4, 3), 6), ((12,), 6), ((4,), 4)], ids=["each", "one row", "pooled"]
+)
+def test_padding_is_not_counted_where_it_has_positions(
+    inputs: torch.Tensor, leading: tuple[int, ...], expected: int
+) -> None:
+    batch = Batch(inputs=inputs, valid=VALID)
+    rows = Rows.of("'tap'", leading, batch)
+    assert rows.count(batch) == expected
+    assert rows.take(torch.zeros(*leading, 2), batch).shape == (expected, 2)
 
 
 def test_rows_with_data_come_in_order() -> None:
-    states = torch.arange(12.0).reshape(2, 3, 2)
-    tokens = torch.zeros(2, 3, dtype=torch.int64)
-    valid = torch.tensor([[True, False, True], [False, False, True]])
-    found = rows_with_data(states, Batch(inputs=tokens, valid=valid))
-    assert found.tolist() == [[0.0, 1.0], [4.0, 5.0], [10.0, 11.0]]
-    assert rows_with_data(states, Batch(inputs=tokens)).shape == (6, 2)
+    states = torch.arange(24.0).reshape(4, 3, 2)
+    batch = Batch(inputs=TOKENS, valid=VALID)
+    found = Rows.of("'tap'", (4, 3), batch).take(states, batch)
+    assert found[:, 0].tolist() == [0, 2, 6, 12, 14, 16]
+
+
+def test_padding_must_be_told_in_the_positions_of_a_state() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'tap' must have the positions \(4, 3\) of the padded data, or one an example; "
+        r"got \(4, 5\)$",
+    ):
+        Rows.of("'tap'", (4, 5), Batch(inputs=TOKENS, valid=VALID))
+
+
+@pytest.mark.parametrize("leading", [(), (3, 4), (6,)], ids=str)
+def test_examples_must_lie_on_the_first_axis(leading: tuple[int, ...]) -> None:
+    with pytest.raises(BindError, match=r"^'tap' must have the 4 examples on its first axis; got"):
+        Rows.of("'tap'", leading, Batch(inputs=TOKENS))
+
+
+def test_another_number_of_positions_than_was_counted_is_refused() -> None:
+    batch = Batch(inputs=IMAGES)
+    rows = Rows.of("'tap'", (4, 5, 7), batch)
+    with pytest.raises(BindError, match=r"^a state must keep its positions .*: 140 .*; got 120$"):
+        rows.take(torch.zeros(4, 5, 6, 2), batch)

@@ -76,9 +76,11 @@ def write_run() -> WriteRun:
         finished: bool = True,
         task: str = "parity",
         every: int = 1,
+        planned: int | None = None,
     ) -> Path:
         last = max(measured)
         half = last // 2
+        rest = (planned or last) - half
         writer = RecordWriter(folder / "records.jsonl")
         writer.write(
             RunRecord(
@@ -87,7 +89,7 @@ def write_run() -> WriteRun:
                 task=task,
                 metric=metric,
                 batch_size=10,
-                stages=(plan("first", half), plan("second", last - half)),
+                stages=(plan("first", half), plan("second", rest)),
                 student_parameters=64,
                 teacher_parameters=1024,
                 versions={"curricle": "0.1.0", "torch": "2.13.0"},

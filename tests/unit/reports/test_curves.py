@@ -82,3 +82,65 @@ def test_the_range_covers_values_and_target_with_a_margin(pair: tuple[Run, ...])
 def test_a_constant_metric_has_a_range_with_height(tmp_path: Path, write_run: WriteRun) -> None:
     runs = load_runs([write_run(tmp_path, {10: 0.5})])
     assert value_range(runs, "accuracy") == (0.0, 1.0)
+
+
+def test_a_run_that_ended_early_counts_with_its_last_value(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, measured in enumerate(({5: 0.5, 10: 0.9}, {5: 0.5, 10: 0.6, 15: 0.7, 20: 0.9})):
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", measured, seed=seed, planned=20)
+    curve = learning_curve(load_runs([tmp_path]), "accuracy")
+    assert curve.spent["steps"] == (5, 10, 15, 20)
+    assert curve.middle == pytest.approx((0.5, 0.75, 0.8, 0.9))
+    assert curve.low == (0.5, 0.6, 0.7, 0.9)
+    assert curve.high == (0.5, 0.9, 0.9, 0.9)
+
+
+def test_what_was_consumed_goes_on_as_in_the_runs_that_have_not_ended(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    write_run(tmp_path / "students/one_shot/seed-0", {5: 0.5, 10: 0.9}, planned=15)
+    slow = write_run(tmp_path / "students/one_shot/seed-1", {5: 0.5, 10: 0.6, 15: 0.9}, seed=1)
+    records = slow / "records.jsonl"
+    text = records.read_text()
+    for step in (5, 10, 15):
+        text = text.replace(f'"seconds": {0.5 * step}', f'"seconds": {3.0 * step}')
+    records.write_text(text)
+    curve = learning_curve(load_runs([tmp_path]), "accuracy")
+    # Half a second and three seconds a step, then three only.
+    assert curve.spent["seconds"] == pytest.approx((8.75, 17.5, 32.5))
+    assert curve.spent["examples"] == (50, 100, 150)
+
+
+def test_a_last_point_off_the_others_does_not_make_the_mean_jump(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, measured in enumerate(({5: 0.4, 10: 0.6}, {5: 0.6, 8: 0.9})):
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", measured, seed=seed)
+    curve = learning_curve(load_runs([tmp_path]), "accuracy")
+    # At step 8 the first is on its way from 0.4 to 0.6.
+    assert curve.spent["steps"] == (5, 8, 10)
+    assert curve.middle == pytest.approx((0.5, (0.52 + 0.9) / 2, 0.75))
+
+
+def test_a_mean_of_incomplete_runs_ends_with_the_shortest(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, measured in enumerate(({5: 0.5}, {5: 0.6, 10: 0.8})):
+        folder = tmp_path / f"students/one_shot/seed-{seed}"
+        write_run(folder, measured, seed=seed, finished=False)
+    curve = learning_curve(load_runs([tmp_path]), "accuracy")
+    assert curve.spent["steps"] == (5,)
+    assert curve.middle == pytest.approx((0.55,))
+
+
+def test_a_stage_is_averaged_from_where_every_run_has_begun_it(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, last in enumerate((10, 14)):
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", {last: 0.5}, seed=seed)
+    curve = loss_curve(load_runs([tmp_path]), "second")
+    # Their second stages begin after 5 and after 7 steps; the first ends at 10.
+    assert curve.spent["steps"] == (8, 9, 10, 11, 12, 13, 14)
+    assert curve.middle[0] == pytest.approx(1 / 8)
+    assert curve.middle[-1] == pytest.approx((1 / 10 + 1 / 14) / 2)

@@ -1,12 +1,12 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from curricle.errors import CheckpointError
 from curricle.reports.page import page_text, write_page
 from curricle.reports.runs import load_runs
+from curricle.reports.summary import summarize
 
 WriteRun = Callable[..., Path]
 
@@ -40,18 +40,27 @@ def _read(path: Path) -> _Reader:
     return reader
 
 
+def _write(
+    folder: Path,
+    path: Path,
+    *,
+    title: str = "Parity",
+    budget: Mapping[str, object] | None = None,
+    command: str = "",
+) -> _Reader:
+    runs = load_runs([folder])
+    summary = summarize(runs, target=0.9, budget=budget)
+    write_page(runs, summary, path, title=title, command=command)
+    return _read(path)
+
+
 @pytest.fixture
 def page(comparison: Path, tmp_path: Path) -> _Reader:
     path = tmp_path / "out/page.html"
-    write_page(
-        load_runs([comparison]),
-        path,
-        title="Parity <1>",
-        target=0.9,
-        budget={"number": 2.5e9, "unit": "flops"},
-        command="curricle compare <spec>",
+    budget = {"number": 2.5e9, "unit": "flops"}
+    return _write(
+        comparison, path, title="Parity <1>", budget=budget, command="curricle compare <spec>"
     )
-    return _read(path)
 
 
 def test_the_page_loads_nothing(page: _Reader) -> None:
@@ -62,7 +71,7 @@ def test_the_page_loads_nothing(page: _Reader) -> None:
 def test_the_page_forbids_itself_to_load_anything(comparison: Path) -> None:
     runs = load_runs([comparison])
     path = comparison / "page.html"
-    write_page(runs, path, title="Parity", target=0.9)
+    write_page(runs, summarize(runs, target=0.9), path, title="Parity")
     assert "Content-Security-Policy\" content=\"default-src 'none'" in path.read_text()
 
 
@@ -93,8 +102,7 @@ def test_complete_runs_bring_no_warning(page: _Reader) -> None:
 def test_incomplete_runs_are_flagged(comparison: Path, write_run: WriteRun) -> None:
     path = comparison / "students/one_shot/seed-2"
     write_run(path, {20: 0.5, 1_040: 0.6}, seed=2, finished=False)
-    write_page(load_runs([comparison]), comparison / "page.html", title="Parity", target=0.9)
-    told = _read(comparison / "page.html").text
+    told = _write(comparison, comparison / "page.html").text
     assert "one_shot, seed 2, stopped at step 1,040" in told
     assert "one_shot (seed 2)" in told
 
@@ -102,7 +110,7 @@ def test_incomplete_runs_are_flagged(comparison: Path, write_run: WriteRun) -> N
 def test_a_remade_page_equals_the_first(comparison: Path) -> None:
     paths = [comparison / "first.html", comparison / "second.html"]
     for path in paths:
-        write_page(load_runs([comparison]), path, title="Parity", target=0.9)
+        _write(comparison, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -110,31 +118,56 @@ def test_texts_of_records_are_escaped(tmp_path: Path, write_run: WriteRun) -> No
     attack = "</script><script>alert(1)</script><img src=x>"
     folder = write_run(tmp_path, {10: 0.5, 20: 0.6}, method=attack, task=attack)
     path = tmp_path / "page.html"
-    write_page(load_runs([folder]), path, title=attack, target=None, command=attack)
-    reader = _read(path)
+    reader = _write(folder, path, title=attack, command=attack)
     assert "alert(1)</script>" not in path.read_text(encoding="utf-8")
     assert "img" not in reader.tags
     assert attack in reader.text
 
 
-def test_the_metric_is_that_of_the_runs_unless_another_is_named(
-    tmp_path: Path, write_run: WriteRun
-) -> None:
-    runs = load_runs([write_run(tmp_path, {10: 1.5, 20: 0.6}, metric="nll")])
-    summary = write_page(runs, tmp_path / "page.html", title="Text", target=0.7)
-    assert (summary.metric, summary.methods["extraction"].to_target.examples) == ("nll", 200)
-
-
 def test_a_budget_of_several_parts_is_told_in_words(comparison: Path) -> None:
     runs = load_runs([comparison])
-    summary = write_page(
-        runs, comparison / "page.html", title="t", target=None, budget={"max_steps": 9, "hours": 2}
-    )
+    summary = summarize(runs, budget={"max_steps": 9, "hours": 2})
     assert "budget: max steps 9, hours 2" in page_text(runs, summary, title="t")
 
 
-def test_a_page_without_students_is_an_error(comparison: Path) -> None:
-    teacher = [run for run in load_runs([comparison]) if run.is_teacher]
-    match = "must tell of at least one student's run; got none"
-    with pytest.raises(CheckpointError, match=match):
-        write_page(teacher, comparison / "page.html", title="t", target=None)
+def test_missing_runs_are_named_in_a_warning(comparison: Path) -> None:
+    runs = load_runs([comparison])
+    summary = summarize(runs, missing=["one_shot seed <2>"])
+    page = page_text(runs, summary, title="t")
+    assert "Missing runs.</strong> 1 of 6 runs is missing: one_shot seed &lt;2&gt;.</aside>" in page
+    assert "Missing runs" not in page_text(runs, summarize(runs), title="t")
+
+
+def test_the_page_says_how_the_strategy_that_sets_the_target_is_judged(comparison: Path) -> None:
+    runs = load_runs([comparison])
+    page = page_text(runs, summarize(runs, target_of="one_shot"), title="t")
+    assert "target: one_shot&#x27;s final accuracy (65.00 %)" in page
+    assert "mean final value of &#x27;one_shot&#x27;" in page
+    assert "its cost is that of its whole runs" in page
+
+
+def test_the_page_says_that_runs_ended_at_their_target(
+    comparison: Path, write_run: WriteRun
+) -> None:
+    write_run(comparison / "students/extraction/seed-1", {20: 0.5, 60: 0.9}, seed=1, planned=100)
+    told = _write(comparison, comparison / "page.html").text
+    assert "1 of 5 runs ended when they reached the target" in told
+
+
+def test_complete_runs_of_the_planned_length_have_not_ended_early(page: _Reader) -> None:
+    assert "ended when they reached" not in page.text
+
+
+@pytest.mark.parametrize(("last", "scale"), [(80, "linear"), (90, "log")])
+def test_figures_and_buttons_begin_with_the_scale_that_shows_every_strategy(
+    tmp_path: Path, write_run: WriteRun, last: int, scale: str
+) -> None:
+    for method, step in (("extraction", 10), ("one_shot", last)):
+        write_run(tmp_path / f"students/{method}/seed-0", {5: 0.5, step: 0.95}, method=method)
+    runs = load_runs([tmp_path])
+    page = page_text(runs, summarize(runs, target=0.9), title="t")
+    assert f'data-scale="{scale}" aria-pressed="true"' in page
+    assert page.count('data-scale="linear" aria-pressed="true"') == (scale == "linear")
+    assert ('"type":"log"' in page.split('id="learning-curves"')[1].split('id="losses"')[0]) == (
+        scale == "log"
+    )

@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
@@ -61,3 +62,10 @@ def test_without_students_there_is_no_legend(comparison: Path, tmp_path: Path) -
     teacher = [run for run in load_runs([comparison]) if run.is_teacher]
     png, _ = save_learning_curves(teacher, tmp_path / "curves", metric="accuracy")
     assert png.is_file()
+
+
+def test_a_single_point_is_drawn_with_its_marker(tmp_path: Path, write_run: WriteRun) -> None:
+    runs = load_runs([write_run(tmp_path, {5: 0.5})])
+    _, svg = save_learning_curves(runs, tmp_path / "curves", metric="accuracy", axes=["examples"])
+    # One on the curve and one in the legend.
+    assert len(re.findall(r"<use [^>]*fill: #0072b2", svg.read_text())) == 2

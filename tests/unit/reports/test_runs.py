@@ -101,6 +101,17 @@ def test_an_incomplete_run_has_spent_what_its_last_record_tells(
     assert run.spent.steps == 10
 
 
+@pytest.mark.parametrize(
+    ("planned", "finished", "early"),
+    [(10, True, False), (11, True, True), (11, False, False)],
+)
+def test_a_finished_run_shorter_than_planned_has_ended_early(
+    tmp_path: Path, write_run: WriteRun, *, planned: int, finished: bool, early: bool
+) -> None:
+    (run,) = load_runs([write_run(tmp_path, {10: 0.7}, planned=planned, finished=finished)])
+    assert run.has_ended_early == early
+
+
 def test_no_folder_is_an_error() -> None:
     with pytest.raises(CheckpointError, match="must be given at least one run folder; got none"):
         load_runs([])

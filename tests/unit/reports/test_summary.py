@@ -4,18 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from curricle.errors import SpecError
+from curricle.errors import CheckpointError, SpecError
 from curricle.reports.runs import load_runs
-from curricle.reports.summary import Costs, Summary, headline, summarize, write_summary
+from curricle.reports.summary import Costs, Summary, summarize, write_summary
 from curricle.specs import parse
 
 WriteRun = Callable[..., Path]
 
 
 def _summary(folder: Path, *, target: float | None = 0.9, metric: str = "accuracy") -> Summary:
-    return summarize(
-        load_runs([folder]), task="parity", metric=metric, target=target, budget={"steps": 300}
-    )
+    return summarize(load_runs([folder]), metric=metric, target=target, budget={"steps": 300})
 
 
 def test_final_accuracy_is_a_mean_with_its_t_interval(comparison: Path) -> None:
@@ -149,102 +147,75 @@ def test_written_json_reads_back_as_the_same_summary(comparison: Path, tmp_path:
     assert parse(Summary, json.loads((tmp_path / "summary.json").read_text())) == summary
 
 
-def test_the_headline_bounds_what_was_not_reached(comparison: Path) -> None:
-    # 3000 examples against 600.
-    assert headline(_summary(comparison)) == (
-        "extraction reached 90 % accuracy with 600 examples, "
-        "at least 5 times fewer than one_shot (not reached in 3k); 2 to 3 seeds each."
+def test_the_strategy_that_sets_the_target_costs_its_whole_runs(comparison: Path) -> None:
+    summary = summarize(load_runs([comparison]), target_of="one_shot")
+    # The mean of 0.6 and 0.7, of which one seed falls short by definition; 300 steps each.
+    source = summary.methods["one_shot"]
+    assert summary.target == pytest.approx(0.65)
+    assert source.reached == "1/2"
+    assert source.to_target == Costs(
+        examples=3_000.0, student_flops=30_000.0, total_flops=120_000.0, seconds=150.0
     )
+    assert source.to_target_ci95.examples == 0
+    assert summary.methods["extraction"].to_target.examples == 600
 
 
-def test_the_headline_counts_how_many_times_fewer(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
-    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 1040: 0.95})
-    assert headline(_summary(tmp_path)) == (
-        "extraction reached 90 % accuracy with 400 examples, "
-        "26 times fewer than one_shot (10.4k); 1 seed each."
-    )
-
-
-def test_a_bound_is_rounded_down(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 30: 0.95})
-    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 59: 0.6})
-    # 590 / 300 = 1.97, and 2 times would claim too much.
-    assert "at least 1.9 times fewer than one_shot" in headline(_summary(tmp_path))
-
-
-def test_the_headline_says_when_the_subject_did_not_win(
+def test_the_strategy_that_sets_the_target_may_have_been_there_earlier(
     tmp_path: Path, write_run: WriteRun
 ) -> None:
-    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 80: 0.95})
-    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.95})
-    assert headline(_summary(tmp_path)) == (
-        "extraction did not win: one_shot reached 90 % accuracy with 400 examples, "
-        "2 times fewer than extraction (800); 1 seed each."
-    )
+    for seed in range(2):
+        path = tmp_path / f"students/one_shot/seed-{seed}"
+        write_run(path, {20 + 20 * seed: 0.9, 100: 0.8}, method="one_shot", seed=seed)
+    summary = summarize(load_runs([tmp_path]), target_of="one_shot")
+    assert summary.methods["one_shot"].to_target.examples == 300
 
 
-def test_a_rival_that_stopped_early_proves_nothing(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 80: 0.95})
-    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.6}, finished=False)
-    assert headline(_summary(tmp_path)) == (
-        "extraction reached 90 % accuracy with 800 examples, undecided against "
-        "one_shot (not reached in 400 so far); 1 seed each, 1 of 2 runs incomplete."
-    )
-
-
-def test_the_headline_tells_of_overlapping_seeds_and_partial_success(
+def test_an_incomplete_run_has_no_part_in_the_cost_of_setting_the_target(
     comparison: Path, write_run: WriteRun
 ) -> None:
-    students = comparison / "students"
-    for seed, step in enumerate((70, 90)):
-        write_run(students / f"progressive/seed-{seed}", {20: 0.5, step: 0.95}, seed=seed)
-    write_run(students / "one_shot/seed-2", {20: 0.5, 300: 0.95}, seed=2)
-    line = headline(_summary(comparison))
-    assert "1.3 times fewer than progressive (800; seeds overlap)" in line
-    assert "one_shot (reached by 1/3 seeds, 3k on average)" in line
+    write_run(comparison / "students/one_shot/seed-2", {20: 0.5}, seed=2, finished=False)
+    summary = summarize(load_runs([comparison]), target_of="one_shot")
+    assert summary.methods["one_shot"].to_target.examples == 3_000
 
 
-def test_equal_costs_are_called_about_equal(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
-    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.95})
-    assert "about as many as one_shot (400; seeds overlap)" in headline(_summary(tmp_path))
-
-
-def test_the_headline_names_who_was_cheaper_otherwise(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
-    path = write_run(tmp_path / "students/from_labels/seed-0", {20: 0.5, 50: 0.95})
-    records = path / "records.jsonl"
-    # Without a teacher: 50 steps take 5k FLOPs in all, and 40 with one took 16k.
-    free = records.read_text().replace('"teacher_flops": 15000,', '"teacher_flops": 0,')
-    records.write_text(free)
-    assert "; but fewer total FLOPs by from_labels (5k against 16k)" in headline(_summary(tmp_path))
-
-
-def test_the_headline_says_when_nobody_got_there(comparison: Path) -> None:
-    assert headline(_summary(comparison, target=0.999)) == (
-        "no strategy reached 99.9 % accuracy on every seed; best final accuracy "
-        "96.00 ± 2.48 % (extraction); 2 to 3 seeds each."
-    )
-
-
-def test_the_headline_says_when_no_target_was_set(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run(tmp_path, {10: 0.5, 20: 0.95})
-    assert headline(_summary(tmp_path, target=None)) == (
-        "no target was set; best final accuracy 95.00 % (extraction); 1 seed each."
-    )
-
-
-def test_the_headline_says_when_no_run_is_complete(tmp_path: Path, write_run: WriteRun) -> None:
+def test_a_target_that_no_complete_run_sets_is_none(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path, {10: 0.5}, finished=False)
-    assert headline(_summary(tmp_path)) == (
-        "no strategy reached 90 % accuracy on every seed, and no run is complete; "
-        "1 seed each, 1 of 1 runs incomplete."
-    )
+    summary = summarize(load_runs([tmp_path]), target_of="extraction")
+    assert (summary.target, summary.target_of, summary.goal) == (None, None, "")
 
 
-def test_the_best_likelihood_is_the_lowest(tmp_path: Path, write_run: WriteRun) -> None:
-    write_run(tmp_path / "students/a/seed-0", {10: 1.5, 20: 0.4}, metric="nll")
-    write_run(tmp_path / "students/b/seed-0", {10: 1.5, 20: 0.6}, metric="nll")
-    summary = _summary(tmp_path, target=None, metric="nll")
-    assert "best final nll 0.4 (a)" in headline(summary)
+def test_the_goal_names_the_strategy_whose_final_value_it_is(comparison: Path) -> None:
+    summary = summarize(load_runs([comparison]), target_of="one_shot")
+    assert summary.goal == "one_shot's final accuracy (65.00 %)"
+    assert _summary(comparison).goal == "90 % accuracy"
+
+
+def test_missing_runs_are_told_in_a_sentence(comparison: Path) -> None:
+    runs = load_runs([comparison])
+    two = summarize(runs, missing=["one_shot seed 2", "progressive seed 0"])
+    assert two.gap == "2 of 7 runs are missing: one_shot seed 2, progressive seed 0."
+    assert summarize(runs, missing=["one_shot seed 2"]).gap.startswith("1 of 6 runs is missing: ")
+    assert summarize(runs).gap == ""
+
+
+def test_costs_more_than_eightfold_apart_are_wide(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {10: 0.95})
+    write_run(tmp_path / "students/one_shot/seed-0", {80: 0.95})
+    assert not _summary(tmp_path).is_wide
+    write_run(tmp_path / "students/never/seed-0", {81: 0.5})
+    assert _summary(tmp_path).is_wide
+    assert not _summary(tmp_path, target=None).is_wide
+
+
+def test_a_summary_without_students_is_an_error(comparison: Path) -> None:
+    teacher = [run for run in load_runs([comparison]) if run.is_teacher]
+    with pytest.raises(CheckpointError, match="must tell of at least one student's run; got none"):
+        summarize(teacher)
+
+
+def test_the_metric_is_that_of_the_runs_unless_another_is_named(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    runs = load_runs([write_run(tmp_path, {10: 1.5, 20: 0.6}, metric="nll")])
+    summary = summarize(runs, target=0.7)
+    assert (summary.metric, summary.methods["extraction"].to_target.examples) == ("nll", 200)

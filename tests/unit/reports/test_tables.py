@@ -29,16 +29,16 @@ WriteRun = Callable[..., Path]
 @pytest.fixture
 def summary(comparison: Path) -> Summary:
     runs = load_runs([comparison])
-    return summarize(runs, task="parity", metric="accuracy", target=0.9, budget={})
+    return summarize(runs, target=0.9)
 
 
 @pytest.fixture
 def stages() -> tuple[StagePlan, ...]:
     shared: dict[str, Any] = {
         "teacher": "final",
-        "taps": "1 <- 2",
+        "taps": "1 <- 1",
         "objective": "1 hidden",
-        "projection": "-",
+        "projection": "gaussian 8 x 32",
         "widths": "8 <- 32",
         "trained_parameters": 64,
     }
@@ -89,14 +89,14 @@ def test_costs_of_a_strategy_that_fell_short_are_not_reached(summary: Summary) -
 
 def test_without_a_target_costs_are_dashes(comparison: Path) -> None:
     runs = load_runs([comparison])
-    summary = summarize(runs, task="parity", metric="accuracy", target=None, budget={})
+    summary = summarize(runs)
     assert summary_grid(summary).rows[0][2:6] == ("–",) * 4
     assert seed_grid(summary).rows[0][4] == "–"
 
 
 def test_a_strategy_without_complete_run_says_so(tmp_path: Path, write_run: WriteRun) -> None:
     runs = load_runs([write_run(tmp_path, {10: 0.5}, finished=False)])
-    summary = summarize(runs, task="parity", metric="accuracy", target=0.9, budget={})
+    summary = summarize(runs, target=0.9)
     assert summary_grid(summary).rows[0][1] == "no complete run"
     assert seed_grid(summary).rows[0][-1] == "incomplete"
 
@@ -154,10 +154,28 @@ def test_terminal_and_markdown_tell_the_same(summary: Summary) -> None:
         assert cell in summary_markdown(summary)
 
 
+def test_a_plan_fits_a_terminal_of_80_columns(stages: tuple[StagePlan, ...]) -> None:
+    lines = [line.split() for line in _shown(plan_table(stages), width=80).splitlines()]
+    # Each cell whole on its line, and below it the one that it is stacked upon.
+    at = lines.index(["first", "1", "<-", "1", "1", "hidden", "1,000", "1M", "50.0", "%"])
+    assert lines[at + 1] == ["final", "8", "<-", "32", "gaussian", "8", "x", "32", "2M", "4", "MB"]
+    assert lines[at + 2] == []
+    assert max(map(len, _shown(plan_table(stages), width=80).splitlines())) <= 80
+
+
 def test_headings_are_not_broken_inside_words(stages: tuple[StagePlan, ...]) -> None:
-    shown = _shown(plan_table(stages, title="Plan"), width=110)
+    shown = _shown(plan_table(stages, title="Plan"), width=60)
     assert "projection" in shown
     assert "objective" in shown
+
+
+def test_names_are_not_broken_where_a_terminal_is_narrow(summary: Summary) -> None:
+    assert "  extraction  " in _shown(summary_table(summary), width=70)
+
+
+def test_a_name_longer_than_a_terminal_is_broken() -> None:
+    grid = Grid(title="", columns=("a",), rows=(("x" * 90,),), numeric=(False,))
+    assert _shown(to_rich(grid), width=60).count("x") == 90
 
 
 def test_a_grid_without_title_has_none() -> None:
@@ -167,3 +185,8 @@ def test_a_grid_without_title_has_none() -> None:
 
 def test_plans_have_a_markdown_form(stages: tuple[StagePlan, ...]) -> None:
     assert plan_markdown(stages).startswith("| stage | teacher | taps | widths | projection |")
+
+
+def test_a_target_that_a_strategy_sets_is_told_by_its_name(comparison: Path) -> None:
+    summary = summarize(load_runs([comparison]), target_of="one_shot")
+    assert summary_grid(summary).title == "parity: to one_shot's final accuracy (65.00 %)"

@@ -21,6 +21,7 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.projections import Sign
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun, bind
 from curricle.training.optimizers import SGD, AdamW
@@ -244,18 +245,41 @@ def test_a_student_may_be_deeper_than_its_teacher() -> None:
     assert [stage.plan.taps for stage in run.stages] == ["2 <- 1", "4 <- 2", "logits"]
 
 
-@pytest.mark.parametrize("trains", ["up_to", "all"])
-def test_more_layer_stages_than_blocks_are_an_error(trains: Any) -> None:
+def test_more_layer_stages_than_blocks_are_an_error() -> None:
     with pytest.raises(
         BindError,
-        match=r"^stages 'layer 1' and 'layer 2' must read different taps; both read '1 <- 1': "
-        r"there are more layer stages than the student's 1 blocks$",
+        match=r"^stages 'layer 1' and 'layer 2' must read different taps of the student; "
+        r"fractions 0\.333 and 0\.667 of its 1 blocks are both tap 1$",
     ):
         bound(
-            extraction(total=Duration(number=9), pairs=2, trains=trains),
+            extraction(total=Duration(number=9), pairs=2),
             student=mlp(5),
             teacher=LiveTeacher(mlp(16)),
         )
+
+
+def test_a_deep_teacher_does_not_make_up_for_blocks_that_the_student_lacks() -> None:
+    teacher = LiveTeacher(mlp(*[16] * 12))
+    # Five pairs lie at 2, 4, 6, 8, 10 of the teacher, but at 1, 1, 2, 2, 3 of the student.
+    with pytest.raises(BindError, match=r"fractions 0\.167 and 0\.333 of its 3 blocks are both "):
+        bound(extraction(total=Duration(number=30), pairs=5), student=mlp(5, 5, 5), teacher=teacher)
+
+
+def test_a_pair_that_is_written_out_may_be_trained_again_in_any_way() -> None:
+    first, second = layers((1, 1), (1, 1)).stages
+    pair = LayerPair(student=1, teacher=1)
+    again = [
+        second,
+        replace(second, learning_rate_scale=0.1),
+        replace(second, optimizer_state="reset"),
+        replace(second, objectives=(MatchHidden(pair=pair, projection=Sign()),)),
+    ]
+    for stage in again:
+        assert len(bound(Curriculum(name="x", stages=(first, stage))).stages) == 2
+
+
+def test_one_fraction_may_be_trained_twice() -> None:
+    assert len(bound(layers((0.5, 0.5), (0.5, 0.5))).stages) == 2
 
 
 def test_one_student_layer_may_follow_several_teacher_layers() -> None:
@@ -275,6 +299,15 @@ def test_one_pair_may_be_trained_twice_with_another_objective() -> None:
 def test_a_curriculum_that_reads_a_teacher_needs_one() -> None:
     with pytest.raises(BindError, match=r"^'teacher' must be given to run 'one_shot'; got none$"):
         bound(one_shot(total=Duration(number=3)), teacher=None)
+
+
+def test_a_checkpoint_that_nothing_reads_is_an_error() -> None:
+    stage = replace(from_labels(total=Duration(number=3)).stages[0], teacher=70)
+    with pytest.raises(
+        BindError,
+        match=r"^stage 'labels': 'teacher' must be given only where an objective reads it; got 70$",
+    ):
+        bound(Curriculum(name="x", stages=(stage,)))
 
 
 def test_a_tap_that_is_not_there_is_named_with_its_stage() -> None:

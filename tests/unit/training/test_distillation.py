@@ -1,11 +1,13 @@
 """The one call that distils: what it takes, gives, writes and refuses."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
@@ -16,7 +18,7 @@ from curricle.errors import BindError, CheckpointError
 from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
-from curricle.records import EndRecord, Record, read_records
+from curricle.records import EndRecord, Record, RunRecord, read_records
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.distillation import Result, distill
 from curricle.training.engine import FINISHED, RECORDS
@@ -81,6 +83,36 @@ def test_an_evaluator_of_ones_own_is_used() -> None:
         return {"accuracy": 0.25, "depth": float(model.depth)}
 
     assert distilled(evaluation=evaluate).metrics == {"accuracy": 0.25, "depth": 1.0}
+
+
+def test_the_metric_of_ones_own_judges_the_run() -> None:
+    seen: list[Record] = []
+    distilled(evaluation=lambda _: {"f1": 0.5}, metric="f1", observers=[seen.append])
+    assert isinstance(seen[0], RunRecord)
+    assert seen[0].metric == "f1"
+
+
+def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:
+    with pytest.raises(
+        BindError, match=r"must be one of the evaluator's \['f1'\]; got 'accuracy'$"
+    ):
+        distilled(evaluation=lambda _: {"f1": 0.5})
+
+
+def test_a_loader_is_told_how_to_become_a_stream() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'data' must be a stream, as curricle.stream\(loader\) makes one of a DataLoader; "
+        r"got 'DataLoader'$",
+    ):
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(distill)(
+            mlp(5),
+            None,
+            from_labels(total=TOTAL),
+            DataLoader(TensorDataset(torch.ones(8, INPUTS))),
+            evaluation=held_out(),
+        )
 
 
 def test_any_module_can_be_distilled_at_module_paths() -> None:

@@ -1,5 +1,6 @@
 """A run leaves exact records, goes on exactly where it stopped, and never overwrites another."""
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -30,6 +31,7 @@ from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
+    RecordWriter,
     RunRecord,
     StageRecord,
     StepRecord,
@@ -303,6 +305,81 @@ OTHERS: dict[str, Callable[[], BoundRun]] = {
 }
 
 
+@pytest.mark.parametrize("cut", [5, None], ids=["begun", "complete"])
+@pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
+def test_another_run_without_a_checkpoint_is_refused_and_nothing_is_lost(
+    tmp_path: Path, other: Callable[[], BoundRun], cut: int | None
+) -> None:
+    with contextlib.suppress(CutError):
+        executed(bound(one_shot(total=TOTAL)), tmp_path, interrupt_at(cut or STEPS + 1))
+    before = contents(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"records.jsonl' must belong to this run; its digest"
+    ):
+        executed(other(), tmp_path, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_records_that_do_not_tell_their_run_are_not_overwritten(tmp_path: Path) -> None:
+    executed(bound(one_shot(total=TOTAL)), tmp_path)
+    lines = (tmp_path / RECORDS).read_text().splitlines(keepends=True)
+    opening = json.loads(lines[0])
+    del opening["run"]
+    (tmp_path / RECORDS).write_text(json.dumps(opening) + "\n" + "".join(lines[1:-1]))
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"must belong to this run; its digest is '', not"):
+        executed(bound(one_shot(total=TOTAL)), tmp_path, resume=True)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("every", [None, 8])
+def test_resuming_a_complete_run_gives_its_student_and_runs_nothing(
+    tmp_path: Path, every: int | None
+) -> None:
+    settings = {"checkpoint_every": every}
+    whole = bound(one_shot(total=TOTAL), settings=settings)
+    end = executed(whole, tmp_path)
+    before = contents(tmp_path)
+    again = bound(one_shot(total=TOTAL), settings=settings, student=mlp(5, 4, seed=9))
+    seen: list[Record] = []
+    assert executed(again, tmp_path, seen.append, resume=True) == end
+    assert [record.kind for record in seen] == ["run", "end"]
+    assert contents(tmp_path) == before
+    torch.testing.assert_close(state(again), state(whole), rtol=0, atol=0)
+
+
+def test_records_that_are_shorter_than_the_checkpoint_says_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CutError):
+        executed(
+            bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}),
+            tmp_path,
+            interrupt_at(12),
+        )
+    records = tmp_path / RECORDS
+    records.write_bytes(records.read_bytes().splitlines(keepends=True)[0])
+    before = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=r"must hold the \d+ bytes that the checkpoint goes"):
+        executed(bound(one_shot(total=TOTAL)), tmp_path, resume=True)
+    assert contents(tmp_path) == before
+
+
+def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+
+    def saving(*_: object) -> None:
+        told.append("checkpoint")
+
+    def syncing(_: RecordWriter) -> None:
+        told.append("sync")
+
+    monkeypatch.setattr("curricle.training.engine.save_checkpoint", saving)
+    monkeypatch.setattr(RecordWriter, "sync", syncing)
+    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}), tmp_path)
+    assert told == ["sync", "checkpoint"] * 2
+
+
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())
 def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_lost(
     tmp_path: Path, other: Callable[[], BoundRun]
@@ -311,7 +388,7 @@ def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_lost(
     before = contents(tmp_path)
     run = other()
     start = state(run)
-    with pytest.raises(CheckpointError, match=r"step-000000016' must be a checkpoint of this run"):
+    with pytest.raises(CheckpointError, match=r"step-000000016' must belong to this run; its d"):
         executed(run, tmp_path, resume=True)
     assert contents(tmp_path) == before
     torch.testing.assert_close(state(run), start, rtol=0, atol=0)
@@ -329,7 +406,8 @@ def test_what_does_not_change_the_result_does_not_change_the_digest() -> None:
 @pytest.mark.parametrize("name", [STUDENT, OPTIMIZER])
 def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
     run = bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8})
-    executed(run, tmp_path)
+    with pytest.raises(CutError):
+        executed(run, tmp_path, interrupt_at(12))
     path = latest_checkpoint(tmp_path / CHECKPOINTS)
     assert path is not None
     (path / name).write_bytes(b"damaged")
@@ -648,7 +726,7 @@ def test_step_records_hold_each_term_and_the_rate() -> None:
 
 def test_time_stands_still_during_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("curricle.training.engine.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("curricle.training.costs.time.perf_counter", lambda: clock[0])
 
     def slow(model: TappedModel) -> dict[str, float]:
         clock[0] += 100.0
@@ -681,6 +759,43 @@ def test_evaluation_sees_the_student_as_it_is_then() -> None:
         if isinstance(record, (EvaluationRecord, EndRecord))
     ]
     assert metrics[0] != metrics[1] == metrics[2]
+
+
+def modes(run: BoundRun) -> dict[str, bool]:
+    return {name: part.training for name, part in run.student.module.named_modules()}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_modes_of_the_student_come_back_after_the_run(fails: bool) -> None:
+    def failing(model: TappedModel) -> dict[str, float]:
+        if fails:
+            raise CutError
+        return evaluate(model)
+
+    run = bound(one_shot(total=TOTAL), student=noisy())
+    # One part is held in evaluation mode by its owner.
+    run.student.module.get_submodule("blocks.0.1").eval()
+    before = modes(run)
+    with contextlib.suppress(CutError):
+        execute(run, failing, metric="accuracy", outputs=Outputs())
+    assert modes(run) == before
+
+
+def test_every_part_of_the_student_trains_while_it_runs() -> None:
+    student = noisy()
+    norm = student.module.get_submodule("blocks.0.1").eval()
+    seen: list[bool] = []
+    norm.register_forward_hook(lambda part, *_: seen.append(part.training))
+    executed(bound(one_shot(total=Duration(number=1)), student=student))
+    # When bound, in its one step, and in the evaluation at the end.
+    assert seen == [True, True, False]
+
+
+def test_a_metric_that_the_evaluator_does_not_give_is_an_error() -> None:
+    with pytest.raises(
+        BindError, match=r"^'metric' must be one of the evaluator's \['accuracy'\]; got 'f1'$"
+    ):
+        execute(bound(one_shot(total=TOTAL)), evaluate, metric="f1", outputs=Outputs())
 
 
 def test_evaluation_does_not_change_what_is_learned() -> None:
@@ -728,10 +843,13 @@ def test_a_border_without_a_change_matters_only_if_the_optimizer_is_reset(
     assert torch.equal(left, right) is equal
 
 
-def test_the_stated_number_of_threads_is_used() -> None:
+def test_the_stated_number_of_threads_is_used_while_it_runs() -> None:
     before = torch.get_num_threads()
-    executed(bound(one_shot(total=Duration(number=1)), settings={"threads": 1}))
-    assert torch.get_num_threads() == before == 1
+    seen: list[int] = []
+    run = bound(one_shot(total=Duration(number=1)), settings={"threads": before + 1})
+    executed(run, None, lambda _: seen.append(torch.get_num_threads()))
+    assert set(seen) == {before + 1}
+    assert torch.get_num_threads() == before
 
 
 def test_half_precision_runs_to_the_end_and_resumes(tmp_path: Path) -> None:

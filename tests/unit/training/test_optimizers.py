@@ -15,6 +15,16 @@ def parameter(*values: float) -> nn.Parameter:
     return nn.Parameter(torch.tensor([values]))
 
 
+@pytest.mark.parametrize("kind", [SGD, AdamW])
+def test_a_learning_rate_is_a_number_in_float32(kind: type[SGD] | type[AdamW]) -> None:
+    # The largest one is (2 - 2 ** -23) * 2 ** 127, about 3.4e38.
+    assert kind(learning_rate=3.4e38).learning_rate == 3.4e38
+    with pytest.raises(
+        SpecError, match=r"learning_rate': .* less than or equal to 34028.*; got 1e\+40"
+    ):
+        kind(learning_rate=1e40)
+
+
 # --- schedules ------------------------------------------------------------------------------------
 
 

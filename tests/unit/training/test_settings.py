@@ -24,6 +24,19 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) ->
         EngineSettings(device="cuda").torch_device()
 
 
+def test_the_stated_threads_are_used_in_the_block_only() -> None:
+    before = torch.get_num_threads()
+    with EngineSettings(threads=before + 1).stated_threads():
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_without_a_stated_number_the_threads_are_torchs() -> None:
+    before = torch.get_num_threads()
+    with EngineSettings().stated_threads():
+        assert torch.get_num_threads() == before
+
+
 @pytest.mark.parametrize(
     ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )

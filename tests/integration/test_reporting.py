@@ -1,0 +1,151 @@
+"""What reports of run folders tell: targets, budgets, missing runs, and what the disk refuses."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.integration
+Command = Callable[..., tuple[object, str, str]]
+REPORT = ("summary.json", "report.html", "learning-curves.png", "learning-curves.svg")
+# FLOPs of one step at 8 inputs, 16 examples, 8 hidden units, 2 classes, and a teacher of 16 units:
+# forward, and gradients of all weights and of the hidden state.
+LABELS_STEP = 2 * 16 * (8 * 8 + 8 * 2) + 2 * 16 * (8 * 8 + 8 * 2 + 8 * 2)
+LOGITS_STEP = LABELS_STEP + 2 * 16 * (8 * 16 + 16 * 2)
+
+
+def test_the_summary_has_the_documented_form(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    fields = ["task", "metric", "target", "budget", "methods", "teacher", "target_of", "missing"]
+    assert list(summary) == fields
+    assert summary["task"] == "(8,2)-parity"
+    assert summary["target"] == 0.1
+    assert summary["budget"] == {"number": 12, "unit": "steps"}
+    assert list(summary["methods"]) == ["one_shot", "progressive"]
+    method = summary["methods"]["one_shot"]
+    assert list(method) == ["final", "to_target", "to_target_ci95", "reached", "seeds"]
+    assert [seed["seed"] for seed in method["seeds"]] == [0, 1]
+    assert method["seeds"][0]["spent"]["examples"] == 12 * 16
+    assert method["seeds"][0]["spent"]["teacher_flops"] == 12 * (LOGITS_STEP - LABELS_STEP)
+
+
+def test_a_report_made_again_without_any_weights_is_the_same(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity)
+    made = {name: (tmp_path / "run" / name).read_bytes() for name in REPORT}
+    for name in REPORT:
+        (tmp_path / "run" / name).unlink()
+    for file in (tmp_path / "run").rglob("*.safetensors"):
+        file.unlink()
+    assert command("report", "run")[0] == 0
+    again = {name: (tmp_path / "run" / name).read_bytes() for name in REPORT}
+    assert again["summary.json"] == made["summary.json"]
+    assert again["report.html"] == made["report.html"]
+
+
+def test_a_report_of_records_alone_knows_no_target_and_no_budget(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity)
+    made = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for file in list((tmp_path / "run").rglob("*")):
+        if file.is_file() and file.name != "records.jsonl":
+            file.unlink()
+    code, shown, _ = command("report", "run")
+    assert (code, "no target was set" in shown) == (0, True)
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (again["target"], again["budget"]) == (None, {})
+    for method, told in made["methods"].items():
+        assert again["methods"][method]["final"] == told["final"]
+
+
+def test_a_report_tells_of_missing_runs(command: Command, parity: Path, tmp_path: Path) -> None:
+    command("compare", parity)
+    shutil.rmtree(tmp_path / "run/students/one_shot")
+    shutil.rmtree(tmp_path / "run/students/progressive/seed-1")
+    told = "3 of 4 runs are missing: one_shot seed 0, one_shot seed 1, progressive seed 1."
+    code, shown, _ = command("report", "run")
+    assert (code, told in shown) == (0, True)
+    assert told in (tmp_path / "run" / "report.html").read_text()
+    assert len(json.loads((tmp_path / "run" / "summary.json").read_text())["missing"]) == 3
+
+
+def test_a_report_of_several_folders_says_where_runs_are_missing(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        command("compare", parity, "--set", f"output_dir={name}")
+    shutil.rmtree(tmp_path / "second/students/one_shot/seed-1")
+    _, shown, _ = command("report", "first", "second")
+    assert "1 of 8 runs is missing: one_shot seed 1 in second." in shown
+
+
+def test_a_report_that_cannot_be_written_is_a_users_mistake(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity)
+    (tmp_path / "file").write_text("")
+    for page in ("file/page.html", "run"):
+        code, _, told = command("report", "run", "--output", page)
+        assert code == 2
+        assert told.startswith(f"curricle: '{page}' must be a file that can be written; got ")
+        assert told.count("\n") == 1
+
+
+def test_runs_may_end_at_their_target(command: Command, parity: Path, tmp_path: Path) -> None:
+    early = "target={number: 0.1, ends_run: true}"
+    assert command("compare", parity, "--set", early)[0] == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "4 of 4 runs ended when they reached the target" in page
+
+
+def test_a_report_names_what_to_type_to_run_it_again(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity, "--set", "budget=6 steps", "--set", "seeds=[4]")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "&#x27;budget=6 steps&#x27; --set &#x27;seeds=[4]&#x27;</code>" in page
+
+
+def test_a_report_of_several_folders_tells_their_runs_apart(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    final = "target={final_of: one_shot}"
+    for name in ("first", "second"):
+        command("compare", parity, "--set", f"output_dir={name}", "--set", final)
+    code, _, told = command("report", "first", "second", "--output", "both/page.html")
+    assert (code, told) == (0, "")
+    summary = json.loads((tmp_path / "both" / "summary.json").read_text())
+    assert set(summary["methods"]) == {
+        f"{folder}/{method}"
+        for folder in ("first", "second")
+        for method in ("one_shot", "progressive")
+    }
+
+
+def test_a_target_may_be_the_final_value_of_a_strategy(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity, "--set", "target={final_of: one_shot}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    source = summary["methods"]["one_shot"]
+    assert summary["target_of"] == "one_shot"
+    assert summary["target"] == source["final"]["mean"]
+    assert 0 < source["to_target"]["examples"] <= 12 * 16
+    assert None not in source["to_target"].values()
+
+
+def test_a_report_of_one_student_has_no_target_that_only_a_comparison_has(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("distill", parity, "--set", "target={final_of: one_shot}")
+    assert command("report", "run")[0] == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["target"] is None
+    assert list(summary["methods"]) == ["extraction"]

@@ -1,0 +1,148 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from curricle.reports.headline import headline
+from curricle.reports.runs import load_runs
+from curricle.reports.summary import Summary, summarize
+
+WriteRun = Callable[..., Path]
+
+
+def _summary(folder: Path, *, target: float | None = 0.9, metric: str = "accuracy") -> Summary:
+    return summarize(load_runs([folder]), metric=metric, target=target)
+
+
+def test_the_headline_bounds_what_was_not_reached(comparison: Path) -> None:
+    # 3000 examples against 600.
+    assert headline(_summary(comparison)) == (
+        "extraction reached 90 % accuracy with 600 examples, "
+        "at least 5 times fewer than one_shot (not reached in 3k); 2 to 3 seeds each."
+    )
+
+
+def test_the_headline_counts_how_many_times_fewer(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
+    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 1040: 0.95})
+    assert headline(_summary(tmp_path)) == (
+        "extraction reached 90 % accuracy with 400 examples, "
+        "26 times fewer than one_shot (10.4k); 1 seed each."
+    )
+
+
+def test_a_bound_is_rounded_down(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 30: 0.95})
+    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 59: 0.6})
+    # 590 / 300 = 1.97, and 2 times would claim too much.
+    assert "at least 1.9 times fewer than one_shot" in headline(_summary(tmp_path))
+
+
+def test_the_headline_says_when_the_subject_did_not_win(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 80: 0.95})
+    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.95})
+    assert headline(_summary(tmp_path)) == (
+        "extraction did not win: one_shot reached 90 % accuracy with 400 examples, "
+        "2 times fewer than extraction (800); 1 seed each."
+    )
+
+
+def test_a_rival_that_stopped_early_proves_nothing(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 80: 0.95})
+    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.6}, finished=False)
+    assert headline(_summary(tmp_path)) == (
+        "extraction reached 90 % accuracy with 800 examples, undecided against "
+        "one_shot (not reached in 400 so far); 1 seed each, 1 of 2 runs incomplete."
+    )
+
+
+def test_the_headline_tells_of_overlapping_seeds_and_partial_success(
+    comparison: Path, write_run: WriteRun
+) -> None:
+    students = comparison / "students"
+    for seed, step in enumerate((70, 90)):
+        write_run(students / f"progressive/seed-{seed}", {20: 0.5, step: 0.95}, seed=seed)
+    write_run(students / "one_shot/seed-2", {20: 0.5, 300: 0.95}, seed=2)
+    line = headline(_summary(comparison))
+    assert "1.3 times fewer than progressive (800; seeds overlap)" in line
+    assert "one_shot (reached by 1/3 seeds, 3k on average)" in line
+
+
+def test_equal_costs_are_called_about_equal(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
+    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.95})
+    assert "about as many as one_shot (400; seeds overlap)" in headline(_summary(tmp_path))
+
+
+def test_the_headline_names_who_was_cheaper_otherwise(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
+    path = write_run(tmp_path / "students/from_labels/seed-0", {20: 0.5, 50: 0.95})
+    records = path / "records.jsonl"
+    # Without a teacher: 50 steps take 5k FLOPs in all, and 40 with one took 16k.
+    free = records.read_text().replace('"teacher_flops": 15000,', '"teacher_flops": 0,')
+    records.write_text(free)
+    assert "; but fewer total FLOPs by from_labels (5k against 16k)" in headline(_summary(tmp_path))
+
+
+def test_the_headline_says_when_nobody_got_there(comparison: Path) -> None:
+    assert headline(_summary(comparison, target=0.999)) == (
+        "no strategy reached 99.9 % accuracy on every seed; best final accuracy "
+        "96.00 ± 2.48 % (extraction); 2 to 3 seeds each."
+    )
+
+
+def test_the_headline_says_when_no_target_was_set(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path, {10: 0.5, 20: 0.95})
+    assert headline(_summary(tmp_path, target=None)) == (
+        "no target was set; best final accuracy 95.00 % (extraction); 1 seed each."
+    )
+
+
+def test_the_headline_says_when_no_run_is_complete(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path, {10: 0.5}, finished=False)
+    assert headline(_summary(tmp_path)) == (
+        "no strategy reached 90 % accuracy on every seed, and no run is complete; "
+        "1 seed each, 1 of 1 runs incomplete."
+    )
+
+
+def test_the_best_likelihood_is_the_lowest(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/a/seed-0", {10: 1.5, 20: 0.4}, metric="nll")
+    write_run(tmp_path / "students/b/seed-0", {10: 1.5, 20: 0.6}, metric="nll")
+    summary = _summary(tmp_path, target=None, metric="nll")
+    assert "best final nll 0.4 (a)" in headline(summary)
+
+
+def test_the_headline_tells_the_share_of_the_cost_of_the_strategy_that_set_the_target(
+    comparison: Path,
+) -> None:
+    # 30 of 150 seconds, 24k of 120k FLOPs, 600 of 3,000 examples.
+    assert headline(summarize(load_runs([comparison]), target_of="one_shot")) == (
+        "extraction reached one_shot's final accuracy (65.00 %) in 0.2 of its seconds and 0.2 of "
+        "its total FLOPs, with 600 examples, 5 times fewer than one_shot (3k); 2 to 3 seeds each."
+    )
+
+
+def test_a_share_above_one_is_told_in_times(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
+    path = write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 50: 0.9})
+    records = path / "records.jsonl"
+    records.write_text(records.read_text().replace('"seconds": 25.0', '"seconds": 8.0'))
+    line = headline(summarize(load_runs([tmp_path]), target_of="one_shot"))
+    # 20 seconds against 8; 16k FLOPs against 20k.
+    assert "in 2.5 times its seconds and 0.8 of its total FLOPs, with 400 examples" in line
+
+
+def test_a_strategy_that_sets_the_target_and_leads_has_no_share_of_itself(
+    comparison: Path,
+) -> None:
+    # The mean final value of extraction is 0.96, which one_shot never reached.
+    assert headline(summarize(load_runs([comparison]), target_of="extraction")) == (
+        "extraction reached extraction's final accuracy (96.00 %) with 1k examples, "
+        "at least 3 times fewer than one_shot (not reached in 3k); 2 to 3 seeds each."
+    )
+
+
+def test_the_headline_counts_missing_runs(comparison: Path) -> None:
+    summary = summarize(load_runs([comparison]), target=0.9, missing=["one_shot seed 2"])
+    assert headline(summary).endswith("; 2 to 3 seeds each, 1 of 6 runs missing.")
