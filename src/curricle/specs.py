@@ -11,6 +11,7 @@ Design: discriminated unions carry a literal `kind`; there are no import strings
 
 import functools
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -92,9 +93,13 @@ def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
     """Return a function whose arguments are validated like the fields of a value."""
     validated = pydantic.validate_call(config=CONFIG)(function)
+    known = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        for name in kwargs:
+            if name not in known:
+                raise SpecError(f"{name!r} is not an argument; {near_names(name, known)}")
         try:
             return validated(*args, **kwargs)
         except ValidationError as error:

@@ -6,6 +6,7 @@ A `Duration` is a number with a unit: steps, examples or tokens. It replaces fam
 
 import math
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, cast, final
 
 from pydantic import BeforeValidator, Field
@@ -45,14 +46,15 @@ class Duration:
 def duration(text: object) -> object:
     """Return the `Duration` that a text such as `1500 steps` or `2.5M examples` stands for.
 
-    Anything but a text is returned as it is, for pydantic to judge.
+    A `Duration` or its fields are returned as they are, for pydantic to judge.
 
     Raises:
         SpecError: If the text is not a positive whole number with a unit.
     """
-    if not isinstance(text, str):
+    if isinstance(text, (Duration, Mapping)):
         return text
-    found = re.fullmatch(r"\s*([\d_]+(?:\.\d+)?)\s*([kMG]?)\s+(steps|examples|tokens)\s*", text)
+    shape = r"\s*([\d_]+(?:\.\d+)?)\s*([kMG]?)\s+(steps|examples|tokens)\s*"
+    found = re.fullmatch(shape, text) if isinstance(text, str) else None
     if found is None:
         raise SpecError(
             f"a duration must read like '1500 steps' or '2.5M examples' "

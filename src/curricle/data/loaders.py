@@ -49,7 +49,12 @@ def stream(loader: DataLoader[Any], *, seed: int = 0, next_token: bool = False) 
         seed: Seed of the order and of what the data set draws from torch.
         next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
             models of transformers have it; the shift is made here, once.
+
+    Raises:
+        DataError: If it is not a `DataLoader`.
     """
+    if not isinstance(loader, DataLoader):
+        raise DataError(f"'loader' must be a DataLoader; got {type(loader).__name__!r}")
     return LoaderStream(loader, seed=seed, next_token=next_token)
 
 

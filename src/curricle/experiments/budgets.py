@@ -7,6 +7,7 @@ for: cheap stages buy more of them.
 """
 
 import dataclasses
+import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -23,6 +24,7 @@ from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.costs import now
 from curricle.training.stepping import stepping
 
+SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 PROVISIONAL = Duration(number=1_000_000)
 """Length with which a strategy is built to look at its stages before its length is known."""
 WARM_UP_STEPS, TIMED_STEPS = 5, 15
@@ -65,20 +67,22 @@ class Budget:
 def budget(text: object) -> object:
     """Return the fields of a budget written as `2.5M examples` or `30 seconds`.
 
+    A `Budget` or its fields are returned as they are, for pydantic to judge.
+
     Raises:
         SpecError: If the text is not a number and a unit.
     """
-    if not isinstance(text, str):
+    if isinstance(text, (Budget, Mapping)):
         return text
-    number, _, unit = text.strip().partition(" ")
-    suffix = {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}.get(number[-1:], 1.0)
+    found = re.fullmatch(r"\s*([\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
     try:
-        amount = float(number.rstrip("kMGT").replace("_", "")) * suffix
+        number, suffix, unit = found.groups() if found is not None else ("", "", "")
+        amount = float(number.replace("_", "")) * SUFFIXES[suffix]
     except ValueError:
         raise SpecError(
             f"a budget must read like '2.5M examples', '4T flops' or '60 seconds'; got {text!r}"
         ) from None
-    return {"number": round(amount, 6), "unit": unit.strip()}
+    return {"number": round(amount, 6), "unit": unit}
 
 
 AnyBudget = Annotated[Budget, BeforeValidator(budget)]

@@ -90,6 +90,12 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
             f"got {type(data).__name__!r}"
         )
+    wrong = [] if callable(evaluation) else [one for one in evaluation if type(one) is not Batch]
+    if wrong:
+        raise BindError(
+            f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
+            f"got {type(wrong[0]).__name__!r}"
+        )
     model = tapped(student)
     live = None if teacher is None else LiveTeacher(tapped(teacher), trajectory)
     run = bind(
