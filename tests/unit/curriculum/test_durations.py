@@ -76,8 +76,9 @@ def test_a_duration_prints_as_the_text_it_is_read_from() -> None:
     assert str(Duration(number=1_500, unit="examples")) == "1500 examples"
 
 
-def test_what_is_no_text_is_left_to_the_field() -> None:
-    assert duration(1_500) == 1_500
+def test_a_number_without_a_unit_is_told_how_a_duration_reads() -> None:
+    with pytest.raises(SpecError, match=r"must read like '1500 steps'.*got 1500"):
+        duration(1_500)
 
 
 @pytest.mark.parametrize(

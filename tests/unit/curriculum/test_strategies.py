@@ -374,3 +374,9 @@ def test_a_wrong_value_is_named_by_its_path() -> None:
     call = {"kind": "extraction", "pairs": [{"student": 1, "teachr": 2}]}
     with pytest.raises(SpecError, match=r"'teachr' is not a field; did you mean 'teacher'"):
         build(call, total=steps(10), trajectory=None)
+
+
+def test_a_misspelt_argument_is_told_the_near_name() -> None:
+    misspelt: dict[str, Any] = {"total": Duration(number=10), "pair": 1}
+    with pytest.raises(SpecError, match="'pair' is not an argument; did you mean 'pairs'"):
+        extraction(**misspelt)

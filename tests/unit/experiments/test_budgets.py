@@ -242,3 +242,8 @@ def test_timing_holds_the_teacher_in_evaluation_mode() -> None:
 def test_a_budget_is_written_as_it_is_read() -> None:
     assert str(Budget(number=1500, unit="steps")) == "1500 steps"
     assert dataclasses.replace(Budget(number=3, unit="steps"), unit="flops").unit == "flops"
+
+
+def test_a_number_without_a_unit_is_told_how_a_budget_reads() -> None:
+    with pytest.raises(SpecError, match=r"must read like '2.5M examples'.*got 3000"):
+        budgets.budget(3000)
