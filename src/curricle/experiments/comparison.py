@@ -3,16 +3,23 @@
 Every run is independent and deterministic, so they may run in any order and in several processes
 at once; with more than one process each uses one thread, which keeps their seconds comparable.
 Finished runs are left alone, so a comparison that was interrupted goes on where it stopped.
+
+Design: the parent holds one end of a pipe and every worker waits at the other. When the parent
+closes its end, or is killed and the system closes it, the workers end at once.
 """
 
 import multiprocessing
+import os
 import queue
 import signal
-from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ProcessPoolExecutor, wait
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 from curricle.errors import CheckpointError
@@ -23,6 +30,8 @@ from curricle.records import Record
 Watcher = Callable[[StudentRun, Record], None]
 """Is told of every record of every run."""
 POLL_SECONDS = 0.2
+STOPPED = 1
+"""Exit code of a worker whose parent has gone or wants no more of it."""
 
 
 def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
@@ -43,22 +52,39 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
         return
     single = replace(spec, engine=replace(spec.engine, threads=1))
     context = multiprocessing.get_context("spawn")
-    messages, stop = context.Queue(), context.Event()
-    with ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_connect, initargs=(messages, stop)
-    ) as pool:
-        futures = [pool.submit(_work, single, number) for number in range(len(runs))]
-        try:
-            _listen(futures, messages, lambda number, record: watch(runs[number], record))
-        except BrokenProcessPool:
-            raise CheckpointError(
-                f"'jobs' {jobs} must be as many as memory has room for; a process was killed, "
-                f"'curricle resume {spec.folder}' goes on"
-            ) from None
-        finally:
-            # One that failed or was interrupted does not wait for the others to finish.
-            stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+    messages, (parent, own_end) = context.Queue(), context.Pipe(duplex=False)
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_connect, initargs=(messages, parent)
+    )
+    try:
+        # Workers stay as deaf as they are born: the pipe tells them of an interrupt.
+        with _without_interrupts():
+            futures = [pool.submit(_work, single, number) for number in range(len(runs))]
+        _listen(futures, messages, lambda number, record: watch(runs[number], record))
+    except BrokenProcessPool:
+        raise CheckpointError(
+            f"'jobs' {jobs} must be as many as memory has room for; a process was killed, "
+            f"'curricle resume {spec.folder}' goes on"
+        ) from None
+    finally:
+        # One that failed or was interrupted does not wait for the others to finish.
+        with _without_interrupts():
+            own_end.close()
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ignore the keyboard's interrupt during what takes a moment and must not be torn apart."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread is ever interrupted.
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _listen(
@@ -66,43 +92,44 @@ def _listen(
     messages: Any,  # noqa: ANN401 - a multiprocessing queue has no public type
     tell: Callable[[int, Record], None],
 ) -> None:
-    """Pass messages on until every run has ended or one has failed."""
+    """Pass messages on until every run has ended and nothing more comes, or one has failed."""
     pending = set(futures)
-    while pending:
+    while True:
         done, pending = wait(pending, timeout=0, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
         try:
             tell(*messages.get(timeout=POLL_SECONDS))
         except queue.Empty:
-            continue
-    while not messages.empty():
-        tell(*messages.get())
+            if not pending:
+                return
 
 
-_CHANNELS: list[Any] = []
-"""In a worker process: the queue to the parent, and the event by which it asks to stop."""
+_MESSAGES: list[Any] = []
+"""In a worker process: the queue to the parent."""
 
 
-def _connect(messages: Any, stop: Any) -> None:  # noqa: ANN401 - as above
-    _CHANNELS[:] = messages, stop
-    # The parent tells of an interrupt; here it shall end the process without a traceback.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _connect(messages: Any, parent: Connection) -> None:  # noqa: ANN401 - as above
+    _MESSAGES[:] = [messages]
     # A parent that no longer listens must not keep the process from ending.
     messages.cancel_join_thread()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Connection) -> None:
+    """End this process, wherever it is, once the parent's end of the pipe is closed.
+
+    Nothing is lost but the steps since the last checkpoint: files are written in one piece.
+    """
+    with suppress(EOFError, OSError):
+        parent.recv_bytes()
+    os._exit(STOPPED)
 
 
 def _work(spec: RunSpec, number: int) -> None:
-    """Train one student and tell the parent.
-
-    Raises:
-        CancelledError: If the parent asks to stop.
-    """
-    messages, stop = _CHANNELS
-
-    def tell(record: Record) -> None:
-        if stop.is_set():
-            raise CancelledError
-        messages.put((number, record))
-
-    train_student(spec, student_runs(spec)[number], [tell])
+    """Train one student and tell the parent."""
+    train_student(
+        spec,
+        student_runs(spec)[number],
+        [lambda record: _MESSAGES[0].put((number, record))],
+    )

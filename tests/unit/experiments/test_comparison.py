@@ -1,14 +1,20 @@
 """Comparisons: every run once, in this process or in several."""
 
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from curricle.errors import CheckpointError, DivergenceError
 from curricle.experiments import comparison
 from curricle.experiments.comparison import compare
-from curricle.experiments.folders import end_of
+from curricle.experiments.folders import Origin, end_of, start
 from curricle.experiments.runner import StudentRun, student_runs, teach
 from curricle.experiments.spec import RunSpec
 from curricle.records import EndRecord, Record
@@ -56,34 +62,119 @@ def test_a_failure_in_a_process_ends_the_comparison(make_spec: MakeSpec) -> None
     assert end_of(student_runs(spec)[1].folder) is None
 
 
-def test_a_process_that_is_killed_is_told(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def without_processes(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    """Replace the pool by one that trains nothing, and listening to it by an error."""
+
     def listen(*_: object) -> None:
-        raise BrokenProcessPool
+        raise error
 
     monkeypatch.setattr(comparison, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(comparison, "_listen", listen)
+
+
+class Pool:
+    """A pool without processes, which is interrupted while it shuts down."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.submitted = 0
+
+    def submit(self, *_: object) -> None:
+        self.submitted += 1
+
+    def shutdown(self, **_: object) -> None:
+        assert self.submitted == 4
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_process_that_is_killed_is_told(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_processes(monkeypatch, BrokenProcessPool)
     with pytest.raises(
         CheckpointError, match=r"'jobs' 2 must be .*'curricle resume .*run' goes on"
     ):
         compare(make_spec(), jobs=2, watch=lambda run, record: None)
 
 
-class Pool:
-    """A pool without processes."""
+def test_a_second_interrupt_does_not_tear_the_end_apart(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_processes(monkeypatch, KeyboardInterrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as first:
+        compare(make_spec(), jobs=2, watch=lambda run, record: None)
+    assert first.value.__context__ is None
+    assert signal.getsignal(signal.SIGINT) == before
 
-    def __init__(self, *_: object, **__: object) -> None:
-        self.submitted = 0
 
-    def __enter__(self) -> "Pool":
-        return self
+PARENT = """
+import sys
+from pathlib import Path
 
-    def __exit__(self, *_: object) -> None:
-        assert self.submitted == 4
+from curricle.experiments.comparison import compare
+from curricle.experiments.folders import stored_spec
 
-    def submit(self, *_: object) -> None:
-        self.submitted += 1
 
-    def shutdown(self, **_: object) -> None:
-        """Do nothing."""
+def watch(run, record):
+    if record.kind == "run":
+        print(run, flush=True)
+
+
+if __name__ == "__main__":
+    try:
+        compare(stored_spec(Path(sys.argv[1])), jobs=2, watch=watch)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@contextmanager
+def long_comparison(spec: RunSpec, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a comparison in a group of processes of its own, until both of its students train."""
+    script = folder / "parent.py"
+    script.write_text(PARENT)
+    teach(spec)
+    start(spec, Origin(command="compare", title="long", line=""))
+    with subprocess.Popen(
+        [sys.executable, str(script), str(spec.folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            begun = {parent.stdout.readline().strip() for _ in student_runs(spec)}
+            assert begun == {str(run) for run in student_runs(spec)}
+            yield parent
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def long_spec(make_spec: MakeSpec) -> RunSpec:
+    """Return a comparison of two students that takes hours."""
+    refresh = "strategies.progressive.curriculum.refresh=50000000"
+    return make_spec("seeds=[3]", "budget=500000000 steps", refresh)
+
+
+@pytest.mark.integration
+def test_workers_end_with_a_parent_that_is_killed(long_spec: RunSpec, tmp_path: Path) -> None:
+    with long_comparison(long_spec, tmp_path) as parent:
+        parent.kill()
+        # What they print into stays open as long as one of them lives.
+        parent.communicate(timeout=30)
+    assert parent.returncode == -signal.SIGKILL
+
+
+@pytest.mark.integration
+def test_an_interrupt_of_all_processes_ends_them_without_a_traceback(
+    long_spec: RunSpec, tmp_path: Path
+) -> None:
+    with long_comparison(long_spec, tmp_path) as parent:
+        # As a terminal does it: parent and workers are told.
+        os.killpg(parent.pid, signal.SIGINT)
+        shown = parent.communicate(timeout=30)
+    assert shown == ("interrupted\n", "")
+    assert parent.returncode == 0
