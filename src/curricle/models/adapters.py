@@ -86,7 +86,7 @@ def tapped(
             keywords={"use_cache": False} if _has_cache(model) else None,
         )
     if isinstance(model, MLP):
-        blocks, head = blocks or block_paths(model, len(model.blocks)), head or "head"
+        blocks = blocks or block_paths(model, len(model.blocks))
     return HookedModel(
         model,
         blocks=blocks,

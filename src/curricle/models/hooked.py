@@ -290,10 +290,7 @@ class _Reading:
         if self._wants_logits and self._ends_at_head:
             raise BindError("'head' must be reached by forward; it was not")
         if self._wants_logits:
-            if isinstance(output, Mapping):
-                output = output.get("logits", output)
-            logits = output.logits if isinstance(output, _HasLogits) else output
-            self._logits = self._select(_first_tensor(logits, Place("logits")))
+            self._logits = self._select(_logits_in(output))
 
     def _check_unchanged(self, hidden: Mapping[Place, Tensor]) -> None:
         for (place, state), version in zip(hidden.items(), self._versions, strict=True):
@@ -329,6 +326,17 @@ def _is_within(path: str, outer: str) -> bool:
 def _version(state: Tensor) -> int:
     """Return how often a tensor has been changed in place, as far as torch counts it."""
     return 0 if state.is_inference() else state._version  # noqa: SLF001 - torch has no other name
+
+
+def _logits_in(output: object) -> Tensor:
+    """Return the logits in what a model has returned: named, or the first tensor."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        output = output.get("logits", output)
+    elif isinstance(output, _HasLogits):
+        output = output.logits
+    return _first_tensor(output, Place("logits"))
 
 
 def _first_tensor(output: object, place: Place) -> Tensor:

@@ -192,7 +192,7 @@ class Stepper:
         # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
         torch.autograd.backward(
             totals,
-            [total.new_tensor(scale) for total, scale in zip(totals, scales, strict=True)],
+            [torch.full_like(total, scale) for total, scale in zip(totals, scales, strict=True)],
         )
         return [total.detach() for total in totals]
 
