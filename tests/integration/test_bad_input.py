@@ -50,6 +50,14 @@ DECLARED = {
     "no device": ("engine.device=tpu", "'engine.device': input should be 'auto', 'cpu' or 'cuda'"),
     "parity": ("task.degree=9", "'degree' must lie between 1 and 'num_inputs' 8; got 9"),
     "accumulation": ("engine.accumulation=3", "'accumulation' must divide the 16 examples"),
+    "seeds of one student": (
+        "strategies={}",
+        "'seeds' must come with 'strategies' for 'curricle compare'; got [0, 1] without",
+    ),
+    "floor": (
+        "optimizer.schedule={floor: 0.1}",
+        "'optimizer.schedule': 'floor' must come with a decay, without has no effect; got 0.1",
+    ),
     "empty folder name": ("output_dir=", "'output_dir': string should have at least 1 character"),
     "override without value": ("budget", "'budget' must have the form path=value"),
     "override of no YAML": ("seeds=[0", "'seeds' must be set to a value in YAML; got '[0'"),

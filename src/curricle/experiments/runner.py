@@ -28,7 +28,7 @@ from curricle.experiments.folders import (
     is_claimed,
     recorded_steps,
 )
-from curricle.experiments.spec import Model, RunSpec, given
+from curricle.experiments.spec import SEEDS, Model, RunSpec, given
 from curricle.experiments.tasks import TaskData
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
@@ -88,9 +88,14 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
             seed=seed,
             folder=spec.folder / STUDENTS / name / f"seed-{seed}",
         )
-        for seed in spec.seeds
+        for seed in spec.seeds or SEEDS
         for name, strategy in strategies.items()
     ]
+
+
+def first_runs(spec: RunSpec) -> list[StudentRun]:
+    """Return the runs of a comparison with its first seed; those of the others bind as they do."""
+    return student_runs(spec)[: len(spec.strategies)]
 
 
 def single_run(spec: RunSpec) -> StudentRun:

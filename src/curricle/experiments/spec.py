@@ -26,6 +26,10 @@ from curricle.training.settings import EngineSettings
 
 Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
 Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$")]
+CHECKPOINTS = 5
+"""Checkpoints that are kept of a teacher's training unless the spec says otherwise."""
+SEEDS = (0, 1, 2)
+"""Seeds of the students of a comparison that says none."""
 MODELS = MappingProxyType({"parity": ("mlp",), "text": ("hf", "pretrained")})
 """Kinds of models that can read the data of a task."""
 
@@ -41,7 +45,7 @@ class TeacherSpec:
     """Length of its training from labels; None takes the model as it is (`pretrained`)."""
     optimizer: Optimizer | None = None
     """How it is trained; None takes the run's optimizer."""
-    checkpoints: int = Field(default=5, gt=0)
+    checkpoints: int = Field(default=CHECKPOINTS, gt=0)
     """Checkpoints kept of its training, equally spaced; the last is the finished teacher."""
     folders: tuple[str, ...] = ()
     """Hugging Face folders that serve as the trajectory of a pretrained teacher."""
@@ -59,17 +63,26 @@ class TeacherSpec:
                 f"'total' must be given exactly for teachers that are not pretrained; "
                 f"got {self.total} for kind {self.model.kind!r}"
             )
-        if is_pretrained and self.optimizer is not None:
-            raise SpecError(
-                f"'optimizer' must be left out for a teacher that is not trained here; "
-                f"got {self.optimizer.kind!r}"
-            )
+        if is_pretrained:
+            self._check_untrained()
         if self.folders and not is_pretrained:
             raise SpecError(f"'folders' must go with a pretrained teacher; got {self.model.kind!r}")
         try:
             self.pretrained_steps()
         except CheckpointError as error:
             raise SpecError(str(error)) from None
+
+    def _check_untrained(self) -> None:
+        """Refuse what only training would heed.
+
+        Raises:
+            SpecError: If there is any.
+        """
+        rule = "must be left out for a teacher that is not trained here"
+        if self.optimizer is not None:
+            raise SpecError(f"'optimizer' {rule}; got {self.optimizer.kind!r}")
+        if self.checkpoints != CHECKPOINTS:
+            raise SpecError(f"'checkpoints' {rule}; got {self.checkpoints}")
 
     def pretrained_steps(self) -> tuple[int, ...]:
         """Return the steps that the names of `folders` stand for."""
@@ -142,8 +155,8 @@ class RunSpec:
     """For `distill`: the strategy's name as `kind`, and its arguments."""
     strategies: dict[Name, StrategySpec] = Field(default_factory=dict)
     """For `compare`: strategies by name."""
-    seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
-    """For `compare`: seeds of the students."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """For `compare`: seeds of the students; None takes 0, 1 and 2."""
     budget: AnyBudget | None = None
     """What each student may consume."""
     target: Target = Target()
@@ -158,9 +171,10 @@ class RunSpec:
 
         Raises:
             SpecError: If models do not suit the task, a strategy does not exist or take its
-                arguments, or the target names none.
+                arguments, the target names none, or seeds differ not or have no strategies.
         """
         self._check_models()
+        self._check_seeds()
         total = self._total()
         for path, call in self._calls().items():
             try:
@@ -172,8 +186,17 @@ class RunSpec:
                 f"'target.final_of' must name a strategy; got {self.target.final_of!r}; "
                 f"{near_names(str(self.target.final_of), self.strategies)}"
             )
+
+    def _check_seeds(self) -> None:
+        if self.seeds is None:
+            return
         if len(set(self.seeds)) != len(self.seeds):
             raise SpecError(f"'seeds' must differ; got {list(self.seeds)}")
+        if not self.strategies:
+            raise SpecError(
+                f"'seeds' must come with 'strategies' for 'curricle compare'; got "
+                f"{list(self.seeds)} without; 'seed' is that of 'curricle distill'"
+            )
 
     def _check_models(self) -> None:
         models = {"teacher.model": self.teacher.model, "student": self.student}

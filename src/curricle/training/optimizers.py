@@ -13,6 +13,7 @@ from typing import Annotated, Literal, final
 import torch
 from pydantic import Field
 
+from curricle.errors import SpecError
 from curricle.specs import value
 
 LearningRate = Annotated[float, Field(gt=0, le=torch.finfo(torch.float32).max)]
@@ -29,6 +30,17 @@ class Schedule:
     """Shape of the fall from the peak after the warm-up."""
     floor: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak at which a decay ends."""
+
+    def __post_init__(self) -> None:
+        """Check that there is a decay that ends at the floor.
+
+        Raises:
+            SpecError: If not.
+        """
+        if self.decay == "constant" and self.floor:
+            raise SpecError(
+                f"'floor' must come with a decay, without has no effect; got {self.floor}"
+            )
 
     def factor(self, step: int, total: int) -> float:
         """Return the factor at a step counted from 0, in a stretch of `total` steps."""

@@ -56,7 +56,7 @@ def test_a_comparison_runs_every_strategy_of_a_seed_before_the_next_seed(
 
 def test_a_comparison_needs_strategies(make_spec: MakeSpec) -> None:
     with pytest.raises(SpecError, match="'strategies' must be in the spec for 'curricle compare'"):
-        student_runs(make_spec("strategies={}"))
+        student_runs(make_spec("strategies={}", "seeds=null"))
 
 
 def test_a_strategys_own_optimizer_trains_its_students_only(make_spec: MakeSpec) -> None:

@@ -60,6 +60,10 @@ def test_a_mistake_in_an_override_names_the_path(make_spec: MakeSpec) -> None:
         ("target.final_of=one_shut", "'target.final_of' must name a strategy; got 'one_shut'; did"),
         ("target={number: 1, final_of: one_shot}", "'number' must not be given with 'final_of'"),
         ("seeds=[1, 1]", r"'seeds' must differ; got \[1, 1\]"),
+        (
+            "strategies={}",
+            r"'seeds' must come with 'strategies' .*; got \[0, 1\] without",
+        ),
         ("seeds=[]", "'seeds': .*at least 1 item"),
         ("output_dir=", "'output_dir': .*at least 1 character"),
         ("teacher.total=null", "'teacher': 'total' must be given exactly .* got None for kind 'ml"),
@@ -114,10 +118,16 @@ def test_a_pretrained_teacher_is_not_trained(make_spec: MakeSpec) -> None:
     assert spec.trajectory_steps() == (1, 2)
 
 
-def test_a_pretrained_teacher_takes_no_optimizer(make_spec: MakeSpec) -> None:
-    teacher = "{model: {kind: pretrained, path: a}, optimizer: {kind: sgd, learning_rate: 1}}"
-    with pytest.raises(SpecError, match=r"'teacher': 'optimizer' must be left out .*; got 'sgd'"):
-        make_spec(*TEXT, f"teacher={teacher}")
+@pytest.mark.parametrize(
+    ("field", "got"),
+    [("optimizer: {kind: sgd, learning_rate: 1}", "'sgd'"), ("checkpoints: 7", "7")],
+)
+def test_a_pretrained_teacher_takes_nothing_that_only_training_heeds(
+    make_spec: MakeSpec, field: str, got: str
+) -> None:
+    name = field.partition(":")[0]
+    with pytest.raises(SpecError, match=rf"'teacher': '{name}' must be left out .*; got {got}"):
+        make_spec(*TEXT, f"teacher={{model: {{kind: pretrained, path: a}}, {field}}}")
 
 
 @pytest.mark.parametrize("path", ["teacher.model", "student"])
@@ -165,6 +175,6 @@ def test_a_missing_field_is_told_with_its_command() -> None:
 
 def test_a_spec_without_a_student_can_still_teach(make_spec: MakeSpec) -> None:
     bare: dict[str, Any] = plain(make_spec())
-    for name in ("student", "curriculum", "strategies", "budget"):
+    for name in ("student", "curriculum", "strategies", "seeds", "budget"):
         del bare[name]
     assert parse(RunSpec, bare).student is None

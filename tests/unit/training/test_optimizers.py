@@ -69,6 +69,11 @@ def test_a_stretch_of_one_step_has_a_positive_rate() -> None:
     assert all(0 < schedule.factor(0, 1) <= 1 for schedule in every)
 
 
+def test_a_floor_is_where_a_decay_ends() -> None:
+    with pytest.raises(SpecError, match=r"'floor' must come with a decay, .*; got 0\.1$"):
+        Schedule(warmup=0.5, floor=0.1)
+
+
 @pytest.mark.parametrize(("field", "wrong"), [("warmup", 1.0), ("warmup", -0.1), ("floor", 1.5)])
 def test_a_schedule_stays_in_its_range(field: str, wrong: float) -> None:
     with pytest.raises(SpecError, match=rf"^'Schedule\.{field}': .*; got {wrong}$"):
