@@ -13,6 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from curricle.reports.runs import Run
     from curricle.reports.summary import Summary
 
-INTERRUPTED = 130
-"""Exit code of a program that was interrupted from the keyboard."""
 WIDE = 140
 """Columns of tables that do not go to a terminal."""
 
@@ -69,11 +68,23 @@ def main() -> None:
         # What other libraries say inside a sentence may have several lines.
         print(f"curricle: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except SystemExit as end:
-        # Typer turns the interrupt into an exit.
-        if end.code == INTERRUPTED:
-            print("curricle: stopped; 'curricle resume FOLDER' goes on", file=sys.stderr)
-        raise
+
+
+def _tell_version(wanted: bool) -> bool:  # noqa: FBT001 - typer's own signature
+    if wanted:
+        print(f"curricle {installed_version('curricle')}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_tell_version),
+    ] = False,
+) -> None:
+    """Take what comes before a verb."""
 
 
 @app.command()
@@ -97,13 +108,16 @@ def demo(
 @app.command()
 def plan(spec: Spec, sets: Sets = None) -> None:
     """Print what each stage reads, trains and costs, without training."""
-    from curricle.experiments.runner import planned_student, single_run, student_runs
+    from curricle.experiments.runner import first_runs, planned_student, single_run
     from curricle.experiments.spec import load_spec
     from curricle.reports.tables import plan_table
 
     chosen = load_spec(spec, sets)
-    runs = student_runs(chosen) if chosen.strategies else [single_run(chosen)]
-    for run in [run for run in runs if run.seed == runs[0].seed]:
+    runs = first_runs(chosen) if chosen.strategies else []
+    # A spec may serve both `distill` and `compare`.
+    if chosen.curriculum is not None or not runs:
+        runs = [single_run(chosen), *runs]
+    for run in runs:
         bound = planned_student(chosen, run)
         console.print(plan_table([stage.plan for stage in bound.stages], title=run.name))
 
@@ -118,8 +132,7 @@ def teach(spec: Spec, sets: Sets = None) -> None:
     given(chosen.teacher.total, "teacher.total", "teach")
     origin = Origin(command="teach", title=spec.stem, line=_line("teach", spec, sets))
     _start(chosen, origin, [])
-    _teach(chosen)
-    console.print(f"teacher in {chosen.folder / 'teacher'}", soft_wrap=True)
+    _go_on("teach", chosen)
 
 
 @app.command()
@@ -132,7 +145,7 @@ def distill(spec: Spec, sets: Sets = None) -> None:
     chosen = load_spec(spec, sets)
     origin = Origin(command="distill", title=spec.stem, line=_line("distill", spec, sets))
     _start(chosen, origin, [single_run(chosen)])
-    _distill(chosen)
+    _go_on("distill", chosen)
 
 
 @app.command()
@@ -148,13 +161,7 @@ def resume(run: Folder, jobs: Jobs = 1) -> None:
     """Go on with an interrupted run, from its newest checkpoints."""
     from curricle.experiments.folders import read_origin, stored_spec
 
-    command, spec = read_origin(run).command, stored_spec(run)
-    if command == "compare":
-        _finish_comparison(spec, jobs)
-    elif command == "distill":
-        _distill(spec)
-    else:
-        _teach(spec)
+    _go_on(read_origin(run).command, stored_spec(run), jobs)
 
 
 @app.command()
@@ -189,28 +196,49 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
 
 def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
     from curricle.experiments.folders import Origin
+    from curricle.experiments.runner import first_runs
+
+    _start(spec, Origin(command="compare", title=title, line=line), first_runs(spec))
+    _go_on("compare", spec, jobs)
+
+
+def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
+    """Run what is not finished yet in the spec's folder.
+
+    Raises:
+        KeyboardInterrupt: If interrupted, after what resuming will do has been told.
+    """
+    try:
+        _teach(spec)
+        if command == "compare":
+            _compare_students(spec, jobs)
+        elif command == "distill":
+            _distill(spec)
+        else:
+            console.print(f"teacher in {spec.folder / 'teacher'}", soft_wrap=True)
+    except KeyboardInterrupt:
+        print(f"curricle: stopped; {_remedy(spec)}", file=sys.stderr)
+        raise
+
+
+def _remedy(spec: "RunSpec") -> str:
+    """Return what goes on with an interrupted run, and from where."""
+    line = shlex.join(["curricle", "resume", str(spec.folder)])
+    if spec.engine.checkpoint_every is None:
+        return (
+            f"'{line}' keeps what is finished and starts the rest anew, since the spec sets no "
+            f"'engine.checkpoint_every'"
+        )
+    return f"'{line}' goes on from the newest checkpoint"
+
+
+def _compare_students(spec: "RunSpec", jobs: int) -> None:
+    from curricle.experiments.comparison import compare as run_all
     from curricle.experiments.runner import student_runs
 
-    # The runs of the first seed; those of the others are no different.
-    students = student_runs(spec)[: len(spec.strategies)]
-    _start(spec, Origin(command="compare", title=title, line=line), students)
-    _finish_comparison(spec, jobs)
-
-
-def _finish_comparison(spec: "RunSpec", jobs: int) -> None:
-    from curricle.experiments.comparison import compare as run_all
-
-    _teach(spec)
     with _bars() as new_bar:
-        bars: dict[str, Callable[[Record], None]] = {}
-
-        def watch(run: object, record: "Record") -> None:
-            name = str(run)
-            if name not in bars:
-                bars[name] = new_bar(name)
-            bars[name](record)
-
-        run_all(spec, jobs=jobs, watch=watch)
+        bars = {str(run): new_bar(str(run)) for run in student_runs(spec)}
+        run_all(spec, jobs=jobs, watch=lambda run, record: bars[str(run)](record))
     _report([spec.folder], spec.folder / "report.html")
 
 
@@ -225,7 +253,6 @@ def _distill(spec: "RunSpec") -> None:
     from curricle.experiments.runner import single_run, train_student
 
     run = single_run(spec)
-    _teach(spec)
     with _bars() as new_bar:
         end = train_student(spec, run, [new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())

@@ -1,6 +1,7 @@
 """The verbs and options of the command line, frozen: a change here is a change for every user."""
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -24,26 +25,37 @@ FROZEN = {
 }
 
 
+def options(callback: Callable[..., object]) -> tuple[list[str], list[str]]:
+    """Return the names of arguments, and the spelling of options."""
+    arguments: list[str] = []
+    options: list[str] = []
+    for name, parameter in inspect.signature(callback).parameters.items():
+        info = get_args(parameter.annotation)[1]
+        if isinstance(info, OptionInfo):
+            spelled = [*(info.param_decls or ()), info.default]
+            named = [one for one in spelled if isinstance(one, str) and one.startswith("--")]
+            options.append(named[0] if named else "--" + name.replace("_", "-"))
+        else:
+            arguments.append(name)
+    return arguments, options
+
+
 def verbs() -> dict[str, tuple[list[str], list[str]]]:
     found = {}
     for command in cli.app.registered_commands:
         assert command.callback is not None
-        arguments: list[str] = []
-        options: list[str] = []
-        for name, parameter in inspect.signature(command.callback).parameters.items():
-            info = get_args(parameter.annotation)[1]
-            if isinstance(info, OptionInfo):
-                spelled = [*(info.param_decls or ()), info.default]
-                named = [one for one in spelled if isinstance(one, str) and one.startswith("--")]
-                options.append(named[0] if named else "--" + name.replace("_", "-"))
-            else:
-                arguments.append(name)
-        found[command.name or command.callback.__name__] = (arguments, options)
+        found[command.name or command.callback.__name__] = options(command.callback)
     return found
 
 
 def test_the_verbs_and_their_options_are_those_that_are_documented() -> None:
     assert verbs() == FROZEN
+
+
+def test_the_options_before_a_verb_are_those_that_are_documented() -> None:
+    assert cli.app.registered_callback is not None
+    assert cli.app.registered_callback.callback is not None
+    assert options(cli.app.registered_callback.callback) == ([], ["--version"])
 
 
 def test_every_verb_is_documented() -> None:

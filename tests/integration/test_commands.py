@@ -48,37 +48,38 @@ def end(folder: Path) -> EndRecord:
 
 def interrupt_student(monkeypatch: pytest.MonkeyPatch, *, number: int, at: int) -> None:
     """Interrupt the student with that number, counted from 0, after some steps, as a key would."""
-    bars: list[str] = []
-
-    def opened(self: object, progress: object, name: str) -> None:
-        bars.append(name)
+    begun: list[object] = []
 
     def told(self: object, record: Any) -> None:
-        # The first bar is the teacher's.
-        if len(bars) == number + 2 and record.kind == "step" and record.spent.steps >= at:
+        # The first that begins is the teacher.
+        begun.extend([self] if record.kind == "run" else [])
+        if len(begun) == number + 2 and record.kind == "step" and record.spent.steps >= at:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(ProgressBar, "__init__", opened)
     monkeypatch.setattr(ProgressBar, "__call__", told)
 
 
-def test_plan_prints_every_strategy_and_writes_nothing(
+def test_plan_prints_the_curriculum_and_every_strategy_and_writes_nothing(
     command: Command, parity: Path, tmp_path: Path
 ) -> None:
     code, shown, _ = command("plan", parity)
     assert code == 0
+    assert shown.count("whole run") == 3
+    assert "layer 1" in shown
     assert "one_shot" in shown
-    assert "progressive" in shown
     assert "checkpoint 20" in shown
     assert [path.name for path in tmp_path.iterdir()] == ["parity.yaml"]
 
 
-def test_plan_prints_the_curriculum_if_there_are_no_strategies(
-    command: Command, parity: Path
+@pytest.mark.parametrize(
+    ("sets", "plans"), [(["curriculum=null"], 2), (["strategies={}", "seeds=null"], 1)]
+)
+def test_plan_prints_what_a_spec_has(
+    command: Command, parity: Path, sets: list[str], plans: int
 ) -> None:
-    code, shown, _ = command("plan", parity, "--set", "strategies={}")
+    code, shown, _ = command("plan", parity, *(part for one in sets for part in ("--set", one)))
     assert code == 0
-    assert "layer 1" in shown
+    assert shown.count("whole run") == plans
 
 
 def test_teach_leaves_a_teacher_with_its_checkpoints(
@@ -147,7 +148,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_as_an_uninterrupted_one(
         interrupt_student(patch, number=1, at=9)
         code, _, told = command("compare", parity)
     assert code == 130
-    assert told.endswith("'curricle resume FOLDER' goes on\n")
+    assert told == "curricle: stopped; 'curricle resume run' goes on from the newest checkpoint\n"
     students = tmp_path / "run" / "students"
     finished = contents(students / "one_shot" / "seed-0")
     assert not (students / "one_shot" / "seed-1").exists()
@@ -194,7 +195,10 @@ def test_a_finished_run_is_not_changed_by_resuming_it(
 ) -> None:
     command("distill", parity)
     before = contents(tmp_path / "run")
-    assert command("resume", "run")[0] == 0
+    code, shown, _ = command("resume", "run")
+    assert code == 0
+    # One line with the result, and no bar of what is not run again.
+    assert [line.split(":")[0] for line in shown.split("\n") if line.strip()] == ["extraction"]
     assert contents(tmp_path / "run") == before
 
 

@@ -1,6 +1,7 @@
 """The command line: what it prints, with which code it ends, what it calls itself."""
 
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,12 +51,36 @@ def test_a_users_mistake_is_one_line_and_ends_with_two(
     assert capsys.readouterr().err == f"curricle: {' '.join(str(error).split())}\n"
 
 
-def test_an_interrupt_tells_how_to_go_on(
+@pytest.mark.parametrize(
+    ("sets", "remedy"),
+    [
+        (
+            ["--set", "engine.checkpoint_every=9"],
+            "'curricle resume runs/demo' goes on from the newest checkpoint",
+        ),
+        ([], "'curricle resume runs/demo' keeps what is finished and starts the rest anew, since"),
+    ],
+)
+def test_an_interrupt_tells_how_to_go_on_and_from_where(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    sets: list[str],
+    remedy: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_start", lambda *_: None)
+    monkeypatch.setattr(cli, "_teach", failing(KeyboardInterrupt()))
+    assert run(monkeypatch, "demo", *sets) == 130
+    assert capsys.readouterr().err.startswith(f"curricle: stopped; {remedy}")
+
+
+def test_the_version_is_that_of_the_package(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_compare", failing(KeyboardInterrupt()))
-    assert run(monkeypatch, "demo") == 130
-    assert capsys.readouterr().err.endswith("curricle: stopped; 'curricle resume FOLDER' goes on\n")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert run(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"curricle {project['version']}\n"
 
 
 def test_a_mistake_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

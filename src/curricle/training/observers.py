@@ -7,7 +7,14 @@ stage, loss and metric. Trackers are written the same way, outside the engine.
 from typing import final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord, StageRecord, StepRecord
 
@@ -26,26 +33,31 @@ def new_progress(console: Console | None = None) -> Progress:
 
 @final
 class ProgressBar:
-    """Shows one run as a bar."""
+    """Shows one run as a bar, from its first record on: a run that is finished shows none."""
 
     def __init__(self, progress: Progress, name: str) -> None:
-        """Add a bar to a set that is already shown."""
-        self._progress = progress
-        self._bar = progress.add_task(name, total=None, note="")
-        self._metric, self._stage, self._loss = "", "", ""
+        """Name a bar of a set that is already shown."""
+        self._progress, self._name = progress, name
+        self._bar: TaskID | None = None
+        self._num_steps = 0
+        self._stage, self._loss, self._metric, self._end = "", "", "", ""
 
     def __call__(self, record: Record) -> None:
         """Move the bar."""
+        if self._bar is None:
+            self._bar = self._progress.add_task(self._name, total=None, note="")
         match record:
             case RunRecord():
-                total = sum(stage.steps for stage in record.stages)
-                self._progress.update(self._bar, total=total)
+                self._num_steps = sum(stage.steps for stage in record.stages)
+                self._progress.update(self._bar, total=self._num_steps)
+                return
             case StageRecord():
                 self._stage = record.stage
             case StepRecord():
                 self._loss = f"loss {record.loss:.4f}"
             case EvaluationRecord() | EndRecord():
                 self._metric = " ".join(f"{name} {one:.3f}" for name, one in record.metrics.items())
-        if not isinstance(record, RunRecord):
-            note = "  ".join(filter(None, [self._stage, self._loss, self._metric]))
-            self._progress.update(self._bar, completed=record.spent.steps, note=note)
+        if isinstance(record, EndRecord) and record.spent.steps < self._num_steps:
+            self._end = "target reached"
+        note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
+        self._progress.update(self._bar, completed=record.spent.steps, note=note)

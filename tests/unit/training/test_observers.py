@@ -1,6 +1,7 @@
 """The progress bar shows what the records say."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -62,8 +63,14 @@ def shown(progress: Progress, *records: Record) -> tuple[float | None, float, st
     return task.total, task.completed, task.fields["note"]
 
 
-def test_a_bar_that_knows_nothing_yet_has_no_length(progress: Progress) -> None:
-    assert shown(progress) == (None, 0, "")
+def test_a_run_of_which_nothing_is_told_has_no_bar(progress: Progress) -> None:
+    ProgressBar(progress, "extraction seed 0")
+    assert not progress.tasks
+
+
+def test_a_run_that_ends_before_its_length_has_reached_its_target(progress: Progress) -> None:
+    told = shown(progress, opening(100), STAGE, replace(END, spent=Spent(steps=30)))
+    assert told == (100, 30, "layer 1  accuracy 0.750 nll 0.600  target reached")
 
 
 def test_the_length_is_that_of_all_stages(progress: Progress) -> None:
