@@ -37,10 +37,12 @@ CONFIG = {
 }
 READING = (
     "± is half of the 95 % interval of the mean over seeds (Student's t); there is none for one "
-    "seed. A cost is that of the first evaluation at or past the target, and is given only if "
-    "every seed got there. Total FLOPs are those of the student and of the teacher's forward "
-    "passes; training the teacher and evaluating are not counted. Seconds are comparable only on "
-    "one machine."
+    "seed. Total FLOPs are those of the student and of the teacher's forward passes; training the "
+    "teacher and evaluating are not counted. Seconds are comparable only on one machine."
+)
+TARGET = (
+    "A cost is that of the first evaluation at or past the target, and is given only if every seed "
+    "got there."
 )
 SOURCE = (
     "The target is the mean final value of {method!r}, of which some seeds fall short by "
@@ -135,7 +137,7 @@ def _budget(budget: Mapping[str, object]) -> str:
 
 def _reading(runs: Sequence[Run], summary: Summary) -> list[str]:
     """Return what a reader of the table has to know."""
-    notes = [READING]
+    notes = [READING] if summary.target is None else [READING, TARGET]
     if summary.target_of is not None:
         notes.append(SOURCE.format(method=summary.target_of))
     students = [run for run in runs if not run.is_teacher]

@@ -30,9 +30,12 @@ COST_WORDS = {
     "seconds": "seconds",
 }
 """What each field of `Costs` is called in tables and figures."""
+SEED_COSTS = ("examples", "total FLOPs")
+"""Costs of a single run that are told beside its seconds, and to a target if there is one."""
 MOST_WHOLE = 20
 """Characters of a word that a narrow terminal does not break."""
 STEP_FLOPS = ("student FLOPs a step", "teacher FLOPs a step")
+FLOPS_SHARE = "share of FLOPs"
 STACKED = MappingProxyType(
     {
         "stage\nteacher": ("stage", "teacher"),
@@ -40,7 +43,7 @@ STACKED = MappingProxyType(
         "objective\nprojection": ("objective", "projection"),
         "steps": ("steps",),
         "FLOPs a step:\nstudent\nteacher": STEP_FLOPS,
-        "share\nmemory": ("share", "memory"),
+        "of all\nFLOPs\nmemory": (FLOPS_SHARE, "memory"),
     }
 )
 """Columns of a plan that stand above each other in a terminal, by their common heading."""
@@ -64,17 +67,22 @@ class Grid:
 
 
 def summary_grid(summary: Summary) -> Grid:
-    """Return one row a strategy: the final metric and the costs to the target."""
-    title = summary.task
-    if summary.target is not None:
-        title += f": to {summary.goal}"
+    """Return one row a strategy: the final metric and, if there is a target, the costs to it."""
+    final = ("strategy", f"final {summary.metric}")
+    methods = summary.methods.items()
+    if summary.target is None:
+        return Grid(
+            title=summary.task,
+            columns=final,
+            rows=tuple((name, _final(method)) for name, method in methods),
+            numeric=(False, True),
+        )
     heads = [f"{COST_WORDS[name]} to target" for name in COSTS]
     return Grid(
-        title=title,
-        columns=("strategy", f"final {summary.metric}", *heads, "reached"),
+        title=f"{summary.task}: to {summary.goal}",
+        columns=(*final, *heads, "reached"),
         rows=tuple(
-            (name, _final(method), *_costs(method, summary.target), method.reached)
-            for name, method in summary.methods.items()
+            (name, _final(method), *_costs(method), method.reached) for name, method in methods
         ),
         numeric=(False, *[True] * (len(heads) + 2)),
     )
@@ -87,9 +95,7 @@ def _final(method: MethodSummary) -> str:
     return metric_text(final.metric, final.mean, final.ci95)
 
 
-def _costs(method: MethodSummary, target: float | None) -> list[str]:
-    if target is None:
-        return [NONE] * len(COSTS)
+def _costs(method: MethodSummary) -> list[str]:
     if method.to_target.examples is None:
         return [NOT_REACHED] * len(COSTS)
     return [
@@ -101,7 +107,7 @@ def _costs(method: MethodSummary, target: float | None) -> list[str]:
 
 
 def seed_grid(summary: Summary) -> Grid:
-    """Return one row a run: final metrics, costs to the target and what was consumed."""
+    """Return one row a run: final metrics, costs to a target if any, and what was consumed."""
     rows = [
         (name, *_seed_row(seed, summary))
         for name, method in summary.methods.items()
@@ -109,7 +115,8 @@ def seed_grid(summary: Summary) -> Grid:
     ]
     if summary.teacher is not None:
         rows.append(("teacher's own training", *_seed_row(summary.teacher, summary)))
-    heads = ("examples to target", "total FLOPs to target", "examples", "total FLOPs", "seconds")
+    to_target = [] if summary.target is None else [f"{name} to target" for name in SEED_COSTS]
+    heads = (*to_target, *SEED_COSTS, "seconds")
     return Grid(
         title="Runs",
         columns=("strategy", "seed", "final metrics", *heads, "state"),
@@ -119,14 +126,14 @@ def seed_grid(summary: Summary) -> Grid:
 
 
 def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
-    missed = NONE if summary.target is None else NOT_REACHED
     costs = seed.to_target
+    numbers = [] if costs is None else [costs.examples, costs.total_flops]
+    to_target = [with_interval(number, None) for number in numbers] or [NOT_REACHED] * 2
     return (
         str(seed.seed),
         ", ".join(f"{name} {metric_text(name, number)}" for name, number in seed.final.items())
         or NONE,
-        missed if costs is None else with_interval(costs.examples, None),
-        missed if costs is None else with_interval(costs.total_flops, None),
+        *([] if summary.target is None else to_target),
         short(seed.spent["examples"]),
         short(seed.spent["total_flops"]),
         with_interval(seed.spent["seconds"], None, kind="seconds"),
@@ -135,7 +142,7 @@ def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
 
 
 def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
-    """Return one row a stage and a last row with the sums; the share is of all FLOPs.
+    """Return one row a stage and a last row with the sums; shares are of the whole run's FLOPs.
 
     Args:
         stages: The bound stages, in order.
@@ -167,7 +174,7 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
         _share(whole, whole),
         short(max((stage.memory_bytes for stage in stages), default=0), "B"),
     ))  # fmt: skip
-    heads = ("steps", *STEP_FLOPS, "share", "memory")
+    heads = ("steps", *STEP_FLOPS, FLOPS_SHARE, "memory")
     words = ("stage", "teacher", "taps", "widths", "projection", "objective")
     return Grid(
         title=title,
