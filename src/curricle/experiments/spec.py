@@ -7,7 +7,6 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
@@ -30,8 +29,6 @@ CHECKPOINTS = 5
 """Checkpoints that are kept of a teacher's training unless the spec says otherwise."""
 SEEDS = (0, 1, 2)
 """Seeds of the students of a comparison that says none."""
-MODELS = MappingProxyType({"parity": ("mlp",), "text": ("hf", "pretrained")})
-"""Kinds of models that can read the data of a task."""
 
 
 @final
@@ -200,7 +197,7 @@ class RunSpec:
 
     def _check_models(self) -> None:
         models = {"teacher.model": self.teacher.model, "student": self.student}
-        suitable = MODELS[self.task.kind]
+        suitable = self.task.models
         for path, model in models.items():
             if model is not None and model.kind not in suitable:
                 raise SpecError(

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
-from curricle.data.parity import ParityStream
+from curricle.data.parity import Encoding, ParityStream
 from curricle.data.store import TokenStore
 from curricle.data.streams import Batch, Stream
 from curricle.data.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
@@ -21,6 +21,8 @@ from curricle.specs import value
 
 EVALUATION_SEED = 0
 """Seed of the held-out data of every task."""
+LANGUAGE_MODELS = ("hf", "pretrained")
+"""Kinds of models that read tokens."""
 
 
 @final
@@ -52,15 +54,24 @@ class ParityTask:
     """d, the number of bits."""
     degree: int = Field(default=4, gt=0)
     """k, the number of bits whose product is the label; at most d."""
+    depth: int = Field(default=1, gt=0)
+    """D, levels of a tree of parities with 2^D labels; 1 is a single parity."""
+    encoding: Encoding = "signs"
+    """How bits are read: as signs by an `mlp`, or as tokens by a language model."""
     batch_size: int = Field(default=64, gt=0)
     """Examples a step."""
     evaluation_examples: int = Field(default=4096, gt=0)
     """Held-out examples."""
 
     @property
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+        return ("mlp",) if self.encoding == "signs" else LANGUAGE_MODELS
+
+    @property
     def tokens_per_batch(self) -> int:
-        """Return the batch size: parity has no positions."""
-        return self.batch_size
+        """Return the number of positions a step; signs have none, so it is the batch size."""
+        return self.batch_size * (1 if self.encoding == "signs" else self.num_inputs)
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed.
@@ -71,27 +82,31 @@ class ParityTask:
             reader: Who reads; two readers of one seed get different data.
         """
         del cache_dir
-        held_out = ParityStream(
-            num_inputs=self.num_inputs,
-            degree=self.degree,
-            batch_size=self.evaluation_examples,
-            seed=EVALUATION_SEED,
-            purpose="evaluation",
-        )
-        stream = ParityStream(
-            num_inputs=self.num_inputs,
-            degree=self.degree,
-            batch_size=self.batch_size,
-            seed=seed,
-            purpose=reader,
-        )
+        stream = self._stream(self.batch_size, seed, reader)
+        are_tokens = self.encoding == "tokens"
+        # A language model needs more memory for an example: its held-out data come in parts.
+        size = min(self.batch_size, self.evaluation_examples) if are_tokens else None
+        held_out = self._stream(size or self.evaluation_examples, EVALUATION_SEED, "evaluation")
+        number = -(-self.evaluation_examples // held_out.batch_size)
+        tree = "" if self.depth == 1 else f" in a tree of depth {self.depth}"
         return TaskData(
             stream=stream,
-            evaluation=(held_out.batch(0),),
+            evaluation=tuple(held_out.batch(step) for step in range(number)),
+            num_inputs=2**self.depth if are_tokens else self.num_inputs,
+            num_classes=2**self.depth,
+            num_positions=self.num_inputs if are_tokens else 1,
+            name=f"({self.num_inputs},{self.degree})-parity{tree}",
+        )
+
+    def _stream(self, batch_size: int, seed: int, purpose: str) -> ParityStream:
+        return ParityStream(
             num_inputs=self.num_inputs,
-            num_classes=2,
-            num_positions=1,
-            name=f"({self.num_inputs},{self.degree})-parity",
+            degree=self.degree,
+            batch_size=batch_size,
+            seed=seed,
+            purpose=purpose,
+            depth=self.depth,
+            encoding=self.encoding,
         )
 
 
@@ -126,6 +141,11 @@ class TextTask:
             raise SpecError(
                 f"'masking' must be left out with objective 'next_token'; got {self.masking}"
             )
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+        return LANGUAGE_MODELS
 
     @property
     def tokens_per_batch(self) -> int:
