@@ -44,6 +44,11 @@ class DivergenceError(CurricleError, ArithmeticError):
     """A loss became infinite or not a number while training."""
 
 
+def reason(error: Exception) -> str:
+    """Return why something was refused, without the path that an `OSError` adds to its words."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
 def near_names(name: str, known: Iterable[str], *, most: int = 12) -> str:
     """Return the end of an error sentence that helps to mend a misspelt name.
 

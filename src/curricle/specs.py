@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
-from curricle.errors import SpecError, near_names
+from curricle.errors import SpecError, near_names, reason
 
 ValueType = TypeVar("ValueType")
 Arguments = ParamSpec("Arguments")
@@ -171,7 +171,7 @@ def read_yaml(path: Path) -> Plain:
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{str(path)!r} cannot be read: {error}") from None
+        raise SpecError(f"{str(path)!r} cannot be read: {reason(error)}") from None
     except yaml.YAMLError as error:
         raise SpecError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):

@@ -32,10 +32,13 @@ DECLARED = {
     "dear budget": ("budget=1 flops", "'budget' 1 flops must pay for every stage"),
     "no budget": ("budget=null", "'budget' must be in the spec for 'curricle distill'"),
     "no student": ("student=null", "'student' must be in the spec for 'curricle distill'"),
-    "no such tap": ("curriculum.pairs=[{student: 7, teacher: 1}]", "tap 7 must lie between 0 and"),
+    "no such tap": (
+        "curriculum.pairs=[{student: 7, teacher: 1}]",
+        "student's tap 7 must lie between",
+    ),
     "no such path": (
         "curriculum.pairs=[{student: block.0, teacher: 1}]",
-        "tap 'block.0' must be a module path of MLP; did you mean 'blocks.0'",
+        "student's tap 'block.0' must be a module path of MLP; did you mean 'blocks.0'",
     ),
     "widths": (
         "curriculum.projection={kind: identity}",
@@ -84,7 +87,7 @@ TEXTS = {
         "'model_type' must be a family of transformers; got 'brt'",
     ),
     "field of the family": ("student.config.hiden_size=8", "did you mean 'hidden_size'"),
-    "no corpus": ("task.corpus=nowhere", "corpus 'nowhere' must be a folder or a text file; there"),
+    "no corpus": ("task.corpus=nowhere", "'--set task.corpus=sample' takes the shipped text"),
     "empty text": (
         "task.corpus=empty.txt",
         "split 'train' of 'empty.txt' must hold text; it is em",
@@ -166,7 +169,7 @@ def test_every_verb_refuses_an_empty_text(
 @pytest.mark.parametrize(
     ("content", "rule"),
     [
-        (None, "spec.yaml' cannot be read: [Errno 2]"),
+        (None, "spec.yaml' cannot be read: No such file or directory\n"),
         ("a: [1", "spec.yaml' is not YAML"),
         ("- 1", "spec.yaml' must hold named fields; got list"),
         ("", "spec.yaml' must hold named fields; got NoneType"),

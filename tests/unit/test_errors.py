@@ -1,5 +1,7 @@
 """Kinds of errors and the help for misspelt names."""
 
+from pathlib import Path
+
 import pytest
 
 from curricle.errors import (
@@ -10,6 +12,7 @@ from curricle.errors import (
     DivergenceError,
     SpecError,
     near_names,
+    reason,
 )
 
 KINDS = [
@@ -32,6 +35,16 @@ def test_each_kind_is_caught_as_ours_and_as_a_builtin(
 @pytest.mark.parametrize(("kind", "_"), KINDS)
 def test_an_error_prints_its_sentence(kind: type[CurricleError], _: type) -> None:
     assert str(kind("'tap' must exist; got 9")) == "'tap' must exist; got 9"
+
+
+def test_the_disks_reason_leaves_the_path_out(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="nowhere") as refused:
+        (tmp_path / "nowhere").read_text()
+    assert reason(refused.value) == "No such file or directory"
+
+
+def test_what_has_no_reason_of_the_disk_speaks_for_itself() -> None:
+    assert reason(ValueError("not a digit")) == reason(OSError("not a digit")) == "not a digit"
 
 
 def test_a_misspelt_name_is_answered_with_the_nearest_one() -> None:

@@ -22,7 +22,7 @@ from typing import final
 import numpy as np
 from jaxtyping import Integer, UInt
 
-from curricle.errors import CheckpointError, DataError, SpecError
+from curricle.errors import CheckpointError, DataError, SpecError, reason
 from curricle.files import new_folder
 from curricle.specs import Plain, fingerprint, parse, plain, value
 
@@ -168,7 +168,9 @@ def read_manifest(folder: Path) -> Plain:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} cannot be read as a manifest: {error}") from None
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as a manifest: {reason(error)}"
+        ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         found = manifest.get("format") if isinstance(manifest, dict) else manifest
         raise CheckpointError(f"{str(path)!r} must have format {FORMAT}; got {found!r}")

@@ -36,7 +36,7 @@ from curricle.data.store import (
     write_folder,
     write_store,
 )
-from curricle.errors import DataError, SpecError
+from curricle.errors import DataError, SpecError, reason
 from curricle.specs import Plain, fingerprint
 
 Split = Literal["train", "valid", "test"]
@@ -91,7 +91,10 @@ def _locate(path: str | Path, split: Split) -> tuple[Path, bool]:
     if root.is_file():
         return root, False
     if not root.is_dir():
-        raise DataError(f"corpus {str(path)!r} must be a folder or a text file; there is none")
+        raise DataError(
+            f"corpus {str(path)!r} must be a folder or a text file; there is none; "
+            f"'--set task.corpus={SAMPLE}' takes the shipped text"
+        )
     names = [split + suffix for suffix in SUFFIXES]
     found = [root / name for name in names if (root / name).is_file()]
     if len(found) != 1:
@@ -113,7 +116,7 @@ def _lines(file: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f"{str(file)!r} must be UTF-8 text: {error}") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{str(file)!r} cannot be read: {error}") from None
+        raise DataError(f"{str(file)!r} cannot be read: {reason(error)}") from None
 
 
 def _cut(lines: list[str], split: Split) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
-from curricle.errors import CheckpointError
+from curricle.errors import CheckpointError, reason
 from curricle.experiments.spec import RunSpec
 from curricle.files import write_text
 from curricle.records import EndRecord, RunRecord, read_records
@@ -81,7 +81,7 @@ def read_origin(folder: Path) -> Origin:
         found = Origin(**json.loads((folder / COMMAND).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{str(folder)!r} must be a run folder with a {COMMAND!r}; got {error}"
+            f"{str(folder)!r} must be a run folder with a {COMMAND!r}: {reason(error)}"
         ) from None
     return found
 

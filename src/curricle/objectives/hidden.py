@@ -24,7 +24,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import BindError
-from curricle.models.tapped import Activations, Tap, TappedModel
+from curricle.models.tapped import Activations, Place, Tap, TappedModel
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
 from curricle.objectives.projections import Gaussian, Projection
 from curricle.objectives.terms import (
@@ -95,8 +95,8 @@ class MatchHidden:
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return the two places."""
         return Reads(
-            student=(student.place(self.pair.student),),
-            teacher=(required(teacher, "teacher").place(self.pair.teacher),),
+            student=(_place("student", student, self.pair.student),),
+            teacher=(_place("teacher", required(teacher, "teacher"), self.pair.teacher),),
         )
 
     def chosen(self, batch: Batch) -> Int[Tensor, " selected"] | None:
@@ -141,6 +141,22 @@ class MatchHidden:
             matrix=matrix.to(student.device),
             mean=None,
         )
+
+
+def _place(role: str, model: TappedModel, tap: Tap) -> Place:
+    """Return the place of a tap.
+
+    Raises:
+        BindError: If there is none; it says whose tap it is, and how taps get numbers.
+    """
+    try:
+        return model.place(tap)
+    except BindError as error:
+        is_unnumbered = not model.depth and not isinstance(tap, str)
+        remedy = (
+            "; curricle.tapped(model, blocks=[...]) numbers its blocks" if is_unnumbered else ""
+        )
+        raise BindError(f"{role}'s {error}{remedy}") from None
 
 
 @final

@@ -201,7 +201,7 @@ def test_a_plan_on_seconds_needs_no_taught_teacher(
 
 def test_what_does_not_fit_is_told_with_its_strategy_and_stage(make_spec: MakeSpec) -> None:
     spec = make_spec("curriculum={kind: extraction, pairs: [{student: 7, teacher: 1}]}")
-    with pytest.raises(BindError, match=r"^'extraction': stage 'layer 1': tap 7 must lie between"):
+    with pytest.raises(BindError, match=r"^'extraction': stage 'layer 1': student's tap 7 must"):
         rehearse(spec, [single_run(spec)])
 
 

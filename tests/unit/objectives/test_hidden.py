@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import curricle
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
@@ -71,6 +72,25 @@ def test_it_reads_the_two_taps() -> None:
     assert declared.reads(student, teacher) == Reads(
         student=(Place("blocks.0"),), teacher=(Place("blocks.2"),)
     )
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_tap_that_is_not_there_is_told_with_its_owner(role: str) -> None:
+    pair = LayerPair(student=1, teacher=9) if role == "teacher" else LayerPair(student=9, teacher=1)
+    with seeding.scoped(0, "test model"):
+        model = MLP(2, (3, 3), 2).tapped()
+    with pytest.raises(BindError, match=rf"^{role}'s tap 9 must lie between 0 and the model's"):
+        MatchHidden(pair=pair).reads(model, model)
+
+
+def test_a_module_without_numbers_is_told_how_to_get_them() -> None:
+    declared = MatchHidden(pair=LayerPair(student=1, teacher=1))
+    module = nn.Sequential(nn.Identity())
+    plain, numbered = curricle.tapped(module), curricle.tapped(module, blocks=["0"])
+    remedy = r"; curricle\.tapped\(model, blocks=\[\.\.\.\]\) numbers its blocks$"
+    with pytest.raises(BindError, match=rf"^student's tap 1 needs a model with .*{remedy}"):
+        declared.reads(plain, numbered)
+    assert declared.reads(numbered, numbered).student == (Place("0"),)
 
 
 def test_it_needs_a_teacher() -> None:

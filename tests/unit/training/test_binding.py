@@ -312,7 +312,7 @@ def test_a_checkpoint_that_nothing_reads_is_an_error() -> None:
 
 def test_a_tap_that_is_not_there_is_named_with_its_stage() -> None:
     with pytest.raises(
-        BindError, match=r"^stage 'layer 1': tap 3 must lie between 0 and the model's depth 2"
+        BindError, match=r"^stage 'layer 1': student's tap 3 must lie between 0 and the model's"
     ):
         bound(layers((3, 1)))
 
