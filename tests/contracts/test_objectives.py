@@ -385,7 +385,7 @@ def test_it_survives_plain_data(case: Case) -> None:
 
 @every_objective
 def test_it_survives_plain_data_inside_a_stage(case: Case) -> None:
-    stage = Stage(name="stage", duration="3 steps", objectives=(case.objective,))  # type: ignore[arg-type]
+    stage = Stage(name="stage", duration="3 steps", objectives=(case.objective,))
     assert parse(Stage, plain(stage)) == stage
 
 

@@ -7,7 +7,7 @@ A `Duration` is a number with a unit: steps, examples or tokens. It replaces fam
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal, cast, final
+from typing import TYPE_CHECKING, Annotated, Literal, cast, final, overload
 
 from pydantic import BeforeValidator, Field
 
@@ -43,6 +43,10 @@ class Duration:
         return f"{self.number} {self.unit}"
 
 
+@overload
+def duration(text: Duration | str) -> Duration: ...
+@overload
+def duration(text: object) -> object: ...
 def duration(text: object) -> object:
     """Return the `Duration` that a text such as `1500 steps` or `2.5M examples` stands for.
 
@@ -69,3 +73,17 @@ def duration(text: object) -> object:
 
 AnyDuration = Annotated[Duration, BeforeValidator(duration)]
 """Field type that takes a `Duration`, its fields, or a text such as `1500 steps`."""
+DurationText = Annotated[Duration | str, BeforeValidator(duration)]
+"""The same as argument of a `checked` function: what may be given; what arrives is a `Duration`."""
+
+if TYPE_CHECKING:
+
+    @final
+    class DurationField:
+        """`AnyDuration` as type checkers shall see it: given as a text too, always a `Duration`."""
+
+        def __get__(self, owner: object, kind: type | None = None) -> Duration: ...
+        def __set__(self, owner: object, given: Duration | str) -> None: ...
+
+else:
+    DurationField = AnyDuration

@@ -12,7 +12,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from curricle.curriculum.durations import AnyDuration
+from curricle.curriculum.durations import DurationField
 from curricle.errors import SpecError
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.terms import Objective
@@ -29,7 +29,7 @@ class Stage:
 
     name: str = Field(min_length=1)
     """Name, unique in the curriculum; records and reports use it."""
-    duration: AnyDuration
+    duration: DurationField
     """How long the stage lasts, in steps, examples or tokens."""
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
     """What the stage minimizes: the weighted sum of these."""

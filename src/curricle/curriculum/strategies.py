@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 from pydantic import Field
 
-from curricle.curriculum.durations import AnyDuration, Duration
+from curricle.curriculum.durations import Duration, DurationText, duration
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
@@ -71,10 +71,10 @@ def uniform(num_pairs: int) -> tuple[LayerPair, ...]:
 @checked
 def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves open
     *,
-    total: AnyDuration,
+    total: DurationText,
     pairs: tuple[LayerPair, ...] | int = 1,
     share: Share | None = None,
-    durations: tuple[AnyDuration, ...] | None = None,
+    durations: tuple[DurationText, ...] | None = None,
     projection: Projection = Gaussian(),  # noqa: B008 - a frozen value
     shared_projection: bool = False,
     normalize: Normalize = "auto",
@@ -115,12 +115,13 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
         [CE], Figure 1. Deviation: none known; shares, freezing and schedule are not in the text
         that is public.
     """
+    total = duration(total)
     chosen = uniform(pairs) if isinstance(pairs, int) else pairs
     if not chosen:
         raise SpecError(f"'pairs' must hold at least one layer pair; got {chosen}")
     if share is not None and durations is not None:
         raise SpecError(f"'share' must not be given with 'durations'; got {share}")
-    lengths = durations or _equal_parts(total, share or 0.25, len(chosen))
+    lengths = _lengths(durations) or _equal_parts(total, share or 0.25, len(chosen))
     if len(chosen) != len(lengths):
         raise SpecError(
             f"'durations' must be as many as the {len(chosen)} pairs; got {len(lengths)}"
@@ -160,11 +161,11 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
 @checked
 def progressive(
     *,
-    total: AnyDuration,
+    total: DurationText,
     trajectory: Any,  # noqa: ANN401 - pydantic cannot check a protocol; done below
     refresh: int | None = None,
     speed: Annotated[float, Field(gt=0)] = 1.0,
-    durations: tuple[AnyDuration, ...] | None = None,
+    durations: tuple[DurationText, ...] | None = None,
     objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
     name: str = "progressive",
 ) -> Curriculum:
@@ -192,6 +193,7 @@ def progressive(
         [PD], section 3 and the released code's refresh rule. Deviation: before the first
         checkpoint the first one teaches.
     """
+    total = duration(total)
     listed = trajectory.steps if isinstance(trajectory, HasSteps) else trajectory
     given = {"trajectory": () if listed is None else listed}
     steps: tuple[int, ...] = parse(dict[str, tuple[int, ...]], given)["trajectory"]
@@ -206,7 +208,7 @@ def progressive(
     if refresh is not None:
         plan = _refreshed(steps, total, refresh, speed)
     else:
-        lengths = durations or _equal_parts(total, 1 - 1 / len(steps), len(steps) - 1)
+        lengths = _lengths(durations) or _equal_parts(total, 1 - 1 / len(steps), len(steps) - 1)
         if len(lengths) != len(steps) - 1:
             raise SpecError(
                 f"'durations' must be one fewer than the {len(steps)} checkpoints; "
@@ -223,7 +225,7 @@ def progressive(
 @checked
 def one_shot(
     *,
-    total: AnyDuration,
+    total: DurationText,
     objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
     teacher: TeacherReference = "final",
     name: str = "one_shot",
@@ -241,7 +243,7 @@ def one_shot(
 
 
 @checked
-def from_labels(*, total: AnyDuration, name: str = "from_labels") -> Curriculum:
+def from_labels(*, total: DurationText, name: str = "from_labels") -> Curriculum:
     """Return training from the data's labels, without a teacher.
 
     Args:
@@ -253,7 +255,7 @@ def from_labels(*, total: AnyDuration, name: str = "from_labels") -> Curriculum:
 
 
 @checked
-def staged(*, total: AnyDuration, stages: Stages, name: str = "staged") -> Curriculum:
+def staged(*, total: DurationText, stages: Stages, name: str = "staged") -> Curriculum:
     """Return a curriculum from stages written out one by one.
 
     Args:
@@ -264,7 +266,7 @@ def staged(*, total: AnyDuration, stages: Stages, name: str = "staged") -> Curri
     Raises:
         SpecError: If the stages do not add up to `total`.
     """
-    rest, last = _rest(total, [stage.duration for stage in stages[:-1]]), stages[-1]
+    rest, last = _rest(duration(total), [stage.duration for stage in stages[:-1]]), stages[-1]
     if rest != last.duration:
         raise SpecError(
             f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
@@ -310,6 +312,10 @@ def build(
     if "trajectory" in known:
         arguments.setdefault("trajectory", trajectory)
     return strategy(total=total, **arguments)
+
+
+def _lengths(given: Sequence[Duration | str] | None) -> tuple[Duration, ...]:
+    return tuple(duration(one) for one in given or ())
 
 
 def _equal_parts(total: Duration, share: float, parts: int) -> tuple[Duration, ...]:

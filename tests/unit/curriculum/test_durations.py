@@ -4,7 +4,9 @@ from typing import final
 
 import pytest
 
+import curricle
 from curricle.curriculum.durations import AnyDuration, Duration, Unit, duration
+from curricle.curriculum.strategies import staged
 from curricle.errors import SpecError
 from curricle.specs import parse, value
 
@@ -15,6 +17,23 @@ class Walk:
     """Something that lasts."""
 
     length: AnyDuration
+
+
+def test_a_length_may_be_a_text_wherever_users_give_one() -> None:
+    # Nothing here is hidden from the type checker, which has to accept it as well.
+    stage = curricle.Stage(name="labels", duration="2k steps", objectives=(curricle.FitLabels(),))
+    layer = curricle.LayerPair(student=1, teacher=1)
+    curricula = [
+        curricle.extraction(total="2k steps", pairs=(layer,), durations=("500 steps",)),
+        curricle.progressive(total="2k steps", trajectory=[1, 2], durations=("500 steps",)),
+        curricle.one_shot(total="2k steps"),
+        curricle.from_labels(total="2k steps"),
+        staged(total="2k steps", stages=(stage,)),
+    ]
+    exact = curricle.Duration(number=2000)
+    assert stage.duration.number == 2000
+    assert curricula[2] == curricle.one_shot(total=exact)
+    assert [sum(one.duration.number for one in each.stages) for each in curricula] == [2000] * 5
 
 
 @pytest.mark.parametrize(

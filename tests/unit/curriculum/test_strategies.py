@@ -331,7 +331,7 @@ def test_written_stages_are_not_empty() -> None:
 
 
 def test_a_total_may_be_written_as_text() -> None:
-    assert lengths(one_shot(total="2k tokens")) == [2000]  # type: ignore[arg-type]
+    assert lengths(one_shot(total="2k tokens")) == [2000]
 
 
 # --- from plain data ------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class OwnData(Own):
 
 
 def stage(objective: Any) -> Stage:
-    return Stage(name="stage", duration="3 steps", objectives=(objective,))  # type: ignore[arg-type]
+    return Stage(name="stage", duration="3 steps", objectives=(objective,))
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,7 @@ def test_everything_follows_from_the_seed() -> None:
     assert not torch.equal(head(0), head(1))
 
 
-@pytest.mark.parametrize("curriculum", [extraction(total="300 steps"), one_shot(total="300 steps")])  # type: ignore[arg-type]
+@pytest.mark.parametrize("curriculum", [extraction(total="300 steps"), one_shot(total="300 steps")])
 def test_a_student_comes_close_to_its_teacher(curriculum: Any) -> None:
     def gap(student: nn.Module) -> float:
         inputs = parity("evaluation").batch(0).inputs
