@@ -7,7 +7,7 @@ STAMP := .venv/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types contracts dependencies spelling format clean
+.PHONY: help install demo test check lint types contracts dependencies spelling docs format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | \
@@ -48,6 +48,9 @@ dependencies: install  ## Check that what is imported is declared, and the rever
 
 spelling: install  ## Check spelling
 	$(BIN)/codespell
+
+docs: install  ## Make docs/spec.md from the source
+	$(BIN)/python -m curricle.experiments.reference > docs/spec.md
 
 format: install  ## Format the code and mend what can be mended automatically
 	$(BIN)/ruff check --fix
