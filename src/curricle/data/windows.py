@@ -58,6 +58,27 @@ class Masking:
                 f"got {self.mask_share} and {self.random_share}"
             )
 
+    def shown(
+        self,
+        labels: Int[np.ndarray, " selected"],
+        generator: np.random.Generator,
+        *,
+        mask: int,
+        ordinary: Int[np.ndarray, " class"],
+    ) -> Int[np.ndarray, " selected"]:
+        """Return what is shown in place of hidden tokens.
+
+        Args:
+            labels: The hidden tokens.
+            generator: Where the random numbers come from.
+            mask: Id of the mask token.
+            ordinary: Ids from which random tokens are taken.
+        """
+        fate = generator.random(labels.shape)
+        replaced = generator.integers(len(ordinary), size=labels.shape)
+        shown = np.where(fate < self.mask_share + self.random_share, ordinary[replaced], labels)
+        return np.where(fate < self.mask_share, mask, shown)
+
 
 BERT_MASKING = Masking()
 """Masking with the rates of BERT."""
@@ -204,18 +225,10 @@ class MaskedWindows:
             selected = np.flatnonzero(wanted)[:1]
         labels = rows.reshape(-1)[selected]
         shown = rows.copy()
-        shown.reshape(-1)[selected] = self._hidden(labels, generator)
+        shown.reshape(-1)[selected] = self._masking.shown(
+            labels, generator, mask=self._mask_token, ordinary=self._ordinary
+        )
         return _batch(shown, selected, labels)
-
-    def _hidden(
-        self, labels: Int[np.ndarray, " selected"], generator: np.random.Generator
-    ) -> Int[np.ndarray, " selected"]:
-        """Return what is shown in place of the labels."""
-        fate = generator.random(labels.shape)
-        replaced = generator.integers(len(self._ordinary), size=labels.shape)
-        random_until = self._masking.mask_share + self._masking.random_share
-        shown = np.where(fate < random_until, self._ordinary[replaced], labels)
-        return np.where(fate < self._masking.mask_share, self._mask_token, shown)
 
 
 @final
