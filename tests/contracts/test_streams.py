@@ -1,5 +1,6 @@
 """What every stream promises: the batch of a step is a pure function of (seed, step)."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,13 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from curricle.data.grammars import shipped
 from curricle.data.loaders import stream
 from curricle.data.parity import ParityStream
+from curricle.data.pcfg import CausalStrings, MaskedStrings
 from curricle.data.store import TokenStore, Vocabulary, in_memory
 from curricle.data.streams import Batch, Stream
 from curricle.data.windows import CausalWindows, MaskedWindows
 
 Make = Callable[[int], Stream]
+STRINGS = shipped("cfg3b", start=13)
 
 
 def text() -> TokenStore:
@@ -43,6 +47,8 @@ CATALOG: dict[str, Make] = {
     "masked windows": lambda seed: MaskedWindows(text(), window=8, batch_size=6, seed=seed),
     "causal windows": lambda seed: CausalWindows(text(), window=8, batch_size=6, seed=seed),
     "parity": lambda seed: ParityStream(num_inputs=9, degree=3, batch_size=6, seed=seed),
+    "masked strings": lambda seed: MaskedStrings(STRINGS, batch_size=6, seed=seed),
+    "causal strings": lambda seed: CausalStrings(STRINGS, batch_size=6, seed=seed, span_level=2),
     "loader of pairs": lambda seed: stream(loader(collate=False), seed=seed),
     "loader of sequences": lambda seed: stream(loader(collate=True), seed=seed),
     "loader of causal sequences": lambda seed: stream(
@@ -116,7 +122,8 @@ def test_batches_have_the_size_that_is_said(make: Make, step: int) -> None:
     used = make(0)
     batch = used.batch(step)
     assert batch.num_examples == used.batch_size == 6
-    assert batch.num_tokens == used.tokens_per_batch
+    # Padding is counted, for a batch costs what its shape costs.
+    assert math.prod(batch.positions) == used.tokens_per_batch
 
 
 @every_stream
