@@ -100,6 +100,11 @@ class Batch:
         size = self.num_examples // parts
         return tuple(self._rows(start, start + size) for start in range(0, self.num_examples, size))
 
+    def chunks(self, most: int) -> tuple["Batch", ...]:
+        """Return the batch cut along the examples into parts of at most `most`, in order."""
+        starts = range(0, self.num_examples, most)
+        return tuple(self._rows(start, min(start + most, self.num_examples)) for start in starts)
+
     def _rows(self, start: int, stop: int) -> "Batch":
         labels, selected = self.labels, self.selected
         if selected is None:

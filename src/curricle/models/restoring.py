@@ -29,6 +29,18 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def looked_at(module: nn.Module) -> Iterator[None]:
+    """Hold a module in evaluation mode without gradients; its modes come back after.
+
+    Yields:
+        Nothing.
+    """
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        yield
+
+
+@contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
     """Put all buffers, such as running statistics, back at the end of the block.
 

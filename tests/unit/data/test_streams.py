@@ -155,3 +155,12 @@ def tensor(inputs: object) -> Tensor:
 def some(found: Tensor | None) -> Tensor:
     assert found is not None
     return found
+
+
+def test_chunks_hold_the_batch_in_order_and_may_end_short() -> None:
+    first, last = vectors().chunks(3)
+    assert (first.num_examples, last.num_examples) == (3, 1)
+    assert torch.equal(torch.cat([first.leading, last.leading]), vectors().leading)
+    assert last.labels is not None
+    assert last.labels.tolist() == [0]
+    assert [one.num_examples for one in vectors().chunks(9)] == [4]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from curricle import seeding
-from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
+from curricle.models.restoring import buffers_kept, frozen_but, looked_at, modes_kept
 
 
 @pytest.fixture
@@ -20,6 +20,15 @@ def test_each_submodule_gets_its_own_mode_back(module: nn.Sequential) -> None:
         module.eval()
     assert [part.training for part in module] == [True, False, True, True]
     assert module.training
+
+
+def test_what_is_looked_at_learns_nothing_and_gets_its_modes_back(module: nn.Sequential) -> None:
+    with looked_at(module):
+        assert not module(torch.ones(5, 3)).requires_grad
+        assert not any(part.training for part in module)
+    assert module.training
+    assert torch.is_grad_enabled()
+    assert torch.equal(dict(module.named_buffers())["1.running_mean"], torch.zeros(4))
 
 
 def test_running_statistics_come_back(module: nn.Sequential) -> None:

@@ -1,0 +1,1 @@
+"""Probes: measurements of a model that never change its training."""

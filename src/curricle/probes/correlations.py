@@ -1,0 +1,236 @@
+"""Which bits of its input does a network follow, alone and in products?
+
+The probe of the sparse-parity experiments: a monomial of degree r is the product
+chi_T(x) = prod_{i in T} x_i of r input bits, each -1 or +1. A network that computes the parity of
+the support S follows chi_S alone; while it is still learning, its output also follows monomials of
+lower degree inside S, and that is what shows a student which bits matter. So the output is held
+against all C(k,r) monomials inside the support and against random ones that are not.
+
+Axes: example, input (bits of an example), subset (monomials), member (bits of one), width.
+
+Design: bits may come as floats (-1 and +1) or as tokens (0 stands for +1, 1 for -1, as in the
+transformer experiments). Sums are taken in float64 and in portions of the examples.
+
+Source:
+    Panigrahi et al. 2024 (arXiv 2410.05464), sparse parity: |mean(chi_T(x) p_1(x))| over 100,000
+    fresh samples, 100 random subsets a degree. Deviation: random subsets are all different; where
+    there are no more than asked for, all are taken.
+    Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 2: correlations of hidden states with single
+    bits, here as root mean square over units, which is the spread over random projections.
+"""
+
+import math
+from collections.abc import Collection, Sequence
+from itertools import combinations
+from typing import Final
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from curricle import seeding
+from curricle.data.streams import Batch
+from curricle.errors import BindError, SpecError
+from curricle.models.tapped import Tap, TappedModel
+from curricle.probes.readings import selected_logits, selected_rows
+
+NUM_OUTSIDE: Final = 100
+"""Random monomials of each degree that are not inside the support."""
+EXAMPLES_AT_ONCE: Final = 8192
+
+
+def output_correlations(
+    model: TappedModel,
+    batch: Batch,
+    *,
+    support: Collection[int],
+    max_degree: int | None = None,
+    num_outside: int = NUM_OUTSIDE,
+    class_number: int = 1,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return how strongly the output follows monomials inside the support and outside of it.
+
+    The numbers are `in_<r>_mean`, `in_<r>_max`, `out_<r>_mean` and `out_<r>_max` for every degree
+    r: mean and maximum over monomials T of |mean(chi_T(x) p(x))|, where p is the softmax
+    probability of one class; 1/2 at most, 0 for independence. With n examples chance alone gives
+    about sd(p) * sqrt(2 / (pi n)) on average.
+
+    Args:
+        model: A classifier of bits.
+        batch: Fresh examples, the more the better; one logit vector an example.
+        support: The bits whose parity is the label.
+        max_degree: Largest degree; None goes up to the size of the support.
+        num_outside: Random monomials of each degree; those outside are left out if it is 0.
+        class_number: Class whose probability is taken.
+        seed: Seed of the random monomials.
+    """
+    bits = signs(batch)
+    degrees = _degrees(support, max_degree)
+    probabilities = _probabilities(model, batch, class_number)
+    numbers: dict[str, float] = {}
+    for degree in degrees:
+        sides = {
+            "in": inside_monomials(support, degree),
+            "out": outside_monomials(
+                bits.shape[1], support, degree=degree, most=num_outside, seed=seed
+            ),
+        }
+        for side, subsets in sides.items():
+            if len(subsets):
+                found = monomial_correlations(bits, probabilities, subsets).abs()
+                numbers[f"{side}_{degree}_mean"] = float(found.mean())
+                numbers[f"{side}_{degree}_max"] = float(found.max())
+    return numbers
+
+
+def hidden_correlations(
+    model: TappedModel, batch: Batch, *, support: Collection[int], taps: Sequence[Tap]
+) -> dict[str, float]:
+    """Return how strongly hidden states follow single bits inside and outside the support.
+
+    The numbers are `tap_<l>_in_rms` and `tap_<l>_out_rms`: the root mean square, over bits and
+    units, of mean(x_i (h_j - mean h_j)), in units of the hidden state.
+
+    Args:
+        model: Any network that reads bits.
+        batch: Fresh examples; one hidden state an example, or selected positions.
+        support: The bits whose parity is the label.
+        taps: Where to read.
+    """
+    bits = signs(batch)
+    inside = torch.zeros(bits.shape[1], dtype=torch.bool)
+    inside[_members(support, bits.shape[1])] = True
+    numbers: dict[str, float] = {}
+    for label, states in selected_rows(model, batch, taps).items():
+        squares = coordinate_correlations(bits, states.cpu()).square()
+        for side, rows in (("in", inside), ("out", ~inside)):
+            if rows.any():
+                numbers[f"tap_{label}_{side}_rms"] = float(squares[rows].mean().sqrt())
+    return numbers
+
+
+def signs(batch: Batch) -> Float[Tensor, "example input"]:
+    """Return the input bits of a batch as -1 and +1; tokens 0 and 1 stand for +1 and -1.
+
+    Raises:
+        BindError: If the inputs are no rows of bits.
+    """
+    inputs = batch.leading
+    bits = inputs if batch.is_flat else (1 - 2 * inputs).to(torch.float32)
+    if bits.ndim != 2 or not bool((bits.abs() == 1).all()):  # noqa: PLR2004 - example and input
+        raise BindError(
+            f"'batch' must hold rows of bits, -1 and +1 or tokens 0 and 1; got shape "
+            f"{tuple(inputs.shape)} with values from {inputs.min():g} to {inputs.max():g}"
+        )
+    return bits
+
+
+def monomial_correlations(
+    bits: Float[Tensor, "example input"],
+    outputs: Float[Tensor, " example"],
+    subsets: Int[Tensor, "subset member"],
+) -> Float[Tensor, " subset"]:
+    """Return mean(chi_T(x) output(x)) for each subset T, with its sign, in float64."""
+    sums = torch.zeros(len(subsets), dtype=torch.float64)
+    for rows, values in zip(
+        bits.split(EXAMPLES_AT_ONCE), outputs.split(EXAMPLES_AT_ONCE), strict=True
+    ):
+        monomials = torch.ones(len(rows), len(subsets), dtype=rows.dtype)
+        for members in subsets.unbind(1):
+            monomials *= rows[:, members]
+        sums += values.double() @ monomials.double()
+    return sums / len(bits)
+
+
+def coordinate_correlations(
+    bits: Float[Tensor, "example input"], states: Float[Tensor, "example width"]
+) -> Float[Tensor, "input width"]:
+    """Return mean(x_i (h_j - mean h_j)) for each bit and unit, with its sign, in float64."""
+    exact = states.double()
+    return bits.double().T @ (exact - exact.mean(0)) / len(bits)
+
+
+def inside_monomials(support: Collection[int], degree: int) -> Int[Tensor, "subset member"]:
+    """Return all subsets of the support of one size, in order."""
+    subsets = list(combinations(sorted(set(support)), degree))
+    return torch.tensor(subsets, dtype=torch.long).reshape(-1, degree)
+
+
+def outside_monomials(
+    num_inputs: int, support: Collection[int], *, degree: int, most: int, seed: int
+) -> Int[Tensor, "subset member"]:
+    """Return random subsets of the inputs that are not inside the support, all different.
+
+    Args:
+        num_inputs: Number of bits.
+        support: Bits of which at least one other must be in every subset.
+        degree: Size of the subsets.
+        most: How many; where there are fewer, all are returned, in order.
+        seed: Seed of the draw; each degree has a stream of its own.
+
+    Raises:
+        SpecError: If a negative number is asked for.
+    """
+    if most < 0:
+        raise SpecError(f"'num_outside' must not be negative; got {most}")
+    inside = set(_members(support, num_inputs))
+    if math.comb(num_inputs, degree) - math.comb(len(inside), degree) <= most:
+        every = combinations(range(num_inputs), degree)
+        subsets = [subset for subset in every if not inside.issuperset(subset)]
+        return torch.tensor(subsets, dtype=torch.long).reshape(-1, degree)
+    generator = seeding.generator(seed, "probe/monomials", degree)
+    found: dict[tuple[int, ...], None] = {}
+    while len(found) < most:
+        # The largest of random numbers are at random places, without repetition.
+        drawn = torch.rand(most, num_inputs, generator=generator).topk(degree).indices
+        rows = map(tuple, drawn.sort(dim=-1).values.tolist())
+        found |= dict.fromkeys(subset for subset in rows if not inside.issuperset(subset))
+    return torch.tensor(list(found)[:most])
+
+
+def _degrees(support: Collection[int], max_degree: int | None) -> range:
+    """Return the degrees from 1 on.
+
+    Raises:
+        SpecError: If the largest is not between 1 and the size of the support.
+    """
+    size = len(set(support))
+    last = size if max_degree is None else max_degree
+    if not 1 <= last <= size:
+        raise SpecError(
+            f"'max_degree' must lie between 1 and the support's {size} bits; got {last}"
+        )
+    return range(1, last + 1)
+
+
+def _members(support: Collection[int], num_inputs: int) -> list[int]:
+    """Return the bits of the support in order.
+
+    Raises:
+        SpecError: If there is none, or one that is no input.
+    """
+    members = sorted(set(support))
+    if not members or members[0] < 0 or members[-1] >= num_inputs:
+        raise SpecError(
+            f"'support' must name some of the {num_inputs} input bits, counted from 0; "
+            f"got {members}"
+        )
+    return members
+
+
+def _probabilities(
+    model: TappedModel, batch: Batch, class_number: int
+) -> Float[Tensor, " example"]:
+    logits = selected_logits(model, batch)
+    if len(logits) != batch.num_examples:
+        raise BindError(
+            f"'batch' must select one position an example; got {len(logits)} logit vectors of "
+            f"{batch.num_examples} examples"
+        )
+    if not 0 <= class_number < logits.shape[1]:
+        raise SpecError(
+            f"'class_number' must be one of the model's {logits.shape[1]} classes, counted from "
+            f"0; got {class_number}"
+        )
+    return logits.double().softmax(-1)[:, class_number].cpu()

@@ -1,0 +1,221 @@
+"""Does a masked language model go by its nearest neighbors, or by more?
+
+One position p is masked and the model's distribution there is the reference. Then more of the
+context is hidden, and the distance to the reference tells what the hidden part was good for:
+
+- `robust`: the other tokens of the n-gram window around p are hidden as well. Large means that the
+  prediction leans on the near window.
+- `close`: everything outside the window is hidden. Small means that the near window alone already
+  gives the prediction.
+
+A teacher in its transition leans on short windows, and later less and less: that is the implicit
+curriculum of the text and grammar experiments.
+
+Axes: example, position, class, sample (a masked position of an example that holds data).
+
+Design: what is hidden is replaced by the mask token and, as in the training data of the paper, left
+out of everyone's attention. Positions beyond an example's data are skipped, and a window that
+reaches beyond its ends is cut there.
+
+Source:
+    Panigrahi et al. 2024 (arXiv 2410.05464), M_robust and M_close as computed by its code: the L1
+    norm of the difference of the softmaxes (twice the total variation distance, 2 at most), at
+    positions 30, 60, ..., 420 of 1024 sequences; figures show the median. Deviation: none.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from curricle.data.streams import Batch
+from curricle.errors import BindError, DataError, SpecError
+from curricle.models.tapped import TappedModel
+from curricle.probes.readings import selected_logits
+
+POSITIONS: Final = tuple(range(30, 421, 30))
+"""Masked positions of the paper, for sequences of about 300 tokens."""
+SIZES: Final = (3, 5)
+"""Window sizes of the paper's figures; its code also knows 2 and 4."""
+PERCENTILES: Final = (25, 75)
+
+
+def ngram_reliance(
+    model: TappedModel,
+    batch: Batch,
+    *,
+    mask_token: int,
+    positions: Sequence[int] = POSITIONS,
+    sizes: Sequence[int] = SIZES,
+    hides_attention: bool = True,
+) -> dict[str, float]:
+    """Return how much a masked language model relies on short windows.
+
+    The numbers are `robust_<n>_<statistic>` and `close_<n>_<statistic>` for every window size n,
+    with the statistics `median`, `mean`, `sd`, `p25` and `p75` over (example, position).
+
+    Args:
+        model: A masked language model that reads `input_ids` and `attention_mask`.
+        batch: Whole sequences; tokens hidden for training are put back first.
+        mask_token: Id of the mask token.
+        positions: Which positions are masked, one after another.
+        sizes: Window sizes n; a window is {p - n//2, ..., p + (n-1)//2}.
+        hides_attention: Whether hidden tokens are also left out of the attention.
+    """
+    found = ngram_distances(
+        model,
+        batch,
+        mask_token=mask_token,
+        positions=positions,
+        sizes=sizes,
+        hides_attention=hides_attention,
+    )
+    return {
+        f"{name}_{statistic}": number
+        for name, distances in found.items()
+        for statistic, number in _statistics(distances).items()
+    }
+
+
+def ngram_distances(
+    model: TappedModel,
+    batch: Batch,
+    *,
+    mask_token: int,
+    positions: Sequence[int] = POSITIONS,
+    sizes: Sequence[int] = SIZES,
+    hides_attention: bool = True,
+) -> dict[str, Float[Tensor, " sample"]]:
+    """Return the distances behind `ngram_reliance`, as `robust_<n>` and `close_<n>`.
+
+    Args:
+        model: A masked language model that reads `input_ids` and `attention_mask`.
+        batch: Whole sequences; tokens hidden for training are put back first.
+        mask_token: Id of the mask token.
+        positions: Which positions are masked, one after another.
+        sizes: Window sizes.
+        hides_attention: Whether hidden tokens are also left out of the attention.
+
+    Raises:
+        SpecError: If a size is below 2, a position below 1, or there is none of them.
+        DataError: If no example reaches the first position.
+    """
+    for name, least, numbers in (("sizes", 2, sizes), ("positions", 1, positions)):
+        if min(numbers, default=0) < least:
+            raise SpecError(f"{name!r} must be numbers from {least} on; got {list(numbers)}")
+    whole = _Sequences.of(batch)
+    found: dict[str, list[Tensor]] = {
+        f"{kind}_{size}": [] for size in sizes for kind in ("robust", "close")
+    }
+    for position in positions:
+        reaching = whole.reaching(position, longer_than=max(sizes))
+        if not len(reaching.tokens):
+            continue
+        predict = partial(
+            _prediction,
+            model,
+            reaching,
+            position,
+            mask_token=mask_token,
+            hides_attention=hides_attention,
+        )
+        alone = _window(reaching, position, 1)
+        reference = predict(alone)
+        for size in sizes:
+            inside = _window(reaching, position, size)
+            for kind, hidden in (("robust", inside), ("close", ~inside | alone)):
+                distance = (predict(hidden) - reference).abs().sum(-1)
+                found[f"{kind}_{size}"].append(distance.cpu())
+    if not any(found.values()):
+        raise DataError(
+            f"'positions' must lie inside sequences that are longer than {max(sizes)} tokens; "
+            f"got {list(positions)} for sequences of up to {int(whole.valid.sum(1).max())}"
+        )
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Sequences:
+    """Rows of tokens with nothing hidden."""
+
+    tokens: Int[Tensor, "example position"]
+    valid: Bool[Tensor, "example position"]
+    others: Mapping[str, Tensor]
+    """Further named inputs of the model."""
+
+    @staticmethod
+    def of(batch: Batch) -> "_Sequences":
+        """Return the sequences of a batch, with tokens that training hides put back.
+
+        Raises:
+            BindError: If the batch does not hold token ids as `input_ids`.
+        """
+        named = {"input_ids": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
+        tokens = named.get("input_ids")
+        if tokens is None or tokens.is_floating_point() or tokens.ndim != 2:  # noqa: PLR2004
+            shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
+            raise BindError(f"'batch' must hold rows of token ids as 'input_ids'; got {shapes}")
+        shown = tokens.clone()
+        if batch.selected is not None and batch.labels is not None:
+            shown.view(-1)[batch.selected] = batch.labels.to(shown.dtype)
+        valid = torch.ones_like(shown, dtype=torch.bool) if batch.valid is None else batch.valid
+        others = {
+            name: tensor
+            for name, tensor in named.items()
+            if name not in {"input_ids", "attention_mask"}
+        }
+        return _Sequences(shown, valid, others)
+
+    def reaching(self, position: int, *, longer_than: int) -> "_Sequences":
+        """Return the sequences with data at a position and before it, and more than a window."""
+        if position >= self.tokens.shape[1]:
+            rows = torch.zeros(len(self.tokens), dtype=torch.bool)
+        else:
+            rows = self.valid[:, position - 1 : position + 1].all(1)
+            rows &= self.valid.sum(1) > longer_than
+        others = {name: tensor[rows] for name, tensor in self.others.items()}
+        return _Sequences(self.tokens[rows], self.valid[rows], others)
+
+
+def _window(sequences: _Sequences, position: int, size: int) -> Bool[Tensor, " position"]:
+    """Return the places of an n-gram window, cut at the ends; that of size 1 is the position."""
+    offsets = torch.arange(sequences.tokens.shape[1]) - position
+    return (offsets >= -(size // 2)) & (offsets <= (size - 1) // 2)
+
+
+def _prediction(
+    model: TappedModel,
+    sequences: _Sequences,
+    position: int,
+    hidden: Bool[Tensor, " position"],
+    *,
+    mask_token: int,
+    hides_attention: bool,
+) -> Float[Tensor, "example class"]:
+    """Return what a model says at a position when some places are hidden."""
+    valid, tokens = sequences.valid, sequences.tokens
+    inputs = {
+        "input_ids": tokens.masked_fill(hidden & valid, mask_token),
+        "attention_mask": (valid & ~hidden if hides_attention else valid).long(),
+        **sequences.others,
+    }
+    selected = torch.arange(len(tokens)) * tokens.shape[1] + position
+    logits = selected_logits(model, Batch(inputs=inputs, selected=selected))
+    return logits.double().softmax(-1)
+
+
+def _statistics(distances: Float[Tensor, " sample"]) -> dict[str, float]:
+    exact = distances.double()
+    shares = torch.tensor([50, *PERCENTILES], dtype=torch.float64) / 100
+    median, *others = exact.quantile(shares).tolist()
+    return {
+        "median": median,
+        "mean": float(exact.mean()),
+        "sd": float(exact.std(correction=0)),
+        **{f"p{share}": number for share, number in zip(PERCENTILES, others, strict=True)},
+    }
