@@ -17,6 +17,7 @@ WITHOUT_TORCH = (
     "import curricle.specs",
     "import curricle.records",
     "import curricle.reports.page, curricle.reports.printed, curricle.reports.headline",
+    "import curricle.theory.correlations, curricle.theory.phases, curricle.theory.readouts",
     "import curricle.cli",
     HELP,
 )
