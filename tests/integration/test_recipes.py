@@ -52,11 +52,18 @@ def test_a_recipe_can_be_planned(command: Command, recipe: Path, tmp_path: Path)
     assert not (tmp_path / "runs").exists()
 
 
+def hundredth(steps: Any) -> Any:
+    """Return a hundredth of a checkpoint or of several; what is none is shortened."""
+    if isinstance(steps, list):
+        return [hundredth(step) for step in steps]
+    return steps // 100 if isinstance(steps, int) else shortened(steps)
+
+
 def shortened(given: Any) -> Any:
     """Return plain data with all durations and checkpoints a hundredth of what they were."""
     if isinstance(given, dict):
         return {
-            name: one // 100 if name == "teacher" and isinstance(one, int) else shortened(one)
+            name: hundredth(one) if name in ("teacher", "trajectory") else shortened(one)
             for name, one in given.items()
         }
     if isinstance(given, list):
