@@ -16,6 +16,7 @@ from curricle.errors import BindError
 from curricle.models.adapters import tapped
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import Place, Tap, TappedModel
+from tests.parts import Shared, drawn
 
 Wrap = Callable[[Tensor], object]
 LENGTH = 6
@@ -66,22 +67,6 @@ class Blocks(nn.Module):
         return found
 
 
-class Shared(nn.Module):
-    """One block that is called three times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        state = inputs
-        for _ in range(3):
-            state = self.block(state).tanh()
-        found: Tensor = self.head(state)
-        return found
-
-
 def blocks(wrap: Wrap = lambda state: state, *, checkpoints: bool = False) -> TappedModel:
     module = Blocks(wrap, checkpoints=checkpoints)
     return tapped(module, blocks=["blocks.0", "blocks.1", "blocks.2"], head="head")
@@ -97,10 +82,6 @@ def convolutions() -> TappedModel:
         nn.Linear(4, 3),
     )
     return tapped(module, blocks=["1", "2"], head="5", width_axis=1)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @dataclass(frozen=True)

@@ -14,24 +14,9 @@ from curricle.models.adapters import tapped
 from curricle.models.hf import Head, HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import Inputs, Place, Tap, TappedModel
+from tests.parts import Shared
 
 NUM_IDS, LENGTH = 20, 6
-
-
-class Shared(nn.Module):
-    """One block that is called three times, under a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.block = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 3)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        state = inputs
-        for _ in range(3):
-            state = self.block(state).tanh()
-        found: Tensor = self.head(state)
-        return found
 
 
 def transformer(family: str, head: Head, **fields: int) -> TappedModel:

@@ -9,34 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.runs import tiny_comparison
+
 Command = Callable[..., tuple[object, str, str]]
-PARITY: dict[str, Any] = {
-    "output_dir": "run",
-    "cache_dir": "cache",
-    "task": {
-        "kind": "parity",
-        "num_inputs": 8,
-        "degree": 2,
-        "batch_size": 16,
-        "evaluation_examples": 64,
-    },
-    "teacher": {
-        "model": {"kind": "mlp", "widths": [16]},
-        "total": "20 steps",
-        "checkpoints": 2,
-    },
-    "student": {"kind": "mlp", "widths": [8]},
+PARITY = tiny_comparison() | {
     "curriculum": {"kind": "extraction", "pairs": [{"student": 1, "teacher": 1}]},
-    "strategies": {
-        "one_shot": {"curriculum": {"kind": "one_shot"}},
-        "progressive": {"curriculum": {"kind": "progressive"}},
-    },
-    "seeds": [0, 1],
-    "budget": "12 steps",
     "target": {"number": 0.1},
-    "optimizer": {"kind": "sgd", "learning_rate": 0.3},
-    "engine": {"evaluate_every": 6, "record_every": 3, "checkpoint_every": 4, "threads": 1},
 }
+PARITY["engine"]["checkpoint_every"] = 4
 
 
 def encoder(width: int) -> dict[str, Any]:

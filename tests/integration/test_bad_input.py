@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from curricle.training.observers import ProgressBar
+from tests.runs import contents
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
@@ -107,10 +108,6 @@ TEXTS = {
     ),
     "mlp": ("student={kind: mlp, widths: [8]}", "'student.kind' must be 'hf' or 'pretrained' for"),
 }
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def sentence(outcome: tuple[object, str, str]) -> str:

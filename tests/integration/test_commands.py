@@ -14,6 +14,7 @@ from transformers import AutoModelForMaskedLM
 from curricle import seeding
 from curricle.records import EndRecord, RunRecord, read_records
 from curricle.training.observers import ProgressBar
+from tests.runs import contents
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
@@ -24,14 +25,6 @@ LABELS_STEP = 2 * 16 * (8 * 8 + 8 * 2) + 2 * 16 * (8 * 8 + 8 * 2 + 8 * 2)
 LOGITS_STEP = LABELS_STEP + 2 * 16 * (8 * 16 + 16 * 2)
 # Student layer forward and backward, teacher layer, projection from 16 to 8.
 LAYER_STEP = 2 * 2 * 16 * 8 * 8 + 2 * 16 * 8 * 16 + 2 * 16 * 16 * 8
-
-
-def contents(folder: Path, pattern: str = "*") -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob(pattern)
-        if path.is_file()
-    }
 
 
 def planned_steps(folder: Path) -> list[int]:

@@ -22,12 +22,9 @@ from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord
 from curricle.training.optimizers import SGD
+from tests.runs import contents
 
 MakeSpec = Callable[..., RunSpec]
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def stop_at(steps: int) -> Callable[[Record], None]:

@@ -10,15 +10,12 @@ from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations, Inputs, Place, Tap
+from tests.parts import drawn
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
     with seeding.scoped(0, "test model"):
         return nn.Linear(inputs, outputs)
-
-
-def drawn(*shape: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def read(

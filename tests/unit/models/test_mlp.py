@@ -10,15 +10,12 @@ from curricle import seeding
 from curricle.errors import SpecError
 from curricle.models.mlp import MLP, MLPSpec
 from curricle.specs import parse, plain
+from tests.parts import drawn
 
 
 def build(*widths: int, num_inputs: int = 4, num_classes: int = 3) -> MLP:
     with seeding.scoped(0, "test model"):
         return MLP(num_inputs, widths, num_classes)
-
-
-def drawn(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
 def test_it_has_the_parameters_of_its_widths() -> None:

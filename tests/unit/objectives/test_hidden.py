@@ -16,6 +16,7 @@ from curricle.models.tapped import Activations, Place
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Gaussian, Identity, Orthogonal
 from curricle.objectives.terms import BoundObjective, Reads, Sample
+from tests.parts import drawn
 
 STUDENT, TEACHER = Place("s", tap="1"), Place("t", tap="3")
 READS = Reads(student=(STUDENT,), teacher=(TEACHER,))
@@ -23,10 +24,6 @@ READS = Reads(student=(STUDENT,), teacher=(TEACHER,))
 
 def objective(**fields: Any) -> MatchHidden:
     return MatchHidden(pair=LayerPair(student=1, teacher=3), **fields)
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def bind(

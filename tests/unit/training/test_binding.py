@@ -13,38 +13,18 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
-from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError, DataError
 from curricle.models.adapters import tapped
-from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Sign
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import BoundRun, bind
 from curricle.training.optimizers import SGD, AdamW
-from curricle.training.settings import EngineSettings
+from tests.parts import CLASSES, INPUTS, Listed, bound, mlp
 
-BATCH, INPUTS, CLASSES = 8, 6, 2
-
-
-def mlp(*widths: int, seed: int = 0, num_classes: int = CLASSES) -> TappedModel:
-    with seeding.scoped(seed, "model"):
-        return MLP(INPUTS, widths, num_classes).tapped()
-
-
-def bound(curriculum: Curriculum, **parts: Any) -> BoundRun:
-    defaults: dict[str, Any] = {
-        "student": mlp(5, 4),
-        "teacher": LiveTeacher(mlp(16, 12, seed=1)),
-        "stream": ParityStream(num_inputs=INPUTS, degree=2, batch_size=BATCH, seed=0),
-        "optimizer": SGD(learning_rate=0.1),
-        "settings": EngineSettings(device="cpu"),
-        "seed": 0,
-    }
-    return bind(curriculum, **(defaults | parts))
+BATCH = 8
 
 
 def layers(*taps: tuple[Any, Any], **fields: Any) -> Curriculum:
@@ -107,8 +87,7 @@ def test_a_student_that_runs_whole_pays_for_it() -> None:
 def test_accumulation_does_not_change_the_cost(accumulation: int) -> None:
     curriculum = layers((2, 2))
     whole = bound(curriculum).stages[0].plan
-    settings = EngineSettings(device="cpu", accumulation=accumulation)
-    parts = bound(curriculum, settings=settings).stages[0].plan
+    parts = bound(curriculum, settings={"accumulation": accumulation}).stages[0].plan
     assert parts.student_flops == whole.student_flops
     assert parts.teacher_flops == whole.teacher_flops
     assert parts.memory_bytes < whole.memory_bytes
@@ -324,30 +303,7 @@ def test_vocabularies_are_equal() -> None:
 
 def test_accumulation_divides_the_batch() -> None:
     with pytest.raises(DataError, match=r"^'accumulation' must divide the 8 examples .* got 3$"):
-        bound(
-            one_shot(total=Duration(number=3)),
-            settings=EngineSettings(device="cpu", accumulation=3),
-        )
-
-
-class Listed:
-    """Gives the batches of a list in turn."""
-
-    fingerprint = "listed"
-
-    def __init__(self, *batches: Batch) -> None:
-        self.batches = batches
-
-    @property
-    def batch_size(self) -> int:
-        return self.batches[0].num_examples
-
-    @property
-    def tokens_per_batch(self) -> int:
-        return self.batches[0].num_tokens
-
-    def batch(self, step: int) -> Batch:
-        return self.batches[step % len(self.batches)]
+        bound(one_shot(total=Duration(number=3)), settings={"accumulation": 3})
 
 
 def test_labels_must_be_in_the_data_to_fit_them() -> None:

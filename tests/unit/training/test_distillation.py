@@ -12,7 +12,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
-from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.adapters import tapped
@@ -25,8 +24,8 @@ from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
+from tests.parts import INPUTS, parity
 
-INPUTS = 6
 TOTAL = Duration(number=12)
 CPU = EngineSettings(device="cpu")
 
@@ -36,12 +35,8 @@ def mlp(*widths: int, seed: int = 0) -> MLP:
         return MLP(INPUTS, widths, 2)
 
 
-def parity(purpose: str = "train") -> ParityStream:
-    return ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=0, purpose=purpose)
-
-
 def held_out() -> list[Batch]:
-    return [parity("evaluation").batch(step) for step in range(3)]
+    return [parity(purpose="evaluation").batch(step) for step in range(3)]
 
 
 def distilled(**parts: Any) -> Result:
@@ -193,7 +188,7 @@ def test_everything_follows_from_the_seed() -> None:
 @pytest.mark.parametrize("curriculum", [extraction(total="300 steps"), one_shot(total="300 steps")])
 def test_a_student_comes_close_to_its_teacher(curriculum: Any) -> None:
     def gap(student: nn.Module) -> float:
-        inputs = parity("evaluation").batch(0).inputs
+        inputs = parity(purpose="evaluation").batch(0).inputs
         with torch.no_grad():
             target, found = (model(inputs).log_softmax(-1) for model in (teacher, student))
         return float((target.exp() * (target - found)).sum(-1).mean())

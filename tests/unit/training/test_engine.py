@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+import tests.parts
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
@@ -22,7 +23,6 @@ from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.adapters import tapped
-from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
 from curricle.objectives.divergences import ReverseKL
@@ -40,7 +40,7 @@ from curricle.records import (
 from curricle.specs import plain
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
-from curricle.training.binding import BoundRun, bind
+from curricle.training.binding import BoundRun
 from curricle.training.checkpoints import OPTIMIZER, STUDENT, latest_checkpoint
 from curricle.training.engine import (
     CHECKPOINTS,
@@ -51,9 +51,10 @@ from curricle.training.engine import (
     run_fingerprint,
 )
 from curricle.training.optimizers import SGD, AdamW, Optimizer
-from curricle.training.settings import EngineSettings
+from tests.parts import INPUTS, Listed, mlp, parity
+from tests.runs import contents
 
-INPUTS, STEPS = 6, 20
+STEPS = 20
 TOTAL = Duration(number=STEPS)
 
 
@@ -81,29 +82,13 @@ def noisy(seed: int = 0) -> TappedModel:
         return tapped(Noisy(), blocks=["blocks.0", "blocks.1"], head="head")
 
 
-def mlp(*widths: int, seed: int = 0) -> TappedModel:
-    with seeding.scoped(seed, "model"):
-        return MLP(INPUTS, widths, 2).tapped()
-
-
-def parity(seed: int = 0) -> ParityStream:
-    return ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=seed)
-
-
 def bound(
     curriculum: Curriculum, *, settings: Mapping[str, Any] | None = None, **parts: Any
 ) -> BoundRun:
-    defaults: dict[str, Any] = {
-        "student": mlp(5, 4),
-        "teacher": LiveTeacher(mlp(16, 12, seed=1)),
-        "stream": parity(),
-        "optimizer": SGD(learning_rate=0.1, momentum=0.9),
-        "seed": 0,
-    }
-    chosen: dict[str, Any] = {"device": "cpu", "record_every": 1, "evaluate_every": 7} | dict(
-        settings or {}
-    )
-    return bind(curriculum, settings=EngineSettings(**chosen), **(defaults | parts))
+    """Return a run with momentum that records every step."""
+    every = {"record_every": 1, "evaluate_every": 7}
+    optimizer = {"optimizer": SGD(learning_rate=0.1, momentum=0.9)}
+    return tests.parts.bound(curriculum, settings=every | dict(settings or {}), **optimizer | parts)
 
 
 def evaluate(model: TappedModel) -> dict[str, float]:
@@ -418,10 +403,6 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
 # --- run folders ----------------------------------------------------------------------------------
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_folder_that_holds_a_run_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
     executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 5}), tmp_path)
     before = contents(tmp_path)
@@ -546,26 +527,6 @@ def test_the_finished_teacher_is_given_back(trajectory: Trajectory) -> None:
 
 
 # --- divergence -----------------------------------------------------------------------------------
-
-
-class Listed:
-    """Gives the batches of a list in turn."""
-
-    fingerprint = "listed"
-
-    def __init__(self, *batches: Batch) -> None:
-        self.batches = batches
-
-    @property
-    def batch_size(self) -> int:
-        return self.batches[0].num_examples
-
-    @property
-    def tokens_per_batch(self) -> int:
-        return self.batches[0].num_tokens
-
-    def batch(self, step: int) -> Batch:
-        return self.batches[step % len(self.batches)]
 
 
 def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> None:

@@ -10,30 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+import tests.parts
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.adapters import tapped
-from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import BoundRun, bind
+from curricle.training.binding import BoundRun
 from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule
-from curricle.training.settings import EngineSettings
 from curricle.training.stepping import CALIBRATION_BATCHES, StepOutcome, stepping
+from tests.parts import INPUTS, Listed, mlp
 
-INPUTS = 6
 PLAIN = SGD(learning_rate=0.1)
-
-
-def mlp(*widths: int, seed: int = 0) -> TappedModel:
-    with seeding.scoped(seed, "model"):
-        return MLP(INPUTS, widths, 2).tapped()
 
 
 def stage(name: str = "only", /, **fields: Any) -> Stage:
@@ -49,19 +42,8 @@ def hidden(student: int, teacher: int, **fields: Any) -> tuple[MatchHidden]:
     return (MatchHidden(pair=LayerPair(student=student, teacher=teacher), **fields),)
 
 
-def bound(*stages: Stage, settings: Mapping[str, Any] | None = None, **parts: Any) -> BoundRun:
-    defaults: dict[str, Any] = {
-        "student": mlp(5, 4),
-        "teacher": LiveTeacher(mlp(16, 12, seed=1)),
-        "stream": ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=0),
-        "optimizer": PLAIN,
-        "seed": 0,
-    }
-    return bind(
-        Curriculum(name="x", stages=stages),
-        settings=EngineSettings(device="cpu", **(settings or {})),
-        **(defaults | parts),
-    )
+def bound(*stages: Stage, **parts: Any) -> BoundRun:
+    return tests.parts.bound(Curriculum(name="x", stages=stages), **parts)
 
 
 def stepped(
@@ -81,28 +63,6 @@ def weights(model: TappedModel) -> dict[str, Tensor]:
 
 def moved(before: Mapping[str, Tensor], model: TappedModel) -> set[str]:
     return {name for name, now in weights(model).items() if not torch.equal(now, before[name])}
-
-
-class Listed:
-    """Gives the batches of a list in turn."""
-
-    fingerprint = "listed"
-
-    def __init__(self, *batches: Batch) -> None:
-        self.batches = batches
-        self.read: list[int] = []
-
-    @property
-    def batch_size(self) -> int:
-        return self.batches[0].num_examples
-
-    @property
-    def tokens_per_batch(self) -> int:
-        return self.batches[0].num_tokens
-
-    def batch(self, step: int) -> Batch:
-        self.read.append(step)
-        return self.batches[step % len(self.batches)]
 
 
 class Speller(nn.Module):

@@ -1,0 +1,89 @@
+"""Models, data and runs so small that every number in them can be looked at."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.curriculum.stages import Curriculum
+from curricle.data.parity import ParityStream
+from curricle.data.streams import Batch
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding import BoundRun, bind
+from curricle.training.optimizers import SGD
+from curricle.training.settings import EngineSettings
+
+INPUTS, CLASSES = 6, 2
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal numbers that depend on the shape and the seed only."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def mlp(*widths: int, seed: int = 0, num_classes: int = CLASSES) -> TappedModel:
+    """Return a network for the data of `parity`."""
+    with seeding.scoped(seed, "model"):
+        return MLP(INPUTS, widths, num_classes).tapped()
+
+
+def parity(seed: int = 0, *, purpose: str = "train") -> ParityStream:
+    """Return batches of 8 examples."""
+    return ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=seed, purpose=purpose)
+
+
+def bound(
+    curriculum: Curriculum, *, settings: Mapping[str, Any] | None = None, **parts: Any
+) -> BoundRun:
+    """Return a run of a two-layer student of a two-layer teacher, but for what is given."""
+    defaults: dict[str, Any] = {
+        "student": mlp(5, 4),
+        "teacher": LiveTeacher(mlp(16, 12, seed=1)),
+        "stream": parity(),
+        "optimizer": SGD(learning_rate=0.1),
+        "seed": 0,
+    }
+    chosen = EngineSettings(device="cpu", **(settings or {}))
+    return bind(curriculum, settings=chosen, **(defaults | parts))
+
+
+class Listed:
+    """Gives the batches of a list in turn, and remembers the steps."""
+
+    fingerprint = "listed"
+
+    def __init__(self, *batches: Batch) -> None:
+        self.batches = batches
+        self.read: list[int] = []
+
+    @property
+    def batch_size(self) -> int:
+        return self.batches[0].num_examples
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.batches[0].num_tokens
+
+    def batch(self, step: int) -> Batch:
+        self.read.append(step)
+        return self.batches[step % len(self.batches)]
+
+
+class Shared(nn.Module):
+    """One block that is called three times, under a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.block = nn.Linear(4, 4)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        state = inputs
+        for _ in range(3):
+            state = self.block(state).tanh()
+        found: Tensor = self.head(state)
+        return found
