@@ -296,6 +296,7 @@ def _build(model: Model, data: TaskData, seed: int, purpose: str) -> TappedModel
             num_inputs=data.num_inputs,
             num_classes=data.num_classes,
             num_positions=data.num_positions,
+            padding_token=data.padding_token,
         )
 
 

@@ -15,7 +15,7 @@ from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.strategies import build
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
 from curricle.experiments.budgets import PROVISIONAL, AnyBudget
-from curricle.experiments.tasks import Task, TextTask
+from curricle.experiments.tasks import PcfgTask, Task, TextTask
 from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.specs import override, parse, plain, read_yaml, value
@@ -246,7 +246,7 @@ class RunSpec:
 
 def _sees_the_answer(task: Task, model: Model | None) -> bool:
     """Return whether a model reads the token that it is to predict."""
-    predicts_next = isinstance(task, TextTask) and task.objective == "next_token"
+    predicts_next = isinstance(task, (TextTask, PcfgTask)) and task.objective == "next_token"
     return predicts_next and getattr(model, "head", None) == "masked_lm"
 
 

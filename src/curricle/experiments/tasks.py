@@ -12,7 +12,17 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
+from curricle.data.grammars import Grammar, shipped
 from curricle.data.parity import Encoding, ParityStream
+from curricle.data.pcfg import (
+    PCFG_MASKING,
+    CausalStrings,
+    MaskedStrings,
+    PadTo,
+    TokenIds,
+    sequence_positions,
+    sequence_tokens,
+)
 from curricle.data.store import TokenStore
 from curricle.data.streams import Batch, Stream
 from curricle.data.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
@@ -42,6 +52,10 @@ class TaskData:
     """Length of the sequences; 1 for a task without positions."""
     name: str
     """The task in a few words."""
+    padding_token: int = 0
+    """Id after the end of a sequence, which an embedding may ignore; not used where none is."""
+    mask_token: int | None = None
+    """Id that stands for a hidden token; None where none is hidden."""
 
 
 @final
@@ -171,6 +185,7 @@ class TextTask:
             num_classes=size,
             num_positions=self.window,
             name=f"{self.objective} tokens of {Path(self.corpus).name}",
+            mask_token=train.vocabulary.mask if self.objective == "masked" else None,
         )
 
     def _store(self, split: str, cache_dir: Path) -> TokenStore:
@@ -207,7 +222,118 @@ class TextTask:
             raise DataError(f"split {split!r} of corpus {self.corpus!r}: {error}") from None
 
 
-Task = Annotated[ParityTask | TextTask, Field(discriminator="kind")]
+@final
+@value
+class PcfgTask:
+    """Language modeling on strings of a grammar, with fresh samples at every step."""
+
+    kind: Literal["pcfg"] = "pcfg"
+    grammar: Literal["cfg3b", "cfg3b-p2", "cfg3f"] = "cfg3b"
+    """Name of the grammar; `cfg3b-p2` is `cfg3b` without one rule."""
+    start: int = Field(default=22, gt=0)
+    """Symbol that strings begin with; 22 is the highest, lower ones give shorter strings."""
+    objective: Literal["masked", "next_token"] = "masked"
+    """What is predicted: hidden tokens (BERT) or the next one (GPT)."""
+    batch_size: int = Field(default=64, gt=0)
+    """Examples a step."""
+    masking: Masking = PCFG_MASKING
+    """How tokens are hidden, at rate 0.3 if this is left out; for `masked` only."""
+    masking_quirk: bool = False
+    """Whether the attention mask is 0 also at selected positions, as in the code of arXiv
+    2410.05464; for `masked` only."""
+    span_level: int = Field(default=0, ge=0)
+    """Only tokens that end a span of a symbol of this level are predicted, and all at 0; for
+    `next_token` only."""
+    pad_to: PadTo = "grammar"
+    """Length of the rows: the longest string of the `grammar`, or of each `batch`."""
+    evaluation_batches: int = Field(default=20, gt=0)
+    """Held-out batches."""
+
+    def __post_init__(self) -> None:
+        """Check that the grammar has the symbols asked for, and that the objective heeds all.
+
+        Raises:
+            SpecError: If not.
+        """
+        highest = self._rules.num_levels
+        if self.span_level > highest:
+            raise SpecError(
+                f"'span_level' must not exceed {highest}, the level of start symbol "
+                f"{self.start}; got {self.span_level}"
+            )
+        for name, default in self._unheeded.items():
+            found = getattr(self, name)
+            if found != default:
+                raise SpecError(
+                    f"{name!r} must be left out with objective {self.objective!r}; got {found}"
+                )
+
+    @property
+    def _rules(self) -> Grammar:
+        return shipped(self.grammar, start=self.start)
+
+    @property
+    def _unheeded(self) -> dict[str, object]:
+        """Return the fields that the objective does not heed with their defaults."""
+        if self.objective == "masked":
+            return {"span_level": 0}
+        return {"masking": PCFG_MASKING, "masking_quirk": False}
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+        return LANGUAGE_MODELS
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the positions a step, padding included; expected ones with `pad_to` batch."""
+        return sequence_tokens(self._rules, batch_size=self.batch_size, pad_to=self.pad_to)
+
+    def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
+        """Return the data of a seed.
+
+        Args:
+            seed: Seed of the training data.
+            cache_dir: Not used; strings are drawn, not stored.
+            reader: Who reads; two readers of one seed get different strings.
+        """
+        del cache_dir
+        rules = self._rules
+        ids = TokenIds(len(rules.terminals))
+        held_out = self._stream(EVALUATION_SEED, "evaluation")
+        return TaskData(
+            stream=self._stream(seed, reader),
+            evaluation=evaluation_batches(held_out, self.evaluation_batches),
+            num_inputs=ids.vocabulary_size,
+            num_classes=ids.vocabulary_size,
+            num_positions=sequence_positions(rules),
+            name=f"{self.objective} tokens of {self.grammar} from {self.start}",
+            padding_token=ids.padding,
+            mask_token=ids.mask if self.objective == "masked" else None,
+        )
+
+    def _stream(self, seed: int, purpose: str) -> Stream:
+        if self.objective == "next_token":
+            return CausalStrings(
+                self._rules,
+                batch_size=self.batch_size,
+                seed=seed,
+                span_level=self.span_level,
+                pad_to=self.pad_to,
+                purpose=purpose,
+            )
+        return MaskedStrings(
+            self._rules,
+            batch_size=self.batch_size,
+            seed=seed,
+            masking=self.masking,
+            masking_quirk=self.masking_quirk,
+            pad_to=self.pad_to,
+            purpose=purpose,
+        )
+
+
+Task = Annotated[ParityTask | TextTask | PcfgTask, Field(discriminator="kind")]
 
 
 def _text_module() -> ModuleType:

@@ -37,13 +37,16 @@ class HuggingFaceSpec:
     config: dict[str, Any] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
-    def build(self, *, num_inputs: int, num_classes: int, num_positions: int) -> TappedModel:
+    def build(
+        self, *, num_inputs: int, num_classes: int, num_positions: int, padding_token: int = 0
+    ) -> TappedModel:
         """Return the model with weights from torch's global generator.
 
         Args:
             num_inputs: Size of the vocabulary.
             num_classes: Not used; a language model predicts its vocabulary.
             num_positions: Length of the sequences.
+            padding_token: Id whose embedding some families keep at zero.
 
         Raises:
             SpecError: If the family, or a field of its configuration, does not exist, or if
@@ -68,7 +71,7 @@ class HuggingFaceSpec:
             "vocab_size": num_inputs,
             # Some families number positions from the padding id on and need a few more.
             "max_position_embeddings": num_positions + 8,
-            "pad_token_id": 0,
+            "pad_token_id": padding_token,
             **{name: None for name in SPECIAL_TOKENS if name in fields},
         } | self.config
         try:
@@ -95,19 +98,22 @@ class PretrainedSpec:
     head: Head = "masked_lm"
     """What the model predicts."""
 
-    def build(self, *, num_inputs: int, num_classes: int, num_positions: int) -> TappedModel:
+    def build(
+        self, *, num_inputs: int, num_classes: int, num_positions: int, padding_token: int = 0
+    ) -> TappedModel:
         """Return the model in float32.
 
         Args:
             num_inputs: Size of the task's vocabulary.
             num_classes: Not used; a language model predicts its vocabulary.
             num_positions: Length of the sequences.
+            padding_token: Not used; the folder's configuration knows it.
 
         Raises:
             BindError: If the folder is missing or its vocabulary is not the task's.
             CheckpointError: If transformers cannot read the model or weights are missing.
         """
-        del num_classes
+        del num_classes, padding_token
         if not Path(self.path, "config.json").is_file():
             raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
         transformers = _transformers()

@@ -57,13 +57,16 @@ class MLPSpec:
     widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
     """Width of each hidden layer, first to last; positive."""
 
-    def build(self, *, num_inputs: int, num_classes: int, num_positions: int) -> HookedModel:
+    def build(
+        self, *, num_inputs: int, num_classes: int, num_positions: int, padding_token: int = 0
+    ) -> HookedModel:
         """Return the network with weights from torch's global generator.
 
         Args:
             num_inputs: Features an example.
             num_classes: Classes to tell apart.
             num_positions: Not used; an MLP has no positions.
+            padding_token: Not used, either.
         """
-        del num_positions
+        del num_positions, padding_token
         return MLP(num_inputs, self.widths, num_classes).tapped()

@@ -130,11 +130,14 @@ def test_a_pretrained_teacher_takes_nothing_that_only_training_heeds(
         make_spec(*TEXT, f"teacher={{model: {{kind: pretrained, path: a}}, {field}}}")
 
 
+@pytest.mark.parametrize("kind", ["text", "pcfg"])
 @pytest.mark.parametrize("path", ["teacher.model", "student"])
-def test_the_next_token_is_not_for_models_that_see_it(make_spec: MakeSpec, path: str) -> None:
+def test_the_next_token_is_not_for_models_that_see_it(
+    make_spec: MakeSpec, path: str, kind: str
+) -> None:
     causal = "{kind: hf, model_type: gpt2, head: causal_lm}"
     sets = [
-        "task={kind: text, objective: next_token}",
+        f"task={{kind: {kind}, objective: next_token}}",
         f"teacher={{model: {causal}, total: 100 steps}}",
         f"student={causal}",
     ]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from curricle.errors import BindError, DataError, SpecError
-from curricle.experiments.tasks import ParityTask, TextTask
+from curricle.experiments.tasks import ParityTask, PcfgTask, TextTask
 from curricle.models.tapped import Inputs
 
 LINE = "the quick brown fox jumps over the lazy dog\n"
@@ -148,3 +148,89 @@ def test_text_without_the_tokenizers_package_says_what_to_install(
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(BindError, match=r"'tokenizers' must be installed .*curricle\[hf\]"):
         text_task(corpus).open(seed=0, cache_dir=tmp_path / "cache")
+
+
+def grammar_task(**fields: object) -> PcfgTask:
+    return PcfgTask(**({"start": 13, "batch_size": 4, "evaluation_batches": 2} | fields))  # type: ignore[arg-type]
+
+
+def test_a_grammar_opens_to_its_sizes(tmp_path: Path) -> None:
+    data = grammar_task().open(seed=0, cache_dir=tmp_path)
+    assert (data.num_inputs, data.num_classes, data.padding_token) == (8, 8, 5)
+    # 13 gives at most 18 terminals, and the begin token comes first.
+    assert data.num_positions == 19
+    assert data.name == "masked tokens of cfg3b from 13"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grammar_counts_its_positions_padding_included(tmp_path: Path) -> None:
+    for task in (grammar_task(), grammar_task(pad_to="batch")):
+        data = task.open(seed=0, cache_dir=tmp_path)
+        assert task.tokens_per_batch == data.stream.tokens_per_batch
+    assert grammar_task().tokens_per_batch == 4 * 19
+
+
+def test_a_grammar_is_read_by_language_models() -> None:
+    assert grammar_task().models == ("hf", "pretrained")
+
+
+@pytest.mark.parametrize("objective", ["masked", "next_token"])
+def test_held_out_strings_do_not_depend_on_the_seed(objective: str, tmp_path: Path) -> None:
+    task = grammar_task(objective=objective)
+    first, second = (task.open(seed=seed, cache_dir=tmp_path) for seed in (0, 1))
+    assert len(first.evaluation) == 2
+    assert torch.equal(ids(first.evaluation[1].inputs), ids(second.evaluation[1].inputs))
+    assert first.stream.fingerprint != second.stream.fingerprint
+
+
+def test_the_readers_of_a_seed_get_different_strings(tmp_path: Path) -> None:
+    one, other = (
+        grammar_task().open(seed=0, cache_dir=tmp_path, reader=reader).stream.batch(0)
+        for reader in ("train", "student")
+    )
+    assert not torch.equal(ids(one.inputs), ids(other.inputs))
+
+
+def test_fields_of_a_grammar_task_reach_its_stream(tmp_path: Path) -> None:
+    def fingerprint(**fields: object) -> str:
+        return grammar_task(**fields).open(seed=0, cache_dir=tmp_path).stream.fingerprint
+
+    causal = {"objective": "next_token"}
+    changes: list[dict[str, object]] = [
+        {},
+        {"grammar": "cfg3f"},
+        {"start": 14},
+        {"batch_size": 5},
+        {"masking": {"rate": 0.2}},
+        {"masking_quirk": True},
+        {"pad_to": "batch"},
+        causal,
+        {**causal, "span_level": 1},
+        {**causal, "pad_to": "batch"},
+    ]
+    assert len({fingerprint(**change) for change in changes}) == len(changes)
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"start": 23}, r"'start' must be a symbol with rules, one of \[7, .*, 22\]; got 23"),
+        ({"start": 3}, "'start' must be a symbol with rules, .*; got 3"),
+        ({"span_level": 1}, "'span_level' must be left out with objective 'masked'; got 1"),
+        (
+            {"objective": "next_token", "span_level": 4},
+            "'span_level' must not exceed 3, the level of start symbol 13; got 4",
+        ),
+        (
+            {"objective": "next_token", "masking": {"rate": 0.2}},
+            "'masking' must be left out with objective 'next_token'; got Masking",
+        ),
+        (
+            {"objective": "next_token", "masking_quirk": True},
+            "'masking_quirk' must be left out with objective 'next_token'; got True",
+        ),
+    ],
+)
+def test_a_mistake_in_a_grammar_task_is_told(fields: dict[str, object], sentence: str) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        grammar_task(**fields)

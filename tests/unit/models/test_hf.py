@@ -54,6 +54,16 @@ def test_the_configuration_follows_the_spec_and_the_task() -> None:
     assert config.pad_token_id == 0
 
 
+def test_the_padding_token_follows_the_task() -> None:
+    spec = HuggingFaceSpec(model_type="bert", config=TINY)
+    with seeding.scoped(0, "test model"):
+        model = spec.build(num_inputs=9, num_classes=0, num_positions=6, padding_token=5)
+    # A family that ignores the padding token would never learn to read a token with its id.
+    embedding = model.module.get_submodule("bert.embeddings.word_embeddings")
+    assert isinstance(embedding, torch.nn.Embedding)
+    assert embedding.padding_idx == config_of(model).pad_token_id == 5
+
+
 def test_the_spec_has_the_last_word() -> None:
     given = TINY | {"max_position_embeddings": 40, "pad_token_id": 3}
     config = config_of(build(HuggingFaceSpec(model_type="bert", config=given)))
