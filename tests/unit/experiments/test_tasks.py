@@ -195,7 +195,7 @@ def test_fields_of_a_grammar_task_reach_its_stream(tmp_path: Path) -> None:
     def fingerprint(**fields: object) -> str:
         return grammar_task(**fields).open(seed=0, cache_dir=tmp_path).stream.fingerprint
 
-    causal = {"objective": "next_token"}
+    causal: dict[str, object] = {"objective": "next_token"}
     changes: list[dict[str, object]] = [
         {},
         {"grammar": "cfg3f"},
