@@ -53,11 +53,12 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     single = replace(spec, engine=replace(spec.engine, threads=1))
     context = multiprocessing.get_context("spawn")
     messages, (parent, own_end) = context.Queue(), context.Pipe(duplex=False)
+    strangers = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         jobs, mp_context=context, initializer=_connect, initargs=(messages, parent)
     )
     try:
-        # Workers stay as deaf as they are born: the pipe tells them of an interrupt.
+        # Workers stay as deaf as they are born: this process hears of an interrupt, and ends them.
         with _without_interrupts():
             futures = [pool.submit(_work, single, number) for number in range(len(runs))]
         _listen(futures, messages, lambda number, record: watch(runs[number], record))
@@ -70,6 +71,9 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
         # One that failed or was interrupted does not wait for the others to finish.
         with _without_interrupts():
             own_end.close()
+            # Those that are still starting do not listen yet.
+            for worker in set(multiprocessing.active_children()) - strangers:
+                worker.terminate()
             pool.shutdown(cancel_futures=True)
 
 
