@@ -1,8 +1,8 @@
 """How is curricle used from a shell?
 
-One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`. Every verb that
-takes a spec also takes `--set path=value`. A mistake of the user's is told in one line and exits
-with 2; a traceback means that the mistake is ours.
+One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`. Every
+verb that takes a spec also takes `--set path=value`. A mistake of the user's is told in one line
+and exits with 2; a traceback means that the mistake is ours.
 
 Design: the command line only connects experiments, which write records, with reports, which read
 them; neither knows the other. Modules that need torch are imported by the command that needs
@@ -176,6 +176,27 @@ def report(
     Target and budget are those of the spec in the first folder, if it holds one.
     """
     _report(runs, output or runs[0] / "report.html")
+
+
+@app.command()
+def probe(
+    run: Folder,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=4, help="Held-out examples to read; by default as many as suit the task."),
+    ] = None,
+) -> None:
+    """Look inside the teacher's checkpoints and the finished students of a run."""
+    from curricle.experiments.probing import probe_run
+    from curricle.reports.probes import probe_grids, save_probe_figure
+    from curricle.reports.tables import to_rich
+
+    with console.status("reading the run") as status:
+        records = probe_run(run, examples=examples, watch=status.update)
+    for grid in probe_grids(records):
+        console.print(to_rich(grid))
+    for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):
+        console.print(path, soft_wrap=True)
 
 
 def _line(verb: str, what: object, sets: list[str] | None) -> str:

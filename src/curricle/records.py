@@ -7,19 +7,23 @@ The kinds, told apart by `kind`: `run` (once at the start: what was run), `stage
 begins), `step` (training loss at intervals), `evaluation` (metrics at intervals) and `end` (once,
 when the run is complete). `Spent` travels with the last four: what had been consumed by then.
 
+What probes have found in a finished run stands beside it in `probes.jsonl`, one `ProbeRecord` a
+line; it can be made again at any time and is no part of the run.
+
 Units: steps, examples, tokens, FLOPs (multiply and add count as two), seconds of training without
 evaluation and checkpoints.
 """
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal, final
+from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
 from curricle.errors import CheckpointError, SpecError
+from curricle.files import write_text
 from curricle.specs import parse, plain, value
 
 
@@ -162,6 +166,28 @@ class EndRecord:
     """Consumed by the whole run."""
 
 
+@final
+@value
+class ProbeRecord:
+    """What one probe has found in a finished student, or in the teacher at a checkpoint."""
+
+    kind: Literal["probe"] = "probe"
+    probe: str
+    """Name of the probe, for example `correlations`."""
+    model: str
+    """Name of the student's strategy; `teacher` for the teacher."""
+    is_teacher: bool
+    """Whether it is the teacher, since a strategy may have any name."""
+    seed: int
+    """Seed of that model's training."""
+    step: int
+    """Steps that the model had trained by then; 0 for a pretrained teacher."""
+    examples: int
+    """Held-out examples that the probe has read."""
+    numbers: dict[str, float]
+    """What it has found, by name."""
+
+
 Record = Annotated[
     RunRecord | StageRecord | StepRecord | EvaluationRecord | EndRecord,
     Field(discriminator="kind"),
@@ -217,12 +243,31 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises:
         CheckpointError: If the file is missing or a complete line is not a record.
     """
+    yield from _read(path, Record)
+
+
+def write_probes(path: Path, records: Iterable[ProbeRecord]) -> None:
+    """Write what probes have found, in place of what was there."""
+    lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
+    write_text(path, "".join(lines))
+
+
+def read_probes(path: Path) -> list[ProbeRecord]:
+    """Return what probes have found, in the order in which it was written.
+
+    Raises:
+        CheckpointError: If the file is missing or a line is not a probe's record.
+    """
+    return list(_read(path, ProbeRecord))
+
+
+def _read(path: Path, kind: Any) -> Iterator[Any]:  # noqa: ANN401 - a union is no type
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
     for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
         if not line.endswith(b"\n"):
             return
         try:
-            yield parse(Record, json.loads(line))
+            yield parse(kind, json.loads(line))
         except (json.JSONDecodeError, SpecError) as error:
             raise CheckpointError(f"{str(path)!r} line {number} is not a record: {error}") from None

@@ -22,6 +22,7 @@ FROZEN = {
     "compare": (["spec"], ["--set", "--jobs"]),
     "resume": (["run"], ["--jobs"]),
     "report": (["runs"], ["--output"]),
+    "probe": (["run"], ["--examples"]),
 }
 
 

@@ -9,6 +9,7 @@ from curricle.errors import CheckpointError, SpecError
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
+    ProbeRecord,
     Record,
     RecordWriter,
     RunRecord,
@@ -16,7 +17,9 @@ from curricle.records import (
     StagePlan,
     StageRecord,
     StepRecord,
+    read_probes,
     read_records,
+    write_probes,
 )
 from curricle.specs import parse, plain
 
@@ -186,3 +189,44 @@ def test_a_complete_line_that_is_no_record_is_told_with_its_number(
 def test_a_loss_that_is_no_number_is_no_record() -> None:
     with pytest.raises(SpecError, match=r"^'StepRecord\.loss': input should be a finite number"):
         StepRecord(stage="a", loss=float("nan"), terms={}, learning_rate=0.1, spent=SPENT)
+
+
+FOUND = ProbeRecord(
+    probe="ngrams",
+    model="teacher",
+    is_teacher=True,
+    seed=3,
+    step=40,
+    examples=256,
+    numbers={"robust_3_median": 0.5},
+)
+
+
+def test_what_probes_have_found_comes_back_in_order_and_replaces_what_was_there(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "deep" / "probes.jsonl"
+    write_probes(path, [FOUND, FOUND])
+    assert read_probes(path) == [FOUND, FOUND]
+    write_probes(path, [FOUND])
+    assert read_probes(path) == [FOUND]
+
+
+def test_the_schema_of_a_probes_record_is_frozen() -> None:
+    assert json.dumps(plain(FOUND)) == (
+        '{"kind": "probe", "probe": "ngrams", "model": "teacher", "is_teacher": true, "seed": 3, '
+        '"step": 40, "examples": 256, "numbers": {"robust_3_median": 0.5}}'
+    )
+
+
+@pytest.mark.parametrize("line", ["{}", "no json", json.dumps(plain(RUN[1]))])
+def test_other_lines_are_no_probes_records(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "probes.jsonl"
+    path.write_text(line + "\n")
+    with pytest.raises(CheckpointError, match=r"probes.jsonl' line 1 is not a record: "):
+        read_probes(path)
+
+
+def test_missing_probes_are_told(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"must be a records file; there is none$"):
+        read_probes(tmp_path / "probes.jsonl")

@@ -18,7 +18,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, TeacherReference
 from curricle.curriculum.strategies import build, from_labels
-from curricle.errors import BindError
+from curricle.errors import BindError, CheckpointError
 from curricle.experiments.budgets import PROVISIONAL, fitted
 from curricle.experiments.folders import (
     STUDENTS,
@@ -174,6 +174,38 @@ def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
         student: Which student.
     """
     return _planned(spec, student, None)
+
+
+def finished_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
+    """Return the taught teacher in a run folder, or the pretrained one, with its trajectory.
+
+    Args:
+        spec: What was run.
+        data: The opened task.
+
+    Raises:
+        CheckpointError: If it is not taught yet.
+    """
+    if not _is_ready(spec):
+        raise CheckpointError(
+            f"{str(spec.folder)!r} must hold a finished teacher; it does not, "
+            f"'curricle resume {spec.folder}' goes on with an interrupted run"
+        )
+    return _taught(spec, data)
+
+
+def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> TappedModel:
+    """Return a finished student with its weights.
+
+    Args:
+        spec: What was run.
+        student: Which student.
+        data: The opened task.
+    """
+    chosen = given(spec.student, "student", "distill")
+    model = _build(chosen, data, student.seed, "student")
+    load_weights(model.module, student.folder / FINISHED)
+    return model
 
 
 def _is_ready(spec: RunSpec) -> bool:

@@ -1,0 +1,171 @@
+"""How is what probes have found shown?
+
+One table a probe, one row a network, students as means over their seeds; and a static figure of
+the teacher's training, one panel a probe.
+
+Design: a probe gives more numbers than a table holds. What is shown of each is listed here;
+everything stays in `probes.jsonl`.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from types import MappingProxyType
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from curricle.records import ProbeRecord
+from curricle.reports.curves import colors
+from curricle.reports.printed import DOTS_PER_INCH, MARKERS, SETTINGS
+from curricle.reports.quantities import NONE, mean, short
+from curricle.reports.tables import Grid
+
+SHOWN = MappingProxyType(
+    {
+        "correlations": (
+            r"(in|out)_(\d+)_mean",
+            r"\1 \2",
+            "mean correlation of the output with monomials in and out of the support, by degree",
+        ),
+        "ngrams": (
+            r"(robust|close)_(\d+)_median",
+            r"\1 \2",
+            "median L1 distance when the n-gram is hidden (robust), or all around it (close)",
+        ),
+        "similarity": (
+            r"cka_(.+)_(.+)",
+            r"\1 ~ \2",
+            "CKA of student tap ~ teacher tap",
+        ),
+    }
+)
+"""For each probe the numbers that are shown, what they are called, and what they are."""
+WIDE = 30.0
+"""Ratio of the largest number to the smallest from which on an axis is logarithmic."""
+WIDTH, HEIGHT = 5.2, 3.6
+"""Inches of one panel."""
+
+
+def probe_grids(records: Sequence[ProbeRecord]) -> list[Grid]:
+    """Return one table a probe, in the order of the records."""
+    return [
+        _grid(name, [one for one in records if one.probe == name])
+        for name in dict.fromkeys(record.probe for record in records)
+    ]
+
+
+def save_probe_figure(
+    records: Sequence[ProbeRecord], path_without_suffix: Path
+) -> tuple[Path, ...]:
+    """Return the paths of a PNG and an SVG of what probes have found along the teacher's training.
+
+    Nothing is drawn if there are fewer than two checkpoints of the teacher.
+
+    Args:
+        records: What probes have found.
+        path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+    """
+    names = [
+        name
+        for name in dict.fromkeys(record.probe for record in records)
+        if len(_trajectory(records, name)) > 1
+    ]
+    if not names:
+        return ()
+    paths = tuple(
+        path_without_suffix.with_name(path_without_suffix.name + end) for end in (".png", ".svg")
+    )
+    path_without_suffix.parent.mkdir(parents=True, exist_ok=True)
+    with mpl.rc_context(SETTINGS):
+        size = (WIDTH * len(names), HEIGHT)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        for panel, name in zip(
+            figure.subplots(1, len(names), squeeze=False)[0], names, strict=True
+        ):
+            _draw(panel, name, _trajectory(records, name))
+        figure.savefig(paths[0], dpi=DOTS_PER_INCH, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
+
+
+def _grid(probe: str, records: Sequence[ProbeRecord]) -> Grid:
+    columns = list(dict.fromkeys(name for one in records for name in _shown(one)))
+    groups: dict[tuple[str, bool, int], list[ProbeRecord]] = {}
+    for one in records:
+        # Checkpoints of the teacher stay apart; seeds of a student belong together.
+        key = (one.model, one.is_teacher, one.step if one.is_teacher else 0)
+        groups.setdefault(key, []).append(one)
+    counts = dict.fromkeys(f"{one.examples:,}" for one in records)
+    return Grid(
+        title=f"{probe}: {_words(probe)}; {' or '.join(counts)} held-out examples",
+        columns=("network", "steps", "seeds", *columns),
+        rows=tuple(_row(model, group, columns) for (model, *_), group in groups.items()),
+        numeric=(False, *[True] * (len(columns) + 2)),
+    )
+
+
+def _row(model: str, group: Sequence[ProbeRecord], columns: Sequence[str]) -> tuple[str, ...]:
+    shown = [_shown(one) for one in group]
+    numbers = [[one[name] for one in shown if name in one] for name in columns]
+    steps = sorted({one.step for one in group})
+    told = short(steps[0]) if len(steps) == 1 else f"{short(steps[0])} to {short(steps[-1])}"
+    cells = [f"{mean(found):.4f}" if found else NONE for found in numbers]
+    return (model, told, str(len(group)), *cells)
+
+
+def _shown(record: ProbeRecord) -> Mapping[str, float]:
+    """Return the numbers that are shown, by what they are called; all of a probe not listed."""
+    if record.probe not in SHOWN:
+        return record.numbers
+    pattern, called, _ = SHOWN[record.probe]
+    found = {name: re.fullmatch(pattern, name) for name in record.numbers}
+    return {match.expand(called): record.numbers[name] for name, match in found.items() if match}
+
+
+def _words(probe: str) -> str:
+    return SHOWN[probe][2] if probe in SHOWN else "all numbers"
+
+
+def _trajectory(records: Sequence[ProbeRecord], probe: str) -> list[ProbeRecord]:
+    """Return what a probe has found in the teacher's checkpoints, by step."""
+    found = [one for one in records if one.probe == probe and one.is_teacher]
+    return sorted(found, key=lambda one: one.step)
+
+
+def _draw(panel: Axes, probe: str, records: Sequence[ProbeRecord]) -> None:
+    names = list(_shown(records[0]))
+    # One color for each size or degree, and a dashed line for the second of a pair.
+    sizes = colors(dict.fromkeys(name.split()[-1] for name in names))
+    kinds = list(dict.fromkeys(name.split()[0] for name in names))
+    styles = dict(zip(kinds, cycle(("-", "--")), strict=False))
+    markers = dict(zip(kinds, cycle(MARKERS), strict=False))
+    for name in names:
+        kind, size = name.split()[0], name.split()[-1]
+        panel.plot(
+            [one.step for one in records],
+            [_shown(one)[name] for one in records],
+            color=sizes[size],
+            linestyle=styles[kind],
+            marker=markers[kind],
+            markersize=3.5,
+            label=name,
+        )
+    panel.set_title(f"teacher: {probe}", fontsize=10)
+    panel.set_xlabel("training steps")
+    _scale(panel, [number for one in records for number in _shown(one).values()])
+    panel.grid(axis="y", color="#dddddd", linewidth=0.7)
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda number, _: short(number)))
+    panel.legend(frameon=False, fontsize=8, ncols=2)
+
+
+def _scale(panel: Axes, numbers: Sequence[float]) -> None:
+    """Make the vertical axis logarithmic if numbers differ so much that the small would vanish."""
+    positive = [number for number in numbers if number > 0]
+    if positive and max(positive) > WIDE * min(positive):
+        panel.set_yscale("log", nonpositive="mask")
+    else:
+        panel.set_ylim(bottom=0)
