@@ -1,8 +1,8 @@
 """How is curricle used from a shell?
 
-One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`. Every
-verb that takes a spec also takes `--set path=value`. A mistake of the user's is told in one line
-and exits with 2; a traceback means that the mistake is ours.
+One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
+`reproduce`. Every verb that takes a spec also takes `--set path=value`. A mistake of the user's is
+told in one line and exits with 2; a traceback means that the mistake is ours.
 
 Design: the command line only connects experiments, which write records, with reports, which read
 them; neither knows the other. Modules that need torch are imported by the command that needs
@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from curricle.errors import CheckpointError, CurricleError
+from curricle.errors import CurricleError
 
 if TYPE_CHECKING:
     from curricle.experiments.folders import Origin
     from curricle.experiments.runner import StudentRun
     from curricle.experiments.spec import RunSpec
     from curricle.records import Record
-    from curricle.reports.runs import Run
     from curricle.reports.summary import Summary
 
 WIDE = 140
@@ -165,6 +164,39 @@ def resume(run: Folder, jobs: Jobs = 1) -> None:
 
 
 @app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Recipe; see --list.", show_default=False)] = "",
+    *,
+    scale: Annotated[str, typer.Option(help="smoke, small or paper.")] = "small",
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder; runs/reproduce/NAME-SCALE by default.")
+    ] = None,
+    jobs: Jobs = 2,
+    listed: Annotated[bool, typer.Option("--list", help="Show the recipes.")] = False,
+) -> None:
+    """Make a figure of a paper again; a second call goes on where the first was stopped."""
+    from curricle.experiments.recipes.catalog import RECIPES, recipe_named
+    from curricle.experiments.recipes.recipe import checked_scale
+    from curricle.experiments.recipes.running import claim, measure, panels
+    from curricle.reports.recipes import recipe_table, write_recipe_report
+
+    if listed or not name:
+        console.print(recipe_table([recipe.told() for recipe in RECIPES.values()]))
+        return
+    recipe, size = recipe_named(name), checked_scale(scale)
+    folder = output_dir or Path("runs") / "reproduce" / f"{name}-{scale}"
+    line = shlex.join(["curricle", "reproduce", name, "--scale", scale])
+    claim(recipe, size, folder, line)
+    measure(recipe, size, folder)
+    summaries = [
+        _panel(spec, jobs, title=f"{name}: {panel}", line=line)
+        for panel, spec in panels(recipe, size, folder)
+    ]
+    for told in (*write_recipe_report(folder, summaries), f"report: {folder / 'report.html'}"):
+        console.print(told, soft_wrap=True)
+
+
+@app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     output: Annotated[
@@ -216,11 +248,26 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
 
 
 def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
+    _start_comparison(spec, title=title, line=line)
+    _go_on("compare", spec, jobs)
+
+
+def _start_comparison(spec: "RunSpec", *, title: str, line: str) -> None:
     from curricle.experiments.folders import Origin
     from curricle.experiments.runner import first_runs
 
     _start(spec, Origin(command="compare", title=title, line=line), first_runs(spec))
+
+
+def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> "Summary":
+    """Return the summary of a recipe's comparison after running what is left of it."""
+    from curricle.experiments.folders import has_spec
+    from curricle.reporting import summarized
+
+    if not has_spec(spec.folder):
+        _start_comparison(spec, title=title, line=line)
     _go_on("compare", spec, jobs)
+    return summarized([spec.folder])[1]
 
 
 def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
@@ -281,90 +328,15 @@ def _distill(spec: "RunSpec") -> None:
 
 
 def _report(folders: list[Path], page: Path) -> None:
-    """Write and print a report of what lies in run folders; the first one says what was wanted.
-
-    Raises:
-        CheckpointError: If it cannot be written.
-    """
-    from curricle.experiments.folders import has_spec, stored_spec
+    """Write and print a report of what lies in run folders; the first one says what was wanted."""
+    from curricle.reporting import write_report
     from curricle.reports.headline import headline
-    from curricle.reports.runs import load_runs
-    from curricle.reports.summary import summarize
     from curricle.reports.tables import summary_table
-    from curricle.specs import plain
 
-    runs = load_runs(folders)
-    spec = stored_spec(folders[0]) if has_spec(folders[0]) else None
-    summary = summarize(
-        runs,
-        metric=None if spec is None else spec.target.metric,
-        target=None if spec is None else spec.target.number,
-        target_of=None if spec is None else _source(spec, runs),
-        budget={} if spec is None or spec.budget is None else dict(plain(spec.budget)),
-        missing=_missing(folders, runs),
-    )
-    heading = _heading(folders)
-    try:
-        _write_report(runs, summary, page, heading=heading)
-    except OSError as error:
-        raise CheckpointError(
-            f"{str(page)!r} must be a file that can be written; got {error}"
-        ) from None
+    summary = write_report(folders, page)
     console.print(summary_table(summary))
     for told in filter(None, (summary.gap, headline(summary), f"report: {page}")):
         console.print(told, soft_wrap=True)
-
-
-def _write_report(
-    runs: "Sequence[Run]", summary: "Summary", page: Path, *, heading: tuple[str, str]
-) -> None:
-    from curricle.reports.page import write_page
-    from curricle.reports.printed import save_learning_curves
-    from curricle.reports.summary import write_summary
-
-    title, line = heading
-    write_page(runs, summary, page, title=title, command=line)
-    write_summary(summary, page.with_name("summary.json"))
-    save_learning_curves(
-        runs,
-        page.with_name("learning-curves"),
-        metric=summary.metric,
-        target=summary.target,
-        log_x=summary.is_wide,
-    )
-
-
-def _heading(folders: list[Path]) -> tuple[str, str]:
-    """Return the title of a report, and what to type to make its runs or itself again."""
-    from curricle.experiments.folders import has_spec, read_origin
-
-    if len(folders) == 1 and has_spec(folders[0]):
-        origin = read_origin(folders[0])
-        return origin.title, origin.line
-    return folders[0].name, shlex.join(["curricle", "report", *map(str, folders)])
-
-
-def _source(spec: "RunSpec", runs: "Sequence[Run]") -> str | None:
-    """Return what the strategy whose final value is the target is called among the runs."""
-    from curricle.experiments.folders import STUDENTS
-
-    folder = (spec.folder / STUDENTS / str(spec.target.final_of)).resolve()
-    return next((run.method for run in runs if run.path.resolve().parent == folder), None)
-
-
-def _missing(folders: list[Path], runs: "Sequence[Run]") -> list[str]:
-    """Return the runs of comparisons that are not among those found, in words."""
-    from curricle.experiments.folders import STUDENTS, has_spec, stored_spec
-    from curricle.experiments.runner import student_runs
-
-    found = {run.path.resolve() for run in runs}
-    comparisons = [one for one in folders if (one / STUDENTS).is_dir() and has_spec(one)]
-    return [
-        str(run) if len(folders) == 1 else f"{run} in {folder}"
-        for folder in comparisons
-        for run in student_runs(stored_spec(folder))
-        if run.folder.resolve() not in found
-    ]
 
 
 @contextmanager

@@ -131,7 +131,8 @@ def _leaves(
         for start in range(0, (2**depth - 1) * degree, degree)
     ]
     if depth == 1:
-        return parities[0].astype(np.int64)
+        plain: Int64[np.ndarray, "step example"] = parities[0].astype(np.int64)
+        return plain
     node = np.ones(bits.shape[:-1], np.int64)
     for _ in range(depth):
         node = 2 * node + np.take_along_axis(np.stack(parities), node[None] - 1, axis=0)[0]

@@ -1,34 +1,28 @@
 """How is a comparison told on one page?
 
-`write_page` writes a single HTML file with everything inside, the plotting library too: it can be
-opened without a network, mailed, or put beside a paper. The page forbids itself to load anything
-(Content-Security-Policy), so this does not rest on good intentions.
+`write_page` writes a single HTML file with everything inside, the plotting library too; see
+`document`.
 
 Design: the text is made of grids and figures that have their own modules; here they are only
-arranged. Everything from records is escaped. Nothing depends on the clock, so the same records
-give the same bytes.
+arranged. The same records give the same bytes.
 """
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.io import to_html
-from plotly.offline import get_plotlyjs
 
 from curricle.records import StagePlan
+from curricle.reports.document import again, document, note, section, table
 from curricle.reports.figures import learning_figure, loss_figure
 from curricle.reports.headline import headline
 from curricle.reports.quantities import short
 from curricle.reports.runs import Run, grouped
-from curricle.reports.style import SCRIPT, STYLE
 from curricle.reports.summary import COSTS, Summary
 from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid
 
-POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
-)
 CONFIG = {
     "displaylogo": False,
     "responsive": True,
@@ -91,26 +85,14 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         _header(summary, title),
         _missing(summary),
         _unfinished(runs),
-        _section("Result", _table(summary_grid(summary)), *map(_note, _reading(runs, summary))),
-        _section("Learning curves", _toolbar(log_x=log_x), _figure(curves, "learning-curves")),
-        _section("Training loss", _note(LOSSES), _figure(losses, "losses")),
-        _section("Stages", *_plans(runs)),
-        _section("Runs", _table(seed_grid(summary))),
-        _section("Made with", _table(_circumstances(runs)), _again(command)),
+        section("Result", table(summary_grid(summary)), *map(note, _reading(runs, summary))),
+        section("Learning curves", _toolbar(log_x=log_x), _figure(curves, "learning-curves")),
+        section("Training loss", note(LOSSES), _figure(losses, "losses")),
+        section("Stages", *_plans(runs)),
+        section("Runs", table(seed_grid(summary))),
+        section("Made with", table(_circumstances(runs)), again(command)),
     ]
-    return "\n".join((
-        "<!DOCTYPE html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title>",
-        f"<style>{STYLE}</style>",
-        f"<script>{get_plotlyjs()}</script>",
-        "</head><body><main>",
-        *filter(None, parts),
-        f"</main><script>{SCRIPT}</script></body></html>",
-        "",
-    ))  # fmt: skip
+    return document(title, parts, plots=True)
 
 
 def _header(summary: Summary, title: str) -> str:
@@ -172,32 +154,6 @@ def _unfinished(runs: Sequence[Run]) -> str:
     )
 
 
-def _section(title: str, *parts: str) -> str:
-    return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
-
-
-def _table(grid: Grid) -> str:
-    """Return a grid as HTML that scrolls sideways on a narrow screen."""
-    head = _row("th", grid.columns, grid.numeric)
-    body = [_row("td", row, grid.numeric) for row in grid.rows]
-    if grid.total:
-        body[-1] = body[-1].replace("<tr>", '<tr class="total">')
-    table = f"<table><thead>{head}</thead><tbody>{''.join(body)}</tbody></table>"
-    return f'<div class="scroll">{table}</div>'
-
-
-def _row(tag: str, cells: Iterable[str], numeric: Iterable[bool]) -> str:
-    filled = (
-        f"<{tag}{' class=number' if right else ''}>{html.escape(cell)}</{tag}>"
-        for cell, right in zip(cells, numeric, strict=True)
-    )
-    return f"<tr>{''.join(filled)}</tr>"
-
-
 def _toolbar(*, log_x: bool) -> str:
     """Return the buttons that switch all figures of the page."""
     axes = "".join(
@@ -239,7 +195,7 @@ def _plans(runs: Sequence[Run]) -> list[str]:
             plans.setdefault(run.opening.stages, []).append(run.seed)
         for stages, seeds in plans.items():
             which = "" if len(plans) == 1 else f" (seed {', '.join(map(str, seeds))})"
-            parts += [f"<h3>{html.escape(method + which)}</h3>", _table(plan_grid(stages))]
+            parts += [f"<h3>{html.escape(method + which)}</h3>", table(plan_grid(stages))]
     return parts
 
 
@@ -262,9 +218,3 @@ def _circumstances(runs: Sequence[Run]) -> Grid:
         rows=tuple((name, " / ".join(facts)) for name, facts in found.items()),
         numeric=(False, False),
     )
-
-
-def _again(command: str) -> str:
-    if not command:
-        return ""
-    return f"<h3>Run it again</h3><pre><code>{html.escape(command)}</code></pre>"

@@ -11,7 +11,7 @@ The same runs give the same bytes.
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -29,6 +29,7 @@ from curricle.reports.curves import (
 from curricle.reports.quantities import goal_text, is_share, short
 from curricle.reports.runs import Run, grouped
 from curricle.reports.tables import COST_WORDS
+from curricle.specs import value
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SETTINGS: Any = {
@@ -51,6 +52,21 @@ MARKER_SPACING = 0.11
 """Between two markers of a line, as a share of the panel's diagonal."""
 
 
+@final
+@value
+class View:
+    """What is shown of some runs."""
+
+    metric: str
+    """Name of a metric of the records."""
+    target: float | None = None
+    """Value to mark with a dotted line, if any."""
+    axes: tuple[str, ...] = ("examples", "total_flops")
+    """Fields of `Costs`, one panel each, side by side."""
+    log_x: bool = False
+    """Whether the horizontal axes are logarithmic; points at zero are then left out."""
+
+
 def save_learning_curves(
     runs: Sequence[Run],
     path_without_suffix: Path,
@@ -70,30 +86,60 @@ def save_learning_curves(
         axes: Fields of `Costs`, one panel each, side by side.
         log_x: Whether the horizontal axes are logarithmic; points at zero are then left out.
     """
-    path_without_suffix.parent.mkdir(parents=True, exist_ok=True)
-    paths = [
-        path_without_suffix.with_name(path_without_suffix.name + end) for end in (".png", ".svg")
-    ]
     with mpl.rc_context(SETTINGS):
         figure = Figure(
             figsize=(WIDTH * len(axes), HEIGHT), layout="constrained", facecolor="white"
         )
-        panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
-        for panel, axis in zip(panels, axes, strict=True):
-            _draw(panel, runs, metric, axis)
-            if target is not None:
-                name = f"target: {goal_text(metric, target)}"
-                panel.axhline(target, color=GRAY, linewidth=1.1, linestyle=":", label=name)
-            _dress(panel, metric, axis, log_x=log_x)
-        low, high = value_range(runs, metric, target)
-        panels[0].set_ylim(low, high)
-        panels[0].set_ylabel(metric)
-        lines, names = panels[0].get_legend_handles_labels()
+        row = list(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0])
+        _draw_row(row, runs, View(metric=metric, target=target, axes=tuple(axes), log_x=log_x))
+        lines, names = row[0].get_legend_handles_labels()
         if names:
             figure.legend(lines, names, loc="outside upper center", ncols=5, frameon=False)
-        figure.savefig(paths[0], dpi=DOTS_PER_INCH, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths[0], paths[1]
+        return save(figure, path_without_suffix)
+
+
+def save_panels(
+    panels: Sequence[tuple[str, Sequence[Run], View]], path_without_suffix: Path
+) -> tuple[Path, Path]:
+    """Return the paths of a PNG and an SVG file with the learning curves of several comparisons.
+
+    Args:
+        panels: Title, runs and view of each comparison, one row each; as many axes in all.
+        path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+    """
+    columns = len(panels[0][2].axes)
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(
+            figsize=(WIDTH * columns, HEIGHT * len(panels)), layout="constrained", facecolor="white"
+        )
+        grid = figure.subplots(len(panels), columns, sharey="row", squeeze=False)
+        for row, (title, runs, view) in zip(map(list, grid), panels, strict=True):
+            _draw_row(row, runs, view)
+            row[0].set_title(title, loc="left")
+            row[-1].legend(loc="best", frameon=False, fontsize=8)
+        return save(figure, path_without_suffix)
+
+
+def save(figure: Figure, path_without_suffix: Path) -> tuple[Path, Path]:
+    """Return the paths of a figure written as PNG and SVG, the same bytes every time."""
+    path_without_suffix.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = (
+        path_without_suffix.with_name(path_without_suffix.name + end) for end in (".png", ".svg")
+    )
+    figure.savefig(png, dpi=DOTS_PER_INCH, metadata={"Software": None})
+    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    return png, svg
+
+
+def _draw_row(row: Sequence[Axes], runs: Sequence[Run], view: View) -> None:
+    for panel, axis in zip(row, view.axes, strict=True):
+        _draw(panel, runs, view.metric, axis)
+        if view.target is not None:
+            name = f"target: {goal_text(view.metric, view.target)}"
+            panel.axhline(view.target, color=GRAY, linewidth=1.1, linestyle=":", label=name)
+        _dress(panel, view.metric, axis, log_x=view.log_x)
+    row[0].set_ylim(*value_range(runs, view.metric, view.target))
+    row[0].set_ylabel(view.metric)
 
 
 def _draw(panel: Axes, runs: Sequence[Run], metric: str, axis: str) -> None:

@@ -1,6 +1,7 @@
 """Sparse parity against its definition."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from curricle.errors import SpecError
 
 
 def stream(
-    *, num_inputs: int = 10, degree: int = 3, batch_size: int = 16, seed: int = 0, **more: str
+    *, num_inputs: int = 10, degree: int = 3, batch_size: int = 16, seed: int = 0, **more: Any
 ) -> ParityStream:
     return ParityStream(
         num_inputs=num_inputs, degree=degree, batch_size=batch_size, seed=seed, **more

@@ -1,0 +1,24 @@
+"""Which figures can be made again, by name?"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from curricle.errors import SpecError, near_names
+from curricle.experiments.recipes import parity, theorems
+from curricle.experiments.recipes.recipe import Recipe
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {recipe.name: recipe for recipe in (*parity.RECIPES, *theorems.RECIPES)}
+)
+"""The recipes by name, in the order of the list."""
+
+
+def recipe_named(name: str) -> Recipe:
+    """Return a recipe.
+
+    Raises:
+        SpecError: If there is none of that name.
+    """
+    if name not in RECIPES:
+        raise SpecError(f"{name!r} is not a recipe; {near_names(name, RECIPES)}")
+    return RECIPES[name]

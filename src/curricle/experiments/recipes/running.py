@@ -1,0 +1,71 @@
+"""How is a recipe run, and gone on with after an interruption?
+
+A recipe's folder holds `recipe.json`, one comparison below `panels/` for each panel, and
+`points.jsonl` if the recipe measures something besides. Finished panels are left alone. Panels
+that ask for the same teacher share it: it is taught in the first and copied to the others.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from curricle.errors import CheckpointError
+from curricle.experiments.folders import TEACHER, end_of, teacher_digest
+from curricle.experiments.recipes.recipe import Recipe, Scale, placed
+from curricle.experiments.spec import RunSpec
+from curricle.files import new_folder
+from curricle.points import PANELS, POINTS, RECIPE, read_recipe, write_points, write_recipe
+
+
+def claim(recipe: Recipe, scale: Scale, folder: Path, line: str) -> None:
+    """Note in a folder what is reproduced there.
+
+    Args:
+        recipe: What is reproduced.
+        scale: At which size.
+        folder: Where; new, or that of the same recipe at the same scale.
+        line: What to type to run it again.
+
+    Raises:
+        CheckpointError: If the folder holds something else.
+    """
+    if (folder / RECIPE).exists():
+        found = read_recipe(folder)
+        if (found.name, found.scale) != (recipe.name, scale):
+            raise CheckpointError(
+                f"'output_dir' {str(folder)!r} must be new or hold {recipe.name!r} at scale "
+                f"{scale!r}; it holds {found.name!r} at {found.scale!r}"
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise CheckpointError(
+            f"'output_dir' {str(folder)!r} must be new or hold {recipe.name!r}; it holds "
+            f"something else"
+        )
+    write_recipe(folder, recipe.record(scale, line))
+
+
+def panels(recipe: Recipe, scale: Scale, folder: Path) -> Iterator[tuple[str, RunSpec]]:
+    """Yield each panel's name and spec; a teacher that an earlier panel has taught is there.
+
+    Args:
+        recipe: What is reproduced.
+        scale: At which size.
+        folder: The recipe's folder.
+    """
+    taught: dict[str, Path] = {}
+    for name, comparison in recipe.panels(scale).items():
+        spec = placed(comparison, folder / PANELS / name)
+        teacher = spec.folder / TEACHER
+        digest = teacher_digest(spec)
+        if digest in taught and not teacher.exists():
+            with new_folder(teacher) as copy:
+                shutil.copytree(taught[digest], copy, dirs_exist_ok=True)
+        yield name, spec
+        if end_of(teacher) is not None:
+            taught.setdefault(digest, teacher)
+
+
+def measure(recipe: Recipe, scale: Scale, folder: Path) -> None:
+    """Write the points that a recipe measures besides its panels, unless they are there."""
+    if recipe.measure is not None and not (folder / POINTS).is_file():
+        write_points(folder, recipe.measure(scale, folder))

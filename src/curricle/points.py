@@ -1,0 +1,139 @@
+"""How are the numbers of a figure kept that no single run can tell?
+
+A recipe of a paper's figure leaves `recipe.json` (what was reproduced, and how it is drawn) and,
+if it measures something besides training runs, `points.jsonl`, one JSON object a line. Reports
+make the figure from these and from the records of its runs, without torch.
+
+Axes of a chart: `x` is a number or a name, `y` a number; points of one series at one `x` are
+repetitions (seeds, or draws) of the same measurement.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, final
+
+from pydantic import Field
+
+from curricle.errors import CheckpointError
+from curricle.files import write_text
+from curricle.specs import parse, plain, value
+
+POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"
+
+
+@final
+@value
+class Point:
+    """One measurement."""
+
+    panel: str = ""
+    """Panel of the figure; empty if there is only one."""
+    series: str
+    """What is compared: one line, or one color of bars."""
+    x: float | str
+    """Where on the horizontal axis: a number, or the name of a group."""
+    y: float
+    """The measured number."""
+    seed: int = 0
+    """Number of the repetition."""
+
+
+@final
+@value
+class Chart:
+    """How a figure is drawn."""
+
+    kind: Literal["curves", "bars", "lines", "spread"]
+    """`curves` are the learning curves of each panel's runs; `bars` and `lines` show means with
+    95 % intervals over the repetitions, `spread` the repetitions' quartiles and extremes."""
+    of: Literal["points", "final", "examples"] = "points"
+    """`final` and `examples` take, instead of points, each panel's final metric and its examples
+    to the target as `y`, with strategies as series."""
+    x: str = ""
+    """What the horizontal axis shows, with its unit."""
+    y: str = ""
+    """What the vertical axis shows, with its unit."""
+    log_x: bool = False
+    """Whether the horizontal axis is logarithmic."""
+    log_y: bool = False
+    """Whether the vertical axis is logarithmic."""
+    slopes: bool = False
+    """Whether a power law y ~ x^slope is fitted to every series and told with its interval."""
+
+
+@final
+@value
+class Panel:
+    """One comparison of a recipe."""
+
+    name: str = Field(pattern=r"^[\w+-][\w.+-]*$")
+    """Name of its folder below `panels`."""
+    x: float | str | None = None
+    """Where its numbers stand on a chart's horizontal axis; None takes the name."""
+
+
+@final
+@value
+class RecipeRecord:
+    """What was reproduced."""
+
+    name: str
+    """Name of the recipe."""
+    scale: str
+    """Size at which it was run."""
+    title: str
+    """What it shows."""
+    source: str
+    """Paper and figure."""
+    known: str
+    """What is known of the original's result."""
+    panels: tuple[Panel, ...] = ()
+    """Comparisons, in the order of the figure."""
+    chart: Chart
+    """How the figure is drawn."""
+    line: str = ""
+    """What to type to run it again."""
+
+
+def write_recipe(folder: Path, record: RecipeRecord) -> None:
+    """Write what is reproduced in a folder."""
+    write_text(folder / RECIPE, json.dumps(plain(record), indent=2))
+
+
+def read_recipe(folder: Path) -> RecipeRecord:
+    """Return what is reproduced in a folder.
+
+    Raises:
+        CheckpointError: If it holds no recipe.
+    """
+    path = folder / RECIPE
+    try:
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} must say what is reproduced; got {error}") from None
+    record: RecipeRecord = parse(RecipeRecord, data, source=str(path))
+    return record
+
+
+def write_points(folder: Path, points: Iterable[Point]) -> None:
+    """Write the points of a figure, all at once."""
+    lines = [json.dumps(plain(point), allow_nan=False) for point in points]
+    write_text(folder / POINTS, "".join(f"{line}\n" for line in lines))
+
+
+def read_points(folder: Path) -> Iterator[Point]:
+    """Yield the points in a folder; none if it holds no file of them.
+
+    Raises:
+        CheckpointError: If a line is damaged.
+    """
+    path = folder / POINTS
+    if not path.is_file():
+        return
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise CheckpointError(f"line {number} of {str(path)!r} is damaged: {error}") from None
+        yield parse(Point, data, source=f"line {number} of {str(path)!r}")

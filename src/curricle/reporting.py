@@ -1,0 +1,101 @@
+"""How do run folders become a report?
+
+Experiments know what was asked for, reports what was recorded; here both come together. The first
+folder says which target and budget were wanted.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from curricle.errors import CheckpointError
+from curricle.experiments.folders import STUDENTS, has_spec, read_origin, stored_spec
+from curricle.experiments.runner import student_runs
+from curricle.experiments.spec import RunSpec
+from curricle.reports.page import write_page
+from curricle.reports.printed import save_learning_curves
+from curricle.reports.runs import Run, load_runs
+from curricle.reports.summary import Summary, summarize, write_summary
+from curricle.specs import plain
+
+
+def write_report(folders: Sequence[Path], page: Path) -> Summary:
+    """Write page, summary and learning curves of what lies in run folders.
+
+    Args:
+        folders: Run folders, at least one; the first one says what was wanted.
+        page: The HTML file; the others are put beside it.
+
+    Returns:
+        The comparison in numbers.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    runs, summary = summarized(folders)
+    heading = _heading(folders)
+    try:
+        _write(runs, summary, page, heading=heading)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(page)!r} must be a file that can be written; got {error}"
+        ) from None
+    return summary
+
+
+def summarized(folders: Sequence[Path]) -> tuple[tuple[Run, ...], Summary]:
+    """Return the runs in folders and what they come to.
+
+    Args:
+        folders: Run folders, at least one; the first one says what was wanted.
+    """
+    runs = load_runs(folders)
+    spec = stored_spec(folders[0]) if has_spec(folders[0]) else None
+    summary = summarize(
+        runs,
+        metric=None if spec is None else spec.target.metric,
+        target=None if spec is None else spec.target.number,
+        target_of=None if spec is None else _source(spec, runs),
+        budget={} if spec is None or spec.budget is None else dict(plain(spec.budget)),
+        missing=_missing(folders, runs),
+    )
+    return runs, summary
+
+
+def _write(runs: Sequence[Run], summary: Summary, page: Path, *, heading: tuple[str, str]) -> None:
+    title, line = heading
+    write_page(runs, summary, page, title=title, command=line)
+    write_summary(summary, page.with_name("summary.json"))
+    save_learning_curves(
+        runs,
+        page.with_name("learning-curves"),
+        metric=summary.metric,
+        target=summary.target,
+        log_x=summary.is_wide,
+    )
+
+
+def _heading(folders: Sequence[Path]) -> tuple[str, str]:
+    """Return the title of a report, and what to type to make its runs or itself again."""
+    if len(folders) == 1 and has_spec(folders[0]):
+        origin = read_origin(folders[0])
+        return origin.title, origin.line
+    return folders[0].name, shlex.join(["curricle", "report", *map(str, folders)])
+
+
+def _source(spec: RunSpec, runs: Sequence[Run]) -> str | None:
+    """Return what the strategy whose final value is the target is called among the runs."""
+    folder = (spec.folder / STUDENTS / str(spec.target.final_of)).resolve()
+    return next((run.method for run in runs if run.path.resolve().parent == folder), None)
+
+
+def _missing(folders: Sequence[Path], runs: Sequence[Run]) -> list[str]:
+    """Return the runs of comparisons that are not among those found, in words."""
+    found = {run.path.resolve() for run in runs}
+    comparisons = [one for one in folders if (one / STUDENTS).is_dir() and has_spec(one)]
+    return [
+        str(run) if len(folders) == 1 else f"{run} in {folder}"
+        for folder in comparisons
+        for run in student_runs(stored_spec(folder))
+        if run.folder.resolve() not in found
+    ]

@@ -1,0 +1,236 @@
+"""How are measured points drawn for a paper?
+
+Static figures of matplotlib, one panel a comparison or one for all points. Means carry 95 %
+intervals over repetitions (Student's t), spreads their quartiles and extremes.
+
+Design: a chart says by a word (`Chart.kind`) how it is drawn and from what (`Chart.of`); numbers
+of comparisons become points first, so that there is one way to draw them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, final
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from curricle.points import Chart, Panel, Point
+from curricle.reports.curves import colors
+from curricle.reports.printed import MARKERS, SETTINGS, save
+from curricle.reports.quantities import half_width, mean, t_quantile
+from curricle.reports.summary import Summary
+from curricle.specs import value
+
+WIDTH, HEIGHT = 5.2, 3.8
+"""Inches of one panel."""
+
+
+@final
+@value
+class Statistic:
+    """A measurement over its repetitions."""
+
+    panel: str
+    """Panel of the figure."""
+    series: str
+    """What is compared."""
+    x: float | str
+    """Where on the horizontal axis."""
+    mean: float
+    """Mean over the repetitions."""
+    ci95: float | None
+    """Half of the 95 % interval of the mean; None for one repetition."""
+    deviation: float
+    """Root mean square distance of the repetitions from their mean."""
+    count: int
+    """Number of repetitions."""
+
+
+@final
+@value
+class Slope:
+    """The exponent of a power law y ~ x^slope, fitted to the points of a series."""
+
+    panel: str
+    """Panel of the figure."""
+    series: str
+    """What is compared."""
+    slope: float
+    """The exponent, by least squares of log y on log x."""
+    ci95: float
+    """Half of its 95 % interval."""
+
+
+def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Point, ...]:
+    """Return the numbers of comparisons as points.
+
+    A strategy counts in a panel only if all its runs have the number: a mean over those that
+    happened to reach the target would flatter it.
+
+    Args:
+        chart: Says which numbers.
+        panels: Comparisons with their summaries.
+    """
+    points: list[Point] = []
+    for panel, summary in panels:
+        x = panel.name if panel.x is None else panel.x
+        for method, found in summary.methods.items():
+            numbers = {
+                seed.seed: seed.final.get(summary.metric)
+                if chart.of == "final"
+                else None
+                if seed.to_target is None
+                else seed.to_target.examples
+                for seed in found.seeds
+            }
+            whole = {seed: number for seed, number in numbers.items() if number is not None}
+            if len(whole) == len(numbers):
+                points += [
+                    Point(series=method, x=x, y=number, seed=seed) for seed, number in whole.items()
+                ]
+    return tuple(points)
+
+
+def statistics(points: Sequence[Point]) -> tuple[Statistic, ...]:
+    """Return the mean and interval of each measurement, in the order of the points."""
+    groups: dict[tuple[str, str, float | str], list[float]] = {}
+    for point in points:
+        groups.setdefault((point.panel, point.series, point.x), []).append(point.y)
+    return tuple(
+        Statistic(
+            panel=panel,
+            series=series,
+            x=x,
+            mean=mean(ys),
+            ci95=half_width(ys),
+            deviation=math.sqrt(mean([(y - mean(ys)) ** 2 for y in ys])),
+            count=len(ys),
+        )
+        for (panel, series, x), ys in groups.items()
+    )
+
+
+def slopes(points: Sequence[Point]) -> tuple[Slope, ...]:
+    """Return the power law of each series that has points at three places at least."""
+    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for point in points:
+        if isinstance(point.x, float) and point.x > 0 and point.y > 0:
+            place = math.log(point.x), math.log(point.y)
+            groups.setdefault((point.panel, point.series), []).append(place)
+    return tuple(
+        Slope(panel=panel, series=series, slope=slope, ci95=ci95)
+        for (panel, series), places in groups.items()
+        if len({x for x, _ in places}) > 2  # noqa: PLR2004 - two places give no doubt
+        for slope, ci95 in [_line(places)]
+    )
+
+
+def _line(places: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Return the slope of the least-squares line and half its 95 % interval."""
+    count = len(places)
+    center, level = (mean([place[axis] for place in places]) for axis in (0, 1))
+    spread = math.fsum((x - center) ** 2 for x, _ in places)
+    slope = math.fsum((x - center) * (y - level) for x, y in places) / spread
+    rest = math.fsum((y - level - slope * (x - center)) ** 2 for x, y in places)
+    return slope, t_quantile(count - 2) * math.sqrt(rest / (count - 2) / spread)
+
+
+def save_chart(
+    chart: Chart, points: Sequence[Point], path_without_suffix: Path
+) -> tuple[Path, Path]:
+    """Return the paths of a PNG and an SVG file with the points drawn.
+
+    Args:
+        chart: How they are drawn; not `curves`.
+        points: At least one.
+        path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+    """
+    names = list(dict.fromkeys(point.panel for point in points))
+    palette = colors(dict.fromkeys(point.series for point in points))
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(
+            figsize=(WIDTH * len(names), HEIGHT), layout="constrained", facecolor="white"
+        )
+        for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            inside = [point for point in points if point.panel == name]
+            DRAWN[chart.kind](axes, inside, palette)
+            _dress(axes, chart, name)
+        lines, labels = figure.axes[0].get_legend_handles_labels()
+        if len(labels) > 1:
+            figure.legend(lines, labels, loc="outside upper center", ncols=4, frameon=False)
+        return save(figure, path_without_suffix)
+
+
+def _bars(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> None:
+    found = statistics(points)
+    groups = list(dict.fromkeys(one.x for one in found))
+    series = list(dict.fromkeys(one.series for one in found))
+    width = 0.8 / len(series)
+    for number, name in enumerate(series):
+        own = [one for one in found if one.series == name]
+        places = [groups.index(one.x) + (number - (len(series) - 1) / 2) * width for one in own]
+        errors = [one.ci95 or 0.0 for one in own]
+        heights = [one.mean for one in own]
+        style: dict[str, Any] = {"color": palette[name], "label": name, "capsize": 2.5}
+        axes.bar(places, heights, width=width * 0.92, yerr=errors, ecolor="#444444", **style)
+    axes.set_xticks(range(len(groups)), [str(group) for group in groups], rotation=20, ha="right")
+
+
+def _lines(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> None:
+    found = statistics(points)
+    for name, marker in zip(palette, cycle(MARKERS), strict=False):
+        own = sorted((one for one in found if one.series == name), key=lambda one: one.x)
+        errors = [one.ci95 or 0.0 for one in own]
+        style: dict[str, Any] = {"color": palette[name], "marker": marker, "label": name}
+        axes.errorbar([one.x for one in own], [one.mean for one in own], errors, capsize=3, **style)
+
+
+def _spread(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> None:
+    groups = list(dict.fromkeys(point.x for point in points))
+    series = list(palette)
+    width = 0.8 / len(series)
+    for number, name in enumerate(series):
+        values = {
+            place: [point.y for point in points if (point.series, point.x) == (name, group)]
+            for place, group in enumerate(groups)
+        }
+        present = {place: ys for place, ys in values.items() if ys}
+        if not present:
+            continue
+        boxes = axes.boxplot(
+            list(present.values()),
+            positions=[place + (number - (len(series) - 1) / 2) * width for place in present],
+            widths=width * 0.85,
+            whis=(2.5, 97.5),
+            showfliers=False,
+            patch_artist=True,
+            manage_ticks=False,
+            medianprops={"color": "#222222"},
+        )
+        for box in boxes["boxes"]:
+            box.set(facecolor=palette[name], alpha=0.6)
+        boxes["boxes"][0].set_label(name)
+    axes.set_xticks(range(len(groups)), [_tick(group) for group in groups])
+
+
+DRAWN = {"bars": _bars, "lines": _lines, "spread": _spread}
+"""How each kind of chart is drawn."""
+
+
+def _tick(group: float | str) -> str:
+    return group if isinstance(group, str) else f"{group:g}"
+
+
+def _dress(axes: Axes, chart: Chart, title: str) -> None:
+    axes.grid(axis="y", color="#dddddd", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(chart.x)
+    axes.set_ylabel(chart.y)
+    axes.set_title(title)
+    if chart.log_x:
+        axes.set_xscale("log")
+    if chart.log_y:
+        axes.set_yscale("log")

@@ -1,0 +1,178 @@
+"""How is a reproduced figure told?
+
+In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
+numbers behind them, and `report.html`, which says what the original showed beside what was found.
+All are made from the records in the folder.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from curricle.points import PANELS, Panel, Point, RecipeRecord, read_points, read_recipe
+from curricle.reports.charts import (
+    Slope,
+    Statistic,
+    points_of,
+    save_chart,
+    slopes,
+    statistics,
+)
+from curricle.reports.document import again, document, note, section, table
+from curricle.reports.headline import headline
+from curricle.reports.printed import View, save_panels
+from curricle.reports.quantities import short, with_interval
+from curricle.reports.runs import load_runs
+from curricle.reports.summary import Summary
+from curricle.reports.tables import Grid, summary_grid, to_rich
+from curricle.specs import plain
+
+FIGURE, SUMMARY, PAGE = "figure", "summary.json", "report.html"
+INTERVALS = (
+    "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
+    "one. A strategy that did not reach the target on every seed has no point."
+)
+
+
+def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str, ...]:
+    """Write figure, summary and page of a recipe.
+
+    Args:
+        folder: The recipe's folder, with what has been run.
+        summaries: Those of its panels, in order.
+
+    Returns:
+        What was found, a line each.
+    """
+    recipe = read_recipe(folder)
+    panels = list(zip(recipe.panels, summaries, strict=True))
+    points = (*read_points(folder), *_derived(recipe, panels))
+    found = statistics(points)
+    fits = slopes(points) if recipe.chart.slopes else ()
+    _draw(folder, recipe, panels, points)
+    _write_summary(folder, recipe, panels, (found, fits))
+    lines = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    text = document(recipe.title, [
+        _header(recipe),
+        section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
+        section("Figure", _image(folder)),
+        section("Numbers", table(_grid(found)), note(INTERVALS)) if found else "",
+        *(_panel(panel, summary) for panel, summary in panels),
+        section("Made with", again(recipe.line)) if recipe.line else "",
+    ])  # fmt: skip
+    (folder / PAGE).write_text(text, encoding="utf-8")
+    return lines
+
+
+def recipe_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Return the recipes for a terminal.
+
+    Args:
+        rows: Name, what it shows, source, what is known of the original and costs of each.
+    """
+    return to_rich(
+        Grid(
+            title="",
+            columns=("recipe", "shows", "source", "the original", "cost"),
+            rows=tuple(map(tuple, rows)),
+            numeric=(False,) * 5,
+        )
+    )
+
+
+def _derived(recipe: RecipeRecord, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Point, ...]:
+    return () if recipe.chart.of == "points" else points_of(recipe.chart, panels)
+
+
+def _draw(
+    folder: Path,
+    recipe: RecipeRecord,
+    panels: Sequence[tuple[Panel, Summary]],
+    points: Sequence[Point],
+) -> None:
+    if recipe.chart.kind != "curves":
+        save_chart(recipe.chart, points, folder / FIGURE)
+        return
+    rows = [
+        (
+            panel.name if len(panels) > 1 else "",
+            load_runs([folder / PANELS / panel.name]),
+            View(metric=summary.metric, target=summary.target, log_x=summary.is_wide),
+        )
+        for panel, summary in panels
+    ]
+    save_panels(rows, folder / FIGURE)
+
+
+def _write_summary(
+    folder: Path,
+    recipe: RecipeRecord,
+    panels: Sequence[tuple[Panel, Summary]],
+    numbers: tuple[Sequence[Statistic], Sequence[Slope]],
+) -> None:
+    found, fits = numbers
+    told: dict[str, Any] = {
+        "recipe": recipe.name,
+        "scale": recipe.scale,
+        "source": recipe.source,
+        "panels": {panel.name: plain(summary) for panel, summary in panels},
+        "points": [plain(one) for one in found],
+        "slopes": [plain(one) for one in fits],
+    }
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+
+
+def _told(panel: Panel, summary: Summary) -> str:
+    return f"{panel.name}: {headline(summary)}"
+
+
+def _slope(fit: Slope) -> str:
+    name = f"{fit.panel} {fit.series}".strip()
+    return f"{name}: slope {fit.slope:.2f} ± {fit.ci95:.2f}"
+
+
+def _header(recipe: RecipeRecord) -> str:
+    facts = f"{recipe.source} · scale {recipe.scale}"
+    return (
+        f'<header><h1>{html.escape(recipe.title)}</h1><p class="facts">{html.escape(facts)}</p>'
+        f"<p>The original: {html.escape(recipe.known)}.</p></header>"
+    )
+
+
+def _image(folder: Path) -> str:
+    data = base64.b64encode((folder / f"{FIGURE}.svg").read_bytes()).decode()
+    return f'<img alt="figure" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
+
+
+def _grid(found: Sequence[Statistic]) -> Grid:
+    return Grid(
+        title="",
+        columns=("panel", "series", "x", "mean", "deviation", "repetitions"),
+        rows=tuple(
+            (
+                one.panel,
+                one.series,
+                one.x if isinstance(one.x, str) else short(one.x),
+                with_interval(one.mean, one.ci95),
+                short(one.deviation),
+                str(one.count),
+            )
+            for one in found
+        ),
+        numeric=(False, False, False, True, True, True),
+    )
+
+
+def _panel(panel: Panel, summary: Summary) -> str:
+    link = f"{PANELS}/{panel.name}/{PAGE}"
+    return section(
+        html.escape(panel.name),
+        table(summary_grid(summary)),
+        f'<p><a href="{html.escape(link)}">Curves, stages and runs of this comparison</a></p>',
+    )

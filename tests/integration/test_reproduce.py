@@ -1,0 +1,51 @@
+"""Every recipe really trains at scale `smoke`, from the command line to its figure."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from curricle.experiments.recipes.catalog import RECIPES
+
+pytestmark = pytest.mark.integration
+Command = Callable[..., tuple[object, str, str]]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_to_its_figure(command: Command, name: str, tmp_path: Path) -> None:
+    code, shown, told = command("reproduce", name, "--scale", "smoke", "--jobs", "1")
+    assert (code, told) == (0, "")
+    folder = tmp_path / "runs" / "reproduce" / f"{name}-smoke"
+    assert f"report: {Path(*folder.parts[-3:])}/report.html" in shown.replace("\n", " ")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["panels"] or summary["points"]
+    for panel in summary["panels"].values():
+        assert all(seed["complete"] for one in panel["methods"].values() for seed in one["seeds"])
+    for file in ("figure.png", "figure.svg", "report.html"):
+        assert (folder / file).stat().st_size > 1000
+
+
+def test_a_second_call_trains_nothing_and_remakes_the_report(
+    command: Command, tmp_path: Path
+) -> None:
+    call = ("reproduce", "parity-mlp", "--scale", "smoke", "--jobs", "1", "--output-dir", "again")
+    assert command(*call)[0] == 0
+    weights = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    (tmp_path / "again" / "figure.svg").unlink()
+    assert command(*call)[0] == 0
+    assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
+    assert (tmp_path / "again" / "figure.svg").is_file()
+
+
+def test_the_list_names_every_recipe(command: Command) -> None:
+    code, shown, _ = command("reproduce", "--list")
+    assert code == 0
+    assert all(name in shown for name in RECIPES)
+
+
+def test_mistakes_are_one_sentence(command: Command) -> None:
+    assert command("reproduce", "parity-mpl")[0] == 2
+    code, _, told = command("reproduce", "parity-mlp", "--scale", "tiny")
+    assert code == 2
+    assert "'scale' must be one of" in told

@@ -1,0 +1,48 @@
+from curricle.experiments.recipes.parity import (
+    PARITY_HIERARCHICAL,
+    PARITY_MLP,
+    PARITY_TRANSFORMER,
+    PARITY_TWO_SHOT,
+    SAMPLE_COMPLEXITY,
+    parity_size,
+)
+from curricle.experiments.tasks import ParityTask
+from curricle.models.mlp import MLPSpec
+
+
+def test_the_paper_scale_has_the_papers_sizes() -> None:
+    spec = parity_size("paper")
+    assert isinstance(spec.task, ParityTask)
+    assert (spec.task.num_inputs, spec.task.degree) == (100, 6)
+    assert spec.teacher.model == MLPSpec(widths=(50_000,))
+    assert spec.student == MLPSpec(widths=(100,))
+    assert spec.budget is not None
+    assert spec.budget.number * spec.task.batch_size == 20_000_000
+
+
+def test_every_strategy_is_compared() -> None:
+    for recipe in (PARITY_MLP, PARITY_TRANSFORMER, PARITY_HIERARCHICAL):
+        for comparison in recipe.panels("small").values():
+            kinds = {one.curriculum["kind"] for one in comparison.spec.strategies.values()}
+            assert kinds == {"from_labels", "one_shot", "progressive", "extraction"}
+
+
+def test_two_shots_differ_in_the_first_checkpoint_only() -> None:
+    (comparison,) = PARITY_TWO_SHOT.panels("small").values()
+    calls = [
+        dict(one.curriculum)
+        for one in comparison.spec.strategies.values()
+        if one.curriculum["kind"] == "progressive"
+    ]
+    firsts = [call.pop("trajectory")[0] for call in calls]
+    assert len(set(firsts)) == len(firsts) == 4
+    assert all(call == calls[0] for call in calls)
+    # Every one is kept by the teacher's training.
+    assert set(firsts) <= set(comparison.spec.trajectory_steps())
+
+
+def test_sizes_stand_on_the_axis_with_stages_in_proportion() -> None:
+    panels = SAMPLE_COMPLEXITY.panels("small")
+    assert [comparison.x for comparison in panels.values()] == [25, 35, 50, 70, 100]
+    extraction = panels["d-100"].spec.strategies["extraction"].curriculum
+    assert extraction["durations"] == ["750 steps"]

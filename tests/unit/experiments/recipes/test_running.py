@@ -1,0 +1,72 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from curricle.errors import CheckpointError
+from curricle.experiments.folders import TEACHER, is_claimed
+from curricle.experiments.recipes.parity import PARITY_MLP, PARITY_TWO_SHOT
+from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale
+from curricle.experiments.recipes.running import claim, measure, panels
+from curricle.experiments.runner import teach
+from curricle.points import Chart, Point, read_points
+
+
+def two_panels(scale: Scale) -> dict[str, Comparison]:
+    (one,) = PARITY_MLP.panels(scale).values()
+    other = replace(one, spec=replace(one.spec, seed=1))
+    return {"first": one, "second": one, "other": other}
+
+
+TWICE = replace(PARITY_MLP, name="twice", panels=two_panels)
+
+
+def test_panels_share_a_teacher_that_is_the_same(tmp_path: Path) -> None:
+    claim(TWICE, "smoke", tmp_path / "run", "line")
+    claimed = {}
+    for name, spec in panels(TWICE, "smoke", tmp_path / "run"):
+        claimed[name] = is_claimed(spec)
+        teach(spec)
+    assert claimed == {"first": False, "second": True, "other": False}
+    first, second, other = (
+        (tmp_path / "run" / "panels" / name / TEACHER / "model.safetensors").read_bytes()
+        for name in ("first", "second", "other")
+    )
+    assert first == second != other
+
+
+def test_a_folder_is_gone_on_with_only_by_its_own_recipe_and_scale(tmp_path: Path) -> None:
+    claim(PARITY_MLP, "smoke", tmp_path / "run", "line")
+    claim(PARITY_MLP, "smoke", tmp_path / "run", "line")
+    others: list[tuple[Recipe, Scale]] = [(PARITY_TWO_SHOT, "smoke"), (PARITY_MLP, "small")]
+    for recipe, scale in others:
+        with pytest.raises(CheckpointError, match="it holds 'parity-mlp' at 'smoke'"):
+            claim(recipe, scale, tmp_path / "run", "line")
+
+
+def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="it holds something else"):
+        claim(PARITY_MLP, "smoke", tmp_path, "line")
+
+
+def test_points_are_measured_once(tmp_path: Path) -> None:
+    calls = []
+
+    def measured(scale: Scale, folder: Path) -> list[Point]:
+        calls.append((scale, folder))
+        return [Point(series="a", x=1.0, y=2.0)]
+
+    recipe = Recipe(
+        name="a",
+        title="b",
+        source="c",
+        known="d",
+        costs={},
+        chart=Chart(kind="bars"),
+        measure=measured,
+    )
+    for _ in range(2):
+        measure(recipe, "smoke", tmp_path)
+    assert calls == [("smoke", tmp_path)]
+    assert [point.y for point in read_points(tmp_path)] == [2.0]

@@ -1,0 +1,108 @@
+import math
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curricle.points import Chart, Panel, Point
+from curricle.reports.charts import points_of, save_chart, slopes, statistics
+from curricle.reports.runs import load_runs
+from curricle.reports.summary import Summary, summarize
+
+LINES = Chart(kind="lines", of="examples", slopes=True)
+
+
+def summary(folder: Path, target: float = 0.9) -> Summary:
+    return summarize(load_runs([folder]), metric="accuracy", target=target)
+
+
+def points(series: str, numbers: dict[float, list[float]], panel: str = "") -> list[Point]:
+    return [
+        Point(panel=panel, series=series, x=x, y=y, seed=seed)
+        for x, ys in numbers.items()
+        for seed, y in enumerate(ys)
+    ]
+
+
+def test_examples_to_the_target_stand_at_the_panel(comparison: Path) -> None:
+    found = points_of(LINES, [(Panel(name="d-8", x=8.0), summary(comparison))])
+    assert {(point.series, point.x) for point in found} == {("extraction", 8.0)}
+    assert sorted(point.y for point in found) == [400, 600, 800]
+
+
+def test_a_strategy_that_missed_the_target_has_no_point(comparison: Path) -> None:
+    found = points_of(LINES, [(Panel(name="d-8"), summary(comparison, target=0.965))])
+    # One of three seeds reaches .97: a mean over that one would flatter.
+    assert found == ()
+
+
+def test_final_metrics_stand_at_the_panels_name(comparison: Path) -> None:
+    chart = Chart(kind="bars", of="final")
+    found = points_of(chart, [(Panel(name="all"), summary(comparison))])
+    own = [point for point in found if point.series == "extraction"]
+    assert {point.x for point in own} == {"all"}
+    assert sorted(point.y for point in own) == pytest.approx([0.95, 0.96, 0.97])
+
+
+def test_a_statistic_is_the_mean_with_its_interval_over_repetitions() -> None:
+    (one,) = statistics(points("a", {1.0: [0.95, 0.96, 0.97]}))
+    assert one.mean == pytest.approx(0.96)
+    assert one.count == 3
+    assert one.ci95 == pytest.approx(0.024842, abs=1e-6)
+    assert one.deviation == pytest.approx(math.sqrt(2 / 3) * 0.01)
+
+
+@given(
+    slope=st.floats(-4, 4),
+    factor=st.floats(0.1, 10),
+    xs=st.lists(st.integers(1, 50), min_size=3, max_size=8, unique=True),
+)
+def test_an_exact_power_law_has_its_slope_and_no_doubt(
+    slope: float, factor: float, xs: list[int]
+) -> None:
+    (fit,) = slopes(points("a", {float(x): [factor * x**slope] for x in xs}))
+    assert fit.slope == pytest.approx(slope, abs=1e-6)
+    assert fit.ci95 == pytest.approx(0, abs=1e-5)
+
+
+def test_the_interval_of_a_slope_is_that_of_a_regression() -> None:
+    # log x = 0, 1, 2 and log y = 0, 1, 1: slope 1/2, residuals -1/6, 1/3, -1/6, one degree of
+    # freedom, so the standard error is sqrt(1/6 / 2) and the quantile 12.7062.
+    (fit,) = slopes(points("a", {1.0: [1.0], math.e: [math.e], math.e**2: [math.e]}))
+    assert fit.slope == pytest.approx(0.5)
+    assert fit.ci95 == pytest.approx(12.7062 * math.sqrt(1 / 12))
+
+
+def test_two_places_or_names_have_no_slope() -> None:
+    named = [Point(series="a", x=name, y=1.0) for name in "abc"]
+    assert slopes([*points("b", {1.0: [1.0, 2.0], 2.0: [3.0]}), *named]) == ()
+
+
+@pytest.mark.parametrize("kind", ["bars", "lines", "spread"])
+def test_a_chart_is_drawn_with_its_words_and_series(
+    kind: Literal["bars", "lines", "spread"], tmp_path: Path
+) -> None:
+    chart = Chart(kind=kind, x="inputs d", y="examples", log_y=True, log_x=kind == "lines")
+    numbers = {10.0: [1.0, 2.0, 4.0], 100.0: [10.0, 20.0]}
+    given = [*points("first", numbers, "left"), *points("second", {10.0: [3.0]}, "left")]
+    given += points("second", numbers, "right")
+    png, svg = save_chart(chart, given, tmp_path / "new" / "figure")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    text = svg.read_text()
+    # Each letter is drawn; matplotlib keeps the words as comments.
+    for word in ("inputs d", "examples", "first", "second", "left", "right"):
+        assert f"<!-- {word} -->" in text
+
+
+def test_names_stand_under_bars(tmp_path: Path) -> None:
+    given = [Point(series="a", x=name, y=1.0) for name in ("gaussian", "sign")]
+    _, svg = save_chart(Chart(kind="bars"), given, tmp_path / "figure")
+    assert "<!-- gaussian -->" in svg.read_text()
+
+
+def test_the_same_points_give_the_same_bytes(tmp_path: Path) -> None:
+    given = points("a", {1.0: [1.0, 2.0], 3.0: [2.0]})
+    first, second = (save_chart(LINES, given, tmp_path / name / "figure") for name in "ab")
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

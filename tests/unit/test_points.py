@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curricle.errors import CheckpointError, SpecError
+from curricle.points import (
+    POINTS,
+    RECIPE,
+    Chart,
+    Panel,
+    Point,
+    RecipeRecord,
+    read_points,
+    read_recipe,
+    write_points,
+    write_recipe,
+)
+
+RECORD = RecipeRecord(
+    name="a",
+    scale="smoke",
+    title="b",
+    source="c",
+    known="d",
+    panels=(Panel(name="d-8", x=8), Panel(name="words")),
+    chart=Chart(kind="lines", of="examples", log_x=True),
+)
+numbers = st.floats(allow_nan=False, allow_infinity=False)
+points = st.builds(
+    Point,
+    panel=st.text(max_size=5),
+    series=st.text(max_size=5),
+    x=numbers | st.text(max_size=5),
+    y=numbers,
+    seed=st.integers(0, 99),
+)
+
+
+@given(written=st.lists(points, max_size=5))
+def test_points_come_back_as_they_were(
+    written: list[Point], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("points")
+    write_points(folder, written)
+    assert list(read_points(folder)) == written
+
+
+def test_a_folder_without_points_has_none(tmp_path: Path) -> None:
+    assert list(read_points(tmp_path)) == []
+
+
+def test_a_recipe_comes_back_as_it_was(tmp_path: Path) -> None:
+    write_recipe(tmp_path / "new", RECORD)
+    assert read_recipe(tmp_path / "new") == RECORD
+
+
+def test_a_folder_without_a_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"recipe\.json' must say what is reproduced"):
+        read_recipe(tmp_path)
+
+
+def test_a_recipe_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    (tmp_path / RECIPE).write_text('{"nam": 1}')
+    with pytest.raises(SpecError, match="'nam' is not a field"):
+        read_recipe(tmp_path)
+
+
+def test_a_damaged_line_is_named(tmp_path: Path) -> None:
+    (tmp_path / POINTS).write_text('{"series": "a", "x": 1.0, "y": 2.0}\n{"ser')
+    with pytest.raises(CheckpointError, match=r"line 2 of .*points\.jsonl' is damaged"):
+        list(read_points(tmp_path))
+
+
+def test_a_panel_whose_name_is_no_folder_is_refused() -> None:
+    with pytest.raises(SpecError, match="name"):
+        Panel(name="../up")
