@@ -159,11 +159,12 @@ class _Execution:
             self._tell(StageRecord(stage=stage.declared.name, spent=self.spent))
         before = self.spent
         with stepping(self.run, stage, self.optimizer) as stepper:
-            started = self._now()
+            started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)
-                if not self._is_due(step + 1):
+                if step + 1 < due:
                     continue
+                due = self._next_due(step + 1)
                 paused = self._now()
                 seconds = before.seconds + paused - started
                 self.spent = _spend(self.run, before, stage, done=step + 1, seconds=seconds)
@@ -177,14 +178,13 @@ class _Execution:
     def _now(self) -> float:
         return now(self.run.settings.torch_device())
 
-    def _is_due(self, done: int) -> bool:
-        """Return whether something is to be written after `done` steps."""
-        settings = self.run.settings
+    def _next_due(self, done: int) -> int:
+        """Return after how many steps, more than are done, something is to be written."""
+        settings, trajectory = self.run.settings, self.outputs.trajectory
         every = (settings.record_every, settings.evaluate_every, settings.checkpoint_every)
-        if any(interval is not None and done % interval == 0 for interval in every):
-            return True
-        trajectory = self.outputs.trajectory
-        return trajectory is not None and done in trajectory.steps
+        due = [done - done % interval + interval for interval in every if interval is not None]
+        kept = () if trajectory is None else trajectory.steps
+        return min([*due, *(step for step in kept if step > done)])
 
     def _after(self, stage: BoundStage, stepper: Stepper, outcome: StepOutcome, step: int) -> None:
         settings, done = self.run.settings, step + 1

@@ -75,6 +75,7 @@ class Stepper:
         self._student, self._teacher = student, teacher
         self._terms = stage.terms
         self._weights = [term.weight for term in stage.terms]
+        self._parts = run.settings.accumulation
         self._device = run.settings.torch_device()
         self._parameters = list(run.student.module.parameters())
         self._checks_each_step = self._device.type == "cpu"
@@ -167,15 +168,13 @@ class Stepper:
         return self._teacher(batch.inputs, batch.selected), batch
 
     def _accumulate(self, batch: Batch) -> StepOutcome:
-        counts = [max(term.objective.count(batch), 1) for term in self._terms]
+        counts = [term.objective.count(batch) or 1 for term in self._terms]
         scales = [weight / count for weight, count in zip(self._weights, counts, strict=True)]
-        parts = batch.split(self._run.settings.accumulation)
-        each = [self._part(part.to(self._device), scales) for part in parts]
-        totals = (
-            each[0]
-            if len(each) == 1
-            else [torch.stack(one).sum() for one in zip(*each, strict=True)]
-        )
+        if self._parts == 1:
+            totals = self._part(batch.to(self._device), scales)
+            return StepOutcome(totals, counts, self._weights)
+        each = [self._part(part.to(self._device), scales) for part in batch.split(self._parts)]
+        totals = [torch.stack(one).sum() for one in zip(*each, strict=True)]
         return StepOutcome(totals, counts, self._weights)
 
     def _part(self, batch: Batch, scales: Sequence[float]) -> list[Tensor]:
