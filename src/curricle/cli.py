@@ -171,6 +171,7 @@ def reproduce(
     output_dir: Annotated[
         Path | None, typer.Option(help="Folder; runs/reproduce/NAME-SCALE by default.")
     ] = None,
+    sets: Sets = None,
     jobs: Jobs = 2,
     listed: Annotated[bool, typer.Option("--list", help="Show the recipes.")] = False,
 ) -> None:
@@ -185,12 +186,12 @@ def reproduce(
         return
     recipe, size = recipe_named(name), checked_scale(scale)
     folder = output_dir or Path("runs") / "reproduce" / f"{name}-{scale}"
-    line = shlex.join(["curricle", "reproduce", name, "--scale", scale])
+    line = f"{_line('reproduce', name, sets)} --scale {scale}"
     claim(recipe, size, folder, line)
     measure(recipe, size, folder)
     summaries = [
         _panel(spec, jobs, title=f"{name}: {panel}", line=line)
-        for panel, spec in panels(recipe, size, folder)
+        for panel, spec in panels(recipe, size, folder, sets or [])
     ]
     for told in (*write_recipe_report(folder, summaries), f"report: {folder / 'report.html'}"):
         console.print(told, soft_wrap=True)

@@ -21,7 +21,7 @@ FROZEN = {
     "distill": (["spec"], ["--set"]),
     "compare": (["spec"], ["--set", "--jobs"]),
     "resume": (["run"], ["--jobs"]),
-    "reproduce": (["name"], ["--scale", "--output-dir", "--jobs", "--list"]),
+    "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples"]),
 }

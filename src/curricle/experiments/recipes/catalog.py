@@ -4,11 +4,15 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from curricle.errors import SpecError, near_names
-from curricle.experiments.recipes import parity, theorems
+from curricle.experiments.recipes import ablations, language, parity, theorems
 from curricle.experiments.recipes.recipe import Recipe
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {recipe.name: recipe for recipe in (*parity.RECIPES, *theorems.RECIPES)}
+    {
+        recipe.name: recipe
+        for module in (parity, theorems, language, ablations)
+        for recipe in module.RECIPES
+    }
 )
 """The recipes by name, in the order of the list."""
 

@@ -6,13 +6,13 @@ that ask for the same teacher share it: it is taught in the first and copied to 
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from curricle.errors import CheckpointError
 from curricle.experiments.folders import TEACHER, end_of, teacher_digest
 from curricle.experiments.recipes.recipe import Recipe, Scale, placed
-from curricle.experiments.spec import RunSpec
+from curricle.experiments.spec import RunSpec, changed
 from curricle.files import new_folder
 from curricle.points import PANELS, POINTS, RECIPE, read_recipe, write_points, write_recipe
 
@@ -23,7 +23,7 @@ def claim(recipe: Recipe, scale: Scale, folder: Path, line: str) -> None:
     Args:
         recipe: What is reproduced.
         scale: At which size.
-        folder: Where; new, or that of the same recipe at the same scale.
+        folder: Where; new, or that of the same command.
         line: What to type to run it again.
 
     Raises:
@@ -31,10 +31,10 @@ def claim(recipe: Recipe, scale: Scale, folder: Path, line: str) -> None:
     """
     if (folder / RECIPE).exists():
         found = read_recipe(folder)
-        if (found.name, found.scale) != (recipe.name, scale):
+        if found.line != line:
             raise CheckpointError(
-                f"'output_dir' {str(folder)!r} must be new or hold {recipe.name!r} at scale "
-                f"{scale!r}; it holds {found.name!r} at {found.scale!r}"
+                f"'output_dir' {str(folder)!r} must be new or hold what {line!r} makes; it holds "
+                f"what {found.line!r} made"
             )
     elif folder.exists() and any(folder.iterdir()):
         raise CheckpointError(
@@ -44,17 +44,20 @@ def claim(recipe: Recipe, scale: Scale, folder: Path, line: str) -> None:
     write_recipe(folder, recipe.record(scale, line))
 
 
-def panels(recipe: Recipe, scale: Scale, folder: Path) -> Iterator[tuple[str, RunSpec]]:
+def panels(
+    recipe: Recipe, scale: Scale, folder: Path, assignments: Sequence[str] = ()
+) -> Iterator[tuple[str, RunSpec]]:
     """Yield each panel's name and spec; a teacher that an earlier panel has taught is there.
 
     Args:
         recipe: What is reproduced.
         scale: At which size.
         folder: The recipe's folder.
+        assignments: `path=value` overrides of every panel's spec.
     """
     taught: dict[str, Path] = {}
     for name, comparison in recipe.panels(scale).items():
-        spec = placed(comparison, folder / PANELS / name)
+        spec = changed(placed(comparison, folder / PANELS / name), list(assignments))
         teacher = spec.folder / TEACHER
         digest = teacher_digest(spec)
         if digest in taught and not teacher.exists():

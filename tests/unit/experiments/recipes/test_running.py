@@ -5,10 +5,11 @@ import pytest
 
 from curricle.errors import CheckpointError
 from curricle.experiments.folders import TEACHER, is_claimed
-from curricle.experiments.recipes.parity import PARITY_MLP, PARITY_TWO_SHOT
+from curricle.experiments.recipes.parity import PARITY_MLP
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale
 from curricle.experiments.recipes.running import claim, measure, panels
 from curricle.experiments.runner import teach
+from curricle.models.mlp import MLPSpec
 from curricle.points import Chart, Point, read_points
 
 
@@ -35,13 +36,17 @@ def test_panels_share_a_teacher_that_is_the_same(tmp_path: Path) -> None:
     assert first == second != other
 
 
-def test_a_folder_is_gone_on_with_only_by_its_own_recipe_and_scale(tmp_path: Path) -> None:
-    claim(PARITY_MLP, "smoke", tmp_path / "run", "line")
-    claim(PARITY_MLP, "smoke", tmp_path / "run", "line")
-    others: list[tuple[Recipe, Scale]] = [(PARITY_TWO_SHOT, "smoke"), (PARITY_MLP, "small")]
-    for recipe, scale in others:
-        with pytest.raises(CheckpointError, match="it holds 'parity-mlp' at 'smoke'"):
-            claim(recipe, scale, tmp_path / "run", "line")
+def test_a_folder_is_gone_on_with_only_by_its_own_command(tmp_path: Path) -> None:
+    claim(PARITY_MLP, "smoke", tmp_path / "run", "one line")
+    claim(PARITY_MLP, "smoke", tmp_path / "run", "one line")
+    with pytest.raises(CheckpointError, match="what 'other' makes; it holds what 'one line' made"):
+        claim(PARITY_MLP, "smoke", tmp_path / "run", "other")
+
+
+def test_a_field_can_be_changed_in_every_panel(tmp_path: Path) -> None:
+    claim(TWICE, "smoke", tmp_path, "line")
+    specs = panels(TWICE, "smoke", tmp_path, ["student.widths=[8]"])
+    assert {spec.student for _, spec in specs} == {MLPSpec(widths=(8,))}
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:

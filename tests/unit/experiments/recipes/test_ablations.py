@@ -1,0 +1,27 @@
+from typing import Any
+
+from curricle.experiments.recipes.ablations import ABLATION_PROJECTION
+from curricle.experiments.spec import RunSpec
+
+
+def calls(panel: str) -> dict[str, dict[str, Any]]:
+    spec: RunSpec = ABLATION_PROJECTION.panels("small")[panel].spec
+    return {name: dict(one.curriculum) for name, one in spec.strategies.items()}
+
+
+def test_every_arm_of_extraction_differs_from_the_reference_in_one_thing() -> None:
+    for panel in ("parity", "grammar"):
+        found = calls(panel)
+        reference = found.pop("reference")
+        for call in found.values():
+            if call["kind"] == "extraction":
+                names = set(reference) | set(call)
+                assert sum(reference.get(name) != call.get(name) for name in names) == 1
+
+
+def test_order_and_matching_are_told_apart() -> None:
+    found = calls("grammar")
+    assert found["last-layer-alone"]["pairs"] == [{"student": 4, "teacher": 4}]
+    assert found["last-layer-alone"]["share"] == found["reference"]["share"]
+    (stage,) = found["hidden-all-along"]["stages"]
+    assert [one["kind"] for one in stage["objectives"]] == ["logits"] + 4 * ["hidden"]

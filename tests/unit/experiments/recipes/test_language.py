@@ -1,0 +1,42 @@
+import pytest
+
+from curricle.experiments.recipes.language import PCFG_GPT, PCFG_MLM, WIKIPEDIA_MLM, encoder
+from curricle.experiments.recipes.recipe import SCALES, Recipe, Scale
+from curricle.experiments.tasks import PcfgTask
+
+KINDS = {"from_labels", "one_shot", "progressive", "extraction"}
+
+
+@pytest.mark.parametrize("recipe", [PCFG_MLM, PCFG_GPT, WIKIPEDIA_MLM], ids=lambda one: one.name)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_strategy_is_compared(recipe: Recipe, scale: Scale) -> None:
+    comparison = next(iter(recipe.panels(scale).values()))
+    assert {one.curriculum["kind"] for one in comparison.spec.strategies.values()} == KINDS
+
+
+def test_the_paper_scale_has_the_papers_budgets_and_stages() -> None:
+    panels = PCFG_MLM.panels("paper")
+    for total, pairs in ((4000, 1), (6000, 2), (8000, 3)):
+        spec = panels[f"steps-{total}"].spec
+        assert spec.budget is not None
+        assert spec.budget.number == total
+        # A stage for each pair, and the logits.
+        assert len(spec.strategies["extraction"].curriculum["pairs"]) == pairs
+    three = panels["layers"].spec.strategies["extraction-3-layers"].curriculum
+    assert three["share"] * 6000 == pytest.approx(2700)
+
+
+def test_the_paper_scale_has_the_papers_models() -> None:
+    spec = PCFG_MLM.panels("paper")["layers"].spec
+    assert spec.teacher.model == encoder(layers=4, heads=32, width=256)
+    assert spec.student == encoder(layers=4, heads=8, width=64)
+    assert spec.task == PcfgTask(start=22, batch_size=512, evaluation_batches=4)
+
+
+def test_panels_of_one_grammar_share_their_teacher() -> None:
+    teachers = {str(one.spec.teacher) for one in PCFG_MLM.panels("small").values()}
+    assert len(teachers) == 1
+
+
+def test_the_text_needs_no_file() -> None:
+    assert WIKIPEDIA_MLM.panels("small")["text"].spec.task.corpus == "sample"  # type: ignore[union-attr]
