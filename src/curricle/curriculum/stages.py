@@ -56,6 +56,8 @@ class Curriculum:
     """Name of the method, for reports."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The stages in order."""
+    note: str = ""
+    """Why the stages are as they are, in a sentence for people; changes nothing."""
 
     def __post_init__(self) -> None:
         """Check that stage names are unique.

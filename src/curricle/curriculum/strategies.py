@@ -22,34 +22,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from curricle.curriculum.durations import Duration, DurationText, duration
+from curricle.curriculum.selection import HasSteps, Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden, Normalize, Positions
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Gaussian, Projection
-from curricle.specs import checked, parse
+from curricle.specs import checked
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Schedule = Literal["global", "own"]
 State = Literal["keep", "reset"]
 Trains = Literal["up_to", "own", "all"]
 Stages = Annotated[tuple[Stage, ...], Field(min_length=1)]
-
-
-@runtime_checkable
-class HasSteps(Protocol):
-    """Anything that lists the training steps of its checkpoints, such as a trajectory."""
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Return the steps, ascending."""
-        ...
+TRANSITION_SHARE = 0.05
+"""Part of the total for which the checkpoint inside the transition teaches: 1M of 20M in [PD]."""
 
 
 def uniform(num_pairs: int) -> tuple[LayerPair, ...]:
@@ -163,6 +156,7 @@ def progressive(
     *,
     total: DurationText,
     trajectory: Any,  # noqa: ANN401 - pydantic cannot check a protocol; done below
+    select: Select = "equal",
     refresh: int | None = None,
     speed: Annotated[float, Field(gt=0)] = 1.0,
     durations: tuple[DurationText, ...] | None = None,
@@ -171,15 +165,19 @@ def progressive(
 ) -> Curriculum:
     """Return progressive distillation: the student follows the teacher's checkpoints.
 
-    Three ways to say when the teacher changes. By default every checkpoint is taught for an equal
-    part of `total`. With `refresh` R and `speed` f, the student at step s is taught by the
-    largest checkpoint not above f * (1 + floor(s / R)) * R, as in the paper's code; this needs
-    `total` in steps. With `durations`, each checkpoint but the last has its own length; a list
-    of two checkpoints and one duration is the paper's 2-shot.
+    Which checkpoints teach is said by `select`, or by listing their steps as `trajectory`. Three
+    ways to say when the teacher changes. By default every checkpoint is taught for an equal part
+    of `total`, but the one inside the transition for a twentieth. With `refresh` R and `speed` f,
+    the student at step s is taught by the largest checkpoint not above f * (1 + floor(s / R)) * R,
+    as in the paper's code; this needs `total` in steps. With `durations`, each checkpoint but the
+    last has its own length; a list of two checkpoints and one duration is the paper's 2-shot.
 
     Args:
         total: Length of the whole curriculum.
         trajectory: A trajectory, or the steps of the checkpoints to use in order.
+        select: `equal` takes all checkpoints, `transition` the one inside the teacher's phase
+            transition and the last (2-shot), found from the losses that the trajectory keeps; or
+            the steps of those to take.
         refresh: R, student steps between changes of the teacher.
         speed: f, teacher steps for each student step; only with `refresh`.
         durations: Length of every stage but the last.
@@ -187,20 +185,19 @@ def progressive(
         name: Name of the method in reports.
 
     Raises:
-        SpecError: If there are no checkpoints or the ways are mixed.
+        SpecError: If there are no checkpoints, the ways are mixed, or the trajectory has no losses
+            to find a transition in.
 
     Source:
-        [PD], section 3 and the released code's refresh rule. Deviation: before the first
-        checkpoint the first one teaches.
+        [PD], sections 3 and 4 and the released code's refresh rule. Deviation: before the first
+        checkpoint the first one teaches; the paper picks the checkpoint in the transition by eye.
     """
     total = duration(total)
-    listed = trajectory.steps if isinstance(trajectory, HasSteps) else trajectory
-    given = {"trajectory": () if listed is None else listed}
-    steps: tuple[int, ...] = parse(dict[str, tuple[int, ...]], given)["trajectory"]
-    if not steps or sorted(set(steps)) != list(steps):
-        raise SpecError(f"'trajectory' must hold ascending checkpoint steps; got {steps}")
-    if refresh is not None and durations is not None:
-        raise SpecError("'refresh' must not be combined with 'durations'; got both")
+    chosen = select_checkpoints(select, trajectory)
+    steps = chosen.steps
+    if refresh is not None and (durations is not None or select == "transition"):
+        other = "'durations'" if durations is not None else "'select' 'transition'"
+        raise SpecError(f"'refresh' must not be combined with {other}; got both")
     if refresh is None and speed != 1.0:
         raise SpecError(
             f"'speed' must be used with 'refresh', without it has no effect; got {speed}"
@@ -208,7 +205,8 @@ def progressive(
     if refresh is not None:
         plan = _refreshed(steps, total, refresh, speed)
     else:
-        lengths = _lengths(durations) or _equal_parts(total, 1 - 1 / len(steps), len(steps) - 1)
+        share = TRANSITION_SHARE if select == "transition" else 1 - 1 / len(steps)
+        lengths = _lengths(durations) or _equal_parts(total, share, len(steps) - 1)
         if len(lengths) != len(steps) - 1:
             raise SpecError(
                 f"'durations' must be one fewer than the {len(steps)} checkpoints; "
@@ -219,7 +217,7 @@ def progressive(
         Stage(name=f"checkpoint {step}", duration=length, objectives=(objective,), teacher=step)
         for step, length in plan
     ]
-    return Curriculum(name=name, stages=tuple(stages))
+    return Curriculum(name=name, stages=tuple(stages), note=chosen.note)
 
 
 @checked

@@ -1,16 +1,19 @@
 """How is a student's hidden state brought close to a teacher's of another width?
 
 The teacher's state goes through a fixed random projection to the student's width; the student is
-fitted to it by mean squared error. The projection is part of the bound objective, never of the
-student, so an exported student holds nothing but itself.
+fitted to it by mean squared error. With a *learned* projection it is the other way round: a trained
+map takes the student's state to the teacher's width. Either is part of the bound objective, never
+of the student, so an exported student holds nothing but itself.
 
-Axes: leading (example, position), row (counted positions), selected, width.
+Axes: leading (example, position), row (counted positions), selected, width, compared_width (the
+student's, or the teacher's with a learned projection).
 
-Unit: squared units of the (normalized) student state, mean over its width. With layer
+Unit: squared units of the (normalized) compared state, mean over its width. With layer
 normalization the value lies between 0 (equal) and 4 (opposite), 2 for unrelated states.
 
 Source:
-    Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 1.
+    Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 1. Learned: Romero et al. 2014, FitNets
+    (arXiv 1412.6550).
 """
 
 from collections.abc import Callable, Iterable
@@ -23,10 +26,11 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError
+from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
+from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
-from curricle.objectives.projections import Gaussian, Projection
+from curricle.objectives.projections import Gaussian, Learned, Projection
 from curricle.objectives.terms import (
     BoundObjective,
     Reads,
@@ -64,6 +68,9 @@ class MatchHidden:
     loss = mean over positions and student width of (N(s) - N(A N(t) - c))^2, where N is the
     normalization, A the projection and c the calibrated mean (if centered).
 
+    With a learned projection W it is the mean over positions and teacher width of
+    (N(W N(s)) - N(N(t) - c))^2, and W is trained together with the student.
+
     Source:
         Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 1: mean squared error to a random
         projection. Deviation: normalization, not mentioned there; it decides the outcome on
@@ -74,7 +81,8 @@ class MatchHidden:
     pair: LayerPair
     """Where both models are read."""
     projection: Projection = Gaussian()
-    """Law of the fixed random map from teacher width to student width."""
+    """Law of the fixed random map from teacher width to student width, or `learned`, a map from
+    student width to teacher width that each stage trains anew."""
     shared_projection: bool = False
     """Whether all taps use one projection, as taps of one residual stream may."""
     normalize: Normalize = "auto"
@@ -86,6 +94,18 @@ class MatchHidden:
     """Positions that count: all that hold data, or only the selected ones, if the data select."""
     weight: float = Field(default=1.0, gt=0)
     """Factor of the term in the stage's loss; positive."""
+
+    def __post_init__(self) -> None:
+        """Check that only what is fixed is shared.
+
+        Raises:
+            SpecError: If a learned projection is to be shared.
+        """
+        if self.shared_projection and isinstance(self.projection, Learned):
+            raise SpecError(
+                f"'shared_projection' must be left out with projection 'learned', which each "
+                f"stage trains anew; got {self.shared_projection}"
+            )
 
     @property
     def needs_teacher(self) -> bool:
@@ -104,7 +124,7 @@ class MatchHidden:
         return batch.selected if self.positions == "selected" else None
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
-        """Return the term with its projection drawn.
+        """Return the term with its projection, or the first values of a learned one, drawn.
 
         Raises:
             BindError: If the two states differ in anything but their width, or have not the
@@ -124,12 +144,15 @@ class MatchHidden:
                 f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
                 f"of which some are selected; got {tuple(student.shape[:-1])}"
             )
-        matrix = self.projection.matrix(
-            seed=sample.seed,
-            name="shared" if self.shared_projection else names,
-            student_width=student.shape[-1],
-            teacher_width=teacher.shape[-1],
-        )
+        law, device = self.projection, student.device
+        widths = {"student_width": student.shape[-1], "teacher_width": teacher.shape[-1]}
+        matrix: Tensor | None = None
+        adapter: LinearMap | None = None
+        if isinstance(law, Learned):
+            adapter = law.adapter(seed=sample.seed, name=names, **widths).to(device)
+        else:
+            name = "shared" if self.shared_projection else names
+            matrix = law.matrix(seed=sample.seed, name=name, **widths).to(device)
         rule = self.normalize
         if rule == "auto":
             rule = "layernorm" if is_residual else "none"
@@ -138,7 +161,9 @@ class MatchHidden:
             reads=reads,
             rule=rule,
             rows=rows,
-            matrix=matrix.to(student.device),
+            widths=(student.shape[-1], teacher.shape[-1]),
+            matrix=matrix,
+            adapter=adapter,
             mean=None,
         )
 
@@ -168,28 +193,39 @@ class _BoundHidden:
     reads: Reads
     rule: str
     rows: Rows
-    matrix: Float[Tensor, "student_width teacher_width"]
-    mean: Float[Tensor, " student_width"] | None
+    widths: tuple[int, int]
+    """Of student and teacher."""
+    matrix: Float[Tensor, "student_width teacher_width"] | None
+    """The fixed projection; None with a learned one."""
+    adapter: LinearMap | None
+    """The learned projection; None with a fixed one."""
+    mean: Float[Tensor, " compared_width"] | None
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions the mean is over."""
         selected = self.declared.chosen(batch)
         return self.rows.count(batch) if selected is None else selected.numel()
 
-    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row student_width"]:
-        """Return the normalized projection of the teacher's state, in float32 or autocast's."""
+    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
+        """Return the normalized (projected) state of the teacher, in float32 or autocast's."""
         projected = self._project(teacher, batch)
         centered = projected if self.mean is None else projected - self.mean
         return NORMALIZERS[self.rule](centered)
 
-    def _project(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row student_width"]:
+    def _project(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
         states = self._rows(teacher.hidden[self.reads.teacher[0]], batch)
-        return NORMALIZERS[self.rule](states).to(self.matrix.dtype) @ self.matrix.mT
+        normalized = NORMALIZERS[self.rule](states)
+        if self.matrix is None:
+            return normalized
+        return normalized.to(self.matrix.dtype) @ self.matrix.mT
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the squared error, mean over the width, summed over positions."""
         states = self._rows(student.hidden[self.reads.student[0]], batch)
-        return squared_error(NORMALIZERS[self.rule](states), required(target, "target"))
+        compared = NORMALIZERS[self.rule](states)
+        if self.adapter is not None:
+            compared = NORMALIZERS[self.rule](self.adapter(compared))
+        return squared_error(compared, required(target, "target"))
 
     def _rows(
         self, states: Float[Tensor, "*leading width"], batch: Batch
@@ -206,20 +242,20 @@ class _BoundHidden:
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
         """Return the term with the mean of the projected state over the given batches."""
-        total = torch.zeros(self.matrix.shape[0], device=self.matrix.device)
-        count = 0
+        total, count = torch.zeros(()), 0
         for activations, batch in teachers:
             projected = self._project(activations, batch)
-            total = total + projected.sum(0)
+            total = total.to(projected.device) + projected.sum(0)
             count += projected.shape[0]
         return replace(self, mean=total / max(count, 1))
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
-        wide, tall = self.matrix.shape
+        ours, theirs = self.widths
         terms = [f"{self.declared.weight:g} x MSE", self.rule if self.rule != "none" else ""]
         terms += ["centered" if self.declared.center else ""]
         terms += ["selected" if self.declared.positions == "selected" else ""]
         law = self.declared.projection.kind + (" shared" if self.declared.shared_projection else "")
+        shape = f"{ours}x{theirs}" if self.adapter is None else f"{theirs}x{ours}"
         taps = f"{self.reads.student[0].label} <- {self.reads.teacher[0].label}"
-        return taps, " ".join(filter(None, terms)), f"{law} {wide}x{tall}", f"{wide} <- {tall}"
+        return taps, " ".join(filter(None, terms)), f"{law} {shape}", f"{ours} <- {theirs}"

@@ -5,6 +5,8 @@ for each teacher state h the expected mean square of A h, over the draw of A, is
 h. So the scale of a target does not depend on the law or on the student's width, and losses of
 different pairs can be compared. `Identity` keeps it without a draw.
 
+`Learned` is the contrast: a trained map on the student's side, which only starts from such a draw.
+
 Axes: student_width, teacher_width, word (a raw 64-bit random number), entry (of a matrix, counted
 row by row), vector and coordinate (of the vectors that are made orthonormal).
 
@@ -19,6 +21,7 @@ References:
         student's width. The law is not printed there; variance 1 / teacher_width is ours.
     [S11] Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3 (Philox4x64-10).
     [M07] Mezzadri 2007, arXiv math-ph/0609050: orthogonal matrices from Gaussian ones.
+    [R14] Romero et al. 2014, FitNets, arXiv 1412.6550, section 2.2: a trained regressor.
 """
 
 import math
@@ -31,6 +34,7 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.errors import BindError
+from curricle.objectives.adapters import LinearMap
 from curricle.seeding import derive
 from curricle.specs import value
 
@@ -183,8 +187,39 @@ class Identity:
         return torch.eye(student_width, dtype=dtype)
 
 
+@final
+@value
+class Learned:
+    """A linear map from the student's width to the teacher's, trained with the student.
+
+    The other direction, a trained map of the teacher's state, is not offered: there map and
+    student agree perfectly at zero.
+    """
+
+    kind: Literal["learned"] = "learned"
+
+    def adapter(
+        self, *, seed: int, name: str, student_width: int, teacher_width: int
+    ) -> LinearMap:
+        """Return the map with its first values: normal, mean 0 and variance 1 / student_width.
+
+        Args:
+            seed: Seed of the run.
+            name: Name of the layer pair; another name gives independent first values.
+            student_width: Number of columns.
+            teacher_width: Number of rows.
+
+        Source:
+            [R14]. Deviation: a matrix alone, neither a convolution nor a bias.
+        """
+        key = derive(seed, f"projection/{self.kind}/{name}", student_width, teacher_width)
+        normals = _normals(key, student_width * teacher_width)
+        entries = normals.reshape(teacher_width, student_width) / math.sqrt(student_width)
+        return LinearMap(torch.from_numpy(entries).float())
+
+
 Projection = Annotated[
-    Gaussian | Sign | Orthogonal | Identity,
+    Gaussian | Sign | Orthogonal | Identity | Learned,
     Field(discriminator="kind"),
 ]
 """Field type of a projection; `kind` tells the laws apart."""

@@ -176,7 +176,7 @@ def _bars(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> No
         heights = [one.mean for one in own]
         style: dict[str, Any] = {"color": palette[name], "label": name, "capsize": 2.5}
         axes.bar(places, heights, width=width * 0.92, yerr=errors, ecolor="#444444", **style)
-    axes.set_xticks(range(len(groups)), [str(group) for group in groups], rotation=20, ha="right")
+    _name_groups(axes, groups)
 
 
 def _lines(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> None:
@@ -213,15 +213,16 @@ def _spread(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> 
         for box in boxes["boxes"]:
             box.set(facecolor=palette[name], alpha=0.6)
         boxes["boxes"][0].set_label(name)
-    axes.set_xticks(range(len(groups)), [_tick(group) for group in groups])
+    _name_groups(axes, groups)
 
 
 DRAWN = {"bars": _bars, "lines": _lines, "spread": _spread}
 """How each kind of chart is drawn."""
 
 
-def _tick(group: float | str) -> str:
-    return group if isinstance(group, str) else f"{group:g}"
+def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
+    names = [group if isinstance(group, str) else f"{group:g}" for group in groups]
+    axes.set_xticks(range(len(groups)), names, rotation=20, ha="right")
 
 
 def _dress(axes: Axes, chart: Chart, title: str) -> None:

@@ -4,6 +4,10 @@ A *trajectory* is the ordered list of checkpoints of one teacher. On disk it is 
 safetensors files and a `manifest.json`; a list of Hugging Face folders, such as the
 `checkpoint-<step>` folders of its Trainer, serves as well.
 
+The manifest keeps the teacher's loss on held-out data at each checkpoint, in nats a scored
+position. Not its training loss: that of one batch is noisy, and smoothing it over earlier steps
+would move and widen the very transition that `curriculum.transitions` looks for.
+
 Design: every checkpoint that a curriculum names is checked before training starts. A missing or
 unreadable one is an error then, never skipped later.
 """
@@ -31,6 +35,8 @@ class Trajectory:
 
     files: tuple[tuple[int, Path], ...]
     """Training step and weights file of each checkpoint, ascending."""
+    losses: tuple[tuple[int, float], ...] = ()
+    """Training step and held-out loss of the checkpoints where it is known, ascending; in nats."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -67,12 +73,22 @@ class TrajectoryWriter:
         self._folder = folder
         self.steps = frozenset(steps)
 
-    def save(self, module: nn.Module, step: int) -> None:
-        """Write the checkpoint of a step and list it in the manifest."""
+    def save(self, module: nn.Module, step: int, loss: float | None = None) -> None:
+        """Write the checkpoint of a step and list it in the manifest.
+
+        Args:
+            module: The teacher.
+            step: Its training step.
+            loss: Its loss on held-out data, in nats; None if it is not known.
+        """
         save_weights(module, self._folder / _file_name(step))
         manifest = self._folder / MANIFEST
-        known = json.loads(manifest.read_text())["steps"] if manifest.is_file() else []
-        write_text(manifest, json.dumps({"steps": sorted({*known, step})}, indent=1))
+        known = json.loads(manifest.read_text()) if manifest.is_file() else {}
+        steps, losses = known.get("steps", []), dict(known.get("losses", []))
+        if loss is not None:
+            losses[step] = loss
+        listed = {"steps": sorted({*steps, step}), "losses": sorted(losses.items())}
+        write_text(manifest, json.dumps(listed, indent=1))
 
 
 def open_trajectory(folder: Path) -> Trajectory:
@@ -83,14 +99,17 @@ def open_trajectory(folder: Path) -> Trajectory:
     """
     manifest = folder / MANIFEST
     try:
-        steps = [int(step) for step in json.loads(manifest.read_text())["steps"]]
+        listed = json.loads(manifest.read_text())
+        steps = [int(step) for step in listed["steps"]]
+        # Earlier versions did not keep losses.
+        losses = tuple((int(step), float(loss)) for step, loss in listed.get("losses", []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{str(manifest)!r} must list the steps of a trajectory: {error!r}"
         ) from None
     files = tuple((step, folder / _file_name(step)) for step in steps)
     _all_present(path for _, path in files)
-    return Trajectory(files)
+    return Trajectory(files, losses)
 
 
 def hugging_face_trajectory(folders: Sequence[Path]) -> Trajectory:
