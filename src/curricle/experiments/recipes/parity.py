@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from curricle.curriculum.durations import Duration
+from curricle.experiments.budgets import Budget
 from curricle.experiments.demos import parity_demo
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, length, steps
 from curricle.experiments.spec import RunSpec, StrategySpec, Target, TeacherSpec
@@ -16,7 +17,7 @@ from curricle.experiments.tasks import ParityTask
 from curricle.models.hf import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.points import Chart
-from curricle.training.optimizers import AdamW, Schedule
+from curricle.training.optimizers import SGD, AdamW, Schedule
 from curricle.training.settings import EngineSettings
 
 SEEDS: Mapping[Scale, tuple[int, ...]] = {
@@ -306,10 +307,54 @@ SAMPLE_COMPLEXITY = Recipe(
     panels=_sample_complexity,
 )
 
+RATE_PER_EXAMPLE = 0.3 / 64
+"""Learning rate of the demo, for each example of a batch."""
+
+
+def _batch_size(scale: Scale) -> Mapping[str, Comparison]:
+    sizes = {"smoke": (16, 32), "small": (4, 16, 64, 256), "paper": (1, 4, 16, 64, 256)}[scale]
+    examples = 2000 if scale == "smoke" else 6_400_000
+    return {f"batch-{size}": replace(_batched(scale, size, examples), x=size) for size in sizes}
+
+
+def _batched(scale: Scale, size: int, examples: int) -> Comparison:
+    base = parity_size("smoke" if scale == "smoke" else "small")
+    assert isinstance(base.task, ParityTask)  # noqa: S101 - tells the type checker what it is
+    every = max(1, (256 if scale == "smoke" else 12_800) // size)
+    spec = replace(
+        base,
+        task=replace(base.task, batch_size=size),
+        # No strategy here asks the teacher anything.
+        teacher=TeacherSpec(model=base.teacher.model, total=length(1), checkpoints=1),
+        budget=Budget(number=examples, unit="examples"),
+        target=Target(metric="accuracy", number=0.9, ends_run=True),
+        optimizer=SGD(learning_rate=RATE_PER_EXAMPLE * size),
+        engine=EngineSettings(evaluate_every=every, record_every=every, threads=1),
+    )
+    return _comparison(spec, _strategies({"from_labels": {"kind": "from_labels"}}), scale)
+
+
+PARITY_BATCH_SIZE = Recipe(
+    name="parity-batch-size",
+    title="With a learning rate in proportion, the batch size does not move the transition",
+    source="own check of the equivalence that the parity recipes rest on",
+    known="the papers train on single examples at learning rate 0.005",
+    costs={"smoke": "seconds", "small": "10 min", "paper": "an hour on a CPU"},
+    chart=Chart(
+        kind="lines",
+        of="examples",
+        x="examples a step",
+        y="examples to 90 % accuracy, from labels",
+        log_x=True,
+    ),
+    panels=_batch_size,
+)
+
 RECIPES = (
     PARITY_MLP,
     PARITY_TWO_SHOT,
     PARITY_TRANSFORMER,
     PARITY_HIERARCHICAL,
     SAMPLE_COMPLEXITY,
+    PARITY_BATCH_SIZE,
 )

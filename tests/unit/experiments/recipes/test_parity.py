@@ -1,4 +1,5 @@
 from curricle.experiments.recipes.parity import (
+    PARITY_BATCH_SIZE,
     PARITY_HIERARCHICAL,
     PARITY_MLP,
     PARITY_TRANSFORMER,
@@ -46,3 +47,16 @@ def test_sizes_stand_on_the_axis_with_stages_in_proportion() -> None:
     assert [comparison.x for comparison in panels.values()] == [25, 35, 50, 70, 100]
     extraction = panels["d-100"].spec.strategies["extraction"].curriculum
     assert extraction["durations"] == ["750 steps"]
+
+
+def test_the_learning_rate_goes_with_the_batch_size() -> None:
+    rates = {
+        comparison.x: comparison.spec.optimizer.learning_rate
+        for comparison in PARITY_BATCH_SIZE.panels("small").values()
+    }
+    assert rates[64] == 0.3
+    assert {size: rate / 0.3 * 64 for size, rate in rates.items()} == {size: size for size in rates}
+    for comparison in PARITY_BATCH_SIZE.panels("small").values():
+        task = comparison.spec.task
+        assert isinstance(task, ParityTask)
+        assert task.batch_size == comparison.x
