@@ -118,7 +118,9 @@ def plan(spec: Spec, sets: Sets = None) -> None:
         runs = [single_run(chosen), *runs]
     for run in runs:
         bound = planned_student(chosen, run)
-        console.print(plan_table([stage.plan for stage in bound.stages], title=run.name))
+        console.print(plan_table(bound.plans, title=run.name))
+        if bound.note:
+            console.print(bound.note, soft_wrap=True)
 
 
 @app.command()
@@ -304,10 +306,17 @@ def _remedy(spec: "RunSpec") -> str:
 def _compare_students(spec: "RunSpec", jobs: int) -> None:
     from curricle.experiments.comparison import compare as run_all
     from curricle.experiments.runner import student_runs
+    from curricle.training.observers import NoteLine
 
+    tell = NoteLine(console)
     with _bars() as new_bar:
         bars = {str(run): new_bar(str(run)) for run in student_runs(spec)}
-        run_all(spec, jobs=jobs, watch=lambda run, record: bars[str(run)](record))
+
+        def watch(run: "StudentRun", record: "Record") -> None:
+            tell(record)
+            bars[str(run)](record)
+
+        run_all(spec, jobs=jobs, watch=watch)
     _report([spec.folder], spec.folder / "report.html")
 
 
@@ -320,10 +329,11 @@ def _teach(spec: "RunSpec") -> None:
 
 def _distill(spec: "RunSpec") -> None:
     from curricle.experiments.runner import single_run, train_student
+    from curricle.training.observers import NoteLine
 
     run = single_run(spec)
     with _bars() as new_bar:
-        end = train_student(spec, run, [new_bar(run.name)])
+        end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
     console.print(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
 

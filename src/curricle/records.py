@@ -78,6 +78,8 @@ class StagePlan:
     """Number of student parameters that the stage can change."""
     memory_bytes: int
     """Bytes of trained weights, their gradients and optimizer state, and saved activations."""
+    adapter_parameters: int = 0
+    """Number of parameters that the objectives train beside the student; part of the memory."""
 
 
 @final
@@ -108,6 +110,8 @@ class RunRecord:
     """Device and precision."""
     run: str = ""
     """Digest of everything the run depends on; empty in records of earlier versions."""
+    note: str = ""
+    """Why the stages are as they are, in a sentence for people; may be empty."""
 
 
 @final

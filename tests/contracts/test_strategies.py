@@ -8,13 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import STRATEGIES, build
 from curricle.errors import SpecError
 from curricle.specs import parse, plain
 
 Arguments = Callable[[Duration], dict[str, Any]]
-TRAJECTORY = (100, 200, 400)
+TRAJECTORY = PlannedCheckpoints((100, 200, 400))
 
 
 def written(total: Duration) -> list[dict[str, Any]]:
@@ -48,6 +49,14 @@ CATALOG: dict[str, Arguments] = {
         "trajectory": [100, 400],
         "durations": [f"3 {total.unit}"],
         "objective": {"kind": "logits", "teacher_temperature": 2.0},
+    },
+    "progressive through the transition": lambda total: {
+        "kind": "progressive",
+        "select": "transition",
+    },
+    "progressive through selected checkpoints": lambda total: {
+        "kind": "progressive",
+        "select": [100, 400],
     },
     "one_shot": lambda total: {"kind": "one_shot", "objective": {"kind": "logits", "weight": 2}},
     "from_labels": lambda total: {"kind": "from_labels"},
@@ -106,7 +115,7 @@ def test_the_curriculum_survives_plain_data(arguments: Arguments) -> None:
 
 @every_strategy
 def test_teachers_are_final_or_of_the_trajectory(arguments: Arguments) -> None:
-    assert set(made(arguments, Duration(number=50)).teachers) <= {"final", *TRAJECTORY}
+    assert set(made(arguments, Duration(number=50)).teachers) <= {"final", *TRAJECTORY.steps}
 
 
 @every_strategy

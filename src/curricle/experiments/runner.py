@@ -16,6 +16,7 @@ from typing import Any, Protocol, final, runtime_checkable
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, TeacherReference
 from curricle.curriculum.strategies import build, from_labels
 from curricle.errors import BindError, CheckpointError
@@ -264,9 +265,11 @@ def _bound(
     """
     model = _build(given(spec.student, "student", "distill"), data, student.seed, "student")
 
+    # What a teacher that is still to be taught will have lost is not known yet.
+    trajectory = teacher.trajectory or PlannedCheckpoints(spec.trajectory_steps())
+
     def curriculum(total: Duration) -> Curriculum:
-        steps = spec.trajectory_steps()
-        return build(student.curriculum, total=total, trajectory=steps)
+        return build(student.curriculum, total=total, trajectory=trajectory)
 
     def bound(chosen: Curriculum) -> BoundRun:
         return bind(

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, final
 from pydantic import Field
 
 from curricle.curriculum.durations import AnyDuration, Duration
+from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.strategies import build
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
 from curricle.experiments.budgets import PROVISIONAL, AnyBudget
@@ -175,7 +176,7 @@ class RunSpec:
         total = self._total()
         for path, call in self._calls().items():
             try:
-                build(call, total=total, trajectory=self.trajectory_steps())
+                build(call, total=total, trajectory=PlannedCheckpoints(self.trajectory_steps()))
             except CurricleError as error:
                 raise SpecError(f"{path!r}: {error}") from None
         if self.target.final_of not in (None, *self.strategies):

@@ -196,6 +196,8 @@ def _plans(runs: Sequence[Run]) -> list[str]:
         for stages, seeds in plans.items():
             which = "" if len(plans) == 1 else f" (seed {', '.join(map(str, seeds))})"
             parts += [f"<h3>{html.escape(method + which)}</h3>", table(plan_grid(stages))]
+        told = dict.fromkeys(run.opening.note for run in group if run.opening.note)
+        parts += [note(one[0].upper() + one[1:] + ".") for one in told]
     return parts
 
 

@@ -25,7 +25,7 @@ class LiveTeacher:
     def __init__(self, model: TappedModel, trajectory: Trajectory | None = None) -> None:
         """Take a finished model and, for progressive stages, its trajectory."""
         self.model = model
-        self._trajectory = trajectory
+        self.trajectory = trajectory
         self._current: Literal["final"] | int = "final"
         self._final: dict[str, Tensor] = {}
 
@@ -68,11 +68,11 @@ class LiveTeacher:
                 self._final = {}
 
     def _of(self, step: int) -> Trajectory:
-        if self._trajectory is None:
+        if self.trajectory is None:
             raise BindError(
                 f"'trajectory' must be given to read teacher checkpoint {step}; got none"
             )
-        return self._trajectory
+        return self.trajectory
 
 
 def num_parameters(model: TappedModel) -> int:

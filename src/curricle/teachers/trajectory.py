@@ -25,7 +25,7 @@ from curricle.errors import BindError, CheckpointError
 from curricle.files import write_text
 from curricle.models.weights import check_weights, load_weights, save_weights
 
-MANIFEST = "manifest.json"
+MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.json"
 
 
 @final
@@ -115,18 +115,21 @@ def open_trajectory(folder: Path) -> Trajectory:
 def hugging_face_trajectory(folders: Sequence[Path]) -> Trajectory:
     """Return the trajectory made of Hugging Face model folders, in the given order.
 
-    A folder named `checkpoint-<step>` gives its step; otherwise they are numbered from 1.
+    A folder named `checkpoint-<step>` gives its step; otherwise they are numbered from 1. Losses
+    are those that the Trainer has noted in `trainer_state.json` where it evaluated at that step.
 
     Raises:
-        CheckpointError: If there is none, one holds no `model.safetensors`, or the steps do not
-            ascend.
+        CheckpointError: If there is none, one holds no `model.safetensors` or a damaged state, or
+            the steps do not ascend.
     """
     steps = hugging_face_steps(folders)
     if not steps:
         raise CheckpointError("'folders' must be at least one; got none")
     paths = [folder / "model.safetensors" for folder in folders]
     _all_present(paths)
-    return Trajectory(tuple(zip(steps, paths, strict=True)))
+    noted = [_noted_loss(folder, step) for folder, step in zip(folders, steps, strict=True)]
+    known = [(step, loss) for step, loss in zip(steps, noted, strict=True) if loss is not None]
+    return Trajectory(tuple(zip(steps, paths, strict=True)), tuple(known))
 
 
 def hugging_face_steps(folders: Sequence[Path]) -> tuple[int, ...]:
@@ -141,6 +144,25 @@ def hugging_face_steps(folders: Sequence[Path]) -> tuple[int, ...]:
     if steps != sorted(set(steps)):
         raise CheckpointError(f"'folders' must have ascending steps; got {steps}")
     return tuple(steps)
+
+
+def _noted_loss(folder: Path, step: int) -> float | None:
+    """Return the evaluation loss of a step in the Trainer's state, in nats; None if it has none.
+
+    Raises:
+        CheckpointError: If the state is damaged.
+    """
+    state = folder / TRAINER_STATE
+    if not state.is_file():
+        return None
+    try:
+        history = json.loads(state.read_text())["log_history"]
+        found = [one["eval_loss"] for one in history if "eval_loss" in one and one["step"] == step]
+        return float(found[-1]) if found else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{str(state)!r} must hold the 'log_history' of a Trainer: {error!r}"
+        ) from None
 
 
 def _file_name(step: int) -> str:

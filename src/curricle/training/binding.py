@@ -27,25 +27,14 @@ from curricle.errors import BindError
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
 from curricle.models.tapped import Activations, Place, TappedModel, tap_number
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, required
+from curricle.objectives.terms import Objective, Reads, Sample, required
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.training.costs import Meter
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.settings import EngineSettings
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Term:
-    """One objective of a stage, bound."""
-
-    weight: float
-    """Factor in the stage's loss."""
-    needs_teacher: bool
-    """Whether it has a target from a teacher."""
-    objective: BoundObjective
-    """The bound objective."""
+from curricle.training.terms import Term, adapters_of, opened
+from curricle.training.starting import BoundStart, bind_start
 
 
 @final
@@ -92,12 +81,23 @@ class BoundRun:
     """Seed of the run."""
     draws_noise: bool
     """Whether the student's forward pass draws from torch's global generator, as dropout does."""
+    start: BoundStart | None = None
+    """What is set before the first step, if anything is."""
+    note: str = ""
+    """Why the stages are as they are, in a sentence for people; may be empty."""
 
     @property
     def teachers(self) -> tuple[TeacherReference, ...]:
         """Return the teachers that the stages read."""
         stages = tuple(stage.declared for stage in self.stages)
-        return Curriculum(name=self.name, stages=stages).teachers
+        start = None if self.start is None else self.start.declared
+        return Curriculum(name=self.name, stages=stages, start=start).teachers
+
+    @property
+    def plans(self) -> tuple[StagePlan, ...]:
+        """Return what the start, if there is one, and the stages are and cost."""
+        start = () if self.start is None else (self.start.plan,)
+        return (*start, *(stage.plan for stage in self.stages))
 
     @property
     def num_steps(self) -> int:
@@ -164,6 +164,8 @@ def bind(
         settings=settings,
         seed=seed,
         draws_noise=probe.draws_noise,
+        start=bind_start(curriculum.start, student, teacher, stream=stream, seed=seed),
+        note=curriculum.note,
     )
 
 
@@ -244,17 +246,27 @@ class _Probe:
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
             shown = self._teach(reads, teacher_meter) if needs_teacher else None
             student = self._learn(reads, student_meter)
-            sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
+            sample = Sample(
+                batch=self._part,
+                student=student,
+                teacher=shown,
+                seed=self._seed,
+                num_steps=end - start,
+            )
             terms = self._terms(stage, each, sample)
+            tried = opened(terms)
+            adapters = list(adapters_of(tried).parameters())
+            student_meter.know(adapters)
             with teacher_meter.running():
-                targets = self._targets(terms, shown)
+                targets = self._targets(tried, shown)
             with student_meter.running():
-                trained = self._reached(terms, student, targets)
+                trained = self._reached(tried, student, targets)
         if not trained:
             raise BindError(
                 f"'trains' must leave something to train; got {stage.trains!r} where all that the "
                 f"objectives reach is frozen"
             )
+        own = sum(parameter.numel() for parameter in adapters)
         plan = StagePlan(
             name=stage.name,
             teacher=_teacher_words(stage) if needs_teacher else "none",
@@ -263,7 +275,8 @@ class _Probe:
             student_flops=student_meter.flops * self._settings.accumulation,
             teacher_flops=teacher_meter.flops * self._settings.accumulation,
             trained_parameters=self._count(trained),
-            memory_bytes=self._memory(trained, student_meter.saved_bytes),
+            adapter_parameters=own,
+            memory_bytes=self._memory(self._count(trained) + own, student_meter.saved_bytes),
         )
         return BoundStage(
             declared=stage,
@@ -328,8 +341,10 @@ class _Probe:
             return frozenset()
         named = dict(self._student.module.named_parameters())
         free = {name: one for name, one in named.items() if one.requires_grad}
-        grads = torch.autograd.grad(loss, list(free.values()), allow_unused=True)
-        return frozenset(name for name, grad in zip(free, grads, strict=True) if grad is not None)
+        # Adapters too, since their gradient costs as it will in training.
+        moved = [*free.values(), *adapters_of(terms).parameters()]
+        grads = torch.autograd.grad(loss, moved, allow_unused=True)
+        return frozenset(name for name, grad in zip(free, grads, strict=False) if grad is not None)
 
     @contextmanager
     def _undisturbed(self, *, frozen: frozenset[str]) -> Iterator[None]:
@@ -352,10 +367,10 @@ class _Probe:
         named = dict(self._student.module.named_parameters())
         return sum(named[name].numel() for name in names)
 
-    def _memory(self, names: frozenset[str], saved_bytes: int) -> int:
+    def _memory(self, parameters: int, saved_bytes: int) -> int:
         """Return bytes of trained weights, gradients, optimizer state and saved activations."""
         moments = 2 if isinstance(self._optimizer, AdamW) else int(self._optimizer.momentum > 0)
-        return self._count(names) * 4 * (2 + moments) + saved_bytes
+        return parameters * 4 * (2 + moments) + saved_bytes
 
 
 def _read(

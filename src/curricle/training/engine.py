@@ -46,7 +46,8 @@ from curricle.training.checkpoints import (
     save_checkpoint,
 )
 from curricle.training.costs import now
-from curricle.training.evaluation import Evaluator
+from curricle.training.evaluation import LOSS, Evaluator
+from curricle.training.starting import begun
 from curricle.training.stepping import StepOutcome, Stepper, stepping
 
 Observer = Callable[[Record], None]
@@ -120,6 +121,7 @@ class _Execution:
     has_ended: bool = False
     spent: Spent = field(default_factory=Spent)
     writer: RecordWriter | None = None
+    resumed: Path | None = None
     optimizer: torch.optim.Optimizer = field(init=False)
     digest: str = field(init=False)
 
@@ -142,6 +144,7 @@ class _Execution:
                 self.writer.close()
 
     def _stages(self) -> EndRecord:
+        self.spent = begun(self.run.start, self.spent, self.run.settings.torch_device())
         for stage in self.run.stages:
             if self.spent.steps < stage.end and not self.has_ended:
                 self._stage(stage)
@@ -158,7 +161,8 @@ class _Execution:
                 self.optimizer = self.run.optimizer.build(self.run.student.module.parameters())
             self._tell(StageRecord(stage=stage.declared.name, spent=self.spent))
         before = self.spent
-        with stepping(self.run, stage, self.optimizer) as stepper:
+        resumed = self.resumed if before.steps > stage.start else None
+        with stepping(self.run, stage, self.optimizer, resumed=resumed) as stepper:
             started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)
@@ -192,15 +196,17 @@ class _Execution:
             stepper.check(outcome, step)
             rate = stepper.learning_rate(step)
             self._tell(_step_record(stage, outcome, learning_rate=rate, spent=self.spent))
-        if done % settings.evaluate_every == 0:
-            metrics = self._metrics(stage)
+        trajectory = self.outputs.trajectory
+        is_kept = trajectory is not None and done in trajectory.steps
+        is_due = done % settings.evaluate_every == 0
+        metrics = self._metrics(stage) if is_due or is_kept else {}
+        if is_due:
             name = stage.declared.name
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self.spent))
             self.has_ended = self.until is not None and self.until(metrics)
-        trajectory = self.outputs.trajectory
-        if trajectory is not None and done in trajectory.steps:
+        if trajectory is not None and is_kept:
             stepper.check_weights(step)
-            trajectory.save(self.run.student.module, done)
+            trajectory.save(self.run.student.module, done, metrics.get(LOSS))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not self.has_ended:
@@ -215,8 +221,8 @@ class _Execution:
         # Not even a crash of the machine may leave a checkpoint whose records are lost.
         self.writer.sync()
         state = RunState(spent=self.spent, records_bytes=self.writer.size, run=self.digest)
-        folder = self.outputs.folder / CHECKPOINTS
-        save_checkpoint(folder, state, self.run.student.module, self.optimizer)
+        folder, module = self.outputs.folder / CHECKPOINTS, self.run.student.module
+        save_checkpoint(folder, state, module, self.optimizer, adapters=stepper.adapters)
 
     def _metrics(self, stage: BoundStage) -> dict[str, float]:
         """Return the student's metrics.
@@ -282,7 +288,7 @@ class _Execution:
         return None
 
     def _go_on(self, checkpoint: Path, opening: RunRecord, records: Path) -> None:
-        state = read_state(checkpoint)
+        state, self.resumed = read_state(checkpoint), checkpoint
         load_checkpoint(checkpoint, self.run.student.module, self.optimizer)
         self.spent = state.spent
         self.writer = RecordWriter(records, keep_bytes=state.records_bytes)
@@ -307,7 +313,7 @@ def run_fingerprint(run: BoundRun) -> str:
     teacher = [] if run.teacher is None or not run.teachers else _sample(run.teacher.model.module)
     return fingerprint(
         [
-            [plain(stage.declared) for stage in run.stages],
+            [plain(one.declared) for one in (*([run.start] if run.start else []), *run.stages)],
             plain(run.optimizer),
             [run.settings.precision, run.settings.accumulation, run.settings.clip_norm or 0],
             run.stream.fingerprint,
@@ -370,7 +376,8 @@ def _run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord
         task=task,
         metric=metric,
         batch_size=run.stream.batch_size,
-        stages=tuple(stage.plan for stage in run.stages),
+        note=run.note,
+        stages=run.plans,
         student_parameters=num_parameters(run.student),
         teacher_parameters=num_parameters(run.teacher.model)
         if run.teacher is not None and run.teachers

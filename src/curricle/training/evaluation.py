@@ -16,6 +16,8 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.losses import cross_entropy
 from curricle.objectives.terms import required
 
+LOSS = "nll"
+"""The metric that is a loss: that of a teacher is kept with its checkpoints."""
 Evaluator = Callable[[TappedModel], dict[str, float]]
 """A function from a model, in evaluation mode and without gradient, to named metrics."""
 
@@ -39,6 +41,6 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
                 right += int((logits.argmax(-1) == labels).sum())
                 nats += float(cross_entropy(logits, labels))
                 count += batch.num_selected
-        return {"accuracy": right / count, "nll": nats / count}
+        return {"accuracy": right / count, LOSS: nats / count}
 
     return evaluate

@@ -1,7 +1,8 @@
 """Who watches a run?
 
-An observer is a function that receives records. Here is the one for people: a progress bar with
-stage, loss and metric. Trackers are written the same way, outside the engine.
+An observer is a function that receives records. Here are those for people: a progress bar with
+stage, loss and metric, and a line that says why the stages are as they are. Trackers are written
+the same way, outside the engine.
 """
 
 from typing import final
@@ -61,3 +62,22 @@ class ProgressBar:
             self._end = "target reached"
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
         self._progress.update(self._bar, completed=record.spent.steps, note=note)
+
+
+@final
+class NoteLine:
+    """Prints why the stages of a run are as they are, once for all runs of which it is the same."""
+
+    def __init__(self, console: Console) -> None:
+        """Take the console that also shows the bars."""
+        self._console = console
+        self._told: set[str] = set()
+
+    def __call__(self, record: Record) -> None:
+        """Print the note of a run that opens."""
+        if not isinstance(record, RunRecord) or not record.note:
+            return
+        line = f"{record.method}: {record.note}"
+        if line not in self._told:
+            self._told.add(line)
+            self._console.print(line, soft_wrap=True)

@@ -1,14 +1,15 @@
 """The stages of each strategy, in numbers worked out by hand."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.selection import HasSteps, PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import (
-    HasSteps,
     build,
     extraction,
     from_labels,
@@ -301,6 +302,60 @@ def test_the_last_checkpoint_takes_what_is_left() -> None:
         SpecError, match=r"^'durations' must be one fewer than the 2 checkpoints; got 2$"
     ):
         progressive(total=steps(10), trajectory=(1, 2), durations=(steps(2), steps(2)))
+
+
+FALL = ((10, 0.69), (20, 0.69), (30, 0.4), (40, 0.01), (50, 0.01))
+"""A teacher's losses with a transition that checkpoint 30 lies in."""
+
+
+def fallen() -> Trajectory:
+    return Trajectory(tuple((step, Path(str(step))) for step, _ in FALL), FALL)
+
+
+def test_the_transition_gives_two_shots_the_first_for_a_twentieth() -> None:
+    found = progressive(total=steps(100), trajectory=fallen(), select="transition")
+    assert plan(found) == [(30, 5), (50, 95)]
+    assert found.note == (
+        "checkpoint 30 lies inside the teacher's transition (loss 0.69 -> 0.01 between 20 and 40)"
+    )
+
+
+def test_the_checkpoint_in_the_transition_may_teach_for_a_length_of_its_own() -> None:
+    found = progressive(
+        total=steps(100), trajectory=fallen(), select="transition", durations=("8 steps",)
+    )
+    assert plan(found) == [(30, 8), (50, 92)]
+
+
+def test_checkpoints_may_be_selected_by_their_steps() -> None:
+    found = progressive(total=steps(100), trajectory=fallen(), select=(20, 50))
+    assert (plan(found), found.note) == ([(20, 50), (50, 50)], "")
+
+
+def test_selected_checkpoints_may_be_refreshed() -> None:
+    found = progressive(total=steps(40), trajectory=fallen(), select=(10, 40), refresh=20)
+    assert plan(found) == [(10, 20), (40, 20)]
+
+
+def test_a_transition_is_not_refreshed() -> None:
+    with pytest.raises(
+        SpecError,
+        match=r"^'refresh' must not be combined with 'select' 'transition'; got both$",
+    ):
+        progressive(total=steps(9), trajectory=fallen(), select="transition", refresh=2)
+
+
+@pytest.mark.parametrize("select", ["transitio", 5, ["x"]])
+def test_a_selection_is_known_or_a_list_of_steps(select: Any) -> None:
+    with pytest.raises(SpecError, match=r"^'select.*got "):
+        progressive(total=steps(9), trajectory=fallen(), select=select)
+
+
+def test_a_spec_may_ask_for_the_transition_before_the_teacher_is_taught() -> None:
+    call = {"kind": "progressive", "select": "transition"}
+    found = build(call, total=steps(100), trajectory=PlannedCheckpoints((1, 2, 3, 4, 5)))
+    assert plan(found) == [(3, 5), (5, 95)]
+    assert "provisional" in found.note
 
 
 # --- the others -----------------------------------------------------------------------------------

@@ -72,7 +72,10 @@ def test_a_trajectory_without_a_manifest_is_refused(tmp_path: Path) -> None:
         open_trajectory(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"steps": 5}', '{"steps": ["x"]}'])
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"steps": 5}', '{"steps": ["x"]}', '{"steps": [1], "losses": [1]}'],
+)
 def test_a_damaged_manifest_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / MANIFEST).write_text(content)
     with pytest.raises(CheckpointError, match=r"manifest.json' must list the steps"):
@@ -111,8 +114,21 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path) -> None:
         open_trajectory(folder).check(mlp(widths=(5,)), [10])
 
 
-def test_the_manifest_holds_nothing_but_the_steps(folder: Path) -> None:
-    assert json.loads((folder / MANIFEST).read_text()) == {"steps": [10, 20, 30]}
+def test_the_manifest_holds_nothing_but_steps_and_losses(folder: Path) -> None:
+    assert json.loads((folder / MANIFEST).read_text()) == {"steps": [10, 20, 30], "losses": []}
+
+
+def test_losses_are_kept_in_the_order_of_their_steps(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path, [1, 2])
+    for step, loss in ((2, 0.25), (1, 0.75), (2, 0.5)):
+        writer.save(mlp(), step, loss)
+    assert open_trajectory(tmp_path).losses == ((1, 0.75), (2, 0.5))
+
+
+def test_a_trajectory_of_an_earlier_version_has_no_losses(folder: Path) -> None:
+    (folder / MANIFEST).write_text('{"steps": [10, 20]}')
+    found = open_trajectory(folder)
+    assert (found.steps, found.losses) == ((10, 20), ())
 
 
 # --- Hugging Face folders -------------------------------------------------------------------------
@@ -151,6 +167,29 @@ def logits(module: nn.Module) -> torch.Tensor:
 
 def test_folders_of_the_trainer_give_their_steps(folders: list[Path]) -> None:
     assert hugging_face_trajectory(folders).steps == (50, 100)
+
+
+def note_losses(folder: Path, losses: dict[int, float]) -> None:
+    noted = [{"eval_loss": loss, "step": step} for step, loss in losses.items()]
+    history = [{"loss": 9.0, "step": 50}, *noted]
+    (folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+
+
+def test_the_losses_that_the_trainer_has_noted_are_read(folders: list[Path]) -> None:
+    note_losses(folders[0], {50: 0.7})
+    note_losses(folders[1], {50: 0.7, 100: 0.1})
+    assert hugging_face_trajectory(folders).losses == ((50, 0.7), (100, 0.1))
+
+
+def test_a_checkpoint_that_the_trainer_has_not_evaluated_has_no_loss(folders: list[Path]) -> None:
+    note_losses(folders[1], {60: 0.7})
+    assert hugging_face_trajectory(folders).losses == ()
+
+
+def test_a_damaged_state_of_the_trainer_is_refused(folders: list[Path]) -> None:
+    (folders[0] / "trainer_state.json").write_text('{"log_history": [{"eval_loss": 1}]}')
+    with pytest.raises(CheckpointError, match=r"trainer_state.json' must hold the 'log_history'"):
+        hugging_face_trajectory(folders)
 
 
 def test_hugging_face_checkpoints_load_into_the_model(folders: list[Path]) -> None:

@@ -1,0 +1,127 @@
+"""Which checkpoints are followed, and what people are told about the choice."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curricle.curriculum.selection import (
+    HasLosses,
+    HasSteps,
+    PlannedCheckpoints,
+    select_checkpoints,
+)
+from curricle.errors import SpecError
+from curricle.teachers.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A trajectory with losses."""
+
+    losses: tuple[tuple[int, float], ...]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return tuple(step for step, _ in self.losses)
+
+
+INSIDE = Kept(((10, 0.7), (20, 0.7), (30, 0.6), (40, 0.3), (50, 0.0), (60, 0.0)))
+BETWEEN = Kept(((10, 0.7), (20, 0.7), (30, 0.7), (40, 0.0), (50, 0.0)))
+SLOPE = Kept(((10, 4.0), (20, 2.5), (30, 1.8), (40, 1.4), (50, 1.2)))
+
+
+def test_a_trajectory_has_steps_and_losses() -> None:
+    assert isinstance(Trajectory(()), HasLosses)
+    assert isinstance(PlannedCheckpoints(()), HasSteps)
+    assert not isinstance(PlannedCheckpoints(()), HasLosses)
+
+
+def test_all_checkpoints_are_taken_without_a_word() -> None:
+    found = select_checkpoints("equal", INSIDE)
+    assert (found.steps, found.note) == ((10, 20, 30, 40, 50, 60), "")
+
+
+def test_of_two_checkpoints_inside_the_one_nearest_to_half_way_is_taken() -> None:
+    found = select_checkpoints("transition", INSIDE)
+    assert found.steps == (40, 60)
+    assert found.note == (
+        "checkpoint 40 lies inside the teacher's transition (loss 0.70 -> 0.00 between 20 and 50)"
+    )
+
+
+def test_a_transition_between_two_checkpoints_is_told() -> None:
+    found = select_checkpoints("transition", BETWEEN)
+    assert found.steps == (30, 50)
+    assert found.note == (
+        "no checkpoint lies inside the teacher's transition (loss 0.70 -> 0.00 between 30 and 40); "
+        "30 is the nearest, more would help"
+    )
+
+
+def test_a_loss_without_transition_is_told() -> None:
+    found = select_checkpoints("transition", SLOPE)
+    assert found.steps == (20, 50)
+    assert found.note == (
+        "the teacher's loss has no transition (4.00 -> 1.20 between 10 and 50); checkpoint 20 is "
+        "the nearest to half-way down"
+    )
+
+
+def test_a_teacher_that_is_still_to_be_taught_gives_a_provisional_choice() -> None:
+    found = select_checkpoints("transition", PlannedCheckpoints((10, 20, 30, 40, 50)))
+    assert found.steps == (30, 50)
+    assert found.note == (
+        "checkpoint 30 is provisional: which one lies inside the teacher's transition shows when "
+        "it is taught"
+    )
+
+
+@given(losses=st.lists(st.floats(0, 10), min_size=2, max_size=30))
+def test_the_provisional_choice_is_as_long_as_the_later_one(losses: list[float]) -> None:
+    kept = Kept(tuple(enumerate(losses, start=1)))
+    for trajectory in (kept, PlannedCheckpoints(kept.steps)):
+        first, last = select_checkpoints("transition", trajectory).steps
+        assert first < last == len(losses)
+
+
+def test_a_list_names_checkpoints() -> None:
+    assert select_checkpoints((20, 50), PlannedCheckpoints((20, 30, 50))).steps == (20, 50)
+
+
+def test_a_listed_checkpoint_must_be_there() -> None:
+    with pytest.raises(
+        SpecError,
+        match=r"^'select' must list checkpoints of the trajectory, which has \[20, 30\]; got 25$",
+    ):
+        select_checkpoints((20, 25), (20, 30))
+
+
+@pytest.mark.parametrize("listed", [(), (30, 20), (20, 20)])
+def test_a_list_ascends(listed: tuple[int, ...]) -> None:
+    with pytest.raises(SpecError, match=r"^'select' must hold ascending checkpoint steps; got "):
+        select_checkpoints(listed, (20, 30))
+
+
+@pytest.mark.parametrize("trajectory", [(10, 20), Trajectory(()), Kept(())])
+def test_nothing_is_found_without_checkpoints_or_losses(trajectory: object) -> None:
+    with pytest.raises(SpecError, match=r"^'(trajectory|select)' "):
+        select_checkpoints("transition", trajectory)
+
+
+def test_bare_steps_have_no_losses() -> None:
+    with pytest.raises(
+        SpecError,
+        match=r"^'select' 'transition' must have the teacher's loss at every checkpoint; there is "
+        r"none at step 10, ",
+    ):
+        select_checkpoints("transition", (10, 20))
+
+
+def test_a_single_checkpoint_has_none_before_it() -> None:
+    with pytest.raises(
+        SpecError,
+        match=r"^'select' 'transition' must have a checkpoint before the last; got \[10\]$",
+    ):
+        select_checkpoints("transition", Kept(((10, 0.5),)))
