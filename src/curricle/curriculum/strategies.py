@@ -29,6 +29,7 @@ from pydantic import Field
 from curricle.curriculum.durations import Duration, DurationText, duration
 from curricle.curriculum.selection import HasSteps, Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
+from curricle.curriculum.starts import RandomStart, WarmStart
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden, Normalize, Positions
@@ -78,6 +79,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
     optimizer_state: State = "keep",
     last: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
     teacher: TeacherReference = "final",
+    start: WarmStart | None = None,
     name: str = "extraction",
 ) -> Curriculum:
     """Return curriculum extraction: layers of a finished teacher one after another, then logits.
@@ -98,11 +100,14 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
         optimizer_state: Whether the optimizer's state is kept at the borders.
         last: Objective of the last stage.
         teacher: Which teacher is read.
+        start: What sets the student's embeddings before the first step; a random one shares its
+            projection with the pairs.
         name: Name of the method in reports.
 
     Raises:
         SpecError: If there are no pairs, their number differs from the number of durations,
-            `share` is given as well, or the layer stages leave nothing for the last one.
+            `share` is given as well, the layer stages leave nothing for the last one, or the pairs
+            do not share the projection of a random start.
 
     Source:
         [CE], Figure 1. Deviation: none known; shares, freezing and schedule are not in the text
@@ -114,6 +119,11 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
         raise SpecError(f"'pairs' must hold at least one layer pair; got {chosen}")
     if share is not None and durations is not None:
         raise SpecError(f"'share' must not be given with 'durations'; got {share}")
+    if isinstance(start, RandomStart) and not shared_projection:
+        raise SpecError(
+            f"'shared_projection' must be true after a random 'start', whose projection it is; "
+            f"got {shared_projection}"
+        )
     lengths = _lengths(durations) or _equal_parts(total, share or 0.25, len(chosen))
     if len(chosen) != len(lengths):
         raise SpecError(
@@ -148,11 +158,11 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
         schedule=schedule,
         optimizer_state=optimizer_state,
     )
-    return Curriculum(name=name, stages=(*layers, logits))
+    return Curriculum(name=name, stages=(*layers, logits), start=start)
 
 
 @checked
-def progressive(
+def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     *,
     total: DurationText,
     trajectory: Any,  # noqa: ANN401 - pydantic cannot check a protocol; done below
@@ -226,6 +236,7 @@ def one_shot(
     total: DurationText,
     objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
     teacher: TeacherReference = "final",
+    start: WarmStart | None = None,
     name: str = "one_shot",
 ) -> Curriculum:
     """Return plain distillation: KL to the finished teacher's logits all along.
@@ -234,10 +245,11 @@ def one_shot(
         total: Length of the curriculum.
         objective: What is minimized.
         teacher: Which teacher is read.
+        start: What sets the student's embeddings before the first step.
         name: Name of the method in reports.
     """
     stage = Stage(name="logits", duration=total, objectives=(objective,), teacher=teacher)
-    return Curriculum(name=name, stages=(stage,))
+    return Curriculum(name=name, stages=(stage,), start=start)
 
 
 @checked
@@ -253,12 +265,19 @@ def from_labels(*, total: DurationText, name: str = "from_labels") -> Curriculum
 
 
 @checked
-def staged(*, total: DurationText, stages: Stages, name: str = "staged") -> Curriculum:
+def staged(
+    *,
+    total: DurationText,
+    stages: Stages,
+    start: WarmStart | None = None,
+    name: str = "staged",
+) -> Curriculum:
     """Return a curriculum from stages written out one by one.
 
     Args:
         total: Length of the whole; the stages must add up to it.
         stages: The stages in order.
+        start: What sets the student's embeddings before the first step.
         name: Name of the method in reports.
 
     Raises:
@@ -270,7 +289,7 @@ def staged(*, total: DurationText, stages: Stages, name: str = "staged") -> Curr
             f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
             f"{rest}; got {last.duration}"
         )
-    return Curriculum(name=name, stages=stages)
+    return Curriculum(name=name, stages=stages, start=start)
 
 
 STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(

@@ -1,0 +1,109 @@
+"""Where does a language model turn ids into vectors, and vectors back into scores of ids?
+
+`embedding_tables` finds the tables of a model without a list of families. A Hugging Face model
+names its token table and its output map itself; every other `nn.Embedding` of the token table's
+width holds positions, token types or the like. Tables of another width, such as the biases of
+relative positions inside the blocks, are none of these.
+
+Axes: id (a token), row (of any table), width.
+
+Design: modules are found, never changed, and nothing here imports transformers. Weights that two
+roles share are the very same parameter in both, so that who sets one can respect the tie.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, final, runtime_checkable
+
+from torch import nn
+
+from curricle.errors import BindError
+
+
+@runtime_checkable
+class HasEmbeddings(Protocol):
+    """The part of a Hugging Face model that names its tables."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the module that turns token ids into vectors."""
+        ...
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """Return the module that makes the logits, if the model has one."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingTables:
+    """The tables of one model."""
+
+    path: str
+    """Module path of the token table."""
+    tokens: nn.Embedding
+    """Token table: one row an id."""
+    others: Mapping[str, nn.Embedding]
+    """Tables of positions and the like, by module path, in the order of the modules."""
+    output: nn.Linear | None
+    """What makes the logits, if it is a linear map of the shape of the token table."""
+
+    @property
+    def is_tied(self) -> bool:
+        """Return whether the output's weight is the token table."""
+        return self.output is not None and self.output.weight is self.tokens.weight
+
+
+def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
+    """Return the tables of a model.
+
+    Args:
+        model: A Hugging Face model, or one with its two methods.
+        role: Whose model it is, for the error sentence.
+
+    Raises:
+        BindError: If the model does not say which module holds its token embeddings, or if that is
+            no table.
+    """
+    named = model.get_input_embeddings() if isinstance(model, HasEmbeddings) else None
+    if not isinstance(model, HasEmbeddings) or not isinstance(named, nn.Embedding):
+        held = "" if named is None else f" with embeddings in a {type(named).__name__}"
+        raise BindError(
+            f"{role!r} must have token embeddings in an nn.Embedding and name it by "
+            f"'get_input_embeddings', as Hugging Face models do; got {type(model).__name__}{held}"
+        )
+    tables = {
+        path: table
+        for path, table in model.named_modules()
+        if isinstance(table, nn.Embedding) and table.embedding_dim == named.embedding_dim
+    }
+    path = next(path for path, table in tables.items() if table is named)
+    output = model.get_output_embeddings()
+    is_map = isinstance(output, nn.Linear) and output.weight.shape == named.weight.shape
+    return EmbeddingTables(
+        path=path,
+        tokens=named,
+        others={other: table for other, table in tables.items() if other != path},
+        output=output if is_map else None,
+    )
+
+
+def matching_tables(
+    student: EmbeddingTables, teacher: EmbeddingTables
+) -> Iterator[tuple[str, nn.Embedding, nn.Embedding]]:
+    """Yield a student's other tables with a teacher's of as many rows, each used once.
+
+    Of several with as many rows the one of the same path is taken, or else the first. Tables
+    without such a partner are left out.
+
+    Args:
+        student: Tables of the student.
+        teacher: Tables of the teacher.
+
+    Yields:
+        Module path of the student's table, the table, and the teacher's.
+    """
+    left = dict(teacher.others)
+    for path, table in student.others.items():
+        fitting = [other for other in left if left[other].num_embeddings == table.num_embeddings]
+        if fitting:
+            yield path, table, left.pop(path if path in fitting else fitting[0])
