@@ -64,6 +64,16 @@ def test_plan_prints_the_curriculum_and_every_strategy_and_writes_nothing(
     assert [path.name for path in tmp_path.iterdir()] == ["parity.yaml"]
 
 
+def test_plan_says_that_the_checkpoint_in_the_transition_is_not_known_yet(
+    command: Command, parity: Path
+) -> None:
+    code, shown, _ = command(
+        "plan", parity, "--set", "strategies.progressive.curriculum.select=transition"
+    )
+    assert code == 0
+    assert shown.count("provisional") == 1
+
+
 @pytest.mark.parametrize(
     ("sets", "plans"), [(["curriculum=null"], 2), (["strategies={}", "seeds=null"], 1)]
 )

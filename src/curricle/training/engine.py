@@ -199,13 +199,14 @@ class _Execution:
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.evaluate_every == 0
+        if is_kept:
+            stepper.check_weights(step)
         metrics = self._metrics(stage) if is_due or is_kept else {}
         if is_due:
             name = stage.declared.name
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self.spent))
             self.has_ended = self.until is not None and self.until(metrics)
         if trajectory is not None and is_kept:
-            stepper.check_weights(step)
             trajectory.save(self.run.student.module, done, metrics.get(LOSS))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.

@@ -1,5 +1,6 @@
 """From a spec to runs on disk: what is bound, trained, reused and kept."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from curricle.experiments.spec import RunSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord
+from curricle.teachers.trajectory import open_trajectory
 from curricle.training.optimizers import SGD
 from tests.runs import contents
 
@@ -77,6 +79,19 @@ def test_a_taught_teacher_leaves_its_checkpoints_and_its_end(make_spec: MakeSpec
     steps = sorted(path.stem for path in trajectory.glob("*.safetensors"))
     assert steps == ["step-000000010", "step-000000020"]
     assert end_of(spec.folder / "teacher") is not None
+
+
+def test_a_taught_teacher_keeps_its_held_out_loss_with_its_checkpoints(
+    make_spec: MakeSpec,
+) -> None:
+    # Step 20 is the end: what was found there stands in the last record as well.
+    spec = make_spec("teacher.checkpoints=4")
+    teach(spec)
+    kept = dict(open_trajectory(spec.folder / "teacher" / "trajectory").losses)
+    end = end_of(spec.folder / "teacher")
+    assert sorted(kept) == [5, 10, 15, 20]
+    assert end is not None
+    assert kept[20] == end.metrics["nll"]
 
 
 def test_a_taught_teacher_is_left_alone(make_spec: MakeSpec) -> None:
@@ -236,6 +251,46 @@ def test_a_rehearsal_looks_at_the_teacher_that_is_there(make_spec: MakeSpec) -> 
         other = MLPSpec(widths=(3,)).build(num_inputs=8, num_classes=2, num_positions=1)
     save_weights(other.module, spec.folder / "teacher" / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"must hold this model's weights; 'blocks.0.0.bias'"):
+        rehearse(spec, [single_run(spec)])
+
+
+TRANSITION = "curriculum={kind: progressive, select: transition}"
+
+
+def test_a_transition_is_provisional_until_the_teacher_is_taught(make_spec: MakeSpec) -> None:
+    spec = make_spec(TRANSITION, "teacher.checkpoints=4")
+    before = planned_student(spec, single_run(spec))
+    teach(spec)
+    after = planned_student(spec, single_run(spec))
+    assert before.teachers == (10, 20)
+    assert "provisional" in before.note
+    assert "provisional" not in after.note
+    assert [stage.end for stage in after.stages] == [stage.end for stage in before.stages]
+
+
+def test_a_student_is_taught_by_the_checkpoint_inside_the_transition(make_spec: MakeSpec) -> None:
+    spec = make_spec(TRANSITION, "teacher.checkpoints=5")
+    teach(spec)
+    manifest = spec.folder / "teacher" / "trajectory" / "manifest.json"
+    listed = json.loads(manifest.read_text())
+    listed["losses"] = [[4, 0.69], [8, 0.69], [12, 0.69], [16, 0.4], [20, 0.01]]
+    manifest.write_text(json.dumps(listed))
+    told: list[Record] = []
+    train_student(spec, single_run(spec), [told.append])
+    opening = told[0]
+    assert isinstance(opening, RunRecord)
+    assert [stage.teacher for stage in opening.stages] == ["step 16", "step 20"]
+    assert opening.note.startswith("checkpoint 16 lies inside the teacher's transition (loss 0.69")
+
+
+def test_a_teacher_of_an_earlier_version_has_no_losses_to_find_a_transition_in(
+    make_spec: MakeSpec,
+) -> None:
+    spec = make_spec(TRANSITION)
+    teach(spec)
+    manifest = spec.folder / "teacher" / "trajectory" / "manifest.json"
+    manifest.write_text(json.dumps({"steps": [10, 20]}))
+    with pytest.raises(SpecError, match=r"^'select' 'transition' must have the teacher's loss at"):
         rehearse(spec, [single_run(spec)])
 
 

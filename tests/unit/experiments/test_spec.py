@@ -26,6 +26,25 @@ def test_a_spec_is_read_from_a_file_with_overrides(tmp_path: Path, make_spec: Ma
     assert spec.seed == 7
 
 
+@pytest.mark.parametrize("select", ["transition", "equal", [10, 20]])
+def test_a_selection_of_checkpoints_is_stored_and_read_again(
+    tmp_path: Path, make_spec: MakeSpec, select: object
+) -> None:
+    spec = make_spec(f"strategies.progressive.curriculum.select={select}")
+    (tmp_path / "spec.yaml").write_text(to_yaml(spec))
+    assert load_spec(tmp_path / "spec.yaml") == spec
+    assert spec.strategies["progressive"].curriculum["select"] == select
+
+
+def test_a_checkpoint_that_cannot_be_selected_shows_when_the_spec_is_read(
+    make_spec: MakeSpec,
+) -> None:
+    with pytest.raises(
+        SpecError, match=r"'strategies.progressive.curriculum': 'select' must list .*; got 15$"
+    ):
+        make_spec("strategies.progressive.curriculum.select=[15, 20]")
+
+
 def test_a_stored_spec_is_equal_when_read_again(tmp_path: Path, make_spec: MakeSpec) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(to_yaml(make_spec()))

@@ -77,6 +77,7 @@ def write_run() -> WriteRun:
         task: str = "parity",
         every: int = 1,
         planned: int | None = None,
+        note: str = "",
     ) -> Path:
         last = max(measured)
         half = last // 2
@@ -94,6 +95,7 @@ def write_run() -> WriteRun:
                 teacher_parameters=1024,
                 versions={"curricle": "0.1.0", "torch": "2.13.0"},
                 device="cpu float32",
+                note=note,
             )
         )
         writer.write(StageRecord(stage="first", spent=Spent()))

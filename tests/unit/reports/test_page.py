@@ -124,6 +124,13 @@ def test_texts_of_records_are_escaped(tmp_path: Path, write_run: WriteRun) -> No
     assert attack in reader.text
 
 
+def test_why_the_stages_are_as_they_are_is_told_once(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed in range(2):
+        path = tmp_path / f"students/extraction/seed-{seed}"
+        write_run(path, {10: 0.5}, seed=seed, note="checkpoint 7 lies inside")
+    assert _write(tmp_path, tmp_path / "page.html").text.count("Checkpoint 7 lies inside.") == 1
+
+
 def test_a_budget_of_several_parts_is_told_in_words(comparison: Path) -> None:
     runs = load_runs([comparison])
     summary = summarize(runs, budget={"max_steps": 9, "hours": 2})

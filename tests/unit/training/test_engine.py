@@ -353,7 +353,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(
 ) -> None:
     told: list[str] = []
 
-    def saving(*_: object) -> None:
+    def saving(*_: object, **__: object) -> None:
         told.append("checkpoint")
 
     def syncing(_: RecordWriter) -> None:
@@ -458,6 +458,17 @@ def test_checkpoints_in_a_trajectory_are_kept_between_the_intervals(tmp_path: Pa
 
 
 # --- teachers -------------------------------------------------------------------------------------
+
+
+def test_the_loss_that_is_kept_is_that_of_the_evaluation_at_that_step(tmp_path: Path) -> None:
+    losses = iter([0.9, 0.8, 0.7, 0.6])
+    run = bound(from_labels(total=Duration(number=9)), teacher=None, settings={"evaluate_every": 4})
+    told: list[Record] = []
+    outputs = Outputs(observers=(told.append,), trajectory=TrajectoryWriter(tmp_path, [4, 6]))
+    execute(run, lambda _: {"nll": next(losses)}, metric="nll", outputs=outputs)
+    # Evaluated at steps 4, 6, 8 and the end, of which step 6 is for the trajectory alone.
+    assert open_trajectory(tmp_path).losses == ((4, 0.9), (6, 0.8))
+    assert [one.metrics["nll"] for one in told if isinstance(one, EvaluationRecord)] == [0.9, 0.7]
 
 
 def test_a_missing_checkpoint_ends_the_run_before_it_begins(

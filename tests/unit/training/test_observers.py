@@ -17,7 +17,7 @@ from curricle.records import (
     StageRecord,
     StepRecord,
 )
-from curricle.training.observers import ProgressBar, new_progress
+from curricle.training.observers import NoteLine, ProgressBar, new_progress
 
 
 def opening(*steps: int) -> RunRecord:
@@ -108,3 +108,13 @@ def test_the_bar_is_drawn_with_name_and_note() -> None:
             bar(record)
     assert "extraction seed 0" in file.getvalue()
     assert "loss 0.1235" in file.getvalue()
+
+
+def test_a_note_is_told_once_for_all_runs_that_share_it() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    tell = NoteLine(console)
+    noted = replace(opening(5), note="checkpoint 7 lies inside")
+    for record in (opening(5), noted, STAGE, replace(noted, seed=1), replace(noted, note="none")):
+        tell(record)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == ("extraction: checkpoint 7 lies inside\nextraction: none\n")
