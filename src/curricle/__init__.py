@@ -28,6 +28,8 @@ _HOMES = MappingProxyType(
         "MatchHidden": "curricle.objectives.hidden",
         "MatchLogits": "curricle.objectives.outputs",
         "ParityStream": "curricle.data.parity",
+        "PrincipalStart": "curricle.curriculum.starts",
+        "RandomStart": "curricle.curriculum.starts",
         "Result": "curricle.training.distillation",
         "SGD": "curricle.training.optimizers",
         "Schedule": "curricle.training.optimizers",
@@ -53,6 +55,8 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
+    from curricle.curriculum.starts import PrincipalStart as PrincipalStart
+    from curricle.curriculum.starts import RandomStart as RandomStart
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import one_shot as one_shot

@@ -43,6 +43,12 @@ CATALOG: dict[str, Arguments] = {
         "durations": [f"1 {total.unit}", f"2 {total.unit}"],
         "last": {"kind": "labels"},
     },
+    "extraction after a start": lambda total: {
+        "kind": "extraction",
+        "shared_projection": True,
+        "projection": {"kind": "sign"},
+        "start": {"kind": "random", "projection": {"kind": "sign"}},
+    },
     "progressive": lambda total: {"kind": "progressive"},
     "progressive two-shot": lambda total: {
         "kind": "progressive",
@@ -59,6 +65,7 @@ CATALOG: dict[str, Arguments] = {
         "select": [100, 400],
     },
     "one_shot": lambda total: {"kind": "one_shot", "objective": {"kind": "logits", "weight": 2}},
+    "one_shot after a start": lambda total: {"kind": "one_shot", "start": {"kind": "principal"}},
     "from_labels": lambda total: {"kind": "from_labels"},
     "staged": lambda total: {"kind": "staged", "stages": written(total)},
 }

@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 
 from curricle.curriculum.durations import Duration, duration
 from curricle.curriculum.stages import Stage
+from curricle.curriculum.starts import WarmStart
 from curricle.curriculum.strategies import STRATEGIES
 from curricle.data.windows import Masking
 from curricle.experiments.budgets import Budget, budget
@@ -59,6 +60,7 @@ SECTIONS: Mapping[str, Any] = types.MappingProxyType(
         "Curricula": STRATEGIES,
         "Layer pair": LayerPair,
         "Stage": Stage,
+        "Starts": WarmStart,
         "Objectives": Shipped,
         "Divergences": Divergence,
         "Projections": Projection,

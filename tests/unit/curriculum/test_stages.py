@@ -7,9 +7,11 @@ import pytest
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.starts import PrincipalStart, RandomStart
 from curricle.errors import SpecError
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.projections import Sign
 from curricle.specs import parse, plain
 
 
@@ -52,6 +54,39 @@ def test_a_curriculum_needs_a_stage() -> None:
 def test_stage_names_are_unique() -> None:
     with pytest.raises(SpecError, match=r"'stages' must have different names; got 'a' twice$"):
         Curriculum(name="doubled", stages=(stage("b"), stage("a"), stage("a")))
+
+
+def test_a_start_reads_the_finished_teacher_first() -> None:
+    stages = (stage("a", teacher=300), stage("b"))
+    assert Curriculum(name="x", stages=stages, start=PrincipalStart()).teachers == ("final", 300)
+    labels = stage("labels", objectives=(FitLabels(),))
+    assert Curriculum(name="x", stages=(labels,), start=RandomStart()).teachers == ("final",)
+
+
+def test_no_stage_is_named_like_a_start() -> None:
+    stages = (stage("warm start"),)
+    assert Curriculum(name="x", stages=stages)
+    with pytest.raises(SpecError, match=r"must have different names; got 'warm start' twice$"):
+        Curriculum(name="x", stages=stages, start=PrincipalStart())
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_a_random_start_has_the_projection_that_layers_share(is_shared: bool) -> None:
+    layer = MatchHidden(
+        pair=LayerPair(student=1, teacher=1), projection=Sign(), shared_projection=is_shared
+    )
+    stages = (stage("layer", objectives=(layer,)), stage("logits"))
+    for start in (None, PrincipalStart(), RandomStart(projection=Sign())):
+        assert Curriculum(name="x", stages=stages, start=start).start == start
+    if not is_shared:
+        assert Curriculum(name="x", stages=stages, start=RandomStart()).start == RandomStart()
+        return
+    with pytest.raises(
+        SpecError,
+        match=r"'start' must have the projection that the layers share; got 'gaussian' where they "
+        r"have 'sign'$",
+    ):
+        Curriculum(name="x", stages=stages, start=RandomStart())
 
 
 def test_teachers_come_once_and_in_the_order_of_their_use() -> None:

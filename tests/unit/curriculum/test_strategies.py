@@ -1,6 +1,9 @@
 """The stages of each strategy, in numbers worked out by hand."""
 
 import re
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +12,7 @@ import pytest
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.selection import HasSteps, PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.starts import PrincipalStart, RandomStart, WarmStart
 from curricle.curriculum.strategies import (
     build,
     extraction,
@@ -22,7 +26,7 @@ from curricle.errors import SpecError
 from curricle.models.tapped import tap_number
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.projections import Orthogonal
+from curricle.objectives.projections import Orthogonal, Sign
 from curricle.teachers.trajectory import Trajectory
 
 
@@ -76,6 +80,43 @@ def test_uniform_pairs_are_spread_over_the_depth(
 def test_uniform_needs_a_pair(num_pairs: int) -> None:
     with pytest.raises(SpecError, match=rf"^'num_pairs' must be positive; got {num_pairs}$"):
         uniform(num_pairs)
+
+
+# --- starts ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [RandomStart(), PrincipalStart()], ids=lambda kind: kind.kind)
+def test_a_start_changes_no_stage(kind: WarmStart) -> None:
+    labels = Stage(name="labels", duration=steps(40), objectives=(FitLabels(),))
+    calls: list[Callable[..., Curriculum]] = [
+        partial(extraction, total=steps(40), shared_projection=True),
+        partial(one_shot, total=steps(40)),
+        partial(staged, total=steps(40), stages=(labels,)),
+    ]
+    for call in calls:
+        assert call().start is None
+        assert call(start=kind) == replace(call(), start=kind)
+
+
+def test_layers_share_the_projection_of_a_random_start() -> None:
+    with pytest.raises(
+        SpecError,
+        match=r"^'shared_projection' must be true after a random 'start', whose projection it is; "
+        r"got False$",
+    ):
+        extraction(total=steps(40), start=RandomStart())
+    assert extraction(total=steps(40), start=PrincipalStart()).start == PrincipalStart()
+
+
+def test_a_start_is_given_in_a_spec_by_its_kind() -> None:
+    call = {"kind": "one_shot", "start": {"kind": "random", "projection": {"kind": "sign"}}}
+    made = build(call, total=steps(5), trajectory=None)
+    assert made.start == RandomStart(projection=Sign())
+
+
+def test_an_unknown_start_is_an_error() -> None:
+    with pytest.raises(SpecError, match=r"^'start': .*'random', 'principal'"):
+        build({"kind": "one_shot", "start": {"kind": "warm"}}, total=steps(5), trajectory=None)
 
 
 # --- extraction -----------------------------------------------------------------------------------
