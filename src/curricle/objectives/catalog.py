@@ -12,9 +12,12 @@ from pydantic_core import to_jsonable_python
 
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.terms import Objective
 
-Shipped = Annotated[MatchHidden | MatchLogits | FitLabels, Field(discriminator="kind")]
+Shipped = Annotated[
+    MatchHidden | MatchLogits | LearnedTemperature | FitLabels, Field(discriminator="kind")
+]
 
 
 def _own_or_shipped(given: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
@@ -29,7 +32,7 @@ def _plain(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN40
 
     The data tell runs apart. They are not read back: only Python code can make such an object.
     """
-    if isinstance(objective, MatchHidden | MatchLogits | FitLabels):
+    if isinstance(objective, MatchHidden | MatchLogits | LearnedTemperature | FitLabels):
         return handler(objective)
     own = type(objective)
     held = to_jsonable_python(objective, fallback=lambda part: getattr(part, "__dict__", {}))

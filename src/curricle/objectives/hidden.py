@@ -30,7 +30,7 @@ from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
-from curricle.objectives.projections import Gaussian, Learned, Projection
+from curricle.objectives.projections import SHARED, Gaussian, Learned, Projection
 from curricle.objectives.terms import (
     BoundObjective,
     Reads,
@@ -151,7 +151,7 @@ class MatchHidden:
         if isinstance(law, Learned):
             adapter = law.adapter(seed=sample.seed, name=names, **widths).to(device)
         else:
-            name = "shared" if self.shared_projection else names
+            name = SHARED if self.shared_projection else names
             matrix = law.matrix(seed=sample.seed, name=name, **widths).to(device)
         rule = self.normalize
         if rule == "auto":
@@ -242,7 +242,7 @@ class _BoundHidden:
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
         """Return the term with the mean of the projected state over the given batches."""
-        total, count = torch.zeros(()), 0
+        total, count = torch.zeros(1), 0
         for activations, batch in teachers:
             projected = self._project(activations, batch)
             total = total.to(projected.device) + projected.sum(0)

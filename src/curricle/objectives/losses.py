@@ -8,7 +8,8 @@ exactly the loss of one large batch.
 Axes: row (any number of axes), width (of a hidden state), class (of logits).
 
 Design: low precisions are computed in float32, float64 stays; no argument is changed in place.
-Only the student's side gets a gradient, whether or not the caller has detached the other.
+Only the student's side gets a gradient, whether or not the caller has detached the other; the one
+exception is the temperature of `tempered_kl`, which may be learned.
 Temperatures divide the logits of one side; no result is multiplied by a temperature, so the
 gradient for large equal temperatures falls with their square. Teacher temperature 0 means the
 teacher's arg-max as a one-hot distribution (ties: the first class). A class is absent if its logit
@@ -20,6 +21,7 @@ References:
     [P24] Panigrahi et al. 2024, arXiv 2410.05464: the temperature softens the teacher only; their
         cross-entropy form has the gradient of `forward_kl`, and a tiny temperature stands for 0.
     [A23] Agarwal et al. 2023, arXiv 2306.13649: reverse KL and generalized JSD for distillation.
+    [L22] Li et al. 2022, arXiv 2211.16231: a temperature that is itself learned.
 """
 
 import torch
@@ -31,6 +33,8 @@ from curricle.errors import SpecError
 
 NO_LABEL = -(2**31)
 """Label that torch would skip; none that a user gives, so that -100 is an error too."""
+LEAST_LOGIT = -1e30
+"""What stands for minus infinity where a logit is divided by a temperature that has a gradient."""
 LEAST_TEMPERATURE = 1e-30
 """Least positive temperature; float32 still divides by it exactly enough."""
 
@@ -178,6 +182,36 @@ def generalized_jsd(
     # The floor turns the 0 / 0 in the gradient at absent classes into 0.
     log_mixture = mixture.clamp_min(torch.finfo(mixture.dtype).tiny).log()
     return beta * _kl(log_teacher, log_mixture) + (1 - beta) * _kl(log_student, log_mixture)
+
+
+def tempered_kl(
+    student_logits: Float[Tensor, "*row class"],
+    teacher_logits: Float[Tensor, "*row class"],
+    temperature: Float[Tensor, "*#row 1"],
+) -> Float[Tensor, ""]:
+    """Return the sum over rows of tau^2 KL(T || S), both softened by tau, which gets a gradient.
+
+    T = softmax(t / tau) and S = softmax(s / tau), as in `forward_kl`. The factor tau^2 keeps the
+    gradient's size to the student.
+
+    Args:
+        student_logits: The student's logits s.
+        teacher_logits: The teacher's logits t.
+        temperature: tau, one for all rows or one for each; dimensionless, positive.
+
+    Returns:
+        Sum over rows, in nats times tau^2.
+
+    Source:
+        [L22], equation of the loss; the factor as in Hinton et al. 2015, arXiv 1503.02531.
+    """
+    # Minus infinity times the gradient 0 of an absent class would be no number.
+    student = _widen(student_logits).clamp_min(LEAST_LOGIT)
+    teacher = _widen(teacher_logits.detach()).clamp_min(LEAST_LOGIT)
+    log_student = functional.log_softmax(student / temperature, dim=-1)
+    log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
+    likely = log_teacher.exp()
+    return (temperature.square() * likely * (log_teacher - log_student)).sum()
 
 
 def total_variation(

@@ -38,6 +38,9 @@ from curricle.objectives.adapters import LinearMap
 from curricle.seeding import derive
 from curricle.specs import value
 
+SHARED = "shared"
+"""Name of the projection that several layer pairs have in common."""
+
 
 @final
 @value
@@ -198,9 +201,7 @@ class Learned:
 
     kind: Literal["learned"] = "learned"
 
-    def adapter(
-        self, *, seed: int, name: str, student_width: int, teacher_width: int
-    ) -> LinearMap:
+    def adapter(self, *, seed: int, name: str, student_width: int, teacher_width: int) -> LinearMap:
         """Return the map with its first values: normal, mean 0 and variance 1 / student_width.
 
         Args:

@@ -126,11 +126,13 @@ class Sample:
     """The teacher's, if the objective needs one."""
     seed: int
     """Seed of the run, for projections."""
+    num_steps: int = 1
+    """Length of the stage, in steps."""
 
 
 @runtime_checkable
 class BoundObjective(Protocol):
-    """An objective with its models known."""
+    """An objective with its models known; one that trains a module besides is an `OwnsAdapter`."""
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions that the loss is a mean over."""

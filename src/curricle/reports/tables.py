@@ -156,7 +156,7 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
             stage.taps,
             stage.widths,
             stage.projection,
-            stage.objective,
+            _objective(stage),
             f"{stage.steps:,}",
             short(stage.student_flops),
             short(stage.teacher_flops),
@@ -183,6 +183,12 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
         numeric=(*[False] * len(words), *[True] * len(heads)),
         total=True,
     )
+
+
+def _objective(stage: StagePlan) -> str:
+    """Return a stage's objectives, with the number of parameters that they train themselves."""
+    own = stage.adapter_parameters
+    return f"{stage.objective}; {short(own)} own parameters" if own else stage.objective
 
 
 def _stage_flops(stage: StagePlan) -> int:

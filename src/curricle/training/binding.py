@@ -11,9 +11,9 @@ right for every module, tied weights and unused branches included.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from curricle import seeding
 from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.data.streams import Batch, Stream
+from curricle.data.streams import Batch, Inputs, Stream
 from curricle.errors import BindError
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
 from curricle.models.tapped import Activations, Place, TappedModel, tap_number
@@ -33,8 +33,8 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.costs import Meter
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.settings import EngineSettings
-from curricle.training.terms import Term, adapters_of, opened
 from curricle.training.starting import BoundStart, bind_start
+from curricle.training.terms import Term, adapters_of, described, opened
 
 
 @final
@@ -239,21 +239,13 @@ class _Probe:
             raise BindError(
                 f"'teacher' must be given only where an objective reads it; got {stage.teacher}"
             )
-        inputs = self._part.inputs
-        data = [inputs] if isinstance(inputs, Tensor) else inputs.values()
-        student_meter = Meter([*self._student.module.parameters(), *data])
+        student_meter = Meter([*self._student.module.parameters(), *_tensors(self._part.inputs)])
         teacher_meter = Meter()
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
             shown = self._teach(reads, teacher_meter) if needs_teacher else None
             student = self._learn(reads, student_meter)
-            sample = Sample(
-                batch=self._part,
-                student=student,
-                teacher=shown,
-                seed=self._seed,
-                num_steps=end - start,
-            )
-            terms = self._terms(stage, each, sample)
+            sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
+            terms = self._terms(stage, each, replace(sample, num_steps=end - start))
             tried = opened(terms)
             adapters = list(adapters_of(tried).parameters())
             student_meter.know(adapters)
@@ -270,7 +262,7 @@ class _Probe:
         plan = StagePlan(
             name=stage.name,
             teacher=_teacher_words(stage) if needs_teacher else "none",
-            **_words(terms),
+            **described(terms),
             steps=end - start,
             student_flops=student_meter.flops * self._settings.accumulation,
             teacher_flops=teacher_meter.flops * self._settings.accumulation,
@@ -389,10 +381,8 @@ def _merge(each: Sequence[Reads], *, whole: bool) -> Reads:
     )
 
 
-def _words(terms: Sequence[Term]) -> dict[str, str]:
-    described = [term.objective.describe() for term in terms]
-    joined = [" + ".join(dict.fromkeys(words)) for words in zip(*described, strict=True)]
-    return dict(zip(("taps", "objective", "projection", "widths"), joined, strict=True))
+def _tensors(inputs: Inputs) -> Iterable[Tensor]:
+    return [inputs] if isinstance(inputs, Tensor) else inputs.values()
 
 
 def _teacher_words(stage: Stage) -> str:

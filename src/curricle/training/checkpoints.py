@@ -1,12 +1,13 @@
 """How does an interrupted run go on exactly where it stopped?
 
 A checkpoint is a folder: the student's weights and the optimizer's tensors as safetensors, and a
-`state.json` with the step, what was spent and how long the records were. It is written beside its
-final name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
+`state.json` with the step, what was spent and how long the records were. What the objectives of the
+stage train beside the student lies in files of its own, with its part of the optimizer's state. A
+checkpoint is written beside its final name, flushed and renamed. Random numbers need no room: they
+are functions of seed and step.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -23,6 +24,7 @@ from curricle.records import Spent
 from curricle.specs import parse, plain
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
+ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
 
 
 @final
@@ -39,7 +41,12 @@ class RunState:
 
 
 def save_checkpoint(
-    folder: Path, state: RunState, module: nn.Module, optimizer: torch.optim.Optimizer
+    folder: Path,
+    state: RunState,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    adapters: nn.ModuleList | None = None,
 ) -> Path:
     """Write a checkpoint and remove the one before it.
 
@@ -48,6 +55,7 @@ def save_checkpoint(
         state: Where the run stands.
         module: The student.
         optimizer: Whose state is kept.
+        adapters: What the stage trains beside the student, if anything.
 
     Returns:
         The folder of the checkpoint.
@@ -57,6 +65,9 @@ def save_checkpoint(
     with new_folder(path) as temporary:
         save_weights(module, temporary / STUDENT)
         save_file(_optimizer_tensors(optimizer, module), temporary / OPTIMIZER)
+        if adapters is not None and len(adapters):
+            save_weights(adapters, temporary / ADAPTERS)
+            save_file(_optimizer_tensors(optimizer, adapters), temporary / ADAPTERS_OPTIMIZER)
         content = {
             "spent": plain(state.spent),
             "records_bytes": state.records_bytes,
@@ -102,11 +113,23 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
         CheckpointError: If a file is missing, damaged or does not fit.
     """
     load_weights(module, path / STUDENT)
-    try:
-        tensors = load_file(path / OPTIMIZER)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise CheckpointError(f"{str(path / OPTIMIZER)!r} cannot be read: {error}") from None
-    _restore_optimizer(optimizer, module, tensors)
+    optimizer.state.clear()
+    _restore_optimizer(optimizer, module, path / OPTIMIZER)
+
+
+def load_adapters(path: Path, adapters: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
+    """Put what a checkpoint holds of a stage's adapters into place.
+
+    Args:
+        path: The checkpoint.
+        adapters: Those of the stage that it was written in.
+        optimizer: Gets their part of the state; the student's is left as it is.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged or does not fit.
+    """
+    load_weights(adapters, path / ADAPTERS)
+    _restore_optimizer(optimizer, adapters, path / ADAPTERS_OPTIMIZER)
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -123,11 +146,17 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer, module: nn.Module) -> d
     }
 
 
-def _restore_optimizer(
-    optimizer: torch.optim.Optimizer, module: nn.Module, tensors: Mapping[str, Tensor]
-) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:
+    """Add the state of a module's parameters to an optimizer.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or holds state of another model.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from None
     named = dict(module.named_parameters())
-    optimizer.state.clear()
     for key, tensor in tensors.items():
         name, _, state = key.rpartition("/")
         parameter = named.get(name)

@@ -37,6 +37,10 @@ class Meter:
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
         self._kept: dict[int, int] = {}
 
+    def know(self, tensors: Iterable[Tensor]) -> None:
+        """Count some more tensors as lying in memory anyway."""
+        self._known |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
+
     @property
     def saved_bytes(self) -> int:
         """Return the bytes kept for the backward pass, each storage once."""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import final
 
 import torch
@@ -23,6 +24,8 @@ from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
 from curricle.training.binding import BoundRun, BoundStage
+from curricle.training.checkpoints import load_adapters
+from curricle.training.terms import adapters_of, opened, trained_beside
 
 CALIBRATION_BATCHES = 8
 """Batches of the stream over which an objective may take statistics of the teacher."""
@@ -73,11 +76,13 @@ class Stepper:
         """Take what `stepping` has opened."""
         self._run, self._stage, self._optimizer = run, stage, optimizer
         self._student, self._teacher = student, teacher
-        self._terms = stage.terms
+        self._terms = opened(stage.terms)
+        self.adapters = adapters_of(self._terms)
+        """What trains beside the student while the stage runs."""
         self._weights = [term.weight for term in stage.terms]
         self._parts = run.settings.accumulation
         self._device = run.settings.torch_device()
-        self._parameters = list(run.student.module.parameters())
+        self._parameters = [*run.student.module.parameters(), *self.adapters.parameters()]
         self._checks_each_step = self._device.type == "cpu"
         half = run.settings.precision == "bfloat16"
         self._autocast = run.settings.autocast if half else nullcontext
@@ -205,9 +210,19 @@ class Stepper:
 
 @contextmanager
 def stepping(
-    run: BoundRun, stage: BoundStage, optimizer: torch.optim.Optimizer
+    run: BoundRun,
+    stage: BoundStage,
+    optimizer: torch.optim.Optimizer,
+    *,
+    resumed: Path | None = None,
 ) -> Iterator[Stepper]:
     """Open a stage: switch the teacher, register hooks, freeze what the stage does not train.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        optimizer: Moves the student, and the adapters of the stage as long as it is open.
+        resumed: Checkpoint from which the stage goes on; None begins it.
 
     Yields:
         What runs the steps.
@@ -225,5 +240,9 @@ def stepping(
         stack.enter_context(frozen_but(run.student.module, stage.trained))
         stack.callback(run.student.module.zero_grad)
         stepper = Stepper(run, stage, optimizer, student=student, teacher=teacher)
+        decay = run.optimizer.weight_decay
+        stack.enter_context(trained_beside(optimizer, stepper.adapters, weight_decay=decay))
+        if resumed is not None and len(stepper.adapters):
+            load_adapters(resumed, stepper.adapters, optimizer)
         stepper.calibrate()
         yield stepper

@@ -13,8 +13,9 @@ from curricle.errors import BindError, SpecError
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.tapped import Activations, Place
+from curricle.objectives.adapters import LinearMap, adapter_of
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.projections import Gaussian, Identity, Orthogonal
+from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal
 from curricle.objectives.terms import BoundObjective, Reads, Sample
 from tests.parts import drawn
 
@@ -271,13 +272,65 @@ def test_the_identity_refuses_unequal_widths() -> None:
         bind(objective(projection=Identity()), drawn(5, 3), drawn(5, 4))
 
 
+# --- learned projections --------------------------------------------------------------------------
+
+
+def learned(**fields: Any) -> BoundObjective:
+    declared = objective(projection=Learned(), **fields)
+    return bind(declared, drawn(5, 3), drawn(5, 4, seed=1), seed=6)
+
+
+def own_map(term: BoundObjective) -> LinearMap:
+    found = adapter_of(term)
+    assert isinstance(found, LinearMap)
+    return found
+
+
+def test_a_learned_projection_starts_from_the_draw_of_its_pair() -> None:
+    first = Learned().adapter(seed=6, name="s <- t", student_width=3, teacher_width=4)
+    assert torch.equal(own_map(learned()).weight, first.weight)
+
+
+def test_a_fixed_projection_trains_nothing() -> None:
+    assert adapter_of(bind(objective(), drawn(5, 3), drawn(5, 4))) is None
+
+
+@pytest.mark.parametrize("normalize", ["none", "layernorm", "rms"])
+def test_the_gradient_to_a_learned_projection_is_that_of_differences(normalize: str) -> None:
+    term, student, teacher = learned(normalize=normalize), drawn(5, 3), drawn(5, 4, seed=1)
+    weight = own_map(term).double().weight
+    target = term.target(Activations({TEACHER: teacher.double()}), features())
+
+    def total() -> Tensor:
+        return term.total(Activations({STUDENT: student.double()}), target, features())
+
+    (found,) = torch.autograd.grad(total(), weight)
+    expected = torch.zeros_like(weight)
+    with torch.no_grad():
+        for entry in range(weight.numel()):
+            weight.view(-1)[entry] += 1e-6
+            above = total()
+            weight.view(-1)[entry] -= 2e-6
+            expected.view(-1)[entry] = (above - total()) / 2e-6
+            weight.view(-1)[entry] += 1e-6
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_learned_projection_is_said_with_its_shape() -> None:
+    assert learned().describe() == ("1 <- 3", "1 x MSE", "learned 4x3", "3 <- 4")
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"weight": 0.0}, r"^'MatchHidden.weight': input should be greater than 0; got 0.0$"),
         ({"normalize": "batch"}, r"^'MatchHidden.normalize': input should be 'auto', 'none', "),
         ({"positions": "some"}, r"^'MatchHidden.positions': input should be 'all' or 'selected'"),
-        ({"projection": {"kind": "learned"}}, r"^'MatchHidden.projection': input tag 'learned' "),
+        ({"projection": {"kind": "drawn"}}, r"^'MatchHidden.projection': input tag 'drawn' "),
+        (
+            {"shared_projection": True, "projection": Learned()},
+            r"^'MatchHidden': 'shared_projection' must be left out with projection 'learned'",
+        ),
         ({"centered": True}, r"'centered' is not a field; did you mean 'center'\?"),
     ],
     ids=lambda part: next(iter(part)) if isinstance(part, dict) else "",

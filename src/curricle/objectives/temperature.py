@@ -1,0 +1,277 @@
+"""How is the temperature of a distillation learned against the student?
+
+The student minimizes the divergence to its teacher and a temperature module maximizes it: the same
+gradient reaches both, with its sign turned on the way to the module by a *gradient reversal*. How
+strongly it is turned grows over the beginning of the stage, so that what the student has to match
+gets harder step by step: a curriculum of difficulty, without checkpoints and without layers.
+
+Axes: row (counted positions), class, inputs, hidden.
+
+Unit: nats a counted position, the divergence times the squared temperature.
+
+Design: the module counts the updates of its stage in a buffer, so the engine needs to know nothing
+of the ramp and a checkpoint holds it. It reads the student's output without gradient: the student
+descends the loss at the temperatures that it is given, and does not try to move them.
+
+References:
+    [L22] Li et al. 2022, Curriculum temperature for knowledge distillation, arXiv 2211.16231.
+    [G14] Ganin and Lempitsky 2014, arXiv 1409.7495: the gradient reversal.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+
+from curricle.data.streams import Batch
+from curricle.errors import BindError, SpecError
+from curricle.models.tapped import Activations, TappedModel
+from curricle.objectives.adapters import LinearMap
+from curricle.objectives.losses import cross_entropy, tempered_kl
+from curricle.objectives.outputs import MatchLogits
+from curricle.objectives.projections import Gaussian
+from curricle.objectives.terms import BoundObjective, Reads, Sample, required
+from curricle.specs import value
+
+FIRST_RAW = 1.0
+"""u before training, as in the code of [L22]; with its range the temperature starts at 15.6."""
+HIDDEN = 64
+"""Hidden units of the instance variant if nothing is said."""
+
+
+@final
+@value
+class LearnedTemperature:
+    """Bring the student's output close to the teacher's at a temperature that works against it.
+
+    loss = label_weight * cross-entropy + divergence_weight * tau^2 KL(softmax(t / tau) ||
+    softmax(s / tau)), mean over counted positions, with tau = least_temperature +
+    temperature_span * sigmoid(u). The student descends it and u ascends it, with its gradient
+    times lambda. After n updates of the stage, of which the first E are the ramp, lambda =
+    reversal_from + (reversal_to - reversal_from) / 2 * (1 + cos((1 + min(n, E) / E) pi)).
+
+    Source:
+        [L22]. Deviations: lambda moves at every step, not once an epoch; a ramp is a share of the
+        stage. The public code holds the global variant only, so the sizes and first values of the
+        instance variant, and that it reads probabilities, are ours. With AdamW, which divides a
+        gradient by its own size, lambda acts far less than with SGD.
+    """
+
+    kind: Literal["learned_temperature"] = "learned_temperature"
+    variant: Literal["global", "instance"] = "global"
+    """`global` learns one number u; `instance` computes u of each position from the probabilities
+    of both models, by a network with one hidden layer."""
+    hidden: int = Field(default=HIDDEN, gt=0)
+    """Hidden units of that network; for `instance` only."""
+    least_temperature: float = Field(default=1.0, gt=0)
+    """Lower end of the temperature; dimensionless, positive."""
+    temperature_span: float = Field(default=20.0, gt=0)
+    """Upper end of the temperature minus its lower end; dimensionless, positive."""
+    reversal_from: float = Field(default=0.0, ge=0)
+    """lambda at the beginning of the stage."""
+    reversal_to: float = Field(default=1.0, ge=0)
+    """lambda from the end of the ramp on; not below `reversal_from`."""
+    ramp: float = Field(default=1 / 24, gt=0, le=1)
+    """Share of the stage in which lambda rises; in the paper 10 of 240 epochs."""
+    label_weight: float = Field(default=0.1, ge=0)
+    """gamma, factor of the cross-entropy to the labels; at 0 the data need none."""
+    divergence_weight: float = Field(default=0.9, gt=0)
+    """alpha, factor of the divergence to the teacher; positive."""
+    weight: float = Field(default=1.0, gt=0)
+    """Factor of the term in the stage's loss; positive."""
+
+    def __post_init__(self) -> None:
+        """Check that the reversal rises and that nothing is set without effect.
+
+        Raises:
+            SpecError: If not.
+        """
+        if self.reversal_to < self.reversal_from:
+            raise SpecError(
+                f"'reversal_to' must not be below 'reversal_from'; "
+                f"got {self.reversal_to} and {self.reversal_from}"
+            )
+        if self.variant == "global" and self.hidden != HIDDEN:
+            raise SpecError(
+                f"'hidden' must be left out with variant 'global', which has no network; "
+                f"got {self.hidden}"
+            )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return True: the target is the teacher's distribution."""
+        return True
+
+    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
+        """Return both logits."""
+        return MatchLogits().reads(student, teacher)
+
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
+        """Return the term with the first values of its temperature drawn.
+
+        Raises:
+            BindError: If the numbers of classes differ, or there is not one label for each
+                counted position.
+        """
+        matched = MatchLogits().bind(reads, sample, is_residual=is_residual)
+        logits = required(sample.student.logits, "logits")
+        labels, rows = sample.batch.labels, logits.shape[:-1].numel()
+        if self.label_weight and labels is not None and labels.numel() != rows:
+            raise BindError(
+                f"'labels' must be one for each of the {rows} positions with logits; got "
+                f"{labels.numel()}; set 'label_weight' to 0 to do without them"
+            )
+        adapter = Temperature(self, num_classes=logits.shape[-1], sample=sample)
+        return _BoundTemperature(declared=self, matched=matched, adapter=adapter.to(logits.device))
+
+
+@final
+class Temperature(nn.Module):
+    """Gives the temperature of each row, and turns the gradient that comes back."""
+
+    steps: Tensor
+
+    def __init__(self, declared: LearnedTemperature, *, num_classes: int, sample: Sample) -> None:
+        """Set the first values.
+
+        Args:
+            declared: Variant and ranges.
+            num_classes: Classes of either model.
+            sample: For the seed and the length of the stage.
+        """
+        super().__init__()
+        self._declared = declared
+        self._ramp = math.ceil(declared.ramp * sample.num_steps)
+        self.raw = nn.Parameter(torch.tensor(FIRST_RAW))
+        self.layers: nn.Module | None = None
+        if declared.variant == "instance":
+            sizes = (2 * num_classes, declared.hidden, 1)
+            self.layers = nn.Sequential(
+                _drawn(sample.seed, *sizes[:2]), nn.ReLU(), _drawn(sample.seed, *sizes[1:])
+            )
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def advance(self) -> None:
+        """Take note that the optimizer has made one more update."""
+        self.steps += 1
+
+    @property
+    def reversal(self) -> Float[Tensor, ""]:
+        """Return lambda, which follows the updates made so far."""
+        declared = self._declared
+        done = self.steps.clamp(max=self._ramp) / self._ramp
+        rise = declared.reversal_to - declared.reversal_from
+        return declared.reversal_from + rise / 2 * (1 + torch.cos((1 + done) * math.pi))
+
+    def forward(
+        self, student_logits: Float[Tensor, "row class"], teacher_logits: Float[Tensor, "row class"]
+    ) -> Float[Tensor, "#row 1"]:
+        """Return the temperature of each row, or one for all.
+
+        Args:
+            student_logits: Read by the instance variant, without gradient.
+            teacher_logits: The same.
+        """
+        raw = self.raw.reshape(1, 1)
+        if self.layers is not None:
+            both = torch.cat([student_logits.detach(), teacher_logits.detach()], dim=-1)
+            sides = both.unflatten(-1, (2, -1)).softmax(-1)
+            raw = raw + self.layers(sides.flatten(-2))
+        turned: Tensor = _Reversal.apply(raw, self.reversal)
+        span = self._declared.temperature_span * torch.sigmoid(turned)
+        return self._declared.least_temperature + span
+
+
+def _drawn(seed: int, inputs: int, outputs: int) -> LinearMap:
+    """Return a layer whose first values have variance 1 / inputs."""
+    return LinearMap(
+        Gaussian().matrix(
+            seed=seed,
+            name=f"temperature {inputs} to {outputs}",
+            student_width=outputs,
+            teacher_width=inputs,
+        )
+    )
+
+
+@final
+class _Reversal(torch.autograd.Function):
+    """The identity, whose gradient comes back times -lambda [G14]."""
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, reversal: Tensor) -> Tensor:  # noqa: ANN401
+        ctx.save_for_backward(reversal)
+        return raw.view_as(raw)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+        (reversal,) = ctx.saved_tensors
+        return -reversal * gradients[0], None
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BoundTemperature:
+    """`LearnedTemperature` with equal vocabularies and its module."""
+
+    declared: LearnedTemperature
+    matched: BoundObjective
+    """Logits matched without a temperature: knows which rows count."""
+    adapter: Temperature
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of counted positions.
+
+        Raises:
+            BindError: If labels are to be fitted and the data have none.
+        """
+        if self.declared.label_weight and batch.labels is None:
+            raise BindError(
+                f"'labels' must be in the data for 'label_weight' {self.declared.label_weight:g}; "
+                f"got batches without labels; set it to 0 to do without them"
+            )
+        return self.matched.count(batch)
+
+    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+        """Return the teacher's logits."""
+        return self.matched.target(teacher, batch)
+
+    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss summed over counted positions, in nats."""
+        declared, teacher = self.declared, required(target, "target")
+        # The student's counted rows are found like the teacher's.
+        logits = self.matched.target(student, batch)
+        total = declared.divergence_weight * tempered_kl(
+            logits, teacher, self.adapter(logits, teacher)
+        )
+        if not declared.label_weight:
+            return total
+        labels = required(batch.labels, "labels")
+        return total + declared.label_weight * cross_entropy(logits, labels)
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Return False: nothing is calibrated."""
+        return False
+
+    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
+        """Return the term itself."""
+        del teachers
+        return self
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """Return taps, objective, projection and widths in words."""
+        declared = self.declared
+        least = declared.least_temperature
+        terms = [
+            f"{declared.weight * declared.divergence_weight:g} x tempered KL",
+            f"{declared.variant} T={least:g} to {least + declared.temperature_span:g}",
+        ]
+        if declared.label_weight:
+            terms.append(f"+ {declared.weight * declared.label_weight:g} x cross-entropy")
+        return "logits", " ".join(terms), "-", "-"
