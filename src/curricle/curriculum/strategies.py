@@ -171,6 +171,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     speed: Annotated[float, Field(gt=0)] = 1.0,
     durations: tuple[DurationText, ...] | None = None,
     objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    start: WarmStart | None = None,
     name: str = "progressive",
 ) -> Curriculum:
     """Return progressive distillation: the student follows the teacher's checkpoints.
@@ -192,6 +193,8 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         speed: f, teacher steps for each student step; only with `refresh`.
         durations: Length of every stage but the last.
         objective: Objective of every stage.
+        start: What sets the student's embeddings, from the finished teacher's, before the first
+            step.
         name: Name of the method in reports.
 
     Raises:
@@ -227,7 +230,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         Stage(name=f"checkpoint {step}", duration=length, objectives=(objective,), teacher=step)
         for step, length in plan
     ]
-    return Curriculum(name=name, stages=tuple(stages), note=chosen.note)
+    return Curriculum(name=name, stages=tuple(stages), start=start, note=chosen.note)
 
 
 @checked

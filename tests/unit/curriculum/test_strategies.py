@@ -91,6 +91,7 @@ def test_a_start_changes_no_stage(kind: WarmStart) -> None:
     calls: list[Callable[..., Curriculum]] = [
         partial(extraction, total=steps(40), shared_projection=True),
         partial(one_shot, total=steps(40)),
+        partial(progressive, total=steps(40), trajectory=[10, 20]),
         partial(staged, total=steps(40), stages=(labels,)),
     ]
     for call in calls:
