@@ -4,13 +4,13 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from curricle.errors import SpecError, near_names
-from curricle.experiments.recipes import ablations, language, parity, theorems
+from curricle.experiments.recipes import ablations, language, parity, theorems, warm_start
 from curricle.experiments.recipes.recipe import Recipe
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
-        for module in (parity, theorems, language, ablations)
+        for module in (parity, theorems, language, ablations, warm_start)
         for recipe in module.RECIPES
     }
 )

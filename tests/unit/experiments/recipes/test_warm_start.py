@@ -1,0 +1,49 @@
+import pytest
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.starts import PrincipalStart, RandomStart
+from curricle.curriculum.strategies import build
+from curricle.experiments.recipes.recipe import SCALES, Scale
+from curricle.experiments.recipes.warm_start import STARTS, WARM_START
+from curricle.experiments.spec import RunSpec
+
+
+def spec_at(scale: Scale) -> RunSpec:
+    (comparison,) = WARM_START.panels(scale).values()
+    return comparison.spec
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_methods_are_compared_with_and_without_a_start(scale: Scale) -> None:
+    assert set(spec_at(scale).strategies) == {"one_shot", "extraction", *STARTS}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", STARTS)
+def test_an_arm_differs_from_its_method_in_the_start_only(scale: Scale, name: str) -> None:
+    strategies = spec_at(scale).strategies
+    call = dict(strategies[name].curriculum)
+    assert call.pop("start")["kind"] == name.partition("+")[2]
+    method = strategies[name.partition("+")[0]]
+    assert (call, strategies[name].optimizer) == (method.curriculum, method.optimizer)
+
+
+def test_the_starts_are_what_their_names_say() -> None:
+    made = {
+        name: build(arm.curriculum, total=Duration(number=800), trajectory=None).start
+        for name, arm in spec_at("small").strategies.items()
+    }
+    assert made == {
+        "one_shot": None,
+        "extraction": None,
+        "one_shot+random": RandomStart(),
+        "one_shot+principal": PrincipalStart(),
+        "extraction+random": RandomStart(),
+    }
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_text_is_the_shipped_one_until_another_is_named(scale: Scale) -> None:
+    task = spec_at(scale).task
+    assert task.kind == "text"
+    assert task.corpus == "sample"
