@@ -3,6 +3,7 @@
 Values and gradients are compared with formulas in numpy's float64, gradients by differences.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +13,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from curricle import seeding
 from curricle.curriculum.stages import Stage
 from curricle.data.streams import Batch
 from curricle.errors import SpecError
 from curricle.models.tapped import Activations, Place
+from curricle.objectives.adapters import adapter_of
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.divergences import JSD, ReverseKL, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.projections import Identity, Orthogonal, Sign
+from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
+from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample
 from curricle.specs import parse, plain
 
@@ -93,6 +97,7 @@ class Case:
     is_residual: bool = False
     selects: bool = True
     is_zero_at_match: bool = True
+    has_formula: bool = True
 
     @property
     def positions(self) -> list[int]:
@@ -158,6 +163,7 @@ def hidden_case(
     **fields: Any,
 ) -> Case:
     objective = MatchHidden(pair=LayerPair(student=1, teacher=1), **fields)
+    assert not isinstance(objective.projection, Learned)
     law = objective.projection.matrix(
         seed=SEED, name=name, student_width=WIDTH, teacher_width=teacher_width
     )
@@ -178,6 +184,51 @@ def hidden_case(
         tolerance=1e-5,
         is_residual=is_residual,
         is_zero_at_match=objective.projection == Identity() and not objective.center,
+    )
+
+
+def learned_case(*, by: Callable[[Array], Array] = unnormalized, **fields: Any) -> Case:
+    objective = MatchHidden(pair=LayerPair(student=1, teacher=1), projection=Learned(), **fields)
+    first = Learned().adapter(
+        seed=SEED, name="student <- teacher", student_width=WIDTH, teacher_width=TEACHER_WIDTH
+    )
+    matrix = first.weight.detach().numpy().astype(np.float64)
+
+    def formula(student: Array, teacher: Array, _: Array) -> float:
+        mean = by(teacher).mean(0) if objective.center else 0.0
+        gaps = by(by(student) @ matrix.T) - by(by(teacher) - mean)
+        return float((gaps**2).sum() / TEACHER_WIDTH)
+
+    return Case(
+        objective,
+        formula,
+        reads="hidden",
+        counts="valid",
+        # The map is float32.
+        tolerance=1e-5,
+        is_zero_at_match=False,
+    )
+
+
+def temperature_case(*, label_weight: float = 0.1, selects: bool = True, **fields: Any) -> Case:
+    objective = LearnedTemperature(label_weight=label_weight, **fields)
+    temperature = 1 + 20 / (1 + np.exp(-1.0))
+
+    def formula(student: Array, teacher: Array, rows: Array) -> float:
+        gaps = forward_kl(softmax(teacher, temperature), softmax(student, temperature))
+        divergence = 0.9 * temperature**2 * float(gaps.sum())
+        return divergence + (label_weight and label_weight * labels_formula(student, teacher, rows))
+
+    return Case(
+        objective,
+        formula,
+        counts="selected" if selects else "valid",
+        selects=selects,
+        # The temperature is float32.
+        tolerance=1e-5,
+        is_zero_at_match=not label_weight,
+        # The temperatures of the instances are those of its own test.
+        has_formula=objective.variant == "global",
     )
 
 
@@ -267,9 +318,25 @@ CATALOG: dict[str, Case] = {
     "hard JSD": logits_case(jsd, divergence=JSD(beta=0.3), teacher_temperature=0.0),
     "forward KL everywhere": logits_case(forward_kl, selects=False),
     "labels": Case(FitLabels(), labels_formula, is_zero_at_match=False),
+    "hidden learned": learned_case(),
+    "hidden learned layernorm": learned_case(by=layer, normalize="layernorm"),
+    "hidden learned rms centered": learned_case(by=rms, normalize="rms", center=True),
+    "learned temperature": temperature_case(),
+    "learned temperature without labels": temperature_case(label_weight=0.0),
+    "learned temperature everywhere": temperature_case(label_weight=0.0, selects=False),
+    "learned temperature of instances": temperature_case(variant="instance", hidden=3),
+    "learned temperature of instances without labels": temperature_case(
+        variant="instance", label_weight=0.0
+    ),
 }
 
 every_objective = pytest.mark.parametrize("case", CATALOG.values(), ids=CATALOG.keys())
+every_formula = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CATALOG.items() if case.has_formula]
+)
+training_besides = pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CATALOG.items() if "learned" in name]
+)
 matching = pytest.mark.parametrize(
     "case", [pytest.param(case, id=name) for name, case in CATALOG.items() if case.is_zero_at_match]
 )
@@ -280,14 +347,14 @@ def test_it_is_an_objective(case: Case) -> None:
     assert isinstance(case.objective, Objective)
 
 
-@every_objective
+@every_formula
 def test_the_value_is_that_of_the_formula(case: Case) -> None:
     seen = world(case)
     expected = case.expected(case.student_table(seen).numpy(), seen)
     assert case.total(seen).item() == pytest.approx(expected, rel=case.tolerance)
 
 
-@every_objective
+@every_formula
 def test_the_gradient_is_that_of_the_formula(case: Case) -> None:
     seen = world(case)
     table = case.student_table(seen).requires_grad_()
@@ -356,6 +423,53 @@ def test_only_the_student_gets_a_gradient(case: Case) -> None:
     case.total(seen).backward()
     with_gradient = {name for name, table in seen.tables.items() if table.grad is not None}
     assert with_gradient == {"student logits" if case.reads == "logits" else "student"}
+
+
+def adapter_state(term: BoundObjective) -> dict[str, Tensor]:
+    adapter = adapter_of(term)
+    return {} if adapter is None else copy.deepcopy(adapter.state_dict())
+
+
+@every_objective
+def test_binding_again_draws_nothing_and_gives_the_same_adapter(case: Case) -> None:
+    seen = world(case)
+    before = seeding.global_state()
+    one, other = (adapter_state(case.bound(seen)) for _ in range(2))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert seeding.global_state() == before
+
+
+@training_besides
+def test_looking_at_the_loss_changes_no_adapter(case: Case) -> None:
+    seen = world(case)
+    term = case.bound(seen)
+    before = adapter_state(term)
+    target = term.target(seen.shown("teacher", seen.batch), seen.batch)
+    term.total(seen.shown("student", seen.batch), target, seen.batch).backward()
+    torch.testing.assert_close(adapter_state(term), before, rtol=0, atol=0)
+
+
+@training_besides
+def test_every_parameter_of_an_adapter_gets_a_gradient(case: Case) -> None:
+    seen = world(case)
+    term = case.bound(seen)
+    adapter = adapter_of(term)
+    assert adapter is not None
+    target = term.target(seen.shown("teacher", seen.batch), seen.batch)
+    term.total(seen.shown("student", seen.batch), target, seen.batch).backward()
+    assert all(parameter.grad is not None for parameter in adapter.parameters())
+
+
+@every_objective
+def test_a_copy_has_an_adapter_of_its_own(case: Case) -> None:
+    term = case.bound(world(case))
+    own, copied = adapter_of(term), adapter_of(copy.deepcopy(term))
+    assert (own is None) == (copied is None)
+    for one, other in zip(
+        *(list(each.parameters()) if each else [] for each in (own, copied)), strict=True
+    ):
+        assert torch.equal(one, other)
+        assert one.data_ptr() != other.data_ptr()
 
 
 @every_objective

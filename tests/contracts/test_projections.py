@@ -1,12 +1,20 @@
 """What every projection law promises: a fixed matrix that keeps the scale of what it projects."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from curricle.errors import BindError
-from curricle.objectives.projections import Gaussian, Identity, Orthogonal, Projection, Sign
+from curricle.objectives.projections import (
+    Gaussian,
+    Identity,
+    Learned,
+    Orthogonal,
+    Projection,
+    Sign,
+)
 from curricle.specs import parse, plain
 
 Law = Gaussian | Sign | Orthogonal | Identity
@@ -119,6 +127,47 @@ def test_lengths_survive_a_projection_to_many_rows(law: Law) -> None:
 def test_it_survives_plain_data(law: Law) -> None:
     assert plain(law) == {"kind": law.kind}
     assert parse(Projection, plain(law)) == law
+
+
+# --- a trained one --------------------------------------------------------------------------------
+
+
+def first(student_width: int = 4, teacher_width: int = 9, **other: Any) -> torch.Tensor:
+    fields: dict[str, Any] = {"seed": 0, "name": "1 <- 2"}
+    law = Learned().adapter(
+        student_width=student_width, teacher_width=teacher_width, **(fields | other)
+    )
+    return law.weight
+
+
+def test_a_learned_map_goes_from_the_student_to_the_teacher_and_is_trained() -> None:
+    weight = first()
+    assert weight.shape == (9, 4)
+    assert (weight.dtype, weight.requires_grad) == (torch.float32, True)
+
+
+def test_first_values_are_a_function_of_seed_name_and_widths() -> None:
+    assert torch.equal(first(), first())
+    for change in ({"seed": 1}, {"name": "1 <- 3"}):
+        assert not torch.equal(first(), first(**change))
+    assert not torch.equal(first(6, 6), first(6, 6).mT)
+
+
+def test_first_values_keep_the_mean_square_of_what_they_map() -> None:
+    weight = first(128, 64)
+    assert weight.mean().item() == pytest.approx(0, abs=5 / math.sqrt(64 * 128 * 128))
+    assert weight.square().mean().item() == pytest.approx(1 / 128, rel=0.1)
+
+
+def test_a_learned_map_shares_no_draw_with_a_fixed_one() -> None:
+    fixed = draw(Gaussian(), 6, 6)
+    cosine = (fixed * first(6, 6)).sum() / (fixed.norm() * first(6, 6).norm())
+    assert abs(cosine.item()) < 5 / 6
+
+
+def test_a_learned_map_survives_plain_data() -> None:
+    assert plain(Learned()) == {"kind": "learned"}
+    assert parse(Projection, {"kind": "learned"}) == Learned()
 
 
 def test_identity_changes_nothing() -> None:

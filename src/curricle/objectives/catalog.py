@@ -16,7 +16,7 @@ from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.terms import Objective
 
 Shipped = Annotated[
-    MatchHidden | MatchLogits | LearnedTemperature | FitLabels, Field(discriminator="kind")
+    MatchHidden | MatchLogits | FitLabels | LearnedTemperature, Field(discriminator="kind")
 ]
 
 
@@ -32,7 +32,7 @@ def _plain(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN40
 
     The data tell runs apart. They are not read back: only Python code can make such an object.
     """
-    if isinstance(objective, MatchHidden | MatchLogits | LearnedTemperature | FitLabels):
+    if isinstance(objective, MatchHidden | MatchLogits | FitLabels | LearnedTemperature):
         return handler(objective)
     own = type(objective)
     held = to_jsonable_python(objective, fallback=lambda part: getattr(part, "__dict__", {}))

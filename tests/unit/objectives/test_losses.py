@@ -18,6 +18,7 @@ from curricle.objectives.losses import (
     reverse_kl,
     rms_normalize,
     squared_error,
+    tempered_kl,
     total_variation,
 )
 
@@ -274,6 +275,45 @@ def test_a_teacher_temperature_out_of_range_is_refused(
     )
     with pytest.raises(SpecError, match=f"^{re.escape(sentence)}$"):
         divergence(STUDENT, TEACHER, student_temperature=1.0, teacher_temperature=temperature)
+
+
+def test_tempered_kl_is_forward_kl_of_both_softened_times_the_square() -> None:
+    student, teacher = logits(3, 4, 0).double(), logits(3, 4, 1).double()
+    found = tempered_kl(student, teacher, torch.tensor([[2.5]]).double())
+    both = {"student_temperature": 2.5, "teacher_temperature": 2.5}
+    assert found.item() == pytest.approx(2.5**2 * forward_kl(student, teacher, **both).item())
+
+
+def test_tempered_kl_takes_a_temperature_for_each_row() -> None:
+    student, teacher = logits(2, 4, 0), logits(2, 4, 1)
+    each = [
+        tempered_kl(student[row : row + 1], teacher[row : row + 1], torch.tensor([[size]])).item()
+        for row, size in enumerate((1.0, 3.0))
+    ]
+    found = tempered_kl(student, teacher, torch.tensor([[1.0], [3.0]]))
+    assert found.item() == pytest.approx(sum(each))
+
+
+def test_tempered_kl_has_a_gradient_to_student_and_temperature_only() -> None:
+    student, teacher = (logits(2, 4, seed).double().requires_grad_() for seed in (0, 1))
+    temperature = torch.full((2, 1), 2.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda s, tau: tempered_kl(s, teacher.detach(), tau), (student, temperature)
+    )
+    tempered_kl(student, teacher, temperature).backward()
+    assert teacher.grad is None
+
+
+def test_tempered_kl_of_absent_classes_is_finite_with_its_gradients() -> None:
+    absent = torch.tensor([[0.0, 1.0, -math.inf]], requires_grad=True)
+    temperature = torch.tensor([[2.0]], requires_grad=True)
+    found = tempered_kl(absent, torch.tensor([[1.0, 0.0, -math.inf]]), temperature)
+    found.backward()
+    assert found.isfinite()
+    assert absent.grad is not None
+    assert absent.grad.isfinite().all()
+    assert temperature.grad is not None
+    assert temperature.grad.isfinite().all()
 
 
 def test_layer_normalize_centers_and_scales_each_row() -> None:
