@@ -78,12 +78,13 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
     }
     path = next(path for path, table in tables.items() if table is named)
     output = model.get_output_embeddings()
-    is_map = isinstance(output, nn.Linear) and output.weight.shape == named.weight.shape
+    if not isinstance(output, nn.Linear) or output.weight.shape != named.weight.shape:
+        output = None
     return EmbeddingTables(
         path=path,
         tokens=named,
         others={other: table for other, table in tables.items() if other != path},
-        output=output if is_map else None,
+        output=output,
     )
 
 

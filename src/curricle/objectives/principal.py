@@ -56,4 +56,5 @@ def principal_map(
     largest = components.gather(1, components.abs().argmax(1, keepdim=True))
     components = components * largest.sign()
     kept = (table @ components.mT).square().mean()
-    return (components * (size / kept).sqrt()).to(torch.float32)
+    scaled: Tensor = components * (size / kept).sqrt()
+    return scaled.to(torch.float32)

@@ -7,7 +7,7 @@ Binding finds the weights that a `curriculum.starts` value reaches and checks th
   many rows, the bias of the output, and its weight unless that is the token table. Everything
   else, layer normalizations included, stays as it was drawn. Rows are mapped one by one, r -> A r.
 - `MLP`: the first linear map becomes the least-squares fit of A h to the inputs, where h is the
-  teacher's first hidden layer, over the first `BATCHES` batches of the run.
+  teacher's first hidden layer, over the first `BATCHES` batches of the stream.
 
 Axes: row, student_width, teacher_width, example, input.
 
@@ -53,8 +53,8 @@ class BoundStart(Protocol):
         """Return what it sets, told as a stage of zero steps."""
         ...
 
-    def apply(self) -> None:
-        """Set the student's weights from those that the teacher has now."""
+    def apply(self) -> Spent:
+        """Set the student's weights from those that the teacher has now; return what was read."""
         ...
 
 
@@ -72,8 +72,8 @@ def begun(start: BoundStart | None, spent: Spent, device: torch.device) -> Spent
         return spent
     begins, meter = now(device), Meter()
     with meter.running():
-        start.apply()
-    return replace(spent, teacher_flops=meter.flops, seconds=now(device) - begins)
+        read = start.apply()
+    return replace(read, teacher_flops=meter.flops, seconds=now(device) - begins)
 
 
 def bind_start(
@@ -141,12 +141,13 @@ class _TableStart:
         )
 
     @torch.no_grad()
-    def apply(self) -> None:
+    def apply(self) -> Spent:
         tokens = self.settings[0].source
         matrix = self.map(tokens).to(tokens.device)
         for one in self.settings:
             rows = one.source.to(matrix.dtype)
             one.target.copy_(rows @ matrix.mT if one.is_mapped else rows)
+        return Spent()
 
 
 def _bind_tables(
@@ -210,7 +211,7 @@ class _MapStart:
         )
 
     @torch.no_grad()
-    def apply(self) -> None:
+    def apply(self) -> Spent:
         inputs, states = self._examples()
         matrix = self.map(states).to(states)
         # The bias is the weight of one more input, which is always 1.
@@ -219,6 +220,8 @@ class _MapStart:
         fit = torch.linalg.lstsq(rows, states @ matrix.mT, driver="gelsd").solution
         self.linear.weight.copy_(fit[:-1].mT)
         self.linear.bias.copy_(fit[-1])
+        stream = self.stream
+        return Spent(examples=BATCHES * stream.batch_size, tokens=BATCHES * stream.tokens_per_batch)
 
     def _examples(
         self,

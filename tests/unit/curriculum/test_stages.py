@@ -65,7 +65,7 @@ def test_a_start_reads_the_finished_teacher_first() -> None:
 
 def test_no_stage_is_named_like_a_start() -> None:
     stages = (stage("warm start"),)
-    assert Curriculum(name="x", stages=stages)
+    assert Curriculum(name="x", stages=stages).stages == stages
     with pytest.raises(SpecError, match=r"must have different names; got 'warm start' twice$"):
         Curriculum(name="x", stages=stages, start=PrincipalStart())
 

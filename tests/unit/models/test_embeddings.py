@@ -6,7 +6,7 @@ from torch import nn
 from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.embeddings import EmbeddingTables, embedding_tables, matching_tables
-from curricle.models.hf import HuggingFaceSpec
+from curricle.models.hf import Head, HuggingFaceSpec
 from curricle.models.mlp import MLP
 
 TINY: dict[str, object] = {
@@ -21,7 +21,7 @@ CAUSAL = ("gpt2", "llama")
 
 def tables(family: str, **fields: object) -> EmbeddingTables:
     config = (GPT2 if family == "gpt2" else TINY) | fields
-    head = "causal_lm" if family in CAUSAL else "masked_lm"
+    head: Head = "causal_lm" if family in CAUSAL else "masked_lm"
     spec = HuggingFaceSpec(model_type=family, head=head, config=config)
     with seeding.scoped(0, "test model"):
         model = spec.build(num_inputs=20, num_classes=20, num_positions=6)

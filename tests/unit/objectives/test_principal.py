@@ -17,8 +17,9 @@ seeds = st.integers(0, 100)
 
 def rebuilt(rows: Tensor, matrix: Tensor) -> Tensor:
     """Return the rows as far as they can be rebuilt from their images."""
-    inverse = torch.linalg.pinv(matrix.double())
-    return (rows.double() @ matrix.double().mT) @ inverse.mT
+    inverse: Tensor = torch.linalg.pinv(matrix.double())
+    images: Tensor = rows.double() @ matrix.double().mT
+    return images @ inverse.mT
 
 
 @given(shape=shapes, seed=seeds, data=st.data())

@@ -41,7 +41,7 @@ def _sized(scale: Scale) -> RunSpec:
         teacher=replace(
             spec.teacher,
             model=wide,
-            total=length(2000),
+            total=length(1500),
             checkpoints=1,
             optimizer=AdamW(learning_rate=2e-3, schedule=COSINE),
         ),
