@@ -4,13 +4,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from curricle.curriculum.starts import PrincipalStart, RandomStart, WarmStart
 from curricle.errors import BindError, SpecError
+from curricle.experiments.spec import RunSpec
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import Gaussian, Identity, Orthogonal, Sign
-from curricle.specs import parse, plain
+from curricle.specs import parse, plain, to_yaml
 from tests.parts import drawn
+from tests.runs import tiny_comparison
 
 ROWS = drawn(20, 8)
 
@@ -70,3 +73,16 @@ def test_a_projection_that_is_trained_is_no_start() -> None:
 def test_a_principal_start_has_no_projection() -> None:
     with pytest.raises(SpecError, match="'projection' is not a field"):
         parse(WarmStart, {"kind": "principal", "projection": {"kind": "sign"}})
+
+
+@pytest.mark.parametrize("start", [{"kind": "random"}, {"kind": "principal"}], ids=str)
+def test_a_run_spec_with_a_start_survives_yaml(start: dict[str, str]) -> None:
+    call = {"kind": "extraction", "shared_projection": True, "start": start}
+    spec = parse(RunSpec, tiny_comparison() | {"curriculum": call})
+    assert parse(RunSpec, yaml.safe_load(to_yaml(spec))) == spec
+
+
+def test_a_start_that_is_none_is_found_when_the_spec_is_read() -> None:
+    call = {"kind": "one_shot", "start": {"kind": "warm"}}
+    with pytest.raises(SpecError, match=r"'curriculum'.*start.*'random', 'principal'"):
+        parse(RunSpec, tiny_comparison() | {"curriculum": call})

@@ -28,7 +28,9 @@ from curricle.objectives.projections import Gaussian, Sign
 from curricle.records import EndRecord, Record, RunRecord, Spent, StepRecord, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
+from curricle.training.distillation import distill
 from curricle.training.engine import RECORDS, Observer, Outputs, execute, run_fingerprint
+from curricle.training.optimizers import SGD
 from curricle.training.starting import BATCHES, bind_start
 from tests.parts import INPUTS, Listed, mlp, parity
 
@@ -354,6 +356,31 @@ def test_a_run_that_goes_on_is_bit_equal_and_does_not_start_again(
     resumed = executed(again, tmp_path, resume=True)
     assert not changed(weights(whole.student), weights(again.student))
     assert replace(resumed.spent, seconds=0) == replace(end.spent, seconds=0)
+
+
+def test_one_call_starts_and_distills(tmp_path: Path) -> None:
+    def distilled(start: RandomStart | None, folder: Path) -> nn.Module:
+        student, teacher = language("modernbert", STUDENT), language("modernbert", TEACHER)
+        curriculum = extraction(total=SHORT, shared_projection=True, start=start)
+        return distill(
+            student,
+            teacher,
+            curriculum,
+            strings(),
+            evaluation=[strings().batch(0)],
+            optimizer=SGD(learning_rate=1e-30),
+            output_dir=folder,
+            resume=True,
+            seed=5,
+        ).student
+
+    table = "model.embeddings.tok_embeddings.weight"
+    theirs = weights(language("modernbert", TEACHER))[table]
+    for _ in range(2):  # The second call finds the run complete.
+        found = distilled(RandomStart(), tmp_path / "with").get_parameter(table)
+        assert torch.equal(found, theirs @ shared(seed=5).mT)
+    found = distilled(None, tmp_path / "without").get_parameter(table)
+    assert torch.equal(found, weights(language("modernbert", STUDENT))[table])
 
 
 def test_a_start_is_part_of_what_a_run_depends_on() -> None:
