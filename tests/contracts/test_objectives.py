@@ -217,7 +217,9 @@ def temperature_case(*, label_weight: float = 0.1, selects: bool = True, **field
     def formula(student: Array, teacher: Array, rows: Array) -> float:
         gaps = forward_kl(softmax(teacher, temperature), softmax(student, temperature))
         divergence = 0.9 * temperature**2 * float(gaps.sum())
-        return divergence + (label_weight and label_weight * labels_formula(student, teacher, rows))
+        if not label_weight:
+            return divergence
+        return divergence + label_weight * labels_formula(student, teacher, rows)
 
     return Case(
         objective,

@@ -145,14 +145,20 @@ class MatchHidden:
                 f"of which some are selected; got {tuple(student.shape[:-1])}"
             )
         law, device = self.projection, student.device
-        widths = {"student_width": student.shape[-1], "teacher_width": teacher.shape[-1]}
+        ours, theirs = student.shape[-1], teacher.shape[-1]
         matrix: Tensor | None = None
         adapter: LinearMap | None = None
         if isinstance(law, Learned):
-            adapter = law.adapter(seed=sample.seed, name=names, **widths).to(device)
+            adapter = law.adapter(
+                seed=sample.seed, name=names, student_width=ours, teacher_width=theirs
+            ).to(device)
         else:
-            name = SHARED if self.shared_projection else names
-            matrix = law.matrix(seed=sample.seed, name=name, **widths).to(device)
+            matrix = law.matrix(
+                seed=sample.seed,
+                name=SHARED if self.shared_projection else names,
+                student_width=ours,
+                teacher_width=theirs,
+            ).to(device)
         rule = self.normalize
         if rule == "auto":
             rule = "layernorm" if is_residual else "none"
@@ -161,7 +167,7 @@ class MatchHidden:
             reads=reads,
             rule=rule,
             rows=rows,
-            widths=(student.shape[-1], teacher.shape[-1]),
+            widths=(ours, theirs),
             matrix=matrix,
             adapter=adapter,
             mean=None,

@@ -182,7 +182,7 @@ class Temperature(nn.Module):
             both = torch.cat([student_logits.detach(), teacher_logits.detach()], dim=-1)
             sides = both.unflatten(-1, (2, -1)).softmax(-1)
             raw = raw + self.layers(sides.flatten(-2))
-        turned: Tensor = _Reversal.apply(raw, self.reversal)
+        turned: Tensor = _Reversal.apply(raw, self.reversal)  # type: ignore[no-untyped-call]
         span = self._declared.temperature_span * torch.sigmoid(turned)
         return self._declared.least_temperature + span
 

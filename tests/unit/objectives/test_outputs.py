@@ -138,7 +138,9 @@ def test_logits_must_be_shown(missing: str) -> None:
     shown = Activations({}, torch.zeros(2, 4))
     parts = {"student": shown, "teacher": shown} | {missing: Activations({})}
     with pytest.raises(BindError, match=r"^'logits' must be given, since an objective reads it"):
-        MatchLogits().bind(Reads(), Sample(batch=ONE, **parts, seed=0), is_residual=False)
+        MatchLogits().bind(
+            Reads(), Sample(batch=ONE, **parts, seed=0, num_steps=1), is_residual=False
+        )
 
 
 def test_the_state_of_a_teacher_is_needed_to_match_logits() -> None:

@@ -1,5 +1,6 @@
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,17 @@ def test_shares_are_of_the_flops_of_the_whole_run(stages: tuple[StagePlan, ...])
     assert grid.columns[9] == "share of FLOPs"
     # 1000 * 3M = 3G and 3000 * 1M = 3G: half each.
     assert [row[9] for row in grid.rows] == ["50.0 %", "50.0 %", "100.0 %"]
+
+
+def test_the_plan_says_how_many_parameters_the_objectives_train(
+    stages: tuple[StagePlan, ...],
+) -> None:
+    shown = [replace(stages[0], adapter_parameters=2_000), stages[1]]
+    column = plan_grid(shown).columns.index("objective")
+    assert [row[column] for row in plan_grid(shown).rows[:2]] == [
+        "1 hidden; 2k own parameters",
+        "1 hidden",
+    ]
 
 
 def test_the_last_row_of_a_plan_sums_up(stages: tuple[StagePlan, ...]) -> None:

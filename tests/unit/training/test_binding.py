@@ -19,9 +19,11 @@ from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.projections import Sign
+from curricle.objectives.projections import Learned, Sign
+from curricle.objectives.temperature import LearnedTemperature, Temperature
 from curricle.teachers.live import LiveTeacher
 from curricle.training.optimizers import SGD, AdamW
+from curricle.training.terms import adapters_of
 from tests.parts import CLASSES, INPUTS, Listed, bound, mlp
 
 BATCH = 8
@@ -111,6 +113,73 @@ def test_memory_is_trained_weights_with_their_state_and_kept_activations(
     activations = 2 * BATCH * 5
     assert stage.plan.trained_parameters == weights
     assert stage.plan.memory_bytes == 4 * (copies * weights + activations)
+
+
+def learned(**fields: Any) -> Curriculum:
+    """Return a stage with a learned projection from width 5 to width 16."""
+    hidden = MatchHidden(pair=LayerPair(student=1, teacher=1), projection=Learned())
+    stage = Stage(name="layer", duration="10 steps", objectives=(hidden,), **fields)
+    return Curriculum(name="learned", stages=(stage,))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "copies"), [(SGD(learning_rate=0.1), 2), (AdamW(learning_rate=0.1), 4)]
+)
+def test_what_objectives_train_is_told_and_counted_in_the_memory(
+    optimizer: SGD | AdamW, copies: int
+) -> None:
+    (stage,) = bound(learned(), optimizer=optimizer).stages
+    weights, own = 6 * 5 + 5, 5 * 16
+    # The output of the ReLU, that of the map, and the target, both as wide as the teacher.
+    activations = BATCH * (5 + 16 + 16)
+    assert stage.plan.trained_parameters == weights
+    assert stage.plan.adapter_parameters == own
+    assert stage.plan.memory_bytes == 4 * (copies * (weights + own) + activations)
+
+
+def test_the_student_pays_for_what_objectives_train() -> None:
+    (stage,) = bound(learned()).stages
+    # The map forward, and backward to its weights and to the state.
+    assert stage.plan.student_flops == 2 * product(6, 5) + 3 * product(5, 16)
+    assert stage.plan.teacher_flops == product(6, 16)
+
+
+def test_what_objectives_train_is_not_the_student() -> None:
+    (stage,) = bound(learned()).stages
+    assert stage.trained == FIRST
+
+
+def test_a_stage_must_train_the_student_and_not_only_what_its_objectives_own() -> None:
+    first, second = learned().stages * 2
+    stages = (first, replace(second, name="again", trains="own"))
+    with pytest.raises(BindError, match=r"'trains' must leave something to train; got 'own'"):
+        bound(Curriculum(name="x", stages=stages))
+
+
+def test_looking_at_a_stage_leaves_first_values_as_they_are() -> None:
+    (stage,) = bound(learned(), seed=3).stages
+    (found,) = adapters_of(stage.terms)
+    first = Learned().adapter(
+        seed=3, name="blocks.0 <- blocks.0", student_width=5, teacher_width=16
+    )
+    torch.testing.assert_close(found.state_dict(), first.state_dict(), rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in found.parameters())
+
+
+def test_an_objective_is_told_the_length_of_its_stage() -> None:
+    halfway = LearnedTemperature(ramp=0.5, label_weight=0)
+    stages = tuple(
+        Stage(name=str(steps), duration=Duration(number=steps), objectives=(halfway,))
+        for steps in (10, 40)
+    )
+    for stage in bound(Curriculum(name="x", stages=stages)).stages:
+        (found,) = adapters_of(stage.terms)
+        assert isinstance(found, Temperature)
+        for _ in range((stage.end - stage.start) // 2 - 1):
+            found.advance()
+        assert found.reversal < 1
+        found.advance()
+        assert found.reversal == 1
 
 
 # --- what a stage reaches -------------------------------------------------------------------------

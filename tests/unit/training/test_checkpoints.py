@@ -9,18 +9,23 @@ from torch import nn
 
 from curricle import seeding
 from curricle.errors import CheckpointError
+from curricle.objectives.adapters import LinearMap
 from curricle.records import Spent
 from curricle.training.checkpoints import (
+    ADAPTERS,
+    ADAPTERS_OPTIMIZER,
     OPTIMIZER,
     STATE,
     STUDENT,
     RunState,
     latest_checkpoint,
+    load_adapters,
     load_checkpoint,
     read_state,
     save_checkpoint,
 )
 from curricle.training.optimizers import SGD, AdamW, Optimizer
+from tests.parts import drawn
 
 OPTIMIZERS: list[Optimizer] = [
     SGD(learning_rate=0.1),
@@ -176,3 +181,87 @@ def test_a_checkpoint_is_plain_data_and_safetensors(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, state(), module, stepped(OPTIMIZERS[2], module, 1))
     assert sorted(file.name for file in path.iterdir()) == sorted([STUDENT, OPTIMIZER, STATE])
     assert json.loads((path / STATE).read_text())["spent"]["steps"] == 7
+
+
+# --- what is trained besides ----------------------------------------------------------------------
+
+
+def beside(seed: int = 0) -> nn.ModuleList:
+    return nn.ModuleList([LinearMap(drawn(4, 3, seed=seed)), nn.BatchNorm1d(2)])
+
+
+def moved(
+    optimizer: Optimizer, module: nn.Module, adapters: nn.ModuleList
+) -> torch.optim.Optimizer:
+    """Return an optimizer that has moved a student and adapters, and still holds both."""
+    built = optimizer.build([*module.parameters(), *adapters.parameters()])
+    for _ in range(3):
+        for parameter in [*module.parameters(), *adapters.parameters()]:
+            parameter.grad = parameter.detach().cos()
+        built.step()
+    return built
+
+
+@every_optimizer
+def test_adapters_and_their_state_come_back_beside_the_students(
+    tmp_path: Path, optimizer: Optimizer
+) -> None:
+    module, adapters = model(), beside()
+    built = moved(optimizer, module, adapters)
+    path = save_checkpoint(tmp_path, state(), module, built, adapters=adapters)
+    other, others = model(1), beside(1)
+    restored = optimizer.build([*other.parameters(), *others.parameters()])
+    load_checkpoint(path, other, restored)
+    load_adapters(path, others, restored)
+    assert same(module, other)
+    assert same(adapters, others)
+    for each, its in (([module, adapters], built), ([other, others], restored)):
+        for parameter in [one for part in each for one in part.parameters()]:
+            parameter.grad = torch.full_like(parameter, 0.3)
+        its.step()
+    assert same(module, other)
+    assert same(adapters, others)
+
+
+def test_the_students_files_hold_nothing_of_the_adapters(tmp_path: Path) -> None:
+    module, adapters = model(), beside()
+    built = moved(OPTIMIZERS[2], module, adapters)
+    with_them = save_checkpoint(tmp_path / "a", state(), module, built, adapters=adapters)
+    without = save_checkpoint(tmp_path / "b", state(), module, built)
+    for name in (STUDENT, OPTIMIZER):
+        assert (with_them / name).read_bytes() == (without / name).read_bytes()
+    assert {file.name for file in with_them.iterdir()} - {
+        file.name for file in without.iterdir()
+    } == {
+        ADAPTERS,
+        ADAPTERS_OPTIMIZER,
+    }
+
+
+def test_no_adapters_leave_no_file(tmp_path: Path) -> None:
+    module = model()
+    built = stepped(OPTIMIZERS[0], module, 1)
+    path = save_checkpoint(tmp_path, state(), module, built, adapters=nn.ModuleList())
+    assert not (path / ADAPTERS).exists()
+
+
+@pytest.mark.parametrize("name", [ADAPTERS, ADAPTERS_OPTIMIZER])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_damaged_adapters_are_refused(tmp_path: Path, name: str, damage: str) -> None:
+    module, adapters = model(), beside()
+    built = moved(OPTIMIZERS[2], module, adapters)
+    file = save_checkpoint(tmp_path, state(), module, built, adapters=adapters) / name
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[:-5])
+    with pytest.raises(CheckpointError, match=name):
+        load_adapters(file.parent, adapters, built)
+
+
+def test_adapters_of_another_stage_are_refused(tmp_path: Path) -> None:
+    module, adapters = model(), beside()
+    built = moved(OPTIMIZERS[2], module, adapters)
+    path = save_checkpoint(tmp_path, state(), module, built, adapters=adapters)
+    with pytest.raises(CheckpointError, match=r"must hold this model's weights"):
+        load_adapters(path, nn.ModuleList([LinearMap(drawn(5, 3))]), built)

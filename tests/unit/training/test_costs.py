@@ -34,6 +34,15 @@ def test_several_blocks_add_up() -> None:
     assert meter.flops == 2 * (2 * 3 * 4 * 5)
 
 
+def test_what_is_known_later_is_not_kept_either() -> None:
+    weight = torch.ones(4, 5, requires_grad=True)
+    meter = Meter()
+    meter.know([weight])
+    with meter.running():
+        torch.ones(3, 4, requires_grad=True) @ weight
+    assert meter.saved_bytes == 4 * 3 * 4
+
+
 def test_what_autograd_keeps_is_counted_once() -> None:
     meter = Meter()
     with meter.running():

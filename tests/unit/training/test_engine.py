@@ -27,6 +27,8 @@ from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.outputs import MatchLogits
+from curricle.objectives.projections import Learned
+from curricle.objectives.temperature import LearnedTemperature
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
@@ -41,7 +43,7 @@ from curricle.specs import plain
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding import BoundRun
-from curricle.training.checkpoints import OPTIMIZER, STUDENT, latest_checkpoint
+from curricle.training.checkpoints import ADAPTERS, OPTIMIZER, STUDENT, latest_checkpoint
 from curricle.training.engine import (
     CHECKPOINTS,
     FINISHED,
@@ -155,6 +157,15 @@ CURRICULA = {
     "frozen extraction": extraction(total=TOTAL, pairs=2, share=0.4, trains="own", center=True),
     # Borders at 7 and 13.
     "progressive": progressive(total=TOTAL, trajectory=(100, 200, 300)),
+    # Borders at 4 and 8; each stage trains something beside the student.
+    "learned": extraction(
+        total=TOTAL,
+        pairs=2,
+        share=0.4,
+        projection=Learned(),
+        center=True,
+        last=LearnedTemperature(variant="instance", ramp=0.5),
+    ),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
     "sgd": SGD(learning_rate=0.1, momentum=0.9, weight_decay=0.01),
@@ -189,6 +200,8 @@ def hard_run(
         ("frozen extraction", "adamw", False),
         ("progressive", "sgd", True),
         ("progressive", "adamw", False),
+        ("learned", "sgd", True),
+        ("learned", "adamw", False),
     ],
 )
 def test_a_run_interrupted_anywhere_ends_bit_equal(
@@ -211,6 +224,34 @@ def test_a_run_interrupted_anywhere_ends_bit_equal(
         executed(again, folder, resume=True)
         torch.testing.assert_close(state(again), state(whole), rtol=0, atol=0)
         assert written(folder) == written(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_what_objectives_train_never_becomes_part_of_the_student(
+    tmp_path: Path, trajectory: Trajectory, reset: bool
+) -> None:
+    curriculum = resetting(CURRICULA["learned"]) if reset else CURRICULA["learned"]
+    run = hard_run(curriculum, OPTIMIZERS["adamw"], trajectory, 6)
+    names = set(run.student.module.state_dict())
+    executed(run, tmp_path)
+    assert set(load_file(tmp_path / FINISHED)) == set(run.student.module.state_dict()) == names
+    last = latest_checkpoint(tmp_path / CHECKPOINTS)
+    assert last is not None
+    assert set(load_file(last / STUDENT)) == names
+    assert load_file(last / ADAPTERS)["0.steps"].item() == 18 - 8
+
+
+def test_a_checkpoint_at_a_border_does_not_disturb_the_next_stage(
+    tmp_path: Path, trajectory: Trajectory
+) -> None:
+    curriculum, optimizer = CURRICULA["learned"], OPTIMIZERS["adamw"]
+    whole = hard_run(curriculum, optimizer, trajectory, None)
+    executed(whole)
+    with pytest.raises(CutError):
+        executed(hard_run(curriculum, optimizer, trajectory, 4), tmp_path, interrupt_at(5))
+    again = hard_run(curriculum, optimizer, trajectory, 4)
+    executed(again, tmp_path, resume=True)
+    torch.testing.assert_close(state(again), state(whole), rtol=0, atol=0)
 
 
 def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path, trajectory: Trajectory) -> None:

@@ -20,6 +20,8 @@ from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.projections import Gaussian, Learned
+from curricle.objectives.temperature import LearnedTemperature
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule
@@ -383,7 +385,7 @@ def projected(run: BoundRun, steps: range) -> Tensor:
     assert run.teacher is not None
     block = run.teacher.model.module.get_submodule("blocks.0")
     inputs = [run.stream.batch(step).inputs for step in steps]
-    matrix = MatchHidden(pair=LayerPair(student=1, teacher=1)).projection.matrix(
+    matrix = Gaussian().matrix(
         seed=0, name="blocks.0 <- blocks.0", student_width=5, teacher_width=16
     )
     with torch.no_grad():
@@ -418,6 +420,106 @@ def test_without_centering_no_batch_is_read_ahead() -> None:
     stream.read.clear()
     with stepping(run, run.stages[0], run.optimizer.build(run.student.module.parameters())):
         assert stream.read == []
+
+
+# --- what is trained besides ----------------------------------------------------------------------
+
+LEARNED = hidden(1, 1, projection=Learned())
+TEMPERATURE = LearnedTemperature(label_weight=0, ramp=0.3)
+OWNERS: dict[str, tuple[Any, ...]] = {
+    "projection": LEARNED,
+    "temperature": (TEMPERATURE,),
+    "instances": (LearnedTemperature(variant="instance", label_weight=0, ramp=0.3),),
+    "both": (*LEARNED, TEMPERATURE),
+}
+every_owner = pytest.mark.parametrize("objectives", OWNERS.values(), ids=OWNERS.keys())
+
+
+def beside(run: BoundRun, steps: int, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return what a stage has trained beside the student after some steps."""
+    with stepping(run, run.stages[0], optimizer) as stepper:
+        for step in range(steps):
+            stepper.step(step)
+        return copy.deepcopy(stepper.adapters.state_dict())
+
+
+@every_owner
+@every_optimizer
+def test_what_objectives_own_is_trained_and_then_forgotten(
+    objectives: tuple[Any, ...], optimizer: Optimizer
+) -> None:
+    run = bound(stage(objectives=objectives), optimizer=optimizer)
+    own = optimizer.build(run.student.module.parameters())
+    first, later = beside(run, 0, own), beside(run, 4, own)
+    assert all(not torch.equal(one, later[name]) for name, one in first.items())
+    # Each time the stage is opened it begins with the first values.
+    torch.testing.assert_close(beside(run, 0, own), first, rtol=0, atol=0)
+    names = {name for name, one in run.student.module.named_parameters() if one in own.state}
+    assert len(own.state) == len(names)
+
+
+@every_owner
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_parts_of_a_batch_train_what_objectives_own_like_the_whole(
+    objectives: tuple[Any, ...], accumulation: int
+) -> None:
+    trained = []
+    for parts in (1, accumulation):
+        run = sequences(stage(objectives=objectives), accumulation=parts)
+        trained.append(beside(run, 5, run.optimizer.build(run.student.module.parameters())))
+    torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-6)
+
+
+def test_a_learned_map_descends_the_loss_and_a_temperature_climbs_it() -> None:
+    losses = []
+    for steps in (0, 30):
+        # A sure teacher, whose divergence depends on the temperature.
+        teacher = mlp(16, 12, seed=1)
+        with torch.no_grad():
+            teacher.module.get_parameter("head.weight").mul_(30)
+        objectives = stage(objectives=(*LEARNED, TEMPERATURE), duration=Duration(number=40))
+        run = bound(objectives, teacher=LiveTeacher(teacher))
+        own = run.optimizer.build(run.student.module.parameters())
+        before = copy.deepcopy(run.student.module.state_dict())
+        with stepping(run, run.stages[0], own) as stepper:
+            for _ in range(steps):
+                stepper.step(0)
+                # Only what is trained besides moves.
+                run.student.module.load_state_dict(before)
+            losses.append([term.item() for term in stepper.step(0).terms])
+    (first_map, first_temperature), (later_map, later_temperature) = losses
+    assert later_map < first_map
+    assert later_temperature > first_temperature
+
+
+def test_the_gradient_of_what_objectives_own_is_cut_with_the_students() -> None:
+    cut = bound(stage(objectives=LEARNED), settings={"clip_norm": 1e-3})
+    before = weights(cut.student)
+    own = cut.optimizer.build(cut.student.module.parameters())
+    with stepping(cut, cut.stages[0], own) as stepper:
+        first = [parameter.detach().clone() for parameter in stepper.adapters.parameters()]
+        stepper.step(0)
+        steps = [
+            (now - then).flatten()
+            for now, then in zip(stepper.adapters.parameters(), first, strict=True)
+        ] + [(now - before[name]).flatten() for name, now in weights(cut.student).items()]
+    assert torch.cat(steps).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
+
+
+def test_weights_besides_that_are_not_finite_are_noticed() -> None:
+    run = bound(stage(objectives=LEARNED))
+    own = run.optimizer.build(run.student.module.parameters())
+    with stepping(run, run.stages[0], own) as stepper:
+        with torch.no_grad():
+            next(stepper.adapters.parameters())[0] = math.inf
+        with pytest.raises(DivergenceError, match=r"^'weights' must be finite"):
+            stepper.check_weights(0)
+
+
+def test_half_precision_trains_what_objectives_own_in_full_precision() -> None:
+    run = bound(stage(objectives=(*LEARNED, TEMPERATURE)), settings={"precision": "bfloat16"})
+    found = beside(run, 3, run.optimizer.build(run.student.module.parameters()))
+    assert {one.dtype for one in found.values()} == {torch.float32, torch.int64}
 
 
 # --- noise and precision --------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_a_term_with_an_adapter_is_opened_as_a_copy() -> None:
     weights = [adapter_of(term.objective) for term in (OWNER, first, second)]
     maps = [found for found in weights if isinstance(found, LinearMap)]
     with torch.no_grad():
-        maps[1].weight += 1
+        maps[1].weight.add_(1)
     assert torch.equal(maps[0].weight, maps[2].weight)
     assert not torch.equal(maps[0].weight, maps[1].weight)
 
