@@ -4,13 +4,20 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from curricle.errors import SpecError, near_names
-from curricle.experiments.recipes import ablations, language, parity, theorems, warm_start
+from curricle.experiments.recipes import (
+    ablations,
+    language,
+    learned_temperature,
+    parity,
+    theorems,
+    warm_start,
+)
 from curricle.experiments.recipes.recipe import Recipe
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
         recipe.name: recipe
-        for module in (parity, theorems, language, ablations, warm_start)
+        for module in (parity, theorems, language, ablations, warm_start, learned_temperature)
         for recipe in module.RECIPES
     }
 )
