@@ -1,7 +1,8 @@
 """How are several strategies and seeds run side by side?
 
 Every run is independent and deterministic, so they may run in any order and in several processes
-at once; with more than one process each uses one thread, which keeps their seconds comparable.
+at once; with more than one process each uses one thread, which keeps their seconds comparable. The
+students of a classroom share a process.
 Finished runs are left alone, so a comparison that was interrupted goes on where it stopped.
 
 Design: the parent holds one end of a pipe and every worker waits at the other. When the parent
@@ -18,12 +19,11 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 from curricle.errors import CheckpointError
-from curricle.experiments.runner import StudentRun, student_runs, train_student
+from curricle.experiments.runner import StudentRun, classes, train_class
 from curricle.experiments.spec import RunSpec
 from curricle.records import Record
 
@@ -45,11 +45,12 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     Raises:
         CheckpointError: If a process is killed, for example because memory has run out.
     """
-    runs = student_runs(spec)
+    taught = classes(spec)
     if jobs == 1:
-        for run in runs:
-            train_student(spec, run, [partial(watch, run)])
+        for students in taught:
+            train_class(spec, students, watch)
         return
+    runs = {str(run): run for students in taught for run in students}
     single = replace(spec, engine=replace(spec.engine, threads=1))
     context = multiprocessing.get_context("spawn")
     messages, (parent, own_end) = context.Queue(), context.Pipe(duplex=False)
@@ -60,8 +61,8 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     try:
         # Workers stay as deaf as they are born: this process hears of an interrupt, and ends them.
         with _without_interrupts():
-            futures = [pool.submit(_work, single, number) for number in range(len(runs))]
-        _listen(futures, messages, lambda number, record: watch(runs[number], record))
+            futures = [pool.submit(_work, single, number) for number in range(len(taught))]
+        _listen(futures, messages, lambda name, record: watch(runs[name], record))
     except BrokenProcessPool:
         raise CheckpointError(
             f"'jobs' {jobs} must be as many as memory has room for; a process was killed, "
@@ -94,7 +95,7 @@ def _without_interrupts() -> Iterator[None]:
 def _listen(
     futures: list[Future[None]],
     messages: Any,  # noqa: ANN401 - a multiprocessing queue has no public type
-    tell: Callable[[int, Record], None],
+    tell: Callable[[str, Record], None],
 ) -> None:
     """Pass messages on until every run has ended and nothing more comes, or one has failed."""
     pending = set(futures)
@@ -131,9 +132,9 @@ def _end_with(parent: Connection) -> None:
 
 
 def _work(spec: RunSpec, number: int) -> None:
-    """Train one student and tell the parent."""
-    train_student(
+    """Train one student, or those taught with it, and tell the parent."""
+    train_class(
         spec,
-        student_runs(spec)[number],
-        [lambda record: _MESSAGES[0].put((number, record))],
+        classes(spec)[number],
+        lambda run, record: _MESSAGES[0].put((str(run), record)),
     )

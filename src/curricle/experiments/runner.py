@@ -11,8 +11,9 @@ in the last strategy does not show only after the teacher and all others have co
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
@@ -21,6 +22,7 @@ from curricle.curriculum.stages import Curriculum, TeacherReference
 from curricle.curriculum.strategies import build, from_labels
 from curricle.errors import BindError, CheckpointError
 from curricle.experiments.budgets import PROVISIONAL, fitted
+from curricle.experiments.exports import export
 from curricle.experiments.folders import (
     STUDENTS,
     TEACHER,
@@ -33,7 +35,7 @@ from curricle.experiments.spec import SEEDS, Model, RunSpec, given
 from curricle.experiments.tasks import TaskData
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
-from curricle.records import EndRecord
+from curricle.records import EndRecord, Record
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import (
     TrajectoryWriter,
@@ -41,20 +43,12 @@ from curricle.teachers.trajectory import (
     open_trajectory,
 )
 from curricle.training.binding import BoundRun, bind
+from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import FINISHED, Observer, Outputs, execute
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import Optimizer
 
-TRAJECTORY, EXPORT = "trajectory", "model"
-
-
-@runtime_checkable
-class _Exportable(Protocol):
-    """A Hugging Face model."""
-
-    def save_pretrained(self, save_directory: str) -> None:
-        """Write a folder that `from_pretrained` reads."""
-        ...
+TRAJECTORY = "trajectory"
 
 
 @final
@@ -92,6 +86,17 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
         for seed in spec.seeds or SEEDS
         for name, strategy in strategies.items()
     ]
+
+
+def classes(spec: RunSpec) -> list[list[StudentRun]]:
+    """Return the runs of a comparison by who is taught together: alone, unless the spec says so."""
+    runs = student_runs(spec)
+    if not spec.classroom:
+        return [[run] for run in runs]
+    found: dict[int, list[StudentRun]] = {}
+    for run in runs:
+        found.setdefault(_data_seed(spec, run), []).append(run)
+    return list(found.values())
 
 
 def first_runs(spec: RunSpec) -> list[StudentRun]:
@@ -157,14 +162,46 @@ def train_student(
     end = end_of(student.folder)
     if end is not None:
         return end
-    data = _open_task(spec, student.seed, "student")
+    data = _open_task(spec, _data_seed(spec, student), "student")
     # What seconds pay for is measured once; a run that goes on keeps the length it began with.
     begun = recorded_steps(student.folder) if _is_timed(spec) else None
     length = None if begun is None else Duration(number=begun)
     run = _bound(spec, student, data, _taught(spec, data), length=length)
     outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
-    until = spec.target.is_reached if spec.target.ends_run else None
-    return _execute(spec, run, data, outputs, until)
+    return _execute(spec, run, data, outputs, _until(spec))
+
+
+def train_class(
+    spec: RunSpec, students: Sequence[StudentRun], watch: Callable[[StudentRun, Record], None]
+) -> None:
+    """Train students that read the same data, or what is left of them, with one teacher.
+
+    Args:
+        spec: What to run.
+        students: Which students; see `classes`.
+        watch: Told of every record of every student.
+    """
+    left = [student for student in students if end_of(student.folder) is None]
+    if len(left) < 2:  # noqa: PLR2004 - one is no class
+        for student in left:
+            train_student(spec, student, [partial(watch, student)])
+        return
+    data = _open_task(spec, _data_seed(spec, left[0]), "student")
+    teacher = _taught(spec, data)
+    evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
+    seats = [
+        Seat(
+            run=_bound(spec, student, data, teacher, length=None),
+            evaluate=evaluate,
+            outputs=Outputs(
+                folder=student.folder, observers=(partial(watch, student),), task=data.name
+            ),
+        )
+        for student in left
+    ]
+    execute_together(seats, metric=spec.target.metric, resume=True, until=_until(spec))
+    for seat in seats:
+        export(seat.run.student.module, seat.outputs.folder)
 
 
 def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
@@ -221,7 +258,7 @@ def _is_timed(spec: RunSpec) -> bool:
 
 
 def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> BoundRun:
-    data = _open_task(spec, student.seed, "student")
+    data = _open_task(spec, _data_seed(spec, student), "student")
     if _is_ready(spec):
         teacher = _taught(spec, data)
         run = _bound(spec, student, data, teacher, length=length)
@@ -315,10 +352,16 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     # A folder whose run was cut off before its first checkpoint starts anew.
     metric = spec.target.metric
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)
-    module = run.student.module
-    if outputs.folder is not None and isinstance(module, _Exportable):
-        module.save_pretrained(str(outputs.folder / EXPORT))
+    export(run.student.module, outputs.folder)
     return end
+
+
+def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:
+    return spec.target.is_reached if spec.target.ends_run else None
+
+
+def _data_seed(spec: RunSpec, student: StudentRun) -> int:
+    return student.seed if spec.data_seed is None else spec.data_seed
 
 
 def _open_task(spec: RunSpec, seed: int, reader: str) -> TaskData:

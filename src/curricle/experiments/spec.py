@@ -155,6 +155,12 @@ class RunSpec:
     """For `compare`: strategies by name."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     """For `compare`: seeds of the students; None takes 0, 1 and 2."""
+    data_seed: int | None = None
+    """Seed of the data that students read; None gives each the data of its own seed."""
+    classroom: bool = False
+    """For `compare`: whether students that read the same data are taught together, so that the
+    teacher runs once for all of them. Those are the strategies of a seed, or with `data_seed` all
+    students. Results stay the same; memory holds all of them."""
     budget: AnyBudget | None = None
     """What each student may consume."""
     target: Target = Target()
@@ -169,10 +175,12 @@ class RunSpec:
 
         Raises:
             SpecError: If models do not suit the task, a strategy does not exist or take its
-                arguments, the target names none, or seeds differ not or have no strategies.
+                arguments, the target names none, seeds differ not or have no strategies, or a
+                classroom has none or a budget of seconds.
         """
         self._check_models()
         self._check_seeds()
+        self._check_classroom()
         total = self._total()
         for path, call in self._calls().items():
             try:
@@ -194,6 +202,19 @@ class RunSpec:
             raise SpecError(
                 f"'seeds' must come with 'strategies' for 'curricle compare'; got "
                 f"{list(self.seeds)} without; 'seed' is that of 'curricle distill'"
+            )
+
+    def _check_classroom(self) -> None:
+        if not self.classroom:
+            return
+        if not self.strategies:
+            raise SpecError(
+                "'classroom' must come with 'strategies' for 'curricle compare'; got none"
+            )
+        if self.budget is not None and self.budget.unit == "seconds":
+            raise SpecError(
+                f"'classroom' must not be used with a budget of seconds, which are not one "
+                f"student's there; got {self.budget}"
             )
 
     def _check_models(self) -> None:

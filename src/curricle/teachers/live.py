@@ -6,7 +6,7 @@ finished weights are kept and put back when the teacher is released.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, final
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curricle.errors import BindError
 from curricle.models.restoring import modes_kept
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import Place, Reader, TappedModel
 from curricle.teachers.trajectory import Trajectory
 
 
@@ -51,6 +51,19 @@ class LiveTeacher:
         else:
             self._of(reference).load(module, reference)
         self._current = reference
+
+    def reading(
+        self, reference: Literal["final"] | int, places: Iterable[Place], *, logits: bool
+    ) -> AbstractContextManager[Reader]:
+        """Return an open reading of a checkpoint, or of the finished teacher.
+
+        Args:
+            reference: `final`, or the step of a checkpoint; its weights are put into the model.
+            places: What is read.
+            logits: Whether the logits are read, too.
+        """
+        self.use(reference)
+        return self.model.reading(places, logits=logits)
 
     @contextmanager
     def teaching(self) -> Iterator[None]:

@@ -30,6 +30,7 @@ from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import Objective, Reads, Sample, required
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
+from curricle.teachers.sharing import SharedTeacher
 from curricle.training.costs import Meter
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.settings import EngineSettings
@@ -67,7 +68,7 @@ class BoundRun:
     """Name of the curriculum."""
     student: TappedModel
     """The model that learns."""
-    teacher: LiveTeacher | None
+    teacher: LiveTeacher | SharedTeacher | None
     """The model that teaches, if any stage needs one."""
     stages: tuple[BoundStage, ...]
     """The bound stages, in order."""

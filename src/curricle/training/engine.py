@@ -10,10 +10,9 @@ part that must stay there overrides its `train`); after the run all modes are as
 """
 
 import math
-import platform
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -31,11 +30,9 @@ from curricle.records import (
     RunRecord,
     Spent,
     StageRecord,
-    StepRecord,
     read_records,
 )
 from curricle.specs import fingerprint, plain
-from curricle.teachers.live import num_parameters
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import (
@@ -47,9 +44,13 @@ from curricle.training.checkpoints import (
 )
 from curricle.training.costs import now
 from curricle.training.evaluation import LOSS, Evaluator
+from curricle.training.recording import run_record, spend, step_record
 from curricle.training.starting import begun
 from curricle.training.stepping import StepOutcome, Stepper, stepping
 
+Steps = Generator[int, float, EndRecord]
+"""A run that stands still after each step: it gives the number of steps that are done, wants to be
+sent the seconds that have passed meanwhile, and returns its last record."""
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
@@ -101,11 +102,42 @@ def execute(
             run and `resume` is on.
         DivergenceError: If a loss is not finite.
     """
+    steps = executing(run, evaluate, metric=metric, outputs=outputs, resume=resume, until=until)
+    with run.settings.stated_threads():
+        try:
+            next(steps)
+            while True:
+                steps.send(0.0)
+        except StopIteration as finished:
+            end: EndRecord = finished.value
+            return end
+
+
+def executing(
+    run: BoundRun,
+    evaluate: Evaluator,
+    *,
+    metric: str,
+    outputs: Outputs,
+    resume: bool = False,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
+) -> Steps:
+    """Run a bound curriculum step by step; arguments and errors are those of `execute`.
+
+    Whoever asks for the steps sees to the number of threads.
+
+    Yields:
+        The number of steps done.
+
+    Returns:
+        The last record.
+    """
     # Every checkpoint that will be read is looked at now, before a weight moves.
     if run.teacher is not None:
         run.teacher.check(run.teachers)
-    with run.settings.stated_threads(), modes_kept(run.student.module):
-        return _Execution(run, evaluate, metric, outputs, until).run_all(resume=resume)
+    with modes_kept(run.student.module):
+        whole = _Execution(run, evaluate, metric, outputs, until)
+        return (yield from whole.run_all(resume=resume))
 
 
 @final
@@ -125,7 +157,7 @@ class _Execution:
     optimizer: torch.optim.Optimizer = field(init=False)
     digest: str = field(init=False)
 
-    def run_all(self, *, resume: bool) -> EndRecord:
+    def run_all(self, *, resume: bool) -> Steps:
         run = self.run
         self.optimizer = run.optimizer.build(run.student.module.parameters())
         # Now, while the teacher holds its finished weights.
@@ -135,19 +167,17 @@ class _Execution:
             if end is not None:
                 return end
             run.student.module.train()
-            if run.teacher is None:
-                return self._stages()
-            with run.teacher.teaching():
-                return self._stages()
+            with nullcontext() if run.teacher is None else run.teacher.teaching():
+                return (yield from self._stages())
         finally:
             if self.writer is not None:
                 self.writer.close()
 
-    def _stages(self) -> EndRecord:
+    def _stages(self) -> Steps:
         self.spent = begun(self.run.start, self.spent, self.run.settings.torch_device())
         for stage in self.run.stages:
             if self.spent.steps < stage.end and not self.has_ended:
-                self._stage(stage)
+                yield from self._stage(stage)
         metrics = self._metrics(self.run.stages[-1])
         end = EndRecord(metrics=metrics, spent=self.spent)
         if self.outputs.folder is not None:
@@ -155,7 +185,7 @@ class _Execution:
         self._tell(end)
         return end
 
-    def _stage(self, stage: BoundStage) -> None:
+    def _stage(self, stage: BoundStage) -> Generator[int, float, None]:
         if self.spent.steps == stage.start:
             if stage.declared.optimizer_state == "reset":
                 self.optimizer = self.run.optimizer.build(self.run.student.module.parameters())
@@ -166,18 +196,18 @@ class _Execution:
             started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)
-                if step + 1 < due:
-                    continue
-                due = self._next_due(step + 1)
-                paused = self._now()
-                seconds = before.seconds + paused - started
-                self.spent = _spend(self.run, before, stage, done=step + 1, seconds=seconds)
-                self._after(stage, stepper, outcome, step)
-                if self.has_ended:
-                    return
-                started += self._now() - paused
+                if step + 1 == due:
+                    due = self._next_due(due)
+                    paused = self._now()
+                    seconds = before.seconds + paused - started
+                    self.spent = spend(self.run, before, stage, done=step + 1, seconds=seconds)
+                    self._after(stage, stepper, outcome, step)
+                    if self.has_ended:
+                        return
+                    started += self._now() - paused
+                started += yield step + 1
             seconds = before.seconds + self._now() - started
-        self.spent = _spend(self.run, before, stage, done=stage.end, seconds=seconds)
+        self.spent = spend(self.run, before, stage, done=stage.end, seconds=seconds)
 
     def _now(self) -> float:
         return now(self.run.settings.torch_device())
@@ -195,7 +225,7 @@ class _Execution:
         if done % settings.record_every == 0:
             stepper.check(outcome, step)
             rate = stepper.learning_rate(step)
-            self._tell(_step_record(stage, outcome, learning_rate=rate, spent=self.spent))
+            self._tell(step_record(stage, outcome, learning_rate=rate, spent=self.spent))
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.evaluate_every == 0
@@ -258,7 +288,7 @@ class _Execution:
         Raises:
             CheckpointError: If the folder holds a run that is not to be resumed, or another one.
         """
-        opening = _run_record(self.run, self.metric, self.outputs.task, self.digest)
+        opening = run_record(self.run, self.metric, self.outputs.task, self.digest)
         folder = self.outputs.folder
         if folder is None:
             self._tell(opening)
@@ -312,9 +342,10 @@ def run_fingerprint(run: BoundRun) -> str:
     Of the teacher's weights a sample stands for all: another training changes every tensor.
     """
     teacher = [] if run.teacher is None or not run.teachers else _sample(run.teacher.model.module)
+    start = [] if run.start is None else [plain(run.start.declared)]
     return fingerprint(
         [
-            [plain(one.declared) for one in (*([run.start] if run.start else []), *run.stages)],
+            [*start, *(plain(stage.declared) for stage in run.stages)],
             plain(run.optimizer),
             [run.settings.precision, run.settings.accumulation, run.settings.clip_norm or 0],
             run.stream.fingerprint,
@@ -331,63 +362,8 @@ def _sample(module: nn.Module) -> list[list[float]]:
     return [one.flatten()[:SAMPLED_WEIGHTS].double().tolist() for one in tensors]
 
 
-def _spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds: float) -> Spent:
-    """Return what has been consumed after `done` steps, given what was before them."""
-    steps = done - before.steps
-    return replace(
-        before,
-        steps=done,
-        examples=before.examples + steps * run.stream.batch_size,
-        tokens=before.tokens + steps * run.stream.tokens_per_batch,
-        student_flops=before.student_flops + steps * stage.plan.student_flops,
-        teacher_flops=before.teacher_flops + steps * stage.plan.teacher_flops,
-        seconds=seconds,
-    )
-
-
-def _step_record(
-    stage: BoundStage, outcome: StepOutcome, *, learning_rate: float, spent: Spent
-) -> StepRecord:
-    terms: dict[str, float] = {}
-    for term, mean in zip(stage.terms, outcome.terms, strict=True):
-        name = term.objective.describe()[0]
-        number = sum(known.partition(" #")[0] == name for known in terms)
-        # Two objectives may read the same taps.
-        terms[f"{name} #{number + 1}" if number else name] = mean.item()
-    return StepRecord(
-        stage=stage.declared.name,
-        loss=outcome.loss.item(),
-        terms=terms,
-        learning_rate=learning_rate,
-        spent=spent,
-    )
-
-
 def _owner(known: Sequence[Record], digest: str) -> str:
     """Return the digest of the run that wrote some records; without any they may be anyone's."""
     if not known:
         return digest
     return known[0].run if isinstance(known[0], RunRecord) else ""
-
-
-def _run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
-    return RunRecord(
-        method=run.name,
-        seed=run.seed,
-        task=task,
-        metric=metric,
-        batch_size=run.stream.batch_size,
-        note=run.note,
-        stages=run.plans,
-        student_parameters=num_parameters(run.student),
-        teacher_parameters=num_parameters(run.teacher.model)
-        if run.teacher is not None and run.teachers
-        else 0,
-        versions={
-            "curricle": version("curricle"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        device=f"{run.settings.torch_device()} {run.settings.precision}",
-        run=digest,
-    )

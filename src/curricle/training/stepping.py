@@ -230,9 +230,11 @@ def stepping(
     with ExitStack() as stack:
         teacher: Reader | None = None
         if run.teacher is not None and any(term.needs_teacher for term in stage.terms):
-            run.teacher.use(stage.declared.teacher)
+            wanted = stage.reads
             teacher = stack.enter_context(
-                run.teacher.model.reading(stage.reads.teacher, logits=stage.reads.teacher_logits)
+                run.teacher.reading(
+                    stage.declared.teacher, wanted.teacher, logits=wanted.teacher_logits
+                )
             )
         student = stack.enter_context(
             run.student.reading(stage.reads.student, logits=stage.reads.student_logits)

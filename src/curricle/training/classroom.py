@@ -1,0 +1,201 @@
+"""How are several students taught at once by one teacher?
+
+Students that read the same batches ask the same teacher about them. Taught side by side, step by
+step, they need one forward pass of the teacher a batch, as deep as the deepest of them reads, and a
+comparison of n students costs little more than one where the teacher is what costs.
+
+Every student runs as it would by itself: with its own stages, optimizer, noise, records and
+checkpoints, which may be resumed here or alone. Results are equal, and on a CPU bit-equal: the
+teacher's pass is the same computation, only its depth may be greater, and a prefix does not depend
+on what comes after it. There is one exception: if one student reads a tap inside the teacher's
+head, which then runs at all positions, the logits of the others may differ in the last digits.
+
+Seconds are each student's own. Who comes first at a batch also waits for the teacher, so they take
+turns at that, and each is told an equal part of the teacher's time; on a GPU, which works behind
+the program's back, seconds are only right for all students together. FLOPs are those of the plan,
+as if each had been taught alone.
+
+Design: no second engine. `engine.executing` stands still after each step, and whoever has done the
+fewest steps goes next.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
+from typing import final
+
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError
+from curricle.records import EndRecord
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.sharing import SharedTeacher
+from curricle.training.binding import BoundRun
+from curricle.training.engine import Outputs, Steps, executing
+from curricle.training.evaluation import Evaluator
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """One student of a classroom."""
+
+    run: BoundRun
+    """What to run; the student is trained in place."""
+    evaluate: Evaluator
+    """Gives the student's metrics."""
+    outputs: Outputs
+    """Where to write."""
+
+
+def execute_together(
+    seats: Sequence[Seat],
+    *,
+    metric: str,
+    resume: bool = False,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
+) -> list[EndRecord]:
+    """Run several bound curricula to their ends with one pass of the teacher a batch.
+
+    Args:
+        seats: The students; those that have a teacher have the same one.
+        metric: The metric by which the runs are judged.
+        resume: Whether each goes on from the newest checkpoint in its run folder.
+        until: Says of the metrics of an evaluation whether a run may end there.
+
+    Returns:
+        The last record of each, in the order of the seats.
+
+    Raises:
+        BindError: If the students do not share data, teacher, device, precision and accumulation.
+    """
+    if not seats:
+        return []
+    _check(seats)
+    teachers = [one.run.teacher for one in seats]
+    live = next((one for one in teachers if isinstance(one, LiveTeacher)), None)
+    shared = None if live is None else SharedTeacher(live)
+    stream = _SharedStream(seats[0].run, shared)
+    if live is not None:
+        # Before the first student moves, also for the last.
+        live.check(step for one in seats for step in one.run.teachers)
+    with ExitStack() as stack:
+        stack.enter_context(seats[0].run.settings.stated_threads())
+        stack.enter_context(nullcontext() if live is None else live.teaching())
+        lessons = [
+            _Lesson(
+                stack.enter_context(
+                    closing(
+                        executing(
+                            replace(one.run, stream=stream, teacher=one.run.teacher and shared),
+                            one.evaluate,
+                            metric=metric,
+                            outputs=one.outputs,
+                            resume=resume,
+                            until=until,
+                        )
+                    )
+                )
+            )
+            for one in seats
+        ]
+        return _taught(lessons)
+
+
+def _taught(lessons: "Sequence[_Lesson]") -> list[EndRecord]:
+    """Return the ends of some lessons after giving them, whoever is behind first."""
+    first = 0
+    while going := [one for one in lessons if one.end is None]:
+        # Another one each time: who comes first at a batch waits for the teacher.
+        first += 1
+        turn = first % len(going)
+        behind = min(one.done for one in going)
+        for one in (*going[turn:], *going[:turn]):
+            if one.done == behind:
+                one.advance()
+    return [one.end for one in lessons if one.end is not None]
+
+
+@final
+class _Lesson:
+    """One student's run, and where it stands."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self._left = 0.0
+        # Behind everybody: a run that is resumed only tells where it stands by its first step.
+        self.done = -1
+        self.end: EndRecord | None = None
+
+    def advance(self) -> None:
+        """Take one step."""
+        try:
+            if self.done < 0:
+                self.done = next(self._steps)
+            else:
+                self.done = self._steps.send(time.perf_counter() - self._left)
+        except StopIteration as finished:
+            self.end = finished.value
+        self._left = time.perf_counter()
+
+
+@final
+class _SharedStream:
+    """The stream of several runs, which gives them the very same tensors."""
+
+    def __init__(self, run: BoundRun, teacher: SharedTeacher | None) -> None:
+        self._stream: Stream = run.stream
+        self._device = run.settings.torch_device()
+        self._teacher = teacher
+        self._step: int | None = None
+        self._batch: Batch | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of examples of every batch."""
+        return self._stream.batch_size
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the number of positions of every batch."""
+        return self._stream.tokens_per_batch
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of everything the batches depend on."""
+        return self._stream.fingerprint
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step, on the device of the runs; the same for all who ask."""
+        if self._batch is None or step != self._step:
+            if self._teacher is not None:
+                # Before the old tensors go, by whose places it knows what it has shown.
+                self._teacher.forget()
+            self._step, self._batch = step, self._stream.batch(step).to(self._device)
+        return self._batch
+
+
+def _check(seats: Sequence[Seat]) -> None:
+    """Check that students can be taught together.
+
+    Raises:
+        BindError: If not.
+    """
+    first = seats[0].run
+    teachers = [one.run.teacher for one in seats if one.run.teacher is not None]
+    if any(one is not teachers[0] for one in teachers):
+        raise BindError("students of a classroom must have one 'teacher'; got several")
+    for run in (one.run for one in seats):
+        if run.stream.fingerprint != first.stream.fingerprint:
+            raise BindError(
+                f"students of a classroom must read the same 'stream'; {run.name!r} with seed "
+                f"{run.seed} and {first.name!r} with seed {first.seed} do not"
+            )
+        for name in ("device", "precision", "accumulation", "threads"):
+            one, other = getattr(run.settings, name), getattr(first.settings, name)
+            if one != other:
+                raise BindError(
+                    f"students of a classroom must have the same {name!r}; got {other} and {one}"
+                )
+    if len({id(one.run.student.module) for one in seats}) < len(seats):
+        raise BindError("each 'student' of a classroom must be a module of its own; got one twice")

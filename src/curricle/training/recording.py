@@ -1,0 +1,98 @@
+"""What do the records of a run say?
+
+The engine decides when something is told; here stands what it is: what opens a run, what a step has
+shown, and what has been consumed by then.
+
+Units: FLOPs and steps are those of the plan, so they do not depend on how a run is executed;
+seconds are measured by the engine.
+"""
+
+import platform
+from dataclasses import replace
+from importlib.metadata import version
+
+import torch
+
+from curricle.records import RunRecord, Spent, StepRecord
+from curricle.teachers.live import num_parameters
+from curricle.training.binding import BoundRun, BoundStage
+from curricle.training.stepping import StepOutcome
+
+
+def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds: float) -> Spent:
+    """Return what has been consumed after some steps of a stage.
+
+    Args:
+        run: The run.
+        before: What had been consumed at the first of them.
+        stage: The stage.
+        done: Steps done by now, counted over the whole run.
+        seconds: Seconds of training by now.
+    """
+    steps = done - before.steps
+    return replace(
+        before,
+        steps=done,
+        examples=before.examples + steps * run.stream.batch_size,
+        tokens=before.tokens + steps * run.stream.tokens_per_batch,
+        student_flops=before.student_flops + steps * stage.plan.student_flops,
+        teacher_flops=before.teacher_flops + steps * stage.plan.teacher_flops,
+        seconds=seconds,
+    )
+
+
+def step_record(
+    stage: BoundStage, outcome: StepOutcome, *, learning_rate: float, spent: Spent
+) -> StepRecord:
+    """Return what a step has shown.
+
+    Args:
+        stage: Its stage.
+        outcome: Its loss.
+        learning_rate: Its learning rate.
+        spent: What has been consumed by now.
+    """
+    terms: dict[str, float] = {}
+    for term, mean in zip(stage.terms, outcome.terms, strict=True):
+        name = term.objective.describe()[0]
+        number = sum(known.partition(" #")[0] == name for known in terms)
+        # Two objectives may read the same taps.
+        terms[f"{name} #{number + 1}" if number else name] = mean.item()
+    return StepRecord(
+        stage=stage.declared.name,
+        loss=outcome.loss.item(),
+        terms=terms,
+        learning_rate=learning_rate,
+        spent=spent,
+    )
+
+
+def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
+    """Return what opens a run.
+
+    Args:
+        run: The run.
+        metric: Name of the metric by which it is judged.
+        task: What the data are, in a few words.
+        digest: Digest of everything it depends on.
+    """
+    return RunRecord(
+        method=run.name,
+        seed=run.seed,
+        task=task,
+        metric=metric,
+        batch_size=run.stream.batch_size,
+        note=run.note,
+        stages=run.plans,
+        student_parameters=num_parameters(run.student),
+        teacher_parameters=num_parameters(run.teacher.model)
+        if run.teacher is not None and run.teachers
+        else 0,
+        versions={
+            "curricle": version("curricle"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        device=f"{run.settings.torch_device()} {run.settings.precision}",
+        run=digest,
+    )
