@@ -4,6 +4,7 @@ Values and gradients are compared with formulas in numpy's float64, gradients by
 """
 
 import copy
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -212,7 +213,7 @@ def learned_case(*, by: Callable[[Array], Array] = unnormalized, **fields: Any) 
 
 def temperature_case(*, label_weight: float = 0.1, selects: bool = True, **fields: Any) -> Case:
     objective = LearnedTemperature(label_weight=label_weight, **fields)
-    temperature = 1 + 20 / (1 + np.exp(-1.0))
+    temperature = 1 + 20 / (1 + math.exp(-1.0))
 
     def formula(student: Array, teacher: Array, rows: Array) -> float:
         gaps = forward_kl(softmax(teacher, temperature), softmax(student, temperature))

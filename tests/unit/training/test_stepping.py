@@ -17,11 +17,12 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.adapters import tapped
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Gaussian, Learned
 from curricle.objectives.temperature import LearnedTemperature
+from curricle.objectives.terms import Reads, Sample
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule
@@ -514,6 +515,54 @@ def test_weights_besides_that_are_not_finite_are_noticed() -> None:
             next(stepper.adapters.parameters())[0] = math.inf
         with pytest.raises(DivergenceError, match=r"^'weights' must be finite"):
             stepper.check_weights(0)
+
+
+class OwnBound:
+    """A user's bound objective: the squared distance of the logits to a trained center."""
+
+    wants_calibration = False
+
+    def __init__(self) -> None:
+        self.adapter = nn.BatchNorm1d(2)
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_examples
+
+    def target(self, teacher: Activations, batch: Batch) -> Tensor:
+        raise AssertionError
+
+    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Tensor:
+        assert student.logits is not None
+        return (self.adapter(student.logits) - 1).square().sum()
+
+    def calibrated(self, teachers: object) -> "OwnBound":
+        return self
+
+    def describe(self) -> tuple[str, str, str, str]:
+        return "logits", "own", "-", "-"
+
+
+class Own:
+    """A user's objective."""
+
+    weight = 1.0
+    needs_teacher = False
+
+    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
+        return Reads(student_logits=True)
+
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> OwnBound:
+        return OwnBound()
+
+
+def test_an_objective_of_the_user_owns_what_it_shows_as_its_adapter() -> None:
+    run = bound(stage(objectives=(Own(),)))
+    own = run.optimizer.build(run.student.module.parameters())
+    assert run.stages[0].plan.adapter_parameters == 4
+    first, later = beside(run, 0, own), beside(run, 3, own)
+    # Binding has tried it on a copy: no batch is counted yet.
+    assert (first["0.num_batches_tracked"], later["0.num_batches_tracked"]) == (0, 3)
+    assert not torch.equal(first["0.bias"], later["0.bias"])
 
 
 def test_half_precision_trains_what_objectives_own_in_full_precision() -> None:
