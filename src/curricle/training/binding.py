@@ -22,7 +22,7 @@ from torch import Tensor
 from curricle import seeding
 from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.data.streams import Batch, Inputs, Stream
+from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
 from curricle.models.tapped import Activations, Place, TappedModel, tap_number
@@ -240,7 +240,7 @@ class _Probe:
             raise BindError(
                 f"'teacher' must be given only where an objective reads it; got {stage.teacher}"
             )
-        student_meter = Meter([*self._student.module.parameters(), *_tensors(self._part.inputs)])
+        student_meter = Meter([*self._student.module.parameters(), *_data(self._part)])
         teacher_meter = Meter()
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
             shown = self._teach(reads, teacher_meter) if needs_teacher else None
@@ -382,8 +382,9 @@ def _merge(each: Sequence[Reads], *, whole: bool) -> Reads:
     )
 
 
-def _tensors(inputs: Inputs) -> Iterable[Tensor]:
-    return [inputs] if isinstance(inputs, Tensor) else inputs.values()
+def _data(batch: Batch) -> Iterable[Tensor]:
+    inputs = [batch.inputs] if isinstance(batch.inputs, Tensor) else [*batch.inputs.values()]
+    return inputs if batch.labels is None else [*inputs, batch.labels]
 
 
 def _teacher_words(stage: Stage) -> str:

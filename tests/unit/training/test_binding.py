@@ -115,6 +115,16 @@ def test_memory_is_trained_weights_with_their_state_and_kept_activations(
     assert stage.plan.memory_bytes == 4 * (copies * weights + activations)
 
 
+def test_labels_are_data_and_no_activations() -> None:
+    block = torch.zeros(1000, dtype=torch.int64)
+    costs = []
+    for labels in (block[:BATCH], block[:BATCH].clone()):
+        data = Listed(Batch(inputs=torch.ones(BATCH, INPUTS), labels=labels))
+        run = bound(from_labels(total="3 steps"), teacher=None, stream=data)
+        costs.append(run.stages[0].plan.memory_bytes)
+    assert costs[0] == costs[1]
+
+
 def learned(**fields: Any) -> Curriculum:
     """Return a stage with a learned projection from width 5 to width 16."""
     hidden = MatchHidden(pair=LayerPair(student=1, teacher=1), projection=Learned())
