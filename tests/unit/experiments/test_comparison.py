@@ -47,6 +47,23 @@ def test_finished_runs_are_left_alone(make_spec: MakeSpec) -> None:
     assert finished(told) == ["one_shot seed 0", "progressive seed 0"]
 
 
+def test_classes_are_trained_and_told_of(make_spec: MakeSpec) -> None:
+    spec = make_spec("classroom=true")
+    teach(spec)
+    told: list[tuple[StudentRun, Record]] = []
+    compare(spec, jobs=1, watch=collect(told))
+    assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
+
+
+@pytest.mark.integration
+def test_classes_are_trained_in_several_processes(make_spec: MakeSpec) -> None:
+    spec = make_spec("classroom=true")
+    teach(spec)
+    told: list[tuple[StudentRun, Record]] = []
+    compare(spec, jobs=2, watch=collect(told))
+    assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
+
+
 @pytest.mark.integration
 def test_a_failure_in_a_process_ends_the_comparison(make_spec: MakeSpec) -> None:
     spec = make_spec(

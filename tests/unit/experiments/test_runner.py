@@ -11,11 +11,13 @@ from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.experiments import budgets
 from curricle.experiments.folders import end_of, recorded_steps
 from curricle.experiments.runner import (
+    classes,
     planned_student,
     rehearse,
     single_run,
     student_runs,
     teach,
+    train_class,
     train_student,
 )
 from curricle.experiments.spec import RunSpec
@@ -51,6 +53,77 @@ def test_a_comparison_runs_every_strategy_of_a_seed_before_the_next_seed(
         "progressive seed 1",
     ]
     assert runs[3].folder == spec.folder / "students" / "progressive" / "seed-1"
+
+
+@pytest.mark.parametrize(
+    ("fields", "sizes"),
+    [
+        ([], [1, 1, 1, 1]),
+        (["data_seed=5"], [1, 1, 1, 1]),
+        (["classroom=true"], [2, 2]),
+        (["classroom=true", "data_seed=5"], [4]),
+    ],
+)
+def test_students_of_the_same_data_make_a_class(
+    make_spec: MakeSpec, fields: list[str], sizes: list[int]
+) -> None:
+    spec = make_spec(*fields)
+    found = classes(spec)
+    assert [len(students) for students in found] == sizes
+    assert sorted(str(run) for one in found for run in one) == sorted(map(str, student_runs(spec)))
+
+
+def test_seeds_read_the_same_data_if_the_spec_says_so(make_spec: MakeSpec) -> None:
+    def data(*fields: str) -> set[str]:
+        spec = make_spec(*fields)
+        return {planned_student(spec, run).stream.fingerprint for run in student_runs(spec)}
+
+    assert len(data()) == 2
+    assert len(data("data_seed=0")) == 1
+    assert data("data_seed=0") < data()
+
+
+def test_a_class_leaves_what_its_students_alone_would_leave(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    weights = []
+    for name, fields in (("alone", []), ("class", ["classroom=true"])):
+        spec = make_spec(f"output_dir={tmp_path / name}", "data_seed=5", *fields)
+        teach(spec)
+        for students in classes(spec):
+            train_class(spec, students, lambda run, record: None)
+        weights.append(contents(spec.folder / "students", "model.safetensors"))
+    assert len(weights[0]) == 4
+    assert weights[0] == weights[1]
+
+
+def test_a_class_goes_on_where_it_stopped(make_spec: MakeSpec, tmp_path: Path) -> None:
+    fields = ("classroom=true", "data_seed=5", "engine.checkpoint_every=4")
+    whole, cut = (make_spec(f"output_dir={tmp_path / n}", *fields) for n in ("whole", "cut"))
+    for spec in (whole, cut):
+        teach(spec)
+    (students,) = classes(whole)
+    train_class(whole, students, lambda run, record: None)
+    stop = stop_at(6)
+    with pytest.raises(KeyboardInterrupt):
+        train_class(cut, classes(cut)[0], lambda run, record: stop(record))
+    # One that is finished is left alone, and the last one is taught alone.
+    train_student(cut, classes(cut)[0][0])
+    told: list[str] = []
+    train_class(cut, classes(cut)[0], lambda run, record: told.append(str(run)))
+    assert len(set(told)) == 3
+    found = [contents(spec.folder / "students", "model.safetensors") for spec in (whole, cut)]
+    assert found[0] == found[1]
+
+
+def test_a_class_of_one_is_no_class(make_spec: MakeSpec) -> None:
+    spec = make_spec("classroom=true")
+    teach(spec)
+    run = classes(spec)[0][0]
+    told: list[Record] = []
+    train_class(spec, [run], lambda _, record: told.append(record))
+    assert isinstance(told[-1], EndRecord)
+    assert end_of(run.folder) == told[-1]
 
 
 def test_a_comparison_needs_strategies(make_spec: MakeSpec) -> None:

@@ -185,6 +185,26 @@ def test_a_strategy_may_bring_its_own_optimizer(make_spec: MakeSpec) -> None:
     assert spec.strategies["progressive"].optimizer is None
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        (
+            ("strategies={}", "seeds=null"),
+            r"'classroom' must come with 'strategies' for 'curricle compare'; got none",
+        ),
+        (
+            ("budget=5 seconds",),
+            r"'classroom' must not be used with a budget of seconds, .*; got 5 seconds",
+        ),
+    ],
+)
+def test_a_classroom_needs_students_and_a_budget_that_each_has_for_itself(
+    make_spec: MakeSpec, fields: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        make_spec("classroom=true", *fields)
+
+
 def test_a_field_that_a_command_needs_is_given() -> None:
     total = Duration(number=3)
     assert given(total, "budget", "distill") is total

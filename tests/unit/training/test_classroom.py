@@ -19,6 +19,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.projections import Learned
 from curricle.records import Record, RunRecord, read_records
 from curricle.specs import plain
 from curricle.teachers.live import LiveTeacher
@@ -65,6 +66,10 @@ CLASS: dict[str, Callable[..., dict[str, Any]]] = {
     "shorter": lambda: {"curriculum": one_shot(total=Duration(number=7), teacher=20)},
     "deep": lambda: {"curriculum": deep()},
     "warm start": lambda: {"curriculum": one_shot(total=TOTAL, start=RandomStart())},
+    "learned": lambda: {
+        "curriculum": extraction(total=TOTAL, projection=Learned()),
+        "seed": 5,
+    },
     "labels": lambda: {"curriculum": from_labels(total=TOTAL)},
 }
 
