@@ -42,6 +42,15 @@ def test_the_transition_of_a_parity_teacher() -> None:
     )
 
 
+def test_the_transition_of_the_demos_teacher() -> None:
+    # Held-out losses as `curricle demo` leaves them, with an unsettled first checkpoint.
+    plateau = [0.916, 0.721, 0.718, 0.712, 0.708, 0.706, 0.700, 0.703, 0.703, 0.708, 0.702]
+    plateau += [0.704, 0.701, 0.700, 0.701, 0.710, 0.699, 0.702, 0.699, 0.694]
+    found = find_transition(curve([*plateau, 0.485, 0.276, 0.025, 0.005, 0.003], interval=500))
+    assert found is not None
+    assert (found.start, found.steepest, found.end) == (10_000, 11_500, 11_500)
+
+
 def test_a_checkpoint_at_the_corner_that_has_left_the_plateau_is_inside() -> None:
     losses = [0.69, 0.69, 0.69, 0.60, 0.01, 0.01]
     found = find_transition(curve(losses))
