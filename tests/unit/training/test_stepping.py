@@ -533,7 +533,8 @@ class OwnBound:
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Tensor:
         assert student.logits is not None
-        return (self.adapter(student.logits) - 1).square().sum()
+        states: Tensor = self.adapter(student.logits)
+        return (states - 1).square().sum()
 
     def calibrated(self, teachers: object) -> "OwnBound":
         return self
@@ -561,7 +562,7 @@ def test_an_objective_of_the_user_owns_what_it_shows_as_its_adapter() -> None:
     assert run.stages[0].plan.adapter_parameters == 4
     first, later = beside(run, 0, own), beside(run, 3, own)
     # Binding has tried it on a copy: no batch is counted yet.
-    assert (first["0.num_batches_tracked"], later["0.num_batches_tracked"]) == (0, 3)
+    assert [one["0.num_batches_tracked"].item() for one in (first, later)] == [0, 3]
     assert not torch.equal(first["0.bias"], later["0.bias"])
 
 
