@@ -46,10 +46,12 @@ class Chart:
 
     kind: Literal["curves", "bars", "lines", "spread"]
     """`curves` are the learning curves of each panel's runs; `bars` and `lines` show means with
-    95 % intervals over the repetitions, `spread` the repetitions' quartiles and extremes."""
+    95 % intervals over the repetitions, `spread` the repetitions' quartiles with whiskers around
+    the middle 95 % of them."""
     of: Literal["points", "final", "examples"] = "points"
     """`final` and `examples` take, instead of points, each panel's final metric and its examples
-    to the target as `y`, with strategies as series."""
+    to the target as `y`, with strategies as series; in `bars` each panel stands alone and the
+    strategies are names on its horizontal axis, however many there are."""
     x: str = ""
     """What the horizontal axis shows, with its unit."""
     y: str = ""

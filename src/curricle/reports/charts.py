@@ -1,7 +1,8 @@
 """How are measured points drawn for a paper?
 
 Static figures of matplotlib, one panel a comparison or one for all points. Means carry 95 %
-intervals over repetitions (Student's t), spreads their quartiles and extremes.
+intervals over repetitions (Student's t), spreads their quartiles and whiskers around the middle
+95 % of them.
 
 Design: a chart says by a word (`Chart.kind`) how it is drawn and from what (`Chart.of`); numbers
 of comparisons become points first, so that there is one way to draw them.
@@ -26,6 +27,10 @@ from curricle.specs import value
 
 WIDTH, HEIGHT = 5.2, 3.8
 """Inches of one panel."""
+WHISKERS = (2.5, 97.5)
+"""Percentiles of the repetitions at which the whiskers of a spread end."""
+NOTHING = "no strategy has a number on every seed"
+"""Stands where nothing can be drawn."""
 
 
 @final
@@ -88,9 +93,12 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
             }
             whole = {seed: number for seed, number in numbers.items() if number is not None}
             if len(whole) == len(numbers):
-                points += [
-                    Point(series=method, x=x, y=number, seed=seed) for seed, number in whole.items()
-                ]
+                place = (
+                    {"panel": panel.name, "series": "", "x": method}
+                    if chart.kind == "bars"
+                    else {"series": method, "x": x}
+                )
+                points += [Point(**place, y=number, seed=seed) for seed, number in whole.items()]
     return tuple(points)
 
 
@@ -145,10 +153,10 @@ def save_chart(
 
     Args:
         chart: How they are drawn; not `curves`.
-        points: At least one.
+        points: What is drawn; without any the figure says so.
         path_without_suffix: Where to write; `.png` and `.svg` are put behind.
     """
-    names = list(dict.fromkeys(point.panel for point in points))
+    names = list(dict.fromkeys(point.panel for point in points)) or [""]
     palette = colors(dict.fromkeys(point.series for point in points))
     with mpl.rc_context(SETTINGS):
         figure = Figure(
@@ -156,7 +164,10 @@ def save_chart(
         )
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             inside = [point for point in points if point.panel == name]
-            DRAWN[chart.kind](axes, inside, palette)
+            if inside:
+                DRAWN[chart.kind](axes, inside, palette)
+            else:
+                axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center")
             _dress(axes, chart, name)
         lines, labels = figure.axes[0].get_legend_handles_labels()
         if len(labels) > 1:
@@ -204,7 +215,7 @@ def _spread(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> 
             list(present.values()),
             positions=[place + (number - (len(series) - 1) / 2) * width for place in present],
             widths=width * 0.85,
-            whis=(2.5, 97.5),
+            whis=WHISKERS,
             showfliers=False,
             patch_artist=True,
             manage_ticks=False,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.points import Chart, Panel, Point
-from curricle.reports.charts import points_of, save_chart, slopes, statistics
+from curricle.reports.charts import NOTHING, points_of, save_chart, slopes, statistics
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import Summary, summarize
 
@@ -39,11 +39,29 @@ def test_a_strategy_that_missed_the_target_has_no_point(comparison: Path) -> Non
 
 
 def test_final_metrics_stand_at_the_panels_name(comparison: Path) -> None:
-    chart = Chart(kind="bars", of="final")
+    chart = Chart(kind="lines", of="final")
     found = points_of(chart, [(Panel(name="all"), summary(comparison))])
     own = [point for point in found if point.series == "extraction"]
     assert {point.x for point in own} == {"all"}
     assert sorted(point.y for point in own) == pytest.approx([0.95, 0.96, 0.97])
+
+
+def test_bars_of_strategies_are_told_apart_by_names_below_them(comparison: Path) -> None:
+    # Colors would repeat after seven.
+    panels = [(Panel(name=name), summary(comparison)) for name in ("one", "two")]
+    found = points_of(Chart(kind="bars", of="final"), panels)
+    assert {(point.panel, point.series) for point in found} == {("one", ""), ("two", "")}
+    own = [point.y for point in found if (point.panel, point.x) == ("two", "extraction")]
+    assert sorted(own) == pytest.approx([0.95, 0.96, 0.97])
+
+
+@pytest.mark.parametrize("kind", ["bars", "lines", "spread"])
+def test_a_chart_without_points_says_so(
+    kind: Literal["bars", "lines", "spread"], tmp_path: Path
+) -> None:
+    chart = Chart(kind=kind, of="examples", log_x=True, log_y=True)
+    _, svg = save_chart(chart, (), tmp_path / "figure")
+    assert f"<!-- {NOTHING} -->" in svg.read_text()
 
 
 def test_a_statistic_is_the_mean_with_its_interval_over_repetitions() -> None:
