@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter
 
 from curricle.records import ProbeRecord
 from curricle.reports.curves import colors
-from curricle.reports.printed import DOTS_PER_INCH, MARKERS, SETTINGS
+from curricle.reports.printed import MARKERS, SETTINGS, save
 from curricle.reports.quantities import NONE, mean, short
 from curricle.reports.tables import Grid
 
@@ -76,10 +76,6 @@ def save_probe_figure(
     ]
     if not names:
         return ()
-    paths = tuple(
-        path_without_suffix.with_name(path_without_suffix.name + end) for end in (".png", ".svg")
-    )
-    path_without_suffix.parent.mkdir(parents=True, exist_ok=True)
     with mpl.rc_context(SETTINGS):
         size = (WIDTH * len(names), HEIGHT)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
@@ -87,9 +83,7 @@ def save_probe_figure(
             figure.subplots(1, len(names), squeeze=False)[0], names, strict=True
         ):
             _draw(panel, name, _trajectory(records, name))
-        figure.savefig(paths[0], dpi=DOTS_PER_INCH, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
+        return save(figure, path_without_suffix)
 
 
 def _grid(probe: str, records: Sequence[ProbeRecord]) -> Grid:
