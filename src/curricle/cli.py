@@ -189,7 +189,7 @@ def reproduce(
     recipe, size = recipe_named(name), checked_scale(scale)
     folder = output_dir or Path("runs") / "reproduce" / f"{name}-{scale}"
     line = f"{_line('reproduce', name, sets)} --scale {scale}"
-    claim(recipe, size, folder, line)
+    claim(recipe, size, folder, line, assignments=sets or [])
     measure(recipe, size, folder)
     summaries = [
         _panel(spec, jobs, title=f"{name}: {panel}", line=line)

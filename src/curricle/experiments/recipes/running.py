@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from curricle.errors import CheckpointError
+from curricle.errors import CheckpointError, SpecError
 from curricle.experiments.folders import TEACHER, end_of, teacher_digest
 from curricle.experiments.recipes.recipe import Recipe, Scale, placed
 from curricle.experiments.spec import RunSpec, changed
@@ -17,18 +17,22 @@ from curricle.files import new_folder
 from curricle.points import PANELS, POINTS, RECIPE, read_recipe, write_points, write_recipe
 
 
-def claim(recipe: Recipe, scale: Scale, folder: Path, line: str) -> None:
-    """Note in a folder what is reproduced there.
+def claim(
+    recipe: Recipe, scale: Scale, folder: Path, line: str, *, assignments: Sequence[str] = ()
+) -> None:
+    """Note in a folder what is reproduced there, once every panel's spec is known to be right.
 
     Args:
         recipe: What is reproduced.
         scale: At which size.
         folder: Where; new, or that of the same command.
         line: What to type to run it again.
+        assignments: `path=value` overrides of every panel's spec.
 
     Raises:
         CheckpointError: If the folder holds something else.
     """
+    _specs(recipe, scale, folder, assignments)
     if (folder / RECIPE).exists():
         found = read_recipe(folder)
         if found.line != line:
@@ -56,8 +60,7 @@ def panels(
         assignments: `path=value` overrides of every panel's spec.
     """
     taught: dict[str, Path] = {}
-    for name, comparison in recipe.panels(scale).items():
-        spec = changed(placed(comparison, folder / PANELS / name), list(assignments))
+    for name, spec in _specs(recipe, scale, folder, assignments).items():
         teacher = spec.folder / TEACHER
         digest = teacher_digest(spec)
         if digest in taught and not teacher.exists():
@@ -66,6 +69,32 @@ def panels(
         yield name, spec
         if end_of(teacher) is not None:
             taught.setdefault(digest, teacher)
+
+
+def _specs(
+    recipe: Recipe, scale: Scale, folder: Path, assignments: Sequence[str]
+) -> dict[str, RunSpec]:
+    """Return each panel's spec by its name.
+
+    Raises:
+        SpecError: If there is no spec that overrides could change, or one would leave its folder.
+    """
+    places = {
+        name: placed(one, folder / PANELS / name) for name, one in recipe.panels(scale).items()
+    }
+    if assignments and not places:
+        raise SpecError(
+            f"'--set' must be left out for {recipe.name!r}, which has no spec; "
+            f"got {assignments[0]!r}"
+        )
+    specs = {name: changed(spec, list(assignments)) for name, spec in places.items()}
+    for name, spec in specs.items():
+        if spec.folder != places[name].folder:
+            raise SpecError(
+                f"'output_dir' of a recipe must be given by '--output-dir', below which its "
+                f"panels lie; got {spec.output_dir!r}"
+            )
+    return specs
 
 
 def measure(recipe: Recipe, scale: Scale, folder: Path) -> None:

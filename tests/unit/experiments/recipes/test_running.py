@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from curricle.errors import CheckpointError
+from curricle.errors import CheckpointError, SpecError
 from curricle.experiments.folders import TEACHER, is_claimed
 from curricle.experiments.recipes.parity import PARITY_MLP
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale
 from curricle.experiments.recipes.running import claim, measure, panels
+from curricle.experiments.recipes.theorems import THEOREM_CHECK
 from curricle.experiments.runner import teach
 from curricle.models.mlp import MLPSpec
 from curricle.points import Chart, Point, read_points
@@ -47,6 +48,22 @@ def test_a_field_can_be_changed_in_every_panel(tmp_path: Path) -> None:
     claim(TWICE, "smoke", tmp_path, "line")
     specs = panels(TWICE, "smoke", tmp_path, ["student.widths=[8]"])
     assert {spec.student for _, spec in specs} == {MLPSpec(widths=(8,))}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "assignment", "told"),
+    [
+        (PARITY_MLP, "student.depth=3", "'student'.*depth"),
+        (PARITY_MLP, "output_dir=elsewhere", "must be given by '--output-dir'.*got 'elsewhere'"),
+        (THEOREM_CHECK, "seed=1", "must be left out for 'theorem-check', which has no spec"),
+    ],
+)
+def test_a_change_that_cannot_be_made_claims_no_folder(
+    recipe: Recipe, assignment: str, told: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=told):
+        claim(recipe, "smoke", tmp_path / "run", "line", assignments=[assignment])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
