@@ -5,6 +5,7 @@ papers take single examples at learning rate 0.005; here a step reads 64 at 64 t
 rounded to 0.3, which moves the weights as far per example.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -71,7 +72,8 @@ def _comparison(spec: RunSpec, strategies: Mapping[str, StrategySpec], scale: Sc
 
 
 def _mlp(scale: Scale) -> Mapping[str, Comparison]:
-    refresh = {"smoke": 4, "small": 500, "paper": PAPER_STEPS // 200}[scale]
+    # Rounded up: a bound just below a checkpoint would take the one before it, all along.
+    refresh = {"smoke": 4, "small": 500, "paper": math.ceil(PAPER_STEPS / 200)}[scale]
     layer = {"smoke": 20, "small": 750, "paper": 15_000}[scale]
     strategies = _strategies(
         {

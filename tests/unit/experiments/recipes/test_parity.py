@@ -1,3 +1,7 @@
+import pytest
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.strategies import build
 from curricle.experiments.recipes.parity import (
     PARITY_BATCH_SIZE,
     PARITY_HIERARCHICAL,
@@ -7,6 +11,7 @@ from curricle.experiments.recipes.parity import (
     SAMPLE_COMPLEXITY,
     parity_size,
 )
+from curricle.experiments.recipes.recipe import SCALES, Scale
 from curricle.experiments.tasks import ParityTask
 from curricle.models.mlp import MLPSpec
 
@@ -26,6 +31,21 @@ def test_every_strategy_is_compared() -> None:
         for comparison in recipe.panels("small").values():
             kinds = {one.curriculum["kind"] for one in comparison.spec.strategies.values()}
             assert kinds == {"from_labels", "one_shot", "progressive", "extraction"}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_teacher_changes_as_often_as_it_kept_a_checkpoint(scale: Scale) -> None:
+    (comparison,) = PARITY_MLP.panels(scale).values()
+    spec, kept = comparison.spec, comparison.spec.trajectory_steps()
+    assert spec.budget is not None
+    curriculum = build(
+        spec.strategies["progressive"].curriculum,
+        total=Duration(number=int(spec.budget.number)),
+        trajectory=kept,
+    )
+    assert [stage.teacher for stage in curriculum.stages] == list(kept)[: len(curriculum.stages)]
+    lengths = [stage.duration.number for stage in curriculum.stages[:-1]]
+    assert max(lengths) <= -(-kept[-1] // len(kept))
 
 
 def test_two_shots_differ_in_the_first_checkpoint_only() -> None:
