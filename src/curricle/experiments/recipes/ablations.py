@@ -31,7 +31,6 @@ def _parity(scale: Scale) -> Comparison:
         "centered": {"center": True},
         "layernorm": {"normalize": "layernorm"},
         "rms": {"normalize": "rms"},
-        "reset-optimizer": {"optimizer_state": "reset"},
         "third-of-stage": {"durations": [f"{layer // 3} steps"]},
         "twice-the-stage": {"durations": [f"{2 * layer} steps"]},
     }

@@ -2,6 +2,7 @@ from typing import Any
 
 from curricle.experiments.recipes.ablations import ABLATION_PROJECTION
 from curricle.experiments.spec import RunSpec
+from curricle.training.optimizers import SGD
 
 
 def calls(panel: str) -> dict[str, dict[str, Any]]:
@@ -17,6 +18,14 @@ def test_every_arm_of_extraction_differs_from_the_reference_in_one_thing() -> No
             if call["kind"] == "extraction":
                 names = set(reference) | set(call)
                 assert sum(reference.get(name) != call.get(name) for name in names) == 1
+
+
+def test_nothing_is_reset_where_the_optimizer_keeps_nothing() -> None:
+    spec = ABLATION_PROJECTION.panels("small")["parity"].spec
+    assert isinstance(spec.optimizer, SGD)
+    assert spec.optimizer.momentum == 0
+    assert not any("optimizer_state" in call for call in calls("parity").values())
+    assert any("optimizer_state" in call for call in calls("grammar").values())
 
 
 def test_order_and_matching_are_told_apart() -> None:
