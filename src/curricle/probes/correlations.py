@@ -54,7 +54,7 @@ def output_correlations(
     The numbers are `in_<r>_mean`, `in_<r>_max`, `out_<r>_mean` and `out_<r>_max` for every degree
     r: mean and maximum over monomials T of |mean(chi_T(x) p(x))|, where p is the softmax
     probability of one class; 1/2 at most, 0 for independence. With n examples chance alone gives
-    about sd(p) * sqrt(2 / (pi n)) on average.
+    about sqrt(2 mean(p^2) / (pi n)) on average, also where p does not depend on x.
 
     Args:
         model: A classifier of bits.

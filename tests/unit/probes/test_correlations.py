@@ -84,6 +84,16 @@ def test_the_other_class_correlates_as_strongly() -> None:
     assert one == pytest.approx(other, abs=1e-9)
 
 
+def test_chance_alone_gives_what_the_docs_say_also_for_a_constant_output() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bits = 2.0 * torch.randint(0, 2, (2000, 30), generator=generator) - 1
+    found = output_correlations(monomial(0, strength=0.0), Batch(inputs=bits), support=range(2))
+    # The mean of |N(0, s^2)| is s sqrt(2 / pi); p is 1/2 everywhere. 28 bits, 100 of the pairs.
+    chance = math.sqrt(2 * 0.25 / (math.pi * 2000))
+    assert found["out_1_mean"] == pytest.approx(chance, rel=0.4)
+    assert found["out_2_mean"] == pytest.approx(chance, rel=0.2)
+
+
 def test_tokens_stand_for_bits() -> None:
     tokens = ((1 - CUBE) / 2).long()
     assert torch.equal(signs(Batch(inputs={"input_ids": tokens})), CUBE)

@@ -1,6 +1,6 @@
 """How do the figures on grammars and on text come about?
 
-At scale `small` the grammar is started three levels lower, which makes strings of about 49 instead
+At scale `small` the grammar is started two levels lower, which makes strings of about 49 instead
 of 276 tokens, and the encoders are narrower. `wikipedia-mlm` reads the shipped sample unless
 `--set task.corpus=FOLDER` names a larger text.
 """
