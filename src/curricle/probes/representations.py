@@ -19,6 +19,7 @@ Source:
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import torch
@@ -49,7 +50,8 @@ def tap_similarity(
 ) -> dict[str, float]:
     """Return the linear CKA of every student tap with every teacher tap.
 
-    The numbers are called `cka_<student tap>_<teacher tap>`.
+    The numbers are called `cka_<student tap>_<teacher tap>`. A tap that does not vary from row to
+    row, such as that of a dead layer, is like no other: its pairs have no number.
 
     Args:
         model: The student.
@@ -75,7 +77,10 @@ def tap_similarity(
                     f"same positions; got {len(first)} and {len(second)} rows"
                 )
             name = f"cka_{student_tap}_{teacher_tap}"
-            numbers[name] = linear_cka(first, second.to(first.device), debiased=debiased)
+            _check_rows(len(first), debiased=debiased)
+            # All that is left to go wrong is a tap that does not vary.
+            with suppress(DataError):
+                numbers[name] = linear_cka(first, second.to(first.device), debiased=debiased)
     return numbers
 
 
@@ -98,8 +103,7 @@ def linear_cka(
     Raises:
         DataError: If there are too few rows or a representation is constant.
     """
-    if debiased and len(first) < LEAST_ROWS:
-        raise DataError(f"'states' must have at least {LEAST_ROWS} rows; got {len(first)}")
+    _check_rows(len(first), debiased=debiased)
     centered = [_centered(states, name) for name, states in (("first", first), ("second", second))]
     dependence = _unbiased_dependence if debiased else _biased_dependence
     cross, *own = (dependence(centered[i], centered[j]) for i, j in ((0, 1), (0, 0), (1, 1)))
@@ -199,6 +203,16 @@ def effective_rank(states: Float[Tensor, "row width"]) -> float:
     if total <= torch.finfo(torch.float64).eps * exact.abs().sum():
         return 0.0
     return float(torch.special.entr(values / total).sum().exp())
+
+
+def _check_rows(count: int, *, debiased: bool) -> None:
+    """Check that there are enough rows.
+
+    Raises:
+        DataError: If not.
+    """
+    if debiased and count < LEAST_ROWS:
+        raise DataError(f"'states' must have at least {LEAST_ROWS} rows; got {count}")
 
 
 def _centered(states: Float[Tensor, "row width"], name: str) -> Float[Tensor, "row width"]:

@@ -143,6 +143,18 @@ def test_every_pair_of_taps_is_compared() -> None:
     assert all(number < 1 for name, number in found.items() if name != "cka_0_0")
 
 
+def test_a_dead_layer_is_left_out_and_the_others_are_compared() -> None:
+    student, teacher = network((5, 3)), network((6,), seed=1)
+    with torch.no_grad():
+        last = student.module.get_submodule("blocks.1.0")
+        assert isinstance(last, nn.Linear)
+        last.bias.fill_(-100.0)
+    found = tap_similarity(student, Batch(inputs=drawn(40, 4)), teacher=teacher)
+    assert set(found) == {"cka_0_0", "cka_0_1", "cka_1_0", "cka_1_1"}
+    with pytest.raises(DataError, match="at least 4 rows"):
+        tap_similarity(student, Batch(inputs=drawn(3, 4)), teacher=teacher)
+
+
 def test_chosen_taps_alone_are_compared() -> None:
     model = network((5, 5))
     found = tap_similarity(
