@@ -300,7 +300,7 @@ SMALL_TEXT = (
         for field in (
             f"hidden_size={width}",
             f"intermediate_size={2 * width}",
-            "num_hidden_layers=1",
+            "num_hidden_layers=2",
             "num_attention_heads=2",
         )
     ),
