@@ -32,7 +32,7 @@ from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.training.costs import Meter
-from curricle.training.optimizers import AdamW, Optimizer
+from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 from curricle.training.starting import BoundStart, bind_start
 from curricle.training.terms import Term, adapters_of, described, opened
@@ -240,6 +240,11 @@ class _Probe:
             raise BindError(
                 f"'teacher' must be given only where an objective reads it; got {stage.teacher}"
             )
+        if stage.optimizer_state == "reset" and not self._optimizer.moments:
+            raise BindError(
+                "'optimizer_state' must be 'keep' for an optimizer without state, as SGD without "
+                "momentum is, where a reset has no effect; got 'reset'"
+            )
         student_meter = Meter([*self._student.module.parameters(), *_data(self._part)])
         teacher_meter = Meter()
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
@@ -362,8 +367,7 @@ class _Probe:
 
     def _memory(self, parameters: int, saved_bytes: int) -> int:
         """Return bytes of trained weights, gradients, optimizer state and saved activations."""
-        moments = 2 if isinstance(self._optimizer, AdamW) else int(self._optimizer.momentum > 0)
-        return parameters * 4 * (2 + moments) + saved_bytes
+        return parameters * 4 * (2 + self._optimizer.moments) + saved_bytes
 
 
 def _read(

@@ -70,6 +70,11 @@ class SGD:
     schedule: Schedule = Schedule()
     """Learning rate over the run."""
 
+    @property
+    def moments(self) -> int:
+        """Return how many numbers are kept for each parameter."""
+        return int(self.momentum > 0)
+
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the torch optimizer."""
         groups = decay_groups(parameters, self.weight_decay)
@@ -92,6 +97,11 @@ class AdamW:
     """Decoupled decay of matrices, times the learning rate."""
     schedule: Schedule = Schedule(warmup=0.06, decay="cosine")
     """Learning rate over the run."""
+
+    @property
+    def moments(self) -> int:
+        """Return how many numbers are kept for each parameter."""
+        return 2
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the torch optimizer."""

@@ -329,7 +329,6 @@ def test_a_pair_that_is_written_out_may_be_trained_again_in_any_way() -> None:
     again = [
         second,
         replace(second, learning_rate_scale=0.1),
-        replace(second, optimizer_state="reset"),
         replace(second, objectives=(MatchHidden(pair=pair, projection=Sign()),)),
     ]
     for stage in again:
@@ -352,6 +351,14 @@ def test_one_pair_may_be_trained_twice_with_another_objective() -> None:
 
 
 # --- what does not fit ----------------------------------------------------------------------------
+
+
+def test_only_an_optimizer_with_state_can_be_reset() -> None:
+    curriculum = layers((1, 1), optimizer_state="reset")
+    for optimizer in (SGD(learning_rate=0.1, momentum=0.9), AdamW(learning_rate=0.1)):
+        assert bound(curriculum, optimizer=optimizer).stages
+    with pytest.raises(BindError, match=r"^stage 'layer 1': 'optimizer_state' must be 'keep' for"):
+        bound(curriculum, optimizer=SGD(learning_rate=0.1))
 
 
 def test_a_curriculum_that_reads_a_teacher_needs_one() -> None:
