@@ -203,14 +203,19 @@ def reproduce(
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option(help="HTML file; report.html in the first folder by default.")
+        Path | None,
+        typer.Option(
+            help="HTML file; by default report.html in the folder, of several in joint-report."
+        ),
     ] = None,
 ) -> None:
     """Make tables, figures and the HTML page again from the records of runs.
 
-    Target and budget are those of the spec in the first folder, if it holds one.
+    Target and budget are those of the spec in the first folder, if it holds one. All runs must be
+    of one task.
     """
-    _report(runs, output or runs[0] / "report.html")
+    folder = runs[0] if len(runs) == 1 else Path("joint-report")
+    _report(runs, output or folder / "report.html")
 
 
 @app.command()
