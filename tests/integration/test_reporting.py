@@ -149,3 +149,23 @@ def test_a_report_of_one_student_has_no_target_that_only_a_comparison_has(
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["target"] is None
     assert list(summary["methods"]) == ["extraction"]
+
+
+def test_a_report_of_several_folders_leaves_theirs_as_they_are(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    for name in ("first", "second"):
+        command("compare", parity, "--set", f"output_dir={name}")
+    made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    code, shown, _ = command("report", "first", "second")
+    assert (code, "report: joint-report/report.html" in shown) == (0, True)
+    assert all(path.read_bytes() == content for path, content in made.items())
+    assert {path.name for path in (tmp_path / "joint-report").iterdir()} == set(REPORT)
+
+
+def test_a_report_of_several_tasks_is_refused(command: Command, parity: Path) -> None:
+    command("distill", parity, "--set", "output_dir=first")
+    command("distill", parity, "--set", "output_dir=second", "--set", "task.degree=3")
+    code, _, told = command("report", "first", "second")
+    assert (code, told.count("\n")) == (2, 1)
+    assert "must be of one task; got '(8,2)-parity' in 'first' and '(8,3)-parity' in" in told

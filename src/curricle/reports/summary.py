@@ -185,11 +185,12 @@ def summarize(
         missing: Runs that were wanted and are not there, in words.
 
     Raises:
-        CheckpointError: If there is no run of a student.
+        CheckpointError: If there is no run of a student, or their tasks differ.
     """
     groups = grouped(runs)
     if not groups:
         raise CheckpointError("a report must tell of at least one student's run; got none")
+    _check_task(runs)
     opening = next(iter(groups.values()))[0].opening
     judged = metric or opening.metric
     _check_metric(runs, judged)
@@ -209,6 +210,24 @@ def summarize(
         target_of=None if target is None else target_of,
         missing=tuple(missing),
     )
+
+
+def _check_task(runs: Sequence[Run]) -> None:
+    """Check that students learned one task; a run from Python has no name for its own.
+
+    Raises:
+        CheckpointError: If there are two.
+    """
+    seen: dict[str, Run] = {}
+    for run in runs:
+        if run.opening.task and not run.is_teacher:
+            seen.setdefault(run.opening.task, run)
+    if len(seen) > 1:
+        (task, run), (other, second), *_ = seen.items()
+        raise CheckpointError(
+            f"runs of one report must be of one task; got {task!r} in {str(run.path)!r} and "
+            f"{other!r} in {str(second.path)!r}"
+        )
 
 
 def _check_metric(runs: Sequence[Run], metric: str) -> None:

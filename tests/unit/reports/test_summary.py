@@ -219,3 +219,21 @@ def test_the_metric_is_that_of_the_runs_unless_another_is_named(
     runs = load_runs([write_run(tmp_path, {10: 1.5, 20: 0.6}, metric="nll")])
     summary = summarize(runs, target=0.7)
     assert (summary.metric, summary.methods["extraction"].to_target.examples) == ("nll", 200)
+
+
+def test_runs_of_two_tasks_are_refused_by_their_names(tmp_path: Path, write_run: WriteRun) -> None:
+    tasks = ("(8,2)-parity", "(9,3)-parity")
+    folders = [write_run(tmp_path / task, {10: 0.5}, task=task) for task in tasks]
+    with pytest.raises(
+        CheckpointError,
+        match=r"^runs of one report must be of one task; got '\(8,2\)-parity' in '.*' and "
+        r"'\(9,3\)-parity' in '.*'$",
+    ):
+        summarize(load_runs(folders))
+
+
+def test_a_run_whose_task_has_no_name_may_be_beside_another(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    folders = [write_run(tmp_path / str(n), {10: 0.5}, task=t) for n, t in enumerate(("", "a"))]
+    assert summarize(load_runs(folders)).methods
