@@ -62,8 +62,8 @@ def test_a_folder_without_a_recipe_is_named(tmp_path: Path) -> None:
 
 
 def test_a_recipe_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
-    (tmp_path / RECIPE).write_text('{"nam": 1}')
-    with pytest.raises(SpecError, match="'nam' is not a field"):
+    (tmp_path / RECIPE).write_text('{"topic": 1}')
+    with pytest.raises(SpecError, match="'topic' is not a field"):
         read_recipe(tmp_path)
 
 
