@@ -80,3 +80,9 @@ def test_the_learning_rate_goes_with_the_batch_size() -> None:
         task = comparison.spec.task
         assert isinstance(task, ParityTask)
         assert task.batch_size == comparison.x
+
+
+def test_wide_teachers_whose_checkpoints_nobody_reads_keep_one() -> None:
+    for comparison in SAMPLE_COMPLEXITY.panels("paper").values():
+        assert comparison.spec.trajectory_steps() == (312_500,)
+        assert comparison.spec.engine.device == "cuda"
