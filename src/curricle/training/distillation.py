@@ -22,7 +22,7 @@ from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding import bind
 from curricle.training.engine import Observer, Outputs, execute
 from curricle.training.evaluation import Evaluator, label_metrics
-from curricle.training.optimizers import AdamW, Optimizer
+from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.settings import EngineSettings
 
 AnyModel = nn.Module | TappedModel
@@ -80,8 +80,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         The student with its metrics and what the run consumed.
 
     Raises:
-        BindError: If models, curriculum and data do not fit, or the evaluation does not give the
-            metric.
+        BindError: If models, curriculum and data do not fit, an argument is of another kind, or the
+            evaluation does not give the metric.
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite.
     """
@@ -90,12 +90,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
             f"got {type(data).__name__!r}"
         )
-    wrong = [] if callable(evaluation) else [one for one in evaluation if type(one) is not Batch]
-    if wrong:
-        raise BindError(
-            f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
-            f"got {type(wrong[0]).__name__!r}"
-        )
+    _require_parts(curriculum, optimizer, evaluation)
     model = tapped(student)
     live = None if teacher is None else LiveTeacher(tapped(teacher), trajectory)
     run = bind(
@@ -114,3 +109,44 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     outputs = Outputs(folder=folder, observers=tuple(observers))
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
+
+
+def _require_parts(curriculum: object, optimizer: object, evaluation: object) -> None:
+    """Check that the parts are of the kinds that `distill` takes.
+
+    Raises:
+        BindError: If one is not; what to pass is said.
+    """
+    if not isinstance(curriculum, Curriculum):
+        raise BindError(
+            f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
+            f"steps'); got {_called(curriculum)}"
+        )
+    if not isinstance(optimizer, (AdamW, SGD)):
+        raise BindError(
+            f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
+            f"learning_rate=...); got {_called(optimizer)}"
+        )
+    if callable(evaluation):
+        return
+    if not isinstance(evaluation, Sequence):
+        raise BindError(
+            f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
+            f"in range(4)] of held_out = curricle.stream(loader), or a function; "
+            f"got {_called(evaluation)}"
+        )
+    wrong = [one for one in evaluation if type(one) is not Batch]
+    if wrong:
+        raise BindError(
+            f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
+            f"got {_called(wrong[0])}"
+        )
+
+
+def _called(given: object) -> str:
+    """Return what a wrong argument is, for people."""
+    if isinstance(given, str):
+        return repr(given)
+    # A module tells torch's AdamW from ours.
+    name = f"{type(given).__module__}.{type(given).__qualname__}"
+    return repr(name.removeprefix("builtins."))

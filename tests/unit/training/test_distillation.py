@@ -110,6 +110,34 @@ def test_a_loader_is_told_how_to_become_a_stream() -> None:
         )
 
 
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "curriculum": (
+        {"curriculum": "extraction"},
+        "as curricle.extraction(total='10k steps'); got 'extraction'",
+    ),
+    "optimizer": (
+        {"optimizer": torch.optim.AdamW([torch.ones(1)])},
+        "curricle.AdamW(learning_rate=...) or curricle.SGD(learning_rate=...); got 'torch.optim.",
+    ),
+    "stream": ({"evaluation": parity()}, "'evaluation' must be a sequence of curricle.Batch, as ["),
+    "batch": ({"evaluation": held_out()[0]}, "'evaluation' must be a sequence of curricle.Batch"),
+    "loader": (
+        {"evaluation": DataLoader(TensorDataset(torch.ones(8, INPUTS)))},
+        "of held_out = curricle.stream(loader), or a function; got 'torch.utils.data.dataloader.Da",
+    ),
+    "items": ({"evaluation": [{"labels": 1}]}, "'evaluation' must hold batches, written curricle."),
+}
+
+
+@pytest.mark.parametrize(("parts", "told"), WRONG.values(), ids=WRONG)
+def test_what_to_pass_instead_is_told(parts: dict[str, Any], told: str) -> None:
+    usual = {"curriculum": from_labels(total=TOTAL), "evaluation": held_out()}
+    with pytest.raises(BindError) as error:
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(distill)(mlp(5), None, data=parity(), settings=CPU, **(usual | parts))
+    assert told in str(error.value)
+
+
 def test_any_module_can_be_distilled_at_module_paths() -> None:
     with seeding.scoped(0, "model"):
         student = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
