@@ -17,7 +17,11 @@ References:
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
-from curricle.curriculum.transitions import checked_curve, find_transition
+from curricle.curriculum.transitions import (
+    checked_curve,
+    find_transition,
+    sudden_fall,
+)
 from curricle.errors import SpecError
 from curricle.specs import parse
 
@@ -141,6 +145,13 @@ def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:
     high, low = losses[0], losses[-1]
     if found is None:
         step = _nearest_to((high[1] + low[1]) / 2, losses[:-1])
+        sudden = sudden_fall(losses)
+        if sudden is not None:
+            return step, (
+                f"the checkpoints are too sparse to hold a transition: the teacher's loss falls "
+                f"({high[1]:.2f} -> {low[1]:.2f}) between the neighbors {sudden[0]} and "
+                f"{sudden[1]}; {step} is the nearest to half-way down, more would help"
+            )
         return step, (
             f"the teacher's loss has no transition ({high[1]:.2f} -> {low[1]:.2f} between "
             f"{high[0]} and {low[0]}); checkpoint {step} is the nearest to half-way down"

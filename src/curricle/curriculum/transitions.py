@@ -117,6 +117,23 @@ def find_transition(losses: Curve) -> Transition | None:
     )
 
 
+def sudden_fall(losses: Curve) -> tuple[int, int] | None:
+    """Return the neighboring checkpoints between which nearly the whole fall lies; None if none do.
+
+    Such a fall may be too short for the checkpoints to show whether it is a transition.
+
+    Args:
+        losses: Training step and loss of each checkpoint, ascending in steps.
+    """
+    fall = losses[0][1] - losses[-1][1]
+    if fall <= SMALLEST_FALL * abs(losses[0][1]):
+        return None
+    for (step, loss), (other, later) in itertools.pairwise(losses):
+        if loss - later >= (1 - 2 * MARGIN) * fall:
+            return step, other
+    return None
+
+
 def checked_curve(losses: Curve) -> Curve:
     """Return a loss curve after checking that its steps ascend and its losses are finite.
 

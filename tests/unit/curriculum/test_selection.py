@@ -69,6 +69,17 @@ def test_a_loss_without_transition_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize("losses", [(0.7, 0.0, 0.0, 0.0, 0.0), (0.7, 0.69, 0.0), (0.7, 0.0)])
+def test_checkpoints_too_sparse_for_a_transition_are_told(losses: tuple[float, ...]) -> None:
+    found = select_checkpoints("transition", Kept(tuple(enumerate(losses, start=1))))
+    fall = losses.index(0.0)
+    assert found.note == (
+        f"the checkpoints are too sparse to hold a transition: the teacher's loss falls (0.70 -> "
+        f"0.00) between the neighbors {fall} and {fall + 1}; {found.steps[0]} is the nearest to "
+        f"half-way down, more would help"
+    )
+
+
 def test_a_teacher_that_is_still_to_be_taught_gives_a_provisional_choice() -> None:
     found = select_checkpoints("transition", PlannedCheckpoints((10, 20, 30, 40, 50)))
     assert found.steps == (30, 50)
