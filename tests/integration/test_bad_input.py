@@ -209,6 +209,7 @@ def test_the_teacher_of_another_spec_is_left_as_it_is(
     before = contents(tmp_path)
     told = sentence(command("distill", parity, "--set", "teacher.model.widths=[17]"))
     assert "'run/teacher' must hold the teacher of this spec; its digest is" in told
+    assert "'--set output_dir=...' takes another folder" in told
     assert contents(tmp_path) == before
 
 
@@ -254,6 +255,19 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(
 def test_only_a_run_can_be_resumed(command: Command, tmp_path: Path, name: str) -> None:
     (tmp_path / "cache").mkdir()
     assert f"'{name}' must be a run folder with a 'run.json'" in sentence(command("resume", name))
+
+
+@pytest.mark.parametrize("verb", ["resume", "probe"])
+def test_what_goes_on_with_other_folders_is_told(
+    command: Command, tmp_path: Path, verb: str
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "records.jsonl").touch()
+    told = sentence(command(verb, "run"))
+    assert "a run made in Python goes on with 'curricle.distill(..., resume=True)'" in told
+    (tmp_path / "run" / "recipe.json").touch()
+    told = sentence(command(verb, "run"))
+    assert "a recipe's folder has its runs below it, as 'run/panels/NAME'" in told
 
 
 def test_a_run_without_its_spec_cannot_be_resumed(

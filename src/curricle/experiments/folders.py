@@ -13,6 +13,7 @@ from typing import final
 from curricle.errors import CheckpointError, reason
 from curricle.experiments.spec import RunSpec
 from curricle.files import write_text
+from curricle.points import PANELS, RECIPE
 from curricle.records import EndRecord, RunRecord, read_records
 from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
 from curricle.training.engine import RECORDS
@@ -82,8 +83,18 @@ def read_origin(folder: Path) -> Origin:
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{str(folder)!r} must be a run folder with a {COMMAND!r}: {reason(error)}"
+            f"{_hint(folder)}"
         ) from None
     return found
+
+
+def _hint(folder: Path) -> str:
+    """Return what to do instead with a folder that no command has claimed; empty if unknown."""
+    if (folder / RECIPE).is_file():
+        return f"; a recipe's folder has its runs below it, as '{folder / PANELS}/NAME'"
+    if (folder / RECORDS).is_file():
+        return "; a run made in Python goes on with 'curricle.distill(..., resume=True)'"
+    return ""
 
 
 def has_spec(folder: Path) -> bool:
@@ -117,7 +128,7 @@ def is_claimed(spec: RunSpec) -> bool:
     if found != (digest := teacher_digest(spec)):
         raise CheckpointError(
             f"{str(folder)!r} must hold the teacher of this spec; "
-            f"its digest is {found}, not {digest}"
+            f"its digest is {found}, not {digest}; '--set output_dir=...' takes another folder"
         )
     return True
 
