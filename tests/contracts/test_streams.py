@@ -33,7 +33,8 @@ def collated_with_noise(rows: list[Any]) -> dict[str, Tensor]:
     """Return a masked batch drawn from torch's global generator, as collators do."""
     tokens = torch.stack([row[0] for row in rows])
     ignored = torch.where(torch.rand(tokens.shape) < 0.5, tokens, -100)
-    return {"input_ids": tokens, "labels": ignored, "attention_mask": torch.ones_like(tokens)}
+    hidden = tokens.masked_fill(ignored != -100, 1)
+    return {"input_ids": hidden, "labels": ignored, "attention_mask": torch.ones_like(tokens)}
 
 
 def loader(*, collate: bool) -> DataLoader[Any]:

@@ -91,7 +91,14 @@ class LoaderStream:
         self._batches = self._listed(0)
         self._epoch, self._steps_per_epoch = 0, len(self._batches)
         self._batch_size = len(self._batches[0])
-        first = self._built(self._fetch(0))
+        item = self._fetch(0)
+        first = self._built(item)
+        if not (next_token or isinstance(item, Batch)) and first.repeats_inputs:
+            raise DataError(
+                "'next_token=True' must be given where 'labels' are the input ids, as causal "
+                f"models of transformers have them; all {first.num_selected} labels of the first "
+                "batch are the token at their own position"
+            )
         if _digest(first) != _digest(self._built(self._fetch(0))):
             raise DataError(
                 "'loader' must give the same first batch twice; got different ones, so its data "

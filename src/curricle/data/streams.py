@@ -26,6 +26,9 @@ from curricle.errors import DataError
 Inputs = Tensor | Mapping[str, Tensor]
 """A model's input: one tensor, or named tensors passed as keywords; examples on the first axis."""
 
+ENOUGH = 8
+"""From so many labels on it is no chance if all are their own inputs."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,23 @@ class Batch:
     """Ascending flat indexes of the positions whose logits are wanted; None for one an example."""
     valid: Bool[Tensor, "example position"] | None = None
     """True where a position holds data rather than padding; None if all do."""
+
+    def __post_init__(self) -> None:
+        """Check that there is one class for each place whose logits are wanted.
+
+        Raises:
+            DataError: If not.
+        """
+        if self.labels is None:
+            return
+        if self.labels.is_floating_point():
+            raise DataError(f"'labels' must be whole numbers; got {self.labels.dtype}")
+        if tuple(self.labels.shape) != (self.num_selected,):
+            places = "examples" if self.selected is None else "selected positions"
+            raise DataError(
+                f"'labels' must be one for each of the {self.num_selected} {places}; "
+                f"got shape {tuple(self.labels.shape)}"
+            )
 
     @property
     def leading(self) -> Shaped[Tensor, "example ..."]:
@@ -72,6 +92,19 @@ class Batch:
     def num_selected(self) -> int:
         """Return the number of positions whose logits are wanted."""
         return self.num_examples if self.selected is None else self.selected.numel()
+
+    @property
+    def repeats_inputs(self) -> bool:
+        """Return whether every label is the token at its own position, which a model only copies.
+
+        Few labels say nothing: masking leaves one token in ten as it was.
+        """
+        if self.labels is None or self.selected is None or len(self.labels) < ENOUGH:
+            return False
+        tokens = self.leading
+        return tokens.ndim == 2 and torch.equal(  # noqa: PLR2004 - example and position
+            tokens.flatten()[self.selected].long(), self.labels.long()
+        )
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch on another device; nothing is copied if it is there already."""

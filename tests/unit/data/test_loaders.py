@@ -284,6 +284,29 @@ def test_left_padding_predicts_nothing() -> None:
     assert (selected(batch), labels(batch)) == ([1, 3, 4], [6, 8, 9])
 
 
+def test_labels_that_are_the_inputs_are_told_of_the_shift() -> None:
+    ids = torch.arange(12).view(2, 6)
+    item = {"input_ids": ids, "labels": ids.masked_fill(ids == 7, -100)}
+    with pytest.raises(
+        DataError,
+        match=r"^'next_token=True' must be given where 'labels' are the input ids, .*; all 11 lab",
+    ):
+        of_item(item)
+    assert of_item(item, next_token=True).num_selected == 9
+
+
+def test_labels_of_masked_and_of_shifted_tokens_are_taken() -> None:
+    ids = torch.arange(12).view(2, 6)
+    masked = ids.masked_fill(ids % 5 == 0, 103)
+    for inputs, wanted in ((masked, ids), (ids, ids.roll(-1, dims=1))):
+        assert of_item({"input_ids": inputs, "labels": wanted}).num_selected == 12
+    # All of a few masked tokens may have been left as they were.
+    assert of_item((ids, ids.masked_fill(ids % 5 > 0, -100))).num_selected == 3
+    # A `Batch` says itself what is predicted where.
+    copied = Batch(inputs=ids, labels=ids.flatten(), selected=torch.arange(12))
+    assert of_item(copied) is copied
+
+
 def test_labels_that_are_all_ignored_give_an_empty_selection() -> None:
     ids = torch.ones(2, 3).long()
     batch = of_item({"input_ids": ids, "labels": torch.full((2, 3), -100)})
@@ -291,7 +314,7 @@ def test_labels_that_are_all_ignored_give_an_empty_selection() -> None:
 
 
 def test_the_fingerprint_covers_data_order_shift_and_seed() -> None:
-    ids = [{"input_ids": torch.arange(5), "labels": torch.arange(5)}] * 6
+    ids = [{"input_ids": torch.arange(5), "labels": torch.arange(1, 6)}] * 6
     streams = [
         stream(shuffled()),
         stream(shuffled(24)),

@@ -1,6 +1,7 @@
 """What a batch knows about itself, and how it is cut."""
 
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -27,6 +28,25 @@ def sequences() -> Batch:
 def test_a_batch_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         vectors().labels = None  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("labels", "selected", "sentence"),
+    [
+        (torch.ones(4, 1).long(), None, r"one for each of the 4 examples; got shape \(4, 1\)"),
+        (torch.ones(3).long(), None, r"one for each of the 4 examples; got shape \(3,\)"),
+        (torch.ones(4).long(), torch.tensor([1, 3]), r"of the 2 selected positions; got .*\(4,"),
+        (torch.ones(4), None, r"must be whole numbers; got torch\.float32"),
+    ],
+)
+def test_labels_are_one_class_for_each_place_with_logits(
+    labels: Tensor, selected: Tensor | None, sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(Batch.__init__)(
+            Batch.__new__(Batch), inputs=torch.zeros(4, 3), labels=labels, selected=selected
+        )
 
 
 def test_feature_vectors_count_one_token_an_example() -> None:
