@@ -9,6 +9,7 @@ Units: accuracy is a share; nll is mean nats a scored position.
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import DataError
@@ -26,11 +27,14 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
     """Return an evaluator that gives `accuracy` and `nll` against the labels of fixed batches.
 
     Raises:
-        DataError: If there is no labeled position.
+        DataError: If there is no labeled position; from the evaluator, if a label is no class of
+            the model, or if the model gives logits elsewhere.
     """
     if not any(batch.labels is not None and batch.labels.numel() for batch in batches):
         raise DataError(f"'evaluation' must hold labels; got {len(batches)} batches without any")
     moved = [batch.to(device) for batch in batches]
+    labels = torch.cat([one.labels.long().cpu() for one in batches if one.labels is not None])
+    lowest, highest = int(labels.min()), int(labels.max())
 
     def evaluate(model: TappedModel) -> dict[str, float]:
         right, nats, count = 0, 0.0, 0
@@ -38,9 +42,24 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
             for batch in moved:
                 logits = required(read(batch.inputs, batch.selected).logits, "logits")
                 labels = required(batch.labels, "labels")
+                _check(labels, logits, lowest=lowest, highest=highest)
                 right += int((logits.argmax(-1) == labels).sum())
                 nats += float(cross_entropy(logits, labels))
                 count += batch.num_selected
         return {"accuracy": right / count, LOSS: nats / count}
 
     return evaluate
+
+
+def _check(labels: Tensor, logits: Tensor, *, lowest: int, highest: int) -> None:
+    *places, classes = logits.shape
+    if places != [*labels.shape]:
+        raise DataError(
+            f"'labels' of 'evaluation' must be one for each place with logits, of shape "
+            f"{tuple(places)}; got {tuple(labels.shape)}"
+        )
+    if lowest < 0 or highest >= classes:
+        raise DataError(
+            f"'labels' of 'evaluation' must lie between 0 and {classes - 1}, the student's last "
+            f"class; got {lowest} to {highest}"
+        )

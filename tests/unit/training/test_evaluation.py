@@ -96,6 +96,19 @@ def test_every_batch_has_labels() -> None:
         evaluate(shown())
 
 
+@pytest.mark.parametrize(("labels", "told"), [([0, 2], "0 to 2"), ([-100, 1], "-100 to 1")])
+def test_held_out_labels_are_classes_of_the_model(labels: list[int], told: str) -> None:
+    evaluate = label_metrics([batch([[0.5, 0.5], [0.5, 0.5]], labels)], CPU)
+    with pytest.raises(DataError, match=rf"^'labels' of 'eva.* 0 and 1, the .*; got {told}$"):
+        evaluate(shown())
+
+
+def test_logits_at_every_position_are_not_compared_with_one_label_an_example() -> None:
+    unselected = Batch(inputs=torch.tensor([[0, 1, 2], [1, 0, 2]]), labels=torch.tensor([0, 1]))
+    with pytest.raises(DataError, match=r"of shape \(2, 3\); got \(2,\)$"):
+        label_metrics([unselected], CPU)(tapped(Table()))
+
+
 def test_half_precision_logits_are_summed_in_full_precision() -> None:
     rows = torch.full((4096, 2), 0.5).log().bfloat16()
     many = Batch(inputs=rows, labels=torch.zeros(4096, dtype=torch.long))
