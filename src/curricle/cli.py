@@ -20,14 +20,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from curricle.errors import CurricleError
+from curricle.errors import CurricleError, SpecError
 
 if TYPE_CHECKING:
     from curricle.experiments.folders import Origin
     from curricle.experiments.runner import StudentRun
     from curricle.experiments.spec import RunSpec
     from curricle.records import Record
-    from curricle.reports.summary import Summary
 
 WIDE = 140
 """Columns of tables that do not go to a terminal."""
@@ -181,22 +180,21 @@ def reproduce(
     from curricle.experiments.recipes.catalog import RECIPES, recipe_named
     from curricle.experiments.recipes.recipe import checked_scale
     from curricle.experiments.recipes.running import claim, measure, panels
-    from curricle.reports.recipes import recipe_table, write_recipe_report
+    from curricle.points import line_again, read_recipe, usual_folder
+    from curricle.reports.recipes import recipe_table
 
     if listed or not name:
         console.print(recipe_table([recipe.told() for recipe in RECIPES.values()]))
         return
     recipe, size = recipe_named(name), checked_scale(scale)
-    folder = output_dir or Path("runs") / "reproduce" / f"{name}-{scale}"
+    folder = output_dir or usual_folder(name, scale)
     line = f"{_line('reproduce', name, sets)} --scale {scale}"
     claim(recipe, size, folder, line, assignments=sets or [])
     measure(recipe, size, folder)
-    summaries = [
-        _panel(spec, jobs, title=f"{name}: {panel}", line=line)
-        for panel, spec in panels(recipe, size, folder, sets or [])
-    ]
-    for told in (*write_recipe_report(folder, summaries), f"report: {folder / 'report.html'}"):
-        console.print(told, soft_wrap=True)
+    again = line_again(read_recipe(folder), folder)
+    for panel, spec in panels(recipe, size, folder, sets or []):
+        _panel(spec, jobs, title=f"{name}: {panel}", line=again)
+    _report_figure(folder)
 
 
 @app.command()
@@ -212,10 +210,15 @@ def report(
     """Make tables, figures and the HTML page again from the records of runs.
 
     Target and budget are those of the spec in the first folder, if it holds one. All runs must be
-    of one task.
+    of one task. Of a recipe's folder the recipe's figure is made again.
     """
-    folder = runs[0] if len(runs) == 1 else Path("joint-report")
-    _report(runs, output or folder / "report.html")
+    from curricle.points import RECIPE
+
+    if len(runs) == 1 and (runs[0] / RECIPE).is_file():
+        _report_figure(runs[0], output)
+    else:
+        folder = runs[0] if len(runs) == 1 else Path("joint-report")
+        _report(runs, output or folder / "report.html")
 
 
 @app.command()
@@ -267,15 +270,13 @@ def _start_comparison(spec: "RunSpec", *, title: str, line: str) -> None:
     _start(spec, Origin(command="compare", title=title, line=line), first_runs(spec))
 
 
-def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> "Summary":
-    """Return the summary of a recipe's comparison after running what is left of it."""
+def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
+    """Run what is left of a recipe's comparison."""
     from curricle.experiments.folders import has_spec
-    from curricle.reporting import summarized
 
     if not has_spec(spec.folder):
         _start_comparison(spec, title=title, line=line)
     _go_on("compare", spec, jobs)
-    return summarized([spec.folder])[1]
 
 
 def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
@@ -318,7 +319,7 @@ def _compare_students(spec: "RunSpec", jobs: int) -> None:
         bars = {str(run): new_bar(str(run)) for run in student_runs(spec)}
 
         def watch(run: "StudentRun", record: "Record") -> None:
-            tell(record)
+            tell(record, run.name)
             bars[str(run)](record)
 
         run_all(spec, jobs=jobs, watch=watch)
@@ -352,6 +353,20 @@ def _report(folders: list[Path], page: Path) -> None:
     summary = write_report(folders, page)
     console.print(summary_table(summary))
     for told in filter(None, (summary.gap, headline(summary), f"report: {page}")):
+        console.print(told, soft_wrap=True)
+
+
+def _report_figure(folder: Path, output: Path | None = None) -> None:
+    """Write the report of a recipe's folder and print what was found.
+
+    Raises:
+        SpecError: If it is wanted elsewhere.
+    """
+    from curricle.reporting import write_figure
+
+    if output is not None:
+        raise SpecError(f"'--output' must be left out for a recipe's folder; got {str(output)!r}")
+    for told in (*write_figure(folder), f"report: {folder / 'report.html'}"):
         console.print(told, soft_wrap=True)
 
 

@@ -9,6 +9,7 @@ repetitions (seeds, or draws) of the same measurement.
 """
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, final
@@ -95,7 +96,7 @@ class RecipeRecord:
     chart: Chart
     """How the figure is drawn."""
     line: str = ""
-    """What to type to run it again."""
+    """What to type to run it again, without the folder; see `line_again`."""
 
 
 def write_recipe(folder: Path, record: RecipeRecord) -> None:
@@ -116,6 +117,19 @@ def read_recipe(folder: Path) -> RecipeRecord:
         raise CheckpointError(f"{str(path)!r} must say what is reproduced; got {error}") from None
     record: RecipeRecord = parse(RecipeRecord, data, source=str(path))
     return record
+
+
+def usual_folder(name: str, scale: str) -> Path:
+    """Return the folder of a recipe that is given none."""
+    return Path("runs") / "reproduce" / f"{name}-{scale}"
+
+
+def line_again(recipe: RecipeRecord, folder: Path) -> str:
+    """Return what to type to run a recipe again in its folder, as the folder is called now."""
+    usual = usual_folder(recipe.name, recipe.scale)
+    if not recipe.line or folder.resolve() == usual.resolve():
+        return recipe.line
+    return f"{recipe.line} {shlex.join(['--output-dir', str(folder)])}"
 
 
 def write_points(folder: Path, points: Iterable[Point]) -> None:

@@ -12,8 +12,10 @@ from curricle.errors import CheckpointError
 from curricle.experiments.folders import STUDENTS, has_spec, read_origin, stored_spec
 from curricle.experiments.runner import student_runs
 from curricle.experiments.spec import RunSpec
+from curricle.points import PANELS, read_recipe
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
+from curricle.reports.recipes import write_recipe_report
 from curricle.reports.runs import Run, load_runs
 from curricle.reports.summary import Summary, summarize, write_summary
 from curricle.specs import plain
@@ -60,6 +62,28 @@ def summarized(folders: Sequence[Path]) -> tuple[tuple[Run, ...], Summary]:
         missing=_missing(folders, runs),
     )
     return runs, summary
+
+
+def write_figure(folder: Path) -> tuple[str, ...]:
+    """Write figure, summary and page of a recipe from the records in its folder.
+
+    Args:
+        folder: The recipe's folder.
+
+    Returns:
+        What was found, a line each.
+
+    Raises:
+        CheckpointError: If a panel holds no records yet, or something cannot be written.
+    """
+    panels = [folder / PANELS / panel.name for panel in read_recipe(folder).panels]
+    summaries = [summarized([panel])[1] for panel in panels]
+    try:
+        return write_recipe_report(folder, summaries)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(folder)!r} must be a folder that can be written; got {error}"
+        ) from None
 
 
 def _write(runs: Sequence[Run], summary: Summary, page: Path, *, heading: tuple[str, str]) -> None:

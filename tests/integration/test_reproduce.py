@@ -18,6 +18,7 @@ def test_a_recipe_runs_to_its_figure(command: Command, name: str, tmp_path: Path
     assert (code, told) == (0, "")
     folder = tmp_path / "runs" / "reproduce" / f"{name}-smoke"
     assert f"report: {Path(*folder.parts[-3:])}/report.html" in shown.replace("\n", " ")
+    assert "scale smoke only shows that everything runs" in shown
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["panels"] or summary["points"]
     for panel in summary["panels"].values():
@@ -36,6 +37,24 @@ def test_a_second_call_trains_nothing_and_remakes_the_report(
     assert command(*call)[0] == 0
     assert weights == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
     assert (tmp_path / "again" / "figure.svg").is_file()
+
+
+def test_the_report_of_a_recipes_folder_is_remade(command: Command, tmp_path: Path) -> None:
+    call = ("reproduce", "parity-mlp", "--scale", "smoke", "--jobs", "1", "--output-dir", "my own")
+    assert command(*call)[0] == 0
+    page = tmp_path / "my own" / "report.html"
+    before = page.read_text()
+    assert "--scale smoke --output-dir" in before
+    assert "only shows that everything runs" in before
+    page.unlink()
+    code, shown, told = command("report", "my own")
+    assert (code, told) == (0, "")
+    assert "report: my own/report.html" in shown
+    assert page.read_text() == before
+    assert command("report", "my own", "--output", "x.html")[0] == 2
+    code, _, told = command("report", "my own", "other")
+    assert code == 2
+    assert "as 'my own/panels/NAME'" in told
 
 
 def test_the_list_names_every_recipe(command: Command) -> None:

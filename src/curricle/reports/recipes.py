@@ -14,7 +14,15 @@ from typing import Any
 
 from rich.table import Table
 
-from curricle.points import PANELS, Panel, Point, RecipeRecord, read_points, read_recipe
+from curricle.points import (
+    PANELS,
+    Panel,
+    Point,
+    RecipeRecord,
+    line_again,
+    read_points,
+    read_recipe,
+)
 from curricle.reports.charts import (
     Slope,
     Statistic,
@@ -37,6 +45,7 @@ INTERVALS = (
     "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
     "one. A strategy that did not reach the target on every seed has no point."
 )
+SMOKE = "scale smoke only shows that everything runs; its numbers say nothing about the methods"
 
 
 def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str, ...]:
@@ -56,14 +65,18 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     fits = slopes(points) if recipe.chart.slopes else ()
     _draw(folder, recipe, panels, points)
     _write_summary(folder, recipe, panels, (found, fits))
-    lines = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    lines = (
+        *((SMOKE,) if recipe.scale == "smoke" else ()),
+        *(_told(panel, summary) for panel, summary in panels),
+        *map(_slope, fits),
+    )
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
         section("Figure", _image(folder)),
         section("Numbers", table(_grid(found)), note(INTERVALS)) if found else "",
         *(_panel(panel, summary) for panel, summary in panels),
-        section("Made with", again(recipe.line)) if recipe.line else "",
+        section("Made with", again(line_again(recipe, folder))) if recipe.line else "",
     ])  # fmt: skip
     (folder / PAGE).write_text(text, encoding="utf-8")
     return lines

@@ -73,11 +73,16 @@ class NoteLine:
         self._console = console
         self._told: set[str] = set()
 
-    def __call__(self, record: Record) -> None:
-        """Print the note of a run that opens."""
+    def __call__(self, record: Record, name: str | None = None) -> None:
+        """Print the note of a run that opens.
+
+        Args:
+            record: Any record of the run.
+            name: Of the run's strategy in its spec; by default the curriculum's own name.
+        """
         if not isinstance(record, RunRecord) or not record.note:
             return
-        line = f"{record.method}: {record.note}"
+        line = f"{name or record.method}: {record.note}"
         if line not in self._told:
             self._told.add(line)
             self._console.print(line, soft_wrap=True)

@@ -118,3 +118,10 @@ def test_a_note_is_told_once_for_all_runs_that_share_it() -> None:
         tell(record)
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == ("extraction: checkpoint 7 lies inside\nextraction: none\n")
+
+
+def test_a_note_begins_with_the_name_that_the_spec_gives() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    NoteLine(console)(replace(opening(5), note="checkpoint 7 lies inside"), "two-shot")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "two-shot: checkpoint 7 lies inside\n"
