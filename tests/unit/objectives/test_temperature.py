@@ -286,4 +286,4 @@ def test_labels_of_other_positions_than_the_logits_are_told() -> None:
         match=r"^'labels' must be one for each of the 4 positions with logits; got 2; set "
         r"'label_weight' to 0 to do without them$",
     ):
-        bind(Batch(inputs=torch.zeros(ROWS, 2), labels=LABELS[:2]))
+        bind(Batch(inputs=torch.zeros(2, 2), labels=LABELS[:2]))
