@@ -281,9 +281,17 @@ def test_missing_labels_are_told_with_what_does_without_them() -> None:
 
 
 def test_labels_of_other_positions_than_the_logits_are_told() -> None:
+    # One label an example, and logits at both of its positions.
+    sample = Sample(
+        batch=Batch(inputs=torch.zeros(2, 2, dtype=torch.long), labels=LABELS[:2]),
+        student=Activations({}, STUDENT.unflatten(0, (2, 2))),
+        teacher=Activations({}, TEACHER.unflatten(0, (2, 2))),
+        seed=3,
+        num_steps=100,
+    )
     with pytest.raises(
         BindError,
         match=r"^'labels' must be one for each of the 4 positions with logits; got 2; set "
         r"'label_weight' to 0 to do without them$",
     ):
-        bind(Batch(inputs=torch.zeros(2, 2), labels=LABELS[:2]))
+        LearnedTemperature().bind(Reads(), sample, is_residual=False)
