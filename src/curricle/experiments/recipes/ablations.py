@@ -28,6 +28,7 @@ def _parity(scale: Scale) -> Comparison:
     changes: dict[str, dict[str, Any]] = {
         "sign": {"projection": {"kind": "sign"}},
         "orthogonal": {"projection": {"kind": "orthogonal"}},
+        "learned": {"projection": {"kind": "learned"}},
         "centered": {"center": True},
         "layernorm": {"normalize": "layernorm"},
         "rms": {"normalize": "rms"},
@@ -74,6 +75,7 @@ def _grammar(scale: Scale) -> Comparison:
             "first-layer-alone": {"pairs": _taps(1)},
             "plain-states": {"normalize": "none"},
             "shared-projection": {"shared_projection": True},
+            "learned-projection": {"projection": {"kind": "learned"}},
             "own-layer-only": {"trains": "own"},
             "reset-optimizer": {"optimizer_state": "reset"},
             "schedule-per-stage": {"schedule": "own"},
