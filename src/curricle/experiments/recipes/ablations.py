@@ -12,7 +12,7 @@ from typing import Any
 
 from curricle.experiments.recipes.language import BUDGETS, pcfg_comparison
 from curricle.experiments.recipes.parity import SEEDS, parity_size
-from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, steps
+from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, steps, taps
 from curricle.experiments.spec import StrategySpec, Target
 from curricle.points import Chart
 from curricle.training.settings import EngineSettings
@@ -52,10 +52,6 @@ def _parity(scale: Scale) -> Comparison:
     return Comparison(spec=spec)
 
 
-def _taps(*taps: int) -> list[dict[str, int]]:
-    return [{"student": tap, "teacher": tap} for tap in taps]
-
-
 def _grammar(scale: Scale) -> Comparison:
     total = BUDGETS[scale][0]
     last = 2 if scale == "smoke" else 4
@@ -65,14 +61,14 @@ def _grammar(scale: Scale) -> Comparison:
     ]
     reference: dict[str, Any] = {
         "kind": "extraction",
-        "pairs": _taps(*range(1, last + 1)),
+        "pairs": taps(*range(1, last + 1)),
         "share": 0.4,
     }
     arms = _arms(
         reference,
         {
-            "last-layer-alone": {"pairs": _taps(last)},
-            "first-layer-alone": {"pairs": _taps(1)},
+            "last-layer-alone": {"pairs": taps(last)},
+            "first-layer-alone": {"pairs": taps(1)},
             "plain-states": {"normalize": "none"},
             "shared-projection": {"shared_projection": True},
             "learned-projection": {"projection": {"kind": "learned"}},

@@ -6,8 +6,18 @@ of 276 tokens, and the encoders are narrower. `wikipedia-mlm` reads the shipped 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
-from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, length, steps
+from curricle.experiments.recipes.recipe import (
+    Comparison,
+    Recipe,
+    Scale,
+    four_strategies,
+    length,
+    steps,
+    taps,
+)
 from curricle.experiments.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.experiments.tasks import PcfgTask, TextTask
 from curricle.models.hf import HuggingFaceSpec
@@ -97,10 +107,13 @@ BUDGETS: Mapping[Scale, tuple[int, ...]] = {
 }
 
 
-def _extraction(pairs: int, share: float) -> StrategySpec:
-    """Return extraction from the first layers, as many as there are pairs."""
-    taps = [{"student": tap, "teacher": tap} for tap in range(1, pairs + 1)]
-    return StrategySpec(curriculum={"kind": "extraction", "pairs": taps, "share": share})
+def _layers(number: int, share: float) -> dict[str, Any]:
+    """Return the arguments of extraction from the first layers."""
+    return {"pairs": taps(*range(1, number + 1)), "share": share}
+
+
+def _extraction(number: int, share: float) -> StrategySpec:
+    return StrategySpec(curriculum={"kind": "extraction", **_layers(number, share)})
 
 
 def _pcfg_mlm(scale: Scale) -> Mapping[str, Comparison]:
@@ -110,12 +123,7 @@ def _pcfg_mlm(scale: Scale) -> Mapping[str, Comparison]:
         found[f"steps-{total}"] = pcfg_comparison(
             scale,
             total,
-            {
-                "from_labels": StrategySpec(curriculum={"kind": "from_labels"}),
-                "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
-                "progressive": StrategySpec(curriculum={"kind": "progressive"}),
-                "extraction": _extraction(number, share),
-            },
+            four_strategies(_layers(number, share)),
         )
     if scale != "smoke":
         total = BUDGETS[scale][1]
@@ -180,12 +188,7 @@ def _pcfg_gpt(scale: Scale) -> Mapping[str, Comparison]:
             checkpoints=4,
         ),
         student=_decoder(layers=layers, heads=narrow[0], width=narrow[1]),
-        strategies={
-            "from_labels": StrategySpec(curriculum={"kind": "from_labels"}),
-            "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
-            "progressive": StrategySpec(curriculum={"kind": "progressive"}),
-            "extraction": _extraction(layers // 2, 0.3),
-        },
+        strategies=four_strategies(_layers(layers // 2, 0.3)),
         seeds=SEEDS[scale],
         budget=steps(total),
         target=Target(metric="accuracy", final_of="one_shot"),
@@ -222,8 +225,11 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
             encoder(layers=12, heads=4, width=256),
         ),
     }[scale]
-    taps = {"smoke": (1,), "small": (1, 2), "paper": (3, 6, 9)}[scale]
-    rates = {"one": 3e-3, "progressive": 6e-3, "extraction": 1.2e-2}
+    read = {"smoke": (1,), "small": (1, 2), "paper": (3, 6, 9)}[scale]
+    rates = {
+        name: AdamW(learning_rate=rate, schedule=COSINE)
+        for name, rate in (("progressive", 6e-3), ("extraction", 1.2e-2))
+    }
     spec = RunSpec(
         output_dir="runs/wikipedia-mlm",
         task=TextTask(
@@ -240,26 +246,15 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         ),
         student=narrow,
         strategies={
-            "from_labels": StrategySpec(curriculum={"kind": "from_labels"}),
-            "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
-            "progressive": StrategySpec(
-                curriculum={"kind": "progressive"},
-                optimizer=AdamW(learning_rate=rates["progressive"], schedule=COSINE),
-            ),
-            "extraction": StrategySpec(
-                curriculum={
-                    "kind": "extraction",
-                    "pairs": [{"student": tap, "teacher": tap} for tap in taps],
-                    "shared_projection": True,
-                    "share": 0.3,
-                },
-                optimizer=AdamW(learning_rate=rates["extraction"], schedule=COSINE),
-            ),
+            name: replace(one, optimizer=rates.get(name))
+            for name, one in four_strategies(
+                {"pairs": taps(*read), "shared_projection": True, "share": 0.3}
+            ).items()
         },
         seeds=SEEDS[scale],
         budget=steps(total),
         target=Target(metric="accuracy", final_of="one_shot"),
-        optimizer=AdamW(learning_rate=rates["one"], schedule=COSINE),
+        optimizer=AdamW(learning_rate=3e-3, schedule=COSINE),
         engine=_engine(scale, total),
     )
     return {"text": Comparison(spec=spec)}

@@ -12,7 +12,15 @@ from dataclasses import replace
 from curricle.curriculum.durations import Duration
 from curricle.experiments.budgets import Budget
 from curricle.experiments.demos import parity_demo
-from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, length, steps
+from curricle.experiments.recipes.recipe import (
+    Comparison,
+    Recipe,
+    Scale,
+    four_strategies,
+    length,
+    steps,
+    taps,
+)
 from curricle.experiments.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.experiments.tasks import ParityTask
 from curricle.models.hf import HuggingFaceSpec
@@ -75,14 +83,7 @@ def _mlp(scale: Scale) -> Mapping[str, Comparison]:
     # Rounded up: a bound just below a checkpoint would take the one before it, all along.
     refresh = {"smoke": 4, "small": 500, "paper": math.ceil(PAPER_STEPS / 200)}[scale]
     layer = {"smoke": 20, "small": 750, "paper": 15_000}[scale]
-    strategies = _strategies(
-        {
-            "from_labels": {"kind": "from_labels"},
-            "one_shot": {"kind": "one_shot"},
-            "progressive": {"kind": "progressive", "refresh": refresh},
-            "extraction": {"kind": "extraction", "durations": [f"{layer} steps"]},
-        }
-    )
+    strategies = four_strategies({"durations": [f"{layer} steps"]}, {"refresh": refresh})
     return {"parity": _comparison(parity_size(scale), strategies, scale)}
 
 
@@ -173,13 +174,7 @@ def _transformer(scale: Scale) -> Mapping[str, Comparison]:
             ),
         ),
         student=_gpt(student, inputs),
-        strategies=_strategies({
-            "from_labels": {"kind": "from_labels"},
-            "one_shot": {"kind": "one_shot"},
-            "progressive": {"kind": "progressive"},
-            "extraction": {"kind": "extraction", "pairs": [
-                {"student": 1, "teacher": 1}, {"student": 2, "teacher": 2}], "share": 0.4},
-        }),
+        strategies=four_strategies({"pairs": taps(1, 2), "share": 0.4}),
         seeds=SEEDS[scale],
         budget=steps(total),
         target=Target(metric="accuracy", number=0.99),
@@ -230,14 +225,7 @@ def _hierarchical(scale: Scale) -> Mapping[str, Comparison]:
         budget=steps(total),
         target=Target(metric="accuracy", number=0.95, ends_run=True),
     )
-    strategies = _strategies(
-        {
-            "from_labels": {"kind": "from_labels"},
-            "one_shot": {"kind": "one_shot"},
-            "progressive": {"kind": "progressive"},
-            "extraction": {"kind": "extraction", "durations": [f"{layer} steps"]},
-        }
-    )
+    strategies = four_strategies({"durations": [f"{layer} steps"]})
     return {"hierarchical": _comparison(spec, strategies, scale)}
 
 

@@ -9,12 +9,12 @@ some steps, `small` gives the qualitative result on two CPU cores, `paper` is th
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 from curricle.curriculum.durations import Duration
 from curricle.errors import SpecError
 from curricle.experiments.budgets import Budget
-from curricle.experiments.spec import RunSpec
+from curricle.experiments.spec import RunSpec, StrategySpec
 from curricle.points import Chart, Panel, Point, RecipeRecord
 
 Scale = Literal["smoke", "small", "paper"]
@@ -99,6 +99,29 @@ def checked_scale(scale: str) -> Scale:
 def placed(comparison: Comparison, folder: Path) -> RunSpec:
     """Return the spec of a panel with its run folder."""
     return replace(comparison.spec, output_dir=str(folder))
+
+
+def four_strategies(
+    extraction: Mapping[str, Any], progressive: Mapping[str, Any] | None = None
+) -> dict[str, StrategySpec]:
+    """Return the four strategies that most figures compare.
+
+    Args:
+        extraction: Arguments of `extraction`.
+        progressive: Arguments of `progressive`; by default it has none.
+    """
+    arguments: dict[str, Mapping[str, Any]] = {
+        "from_labels": {},
+        "one_shot": {},
+        "progressive": progressive or {},
+        "extraction": extraction,
+    }
+    return {kind: StrategySpec(curriculum={"kind": kind, **one}) for kind, one in arguments.items()}
+
+
+def taps(*numbers: int) -> list[dict[str, int]]:
+    """Return layer pairs between equal taps of student and teacher, as specs write them."""
+    return [{"student": number, "teacher": number} for number in numbers]
 
 
 def steps(number: int) -> Budget:
