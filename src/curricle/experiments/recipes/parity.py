@@ -154,10 +154,12 @@ def _gpt(heads: int, inputs: int) -> HuggingFaceSpec:
 def _transformer(scale: Scale) -> Mapping[str, Comparison]:
     inputs, degree, teacher, student = {
         "smoke": (8, 2, 2, 1),
-        "small": (20, 3, 8, 2),
+        "small": (30, 4, 8, 2),
         "paper": (100, 6, 32, 4),
     }[scale]
-    total = {"smoke": 30, "small": 8000, "paper": 250_000}[scale]
+    total = {"smoke": 30, "small": 4000, "paper": 250_000}[scale]
+    layer = {"smoke": 6, "small": 300, "paper": 20_000}[scale]
+    every = {"smoke": 10, "small": 100, "paper": 5000}[scale]
     spec = RunSpec(
         output_dir="runs/parity-transformer",
         task=ParityTask(
@@ -174,18 +176,18 @@ def _transformer(scale: Scale) -> Mapping[str, Comparison]:
             ),
         ),
         student=_gpt(student, inputs),
-        strategies=four_strategies({"pairs": taps(1, 2), "share": 0.4}),
+        strategies=four_strategies({"pairs": taps(1, 2), "durations": [f"{layer} steps"] * 2}),
         seeds=SEEDS[scale],
         budget=steps(total),
-        target=Target(metric="accuracy", number=0.99),
+        target=Target(metric="accuracy", number=0.99, ends_run=True),
         optimizer=AdamW(
             learning_rate=1e-4 if scale == "paper" else 1e-3,
             schedule=Schedule(warmup=0.06, decay="cosine"),
         ),
         engine=EngineSettings(
             device="cuda" if scale == "paper" else "cpu",
-            evaluate_every=max(total // 40, 10),
-            record_every=max(total // 80, 10),
+            evaluate_every=every,
+            record_every=every,
             threads=None if scale == "paper" else 1,
         ),
     )  # fmt: skip
