@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from curricle.experiments.recipes.language import BUDGETS, pcfg_comparison
+from curricle.experiments.recipes.language import GRAMMAR_STEPS, grammar_layers, pcfg_comparison
 from curricle.experiments.recipes.parity import SEEDS, parity_size
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, steps
 from curricle.experiments.spec import StrategySpec, Target
@@ -42,6 +42,9 @@ def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
     instances = LEARNED | {"variant": "instance"}
     fixed = {"name": "logits", "duration": f"{total} steps", "objectives": list(FIXED)}
     layers = {"kind": "extraction", **extraction}
+    trained: dict[str, Any] = {"projection": {"kind": "learned"}}
+    if "shared_projection" in extraction:
+        trained["shared_projection"] = False
     calls: dict[str, dict[str, Any]] = {
         "one_shot": {"kind": "one_shot"},
         "one_shot+T4": {"kind": "staged", "stages": [fixed]},
@@ -49,7 +52,7 @@ def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
         "one_shot+instances": {"kind": "one_shot", "objective": instances},
         "extraction": layers,
         "extraction+temperature": layers | {"last": LEARNED},
-        "extraction+trained": layers | {"projection": {"kind": "learned"}},
+        "extraction+trained": layers | trained,
     }
     return {name: StrategySpec(curriculum=call) for name, call in calls.items()}
 
@@ -73,8 +76,7 @@ def _parity(scale: Scale) -> Comparison:
 
 
 def _panels(scale: Scale) -> Mapping[str, Comparison]:
-    total = BUDGETS[scale][0]
-    layers = {"pairs": [{"student": 1, "teacher": 1}], "share": 0.45}
+    total, layers = GRAMMAR_STEPS[scale], grammar_layers(scale, 3, 0.3)
     return {
         "parity": _parity(scale),
         "pcfg": pcfg_comparison(scale, total, _arms(total, layers)),

@@ -1,21 +1,17 @@
 """What is it worth to begin with the teacher's embeddings instead of random ones?
 
-The masked tokens of `wikipedia-mlm` with a short window and narrower models, so that five
-strategies take little longer than one there. Every arm with a start differs from its method only in
-that; the random start before extraction is the projection that all its layers share. Rates are
-those of the methods without a start, found at the larger size.
+The task, teacher and rates of `wikipedia-mlm`. Every arm with a start differs from its method only
+in that; the random start before extraction is the projection that all its layers share.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from curricle.experiments.recipes.language import COSINE, WIKIPEDIA_MLM, encoder
-from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, length, steps
-from curricle.experiments.spec import RunSpec, StrategySpec
-from curricle.experiments.tasks import TextTask
+from curricle.experiments.recipes.language import WIKIPEDIA_MLM
+from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale
+from curricle.experiments.spec import StrategySpec
 from curricle.points import Chart
-from curricle.training.optimizers import AdamW
 
 RANDOM, PRINCIPAL = ({"kind": kind} for kind in ("random", "principal"))
 STARTS: Mapping[str, tuple[str, dict[str, str]]] = {
@@ -26,37 +22,14 @@ STARTS: Mapping[str, tuple[str, dict[str, str]]] = {
 """Arms by name: the method, and what it begins with."""
 
 
-def _sized(scale: Scale) -> RunSpec:
-    """Return the task and the models, with the strategies of `wikipedia-mlm`."""
-    (whole,) = WIKIPEDIA_MLM.panels(scale).values()
-    spec = replace(whole.spec, output_dir="runs/warm-start")
-    if scale != "small":
-        return spec
-    wide, narrow = (
-        encoder(layers=4, heads=4, width=width, model_type="modernbert") for width in (192, 48)
-    )
-    return replace(
-        spec,
-        task=TextTask(vocabulary_size=2048, window=48, batch_size=32, evaluation_batches=60),
-        teacher=replace(
-            spec.teacher,
-            model=wide,
-            total=length(1500),
-            checkpoints=1,
-            optimizer=AdamW(learning_rate=2e-3, schedule=COSINE),
-        ),
-        student=narrow,
-        budget=steps(800),
-    )
-
-
 def _started(method: StrategySpec, start: dict[str, str]) -> StrategySpec:
     call: dict[str, Any] = {**method.curriculum, "start": start}
     return replace(method, curriculum=call)
 
 
 def _text(scale: Scale) -> Mapping[str, Comparison]:
-    spec = _sized(scale)
+    (whole,) = WIKIPEDIA_MLM.panels(scale).values()
+    spec = replace(whole.spec, output_dir="runs/warm-start")
     methods = {name: spec.strategies[name] for name in ("one_shot", "extraction")}
     arms = {name: _started(methods[method], start) for name, (method, start) in STARTS.items()}
     return {"text": Comparison(spec=replace(spec, strategies=methods | arms))}

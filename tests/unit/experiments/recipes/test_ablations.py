@@ -11,9 +11,12 @@ def calls(panel: str) -> dict[str, dict[str, Any]]:
 
 
 def test_every_arm_of_extraction_differs_from_the_reference_in_one_thing() -> None:
-    for panel in ("parity", "grammar"):
+    for panel in ("parity", "grammar", "text"):
         found = calls(panel)
         reference = found.pop("reference")
+        learned = found.pop("learned-projections", None)
+        if learned is not None:
+            assert learned == found["own-projections"] | {"projection": {"kind": "learned"}}
         for call in found.values():
             if call["kind"] == "extraction":
                 names = set(reference) | set(call)
@@ -29,8 +32,10 @@ def test_nothing_is_reset_where_the_optimizer_keeps_nothing() -> None:
 
 
 def test_order_and_matching_are_told_apart() -> None:
-    found = calls("grammar")
-    assert found["last-layer-alone"]["pairs"] == [{"student": 4, "teacher": 4}]
-    assert found["last-layer-alone"]["share"] == found["reference"]["share"]
-    (stage,) = found["hidden-all-along"]["stages"]
-    assert [one["kind"] for one in stage["objectives"]] == ["logits"] + 4 * ["hidden"]
+    for panel in ("grammar", "text"):
+        found = calls(panel)
+        assert found["last-layer-alone"]["pairs"] == [{"student": 4, "teacher": 4}]
+        assert found["last-layer-alone"]["share"] == found["reference"]["share"]
+        (stage,) = found["hidden-all-along"]["stages"]
+        assert [one["kind"] for one in stage["objectives"]] == ["logits"] + 4 * ["hidden"]
+        assert found["hidden-all-along-slow"] == found["hidden-all-along"]
