@@ -52,8 +52,8 @@ class TaskData:
     """Length of the sequences; 1 for a task without positions."""
     name: str
     """The task in a few words."""
-    padding_token: int = 0
-    """Id after the end of a sequence, which an embedding may ignore; not used where none is."""
+    padding_token: int | None = 0
+    """Id after the end of a sequence, which an embedding may ignore; None if every id is data."""
     mask_token: int | None = None
     """Id that stands for a hidden token; None where none is hidden."""
 
@@ -110,6 +110,7 @@ class ParityTask:
             num_classes=2**self.depth,
             num_positions=self.num_inputs if are_tokens else 1,
             name=f"({self.num_inputs},{self.degree})-parity{tree}",
+            padding_token=None,
         )
 
     def _stream(self, batch_size: int, seed: int, purpose: str) -> ParityStream:

@@ -38,7 +38,12 @@ class HuggingFaceSpec:
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
     def build(
-        self, *, num_inputs: int, num_classes: int, num_positions: int, padding_token: int = 0
+        self,
+        *,
+        num_inputs: int,
+        num_classes: int,
+        num_positions: int,
+        padding_token: int | None = 0,
     ) -> TappedModel:
         """Return the model with weights from torch's global generator.
 
@@ -46,7 +51,7 @@ class HuggingFaceSpec:
             num_inputs: Size of the vocabulary.
             num_classes: Not used; a language model predicts its vocabulary.
             num_positions: Length of the sequences.
-            padding_token: Id whose embedding some families keep at zero.
+            padding_token: Id whose embedding some families keep at zero; None if there is none.
 
         Raises:
             SpecError: If the family, or a field of its configuration, does not exist, or if
@@ -99,7 +104,12 @@ class PretrainedSpec:
     """What the model predicts."""
 
     def build(
-        self, *, num_inputs: int, num_classes: int, num_positions: int, padding_token: int = 0
+        self,
+        *,
+        num_inputs: int,
+        num_classes: int,
+        num_positions: int,
+        padding_token: int | None = 0,
     ) -> TappedModel:
         """Return the model in float32.
 

@@ -58,7 +58,12 @@ class MLPSpec:
     """Width of each hidden layer, first to last; positive."""
 
     def build(
-        self, *, num_inputs: int, num_classes: int, num_positions: int, padding_token: int = 0
+        self,
+        *,
+        num_inputs: int,
+        num_classes: int,
+        num_positions: int,
+        padding_token: int | None = 0,
     ) -> HookedModel:
         """Return the network with weights from torch's global generator.
 

@@ -64,6 +64,15 @@ def test_the_padding_token_follows_the_task() -> None:
     assert embedding.padding_idx == config_of(model).pad_token_id == 5
 
 
+def test_a_task_without_padding_leaves_every_embedding_to_be_learned() -> None:
+    spec = HuggingFaceSpec(model_type="bert", config=TINY)
+    with seeding.scoped(0, "test model"):
+        model = spec.build(num_inputs=2, num_classes=0, num_positions=6, padding_token=None)
+    embedding = model.module.get_submodule("bert.embeddings.word_embeddings")
+    assert isinstance(embedding, torch.nn.Embedding)
+    assert embedding.padding_idx is config_of(model).pad_token_id is None
+
+
 def test_the_spec_has_the_last_word() -> None:
     given = TINY | {"max_position_embeddings": 40, "pad_token_id": 3}
     config = config_of(build(HuggingFaceSpec(model_type="bert", config=given)))

@@ -1,16 +1,25 @@
 """What is it worth to begin with the teacher's embeddings instead of random ones?
 
-The task, teacher and rates of `wikipedia-mlm`. Every arm with a start differs from its method only
-in that; the random start before extraction is the projection that all its layers share.
+Tasks, teachers and rates of the recipes for text, grammar and parities; on parities the students
+end early, so that arms are told apart by what they have reached. Every arm with a start differs
+from its method only in that; the random start before extraction is the projection that its layers
+share. Principal components stand beside it on text alone: elsewhere the teacher has fewer token
+vectors than the student has dimensions.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from curricle.experiments.recipes.language import WIKIPEDIA_MLM
-from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale
-from curricle.experiments.spec import StrategySpec
+from curricle.experiments.recipes.language import (
+    GRAMMAR_STEPS,
+    WIKIPEDIA_MLM,
+    grammar_layers,
+    pcfg_comparison,
+)
+from curricle.experiments.recipes.parity import PARITY_MLP, PARITY_TRANSFORMER
+from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, four_strategies, steps
+from curricle.experiments.spec import StrategySpec, Target
 from curricle.points import Chart
 
 RANDOM, PRINCIPAL = ({"kind": kind} for kind in ("random", "principal"))
@@ -20,19 +29,43 @@ STARTS: Mapping[str, tuple[str, dict[str, str]]] = {
     "extraction+random": ("extraction", RANDOM),
 }
 """Arms by name: the method, and what it begins with."""
+PARITY_STEPS: Mapping[str, Mapping[Scale, int]] = {
+    "parity": {"smoke": 60, "small": 3000, "paper": 60_000},
+    "transformer": {"smoke": 30, "small": 1500, "paper": 60_000},
+}
+"""Steps of a student on the parities."""
+
+
+def _panels(scale: Scale) -> Mapping[str, Comparison]:
+    (text,) = WIKIPEDIA_MLM.panels(scale).values()
+    extraction = grammar_layers(scale, 3, 0.3)
+    grammar = pcfg_comparison(scale, GRAMMAR_STEPS[scale], four_strategies(extraction))
+    found = {"text": _compared(text), "grammar": _compared(grammar)}
+    for recipe in (PARITY_MLP, PARITY_TRANSFORMER):
+        ((name, comparison),) = recipe.panels(scale).items()
+        budget = steps(PARITY_STEPS[name][scale])
+        spec = replace(comparison.spec, budget=budget, target=Target(metric="accuracy"))
+        found[name] = _compared(replace(comparison, spec=spec))
+    return found
+
+
+def _compared(comparison: Comparison) -> Comparison:
+    """Return a recipe's panel with its methods begun in several ways."""
+    spec = comparison.spec
+    extraction = spec.strategies["extraction"]
+    shared = replace(extraction, curriculum={**extraction.curriculum, "shared_projection": True})
+    methods = {"one_shot": spec.strategies["one_shot"], "extraction": shared}
+    arms = {
+        name: _started(methods[method], start)
+        for name, (method, start) in STARTS.items()
+        if start is not PRINCIPAL or spec.task.kind == "text"
+    }
+    return replace(comparison, spec=replace(spec, strategies=methods | arms))
 
 
 def _started(method: StrategySpec, start: dict[str, str]) -> StrategySpec:
     call: dict[str, Any] = {**method.curriculum, "start": start}
     return replace(method, curriculum=call)
-
-
-def _text(scale: Scale) -> Mapping[str, Comparison]:
-    (whole,) = WIKIPEDIA_MLM.panels(scale).values()
-    spec = replace(whole.spec, output_dir="runs/warm-start")
-    methods = {name: spec.strategies[name] for name in ("one_shot", "extraction")}
-    arms = {name: _started(methods[method], start) for name, (method, start) in STARTS.items()}
-    return {"text": Comparison(spec=replace(spec, strategies=methods | arms))}
 
 
 WARM_START = Recipe(
@@ -42,7 +75,7 @@ WARM_START = Recipe(
     known="nothing: the papers begin with random weights",
     costs={"smoke": "seconds", "small": "25 min", "paper": "one GPU, a day or more"},
     chart=Chart(kind="bars", of="final", y="final accuracy"),
-    panels=_text,
+    panels=_panels,
 )
 
 RECIPES = (WARM_START,)
