@@ -211,23 +211,27 @@ PARITY_TRANSFORMER = Recipe(
 def _hierarchical(scale: Scale) -> Mapping[str, Comparison]:
     task, total, layer = {
         "smoke": (ParityTask(num_inputs=12, degree=2, depth=2, batch_size=32), 60, 20),
-        "small": (ParityTask(num_inputs=50, degree=3, depth=2, batch_size=64), 30_000, 1500),
+        "small": (ParityTask(num_inputs=50, degree=4, depth=3, batch_size=64), 40_000, 1500),
         "paper": (ParityTask(num_inputs=100, degree=5, depth=3, batch_size=64), 125_000, 15_000),
     }[scale]
     widths = {"smoke": (64, 32), "small": (2000, 200), "paper": (50_000, 1000)}[scale]
+    learned, checkpoints = {"smoke": (60, 6), "small": (20_000, 25), "paper": (125_000, 25)}[scale]
     spec = replace(
         parity_size(scale),
         task=task,
         teacher=TeacherSpec(
             model=MLPSpec(widths=(widths[0],)),
-            total=length({"smoke": 60, "small": 15_000, "paper": 125_000}[scale]),
-            checkpoints=25,
+            total=length(learned),
+            checkpoints=checkpoints,
         ),
         student=MLPSpec(widths=(widths[1],)),
         budget=steps(total),
         target=Target(metric="accuracy", number=0.95, ends_run=True),
     )
-    strategies = four_strategies({"durations": [f"{layer} steps"]})
+    # Each checkpoint for as long as it took the teacher to come to it.
+    strategies = four_strategies(
+        {"durations": [f"{layer} steps"]}, {"refresh": math.ceil(learned / checkpoints)}
+    )
     return {"hierarchical": _comparison(spec, strategies, scale)}
 
 
