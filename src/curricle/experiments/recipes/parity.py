@@ -102,24 +102,20 @@ PARITY_MLP = Recipe(
 
 
 def _two_shot(scale: Scale) -> Mapping[str, Comparison]:
-    # Steps of the teacher's training, seed 0: (name, checkpoint).
-    chosen = {
-        "smoke": {"before": 20, "inside": 60, "after": 80},
-        "small": {"before": 9500, "early inside": 10_500, "inside": 11_000, "after": 12_000},
-        "paper": {"before": 151_562, "inside": 159_375, "after": 168_750},
+    # Steps of the teacher's training, seed 0; the one inside is found from its losses.
+    outside = {
+        "smoke": {"before": 20, "after": 80},
+        "small": {"before": 9500, "early-inside": 10_500, "after": 12_000},
+        "paper": {"before": 151_562, "after": 168_750},
     }[scale]
     final = {"smoke": 100, "small": 12_500, "paper": PAPER_STEPS}[scale]
     first = {"smoke": 20, "small": 1000, "paper": 15_625}[scale]
-    strategies = {"one_shot": StrategySpec(curriculum={"kind": "one_shot"})} | {
-        f"{name}-{step}".replace(" ", "-"): StrategySpec(
-            curriculum={
-                "kind": "progressive",
-                "trajectory": [step, final],
-                "durations": [f"{first} steps"],
-            }
-        )
-        for name, step in chosen.items()
-    }
+    calls: dict[str, dict[str, object]] = {"one_shot": {"kind": "one_shot"}}
+    two_shot: dict[str, object] = {"kind": "progressive", "durations": [f"{first} steps"]}
+    for name, step in outside.items():
+        calls[f"{name}-{step}"] = two_shot | {"trajectory": [step, final]}
+    calls["inside"] = two_shot | {"select": "transition"}
+    strategies = _strategies(calls)
     return {"two-shot": _comparison(parity_size(scale), strategies, scale)}
 
 
