@@ -26,7 +26,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample
+from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, uncalibrated
 from curricle.specs import parse, plain
 
 Array = np.ndarray
@@ -115,8 +115,9 @@ class Case:
             ),
             is_residual=self.is_residual,
         )
-        if term.wants_calibration:
-            return term.calibrated([(seen.shown("teacher", seen.batch), seen.batch)])
+        needy = uncalibrated(term)
+        if needy is not None:
+            return needy.calibrated([(seen.shown("teacher", seen.batch), seen.batch)])
         return term
 
     def total(self, seen: World, batch: Batch | None = None) -> Tensor:

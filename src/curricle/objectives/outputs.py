@@ -9,7 +9,6 @@ Axes: leading (example, position), row (counted positions), class.
 Unit: nats a counted position.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -128,16 +127,6 @@ class _BoundLogits:
         logits = required(shown.logits, "logits")
         return logits if self.rows is None else self.rows.take(logits, batch)
 
-    @property
-    def wants_calibration(self) -> bool:
-        """Return False: nothing is calibrated."""
-        return False
-
-    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the term itself."""
-        del teachers
-        return self
-
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
         declared = self.declared
@@ -196,16 +185,6 @@ class _BoundLabels:
         """Return the cross-entropy summed over labeled positions, in nats."""
         del target
         return cross_entropy(required(student.logits, "logits"), required(batch.labels, "labels"))
-
-    @property
-    def wants_calibration(self) -> bool:
-        """Return False: nothing is calibrated."""
-        return False
-
-    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the term itself."""
-        del teachers
-        return self
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

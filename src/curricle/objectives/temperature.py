@@ -19,7 +19,6 @@ References:
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -253,16 +252,6 @@ class _BoundTemperature:
             return total
         labels = required(batch.labels, "labels")
         return total + declared.label_weight * cross_entropy(logits, labels)
-
-    @property
-    def wants_calibration(self) -> bool:
-        """Return False: nothing is calibrated."""
-        return False
-
-    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the term itself."""
-        del teachers
-        return self
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

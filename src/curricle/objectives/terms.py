@@ -132,7 +132,11 @@ class Sample:
 
 @runtime_checkable
 class BoundObjective(Protocol):
-    """An objective with its models known; one that trains a module besides is an `OwnsAdapter`."""
+    """An objective with its models known.
+
+    One that trains a module besides is an `OwnsAdapter`; one that looks at the teacher's
+    activations before training `Calibrates`.
+    """
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions that the loss is a mean over."""
@@ -146,18 +150,30 @@ class BoundObjective(Protocol):
         """Return the loss summed over the counted positions, with gradient to the student."""
         ...
 
-    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> "BoundObjective":
-        """Return the objective with statistics of the teacher's activations, if it wants any."""
-        ...
-
-    @property
-    def wants_calibration(self) -> bool:
-        """Return whether `calibrated` must be called before training."""
-        ...
-
     def describe(self) -> tuple[str, str, str, str]:
         """Return what `plan` prints: taps, objective, projection, widths."""
         ...
+
+
+@runtime_checkable
+class Calibrates(Protocol):
+    """A bound objective that may need statistics of the teacher's activations."""
+
+    @property
+    def wants_calibration(self) -> bool:
+        """Return whether it needs them: whether `calibrated` is to be called before training."""
+        ...
+
+    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
+        """Return the objective with the statistics of the given batches."""
+        ...
+
+
+def uncalibrated(objective: BoundObjective) -> Calibrates | None:
+    """Return an objective that needs statistics before training; None if it needs none."""
+    if isinstance(objective, Calibrates) and objective.wants_calibration:
+        return objective
+    return None
 
 
 @runtime_checkable

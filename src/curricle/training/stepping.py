@@ -23,6 +23,7 @@ from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
+from curricle.objectives.terms import uncalibrated
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.terms import adapters_of, opened, trained_beside
@@ -156,12 +157,14 @@ class Stepper:
 
     def calibrate(self) -> None:
         """Give objectives that ask for it the teacher's statistics over the first batches."""
-        if not any(term.objective.wants_calibration for term in self._terms):
+        needy = [uncalibrated(term.objective) for term in self._terms]
+        if not any(needy):
             return
         with torch.no_grad(), self._autocast():
             shown = [self._show(self._batch(step)) for step in range(CALIBRATION_BATCHES)]
         self._terms = tuple(
-            replace(term, objective=term.objective.calibrated(shown)) for term in self._terms
+            term if objective is None else replace(term, objective=objective.calibrated(shown))
+            for term, objective in zip(self._terms, needy, strict=True)
         )
 
     def _batch(self, step: int) -> Batch:

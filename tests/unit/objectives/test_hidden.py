@@ -16,7 +16,7 @@ from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import LinearMap, adapter_of
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal
-from curricle.objectives.terms import BoundObjective, Reads, Sample
+from curricle.objectives.terms import BoundObjective, Reads, Sample, uncalibrated
 from tests.parts import drawn
 
 STUDENT, TEACHER = Place("s", tap="1"), Place("t", tap="3")
@@ -178,16 +178,21 @@ def test_the_target_is_float32_whatever_the_teacher_is() -> None:
     assert term.target(shown, features()).dtype == torch.float32
 
 
+def calibrated(term: BoundObjective, shown: list[tuple[Activations, Batch]]) -> BoundObjective:
+    needy = uncalibrated(term)
+    assert needy is not None
+    return needy.calibrated(shown)
+
+
 def test_centering_subtracts_the_mean_over_all_batches_given() -> None:
     declared = objective(center=True, projection=Identity())
     term = bind(declared, drawn(5, 3), drawn(5, 3))
-    assert term.wants_calibration
     small, large = torch.full((1, 3), 1.0), torch.full((3, 3), 5.0)
     shown = [
         (Activations({TEACHER: small}), features(1)),
         (Activations({TEACHER: large}), features(3)),
     ]
-    found = term.calibrated(shown).target(Activations({TEACHER: small}), features(1))
+    found = calibrated(term, shown).target(Activations({TEACHER: small}), features(1))
     assert found.tolist() == [[-3.0, -3.0, -3.0]]
 
 
@@ -195,19 +200,19 @@ def test_calibration_leaves_the_first_term_as_it_is() -> None:
     term = bind(objective(center=True, projection=Identity()), drawn(5, 3), drawn(5, 3))
     shown = Activations({TEACHER: drawn(5, 3)})
     before = term.target(shown, features())
-    term.calibrated([(shown, features())])
+    calibrated(term, [(shown, features())])
     assert torch.equal(term.target(shown, features()), before)
 
 
 def test_calibration_without_any_position_changes_nothing() -> None:
     term = bind(objective(center=True, projection=Identity()), drawn(5, 3), drawn(5, 3))
     nothing = (Activations({TEACHER: drawn(0, 3)}), features(0))
-    found = term.calibrated([nothing]).target(Activations({TEACHER: drawn(5, 3)}), features())
+    found = calibrated(term, [nothing]).target(Activations({TEACHER: drawn(5, 3)}), features())
     assert torch.equal(found, drawn(5, 3))
 
 
 def test_nothing_is_calibrated_unless_it_is_asked_for() -> None:
-    assert not bind(objective(), drawn(5, 3), drawn(5, 4)).wants_calibration
+    assert uncalibrated(bind(objective(), drawn(5, 3), drawn(5, 4))) is None
 
 
 def test_the_mean_is_over_the_positions_of_an_image_as_the_layer_has_them() -> None:

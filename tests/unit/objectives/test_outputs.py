@@ -13,7 +13,7 @@ from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations
 from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
 from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.terms import BoundObjective, Reads, Sample
+from curricle.objectives.terms import BoundObjective, Reads, Sample, uncalibrated
 
 
 def bind(
@@ -221,8 +221,4 @@ def test_fitting_labels_says_in_words_what_it_does() -> None:
 
 def test_nothing_is_calibrated() -> None:
     match = bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 4))
-    assert not match.wants_calibration
-    assert not fit().wants_calibration
-    assert match.calibrated([]) is match
-    same = fit()
-    assert same.calibrated([]) is same
+    assert uncalibrated(match) is uncalibrated(fit()) is None

@@ -520,8 +520,6 @@ def test_weights_besides_that_are_not_finite_are_noticed() -> None:
 class OwnBound:
     """A user's bound objective: the squared distance of the logits to a trained center."""
 
-    wants_calibration = False
-
     def __init__(self) -> None:
         self.adapter = nn.BatchNorm1d(2)
 
@@ -535,9 +533,6 @@ class OwnBound:
         assert student.logits is not None
         states: Tensor = self.adapter(student.logits)
         return (states - 1).square().sum()
-
-    def calibrated(self, teachers: object) -> "OwnBound":
-        return self
 
     def describe(self) -> tuple[str, str, str, str]:
         return "logits", "own", "-", "-"
