@@ -132,8 +132,9 @@ class TextTask:
 
     kind: Literal["text"] = "text"
     corpus: str | tuple[str, ...] = "sample"
-    """A text file, a folder with train, valid and test files, `sample` for the shipped text, or
-    a list of these, read one after another."""
+    """A text file, a folder with train, valid and test files, `sample` for the shipped text,
+    `datasets:NAME` or `datasets:NAME:CONFIG` for a data set of the Hugging Face Hub, or a list of
+    these, read one after another."""
     objective: Literal["masked", "next_token"] = "masked"
     """What is predicted: hidden tokens (BERT) or the next one (GPT)."""
     vocabulary_size: int = Field(default=4096, gt=0)
