@@ -89,6 +89,8 @@ TEXTS = {
     ),
     "field of the family": ("student.config.hiden_size=8", "did you mean 'hidden_size'"),
     "no corpus": ("task.corpus=nowhere", "'--set task.corpus=sample' takes the shipped text"),
+    "no corpus in the list": ("task.corpus=[]", "'corpus' must name at least one text; got ()"),
+    "corpus of fields": ("task.corpus={a: 1}", "'task.corpus': input should be a valid string"),
     "empty text": (
         "task.corpus=empty.txt",
         "split 'train' of 'empty.txt' must hold text; it is em",

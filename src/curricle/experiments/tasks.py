@@ -12,6 +12,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
+from curricle.data.corpora import names
 from curricle.data.grammars import Grammar, shipped
 from curricle.data.parity import Encoding, ParityStream
 from curricle.data.pcfg import (
@@ -131,8 +132,10 @@ class TextTask:
     """Language modeling on a text, with a tokenizer trained on it."""
 
     kind: Literal["text"] = "text"
-    corpus: str = "sample"
-    """A text file, a folder with train, valid and test files, or `sample` for the shipped text."""
+    corpus: str | tuple[str, ...] = "sample"
+    """A text file, a folder with train, valid and test files, `sample` for the shipped text,
+    `datasets:NAME` or `datasets:NAME:CONFIG` for a data set of the Hugging Face Hub, or a list of
+    these, read one after another."""
     objective: Literal["masked", "next_token"] = "masked"
     """What is predicted: hidden tokens (BERT) or the next one (GPT)."""
     vocabulary_size: int = Field(default=4096, gt=0)
@@ -147,11 +150,12 @@ class TextTask:
     """Held-out batches, from the validation part of the corpus."""
 
     def __post_init__(self) -> None:
-        """Check that masking is not asked for where nothing is masked.
+        """Check that there is a text, and no masking asked for where nothing is masked.
 
         Raises:
-            SpecError: If it is.
+            SpecError: If not.
         """
+        names(self.corpus)
         if self.objective == "next_token" and self.masking != Masking():
             raise SpecError(
                 f"'masking' must be left out with objective 'next_token'; got {self.masking}"
@@ -177,6 +181,7 @@ class TextTask:
         """
         train, valid = self._store("train", cache_dir), self._store("valid", cache_dir)
         size = train.vocabulary.size
+        texts = " + ".join(Path(one).name for one in names(self.corpus))
         stream = self._stream(train, "train", seed=seed, purpose=reader)
         held_out = self._stream(valid, "valid", seed=EVALUATION_SEED, purpose="evaluation")
         return TaskData(
@@ -185,7 +190,7 @@ class TextTask:
             num_inputs=size,
             num_classes=size,
             num_positions=self.window,
-            name=f"{self.objective} tokens of {Path(self.corpus).name}",
+            name=f"{self.objective} tokens of {texts}",
             mask_token=train.vocabulary.mask if self.objective == "masked" else None,
         )
 

@@ -1,7 +1,5 @@
-"""Reading corpora and training tokenizers."""
+"""Training tokenizers and keeping what was made of a corpus."""
 
-import gzip
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +13,15 @@ from curricle.data.text import (
     SPECIAL,
     START,
     UNKNOWN,
-    Split,
     encode,
     open_or_build,
     open_tokenizer,
-    read_corpus,
     train_tokenizer,
     vocabulary_of,
 )
 from curricle.errors import CheckpointError, DataError, SpecError
 
 TEXT = "the cat sat on the mat, and the dog sat on the log.\n"
-
-
-def write_numbered_lines(path: Path, count: int) -> None:
-    path.write_text("".join(f"line {number}\n" for number in range(count)), encoding="utf-8")
 
 
 def encoded(tokenizer_text: str, text: str) -> list[int]:
@@ -40,111 +32,6 @@ def corpus_folder(folder: Path) -> Path:
     for split in ("train", "valid", "test"):
         (folder / f"{split}.txt").write_text(f"{split}: {TEXT * 20}", encoding="utf-8")
     return folder
-
-
-@pytest.mark.parametrize("split", ["train", "valid", "test"])
-def test_a_folder_of_text_files_gives_one_document_for_each_split(
-    tmp_path: Path, split: Split
-) -> None:
-    corpus_folder(tmp_path)
-    assert read_corpus(tmp_path, split) == [f"{split}: {TEXT * 20}"]
-
-
-def test_a_compressed_text_file_reads_as_its_content(tmp_path: Path) -> None:
-    (tmp_path / "valid.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
-    assert read_corpus(str(tmp_path), "valid") == [TEXT]
-
-
-def test_each_json_line_is_one_document(tmp_path: Path) -> None:
-    records = [{"book": "a", "text": "one\ntwo"}, {"book": "b", "text": "three"}]
-    content = "".join(json.dumps(record) + "\n" for record in records)
-    (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress(content.encode()))
-    assert read_corpus(tmp_path, "test") == ["one\ntwo", "three"]
-
-
-def test_a_single_file_is_cut_by_lines_into_90_5_and_5_percent(tmp_path: Path) -> None:
-    write_numbered_lines(tmp_path / "all.txt", 40)
-    splits: tuple[Split, ...] = ("train", "valid", "test")
-    documents = [read_corpus(tmp_path / "all.txt", split)[0] for split in splits]
-    assert [text.count("\n") for text in documents] == [36, 2, 2]
-    assert "".join(documents) == (tmp_path / "all.txt").read_text(encoding="utf-8")
-
-
-def test_a_single_file_of_json_lines_is_cut_by_documents(tmp_path: Path) -> None:
-    lines = [json.dumps({"text": f"document {number}"}) + "\n" for number in range(20)]
-    (tmp_path / "all.jsonl").write_text("".join(lines), encoding="utf-8")
-    assert read_corpus(tmp_path / "all.jsonl", "valid") == ["document 18"]
-
-
-def test_the_sample_is_shakespeare_and_its_splits_do_not_overlap() -> None:
-    train = read_corpus("sample", "train")[0]
-    valid = read_corpus("sample", "valid")[0]
-    assert train.startswith("First Citizen:\nBefore we proceed any further, hear me speak.\n")
-    # 90 % and 5 % of the 17,743 lines that the sample's README states.
-    assert (train.count("\n"), valid.count("\n")) == (15_968, 887)
-
-
-def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.encode())
-    assert read_corpus(tmp_path, "train") == [TEXT]
-
-
-def test_a_missing_corpus_is_named() -> None:
-    with pytest.raises(DataError, match="corpus 'nowhere' must be a folder or a text file; there"):
-        read_corpus("nowhere", "train")
-
-
-def test_a_missing_split_is_named_with_the_files_it_could_be(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"exactly one file for split 'valid' \(valid.txt, .*none"):
-        read_corpus(tmp_path, "valid")
-
-
-def test_two_files_for_one_split_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_text(TEXT, encoding="utf-8")
-    (tmp_path / "train.txt.gz").write_bytes(gzip.compress(TEXT.encode()))
-    with pytest.raises(DataError, match=r"exactly one file .* got train.txt and train.txt.gz"):
-        read_corpus(tmp_path, "train")
-
-
-def test_a_file_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "train.txt").write_bytes("Müller".encode("latin-1"))
-    with pytest.raises(DataError, match=r"train.txt' must be UTF-8 text: .*0xfc"):
-        read_corpus(tmp_path, "train")
-
-
-@pytest.mark.parametrize(
-    "content", [b"not gzip", gzip.compress(TEXT.encode() * 99)[:-12]], ids=["no gzip", "cut short"]
-)
-def test_a_damaged_compressed_file_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "train.txt.gz").write_bytes(content)
-    with pytest.raises(DataError, match=r"train.txt.gz' cannot be read: "):
-        read_corpus(tmp_path, "train")
-
-
-@pytest.mark.parametrize("content", ["", " \n\n"])
-def test_a_split_without_text_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "train.txt").write_text(content, encoding="utf-8")
-    with pytest.raises(DataError, match=r"split 'train' of .* must hold text; it is empty"):
-        read_corpus(tmp_path, "train")
-
-
-def test_a_file_too_short_for_a_split_is_refused(tmp_path: Path) -> None:
-    write_numbered_lines(tmp_path / "all.txt", 5)
-    with pytest.raises(DataError, match=r"split 'valid' of .* must hold text; it is empty"):
-        read_corpus(tmp_path / "all.txt", "valid")
-
-
-def test_a_line_that_is_not_json_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "train.jsonl").write_text("{oops\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"train.jsonl' must hold one JSON object a line"):
-        read_corpus(tmp_path, "train")
-
-
-@pytest.mark.parametrize("line", ['{"body": "x"}', '{"text": 3}', "[1]"])
-def test_a_record_without_text_is_refused(tmp_path: Path, line: str) -> None:
-    (tmp_path / "train.jsonl").write_text(line + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match="must hold a field 'text' in every line; got '"):
-        read_corpus(tmp_path, "train")
 
 
 def test_special_tokens_take_the_first_ids() -> None:

@@ -1,14 +1,16 @@
 """Tasks open to streams, held-out batches and the sizes that a model must have."""
 
 import importlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from curricle.errors import BindError, DataError, SpecError
-from curricle.experiments.tasks import ParityTask, PcfgTask, TextTask
+from curricle.experiments.tasks import ParityTask, PcfgTask, Task, TextTask
 from curricle.models.tapped import Inputs
+from curricle.specs import override, parse, plain
 
 LINE = "the quick brown fox jumps over the lazy dog\n"
 
@@ -77,6 +79,36 @@ def test_text_opens_to_the_size_of_its_vocabulary(corpus: Path, tmp_path: Path) 
     assert data.num_classes == data.num_inputs
     assert data.num_positions == 8
     assert data.name == "masked tokens of corpus"
+
+
+def test_several_texts_are_one_corpus(corpus: Path, tmp_path: Path) -> None:
+    alone = text_task(corpus)
+    both = replace(alone, corpus=(str(corpus), "sample"))
+    data = both.open(seed=0, cache_dir=tmp_path / "cache")
+    assert data.name == "masked tokens of corpus + sample"
+    assert data.stream.fingerprint != alone.open(seed=0, cache_dir=tmp_path).stream.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "corpus"),
+    [
+        ("sample", "sample"),
+        ("[wikitext-2, books]", ("wikitext-2", "books")),
+        ("datasets:owner/name:config", "datasets:owner/name:config"),
+        ("[sample,datasets:owner/name]", ("sample", "datasets:owner/name")),
+    ],
+)
+def test_the_command_line_names_a_corpus_or_several(
+    text: str, corpus: str | tuple[str, ...]
+) -> None:
+    task = parse(Task, override({"kind": "text"}, [f"corpus={text}"]))
+    assert task.corpus == corpus
+    assert parse(Task, plain(task)) == task
+
+
+def test_a_list_of_no_text_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'corpus' must name at least one text; got \(\)"):
+        TextTask(corpus=())
 
 
 def test_text_counts_window_times_batch_tokens(corpus: Path) -> None:
