@@ -3,7 +3,9 @@
 At scale `small` the grammar is started two levels lower, which makes strings of about 49 instead
 of 276 tokens, the encoders are narrower, and they are ModernBERTs: a BERT, whose positions are
 absolute, is still on its first plateau after 2,000 steps of 16 strings. `wikipedia-mlm` reads the
-shipped sample unless `--set task.corpus=FOLDER` names a larger text.
+shipped sample unless another text is named: `--set task.corpus=wikitext-2` (a folder),
+`--set task.corpus=[wikitext-2,books]` (both as one), or, for who is online,
+`--set task.corpus=datasets:wikimedia/wikipedia:20231101.en`.
 """
 
 from collections.abc import Mapping
