@@ -292,7 +292,7 @@ class _Probe:
 
     def _teach(self, reads: Reads, meter: Meter) -> Activations:
         model = required(self._teacher, "teacher").model
-        with torch.no_grad(), self._settings.autocast(), meter.running():
+        with torch.no_grad(), self._settings.teacher_autocast(), meter.running():
             return _read(model, self._part, reads.teacher, logits=reads.teacher_logits)
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:

@@ -191,7 +191,7 @@ def _check(seats: Sequence[Seat]) -> None:
                 f"students of a classroom must read the same 'stream'; {run.name!r} with seed "
                 f"{run.seed} and {first.name!r} with seed {first.seed} do not"
             )
-        for name in ("device", "precision", "accumulation", "threads"):
+        for name in ("device", "precision", "teacher_precision", "accumulation", "threads"):
             one, other = getattr(run.settings, name), getattr(first.settings, name)
             if one != other:
                 raise BindError(

@@ -347,7 +347,7 @@ def run_fingerprint(run: BoundRun) -> str:
         [
             [*start, *(plain(stage.declared) for stage in run.stages)],
             plain(run.optimizer),
-            [run.settings.precision, run.settings.accumulation, run.settings.clip_norm or 0],
+            [*run.settings.precisions, run.settings.accumulation, run.settings.clip_norm or 0],
             run.stream.fingerprint,
             architecture(run.student.module),
             teacher,

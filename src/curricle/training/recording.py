@@ -93,6 +93,6 @@ def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        device=f"{run.settings.torch_device()} {run.settings.precision}",
+        device=f"{run.settings.torch_device()} {', teacher '.join(run.settings.precisions)}",
         run=digest,
     )

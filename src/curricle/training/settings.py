@@ -5,7 +5,7 @@ rounding and clipping they do not change what is learned.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, final
 
 import torch
@@ -13,6 +13,8 @@ from pydantic import Field
 
 from curricle.errors import BindError
 from curricle.specs import value
+
+Precision = Literal["float32", "bfloat16"]
 
 
 @final
@@ -22,8 +24,11 @@ class EngineSettings:
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the models run; `auto` takes a GPU if there is one."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Precision of the forward passes; bfloat16 by autocast, weights stay float32."""
+    teacher_precision: Precision | None = None
+    """Precision of the teacher's passes while it teaches; None takes `precision`. On a CPU a wide
+    teacher is faster in bfloat16 and a student with narrow heads in float32."""
     accumulation: int = Field(default=1, gt=0)
     """Parts into which a batch is cut to save memory; the loss is that of the whole batch."""
     clip_norm: float | None = Field(default=None, gt=0)
@@ -49,6 +54,11 @@ class EngineSettings:
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
 
+    @property
+    def precisions(self) -> tuple[Precision, ...]:
+        """Return the student's precision, and the teacher's where it is another."""
+        return tuple(dict.fromkeys((self.precision, self.teacher_precision or self.precision)))
+
     @contextmanager
     def stated_threads(self) -> Iterator[None]:
         """Run a block with the stated number of CPU threads; torch's own comes back after.
@@ -63,7 +73,15 @@ class EngineSettings:
         finally:
             torch.set_num_threads(before)
 
-    def autocast(self) -> torch.autocast:
-        """Return the context in which forward passes run."""
-        enabled = self.precision == "bfloat16"
-        return torch.autocast(self.torch_device().type, torch.bfloat16, enabled=enabled)
+    def autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which the student's forward passes run."""
+        return self._autocast(self.precision)
+
+    def teacher_autocast(self) -> AbstractContextManager[object]:
+        """Return the context in which the teacher's forward passes run while it teaches."""
+        return self._autocast(self.teacher_precision or self.precision)
+
+    def _autocast(self, precision: Precision) -> AbstractContextManager[object]:
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.torch_device().type, torch.bfloat16)

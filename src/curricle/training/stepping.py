@@ -85,8 +85,8 @@ class Stepper:
         self._device = run.settings.torch_device()
         self._parameters = [*run.student.module.parameters(), *self.adapters.parameters()]
         self._checks_each_step = self._device.type == "cpu"
-        half = run.settings.precision == "bfloat16"
-        self._autocast = run.settings.autocast if half else nullcontext
+        self._autocast = run.settings.autocast
+        self._teacher_autocast = run.settings.teacher_autocast
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -160,7 +160,7 @@ class Stepper:
         needy = [uncalibrated(term.objective) for term in self._terms]
         if not any(needy):
             return
-        with torch.no_grad(), self._autocast():
+        with torch.no_grad(), self._teacher_autocast():
             shown = [self._show(self._batch(step)) for step in range(CALIBRATION_BATCHES)]
         self._terms = tuple(
             term if objective is None else replace(term, objective=objective.calibrated(shown))
@@ -187,10 +187,10 @@ class Stepper:
 
     def _part(self, batch: Batch, scales: Sequence[float]) -> list[Tensor]:
         targets: list[Tensor | None] = [None] * len(self._terms)
+        if self._teacher is not None:
+            with torch.no_grad(), self._teacher_autocast():
+                targets = self._targets(self._teacher, batch)
         with self._autocast():
-            if self._teacher is not None:
-                with torch.no_grad():
-                    targets = self._targets(self._teacher, batch)
             student = self._student(batch.inputs, batch.selected)
         totals = [
             term.objective.total(student, target, batch)

@@ -136,7 +136,10 @@ def assert_equal(ones: Sequence[BoundRun], others: Sequence[BoundRun]) -> None:
         torch.testing.assert_close(state(one), state(other), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulation": 2}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulation": 2}, {"precision": "bfloat16"}, {"teacher_precision": "bfloat16"}],
+)
 def test_every_student_ends_bit_equal_to_one_that_was_taught_alone(
     tmp_path: Path, trajectory: Trajectory, settings: dict[str, Any]
 ) -> None:

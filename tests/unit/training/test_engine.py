@@ -326,6 +326,9 @@ OTHERS: dict[str, Callable[[], BoundRun]] = {
     "student": lambda: bound(one_shot(total=TOTAL), student=mlp(5, 5)),
     "teacher": lambda: bound(one_shot(total=TOTAL), teacher=LiveTeacher(mlp(16, 12, seed=2))),
     "precision": lambda: bound(one_shot(total=TOTAL), settings={"precision": "bfloat16"}),
+    "teacher's precision": lambda: bound(
+        one_shot(total=TOTAL), settings={"teacher_precision": "bfloat16"}
+    ),
     "accumulation": lambda: bound(one_shot(total=TOTAL), settings={"accumulation": 2}),
     "clipping": lambda: bound(one_shot(total=TOTAL), settings={"clip_norm": 1.0}),
 }

@@ -44,6 +44,18 @@ def test_the_precision_is_that_of_matrix_products(precision: str, dtype: torch.d
     settings = EngineSettings(device="cpu", precision=precision)  # type: ignore[arg-type]
     with settings.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    with settings.teacher_autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert settings.precisions == (precision,)
+
+
+def test_the_teacher_may_have_a_precision_of_its_own() -> None:
+    settings = EngineSettings(device="cpu", teacher_precision="bfloat16")
+    with settings.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    with settings.teacher_autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    assert settings.precisions == ("float32", "bfloat16")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +68,7 @@ def test_the_precision_is_that_of_matrix_products(precision: str, dtype: torch.d
         ("checkpoint_every", 0),
         ("threads", 0),
         ("precision", "float16"),
+        ("teacher_precision", "float16"),
     ],
 )
 def test_a_wrong_setting_is_named(field: str, wrong: object) -> None:

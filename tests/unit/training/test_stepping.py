@@ -597,6 +597,19 @@ def test_dropout_is_a_function_of_seed_and_step() -> None:
     assert noisy_losses([0, 1, 2, 3], seed=1) != forward
 
 
+def test_the_teacher_alone_may_run_in_half_precision() -> None:
+    shown: list[torch.dtype] = []
+    for settings in ({}, {"teacher_precision": "bfloat16"}, {"precision": "bfloat16"}):
+        run = bound(stage(), settings=settings)
+        assert run.teacher is not None
+        for model in (run.teacher.model, run.student):
+            head = model.module.get_submodule("head")
+            head.register_forward_hook(lambda _module, _inputs, found: shown.append(found.dtype))
+        stepped(run, 1)
+    full, half = torch.float32, torch.bfloat16
+    assert shown == [full, full, half, full, half, half]
+
+
 def test_half_precision_runs_and_keeps_the_weights_in_full_precision() -> None:
     stages = [stage("a", objectives=hidden(1, 1)), stage("b")]
     half = bound(*stages, settings={"precision": "bfloat16"})
