@@ -29,6 +29,8 @@ WIDTH, HEIGHT = 5.2, 3.8
 """Inches of one panel."""
 WHISKERS = (2.5, 97.5)
 """Percentiles of the repetitions at which the whiskers of a spread end."""
+FEW = 6
+"""Names of groups that find room side by side."""
 NOTHING = "no strategy has a number on every seed"
 """Stands where nothing can be drawn."""
 
@@ -233,7 +235,8 @@ DRAWN = {"bars": _bars, "lines": _lines, "spread": _spread}
 
 def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
     names = [group if isinstance(group, str) else f"{group:g}" for group in groups]
-    axes.set_xticks(range(len(groups)), names, rotation=20, ha="right")
+    rotation = 20 if len(groups) <= FEW else 60
+    axes.set_xticks(range(len(groups)), names, rotation=rotation, ha="right")
 
 
 def _dress(axes: Axes, chart: Chart, title: str) -> None:
