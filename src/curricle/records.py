@@ -80,6 +80,9 @@ class StagePlan:
     """Bytes of trained weights, their gradients and optimizer state, and saved activations."""
     adapter_parameters: int = 0
     """Number of parameters that the objectives train beside the student; part of the memory."""
+    reads_logits: bool = True
+    """Whether an objective reads the student's logits. Where none does, the output is what it was
+    before, and a target that is reached there is reached by chance."""
 
 
 @final

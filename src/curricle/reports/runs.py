@@ -39,6 +39,8 @@ class Measurement:
     """Consumed before the evaluation."""
     metrics: dict[str, float]
     """Metrics on held-out data."""
+    is_taught: bool = True
+    """Whether the stage reads the student's logits; elsewhere no target counts as reached."""
 
 
 @final
@@ -82,7 +84,13 @@ class Run:
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Return all evaluations in order; the end counts as one unless it repeats the last."""
-        found = [Measurement(spent=each.spent, metrics=each.metrics) for each in self.evaluations]
+        taught = {plan.name: plan.reads_logits for plan in self.opening.stages}
+        found = [
+            Measurement(
+                spent=each.spent, metrics=each.metrics, is_taught=taught.get(each.stage, True)
+            )
+            for each in self.evaluations
+        ]
         if self.end is not None:
             if found and found[-1].spent.steps == self.end.spent.steps:
                 found.pop()

@@ -300,7 +300,9 @@ def _first_at(measured: Sequence[Measurement], metric: str, target: float) -> Me
         (
             each
             for each in measured
-            if metric in each.metrics and sign * each.metrics[metric] >= sign * target
+            if each.is_taught
+            and metric in each.metrics
+            and sign * each.metrics[metric] >= sign * target
         ),
         None,
     )

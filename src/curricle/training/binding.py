@@ -274,6 +274,7 @@ class _Probe:
             teacher_flops=teacher_meter.flops * self._settings.accumulation,
             trained_parameters=self._count(trained),
             adapter_parameters=own,
+            reads_logits=any(one.student_logits for one in each),
             memory_bytes=self._memory(self._count(trained) + own, student_meter.saved_bytes),
         )
         return BoundStage(

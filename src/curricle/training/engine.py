@@ -91,7 +91,8 @@ def execute(
         outputs: Where to write.
         resume: Whether to go on from the newest checkpoint in the run folder; if the run is
             complete, the student gets its finished weights and nothing is run.
-        until: Says of the metrics of an evaluation whether the run may end there.
+        until: Says of the metrics of an evaluation whether the run may end there; not asked in
+            stages that leave the logits alone.
 
     Returns:
         The last record.
@@ -235,7 +236,8 @@ class _Execution:
         if is_due:
             name = stage.declared.name
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self.spent))
-            self.has_ended = self.until is not None and self.until(metrics)
+            is_taught = stage.plan.reads_logits
+            self.has_ended = is_taught and self.until is not None and self.until(metrics)
         if trajectory is not None and is_kept:
             trajectory.save(self.run.student.module, done, metrics.get(LOSS))
         every = settings.checkpoint_every

@@ -34,7 +34,7 @@ def spent(step: int) -> Spent:
     )
 
 
-def plan(name: str, steps: int) -> StagePlan:
+def plan(name: str, steps: int, *, reads_logits: bool = True) -> StagePlan:
     """Return a stage that costs what the synthetic runs write."""
     return StagePlan(
         name=name,
@@ -48,6 +48,7 @@ def plan(name: str, steps: int) -> StagePlan:
         teacher_flops=300,
         trained_parameters=64,
         memory_bytes=2_500_000,
+        reads_logits=reads_logits,
     )
 
 
@@ -78,6 +79,7 @@ def write_run() -> WriteRun:
         every: int = 1,
         planned: int | None = None,
         note: str = "",
+        begins_with_layers: bool = False,
     ) -> Path:
         last = max(measured)
         half = last // 2
@@ -90,7 +92,10 @@ def write_run() -> WriteRun:
                 task=task,
                 metric=metric,
                 batch_size=10,
-                stages=(plan("first", half), plan("second", rest)),
+                stages=(
+                    plan("first", half, reads_logits=not begins_with_layers),
+                    plan("second", rest),
+                ),
                 student_parameters=64,
                 teacher_parameters=1024,
                 versions={"curricle": "0.1.0", "torch": "2.13.0"},

@@ -42,6 +42,15 @@ def test_a_target_met_exactly_is_reached(tmp_path: Path, write_run: WriteRun) ->
     assert _summary(tmp_path).methods["extraction"].to_target.examples == 200
 
 
+def test_a_target_met_before_the_output_is_taught_does_not_count(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    # Two stages of 20 steps; the first leaves the logits alone.
+    measured = {10: 0.95, 20: 0.97, 25: 0.5, 30: 0.92, 40: 0.99}
+    write_run(tmp_path, measured, begins_with_layers=True)
+    assert _summary(tmp_path).methods["extraction"].to_target.examples == 300
+
+
 def test_nobody_reaching_the_target_leaves_no_costs(comparison: Path) -> None:
     method = _summary(comparison).methods["one_shot"]
     assert method.to_target == Costs()

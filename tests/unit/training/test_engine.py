@@ -897,3 +897,13 @@ def test_binding_again_after_a_run_gives_the_same_plan() -> None:
     executed(first)
     second = bound(extraction(total=TOTAL), student=student)
     assert [stage.plan for stage in second.stages] == plans
+
+
+def test_a_run_ends_at_its_target_only_where_the_output_is_taught(tmp_path: Path) -> None:
+    run = bound(extraction(total=TOTAL), settings={"evaluate_every": 1})
+    end = execute(
+        run, evaluate, metric="accuracy", outputs=Outputs(folder=tmp_path), until=lambda _: True
+    )
+    layer, last = run.stages
+    assert (layer.plan.reads_logits, last.plan.reads_logits) == (False, True)
+    assert end.spent.steps == layer.end + 1
