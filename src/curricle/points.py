@@ -74,6 +74,8 @@ class Panel:
     """Name of its folder below `panels`."""
     x: float | str | None = None
     """Where its numbers stand on a chart's horizontal axis; None takes the name."""
+    chart: Chart | None = None
+    """How it is drawn, if otherwise than the recipe's other panels."""
 
 
 @final

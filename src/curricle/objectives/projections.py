@@ -45,9 +45,11 @@ SHARED = "shared"
 @final
 @value
 class Gaussian:
-    """Independent normal entries with mean 0 and variance 1 / teacher_width."""
+    """Independent normal entries with mean 0 and variance scale^2 / teacher_width."""
 
     kind: Literal["gaussian"] = "gaussian"
+    scale: float = Field(default=1.0, gt=0)
+    """Factor of all entries; without effect where states are normalized after the projection."""
 
     def matrix(
         self,
@@ -73,7 +75,7 @@ class Gaussian:
         key = derive(seed, f"projection/{self.kind}/{name}", student_width, teacher_width)
         normals = _normals(key, student_width * teacher_width)
         entries = normals.reshape(student_width, teacher_width) / math.sqrt(teacher_width)
-        return torch.from_numpy(entries).to(dtype)
+        return torch.from_numpy(self.scale * entries).to(dtype)
 
 
 @final

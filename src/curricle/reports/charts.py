@@ -9,7 +9,7 @@ of comparisons become points first, so that there is one way to draw them.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, final
@@ -78,16 +78,17 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
     happened to reach the target would flatter it.
 
     Args:
-        chart: Says which numbers.
+        chart: Says which numbers, for panels without a chart of their own.
         panels: Comparisons with their summaries.
     """
     points: list[Point] = []
     for panel, summary in panels:
+        own = panel.chart or chart
         x = panel.name if panel.x is None else panel.x
         for method, found in summary.methods.items():
             numbers = {
                 seed.seed: seed.final.get(summary.metric)
-                if chart.of == "final"
+                if own.of == "final"
                 else None
                 if seed.to_target is None
                 else seed.to_target.examples
@@ -97,7 +98,7 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
             if len(whole) == len(numbers):
                 place = (
                     {"panel": panel.name, "series": "", "x": method}
-                    if chart.kind == "bars"
+                    if own.kind == "bars"
                     else {"series": method, "x": x}
                 )
                 points += [Point(**place, y=number, seed=seed) for seed, number in whole.items()]
@@ -124,17 +125,21 @@ def statistics(points: Sequence[Point]) -> tuple[Statistic, ...]:
 
 
 def slopes(points: Sequence[Point]) -> tuple[Slope, ...]:
-    """Return the power law of each series that has points at three places at least."""
-    groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    """Return the power law of each series that has points at three places at least.
+
+    The line goes through the means of log y, one a place: the repetitions at a place may share what
+    they were made with, as students share their teacher, and are no independent evidence of it.
+    """
+    groups: dict[tuple[str, str], dict[float, list[float]]] = {}
     for point in points:
         if isinstance(point.x, float) and point.x > 0 and point.y > 0:
-            place = math.log(point.x), math.log(point.y)
-            groups.setdefault((point.panel, point.series), []).append(place)
+            places = groups.setdefault((point.panel, point.series), {})
+            places.setdefault(math.log(point.x), []).append(math.log(point.y))
     return tuple(
         Slope(panel=panel, series=series, slope=slope, ci95=ci95)
         for (panel, series), places in groups.items()
-        if len({x for x, _ in places}) > 2  # noqa: PLR2004 - two places give no doubt
-        for slope, ci95 in [_line(places)]
+        if len(places) > 2  # noqa: PLR2004 - two places give no doubt
+        for slope, ci95 in [_line([(x, mean(ys)) for x, ys in places.items()])]
     )
 
 
@@ -149,7 +154,10 @@ def _line(places: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 
 def save_chart(
-    chart: Chart, points: Sequence[Point], path_without_suffix: Path
+    chart: Chart,
+    points: Sequence[Point],
+    path_without_suffix: Path,
+    panels: Sequence[tuple[Panel, Summary]] = (),
 ) -> tuple[Path, Path]:
     """Return the paths of a PNG and an SVG file with the points drawn.
 
@@ -157,7 +165,10 @@ def save_chart(
         chart: How they are drawn; not `curves`.
         points: What is drawn; without any the figure says so.
         path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+        panels: Comparisons that the points come from, with their summaries; bars name the
+            strategies that have no number.
     """
+    own = {panel.name: panel.chart for panel, _ in panels}
     names = list(dict.fromkeys(point.panel for point in points)) or [""]
     palette = colors(dict.fromkeys(point.series for point in points))
     with mpl.rc_context(SETTINGS):
@@ -170,7 +181,11 @@ def save_chart(
                 DRAWN[chart.kind](axes, inside, palette)
             else:
                 axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center")
-            _dress(axes, chart, name)
+            _dress(axes, own.get(name) or chart, name)
+        for panel, summary in panels:
+            if chart.kind == "bars" and panel.name in names:
+                seen = {point.x for point in points if point.panel == panel.name}
+                _name_absent(figure.axes[names.index(panel.name)], set(summary.methods) - seen)
         lines, labels = figure.axes[0].get_legend_handles_labels()
         if len(labels) > 1:
             figure.legend(lines, labels, loc="outside upper center", ncols=4, frameon=False)
@@ -237,6 +252,12 @@ def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
     names = [group if isinstance(group, str) else f"{group:g}" for group in groups]
     rotation = 20 if len(groups) <= FEW else 60
     axes.set_xticks(range(len(groups)), names, rotation=rotation, ha="right")
+
+
+def _name_absent(axes: Axes, absent: Iterable[str]) -> None:
+    """Say which strategies did not reach the target on every seed."""
+    if names := sorted(absent):
+        axes.set_xlabel(f"not on every seed: {', '.join(names)}", wrap=True)
 
 
 def _dress(axes: Axes, chart: Chart, title: str) -> None:

@@ -109,7 +109,7 @@ def _draw(
     points: Sequence[Point],
 ) -> None:
     if recipe.chart.kind != "curves":
-        save_chart(recipe.chart, points, folder / FIGURE)
+        save_chart(recipe.chart, points, folder / FIGURE, panels)
         return
     rows = [
         (

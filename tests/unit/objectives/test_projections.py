@@ -231,11 +231,17 @@ def test_identity_of_unequal_widths_is_refused_in_one_sentence() -> None:
         Identity().matrix(seed=0, name="h1", student_width=4, teacher_width=6)
 
 
+def test_the_scale_is_a_factor_of_the_same_entries() -> None:
+    assert torch.equal(draw(Gaussian(scale=0.25)), 0.25 * draw(Gaussian()))
+    with pytest.raises(SpecError, match=r"'Gaussian\.scale'"):
+        Gaussian(scale=0.0)
+
+
 @pytest.mark.parametrize("law", [*LAWS, Identity()])
 def test_a_projection_is_read_back_from_plain_data(
     law: Gaussian | Sign | Orthogonal | Identity,
 ) -> None:
-    assert plain(law) == {"kind": type(law).__name__.lower()}
+    assert plain(law)["kind"] == type(law).__name__.lower()
     assert parse(Projection, plain(law)) == law
 
 

@@ -55,6 +55,23 @@ def test_bars_of_strategies_are_told_apart_by_names_below_them(comparison: Path)
     assert sorted(own) == pytest.approx([0.95, 0.96, 0.97])
 
 
+def test_a_panel_may_have_a_chart_of_its_own(comparison: Path, tmp_path: Path) -> None:
+    whole = Chart(kind="bars", of="final", y="final accuracy")
+    own = Chart(kind="bars", of="examples", y="examples to 90 %")
+    panels = [
+        (Panel(name="text"), summary(comparison)),
+        (Panel(name="parity", chart=own), summary(comparison)),
+    ]
+    found = points_of(whole, panels)
+    assert {point.x for point in found if point.panel == "text"} == {"extraction", "one_shot"}
+    examples = [point.y for point in found if point.panel == "parity"]
+    assert sorted(examples) == [400, 600, 800]
+    _, svg = save_chart(whole, found, tmp_path / "figure", panels)
+    drawn = svg.read_text()
+    for words in ("final accuracy", "examples to 90 %", "not on every seed: one_shot"):
+        assert f"<!-- {words} -->" in drawn
+
+
 @pytest.mark.parametrize("kind", ["bars", "lines", "spread"])
 def test_a_chart_without_points_says_so(
     kind: Literal["bars", "lines", "spread"], tmp_path: Path
@@ -91,6 +108,12 @@ def test_the_interval_of_a_slope_is_that_of_a_regression() -> None:
     (fit,) = slopes(points("a", {1.0: [1.0], math.e: [math.e], math.e**2: [math.e]}))
     assert fit.slope == pytest.approx(0.5)
     assert fit.ci95 == pytest.approx(12.7062 * math.sqrt(1 / 12))
+
+
+def test_repetitions_at_a_place_do_not_narrow_the_interval_of_a_slope() -> None:
+    once = points("a", {1.0: [1.0], math.e: [math.e], math.e**2: [math.e]})
+    thrice = points("a", {1.0: [1.0] * 3, math.e: [math.e] * 3, math.e**2: [math.e] * 3})
+    assert slopes(thrice) == slopes(once)
 
 
 def test_two_places_or_names_have_no_slope() -> None:

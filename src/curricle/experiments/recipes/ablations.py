@@ -1,30 +1,29 @@
 """What does each decision that the papers leave open do to extraction?
 
 Every arm differs from the first, `reference`, in one thing; `learned-projections` differs so from
-`own-projections`, since what is learned cannot be shared. `parity` has a target far away, so its
-arms are compared by what they reach within a fixed number of examples. On the grammar and on text
-two arms tell the *order* of layers from the matching of hidden states: one stage on the last layer
-alone, with the same share of the steps, and hidden states matched beside the logits all along. Arms
-with `-slow` in their names have a quarter of the learning rate, and so has one-shot on text.
+`own-projections`, since what is learned cannot be shared. On parity arms are told apart by the
+examples to the target, elsewhere by their final accuracy. On the grammar and on text two arms tell
+the *order* of layers from the matching of hidden states: one stage on the last layer alone, with
+the same share of the steps, and the same layers matched, through the same projection, beside the
+logits all along. These, and one-shot, are also run at a half and a quarter of the learning rate.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from curricle.experiments.recipes.language import (
-    COSINE,
     GRAMMAR_STEPS,
     TEXT_STEPS,
     WIKIPEDIA_MLM,
     grammar_layers,
     pcfg_comparison,
 )
-from curricle.experiments.recipes.parity import SEEDS, parity_size
+from curricle.experiments.recipes.parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, steps, taps
-from curricle.experiments.spec import StrategySpec, Target
+from curricle.experiments.spec import StrategySpec
 from curricle.points import Chart
-from curricle.training.optimizers import AdamW
+from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 
 
@@ -34,11 +33,15 @@ def _arms(reference: dict[str, Any], changes: Mapping[str, dict[str, Any]]) -> d
 
 
 def _parity(scale: Scale) -> Comparison:
-    layer, total = {"smoke": (20, 60), "small": (750, 3000), "paper": (15_000, 60_000)}[scale]
+    layer, total = {"smoke": (20, 60), "small": (750, 4000), "paper": (15_000, 60_000)}[scale]
+    every = {"smoke": 20, "small": 100, "paper": 1000}[scale]
     changes: dict[str, dict[str, Any]] = {
         "sign": {"projection": {"kind": "sign"}},
         "orthogonal": {"projection": {"kind": "orthogonal"}},
+        "quarter-scale": {"projection": {"kind": "gaussian", "scale": 0.25}},
+        "four-times-scale": {"projection": {"kind": "gaussian", "scale": 4.0}},
         "learned": {"projection": {"kind": "learned"}},
+        "learned-layernorm": {"projection": {"kind": "learned"}, "normalize": "layernorm"},
         "centered": {"center": True},
         "layernorm": {"normalize": "layernorm"},
         "rms": {"normalize": "rms"},
@@ -51,15 +54,15 @@ def _parity(scale: Scale) -> Comparison:
         strategies=_arms(reference, changes),
         seeds=SEEDS[scale],
         budget=steps(total),
-        target=Target(),
+        target=PARITY_TARGET,
         engine=EngineSettings(
-            evaluate_every=max(total // 30, 10),
-            record_every=100,
+            evaluate_every=every,
+            record_every=every,
             threads=1,
             device="cuda" if scale == "paper" else "cpu",
         ),
     )
-    return Comparison(spec=spec)
+    return Comparison(spec=spec, chart=PARITY_CHART)
 
 
 def _grammar(scale: Scale) -> Comparison:
@@ -82,11 +85,13 @@ def _grammar(scale: Scale) -> Comparison:
         },
     )
     others = {
-        "hidden-all-along": _hidden_all_along(total, range(1, last + 1)),
+        "hidden-all-along": _hidden_all_along(total, reference),
         "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
     }
-    slow = {f"{name}-slow": replace(one, optimizer=_rate(3e-3)) for name, one in others.items()}
-    return pcfg_comparison(scale, total, arms | others | slow)
+    comparison = pcfg_comparison(scale, total, arms | others)
+    spec = comparison.spec
+    strategies = {**spec.strategies, **_slower(others, spec.optimizer)}
+    return replace(comparison, spec=replace(spec, strategies=strategies))
 
 
 def _text(scale: Scale) -> Comparison:
@@ -94,24 +99,36 @@ def _text(scale: Scale) -> Comparison:
     methods = whole.spec.strategies
     extraction = methods["extraction"]
     last = 12 if scale == "paper" else 2 if scale == "smoke" else 4
-    kept = _hidden_all_along(TEXT_STEPS[scale], range(1, last + 1))
+    optimizer = extraction.optimizer or whole.spec.optimizer
+    others = {
+        "hidden-all-along": _hidden_all_along(TEXT_STEPS[scale], extraction.curriculum),
+        "one_shot": methods["one_shot"],
+    }
+    fast = {name: replace(one, optimizer=optimizer) for name, one in others.items()}
     arms = {
         "reference": extraction,
         **{
             name: replace(extraction, curriculum={**extraction.curriculum, "pairs": taps(tap)})
             for name, tap in (("last-layer-alone", last), ("first-layer-alone", 1))
         },
-        "hidden-all-along": replace(kept, optimizer=extraction.optimizer),
-        "hidden-all-along-slow": kept,
-        "one_shot": methods["one_shot"],
+        **fast,
+        **_slower(fast, optimizer),
     }
     return Comparison(spec=replace(whole.spec, output_dir="runs/ablation-text", strategies=arms))
 
 
-def _hidden_all_along(total: int, read: Iterable[int]) -> StrategySpec:
-    """Return logits with hidden states matched beside them from the first step to the last."""
-    pairs = taps(*read)
-    hidden = [{"kind": "hidden", "pair": pair, "weight": 1.0 / len(pairs)} for pair in pairs]
+def _hidden_all_along(total: int, extraction: Mapping[str, Any]) -> StrategySpec:
+    """Return logits, with the layers of an extraction matched beside them to the last step."""
+    pairs = extraction["pairs"]
+    hidden = [
+        {
+            "kind": "hidden",
+            "pair": pair,
+            "weight": 1.0 / len(pairs),
+            "shared_projection": extraction["shared_projection"],
+        }
+        for pair in pairs
+    ]
     stage = {
         "name": "all",
         "duration": f"{total} steps",
@@ -120,8 +137,15 @@ def _hidden_all_along(total: int, read: Iterable[int]) -> StrategySpec:
     return StrategySpec(curriculum={"kind": "staged", "stages": [stage]})
 
 
-def _rate(rate: float) -> AdamW:
-    return AdamW(learning_rate=rate, betas=(0.9, 0.95), schedule=COSINE)
+def _slower(arms: Mapping[str, StrategySpec], optimizer: Optimizer) -> dict[str, StrategySpec]:
+    """Return arms with a half and a quarter of a learning rate."""
+    return {
+        f"{name}-{word}": replace(
+            one, optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * part)
+        )
+        for name, one in arms.items()
+        for word, part in (("half-rate", 0.5), ("quarter-rate", 0.25))
+    }
 
 
 def _projection(scale: Scale) -> Mapping[str, Comparison]:

@@ -34,6 +34,10 @@ SEEDS: Mapping[Scale, tuple[int, ...]] = {
     "small": (0, 1, 2, 3, 4),
     "paper": (0, 1, 2),
 }
+PARITY_TARGET = Target(metric="accuracy", number=0.99)
+"""Where arms of ablations are compared."""
+PARITY_CHART = Chart(kind="bars", of="examples", y="examples to 99 % accuracy")
+"""How such a comparison is drawn: final accuracies are all at chance or at one."""
 PAPER_STEPS = 312_500
 """20M examples of 64 a step."""
 

@@ -32,6 +32,8 @@ class Comparison:
     """What is run; its folder is set when it runs."""
     x: float | str | None = None
     """Where its numbers stand on the chart's horizontal axis; None takes the panel's name."""
+    chart: Chart | None = None
+    """How it is drawn, if otherwise than the recipe's other panels."""
 
 
 Panels = Callable[[Scale], Mapping[str, Comparison]]
@@ -78,7 +80,10 @@ class Recipe:
             title=self.title,
             source=self.source,
             known=self.known,
-            panels=tuple(Panel(name=name, x=one.x) for name, one in self.panels(scale).items()),
+            panels=tuple(
+                Panel(name=name, x=one.x, chart=one.chart)
+                for name, one in self.panels(scale).items()
+            ),
             chart=self.chart,
             line=line,
         )

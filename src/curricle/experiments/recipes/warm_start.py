@@ -1,7 +1,7 @@
 """What is it worth to begin with the teacher's embeddings instead of random ones?
 
-Tasks, teachers and rates of the recipes for text, grammar and parities; on parities the students
-end early, so that arms are told apart by what they have reached. Every arm with a start differs
+Tasks, teachers and rates of the recipes for text, grammar and parities; on parities arms are told
+apart by the examples to the target. Every arm with a start differs
 from its method only in that; the random start before extraction is the projection that its layers
 share. Principal components stand beside it on text alone: elsewhere the teacher has fewer token
 vectors than the student has dimensions.
@@ -17,9 +17,14 @@ from curricle.experiments.recipes.language import (
     grammar_layers,
     pcfg_comparison,
 )
-from curricle.experiments.recipes.parity import PARITY_MLP, PARITY_TRANSFORMER
+from curricle.experiments.recipes.parity import (
+    PARITY_CHART,
+    PARITY_MLP,
+    PARITY_TARGET,
+    PARITY_TRANSFORMER,
+)
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, four_strategies, steps
-from curricle.experiments.spec import StrategySpec, Target
+from curricle.experiments.spec import StrategySpec
 from curricle.points import Chart
 
 RANDOM, PRINCIPAL = ({"kind": kind} for kind in ("random", "principal"))
@@ -44,8 +49,8 @@ def _panels(scale: Scale) -> Mapping[str, Comparison]:
     for recipe in (PARITY_MLP, PARITY_TRANSFORMER):
         ((name, comparison),) = recipe.panels(scale).items()
         budget = steps(PARITY_STEPS[name][scale])
-        spec = replace(comparison.spec, budget=budget, target=Target(metric="accuracy"))
-        found[name] = _compared(replace(comparison, spec=spec))
+        spec = replace(comparison.spec, budget=budget, target=PARITY_TARGET)
+        found[name] = _compared(replace(comparison, spec=spec, chart=PARITY_CHART))
     return found
 
 

@@ -14,9 +14,13 @@ def test_every_arm_of_extraction_differs_from_the_reference_in_one_thing() -> No
     for panel in ("parity", "grammar", "text"):
         found = calls(panel)
         reference = found.pop("reference")
-        learned = found.pop("learned-projections", None)
-        if learned is not None:
-            assert learned == found["own-projections"] | {"projection": {"kind": "learned"}}
+        for name, base in (
+            ("learned-projections", "own-projections"),
+            ("learned-layernorm", "layernorm"),
+        ):
+            if name in found:
+                learned = {"projection": {"kind": "learned"}}
+                assert found.pop(name) == found[base] | learned
         for call in found.values():
             if call["kind"] == "extraction":
                 names = set(reference) | set(call)
@@ -37,5 +41,21 @@ def test_order_and_matching_are_told_apart() -> None:
         assert found["last-layer-alone"]["pairs"] == [{"student": 4, "teacher": 4}]
         assert found["last-layer-alone"]["share"] == found["reference"]["share"]
         (stage,) = found["hidden-all-along"]["stages"]
-        assert [one["kind"] for one in stage["objectives"]] == ["logits"] + 4 * ["hidden"]
-        assert found["hidden-all-along-slow"] == found["hidden-all-along"]
+        logits, *hidden = stage["objectives"]
+        assert logits == {"kind": "logits"}
+        assert [one["pair"] for one in hidden] == found["reference"]["pairs"]
+        shared = {one["shared_projection"] for one in hidden}
+        assert shared == {found["reference"]["shared_projection"]}
+
+
+def test_what_is_compared_with_extraction_has_the_same_rates_to_choose_from() -> None:
+    for panel in ("grammar", "text"):
+        spec = ABLATION_PROJECTION.panels("small")[panel].spec
+        rates = {
+            name: (one.optimizer or spec.optimizer).learning_rate
+            for name, one in spec.strategies.items()
+        }
+        for name in ("hidden-all-along", "one_shot"):
+            whole = rates["reference"]
+            found = [rates[name], rates[f"{name}-half-rate"], rates[f"{name}-quarter-rate"]]
+            assert found == [whole, whole / 2, whole / 4]

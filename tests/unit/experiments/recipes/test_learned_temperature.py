@@ -12,7 +12,6 @@ ARMS = {
     "one_shot+instances",
     "extraction",
     "extraction+temperature",
-    "extraction+trained",
 }
 
 
@@ -23,7 +22,8 @@ def small(panel: str) -> RunSpec:
 def test_both_panels_have_every_arm() -> None:
     panels = LEARNED_TEMPERATURE.panels("small")
     assert set(panels) == {"parity", "pcfg"}
-    assert all(set(panel.spec.strategies) == ARMS for panel in panels.values())
+    assert set(panels["pcfg"].spec.strategies) == ARMS
+    assert set(panels["parity"].spec.strategies) == ARMS | {"one_shot-fast"}
     assert [len(panel.spec.seeds or ()) for panel in panels.values()] == [5, 3]
 
 
@@ -46,6 +46,9 @@ def test_the_fixed_temperature_has_the_weights_of_the_learned_one() -> None:
     assert (divergence.student_temperature, divergence.scale) == (4, "temperature_squared")
 
 
-def test_one_arm_has_a_trained_projection() -> None:
-    call = small("pcfg").strategies["extraction+trained"].curriculum
-    assert call["projection"] == {"kind": "learned"}
+def test_the_fast_arm_differs_from_one_shot_in_the_rate_alone() -> None:
+    spec = small("parity")
+    plain, fast = spec.strategies["one_shot"], spec.strategies["one_shot-fast"]
+    assert fast.optimizer is not None
+    assert fast.optimizer.learning_rate == 2 * spec.optimizer.learning_rate
+    assert fast.curriculum == plain.curriculum

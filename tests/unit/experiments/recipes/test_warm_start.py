@@ -3,6 +3,7 @@ import pytest
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.starts import PrincipalStart, RandomStart
 from curricle.curriculum.strategies import build
+from curricle.experiments.recipes.language import WIKIPEDIA
 from curricle.experiments.recipes.recipe import SCALES, Scale
 from curricle.experiments.recipes.warm_start import STARTS, WARM_START
 from curricle.experiments.spec import RunSpec
@@ -46,8 +47,8 @@ def test_the_starts_are_what_their_names_say() -> None:
     }
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_text_is_the_shipped_one_until_another_is_named(scale: Scale) -> None:
+@pytest.mark.parametrize(("scale", "corpus"), [("smoke", "sample"), ("paper", WIKIPEDIA)])
+def test_the_text_is_that_of_the_scale(scale: Scale, corpus: str) -> None:
     task = spec_at(scale).task
     assert task.kind == "text"
-    assert task.corpus == "sample"
+    assert task.corpus == corpus
