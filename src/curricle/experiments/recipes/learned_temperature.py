@@ -55,7 +55,7 @@ def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
 
 
 def _parity(scale: Scale) -> Comparison:
-    layer, total = {"smoke": (20, 60), "small": (750, 12_000), "paper": (15_000, 200_000)}[scale]
+    layer, total = {"smoke": (20, 60), "small": (750, 6000), "paper": (15_000, 200_000)}[scale]
     spec = replace(
         parity_size(scale),
         strategies=_arms(total, {"durations": [f"{layer} steps"]}),
