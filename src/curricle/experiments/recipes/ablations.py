@@ -15,9 +15,9 @@ from typing import Any
 from curricle.experiments.recipes.language import (
     GRAMMAR_STEPS,
     TEXT_STEPS,
+    WIKIPEDIA_MLM,
     grammar_layers,
     pcfg_comparison,
-    sample_comparison,
 )
 from curricle.experiments.recipes.parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, steps, taps
@@ -95,7 +95,7 @@ def _grammar(scale: Scale) -> Comparison:
 
 
 def _text(scale: Scale) -> Comparison:
-    whole = sample_comparison(scale)
+    (whole,) = WIKIPEDIA_MLM.panels(scale).values()
     methods = whole.spec.strategies
     extraction = methods["extraction"]
     last = 12 if scale == "paper" else 2 if scale == "smoke" else 4

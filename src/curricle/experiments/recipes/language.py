@@ -247,22 +247,6 @@ TEXT_STEPS: Mapping[Scale, int] = {"smoke": 12, "small": 600, "paper": 120_000}
 """Steps of a student on text."""
 
 
-def sample_comparison(scale: Scale) -> Comparison:
-    """Return `wikipedia-mlm`, at scale small on the shipped sample with half the examples a step.
-
-    Args:
-        scale: Size.
-    """
-    (comparison,) = _wikipedia(scale).values()
-    spec = comparison.spec
-    if scale != "small":
-        return comparison
-    assert isinstance(spec.task, TextTask)  # noqa: S101 - tells the type checker what it is
-    # Twelve batches are all the held-out text.
-    task = replace(spec.task, batch_size=16, evaluation_batches=12)
-    return replace(comparison, spec=replace(spec, task=task))
-
-
 def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
     total = TEXT_STEPS[scale]
     wide, narrow = {
@@ -295,7 +279,7 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
             corpus=WIKIPEDIA if scale == "paper" else "sample",
             vocabulary_size={"smoke": 300, "small": 2048, "paper": 30_000}[scale],
             window={"smoke": 16, "small": 48, "paper": 128}[scale],
-            batch_size={"smoke": 8, "small": 32, "paper": 256}[scale],
+            batch_size={"smoke": 8, "small": 16, "paper": 256}[scale],
             evaluation_batches={"smoke": 1, "small": 20, "paper": 60}[scale],
         ),
         teacher=TeacherSpec(
