@@ -172,7 +172,13 @@ def _fitting(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
     length = batch.leading.shape[1]
     # Texts shorter than the paper's strings are looked at in their middle.
     positions = [one for one in POSITIONS if one < length] or [length // 2]
-    probe = partial(ngram_reliance, mask_token=data.mask_token, positions=positions)
+    probe = partial(
+        ngram_reliance,
+        mask_token=data.mask_token,
+        positions=positions,
+        # As in training: a network that never met a gap in its attention is thrown off by one.
+        hides_attention=isinstance(task, PcfgTask) and task.masking_quirk,
+    )
     return {"ngrams": _Look(probe, batch)}
 
 

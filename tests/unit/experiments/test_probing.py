@@ -9,6 +9,7 @@ import pytest
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
+from curricle.experiments import probing
 from curricle.experiments.folders import Origin, start
 from curricle.experiments.probing import PROBES, probe_run
 from curricle.experiments.runner import single_run, student_runs, teach, train_student
@@ -104,6 +105,31 @@ def test_trained_probes_look_when_asked_to(compared: Path, make_spec: MakeSpec) 
     with seeding.scoped(0, "models"):
         student = weights_of(compared / "students/progressive/seed-1/model.safetensors", 8)
     assert linear[-1].numbers == linear_probe(student.tapped(), held_out.evaluation[0])
+
+
+@pytest.mark.parametrize("quirk", [False, True])
+def test_hidden_tokens_leave_the_attention_as_they_did_in_training(
+    quirk: bool, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def reliance(*_: object, hides_attention: bool, **__: object) -> dict[str, float]:
+        told.append(hides_attention)
+        return {}
+
+    monkeypatch.setattr(probing, "ngram_reliance", reliance)
+    encoder = (
+        "{kind: hf, model_type: modernbert, config: {num_hidden_layers: 1, hidden_size: 8, "
+        "num_attention_heads: 2, intermediate_size: 16}}"
+    )
+    spec = make_spec(
+        f"task={{kind: pcfg, start: 10, batch_size: 2, masking_quirk: {quirk}}}".lower(),
+        f"student={encoder}",
+        f"teacher={{model: {encoder}, total: 1 steps}}",
+        "optimizer={kind: adamw, learning_rate: 0.01}",
+    )
+    probed(run(spec, "teach"), 4)
+    assert told == [quirk]
 
 
 def test_a_distilled_student_is_looked_at(make_spec: MakeSpec) -> None:
