@@ -228,6 +228,14 @@ def probe(
         int | None,
         typer.Option(min=4, help="Held-out examples to read; by default as many as suit the task."),
     ] = None,
+    *,
+    train_probes: Annotated[
+        bool,
+        typer.Option(
+            "--train-probes",
+            help="Also train probes that read labels, and symbols of a grammar, off hidden states.",
+        ),
+    ] = False,
 ) -> None:
     """Look inside the teacher's checkpoints and the finished students of a run."""
     from curricle.experiments.probing import probe_run
@@ -235,7 +243,7 @@ def probe(
     from curricle.reports.tables import to_rich
 
     with console.status("reading the run") as status:
-        records = probe_run(run, examples=examples, watch=status.update)
+        records = probe_run(run, examples=examples, watch=status.update, trains_probes=train_probes)
     for grid in probe_grids(records):
         console.print(to_rich(grid))
     for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):

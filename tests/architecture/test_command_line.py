@@ -23,7 +23,7 @@ FROZEN = {
     "resume": (["run"], ["--jobs"]),
     "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
-    "probe": (["run"], ["--examples"]),
+    "probe": (["run"], ["--examples", "--train-probes"]),
 }
 
 

@@ -1,4 +1,4 @@
-"""`curricle probe` on finished runs of a parity and of a text."""
+"""`curricle probe` on finished runs of a parity, of a text and of a grammar."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +51,39 @@ def test_a_student_of_masked_text_is_looked_into(
     assert all(0 <= one.numbers["robust_3_median"] <= 2 for one in found[:3])
     # Tap 0 shows the embeddings of the same tokens, in both.
     assert set(found[3].numbers) == {"cka_0_0", "cka_0_1", "cka_1_0", "cka_1_1"}
+
+
+def test_probes_are_trained_on_strings_of_a_grammar(
+    command: Command, text: Path, tmp_path: Path
+) -> None:
+    strings = "task={kind: pcfg, start: 13, batch_size: 2, evaluation_batches: 1}"
+    assert command("distill", text, "--set", strings)[0] == 0
+    code, shown, told = command("probe", "run", "--examples", "6", "--train-probes")
+    assert (code, told) == (0, "")
+    words = " ".join(shown.split())
+    assert "linear: accuracy of the labels read off each tap" in words
+    assert "nonterminals: accuracy of the symbols above each token" in words
+    found = read_probes(tmp_path / "run" / "probes.jsonl")
+    assert [(one.probe, one.model, one.step) for one in found[-4:]] == [
+        ("ngrams", "extraction", 4),
+        ("linear", "extraction", 4),
+        ("nonterminals", "extraction", 4),
+        ("similarity", "extraction", 4),
+    ]
+    assert set(found[-3].numbers) == {"linear_0_accuracy", "linear_1_accuracy"}
+    assert set(found[-2].numbers) == {
+        "level_0_accuracy",
+        "level_1_accuracy",
+        "level_2_accuracy",
+        "accuracy",
+    }
+
+
+def test_no_probe_is_trained_on_a_text(command: Command, text: Path) -> None:
+    command("distill", text)
+    code, shown, told = command("probe", "run", "--examples", "6", "--train-probes")
+    assert (code, shown) == (2, "")
+    assert "'--train-probes' must be left out but for parity and strings of a grammar" in told
 
 
 def test_probing_and_reporting_do_not_disturb_each_other(

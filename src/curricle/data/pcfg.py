@@ -23,8 +23,9 @@ from typing import Literal, final
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from torch import Tensor
 
-from curricle.data.derivations import Derivations, Sampler
+from curricle.data.derivations import IGNORED, Derivations, Sampler
 from curricle.data.grammar_statistics import string_statistics
 from curricle.data.grammars import Grammar
 from curricle.data.streams import Batch
@@ -149,6 +150,40 @@ class GrammarSequences:
                 **more,
             }
         )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LabeledStrings:
+    """Strings with nothing hidden, and the symbols above their tokens."""
+
+    batch: Batch
+    """The strings in rows as long as the grammar's longest, without labels."""
+    symbols: Int[Tensor, "example position level"]
+    """Symbol above each position, from level 0, the token itself, to the level below the start,
+    which is above all; -100 at the begin token and after the end of a string."""
+
+
+def labeled_strings(grammar: Grammar, *, number: int, seed: int, purpose: str) -> LabeledStrings:
+    """Return fresh strings of a grammar for a probe that reads symbols off hidden states.
+
+    Args:
+        grammar: The grammar.
+        number: How many strings.
+        seed: Seed of the strings.
+        purpose: Names their stream, so that those a probe learns from and is judged by differ.
+    """
+    sequences = GrammarSequences(
+        grammar, batch_size=number, seed=seed, purpose=purpose, pad_to="grammar"
+    )
+    drawn = sequences.derivations(0)
+    rows, valid = sequences.rows(drawn)
+    symbols = np.full((*rows.shape, grammar.num_levels), IGNORED)
+    symbols[:, 1:] = drawn.ancestor_labels(num_positions=rows.shape[1] - 1)[..., :-1]
+    return LabeledStrings(
+        batch=Batch(inputs=_inputs(rows, valid), valid=torch.from_numpy(valid)),
+        symbols=torch.from_numpy(symbols),
+    )
 
 
 @final
@@ -310,11 +345,17 @@ def _batch(
     valid: Bool[np.ndarray, "example position"],
 ) -> Batch:
     return Batch(
-        inputs={
-            "input_ids": torch.from_numpy(rows),
-            "attention_mask": torch.from_numpy(seen.astype(np.int64)),
-        },
+        inputs=_inputs(rows, seen),
         labels=torch.from_numpy(labels),
         selected=torch.from_numpy(selected),
         valid=torch.from_numpy(valid),
     )
+
+
+def _inputs(
+    rows: Int[np.ndarray, "example position"], seen: Bool[np.ndarray, "example position"]
+) -> dict[str, Tensor]:
+    return {
+        "input_ids": torch.from_numpy(rows),
+        "attention_mask": torch.from_numpy(seen.astype(np.int64)),
+    }

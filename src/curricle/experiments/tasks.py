@@ -261,7 +261,7 @@ class PcfgTask:
         Raises:
             SpecError: If not.
         """
-        highest = self._rules.num_levels
+        highest = self.rules.num_levels
         if self.span_level > highest:
             raise SpecError(
                 f"'span_level' must not exceed {highest}, the level of start symbol "
@@ -275,7 +275,8 @@ class PcfgTask:
                 )
 
     @property
-    def _rules(self) -> Grammar:
+    def rules(self) -> Grammar:
+        """Return the grammar, begun at `start`."""
         return shipped(self.grammar, start=self.start)
 
     @property
@@ -293,7 +294,7 @@ class PcfgTask:
     @property
     def tokens_per_batch(self) -> int:
         """Return the positions a step, padding included; expected ones with `pad_to` batch."""
-        return sequence_tokens(self._rules, batch_size=self.batch_size, pad_to=self.pad_to)
+        return sequence_tokens(self.rules, batch_size=self.batch_size, pad_to=self.pad_to)
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed.
@@ -304,7 +305,7 @@ class PcfgTask:
             reader: Who reads; two readers of one seed get different strings.
         """
         del cache_dir
-        rules = self._rules
+        rules = self.rules
         ids = TokenIds(len(rules.terminals))
         held_out = self._stream(EVALUATION_SEED, "evaluation")
         return TaskData(
@@ -321,7 +322,7 @@ class PcfgTask:
     def _stream(self, seed: int, purpose: str) -> Stream:
         if self.objective == "next_token":
             return CausalStrings(
-                self._rules,
+                self.rules,
                 batch_size=self.batch_size,
                 seed=seed,
                 span_level=self.span_level,
@@ -329,7 +330,7 @@ class PcfgTask:
                 purpose=purpose,
             )
         return MaskedStrings(
-            self._rules,
+            self.rules,
             batch_size=self.batch_size,
             seed=seed,
             masking=self.masking,

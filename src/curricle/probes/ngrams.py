@@ -14,7 +14,8 @@ curriculum of the text and grammar experiments.
 Axes: example, position, class, sample (a masked position of an example that holds data).
 
 Design: what is hidden is replaced by the mask token and, as in the training data of the paper, left
-out of everyone's attention. Positions beyond an example's data are skipped, and a window that
+out of everyone's attention; a model trained without such gaps is thrown off by them, so they can be
+left out. Positions beyond an example's data are skipped, and a window that
 reaches beyond its ends is cut there.
 
 Source:

@@ -10,8 +10,9 @@ A_h = softmax(P_h^T P_h) and maps the mixture linearly to levels x classes; the 
 Axes: example, position, width (of the hidden states), level (of the tree), class (nonterminals of a
 level), other (held-out examples) and place (their positions).
 
-Design: only tensors are read, so that any grammar, tree and network will do. Labels of -100
-are neither learned nor counted; positions where all levels have it (padding) are not looked at.
+Design: `nonterminal_probe` reads a model's last numbered tap; all else knows only tensors, so that
+any grammar, tree and network will do. Labels of -100 are neither learned nor counted; positions
+where all levels have it (padding, the begin token) are not looked at.
 
 Source:
     Allen-Zhu and Li 2023 (arXiv 2305.13673), position-based linear probing of nonterminals;
@@ -30,7 +31,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
+from curricle.models.tapped import TappedModel
+from curricle.probes.readings import hidden_states, numbered_taps
 from curricle.specs import value
 
 IGNORED: Final = -100
@@ -100,6 +104,42 @@ class PositionHeads(nn.Module):
 
 
 def nonterminal_probe(
+    model: TappedModel,
+    batch: Batch,
+    *,
+    labels: Int[Tensor, "other place level"],
+    training_batch: Batch,
+    training_labels: Int[Tensor, "example position level"],
+    settings: NonterminalProbe = NonterminalProbe(),  # noqa: B008 - a frozen value
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return how well the symbols above tokens can be read off the last hidden state of a model.
+
+    The numbers are those of `nonterminal_accuracies`.
+
+    Args:
+        model: A model of sequences with numbered blocks; it is not changed.
+        batch: Held-out sequences; `selected` is not heeded.
+        labels: Number of the symbol above each of their positions at each level; -100 for none.
+        training_batch: Sequences from which the probe learns.
+        training_labels: Labels of these.
+        settings: Sizes and training.
+        seed: Seed of the probe.
+    """
+    last = numbered_taps(model)[-1]
+    (states,) = hidden_states(model, training_batch, [last]).values()
+    (held_out,) = hidden_states(model, batch, [last]).values()
+    return nonterminal_accuracies(
+        states,
+        training_labels.to(states.device),
+        held_out,
+        labels.to(held_out.device),
+        settings=settings,
+        seed=seed,
+    )
+
+
+def nonterminal_accuracies(
     states: Float[Tensor, "example position width"],
     labels: Int[Tensor, "example position level"],
     held_out_states: Float[Tensor, "other place width"],

@@ -49,19 +49,8 @@ def hidden_states(
         model: The model.
         batch: What it reads; `selected` is not heeded.
         taps: Where to read; at least one.
-
-    Raises:
-        BindError: If there is no such tap, or none is named.
     """
-    if not taps:
-        raise BindError("'taps' must name at least one tap; got none")
-    places = [model.place(tap) for tap in taps]
-    parts: dict[Place, list[Tensor]] = {place: [] for place in places}
-    with looked_at(model.module), model.reading(places, logits=False) as read:
-        for part in portions(batch, device_of(model)):
-            for place, state in read(part.inputs).hidden.items():
-                parts[place].append(state)
-    return {place.label: torch.cat(parts[place]) for place in places}
+    return _gathered(model, batch, taps, lambda _, __, states: states)
 
 
 def hidden_rows(
@@ -91,22 +80,9 @@ def selected_rows(
         model: The model.
         batch: What it reads.
         taps: Where to read; at least one.
-
-    Raises:
-        BindError: If nothing is selected of a model with several positions an example.
     """
-    found: dict[str, Tensor] = {}
-    for label, states in hidden_states(model, batch, taps).items():
-        rows = states.flatten(0, -2)
-        if batch.selected is not None:
-            rows = rows[batch.selected.to(rows.device)]
-        if len(rows) != batch.num_selected:
-            raise BindError(
-                f"'selected' must be given where tap {label!r} has more than one position an "
-                f"example; got {len(rows)} positions of {batch.num_examples} examples"
-            )
-        found[label] = rows
-    return found
+    # Chosen part by part, since a long sequence may have one selected position.
+    return _gathered(model, batch, taps, _selected)
 
 
 def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected class"]:
@@ -136,3 +112,44 @@ def device_of(model: TappedModel) -> torch.device:
     """Return the device of a model's first parameter; the CPU if it has none."""
     first = next(model.module.parameters(), None)
     return torch.device("cpu") if first is None else first.device
+
+
+def _gathered(
+    model: TappedModel,
+    batch: Batch,
+    taps: Sequence[Tap],
+    choose: Callable[[Batch, str, Tensor], Tensor],
+) -> dict[str, Tensor]:
+    """Return what is chosen of the hidden states of each part of a batch, by the taps' labels.
+
+    Raises:
+        BindError: If there is no such tap, or none is named.
+    """
+    if not taps:
+        raise BindError("'taps' must name at least one tap; got none")
+    places = [model.place(tap) for tap in taps]
+    parts: dict[Place, list[Tensor]] = {place: [] for place in places}
+    with looked_at(model.module), model.reading(places, logits=False) as read:
+        for part in portions(batch, device_of(model)):
+            for place, states in read(part.inputs).hidden.items():
+                parts[place].append(choose(part, place.label, states))
+    return {place.label: torch.cat(parts[place]) for place in places}
+
+
+def _selected(
+    batch: Batch, label: str, states: Float[Tensor, "example *position width"]
+) -> Float[Tensor, "selected width"]:
+    """Return the hidden states where logits are wanted.
+
+    Raises:
+        BindError: If nothing is selected of a model with several positions an example.
+    """
+    rows = states.flatten(0, -2)
+    if batch.selected is not None:
+        rows = rows[batch.selected]
+    if len(rows) != batch.num_selected:
+        raise BindError(
+            f"'selected' must be given where tap {label!r} has more than one position an "
+            f"example; got {len(rows)} positions of {batch.num_examples} examples"
+        )
+    return rows

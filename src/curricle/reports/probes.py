@@ -36,6 +36,16 @@ SHOWN = MappingProxyType(
             r"\1 \2",
             "median L1 distance when the n-gram is hidden (robust), or all around it (close)",
         ),
+        "linear": (
+            r"linear_(.+)_accuracy",
+            r"tap \1",
+            "accuracy of the labels read off each tap, on the quarter not learned from",
+        ),
+        "nonterminals": (
+            r"level_(\d+)_accuracy",
+            r"level \1",
+            "accuracy of the symbols above each token read off the last tap; level 0 is the token",
+        ),
         "similarity": (
             r"cka_(.+)_(.+)",
             r"\1 ~ \2",

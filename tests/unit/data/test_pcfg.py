@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from curricle.data.derivations import IGNORED
 from curricle.data.grammars import Grammar, shipped, written
 from curricle.data.pcfg import (
     CausalStrings,
     MaskedStrings,
     TokenIds,
+    labeled_strings,
     sequence_positions,
     sequence_tokens,
 )
@@ -203,3 +205,33 @@ def test_the_fingerprint_tells_everything_that_batches_depend_on(change: dict[st
 
 def test_the_fingerprint_tells_the_level() -> None:
     assert causal(span_level=1).fingerprint != causal().fingerprint != masked().fingerprint
+
+
+def test_labeled_strings_are_shown_whole_with_the_symbols_above_them() -> None:
+    """Symbols against the only tree: a 10 is above each 5, a 12 above 9, and 11 above all."""
+    strings = labeled_strings(CERTAIN, number=2, seed=0, purpose="probe")
+    assert given(strings.batch).tolist() == [[2, 0, 0, 1]] * 2
+    assert strings.batch.labels is None
+    assert strings.symbols.tolist() == [[[IGNORED] * 2, [5, 10], [5, 10], [9, 12]]] * 2
+
+
+def test_symbols_belong_to_their_tokens_and_leave_out_the_start() -> None:
+    strings = labeled_strings(SHORT, number=16, seed=0, purpose="probe")
+    tokens, symbols = given(strings.batch), strings.symbols
+    assert symbols.shape == (*tokens.shape, 3)
+    is_token = tokens < BEGIN
+    assert torch.equal(found(strings.batch.valid), is_token | (tokens == BEGIN))
+    # Terminals 1, 2, 3 have the ids 0, 1, 2.
+    assert torch.equal(symbols[..., 0][is_token], tokens[is_token] + 1)
+    assert set(symbols[..., 2][is_token].tolist()) == {11, 12}
+    assert (symbols[~is_token] == IGNORED).all()
+
+
+def test_labeled_strings_depend_on_seed_and_purpose_alone() -> None:
+    first, again, other, purpose = (
+        given(labeled_strings(SHORT, number=8, seed=seed, purpose=name).batch)
+        for seed, name in ((0, "probe"), (0, "probe"), (1, "probe"), (0, "else"))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert not torch.equal(first, purpose)

@@ -9,6 +9,7 @@ import pytest
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
+from curricle.experiments import probing
 from curricle.experiments.folders import Origin, start
 from curricle.experiments.probing import PROBES, probe_run
 from curricle.experiments.runner import single_run, student_runs, teach, train_student
@@ -16,7 +17,7 @@ from curricle.experiments.spec import RunSpec
 from curricle.models.mlp import MLP
 from curricle.models.weights import load_weights, save_weights
 from curricle.probes.correlations import output_correlations
-from curricle.probes.representations import tap_similarity
+from curricle.probes.representations import linear_probe, tap_similarity
 from curricle.records import ProbeRecord, read_probes
 
 MakeSpec = Callable[..., RunSpec]
@@ -32,8 +33,10 @@ def run(spec: RunSpec, command: str) -> Path:
     return spec.folder
 
 
-def probed(folder: Path, examples: int | None = 64) -> list[ProbeRecord]:
-    return probe_run(folder, examples=examples, watch=lambda _: None)
+def probed(
+    folder: Path, examples: int | None = 64, *, trains_probes: bool = False
+) -> list[ProbeRecord]:
+    return probe_run(folder, examples=examples, watch=lambda _: None, trains_probes=trains_probes)
 
 
 def weights_of(path: Path, width: int) -> MLP:
@@ -89,6 +92,46 @@ def test_the_numbers_are_those_of_the_weights_on_disk(compared: Path, make_spec:
     assert found[-1].numbers == pytest.approx(alike)
 
 
+def test_trained_probes_look_when_asked_to(compared: Path, make_spec: MakeSpec) -> None:
+    """Against the probe, called with the network that the file holds."""
+    found = probed(compared, trains_probes=True)
+    untrained = [one for one in found if one.probe != "linear"]
+    linear = [one for one in found if one.probe == "linear"]
+    assert untrained == probed(compared)
+    assert len(linear) == 2 + 4
+    held_out = make_spec("task.evaluation_examples=64", "task.batch_size=64").task.open(
+        seed=0, cache_dir=Path("cache")
+    )
+    with seeding.scoped(0, "models"):
+        student = weights_of(compared / "students/progressive/seed-1/model.safetensors", 8)
+    assert linear[-1].numbers == linear_probe(student.tapped(), held_out.evaluation[0])
+
+
+@pytest.mark.parametrize("quirk", [False, True])
+def test_hidden_tokens_leave_the_attention_as_they_did_in_training(
+    quirk: bool, make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def reliance(*_: object, hides_attention: bool, **__: object) -> dict[str, float]:
+        told.append(hides_attention)
+        return {}
+
+    monkeypatch.setattr(probing, "ngram_reliance", reliance)
+    encoder = (
+        "{kind: hf, model_type: modernbert, config: {num_hidden_layers: 1, hidden_size: 8, "
+        "num_attention_heads: 2, intermediate_size: 16}}"
+    )
+    spec = make_spec(
+        f"task={{kind: pcfg, start: 10, batch_size: 2, masking_quirk: {quirk}}}".lower(),
+        f"student={encoder}",
+        f"teacher={{model: {encoder}, total: 1 steps}}",
+        "optimizer={kind: adamw, learning_rate: 0.01}",
+    )
+    probed(run(spec, "teach"), 4)
+    assert told == [quirk]
+
+
 def test_a_distilled_student_is_looked_at(make_spec: MakeSpec) -> None:
     found = probed(run(make_spec(), "distill"))
     assert [one.model for one in found] == ["teacher", "teacher", "one_shot", "one_shot"]
@@ -130,6 +173,7 @@ def test_the_number_of_examples_follows_the_task_or_the_user(compared: Path) -> 
     assert {one.examples for one in probed(compared, 32)} == {32}
     found = {one.probe: one.examples for one in probed(compared, None)}
     assert found == {"correlations": 100_000, "similarity": 16_384}
+    assert {one.examples for one in probed(compared, 32, trains_probes=True)} == {32}
 
 
 def test_a_tree_of_parities_is_compared_by_its_taps_alone(make_spec: MakeSpec) -> None:
@@ -143,6 +187,11 @@ def test_a_task_without_a_fitting_probe_needs_a_student(make_spec: MakeSpec) -> 
         BindError, match=r"must hold a finished student, or a task that probes know \(parity or "
     ):
         probed(folder)
+
+
+def test_labels_of_a_tree_can_be_read_off(make_spec: MakeSpec) -> None:
+    found = probed(run(make_spec("task.depth=2"), "teach"), trains_probes=True)
+    assert [(one.probe, one.step) for one in found] == [("linear", 10), ("linear", 20)]
 
 
 def test_a_teacher_that_is_not_taught_cannot_be_looked_at(make_spec: MakeSpec) -> None:

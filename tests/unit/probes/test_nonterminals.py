@@ -4,16 +4,19 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError, SpecError
+from curricle.models.adapters import tapped
 from curricle.probes.nonterminals import (
     IGNORED,
     NonterminalProbe,
     PositionHeads,
     _check,
     fitted_heads,
+    nonterminal_accuracies,
     nonterminal_probe,
     rate_share,
 )
@@ -47,7 +50,7 @@ def grammar(count: int, seed: int) -> Labeled:
 
 
 def test_what_stands_at_a_fixed_distance_is_found_and_what_is_not_there_is_not() -> None:
-    found = nonterminal_probe(*grammar(256, 0), *grammar(128, 1), settings=SMALL)
+    found = nonterminal_accuracies(*grammar(256, 0), *grammar(128, 1), settings=SMALL)
     assert found["level_0_accuracy"] == 1
     assert found["level_1_accuracy"] == 1
     # 1,536 coins.
@@ -55,10 +58,44 @@ def test_what_stands_at_a_fixed_distance_is_found_and_what_is_not_there_is_not()
     assert found["accuracy"] == pytest.approx((2 + found["level_2_accuracy"]) / 3)
 
 
+class Blocks(nn.Module):
+    """A block that keeps what tokens are, and one that forgets it."""
+
+    def __init__(self, *, forgets: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Identity(), nn.Tanh() if forgets else nn.Identity()])
+        self.forgets = forgets
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        state = self.blocks[0](nn.functional.one_hot(input_ids, SYMBOLS + 1).float())
+        last: Tensor = self.blocks[1](0 * state if self.forgets else state)
+        return last
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_a_model_is_read_at_its_last_tap(forgets: bool) -> None:
+    (states, labels), (others, held_out) = grammar(256, 0), grammar(128, 1)
+    model = tapped(Blocks(forgets=forgets), blocks=["blocks.0", "blocks.1"])
+    found = nonterminal_probe(
+        model,
+        Batch(inputs={"input_ids": others.argmax(-1)}),
+        labels=held_out,
+        training_batch=Batch(inputs={"input_ids": states.argmax(-1)}),
+        training_labels=labels,
+        settings=SMALL,
+    )
+    known = 0.0 if forgets else 1.0
+    expected = nonterminal_accuracies(
+        known * states, labels, known * others, held_out, settings=SMALL
+    )
+    assert found == expected
+    assert (found["level_0_accuracy"] == 1) is not forgets
+
+
 def test_states_that_do_not_tell_the_ancestor_give_chance() -> None:
     (_, labels), (_, held_out) = grammar(256, 0), grammar(128, 1)
     silent = torch.ones(256, LENGTH, 2), torch.ones(128, LENGTH, 2)
-    found = nonterminal_probe(
+    found = nonterminal_accuracies(
         silent[0], labels[..., :1], silent[1], held_out[..., :1], settings=SMALL
     )
     assert found["level_0_accuracy"] == pytest.approx(1 / SYMBOLS, abs=0.12)
@@ -77,7 +114,7 @@ def test_the_states_are_frozen_and_gradients_may_be_off_around_it() -> None:
     states, labels = grammar(40, 0)
     states.requires_grad_()
     with torch.no_grad():
-        nonterminal_probe(states, labels, states, labels, settings=SMALL)
+        nonterminal_accuracies(states, labels, states, labels, settings=SMALL)
     assert states.grad is None
 
 
@@ -114,7 +151,7 @@ def test_what_has_no_label_is_neither_learned_nor_counted() -> None:
     labels[:, 1::2] = IGNORED
     held_out[:, 0] = IGNORED
     held_out[..., 2] = IGNORED
-    found = nonterminal_probe(states, labels, others, held_out, settings=SMALL)
+    found = nonterminal_accuracies(states, labels, others, held_out, settings=SMALL)
     assert list(found) == ["level_0_accuracy", "level_1_accuracy", "accuracy"]
     # Positions 4 and 8 of a kind were learned at even places only, and the rest by their places.
     assert found["level_0_accuracy"] > 0.4
@@ -123,7 +160,9 @@ def test_what_has_no_label_is_neither_learned_nor_counted() -> None:
 def test_held_out_sequences_may_have_another_length() -> None:
     states, labels = grammar(256, 0)
     others, held_out = grammar(64, 1)
-    found = nonterminal_probe(states, labels, others[:, :SPAN], held_out[:, :SPAN], settings=SMALL)
+    found = nonterminal_accuracies(
+        states, labels, others[:, :SPAN], held_out[:, :SPAN], settings=SMALL
+    )
     assert found["level_1_accuracy"] > 0.9
 
 
@@ -180,7 +219,9 @@ def test_labels_are_classes(label: int) -> None:
 def test_something_held_out_is_labeled() -> None:
     states, labels = grammar(2, 0)
     with pytest.raises(DataError, match=r"^'held_out_labels' must label a position; all are -100$"):
-        nonterminal_probe(states, labels, states, torch.full_like(labels, IGNORED), settings=SMALL)
+        nonterminal_accuracies(
+            states, labels, states, torch.full_like(labels, IGNORED), settings=SMALL
+        )
 
 
 def test_sizes_are_positive() -> None:

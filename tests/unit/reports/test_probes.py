@@ -54,11 +54,15 @@ def test_each_probe_has_a_table_with_what_is_shown_of_it() -> None:
         record("ngrams", robust_3_median=0.5, robust_3_mean=0.4, close_3_median=0.1),
         record("similarity", "one_shot", cka_1_2=0.75),
         record("similarity", "progressive", cka_2_2=0.5),
+        record("linear", linear_0_accuracy=0.5, linear_1_accuracy=1.0),
+        record("nonterminals", level_0_accuracy=1.0, level_1_accuracy=0.5, accuracy=0.75),
         record("own", anything=1.0),
     ])  # fmt: skip
     assert [grid.columns[3:] for grid in grids] == [
         ("robust 3", "close 3"),
         ("1 ~ 2", "2 ~ 2"),
+        ("tap 0", "tap 1"),
+        ("level 0", "level 1"),
         ("anything",),
     ]
     assert grids[1].rows[0] == ("one_shot", "10", "1", "0.7500", "–")
