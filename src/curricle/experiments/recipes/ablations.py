@@ -14,10 +14,9 @@ from typing import Any
 
 from curricle.experiments.recipes.language import (
     GRAMMAR_STEPS,
-    TEXT_STEPS,
-    WIKIPEDIA_MLM,
     grammar_layers,
     pcfg_comparison,
+    text_comparison,
 )
 from curricle.experiments.recipes.parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle.experiments.recipes.recipe import Comparison, Recipe, Scale, steps, taps
@@ -95,13 +94,14 @@ def _grammar(scale: Scale) -> Comparison:
 
 
 def _text(scale: Scale) -> Comparison:
-    (whole,) = WIKIPEDIA_MLM.panels(scale).values()
+    whole = text_comparison(scale)
+    assert whole.spec.budget is not None  # noqa: S101 - tells the type checker what it is
     methods = whole.spec.strategies
     extraction = methods["extraction"]
-    last = 12 if scale == "paper" else 2 if scale == "smoke" else 4
+    last = {"smoke": 2, "small": 3, "paper": 12}[scale]
     optimizer = extraction.optimizer or whole.spec.optimizer
     others = {
-        "hidden-all-along": _hidden_all_along(TEXT_STEPS[scale], extraction.curriculum),
+        "hidden-all-along": _hidden_all_along(int(whole.spec.budget.number), extraction.curriculum),
         "one_shot": methods["one_shot"],
     }
     fast = {name: replace(one, optimizer=optimizer) for name, one in others.items()}

@@ -2,16 +2,17 @@
 
 At scale `small` the grammar is started two levels lower, which makes strings of about 49 instead
 of 276 tokens, the encoders are narrower, and they are ModernBERTs: a BERT, whose positions are
-absolute, is still on its first plateau after 2,000 steps of 16 strings. At scale `paper`
-`wikipedia-mlm` reads Wikipedia from the Hub, below it the shipped sample unless another text is
-named: `--set task.corpus=wikitext-2` (a folder), `--set task.corpus=[wikitext-2,books]` (both as
-one), or any other data set as `datasets:NAME:CONFIG`.
+absolute, is still on its first plateau after 2,000 steps of 16 strings. `wikipedia-mlm` is then
+`recipes/text-mlm.yaml`; it reads the shipped sample, and Wikipedia from the Hub at `paper`, unless
+another text is named: `--set task.corpus=wikitext-2` (a folder), `--set
+task.corpus=[wikitext-2,books]` (both as one), or any data set as `datasets:NAME:CONFIG`.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from curricle.experiments.demos import text_demo
 from curricle.experiments.recipes.recipe import (
     Comparison,
     Recipe,
@@ -243,20 +244,18 @@ PCFG_GPT = Recipe(
 
 WIKIPEDIA = "datasets:wikimedia/wikipedia:20231101.en"
 """The data set that scale `paper` reads, from the Hugging Face Hub."""
-TEXT_STEPS: Mapping[Scale, int] = {"smoke": 12, "small": 600, "paper": 120_000}
-"""Steps of a student on text."""
 
 
 def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
-    total = TEXT_STEPS[scale]
+    total = {"smoke": 12, "small": 1000, "paper": 120_000}[scale]
     wide, narrow = {
         "smoke": (
             encoder(layers=2, heads=2, width=16, model_type="modernbert"),
             encoder(layers=2, heads=2, width=8, model_type="modernbert"),
         ),
         "small": (
-            encoder(layers=4, heads=4, width=192, model_type="modernbert"),
-            encoder(layers=4, heads=2, width=48, model_type="modernbert"),
+            encoder(layers=4, heads=4, width=256, model_type="modernbert"),
+            encoder(layers=4, heads=4, width=64, model_type="modernbert"),
         ),
         "paper": (
             encoder(layers=12, heads=12, width=768),
@@ -277,14 +276,14 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         output_dir="runs/wikipedia-mlm",
         task=TextTask(
             corpus=WIKIPEDIA if scale == "paper" else "sample",
-            vocabulary_size={"smoke": 300, "small": 2048, "paper": 30_000}[scale],
-            window={"smoke": 16, "small": 48, "paper": 128}[scale],
-            batch_size={"smoke": 8, "small": 16, "paper": 256}[scale],
-            evaluation_batches={"smoke": 1, "small": 20, "paper": 60}[scale],
+            vocabulary_size={"smoke": 300, "small": 4096, "paper": 30_000}[scale],
+            window={"smoke": 16, "small": 64, "paper": 128}[scale],
+            batch_size={"smoke": 8, "small": 32, "paper": 256}[scale],
+            evaluation_batches={"smoke": 1, "small": 60, "paper": 60}[scale],
         ),
         teacher=TeacherSpec(
             model=wide,
-            total=length({"smoke": 12, "small": 1200, "paper": 120_000}[scale]),
+            total=length({"smoke": 12, "small": 2500, "paper": 120_000}[scale]),
             checkpoints={"smoke": 3, "small": 5, "paper": 15}[scale],
             optimizer=AdamW(learning_rate=2e-3 if scale != "paper" else 5e-4, schedule=COSINE),
         ),
@@ -299,12 +298,27 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         budget=steps(total),
         target=Target(metric="accuracy", final_of="one_shot"),
         optimizer=AdamW(learning_rate=5e-4 if scale == "paper" else 3e-3, schedule=COSINE),
-        # Heads of 48 are fast enough in bfloat16 to pay, the student's are not.
-        engine=replace(
-            _engine(scale, total), teacher_precision="bfloat16", evaluate_every=max(total // 20, 5)
-        ),
+        engine=_engine(scale, total),
     )
+    if scale == "small":
+        engine = replace(spec.engine, precision="bfloat16", checkpoint_every=500, device="auto")
+        spec = replace(spec, engine=replace(engine, evaluate_every=25, record_every=25))
     return {"text": Comparison(spec=spec)}
+
+
+def text_comparison(scale: Scale) -> Comparison:
+    """Return a comparison on text for many arms: `wikipedia-mlm`, at scale small the text demo.
+
+    Args:
+        scale: Size.
+    """
+    (whole,) = _wikipedia(scale).values()
+    if scale != "small":
+        return whole
+    demo = text_demo(whole.spec.output_dir)
+    return Comparison(
+        spec=replace(demo, seeds=SEEDS[scale], engine=replace(demo.engine, precision="float32"))
+    )
 
 
 WIKIPEDIA_MLM = Recipe(
@@ -316,7 +330,7 @@ WIKIPEDIA_MLM = Recipe(
         "and 120k steps labels .361 / .465 / .500, one-shot .381 / .478 / .508, progressive .403 / "
         ".483 / .515"
     ),
-    costs={"smoke": "seconds", "small": "20 min", "paper": "one GPU, a day or more"},
+    costs={"smoke": "seconds", "small": "45 min", "paper": "one GPU, a day or more"},
     chart=Chart(kind="curves"),
     panels=_wikipedia,
 )

@@ -13,9 +13,9 @@ from typing import Any
 
 from curricle.experiments.recipes.language import (
     GRAMMAR_STEPS,
-    WIKIPEDIA_MLM,
     grammar_layers,
     pcfg_comparison,
+    text_comparison,
 )
 from curricle.experiments.recipes.parity import (
     PARITY_CHART,
@@ -42,10 +42,9 @@ PARITY_STEPS: Mapping[str, Mapping[Scale, int]] = {
 
 
 def _panels(scale: Scale) -> Mapping[str, Comparison]:
-    (text,) = WIKIPEDIA_MLM.panels(scale).values()
     extraction = grammar_layers(scale, 3, 0.3)
     grammar = pcfg_comparison(scale, GRAMMAR_STEPS[scale], four_strategies(extraction))
-    found = {"text": _compared(text), "grammar": _compared(grammar)}
+    found = {"text": _compared(text_comparison(scale)), "grammar": _compared(grammar)}
     for recipe in (PARITY_MLP, PARITY_TRANSFORMER):
         ((name, comparison),) = recipe.panels(scale).items()
         budget = steps(PARITY_STEPS[name][scale])

@@ -1,8 +1,13 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 from curricle.experiments.recipes.language import PCFG_GPT, PCFG_MLM, WIKIPEDIA_MLM, encoder
 from curricle.experiments.recipes.recipe import SCALES, Recipe, Scale
-from curricle.experiments.tasks import PcfgTask
+from curricle.experiments.spec import load_spec
+from curricle.experiments.tasks import PcfgTask, TextTask
+from curricle.specs import plain
 
 KINDS = {"from_labels", "one_shot", "progressive", "extraction"}
 
@@ -40,3 +45,13 @@ def test_panels_of_one_grammar_share_their_teacher() -> None:
 
 def test_the_text_needs_no_file() -> None:
     assert WIKIPEDIA_MLM.panels("small")["text"].spec.task.corpus == "sample"  # type: ignore[union-attr]
+
+
+def test_the_small_text_is_the_comparison_in_the_recipes_folder() -> None:
+    written = load_spec(Path("recipes/text-mlm.yaml"))
+    (panel,) = WIKIPEDIA_MLM.panels("small").values()
+    assert isinstance(panel.spec.task, TextTask)
+    assert isinstance(written.task, TextTask)
+    task = replace(panel.spec.task, corpus=written.task.corpus)
+    found = replace(panel.spec, output_dir=written.output_dir, task=task)
+    assert plain(found) == plain(written)
