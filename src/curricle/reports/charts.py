@@ -67,6 +67,8 @@ class Slope:
     """What is compared."""
     slope: float
     """The exponent, by least squares of log y on log x."""
+    factor: float
+    """y of the line at x = 1."""
     ci95: float
     """Half of its 95 % interval."""
 
@@ -136,21 +138,22 @@ def slopes(points: Sequence[Point]) -> tuple[Slope, ...]:
             places = groups.setdefault((point.panel, point.series), {})
             places.setdefault(math.log(point.x), []).append(math.log(point.y))
     return tuple(
-        Slope(panel=panel, series=series, slope=slope, ci95=ci95)
+        Slope(panel=panel, series=series, slope=slope, factor=math.exp(level), ci95=ci95)
         for (panel, series), places in groups.items()
         if len(places) > 2  # noqa: PLR2004 - two places give no doubt
-        for slope, ci95 in [_line([(x, mean(ys)) for x, ys in places.items()])]
+        for slope, level, ci95 in [_line([(x, mean(ys)) for x, ys in places.items()])]
     )
 
 
-def _line(places: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the slope of the least-squares line and half its 95 % interval."""
+def _line(places: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return slope and height at zero of the least-squares line, and half the slope's interval."""
     count = len(places)
     center, level = (mean([place[axis] for place in places]) for axis in (0, 1))
     spread = math.fsum((x - center) ** 2 for x, _ in places)
     slope = math.fsum((x - center) * (y - level) for x, y in places) / spread
     rest = math.fsum((y - level - slope * (x - center)) ** 2 for x, y in places)
-    return slope, t_quantile(count - 2) * math.sqrt(rest / (count - 2) / spread)
+    ci95 = t_quantile(count - 2) * math.sqrt(rest / (count - 2) / spread)
+    return slope, level - slope * center, ci95
 
 
 def save_chart(
@@ -179,6 +182,8 @@ def save_chart(
             inside = [point for point in points if point.panel == name]
             if inside:
                 DRAWN[chart.kind](axes, inside, palette)
+                for fit in slopes(inside) if chart.slopes else ():
+                    _draw_slope(axes, fit, inside, palette[fit.series])
             else:
                 axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center")
             _dress(axes, own.get(name) or chart, name)
@@ -188,7 +193,8 @@ def save_chart(
                 _name_absent(figure.axes[names.index(panel.name)], set(summary.methods) - seen)
         lines, labels = figure.axes[0].get_legend_handles_labels()
         if len(labels) > 1:
-            figure.legend(lines, labels, loc="outside upper center", ncols=4, frameon=False)
+            ncols = 2 if chart.slopes else 4
+            figure.legend(lines, labels, loc="outside upper center", ncols=ncols, frameon=False)
         return save(figure, path_without_suffix)
 
 
@@ -242,6 +248,14 @@ def _spread(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> 
             box.set(facecolor=palette[name], alpha=0.6)
         boxes["boxes"][0].set_label(name)
     _name_groups(axes, groups)
+
+
+def _draw_slope(axes: Axes, fit: Slope, points: Sequence[Point], color: str) -> None:
+    places = [point.x for point in points if point.series == fit.series]
+    ends = [end for end in (min(places), max(places)) if not isinstance(end, str)]
+    heights = [fit.factor * end**fit.slope for end in ends]
+    label = f"{fit.series} ~ x^({fit.slope:.2f} ± {fit.ci95:.2f})"
+    axes.plot(ends, heights, color=color, linestyle="dotted", linewidth=1.2, label=label)
 
 
 DRAWN = {"bars": _bars, "lines": _lines, "spread": _spread}

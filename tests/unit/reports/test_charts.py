@@ -99,6 +99,7 @@ def test_an_exact_power_law_has_its_slope_and_no_doubt(
 ) -> None:
     (fit,) = slopes(points("a", {float(x): [factor * x**slope] for x in xs}))
     assert fit.slope == pytest.approx(slope, abs=1e-6)
+    assert fit.factor == pytest.approx(factor, rel=1e-5)
     assert fit.ci95 == pytest.approx(0, abs=1e-5)
 
 
@@ -108,6 +109,13 @@ def test_the_interval_of_a_slope_is_that_of_a_regression() -> None:
     (fit,) = slopes(points("a", {1.0: [1.0], math.e: [math.e], math.e**2: [math.e]}))
     assert fit.slope == pytest.approx(0.5)
     assert fit.ci95 == pytest.approx(12.7062 * math.sqrt(1 / 12))
+
+
+def test_a_fitted_line_is_drawn_with_its_power(tmp_path: Path) -> None:
+    found = points("a", {1.0: [1.0], 10.0: [100.0], 100.0: [1e4]})
+    chart = Chart(kind="lines", log_x=True, log_y=True, slopes=True)
+    _, svg = save_chart(chart, found, tmp_path / "figure")
+    assert "<!-- a ~ x^(2.00 ± 0.00) -->" in svg.read_text()
 
 
 def test_repetitions_at_a_place_do_not_narrow_the_interval_of_a_slope() -> None:
