@@ -1,9 +1,9 @@
 """What do twelve students taught together cost, against one?
 
 Task: (100,4)-parity in batches of 64. Teacher: MLP, 2,000 wide; students: MLPs, 100 wide, from
-different seeds, learning its logits with SGD. One student alone, twelve one after another, and
-twelve in a classroom take turns; the ratios are those of the medians, evaluation left out. The
-teacher is not trained, which changes nothing about the time.
+different seeds, learning its logits with SGD. One student alone, twelve one after another, twelve
+in a classroom, and twelve stacked in one take turns; the ratios are those of the medians,
+evaluation left out. The teacher is not trained, which changes nothing about the time.
 Run: python benchmarks/classroom.py [--quick] [--students N]
 """
 
@@ -38,15 +38,17 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     steps, repetitions = (100, 3) if given.quick else (1000, 7)
-    one, apart, together = [], [], []
+    one, apart, together, stacked = [], [], [], []
     for _ in range(repetitions):
         one.append(timed(runs(1, steps), is_classroom=False))
         apart.append(timed(runs(given.students, steps), is_classroom=False))
         together.append(timed(runs(given.students, steps), is_classroom=True))
+        stacked.append(timed(runs(given.students, steps), is_classroom=True, stacked=True))
     alone = statistics.median(one)
     print(f"torch {torch.__version__}, {platform.machine()}, 1 thread")
     print(f"{repetitions} interleaved repetitions of {steps} steps")
-    for name, seconds in (("1 student", one), ("apart", apart), ("classroom", together)):
+    rows = {"1 student": one, "apart": apart, "classroom": together, "stacked": stacked}
+    for name, seconds in rows.items():
         median = statistics.median(seconds)
         print(f"{name:10} {median / steps * 1e6:9.1f} us a step, ratio {median / alone:6.2f}")
 
@@ -72,12 +74,12 @@ def runs(number: int, steps: int) -> list[BoundRun]:
     ]
 
 
-def timed(chosen: Sequence[BoundRun], *, is_classroom: bool) -> float:
+def timed(chosen: Sequence[BoundRun], *, is_classroom: bool, stacked: bool = False) -> float:
     """Return the seconds in which students are taught."""
     started = time.perf_counter()
     if is_classroom:
         seats = [Seat(run=run, evaluate=nothing, outputs=Outputs()) for run in chosen]
-        execute_together(seats, metric="none")
+        execute_together(seats, metric="none", stacked=stacked)
     else:
         for run in chosen:
             execute(run, nothing, metric="none", outputs=Outputs())

@@ -199,7 +199,13 @@ def train_class(
         )
         for student in left
     ]
-    execute_together(seats, metric=spec.target.metric, resume=True, until=_until(spec))
+    execute_together(
+        seats,
+        metric=spec.target.metric,
+        resume=True,
+        until=_until(spec),
+        stacked=spec.classroom == "stacked",
+    )
     for seat in seats:
         export(seat.run.student.module, seat.outputs.folder)
 

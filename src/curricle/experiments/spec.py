@@ -157,10 +157,11 @@ class RunSpec:
     """For `compare`: seeds of the students; None takes 0, 1 and 2."""
     data_seed: int | None = None
     """Seed of the data that students read; None gives each the data of its own seed."""
-    classroom: bool = False
+    classroom: bool | Literal["stacked"] = False
     """For `compare`: whether students that read the same data are taught together, so that the
     teacher runs once for all of them. Those are the strategies of a seed, or with `data_seed` all
-    students. Results stay the same; memory holds all of them."""
+    students. Results stay the same; memory holds all of them. With `stacked` those of one shape
+    and method step as one model, which is faster for small ones; results agree within rounding."""
     budget: AnyBudget | None = None
     """What each student may consume."""
     target: Target = Target()

@@ -8,8 +8,8 @@ can be checked before training starts.
 from pathlib import Path
 
 import safetensors
-from safetensors.torch import load_model, save_model
-from torch import nn
+from safetensors.torch import load_model, save_file, save_model
+from torch import Tensor, nn
 
 from curricle.errors import CheckpointError
 from curricle.files import new_file
@@ -18,8 +18,14 @@ from curricle.specs import fingerprint
 
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of a module."""
+    state = module.state_dict()
     with new_file(path) as temporary:
-        save_model(module, str(temporary))
+        if not any(map(_is_slice, state.values())):
+            save_model(module, str(temporary))
+            return
+        # Weights of stacked students: safetensors would refuse to write a part of a storage.
+        own = {names[0]: state[names[0]].clone() for names in _owners(module)}
+        save_file(own, temporary, metadata={"format": "pt"})
 
 
 def check_weights(module: nn.Module, path: Path) -> None:
@@ -69,6 +75,10 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def architecture(module: nn.Module) -> str:
     """Return a digest of the names and shapes, equal for models that can share weights."""
     return fingerprint([[name, list(shape)] for name, shape in shapes(module).items()])
+
+
+def _is_slice(tensor: Tensor) -> bool:
+    return tensor.untyped_storage().nbytes() > tensor.nbytes
 
 
 def _owners(module: nn.Module) -> list[list[str]]:

@@ -33,6 +33,8 @@ from curricle.teachers.sharing import SharedTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.engine import Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
+from curricle.training.stacking import Stack
+from curricle.training.stepping import stepping
 
 
 @final
@@ -54,6 +56,7 @@ def execute_together(
     metric: str,
     resume: bool = False,
     until: Callable[[Mapping[str, float]], bool] | None = None,
+    stacked: bool = False,
 ) -> list[EndRecord]:
     """Run several bound curricula to their ends with one pass of the teacher a batch.
 
@@ -62,6 +65,8 @@ def execute_together(
         metric: The metric by which the runs are judged.
         resume: Whether each goes on from the newest checkpoint in its run folder.
         until: Says of the metrics of an evaluation whether a run may end there.
+        stacked: Whether students that can be are stepped as one model, by `stacking`; results then
+            agree with those of separate runs within rounding.
 
     Returns:
         The last record of each, in the order of the seats.
@@ -79,6 +84,7 @@ def execute_together(
     if live is not None:
         # Before the first student moves, also for the last.
         live.check(step for one in seats for step in one.run.teachers)
+    opening = Stack().stepping if stacked else stepping
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
         stack.enter_context(nullcontext() if live is None else live.teaching())
@@ -93,6 +99,7 @@ def execute_together(
                             outputs=one.outputs,
                             resume=resume,
                             until=until,
+                            opening=opening,
                         )
                     )
                 )

@@ -11,7 +11,7 @@ part that must stay there overrides its `train`); after the run all modes are as
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -51,6 +51,8 @@ from curricle.training.stepping import StepOutcome, Stepper, stepping
 Steps = Generator[int, float, EndRecord]
 """A run that stands still after each step: it gives the number of steps that are done, wants to be
 sent the seconds that have passed meanwhile, and returns its last record."""
+Opening = Callable[..., AbstractContextManager[Stepper]]
+"""Opens a stage, as `stepping` does."""
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
@@ -122,10 +124,11 @@ def executing(
     outputs: Outputs,
     resume: bool = False,
     until: Callable[[Mapping[str, float]], bool] | None = None,
+    opening: Opening = stepping,
 ) -> Steps:
     """Run a bound curriculum step by step; arguments and errors are those of `execute`.
 
-    Whoever asks for the steps sees to the number of threads.
+    Whoever asks for the steps sees to the number of threads, and may say how a stage is opened.
 
     Yields:
         The number of steps done.
@@ -137,7 +140,7 @@ def executing(
     if run.teacher is not None:
         run.teacher.check(run.teachers)
     with modes_kept(run.student.module):
-        whole = _Execution(run, evaluate, metric, outputs, until)
+        whole = _Execution(run, evaluate, metric, outputs, until, opening)
         return (yield from whole.run_all(resume=resume))
 
 
@@ -151,6 +154,7 @@ class _Execution:
     metric: str
     outputs: Outputs
     until: Callable[[Mapping[str, float]], bool] | None
+    opening: Opening
     has_ended: bool = False
     spent: Spent = field(default_factory=Spent)
     writer: RecordWriter | None = None
@@ -193,7 +197,7 @@ class _Execution:
             self._tell(StageRecord(stage=stage.declared.name, spent=self.spent))
         before = self.spent
         resumed = self.resumed if before.steps > stage.start else None
-        with stepping(self.run, stage, self.optimizer, resumed=resumed) as stepper:
+        with self.opening(self.run, stage, self.optimizer, resumed=resumed) as stepper:
             started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)

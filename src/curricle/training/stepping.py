@@ -9,7 +9,7 @@ it opens, and everything is put back when it closes.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,12 +75,14 @@ class Stepper:
         teacher: Reader | None,
     ) -> None:
         """Take what `stepping` has opened."""
-        self._run, self._stage, self._optimizer = run, stage, optimizer
+        self.run, self.stage, self.optimizer = run, stage, optimizer
         self._student, self._teacher = student, teacher
         self._terms = opened(stage.terms)
         self.adapters = adapters_of(self._terms)
         """What trains beside the student while the stage runs."""
-        self._weights = [term.weight for term in stage.terms]
+        self.joined: Callable[[int], StepOutcome | None] | None = None
+        """Gives the outcome of a step that was taken with those of other students, if it was."""
+        self.weights = [term.weight for term in stage.terms]
         self._parts = run.settings.accumulation
         self._device = run.settings.torch_device()
         self._parameters = [*run.student.module.parameters(), *self.adapters.parameters()]
@@ -90,7 +92,7 @@ class Stepper:
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
-        run, stage = self._run, self._stage
+        run, stage = self.run, self.stage
         optimizer, declared = run.optimizer, stage.declared
         if declared.schedule == "own":
             factor = optimizer.schedule.factor(step - stage.start, stage.end - stage.start)
@@ -110,25 +112,25 @@ class Stepper:
         Raises:
             DivergenceError: If the loss is not finite; the weights are those before the step.
         """
-        batch = self._run.stream.batch(step)
+        if self.joined is not None and (found := self.joined(step)) is not None:
+            return found
+        batch = self.run.stream.batch(step)
         for parameter in self._parameters:
             parameter.grad = None
         noise = (
-            seeding.scoped(self._run.seed, "noise", step)
-            if self._run.draws_noise
-            else nullcontext()
+            seeding.scoped(self.run.seed, "noise", step) if self.run.draws_noise else nullcontext()
         )
         with noise:
             outcome = self._accumulate(batch)
         if self._checks_each_step:
             self.check(outcome, step)
-        clip = self._run.settings.clip_norm
+        clip = self.run.settings.clip_norm
         if clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, clip)
         rate = self.learning_rate(step)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self._optimizer.step()
+        self.optimizer.step()
         return outcome
 
     def check(self, outcome: StepOutcome, step: int) -> None:
@@ -140,7 +142,7 @@ class Stepper:
         if not outcome.is_finite:
             raise DivergenceError(
                 f"'loss' must be finite; got {outcome.loss.item()} in stage "
-                f"{self._stage.declared.name!r} at step {step} with seed {self._run.seed}"
+                f"{self.stage.declared.name!r} at step {step} with seed {self.run.seed}"
             )
 
     def check_weights(self, step: int) -> None:
@@ -151,8 +153,8 @@ class Stepper:
         """
         if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
             raise DivergenceError(
-                f"'weights' must be finite; they are not in stage {self._stage.declared.name!r} "
-                f"after step {step} with seed {self._run.seed}"
+                f"'weights' must be finite; they are not in stage {self.stage.declared.name!r} "
+                f"after step {step} with seed {self.run.seed}"
             )
 
     def calibrate(self) -> None:
@@ -168,34 +170,29 @@ class Stepper:
         )
 
     def _batch(self, step: int) -> Batch:
-        return self._run.stream.batch(step).to(self._device)
+        return self.run.stream.batch(step).to(self._device)
 
     def _show(self, batch: Batch) -> tuple[Activations, Batch]:
         if self._teacher is None:
             return Activations({}), batch
         return self._teacher(batch.inputs, batch.selected), batch
 
+    def counts(self, batch: Batch) -> list[int]:
+        """Return the number of positions that each objective is a mean over, at least 1."""
+        return [term.objective.count(batch) or 1 for term in self._terms]
+
     def _accumulate(self, batch: Batch) -> StepOutcome:
-        counts = [term.objective.count(batch) or 1 for term in self._terms]
-        scales = [weight / count for weight, count in zip(self._weights, counts, strict=True)]
+        counts = self.counts(batch)
+        scales = [weight / count for weight, count in zip(self.weights, counts, strict=True)]
         if self._parts == 1:
             totals = self._part(batch.to(self._device), scales)
-            return StepOutcome(totals, counts, self._weights)
+            return StepOutcome(totals, counts, self.weights)
         each = [self._part(part.to(self._device), scales) for part in batch.split(self._parts)]
         totals = [torch.stack(one).sum() for one in zip(*each, strict=True)]
-        return StepOutcome(totals, counts, self._weights)
+        return StepOutcome(totals, counts, self.weights)
 
     def _part(self, batch: Batch, scales: Sequence[float]) -> list[Tensor]:
-        targets: list[Tensor | None] = [None] * len(self._terms)
-        if self._teacher is not None:
-            with torch.no_grad(), self._teacher_autocast():
-                targets = self._targets(self._teacher, batch)
-        with self._autocast():
-            student = self._student(batch.inputs, batch.selected)
-        totals = [
-            term.objective.total(student, target, batch)
-            for term, target in zip(self._terms, targets, strict=True)
-        ]
+        totals = self.totals(batch, self.targets(batch))
         # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
         torch.autograd.backward(
             totals,
@@ -203,11 +200,24 @@ class Stepper:
         )
         return [total.detach() for total in totals]
 
-    def _targets(self, teacher: Reader, batch: Batch) -> list[Tensor | None]:
-        shown = teacher(batch.inputs, batch.selected)
+    def targets(self, batch: Batch) -> list[Tensor | None]:
+        """Return what each objective compares the student with; None without a teacher."""
+        if self._teacher is None:
+            return [None] * len(self._terms)
+        with torch.no_grad(), self._teacher_autocast():
+            shown = self._teacher(batch.inputs, batch.selected)
+            return [
+                term.objective.target(shown, batch) if term.needs_teacher else None
+                for term in self._terms
+            ]
+
+    def totals(self, batch: Batch, targets: Sequence[Tensor | None]) -> list[Tensor]:
+        """Return each objective's sum over the positions of a batch, with gradient."""
+        with self._autocast():
+            student = self._student(batch.inputs, batch.selected)
         return [
-            term.objective.target(shown, batch) if term.needs_teacher else None
-            for term in self._terms
+            term.objective.total(student, target, batch)
+            for term, target in zip(self._terms, targets, strict=True)
         ]
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from curricle import seeding
 from curricle.errors import BindError, CheckpointError, DataError, SpecError
@@ -62,6 +64,7 @@ def test_a_comparison_runs_every_strategy_of_a_seed_before_the_next_seed(
         (["data_seed=5"], [1, 1, 1, 1]),
         (["classroom=true"], [2, 2]),
         (["classroom=true", "data_seed=5"], [4]),
+        (["classroom=stacked", "data_seed=5"], [4]),
     ],
 )
 def test_students_of_the_same_data_make_a_class(
@@ -81,6 +84,20 @@ def test_seeds_read_the_same_data_if_the_spec_says_so(make_spec: MakeSpec) -> No
     assert len(data()) == 2
     assert len(data("data_seed=0")) == 1
     assert data("data_seed=0") < data()
+
+
+def test_a_stacked_class_leaves_what_its_students_alone_would_leave_within_rounding(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    found = []
+    for name, fields in (("alone", []), ("class", ["classroom=stacked"])):
+        spec = make_spec(f"output_dir={tmp_path / name}", "data_seed=5", *fields)
+        teach(spec)
+        for students in classes(spec):
+            train_class(spec, students, lambda run, record: None)
+        found.append([load_file(run.folder / "model.safetensors") for run in student_runs(spec)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_class_leaves_what_its_students_alone_would_leave(
