@@ -181,7 +181,7 @@ def test_workers_end_with_a_parent_that_is_killed(long_spec: RunSpec, tmp_path: 
     with long_comparison(long_spec, tmp_path) as parent:
         parent.kill()
         # What they print into stays open as long as one of them lives.
-        parent.communicate(timeout=30)
+        parent.communicate(timeout=120)
     assert parent.returncode == -signal.SIGKILL
 
 
@@ -192,6 +192,6 @@ def test_an_interrupt_of_all_processes_ends_them_without_a_traceback(
     with long_comparison(long_spec, tmp_path) as parent:
         # As a terminal does it: parent and workers are told.
         os.killpg(parent.pid, signal.SIGINT)
-        shown = parent.communicate(timeout=30)
+        shown = parent.communicate(timeout=120)
     assert shown == ("interrupted\n", "")
     assert parent.returncode == 0
