@@ -23,7 +23,7 @@ from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
-from curricle.objectives.terms import uncalibrated
+from curricle.objectives.terms import Target, uncalibrated
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.terms import adapters_of, opened, trained_beside
@@ -186,7 +186,7 @@ class Stepper:
         return StepOutcome(totals, counts, self._weights)
 
     def _part(self, batch: Batch, scales: Sequence[float]) -> list[Tensor]:
-        targets: list[Tensor | None] = [None] * len(self._terms)
+        targets: list[Target] = [None] * len(self._terms)
         with self._autocast():
             if self._teacher is not None:
                 with torch.no_grad():
@@ -203,7 +203,7 @@ class Stepper:
         )
         return [total.detach() for total in totals]
 
-    def _targets(self, teacher: Reader, batch: Batch) -> list[Tensor | None]:
+    def _targets(self, teacher: Reader, batch: Batch) -> list[Target]:
         shown = teacher(batch.inputs, batch.selected)
         return [
             term.objective.target(shown, batch) if term.needs_teacher else None
@@ -236,11 +236,18 @@ def stepping(
             wanted = stage.reads
             teacher = stack.enter_context(
                 run.teacher.reading(
-                    stage.declared.teacher, wanted.teacher, logits=wanted.teacher_logits
+                    stage.declared.teacher,
+                    wanted.teacher,
+                    logits=wanted.teacher_logits,
+                    head=wanted.teacher_head,
                 )
             )
         student = stack.enter_context(
-            run.student.reading(stage.reads.student, logits=stage.reads.student_logits)
+            run.student.reading(
+                stage.reads.student,
+                logits=stage.reads.student_logits,
+                head=stage.reads.student_head,
+            )
         )
         stack.enter_context(frozen_but(run.student.module, stage.trained))
         stack.callback(run.student.module.zero_grad)
