@@ -18,6 +18,7 @@ from curricle import seeding
 from curricle.curriculum.stages import Stage
 from curricle.data.streams import Batch
 from curricle.errors import SpecError
+from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import adapter_of
 from curricle.objectives.catalog import AnyObjective
@@ -50,10 +51,10 @@ class World:
         """Return what a model shows of a batch; ids are numbers of positions."""
         assert isinstance(batch.inputs, Tensor)
         logits = self.tables[f"{who} logits"][batch.inputs]
-        return Activations(
-            {Place(who): self.tables[who][batch.inputs]},
-            logits if batch.selected is None else logits.flatten(0, -2)[batch.selected],
-        )
+        logits = logits if batch.selected is None else logits.flatten(0, -2)[batch.selected]
+        # A head that multiplies by one.
+        head = LinearHead(states=logits, weight=torch.eye(NUM_CLASSES, dtype=logits.dtype))
+        return Activations({Place(who): self.tables[who][batch.inputs]}, logits, head)
 
 
 def world(case: "Case", *, matched: bool = False, seed: int = 0) -> World:
@@ -321,6 +322,17 @@ CATALOG: dict[str, Case] = {
     "hard teacher": logits_case(forward_kl, teacher_temperature=0.0),
     "hard JSD": logits_case(jsd, divergence=JSD(beta=0.3), teacher_temperature=0.0),
     "forward KL everywhere": logits_case(forward_kl, selects=False),
+    "forward KL in chunks": logits_case(forward_kl, chunk=2),
+    "forward KL everywhere in chunks": logits_case(forward_kl, selects=False, chunk=4),
+    "both soft, scaled, in chunks": logits_case(
+        forward_kl,
+        student_temperature=2.0,
+        teacher_temperature=2.0,
+        factor=4.0,
+        scale="temperature_squared",
+        chunk=2,
+    ),
+    "labels in chunks": Case(FitLabels(chunk=2), labels_formula, is_zero_at_match=False),
     "labels": Case(FitLabels(), labels_formula, is_zero_at_match=False),
     "hidden learned": learned_case(),
     "hidden learned layernorm": learned_case(by=layer, normalize="layernorm"),

@@ -12,8 +12,9 @@ import transformers
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.errors import BindError
 from curricle.models.hf import HuggingFaceSpec
-from curricle.models.tapped import Place, TappedModel
+from curricle.models.tapped import Place, TappedModel, check_head
 
 NUM_IDS, LENGTH = 20, 6
 TINY: dict[str, object] = {
@@ -230,3 +231,43 @@ def test_a_student_that_was_read_is_saved_as_a_plain_model(family: str, tmp_path
     loaded = type(transformer(model)).from_pretrained(tmp_path).eval()
     assert list(loaded.state_dict()) == names
     assert torch.equal(full(loaded).logits, full(model.module).logits)
+
+
+@every_family
+@pytest.mark.parametrize("positions", [None, [0, 1, 7, 15]], ids=str)
+def test_what_the_last_linear_map_receives_gives_the_logits(
+    family: str, positions: list[int] | None
+) -> None:
+    model = build(family)
+    selected = None if positions is None else torch.tensor(positions)
+    with model.reading([], logits=True) as read:
+        logits = read(ids(), selected).logits
+    with model.reading([], logits=False, head=True) as read:
+        head = read(ids(), selected).head
+    assert head is not None
+    assert logits is not None
+    torch.testing.assert_close(head.logits(), logits)
+    pairs = zip(gradients(model, head.logits()), gradients(model, logits), strict=True)
+    for found, expected in pairs:
+        torch.testing.assert_close(found, expected)
+    check_head(model, ids())
+
+
+@every_family
+def test_a_pass_ends_before_the_last_linear_map(family: str) -> None:
+    model = build(family)
+    called: list[object] = []
+    output = transformer(model).get_output_embeddings()
+    output.register_forward_hook(lambda *call: called.append(call))
+    with model.reading([], logits=False, head=True) as read:
+        read(ids(), torch.tensor([0, 1]))
+    assert not called
+
+
+def test_logits_that_are_changed_in_an_unknown_way_are_noticed() -> None:
+    model = build("granite")
+    transformer(model).config.logits_scaling = 4.0
+    with pytest.raises(
+        BindError, match=r"^'chunk' must be None for GraniteForCausalLM, which makes its logits"
+    ):
+        check_head(model, ids())

@@ -13,9 +13,13 @@ from typing import Protocol, runtime_checkable
 from torch import nn
 
 from curricle.errors import BindError
+from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+
+SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+"""What configurations call the bound of their logits."""
 
 
 @runtime_checkable
@@ -80,7 +84,7 @@ def tapped(
             model,
             blocks=blocks or block_paths(model, model.config.num_hidden_layers),
             head=_head_paths(model, base=base, output=output) if head is None else head,
-            ends_at_head=head is not None,
+            head_end=_head_end(model, output) if head is None else None,
             is_residual=True if is_residual is None else is_residual,
             width_axis=width_axis,
             keywords={"use_cache": False} if _has_cache(model) else None,
@@ -127,6 +131,26 @@ def _head_paths(model: nn.Module, *, base: nn.Module, output: nn.Module | None) 
         if any(module is output for module in child.modules()):
             return paths
     return ()
+
+
+def _head_end(model: nn.Module, output: nn.Module | None) -> HeadEnd | None:
+    """Return where the output embeddings are and what the configuration says of their logits.
+
+    Whether `forward` does as the configuration says is not taken on trust: see `check_head`.
+    """
+    paths = [path for path, module in model.named_modules() if module is output]
+    if not paths:
+        return None
+    said = {
+        name: found
+        for name in (*SOFT_CAPS, "logit_scale", "logits_scaling")
+        if isinstance(found := getattr(model.config, name, None), (int, float)) and found
+    }
+    return HeadEnd(
+        path=paths[0],
+        scale=said.get("logit_scale", 1.0) / said.get("logits_scaling", 1.0),
+        soft_cap=next((said[name] for name in SOFT_CAPS if name in said), None),
+    )
 
 
 def _has_cache(model: nn.Module) -> bool:

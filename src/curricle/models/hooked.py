@@ -16,24 +16,20 @@ are ignored. Nothing is added to the module.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from curricle.errors import BindError, near_names
+from curricle.models.heads import HeadEnd, LinearHead
+from curricle.models.returned import first_tensor, logits_in
 from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
 
 
 @final
 class _Enough(BaseException):
     """Ends a forward pass. Not an `Exception`, so that model code cannot swallow it."""
-
-
-@runtime_checkable
-class _HasLogits(Protocol):
-    """An output object that names its logits."""
-
-    logits: Tensor
 
 
 @final
@@ -50,7 +46,7 @@ class HookedModel:
         *,
         blocks: Sequence[str] = (),
         head: str | Sequence[str] = (),
-        ends_at_head: bool = True,
+        head_end: HeadEnd | None = None,
         is_residual: bool = False,
         width_axis: int = -1,
         keywords: Mapping[str, object] | None = None,
@@ -64,8 +60,9 @@ class HookedModel:
             head: Path of the module that turns hidden states into logits, position by position,
                 or of all such modules between the last block and the logits. If given, they run
                 at the selected positions only.
-            ends_at_head: Whether the output of the (last) head is the logits and the pass ends
-                there; otherwise what `forward` makes of it is.
+            head_end: None if the output of the (last) head is the logits and the pass ends there.
+                Otherwise logits are what `forward` returns, and this says how they come of the last
+                linear map of the head.
             is_residual: Whether the blocks write into one residual stream.
             width_axis: Axis of the hidden states that counts features; 1 for convolutions, whose
                 logits cannot be selected by position.
@@ -78,7 +75,8 @@ class HookedModel:
         self._modules = dict(module.named_modules())
         self._blocks = tuple(blocks)
         self._head = (head,) if isinstance(head, str) else tuple(head)
-        self._ends_at_head = bool(self._head) and ends_at_head
+        self._ends_at_head = bool(self._head) and head_end is None
+        self._head_end = HeadEnd(path=self._head[-1]) if self._ends_at_head else head_end
         self._is_residual = is_residual
         self._width_axis = width_axis
         self._keywords = dict(keywords or {})
@@ -120,16 +118,26 @@ class HookedModel:
         block = self._place_at(self._blocks[number - 1])
         return Place(block.path, block.call, tap=str(number))
 
-    def reading(self, places: Iterable[Place], *, logits: bool) -> AbstractContextManager[Reader]:
-        """Return an open reading of some places and, if wanted, of the logits."""
-        return self._open(tuple(dict.fromkeys(places)), logits=logits)
+    def reading(
+        self, places: Iterable[Place], *, logits: bool, head: bool = False
+    ) -> AbstractContextManager[Reader]:
+        """Return an open reading of some places and, if wanted, of the logits or of their head.
+
+        Raises:
+            BindError: If the head is wanted and does not end in a linear map.
+        """
+        end = self._linear_end() if head else None
+        return self._open(tuple(dict.fromkeys(places)), logits=logits, end=end)
 
     @contextmanager
-    def _open(self, places: tuple[Place, ...], *, logits: bool) -> Iterator[Reader]:
+    def _open(
+        self, places: tuple[Place, ...], *, logits: bool, end: HeadEnd | None
+    ) -> Iterator[Reader]:
         reading = _Reading(
             self._module,
             places=places,
             wants_logits=logits,
+            end=end,
             head=self._head,
             ends_at_head=self._ends_at_head,
             width_axis=self._width_axis,
@@ -144,10 +152,13 @@ class HookedModel:
                     else target.register_forward_hook(hook.after)
                 )
                 stack.callback(handle.remove)
-            for path in self._head if logits else ():
+            for path in self._head if logits or end else ():
                 head = self._modules[path]
                 handle = head.register_forward_pre_hook(reading.gather, with_kwargs=True)
                 stack.callback(handle.remove)
+            if end is not None:
+                hook_end = self._modules[end.path].register_forward_pre_hook
+                stack.callback(hook_end(reading.take_head, with_kwargs=True).remove)
             if logits and self._ends_at_head:
                 last = self._modules[self._head[-1]]
                 stack.callback(last.register_forward_hook(reading.take_logits).remove)
@@ -156,6 +167,16 @@ class HookedModel:
     @property
     def _name(self) -> str:
         return type(self._module).__name__
+
+    def _linear_end(self) -> HeadEnd:
+        end = self._head_end
+        if end is None or type(self._modules[end.path]) is not nn.Linear or self._width_axis != -1:
+            found = "none" if end is None else type(self._modules[end.path]).__name__
+            raise BindError(
+                f"'chunk' must be None for {self._name}: its head must be known and end in an "
+                f"nn.Linear to be read before it; got {found}"
+            )
+        return end
 
     def _place_at(self, name: str) -> Place:
         path, mark, call = name.partition("#")
@@ -177,6 +198,7 @@ class _Reading:
         *,
         places: tuple[Place, ...],
         wants_logits: bool,
+        end: HeadEnd | None,
         head: tuple[str, ...],
         ends_at_head: bool,
         width_axis: int,
@@ -184,6 +206,7 @@ class _Reading:
         self._module = module
         self._wanted = places
         self._wants_logits = wants_logits
+        self._end = end
         self._ends_at_head = ends_at_head
         # A tap in or around the head shows all positions, so then the head has to run on all.
         self._gathers = width_axis == -1 and not any(
@@ -197,6 +220,7 @@ class _Reading:
         self._hidden: dict[Place, Tensor] = {}
         self._versions: list[int] = []
         self._logits: Tensor | None = None
+        self._shown_head: LinearHead | None = None
         self._calls: Counter[tuple[str, str]] = Counter()
 
     def hook(self, path: str, side: str) -> "_Hook":
@@ -206,6 +230,7 @@ class _Reading:
         self, inputs: Inputs, selected: Tensor | None, keywords: Mapping[str, object]
     ) -> Activations:
         self._hidden, self._logits, self._selected = {}, None, selected
+        self._shown_head = None
         self._versions.clear()
         self._calls.clear()
         self._running, self._gathered = True, False
@@ -222,10 +247,11 @@ class _Reading:
         finally:
             self._running = False
             # A reading outlives its passes: it must not keep their graphs alive.
-            hidden, logits = self._hidden, self._logits
+            hidden, logits, head = self._hidden, self._logits, self._shown_head
             self._hidden, self._logits, self._selected = {}, None, None
+            self._shown_head = None
         self._check_unchanged(hidden)
-        return Activations(hidden, logits)
+        return Activations(hidden, logits, head)
 
     def seen(self, path: str, side: str, output: object) -> None:
         if not self._running:
@@ -235,7 +261,7 @@ class _Reading:
         place = Place(path, call, side)
         if place not in self._wanted:
             return
-        state = _first_tensor(output, place)
+        state = first_tensor(output, str(place))
         self._versions.append(_version(state))
         axis = self._width_axis
         self._hidden[place] = state if axis in (-1, state.ndim - 1) else state.movedim(axis, -1)
@@ -255,10 +281,25 @@ class _Reading:
             return (rows, *args[1:]), keywords
         return args, {**keywords, next(iter(keywords)): rows}
 
+    def take_head(
+        self, module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
+    ) -> None:
+        if not self._running or self._end is None or not isinstance(module, nn.Linear):
+            return
+        states = self._select(first_tensor(args or keywords, "head"))
+        self._shown_head = LinearHead(
+            states=_autocast(states),
+            weight=module.weight,
+            bias=module.bias,
+            scale=self._end.scale,
+            soft_cap=self._end.soft_cap,
+        )
+        self._stop_if_complete()
+
     def take_logits(self, _module: nn.Module, _args: object, output: object) -> None:
         if not self._running:
             return
-        self._logits = self._select(_first_tensor(output, Place("logits")))
+        self._logits = self._select(first_tensor(output, "logits"))
         self._stop_if_complete()
 
     def _select(self, logits: Tensor) -> Tensor:
@@ -280,17 +321,19 @@ class _Reading:
     def _stop_if_complete(self) -> None:
         if len(self._hidden) < len(self._wanted):
             return
-        if not self._wants_logits or self._logits is not None:
+        has_head = self._end is None or self._shown_head is not None
+        if has_head and (not self._wants_logits or self._logits is not None):
             raise _Enough
 
     def _finish(self, output: object) -> None:
         missing = [place for place in self._wanted if place not in self._hidden]
         if missing:
             raise BindError(f"tap {str(missing[0])!r} must be reached by forward; it was not")
-        if self._wants_logits and self._ends_at_head:
+        unseen = self._end is not None and self._shown_head is None
+        if unseen or (self._wants_logits and self._ends_at_head):
             raise BindError("'head' must be reached by forward; it was not")
         if self._wants_logits:
-            self._logits = self._select(_logits_in(output))
+            self._logits = self._select(logits_in(output))
 
     def _check_unchanged(self, hidden: Mapping[Place, Tensor]) -> None:
         for (place, state), version in zip(hidden.items(), self._versions, strict=True):
@@ -328,40 +371,9 @@ def _version(state: Tensor) -> int:
     return 0 if state.is_inference() else state._version  # noqa: SLF001 - torch has no other name
 
 
-def _logits_in(output: object) -> Tensor:
-    """Return the logits in what a model has returned: named, or the first tensor."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        output = output.get("logits", output)
-    elif isinstance(output, _HasLogits):
-        output = output.logits
-    return _first_tensor(output, Place("logits"))
-
-
-def _first_tensor(output: object, place: Place) -> Tensor:
-    """Return the hidden state in an output: a tensor, or the first one in a tuple or mapping.
-
-    Raises:
-        BindError: If there is none.
-    """
-    if isinstance(output, Tensor):
-        return output
-    items: Iterable[object] = ()
-    if isinstance(output, Mapping):
-        items = output.values()
-    elif isinstance(output, (tuple, list)):
-        items = output
-    elif isinstance(output, _HasFields):
-        items = [getattr(output, name) for name in output.__dataclass_fields__]
-    for item in items:
-        if isinstance(item, Tensor):
-            return item
-    raise BindError(f"tap {str(place)!r} must give a tensor; got {type(output).__name__}")
-
-
-@runtime_checkable
-class _HasFields(Protocol):
-    """A dataclass instance."""
-
-    __dataclass_fields__: dict[str, object]
+def _autocast(states: Tensor) -> Tensor:
+    """Return states in the precision in which a linear map would multiply them here."""
+    device = states.device.type
+    if states.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return states
+    return states.to(torch.get_autocast_dtype(device))

@@ -17,10 +17,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from curricle.errors import BindError
+from curricle.models.heads import LinearHead
+from curricle.models.restoring import modes_kept
 
 Tap = int | float | str
 """A tap: its number, a fraction of the depth strictly between 0 and 1, or a module path."""
@@ -63,6 +66,8 @@ class Activations:
     """Hidden state of each place that was asked for."""
     logits: Float[Tensor, "*selected class"] | None = None
     """Logits at the selected positions, if they were asked for."""
+    head: LinearHead | None = None
+    """What the last linear map receives at the selected positions, if it was asked for."""
 
 
 @runtime_checkable
@@ -99,8 +104,14 @@ class TappedModel(Protocol):
         """Return the place of a tap; `BindError` if the model has no such tap."""
         ...
 
-    def reading(self, places: Iterable[Place], *, logits: bool) -> AbstractContextManager[Reader]:
-        """Open a reading of some places and, if wanted, of the logits."""
+    def reading(
+        self, places: Iterable[Place], *, logits: bool, head: bool = False
+    ) -> AbstractContextManager[Reader]:
+        """Open a reading of some places and, if wanted, of the logits or of what they come from.
+
+        `head` asks for the states before the last linear map of the head and for its weights;
+        `BindError` if the model has no such map.
+        """
         ...
 
 
@@ -119,3 +130,26 @@ def tap_number(tap: float, depth: int) -> int:
     if not 0 <= number <= depth:
         raise BindError(f"tap {tap!r} must lie between 0 and the model's depth {depth}; got {tap}")
     return number
+
+
+def check_head(model: TappedModel, inputs: Inputs) -> None:
+    """Check on one position that a model's logits are what its `LinearHead` says.
+
+    Raises:
+        BindError: If the head does not end in a linear map, or `forward` makes something else of
+            what the map gives.
+    """
+    given = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    selected = torch.zeros(1, dtype=torch.int64, device=given.device)
+    with (
+        torch.no_grad(),
+        modes_kept(model.module),
+        model.reading((), logits=True, head=True) as read,
+    ):
+        model.module.eval()
+        shown = read(inputs, selected)
+    if shown.head is None or shown.logits is None or not shown.head.gives(shown.logits):
+        raise BindError(
+            f"'chunk' must be None for {type(model.module).__name__}, which makes its logits from "
+            f"the last linear map of its head in a way that its configuration does not tell"
+        )

@@ -9,7 +9,7 @@ Axes: leading (example, position), row (counted positions), class.
 Unit: nats a counted position.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, final
 
 from jaxtyping import Float
@@ -18,7 +18,9 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import BindError
+from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, TappedModel
+from curricle.objectives.chunked import Chunk, chunked_cross_entropy, chunked_divergence
 from curricle.objectives.divergences import Divergence, ForwardKL
 from curricle.objectives.losses import cross_entropy
 from curricle.objectives.terms import (
@@ -26,6 +28,7 @@ from curricle.objectives.terms import (
     Reads,
     Rows,
     Sample,
+    Target,
     required,
 )
 from curricle.specs import value
@@ -54,6 +57,12 @@ class MatchLogits:
     scale: Literal["none", "temperature_squared"] = "none"
     """`temperature_squared` multiplies by the squared student temperature, which keeps the
     gradient's size when both are softened alike."""
+    num_classes: int | None = Field(default=None, gt=0)
+    """How many classes count, the first ones, where vocabularies are padded to different sizes;
+    None counts all, which must then be equally many."""
+    chunk: Chunk | None = None
+    """Positions whose logits are held at one time, for large vocabularies: a number, `auto` for
+    256 MiB of a model's logits, None for all. Heads must end in a linear map."""
     weight: float = Field(default=1.0, gt=0)
     """Factor of the term in the stage's loss; positive."""
 
@@ -70,28 +79,43 @@ class MatchLogits:
         return True
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return both logits."""
+        """Return both logits, or what they come from."""
         del student
         required(teacher, "teacher")
-        return Reads(student_logits=True, teacher_logits=True)
+        if self.chunk is None:
+            return Reads(student_logits=True, teacher_logits=True)
+        return Reads(student_head=True, teacher_head=True)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
         """Return the term after checking the vocabularies.
 
         Raises:
-            BindError: If the numbers of classes differ.
+            BindError: If the numbers of classes differ and it is not said which count.
         """
         del reads, is_residual
-        *leading, student = required(sample.student.logits, "logits").shape
-        teacher = required(required(sample.teacher, "teacher").logits, "logits").shape[-1]
-        if student != teacher:
+        *leading, student = self._shape(sample.student)
+        *_, teacher = self._shape(required(sample.teacher, "teacher"))
+        if self.num_classes is None and student != teacher:
             raise BindError(
-                f"'vocabulary' of student and teacher must be equal to match logits; "
-                f"got {student} and {teacher} classes"
+                f"'vocabulary' of student and teacher must be equal to match logits, unless "
+                f"'num_classes' says how many of padded ones count; got {student} and {teacher} "
+                f"classes"
+            )
+        if self.num_classes is not None and self.num_classes > min(student, teacher):
+            raise BindError(
+                f"'num_classes' must be at most the {student} and {teacher} classes of student and "
+                f"teacher; got {self.num_classes}"
             )
         everywhere = sample.batch.selected is None
         rows = Rows.of("'logits'", leading, sample.batch) if everywhere else None
         return _BoundLogits(declared=self, rows=rows)
+
+    def _shape(self, shown: Activations) -> tuple[int, ...]:
+        """Return the shape of logits, also of those that are not computed."""
+        if self.chunk is None:
+            return tuple(required(shown.logits, "logits").shape)
+        head = required(shown.head, "head")
+        return (*head.states.shape[:-1], head.num_classes)
 
 
 @final
@@ -107,25 +131,46 @@ class _BoundLogits:
         """Return the number of selected positions, or of all with data if none are selected."""
         return batch.num_selected if self.rows is None else self.rows.count(batch)
 
-    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"]:
-        """Return the teacher's logits."""
-        return self._rows(teacher, batch)
+    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"] | LinearHead:
+        """Return the teacher's logits, or what they come from."""
+        if self.declared.chunk is None:
+            return self._logits(teacher, batch)
+        return self._head(teacher, batch).detached
 
-    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
+    def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
         """Return the divergence summed over selected positions, in nats."""
         declared = self.declared
-        total = declared.divergence(
-            self._rows(student, batch),
-            required(target, "target"),
-            student_temperature=declared.student_temperature,
-            teacher_temperature=declared.teacher_temperature,
-        )
+        found = required(target, "target")
+        if declared.chunk is None:
+            total = declared.divergence(
+                self._logits(student, batch),
+                found,
+                student_temperature=declared.student_temperature,
+                teacher_temperature=declared.teacher_temperature,
+            )
+        else:
+            total = chunked_divergence(
+                self._head(student, batch),
+                found,
+                declared.divergence,
+                student_temperature=declared.student_temperature,
+                teacher_temperature=declared.teacher_temperature,
+                chunk=declared.chunk,
+            )
         squared = declared.student_temperature**2
         return total * squared if declared.scale == "temperature_squared" else total
 
-    def _rows(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+    def _logits(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         logits = required(shown.logits, "logits")
+        if self.declared.num_classes is not None:
+            logits = logits[..., : self.declared.num_classes]
         return logits if self.rows is None else self.rows.take(logits, batch)
+
+    def _head(self, shown: Activations, batch: Batch) -> LinearHead:
+        head = required(shown.head, "head").first(self.declared.num_classes)
+        if self.rows is None:
+            return head
+        return replace(head, states=self.rows.take(head.states, batch))
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
@@ -140,6 +185,8 @@ class FitLabels:
     """Fit the data's labels by cross-entropy; mean over labeled positions, in nats."""
 
     kind: Literal["labels"] = "labels"
+    chunk: Chunk | None = None
+    """As in `MatchLogits`. Where both have it, each multiplies out the student's logits."""
     weight: float = Field(default=1.0, gt=0)
     """Factor of the term in the stage's loss; positive."""
 
@@ -149,9 +196,9 @@ class FitLabels:
         return False
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return the student's logits."""
+        """Return the student's logits, or what they come from."""
         del student, teacher
-        return Reads(student_logits=True)
+        return Reads(student_logits=self.chunk is None, student_head=self.chunk is not None)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
         """Return the term."""
@@ -184,7 +231,10 @@ class _BoundLabels:
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the cross-entropy summed over labeled positions, in nats."""
         del target
-        return cross_entropy(required(student.logits, "logits"), required(batch.labels, "labels"))
+        labels, chunk = required(batch.labels, "labels"), self.declared.chunk
+        if chunk is None:
+            return cross_entropy(required(student.logits, "logits"), labels)
+        return chunked_cross_entropy(required(student.head, "head"), labels, chunk=chunk)
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

@@ -238,7 +238,8 @@ class _BoundTemperature:
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         """Return the teacher's logits."""
-        return self.matched.target(teacher, batch)
+        logits: Tensor = self.matched.target(teacher, batch)
+        return logits
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss summed over counted positions, in nats."""

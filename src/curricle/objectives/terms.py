@@ -15,7 +15,7 @@ Design: user code may bring its own objective; anything with the methods of `Obj
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, final, runtime_checkable
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from jaxtyping import Shaped
 from torch import Tensor
@@ -25,6 +25,9 @@ from curricle.errors import BindError
 from curricle.models.tapped import Activations, Place, TappedModel
 
 Found = TypeVar("Found")
+
+Target = Any
+"""What the student is compared with: mostly a tensor, and only looked at by its objective."""
 
 
 def required(found: Found | None, name: str) -> Found:
@@ -111,6 +114,30 @@ class Reads:
     """Whether the student's logits are read."""
     teacher_logits: bool = False
     """Whether the teacher's logits are read."""
+    student_head: bool = False
+    """Whether what the student's logits come from is read instead."""
+    teacher_head: bool = False
+    """Whether what the teacher's logits come from is."""
+
+
+def merged(each: Sequence[Reads], *, whole: bool) -> Reads:
+    """Return what several objectives read together.
+
+    Args:
+        each: What each of them reads.
+        whole: Whether the student runs to its end in any case.
+    """
+    student_head = any(reads.student_head for reads in each)
+    student_logits = any(reads.student_logits for reads in each)
+    return Reads(
+        student=tuple(dict.fromkeys(place for reads in each for place in reads.student)),
+        teacher=tuple(dict.fromkeys(place for reads in each for place in reads.teacher)),
+        # A pass that ends before the last linear map runs the whole student, too.
+        student_logits=student_logits or (whole and not student_head),
+        teacher_logits=any(reads.teacher_logits for reads in each),
+        student_head=student_head,
+        teacher_head=any(reads.teacher_head for reads in each),
+    )
 
 
 @final
@@ -142,12 +169,15 @@ class BoundObjective(Protocol):
         """Return the number of positions that the loss is a mean over."""
         ...
 
-    def target(self, teacher: Activations, batch: Batch) -> Tensor:
+    def target(self, teacher: Activations, batch: Batch) -> Target:
         """Return what the student is compared with; called without gradient."""
         ...
 
-    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Tensor:
-        """Return the loss summed over the counted positions, with gradient to the student."""
+    def total(self, student: Activations, target: Target, batch: Batch) -> Tensor:
+        """Return the loss summed over the counted positions, with gradient to the student.
+
+        `target` is what `target` gave; None without a teacher.
+        """
         ...
 
     def describe(self) -> tuple[str, str, str, str]:

@@ -53,7 +53,12 @@ class LiveTeacher:
         self._current = reference
 
     def reading(
-        self, reference: Literal["final"] | int, places: Iterable[Place], *, logits: bool
+        self,
+        reference: Literal["final"] | int,
+        places: Iterable[Place],
+        *,
+        logits: bool,
+        head: bool = False,
     ) -> AbstractContextManager[Reader]:
         """Return an open reading of a checkpoint, or of the finished teacher.
 
@@ -61,9 +66,10 @@ class LiveTeacher:
             reference: `final`, or the step of a checkpoint; its weights are put into the model.
             places: What is read.
             logits: Whether the logits are read, too.
+            head: Whether what the logits come from is.
         """
         self.use(reference)
-        return self.model.reading(places, logits=logits)
+        return self.model.reading(places, logits=logits, head=head)
 
     @contextmanager
     def teaching(self) -> Iterator[None]:

@@ -24,8 +24,8 @@ from curricle.models.tapped import Activations, Inputs, Place, Reader, TappedMod
 from curricle.teachers.live import LiveTeacher
 
 Reference = Literal["final"] | int
-Wanted = tuple[tuple[Place, ...], bool]
-"""Places that are read, and whether the logits are."""
+Wanted = tuple[tuple[Place, ...], bool, bool]
+"""Places that are read, whether the logits are, and whether what they come from is."""
 
 
 @final
@@ -57,7 +57,12 @@ class SharedTeacher:
 
     @contextmanager
     def reading(
-        self, reference: Reference, places: Iterable[Place], *, logits: bool
+        self,
+        reference: Reference,
+        places: Iterable[Place],
+        *,
+        logits: bool,
+        head: bool = False,
     ) -> Iterator[Reader]:
         """Open a reading of a checkpoint, or of the finished teacher.
 
@@ -65,6 +70,7 @@ class SharedTeacher:
             reference: `final`, or the step of a checkpoint.
             places: What is read.
             logits: Whether the logits are read, too.
+            head: Whether what the logits come from is.
 
         Yields:
             A forward pass, or what another student's has shown.
@@ -72,7 +78,7 @@ class SharedTeacher:
         desk = self._desks.get(reference)
         if desk is None:
             desk = self._desks[reference] = _Desk(self._at(reference))
-        wanted = (tuple(places), logits)
+        wanted = (tuple(places), logits, head)
         desk.join(wanted)
         try:
             yield lambda inputs, selected=None: desk.show(wanted, inputs, selected)
@@ -115,21 +121,24 @@ class _Desk:
         self.close()
 
     def show(self, wanted: Wanted, inputs: Inputs, selected: Tensor | None) -> Activations:
-        places, logits = wanted
+        places, logits, head = wanted
         batch = _whereabouts(inputs)
         found = self.shown.get(batch)
         # A stage that has opened since may want more than was asked for then.
         if found is None or not _suffices(found, wanted):
             found = self.shown[batch] = self._open()(inputs, selected)
         hidden = {place: found.hidden[place] for place in places}
-        return Activations(hidden, found.logits if logits else None)
+        return Activations(hidden, found.logits if logits else None, found.head if head else None)
 
     def _open(self) -> Reader:
         """Return the reading of all that is wanted by now."""
         if self._reader is None:
-            places = dict.fromkeys(place for places, _ in self.readings for place in places)
-            logits = any(logits for _, logits in self.readings)
-            self._reader = self._opened.enter_context(self._model.reading(places, logits=logits))
+            places = dict.fromkeys(place for places, *_ in self.readings for place in places)
+            logits = any(logits for _, logits, _ in self.readings)
+            head = any(head for *_, head in self.readings)
+            self._reader = self._opened.enter_context(
+                self._model.reading(places, logits=logits, head=head)
+            )
         return self._reader
 
     def close(self) -> None:
@@ -138,9 +147,10 @@ class _Desk:
 
 
 def _suffices(found: Activations, wanted: Wanted) -> bool:
-    places, logits = wanted
+    places, logits, head = wanted
     has_places = all(place in found.hidden for place in places)
-    return has_places and (found.logits is not None or not logits)
+    has_output = (found.logits is not None or not logits) and (found.head is not None or not head)
+    return has_places and has_output
 
 
 def _whereabouts(inputs: Inputs) -> object:

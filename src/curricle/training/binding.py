@@ -24,10 +24,11 @@ from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
+from curricle.models.heads import LinearHead
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
-from curricle.models.tapped import Activations, Place, TappedModel, tap_number
+from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.terms import Objective, Reads, Sample, required
+from curricle.objectives.terms import Objective, Reads, Sample, Target, merged, required
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
@@ -234,7 +235,7 @@ class _Probe:
 
     def stage(self, stage: Stage, *, start: int, end: int, reached: frozenset[str]) -> BoundStage:
         each = [self._reads(objective) for objective in stage.objectives]
-        reads = _merge(each, whole=stage.trains == "all")
+        reads = merged(each, whole=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
         if stage.teacher != "final" and not needs_teacher:
             raise BindError(
@@ -259,6 +260,10 @@ class _Probe:
                 targets = self._targets(tried, shown)
             with student_meter.running():
                 trained = self._reached(tried, student, targets)
+            # The teacher's logits of a chunk are made while the student's are.
+            for target in targets:
+                if isinstance(target, LinearHead):
+                    student_meter.cede(target.flops, teacher_meter)
         if not trained:
             raise BindError(
                 f"'trains' must leave something to train; got {stage.trains!r} where all that the "
@@ -274,7 +279,7 @@ class _Probe:
             teacher_flops=teacher_meter.flops * self._settings.accumulation,
             trained_parameters=self._count(trained),
             adapter_parameters=own,
-            reads_logits=any(one.student_logits for one in each),
+            reads_logits=any(one.student_logits or one.student_head for one in each),
             memory_bytes=self._memory(self._count(trained) + own, student_meter.saved_bytes),
         )
         return BoundStage(
@@ -292,14 +297,28 @@ class _Probe:
         return objective.reads(self._student, teacher)
 
     def _teach(self, reads: Reads, meter: Meter) -> Activations:
-        model = required(self._teacher, "teacher").model
-        with torch.no_grad(), self._settings.teacher_autocast(), meter.running():
-            return _read(model, self._part, reads.teacher, logits=reads.teacher_logits)
+        model, head = required(self._teacher, "teacher").model, reads.teacher_head
+        if head:
+            check_head(model, self._part.inputs)
+        with (
+            torch.no_grad(),
+            self._settings.teacher_autocast(),
+            meter.running(),
+            model.reading(reads.teacher, logits=reads.teacher_logits, head=head) as read,
+        ):
+            return read(self._part.inputs, self._part.selected)
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:
+        model, head = self._student, reads.student_head
+        if head:
+            check_head(model, self._part.inputs)
         before = seeding.global_state()
-        with self._settings.autocast(), meter.running():
-            shown = _read(self._student, self._part, reads.student, logits=reads.student_logits)
+        with (
+            self._settings.autocast(),
+            meter.running(),
+            model.reading(reads.student, logits=reads.student_logits, head=head) as read,
+        ):
+            shown = read(self._part.inputs, self._part.selected)
         self.draws_noise |= before != seeding.global_state()
         return shown
 
@@ -316,7 +335,7 @@ class _Probe:
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 
-    def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Tensor | None]:
+    def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Target]:
         with torch.no_grad():
             return [
                 term.objective.target(shown, self._part)
@@ -326,7 +345,7 @@ class _Probe:
             ]
 
     def _reached(
-        self, terms: Sequence[Term], student: Activations, targets: Sequence[Tensor | None]
+        self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]
     ) -> frozenset[str]:
         """Return the names of the parameters to which the loss has a gradient."""
         for term in terms:
@@ -369,22 +388,6 @@ class _Probe:
     def _memory(self, parameters: int, saved_bytes: int) -> int:
         """Return bytes of trained weights, gradients, optimizer state and saved activations."""
         return parameters * 4 * (2 + self._optimizer.moments) + saved_bytes
-
-
-def _read(
-    model: TappedModel, batch: Batch, places: Sequence[Place], *, logits: bool
-) -> Activations:
-    with model.reading(places, logits=logits) as read:
-        return read(batch.inputs, batch.selected)
-
-
-def _merge(each: Sequence[Reads], *, whole: bool) -> Reads:
-    return Reads(
-        student=tuple(dict.fromkeys(place for reads in each for place in reads.student)),
-        teacher=tuple(dict.fromkeys(place for reads in each for place in reads.teacher)),
-        student_logits=whole or any(reads.student_logits for reads in each),
-        teacher_logits=any(reads.teacher_logits for reads in each),
-    )
 
 
 def _data(batch: Batch) -> Iterable[Tensor]:

@@ -46,6 +46,11 @@ class Meter:
         """Return the bytes kept for the backward pass, each storage once."""
         return sum(self._kept.values())
 
+    def cede(self, flops: int, other: "Meter") -> None:
+        """Count FLOPs as those of another meter, for whose sake they have run here."""
+        self.flops -= flops
+        other.flops += flops
+
     @contextmanager
     def running(self) -> Iterator[None]:
         """Count what the block runs.

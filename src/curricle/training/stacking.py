@@ -8,7 +8,8 @@ evaluation or a checkpoint, finds what it always finds.
 
 Results agree with those of separate runs within rounding: a batched matrix product adds up in
 another order. What cannot be stacked steps alone, in the same classroom: models with buffers or
-noise, clipped gradients, batches in parts, objectives that train something besides.
+noise, clipped gradients, batches in parts, logits in chunks, objectives that train something
+besides.
 
 Axes: student, then those of the weight.
 
@@ -127,6 +128,7 @@ def _is_stackable(stepper: Stepper) -> bool:
     run = stepper.run
     return not (
         run.draws_noise
+        or stepper.stage.reads.student_head
         or any(True for _ in run.student.module.buffers())
         or run.settings.clip_norm is not None
         or run.settings.accumulation > 1

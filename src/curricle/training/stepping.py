@@ -23,7 +23,7 @@ from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
-from curricle.objectives.terms import uncalibrated
+from curricle.objectives.terms import Target, uncalibrated
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.terms import adapters_of, opened, trained_beside
@@ -200,7 +200,7 @@ class Stepper:
         )
         return [total.detach() for total in totals]
 
-    def targets(self, batch: Batch) -> list[Tensor | None]:
+    def targets(self, batch: Batch) -> list[Target]:
         """Return what each objective compares the student with; None without a teacher."""
         if self._teacher is None:
             return [None] * len(self._terms)
@@ -211,7 +211,7 @@ class Stepper:
                 for term in self._terms
             ]
 
-    def totals(self, batch: Batch, targets: Sequence[Tensor | None]) -> list[Tensor]:
+    def totals(self, batch: Batch, targets: Sequence[Target]) -> list[Tensor]:
         """Return each objective's sum over the positions of a batch, with gradient."""
         with self._autocast():
             student = self._student(batch.inputs, batch.selected)
@@ -246,11 +246,18 @@ def stepping(
             wanted = stage.reads
             teacher = stack.enter_context(
                 run.teacher.reading(
-                    stage.declared.teacher, wanted.teacher, logits=wanted.teacher_logits
+                    stage.declared.teacher,
+                    wanted.teacher,
+                    logits=wanted.teacher_logits,
+                    head=wanted.teacher_head,
                 )
             )
         student = stack.enter_context(
-            run.student.reading(stage.reads.student, logits=stage.reads.student_logits)
+            run.student.reading(
+                stage.reads.student,
+                logits=stage.reads.student_logits,
+                head=stage.reads.student_head,
+            )
         )
         stack.enter_context(frozen_but(run.student.module, stage.trained))
         stack.callback(run.student.module.zero_grad)

@@ -1,6 +1,7 @@
 """Reading any module: what its outputs may look like, where taps lie, and how mistakes are said."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
+from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
-from curricle.models.tapped import Activations, Inputs, Place, Tap
+from curricle.models.tapped import Activations, Inputs, Place, Tap, check_head
 from tests.parts import drawn
 
 
@@ -23,10 +25,11 @@ def read(
     inputs: Inputs,
     *taps: Tap,
     logits: bool = False,
+    head: bool = False,
     selected: list[int] | None = None,
 ) -> Activations:
     places = [model.place(tap) for tap in taps]
-    with model.reading(places, logits=logits) as reader:
+    with model.reading(places, logits=logits, head=head) as reader:
         return reader(inputs, None if selected is None else torch.tensor(selected))
 
 
@@ -176,7 +179,7 @@ class Halving(Returns):
 @pytest.mark.parametrize("selected", [None, [1, 4, 9]], ids=str)
 def test_a_pass_may_go_on_after_the_head(selected: list[int] | None) -> None:
     module = Halving()
-    model = HookedModel(module, head="head", ends_at_head=False)
+    model = HookedModel(module, head="head", head_end=HeadEnd(path="head"))
     found = read(model, drawn(2, 5, 4), logits=True, selected=selected).logits
     expected = module(drawn(2, 5, 4))
     if selected is not None:
@@ -201,7 +204,7 @@ def test_a_model_that_reshapes_its_logits_after_the_head_is_refused() -> None:
             logits: Tensor = self.head(self.block(inputs))
             return logits[None]
 
-    model = HookedModel(Reshaping(), head="head", ends_at_head=False)
+    model = HookedModel(Reshaping(), head="head", head_end=HeadEnd(path="head"))
     with pytest.raises(
         BindError,
         match=r"^'head' must give logits of its 2 positions, one below the other; "
@@ -361,3 +364,94 @@ def test_a_head_must_receive_a_tensor() -> None:
     model = HookedModel(Wrapping(), head="head")
     with pytest.raises(BindError, match=r"^'head' must receive hidden states first; got list$"):
         read(model, drawn(2, 4), logits=True, selected=[0])
+
+
+# --- what the logits come from --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("selected", [None, [1, 4, 9]], ids=str)
+@pytest.mark.parametrize("logits", [True, False])
+def test_a_head_is_shown_at_the_positions_of_the_logits(
+    selected: list[int] | None, *, logits: bool
+) -> None:
+    model = HookedModel(Returns(), head="head")
+    shown = read(model, drawn(2, 5, 4), logits=logits, head=True, selected=selected)
+    expected = read(model, drawn(2, 5, 4), logits=True, selected=selected).logits
+    assert shown.head is not None
+    assert (shown.logits is not None) == logits
+    torch.testing.assert_close(shown.head.logits(), expected)
+    assert shown.head.weight is model.module.get_submodule("head").weight
+
+
+def test_a_head_is_shown_at_selected_positions_beside_a_tap_of_all() -> None:
+    module = Returns()
+    model = HookedModel(module, head=["block", "head"])
+    shown = read(model, drawn(2, 5, 4), "block", head=True, selected=[1, 9])
+    assert shown.hidden[model.place("block")].shape == (2, 5, 4)
+    assert shown.head is not None
+    expected = module.block(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]]
+    torch.testing.assert_close(shown.head.states, expected)
+
+
+def test_a_head_is_not_run_to_show_what_it_receives() -> None:
+    module = Returns()
+    called: list[object] = []
+    module.head.register_forward_hook(lambda *call: called.append(call))
+    read(HookedModel(module, head="head"), drawn(2, 4), head=True)
+    assert not called
+
+
+def test_what_forward_makes_of_the_head_is_in_it() -> None:
+    model = HookedModel(Halving(), head="head", head_end=HeadEnd(path="head", scale=0.5))
+    shown = read(model, drawn(2, 4), logits=True, head=True)
+    assert shown.head is not None
+    torch.testing.assert_close(shown.head.logits(), shown.logits)
+    check_head(model, drawn(2, 4))
+
+
+def test_a_forgotten_factor_is_noticed() -> None:
+    model = HookedModel(Halving(), head="head", head_end=HeadEnd(path="head"))
+    with pytest.raises(BindError, match=r"^'chunk' must be None for Halving, which makes"):
+        check_head(model, drawn(2, 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_head_has_the_precision_in_which_it_would_multiply(dtype: torch.dtype) -> None:
+    module = Returns().to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shown = read(
+            HookedModel(module, head="head"), drawn(2, 4).to(dtype), logits=True, head=True
+        )
+    assert shown.head is not None
+    assert shown.logits is not None
+    assert shown.head.states.dtype == shown.logits.dtype
+    assert torch.equal(shown.head.logits(), shown.logits)
+
+
+@pytest.mark.parametrize(
+    ("module", "fields", "found"),
+    [
+        (nn.Sequential(linear(4, 4), linear(4, 3)), {}, "none"),
+        (nn.Sequential(linear(4, 4), nn.Tanh()), {"head": "1"}, "Tanh"),
+        (nn.Sequential(linear(4, 3)), {"head": "0", "width_axis": 1}, "Linear"),
+    ],
+    ids=["no head", "not linear", "width not last"],
+)
+def test_a_head_that_does_not_end_in_a_linear_map_is_not_shown(
+    module: nn.Module, fields: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(
+        BindError,
+        match=rf"^'chunk' must be None for Sequential: its head must .* nn.Linear .*; got {found}$",
+    ):
+        read(HookedModel(module, **fields), drawn(2, 4), head=True)
+
+
+def test_a_head_that_forward_does_not_reach_is_named() -> None:
+    class Idle(Returns):
+        def forward(self, inputs: Tensor) -> Tensor:
+            state: Tensor = self.block(inputs)
+            return state
+
+    with pytest.raises(BindError, match=r"^'head' must be reached by forward; it was not$"):
+        read(HookedModel(Idle(), head="head"), drawn(2, 4), head=True)

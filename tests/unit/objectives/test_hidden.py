@@ -155,7 +155,8 @@ def test_the_projection_follows_the_seed_and_the_pair() -> None:
     def target(seed: int = 0, teacher: Place = TEACHER, **fields: Any) -> Tensor:
         reads = Reads(student=(STUDENT,), teacher=(teacher,))
         term = bind(objective(**fields), drawn(5, 3), drawn(5, 4), seed=seed, reads=reads)
-        return term.target(Activations({teacher: drawn(5, 4)}), features())
+        found: Tensor = term.target(Activations({teacher: drawn(5, 4)}), features())
+        return found
 
     assert torch.equal(target(), target())
     assert not torch.equal(target(), target(seed=1))

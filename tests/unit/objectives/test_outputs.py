@@ -56,6 +56,37 @@ def test_both_logits_are_read_to_match_them() -> None:
     assert MatchLogits().reads(model(), model()) == expected
 
 
+def test_in_chunks_what_the_logits_come_from_is_read() -> None:
+    expected = Reads(student_head=True, teacher_head=True)
+    assert MatchLogits(chunk="auto").reads(model(), model()) == expected
+    assert FitLabels(chunk=3).reads(model(), None) == Reads(student_head=True)
+
+
+def test_in_chunks_the_head_must_be_shown() -> None:
+    with pytest.raises(BindError, match=r"^'head' must be given, since an objective reads it"):
+        bind(MatchLogits(chunk=1), torch.zeros(1, 2), torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("chunk", [0, -1, "all"])
+def test_a_chunk_is_a_positive_number_or_automatic(chunk: Any) -> None:
+    with pytest.raises(SpecError, match=r"chunk"):
+        MatchLogits(chunk=chunk)
+
+
+def test_padded_vocabularies_match_where_it_is_said_how_many_classes_count() -> None:
+    student, teacher = torch.tensor([[1.0, 0.0, 9.0]]), torch.tensor([[0.0, 2.0, 5.0, 7.0]])
+    found = total(MatchLogits(num_classes=2), student, teacher, ONE)
+    assert found == total(MatchLogits(), student[:, :2], teacher[:, :2], ONE)
+
+
+def test_no_more_classes_count_than_there_are() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'num_classes' must be at most the 4 and 5 classes of student and teacher; got 5$",
+    ):
+        bind(MatchLogits(num_classes=5), torch.zeros(2, 4), torch.zeros(2, 5))
+
+
 def test_matching_logits_needs_a_teacher() -> None:
     with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
         MatchLogits().reads(model(), None)
@@ -127,8 +158,8 @@ def test_logits_of_examples_are_counted_by_example() -> None:
 def test_different_vocabularies_are_refused() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'vocabulary' of student and teacher must be equal to match logits; "
-        r"got 4 and 5 classes$",
+        match=r"^'vocabulary' of student and teacher must be equal to match logits, unless "
+        r"'num_classes' says how many of padded ones count; got 4 and 5 classes$",
     ):
         bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 5))
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
+from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
@@ -146,3 +147,18 @@ def test_a_checkpoint_that_is_not_there_is_refused(shared: SharedTeacher) -> Non
         pass
     with pytest.raises(BindError, match="got 15"):
         shared.check([10, 15])
+
+
+def test_one_student_may_read_logits_and_another_what_they_come_from() -> None:
+    with seeding.scoped(0, "model"):
+        module = nn.Sequential(nn.Linear(INPUTS.shape[-1], 5), nn.Linear(5, 3))
+    shared = SharedTeacher(LiveTeacher(tapped(module, head="1")))
+    with (
+        shared.reading("final", (), logits=True) as one,
+        shared.reading("final", (), logits=False, head=True) as other,
+    ):
+        first, second = one(INPUTS), other(INPUTS)
+    assert first.head is None
+    assert second.logits is None
+    assert second.head is not None
+    torch.testing.assert_close(second.head.logits(), first.logits)

@@ -51,6 +51,29 @@ def product(*sizes: int) -> int:
 # --- what a step costs ----------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("chunk", [3, "auto"])
+@pytest.mark.parametrize("trains", ["up_to", "all"])
+def test_a_step_in_chunks_costs_each_model_what_all_logits_cost(chunk: Any, trains: Any) -> None:
+    plans = []
+    for size in (None, chunk):
+        declared = Stage(
+            name="logits",
+            duration=Duration(number=3),
+            objectives=(MatchLogits(chunk=size),),
+            trains=trains,
+        )
+        headed = [tapped(mlp(9, seed=seed).module, head="head") for seed in (0, 1)]
+        run = bound(
+            Curriculum(name="x", stages=(declared,)),
+            student=headed[0],
+            teacher=LiveTeacher(headed[1]),
+        )
+        plans.append(run.stages[0].plan)
+    assert plans[0].student_flops == plans[1].student_flops
+    assert plans[0].teacher_flops == plans[1].teacher_flops
+    assert plans[0].trained_parameters == plans[1].trained_parameters
+
+
 def test_the_student_pays_forward_and_backward_to_its_tap_and_the_teacher_forward_to_its() -> None:
     run = bound(layers((1, 1), (2, 2)))
     first, second = (stage.plan for stage in run.stages)
@@ -385,6 +408,14 @@ def test_a_tap_that_is_not_there_is_named_with_its_stage() -> None:
 def test_vocabularies_are_equal() -> None:
     with pytest.raises(BindError, match=r"^stage 'logits': 'vocabulary' .*; got 2 and 3 classes$"):
         bound(one_shot(total=Duration(number=3)), teacher=LiveTeacher(mlp(16, num_classes=3)))
+
+
+def test_a_model_without_a_known_head_is_not_read_in_chunks() -> None:
+    declared = Stage(
+        name="logits", duration=Duration(number=3), objectives=(MatchLogits(chunk="auto"),)
+    )
+    with pytest.raises(BindError, match=r"^stage 'logits': 'chunk' must be None for MLP: its head"):
+        bound(Curriculum(name="x", stages=(declared,)))
 
 
 def test_accumulation_divides_the_batch() -> None:

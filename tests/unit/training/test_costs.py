@@ -65,3 +65,11 @@ def test_nothing_is_kept_without_gradient() -> None:
     with meter.running(), torch.no_grad():
         torch.ones(3, 4, requires_grad=True).exp()
     assert meter.saved_bytes == 0
+
+
+def test_work_for_the_sake_of_another_counts_there() -> None:
+    one, other = Meter(), Meter()
+    with one.running():
+        torch.ones(3, 4) @ torch.ones(4, 5)
+    one.cede(20, other)
+    assert (one.flops, other.flops) == (100, 20)

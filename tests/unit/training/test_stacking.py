@@ -10,12 +10,13 @@ from torch import nn
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.stages import Curriculum
+from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.errors import DivergenceError
 from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.objectives.outputs import FitLabels
 from curricle.teachers.live import LiveTeacher
 from curricle.training import stacking
 from curricle.training.binding import BoundRun
@@ -181,11 +182,24 @@ def counting(seed: int) -> TappedModel:
     return tapped(layers, blocks=["0", "1"])
 
 
+def headed(seed: int) -> TappedModel:
+    with seeding.scoped(seed, "model"):
+        layers = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2))
+    return tapped(layers, blocks=["0"], head="2")
+
+
 ALONE: dict[str, dict[str, Any]] = {
     "noise": {"student": noisy},
     "buffers": {"student": counting},
     "clipping": {"settings": {"clip_norm": 0.1}},
     "parts": {"settings": {"accumulation": 2}},
+    "chunks": {
+        "curriculum": lambda total: Curriculum(
+            name="chunks",
+            stages=(Stage(name="all", duration=total, objectives=(FitLabels(chunk=3),)),),
+        ),
+        "student": headed,
+    },
 }
 
 
@@ -199,6 +213,7 @@ def test_what_cannot_be_stacked_steps_alone_and_ends_the_same(
     together(stacked)
     assert joined == []
     assert_close(stacked, apart)
+    assert all(stage.plan.reads_logits for run in stacked for stage in run.stages)
 
 
 class Scaled(nn.Module):

@@ -97,13 +97,13 @@ def uneven() -> Batch:
     )
 
 
-def sequences(*stages: Stage, accumulation: int = 1, batch: Batch | None = None) -> BoundRun:
+def sequences(*stages: Stage, batch: Batch | None = None, **settings: Any) -> BoundRun:
     return bound(
         *stages,
         student=speller(),
         teacher=LiveTeacher(speller(9, seed=1)),
         stream=Listed(batch or uneven()),
-        settings={"accumulation": accumulation},
+        settings=settings,
     )
 
 
@@ -114,6 +114,8 @@ TERMS: dict[str, tuple[Any, ...]] = {
     "logits": (MatchLogits(),),
     "valid states": hidden(1, 1),
     "selected states": hidden(1, 1, positions="selected"),
+    "logits in chunks": (MatchLogits(chunk=1),),
+    "labels in chunks": (FitLabels(chunk=2),),
     "several": (*hidden(1, 1, weight=0.3), MatchLogits(weight=2.0), FitLabels(weight=0.1)),
 }
 
@@ -129,6 +131,21 @@ def test_parts_of_a_batch_give_the_update_of_the_whole(
     torch.testing.assert_close(other.loss, one.loss, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(other.terms, one.terms, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(weights(parts.student), weights(whole.student), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("trains", ["up_to", "all"])
+@pytest.mark.parametrize("labels", [None, 2], ids=["labels at once", "labels in chunks"])
+def test_the_update_in_chunks_is_that_of_all_logits(
+    labels: int | None, trains: str, precision: str
+) -> None:
+    each = []
+    for chunk in (None, 2):
+        declared = (MatchLogits(chunk=chunk), FitLabels(weight=0.5, chunk=chunk and labels))
+        run = sequences(stage(objectives=declared, trains=trains), precision=precision)
+        each.append((stepped(run, 3)[-1].terms, weights(run.student)))
+    tolerance = 1e-5 if precision == "float32" else 1e-2
+    torch.testing.assert_close(*each, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])

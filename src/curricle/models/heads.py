@@ -1,0 +1,116 @@
+"""What does the last linear map of a model's head receive, and how do logits come of it?
+
+A `LinearHead` stands for logits that have not been computed: the states that enter the map, its
+weights, and what the model does with its output. For a large vocabulary it is far smaller than the
+logits, and a loss can go through it a few positions at a time (`objectives.chunked`).
+
+Axes: selected (positions, any number of axes), width (of a state), class.
+
+Design: weights travel with the states. Several checkpoints of a teacher may be read in turns, and a
+reference to the module would then give the states of one to the head of another.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeadEnd:
+    """Where the last linear map of a head is, and what `forward` makes of its output."""
+
+    path: str
+    """Module path of the `nn.Linear`."""
+    scale: float = 1.0
+    """Factor on its output; dimensionless."""
+    soft_cap: float | None = None
+    """Bound c of the scaled output x, which becomes c tanh(x / c); None bounds nothing."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinearHead:
+    """Logits before they are multiplied out."""
+
+    states: Float[Tensor, "*selected width"]
+    """What the linear map receives, in the precision in which it multiplies."""
+    weight: Float[Tensor, "class width"]
+    """Its weight: the model's own parameter, tied or not."""
+    bias: Float[Tensor, " class"] | None = None
+    """Its bias, if it has one."""
+    scale: float = 1.0
+    """As in `HeadEnd`."""
+    soft_cap: float | None = None
+    """As in `HeadEnd`."""
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of logits a position."""
+        return len(self.weight)
+
+    @property
+    def flops(self) -> int:
+        """Return the FLOPs of multiplying out, as torch counts them."""
+        return 2 * self.states.numel() * self.num_classes
+
+    @property
+    def flat(self) -> "LinearHead":
+        """Return the head with positions on one axis."""
+        return replace(self, states=self.states.flatten(0, -2))
+
+    @property
+    def detached(self) -> "LinearHead":
+        """Return the head without gradient, with weights in the precision of the states."""
+        dtype = self.states.dtype
+        return replace(
+            self,
+            states=self.states.detach(),
+            weight=self.weight.detach().to(dtype),
+            bias=None if self.bias is None else self.bias.detach().to(dtype),
+        )
+
+    def first(self, num_classes: int | None) -> "LinearHead":
+        """Return the head of the first classes, without padding; of all classes for None."""
+        if num_classes is None or num_classes == self.num_classes:
+            return self
+        bias = None if self.bias is None else self.bias[:num_classes]
+        return replace(self, weight=self.weight[:num_classes], bias=bias)
+
+    def at(self, rows: slice) -> "LinearHead":
+        """Return the head at some positions; the states must be `flat`."""
+        return replace(self, states=self.states[rows])
+
+    def product(self) -> Float[Tensor, "*selected class"]:
+        """Return the output of the linear map, in the precision of the states."""
+        dtype = self.states.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return functional.linear(self.states, self.weight.to(dtype), bias)
+
+    def finished(
+        self, product: Float[Tensor, "*selected class"]
+    ) -> Float[Tensor, "*selected class"]:
+        """Return the logits that `forward` makes of the output of the linear map."""
+        scaled = product if self.scale == 1 else product * self.scale
+        if self.soft_cap is None:
+            return scaled
+        return torch.tanh(scaled / self.soft_cap) * self.soft_cap
+
+    def logits(self) -> Float[Tensor, "*selected class"]:
+        """Return the logits."""
+        return self.finished(self.product())
+
+    def gives(self, logits: Float[Tensor, "*selected class"]) -> bool:
+        """Return whether logits are those of the head, but for rounding."""
+        found = self.logits()
+        if found.shape != logits.shape:
+            return False
+        size = logits.abs().max().item() if logits.numel() else 0.0
+        # A root of the precision is far above what rounding makes and far below a forgotten factor.
+        tolerance = math.sqrt(torch.finfo(found.dtype).eps) / 10 * size
+        return torch.allclose(found.to(logits.dtype), logits, rtol=0.0, atol=tolerance)
