@@ -72,7 +72,7 @@ DECLARED = {
 TEXTS = {
     "vocabularies": (
         "student.config.vocab_size=310",
-        "'vocabulary' of student and teacher must be equal to match logits; got 310 and",
+        "'vocabulary' of student and teacher must be equal to match logits, unless 'num_classes'",
     ),
     "small vocabulary": ("student.config.vocab_size=99", "'vocab_size' of the model must be at le"),
     "few positions": (
