@@ -125,6 +125,7 @@ def test_a_second_interrupt_does_not_tear_the_end_apart(
 
 
 PARENT = """
+import signal
 import sys
 from pathlib import Path
 
@@ -138,6 +139,8 @@ def watch(run, record):
 
 
 if __name__ == "__main__":
+    # A shell that starts the tests in the background has them ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         compare(stored_spec(Path(sys.argv[1])), jobs=2, watch=watch)
     except KeyboardInterrupt:
