@@ -8,6 +8,7 @@ can be checked before training starts.
 from pathlib import Path
 
 import safetensors
+import torch
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
 
@@ -24,7 +25,10 @@ def save_weights(module: nn.Module, path: Path) -> None:
             save_model(module, str(temporary))
             return
         # Weights of stacked students: safetensors would refuse to write a part of a storage.
-        own = {names[0]: state[names[0]].clone() for names in _owners(module)}
+        own = {
+            names[0]: state[names[0]].clone(memory_format=torch.contiguous_format)
+            for names in _owners(module)
+        }
         save_file(own, temporary, metadata={"format": "pt"})
 
 

@@ -82,9 +82,10 @@ class Stack:
 
     def _step(self, asking: "_Member", step: int) -> StepOutcome | None:
         """Return the outcome of a step, taken with all who stand where one stands, if any do."""
-        group = [one for one in self._members if (one.key, one.next) == (asking.key, step)]
-        if asking.ready is None and asking in group and len(group) > 1:
-            self._take(group, step)
+        if asking.ready is None and asking.key is not None:
+            group = [one for one in self._members if (one.key, one.next) == (asking.key, step)]
+            if asking in group and len(group) > 1:
+                self._take(group, step)
         outcome, asking.ready = asking.ready, None
         asking.next = step + 1
         return outcome
@@ -107,7 +108,7 @@ class _Member:
 
     def __init__(self, stepper: Stepper) -> None:
         self.stepper = stepper
-        self.key: str | None = _key(stepper.run, stepper.stage)
+        self.key: str | None = _key(stepper)
         """Equal for students that may be stacked; None for one that is not."""
         self.next: int | None = None
         """The step that it asks for next; None until it has taken one alone."""
@@ -136,16 +137,32 @@ def _is_stackable(stepper: Stepper) -> bool:
     )
 
 
-def _key(run: BoundRun, stage: BoundStage) -> str:
+def _key(stepper: Stepper) -> str:
+    run, stage = stepper.run, stepper.stage
     module = run.student.module
     return fingerprint(
         [
             [type(module).__qualname__, repr(module), architecture(module)],
             [name for name, parameter in module.named_parameters() if parameter.requires_grad],
             [plain(stage.declared), stage.start, stage.end, run.num_steps],
-            plain(run.optimizer),
+            [plain(run.optimizer), _counters(stepper)],
         ]
     )
+
+
+def _counters(stepper: Stepper) -> list[list[object]]:
+    """Return what the optimizer counts; earlier stages may have trained other weights."""
+    state = stepper.optimizer.state
+    return [
+        [name, key, kept.tolist()]
+        for name, parameter in stepper.run.student.module.named_parameters()
+        for key, kept in state.get(parameter, {}).items()
+        if _is_counter(key, kept)
+    ]
+
+
+def _is_counter(key: str, kept: object) -> bool:
+    return key == "step" and isinstance(kept, Tensor)
 
 
 @final
@@ -260,14 +277,14 @@ def _stacked_optimizer(
         for key, kept in first.state[parameter].items():
             if not isinstance(kept, Tensor):
                 optimizer.state[weights[name]][key] = kept
-            elif kept.shape == parameter.shape:
+            elif _is_counter(key, kept):
+                # The same for all: otherwise their keys would differ.
+                optimizer.state[weights[name]][key] = kept
+                for state in states:
+                    state[key] = kept
+            else:
                 stacked = torch.stack([state[key] for state in states])
                 optimizer.state[weights[name]][key] = stacked
                 for number, state in enumerate(states):
                     state[key] = stacked[number]
-            else:
-                # A counter, which is the same for students at the same step of their runs.
-                optimizer.state[weights[name]][key] = kept
-                for state in states:
-                    state[key] = kept
     return optimizer

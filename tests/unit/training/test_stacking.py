@@ -16,6 +16,7 @@ from curricle.errors import DivergenceError
 from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.objectives.hidden import LayerPair
 from curricle.objectives.outputs import FitLabels
 from curricle.teachers.live import LiveTeacher
 from curricle.training import stacking
@@ -235,6 +236,53 @@ def test_models_that_only_look_alike_are_not_stacked(joined: list[int]) -> None:
             return tapped(Scaled(1.0 + seed), blocks=["layer"])
 
     apart, stacked = runs(student=student), runs(student=student)
+    for run in apart:
+        execute(run, evaluate, metric="accuracy", outputs=Outputs())
+    together(stacked)
+    assert joined == []
+    assert_close(stacked, apart)
+
+
+def test_models_that_only_look_alike_are_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def student(seed: int) -> TappedModel:
+        with seeding.scoped(seed, "model"):
+            return tapped(Scaled(1.0 + seed), blocks=["layer"])
+
+    asked: list[int] = []
+    agrees = stacking._Joined.agrees
+
+    def counting(self: Any, batch: Any) -> bool:
+        asked.append(len(self.group))
+        return agrees(self, batch)
+
+    monkeypatch.setattr(stacking._Joined, "agrees", counting)
+    together(runs(student=student))
+    assert asked == [NUMBER]
+
+
+def test_students_whose_optimizers_have_counted_differently_are_not_stacked(
+    joined: list[int],
+) -> None:
+    # Their last stages are the same, but the first have trained other layers.
+    def curricula(number: int) -> Curriculum:
+        pair = LayerPair(student=number, teacher=1)
+        return extraction(total=TOTAL, pairs=(pair,), durations=(Duration(number=6),))
+
+    def both() -> list[BoundRun]:
+        teacher = LiveTeacher(mlp(16, 12, seed=1))
+        return [
+            bound(
+                curricula(number),
+                student=mlp(5, 4, seed=number),
+                teacher=teacher,
+                stream=parity(),
+                optimizer=AdamW(learning_rate=0.01),
+                seed=number,
+            )
+            for number in (1, 2)
+        ]
+
+    apart, stacked = both(), both()
     for run in apart:
         execute(run, evaluate, metric="accuracy", outputs=Outputs())
     together(stacked)
