@@ -60,28 +60,26 @@ def text_demo(output_dir: str) -> RunSpec:
         teacher=TeacherSpec(
             model=_encoder(layers=3, width=128, heads=4),
             total=Duration(number=600),
+            optimizer=AdamW(learning_rate=3e-3),
         ),
         student=_encoder(layers=3, width=48, heads=4),
         strategies={
             "from_labels": StrategySpec(curriculum={"kind": "from_labels"}),
             "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
-            "progressive": StrategySpec(
-                curriculum={"kind": "progressive"}, optimizer=AdamW(learning_rate=6e-3)
-            ),
+            "progressive": StrategySpec(curriculum={"kind": "progressive"}),
             "extraction": StrategySpec(
                 curriculum={
                     "kind": "extraction",
                     "pairs": [{"student": tap, "teacher": tap} for tap in (1, 2)],
                     "shared_projection": True,
                     "share": 0.3,
-                },
-                optimizer=AdamW(learning_rate=6e-3),
+                }
             ),
         },
         seeds=(0,),
         budget=Budget(number=600, unit="steps"),
         target=Target(metric="accuracy", final_of="one_shot"),
-        optimizer=AdamW(learning_rate=3e-3),
+        optimizer=AdamW(learning_rate=6e-3),
         engine=EngineSettings(
             precision="bfloat16", clip_norm=1.0, evaluate_every=50, record_every=25, threads=1
         ),
