@@ -31,10 +31,9 @@ from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.training.binding import BoundRun
-from curricle.training.engine import Outputs, Steps, executing
+from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
 from curricle.training.stacking import Stack
-from curricle.training.stepping import stepping
 
 
 @final
@@ -84,7 +83,7 @@ def execute_together(
     if live is not None:
         # Before the first student moves, also for the last.
         live.check(step for one in seats for step in one.run.teachers)
-    opening = Stack().stepping if stacked else stepping
+    joining: Joining = Stack().joining if stacked else nullcontext
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
         stack.enter_context(nullcontext() if live is None else live.teaching())
@@ -99,7 +98,7 @@ def execute_together(
                             outputs=one.outputs,
                             resume=resume,
                             until=until,
-                            opening=opening,
+                            joining=joining,
                         )
                     )
                 )

@@ -51,8 +51,8 @@ from curricle.training.stepping import StepOutcome, Stepper, stepping
 Steps = Generator[int, float, EndRecord]
 """A run that stands still after each step: it gives the number of steps that are done, wants to be
 sent the seconds that have passed meanwhile, and returns its last record."""
-Opening = Callable[..., AbstractContextManager[Stepper]]
-"""Opens a stage, as `stepping` does."""
+Joining = Callable[[Stepper], AbstractContextManager[object]]
+"""Lets a stage that is open take its steps together with others, until the context closes."""
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
@@ -124,11 +124,11 @@ def executing(
     outputs: Outputs,
     resume: bool = False,
     until: Callable[[Mapping[str, float]], bool] | None = None,
-    opening: Opening = stepping,
+    joining: Joining = nullcontext,
 ) -> Steps:
     """Run a bound curriculum step by step; arguments and errors are those of `execute`.
 
-    Whoever asks for the steps sees to the number of threads, and may say how a stage is opened.
+    Whoever asks for the steps sees to the number of threads, and may join those of several runs.
 
     Yields:
         The number of steps done.
@@ -140,7 +140,7 @@ def executing(
     if run.teacher is not None:
         run.teacher.check(run.teachers)
     with modes_kept(run.student.module):
-        whole = _Execution(run, evaluate, metric, outputs, until, opening)
+        whole = _Execution(run, evaluate, metric, outputs, until, joining)
         return (yield from whole.run_all(resume=resume))
 
 
@@ -154,7 +154,7 @@ class _Execution:
     metric: str
     outputs: Outputs
     until: Callable[[Mapping[str, float]], bool] | None
-    opening: Opening
+    joining: Joining
     has_ended: bool = False
     spent: Spent = field(default_factory=Spent)
     writer: RecordWriter | None = None
@@ -197,7 +197,8 @@ class _Execution:
             self._tell(StageRecord(stage=stage.declared.name, spent=self.spent))
         before = self.spent
         resumed = self.resumed if before.steps > stage.start else None
-        with self.opening(self.run, stage, self.optimizer, resumed=resumed) as stepper:
+        opened = stepping(self.run, stage, self.optimizer, resumed=resumed)
+        with opened as stepper, self.joining(stepper):
             started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)

@@ -21,7 +21,6 @@ stacked first has its losses compared with its own.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -31,8 +30,7 @@ from torch.func import functional_call, vmap
 from curricle.data.streams import Batch
 from curricle.models.weights import architecture
 from curricle.specs import fingerprint, plain
-from curricle.training.binding import BoundRun, BoundStage
-from curricle.training.stepping import StepOutcome, Stepper, stepping
+from curricle.training.stepping import StepOutcome, Stepper
 
 TOLERANCE = 1e-3
 """Largest relative difference of a loss at which two models are taken to compute the same."""
@@ -48,37 +46,23 @@ class Stack:
         self._joined: _Joined | None = None
 
     @contextmanager
-    def stepping(
-        self,
-        run: BoundRun,
-        stage: BoundStage,
-        optimizer: torch.optim.Optimizer,
-        *,
-        resumed: Path | None = None,
-    ) -> Iterator[Stepper]:
-        """Open a stage as `training.stepping.stepping` does.
+    def joining(self, stepper: Stepper) -> Iterator[None]:
+        """Let a stage take its steps together with those of others who stand at the same.
 
         Args:
-            run: The run.
-            stage: One of its stages.
-            optimizer: Moves the student.
-            resumed: Checkpoint from which the stage goes on; None begins it.
-
-        Yields:
-            What runs the steps, together with those of others who stand at the same.
+            stepper: What runs the steps of the stage; one that cannot be stacked is left alone.
         """
-        with stepping(run, stage, optimizer, resumed=resumed) as stepper:
-            if not _is_stackable(stepper):
-                yield stepper
-                return
-            member = _Member(stepper)
-            stepper.joined = lambda step: self._step(member, step)
-            self._members.append(member)
-            try:
-                yield stepper
-            finally:
-                self._members.remove(member)
-                member.leave()
+        if not _is_stackable(stepper):
+            yield
+            return
+        member = _Member(stepper)
+        stepper.joined = lambda step: self._step(member, step)
+        self._members.append(member)
+        try:
+            yield
+        finally:
+            self._members.remove(member)
+            member.leave()
 
     def _step(self, asking: "_Member", step: int) -> StepOutcome | None:
         """Return the outcome of a step, taken with all who stand where one stands, if any do."""
