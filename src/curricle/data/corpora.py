@@ -13,7 +13,6 @@ imported when a corpus asks for it; it is an extra.
 """
 
 import gzip
-import importlib
 import itertools
 import json
 import zlib
@@ -21,11 +20,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Literal, final, get_args
 
 from curricle.data.store import content_digest
-from curricle.errors import BindError, DataError, SpecError, near_names, reason
+from curricle.errors import DataError, SpecError, near_names, reason
+from curricle.extras import imported
 from curricle.specs import fingerprint
 
 Split = Literal["train", "valid", "test"]
@@ -237,7 +236,9 @@ def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and wi
     path, _, config = name.removeprefix(HUB).partition(":")
     if not path:
         raise DataError(f"corpus {name!r} must name a data set after the colon; got nothing")
-    datasets = _datasets()
+    datasets = imported(
+        "datasets", package="datasets", extra="datasets", use="a corpus of that kind"
+    )
     why: object
     try:
         # In memory a data set would have no files, and a digest of none is the same for all.
@@ -248,21 +249,6 @@ def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and wi
     except Exception as error:  # noqa: BLE001 - what fails may be network, disk, name or format
         why = error
     raise DataError(f"{name!r} cannot be loaded: {' '.join(str(why).split())}")
-
-
-def _datasets() -> ModuleType:
-    """Return the package `datasets`, which is an extra.
-
-    Raises:
-        BindError: If that is not installed.
-    """
-    try:
-        return importlib.import_module("datasets")
-    except ImportError as error:
-        raise BindError(
-            f"'datasets' must be installed for a corpus of that kind: "
-            f"pip install 'curricle[datasets]' ({error})"
-        ) from None
 
 
 def _read_rows(rows: Any, name: str) -> Iterator[str]:  # noqa: ANN401 - as above

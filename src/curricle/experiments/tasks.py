@@ -4,7 +4,6 @@ A task is a value; `open` gives the streams and held-out batches of a seed, and 
 model must have. Held-out data never depend on the run's seed, so all runs are judged alike.
 """
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,7 +26,8 @@ from curricle.data.pcfg import (
 from curricle.data.store import TokenStore
 from curricle.data.streams import Batch, Stream
 from curricle.data.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
-from curricle.errors import BindError, CurricleError, DataError, SpecError
+from curricle.errors import CurricleError, DataError, SpecError
+from curricle.extras import imported
 from curricle.specs import value
 
 EVALUATION_SEED = 0
@@ -344,14 +344,4 @@ Task = Annotated[ParityTask | TextTask | PcfgTask, Field(discriminator="kind")]
 
 
 def _text_module() -> ModuleType:
-    """Return the module that needs the `tokenizers` package, which is an extra.
-
-    Raises:
-        BindError: If that is not installed.
-    """
-    try:
-        return importlib.import_module("curricle.data.text")
-    except ImportError as error:
-        raise BindError(
-            f"'tokenizers' must be installed for text: pip install 'curricle[hf]' ({error})"
-        ) from None
+    return imported("curricle.data.text", package="tokenizers", extra="hf", use="text")

@@ -6,7 +6,6 @@ families. This is the only module that uses transformers' model classes; the pac
 so it is imported when a model is asked for.
 """
 
-import importlib
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, final
@@ -14,6 +13,7 @@ from typing import Any, Literal, final
 from pydantic import Field
 
 from curricle.errors import BindError, CheckpointError, SpecError, near_names
+from curricle.extras import imported
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.specs import value
@@ -179,13 +179,9 @@ def _auto(transformers: ModuleType, head: Head) -> Any:  # noqa: ANN401 - a clas
 
 
 def _transformers() -> ModuleType:
-    try:
-        transformers = importlib.import_module("transformers")
-    except ImportError as error:
-        raise BindError(
-            f"'transformers' must be installed for Hugging Face models: "
-            f"pip install 'curricle[hf]' ({error})"
-        ) from None
+    transformers = imported(
+        "transformers", package="transformers", extra="hf", use="Hugging Face models"
+    )
     # Bars for single small files would stand between those of the runs.
     transformers.utils.logging.disable_progress_bar()
     return transformers
