@@ -199,6 +199,8 @@ class _Execution:
         resumed = self.resumed if before.steps > stage.start else None
         opened = stepping(self.run, stage, self.optimizer, resumed=resumed)
         with opened as stepper, self.joining(stepper):
+            if before.steps == stage.start:
+                before += stepper.calibration
             started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)
