@@ -172,7 +172,8 @@ class _Execution:
             if end is not None:
                 return end
             run.student.module.train()
-            with nullcontext() if run.teacher is None else run.teacher.teaching():
+            teacher, linear = run.teacher, run.settings.teacher_linear
+            with nullcontext() if teacher is None else teacher.teaching(linear):
                 return (yield from self._stages())
         finally:
             if self.writer is not None:
