@@ -173,7 +173,9 @@ def reproduce(
         Path | None, typer.Option(help="Folder; runs/reproduce/NAME-SCALE by default.")
     ] = None,
     sets: Sets = None,
-    jobs: Jobs = 2,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="As of compare; by default 1 at smoke, otherwise 2.")
+    ] = None,
     listed: Annotated[bool, typer.Option("--list", help="Show the recipes.")] = False,
 ) -> None:
     """Make a figure of a paper again; a second call goes on where the first was stopped."""
@@ -193,7 +195,9 @@ def reproduce(
     measure(recipe, size, folder)
     again = line_again(read_recipe(folder), folder)
     for panel, spec in panels(recipe, size, folder, sets or []):
-        _panel(spec, jobs, title=f"{name}: {panel}", line=again)
+        # At smoke a process takes longer to start than to run.
+        each = jobs or (1 if size == "smoke" else 2)
+        _panel(spec, each, title=f"{name}: {panel}", line=again)
     _report_figure(folder)
 
 
@@ -284,10 +288,10 @@ def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
 
     if not has_spec(spec.folder):
         _start_comparison(spec, title=title, line=line)
-    _go_on("compare", spec, jobs)
+    _go_on("compare", spec, jobs, again=line)
 
 
-def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
+def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> None:
     """Run what is not finished yet in the spec's folder.
 
     Raises:
@@ -302,13 +306,13 @@ def _go_on(command: str, spec: "RunSpec", jobs: int = 1) -> None:
         else:
             console.print(f"teacher in {spec.folder / 'teacher'}", soft_wrap=True)
     except KeyboardInterrupt:
-        print(f"curricle: stopped; {_remedy(spec)}", file=sys.stderr)
+        print(f"curricle: stopped; {_remedy(spec, again)}", file=sys.stderr)
         raise
 
 
-def _remedy(spec: "RunSpec") -> str:
+def _remedy(spec: "RunSpec", again: str) -> str:
     """Return what goes on with an interrupted run, and from where."""
-    line = shlex.join(["curricle", "resume", str(spec.folder)])
+    line = again or shlex.join(["curricle", "resume", str(spec.folder)])
     if spec.engine.checkpoint_every is None:
         return (
             f"'{line}' keeps what is finished and starts the rest anew, since the spec sets no "

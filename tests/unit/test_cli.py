@@ -113,3 +113,14 @@ def test_the_line_to_run_it_again_can_be_pasted() -> None:
 
 def test_tables_are_wide_where_there_is_no_terminal() -> None:
     assert cli.console.is_terminal or cli.console.width == cli.WIDE
+
+
+def test_an_interrupted_recipe_is_gone_on_with_by_its_own_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_start", lambda *_: None)
+    monkeypatch.setattr(cli, "_teach", failing(KeyboardInterrupt()))
+    assert run(monkeypatch, "reproduce", "parity-mlp", "--scale", "smoke") == 130
+    told = capsys.readouterr().err
+    assert told.startswith("curricle: stopped; 'curricle reproduce parity-mlp --scale smoke' keeps")

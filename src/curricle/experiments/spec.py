@@ -117,10 +117,13 @@ class Target:
         """Check that the target is said once.
 
         Raises:
-            SpecError: If it is said twice, or runs are to end at a number that is not given.
+            SpecError: If it is said twice, no accuracy can reach it, or runs are to end at a number
+                that is not given.
         """
         if self.number is not None and self.final_of is not None:
             raise SpecError(f"'number' must not be given with 'final_of'; got {self.number}")
+        if self.metric == "accuracy" and self.number is not None and not 0 <= self.number <= 1:
+            raise SpecError(f"'number' must lie between 0 and 1 for an accuracy; got {self.number}")
         if self.ends_run and self.number is None:
             raise SpecError("'ends_run' must come with a 'number'; got none")
 
@@ -212,10 +215,25 @@ class RunSpec:
             raise SpecError(
                 "'classroom' must come with 'strategies' for 'curricle compare'; got none"
             )
+        if self.classroom == "stacked":
+            self._check_stacked()
         if self.budget is not None and self.budget.unit == "seconds":
             raise SpecError(
                 f"'classroom' must not be used with a budget of seconds, which are not one "
                 f"student's there; got {self.budget}"
+            )
+
+    def _check_stacked(self) -> None:
+        for name, default in (("clip_norm", None), ("accumulation", 1)):
+            if (found := getattr(self.engine, name)) != default:
+                raise SpecError(
+                    f"'engine.{name}' must be left out where 'classroom' is 'stacked', since "
+                    f"students with it step alone; got {found}"
+                )
+        if self.data_seed is None:
+            raise SpecError(
+                "'data_seed' must be given where 'classroom' is 'stacked', so that students of one "
+                "method, which differ in their seeds, read the same data; got none"
             )
 
     def _check_models(self) -> None:

@@ -21,13 +21,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from curricle.errors import BindError
+from curricle.errors import BindError, CurricleError
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import modes_kept
 
 Tap = int | float | str
 """A tap: its number, a fraction of the depth strictly between 0 and 1, or a module path."""
 
+REFUSALS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What forward passes raise on inputs that they cannot take."""
 Inputs = Tensor | Mapping[str, Tensor]
 """A model's input: one tensor, or named tensors passed as keywords."""
 
@@ -130,6 +132,28 @@ def tap_number(tap: float, depth: int) -> int:
     if not 0 <= number <= depth:
         raise BindError(f"tap {tap!r} must lie between 0 and the model's depth {depth}; got {tap}")
     return number
+
+
+def asked(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> Activations:
+    """Return what a model shows of a first batch, which tells whether they fit at all.
+
+    Args:
+        who: Whose model it is, for people.
+        read: An open reading of it.
+        inputs: What it is given.
+        selected: Positions whose logits are wanted.
+
+    Raises:
+        BindError: If its forward pass fails; what that says is passed on.
+    """
+    try:
+        return read(inputs, selected)
+    except REFUSALS as error:
+        if isinstance(error, CurricleError):
+            raise
+        raise BindError(
+            f"{who!r} must take the inputs of the stream; its forward pass says: {error}"
+        ) from error
 
 
 def check_head(model: TappedModel, inputs: Inputs) -> None:

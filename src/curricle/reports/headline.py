@@ -92,7 +92,8 @@ def _against(first: MethodSummary, name: str, other: MethodSummary) -> str:
     """Return how many times fewer examples the leader needed than another that got there."""
     ratio = _examples(other) / max(_examples(first), 1.0)
     told = short(_examples(other))
-    overlap = "; seeds overlap" if _overlap(first, other) else ""
+    has_seeds = len(first.examples) > 1 and len(other.examples) > 1
+    overlap = "; seeds overlap" if has_seeds and _overlap(first, other) else ""
     if _is_level(first, other):
         return f"about as many as {name} ({told}{overlap})"
     return f"{_times(ratio)} times fewer than {name} ({told}{overlap})"

@@ -65,11 +65,8 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     fits = slopes(points) if recipe.chart.slopes else ()
     _draw(folder, recipe, panels, points)
     _write_summary(folder, recipe, panels, (found, fits))
-    lines = (
-        *((SMOKE,) if recipe.scale == "smoke" else ()),
-        *(_told(panel, summary) for panel, summary in panels),
-        *map(_slope, fits),
-    )
+    told = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    lines = (SMOKE,) if recipe.scale == "smoke" else told
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),

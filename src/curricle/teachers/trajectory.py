@@ -21,7 +21,7 @@ from typing import final
 
 from torch import nn
 
-from curricle.errors import BindError, CheckpointError
+from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import write_text
 from curricle.models.weights import check_weights, load_weights, save_weights
 
@@ -91,13 +91,14 @@ class TrajectoryWriter:
         write_text(manifest, json.dumps(listed, indent=1))
 
 
-def open_trajectory(folder: Path) -> Trajectory:
+def open_trajectory(folder: Path | str) -> Trajectory:
     """Return the trajectory in a folder that `TrajectoryWriter` made.
 
     Raises:
         CheckpointError: If the manifest or a listed file is missing or damaged.
     """
-    manifest = folder / MANIFEST
+    where = Path(folder)
+    manifest = where / MANIFEST
     try:
         listed = json.loads(manifest.read_text())
         steps = [int(step) for step in listed["steps"]]
@@ -105,14 +106,14 @@ def open_trajectory(folder: Path) -> Trajectory:
         losses = tuple((int(step), float(loss)) for step, loss in listed.get("losses", []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{str(manifest)!r} must list the steps of a trajectory: {error!r}"
+            f"{str(manifest)!r} must list the steps of a trajectory: {reason(error)}"
         ) from None
-    files = tuple((step, folder / _file_name(step)) for step in steps)
+    files = tuple((step, where / _file_name(step)) for step in steps)
     _all_present(path for _, path in files)
     return Trajectory(files, losses)
 
 
-def hugging_face_trajectory(folders: Sequence[Path]) -> Trajectory:
+def hugging_face_trajectory(folders: Sequence[Path | str]) -> Trajectory:
     """Return the trajectory made of Hugging Face model folders, in the given order.
 
     A folder named `checkpoint-<step>` gives its step; otherwise they are numbered from 1. Losses
@@ -122,12 +123,13 @@ def hugging_face_trajectory(folders: Sequence[Path]) -> Trajectory:
         CheckpointError: If there is none, one holds no `model.safetensors` or a damaged state, or
             the steps do not ascend.
     """
-    steps = hugging_face_steps(folders)
+    chosen = [Path(folder) for folder in folders]
+    steps = hugging_face_steps(chosen)
     if not steps:
         raise CheckpointError("'folders' must be at least one; got none")
-    paths = [folder / "model.safetensors" for folder in folders]
+    paths = [folder / "model.safetensors" for folder in chosen]
     _all_present(paths)
-    noted = [_noted_loss(folder, step) for folder, step in zip(folders, steps, strict=True)]
+    noted = [_noted_loss(folder, step) for folder, step in zip(chosen, steps, strict=True)]
     known = [(step, loss) for step, loss in zip(steps, noted, strict=True) if loss is not None]
     return Trajectory(tuple(zip(steps, paths, strict=True)), tuple(known))
 

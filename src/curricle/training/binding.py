@@ -26,7 +26,7 @@ from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
-from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number
+from curricle.models.tapped import Activations, Place, TappedModel, asked, check_head, tap_number
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import Objective, Reads, Sample, Target, merged, required
 from curricle.records import StagePlan
@@ -306,7 +306,7 @@ class _Probe:
             meter.running(),
             model.reading(reads.teacher, logits=reads.teacher_logits, head=head) as read,
         ):
-            return read(self._part.inputs, self._part.selected)
+            return asked("teacher", read, self._part.inputs, self._part.selected)
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:
         model, head = self._student, reads.student_head
@@ -318,7 +318,7 @@ class _Probe:
             meter.running(),
             model.reading(reads.student, logits=reads.student_logits, head=head) as read,
         ):
-            shown = read(self._part.inputs, self._part.selected)
+            shown = asked("student", read, self._part.inputs, self._part.selected)
         self.draws_noise |= before != seeding.global_state()
         return shown
 

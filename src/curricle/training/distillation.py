@@ -91,6 +91,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             f"got {type(data).__name__!r}"
         )
     _require_parts(curriculum, optimizer, evaluation)
+    if student is teacher:
+        raise BindError("'student' must be another module than 'teacher'; got the same twice")
     model = tapped(student)
     live = None if teacher is None else LiveTeacher(tapped(teacher), trajectory)
     run = bind(

@@ -60,6 +60,7 @@ class ProgressBar:
                 self._metric = " ".join(f"{name} {one:.3f}" for name, one in record.metrics.items())
         if isinstance(record, EndRecord) and record.spent.steps < self._num_steps:
             self._end = "target reached"
+            self._progress.update(self._bar, total=record.spent.steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
         self._progress.update(self._bar, completed=record.spent.steps, note=note)
 

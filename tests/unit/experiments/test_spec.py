@@ -89,6 +89,10 @@ def test_a_mistake_in_an_override_names_the_path(make_spec: MakeSpec) -> None:
         ("teacher.total=0 steps", "'teacher.total': a duration must be a positive whole number"),
         ("teacher.checkpoints=0", "'teacher.checkpoints': .*greater than 0; got 0"),
         ("teacher.folders=[a]", "'folders' must go with a pretrained teacher; got 'mlp'"),
+        (
+            "target.number=99",
+            "'target': 'number' must lie between 0 and 1 for an accuracy; got 99.0",
+        ),
         ("target={ends_run: true}", "'target': 'ends_run' must come with a 'number'; got none"),
         ("optimizer.learning_rate=1e40", "'optimizer.*learning_rate': .*less than or equal to"),
         (f"student={HF}", "'student.kind' must be 'mlp' for the task 'parity'; got 'hf'"),
@@ -220,3 +224,24 @@ def test_a_spec_without_a_student_can_still_teach(make_spec: MakeSpec) -> None:
     for name in ("student", "curriculum", "strategies", "seeds", "budget"):
         del bare[name]
     assert parse(RunSpec, bare).student is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ((), r"'data_seed' must be given where 'classroom' is 'stacked', .*; got none"),
+        (
+            ("data_seed=0", "engine.clip_norm=1.0"),
+            r"'engine.clip_norm' must be left out where 'classroom' is 'stacked', .*; got 1.0",
+        ),
+        (
+            ("data_seed=0", "engine.accumulation=2"),
+            r"'engine.accumulation' must be left out where 'classroom' is 'stacked', .*; got 2",
+        ),
+    ],
+)
+def test_a_classroom_that_could_not_be_stacked_is_told(
+    make_spec: MakeSpec, fields: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        make_spec("classroom=stacked", *fields)

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.tapped import Activations, Place, TappedModel, tap_number
+from curricle.models.adapters import tapped
+from curricle.models.tapped import Activations, Inputs, Place, TappedModel, asked, tap_number
 
 
 @pytest.mark.parametrize(
@@ -69,3 +72,25 @@ def test_a_pass_may_show_hidden_states_only() -> None:
 
 def test_a_plain_module_is_no_tapped_model() -> None:
     assert not isinstance(torch.nn.Identity(), TappedModel)
+
+
+def test_a_forward_pass_that_fails_is_told_with_its_owner() -> None:
+    with seeding.scoped(0, "test model"):
+        model = tapped(nn.Sequential(nn.Linear(3, 2)))
+    with (
+        model.reading([], logits=True) as read,
+        pytest.raises(
+            BindError,
+            match=r"^'teacher' must take the inputs of the stream; its forward pass says: mat1 and",
+        ),
+    ):
+        asked("teacher", read, torch.zeros(1, 4), None)
+
+
+def test_an_error_of_ours_is_not_told_twice() -> None:
+    def refuse(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+        del inputs, selected
+        raise BindError("'tap' must be reached")
+
+    with pytest.raises(BindError, match=r"^'tap' must be reached$"):
+        asked("student", refuse, torch.zeros(1, 4), None)

@@ -68,7 +68,7 @@ def test_nothing_is_written_before_the_first_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_trajectory_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"manifest.json' must list the steps .*NotFound"):
+    with pytest.raises(CheckpointError, match=r"manifest.json' must list the steps .*No such file"):
         open_trajectory(tmp_path)
 
 

@@ -226,3 +226,11 @@ def test_a_student_comes_close_to_its_teacher(curriculum: Any) -> None:
     fast = SGD(learning_rate=0.5, momentum=0.9)
     result = distilled(student=student, teacher=teacher, curriculum=curriculum, optimizer=fast)
     assert gap(result.student) < before / 10
+
+
+def test_nobody_teaches_itself() -> None:
+    model = mlp(5)
+    with pytest.raises(
+        BindError, match=r"^'student' must be another module than 'teacher'; got the same twice$"
+    ):
+        distilled(student=model, teacher=model)

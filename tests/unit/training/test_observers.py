@@ -70,7 +70,7 @@ def test_a_run_of_which_nothing_is_told_has_no_bar(progress: Progress) -> None:
 
 def test_a_run_that_ends_before_its_length_has_reached_its_target(progress: Progress) -> None:
     told = shown(progress, opening(100), STAGE, replace(END, spent=Spent(steps=30)))
-    assert told == (100, 30, "layer 1  accuracy 0.750 nll 0.600  target reached")
+    assert told == (30, 30, "layer 1  accuracy 0.750 nll 0.600  target reached")
 
 
 def test_the_length_is_that_of_all_stages(progress: Progress) -> None:
