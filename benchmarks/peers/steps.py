@@ -10,8 +10,9 @@ First weights, batches, masks and optimizer (AdamW) are the same; that the work 
 checked by the first loss and by the KL to the teacher on a batch nobody trained on, after the last
 step. Each measurement has a process of its own, and they take turns. Seconds are those of the
 process from one step to the next, median of a process, then of the repetitions. The peak is that of
-the whole process (ru_maxrss); `beyond` is what it is above what was held when models and data were
-ready. The teacher is not trained, which changes nothing about the time.
+the whole process (ru_maxrss). It holds what the C library keeps for later; `needed` is measured in
+one more process, in which blocks of 1 MB or more go back to the system at once, above what is held
+when models and data are ready. The teacher is not trained, which changes nothing about the time.
 
 The peers are no dependency of curricle:
 
@@ -28,6 +29,7 @@ Run: python benchmarks/peers/steps.py [--quick] [--only NAME ...]
 import argparse
 import importlib.util
 import multiprocessing
+import os
 import platform
 import resource
 import statistics
@@ -52,7 +54,7 @@ class Measured:
 
     seconds: float
     peak: float
-    beyond: float
+    grown: float
     first: float
     after: float
 
@@ -93,21 +95,21 @@ def compare(work: Work, names: list[str], *, steps: int, repetitions: int) -> No
     Raises:
         ValueError: If two have not done the same work.
     """
+    needed = {name: returning(name, work).grown for name in names}
     found: dict[str, list[Measured]] = {name: [] for name in names}
     for _ in range(repetitions):
         for name in names:
             found[name].append(alone(name, work, steps))
             print(f"{work.family:6} {name:18} {found[name][-1]}", file=sys.stderr, flush=True)
     print(f"\n{work.family}, {work.layers} x {work.wide} to {work.narrow}, {steps} steps")
-    print("                    ms a step   ratio    peak  beyond (MiB)  first loss  KL after")
+    print("                    ms a step   ratio    peak  needed (MiB)  first loss  KL after")
     of = {name: [one.seconds for one in each] for name, each in found.items()}
     base = statistics.median(of["curricle"]) if "curricle" in of else float("nan")
     for name, each in found.items():
         seconds = statistics.median(of[name])
         peak = statistics.median(one.peak for one in each)
-        beyond = statistics.median(one.beyond for one in each)
         print(
-            f"{name:18}{seconds * 1e3:11.0f}{seconds / base:8.2f}{peak:8.0f}{beyond:8.0f}"
+            f"{name:18}{seconds * 1e3:11.0f}{seconds / base:8.2f}{peak:8.0f}{needed[name]:8.0f}"
             f"{each[0].first:18.5f}{each[0].after:10.5f}"
         )
     for quality in ("first", "after"):
@@ -123,6 +125,15 @@ def alone(name: str, work: Work, steps: int) -> Measured:
         return pool.submit(measured, name, work, steps).result()
 
 
+def returning(name: str, work: Work) -> Measured:
+    """Return what a process measures that returns large blocks of memory at once (glibc)."""
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = str(10**6)
+    try:
+        return alone(name, work, WARMUP + 2)
+    finally:
+        del os.environ["MALLOC_MMAP_THRESHOLD_"]
+
+
 def measured(name: str, work: Work, steps: int) -> Measured:
     """Return what a contender takes in this process."""
     torch.set_num_threads(1)
@@ -134,7 +145,7 @@ def measured(name: str, work: Work, steps: int) -> Measured:
     return Measured(
         seconds=lesson.stream.median(warmup=WARMUP, steps=steps),
         peak=peak / MEBIBYTE,
-        beyond=(peak - before) / MEBIBYTE,
+        grown=(peak - before) / MEBIBYTE,
         first=first,
         after=gap(lesson, unseen),
     )
