@@ -309,6 +309,8 @@ def _log_probabilities(
     if temperature == 0:
         first = wide.argmax(-1, keepdim=True)
         return torch.full_like(wide, float("-inf")).scatter(-1, first, 0.0)
+    if temperature == 1:
+        return functional.log_softmax(wide, dim=-1)
     # With the largest logit moved to 0 before the division, tiny temperatures cannot overflow.
     shifted = wide - wide.detach().amax(-1, keepdim=True)
     return functional.log_softmax(shifted / temperature, dim=-1)

@@ -136,6 +136,32 @@ def test_a_tiny_teacher_temperature_is_the_hard_teacher(divergence: Compare) -> 
     torch.testing.assert_close(tiny, divergence(student, teacher, **ARG_MAX))
 
 
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("level", [0.0, 1e4])
+def test_temperature_one_is_no_jump(divergence: Compare, level: float) -> None:
+    teacher = logits(6, 5, 1).double() + level
+    found = []
+    for temperature in (1.0, 1.0 + 1e-9):
+        student = (logits(6, 5, 0).double() - level).requires_grad_()
+        total = divergence(
+            student, teacher, student_temperature=temperature, teacher_temperature=temperature
+        )
+        total.backward()
+        assert student.grad is not None
+        found.append((total.detach(), student.grad))
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_the_largest_logits_do_not_overflow_at_temperature_one(divergence: Compare) -> None:
+    student = torch.tensor([[0.0, 3e38, 3e38]]).requires_grad_()
+    total = divergence(student, torch.tensor([[0.0, 3e38, 3e38]]), **ONE)
+    total.backward()
+    assert total.item() == 0.0
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
 def test_total_variation_to_a_hard_teacher_is_the_missing_probability() -> None:
     found = total_variation(TEACHER, torch.tensor([[0.0, 1.0]]), **ARG_MAX)
     assert found.item() == pytest.approx(0.75)
