@@ -84,13 +84,13 @@ def assert_close(ones: list[BoundRun], others: list[BoundRun]) -> None:
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of students of every step taken as one."""
     seen: list[int] = []
-    step = stacking._Joined.step
+    step = stacking.Joined.step
 
-    def counting(self: Any, batch: Any, number: int) -> None:
-        seen.append(len(self.group))
-        step(self, batch, number)
+    def counting(self: Any, batch: Any, number: int) -> Any:
+        seen.append(len(self.steppers))
+        return step(self, batch, number)
 
-    monkeypatch.setattr(stacking._Joined, "step", counting)
+    monkeypatch.setattr(stacking.Joined, "step", counting)
     return seen
 
 
@@ -249,13 +249,13 @@ def test_models_that_only_look_alike_are_compared_once(monkeypatch: pytest.Monke
             return tapped(Scaled(1.0 + seed), blocks=["layer"])
 
     asked: list[int] = []
-    agrees = stacking._Joined.agrees
+    agrees = stacking.Joined.agrees
 
     def counting(self: Any, batch: Any) -> bool:
-        asked.append(len(self.group))
+        asked.append(len(self.steppers))
         return agrees(self, batch)
 
-    monkeypatch.setattr(stacking._Joined, "agrees", counting)
+    monkeypatch.setattr(stacking.Joined, "agrees", counting)
     together(runs(student=student))
     assert asked == [NUMBER]
 
