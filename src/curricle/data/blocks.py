@@ -31,6 +31,8 @@ class Block:
     """All examples, in order."""
     number: int
     """Number of steps."""
+    shapes: tuple[object, ...]
+    """Names, shapes and types of all that a batch holds; the same for every step."""
 
     def cut(self, rows: Mapping[Any, Any]) -> dict[Any, Any]:
         """Return tensors, which may lie deeper, with a first axis of steps.
@@ -66,8 +68,8 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
     """
     batches = [stream.batch(step + offset).to(device) for offset in range(number)]
     first = batches[0]
-    shape = _shape(first)
-    if first.valid is not None or any(_shape(batch) != shape for batch in batches):
+    shapes = _shapes(first)
+    if first.valid is not None or any(_shapes(batch) != shapes for batch in batches):
         return None
     whole = Batch(
         inputs=_below([batch.inputs for batch in batches]),
@@ -76,7 +78,7 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
         else torch.cat([batch.labels for batch in batches if batch.labels is not None]),
         selected=_selected(batches),
     )
-    return Block(first=first, whole=whole, number=number)
+    return Block(first=first, whole=whole, number=number, shapes=shapes)
 
 
 def _selected(batches: Sequence[Batch]) -> Tensor | None:
@@ -92,14 +94,14 @@ def _offsets(batch: Batch, number: int, device: torch.device) -> Tensor:
     return torch.arange(number, device=device) * math.prod(batch.positions)
 
 
-def _shape(batch: Batch) -> list[object]:
-    """Return the shapes and types of everything in a batch."""
-    named = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else dict(batch.inputs)
-    rest = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
-    return [
-        (name, None if one is None else (tuple(one.shape), one.dtype))
-        for name, one in (*named.items(), *rest.items())
-    ]
+def _shapes(batch: Batch) -> tuple[object, ...]:
+    inputs = batch.inputs
+    named = () if isinstance(inputs, Tensor) else tuple(inputs)
+    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs.values()
+    return named, *(
+        None if one is None else (one.shape, one.dtype)
+        for one in (*tensors, batch.labels, batch.selected)
+    )
 
 
 def _below(each: Sequence[Inputs]) -> Inputs:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from curricle.data.blocks import read_block
+from curricle.data.blocks import Block, read_block
 from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.training.joined import Joined, is_counter
@@ -85,7 +85,7 @@ class CompiledSteps:
             weights, moments = self._now()
             given: Given = (weights, moments, block.parts, targets, self._factors(step))
             with torch.no_grad():
-                moved, kept, totals = self._function(block.first, given)(given)
+                moved, kept, totals = self._function(block, given)(given)
         except RuntimeError as error:
             raise BindError(
                 f"'compiled_steps' must be 1 in stage {steppers[0].stage.declared.name!r}, whose "
@@ -95,9 +95,8 @@ class CompiledSteps:
             return None
         self._commit(moved, kept)
         self._joined.set_rate(steppers[0].learning_rate(step + self._number - 1))
-        return [
-            self._joined.outcomes(one.unbind(0), block.first) for one in totals.clone().unbind(0)
-        ]
+        counts = steppers[0].counts(block.first)
+        return [self._joined.outcomes(one.unbind(0), counts) for one in totals.clone().unbind(0)]
 
     def _now(self) -> tuple[dict[str, Tensor], dict[str, Moments]]:
         """Return the weights that move and what is kept for them."""
@@ -142,15 +141,14 @@ class CompiledSteps:
             if counter is not None:
                 counter += self._number
 
-    def _function(self, like: Batch, given: Given) -> Callable[[Given], Taken]:
-        """Return the compiled function of a block whose batches are like one."""
-        shapes = _shapes(given)
-        if self._known is None or self._known[0] != shapes:
-            scales = self._joined.scales(like)
+    def _function(self, block: Block, given: Given) -> Callable[[Given], Taken]:
+        """Return the compiled function of a block; all else has the shapes that it had before."""
+        if self._known is None or self._known[0] != block.shapes:
+            scales = self._joined.scales(block.first)
             graph = make_fx(partial(self._steps, scales), tracing_mode="fake")(given)
             device = self._run.settings.torch_device().type
-            key = "\n".join([device, repr(shapes), graph.code])
-            self._known = shapes, compiled(Traced(key=key, device=device, graph=graph))
+            key = "\n".join([device, repr(_shapes(given)), graph.code])
+            self._known = block.shapes, compiled(Traced(key=key, device=device, graph=graph))
         return self._known[1]
 
     def _steps(self, scales: Sequence[float], given: Given) -> Taken:
@@ -198,8 +196,9 @@ def compiled(traced: Traced) -> Callable[[Given], Taken]:
     """Return a compiled graph; the same for all that compute the same."""
     # As one CUDA graph, or without Python between kernels.
     option = "triton.cudagraphs" if traced.device == "cuda" else "cpp_wrapper"
+    # A module's own call would cost every block its hooks.
     found: Callable[[Given], Taken] = torch.compile(
-        traced.graph, fullgraph=True, dynamic=False, options={option: True}
+        traced.graph.forward, fullgraph=True, dynamic=False, options={option: True}
     )
     return found
 

@@ -74,7 +74,8 @@ class Joined:
         first = self.steppers[0]
         targets = self.gathered([one.targets(batch) for one in self.steppers])
         totals = self.totals(self.weights, batch, targets)
-        outcomes = self.outcomes([one.detach() for one in totals], batch)
+        counts = first.counts(batch)
+        outcomes = self.outcomes([one.detach() for one in totals], counts)
         if not all(bool(total.isfinite().all()) for total in totals):
             for one, outcome in zip(self.steppers, outcomes, strict=True):
                 one.check(outcome, step)
@@ -89,17 +90,16 @@ class Joined:
         self.optimizer.step()
         return outcomes
 
-    def outcomes(self, totals: Sequence[Tensor], batch: Batch) -> list[StepOutcome]:
+    def outcomes(self, totals: Sequence[Tensor], counts: list[int]) -> list[StepOutcome]:
         """Return what a step has shown each student.
 
         Args:
             totals: Each objective's sums, without gradient.
-            batch: What was read, or another batch of its shape.
+            counts: Each objective's number of positions.
         """
-        first = self.steppers[0]
-        counts = first.counts(batch)
+        weights = self.steppers[0].weights
         each = zip(*totals, strict=True) if self._is_stacked else [totals]
-        return [StepOutcome([*own], counts, first.weights) for own in each]
+        return [StepOutcome([*own], counts, weights) for own in each]
 
     def scales(self, batch: Batch) -> list[float]:
         """Return the factor of each objective's sum in the loss."""

@@ -293,6 +293,8 @@ def test_equal_graphs_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.integration
 @pytest.mark.skipif(not has_compiler, reason="needs a C++ compiler, which is not installed here")
+# What torch's compiler imports warns of itself.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("optimizer", ["momentum", "adam"])
 def test_compiled_graphs_give_the_numbers_of_single_steps(
     monkeypatch: pytest.MonkeyPatch, optimizer: str

@@ -53,10 +53,9 @@ def test_who_is_joined_agrees_with_itself(steppers: list[Stepper]) -> None:
 
 
 def test_outcomes_are_one_a_student(steppers: list[Stepper]) -> None:
-    batch = steppers[0].batch(0)
-    (alone,) = Joined(steppers[:1]).outcomes([torch.tensor(16.0)], batch)
+    (alone,) = Joined(steppers[:1]).outcomes([torch.tensor(16.0)], [8])
     assert alone.loss.item() == 16.0 / 8
-    both = Joined(steppers).outcomes([torch.tensor([16.0, 8.0])], batch)
+    both = Joined(steppers).outcomes([torch.tensor([16.0, 8.0])], [8])
     assert [one.loss.item() for one in both] == [2.0, 1.0]
 
 
