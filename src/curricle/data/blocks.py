@@ -12,12 +12,21 @@ Padded batches, whose numbers of positions differ, make no block.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from curricle.data.streams import Batch, Inputs, Stream
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """A stream that gives the batches of several steps at once faster than one by one."""
+
+    def joined(self, step: int, number: int) -> Batch | None:
+        """Return the batches of some steps one below the other; None if it is not faster."""
+        ...
 
 
 @final
@@ -66,8 +75,12 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
         number: How many there are.
         device: Where they are put.
     """
-    batches = [stream.batch(step + offset).to(device) for offset in range(number)]
-    first = batches[0]
+    first = stream.batch(step).to(device)
+    found = stream.joined(step, number) if isinstance(stream, Joins) else None
+    if found is not None:
+        return Block(first=first, whole=found.to(device), number=number, shapes=_shapes(first))
+    following = range(step + 1, step + number)
+    batches = [first, *(stream.batch(one).to(device) for one in following)]
     shapes = _shapes(first)
     if first.valid is not None or any(_shapes(batch) != shapes for batch in batches):
         return None

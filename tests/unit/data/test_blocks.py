@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricle.data.blocks import read_block
+from curricle.data.blocks import Joins, read_block
 from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
 from tests.parts import Listed, drawn
@@ -46,6 +46,19 @@ def test_a_block_of_a_stream_is_cut_into_its_batches(step: int, number: int, enc
             assert (found.selected is None) == (batch.selected is None)
             if batch.selected is not None:
                 torch.testing.assert_close(found.selected, batch.selected)
+
+
+def test_batches_that_were_drawn_apart_make_a_block_too() -> None:
+    # 2 ** 14 examples are drawn at once, here those of 4 steps.
+    stream = ParityStream(num_inputs=4, degree=2, batch_size=4096, seed=0)
+    assert isinstance(stream, Joins)
+    assert stream.joined(2, 2) is not None
+    assert stream.joined(3, 2) is None
+    for first in (2, 3):
+        block = read_block(stream, first, 2, CPU)
+        assert block is not None
+        expected = torch.cat([stream.batch(step).leading for step in (first, first + 1)])
+        torch.testing.assert_close(block.whole.inputs, expected)
 
 
 def test_named_inputs_and_places_are_those_of_each_step() -> None:
