@@ -116,7 +116,7 @@ def execute(
         outputs=outputs,
         resume=resume,
         until=until,
-        joining=nullcontext if ahead == 1 else Stack(ahead).joining,
+        joining=nullcontext if ahead == 1 else Stack(ahead, is_class=False).joining,
     )
     with run.settings.stated_threads():
         try:

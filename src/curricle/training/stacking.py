@@ -11,9 +11,8 @@ models with buffers or noise, clipped gradients, batches in parts, logits in chu
 train something besides.
 
 Design: who stands where is found out at every step, so students begin, change stages and end as
-they like. One who stands alone among others takes its step as ever; one who is alone in the room
-takes steps ahead. What is computed for others than the one who asks, or for later, is kept until it
-is asked for.
+they like; one of a class who stands there alone takes its step as ever. What is computed for others
+than the one who asks, or for later, is kept until it is asked for.
 """
 
 from collections import deque
@@ -32,15 +31,16 @@ from curricle.training.stepping import StepOutcome, Stepper
 
 @final
 class Stack:
-    """Where the students of a classroom meet, or one takes its steps ahead."""
+    """Where the students of a classroom meet, or a student takes its steps ahead."""
 
-    def __init__(self, ahead: int = 1) -> None:
+    def __init__(self, ahead: int = 1, *, is_class: bool = True) -> None:
         """Begin with nobody.
 
         Args:
             ahead: Steps that one compiled call takes.
+            is_class: Whether several students are to come; one who is alone among them waits.
         """
-        self._ahead = ahead
+        self._ahead, self._is_class = ahead, is_class
         self._members: list[_Member] = []
         self._joined: _Group | None = None
 
@@ -72,9 +72,13 @@ class Stack:
 
     def _group(self, asking: "_Member", step: int) -> "list[_Member]":
         """Return those who stand where one stands; none if it stands there alone among others."""
-        if len(self._members) == 1:
-            return [asking] if self._ahead > 1 else []
-        group = [one for one in self._members if (one.key, one.next) == (asking.key, step)]
+        if not self._is_class:
+            return [asking]
+        group = [
+            one
+            for one in self._members
+            if (one.key, one.next) == (asking.key, step) and not one.ready
+        ]
         return group if asking in group and len(group) > 1 else []
 
     def _take(self, group: "list[_Member]", step: int) -> None:

@@ -242,7 +242,7 @@ def test_without_a_compiler_steps_are_not_compiled(monkeypatch: pytest.MonkeyPat
         check_compiler(torch.device("cpu"))
 
 
-def seats(ahead: int) -> list[BoundRun]:
+def seats(ahead: int, optimizer: str) -> list[BoundRun]:
     teacher = LiveTeacher(mlp(16, 12, seed=1))
     return [
         run_of(
@@ -251,14 +251,17 @@ def seats(ahead: int) -> list[BoundRun]:
             student=mlp(5, 4, seed=seed),
             teacher=teacher,
             seed=seed,
-            optimizer=OPTIMIZERS["adam"],
+            optimizer=OPTIMIZERS[optimizer],
         )
         for seed in range(3)
     ]
 
 
-def test_students_of_a_stacked_class_take_steps_ahead_together(blocks: list[int]) -> None:
-    apart, stacked = seats(1), seats(AHEAD)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_students_of_a_stacked_class_take_steps_ahead_together(
+    blocks: list[int], optimizer: str
+) -> None:
+    apart, stacked = seats(1, optimizer), seats(AHEAD, optimizer)
     for run in apart:
         finished(run)
     chairs = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in stacked]
@@ -271,7 +274,7 @@ def test_students_of_a_stacked_class_take_steps_ahead_together(blocks: list[int]
 
 
 def test_a_class_that_is_not_stacked_takes_no_steps_ahead() -> None:
-    chairs = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in seats(AHEAD)]
+    chairs = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in seats(AHEAD, "plain")]
     with pytest.raises(BindError, match=r"^'compiled_steps' must be 1 in a classroom that is not"):
         execute_together(chairs, metric="accuracy")
 
