@@ -104,11 +104,24 @@ class ParityStream:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
-        number, row = divmod(step, self._shape[0])
+        _, inputs, labels = self._drawn(step)
+        row = step % self._shape[0]
+        return Batch(inputs=inputs[row], labels=labels[row], selected=self._selected)
+
+    def joined(self, step: int, number: int) -> Batch | None:
+        """Return the batches of some steps one below the other, if they were drawn together."""
+        first = step % self._shape[0]
+        if self._selected is not None or first + number > self._shape[0]:
+            return None
+        _, inputs, labels = self._drawn(step)
+        rows = slice(first, first + number)
+        return Batch(inputs=inputs[rows].flatten(0, 1), labels=labels[rows].flatten())
+
+    def _drawn(self, step: int) -> tuple[int, Tensor, Tensor]:
+        number = step // self._shape[0]
         if self._block is None or self._block[0] != number:
             self._block = (number, *self._draw(number))
-        _, inputs, labels = self._block
-        return Batch(inputs=inputs[row], labels=labels[row], selected=self._selected)
+        return self._block
 
     def _draw(
         self, number: int

@@ -33,7 +33,17 @@ from curricle.teachers.sharing import SharedTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
-from curricle.training.stacking import Stack
+from curricle.training.stacking import Stack, check_compilable
+
+SHARED = (
+    "device",
+    "precision",
+    "teacher_precision",
+    "accumulation",
+    "threads",
+    "compiled_steps",
+)
+"""Settings that students of a classroom have in common."""
 
 
 @final
@@ -71,11 +81,12 @@ def execute_together(
         The last record of each, in the order of the seats.
 
     Raises:
-        BindError: If the students do not share data, teacher, device, precision and accumulation.
+        BindError: If the students do not share data, teacher, device, precision and accumulation,
+            or steps that are to be compiled cannot be.
     """
     if not seats:
         return []
-    _check(seats)
+    _check(seats, stacked=stacked)
     teachers = [one.run.teacher for one in seats]
     live = next((one for one in teachers if isinstance(one, LiveTeacher)), None)
     shared = None if live is None else SharedTeacher(live)
@@ -83,7 +94,8 @@ def execute_together(
     if live is not None:
         # Before the first student moves, also for the last.
         live.check(step for one in seats for step in one.run.teachers)
-    joining: Joining = Stack().joining if stacked else nullcontext
+    ahead = seats[0].run.settings.compiled_steps
+    joining: Joining = Stack(ahead).joining if stacked else nullcontext
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
         if live is not None:
@@ -182,13 +194,18 @@ class _SharedStream:
         return self._batch
 
 
-def _check(seats: Sequence[Seat]) -> None:
+def _check(seats: Sequence[Seat], *, stacked: bool) -> None:
     """Check that students can be taught together.
 
     Raises:
         BindError: If not.
     """
     first = seats[0].run
+    if first.settings.compiled_steps > 1 and not stacked:
+        raise BindError(
+            f"'compiled_steps' must be 1 in a classroom that is not stacked, where students wait "
+            f"for each other at every step; got {first.settings.compiled_steps}"
+        )
     teachers = [one.run.teacher for one in seats if one.run.teacher is not None]
     if any(one is not teachers[0] for one in teachers):
         raise BindError("students of a classroom must have one 'teacher'; got several")
@@ -198,7 +215,8 @@ def _check(seats: Sequence[Seat]) -> None:
                 f"students of a classroom must read the same 'stream'; {run.name!r} with seed "
                 f"{run.seed} and {first.name!r} with seed {first.seed} do not"
             )
-        for name in ("device", "precision", "teacher_precision", "accumulation", "threads"):
+        check_compilable(run)
+        for name in SHARED:
             one, other = getattr(run.settings, name), getattr(first.settings, name)
             if one != other:
                 raise BindError(

@@ -45,6 +45,7 @@ from curricle.training.checkpoints import (
 from curricle.training.costs import now
 from curricle.training.evaluation import LOSS, Evaluator
 from curricle.training.recording import run_record, spend, step_record
+from curricle.training.stacking import Stack, check_compilable
 from curricle.training.starting import begun
 from curricle.training.stepping import StepOutcome, Stepper, stepping
 
@@ -100,12 +101,23 @@ def execute(
         The last record.
 
     Raises:
-        BindError: If the evaluator does not give the metric.
+        BindError: If the evaluator does not give the metric, or steps that are to be compiled
+            cannot be.
         CheckpointError: If the folder already holds a run and `resume` is off, or holds another
             run and `resume` is on.
         DivergenceError: If a loss is not finite.
     """
-    steps = executing(run, evaluate, metric=metric, outputs=outputs, resume=resume, until=until)
+    check_compilable(run)
+    ahead = run.settings.compiled_steps
+    steps = executing(
+        run,
+        evaluate,
+        metric=metric,
+        outputs=outputs,
+        resume=resume,
+        until=until,
+        joining=nullcontext if ahead == 1 else Stack(ahead, is_class=False).joining,
+    )
     with run.settings.stated_threads():
         try:
             next(steps)
@@ -204,6 +216,7 @@ class _Execution:
                 before += stepper.calibration
             started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
+                stepper.until = min(due, stage.end)
                 outcome = stepper.step(step)
                 if step + 1 == due:
                     due = self._next_due(due)

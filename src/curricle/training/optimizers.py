@@ -1,21 +1,26 @@
 """How do the weights move, and how fast at each step?
 
-An optimizer is a value with its learning rate and a schedule; `build` makes the torch optimizer.
+An optimizer is a value with its learning rate and a schedule; `build` makes the torch optimizer,
+and `moved` is the same update as a function of tensors, for steps that are compiled.
 Weight decay applies to matrices only: decaying biases and norms would fight the normalization.
 
 Units: the learning rate is that of torch's optimizers; schedule lengths are shares of the whole.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Literal, final
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
+from torch import Tensor
 
 from curricle.errors import SpecError
 from curricle.specs import value
 
+Moments = Mapping[str, Tensor]
+"""What is kept for a weight, by torch's names."""
 LearningRate = Annotated[float, Field(gt=0, le=torch.finfo(torch.float32).max)]
 
 
@@ -80,6 +85,37 @@ class SGD:
         groups = decay_groups(parameters, self.weight_decay)
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
 
+    def factors(
+        self, rates: Float[Tensor, " step"], counts: Float[Tensor, " step"]
+    ) -> Float[Tensor, "step 1"]:
+        """Return what `moved` wants to know of steps.
+
+        Args:
+            rates: Learning rate of each.
+            counts: Number of updates of the weight, each included.
+        """
+        del counts
+        return rates[:, None]
+
+    def moved(
+        self, weight: Tensor, gradient: Tensor, moments: Moments, *, decay: float, factors: Tensor
+    ) -> tuple[Tensor, Moments]:
+        """Return a weight after one step, and its moments, as what `build` returns makes them.
+
+        Args:
+            weight: The weight; it stays as it is.
+            gradient: Its gradient.
+            moments: What torch's optimizer keeps for it, but for the number of updates.
+            decay: Its weight decay.
+            factors: What `factors` gives for the step.
+        """
+        (rate,) = factors
+        descent = gradient + decay * weight if decay else gradient
+        if not self.momentum:
+            return weight - rate * descent, {}
+        buffer = self.momentum * moments["momentum_buffer"] + descent
+        return weight - rate * buffer, {"momentum_buffer": buffer}
+
 
 @final
 @value
@@ -112,6 +148,25 @@ class AdamW:
             eps=self.epsilon,
             fused=True,
         )
+
+    def factors(
+        self, rates: Float[Tensor, " step"], counts: Float[Tensor, " step"]
+    ) -> Float[Tensor, "step 3"]:
+        """Return what `moved` wants to know of steps; see `SGD.factors`."""
+        first, second = (1 - beta**counts for beta in self.betas)
+        return torch.stack([rates, rates / first, second.sqrt()], dim=1)
+
+    def moved(
+        self, weight: Tensor, gradient: Tensor, moments: Moments, *, decay: float, factors: Tensor
+    ) -> tuple[Tensor, Moments]:
+        """Return a weight after one step, and its moments; see `SGD.moved`."""
+        rate, corrected, root = factors
+        one, other = self.betas
+        first = one * moments["exp_avg"] + (1 - one) * gradient
+        second = other * moments["exp_avg_sq"] + (1 - other) * gradient * gradient
+        kept = weight * (1 - rate * decay) if decay else weight
+        moved = kept - corrected * first / (second.sqrt() / root + self.epsilon)
+        return moved, {"exp_avg": first, "exp_avg_sq": second}
 
 
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind")]

@@ -1,49 +1,48 @@
-"""How do several small students step as one model?
+"""How do several small students, or several steps of one, go as one call?
 
 A small model spends its time on calls, not on arithmetic. Students of one architecture that are in
-the same stage, at the same step, with the same optimizer, have their weights stacked along a new
-first axis, and one batched forward pass, backward pass and update moves all of them. Each student's
-own weights and optimizer state are views of its slice, so whatever reads them between two steps, an
-evaluation or a checkpoint, finds what it always finds.
+the same stage, at the same step, with the same optimizer, are joined to one batched model, and one
+forward pass, backward pass and update moves all of them. Steps before the next record, evaluation
+or checkpoint, which nobody looks between, may be taken ahead in one compiled call.
 
-Results agree with those of separate runs within rounding: a batched matrix product adds up in
-another order. What cannot be stacked steps alone, in the same classroom: models with buffers or
-noise, clipped gradients, batches in parts, logits in chunks, objectives that train something
-besides.
-
-Axes: student, then those of the weight.
+Results agree with those of separate runs and single steps within rounding: a batched matrix product
+adds up in another order. What can be neither stacked nor compiled steps alone, one step at a time:
+models with buffers or noise, clipped gradients, batches in parts, logits in chunks, objectives that
+train something besides.
 
 Design: who stands where is found out at every step, so students begin, change stages and end as
-they like; a student alone at a step takes it as ever. What is computed for others than the one who
-asks is kept until they ask. Shapes do not tell whether two models compute the same, so whoever is
-stacked first has its losses compared with its own.
+they like; one of a class who stands there alone takes its step as ever. What is computed for others
+than the one who asks, or for later, is kept until it is asked for.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import final
 
-import torch
-from torch import Tensor, nn
-from torch.func import functional_call, vmap
-
-from curricle.data.streams import Batch
+from curricle.errors import BindError
 from curricle.models.weights import architecture
 from curricle.specs import fingerprint, plain
+from curricle.training.binding import BoundRun
+from curricle.training.compiling import CompiledSteps, check_compiler
+from curricle.training.joined import Joined, is_counter
 from curricle.training.stepping import StepOutcome, Stepper
-
-TOLERANCE = 1e-3
-"""Largest relative difference of a loss at which two models are taken to compute the same."""
 
 
 @final
 class Stack:
-    """Where the students of a classroom meet."""
+    """Where the students of a classroom meet, or a student takes its steps ahead."""
 
-    def __init__(self) -> None:
-        """Begin with nobody."""
+    def __init__(self, ahead: int = 1, *, is_class: bool = True) -> None:
+        """Begin with nobody.
+
+        Args:
+            ahead: Steps that one compiled call takes.
+            is_class: Whether several students are to come; one who is alone among them waits.
+        """
+        self._ahead, self._is_class = ahead, is_class
         self._members: list[_Member] = []
-        self._joined: _Joined | None = None
+        self._joined: _Group | None = None
 
     @contextmanager
     def joining(self, stepper: Stepper) -> Iterator[None]:
@@ -66,24 +65,38 @@ class Stack:
 
     def _step(self, asking: "_Member", step: int) -> StepOutcome | None:
         """Return the outcome of a step, taken with all who stand where one stands, if any do."""
-        if asking.ready is None and asking.key is not None:
-            group = [one for one in self._members if (one.key, one.next) == (asking.key, step)]
-            if asking in group and len(group) > 1:
-                self._take(group, step)
-        outcome, asking.ready = asking.ready, None
+        if not asking.ready and asking.is_primed:
+            self._take(self._group(asking, step), step)
         asking.next = step + 1
-        return outcome
+        return asking.ready.popleft() if asking.ready else None
+
+    def _group(self, asking: "_Member", step: int) -> "list[_Member]":
+        """Return those who stand where one stands; none if it stands there alone among others."""
+        if not self._is_class:
+            return [asking]
+        group = [
+            one
+            for one in self._members
+            if (one.key, one.next) == (asking.key, step) and not one.ready
+        ]
+        return group if asking in group and len(group) > 1 else []
 
     def _take(self, group: "list[_Member]", step: int) -> None:
-        run = group[0].stepper.run
-        batch = run.stream.batch(step).to(run.settings.torch_device())
-        if self._joined is None or self._joined.group != group:
-            self._joined = _Joined(group)
-            if not self._joined.agrees(batch):
+        """Take the next step or steps of some students, who are left their outcomes."""
+        if not group:
+            return
+        number = min(self._ahead, *(one.stepper.until - step for one in group))
+        is_block = 1 < number == self._ahead
+        if len(group) == 1 and not is_block:
+            return
+        if self._joined is None or self._joined.members != group:
+            self._joined = _Group(group, self._ahead)
+            if not self._joined.agrees(step):
                 for one in group:
                     one.key = None
                 return
-        self._joined.step(batch, step)
+        if not (is_block and self._joined.take_block(step)) and len(group) > 1:
+            self._joined.take(step)
 
 
 @final
@@ -96,8 +109,19 @@ class _Member:
         """Equal for students that may be stacked; None for one that is not."""
         self.next: int | None = None
         """The step that it asks for next; None until it has taken one alone."""
-        self.ready: StepOutcome | None = None
-        """What was computed for it when somebody else asked."""
+        self.ready: deque[StepOutcome] = deque()
+        """What was computed for it when somebody else asked, or ahead."""
+
+    @property
+    def is_primed(self) -> bool:
+        """Return whether it may be joined: its optimizer keeps what it will keep to the end."""
+        run, stage = self.stepper.run, self.stepper.stage
+        state = self.stepper.optimizer.state
+        named = run.student.module.named_parameters()
+        return self.key is not None and (
+            not run.optimizer.moments
+            or all(state.get(parameter) for name, parameter in named if name in stage.trained)
+        )
 
     def leave(self) -> None:
         """Give the student memory of its own again."""
@@ -105,8 +129,55 @@ class _Member:
             parameter.data = parameter.data.clone()
         for state in self.stepper.optimizer.state.values():
             for name, kept in state.items():
-                if isinstance(kept, Tensor):
+                if kept is not None:
                     state[name] = kept.clone()
+
+
+@final
+class _Group:
+    """Members who step as one."""
+
+    def __init__(self, members: list[_Member], ahead: int) -> None:
+        self.members = members
+        self._steppers = [one.stepper for one in members]
+        self._joined = Joined(self._steppers)
+        self._compiled = CompiledSteps(self._joined, ahead) if ahead > 1 else None
+
+    def agrees(self, step: int) -> bool:
+        """Return whether the members compute the same."""
+        return self._joined.agrees(self._steppers[0].batch(step))
+
+    def take(self, step: int) -> None:
+        """Take one step."""
+        outcomes = self._joined.step(self._steppers[0].batch(step), step)
+        for member, outcome in zip(self.members, outcomes, strict=True):
+            member.ready.append(outcome)
+
+    def take_block(self, step: int) -> bool:
+        """Return whether several steps were taken; otherwise they must be taken one by one."""
+        found = None if self._compiled is None else self._compiled.step(step)
+        for outcomes in found or []:
+            for member, outcome in zip(self.members, outcomes, strict=True):
+                member.ready.append(outcome)
+        return found is not None
+
+
+def check_compilable(run: BoundRun) -> None:
+    """Check that the steps of a student can be compiled, if its settings ask for it.
+
+    Raises:
+        BindError: If not.
+    """
+    steps = run.settings.compiled_steps
+    if steps == 1:
+        return
+    if run.draws_noise or any(True for _ in run.student.module.buffers()):
+        what = "draws noise" if run.draws_noise else "has buffers"
+        raise BindError(
+            f"'compiled_steps' must be 1 for a student that {what}, whose steps are taken one by "
+            f"one; got {steps}"
+        )
+    check_compiler(run.settings.torch_device())
 
 
 def _is_stackable(stepper: Stepper) -> bool:
@@ -141,134 +212,5 @@ def _counters(stepper: Stepper) -> list[list[object]]:
         [name, key, kept.tolist()]
         for name, parameter in stepper.run.student.module.named_parameters()
         for key, kept in state.get(parameter, {}).items()
-        if _is_counter(key, kept)
+        if is_counter(key, kept)
     ]
-
-
-def _is_counter(key: str, kept: object) -> bool:
-    return key == "step" and isinstance(kept, Tensor)
-
-
-@final
-class _Joined:
-    """Some students as one model."""
-
-    def __init__(self, group: list[_Member]) -> None:
-        self.group = group
-        self._steppers = [one.stepper for one in group]
-        each = [dict(one.run.student.module.named_parameters()) for one in self._steppers]
-        self._weights: dict[str, Tensor] = {}
-        for name, parameter in each[0].items():
-            stacked = torch.stack([one[name].detach() for one in each])
-            for number, one in enumerate(each):
-                one[name].data = stacked[number]
-            self._weights[name] = stacked.requires_grad_(parameter.requires_grad)
-        self._optimizer = _stacked_optimizer(self._steppers, each, self._weights)
-        self._inside = _Totals(self._steppers[0])
-
-    def agrees(self, batch: Batch) -> bool:
-        """Return whether the stacked models give the losses that they give one by one."""
-        targets = [one.targets(batch) for one in self._steppers]
-        with torch.no_grad():
-            together = self._totals(batch, targets)
-            apart = [
-                one.totals(batch, target)
-                for one, target in zip(self._steppers, targets, strict=True)
-            ]
-        return all(
-            torch.allclose(stacked, torch.stack(own), rtol=TOLERANCE, equal_nan=True)
-            for stacked, own in zip(together, zip(*apart, strict=True), strict=True)
-        )
-
-    def step(self, batch: Batch, step: int) -> None:
-        """Take one step and leave each member its outcome."""
-        first = self._steppers[0]
-        totals = self._totals(batch, [one.targets(batch) for one in self._steppers])
-        counts = first.counts(batch)
-        outcomes = [
-            StepOutcome([one.detach() for one in own], counts, first.weights)
-            for own in zip(*totals, strict=True)
-        ]
-        if not all(bool(total.isfinite().all()) for total in totals):
-            for one, outcome in zip(self._steppers, outcomes, strict=True):
-                one.check(outcome, step)
-        for weight in self._weights.values():
-            weight.grad = None
-        scales = [weight / count for weight, count in zip(first.weights, counts, strict=True)]
-        torch.autograd.backward(
-            totals,
-            [torch.full_like(total, scale) for total, scale in zip(totals, scales, strict=True)],
-        )
-        rate = first.learning_rate(step)
-        for group in self._optimizer.param_groups:
-            group["lr"] = rate
-        self._optimizer.step()
-        for member, outcome in zip(self.group, outcomes, strict=True):
-            member.ready = outcome
-
-    def _totals(
-        self, batch: Batch, targets: Sequence[Sequence[Tensor | None]]
-    ) -> tuple[Tensor, ...]:
-        """Return each objective's sums, one a student."""
-        present = {
-            str(number): torch.stack([one for one in column if one is not None])
-            for number, column in enumerate(zip(*targets, strict=True))
-            if column[0] is not None
-        }
-
-        def inside(weights: dict[str, Tensor], target: dict[str, Tensor]) -> tuple[Tensor, ...]:
-            found: tuple[Tensor, ...] = functional_call(self._inside, weights, (batch, target))
-            return found
-
-        named = {f"student.{name}": weight for name, weight in self._weights.items()}
-        totals: tuple[Tensor, ...] = vmap(inside)(named, present)
-        return totals
-
-
-@final
-class _Totals(nn.Module):
-    """The losses of a student as a function of its weights, which `functional_call` replaces."""
-
-    def __init__(self, stepper: Stepper) -> None:
-        super().__init__()
-        self.student = stepper.run.student.module
-        self._stepper = stepper
-
-    def forward(self, batch: Batch, targets: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        number = len(self._stepper.weights)
-        return tuple(
-            self._stepper.totals(batch, [targets.get(str(place)) for place in range(number)])
-        )
-
-
-def _stacked_optimizer(
-    steppers: Sequence[Stepper],
-    each: Sequence[dict[str, nn.Parameter]],
-    weights: dict[str, Tensor],
-) -> torch.optim.Optimizer:
-    """Return the members' optimizer for the stacked weights; their states become views of its."""
-    names = {parameter: name for name, parameter in each[0].items()}
-    first = steppers[0].optimizer
-    groups: list[dict[str, Any]] = [
-        {**one, "params": [weights[names[parameter]] for parameter in one["params"]]}
-        for one in first.param_groups
-    ]
-    # Its settings travel with the groups; what else its class wants has a default.
-    kind: Any = type(first)
-    optimizer: torch.optim.Optimizer = kind(groups)
-    for parameter, name in names.items():
-        states = [one.optimizer.state[own[name]] for one, own in zip(steppers, each, strict=True)]
-        for key, kept in first.state[parameter].items():
-            if not isinstance(kept, Tensor):
-                optimizer.state[weights[name]][key] = kept
-            elif _is_counter(key, kept):
-                # The same for all: otherwise their keys would differ.
-                optimizer.state[weights[name]][key] = kept
-                for state in states:
-                    state[key] = kept
-            else:
-                stacked = torch.stack([state[key] for state in states])
-                optimizer.state[weights[name]][key] = stacked
-                for number, state in enumerate(states):
-                    state[key] = stacked[number]
-    return optimizer

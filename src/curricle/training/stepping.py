@@ -12,18 +12,21 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
 
 from curricle import seeding
+from curricle.data.blocks import Block
 from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
-from curricle.objectives.terms import Target, uncalibrated
+from curricle.objectives.terms import BoundObjective, Target, uncalibrated
 from curricle.records import Spent
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
@@ -85,7 +88,10 @@ class Stepper:
         self.calibration = Spent()
         """What the teacher's statistics have cost, for objectives that ask for them."""
         self.joined: Callable[[int], StepOutcome | None] | None = None
-        """Gives the outcome of a step that was taken with those of other students, if it was."""
+        """Gives the outcome of a step that was taken with others, if it was: with those of other
+        students, or with those that follow."""
+        self.until = 0
+        """The step before which nobody looks at the weights: those before it may be taken ahead."""
         self.weights = [term.weight for term in stage.terms]
         self._parts = run.settings.accumulation
         self._device = run.settings.torch_device()
@@ -168,7 +174,7 @@ class Stepper:
             return
         begins = now(self._device)
         with torch.no_grad(), self._teacher_autocast():
-            shown = [self._show(self._batch(step)) for step in range(CALIBRATION_BATCHES)]
+            shown = [self._show(self.batch(step)) for step in range(CALIBRATION_BATCHES)]
         self._terms = tuple(
             term if objective is None else replace(term, objective=objective.calibrated(shown))
             for term, objective in zip(self._terms, needy, strict=True)
@@ -181,7 +187,8 @@ class Stepper:
             seconds=now(self._device) - begins,
         )
 
-    def _batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step on the device."""
         return self.run.stream.batch(step).to(self._device)
 
     def _show(self, batch: Batch) -> tuple[Activations, Batch]:
@@ -223,6 +230,19 @@ class Stepper:
                 for term in self._terms
             ]
 
+    def targets_of(self, block: Block) -> list[Target]:
+        """Return what `targets` gives for each batch of a block, along a new first axis."""
+        if self._teacher is None:
+            return [None] * len(self._terms)
+        with torch.no_grad(), self._teacher_autocast():
+            shown = self._teacher(block.whole.inputs, block.whole.selected)
+            logits = {} if shown.logits is None else {"logits": shown.logits}
+            seen = block.cut({"hidden": shown.hidden, **logits}), block.parts
+            return [
+                vmap(partial(_target, term.objective))(*seen) if term.needs_teacher else None
+                for term in self._terms
+            ]
+
     def totals(self, batch: Batch, targets: Sequence[Target]) -> list[Tensor]:
         """Return each objective's sum over the positions of a batch, with gradient."""
         with self._autocast():
@@ -231,6 +251,10 @@ class Stepper:
             term.objective.total(student, target, batch)
             for term, target in zip(self._terms, targets, strict=True)
         ]
+
+
+def _target(objective: BoundObjective, shown: dict[str, Any], batch: dict[str, Any]) -> Target:
+    return objective.target(Activations(**shown), Batch(**batch))
 
 
 @contextmanager

@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from curricle.errors import SpecError
-from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule, decay_groups
+from curricle.training.optimizers import SGD, AdamW, Moments, Optimizer, Schedule, decay_groups
+from tests.parts import drawn
 
 
 def parameter(*values: float) -> nn.Parameter:
@@ -169,3 +172,52 @@ def test_an_empty_group_is_left_out() -> None:
 def test_the_learning_rate_is_positive(kind: type[SGD] | type[AdamW]) -> None:
     with pytest.raises(SpecError, match=r"learning_rate': .* greater than 0; got 0$"):
         kind(learning_rate=0)
+
+
+@given(
+    optimizer=st.sampled_from(
+        [
+            SGD(learning_rate=0.1),
+            SGD(learning_rate=0.1, momentum=0.9, weight_decay=0.2),
+            AdamW(learning_rate=0.05, weight_decay=0.2),
+            AdamW(learning_rate=0.05, betas=(0.5, 0.7), epsilon=1e-3),
+        ]
+    ),
+    seed=st.integers(0, 99),
+    steps=st.integers(2, 5),
+)
+def test_a_weight_moves_as_the_torch_optimizer_moves_it(
+    optimizer: SGD | AdamW, seed: int, steps: int
+) -> None:
+    parameters = [nn.Parameter(drawn(3, 2, seed=seed)), nn.Parameter(drawn(4, seed=seed + 1))]
+    built = optimizer.build(parameters)
+
+    def step(rate: float, number: int) -> None:
+        for place, parameter in enumerate(parameters):
+            parameter.grad = drawn(*parameter.shape, seed=seed + 10 * number + place)
+        for group in built.param_groups:
+            group["lr"] = rate
+        built.step()
+
+    step(0.1, 0)
+    rates = [0.1 / (number + 1) for number in range(steps)]
+    counts = torch.arange(2.0, steps + 2)
+    factors = optimizer.factors(torch.tensor(rates), counts)
+    found: list[tuple[Tensor, Moments]] = [
+        (parameter.detach().clone(), {key: kept.clone() for key, kept in state.items()})
+        for parameter, state in ((one, built.state[one]) for one in parameters)
+    ]
+    for number in range(steps):
+        step(rates[number], number + 1)
+        for place, (weight, moments) in enumerate(found):
+            found[place] = optimizer.moved(
+                weight,
+                drawn(*weight.shape, seed=seed + 10 * (number + 1) + place),
+                moments,
+                decay=optimizer.weight_decay if weight.ndim > 1 else 0.0,
+                factors=factors[number],
+            )
+    for parameter, (weight, moments) in zip(parameters, found, strict=True):
+        torch.testing.assert_close(weight, parameter.detach(), rtol=1e-4, atol=1e-6)
+        for key, kept in moments.items():
+            torch.testing.assert_close(kept, built.state[parameter][key], rtol=1e-4, atol=1e-6)

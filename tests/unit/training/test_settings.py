@@ -74,3 +74,18 @@ def test_the_teacher_may_have_a_precision_of_its_own() -> None:
 def test_a_wrong_setting_is_named(field: str, wrong: object) -> None:
     with pytest.raises(SpecError, match=rf"^'EngineSettings\.{field}': .*; got {wrong!r}$"):
         EngineSettings(**{field: wrong})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("other", "sentence"),
+    [
+        ({"clip_norm": 1.0}, r"'clip_norm' must be None where .*; got 1.0 with 'compiled_steps' 4"),
+        ({"accumulation": 2}, r"'accumulation' must be 1 where .*; got 2 with 'compiled_steps' 4"),
+    ],
+)
+def test_what_needs_single_steps_is_refused_with_compiled_ones(
+    other: dict[str, float], sentence: str
+) -> None:
+    with pytest.raises(SpecError, match=sentence):
+        EngineSettings(compiled_steps=4, **other)  # type: ignore[arg-type]
+    assert EngineSettings(**other).compiled_steps == 1  # type: ignore[arg-type]

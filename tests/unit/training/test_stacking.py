@@ -19,10 +19,10 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.outputs import FitLabels
 from curricle.teachers.live import LiveTeacher
-from curricle.training import stacking
 from curricle.training.binding import BoundRun
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
+from curricle.training.joined import Joined
 from curricle.training.optimizers import SGD, AdamW
 from tests.parts import bound, mlp, parity
 
@@ -84,13 +84,13 @@ def assert_close(ones: list[BoundRun], others: list[BoundRun]) -> None:
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of students of every step taken as one."""
     seen: list[int] = []
-    step = stacking._Joined.step
+    step = Joined.step
 
-    def counting(self: Any, batch: Any, number: int) -> None:
-        seen.append(len(self.group))
-        step(self, batch, number)
+    def counting(self: Any, batch: Any, number: int) -> Any:
+        seen.append(len(self.steppers))
+        return step(self, batch, number)
 
-    monkeypatch.setattr(stacking._Joined, "step", counting)
+    monkeypatch.setattr(Joined, "step", counting)
     return seen
 
 
@@ -249,13 +249,13 @@ def test_models_that_only_look_alike_are_compared_once(monkeypatch: pytest.Monke
             return tapped(Scaled(1.0 + seed), blocks=["layer"])
 
     asked: list[int] = []
-    agrees = stacking._Joined.agrees
+    agrees = Joined.agrees
 
     def counting(self: Any, batch: Any) -> bool:
-        asked.append(len(self.group))
+        asked.append(len(self.steppers))
         return agrees(self, batch)
 
-    monkeypatch.setattr(stacking._Joined, "agrees", counting)
+    monkeypatch.setattr(Joined, "agrees", counting)
     together(runs(student=student))
     assert asked == [NUMBER]
 
