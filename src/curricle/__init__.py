@@ -41,6 +41,7 @@ _HOMES = MappingProxyType(
         "from_labels": "curricle.curriculum.strategies",
         "hugging_face_trajectory": "curricle.teachers.trajectory",
         "one_shot": "curricle.curriculum.strategies",
+        "open_targets": "curricle.teachers.stored",
         "open_trajectory": "curricle.teachers.trajectory",
         "progressive": "curricle.curriculum.strategies",
         "stream": "curricle.data.loaders",
@@ -73,6 +74,7 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.outputs import FitLabels as FitLabels
     from curricle.objectives.outputs import MatchLogits as MatchLogits
+    from curricle.teachers.stored import open_targets as open_targets
     from curricle.teachers.trajectory import Trajectory as Trajectory
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
     from curricle.teachers.trajectory import open_trajectory as open_trajectory

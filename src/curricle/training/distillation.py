@@ -18,6 +18,7 @@ from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
+from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding import bind
 from curricle.training.engine import Observer, Outputs, execute
@@ -44,7 +45,7 @@ class Result:
 
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
-    teacher: AnyModel | None,
+    teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
     data: Stream,
     *,
@@ -62,7 +63,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
 
     Args:
         student: The model that learns; trained in place.
-        teacher: The finished teacher; None for curricula that need none.
+        teacher: The finished teacher, or its stored targets as `open_targets` gives them; None for
+            curricula that need none.
         curriculum: What a strategy such as `extraction` returned.
         data: Training batches; `curricle.stream` makes them from a `DataLoader`.
         evaluation: Held-out batches with labels, or a function from the model to metrics.
@@ -92,11 +94,10 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         )
     _require_parts(curriculum, optimizer, evaluation)
     model = tapped(student)
-    live = None if teacher is None else LiveTeacher(tapped(teacher), trajectory)
     run = bind(
         curriculum,
         student=model,
-        teacher=live,
+        teacher=_teaching(teacher, trajectory),
         stream=data,
         optimizer=optimizer,
         settings=settings,
@@ -109,6 +110,14 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     outputs = Outputs(folder=folder, observers=tuple(observers))
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
+
+
+def _teaching(
+    teacher: AnyModel | StoredTeacher | None, trajectory: Trajectory | None
+) -> LiveTeacher | StoredTeacher | None:
+    if teacher is None or isinstance(teacher, StoredTeacher):
+        return teacher
+    return LiveTeacher(tapped(teacher), trajectory)
 
 
 def _require_parts(curriculum: object, optimizer: object, evaluation: object) -> None:

@@ -24,6 +24,8 @@ from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
 from curricle.objectives.terms import Target, uncalibrated
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.sharing import SharedTeacher
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.terms import adapters_of, opened, trained_beside
@@ -159,7 +161,11 @@ class Stepper:
 
     def calibrate(self) -> None:
         """Give objectives that ask for it the teacher's statistics over the first batches."""
-        needy = [uncalibrated(term.objective) for term in self._terms]
+        # Stored targets have what the capture has calibrated.
+        needy = [
+            None if term.stored is not None else uncalibrated(term.objective)
+            for term in self._terms
+        ]
         if not any(needy):
             return
         with torch.no_grad(), self._teacher_autocast():
@@ -202,14 +208,11 @@ class Stepper:
 
     def targets(self, batch: Batch) -> list[Target]:
         """Return what each objective compares the student with; None without a teacher."""
-        if self._teacher is None:
-            return [None] * len(self._terms)
         with torch.no_grad(), self._teacher_autocast():
-            shown = self._teacher(batch.inputs, batch.selected)
-            return [
-                term.objective.target(shown, batch) if term.needs_teacher else None
-                for term in self._terms
-            ]
+            shown = None
+            if self._teacher is not None:
+                shown = self._teacher(batch.inputs, batch.selected)
+            return [term.target(shown, batch) for term in self._terms]
 
     def totals(self, batch: Batch, targets: Sequence[Target]) -> list[Tensor]:
         """Return each objective's sum over the positions of a batch, with gradient."""
@@ -242,7 +245,9 @@ def stepping(
     """
     with ExitStack() as stack:
         teacher: Reader | None = None
-        if run.teacher is not None and any(term.needs_teacher for term in stage.terms):
+        if isinstance(run.teacher, (LiveTeacher, SharedTeacher)) and any(
+            term.asks_teacher for term in stage.terms
+        ):
             wanted = stage.reads
             teacher = stack.enter_context(
                 run.teacher.reading(
