@@ -27,6 +27,7 @@ _HOMES = MappingProxyType(
         "MLP": "curricle.models.mlp",
         "MatchHidden": "curricle.objectives.hidden",
         "MatchLogits": "curricle.objectives.outputs",
+        "Packing": "curricle.training.capturing",
         "ParityStream": "curricle.data.parity",
         "PrincipalStart": "curricle.curriculum.starts",
         "RandomStart": "curricle.curriculum.starts",
@@ -36,6 +37,7 @@ _HOMES = MappingProxyType(
         "Stage": "curricle.curriculum.stages",
         "Stream": "curricle.data.streams",
         "Trajectory": "curricle.teachers.trajectory",
+        "capture_targets": "curricle.training.distillation",
         "distill": "curricle.training.distillation",
         "extraction": "curricle.curriculum.strategies",
         "from_labels": "curricle.curriculum.strategies",
@@ -78,7 +80,9 @@ if TYPE_CHECKING:
     from curricle.teachers.trajectory import Trajectory as Trajectory
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
     from curricle.teachers.trajectory import open_trajectory as open_trajectory
+    from curricle.training.capturing import Packing as Packing
     from curricle.training.distillation import Result as Result
+    from curricle.training.distillation import capture_targets as capture_targets
     from curricle.training.distillation import distill as distill
     from curricle.training.optimizers import SGD as SGD
     from curricle.training.optimizers import AdamW as AdamW

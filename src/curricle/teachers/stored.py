@@ -27,6 +27,7 @@ from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
 from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
 from curricle.teachers.manifest import Manifest, Reference, Section
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
+from curricle.teachers.trajectory import Trajectory
 
 
 def open_targets(folder: str | Path) -> "StoredTeacher":
@@ -78,6 +79,8 @@ class StoredTeacher:
         """Take an opened store."""
         self.store = store
         self.model = _Described(store.manifest)
+        self.trajectory: Trajectory | None = None
+        """Checkpoints of the teacher, by which a strategy may choose; their targets are stored."""
 
     @property
     def fingerprint(self) -> str:

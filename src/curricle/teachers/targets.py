@@ -119,6 +119,20 @@ class SectionReader:
         """Return the number of examples."""
         return len(self._keys)
 
+    def check_content(self) -> None:
+        """Check that no example is there twice and that every number is one.
+
+        Raises:
+            CheckpointError: If not.
+        """
+        if len(np.unique(self._keys)) != len(self._keys):
+            raise CheckpointError(
+                f"{self.section.name!r} must hold every example once; got one twice"
+            )
+        for kept in (one for file in self._files for one in file.values()):
+            if kept.is_floating_point() and bool(kept.isnan().any()):
+                raise CheckpointError(f"{self.section.name!r} must hold numbers; some are 'nan'")
+
     def target(self, batch: Batch, *, selected: bool) -> Target:
         """Return the targets of a batch.
 

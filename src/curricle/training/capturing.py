@@ -19,7 +19,7 @@ from typing import final
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.data.digests import example_keys
@@ -95,8 +95,7 @@ def capture(
         raise BindError(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
-    lessons = [_lesson(run, stage, packing) for run in runs for stage in run.stages]
-    lessons = [lesson for lesson in lessons if lesson.wanted]
+    lessons = lessons_of(runs, packing)
     wanted = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
@@ -117,12 +116,15 @@ def capture(
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Lesson:
+class Lesson:
     """A stage and what it compares its student with."""
 
     run: BoundRun
+    """The run."""
     stage: BoundStage
+    """One of its stages."""
     wanted: list[tuple[Section, BoundObjective]]
+    """Each kind of target, and the objective that reads it."""
 
     def captured(self, writer: ShardWriter) -> Iterator[None]:
         """Store the targets of the stage; yield after each step."""
@@ -134,6 +136,27 @@ class _Lesson:
                 for part in batch.split(run.settings.accumulation):
                     self._store(writer, read, objectives, part)
                 yield
+
+    def compared(
+        self, steps: int
+    ) -> Iterator[tuple[Section, BoundObjective, Batch, Float[Tensor, "row width"]]]:
+        """Yield what the teacher says now at the first steps, and of which objective and batch."""
+        stage = self.stage
+        with _open(self.run, stage) as read:
+            objectives = [self._calibrated(objective, read) for _, objective in self.wanted]
+            for step in range(stage.start, min(stage.start + steps, stage.end)):
+                for part in self.run.stream.batch(step).split(self.run.settings.accumulation):
+                    moved = part.to(self.run.settings.torch_device())
+                    shown = _shown(self.run, read, moved)
+                    for (section, _), objective in zip(self.wanted, objectives, strict=True):
+                        yield section, objective, moved, self._target(objective, shown, moved)
+
+    def _target(
+        self, objective: BoundObjective, shown: Activations, batch: Batch
+    ) -> Float[Tensor, "row width"]:
+        with torch.no_grad(), self.run.settings.teacher_autocast():
+            target = objective.target(shown, batch)
+            return target.logits() if isinstance(target, LinearHead) else target.flatten(0, -2)
 
     def _store(
         self,
@@ -154,13 +177,11 @@ class _Lesson:
         for (section, _), objective, own, missing in columns:
             if not missing.any():
                 continue
-            with torch.no_grad(), self.run.settings.teacher_autocast():
-                target = objective.target(shown, moved)
-            counts = _counts(objective, part)
+            target = self._target(objective, shown, moved)
+            counts = counts_of(objective, part)
             rows = torch.from_numpy(np.flatnonzero(np.repeat(missing, counts)))
-            found = _taken(target, rows.to(moved.leading.device))
             random = uniforms(section, own[missing], counts[missing])
-            entries = section.codec.encode(found, random)
+            entries = section.codec.encode(target[rows.to(target.device)], random)
             writer.add(section, own[missing], counts[missing], entries)
 
     def _calibrated(self, objective: BoundObjective, read: Reader) -> BoundObjective:
@@ -173,14 +194,20 @@ class _Lesson:
             return needy.calibrated([(_shown(self.run, read, one), one) for one in batches])
 
 
-def _lesson(run: BoundRun, stage: BoundStage, packing: Packing) -> _Lesson:
+def lessons_of(runs: Sequence[BoundRun], packing: Packing) -> list[Lesson]:
+    """Return the stages of some runs that compare their student with the teacher."""
+    lessons = [_lesson(run, stage, packing) for run in runs for stage in run.stages]
+    return [lesson for lesson in lessons if lesson.wanted]
+
+
+def _lesson(run: BoundRun, stage: BoundStage, packing: Packing) -> Lesson:
     asked = [term.objective for term in stage.terms if term.needs_teacher]
     sections = [_section(objective, stage.declared.teacher, packing) for objective in asked]
     distinct = {
         section.name: (section, objective)
         for section, objective in zip(sections, asked, strict=True)
     }
-    return _Lesson(run=run, stage=stage, wanted=list(distinct.values()))
+    return Lesson(run=run, stage=stage, wanted=list(distinct.values()))
 
 
 def _section(objective: BoundObjective, reference: Reference, packing: Packing) -> Section:
@@ -292,13 +319,6 @@ def _shown(run: BoundRun, read: Reader, batch: Batch) -> Activations:
         return read(batch.inputs, batch.selected)
 
 
-def _counts(objective: BoundObjective, batch: Batch) -> Int[np.ndarray, " example"]:
-    """Return the number of rows of each example."""
+def counts_of(objective: BoundObjective, batch: Batch) -> Int[np.ndarray, " example"]:
+    """Return the number of rows of each example of a batch, as an objective counts them."""
     return np.array([objective.count(one) for one in batch.chunks(1)], dtype=np.int64)
-
-
-def _taken(target: Tensor | LinearHead, rows: Int[Tensor, " row"]) -> Tensor:
-    """Return some rows of a target; of one that is not multiplied out, its logits."""
-    if isinstance(target, LinearHead):
-        return replace(target.flat, states=target.flat.states[rows]).logits()
-    return target.flatten(0, -2)[rows]

@@ -1,7 +1,9 @@
 """What is the one call that distils?
 
 `distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
-those of the strategy. `curricle plan` on the command line stops after binding.
+those of the strategy. `capture_targets` takes the same and asks the teacher all that `distill`
+would ask, so that students can be taught without it. `curricle plan` on the command line stops
+after binding.
 """
 
 from collections.abc import Sequence
@@ -18,9 +20,11 @@ from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
+from curricle.teachers.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding import bind
+from curricle.training.capturing import Packing, Watch, capture
 from curricle.training.engine import Observer, Outputs, execute
 from curricle.training.evaluation import Evaluator, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
@@ -110,6 +114,49 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     outputs = Outputs(folder=folder, observers=tuple(observers))
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
+
+
+def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets depend on
+    student: AnyModel,
+    teacher: AnyModel,
+    curriculum: Curriculum,
+    data: Stream,
+    *,
+    folder: str | Path,
+    packing: Packing = Packing(),  # noqa: B008 - a frozen value
+    trajectory: Trajectory | None = None,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Manifest:
+    """Store the targets that a run would read, or what the folder lacks of them.
+
+    Args:
+        student: A model like those that will learn; it tells the widths and is not trained.
+        teacher: The finished teacher.
+        curriculum: As in `distill`.
+        data: As in `distill`; students may read it in other batches and another order.
+        folder: Where targets are kept; `open_targets` opens it in place of the teacher.
+        packing: In which form targets are kept.
+        trajectory: The teacher's checkpoints, for curricula that follow them.
+        settings: Device, precision and accumulation of the teacher's passes.
+        seed: Seed of the projections.
+        watch: Told of how many steps of how many are captured.
+
+    Returns:
+        What the folder says about itself.
+    """
+    run = bind(
+        curriculum,
+        student=tapped(student),
+        teacher=LiveTeacher(tapped(teacher), trajectory),
+        stream=data,
+        # No weight moves.
+        optimizer=SGD(learning_rate=1.0),
+        settings=settings,
+        seed=seed,
+    )
+    return capture([run], Path(folder), packing=packing, watch=watch)
 
 
 def _teaching(
