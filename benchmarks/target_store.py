@@ -3,7 +3,8 @@
 Steps: masked tokens of the shipped text (vocabulary 8,192, 15 % hidden), 8 x 64 tokens. Teacher and
 student: BERTs of 12 layers, 768 wide, and of 4 layers, 128 wide, untrained, which changes nothing
 about the time. Two stages, the last hidden state and the logits; steps from the teacher and from
-the store take turns, and the ratio is that of the medians.
+the store take turns, and the ratio is that of the medians. Then the contrast, a teacher that costs
+little: (100,4)-parity in batches of 64, an MLP 100 wide taught the logits of one 2,000 wide.
 Weight: bytes of a position on disk, keys and headers included, in sequences of 64 positions: states
 projected to 768 in bfloat16 and int8, and 12 draws and the 32 likeliest of 131,072 classes, of
 random numbers.
@@ -60,7 +61,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         print(f"\n{size[0]} x {size[1]} to {size[2]} x {size[3]}, {repetitions} steps in turns")
         print("stage         live ms   stored ms   ratio")
-        for name, (live, stored) in steps(size, repetitions, Path(folder)).items():
+        found = steps(size, repetitions, Path(folder))
+        found |= {"parity": parity_steps(100 if given.quick else 500, Path(folder) / "parity")}
+        for name, (live, stored) in found.items():
             print(f"{name:12}{live * 1e3:9.1f}{stored * 1e3:12.1f}{live / stored:8.2f}")
 
 
@@ -95,22 +98,48 @@ def steps(size: Size, repetitions: int, folder: Path) -> dict[str, tuple[float, 
     live = bound(size, repetitions, data, teacher)
     capture([live], folder / "store", packing=Packing(hidden=BFloat16(), logits=Sampled()))
     stored = bound(size, repetitions, data, open_targets(folder / "store"))
-    found: dict[str, tuple[float, float]] = {}
-    for number, stage in enumerate(live.stages):
-        with ExitStack() as stack:
-            both = [stack.enter_context(stepping_of(run, number)) for run in (live, stored)]
-            taken: tuple[list[float], list[float]] = ([], [])
-            for step in range(stage.start, stage.end):
-                for stepper, seconds in zip(both, taken, strict=True):
-                    started = time.perf_counter()
-                    stepper.step(step)
-                    seconds.append(time.perf_counter() - started)
-        # The first step of each warms up.
-        found[stage.declared.name] = (
-            statistics.median(taken[0][1:]),
-            statistics.median(taken[1][1:]),
+    stages = enumerate(stage.declared.name for stage in live.stages)
+    return {name: in_turns(live, stored, number) for number, name in stages}
+
+
+def parity_steps(number: int, folder: Path) -> tuple[float, float]:
+    """Return the median seconds of a step of parity, from the teacher and from the store."""
+
+    def run(teacher: LiveTeacher | StoredTeacher) -> BoundRun:
+        return bind(
+            curricle.one_shot(total=f"{number} steps"),
+            student=network(100),
+            teacher=teacher,
+            stream=curricle.ParityStream(num_inputs=100, degree=4, batch_size=64, seed=0),
+            optimizer=curricle.SGD(learning_rate=0.1),
+            settings=EngineSettings(device="cpu", threads=1),
+            seed=0,
         )
-    return found
+
+    live = run(LiveTeacher(network(2000)))
+    capture([live], folder, packing=Packing(logits=BFloat16()))
+    return in_turns(live, run(open_targets(folder)), 0)
+
+
+def network(width: int) -> TappedModel:
+    """Return a network of one hidden layer; it is not trained."""
+    with seeding.scoped(0, f"width {width}"):
+        return curricle.MLP(100, (width,), 2).tapped()
+
+
+def in_turns(live: BoundRun, stored: BoundRun, number: int) -> tuple[float, float]:
+    """Return the median seconds of a step of one stage of two runs."""
+    stage = live.stages[number]
+    with ExitStack() as stack:
+        both = [stack.enter_context(stepping_of(run, number)) for run in (live, stored)]
+        taken: tuple[list[float], list[float]] = ([], [])
+        for step in range(stage.start, stage.end):
+            for stepper, seconds in zip(both, taken, strict=True):
+                started = time.perf_counter()
+                stepper.step(step)
+                seconds.append(time.perf_counter() - started)
+    # The first step of each warms up.
+    return statistics.median(taken[0][1:]), statistics.median(taken[1][1:])
 
 
 def stepping_of(run: BoundRun, number: int) -> AbstractContextManager[Stepper]:

@@ -144,17 +144,17 @@ class SectionReader:
             DataError: If an example or a position is not stored; it is named.
         """
         places = self._find(example_keys(batch, selected=self.section.selected))
-        counts, starts = self._counts[places], self._starts[places]
+        counts = self._counts[places]
         if selected and not self.section.selected:
-            wanted = selected_places(batch)
-        elif self.section.selected:
-            wanted = [np.arange(count) for count in counts]
+            chosen = selected_places(batch)
+            lengths = np.array([len(one) for one in chosen])
+            inside = np.concatenate(chosen)
         else:
-            wanted = [np.arange(count) for count in data_counts(batch)]
-        self._check_rows(counts, wanted)
-        rows = np.concatenate([start + one for start, one in zip(starts, wanted, strict=True)])
-        shards = np.repeat(self._shards[places], [len(one) for one in wanted])
-        entries = self._gather(rows, shards)
+            lengths = counts if self.section.selected else data_counts(batch)
+            inside = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        _check_rows(inside, np.repeat(counts, lengths), lengths)
+        rows = np.repeat(self._starts[places], lengths) + inside
+        entries = self._gather(rows, np.repeat(self._shards[places], lengths))
         device = batch.leading.device
         moved = {name: one.to(device, non_blocking=True) for name, one in entries.items()}
         return self.section.codec.decode(moved, self.section.width)
@@ -172,16 +172,6 @@ class SectionReader:
             )
         return places
 
-    def _check_rows(
-        self, counts: Int[np.ndarray, " example"], wanted: "list[Int[np.ndarray, ' _']]"
-    ) -> None:
-        for number, (count, rows) in enumerate(zip(counts, wanted, strict=True)):
-            if len(rows) and rows[-1] >= count:
-                raise DataError(
-                    f"'targets' must hold every position that is read; position {rows[-1]} of "
-                    f"example {number} of a batch is not among its first {count}"
-                )
-
     def _gather(self, rows: Int[np.ndarray, " row"], shards: Int[np.ndarray, " row"]) -> Entries:
         """Return what is kept of some rows of some files, in their order."""
         used = np.unique(shards)
@@ -197,3 +187,23 @@ class SectionReader:
                     found[name] = one.new_empty((len(rows), *one.shape[1:]))
                 found[name][places] = one[chosen]
         return found
+
+
+def _check_rows(
+    inside: Int[np.ndarray, " row"],
+    counts: Int[np.ndarray, " row"],
+    lengths: Int[np.ndarray, " example"],
+) -> None:
+    """Check that every row is stored, given its number in its example and how many are there.
+
+    Raises:
+        DataError: If one is not; it is named.
+    """
+    missing = np.flatnonzero(inside >= counts)
+    if len(missing):
+        first = missing[0]
+        example = np.searchsorted(lengths.cumsum(), first, side="right")
+        raise DataError(
+            f"'targets' must hold every position that is read; position {inside[first]} of example "
+            f"{example} of a batch is not among its first {counts[first]}"
+        )
