@@ -14,7 +14,6 @@ import platform
 import statistics
 import tempfile
 import time
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -98,12 +97,13 @@ def encoder(layers: int, width: int, data: TaskData) -> TappedModel:
 
 def timed(run: BoundRun, repetitions: int) -> list[float]:
     """Return the median seconds of a step of each stage, taken in turns."""
+    assert run.teacher is not None
     found: list[list[float]] = [[] for _ in run.stages]
     for _ in range(repetitions):
         for stage, taken in zip(run.stages, found, strict=True):
             optimizer = run.optimizer.build(run.student.module.parameters())
-            with ExitStack() as stack:
-                stepper = stack.enter_context(stepping(run, stage, optimizer))
+            teaching = run.teacher.teaching(run.settings.teacher_linear)
+            with teaching, stepping(run, stage, optimizer) as stepper:
                 stepper.step(stage.start)
                 started = time.perf_counter()
                 stepper.step(stage.start)

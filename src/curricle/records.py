@@ -50,6 +50,17 @@ class Spent:
         """Return the FLOPs of student and teacher together."""
         return self.student_flops + self.teacher_flops
 
+    def __add__(self, other: "Spent") -> "Spent":
+        """Return both together."""
+        return Spent(
+            steps=self.steps + other.steps,
+            examples=self.examples + other.examples,
+            tokens=self.tokens + other.tokens,
+            student_flops=self.student_flops + other.student_flops,
+            teacher_flops=self.teacher_flops + other.teacher_flops,
+            seconds=self.seconds + other.seconds,
+        )
+
 
 @final
 @value

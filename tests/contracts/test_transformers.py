@@ -15,6 +15,7 @@ from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.hf import HuggingFaceSpec
 from curricle.models.tapped import Place, TappedModel, check_head
+from curricle.teachers.live import LiveTeacher
 
 NUM_IDS, LENGTH = 20, 6
 TINY: dict[str, object] = {
@@ -167,6 +168,26 @@ def test_logits_at_selected_positions_are_rows_of_the_full_logits(
     assert shown.hidden[model.place(1)].shape == (3, LENGTH, 8)
     # Fewer rows may go through another matrix routine, which rounds differently.
     torch.testing.assert_close(shown.logits, expected, rtol=1e-5, atol=1e-6)
+
+
+@every_family
+def test_weights_held_in_lower_precision_give_exactly_what_autocast_gives(family: str) -> None:
+    teacher = LiveTeacher(build(family))
+
+    def shown(linear: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        place = teacher.model.place(1)
+        with (
+            torch.no_grad(),
+            torch.autocast("cpu", torch.bfloat16),
+            teacher.teaching(linear),
+            teacher.reading("final", [place], logits=True) as read,
+        ):
+            found = read(ids())
+        assert found.logits is not None
+        return found.hidden[place], found.logits
+
+    plain, held = shown(None), shown(torch.bfloat16)
+    assert all(torch.equal(*pair) for pair in zip(held, plain, strict=True))
 
 
 @every_family

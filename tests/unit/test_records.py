@@ -70,6 +70,14 @@ def test_flops_of_student_and_teacher_add_up() -> None:
     assert SPENT.total_flops == 400
 
 
+def test_what_is_spent_adds_up_field_by_field() -> None:
+    both = SPENT + SPENT
+    assert both == Spent(
+        steps=4, examples=128, tokens=1280, student_flops=600, teacher_flops=200, seconds=1.0
+    )
+    assert SPENT + Spent() == SPENT
+
+
 def test_nothing_is_spent_at_the_start() -> None:
     assert Spent().total_flops == 0
 

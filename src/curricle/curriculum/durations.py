@@ -57,14 +57,15 @@ def duration(text: object) -> object:
     """
     if isinstance(text, (Duration, Mapping)):
         return text
-    shape = r"\s*([\d_]+(?:\.\d+)?)\s*([kMG]?)\s+(steps|examples|tokens)\s*"
+    shape = r"\s*([\d_]+(?:\.\d+)?)\s*([kMG]?)\s+(step|example|token)s?\s*"
     found = re.fullmatch(shape, text) if isinstance(text, str) else None
     if found is None:
         raise SpecError(
             f"a duration must read like '1500 steps' or '2.5M examples' "
             f"(units: steps, examples, tokens); got {text!r}"
         )
-    number, suffix, unit = found.groups()
+    number, suffix, one = found.groups()
+    unit = f"{one}s"
     exact = float(number.replace("_", "")) * SUFFIXES[suffix]
     if exact != int(exact) or exact <= 0:
         raise SpecError(f"a duration must be a positive whole number of {unit}; got {text!r}")

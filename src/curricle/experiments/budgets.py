@@ -156,7 +156,8 @@ def seconds_per_step(run: BoundRun) -> list[float]:
     """Return the median seconds of one step of each stage; the student comes back as it was."""
     module = run.student.module
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    teaching = nullcontext() if run.teacher is None else run.teacher.teaching()
+    teacher, linear = run.teacher, run.settings.teacher_linear
+    teaching = nullcontext() if teacher is None else teacher.teaching(linear)
     with run.settings.stated_threads(), modes_kept(module), teaching:
         module.train()
         try:

@@ -226,11 +226,8 @@ def _subjects(
     teacher.model.module.to(device)
     with teacher.teaching():
         for step in spec.trajectory_steps() or (FINAL,):
-            teacher.use(step or "final")
-            yield _Subject(
-                name=TEACHER, seed=spec.seed, step=step, model=teacher.model, is_teacher=True
-            )
-        teacher.use("final")
+            model = teacher.at(step or "final")
+            yield _Subject(name=TEACHER, seed=spec.seed, step=step, model=model, is_teacher=True)
         for run in _students(spec, command):
             end = end_of(run.folder)
             if end is not None:

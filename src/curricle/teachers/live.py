@@ -1,21 +1,28 @@
 """Where do targets come from while a student trains?
 
-A `LiveTeacher` is a model in evaluation mode whose weights are those of the finished teacher or
-of a checkpoint of its trajectory. Changing the checkpoint changes the weights in place; the
-finished weights are kept and put back when the teacher is released.
+A `LiveTeacher` is a model in evaluation mode with the weights of the finished teacher or of a
+checkpoint of its trajectory.
+
+Design: the finished model is never changed. A checkpoint is a copy of it, made when a stage that
+reads it opens and dropped when that closes; so is a teacher that is held in lower precision. Other
+readers, evaluations and probes among them, always find the finished weights as they were given.
 """
 
+import copy
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, final
 
 import torch
-from torch import Tensor
 
 from curricle.errors import BindError
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Place, Reader, TappedModel
+from curricle.models.weights import cast_linear
 from curricle.teachers.trajectory import Trajectory
+
+Reference = Literal["final"] | int
+"""Which teacher: the finished one, or the checkpoint of a step."""
 
 
 @final
@@ -26,10 +33,9 @@ class LiveTeacher:
         """Take a finished model and, for progressive stages, its trajectory."""
         self.model = model
         self.trajectory = trajectory
-        self._current: Literal["final"] | int = "final"
-        self._final: dict[str, Tensor] = {}
+        self._linear: torch.dtype | None = None
 
-    def check(self, references: Iterable[Literal["final"] | int]) -> None:
+    def check(self, references: Iterable[Reference]) -> None:
         """Check that every checkpoint that stages name is there and fits.
 
         Raises:
@@ -39,22 +45,29 @@ class LiveTeacher:
             if reference != "final":
                 self._of(reference).check(self.model.module, [reference])
 
-    def use(self, reference: Literal["final"] | int) -> None:
-        """Put the weights of a checkpoint, or the finished ones, into the model."""
-        if reference == self._current:
-            return
-        module = self.model.module
-        if not self._final:
-            self._final = {name: kept.clone() for name, kept in module.state_dict().items()}
-        if reference == "final":
-            module.load_state_dict(self._final)
-        else:
-            self._of(reference).load(module, reference)
-        self._current = reference
+    def at(self, reference: Reference) -> TappedModel:
+        """Return the model with the weights of a checkpoint, or the finished one.
+
+        It is the finished model itself, or a copy that is the caller's.
+
+        Args:
+            reference: `final`, or the step of a checkpoint.
+
+        Raises:
+            BindError: If a checkpoint is named that is not there.
+        """
+        if reference == "final" and self._linear is None:
+            return self.model
+        copied = copy.deepcopy(self.model)
+        if reference != "final":
+            self._of(reference).load(copied.module, reference)
+        if self._linear is not None:
+            cast_linear(copied.module, self._linear)
+        return copied
 
     def reading(
         self,
-        reference: Literal["final"] | int,
+        reference: Reference,
         places: Iterable[Place],
         *,
         logits: bool,
@@ -63,28 +76,31 @@ class LiveTeacher:
         """Return an open reading of a checkpoint, or of the finished teacher.
 
         Args:
-            reference: `final`, or the step of a checkpoint; its weights are put into the model.
+            reference: `final`, or the step of a checkpoint.
             places: What is read.
             logits: Whether the logits are read, too.
             head: Whether what the logits come from is.
         """
-        self.use(reference)
-        return self.model.reading(places, logits=logits, head=head)
+        return self.at(reference).reading(places, logits=logits, head=head)
 
     @contextmanager
-    def teaching(self) -> Iterator[None]:
-        """Hold the model in evaluation mode; its modes and finished weights come back after.
+    def teaching(self, linear: torch.dtype | None = None) -> Iterator[None]:
+        """Hold the model in evaluation mode; its modes come back after.
+
+        Args:
+            linear: Precision in which weights of linear maps are held meanwhile. It must be that
+                of the autocast in which the teacher is read, which would cast them at every pass.
 
         Yields:
             Nothing.
         """
         with modes_kept(self.model.module):
             self.model.module.eval()
+            self._linear = linear
             try:
                 yield
             finally:
-                self.use("final")
-                self._final = {}
+                self._linear = None
 
     def _of(self, step: int) -> Trajectory:
         if self.trajectory is None:

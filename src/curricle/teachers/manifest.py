@@ -21,10 +21,9 @@ from curricle.errors import CheckpointError, CurricleError, reason
 from curricle.files import write_text
 from curricle.specs import Plain, fingerprint, parse, plain, value
 from curricle.teachers.codecs import Codec
+from curricle.teachers.live import Reference
 
 MANIFEST = "manifest.json"
-Reference = Literal["final"] | int
-"""The finished teacher, or the step of a checkpoint."""
 DRAW = "projection_"
 """How facts begin that tell one draw of a projection from another."""
 

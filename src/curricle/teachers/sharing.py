@@ -4,26 +4,23 @@ A `SharedTeacher` stands where each of their runs had the same `LiveTeacher`. Th
 reads a batch makes the teacher run, as deep as the deepest of all open readings needs; the others
 find what it has shown. What is kept is that of one batch, or of its parts.
 
-Design: checkpoints are copies of the model, made when a stage that reads them opens and dropped
-when the last such stage closes; the finished model is never changed. So students that follow
-different checkpoints can take turns without weights being loaded at every step. This costs memory:
-one teacher for each checkpoint that is read at the same time.
+Students that follow different checkpoints take turns without weights being loaded at every step.
+This costs memory: one teacher for each checkpoint that is read at the same time.
 
 A batch is recognized by where its inputs lie in memory, so the students must be given the very same
 tensors, or the same slices of them; `training.classroom` sees to it.
 """
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Literal, final
+from typing import final
 
+import torch
 from torch import Tensor
 
 from curricle.models.tapped import Activations, Inputs, Place, Reader, TappedModel
-from curricle.teachers.live import LiveTeacher
+from curricle.teachers.live import LiveTeacher, Reference
 
-Reference = Literal["final"] | int
 Wanted = tuple[tuple[Place, ...], bool, bool]
 """Places that are read, whether the logits are, and whether what they come from is."""
 
@@ -46,8 +43,9 @@ class SharedTeacher:
         """Check that every checkpoint that stages name is there and fits."""
         self._teacher.check(references)
 
-    def teaching(self) -> AbstractContextManager[None]:
+    def teaching(self, linear: torch.dtype | None = None) -> AbstractContextManager[None]:
         """Return a block that does nothing: evaluation mode is held around all students."""
+        del linear
         return nullcontext()
 
     def forget(self) -> None:
@@ -88,17 +86,10 @@ class SharedTeacher:
                 del self._desks[reference]
 
     def _at(self, reference: Reference) -> TappedModel:
-        """Return the model with the weights of a checkpoint."""
-        if reference == "final":
-            return self.model
-        self.check([reference])
         for desk in self._desks.values():
-            # The copy shall have no hooks.
+            # A copy shall have no hooks.
             desk.close()
-        copied = copy.deepcopy(self.model)
-        if self._teacher.trajectory is not None:
-            self._teacher.trajectory.load(copied.module, reference)
-        return copied
+        return self._teacher.at(reference)
 
 
 @final

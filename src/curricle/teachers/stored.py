@@ -25,7 +25,8 @@ from curricle.errors import BindError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
 from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
-from curricle.teachers.manifest import Manifest, Reference, Section
+from curricle.teachers.live import Reference
+from curricle.teachers.manifest import Manifest, Section
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
 
@@ -101,8 +102,9 @@ class StoredTeacher:
                     f"{str(reference)!r}"
                 )
 
-    def teaching(self) -> AbstractContextManager[None]:
-        """Return a block that does nothing: there is no model to be held in a mode."""
+    def teaching(self, linear: torch.dtype | None = None) -> AbstractContextManager[None]:
+        """Return a block that does nothing: no model is to be held in a mode or precision."""
+        del linear
         return nullcontext()
 
     def serving(self, objective: BoundObjective, reference: Reference) -> StoredTargets:

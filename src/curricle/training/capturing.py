@@ -31,12 +31,11 @@ from curricle.models.weights import weights_digest
 from curricle.objectives.terms import BoundObjective, Storable, uncalibrated
 from curricle.specs import value
 from curricle.teachers.codecs import BFloat16, Codec, HiddenCodec, Sampled
-from curricle.teachers.live import LiveTeacher, num_parameters
+from curricle.teachers.live import LiveTeacher, Reference, num_parameters
 from curricle.teachers.manifest import (
     MANIFEST,
     DataFacts,
     Manifest,
-    Reference,
     Section,
     TeacherFacts,
     read_manifest,
@@ -235,11 +234,10 @@ def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
     """Return what is known of a teacher, after looking at all of its weights."""
     references = dict.fromkeys(one for run in runs for one in run.teachers)
     teacher.check(references)
-    digests: dict[str, str] = {}
-    with teacher.teaching():
-        for reference in ("final", *references):
-            teacher.use(reference)
-            digests[str(reference)] = weights_digest(teacher.model.module)
+    digests = {
+        str(reference): weights_digest(teacher.at(reference).module)
+        for reference in dict.fromkeys(("final", *references))
+    }
     settings = runs[0].settings
     return TeacherFacts(
         weights=digests,
@@ -303,7 +301,7 @@ def _open(run: BoundRun, stage: BoundStage) -> Iterator[Reader]:
     teacher, reads = run.teacher, stage.reads
     assert isinstance(teacher, LiveTeacher)  # noqa: S101 - `capture` has looked
     with ExitStack() as stack:
-        stack.enter_context(teacher.teaching())
+        stack.enter_context(teacher.teaching(run.settings.teacher_linear))
         yield stack.enter_context(
             teacher.reading(
                 stage.declared.teacher,

@@ -87,7 +87,8 @@ def execute_together(
     joining: Joining = Stack().joining if stacked else nullcontext
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
-        stack.enter_context(nullcontext() if live is None else live.teaching())
+        if live is not None:
+            stack.enter_context(live.teaching(seats[0].run.settings.teacher_linear))
         lessons = [
             _Lesson(
                 stack.enter_context(

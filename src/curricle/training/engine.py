@@ -173,7 +173,8 @@ class _Execution:
             if end is not None:
                 return end
             run.student.module.train()
-            with nullcontext() if run.teacher is None else run.teacher.teaching():
+            teacher, linear = run.teacher, run.settings.teacher_linear
+            with nullcontext() if teacher is None else teacher.teaching(linear):
                 return (yield from self._stages())
         finally:
             if self.writer is not None:
@@ -200,6 +201,8 @@ class _Execution:
         resumed = self.resumed if before.steps > stage.start else None
         opened = stepping(self.run, stage, self.optimizer, resumed=resumed)
         with opened as stepper, self.joining(stepper):
+            if before.steps == stage.start:
+                before += stepper.calibration
             started, due = self._now(), self._next_due(before.steps)
             for step in range(before.steps, stage.end):
                 outcome = stepper.step(step)

@@ -59,6 +59,12 @@ class EngineSettings:
         """Return the student's precision, and the teacher's where it is another."""
         return tuple(dict.fromkeys((self.precision, self.teacher_precision or self.precision)))
 
+    @property
+    def teacher_linear(self) -> torch.dtype | None:
+        """Return the precision in which weights of the teacher's linear maps are held, if lower."""
+        precision = self.teacher_precision or self.precision
+        return None if precision == "float32" else torch.bfloat16
+
     @contextmanager
     def stated_threads(self) -> Iterator[None]:
         """Run a block with the stated number of CPU threads; torch's own comes back after.

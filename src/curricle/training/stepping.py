@@ -24,10 +24,12 @@ from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
 from curricle.objectives.terms import Target, uncalibrated
+from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
+from curricle.training.costs import now
 from curricle.training.terms import adapters_of, opened, trained_beside
 
 CALIBRATION_BATCHES = 8
@@ -82,6 +84,8 @@ class Stepper:
         self._terms = opened(stage.terms)
         self.adapters = adapters_of(self._terms)
         """What trains beside the student while the stage runs."""
+        self.calibration = Spent()
+        """What the teacher's statistics have cost, for objectives that ask for them."""
         self.joined: Callable[[int], StepOutcome | None] | None = None
         """Gives the outcome of a step that was taken with those of other students, if it was."""
         self.weights = [term.weight for term in stage.terms]
@@ -168,11 +172,19 @@ class Stepper:
         ]
         if not any(needy):
             return
+        begins = now(self._device)
         with torch.no_grad(), self._teacher_autocast():
             shown = [self._show(self._batch(step)) for step in range(CALIBRATION_BATCHES)]
         self._terms = tuple(
             term if objective is None else replace(term, objective=objective.calibrated(shown))
             for term, objective in zip(self._terms, needy, strict=True)
+        )
+        stream = self.run.stream
+        self.calibration = Spent(
+            examples=CALIBRATION_BATCHES * stream.batch_size,
+            tokens=CALIBRATION_BATCHES * stream.tokens_per_batch,
+            teacher_flops=CALIBRATION_BATCHES * self.stage.plan.teacher_flops,
+            seconds=now(self._device) - begins,
         )
 
     def _batch(self, step: int) -> Batch:

@@ -19,7 +19,7 @@ from curricle.data.streams import Batch
 from curricle.models.tapped import Activations
 from curricle.objectives.adapters import CountsSteps, adapter_of
 from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, Target
-from curricle.teachers.manifest import Reference
+from curricle.teachers.live import Reference
 from curricle.teachers.stored import StoredTargets, StoredTeacher
 from curricle.training.optimizers import decay_groups
 

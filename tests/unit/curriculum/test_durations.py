@@ -61,6 +61,8 @@ def test_the_unit_is_steps_unless_said() -> None:
     ("text", "number", "unit"),
     [
         ("1500 steps", 1_500, "steps"),
+        ("1 step", 1, "steps"),
+        ("1k example", 1_000, "examples"),
         ("1_500 steps", 1_500, "steps"),
         ("2k steps", 2_000, "steps"),
         ("2.5M examples", 2_500_000, "examples"),

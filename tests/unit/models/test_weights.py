@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import CheckpointError
-from curricle.models.weights import architecture, check_weights, load_weights, save_weights, shapes
+from curricle.models.weights import (
+    architecture,
+    cast_linear,
+    check_weights,
+    load_weights,
+    save_weights,
+    shapes,
+)
 
 
 class Tied(nn.Module):
@@ -168,3 +175,38 @@ def test_models_that_can_share_weights_have_one_architecture() -> None:
     assert architecture(linear(seed=0)) == architecture(linear(seed=1))
     assert architecture(linear(3, 2)) != architecture(linear(2, 3))
     assert architecture(nn.Sequential(linear())) != architecture(linear())
+
+
+class Scaled(nn.Linear):
+    """Does more with its weight than a linear map does."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.weight.sum()
+
+
+def test_only_weights_of_linear_maps_of_their_own_are_held_in_lower_precision() -> None:
+    with seeding.scoped(0, "test model"):
+        module = nn.ModuleDict(
+            {
+                "embedding": nn.Embedding(5, 4),
+                "linear": nn.Linear(4, 4),
+                "convolution": nn.Conv1d(4, 2, 1),
+                "normalization": nn.LayerNorm(4),
+                "scaled": Scaled(4, 4),
+                "tied": nn.Linear(4, 5),
+            }
+        )
+    tied, embedding = module["tied"], module["embedding"]
+    assert isinstance(tied, nn.Linear)
+    assert isinstance(embedding, nn.Embedding)
+    tied.weight = embedding.weight
+    cast_linear(module, torch.bfloat16)
+    low = {name for name, one in module.named_parameters() if one.dtype == torch.bfloat16}
+    assert low == {
+        "linear.weight",
+        "linear.bias",
+        "convolution.weight",
+        "convolution.bias",
+        "tied.bias",
+    }
+    assert tied.weight is embedding.weight

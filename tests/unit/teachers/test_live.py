@@ -1,4 +1,4 @@
-"""A teacher changes its weights on request and is given back as it came."""
+"""A teacher shows the weights that are asked for and is given back as it came."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from curricle import seeding
 from curricle.errors import BindError, CheckpointError
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
-from curricle.teachers.live import LiveTeacher, num_parameters
+from curricle.teachers.live import LiveTeacher, Reference, num_parameters
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 
 
@@ -36,45 +36,61 @@ def logits(model: TappedModel) -> Tensor:
 
 def test_each_reference_teaches_its_own_weights(trajectory: Trajectory) -> None:
     teacher = LiveTeacher(mlp(0), trajectory)
-    shown = []
     with teacher.teaching():
-        for reference in (10, 20, "final", 10):
-            teacher.use(reference)
-            shown.append(logits(teacher.model))
+        shown = [logits(teacher.at(reference)) for reference in (10, 20, "final", 10)]
     wanted = [logits(mlp(seed)) for seed in (10, 20, 0, 10)]
     assert all(torch.equal(*pair) for pair in zip(shown, wanted, strict=True))
     assert not torch.equal(shown[0], shown[1])
 
 
-def test_the_finished_weights_come_back(trajectory: Trajectory) -> None:
+def test_the_finished_weights_stay_in_the_model(trajectory: Trajectory) -> None:
     teacher = LiveTeacher(mlp(0), trajectory)
+    with teacher.teaching(torch.bfloat16):
+        assert teacher.at(20) is not teacher.model
+        assert torch.equal(logits(teacher.model), logits(mlp(0)))
+
+
+def test_the_finished_teacher_needs_no_copy() -> None:
+    teacher = LiveTeacher(mlp(0))
     with teacher.teaching():
-        teacher.use(20)
-    assert torch.equal(logits(teacher.model), logits(mlp(0)))
+        assert teacher.at("final") is teacher.model
 
 
-def test_the_finished_weights_come_back_after_an_error(trajectory: Trajectory) -> None:
-    teacher = LiveTeacher(mlp(0), trajectory)
+def test_modes_come_back_after_an_error() -> None:
+    teacher = LiveTeacher(mlp(0))
 
     def fail() -> None:
-        with teacher.teaching():
-            teacher.use(10)
+        with teacher.teaching(torch.bfloat16):
             raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
         fail()
-    assert torch.equal(logits(teacher.model), logits(mlp(0)))
     assert teacher.model.module.training
+    assert teacher.at("final") is teacher.model
 
 
-def test_a_teacher_can_teach_again_with_weights_changed_in_between(trajectory: Trajectory) -> None:
+@pytest.mark.parametrize("reference", ["final", 10])
+def test_weights_held_in_lower_precision_teach_the_same_in_autocast(
+    trajectory: Trajectory, reference: Reference
+) -> None:
     teacher = LiveTeacher(mlp(0), trajectory)
-    with teacher.teaching():
-        teacher.use(10)
+    with torch.autocast("cpu", torch.bfloat16):
+        with teacher.teaching():
+            wanted = logits(teacher.at(reference))
+        with teacher.teaching(torch.bfloat16):
+            held = teacher.at(reference)
+            assert torch.equal(logits(held), wanted)
+    assert {one.dtype for one in held.module.parameters()} == {torch.bfloat16}
+    assert not any(part.training for part in held.module.modules())
+
+
+def test_a_teacher_can_teach_again_with_weights_changed_in_between() -> None:
+    teacher = LiveTeacher(mlp(0))
+    with teacher.teaching(torch.bfloat16):
+        teacher.at("final")
     teacher.model.module.load_state_dict(mlp(5).module.state_dict())
-    with teacher.teaching():
-        teacher.use(20)
-    assert torch.equal(logits(teacher.model), logits(mlp(5)))
+    with teacher.teaching(torch.bfloat16), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(logits(teacher.at("final")), logits(mlp(5)))
 
 
 def test_the_teacher_is_in_evaluation_mode_while_it_teaches() -> None:
@@ -110,16 +126,11 @@ def test_a_finished_teacher_needs_no_trajectory() -> None:
     LiveTeacher(mlp()).check(["final"])
 
 
-def test_a_checkpoint_damaged_meanwhile_leaves_the_finished_weights(
-    trajectory: Trajectory,
-) -> None:
+def test_a_checkpoint_damaged_meanwhile_is_named(trajectory: Trajectory) -> None:
     teacher = LiveTeacher(mlp(0), trajectory)
     trajectory.path(20).write_bytes(b"damaged")
-    with teacher.teaching():
-        teacher.use(10)
-        with pytest.raises(CheckpointError, match="must be a safetensors file"):
-            teacher.use(20)
-    assert torch.equal(logits(teacher.model), logits(mlp(0)))
+    with teacher.teaching(), pytest.raises(CheckpointError, match="must be a safetensors file"):
+        teacher.at(20)
 
 
 def test_parameters_are_counted() -> None:

@@ -35,6 +35,7 @@ from curricle.records import (
     Record,
     RecordWriter,
     RunRecord,
+    Spent,
     StageRecord,
     StepRecord,
     read_records,
@@ -53,6 +54,7 @@ from curricle.training.engine import (
     run_fingerprint,
 )
 from curricle.training.optimizers import SGD, AdamW, Optimizer
+from curricle.training.stepping import CALIBRATION_BATCHES
 from tests.parts import INPUTS, Listed, mlp, parity
 from tests.runs import contents
 
@@ -718,6 +720,17 @@ def test_consumption_adds_up_over_stages() -> None:
     assert end.spent.student_flops == 5 * first.student_flops + 15 * second.student_flops
     assert end.spent.teacher_flops == 5 * first.teacher_flops + 15 * second.teacher_flops
     assert end.spent.seconds > 0
+
+
+def test_what_is_read_for_the_teachers_statistics_is_spent_where_a_stage_begins() -> None:
+    def spent(*, center: bool) -> Spent:
+        return executed(bound(extraction(total=TOTAL, pairs=2, center=center))).spent
+
+    plain, centered = spent(center=False), spent(center=True)
+    # Two layer stages, and batches of 8.
+    assert centered.examples - plain.examples == 2 * CALIBRATION_BATCHES * 8
+    assert centered.teacher_flops > plain.teacher_flops
+    assert (centered.steps, centered.student_flops) == (plain.steps, plain.student_flops)
 
 
 def test_a_stage_record_says_what_was_spent_before() -> None:

@@ -23,6 +23,7 @@ from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Gaussian, Learned
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.terms import Reads, Sample
+from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule
@@ -419,6 +420,25 @@ def test_centering_subtracts_the_mean_over_the_first_batches() -> None:
         states = run.student.module.get_submodule("blocks.0")(inputs)
     (outcome,) = stepped(run)
     torch.testing.assert_close(outcome.loss, (states - target).square().mean())
+
+
+def test_the_teachers_pass_over_the_first_batches_is_counted() -> None:
+    run = centered()
+    optimizer = run.optimizer.build(run.student.module.parameters())
+    with stepping(run, run.stages[0], optimizer) as stepper:
+        spent = stepper.calibration
+    batch = run.stream.batch_size
+    # A block of 16 to 16 and the projection of what it shows to 5.
+    assert spent.teacher_flops == CALIBRATION_BATCHES * batch * 2 * (INPUTS * 16 + 16 * 5)
+    assert spent.examples == spent.tokens == CALIBRATION_BATCHES * batch
+    assert (spent.steps, spent.student_flops) == (0, 0)
+
+
+def test_no_pass_is_counted_where_no_statistics_are_asked_for() -> None:
+    run = bound(stage(objectives=hidden(1, 1)))
+    optimizer = run.optimizer.build(run.student.module.parameters())
+    with stepping(run, run.stages[0], optimizer) as stepper:
+        assert stepper.calibration == Spent()
 
 
 def test_centering_is_the_same_wherever_a_stage_is_entered() -> None:

@@ -3,10 +3,13 @@ from pathlib import Path
 
 import pytest
 
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.strategies import build
 from curricle.experiments.recipes.language import PCFG_GPT, PCFG_MLM, WIKIPEDIA_MLM, encoder
 from curricle.experiments.recipes.recipe import SCALES, Recipe, Scale
 from curricle.experiments.spec import load_spec
 from curricle.experiments.tasks import PcfgTask, TextTask
+from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.specs import plain
 
 KINDS = {"from_labels", "one_shot", "progressive", "extraction"}
@@ -36,6 +39,20 @@ def test_the_paper_scale_has_the_papers_models() -> None:
     assert spec.teacher.model == encoder(layers=4, heads=32, width=256)
     assert spec.student == encoder(layers=4, heads=8, width=64)
     assert spec.task == PcfgTask(start=22, batch_size=512, evaluation_batches=4)
+
+
+def test_the_published_code_has_a_panel_of_its_own() -> None:
+    panels = PCFG_MLM.panels("paper")
+    own, published = panels["steps-8000"].spec, panels["official"].spec
+    assert isinstance(own.task, PcfgTask)
+    assert published.task == replace(own.task, grammar="cfg3b-p2", masking_quirk=True)
+    stages = {
+        name: build(one.curriculum, total=Duration(number=8000), trajectory=(1000, 8000)).stages
+        for name, one in published.strategies.items()
+    }
+    assert stages["from_labels"][-1].objectives == (FitLabels(),)
+    for name in ("one_shot", "progressive", "extraction"):
+        assert stages[name][-1].objectives == (MatchLogits(teacher_temperature=0.0),)
 
 
 def test_panels_of_one_grammar_share_their_teacher() -> None:
