@@ -26,6 +26,17 @@ def test_targets_are_captured_told_verified_and_read(command: Command, parity: P
     assert "accuracy" in shown
 
 
+def test_masked_texts_are_captured_with_their_tokenizer(command: Command, text: Path) -> None:
+    changes = ("--set", "targets=store")
+    for line in (("teach",), ("targets", "capture"), ("distill",)):
+        code, shown, error = command(*line, text, *changes)
+        assert (code, error) == (0, "")
+        if "capture" in line:
+            assert "tokenizer: none" not in shown
+            assert "sampled" in shown
+            assert "bfloat16" in shown
+
+
 def test_a_store_that_is_damaged_ends_with_two(command: Command, parity: Path) -> None:
     command("teach", parity, *CHANGES)
     command("targets", "capture", parity, *CHANGES)
