@@ -32,11 +32,11 @@ from torch import Tensor
 
 from curricle.data.digests import example_keys
 from curricle.data.streams import Batch
-from curricle.errors import DataError
+from curricle.errors import CheckpointError, DataError
 from curricle.extras import imported
 from curricle.teachers.codecs import TopK
 from curricle.teachers.distillkit import Compression, read_compression
-from curricle.teachers.manifest import DataFacts, Manifest, Section
+from curricle.teachers.manifest import MANIFEST, DataFacts, Manifest, Section, read_manifest
 from curricle.teachers.shards import ShardWriter
 
 Missing = Literal["rest", "renormalize"]
@@ -81,7 +81,13 @@ def import_targets(
 
     Raises:
         DataError: If the layout is another one, or the size of the vocabulary is not known.
+        CheckpointError: If the folder holds targets already.
     """
+    # What an import that failed has left is made anew.
+    if (folder / MANIFEST).is_file() and read_manifest(folder).complete:
+        raise CheckpointError(
+            f"{str(folder)!r} must not hold targets already; import into another folder"
+        )
     is_lines = source.suffix in {".jsonl", ".json"}
     config = None if is_lines else read_compression(source if source.is_dir() else source.parent)
     classes = num_classes if config is None else config.d

@@ -12,7 +12,7 @@ import yaml
 from pyarrow import parquet
 
 from curricle.data.streams import Batch
-from curricle.errors import DataError
+from curricle.errors import CheckpointError, DataError
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.distillkit import CONFIGURATION
 from curricle.teachers.foreign import import_targets
@@ -111,6 +111,13 @@ def test_what_cannot_be_a_store_is_told(tmp_path: Path) -> None:
         import_targets(lines, tmp_path / "store", num_classes=8)
     with pytest.raises(DataError, match="must hold Parquet files or be JSON lines"):
         import_targets(tmp_path, tmp_path / "store", num_classes=8)
+
+
+def test_a_folder_that_holds_targets_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps(LINES[0]))
+    import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
+    with pytest.raises(CheckpointError, match="must not hold targets already"):
+        import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
 
 
 def columns(**lists: Any) -> pyarrow.Table:
