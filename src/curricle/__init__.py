@@ -27,6 +27,7 @@ _HOMES = MappingProxyType(
         "MLP": "curricle.models.mlp",
         "MatchHidden": "curricle.objectives.hidden",
         "MatchLogits": "curricle.objectives.outputs",
+        "Packing": "curricle.training.capturing",
         "ParityStream": "curricle.data.parity",
         "PrincipalStart": "curricle.curriculum.starts",
         "RandomStart": "curricle.curriculum.starts",
@@ -36,11 +37,13 @@ _HOMES = MappingProxyType(
         "Stage": "curricle.curriculum.stages",
         "Stream": "curricle.data.streams",
         "Trajectory": "curricle.teachers.trajectory",
+        "capture_targets": "curricle.training.distillation",
         "distill": "curricle.training.distillation",
         "extraction": "curricle.curriculum.strategies",
         "from_labels": "curricle.curriculum.strategies",
         "hugging_face_trajectory": "curricle.teachers.trajectory",
         "one_shot": "curricle.curriculum.strategies",
+        "open_targets": "curricle.teachers.stored",
         "open_trajectory": "curricle.teachers.trajectory",
         "progressive": "curricle.curriculum.strategies",
         "stream": "curricle.data.loaders",
@@ -73,10 +76,13 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.outputs import FitLabels as FitLabels
     from curricle.objectives.outputs import MatchLogits as MatchLogits
+    from curricle.teachers.stored import open_targets as open_targets
     from curricle.teachers.trajectory import Trajectory as Trajectory
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
     from curricle.teachers.trajectory import open_trajectory as open_trajectory
+    from curricle.training.capturing import Packing as Packing
     from curricle.training.distillation import Result as Result
+    from curricle.training.distillation import capture_targets as capture_targets
     from curricle.training.distillation import distill as distill
     from curricle.training.optimizers import SGD as SGD
     from curricle.training.optimizers import AdamW as AdamW

@@ -1,8 +1,9 @@
 """How is curricle used from a shell?
 
 One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
-`reproduce`. Every verb that takes a spec also takes `--set path=value`. A mistake of the user's is
-told in one line and exits with 2; a traceback means that the mistake is ours.
+`reproduce`, and `targets`, which has verbs of its own. Every verb that takes a spec also takes
+`--set path=value`. A mistake of the user's is told in one line and exits with 2; a traceback means
+that the mistake is ours.
 
 Design: the command line only connects experiments, which write records, with reports, which read
 them; neither knows the other. Modules that need torch are imported by the command that needs
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from curricle import targets
 from curricle.errors import CurricleError, SpecError
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(targets.app, name="targets")
 console = Console()
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.
@@ -196,8 +199,7 @@ def reproduce(
     again = line_again(read_recipe(folder), folder)
     for panel, spec in panels(recipe, size, folder, sets or []):
         # At smoke a process takes longer to start than to run.
-        each = jobs or (1 if size == "smoke" else 2)
-        _panel(spec, each, title=f"{name}: {panel}", line=again)
+        _panel(spec, jobs or (1 if size == "smoke" else 2), title=f"{name}: {panel}", line=again)
     _report_figure(folder)
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import typer
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from curricle import cli
+from curricle import cli, targets
 from curricle.errors import SpecError
 from curricle.experiments import spec
 
@@ -24,6 +25,12 @@ FROZEN = {
     "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes"]),
+}
+FROZEN_TARGETS = {
+    "capture": (["spec"], ["--set"]),
+    "verify": (["folder"], ["--spec", "--set"]),
+    "info": (["folder"], []),
+    "import": (["source", "folder"], ["--num-classes", "--temperature", "--missing"]),
 }
 
 
@@ -42,9 +49,9 @@ def options(callback: Callable[..., object]) -> tuple[list[str], list[str]]:
     return arguments, options
 
 
-def verbs() -> dict[str, tuple[list[str], list[str]]]:
+def verbs(app: typer.Typer = cli.app) -> dict[str, tuple[list[str], list[str]]]:
     found = {}
-    for command in cli.app.registered_commands:
+    for command in app.registered_commands:
         assert command.callback is not None
         found[command.name or command.callback.__name__] = options(command.callback)
     return found
@@ -52,6 +59,8 @@ def verbs() -> dict[str, tuple[list[str], list[str]]]:
 
 def test_the_verbs_and_their_options_are_those_that_are_documented() -> None:
     assert verbs() == FROZEN
+    assert verbs(targets.app) == FROZEN_TARGETS
+    assert [group.name for group in cli.app.registered_groups] == ["targets"]
 
 
 def test_the_options_before_a_verb_are_those_that_are_documented() -> None:
@@ -61,7 +70,8 @@ def test_the_options_before_a_verb_are_those_that_are_documented() -> None:
 
 
 def test_every_verb_is_documented() -> None:
-    commands = [command.callback for command in cli.app.registered_commands]
+    registered = [*cli.app.registered_commands, *targets.app.registered_commands]
+    commands = [command.callback for command in registered]
     assert all(callback is not None and inspect.getdoc(callback) for callback in commands)
 
 

@@ -15,7 +15,8 @@ from curricle.curriculum.strategies import from_labels
 from curricle.curriculum.transitions import find_transition
 from curricle.experiments.budgets import Budget
 from curricle.experiments.folders import TEACHER, end_of
-from curricle.experiments.runner import TRAJECTORY, student_runs, teach, train_student
+from curricle.experiments.resources import TRAJECTORY
+from curricle.experiments.runner import student_runs, teach, train_student
 from curricle.experiments.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.experiments.tasks import ParityTask, PcfgTask
 from curricle.models.hf import HuggingFaceSpec

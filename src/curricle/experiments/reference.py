@@ -24,13 +24,23 @@ from curricle.curriculum.starts import WarmStart
 from curricle.curriculum.strategies import STRATEGIES
 from curricle.data.windows import Masking
 from curricle.experiments.budgets import Budget, budget
-from curricle.experiments.spec import Model, RunSpec, StrategySpec, Target, TeacherSpec
+from curricle.experiments.spec import (
+    Model,
+    RunSpec,
+    StrategySpec,
+    Target,
+    TargetsSpec,
+    TeacherSpec,
+    from_folder,
+)
 from curricle.experiments.tasks import Task
 from curricle.objectives.catalog import Shipped
 from curricle.objectives.divergences import Divergence
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.projections import Projection
 from curricle.specs import plain
+from curricle.teachers.codecs import Codec
+from curricle.training.capturing import Packing
 from curricle.training.optimizers import Optimizer, Schedule
 from curricle.training.settings import EngineSettings
 
@@ -60,6 +70,9 @@ SECTIONS: Mapping[str, Any] = types.MappingProxyType(
         "Curricula": STRATEGIES,
         "Layer pair": LayerPair,
         "Stage": Stage,
+        "Stored targets": TargetsSpec,
+        "Packing": Packing,
+        "Codecs": Codec,
         "Starts": WarmStart,
         "Objectives": Shipped,
         "Divergences": Divergence,
@@ -71,7 +84,11 @@ SECTIONS: Mapping[str, Any] = types.MappingProxyType(
 )
 """Headings of the page, with the value or the union of values that each is about."""
 WRITTEN: Mapping[Any, str] = types.MappingProxyType(
-    {duration: "[length](#length)", budget: "[budget](#budget)"}
+    {
+        duration: "[length](#length)",
+        budget: "[budget](#budget)",
+        from_folder: "[stored targets](#stored-targets), or their folder",
+    }
 )
 """Values that are written as one text, by the function that reads it."""
 WORDS: Mapping[Any, str] = types.MappingProxyType(

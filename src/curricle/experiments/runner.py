@@ -10,12 +10,11 @@ in the last strategy does not show only after the teacher and all others have co
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
 
-from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, TeacherReference
@@ -28,27 +27,31 @@ from curricle.experiments.folders import (
     TEACHER,
     claim_teacher,
     end_of,
-    is_claimed,
     recorded_steps,
 )
-from curricle.experiments.spec import SEEDS, Model, RunSpec, given
+from curricle.experiments.resources import (
+    TRAJECTORY,
+    Teacher,
+    asked_teacher,
+    build_model,
+    data_seed,
+    is_ready,
+    open_task,
+    refuse_targets,
+    taught,
+)
+from curricle.experiments.spec import SEEDS, RunSpec, given
 from curricle.experiments.tasks import TaskData
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
 from curricle.records import EndRecord, Record
 from curricle.teachers.live import LiveTeacher
-from curricle.teachers.trajectory import (
-    TrajectoryWriter,
-    hugging_face_trajectory,
-    open_trajectory,
-)
+from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding import BoundRun, bind
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import FINISHED, Observer, Outputs, execute
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import Optimizer
-
-TRAJECTORY = "trajectory"
 
 
 @final
@@ -95,7 +98,7 @@ def classes(spec: RunSpec) -> list[list[StudentRun]]:
         return [[run] for run in runs]
     found: dict[int, list[StudentRun]] = {}
     for run in runs:
-        found.setdefault(_data_seed(spec, run), []).append(run)
+        found.setdefault(data_seed(spec, run.seed), []).append(run)
     return list(found.values())
 
 
@@ -124,7 +127,7 @@ def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
         students: Students whose mistakes shall show now.
     """
     if spec.teacher.total is not None:
-        _teaching(spec, _open_task(spec, spec.seed, "train"))
+        _teaching(spec, open_task(spec, spec.seed, "train"))
     # To measure seconds a student has to train; everything else can be checked without.
     length = PROVISIONAL if _is_timed(spec) else None
     for student in students:
@@ -138,10 +141,10 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
         spec: What to run.
         observers: Told of every record.
     """
-    if _is_ready(spec):
+    if is_ready(spec):
         return
     folder = spec.folder / TEACHER
-    data = _open_task(spec, spec.seed, "train")
+    data = open_task(spec, spec.seed, "train")
     run = _teaching(spec, data)
     claim_teacher(spec)
     writer = TrajectoryWriter(folder / TRAJECTORY, spec.trajectory_steps())
@@ -162,11 +165,11 @@ def train_student(
     end = end_of(student.folder)
     if end is not None:
         return end
-    data = _open_task(spec, _data_seed(spec, student), "student")
+    data = open_task(spec, data_seed(spec, student.seed), "student")
     # What seconds pay for is measured once; a run that goes on keeps the length it began with.
     begun = recorded_steps(student.folder) if _is_timed(spec) else None
     length = None if begun is None else Duration(number=begun)
-    run = _bound(spec, student, data, _taught(spec, data), length=length)
+    run = _bound(spec, student, data, asked_teacher(spec, data), length=length)
     outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
     return _execute(spec, run, data, outputs, _until(spec))
 
@@ -186,8 +189,8 @@ def train_class(
         for student in left:
             train_student(spec, student, [partial(watch, student)])
         return
-    data = _open_task(spec, _data_seed(spec, left[0]), "student")
-    teacher = _taught(spec, data)
+    data = open_task(spec, data_seed(spec, left[0].seed), "student")
+    teacher = asked_teacher(spec, data)
     evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
     seats = [
         Seat(
@@ -230,12 +233,12 @@ def finished_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
     Raises:
         CheckpointError: If it is not taught yet.
     """
-    if not _is_ready(spec):
+    if not is_ready(spec):
         raise CheckpointError(
             f"{str(spec.folder)!r} must hold a finished teacher; it does not, "
             f"'curricle resume {spec.folder}' goes on with an interrupted run"
         )
-    return _taught(spec, data)
+    return taught(spec, data)
 
 
 def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> TappedModel:
@@ -247,16 +250,33 @@ def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> Tapp
         data: The opened task.
     """
     chosen = given(spec.student, "student", "distill")
-    model = _build(chosen, data, student.seed, "student")
+    model = build_model(chosen, data, student.seed, "student")
     load_weights(model.module, student.folder / FINISHED)
     return model
 
 
-def _is_ready(spec: RunSpec) -> bool:
-    """Return whether there is nothing to teach the teacher any more."""
-    if spec.teacher.total is None:
-        return True
-    return is_claimed(spec) and end_of(spec.folder / TEACHER) is not None
+def captured_runs(spec: RunSpec) -> list[BoundRun]:
+    """Return the runs of a spec whose targets are captured, bound to the finished teacher.
+
+    Of a comparison those of every strategy and of all data that students read, with the projections
+    of the first seed.
+    """
+    students = [single_run(spec)] if spec.curriculum is not None else []
+    if spec.strategies or not students:
+        students += student_runs(spec)
+    teacher: LiveTeacher | None = None
+    runs: dict[tuple[str, Path, int], BoundRun] = {}
+    for student in students:
+        seed = data_seed(spec, student.seed)
+        # Of one strategy only the data tell seeds apart.
+        kind = (student.name, student.folder.parent, seed)
+        if kind in runs:
+            continue
+        data = open_task(spec, seed, "student")
+        teacher = teacher or finished_teacher(spec, data)
+        first = student.seed if student.folder == spec.folder else (spec.seeds or SEEDS)[0]
+        runs[kind] = _bound(spec, replace(student, seed=first), data, teacher, length=None)
+    return list(runs.values())
 
 
 def _is_timed(spec: RunSpec) -> bool:
@@ -264,13 +284,14 @@ def _is_timed(spec: RunSpec) -> bool:
 
 
 def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> BoundRun:
-    data = _open_task(spec, _data_seed(spec, student), "student")
-    if _is_ready(spec):
-        teacher = _taught(spec, data)
+    data = open_task(spec, data_seed(spec, student.seed), "student")
+    if is_ready(spec):
+        teacher = asked_teacher(spec, data)
         run = _bound(spec, student, data, teacher, length=length)
         teacher.check(run.teachers)
         return run
-    teacher = LiveTeacher(_build(spec.teacher.model, data, spec.seed, "teacher"))
+    refuse_targets(spec)
+    teacher = LiveTeacher(build_model(spec.teacher.model, data, spec.seed, "teacher"))
     run = _bound(spec, student, data, teacher, length=length)
     _check_checkpoints(spec, student, run.teachers)
     return run
@@ -297,7 +318,7 @@ def _bound(
     spec: RunSpec,
     student: StudentRun,
     data: TaskData,
-    teacher: LiveTeacher,
+    teacher: Teacher,
     *,
     length: Duration | None,
 ) -> BoundRun:
@@ -306,7 +327,7 @@ def _bound(
     Raises:
         BindError: If the parts do not fit; the strategy is named.
     """
-    model = _build(given(spec.student, "student", "distill"), data, student.seed, "student")
+    model = build_model(given(spec.student, "student", "distill"), data, student.seed, "student")
 
     # What a teacher that is still to be taught will have lost is not known yet.
     trajectory = teacher.trajectory or PlannedCheckpoints(spec.trajectory_steps())
@@ -338,7 +359,7 @@ def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
     """Return the teacher's training, bound."""
     return bind(
         from_labels(total=given(spec.teacher.total, "teacher.total", "teach"), name="teacher"),
-        student=_build(spec.teacher.model, data, spec.seed, "teacher"),
+        student=build_model(spec.teacher.model, data, spec.seed, "teacher"),
         teacher=None,
         stream=data.stream,
         optimizer=spec.teacher.optimizer or spec.optimizer,
@@ -364,32 +385,3 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
 
 def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:
     return spec.target.is_reached if spec.target.ends_run else None
-
-
-def _data_seed(spec: RunSpec, student: StudentRun) -> int:
-    return student.seed if spec.data_seed is None else spec.data_seed
-
-
-def _open_task(spec: RunSpec, seed: int, reader: str) -> TaskData:
-    return spec.task.open(seed=seed, cache_dir=Path(spec.cache_dir), reader=reader)
-
-
-def _build(model: Model, data: TaskData, seed: int, purpose: str) -> TappedModel:
-    with seeding.scoped(seed, purpose):
-        return model.build(
-            num_inputs=data.num_inputs,
-            num_classes=data.num_classes,
-            num_positions=data.num_positions,
-            padding_token=data.padding_token,
-        )
-
-
-def _taught(spec: RunSpec, data: TaskData) -> LiveTeacher:
-    """Return the finished teacher with its trajectory."""
-    model = _build(spec.teacher.model, data, spec.seed, "teacher")
-    folder = spec.folder / TEACHER
-    if spec.teacher.total is None:
-        folders = [Path(one) for one in spec.teacher.folders]
-        return LiveTeacher(model, hugging_face_trajectory(folders) if folders else None)
-    load_weights(model.module, folder / FINISHED)
-    return LiveTeacher(model, open_trajectory(folder / TRAJECTORY))

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.selection import PlannedCheckpoints
@@ -21,6 +21,7 @@ from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.specs import override, parse, plain, read_yaml, value
 from curricle.teachers.trajectory import hugging_face_steps
+from curricle.training.capturing import Packing
 from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 
@@ -137,6 +138,22 @@ class Target:
 
 @final
 @value
+class TargetsSpec:
+    """Where a teacher's targets are kept, and how."""
+
+    folder: str = Field(min_length=1)
+    """Folder that `curricle targets capture` fills and that students then read."""
+    packing: Packing = Packing()
+    """How a capture packs; who reads is told by the folder itself."""
+
+
+def from_folder(given: object) -> object:
+    """Return what a plain text means: the folder."""
+    return {"folder": given} if isinstance(given, str) else given
+
+
+@final
+@value
 class RunSpec:
     """Everything about a run, or about a comparison of runs."""
 
@@ -165,6 +182,10 @@ class RunSpec:
     teacher runs once for all of them. Those are the strategies of a seed, or with `data_seed` all
     students. Results stay the same; memory holds all of them. With `stacked` those of one shape
     and method step as one model, which is faster for small ones; results agree within rounding."""
+    targets: Annotated[TargetsSpec, BeforeValidator(from_folder)] | None = None
+    """Stored targets that students read instead of asking the teacher; a text is their folder. They
+    are captured from the finished teacher for the data of this spec, so with several seeds and
+    fresh or masked data give all students one `data_seed`. None asks the teacher at each step."""
     budget: AnyBudget | None = None
     """What each student may consume."""
     target: Target = Target()
@@ -185,6 +206,11 @@ class RunSpec:
         self._check_models()
         self._check_seeds()
         self._check_classroom()
+        if self.targets is not None and self.budget is not None and not self.budget.is_length:
+            raise SpecError(
+                f"'targets' must be used with a budget of steps, examples or tokens, which is "
+                f"the same whether the teacher runs or not; got {self.budget}"
+            )
         total = self._total()
         for path, call in self._calls().items():
             try:

@@ -4,6 +4,7 @@ A task is a value; `open` gives the streams and held-out batches of a seed, and 
 model must have. Held-out data never depend on the run's seed, so all runs are judged alike.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -88,6 +89,11 @@ class ParityTask:
         """Return the number of positions a step; signs have none, so it is the batch size."""
         return self.batch_size * (1 if self.encoding == "signs" else self.num_inputs)
 
+    def tokenizer(self, cache_dir: Path) -> str:
+        """Return the SHA-256 of the tokenizer: none, for the data are no text."""
+        del cache_dir
+        return ""
+
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed.
 
@@ -170,6 +176,13 @@ class TextTask:
     def tokens_per_batch(self) -> int:
         """Return the tokens a step."""
         return self.batch_size * self.window
+
+    def tokenizer(self, cache_dir: Path) -> str:
+        """Return the SHA-256 of the tokenizer, in hexadecimal."""
+        made = _text_module().open_tokenizer(
+            self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
+        )
+        return hashlib.sha256(made.to_str().encode()).hexdigest()
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed; the tokenized text is made once and reused.
@@ -295,6 +308,11 @@ class PcfgTask:
     def tokens_per_batch(self) -> int:
         """Return the positions a step, padding included; expected ones with `pad_to` batch."""
         return sequence_tokens(self.rules, batch_size=self.batch_size, pad_to=self.pad_to)
+
+    def tokenizer(self, cache_dir: Path) -> str:
+        """Return the SHA-256 of the tokenizer: none, for the data are no text."""
+        del cache_dir
+        return ""
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed.

@@ -5,6 +5,7 @@ As one safetensors file, written in one step and without pickle. Tied weights ar
 can be checked before training starts.
 """
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
@@ -101,6 +102,16 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 def architecture(module: nn.Module) -> str:
     """Return a digest of the names and shapes, equal for models that can share weights."""
     return fingerprint([[name, list(shape)] for name, shape in shapes(module).items()])
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the SHA-256 of all parameters and buffers with their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        content = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(content.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _is_slice(tensor: Tensor) -> bool:

@@ -30,7 +30,7 @@ from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
-from curricle.objectives.projections import SHARED, Gaussian, Learned, Projection
+from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
 from curricle.objectives.terms import (
     BoundObjective,
     Reads,
@@ -38,7 +38,7 @@ from curricle.objectives.terms import (
     Sample,
     required,
 )
-from curricle.specs import value
+from curricle.specs import Plain, plain, value
 
 Positions = Literal["all", "selected"]
 Normalize = Literal["auto", "none", "layernorm", "rms"]
@@ -164,6 +164,7 @@ class MatchHidden:
             rule = "layernorm" if is_residual else "none"
         return _BoundHidden(
             declared=self,
+            drawn={"projection_name": names, "projection_seed": sample.seed},
             reads=reads,
             rule=rule,
             rows=rows,
@@ -171,6 +172,7 @@ class MatchHidden:
             matrix=matrix,
             adapter=adapter,
             mean=None,
+            selects=self.chosen(sample.batch) is not None,
         )
 
 
@@ -196,6 +198,8 @@ class _BoundHidden:
     """`MatchHidden` with places, projection and normalization known."""
 
     declared: MatchHidden
+    drawn: Plain
+    """What tells a draw of the projection from others."""
     reads: Reads
     rule: str
     rows: Rows
@@ -206,6 +210,35 @@ class _BoundHidden:
     adapter: LinearMap | None
     """The learned projection; None with a fixed one."""
     mean: Float[Tensor, " compared_width"] | None
+    selects: bool
+    """Whether the data select positions, and only these count."""
+
+    @property
+    def target_facts(self) -> Plain:
+        """Return what the target depends on besides the teacher and the data."""
+        law, (ours, theirs) = self.declared.projection, self.widths
+        shared = {"projection_name": SHARED} if self.declared.shared_projection else {}
+        return {
+            "kind": "hidden",
+            "place": str(self.reads.teacher[0]),
+            "normalize": self.rule,
+            "center": self.declared.center,
+            "teacher_width": theirs,
+            "width": theirs if self.matrix is None else ours,
+            "law": plain(law),
+            # Without a draw nothing is to be told apart.
+            **({} if isinstance(law, (Learned, Identity)) else self.drawn | shared),
+        }
+
+    @property
+    def reads_selected(self) -> bool:
+        """Return whether only selected positions count."""
+        return self.selects
+
+    @property
+    def takes_sparse(self) -> bool:
+        """Return False: a state has no classes."""
+        return False
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions the mean is over."""

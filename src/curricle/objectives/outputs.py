@@ -20,9 +20,16 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, TappedModel
-from curricle.objectives.chunked import Chunk, chunked_cross_entropy, chunked_divergence
+from curricle.objectives.chunked import (
+    Chunk,
+    RowLoss,
+    chunked_cross_entropy,
+    chunked_divergence,
+    chunked_total,
+)
 from curricle.objectives.divergences import Divergence, ForwardKL
 from curricle.objectives.losses import cross_entropy
+from curricle.objectives.sparse import SparseTarget, sparse_forward_kl
 from curricle.objectives.terms import (
     BoundObjective,
     Reads,
@@ -31,7 +38,7 @@ from curricle.objectives.terms import (
     Target,
     required,
 )
-from curricle.specs import value
+from curricle.specs import Plain, value
 
 
 @final
@@ -86,7 +93,7 @@ class MatchLogits:
             return Reads(student_logits=True, teacher_logits=True)
         return Reads(student_head=True, teacher_head=True)
 
-    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "BoundLogits":
         """Return the term after checking the vocabularies.
 
         Raises:
@@ -108,7 +115,7 @@ class MatchLogits:
             )
         everywhere = sample.batch.selected is None
         rows = Rows.of("'logits'", leading, sample.batch) if everywhere else None
-        return _BoundLogits(declared=self, rows=rows)
+        return BoundLogits(declared=self, rows=rows, known=self.num_classes or teacher)
 
     def _shape(self, shown: Activations) -> tuple[int, ...]:
         """Return the shape of logits, also of those that are not computed."""
@@ -120,12 +127,29 @@ class MatchLogits:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _BoundLogits:
+class BoundLogits:
     """`MatchLogits` with equal vocabularies."""
 
     declared: MatchLogits
     rows: Rows | None
     """Where the logits count; None at the selected positions."""
+    known: int
+    """Number of classes that count."""
+
+    @property
+    def target_facts(self) -> Plain:
+        """Return what the target depends on besides the teacher and the data."""
+        return {"kind": "logits", "num_classes": self.known}
+
+    @property
+    def reads_selected(self) -> bool:
+        """Return whether only selected positions count."""
+        return self.rows is None
+
+    @property
+    def takes_sparse(self) -> bool:
+        """Return whether the divergence is defined where only some classes are known."""
+        return isinstance(self.declared.divergence, ForwardKL)
 
     def count(self, batch: Batch) -> int:
         """Return the number of selected positions, or of all with data if none are selected."""
@@ -134,20 +158,15 @@ class _BoundLogits:
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"] | LinearHead:
         """Return the teacher's logits, or what they come from."""
         if self.declared.chunk is None:
-            return self._logits(teacher, batch)
+            return self.logits(teacher, batch)
         return self._head(teacher, batch).detached
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
         """Return the divergence summed over selected positions, in nats."""
         declared = self.declared
         found = required(target, "target")
-        if declared.chunk is None:
-            total = declared.divergence(
-                self._logits(student, batch),
-                found,
-                student_temperature=declared.student_temperature,
-                teacher_temperature=declared.teacher_temperature,
-            )
+        if not isinstance(found, LinearHead):
+            total = self._known(student, found, batch)
         else:
             total = chunked_divergence(
                 self._head(student, batch),
@@ -155,12 +174,40 @@ class _BoundLogits:
                 declared.divergence,
                 student_temperature=declared.student_temperature,
                 teacher_temperature=declared.teacher_temperature,
-                chunk=declared.chunk,
+                chunk=declared.chunk or "auto",
             )
         squared = declared.student_temperature**2
         return total * squared if declared.scale == "temperature_squared" else total
 
-    def _logits(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+    def _known(
+        self, student: Activations, target: Tensor | SparseTarget, batch: Batch
+    ) -> Float[Tensor, ""]:
+        """Return the divergence from a target that need not be multiplied out."""
+        chunk, compare = self.declared.chunk, self._comparison(target)
+        if chunk is not None:
+            return chunked_total(self._head(student, batch), compare, chunk=chunk)
+        return compare(self.logits(student, batch), slice(None))
+
+    def _comparison(self, target: Tensor | SparseTarget) -> RowLoss:
+        declared = self.declared
+        if isinstance(target, Tensor):
+            return lambda logits, rows: declared.divergence(
+                logits,
+                target[rows],
+                student_temperature=declared.student_temperature,
+                teacher_temperature=declared.teacher_temperature,
+            )
+        if target.temperature != declared.teacher_temperature:
+            raise BindError(
+                f"'teacher_temperature' must be {target.temperature:g}, with which the stored "
+                f"targets were made; got {declared.teacher_temperature:g}"
+            )
+        return lambda logits, rows: sparse_forward_kl(
+            logits, target.at(rows), student_temperature=declared.student_temperature
+        )
+
+    def logits(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+        """Return the counted logits of either model."""
         logits = required(shown.logits, "logits")
         if self.declared.num_classes is not None:
             logits = logits[..., : self.declared.num_classes]

@@ -32,10 +32,10 @@ from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import cross_entropy, tempered_kl
-from curricle.objectives.outputs import MatchLogits
+from curricle.objectives.outputs import BoundLogits, MatchLogits
 from curricle.objectives.projections import Gaussian
 from curricle.objectives.terms import BoundObjective, Reads, Sample, required
-from curricle.specs import value
+from curricle.specs import Plain, value
 
 FIRST_RAW = 1.0
 """u before training, as in the code of [L22]; with its range the temperature starts at 15.6."""
@@ -219,7 +219,7 @@ class _BoundTemperature:
     """`LearnedTemperature` with equal vocabularies and its module."""
 
     declared: LearnedTemperature
-    matched: BoundObjective
+    matched: BoundLogits
     """Logits matched without a temperature: knows which rows count."""
     adapter: Temperature
 
@@ -238,14 +238,12 @@ class _BoundTemperature:
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         """Return the teacher's logits."""
-        logits: Tensor = self.matched.target(teacher, batch)
-        return logits
+        return self.matched.logits(teacher, batch)
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss summed over counted positions, in nats."""
         declared, teacher = self.declared, required(target, "target")
-        # The student's counted rows are found like the teacher's.
-        logits = self.matched.target(student, batch)
+        logits = self.matched.logits(student, batch)
         total = declared.divergence_weight * tempered_kl(
             logits, teacher, self.adapter(logits, teacher)
         )
@@ -253,6 +251,21 @@ class _BoundTemperature:
             return total
         labels = required(batch.labels, "labels")
         return total + declared.label_weight * cross_entropy(logits, labels)
+
+    @property
+    def target_facts(self) -> Plain:
+        """Return what the target depends on besides the teacher and the data."""
+        return self.matched.target_facts
+
+    @property
+    def reads_selected(self) -> bool:
+        """Return whether only selected positions count."""
+        return self.matched.reads_selected
+
+    @property
+    def takes_sparse(self) -> bool:
+        """Return False: a temperature that is learned needs all classes."""
+        return False
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

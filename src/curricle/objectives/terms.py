@@ -23,6 +23,7 @@ from torch import Tensor
 from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.tapped import Activations, Place, TappedModel
+from curricle.specs import Plain
 
 Found = TypeVar("Found")
 
@@ -196,6 +197,29 @@ class Calibrates(Protocol):
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
         """Return the objective with the statistics of the given batches."""
+        ...
+
+
+@runtime_checkable
+class Storable(Protocol):
+    """A bound objective whose target may be made beforehand and read by other runs."""
+
+    @property
+    def target_facts(self) -> Plain:
+        """Return, as plain data, what `target` depends on besides the teacher and the data.
+
+        What begins with `projection_` tells draws apart; targets of other draws serve as well.
+        """
+        ...
+
+    @property
+    def reads_selected(self) -> bool:
+        """Return whether only selected positions count."""
+        ...
+
+    @property
+    def takes_sparse(self) -> bool:
+        """Return whether `total` can read a `SparseTarget`."""
         ...
 
 

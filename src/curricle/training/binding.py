@@ -32,11 +32,12 @@ from curricle.objectives.terms import Objective, Reads, Sample, Target, merged, 
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
+from curricle.teachers.stored import StoredTeacher
 from curricle.training.costs import Meter
 from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 from curricle.training.starting import BoundStart, bind_start
-from curricle.training.terms import Term, adapters_of, described, opened
+from curricle.training.terms import Term, adapters_of, bound_term, described, opened
 
 
 @final
@@ -69,8 +70,8 @@ class BoundRun:
     """Name of the curriculum."""
     student: TappedModel
     """The model that learns."""
-    teacher: LiveTeacher | SharedTeacher | None
-    """The model that teaches, if any stage needs one."""
+    teacher: LiveTeacher | SharedTeacher | StoredTeacher | None
+    """The model that teaches, or its stored targets, if any stage needs one."""
     stages: tuple[BoundStage, ...]
     """The bound stages, in order."""
     stream: Stream
@@ -111,7 +112,7 @@ def bind(
     curriculum: Curriculum,
     *,
     student: TappedModel,
-    teacher: LiveTeacher | None,
+    teacher: LiveTeacher | StoredTeacher | None,
     stream: Stream,
     optimizer: Optimizer,
     settings: EngineSettings,
@@ -122,7 +123,7 @@ def bind(
     Args:
         curriculum: What to run.
         student: The model that learns; moved to the device.
-        teacher: The model that teaches; moved to the device.
+        teacher: The model that teaches, which is moved to the device, or its stored targets.
         stream: Training data.
         optimizer: How the weights move.
         settings: How the engine runs.
@@ -133,9 +134,12 @@ def bind(
     """
     device = settings.torch_device()
     student.module.to(device)
-    if teacher is not None:
-        teacher.model.module.to(device)
-    elif curriculum.teachers:
+    live = None if isinstance(teacher, StoredTeacher) else teacher
+    if live is not None:
+        live.model.module.to(device)
+    elif curriculum.start is not None and teacher is not None:
+        raise BindError(f"'start' {curriculum.start.kind!r} needs a teacher with weights; got none")
+    elif teacher is None and curriculum.teachers:
         raise BindError(f"'teacher' must be given to run {curriculum.name!r}; got none")
     probe = _Probe(
         student=student,
@@ -166,7 +170,7 @@ def bind(
         settings=settings,
         seed=seed,
         draws_noise=probe.draws_noise,
-        start=bind_start(curriculum.start, student, teacher, stream=stream, seed=seed),
+        start=bind_start(curriculum.start, student, live, stream=stream, seed=seed),
         note=curriculum.note,
     )
 
@@ -221,7 +225,7 @@ class _Probe:
         self,
         *,
         student: TappedModel,
-        teacher: LiveTeacher | None,
+        teacher: LiveTeacher | StoredTeacher | None,
         stream: Stream,
         optimizer: Optimizer,
         settings: EngineSettings,
@@ -249,8 +253,8 @@ class _Probe:
         student_meter = Meter([*self._student.module.parameters(), *_data(self._part)])
         teacher_meter = Meter()
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
-            shown = self._teach(reads, teacher_meter) if needs_teacher else None
             student = self._learn(reads, student_meter)
+            shown = self._teach(each, student, teacher_meter) if needs_teacher else None
             sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
             terms = self._terms(stage, each, replace(sample, num_steps=end - start))
             tried = opened(terms)
@@ -296,7 +300,10 @@ class _Probe:
         teacher = None if self._teacher is None else self._teacher.model
         return objective.reads(self._student, teacher)
 
-    def _teach(self, reads: Reads, meter: Meter) -> Activations:
+    def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
+        if isinstance(self._teacher, StoredTeacher):
+            return self._teacher.shown(each, student)
+        reads = merged(each, whole=False)
         model, head = required(self._teacher, "teacher").model, reads.teacher_head
         if head:
             check_head(model, self._part.inputs)
@@ -326,23 +333,15 @@ class _Probe:
         residual = self._student.is_residual and (
             self._teacher is None or self._teacher.model.is_residual
         )
+        stored = self._teacher if isinstance(self._teacher, StoredTeacher) else None
         return tuple(
-            Term(
-                weight=objective.weight,
-                needs_teacher=objective.needs_teacher,
-                objective=objective.bind(reads, sample, is_residual=residual),
-            )
+            bound_term(objective, reads, sample, residual=residual, asked=(stored, stage.teacher))
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 
     def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Target]:
         with torch.no_grad():
-            return [
-                term.objective.target(shown, self._part)
-                if term.needs_teacher and shown is not None
-                else None
-                for term in terms
-            ]
+            return [term.blank(shown, self._part) for term in terms]
 
     def _reached(
         self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]

@@ -30,6 +30,7 @@ from curricle.errors import BindError
 from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
+from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
@@ -105,7 +106,7 @@ def execute_together(
                 stack.enter_context(
                     closing(
                         executing(
-                            replace(one.run, stream=stream, teacher=one.run.teacher and shared),
+                            replace(one.run, stream=stream, teacher=_seated(one.run, shared)),
                             one.evaluate,
                             metric=metric,
                             outputs=one.outputs,
@@ -119,6 +120,11 @@ def execute_together(
             for one in seats
         ]
         return _taught(lessons)
+
+
+def _seated(run: BoundRun, shared: SharedTeacher | None) -> SharedTeacher | StoredTeacher | None:
+    """Return who teaches a student of a classroom."""
+    return run.teacher if isinstance(run.teacher, StoredTeacher) else run.teacher and shared
 
 
 def _taught(lessons: "Sequence[_Lesson]") -> list[EndRecord]:

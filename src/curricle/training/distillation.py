@@ -1,7 +1,9 @@
 """What is the one call that distils?
 
 `distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
-those of the strategy. `curricle plan` on the command line stops after binding.
+those of the strategy. `capture_targets` takes the same and asks the teacher all that `distill`
+would ask, so that students can be taught without it. `curricle plan` on the command line stops
+after binding.
 """
 
 from collections.abc import Sequence
@@ -18,8 +20,11 @@ from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
+from curricle.teachers.manifest import Manifest
+from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding import bind
+from curricle.training.capturing import Packing, Watch, capture
 from curricle.training.engine import Observer, Outputs, execute
 from curricle.training.evaluation import Evaluator, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
@@ -44,7 +49,7 @@ class Result:
 
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
-    teacher: AnyModel | None,
+    teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
     data: Stream,
     *,
@@ -62,7 +67,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
 
     Args:
         student: The model that learns; trained in place.
-        teacher: The finished teacher; None for curricula that need none.
+        teacher: The finished teacher, or its stored targets as `open_targets` gives them; None for
+            curricula that need none.
         curriculum: What a strategy such as `extraction` returned.
         data: Training batches; `curricle.stream` makes them from a `DataLoader`.
         evaluation: Held-out batches with labels, or a function from the model to metrics.
@@ -94,11 +100,10 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
     model = tapped(student)
-    live = None if teacher is None else LiveTeacher(tapped(teacher), trajectory)
     run = bind(
         curriculum,
         student=model,
-        teacher=live,
+        teacher=_teaching(teacher, trajectory),
         stream=data,
         optimizer=optimizer,
         settings=settings,
@@ -111,6 +116,57 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     outputs = Outputs(folder=folder, observers=tuple(observers))
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
+
+
+def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets depend on
+    student: AnyModel,
+    teacher: AnyModel,
+    curriculum: Curriculum,
+    data: Stream,
+    *,
+    folder: str | Path,
+    packing: Packing = Packing(),  # noqa: B008 - a frozen value
+    trajectory: Trajectory | None = None,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Manifest:
+    """Store the targets that a run would read, or what the folder lacks of them.
+
+    Args:
+        student: A model like those that will learn; it tells the widths and is not trained.
+        teacher: The finished teacher.
+        curriculum: As in `distill`.
+        data: As in `distill`; students may read it in other batches and another order.
+        folder: Where targets are kept; `open_targets` opens it in place of the teacher.
+        packing: In which form targets are kept.
+        trajectory: The teacher's checkpoints, for curricula that follow them.
+        settings: Device, precision and accumulation of the teacher's passes.
+        seed: Seed of the projections.
+        watch: Told of how many steps of how many are captured.
+
+    Returns:
+        What the folder says about itself.
+    """
+    run = bind(
+        curriculum,
+        student=tapped(student),
+        teacher=LiveTeacher(tapped(teacher), trajectory),
+        stream=data,
+        # No weight moves.
+        optimizer=SGD(learning_rate=1.0),
+        settings=settings,
+        seed=seed,
+    )
+    return capture([run], Path(folder), packing=packing, watch=watch)
+
+
+def _teaching(
+    teacher: AnyModel | StoredTeacher | None, trajectory: Trajectory | None
+) -> LiveTeacher | StoredTeacher | None:
+    if teacher is None or isinstance(teacher, StoredTeacher):
+        return teacher
+    return LiveTeacher(tapped(teacher), trajectory)
 
 
 def _require_parts(curriculum: object, optimizer: object, evaluation: object) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import nn
@@ -33,6 +33,7 @@ from curricle.records import (
     read_records,
 )
 from curricle.specs import fingerprint, plain
+from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import (
@@ -364,7 +365,11 @@ def run_fingerprint(run: BoundRun) -> str:
 
     Of the teacher's weights a sample stands for all: another training changes every tensor.
     """
-    teacher = [] if run.teacher is None or not run.teachers else _sample(run.teacher.model.module)
+    teacher: list[Any] = []
+    if isinstance(run.teacher, StoredTeacher):
+        teacher = [run.teacher.fingerprint]
+    elif run.teacher is not None and run.teachers:
+        teacher = _sample(run.teacher.model.module)
     start = [] if run.start is None else [plain(run.start.declared)]
     return fingerprint(
         [

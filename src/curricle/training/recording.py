@@ -15,6 +15,7 @@ import torch
 
 from curricle.records import RunRecord, Spent, StepRecord
 from curricle.teachers.live import num_parameters
+from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import StepOutcome
 
@@ -67,6 +68,14 @@ def step_record(
     )
 
 
+def _teacher_parameters(run: BoundRun) -> int:
+    if run.teacher is None or not run.teachers:
+        return 0
+    if isinstance(run.teacher, StoredTeacher):
+        return run.teacher.store.manifest.teacher.parameters
+    return num_parameters(run.teacher.model)
+
+
 def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
     """Return what opens a run.
 
@@ -85,9 +94,7 @@ def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
         note=run.note,
         stages=run.plans,
         student_parameters=num_parameters(run.student),
-        teacher_parameters=num_parameters(run.teacher.model)
-        if run.teacher is not None and run.teachers
-        else 0,
+        teacher_parameters=_teacher_parameters(run),
         versions={
             "curricle": version("curricle"),
             "torch": torch.__version__,

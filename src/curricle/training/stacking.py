@@ -189,6 +189,7 @@ def _is_stackable(stepper: Stepper) -> bool:
         or run.settings.clip_norm is not None
         or run.settings.accumulation > 1
         or len(stepper.adapters)
+        or any(term.stored is not None and not term.stored.is_dense for term in stepper.stage.terms)
     )
 
 

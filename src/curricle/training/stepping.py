@@ -28,6 +28,8 @@ from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
 from curricle.objectives.terms import BoundObjective, Target, uncalibrated
 from curricle.records import Spent
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.sharing import SharedTeacher
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.costs import now
@@ -169,7 +171,11 @@ class Stepper:
 
     def calibrate(self) -> None:
         """Give objectives that ask for it the teacher's statistics over the first batches."""
-        needy = [uncalibrated(term.objective) for term in self._terms]
+        # Stored targets have what the capture has calibrated.
+        needy = [
+            None if term.stored is not None else uncalibrated(term.objective)
+            for term in self._terms
+        ]
         if not any(needy):
             return
         begins = now(self._device)
@@ -221,14 +227,11 @@ class Stepper:
 
     def targets(self, batch: Batch) -> list[Target]:
         """Return what each objective compares the student with; None without a teacher."""
-        if self._teacher is None:
-            return [None] * len(self._terms)
         with torch.no_grad(), self._teacher_autocast():
-            shown = self._teacher(batch.inputs, batch.selected)
-            return [
-                term.objective.target(shown, batch) if term.needs_teacher else None
-                for term in self._terms
-            ]
+            shown = None
+            if self._teacher is not None:
+                shown = self._teacher(batch.inputs, batch.selected)
+            return [term.target(shown, batch) for term in self._terms]
 
     def targets_of(self, block: Block) -> list[Target]:
         """Return what `targets` gives for each batch of a block, along a new first axis."""
@@ -278,7 +281,9 @@ def stepping(
     """
     with ExitStack() as stack:
         teacher: Reader | None = None
-        if run.teacher is not None and any(term.needs_teacher for term in stage.terms):
+        if isinstance(run.teacher, (LiveTeacher, SharedTeacher)) and any(
+            term.asks_teacher for term in stage.terms
+        ):
             wanted = stage.reads
             teacher = stack.enter_context(
                 run.teacher.reading(

@@ -15,8 +15,12 @@ from typing import final
 import torch
 from torch import nn
 
+from curricle.data.streams import Batch
+from curricle.models.tapped import Activations
 from curricle.objectives.adapters import CountsSteps, adapter_of
-from curricle.objectives.terms import BoundObjective
+from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, Target
+from curricle.teachers.live import Reference
+from curricle.teachers.stored import StoredTargets, StoredTeacher
 from curricle.training.optimizers import decay_groups
 
 
@@ -31,6 +35,56 @@ class Term:
     """Whether it has a target from a teacher."""
     objective: BoundObjective
     """The bound objective."""
+    stored: StoredTargets | None = None
+    """Where its targets are kept; None asks the teacher, if it needs one."""
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Return whether a teacher has to run for its target."""
+        return self.needs_teacher and self.stored is None
+
+    def target(self, shown: Activations | None, batch: Batch) -> Target:
+        """Return what the student is compared with; None without a teacher.
+
+        Args:
+            shown: What the teacher shows; None if it was not asked.
+            batch: The batch.
+        """
+        if self.stored is not None:
+            return self.stored.target(batch)
+        if shown is None or not self.needs_teacher:
+            return None
+        return self.objective.target(shown, batch)
+
+    def blank(self, shown: Activations | None, batch: Batch) -> Target:
+        """Return a target while binding, when nothing is read from a store yet; see `target`."""
+        if self.stored is not None:
+            return self.stored.blank(self.objective.count(batch), batch.leading.device)
+        return self.target(shown, batch)
+
+
+def bound_term(
+    objective: Objective,
+    reads: Reads,
+    sample: Sample,
+    *,
+    residual: bool,
+    asked: tuple[StoredTeacher | None, Reference],
+) -> Term:
+    """Return an objective bound to what both models show, and to stored targets if there are any.
+
+    Args:
+        objective: The objective.
+        reads: What it reads.
+        sample: What both models show.
+        residual: Whether both are residual streams.
+        asked: The stored teacher, or None for one that runs, and which of its checkpoints.
+    """
+    bound = objective.bind(reads, sample, is_residual=residual)
+    teacher, reference = asked
+    needs = objective.needs_teacher
+    stored = teacher.serving(bound, reference) if needs and teacher is not None else None
+    return Term(weight=objective.weight, needs_teacher=needs, objective=bound, stored=stored)
 
 
 def opened(terms: Iterable[Term]) -> tuple[Term, ...]:

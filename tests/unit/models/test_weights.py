@@ -17,6 +17,7 @@ from curricle.models.weights import (
     load_weights,
     save_weights,
     shapes,
+    weights_digest,
 )
 
 
@@ -210,3 +211,17 @@ def test_only_weights_of_linear_maps_of_their_own_are_held_in_lower_precision() 
         "tied.bias",
     }
     assert tied.weight is embedding.weight
+
+
+def test_the_digest_of_weights_tells_every_number_and_name() -> None:
+    with seeding.scoped(0, "model"):
+        module, other = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2))
+    digest = weights_digest(module)
+    assert digest == weights_digest(module)
+    other[0].load_state_dict(module.state_dict())
+    assert weights_digest(other) != digest
+    with torch.no_grad():
+        module.weight[1, 2] += 1e-3
+    assert weights_digest(module) != digest
+    module.weight.data[1, 2] -= 1e-3
+    assert weights_digest(module.bfloat16()) != digest

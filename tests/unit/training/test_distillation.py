@@ -18,8 +18,11 @@ from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.teachers.codecs import Exact
+from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
-from curricle.training.distillation import Result, distill
+from curricle.training.capturing import Packing
+from curricle.training.distillation import Result, capture_targets, distill
 from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import SGD
@@ -234,3 +237,22 @@ def test_nobody_teaches_itself() -> None:
         BindError, match=r"^'student' must be another module than 'teacher'; got the same twice$"
     ):
         distilled(student=model, teacher=model)
+
+
+def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
+    wanted = distilled(student=mlp(5, seed=3))
+    told: list[tuple[int, int]] = []
+    capture_targets(
+        mlp(5),
+        mlp(16, seed=1),
+        extraction(total=TOTAL),
+        parity(),
+        folder=tmp_path / "store",
+        packing=Packing(hidden=Exact(), logits=Exact()),
+        settings=CPU,
+        watch=lambda done, total: told.append((done, total)),
+    )
+    found = distilled(student=mlp(5, seed=3), teacher=open_targets(tmp_path / "store"))
+    assert told[-1] == (12, 12)
+    for ours, theirs in zip(found.student.parameters(), wanted.student.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

@@ -15,7 +15,8 @@ from jaxtyping import Float
 from curricle.experiments.folders import TEACHER
 from curricle.experiments.recipes.parity import parity_size
 from curricle.experiments.recipes.recipe import Recipe, Scale
-from curricle.experiments.runner import TRAJECTORY, teach
+from curricle.experiments.resources import TRAJECTORY
+from curricle.experiments.runner import teach
 from curricle.experiments.theorem import (
     CorrelationGap,
     TheoremSpec,

@@ -1,0 +1,123 @@
+"""By what is an example known again, whoever reads it and in whatever batch?
+
+By a digest of what a model is shown of it: the inputs where the row holds data and, if wanted,
+which of these places are selected. Order, batch size, seed and number of readers do not enter;
+neither does the padding that a row got because of its neighbors.
+
+Axes: example (rows of a batch).
+
+Design: integers are digested as 64-bit ones, so ids mean the same in any type. An attention mask
+that tells no more than `valid` is left out, since it changes nothing that a model shows. What a row
+is to teach (its labels) is not what a teacher is shown.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import torch
+from jaxtyping import Int, Shaped
+from torch import Tensor
+
+from curricle.data.streams import Batch
+
+KEY_BYTES = 16
+"""Bytes of a key; two of 1e9 examples share one by chance of 1e-21."""
+KEYS = np.dtype(f"S{KEY_BYTES}")
+MASK = "attention_mask"
+
+
+def example_keys(batch: Batch, *, selected: bool) -> Shaped[np.ndarray, " example"]:
+    """Return the key of each example of a batch, as `KEYS`.
+
+    Args:
+        batch: The batch.
+        selected: Whether it matters which positions are selected.
+    """
+    rows = list(_rows(batch))
+    places = selected_places(batch) if selected and batch.selected is not None else None
+    for number, found in enumerate(places or ()):
+        rows[number].update(b"selected")
+        rows[number].update(found.tobytes())
+    # `bytes` would lose zeros at the end.
+    return np.frombuffer(b"".join(row.digest() for row in rows), dtype=KEYS)
+
+
+def selected_places(batch: Batch) -> list[Int[np.ndarray, " _"]]:
+    """Return the selected positions of each example, counted over those that hold data."""
+    if batch.selected is None:
+        return [np.arange(count) for count in data_counts(batch)]
+    width = batch.leading.shape[1]
+    examples, positions = np.divmod(batch.selected.cpu().numpy(), width)
+    if batch.valid is not None:
+        ranks = np.cumsum(batch.valid.cpu().numpy(), axis=1) - 1
+        positions = ranks[examples, positions]
+    ends = np.searchsorted(examples, np.arange(1, batch.num_examples))
+    return np.split(positions.astype(np.int64), ends)
+
+
+def data_counts(batch: Batch) -> Int[np.ndarray, " example"]:
+    """Return the number of positions with data of each example; 1 where there are no positions."""
+    if batch.valid is not None:
+        counts: Int[np.ndarray, " example"] = batch.valid.sum(1).cpu().numpy()
+        return counts
+    return np.full(batch.num_examples, int(np.prod(batch.positions[1:])), dtype=np.int64)
+
+
+def _rows(batch: Batch) -> Iterator[hashlib.blake2b]:
+    """Yield for each example a digest of its inputs, to which more may be added."""
+    held = None
+    columns: list[list[bytes]] = []
+    if batch.valid is not None:
+        valid = batch.valid.cpu().numpy()
+        held = [np.flatnonzero(row) for row in valid]
+        # Where the data are matters only if they are not all in front.
+        in_front = [len(one) == 0 or one[-1] < len(one) for one in held]
+        columns.append(
+            [b"" if is_so else one.tobytes() for one, is_so in zip(held, in_front, strict=True)]
+        )
+    for name, tensor in sorted(_told(batch).items()):
+        array = _plain(tensor)
+        is_masked = held is not None and array.shape[:2] == batch.positions
+        columns.append(_contents(name, array, held if is_masked else None))
+    for parts in zip(*columns, strict=True):
+        yield hashlib.blake2b(b"".join(parts), digest_size=KEY_BYTES)
+
+
+def _contents(
+    name: str,
+    array: Shaped[np.ndarray, "example ..."],
+    held: "list[Int[np.ndarray, ' _']] | None",
+) -> list[bytes]:
+    """Return for each example its part of an array, or only the places that hold data."""
+    if held is not None:
+        chosen = [row[places] for row, places in zip(array, held, strict=True)]
+        return [_head(name, row) + np.ascontiguousarray(row).tobytes() for row in chosen]
+    # At once, for small models are faster than a call for each example.
+    head, whole = _head(name, array[0]), np.ascontiguousarray(array).tobytes()
+    size = len(whole) // len(array)
+    return [head + whole[start : start + size] for start in range(0, size * len(array), size)]
+
+
+def _head(name: str, row: Shaped[np.ndarray, "..."]) -> bytes:
+    return f"{name}:{row.dtype.kind}:{row.shape};".encode()
+
+
+def _told(batch: Batch) -> Mapping[str, Tensor]:
+    """Return the inputs by name, without a mask that tells what `valid` does."""
+    if isinstance(batch.inputs, Tensor):
+        return {"": batch.inputs}
+    mask = batch.inputs.get(MASK)
+    if mask is None:
+        return batch.inputs
+    wanted = torch.ones_like(mask, dtype=torch.bool) if batch.valid is None else batch.valid
+    if mask.shape != wanted.shape or not torch.equal(mask.bool(), wanted):
+        return batch.inputs
+    return {name: tensor for name, tensor in batch.inputs.items() if name != MASK}
+
+
+def _plain(tensor: Tensor) -> Shaped[np.ndarray, "example ..."]:
+    kept = tensor.detach().cpu()
+    array: Shaped[np.ndarray, "example ..."]
+    array = (kept.float() if kept.is_floating_point() else kept.long()).numpy()
+    return array

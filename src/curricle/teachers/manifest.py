@@ -1,0 +1,183 @@
+"""What does a folder of stored targets say about itself?
+
+`manifest.json` holds whose targets they are (a digest of the teacher's weights, its taps), of which
+data (digests of the data and of the tokenizer), how they were made and packed (one `Section` for
+each kind of target), and every file with its size and SHA-256. A reader needs nothing else.
+
+Axes: example (rows of a batch), row (counted positions of all examples).
+
+Design: the manifest is written after each shard, in one step. What it does not list does not exist,
+so a capture that was killed goes on after its last whole shard.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, final
+
+from pydantic import Field
+
+from curricle.errors import CheckpointError, CurricleError, reason
+from curricle.files import write_text
+from curricle.specs import Plain, fingerprint, parse, plain, value
+from curricle.teachers.codecs import Codec
+from curricle.teachers.live import Reference
+
+MANIFEST = "manifest.json"
+DRAW = "projection_"
+"""How facts begin that tell one draw of a projection from another."""
+
+
+@final
+@value
+class TeacherFacts:
+    """Whose targets are stored."""
+
+    weights: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of the weights by reference; empty if the targets were made elsewhere."""
+    taps: tuple[str, ...] = ()
+    """Places of the numbered taps, from 0 on; empty if they have no numbers."""
+    is_residual: bool = False
+    """Whether the taps lie on one residual stream."""
+    parameters: int = 0
+    """Number of parameters; 0 if it is not known."""
+    precision: str = ""
+    """Precision of the teacher's passes."""
+
+
+@final
+@value
+class DataFacts:
+    """Of which data."""
+
+    name: str = ""
+    """The data in a few words."""
+    fingerprint: str = ""
+    """Digest of the stream that was captured; empty if the targets were made elsewhere."""
+    tokenizer: str = ""
+    """SHA-256 of the tokenizer; empty if there is none, or none is known."""
+
+
+@final
+@value
+class Section:
+    """One kind of target."""
+
+    reference: Reference = "final"
+    """Which teacher was asked."""
+    facts: Plain
+    """What the targets are, as the objective says it: tap, projection and its draw, or classes."""
+    selected: bool
+    """Whether rows are those of selected positions; else of all with data, or the first of them."""
+    codec: Codec
+    """How they are packed."""
+    width: int = Field(gt=0)
+    """Numbers of a row before it was packed: width of a state, or classes."""
+
+    @property
+    def name(self) -> str:
+        """Return what its files begin with: the kind and a digest of all but the packing."""
+        told = [self.reference, self.facts, self.selected]
+        return f"{self.facts['kind']}-{fingerprint(told)[:8]}"
+
+    @property
+    def is_sparse(self) -> bool:
+        """Return whether only some classes of a row are kept."""
+        return self.codec.kind in {"sampled", "top_k"}
+
+    def matches(self, reference: Reference, facts: Plain, *, same_draw: bool) -> bool:
+        """Return whether the targets serve an objective.
+
+        Args:
+            reference: The teacher that it asks.
+            facts: What it says of its targets.
+            same_draw: Whether the projection must be of the same draw.
+        """
+        own, wanted = (
+            {name: found for name, found in one.items() if same_draw or not name.startswith(DRAW)}
+            for one in (self.facts, facts)
+        )
+        return self.reference == reference and own == wanted
+
+    def __str__(self) -> str:
+        """Return what it is in a few words."""
+        told = " ".join(f"{name}={found}" for name, found in self.facts.items() if name != "kind")
+        where = "selected" if self.selected else "all"
+        return f"{self.facts['kind']} of {self.reference}, {where} positions, {told}"
+
+
+@final
+@value
+class Shard:
+    """One file of stored targets."""
+
+    file: str
+    """Name in the folder."""
+    section: str
+    """Name of the section."""
+    examples: int
+    """Number of examples."""
+    rows: int
+    """Number of rows."""
+    size: int
+    """Bytes of the file."""
+    sha256: str
+    """Digest of its content."""
+
+
+@final
+@value
+class Manifest:
+    """All that is known of a folder of stored targets."""
+
+    format: Literal[1] = 1
+    """Version of the layout."""
+    complete: bool = False
+    """Whether the capture has come to its end."""
+    teacher: TeacherFacts = TeacherFacts()
+    """Whose targets."""
+    data: DataFacts = DataFacts()
+    """Of which data."""
+    sections: tuple[Section, ...] = ()
+    """The kinds of targets."""
+    shards: tuple[Shard, ...] = ()
+    """The files."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of what targets depend on, but not of which examples are there."""
+        return fingerprint([plain(self.teacher), [plain(one) for one in self.sections]])
+
+    def section(self, name: str) -> Section | None:
+        """Return the section of a name; None if there is none."""
+        return next((one for one in self.sections if one.name == name), None)
+
+    def of(self, section: Section) -> tuple[Shard, ...]:
+        """Return the files of a section."""
+        return tuple(one for one in self.shards if one.section == section.name)
+
+    def with_shard(self, shard: Shard) -> "Manifest":
+        """Return the manifest with one more file."""
+        return replace(self, shards=(*self.shards, shard))
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder in one step."""
+    write_text(folder / MANIFEST, json.dumps(plain(manifest), indent=1) + "\n")
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a folder.
+
+    Raises:
+        CheckpointError: If there is none, or it is damaged or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        found: Manifest = parse(Manifest, json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, CurricleError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} must describe stored targets, as 'curricle targets capture' writes "
+            f"it: {reason(error)}"
+        ) from None
+    return found

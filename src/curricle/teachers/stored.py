@@ -1,0 +1,243 @@
+"""Where do targets come from if the teacher has spoken before?
+
+A `StoredTeacher` stands where a `LiveTeacher` stands, and no network does: its targets were made
+once and are read by any number of students, seeds and epochs. Binding finds for each objective
+the stored targets that serve it; a projection of another draw serves as well, so students of other
+seeds are taught by that of the store.
+
+Design: to bind, a stage has to see shapes. `shown` gives zeros of the teacher's widths at the
+student's positions, and `blank` targets tell whether an objective can read what is kept. The
+engine asks `StoredTargets` for the targets of a batch and knows nothing of codecs.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from torch import nn
+
+from curricle.data.streams import Batch
+from curricle.errors import BindError
+from curricle.models.heads import LinearHead
+from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
+from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
+from curricle.teachers.live import Reference
+from curricle.teachers.manifest import Manifest, Section
+from curricle.teachers.targets import SectionReader, TargetStore, open_store
+from curricle.teachers.trajectory import Trajectory
+
+
+def open_targets(folder: str | Path) -> "StoredTeacher":
+    """Return the teacher whose targets lie in a folder, to be passed in place of a model.
+
+    Args:
+        folder: Where targets were captured or imported.
+    """
+    return StoredTeacher(open_store(folder))
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTargets:
+    """The targets of one objective."""
+
+    reader: SectionReader
+    """Where they are."""
+    selected: bool
+    """Whether the objective counts selected positions only."""
+
+    @property
+    def is_dense(self) -> bool:
+        """Return whether targets are tensors that stand for all numbers of a row."""
+        return not self.reader.section.is_sparse
+
+    def target(self, batch: Batch) -> Target:
+        """Return what the objective compares the student with."""
+        return self.reader.target(batch, selected=self.selected)
+
+    def blank(self, rows: int, device: torch.device) -> Target:
+        """Return targets of rows of zeros, in the form in which stored ones come.
+
+        Args:
+            rows: How many.
+            device: Where.
+        """
+        codec, width = self.reader.section.codec, self.reader.section.width
+        one = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
+        repeated = {name: kept.expand(rows, *kept.shape[1:]) for name, kept in one.items()}
+        return codec.decode({name: kept.to(device) for name, kept in repeated.items()}, width)
+
+
+@final
+class StoredTeacher:
+    """A teacher of whom only targets are left."""
+
+    def __init__(self, store: TargetStore) -> None:
+        """Take an opened store."""
+        self.store = store
+        self.model = _Described(store.manifest)
+        self.trajectory: Trajectory | None = None
+        """Checkpoints of the teacher, by which a strategy may choose; their targets are stored."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of what its targets depend on."""
+        return self.store.manifest.fingerprint
+
+    def check(self, references: Iterable[Reference]) -> None:
+        """Check that every checkpoint that stages name has been asked.
+
+        Raises:
+            BindError: If one has not.
+        """
+        stored = sorted({str(section.reference) for section in self.store.manifest.sections})
+        for reference in references:
+            if str(reference) not in stored:
+                raise BindError(
+                    f"'teacher' checkpoint must be one whose targets are stored, {stored}; got "
+                    f"{str(reference)!r}"
+                )
+
+    def teaching(self, linear: torch.dtype | None = None) -> AbstractContextManager[None]:
+        """Return a block that does nothing: no model is to be held in a mode or precision."""
+        del linear
+        return nullcontext()
+
+    def serving(self, objective: BoundObjective, reference: Reference) -> StoredTargets:
+        """Return the stored targets of an objective.
+
+        Args:
+            objective: A bound objective that needs a teacher.
+            reference: The teacher that its stage asks.
+
+        Raises:
+            BindError: If there are none, or it cannot read what was kept.
+        """
+        if not isinstance(objective, Storable):
+            raise BindError(
+                f"{type(objective).__name__!r} must say its 'target_facts' to read stored targets; "
+                f"it does not"
+            )
+        section = self._find(objective, reference)
+        if section.is_sparse and not objective.takes_sparse:
+            raise BindError(
+                f"'targets' of codec {section.codec.kind!r} must be read by 'logits' with "
+                f"divergence 'forward_kl'; got {objective.describe()[1]!r}"
+            )
+        return StoredTargets(reader=self.store.reader(section), selected=objective.reads_selected)
+
+    def _find(self, objective: Storable, reference: Reference) -> Section:
+        facts, known = objective.target_facts, self.store.manifest.sections
+        # Of all positions some can be selected, but not the other way round.
+        known = tuple(one for one in known if not one.selected or objective.reads_selected)
+        for same_draw in (True, False):
+            found = [one for one in known if one.matches(reference, facts, same_draw=same_draw)]
+            found = [one for one in found if one.selected == objective.reads_selected] or found
+            if found:
+                break
+        if len(found) == 1:
+            return found[0]
+        stored = "; ".join(str(one) for one in self.store.manifest.sections) or "none"
+        wanted = " ".join(f"{name}={fact}" for name, fact in facts.items())
+        many = f", and be one; there are {len(found)}" if found else ""
+        raise BindError(
+            f"{str(self.store.folder)!r} must hold targets of teacher {reference!r} with "
+            f"{wanted}{many}; stored: {stored}"
+        )
+
+    def shown(self, each: Sequence[Reads], student: Activations) -> Activations:
+        """Return zeros in the shapes of what the teacher would show.
+
+        Args:
+            each: What each objective of a stage reads.
+            student: What the student shows there, which tells the positions.
+        """
+        hidden = {
+            theirs: student.hidden[ours].new_zeros(
+                (*student.hidden[ours].shape[:-1], self.model.width(theirs))
+            )
+            for reads in each
+            for ours, theirs in zip(reads.student, reads.teacher, strict=False)
+        }
+        logits = head = None
+        if student.logits is not None and any(reads.teacher_logits for reads in each):
+            shape = (*student.logits.shape[:-1], self.model.num_classes)
+            logits = student.logits.new_zeros(1).expand(shape)
+        if student.head is not None and any(reads.teacher_head for reads in each):
+            states = student.head.states[..., :1].detach()
+            weight = states.new_zeros((self.model.num_classes, 1))
+            head = LinearHead(states=states, weight=weight)
+        return Activations(hidden, logits, head)
+
+
+@final
+class _Described:
+    """What a manifest tells of a model: taps and widths, and not a weight."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.module = nn.Module()
+        self.is_residual = manifest.teacher.is_residual
+        self._taps = manifest.teacher.taps
+        facts = [one.facts for one in manifest.sections]
+        self._widths = {
+            str(one["place"]): int(one["teacher_width"]) for one in facts if "place" in one
+        }
+        self._classes = sorted({int(one["num_classes"]) for one in facts if "num_classes" in one})
+
+    @property
+    def depth(self) -> int:
+        """Return the number of blocks."""
+        return max(len(self._taps) - 1, 0)
+
+    @property
+    def num_classes(self) -> int:
+        """Return the number of classes.
+
+        Raises:
+            BindError: If no logits are stored.
+        """
+        if not self._classes:
+            raise BindError(
+                f"'targets' must hold logits to match them; got hidden states at "
+                f"{sorted(self._widths)}"
+            )
+        return self._classes[-1]
+
+    def place(self, tap: Tap) -> Place:
+        """Return the place of a tap."""
+        if isinstance(tap, str):
+            return Place(tap)
+        number = tap_number(tap, self.depth)
+        path = self._taps[number] if self._taps else ""
+        return Place(path, tap=str(number))
+
+    def width(self, place: Place) -> int:
+        """Return the width of a place.
+
+        Raises:
+            BindError: If nothing of it is stored.
+        """
+        if str(place) not in self._widths:
+            raise BindError(
+                f"'targets' must hold those of the teacher's tap {place.label!r}; stored are those "
+                f"at {sorted(self._widths)}"
+            )
+        return self._widths[str(place)]
+
+    def reading(
+        self, places: Iterable[Place], *, logits: bool, head: bool = False
+    ) -> AbstractContextManager[Reader]:
+        """Refuse to run.
+
+        Raises:
+            BindError: Always.
+        """
+        del logits, head
+        raise BindError(
+            f"'teacher' must be a model to be read at {[str(place) for place in places]}; got "
+            f"stored targets"
+        )

@@ -1,0 +1,84 @@
+"""The manifest of stored targets: it comes back as it was, and damage is named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from curricle.errors import CheckpointError
+from curricle.teachers.codecs import BFloat16, Sampled
+from curricle.teachers.manifest import (
+    MANIFEST,
+    DataFacts,
+    Manifest,
+    Section,
+    Shard,
+    TeacherFacts,
+    read_manifest,
+    write_manifest,
+)
+
+STATES = Section(
+    facts={"kind": "hidden", "place": "blocks.0", "projection_seed": 3},
+    selected=False,
+    codec=BFloat16(),
+    width=4,
+)
+LOGITS = Section(
+    reference=40,
+    facts={"kind": "logits", "num_classes": 9},
+    selected=True,
+    codec=Sampled(),
+    width=9,
+)
+WHOLE = Manifest(
+    teacher=TeacherFacts(weights={"final": "ab"}, taps=("a", "b"), parameters=5),
+    data=DataFacts(name="text", fingerprint="cd", tokenizer="ef"),
+    sections=(STATES, LOGITS),
+    shards=(
+        Shard(file="a", section=STATES.name, examples=2, rows=6, size=99, sha256="01"),
+        Shard(file="b", section=LOGITS.name, examples=1, rows=1, size=9, sha256="02"),
+    ),
+)
+
+
+def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
+    write_manifest(tmp_path, WHOLE)
+    assert read_manifest(tmp_path) == WHOLE
+
+
+def test_a_section_knows_its_files() -> None:
+    assert [one.file for one in WHOLE.of(LOGITS)] == ["b"]
+    assert WHOLE.section(LOGITS.name) == LOGITS
+    assert WHOLE.section("other") is None
+
+
+def test_other_targets_have_another_name() -> None:
+    others = [
+        replace(STATES, reference=40),
+        replace(STATES, selected=True),
+        replace(STATES, facts=STATES.facts | {"place": "blocks.1"}),
+    ]
+    assert len({one.name for one in (STATES, *others)}) == 4
+
+
+def test_another_draw_serves_where_it_may() -> None:
+    wanted = STATES.facts | {"projection_seed": 4}
+    assert STATES.matches("final", wanted, same_draw=False)
+    assert not STATES.matches("final", wanted, same_draw=True)
+    assert not STATES.matches(40, wanted, same_draw=False)
+    assert not STATES.matches("final", wanted | {"place": "other"}, same_draw=False)
+
+
+def test_more_files_do_not_change_what_targets_depend_on() -> None:
+    assert replace(WHOLE, shards=(), complete=True).fingerprint == WHOLE.fingerprint
+    assert replace(WHOLE, sections=(STATES,)).fingerprint != WHOLE.fingerprint
+
+
+@pytest.mark.parametrize("text", [None, "no json", "[]", json.dumps({"format": 2})])
+def test_a_folder_without_a_whole_manifest_is_refused(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(CheckpointError, match="must describe stored targets"):
+        read_manifest(tmp_path)

@@ -1,0 +1,124 @@
+"""Reading stored targets: content is the only key, and what is not there is an error."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curricle.data.digests import data_counts, example_keys
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CheckpointError, DataError
+from curricle.models.weights import weights_digest
+from curricle.teachers.codecs import Exact
+from curricle.teachers.manifest import Manifest, Section, TeacherFacts, write_manifest
+from curricle.teachers.shards import ShardWriter
+from curricle.teachers.targets import SectionReader, TargetStore, open_store
+from tests.parts import mlp
+
+SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=1)
+LENGTHS = [3, 1, 4, 2, 4]
+IDS = torch.arange(20).reshape(5, 4)
+
+
+def batch(rows: list[int], selected: list[int] | None = None) -> Batch:
+    """Return examples of different lengths, padded to the longest."""
+    width = max(LENGTHS[row] for row in rows)
+    valid = torch.stack([torch.arange(width) < LENGTHS[row] for row in rows])
+    chosen = None if selected is None else torch.tensor(selected)
+    return Batch(inputs=IDS[rows][:, :width], valid=valid, selected=chosen)
+
+
+def stored(folder: Path, *, shard_bytes: int = 60, section: Section = SECTION) -> TargetStore:
+    """Store the token ids themselves as targets, a few examples a file."""
+    writer = ShardWriter(folder, Manifest(sections=(section,)), shard_bytes=shard_bytes)
+    for row in range(len(IDS)):
+        one = batch([row])
+        counts = data_counts(one)
+        values = one.leading[one.valid].float().unsqueeze(-1)
+        keys = example_keys(one, selected=section.selected)
+        writer.add(section, keys, counts, {"values": values})
+    writer.finish()
+    return open_store(folder)
+
+
+def reader(folder: Path, shard_bytes: int = 60) -> SectionReader:
+    return stored(folder, shard_bytes=shard_bytes).reader(SECTION)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=7), st.sampled_from([1, 60, 10**6]))
+def test_rows_come_in_the_order_of_the_reader(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[int], shard_bytes: int
+) -> None:
+    asked = batch(rows)
+    found = reader(tmp_path_factory.mktemp("s"), shard_bytes=shard_bytes).target(
+        asked, selected=False
+    )
+    assert found[:, 0].tolist() == asked.leading[asked.valid].tolist()
+
+
+def test_selected_positions_are_found_among_all(tmp_path: Path) -> None:
+    asked = batch([4, 0], selected=[1, 3, 4])
+    found = reader(tmp_path).target(asked, selected=True)
+    assert found[:, 0].tolist() == asked.leading.flatten()[asked.selected].tolist()
+
+
+def test_a_position_after_those_stored_is_an_error(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, Manifest(sections=(SECTION,)))
+    one = batch([2])
+    keys = example_keys(one, selected=False)
+    writer.add(SECTION, keys, np.array([3]), {"values": torch.zeros(3, 1)})
+    writer.finish()
+    found = open_store(tmp_path).reader(SECTION)
+    assert len(found.target(batch([2], selected=[0, 2]), selected=True)) == 2
+    with pytest.raises(DataError, match="position 3 of example 0"):
+        found.target(batch([2], selected=[0, 3]), selected=True)
+
+
+def test_an_example_that_is_not_stored_is_an_error(tmp_path: Path) -> None:
+    foreign = Batch(inputs=torch.tensor([[0, 1, 2], [9, 9, 9]]))
+    with pytest.raises(DataError, match="example 1 of a batch is not among the 5"):
+        reader(tmp_path).target(foreign, selected=False)
+
+
+def test_a_section_without_files_holds_nothing(tmp_path: Path) -> None:
+    ShardWriter(tmp_path, Manifest(sections=(SECTION,))).finish()
+    with pytest.raises(DataError, match="'targets' must hold some of"):
+        open_store(tmp_path).reader(SECTION).target(batch([0]), selected=False)
+
+
+def test_a_capture_that_was_killed_is_not_opened(tmp_path: Path) -> None:
+    ShardWriter(tmp_path, Manifest(sections=(SECTION,)))
+    with pytest.raises(CheckpointError, match="must be captured to its end"):
+        open_store(tmp_path)
+
+
+def test_a_changed_number_is_noticed_when_the_store_is_opened(tmp_path: Path) -> None:
+    shard = stored(tmp_path).manifest.shards[0]
+    path = tmp_path / shard.file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"is damaged: its SHA-256 must be"):
+        open_store(tmp_path)
+    assert open_store(tmp_path, checks_content=False).manifest.complete
+
+
+def test_targets_of_another_teacher_are_refused(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    store.check_teacher(mlp(3).module)
+    digest = weights_digest(mlp(3).module)
+    told = replace(store.manifest, teacher=TeacherFacts(weights={"final": digest}))
+    write_manifest(tmp_path, told)
+    open_store(tmp_path).check_teacher(mlp(3).module)
+    with pytest.raises(BindError, match="must hold targets of this teacher"):
+        open_store(tmp_path).check_teacher(mlp(3, seed=1).module)
+
+
+def test_keys_are_loaded_once(tmp_path: Path) -> None:
+    store = stored(tmp_path)
+    assert store.reader(SECTION) is store.reader(SECTION)
+    assert store.reader(SECTION).num_examples == 5

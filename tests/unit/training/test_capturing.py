@@ -1,0 +1,294 @@
+"""Captured targets: a student trained from them is the one that the teacher would have taught."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.strategies import extraction, one_shot, progressive
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CheckpointError
+from curricle.models.adapters import tapped
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.outputs import MatchLogits
+from curricle.objectives.projections import Learned
+from curricle.teachers.codecs import BFloat16, Exact, Int8, Sampled, TopK
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.manifest import DataFacts
+from curricle.teachers.stored import open_targets
+from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
+from curricle.training.binding import BoundRun
+from curricle.training.capturing import Packing, capture
+from curricle.training.classroom import Seat, execute_together
+from curricle.training.engine import Outputs, execute
+from tests.parts import Listed, bound, drawn, mlp, parity
+
+EXACT = Packing(hidden=Exact(), logits=Exact())
+EXTRACTION = extraction(total="12 steps")
+
+
+def judge(_model: object) -> dict[str, float]:
+    return {"none": 0.0}
+
+
+def trained(run: BoundRun) -> Tensor:
+    execute(run, judge, metric="none", outputs=Outputs())
+    return weights(run)
+
+
+def weights(run: BoundRun) -> Tensor:
+    parameters = run.student.module.parameters()
+    return torch.cat([one.detach().flatten() for one in parameters])
+
+
+def staged(*objectives: Any, steps: int = 6) -> Curriculum:
+    stage = Stage(name="only", duration=f"{steps} steps", objectives=objectives)
+    return Curriculum(name="own", stages=(stage,))
+
+
+class Reader(nn.Module):
+    """Reads tokens: an embedding, one block and a head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, width)
+        self.block = nn.Linear(width, width)
+        self.head = nn.Linear(width, 11)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.head(self.block(self.embedding(input_ids)).tanh())
+        return found
+
+
+def model(width: int, seed: int) -> Any:
+    with seeding.scoped(0, "model"):
+        module = Reader(width)
+    for number, parameter in enumerate(module.parameters()):
+        parameter.data = drawn(*parameter.shape, seed=seed + number) / width**0.5
+    return tapped(module, blocks=["block"], head="head")
+
+
+def tokens(*, selects: bool, seed: int = 0) -> Listed:
+    generator = torch.Generator().manual_seed(seed)
+
+    def one() -> Batch:
+        ids = torch.randint(11, (4, 5), generator=generator)
+        valid = torch.arange(5) < torch.tensor([[5], [2], [4], [3]])
+        selected = torch.tensor([0, 3, 6, 10, 15, 17]) if selects else None
+        return Batch(inputs={"input_ids": ids}, valid=valid, selected=selected)
+
+    return Listed(one(), one(), one())
+
+
+def texts(curriculum: Curriculum, **parts: Any) -> BoundRun:
+    defaults = {
+        "student": model(4, 5),
+        "teacher": LiveTeacher(model(6, 9)),
+        "stream": tokens(selects=True),
+    }
+    return bound(curriculum, **(defaults | parts))
+
+
+@pytest.mark.parametrize("settings", [{}, {"accumulation": 2}, {"teacher_precision": "bfloat16"}])
+def test_with_an_exact_codec_the_student_is_bit_equal(
+    tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    live = trained(bound(EXTRACTION, settings=settings))
+    capture([bound(EXTRACTION, settings=settings)], tmp_path, packing=EXACT)
+    stored = bound(EXTRACTION, settings=settings, teacher=open_targets(tmp_path))
+    assert torch.equal(trained(stored), live)
+    assert stored.stages[0].plan.teacher_flops == 0
+
+
+HIDDEN = MatchHidden(pair=LayerPair(student=1, teacher=1))
+OBJECTIVES = [
+    HIDDEN,
+    replace(HIDDEN, positions="selected", normalize="layernorm"),
+    replace(HIDDEN, center=True, shared_projection=True),
+    replace(HIDDEN, projection=Learned()),
+    MatchLogits(),
+    MatchLogits(num_classes=7, chunk=2),
+    MatchLogits(teacher_temperature=2.0),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=range(len(OBJECTIVES)))
+@pytest.mark.parametrize("selects", [True, False])
+def test_every_objective_reads_what_it_would_compare_with(
+    tmp_path: Path, objective: Any, selects: bool
+) -> None:
+    chosen, stream = staged(objective), tokens(selects=selects)
+    live = trained(texts(chosen, stream=stream))
+    capture([texts(chosen, stream=stream)], tmp_path, packing=EXACT)
+    found = trained(texts(chosen, stream=stream, teacher=open_targets(tmp_path)))
+    torch.testing.assert_close(found, live)
+
+
+@pytest.mark.parametrize("codec", [BFloat16(), Int8()])
+def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any) -> None:
+    chosen, live = staged(HIDDEN), texts(staged(HIDDEN))
+    capture([live], tmp_path, packing=Packing(hidden=codec))
+    stored = texts(chosen, teacher=open_targets(tmp_path))
+    batch = live.stream.batch(1)
+    with LiveTeacher(model(6, 9)).reading("final", live.stages[0].reads.teacher, logits=False) as r:
+        wanted = live.stages[0].terms[0].target(r(batch.inputs), batch)
+    found = stored.stages[0].terms[0].target(None, batch)
+    assert ((found - wanted).abs() <= codec.bound(wanted)).all()
+    assert not torch.equal(found, wanted)
+    torch.testing.assert_close(trained(stored), trained(texts(chosen)), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("codec", [Sampled(draws=4000), TopK(k=11), TopK(k=10)])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_sparse_targets_teach_what_all_classes_teach(
+    tmp_path: Path, codec: Any, chunk: int | None
+) -> None:
+    chosen = staged(MatchLogits(chunk=chunk))
+    capture([texts(chosen)], tmp_path, packing=Packing(logits=codec))
+    found = trained(texts(chosen, teacher=open_targets(tmp_path)))
+    torch.testing.assert_close(found, trained(texts(chosen)), rtol=0, atol=3e-3)
+
+
+def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_path: Path) -> None:
+    stream, chosen = tokens(selects=False), staged(HIDDEN)
+    capture([texts(chosen, stream=stream)], tmp_path, packing=EXACT)
+    whole = texts(chosen, stream=stream)
+    parts = [part for batch in reversed(stream.batches) for part in batch.chunks(3)]
+    run = texts(chosen, stream=Listed(*parts), teacher=open_targets(tmp_path), seed=7)
+    with LiveTeacher(model(6, 9)).reading(
+        "final", whole.stages[0].reads.teacher, logits=False
+    ) as r:
+        for part in parts:
+            wanted = whole.stages[0].terms[0].target(r(part.inputs), part)
+            found = run.stages[0].terms[0].target(None, part)
+            torch.testing.assert_close(found, wanted)
+
+
+def test_checkpoints_of_the_teacher_are_told_apart(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path / "steps", [1, 2])
+    for step in (1, 2):
+        writer.save(mlp(16, 12, seed=step + 4).module, step)
+    trajectory = open_trajectory(tmp_path / "steps")
+
+    def teacher() -> LiveTeacher:
+        return LiveTeacher(mlp(16, 12, seed=6), trajectory)
+
+    chosen = progressive(total="6 steps", trajectory=trajectory)
+    capture([bound(chosen, teacher=teacher())], tmp_path / "store", packing=EXACT)
+    stored = open_targets(tmp_path / "store")
+    assert {"1", "2"} & set(stored.store.manifest.teacher.weights)
+    found = trained(bound(chosen, teacher=stored))
+    assert torch.equal(found, trained(bound(chosen, teacher=teacher())))
+
+
+def counted(run: BoundRun) -> tuple[BoundRun, list[int]]:
+    """Return a run whose teacher notes every pass."""
+    passes: list[int] = []
+    assert isinstance(run.teacher, LiveTeacher)
+    found = run.teacher.model.module.modules()
+    first = next(one for one in found if isinstance(one, nn.Linear))
+    first.register_forward_hook(lambda *_: passes.append(1))
+    return run, passes
+
+
+def test_a_second_epoch_asks_the_teacher_nothing(tmp_path: Path) -> None:
+    run, passes = counted(texts(staged(HIDDEN, steps=9)))
+    capture([run], tmp_path, packing=EXACT)
+    assert len(passes) == 3
+    assert sum(shard.examples for shard in open_targets(tmp_path).store.manifest.shards) == 12
+
+
+def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    packing = replace(EXACT, shard_bytes=1)
+
+    def kill(done: int, total: int) -> None:
+        if done == 5:
+            raise KeyboardInterrupt
+
+    whole = capture([bound(EXTRACTION)], tmp_path / "whole", packing=packing)
+    with pytest.raises(KeyboardInterrupt):
+        capture([bound(EXTRACTION)], tmp_path / "killed", packing=packing, watch=kill)
+    with pytest.raises(CheckpointError, match="must be captured to its end"):
+        open_targets(tmp_path / "killed")
+    again, passes = counted(bound(EXTRACTION))
+    resumed = capture([again], tmp_path / "killed", packing=packing)
+    assert len(passes) == 12 - 5
+    assert resumed == whole
+
+
+def test_a_folder_takes_more_targets_of_the_same_teacher(tmp_path: Path) -> None:
+    capture([texts(staged(HIDDEN))], tmp_path)
+    manifest = capture([texts(staged(MatchLogits()))], tmp_path)
+    assert [section.facts["kind"] for section in manifest.sections] == ["hidden", "logits"]
+    texts(staged(HIDDEN, MatchLogits()), teacher=open_targets(tmp_path))
+
+
+def test_a_folder_of_other_targets_is_refused(tmp_path: Path) -> None:
+    capture([texts(staged(HIDDEN))], tmp_path)
+    with pytest.raises(CheckpointError, match="must hold targets of this teacher 'final'"):
+        capture([texts(staged(HIDDEN), teacher=LiveTeacher(model(6, 1)))], tmp_path)
+    with pytest.raises(CheckpointError, match="must hold targets packed as"):
+        capture([texts(staged(HIDDEN))], tmp_path, packing=EXACT)
+    other = texts(staged(HIDDEN), settings={"precision": "bfloat16"})
+    with pytest.raises(CheckpointError, match="must hold targets of a teacher in 'bfloat16'"):
+        capture([other], tmp_path)
+
+
+def test_stored_targets_are_not_captured(tmp_path: Path) -> None:
+    capture([texts(staged(HIDDEN))], tmp_path)
+    stored = texts(staged(HIDDEN), teacher=open_targets(tmp_path))
+    with pytest.raises(BindError, match="must be a model to capture its targets"):
+        capture([stored], tmp_path / "other")
+
+
+def test_a_capture_says_what_it_is(tmp_path: Path) -> None:
+    run = bound(EXTRACTION)
+    told = capture([run], tmp_path, data=DataFacts(name="parity", tokenizer="ab"))
+    assert told.data == DataFacts(name="parity", tokenizer="ab", fingerprint=run.stream.fingerprint)
+    assert told.teacher.parameters == sum(one.numel() for one in mlp(16, 12).module.parameters())
+    assert told.teacher.precision == "float32"
+    facts = told.sections[0].facts
+    assert (facts["projection_seed"], facts["law"]["kind"]) == (0, "gaussian")
+    assert len(told.teacher.weights["final"]) == 64
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("codec", [Exact(), Sampled()])
+def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, codec: Any) -> None:
+    chosen = one_shot(total="8 steps")
+    capture([bound(chosen)], tmp_path, packing=Packing(logits=codec))
+    stored = open_targets(tmp_path)
+    apart = [trained(bound(chosen, teacher=stored, student=mlp(5, 4, seed=s))) for s in (2, 3)]
+    together = [bound(chosen, teacher=stored, student=mlp(5, 4, seed=s)) for s in (2, 3)]
+    seats = [Seat(run=run, evaluate=judge, outputs=Outputs()) for run in together]
+    execute_together(seats, metric="none", stacked=stacked)
+    for run, alone in zip(together, apart, strict=True):
+        torch.testing.assert_close(weights(run), alone)
+
+
+def test_runs_from_a_store_resume(tmp_path: Path) -> None:
+    capture([bound(EXTRACTION)], tmp_path / "store", packing=EXACT)
+    stored = open_targets(tmp_path / "store")
+    settings = {"checkpoint_every": 4}
+    wanted = trained(bound(EXTRACTION, teacher=stored))
+    outputs = Outputs(folder=tmp_path / "run")
+    run = bound(EXTRACTION, teacher=stored, settings=settings)
+    execute(run, judge, metric="none", outputs=outputs)
+    again = bound(EXTRACTION, teacher=stored, settings=settings)
+    execute(again, judge, metric="none", outputs=outputs, resume=True)
+    assert torch.equal(weights(again), wanted)
+    foreign = bound(EXTRACTION, settings=settings)
+    with pytest.raises(CheckpointError, match="must belong to this run"):
+        execute(foreign, judge, metric="none", outputs=outputs, resume=True)
+
+
+def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
+    capture([bound(EXTRACTION)], tmp_path)
+    run = bound(EXTRACTION, teacher=open_targets(tmp_path), stream=parity(5))
+    with pytest.raises(ValueError, match="'targets' must hold every example that is read"):
+        trained(run)
