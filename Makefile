@@ -7,7 +7,8 @@ STAMP := .venv/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check lint types contracts dependencies spelling docs format clean
+.PHONY: help install demo test benchmarks check lint types contracts dependencies spelling docs
+.PHONY: format clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | \
@@ -30,6 +31,13 @@ demo: install  ## Run the demonstration on the sample data
 
 test: install  ## Run the tests on two cores, with coverage
 	$(PYTEST) -n 2 --cov=curricle
+
+# The tables of docs/theory.md take minutes and time nothing.
+QUICK := $(filter-out benchmarks/theorem_tables.py,$(wildcard benchmarks/*.py)) benchmarks/peers/steps.py
+
+benchmarks: install  ## Run every benchmark in small, only to see that it runs
+	@set -e; for each in $(QUICK); do \
+		echo "== $$each"; OMP_NUM_THREADS=1 $(BIN)/python $$each --quick; done
 
 check: lint types contracts dependencies spelling test  ## Run everything that must pass before a commit
 

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 import curricle
 from curricle import seeding
+from curricle.errors import BindError
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.records import Record, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import bind
+from curricle.training.compiling import check_compiler
 from curricle.training.engine import Outputs, execute
 from curricle.training.settings import EngineSettings
 
@@ -41,6 +43,11 @@ def main() -> None:
     parser.add_argument("--teacher", type=int, default=TEACHER, help="width of the teacher")
     given = parser.parse_args()
     torch.set_num_threads(1)
+    try:
+        check_compiler(torch.device(given.device))
+    except BindError as missing:
+        print(missing)
+        return
     calls, repetitions = (50, 3) if given.quick else (400, 7)
     steps = calls * given.steps_per_call
     print(f"torch {torch.__version__}, {platform.machine()}, {given.device}, 1 thread")

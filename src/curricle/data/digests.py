@@ -93,6 +93,8 @@ def _contents(
     if held is not None:
         chosen = [row[places] for row, places in zip(array, held, strict=True)]
         return [_head(name, row) + np.ascontiguousarray(row).tobytes() for row in chosen]
+    if not len(array):
+        return []
     # At once, for small models are faster than a call for each example.
     head, whole = _head(name, array[0]), np.ascontiguousarray(array).tobytes()
     size = len(whole) // len(array)

@@ -32,9 +32,15 @@ from curricle.training.optimizers import Moments
 from curricle.training.stepping import StepOutcome
 
 Given = tuple[
-    dict[str, Tensor], dict[str, Moments], dict[str, Any], dict[str, Tensor], dict[str, Tensor]
+    dict[str, Tensor],
+    dict[str, Tensor],
+    dict[str, Moments],
+    dict[str, Any],
+    dict[str, Tensor],
+    dict[str, Tensor],
 ]
-"""Weights, moments, batches, targets, and what the optimizer wants to know of each step."""
+"""Weights that move and that do not, moments, batches, targets, and what the optimizer wants to
+know of each step. No tensor is left to the graph: in an equal one it would be another run's."""
 Taken = tuple[dict[str, Tensor], dict[str, Moments], Tensor]
 """Weights, moments and losses after a block."""
 COMPILERS = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang", "cc")}
@@ -83,10 +89,11 @@ class CompiledSteps:
             each = [one.targets_of(block) for one in steppers]
             targets = self._joined.gathered(each, axis=1)
             weights, moments = self._now()
-            given: Given = (weights, moments, block.parts, targets, self._factors(step))
+            factors = self._factors(step)
+            given: Given = (weights, self._still, moments, block.parts, targets, factors)
             with torch.no_grad():
                 moved, kept, totals = self._function(block, given)(given)
-        except RuntimeError as error:
+        except (AssertionError, RuntimeError) as error:
             raise BindError(
                 f"'compiled_steps' must be 1 in stage {steppers[0].stage.declared.name!r}, whose "
                 f"steps torch cannot compile; got {self._number}: {error}"
@@ -147,19 +154,19 @@ class CompiledSteps:
             scales = self._joined.scales(block.first)
             graph = make_fx(partial(self._steps, scales), tracing_mode="fake")(given)
             device = self._run.settings.torch_device().type
-            key = "\n".join([device, repr(_shapes(given)), graph.code])
+            key = "\n".join([device, repr(_shapes(given)), graph.code, *_constants(graph)])
             self._known = block.shapes, compiled(Traced(key=key, device=device, graph=graph))
         return self._known[1]
 
     def _steps(self, scales: Sequence[float], given: Given) -> Taken:
         """Return what the steps of a block make of tensors."""
-        weights, moments, parts, targets, factors = given
+        weights, still, moments, parts, targets, factors = given
         totals = []
         for number in range(self._number):
             batch, target, factor = (_at(one, number) for one in (parts, targets, factors))
             with torch.enable_grad():
                 moving = {name: one.detach().requires_grad_() for name, one in weights.items()}
-                found = self._joined.totals({**self._still, **moving}, Batch(**batch), target)
+                found = self._joined.totals({**still, **moving}, Batch(**batch), target)
                 seeds = [torch.full_like(*one) for one in zip(found, scales, strict=True)]
                 gradients = torch.autograd.grad(found, list(moving.values()), seeds)
             totals.append(torch.stack([one.detach() for one in found]))
@@ -215,6 +222,12 @@ def check_compiler(device: torch.device) -> None:
             f"'compiled_steps' must be 1 on a machine without a compiler; got more, and none of "
             f"{', '.join(names)} in the path; on Debian, 'apt-get install g++' brings one"
         )
+
+
+def _constants(graph: fx.GraphModule) -> list[str]:
+    """Return the tensors that a graph holds itself, which its code only names."""
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    return [f"{name} = {getattr(graph, name).tolist()}" for name in dict.fromkeys(names)]
 
 
 def _at(named: Mapping[str, Any], number: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -105,6 +105,7 @@ OPTIMIZERS = {
     ahead=st.integers(2, 7),
     every=st.integers(2, 13),
 )
+@example(curriculum="own layers", optimizer="adam", ahead=2, every=2)
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_ends_where_single_steps_would_and_records_the_same(
     curriculum: str, optimizer: str, ahead: int, every: int
@@ -127,6 +128,25 @@ def test_a_run_ends_where_single_steps_would_and_records_the_same(
             assert other.loss == pytest.approx(one.loss, rel=1e-3)
         if isinstance(one, EvaluationRecord) and isinstance(other, EvaluationRecord):
             assert other.metrics == pytest.approx(one.metrics, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", sorted(CURRICULA))
+def test_what_is_compiled_belongs_to_no_run(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    graphs: dict[str, Any] = {}
+    # As in a process: who comes second with an equal graph gets that of the first.
+    monkeypatch.setattr(
+        compiling, "compiled", lambda traced: graphs.setdefault(traced.key, traced.graph)
+    )
+    sizes = []
+    for seed in (0, 1):
+        plain, ahead = (
+            run_of(CURRICULA[name], ahead=number, student=mlp(5, 4, seed=seed)) for number in (1, 4)
+        )
+        finished(plain)
+        finished(ahead)
+        assert_close(ahead, plain)
+        sizes.append(len(graphs))
+    assert sizes[0] == sizes[1] > 0
 
 
 def test_blocks_lie_between_what_is_written(blocks: list[int]) -> None:
