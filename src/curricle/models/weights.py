@@ -6,7 +6,6 @@ can be checked before training starts.
 """
 
 import hashlib
-from collections import Counter
 from pathlib import Path
 
 import safetensors
@@ -17,9 +16,6 @@ from torch import Tensor, nn
 from curricle.errors import CheckpointError
 from curricle.files import new_file
 from curricle.specs import fingerprint
-
-LINEAR = frozenset({nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d})
-"""Modules that do nothing with their weights but what autocast does in lower precision."""
 
 
 def save_weights(module: nn.Module, path: Path) -> None:
@@ -35,24 +31,6 @@ def save_weights(module: nn.Module, path: Path) -> None:
             for names in _owners(module)
         }
         save_file(own, temporary, metadata={"format": "pt"})
-
-
-def cast_linear(module: nn.Module, dtype: torch.dtype) -> None:
-    """Hold weights of linear maps and convolutions in lower precision, if nothing else uses them.
-
-    In autocast of that precision results stay bit-equal: it would cast the same weights at every
-    pass. Subclasses are left alone, since their forward pass may do more with a weight.
-
-    Args:
-        module: A model for inference; changed in place.
-        dtype: The precision of the autocast.
-    """
-    uses = Counter(id(one) for _, one in module.named_parameters(remove_duplicate=False))
-    for part in module.modules():
-        if type(part) in LINEAR:
-            for own in part.parameters(recurse=False):
-                if uses[id(own)] == 1:
-                    own.data = own.data.to(dtype)
 
 
 def check_weights(module: nn.Module, path: Path) -> None:

@@ -3,9 +3,9 @@
 A `LiveTeacher` is a model in evaluation mode with the weights of the finished teacher or of a
 checkpoint of its trajectory.
 
-Design: the finished model is never changed. A checkpoint is a copy of it, made when a stage that
-reads it opens and dropped when that closes; so is a teacher that is held in lower precision. Other
-readers, evaluations and probes among them, always find the finished weights as they were given.
+Design: the finished weights are never changed. A checkpoint is a copy of the model, made when a
+stage that reads it opens and dropped when that closes. So other readers, evaluations and probes
+among them, always find the finished teacher.
 """
 
 import copy
@@ -16,9 +16,8 @@ from typing import Literal, final
 import torch
 
 from curricle.errors import BindError
-from curricle.models.restoring import modes_kept
+from curricle.models.restoring import held_low, hold_low, modes_kept
 from curricle.models.tapped import Place, Reader, TappedModel
-from curricle.models.weights import cast_linear
 from curricle.teachers.trajectory import Trajectory
 
 Reference = Literal["final"] | int
@@ -56,13 +55,11 @@ class LiveTeacher:
         Raises:
             BindError: If a checkpoint is named that is not there.
         """
-        if reference == "final" and self._linear is None:
+        if reference == "final":
             return self.model
         copied = copy.deepcopy(self.model)
-        if reference != "final":
-            self._of(reference).load(copied.module, reference)
-        if self._linear is not None:
-            cast_linear(copied.module, self._linear)
+        self._of(reference).load(copied.module, reference)
+        hold_low(copied.module, self._linear)
         return copied
 
     def reading(
@@ -88,13 +85,13 @@ class LiveTeacher:
         """Hold the model in evaluation mode; its modes come back after.
 
         Args:
-            linear: Precision in which weights of linear maps are held meanwhile. It must be that
-                of the autocast in which the teacher is read, which would cast them at every pass.
+            linear: Precision in which weights of linear maps are held besides, as `hold_low` does:
+                that of the autocast in which the teacher is read.
 
         Yields:
             Nothing.
         """
-        with modes_kept(self.model.module):
+        with modes_kept(self.model.module), held_low(self.model.module, linear):
             self.model.module.eval()
             self._linear = linear
             try:

@@ -12,12 +12,10 @@ from curricle import seeding
 from curricle.errors import CheckpointError
 from curricle.models.weights import (
     architecture,
-    cast_linear,
     check_weights,
     load_weights,
     save_weights,
     shapes,
-    weights_digest,
 )
 
 
@@ -176,52 +174,3 @@ def test_models_that_can_share_weights_have_one_architecture() -> None:
     assert architecture(linear(seed=0)) == architecture(linear(seed=1))
     assert architecture(linear(3, 2)) != architecture(linear(2, 3))
     assert architecture(nn.Sequential(linear())) != architecture(linear())
-
-
-class Scaled(nn.Linear):
-    """Does more with its weight than a linear map does."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input) * self.weight.sum()
-
-
-def test_only_weights_of_linear_maps_of_their_own_are_held_in_lower_precision() -> None:
-    with seeding.scoped(0, "test model"):
-        module = nn.ModuleDict(
-            {
-                "embedding": nn.Embedding(5, 4),
-                "linear": nn.Linear(4, 4),
-                "convolution": nn.Conv1d(4, 2, 1),
-                "normalization": nn.LayerNorm(4),
-                "scaled": Scaled(4, 4),
-                "tied": nn.Linear(4, 5),
-            }
-        )
-    tied, embedding = module["tied"], module["embedding"]
-    assert isinstance(tied, nn.Linear)
-    assert isinstance(embedding, nn.Embedding)
-    tied.weight = embedding.weight
-    cast_linear(module, torch.bfloat16)
-    low = {name for name, one in module.named_parameters() if one.dtype == torch.bfloat16}
-    assert low == {
-        "linear.weight",
-        "linear.bias",
-        "convolution.weight",
-        "convolution.bias",
-        "tied.bias",
-    }
-    assert tied.weight is embedding.weight
-
-
-def test_the_digest_of_weights_tells_every_number_and_name() -> None:
-    with seeding.scoped(0, "model"):
-        module, other = nn.Linear(3, 2), nn.Sequential(nn.Linear(3, 2))
-    digest = weights_digest(module)
-    assert digest == weights_digest(module)
-    other[0].load_state_dict(module.state_dict())
-    assert weights_digest(other) != digest
-    with torch.no_grad():
-        module.weight[1, 2] += 1e-3
-    assert weights_digest(module) != digest
-    module.weight.data[1, 2] -= 1e-3
-    assert weights_digest(module.bfloat16()) != digest

