@@ -79,10 +79,12 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
     found = stream.joined(step, number) if isinstance(stream, Joins) else None
     if found is not None:
         return Block(first=first, whole=found.to(device), number=number, shapes=_shapes(first))
+    if first.valid is not None:
+        return None
     following = range(step + 1, step + number)
     batches = [first, *(stream.batch(one).to(device) for one in following)]
     shapes = _shapes(first)
-    if first.valid is not None or any(_shapes(batch) != shapes for batch in batches):
+    if any(_shapes(batch) != shapes for batch in batches):
         return None
     whole = Batch(
         inputs=_below([batch.inputs for batch in batches]),

@@ -30,7 +30,7 @@ class SharedTeacher:
     """One teacher whose every forward pass serves several students."""
 
     def __init__(self, teacher: LiveTeacher) -> None:
-        """Take the teacher; it must hold its finished weights and be left alone from now on."""
+        """Take the teacher, which must be left alone from now on."""
         self._teacher = teacher
         self._desks: dict[Reference, _Desk] = {}
 

@@ -85,12 +85,12 @@ class CompiledSteps:
         block = read_block(self._run.stream, step, self._number, self._run.settings.torch_device())
         if block is None:
             return None
+        each = [one.targets_of(block) for one in steppers]
+        targets = self._joined.gathered(each, axis=1)
+        weights, moments = self._now()
+        factors = self._factors(step)
+        given: Given = (weights, self._still, moments, block.parts, targets, factors)
         try:
-            each = [one.targets_of(block) for one in steppers]
-            targets = self._joined.gathered(each, axis=1)
-            weights, moments = self._now()
-            factors = self._factors(step)
-            given: Given = (weights, self._still, moments, block.parts, targets, factors)
             with torch.no_grad():
                 moved, kept, totals = self._function(block, given)(given)
         except (AssertionError, RuntimeError) as error:

@@ -178,7 +178,6 @@ class _Execution:
     def run_all(self, *, resume: bool) -> Steps:
         run = self.run
         self.optimizer = run.optimizer.build(run.student.module.parameters())
-        # Now, while the teacher holds its finished weights.
         self.digest = run_fingerprint(run)
         try:
             end = self._open(resume=resume)

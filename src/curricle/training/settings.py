@@ -60,6 +60,13 @@ class EngineSettings:
                     f"{name!r} must be {plain} where several steps are compiled as one; got "
                     f"{given} with 'compiled_steps' {self.compiled_steps}"
                 )
+        intervals = (self.record_every, self.evaluate_every, self.checkpoint_every)
+        shortest = min(one for one in intervals if one is not None)
+        if self.compiled_steps > 1 and self.compiled_steps > shortest:
+            raise SpecError(
+                f"'compiled_steps' must not exceed the {shortest} steps between two records, "
+                f"evaluations or checkpoints, at which it ends; got {self.compiled_steps}"
+            )
 
     def torch_device(self) -> torch.device:
         """Return the device.

@@ -141,7 +141,9 @@ class _Group:
         self.members = members
         self._steppers = [one.stepper for one in members]
         self._joined = Joined(self._steppers)
-        self._compiled = CompiledSteps(self._joined, ahead) if ahead > 1 else None
+        self._compiled: CompiledSteps | None = None
+        if ahead > 1:
+            self._compiled = CompiledSteps(self._joined, ahead)
 
     def agrees(self, step: int) -> bool:
         """Return whether the members compute the same."""
@@ -159,6 +161,9 @@ class _Group:
         for outcomes in found or []:
             for member, outcome in zip(self.members, outcomes, strict=True):
                 member.ready.append(outcome)
+        if found is None:
+            # Batches that differ in shape once do so again, and are read in vain each time.
+            self._compiled = None
         return found is not None
 
 
@@ -176,6 +181,11 @@ def check_compilable(run: BoundRun) -> None:
         raise BindError(
             f"'compiled_steps' must be 1 for a student that {what}, whose steps are taken one by "
             f"one; got {steps}"
+        )
+    if any(term.stored is not None for stage in run.stages for term in stage.terms):
+        raise BindError(
+            f"'compiled_steps' must be 1 where targets are stored, which are looked up step by "
+            f"step; got {steps}"
         )
     check_compiler(run.settings.torch_device())
 

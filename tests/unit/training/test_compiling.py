@@ -103,7 +103,7 @@ OPTIMIZERS = {
     curriculum=st.sampled_from(sorted(CURRICULA)),
     optimizer=st.sampled_from(sorted(OPTIMIZERS)),
     ahead=st.integers(2, 7),
-    every=st.integers(2, 13),
+    every=st.integers(7, 13),
 )
 @example(curriculum="own layers", optimizer="adam", ahead=2, every=2)
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])

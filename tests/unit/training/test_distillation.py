@@ -239,6 +239,27 @@ def test_nobody_teaches_itself() -> None:
         distilled(student=model, teacher=model)
 
 
+def test_stored_targets_are_not_for_compiled_steps(tmp_path: Path) -> None:
+    curriculum = one_shot(total=TOTAL)
+    capture_targets(
+        mlp(5),
+        mlp(16, seed=1),
+        curriculum,
+        parity(),
+        folder=tmp_path / "store",
+        packing=Packing(hidden=Exact(), logits=Exact()),
+        settings=CPU,
+    )
+    with pytest.raises(
+        BindError, match=r"^'compiled_steps' must be 1 where targets are stored, .*; got 2$"
+    ):
+        distilled(
+            curriculum=curriculum,
+            teacher=open_targets(tmp_path / "store"),
+            settings=EngineSettings(device="cpu", compiled_steps=2),
+        )
+
+
 def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
     wanted = distilled(student=mlp(5, seed=3))
     told: list[tuple[int, int]] = []

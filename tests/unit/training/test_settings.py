@@ -89,3 +89,12 @@ def test_what_needs_single_steps_is_refused_with_compiled_ones(
     with pytest.raises(SpecError, match=sentence):
         EngineSettings(compiled_steps=4, **other)  # type: ignore[arg-type]
     assert EngineSettings(**other).compiled_steps == 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["record_every", "evaluate_every", "checkpoint_every"])
+def test_compiled_steps_fit_between_what_is_written(name: str) -> None:
+    EngineSettings(compiled_steps=10, **{name: 10})  # type: ignore[arg-type]
+    with pytest.raises(
+        SpecError, match=r"^'compiled_steps' must not exceed the 9 steps between .*; got 10$"
+    ):
+        EngineSettings(compiled_steps=10, **{name: 9})  # type: ignore[arg-type]

@@ -173,7 +173,7 @@ def _pcfg_mlm(scale: Scale) -> Mapping[str, Comparison]:
             },
         )
     if scale != "small":
-        found["official"] = _as_published(found[f"steps-{total}"])
+        found["official"] = _as_published(found[f"steps-{max(BUDGETS[scale])}"])
     return found
 
 

@@ -44,6 +44,7 @@ def test_the_paper_scale_has_the_papers_models() -> None:
 def test_the_published_code_has_a_panel_of_its_own() -> None:
     panels = PCFG_MLM.panels("paper")
     own, published = panels["steps-8000"].spec, panels["official"].spec
+    assert published.budget == own.budget
     assert isinstance(own.task, PcfgTask)
     assert published.task == replace(own.task, grammar="cfg3b-p2", masking_quirk=True)
     stages = {
