@@ -25,8 +25,9 @@ from curricle.errors import BindError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
 from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
+from curricle.specs import Plain
 from curricle.teachers.live import Reference
-from curricle.teachers.manifest import Manifest, Section
+from curricle.teachers.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
 
@@ -107,22 +108,22 @@ class StoredTeacher:
         del linear
         return nullcontext()
 
-    def serving(self, objective: BoundObjective, reference: Reference) -> StoredTargets:
+    def serving(
+        self, objective: BoundObjective, reference: Reference, stream: str
+    ) -> StoredTargets:
         """Return the stored targets of an objective.
 
         Args:
             objective: A bound objective that needs a teacher.
             reference: The teacher that its stage asks.
+            stream: Digest of the stream that it reads.
 
         Raises:
             BindError: If there are none, or it cannot read what was kept.
         """
-        if not isinstance(objective, Storable):
-            raise BindError(
-                f"{type(objective).__name__!r} must say its 'target_facts' to read stored targets; "
-                f"it does not"
-            )
-        section = self._find(objective, reference)
+        facts = facts_of(objective, stream)
+        assert isinstance(objective, Storable)  # noqa: S101 - or it would have no facts
+        section = self._find(objective, facts, reference)
         if section.is_sparse and not objective.takes_sparse:
             raise BindError(
                 f"'targets' of codec {section.codec.kind!r} must be read by 'logits' with "
@@ -130,12 +131,13 @@ class StoredTeacher:
             )
         return StoredTargets(reader=self.store.reader(section), selected=objective.reads_selected)
 
-    def _find(self, objective: Storable, reference: Reference) -> Section:
-        facts, known = objective.target_facts, self.store.manifest.sections
+    def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
+        known = self.store.manifest.sections
         # Of all positions some can be selected, but not the other way round.
         known = tuple(one for one in known if not one.selected or objective.reads_selected)
-        for same_draw in (True, False):
-            found = [one for one in known if one.matches(reference, facts, same_draw=same_draw)]
+        # Targets of another draw teach as well, and so do those centered on the mean of other data.
+        for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
+            found = [one for one in known if one.matches(reference, facts, but=but)]
             found = [one for one in found if one.selected == objective.reads_selected] or found
             if found:
                 break

@@ -233,7 +233,7 @@ class _Probe:
     ) -> None:
         self._student, self._teacher = student, teacher
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
-        self._whole = stream.batch(0)
+        self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
         self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
         self.draws_noise = False
 
@@ -334,8 +334,9 @@ class _Probe:
             self._teacher is None or self._teacher.model.is_residual
         )
         stored = self._teacher if isinstance(self._teacher, StoredTeacher) else None
+        asked = stored, stage.teacher, self._fingerprint
         return tuple(
-            bound_term(objective, reads, sample, residual=residual, asked=(stored, stage.teacher))
+            bound_term(objective, reads, sample, residual=residual, asked=asked)
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 

@@ -38,6 +38,7 @@ from curricle.teachers.manifest import (
     Manifest,
     Section,
     TeacherFacts,
+    facts_of,
     read_manifest,
 )
 from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
@@ -201,7 +202,8 @@ def lessons_of(runs: Sequence[BoundRun], packing: Packing) -> list[Lesson]:
 
 def _lesson(run: BoundRun, stage: BoundStage, packing: Packing) -> Lesson:
     asked = [term.objective for term in stage.terms if term.needs_teacher]
-    sections = [_section(objective, stage.declared.teacher, packing) for objective in asked]
+    told = stage.declared.teacher, run.stream.fingerprint
+    sections = [_section(objective, *told, packing) for objective in asked]
     distinct = {
         section.name: (section, objective)
         for section, objective in zip(sections, asked, strict=True)
@@ -209,18 +211,12 @@ def _lesson(run: BoundRun, stage: BoundStage, packing: Packing) -> Lesson:
     return Lesson(run=run, stage=stage, wanted=list(distinct.values()))
 
 
-def _section(objective: BoundObjective, reference: Reference, packing: Packing) -> Section:
-    """Return what an objective's targets are.
-
-    Raises:
-        BindError: If it does not say.
-    """
-    if not isinstance(objective, Storable):
-        raise BindError(
-            f"{type(objective).__name__!r} must say its 'target_facts' to have its targets stored; "
-            f"it does not"
-        )
-    facts = objective.target_facts
+def _section(
+    objective: BoundObjective, reference: Reference, stream: str, packing: Packing
+) -> Section:
+    """Return what an objective's targets are."""
+    facts = facts_of(objective, stream)
+    assert isinstance(objective, Storable)  # noqa: S101 - or it would have no facts
     return Section(
         reference=reference,
         facts=facts,

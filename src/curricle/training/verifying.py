@@ -61,7 +61,9 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     sections: dict[str, Section] = {}
     for lesson in lessons_of(runs, Packing()):
         for _, objective, batch, wanted in lesson.compared(steps):
-            targets = stored.serving(objective, lesson.stage.declared.teacher)
+            targets = stored.serving(
+                objective, lesson.stage.declared.teacher, lesson.run.stream.fingerprint
+            )
             section = targets.reader.section
             keys = example_keys(batch, selected=section.selected)
             random = uniforms(section, keys, counts_of(objective, batch))

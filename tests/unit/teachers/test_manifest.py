@@ -9,6 +9,7 @@ import pytest
 from curricle.errors import CheckpointError
 from curricle.teachers.codecs import BFloat16, Sampled
 from curricle.teachers.manifest import (
+    DRAW,
     MANIFEST,
     DataFacts,
     Manifest,
@@ -65,10 +66,10 @@ def test_other_targets_have_another_name() -> None:
 
 def test_another_draw_serves_where_it_may() -> None:
     wanted = STATES.facts | {"projection_seed": 4}
-    assert STATES.matches("final", wanted, same_draw=False)
-    assert not STATES.matches("final", wanted, same_draw=True)
-    assert not STATES.matches(40, wanted, same_draw=False)
-    assert not STATES.matches("final", wanted | {"place": "other"}, same_draw=False)
+    assert STATES.matches("final", wanted, but=(DRAW,))
+    assert not STATES.matches("final", wanted)
+    assert not STATES.matches(40, wanted, but=(DRAW,))
+    assert not STATES.matches("final", wanted | {"place": "other"}, but=(DRAW,))
 
 
 def test_more_files_do_not_change_what_targets_depend_on() -> None:

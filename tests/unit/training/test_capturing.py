@@ -186,6 +186,31 @@ def test_checkpoints_of_the_teacher_are_told_apart(tmp_path: Path) -> None:
     assert torch.equal(found, trained(bound(chosen, teacher=teacher())))
 
 
+CENTERED = staged(replace(HIDDEN, center=True), steps=9)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_centered_targets_of_two_streams_are_kept_apart(tmp_path: Path, seed: int) -> None:
+    streams = [parity(0), parity(1)]
+    # Bits repeat between the streams, so rows of one could stand for those of the other.
+    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, packing=EXACT)
+    stored = open_targets(tmp_path)
+    told = [one.facts["calibrated_on"] for one in stored.store.manifest.sections]
+    assert told == [one.fingerprint for one in streams]
+    live = trained(bound(CENTERED, stream=parity(seed)))
+    assert torch.equal(trained(bound(CENTERED, stream=parity(seed), teacher=stored)), live)
+
+
+def test_one_mean_serves_readers_of_other_streams_but_two_do_not(tmp_path: Path) -> None:
+    capture([bound(CENTERED)], tmp_path)
+    bound(CENTERED, stream=parity(1), teacher=open_targets(tmp_path), seed=3)
+    capture([bound(CENTERED, stream=parity(1))], tmp_path)
+    stored = open_targets(tmp_path)
+    bound(CENTERED, stream=parity(1), teacher=stored, seed=3)
+    with pytest.raises(BindError, match="and be one; there are 2"):
+        bound(CENTERED, stream=parity(2), teacher=stored)
+
+
 def counted(run: BoundRun) -> tuple[BoundRun, list[int]]:
     """Return a run whose teacher notes every pass."""
     passes: list[int] = []
