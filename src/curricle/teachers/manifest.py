@@ -11,6 +11,7 @@ so a capture that was killed goes on after its last whole shard.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final
@@ -165,10 +166,17 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     """The files."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Return a digest of what targets depend on, but not of which examples are there."""
-        return fingerprint([plain(self.teacher), [plain(one) for one in self.sections]])
+    def fingerprint(self, sections: Iterable[Section]) -> str:
+        """Return a digest of what some kinds of targets depend on, but not of which are there.
+
+        Args:
+            sections: The kinds that are read; what else is stored does not matter.
+        """
+        read = {section.name: section for section in sections}
+        asked = {str(section.reference) for section in read.values()}
+        weights = {name: one for name, one in self.teacher.weights.items() if name in asked}
+        teacher = replace(self.teacher, weights=weights)
+        return fingerprint([plain(teacher), {name: plain(one) for name, one in read.items()}])
 
     def section(self, name: str) -> Section | None:
         """Return the section of a name; None if there is none."""

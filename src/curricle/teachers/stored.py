@@ -84,10 +84,14 @@ class StoredTeacher:
         self.trajectory: Trajectory | None = None
         """Checkpoints of the teacher, by which a strategy may choose; their targets are stored."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Return a digest of what its targets depend on."""
-        return self.store.manifest.fingerprint
+    def fingerprint(self, targets: Iterable[StoredTargets | None]) -> str:
+        """Return a digest of what some of its targets depend on.
+
+        Args:
+            targets: Those of each objective of a run; None where it reads none.
+        """
+        read = [one.reader.section for one in targets if one is not None]
+        return self.store.manifest.fingerprint(read)
 
     def check(self, references: Iterable[Reference]) -> None:
         """Check that every checkpoint that stages name has been asked.

@@ -73,8 +73,20 @@ def test_another_draw_serves_where_it_may() -> None:
 
 
 def test_more_files_do_not_change_what_targets_depend_on() -> None:
-    assert replace(WHOLE, shards=(), complete=True).fingerprint == WHOLE.fingerprint
-    assert replace(WHOLE, sections=(STATES,)).fingerprint != WHOLE.fingerprint
+    more = replace(WHOLE, shards=(), complete=True)
+    assert more.fingerprint(WHOLE.sections) == WHOLE.fingerprint(WHOLE.sections)
+
+
+def test_a_digest_is_of_what_is_read() -> None:
+    one, both = WHOLE.fingerprint([STATES]), WHOLE.fingerprint([STATES, LOGITS])
+    assert len({one, both, WHOLE.fingerprint([LOGITS])}) == 3
+    assert WHOLE.fingerprint([LOGITS, STATES, LOGITS]) == both
+    weights = {"final": "ab", "40": "cd"}
+    more = replace(WHOLE, teacher=replace(WHOLE.teacher, weights=weights), sections=(STATES,))
+    assert more.fingerprint([STATES]) == one
+    assert more.fingerprint([LOGITS]) != WHOLE.fingerprint([LOGITS])
+    other = replace(WHOLE, teacher=replace(WHOLE.teacher, weights={"final": "cd"}))
+    assert other.fingerprint([STATES]) != one
 
 
 @pytest.mark.parametrize("text", [None, "no json", "[]", json.dumps({"format": 2})])
