@@ -26,6 +26,7 @@ from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
 from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
 from curricle.specs import Plain
+from curricle.teachers.codecs import Sampled, TopK
 from curricle.teachers.live import Reference
 from curricle.teachers.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
@@ -128,11 +129,7 @@ class StoredTeacher:
         facts = facts_of(objective, stream)
         assert isinstance(objective, Storable)  # noqa: S101 - or it would have no facts
         section = self._find(objective, facts, reference)
-        if section.is_sparse and not objective.takes_sparse:
-            raise BindError(
-                f"'targets' of codec {section.codec.kind!r} must be read by 'logits' with "
-                f"divergence 'forward_kl'; got {objective.describe()[1]!r}"
-            )
+        check_readable(objective, section)
         return StoredTargets(reader=self.store.reader(section), selected=objective.reads_selected)
 
     def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
@@ -178,6 +175,32 @@ class StoredTeacher:
             weight = states.new_zeros((self.model.num_classes, 1))
             head = LinearHead(states=states, weight=weight)
         return Activations(hidden, logits, head)
+
+
+def check_readable(objective: BoundObjective, section: Section) -> None:
+    """Check that an objective can read targets in the form in which they are kept.
+
+    Args:
+        objective: A bound objective that says its facts.
+        section: Its targets.
+
+    Raises:
+        BindError: If it cannot.
+    """
+    codec = section.codec
+    if not isinstance(codec, (Sampled, TopK)):
+        return
+    softening = objective.sparse_temperature if isinstance(objective, Storable) else None
+    if softening is None:
+        raise BindError(
+            f"'targets' of codec {codec.kind!r} must be read by 'logits' with divergence "
+            f"'forward_kl'; got {objective.describe()[1]!r}"
+        )
+    if softening != codec.temperature:
+        raise BindError(
+            f"'teacher_temperature' must be {codec.temperature:g}, the temperature of targets of "
+            f"codec {codec.kind!r}; got {softening:g}"
+        )
 
 
 @final

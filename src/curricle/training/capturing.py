@@ -42,6 +42,7 @@ from curricle.teachers.manifest import (
     read_manifest,
 )
 from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
+from curricle.teachers.stored import check_readable
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import CALIBRATION_BATCHES
 
@@ -96,6 +97,7 @@ def capture(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
     lessons = lessons_of(runs, packing)
+    _check_readable(runs, packing)
     wanted = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
@@ -201,14 +203,36 @@ def lessons_of(runs: Sequence[BoundRun], packing: Packing) -> list[Lesson]:
 
 
 def _lesson(run: BoundRun, stage: BoundStage, packing: Packing) -> Lesson:
-    asked = [term.objective for term in stage.terms if term.needs_teacher]
-    told = stage.declared.teacher, run.stream.fingerprint
-    sections = [_section(objective, *told, packing) for objective in asked]
-    distinct = {
-        section.name: (section, objective)
-        for section, objective in zip(sections, asked, strict=True)
-    }
+    distinct = {section.name: (section, one) for section, one in _asked(run, stage, packing)}
     return Lesson(run=run, stage=stage, wanted=list(distinct.values()))
+
+
+def _asked(
+    run: BoundRun, stage: BoundStage, packing: Packing
+) -> Iterator[tuple[Section, BoundObjective]]:
+    """Yield what each objective of a stage asks the teacher; several may ask the same."""
+    told = stage.declared.teacher, run.stream.fingerprint
+    for term in stage.terms:
+        if term.needs_teacher:
+            yield _section(term.objective, *told, packing), term.objective
+
+
+def _check_readable(runs: Sequence[BoundRun], packing: Packing) -> None:
+    """Check that objectives can read what would be kept, before a teacher is asked.
+
+    Raises:
+        BindError: If one cannot; its stage is named.
+    """
+    for run in runs:
+        for stage in run.stages:
+            for section, objective in _asked(run, stage, packing):
+                try:
+                    check_readable(objective, section)
+                except BindError as error:
+                    raise BindError(
+                        f"stage {stage.declared.name!r}: {error}; 'packing.logits' says how they "
+                        f"are kept"
+                    ) from None
 
 
 def _section(

@@ -109,8 +109,9 @@ def test_drawn_classes_are_read_by_forward_divergence_only(tmp_path: Path, objec
 
 @pytest.mark.parametrize("codec", [Sampled(temperature=2.0), TopK(temperature=2.0)])
 def test_another_temperature_than_that_of_the_store_is_told(tmp_path: Path, codec: Any) -> None:
-    teacher = captured(tmp_path, MatchLogits(), logits=codec)
-    bound(staged(MatchLogits(teacher_temperature=2.0)), teacher=teacher)
+    softened = MatchLogits(teacher_temperature=2.0)
+    teacher = captured(tmp_path, softened, logits=codec)
+    bound(staged(softened), teacher=teacher)
     with pytest.raises(BindError, match="'teacher_temperature' must be 2"):
         bound(staged(MatchLogits()), teacher=teacher)
 

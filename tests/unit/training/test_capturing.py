@@ -14,9 +14,12 @@ from curricle.curriculum.strategies import extraction, one_shot, progressive
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.adapters import tapped
+from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
 from curricle.objectives.projections import Learned
+from curricle.objectives.temperature import LearnedTemperature
+from curricle.records import Record, StepRecord
 from curricle.teachers.codecs import BFloat16, Exact, Int8, Sampled, TopK
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import DataFacts
@@ -264,6 +267,28 @@ def test_a_folder_of_other_targets_is_refused(tmp_path: Path) -> None:
         capture([other], tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("objective", "codec", "rule"),
+    [
+        (MatchLogits(teacher_temperature=2.0), Sampled(), "'teacher_temperature' must be 1"),
+        (MatchLogits(), TopK(temperature=2.0), "'teacher_temperature' must be 2"),
+        (MatchLogits(divergence=ReverseKL()), Sampled(), "with divergence 'forward_kl'"),
+        (LearnedTemperature(label_weight=0.0), TopK(), "with divergence 'forward_kl'"),
+    ],
+)
+def test_what_could_not_be_read_is_refused_before_the_teacher_is_asked(
+    tmp_path: Path, objective: Any, codec: Any, rule: str
+) -> None:
+    # The first objective asks for the same targets and can read them.
+    first = MatchLogits(teacher_temperature=codec.temperature)
+    run, passes = counted(texts(staged(first, objective)))
+    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'packing.logits' says"):
+        capture([run], tmp_path / "store", packing=Packing(logits=codec))
+    assert not passes
+    assert not (tmp_path / "store").exists()
+    capture([run], tmp_path / "store", packing=EXACT)
+
+
 def test_stored_targets_are_not_captured(tmp_path: Path) -> None:
     capture([texts(staged(HIDDEN))], tmp_path)
     stored = texts(staged(HIDDEN), teacher=open_targets(tmp_path))
@@ -310,6 +335,32 @@ def test_runs_from_a_store_resume(tmp_path: Path) -> None:
     foreign = bound(EXTRACTION, settings=settings)
     with pytest.raises(CheckpointError, match="must belong to this run"):
         execute(foreign, judge, metric="none", outputs=outputs, resume=True)
+
+
+def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) -> None:
+    chosen, store = one_shot(total="8 steps"), tmp_path / "store"
+    capture([bound(chosen)], store, packing=EXACT)
+    wanted = trained(bound(chosen, teacher=open_targets(store)))
+    every = {"checkpoint_every": 4, "record_every": 1}
+
+    def run() -> BoundRun:
+        return bound(chosen, teacher=open_targets(store), settings=every)
+
+    def kill(record: Record) -> None:
+        if isinstance(record, StepRecord) and record.spent.steps == 6:
+            raise KeyboardInterrupt
+
+    outputs = Outputs(folder=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        execute(run(), judge, metric="none", outputs=replace(outputs, observers=(kill,)))
+    writer = TrajectoryWriter(tmp_path / "steps", [1])
+    writer.save(mlp(16, 12, seed=4).module, 1)
+    live = LiveTeacher(mlp(16, 12, seed=1), open_trajectory(tmp_path / "steps"))
+    more = replace(staged(HIDDEN).stages[0], teacher=1)
+    capture([bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, packing=EXACT)
+    again = run()
+    execute(again, judge, metric="none", outputs=outputs, resume=True)
+    assert torch.equal(weights(again), wanted)
 
 
 def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
