@@ -41,7 +41,7 @@ from curricle.teachers.manifest import (
     facts_of,
     read_manifest,
 )
-from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
+from curricle.teachers.shards import SHARD_BYTES, ShardWriter, locked, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import CALIBRATION_BATCHES
@@ -89,7 +89,8 @@ def capture(
 
     Raises:
         BindError: If a run has no live teacher or an objective has no targets to store.
-        CheckpointError: If the folder holds targets of another teacher, or in another form.
+        CheckpointError: If the folder holds targets of another teacher, or in another form, or
+            somebody else writes into it.
     """
     teacher = runs[0].teacher
     if not isinstance(teacher, LiveTeacher):
@@ -105,15 +106,16 @@ def capture(
             {section.name: section for one in lessons for section, _ in one.wanted}.values()
         ),
     )
-    writer = ShardWriter(folder, _joined(folder, wanted), shard_bytes=packing.shard_bytes)
-    done, total = 0, sum(one.stage.end - one.stage.start for one in lessons)
-    for lesson in lessons:
-        with lesson.run.settings.stated_threads():
-            for _ in lesson.captured(writer):
-                done += 1
-                if watch is not None:
-                    watch(done, total)
-    return writer.finish()
+    with locked(folder):
+        writer = ShardWriter(folder, _joined(folder, wanted), shard_bytes=packing.shard_bytes)
+        done, total = 0, sum(one.stage.end - one.stage.start for one in lessons)
+        for lesson in lessons:
+            with lesson.run.settings.stated_threads():
+                for _ in lesson.captured(writer):
+                    done += 1
+                    if watch is not None:
+                        watch(done, total)
+        return writer.finish()
 
 
 @final

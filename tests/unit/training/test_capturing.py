@@ -249,6 +249,24 @@ def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path
     assert resumed == whole
 
 
+def test_a_capture_with_nothing_to_add_leaves_a_whole_store_whole(tmp_path: Path) -> None:
+    def kill(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    whole = capture([bound(EXTRACTION)], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        capture([bound(EXTRACTION)], tmp_path, watch=kill)
+    assert open_targets(tmp_path).store.manifest == whole
+
+
+def test_two_captures_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    def another(done: int, total: int) -> None:
+        with pytest.raises(CheckpointError, match="must have one writer at a time"):
+            capture([bound(EXTRACTION)], tmp_path)
+
+    assert capture([bound(EXTRACTION)], tmp_path, watch=another).complete
+
+
 def test_a_folder_takes_more_targets_of_the_same_teacher(tmp_path: Path) -> None:
     capture([texts(staged(HIDDEN))], tmp_path)
     manifest = capture([texts(staged(MatchLogits()))], tmp_path)
