@@ -8,12 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle import seeding
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
-from curricle.models.adapters import tapped
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
@@ -29,7 +26,7 @@ from curricle.training.binding import BoundRun
 from curricle.training.capturing import Packing, capture
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
-from tests.parts import Listed, bound, drawn, mlp, parity
+from tests.parts import Listed, bound, embedder, mlp, parity, texts, tokens
 
 EXACT = Packing(hidden=Exact(), logits=Exact())
 EXTRACTION = extraction(total="12 steps")
@@ -52,49 +49,6 @@ def weights(run: BoundRun) -> Tensor:
 def staged(*objectives: Any, steps: int = 6) -> Curriculum:
     stage = Stage(name="only", duration=f"{steps} steps", objectives=objectives)
     return Curriculum(name="own", stages=(stage,))
-
-
-class Reader(nn.Module):
-    """Reads tokens: an embedding, one block and a head."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, width)
-        self.block = nn.Linear(width, width)
-        self.head = nn.Linear(width, 11)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        found: Tensor = self.head(self.block(self.embedding(input_ids)).tanh())
-        return found
-
-
-def model(width: int, seed: int) -> Any:
-    with seeding.scoped(0, "model"):
-        module = Reader(width)
-    for number, parameter in enumerate(module.parameters()):
-        parameter.data = drawn(*parameter.shape, seed=seed + number) / width**0.5
-    return tapped(module, blocks=["block"], head="head")
-
-
-def tokens(*, selects: bool, seed: int = 0) -> Listed:
-    generator = torch.Generator().manual_seed(seed)
-
-    def one() -> Batch:
-        ids = torch.randint(11, (4, 5), generator=generator)
-        valid = torch.arange(5) < torch.tensor([[5], [2], [4], [3]])
-        selected = torch.tensor([0, 3, 6, 10, 15, 17]) if selects else None
-        return Batch(inputs={"input_ids": ids}, valid=valid, selected=selected)
-
-    return Listed(one(), one(), one())
-
-
-def texts(curriculum: Curriculum, **parts: Any) -> BoundRun:
-    defaults = {
-        "student": model(4, 5),
-        "teacher": LiveTeacher(model(6, 9)),
-        "stream": tokens(selects=True),
-    }
-    return bound(curriculum, **(defaults | parts))
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulation": 2}, {"teacher_precision": "bfloat16"}])
@@ -138,7 +92,9 @@ def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any)
     capture([live], tmp_path, packing=Packing(hidden=codec))
     stored = texts(chosen, teacher=open_targets(tmp_path))
     batch = live.stream.batch(1)
-    with LiveTeacher(model(6, 9)).reading("final", live.stages[0].reads.teacher, logits=False) as r:
+    with LiveTeacher(embedder(6, 9)).reading(
+        "final", live.stages[0].reads.teacher, logits=False
+    ) as r:
         wanted = live.stages[0].terms[0].target(r(batch.inputs), batch)
     found = stored.stages[0].terms[0].target(None, batch)
     assert ((found - wanted).abs() <= codec.bound(wanted)).all()
@@ -163,7 +119,7 @@ def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_pat
     whole = texts(chosen, stream=stream)
     parts = [part for batch in reversed(stream.batches) for part in batch.chunks(3)]
     run = texts(chosen, stream=Listed(*parts), teacher=open_targets(tmp_path), seed=7)
-    with LiveTeacher(model(6, 9)).reading(
+    with LiveTeacher(embedder(6, 9)).reading(
         "final", whole.stages[0].reads.teacher, logits=False
     ) as r:
         for part in parts:
@@ -277,7 +233,7 @@ def test_a_folder_takes_more_targets_of_the_same_teacher(tmp_path: Path) -> None
 def test_a_folder_of_other_targets_is_refused(tmp_path: Path) -> None:
     capture([texts(staged(HIDDEN))], tmp_path)
     with pytest.raises(CheckpointError, match="must hold targets of this teacher 'final'"):
-        capture([texts(staged(HIDDEN), teacher=LiveTeacher(model(6, 1)))], tmp_path)
+        capture([texts(staged(HIDDEN), teacher=LiveTeacher(embedder(6, 1)))], tmp_path)
     with pytest.raises(CheckpointError, match="must hold targets packed as"):
         capture([texts(staged(HIDDEN))], tmp_path, packing=EXACT)
     other = texts(staged(HIDDEN), settings={"precision": "bfloat16"})
