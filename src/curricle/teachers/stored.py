@@ -108,6 +108,19 @@ class StoredTeacher:
                     f"{str(reference)!r}"
                 )
 
+    def check_precision(self, precision: str) -> None:
+        """Check that the teacher has spoken in the precision in which it is to be asked.
+
+        Raises:
+            BindError: If it has spoken in another one.
+        """
+        told = self.store.manifest.teacher.precision
+        if told and told != precision:
+            raise BindError(
+                f"'teacher_precision' must be {told!r}, in which the targets in "
+                f"{str(self.store.folder)!r} were captured; got {precision!r}"
+            )
+
     def teaching(self, linear: torch.dtype | None = None) -> AbstractContextManager[None]:
         """Return a block that does nothing: no model is to be held in a mode or precision."""
         del linear

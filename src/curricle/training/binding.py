@@ -302,6 +302,7 @@ class _Probe:
 
     def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
+            self._teacher.check_precision(self._settings.precisions[-1])
             return self._teacher.shown(each, student)
         reads = merged(each, whole=False)
         model, head = required(self._teacher, "teacher").model, reads.teacher_head
