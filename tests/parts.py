@@ -10,6 +10,7 @@ from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
+from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
@@ -87,3 +88,49 @@ class Shared(nn.Module):
             state = self.block(state).tanh()
         found: Tensor = self.head(state)
         return found
+
+
+class Reader(nn.Module):
+    """Reads tokens: an embedding, one block and a head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, width)
+        self.block = nn.Linear(width, width)
+        self.head = nn.Linear(width, 11)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.head(self.block(self.embedding(input_ids)).tanh())
+        return found
+
+
+def embedder(width: int, seed: int) -> TappedModel:
+    """Return a network that reads the data of `tokens`."""
+    with seeding.scoped(0, "model"):
+        module = Reader(width)
+    for number, parameter in enumerate(module.parameters()):
+        parameter.data = drawn(*parameter.shape, seed=seed + number) / width**0.5
+    return tapped(module, blocks=["block"], head="head")
+
+
+def tokens(*, selects: bool, seed: int = 0) -> Listed:
+    """Return batches of texts of several lengths, in which some positions may be selected."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def one() -> Batch:
+        ids = torch.randint(11, (4, 5), generator=generator)
+        valid = torch.arange(5) < torch.tensor([[5], [2], [4], [3]])
+        selected = torch.tensor([0, 3, 6, 10, 15, 17]) if selects else None
+        return Batch(inputs={"input_ids": ids}, valid=valid, selected=selected)
+
+    return Listed(one(), one(), one())
+
+
+def texts(curriculum: Curriculum, **parts: Any) -> BoundRun:
+    """Return a run on `tokens`, but for what is given."""
+    defaults: dict[str, Any] = {
+        "student": embedder(4, 5),
+        "teacher": LiveTeacher(embedder(6, 9)),
+        "stream": tokens(selects=True),
+    }
+    return bound(curriculum, **(defaults | parts))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from curricle import targets
+from curricle import cli_targets
 from curricle.errors import CurricleError, SpecError
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-app.add_typer(targets.app, name="targets")
+app.add_typer(cli_targets.app, name="targets")
 console = Console()
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.

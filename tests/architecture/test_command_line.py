@@ -10,7 +10,7 @@ import typer
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from curricle import cli, targets
+from curricle import cli, cli_targets
 from curricle.errors import SpecError
 from curricle.experiments import spec
 
@@ -59,7 +59,7 @@ def verbs(app: typer.Typer = cli.app) -> dict[str, tuple[list[str], list[str]]]:
 
 def test_the_verbs_and_their_options_are_those_that_are_documented() -> None:
     assert verbs() == FROZEN
-    assert verbs(targets.app) == FROZEN_TARGETS
+    assert verbs(cli_targets.app) == FROZEN_TARGETS
     assert [group.name for group in cli.app.registered_groups] == ["targets"]
 
 
@@ -70,7 +70,7 @@ def test_the_options_before_a_verb_are_those_that_are_documented() -> None:
 
 
 def test_every_verb_is_documented() -> None:
-    registered = [*cli.app.registered_commands, *targets.app.registered_commands]
+    registered = [*cli.app.registered_commands, *cli_targets.app.registered_commands]
     commands = [command.callback for command in registered]
     assert all(callback is not None and inspect.getdoc(callback) for callback in commands)
 

@@ -72,7 +72,7 @@ def asked_teacher(spec: RunSpec, data: TaskData) -> Teacher:
     if spec.targets is None:
         return live
     stored = open_targets(spec.targets.folder)
-    stored.store.check_teacher(live.model.module)
+    stored.store.check_teacher(live)
     stored.trajectory = live.trajectory
     told, found = stored.store.manifest.data.tokenizer, spec.task.tokenizer(Path(spec.cache_dir))
     if told and found and told != found:

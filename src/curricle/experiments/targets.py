@@ -12,6 +12,7 @@ from curricle.errors import CheckpointError
 from curricle.experiments.resources import open_task
 from curricle.experiments.runner import captured_runs
 from curricle.experiments.spec import RunSpec, given
+from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import DataFacts, Manifest, Section
 from curricle.teachers.stored import open_targets
 from curricle.training.capturing import Watch, capture
@@ -85,8 +86,8 @@ def verified(folder: Path, spec: RunSpec | None = None) -> list[Agreement]:
         return []
     runs = captured_runs(spec)
     for run in runs:
-        if run.teacher is not None:
-            stored.store.check_teacher(run.teacher.model.module)
+        if isinstance(run.teacher, LiveTeacher):
+            stored.store.check_teacher(run.teacher)
     found = agreement(runs, stored, steps=STEPS)
     for one in found:
         if not one.holds:

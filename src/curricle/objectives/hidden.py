@@ -236,9 +236,9 @@ class _BoundHidden:
         return self.selects
 
     @property
-    def takes_sparse(self) -> bool:
-        """Return False: a state has no classes."""
-        return False
+    def sparse_temperature(self) -> float | None:
+        """Return None: a state has no classes."""
+        return None
 
     def count(self, batch: Batch) -> int:
         """Return the number of positions the mean is over."""

@@ -147,9 +147,10 @@ class BoundLogits:
         return self.rows is None
 
     @property
-    def takes_sparse(self) -> bool:
-        """Return whether the divergence is defined where only some classes are known."""
-        return isinstance(self.declared.divergence, ForwardKL)
+    def sparse_temperature(self) -> float | None:
+        """Return the teacher's; None for a divergence that needs all classes."""
+        declared = self.declared
+        return declared.teacher_temperature if isinstance(declared.divergence, ForwardKL) else None
 
     def count(self, batch: Batch) -> int:
         """Return the number of selected positions, or of all with data if none are selected."""

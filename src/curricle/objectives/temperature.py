@@ -263,9 +263,9 @@ class _BoundTemperature:
         return self.matched.reads_selected
 
     @property
-    def takes_sparse(self) -> bool:
-        """Return False: a temperature that is learned needs all classes."""
-        return False
+    def sparse_temperature(self) -> float | None:
+        """Return None: a temperature that is learned needs all classes."""
+        return None
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

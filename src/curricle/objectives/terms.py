@@ -218,8 +218,8 @@ class Storable(Protocol):
         ...
 
     @property
-    def takes_sparse(self) -> bool:
-        """Return whether `total` can read a `SparseTarget`."""
+    def sparse_temperature(self) -> float | None:
+        """Return the softening of a `SparseTarget` that `total` can read; None if it reads none."""
         ...
 
 

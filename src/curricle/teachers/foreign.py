@@ -37,7 +37,7 @@ from curricle.extras import imported
 from curricle.teachers.codecs import TopK
 from curricle.teachers.distillkit import Compression, read_compression
 from curricle.teachers.manifest import MANIFEST, DataFacts, Manifest, Section, read_manifest
-from curricle.teachers.shards import ShardWriter
+from curricle.teachers.shards import ShardWriter, locked
 
 Missing = Literal["rest", "renormalize"]
 BATCH_ROWS = 64
@@ -81,13 +81,8 @@ def import_targets(
 
     Raises:
         DataError: If the layout is another one, or the size of the vocabulary is not known.
-        CheckpointError: If the folder holds targets already.
+        CheckpointError: If the folder holds targets already, or somebody else writes into it.
     """
-    # What an import that failed has left is made anew.
-    if (folder / MANIFEST).is_file() and read_manifest(folder).complete:
-        raise CheckpointError(
-            f"{str(folder)!r} must not hold targets already; import into another folder"
-        )
     is_lines = source.suffix in {".jsonl", ".json"}
     config = None if is_lines else read_compression(source if source.is_dir() else source.parent)
     classes = num_classes if config is None else config.d
@@ -106,10 +101,28 @@ def import_targets(
         width=classes,
     )
     manifest = Manifest(sections=(section,), data=DataFacts(name=source.name))
-    writer = ShardWriter(folder, manifest)
-    for one in _and_first(first, spoken):
-        _add(writer, section, one, inputs)
-    return writer.finish()
+    with locked(folder):
+        _make_room(folder)
+        writer = ShardWriter(folder, manifest)
+        for one in _and_first(first, spoken):
+            _add(writer, section, one, inputs)
+        return writer.finish()
+
+
+def _make_room(folder: Path) -> None:
+    """Forget what an import that failed has left; it is made anew.
+
+    Raises:
+        CheckpointError: If the folder holds other targets, also those of a capture that goes on.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    there = read_manifest(folder)
+    if there.complete or there.teacher.weights:
+        raise CheckpointError(
+            f"{str(folder)!r} must not hold targets already; import into another folder"
+        )
+    (folder / MANIFEST).unlink()
 
 
 def _and_first(first: Spoken, others: Iterator[Spoken]) -> Iterator[Spoken]:

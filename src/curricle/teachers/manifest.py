@@ -11,14 +11,16 @@ so a capture that was killed goes on after its last whole shard.
 """
 
 import json
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final
 
 from pydantic import Field
 
-from curricle.errors import CheckpointError, CurricleError, reason
+from curricle.errors import BindError, CheckpointError, CurricleError, reason
 from curricle.files import write_text
+from curricle.objectives.terms import BoundObjective, Storable, uncalibrated
 from curricle.specs import Plain, fingerprint, parse, plain, value
 from curricle.teachers.codecs import Codec
 from curricle.teachers.live import Reference
@@ -26,6 +28,8 @@ from curricle.teachers.live import Reference
 MANIFEST = "manifest.json"
 DRAW = "projection_"
 """How facts begin that tell one draw of a projection from another."""
+CALIBRATION = "calibrated_on"
+"""Fact that tells on which stream an objective was calibrated, if it was."""
 
 
 @final
@@ -85,16 +89,16 @@ class Section:
         """Return whether only some classes of a row are kept."""
         return self.codec.kind in {"sampled", "top_k"}
 
-    def matches(self, reference: Reference, facts: Plain, *, same_draw: bool) -> bool:
+    def matches(self, reference: Reference, facts: Plain, *, but: tuple[str, ...] = ()) -> bool:
         """Return whether the targets serve an objective.
 
         Args:
             reference: The teacher that it asks.
             facts: What it says of its targets.
-            same_draw: Whether the projection must be of the same draw.
+            but: Beginnings of facts that may differ.
         """
         own, wanted = (
-            {name: found for name, found in one.items() if same_draw or not name.startswith(DRAW)}
+            {name: found for name, found in one.items() if not name.startswith(but)}
             for one in (self.facts, facts)
         )
         return self.reference == reference and own == wanted
@@ -104,6 +108,25 @@ class Section:
         told = " ".join(f"{name}={found}" for name, found in self.facts.items() if name != "kind")
         where = "selected" if self.selected else "all"
         return f"{self.facts['kind']} of {self.reference}, {where} positions, {told}"
+
+
+def facts_of(objective: BoundObjective, stream: str) -> Plain:
+    """Return what an objective says of its targets, and on what it is calibrated if it is to be.
+
+    Args:
+        objective: A bound objective.
+        stream: Digest of the stream that it reads.
+
+    Raises:
+        BindError: If it says nothing.
+    """
+    if not isinstance(objective, Storable):
+        raise BindError(
+            f"{type(objective).__name__!r} must say its 'target_facts' to have targets stored or "
+            f"to read stored ones; it does not"
+        )
+    calibrated = {} if uncalibrated(objective) is None else {CALIBRATION: stream}
+    return {**objective.target_facts, **calibrated}
 
 
 @final
@@ -143,10 +166,17 @@ class Manifest:
     shards: tuple[Shard, ...] = ()
     """The files."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Return a digest of what targets depend on, but not of which examples are there."""
-        return fingerprint([plain(self.teacher), [plain(one) for one in self.sections]])
+    def fingerprint(self, sections: Iterable[Section]) -> str:
+        """Return a digest of what some kinds of targets depend on, but not of which are there.
+
+        Args:
+            sections: The kinds that are read; what else is stored does not matter.
+        """
+        read = {section.name: section for section in sections}
+        asked = {str(section.reference) for section in read.values()}
+        weights = {name: one for name, one in self.teacher.weights.items() if name in asked}
+        teacher = replace(self.teacher, weights=weights)
+        return fingerprint([plain(teacher), {name: plain(one) for name, one in read.items()}])
 
     def section(self, name: str) -> Section | None:
         """Return the section of a name; None if there is none."""

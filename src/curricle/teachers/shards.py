@@ -10,6 +10,8 @@ Design: a shard is written beside its final name and renamed, then listed in the
 kill costs at most the rows of one shard, and nothing is read that is not whole.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import final
@@ -17,6 +19,7 @@ from typing import final
 import numpy as np
 import safetensors
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float64, Int, Shaped
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,8 +30,9 @@ from curricle.errors import CheckpointError
 from curricle.files import new_file
 from curricle.seeding import numpy_generator
 from curricle.teachers.codecs import Entries, Uniforms
-from curricle.teachers.manifest import Manifest, Section, Shard, write_manifest
+from curricle.teachers.manifest import MANIFEST, Manifest, Section, Shard, write_manifest
 
+LOCK = ".lock"
 SHARD_BYTES = 2**26
 """Bytes of targets that are collected before they are written."""
 
@@ -56,6 +60,31 @@ def uniforms(
     return drawn
 
 
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other writers out of a folder; a writer that is killed does not.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: If another writes into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise CheckpointError(
+            f"{str(folder)!r} must have one writer at a time; another capture or import writes "
+            f"into it, wait for its end or take another folder"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 @final
 class ShardWriter:
     """Writes targets into a folder, or adds to those that are there."""
@@ -72,7 +101,9 @@ class ShardWriter:
         self.manifest = manifest
         self._known = {one.name: _known_keys(folder, manifest, one) for one in manifest.sections}
         self._pending: dict[str, list[dict[str, Tensor]]] = {one: [] for one in self._known}
-        write_manifest(folder, manifest)
+        # Until there is more to read, what a manifest says of a folder stays true.
+        if not (folder / MANIFEST).is_file():
+            write_manifest(folder, manifest)
 
     def lacks(
         self, section: Section, keys: Shaped[np.ndarray, " example"]
@@ -132,7 +163,7 @@ class ShardWriter:
             size=path.stat().st_size,
             sha256=content_digest(path),
         )
-        self.manifest = self.manifest.with_shard(shard)
+        self.manifest = replace(self.manifest.with_shard(shard), complete=False)
         write_manifest(self._folder, self.manifest)
         parts.clear()
 

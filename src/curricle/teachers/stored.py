@@ -25,8 +25,10 @@ from curricle.errors import BindError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
 from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
+from curricle.specs import Plain
+from curricle.teachers.codecs import Sampled, TopK
 from curricle.teachers.live import Reference
-from curricle.teachers.manifest import Manifest, Section
+from curricle.teachers.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
 
@@ -83,10 +85,14 @@ class StoredTeacher:
         self.trajectory: Trajectory | None = None
         """Checkpoints of the teacher, by which a strategy may choose; their targets are stored."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Return a digest of what its targets depend on."""
-        return self.store.manifest.fingerprint
+    def fingerprint(self, targets: Iterable[StoredTargets | None]) -> str:
+        """Return a digest of what some of its targets depend on.
+
+        Args:
+            targets: Those of each objective of a run; None where it reads none.
+        """
+        read = [one.reader.section for one in targets if one is not None]
+        return self.store.manifest.fingerprint(read)
 
     def check(self, references: Iterable[Reference]) -> None:
         """Check that every checkpoint that stages name has been asked.
@@ -102,40 +108,50 @@ class StoredTeacher:
                     f"{str(reference)!r}"
                 )
 
+    def check_precision(self, precision: str) -> None:
+        """Check that the teacher has spoken in the precision in which it is to be asked.
+
+        Raises:
+            BindError: If it has spoken in another one.
+        """
+        told = self.store.manifest.teacher.precision
+        if told and told != precision:
+            raise BindError(
+                f"'teacher_precision' must be {told!r}, in which the targets in "
+                f"{str(self.store.folder)!r} were captured; got {precision!r}"
+            )
+
     def teaching(self, linear: torch.dtype | None = None) -> AbstractContextManager[None]:
         """Return a block that does nothing: no model is to be held in a mode or precision."""
         del linear
         return nullcontext()
 
-    def serving(self, objective: BoundObjective, reference: Reference) -> StoredTargets:
+    def serving(
+        self, objective: BoundObjective, reference: Reference, stream: str
+    ) -> StoredTargets:
         """Return the stored targets of an objective.
 
         Args:
             objective: A bound objective that needs a teacher.
             reference: The teacher that its stage asks.
+            stream: Digest of the stream that it reads.
 
         Raises:
             BindError: If there are none, or it cannot read what was kept.
         """
-        if not isinstance(objective, Storable):
-            raise BindError(
-                f"{type(objective).__name__!r} must say its 'target_facts' to read stored targets; "
-                f"it does not"
-            )
-        section = self._find(objective, reference)
-        if section.is_sparse and not objective.takes_sparse:
-            raise BindError(
-                f"'targets' of codec {section.codec.kind!r} must be read by 'logits' with "
-                f"divergence 'forward_kl'; got {objective.describe()[1]!r}"
-            )
+        facts = facts_of(objective, stream)
+        assert isinstance(objective, Storable)  # noqa: S101 - or it would have no facts
+        section = self._find(objective, facts, reference)
+        check_readable(objective, section)
         return StoredTargets(reader=self.store.reader(section), selected=objective.reads_selected)
 
-    def _find(self, objective: Storable, reference: Reference) -> Section:
-        facts, known = objective.target_facts, self.store.manifest.sections
+    def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
+        known = self.store.manifest.sections
         # Of all positions some can be selected, but not the other way round.
         known = tuple(one for one in known if not one.selected or objective.reads_selected)
-        for same_draw in (True, False):
-            found = [one for one in known if one.matches(reference, facts, same_draw=same_draw)]
+        # Targets of another draw teach as well, and so do those centered on the mean of other data.
+        for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
+            found = [one for one in known if one.matches(reference, facts, but=but)]
             found = [one for one in found if one.selected == objective.reads_selected] or found
             if found:
                 break
@@ -172,6 +188,32 @@ class StoredTeacher:
             weight = states.new_zeros((self.model.num_classes, 1))
             head = LinearHead(states=states, weight=weight)
         return Activations(hidden, logits, head)
+
+
+def check_readable(objective: BoundObjective, section: Section) -> None:
+    """Check that an objective can read targets in the form in which they are kept.
+
+    Args:
+        objective: A bound objective that says its facts.
+        section: Its targets.
+
+    Raises:
+        BindError: If it cannot.
+    """
+    codec = section.codec
+    if not isinstance(codec, (Sampled, TopK)):
+        return
+    softening = objective.sparse_temperature if isinstance(objective, Storable) else None
+    if softening is None:
+        raise BindError(
+            f"'targets' of codec {codec.kind!r} must be read by 'logits' with divergence "
+            f"'forward_kl'; got {objective.describe()[1]!r}"
+        )
+    if softening != codec.temperature:
+        raise BindError(
+            f"'teacher_temperature' must be {codec.temperature:g}, the temperature of targets of "
+            f"codec {codec.kind!r}; got {softening:g}"
+        )
 
 
 @final

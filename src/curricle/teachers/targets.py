@@ -16,7 +16,7 @@ from typing import final
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
-from torch import Tensor, nn
+from torch import Tensor
 
 from curricle.data.digests import KEYS, data_counts, example_keys, selected_places
 from curricle.data.store import content_digest
@@ -25,6 +25,7 @@ from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.weights import weights_digest
 from curricle.objectives.terms import Target
 from curricle.teachers.codecs import Entries
+from curricle.teachers.live import LiveTeacher, Reference
 from curricle.teachers.manifest import Manifest, Section, read_manifest
 from curricle.teachers.shards import opened
 
@@ -44,18 +45,24 @@ class TargetStore:
             self._readers[section.name] = SectionReader(self.folder, self.manifest, section)
         return self._readers[section.name]
 
-    def check_teacher(self, module: nn.Module) -> None:
-        """Check that the targets are those of a finished teacher.
+    def check_teacher(self, teacher: LiveTeacher) -> None:
+        """Check that the targets are those of a teacher and of its checkpoints.
 
         Raises:
-            BindError: If they are another's.
+            BindError: If some are another's.
         """
-        told = self.manifest.teacher.weights.get("final")
-        if told is not None and (found := weights_digest(module)) != told:
-            raise BindError(
-                f"{str(self.folder)!r} must hold targets of this teacher, whose weights have the "
-                f"SHA-256 {found[:16]}...; got {told[:16]}...; capture into another folder"
-            )
+        steps = () if teacher.trajectory is None else teacher.trajectory.steps
+        known: tuple[Reference, ...] = ("final", *steps)
+        for reference in known:
+            told = self.manifest.teacher.weights.get(str(reference))
+            if told is None:
+                continue
+            if (found := weights_digest(teacher.at(reference).module)) != told:
+                raise BindError(
+                    f"{str(self.folder)!r} must hold targets of this teacher {reference!r}, whose "
+                    f"weights have the SHA-256 {found[:16]}...; got {told[:16]}...; capture into "
+                    f"another folder"
+                )
 
 
 def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStore:

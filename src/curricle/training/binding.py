@@ -233,7 +233,7 @@ class _Probe:
     ) -> None:
         self._student, self._teacher = student, teacher
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
-        self._whole = stream.batch(0)
+        self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
         self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
         self.draws_noise = False
 
@@ -302,6 +302,7 @@ class _Probe:
 
     def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
+            self._teacher.check_precision(self._settings.precisions[-1])
             return self._teacher.shown(each, student)
         reads = merged(each, whole=False)
         model, head = required(self._teacher, "teacher").model, reads.teacher_head
@@ -334,8 +335,9 @@ class _Probe:
             self._teacher is None or self._teacher.model.is_residual
         )
         stored = self._teacher if isinstance(self._teacher, StoredTeacher) else None
+        asked = stored, stage.teacher, self._fingerprint
         return tuple(
-            bound_term(objective, reads, sample, residual=residual, asked=(stored, stage.teacher))
+            bound_term(objective, reads, sample, residual=residual, asked=asked)
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 

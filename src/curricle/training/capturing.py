@@ -38,9 +38,11 @@ from curricle.teachers.manifest import (
     Manifest,
     Section,
     TeacherFacts,
+    facts_of,
     read_manifest,
 )
-from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
+from curricle.teachers.shards import SHARD_BYTES, ShardWriter, locked, uniforms
+from curricle.teachers.stored import check_readable
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import CALIBRATION_BATCHES
 
@@ -87,7 +89,8 @@ def capture(
 
     Raises:
         BindError: If a run has no live teacher or an objective has no targets to store.
-        CheckpointError: If the folder holds targets of another teacher, or in another form.
+        CheckpointError: If the folder holds targets of another teacher, or in another form, or
+            somebody else writes into it.
     """
     teacher = runs[0].teacher
     if not isinstance(teacher, LiveTeacher):
@@ -95,6 +98,7 @@ def capture(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
     lessons = lessons_of(runs, packing)
+    _check_readable(runs, packing)
     wanted = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
@@ -102,15 +106,16 @@ def capture(
             {section.name: section for one in lessons for section, _ in one.wanted}.values()
         ),
     )
-    writer = ShardWriter(folder, _joined(folder, wanted), shard_bytes=packing.shard_bytes)
-    done, total = 0, sum(one.stage.end - one.stage.start for one in lessons)
-    for lesson in lessons:
-        with lesson.run.settings.stated_threads():
-            for _ in lesson.captured(writer):
-                done += 1
-                if watch is not None:
-                    watch(done, total)
-    return writer.finish()
+    with locked(folder):
+        writer = ShardWriter(folder, _joined(folder, wanted), shard_bytes=packing.shard_bytes)
+        done, total = 0, sum(one.stage.end - one.stage.start for one in lessons)
+        for lesson in lessons:
+            with lesson.run.settings.stated_threads():
+                for _ in lesson.captured(writer):
+                    done += 1
+                    if watch is not None:
+                        watch(done, total)
+        return writer.finish()
 
 
 @final
@@ -200,27 +205,44 @@ def lessons_of(runs: Sequence[BoundRun], packing: Packing) -> list[Lesson]:
 
 
 def _lesson(run: BoundRun, stage: BoundStage, packing: Packing) -> Lesson:
-    asked = [term.objective for term in stage.terms if term.needs_teacher]
-    sections = [_section(objective, stage.declared.teacher, packing) for objective in asked]
-    distinct = {
-        section.name: (section, objective)
-        for section, objective in zip(sections, asked, strict=True)
-    }
+    distinct = {section.name: (section, one) for section, one in _asked(run, stage, packing)}
     return Lesson(run=run, stage=stage, wanted=list(distinct.values()))
 
 
-def _section(objective: BoundObjective, reference: Reference, packing: Packing) -> Section:
-    """Return what an objective's targets are.
+def _asked(
+    run: BoundRun, stage: BoundStage, packing: Packing
+) -> Iterator[tuple[Section, BoundObjective]]:
+    """Yield what each objective of a stage asks the teacher; several may ask the same."""
+    told = stage.declared.teacher, run.stream.fingerprint
+    for term in stage.terms:
+        if term.needs_teacher:
+            yield _section(term.objective, *told, packing), term.objective
+
+
+def _check_readable(runs: Sequence[BoundRun], packing: Packing) -> None:
+    """Check that objectives can read what would be kept, before a teacher is asked.
 
     Raises:
-        BindError: If it does not say.
+        BindError: If one cannot; its stage is named.
     """
-    if not isinstance(objective, Storable):
-        raise BindError(
-            f"{type(objective).__name__!r} must say its 'target_facts' to have its targets stored; "
-            f"it does not"
-        )
-    facts = objective.target_facts
+    for run in runs:
+        for stage in run.stages:
+            for section, objective in _asked(run, stage, packing):
+                try:
+                    check_readable(objective, section)
+                except BindError as error:
+                    raise BindError(
+                        f"stage {stage.declared.name!r}: {error}; 'packing.logits' says how they "
+                        f"are kept"
+                    ) from None
+
+
+def _section(
+    objective: BoundObjective, reference: Reference, stream: str, packing: Packing
+) -> Section:
+    """Return what an objective's targets are."""
+    facts = facts_of(objective, stream)
+    assert isinstance(objective, Storable)  # noqa: S101 - or it would have no facts
     return Section(
         reference=reference,
         facts=facts,

@@ -366,7 +366,8 @@ def run_fingerprint(run: BoundRun) -> str:
     """
     teacher: list[Any] = []
     if isinstance(run.teacher, StoredTeacher):
-        teacher = [run.teacher.fingerprint]
+        each = (term.stored for stage in run.stages for term in stage.terms)
+        teacher = [run.teacher.fingerprint(each)]
     elif run.teacher is not None and run.teachers:
         teacher = _sample(run.teacher.model.module)
     start = [] if run.start is None else [plain(run.start.declared)]

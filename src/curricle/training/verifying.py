@@ -1,9 +1,9 @@
 """Do stored targets say what the teacher says?
 
-`agreement` asks the teacher again about the first steps of some stages and compares. Numbers of
-which every one is kept must lie within the codec's stated error; of distributions of which only
-some classes are kept, the share of equal classes is told. The teacher's own rounding, which depends
-on the batch and the machine, is allowed for.
+`agreement` asks the teacher again about the first steps of some stages and tells the share of rows
+that agree. Where every number is kept, all of a row must lie within the codec's stated error; where
+only some classes are, these must be the same, with their weights, the mass of the others and the
+entropy. The teacher's own rounding, which depends on the batch and the machine, is allowed for.
 
 Axes: row (counted positions), width, draw.
 """
@@ -12,13 +12,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-import torch
-from jaxtyping import Float
+import numpy as np
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from curricle.data.digests import example_keys
+from curricle.data.digests import data_counts, example_keys, selected_places
+from curricle.data.streams import Batch
 from curricle.objectives.sparse import SparseTarget
-from curricle.teachers.codecs import Sampled, TopK
+from curricle.objectives.terms import BoundObjective, Storable
+from curricle.teachers.codecs import Sampled, TopK, Uniforms
 from curricle.teachers.manifest import Section
 from curricle.teachers.shards import uniforms
 from curricle.teachers.stored import StoredTeacher
@@ -27,8 +29,10 @@ from curricle.training.capturing import Packing, counts_of, lessons_of
 
 ROUNDING = 1e-4
 """Difference that is allowed besides the codec's, as a share of the largest number."""
+PACKED = 1 / 256
+"""Share by which weights that are packed anew may differ: one step of their 11 bits, in logs."""
 LEAST_SHARE = 0.98
-"""Least share of equal classes; rounding may move a draw over the edge of a class."""
+"""Least share of rows of some classes; rounding may move a draw over the edge of a class."""
 
 
 @final
@@ -41,7 +45,7 @@ class Agreement:
     rows: int
     """Rows that were compared."""
     share: float
-    """Share of numbers within the stated error, or of equal classes."""
+    """Share of rows of which all numbers agree."""
 
     @property
     def holds(self) -> bool:
@@ -57,41 +61,75 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
         stored: Its stored targets.
         steps: How many steps of each stage are looked at.
     """
-    found: dict[str, list[tuple[int, float]]] = {}
+    found: dict[str, list[Bool[Tensor, " row"]]] = {}
     sections: dict[str, Section] = {}
     for lesson in lessons_of(runs, Packing()):
         for _, objective, batch, wanted in lesson.compared(steps):
-            targets = stored.serving(objective, lesson.stage.declared.teacher)
+            targets = stored.serving(
+                objective, lesson.stage.declared.teacher, lesson.run.stream.fingerprint
+            )
             section = targets.reader.section
-            keys = example_keys(batch, selected=section.selected)
-            random = uniforms(section, keys, counts_of(objective, batch))
             if isinstance(section.codec, (Sampled, TopK)):
-                entries = section.codec.encode(wanted, random)
+                entries = section.codec.encode(wanted, _random(section, objective, batch))
                 again = section.codec.decode(entries, section.width)
-                share = _equal(targets.target(batch), again)
+                agree = _equal(targets.target(batch), again)
             else:
-                share = _within(targets.target(batch), wanted, section.codec.bound(wanted))
+                agree = _within(targets.target(batch), wanted, section.codec.bound(wanted))
             sections[section.name] = section
-            found.setdefault(section.name, []).append((len(wanted), share))
+            found.setdefault(section.name, []).append(agree)
     return [
         Agreement(
             section=sections[name],
-            rows=sum(rows for rows, _ in each),
-            share=sum(rows * share for rows, share in each) / max(sum(rows for rows, _ in each), 1),
+            rows=sum(map(len, each)),
+            share=sum(int(one.sum()) for one in each) / max(sum(map(len, each)), 1),
         )
         for name, each in found.items()
     ]
+
+
+def _random(section: Section, objective: BoundObjective, batch: Batch) -> Uniforms:
+    """Return the random numbers of the rows that an objective reads, as they were when stored."""
+    keys = example_keys(batch, selected=section.selected)
+    # Which a reading of selected rows picks from those of all.
+    if section.selected or not isinstance(objective, Storable) or not objective.reads_selected:
+        return uniforms(section, keys, counts_of(objective, batch))
+    counts = data_counts(batch)
+    whole = uniforms(section, keys, counts)
+    starts = counts.cumsum() - counts
+    rows = np.concatenate(
+        [start + places for start, places in zip(starts, selected_places(batch), strict=True)]
+    )
+    return lambda number: whole(number)[rows]
 
 
 def _within(
     stored: Float[Tensor, "row width"],
     wanted: Float[Tensor, "row width"],
     bound: Float[Tensor, "row width"],
-) -> float:
-    allowed = bound + ROUNDING * wanted.abs().amax().nan_to_num()
-    return ((stored - wanted).abs() <= allowed).float().mean().item() if wanted.numel() else 1.0
+) -> Bool[Tensor, " row"]:
+    """Return for each row whether all of its numbers lie within a bound."""
+    finite = wanted.where(wanted.isfinite(), 0.0).abs()
+    allowed = bound + (ROUNDING * finite.amax() if finite.numel() else 0.0)
+    # Equal ones may be infinite.
+    return ((stored == wanted) | ((stored - wanted).abs() <= allowed)).all(-1)
 
 
-def _equal(stored: SparseTarget, wanted: SparseTarget) -> float:
-    same: Tensor = stored.ids.sort(-1).values == wanted.ids.sort(-1).values
-    return same.float().mean().item() if torch.numel(same) else 1.0
+def _equal(stored: SparseTarget, wanted: SparseTarget) -> Bool[Tensor, " row"]:
+    """Return for each row whether all that is known of it is the same."""
+    (ids, weights), (same, told) = _in_order(stored), _in_order(wanted)
+    agree = (ids == same).all(-1) & _near(weights, told).all(-1)
+    if stored.rest is not None and wanted.rest is not None:
+        agree &= _near(stored.rest, wanted.rest)
+    return agree & _near(stored.constant, wanted.constant)
+
+
+def _in_order(
+    target: SparseTarget,
+) -> tuple[Int[Tensor, "row draw"], Float[Tensor, "row draw"]]:
+    """Return classes in ascending order, with their weights."""
+    ids, order = target.ids.sort(dim=-1, stable=True)
+    return ids, target.weights.gather(-1, order)
+
+
+def _near(stored: Float[Tensor, "..."], wanted: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    return (stored - wanted).abs() <= PACKED * wanted.abs() + ROUNDING

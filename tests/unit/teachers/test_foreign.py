@@ -16,6 +16,8 @@ from curricle.errors import CheckpointError, DataError
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.distillkit import CONFIGURATION
 from curricle.teachers.foreign import import_targets
+from curricle.teachers.manifest import Manifest, TeacherFacts, read_manifest, write_manifest
+from curricle.teachers.shards import locked
 from curricle.teachers.stored import open_targets
 
 IDS = [3, 1, 4, 1]
@@ -118,6 +120,20 @@ def test_a_folder_that_holds_targets_is_left_alone(tmp_path: Path) -> None:
     import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
     with pytest.raises(CheckpointError, match="must not hold targets already"):
         import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
+
+
+def test_a_capture_that_was_interrupted_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps(LINES[0]))
+    left = Manifest(teacher=TeacherFacts(weights={"final": "ab"}))
+    write_manifest(tmp_path / "store", left)
+    with pytest.raises(CheckpointError, match="must not hold targets already"):
+        import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
+    assert read_manifest(tmp_path / "store") == left
+    with (
+        locked(tmp_path / "other"),
+        pytest.raises(CheckpointError, match="must have one writer at a time"),
+    ):
+        import_targets(tmp_path / "t.jsonl", tmp_path / "other", num_classes=CLASSES)
 
 
 def columns(**lists: Any) -> pyarrow.Table:

@@ -9,6 +9,7 @@ import pytest
 from curricle.errors import CheckpointError
 from curricle.teachers.codecs import BFloat16, Sampled
 from curricle.teachers.manifest import (
+    DRAW,
     MANIFEST,
     DataFacts,
     Manifest,
@@ -65,15 +66,27 @@ def test_other_targets_have_another_name() -> None:
 
 def test_another_draw_serves_where_it_may() -> None:
     wanted = STATES.facts | {"projection_seed": 4}
-    assert STATES.matches("final", wanted, same_draw=False)
-    assert not STATES.matches("final", wanted, same_draw=True)
-    assert not STATES.matches(40, wanted, same_draw=False)
-    assert not STATES.matches("final", wanted | {"place": "other"}, same_draw=False)
+    assert STATES.matches("final", wanted, but=(DRAW,))
+    assert not STATES.matches("final", wanted)
+    assert not STATES.matches(40, wanted, but=(DRAW,))
+    assert not STATES.matches("final", wanted | {"place": "other"}, but=(DRAW,))
 
 
 def test_more_files_do_not_change_what_targets_depend_on() -> None:
-    assert replace(WHOLE, shards=(), complete=True).fingerprint == WHOLE.fingerprint
-    assert replace(WHOLE, sections=(STATES,)).fingerprint != WHOLE.fingerprint
+    more = replace(WHOLE, shards=(), complete=True)
+    assert more.fingerprint(WHOLE.sections) == WHOLE.fingerprint(WHOLE.sections)
+
+
+def test_a_digest_is_of_what_is_read() -> None:
+    one, both = WHOLE.fingerprint([STATES]), WHOLE.fingerprint([STATES, LOGITS])
+    assert len({one, both, WHOLE.fingerprint([LOGITS])}) == 3
+    assert WHOLE.fingerprint([LOGITS, STATES, LOGITS]) == both
+    weights = {"final": "ab", "40": "cd"}
+    more = replace(WHOLE, teacher=replace(WHOLE.teacher, weights=weights), sections=(STATES,))
+    assert more.fingerprint([STATES]) == one
+    assert more.fingerprint([LOGITS]) != WHOLE.fingerprint([LOGITS])
+    other = replace(WHOLE, teacher=replace(WHOLE.teacher, weights={"final": "cd"}))
+    assert other.fingerprint([STATES]) != one
 
 
 @pytest.mark.parametrize("text", [None, "no json", "[]", json.dumps({"format": 2})])

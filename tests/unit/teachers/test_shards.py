@@ -13,7 +13,7 @@ from curricle.data.streams import Batch
 from curricle.errors import CheckpointError
 from curricle.teachers.codecs import Exact, Sampled
 from curricle.teachers.manifest import Manifest, Section, read_manifest
-from curricle.teachers.shards import ShardWriter, opened, uniforms
+from curricle.teachers.shards import ShardWriter, locked, opened, uniforms
 
 SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=2)
 MANIFEST = Manifest(sections=(SECTION,))
@@ -67,6 +67,27 @@ def test_what_was_not_written_before_a_kill_is_lacking(tmp_path: Path) -> None:
     add(ShardWriter(tmp_path, MANIFEST), 1)
     again = ShardWriter(tmp_path, read_manifest(tmp_path))
     assert again.lacks(SECTION, keys(1)).tolist() == [True]
+
+
+def test_going_on_with_a_whole_store_leaves_it_whole_until_there_is_more(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, MANIFEST)
+    add(writer, 1)
+    whole = writer.finish()
+    again = ShardWriter(tmp_path, replace(whole, complete=False), shard_bytes=1)
+    assert read_manifest(tmp_path) == whole
+    add(again, 2)
+    assert not read_manifest(tmp_path).complete
+
+
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "a"),
+        locked(tmp_path / "b"),
+        pytest.raises(CheckpointError, match="must have one writer at a time"),
+    ):
+        locked(tmp_path / "a").__enter__()
+    with locked(tmp_path / "a"):
+        pass
 
 
 def test_an_example_twice_in_a_batch_is_wanted_once(tmp_path: Path) -> None:

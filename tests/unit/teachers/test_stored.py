@@ -90,6 +90,17 @@ def test_a_checkpoint_that_was_not_asked_is_told(tmp_path: Path) -> None:
         teacher.check([40])
 
 
+def test_a_teacher_in_another_precision_is_told(tmp_path: Path) -> None:
+    teacher = captured(tmp_path, STATES, settings={"teacher_precision": "bfloat16"})
+    for same in ({"teacher_precision": "bfloat16"}, {"precision": "bfloat16"}):
+        bound(staged(STATES), teacher=teacher, settings=same)
+    with pytest.raises(BindError, match="'teacher_precision' must be 'bfloat16', in which"):
+        bound(staged(STATES), teacher=teacher)
+    other = captured(tmp_path / "other", STATES)
+    with pytest.raises(BindError, match="'teacher_precision' must be 'float32', in which"):
+        bound(staged(STATES), teacher=other, settings={"precision": "bfloat16"})
+
+
 def test_it_cannot_be_run(tmp_path: Path) -> None:
     teacher = captured(tmp_path, STATES)
     with pytest.raises(BindError, match="must be a model to be read at"):
@@ -109,8 +120,9 @@ def test_drawn_classes_are_read_by_forward_divergence_only(tmp_path: Path, objec
 
 @pytest.mark.parametrize("codec", [Sampled(temperature=2.0), TopK(temperature=2.0)])
 def test_another_temperature_than_that_of_the_store_is_told(tmp_path: Path, codec: Any) -> None:
-    teacher = captured(tmp_path, MatchLogits(), logits=codec)
-    bound(staged(MatchLogits(teacher_temperature=2.0)), teacher=teacher)
+    softened = MatchLogits(teacher_temperature=2.0)
+    teacher = captured(tmp_path, softened, logits=codec)
+    bound(staged(softened), teacher=teacher)
     with pytest.raises(BindError, match="'teacher_temperature' must be 2"):
         bound(staged(MatchLogits()), teacher=teacher)
 

@@ -14,9 +14,11 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.weights import weights_digest
 from curricle.teachers.codecs import Exact
+from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import Manifest, Section, TeacherFacts, write_manifest
 from curricle.teachers.shards import ShardWriter
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
+from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from tests.parts import mlp
 
 SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=1)
@@ -109,13 +111,19 @@ def test_a_changed_number_is_noticed_when_the_store_is_opened(tmp_path: Path) ->
 
 def test_targets_of_another_teacher_are_refused(tmp_path: Path) -> None:
     store = stored(tmp_path)
-    store.check_teacher(mlp(3).module)
-    digest = weights_digest(mlp(3).module)
-    told = replace(store.manifest, teacher=TeacherFacts(weights={"final": digest}))
-    write_manifest(tmp_path, told)
-    open_store(tmp_path).check_teacher(mlp(3).module)
-    with pytest.raises(BindError, match="must hold targets of this teacher"):
-        open_store(tmp_path).check_teacher(mlp(3, seed=1).module)
+    store.check_teacher(LiveTeacher(mlp(3)))
+    digest, second = (weights_digest(mlp(3, seed=seed).module) for seed in (0, 2))
+    told = TeacherFacts(weights={"final": digest, "7": second})
+    write_manifest(tmp_path, replace(store.manifest, teacher=told))
+    open_store(tmp_path).check_teacher(LiveTeacher(mlp(3)))
+    with pytest.raises(BindError, match="must hold targets of this teacher 'final'"):
+        open_store(tmp_path).check_teacher(LiveTeacher(mlp(3, seed=1)))
+    for seed in (2, 3):
+        TrajectoryWriter(tmp_path / str(seed), [7]).save(mlp(3, seed=seed).module, 7)
+    same, other = (open_trajectory(tmp_path / str(seed)) for seed in (2, 3))
+    open_store(tmp_path).check_teacher(LiveTeacher(mlp(3), same))
+    with pytest.raises(BindError, match="must hold targets of this teacher 7"):
+        open_store(tmp_path).check_teacher(LiveTeacher(mlp(3), other))
 
 
 def test_keys_are_loaded_once(tmp_path: Path) -> None:

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle import seeding
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
-from curricle.models.adapters import tapped
+from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
 from curricle.objectives.projections import Learned
+from curricle.objectives.temperature import LearnedTemperature
+from curricle.records import Record, StepRecord
 from curricle.teachers.codecs import BFloat16, Exact, Int8, Sampled, TopK
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import DataFacts
@@ -26,7 +26,7 @@ from curricle.training.binding import BoundRun
 from curricle.training.capturing import Packing, capture
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
-from tests.parts import Listed, bound, drawn, mlp, parity
+from tests.parts import Listed, bound, embedder, mlp, parity, texts, tokens
 
 EXACT = Packing(hidden=Exact(), logits=Exact())
 EXTRACTION = extraction(total="12 steps")
@@ -49,49 +49,6 @@ def weights(run: BoundRun) -> Tensor:
 def staged(*objectives: Any, steps: int = 6) -> Curriculum:
     stage = Stage(name="only", duration=f"{steps} steps", objectives=objectives)
     return Curriculum(name="own", stages=(stage,))
-
-
-class Reader(nn.Module):
-    """Reads tokens: an embedding, one block and a head."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, width)
-        self.block = nn.Linear(width, width)
-        self.head = nn.Linear(width, 11)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        found: Tensor = self.head(self.block(self.embedding(input_ids)).tanh())
-        return found
-
-
-def model(width: int, seed: int) -> Any:
-    with seeding.scoped(0, "model"):
-        module = Reader(width)
-    for number, parameter in enumerate(module.parameters()):
-        parameter.data = drawn(*parameter.shape, seed=seed + number) / width**0.5
-    return tapped(module, blocks=["block"], head="head")
-
-
-def tokens(*, selects: bool, seed: int = 0) -> Listed:
-    generator = torch.Generator().manual_seed(seed)
-
-    def one() -> Batch:
-        ids = torch.randint(11, (4, 5), generator=generator)
-        valid = torch.arange(5) < torch.tensor([[5], [2], [4], [3]])
-        selected = torch.tensor([0, 3, 6, 10, 15, 17]) if selects else None
-        return Batch(inputs={"input_ids": ids}, valid=valid, selected=selected)
-
-    return Listed(one(), one(), one())
-
-
-def texts(curriculum: Curriculum, **parts: Any) -> BoundRun:
-    defaults = {
-        "student": model(4, 5),
-        "teacher": LiveTeacher(model(6, 9)),
-        "stream": tokens(selects=True),
-    }
-    return bound(curriculum, **(defaults | parts))
 
 
 @pytest.mark.parametrize("settings", [{}, {"accumulation": 2}, {"teacher_precision": "bfloat16"}])
@@ -135,7 +92,9 @@ def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any)
     capture([live], tmp_path, packing=Packing(hidden=codec))
     stored = texts(chosen, teacher=open_targets(tmp_path))
     batch = live.stream.batch(1)
-    with LiveTeacher(model(6, 9)).reading("final", live.stages[0].reads.teacher, logits=False) as r:
+    with LiveTeacher(embedder(6, 9)).reading(
+        "final", live.stages[0].reads.teacher, logits=False
+    ) as r:
         wanted = live.stages[0].terms[0].target(r(batch.inputs), batch)
     found = stored.stages[0].terms[0].target(None, batch)
     assert ((found - wanted).abs() <= codec.bound(wanted)).all()
@@ -160,7 +119,7 @@ def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_pat
     whole = texts(chosen, stream=stream)
     parts = [part for batch in reversed(stream.batches) for part in batch.chunks(3)]
     run = texts(chosen, stream=Listed(*parts), teacher=open_targets(tmp_path), seed=7)
-    with LiveTeacher(model(6, 9)).reading(
+    with LiveTeacher(embedder(6, 9)).reading(
         "final", whole.stages[0].reads.teacher, logits=False
     ) as r:
         for part in parts:
@@ -184,6 +143,31 @@ def test_checkpoints_of_the_teacher_are_told_apart(tmp_path: Path) -> None:
     assert {"1", "2"} & set(stored.store.manifest.teacher.weights)
     found = trained(bound(chosen, teacher=stored))
     assert torch.equal(found, trained(bound(chosen, teacher=teacher())))
+
+
+CENTERED = staged(replace(HIDDEN, center=True), steps=9)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_centered_targets_of_two_streams_are_kept_apart(tmp_path: Path, seed: int) -> None:
+    streams = [parity(0), parity(1)]
+    # Bits repeat between the streams, so rows of one could stand for those of the other.
+    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, packing=EXACT)
+    stored = open_targets(tmp_path)
+    told = [one.facts["calibrated_on"] for one in stored.store.manifest.sections]
+    assert told == [one.fingerprint for one in streams]
+    live = trained(bound(CENTERED, stream=parity(seed)))
+    assert torch.equal(trained(bound(CENTERED, stream=parity(seed), teacher=stored)), live)
+
+
+def test_one_mean_serves_readers_of_other_streams_but_two_do_not(tmp_path: Path) -> None:
+    capture([bound(CENTERED)], tmp_path)
+    bound(CENTERED, stream=parity(1), teacher=open_targets(tmp_path), seed=3)
+    capture([bound(CENTERED, stream=parity(1))], tmp_path)
+    stored = open_targets(tmp_path)
+    bound(CENTERED, stream=parity(1), teacher=stored, seed=3)
+    with pytest.raises(BindError, match="and be one; there are 2"):
+        bound(CENTERED, stream=parity(2), teacher=stored)
 
 
 def counted(run: BoundRun) -> tuple[BoundRun, list[int]]:
@@ -221,6 +205,24 @@ def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path
     assert resumed == whole
 
 
+def test_a_capture_with_nothing_to_add_leaves_a_whole_store_whole(tmp_path: Path) -> None:
+    def kill(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    whole = capture([bound(EXTRACTION)], tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        capture([bound(EXTRACTION)], tmp_path, watch=kill)
+    assert open_targets(tmp_path).store.manifest == whole
+
+
+def test_two_captures_do_not_write_into_one_folder(tmp_path: Path) -> None:
+    def another(done: int, total: int) -> None:
+        with pytest.raises(CheckpointError, match="must have one writer at a time"):
+            capture([bound(EXTRACTION)], tmp_path)
+
+    assert capture([bound(EXTRACTION)], tmp_path, watch=another).complete
+
+
 def test_a_folder_takes_more_targets_of_the_same_teacher(tmp_path: Path) -> None:
     capture([texts(staged(HIDDEN))], tmp_path)
     manifest = capture([texts(staged(MatchLogits()))], tmp_path)
@@ -231,12 +233,34 @@ def test_a_folder_takes_more_targets_of_the_same_teacher(tmp_path: Path) -> None
 def test_a_folder_of_other_targets_is_refused(tmp_path: Path) -> None:
     capture([texts(staged(HIDDEN))], tmp_path)
     with pytest.raises(CheckpointError, match="must hold targets of this teacher 'final'"):
-        capture([texts(staged(HIDDEN), teacher=LiveTeacher(model(6, 1)))], tmp_path)
+        capture([texts(staged(HIDDEN), teacher=LiveTeacher(embedder(6, 1)))], tmp_path)
     with pytest.raises(CheckpointError, match="must hold targets packed as"):
         capture([texts(staged(HIDDEN))], tmp_path, packing=EXACT)
     other = texts(staged(HIDDEN), settings={"precision": "bfloat16"})
     with pytest.raises(CheckpointError, match="must hold targets of a teacher in 'bfloat16'"):
         capture([other], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("objective", "codec", "rule"),
+    [
+        (MatchLogits(teacher_temperature=2.0), Sampled(), "'teacher_temperature' must be 1"),
+        (MatchLogits(), TopK(temperature=2.0), "'teacher_temperature' must be 2"),
+        (MatchLogits(divergence=ReverseKL()), Sampled(), "with divergence 'forward_kl'"),
+        (LearnedTemperature(label_weight=0.0), TopK(), "with divergence 'forward_kl'"),
+    ],
+)
+def test_what_could_not_be_read_is_refused_before_the_teacher_is_asked(
+    tmp_path: Path, objective: Any, codec: Any, rule: str
+) -> None:
+    # The first objective asks for the same targets and can read them.
+    first = MatchLogits(teacher_temperature=codec.temperature)
+    run, passes = counted(texts(staged(first, objective)))
+    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'packing.logits' says"):
+        capture([run], tmp_path / "store", packing=Packing(logits=codec))
+    assert not passes
+    assert not (tmp_path / "store").exists()
+    capture([run], tmp_path / "store", packing=EXACT)
 
 
 def test_stored_targets_are_not_captured(tmp_path: Path) -> None:
@@ -285,6 +309,32 @@ def test_runs_from_a_store_resume(tmp_path: Path) -> None:
     foreign = bound(EXTRACTION, settings=settings)
     with pytest.raises(CheckpointError, match="must belong to this run"):
         execute(foreign, judge, metric="none", outputs=outputs, resume=True)
+
+
+def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) -> None:
+    chosen, store = one_shot(total="8 steps"), tmp_path / "store"
+    capture([bound(chosen)], store, packing=EXACT)
+    wanted = trained(bound(chosen, teacher=open_targets(store)))
+    every = {"checkpoint_every": 4, "record_every": 1}
+
+    def run() -> BoundRun:
+        return bound(chosen, teacher=open_targets(store), settings=every)
+
+    def kill(record: Record) -> None:
+        if isinstance(record, StepRecord) and record.spent.steps == 6:
+            raise KeyboardInterrupt
+
+    outputs = Outputs(folder=tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        execute(run(), judge, metric="none", outputs=replace(outputs, observers=(kill,)))
+    writer = TrajectoryWriter(tmp_path / "steps", [1])
+    writer.save(mlp(16, 12, seed=4).module, 1)
+    live = LiveTeacher(mlp(16, 12, seed=1), open_trajectory(tmp_path / "steps"))
+    more = replace(staged(HIDDEN).stages[0], teacher=1)
+    capture([bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, packing=EXACT)
+    again = run()
+    execute(again, judge, metric="none", outputs=outputs, resume=True)
+    assert torch.equal(weights(again), wanted)
 
 
 def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
