@@ -95,9 +95,9 @@ def hold_low(module: nn.Module, dtype: torch.dtype | None) -> None:
     """Let linear maps keep copies of their weights in lower precision.
 
     In autocast of that precision they use them, instead of casting the same weights at every pass;
-    results are bit-equal. Outside it, and for whoever reads a weight, nothing is different. Parts
-    of other classes, subclasses too, and parts whose forward pass somebody has replaced are left
-    alone.
+    results are bit-equal. Outside it, and for whoever reads a weight, nothing is different. Left
+    alone are parts of other classes, subclasses too, and those whose weight is made anew at every
+    pass or whose forward pass somebody has replaced.
 
     Args:
         module: A model whose weights do not change from now on.
@@ -108,8 +108,14 @@ def hold_low(module: nn.Module, dtype: torch.dtype | None) -> None:
         # Also that of the model of which this one is a copy.
         if isinstance(own.get("forward"), _Held):
             del own["forward"]
-        if dtype is not None and type(part) is nn.Linear and "forward" not in own:
+        if dtype is not None and type(part) is nn.Linear and _is_plain(part):
             own["forward"] = _Held(part, dtype)
+
+
+def _is_plain(part: nn.Linear) -> bool:
+    """Return whether nobody has changed what a linear map computes, as weight norms do."""
+    names = {name for name, _ in part.named_parameters(recurse=False)}
+    return {"weight"} <= names <= {"weight", "bias"} and "forward" not in vars(part)
 
 
 @final

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from curricle import seeding
 from curricle.models.restoring import (
@@ -168,3 +169,13 @@ def test_parts_with_a_forward_pass_of_their_own_are_left_alone(router: Router) -
         assert vars(router.gate)["forward"] is before
         assert "forward" not in vars(scaled)
     assert vars(router.gate)["forward"] is before
+
+
+def test_weights_that_are_made_at_every_pass_are_left_alone(router: Router) -> None:
+    prune.l1_unstructured(router.first, "weight", amount=0.5)
+    ids = torch.tensor([[0, 1, 2]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = router(ids)
+        with held_low(router, torch.bfloat16):
+            assert "forward" not in vars(router.first)
+            assert torch.equal(router(ids), plain)
