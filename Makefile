@@ -32,8 +32,9 @@ demo: install  ## Run the demonstration on the sample data
 test: install  ## Run the tests on two cores, with coverage
 	$(PYTEST) -n 2 --cov=curricle
 
-# The tables of docs/theory.md take minutes and time nothing.
-QUICK := $(filter-out benchmarks/theorem_tables.py,$(wildcard benchmarks/*.py)) benchmarks/peers/steps.py
+# The tables of docs/theory.md take minutes and time nothing; encoders are what others run.
+QUIET := benchmarks/theorem_tables.py benchmarks/encoders.py
+QUICK := $(filter-out $(QUIET),$(wildcard benchmarks/*.py)) benchmarks/peers/steps.py
 
 benchmarks: install  ## Run every benchmark in small, only to see that it runs
 	@set -e; for each in $(QUICK); do \

@@ -17,12 +17,10 @@ import time
 from pathlib import Path
 
 import torch
+from encoders import encoder
 
 import curricle
-from curricle import seeding
-from curricle.experiments.tasks import TaskData, TextTask
-from curricle.models.hf import HuggingFaceSpec
-from curricle.models.tapped import TappedModel
+from curricle.experiments.tasks import TextTask
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun, bind
@@ -73,25 +71,6 @@ def bound(size: Size, precision: Precision) -> BoundRun:
             optimizer=curricle.AdamW(learning_rate=1e-4),
             settings=EngineSettings(device="cpu", precision=precision, threads=1),
             seed=0,
-        )
-
-
-def encoder(layers: int, width: int, data: TaskData) -> TappedModel:
-    """Return a BERT with heads of 64, or one head if it is narrower; it is not trained."""
-    config = {
-        "num_hidden_layers": layers,
-        "num_attention_heads": max(width // 64, 1),
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    with seeding.scoped(0, f"width {width}"):
-        return HuggingFaceSpec(model_type="bert", config=config).build(
-            num_inputs=data.num_inputs,
-            num_classes=data.num_classes,
-            num_positions=data.num_positions,
-            padding_token=data.padding_token,
         )
 
 

@@ -22,13 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from encoders import encoder
 from torch import Tensor
 
 import curricle
 from curricle import seeding
 from curricle.data.digests import example_keys
 from curricle.experiments.tasks import TaskData, TextTask
-from curricle.models.hf import HuggingFaceSpec
 from curricle.models.tapped import TappedModel
 from curricle.teachers.codecs import BFloat16, Codec, Exact, Int8, Sampled, TopK
 from curricle.teachers.live import LiveTeacher
@@ -167,25 +167,6 @@ def bound(
         settings=EngineSettings(device="cpu", threads=1),
         seed=0,
     )
-
-
-def encoder(layers: int, width: int, data: TaskData) -> TappedModel:
-    """Return a BERT with heads of 64, or one head if it is narrower; it is not trained."""
-    config = {
-        "num_hidden_layers": layers,
-        "num_attention_heads": max(width // 64, 1),
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }
-    with seeding.scoped(0, f"width {width}"):
-        return HuggingFaceSpec(model_type="bert", config=config).build(
-            num_inputs=data.num_inputs,
-            num_classes=data.num_classes,
-            num_positions=data.num_positions,
-            padding_token=data.padding_token,
-        )
 
 
 if __name__ == "__main__":
