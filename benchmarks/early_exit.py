@@ -81,7 +81,7 @@ def timed(run: BoundRun, repetitions: int) -> list[float]:
     for _ in range(repetitions):
         for stage, taken in zip(run.stages, found, strict=True):
             optimizer = run.optimizer.build(run.student.module.parameters())
-            teaching = run.teacher.teaching(run.settings.teacher_linear)
+            teaching = run.teacher.teaching(run.settings.teacher_inference)
             with teaching, stepping(run, stage, optimizer) as stepper:
                 stepper.step(stage.start)
                 started = time.process_time()

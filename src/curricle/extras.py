@@ -1,12 +1,17 @@
-"""What if a package is needed that only an extra installs?
+"""What if something is needed that not every installation has?
 
-Then it is imported where it is used, and who lacks it is told what to install.
+A package of an extra is imported where it is used; a compiler is looked for before it is needed.
+Who lacks one is told what to install.
 """
 
 import importlib
+import shutil
 from types import ModuleType
 
 from curricle.errors import BindError
+
+COMPILERS = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang", "cc")}
+"""Programs of which torch needs one to compile, by device."""
 
 
 def imported(module: str, *, package: str, extra: str, use: str) -> ModuleType:
@@ -27,3 +32,22 @@ def imported(module: str, *, package: str, extra: str, use: str) -> ModuleType:
         raise BindError(
             f"{package!r} must be installed for {use}: pip install 'curricle[{extra}]' ({error})"
         ) from None
+
+
+def check_compiler(device: str, *, setting: str, plain: object) -> None:
+    """Check that torch finds a compiler.
+
+    Args:
+        device: Kind of the device for which is compiled.
+        setting: The setting that asks for it.
+        plain: Its value that asks for none.
+
+    Raises:
+        BindError: If there is none.
+    """
+    names = COMPILERS.get(device, ())
+    if not any(shutil.which(name) for name in names):
+        raise BindError(
+            f"{setting!r} must be {plain} on a machine without a compiler; none of "
+            f"{', '.join(names)} is in the path; on Debian, 'apt-get install g++' brings one"
+        )

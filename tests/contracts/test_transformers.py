@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.hf import HuggingFaceSpec
+from curricle.models.inference import Inference
 from curricle.models.tapped import Place, TappedModel, check_head
 from curricle.teachers.live import LiveTeacher
 
@@ -174,20 +175,37 @@ def test_logits_at_selected_positions_are_rows_of_the_full_logits(
 def test_weights_held_in_lower_precision_give_exactly_what_autocast_gives(family: str) -> None:
     teacher = LiveTeacher(build(family))
 
-    def shown(linear: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    def shown(inference: Inference) -> tuple[Tensor, Tensor]:
         place = teacher.model.place(1)
         with (
             torch.no_grad(),
             torch.autocast("cpu", torch.bfloat16),
-            teacher.teaching(linear),
+            teacher.teaching(inference),
             teacher.reading("final", [place], logits=True) as read,
         ):
             found = read(ids())
         assert found.logits is not None
         return found.hidden[place], found.logits
 
-    plain, held = shown(None), shown(torch.bfloat16)
+    plain, held = shown(Inference()), shown(Inference(linear=torch.bfloat16))
     assert all(torch.equal(*pair) for pair in zip(held, plain, strict=True))
+
+
+@every_family
+def test_each_block_is_traced_in_one_piece(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    traced = partial(torch.compile, backend="eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", traced)
+    teacher = LiveTeacher(build(family))
+    place = teacher.model.place(teacher.model.depth)
+    wanted = early(teacher.model, place)
+    with (
+        torch.no_grad(),
+        teacher.teaching(Inference(compiled=True)),
+        teacher.reading("final", [place], logits=False) as read,
+    ):
+        found = read(ids()).hidden[place]
+    assert torch.equal(found, wanted)
 
 
 @every_family

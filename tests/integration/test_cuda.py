@@ -1,5 +1,7 @@
 """The same run on a GPU; skipped where there is none, as in CI."""
 
+from typing import Literal
+
 import pytest
 import torch
 
@@ -18,8 +20,11 @@ def network(width: int, purpose: str) -> MLP:
         return MLP(20, (width,), 2)
 
 
+@pytest.mark.parametrize("prefetch", ["none", "batch", "targets"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_student_learns_on_a_gpu(precision: str) -> None:
+def test_a_student_learns_on_a_gpu(
+    precision: Literal["float32", "bfloat16"], prefetch: Literal["none", "batch", "targets"]
+) -> None:
     data = curricle.ParityStream(num_inputs=20, degree=2, batch_size=64, seed=0)
     result = curricle.distill(
         network(16, "student"),
@@ -28,9 +33,7 @@ def test_a_student_learns_on_a_gpu(precision: str) -> None:
         data,
         evaluation=[data.batch(1000)],
         optimizer=curricle.SGD(learning_rate=0.1),
-        settings=curricle.EngineSettings(
-            device="cuda", precision="bfloat16" if precision == "bfloat16" else "float32"
-        ),
+        settings=curricle.EngineSettings(device="cuda", precision=precision, prefetch=prefetch),
     )
     assert next(result.student.parameters()).is_cuda
     assert result.metrics["nll"] < 1

@@ -156,9 +156,9 @@ def seconds_per_step(run: BoundRun) -> list[float]:
     """Return the median seconds of one step of each stage; the student comes back as it was."""
     module = run.student.module
     kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    teacher, linear = run.teacher, run.settings.teacher_linear
-    teaching = nullcontext() if teacher is None else teacher.teaching(linear)
-    with run.settings.stated_threads(), modes_kept(module), teaching:
+    teacher, settings = run.teacher, run.settings
+    teaching = nullcontext() if teacher is None else teacher.teaching(settings.teacher_inference)
+    with settings.stated_threads(), modes_kept(module), teaching:
         module.train()
         try:
             return [statistics.median(_times(run, stage)) for stage in run.stages]
@@ -175,6 +175,7 @@ def _times(run: BoundRun, stage: BoundStage) -> list[float]:
     device = run.settings.torch_device()
     times = []
     with stepping(run, timed, run.optimizer.build(run.student.module.parameters())) as stepper:
+        stepper.until = stage.end
         for number in range(WARM_UP_STEPS + TIMED_STEPS):
             started = now(device)
             # A stage may be shorter than that, and a schedule has no rate for steps outside it.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from curricle.errors import BindError, near_names
 from curricle.models.heads import HeadEnd, LinearHead
+from curricle.models.inference import HeldLinear
 from curricle.models.returned import first_tensor, logits_in
 from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
 
@@ -170,7 +171,11 @@ class HookedModel:
 
     def _linear_end(self) -> HeadEnd:
         end = self._head_end
-        if end is None or type(self._modules[end.path]) is not nn.Linear or self._width_axis != -1:
+        if (
+            end is None
+            or type(self._modules[end.path]) not in (nn.Linear, HeldLinear)
+            or self._width_axis != -1
+        ):
             found = "none" if end is None else type(self._modules[end.path]).__name__
             raise BindError(
                 f"'chunk' must be None for {self._name}: its head must be known and end in an "

@@ -1,17 +1,15 @@
 """How is a module changed for a while and given back as it was?
 
 Binding runs a student once to look at it, a stage freezes what it does not train, a teacher is
-held in evaluation mode and its linear maps in lower precision. Each of these is a block; when it
-ends, also by an exception, everything is what it was before, submodule by submodule.
+held in evaluation mode. Each of these is a block; when it ends, also by an exception, everything is
+what it was before, submodule by submodule.
 """
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import final
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
 
 @contextmanager
@@ -75,61 +73,3 @@ def frozen_but(module: nn.Module, trained: Collection[str]) -> Iterator[None]:
     finally:
         for parameter, flag in before:
             parameter.requires_grad_(flag)
-
-
-@contextmanager
-def held_low(module: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
-    """Hold the weights of linear maps in lower precision; they are let go at the end of the block.
-
-    Yields:
-        Nothing.
-    """
-    hold_low(module, dtype)
-    try:
-        yield
-    finally:
-        hold_low(module, None)
-
-
-def hold_low(module: nn.Module, dtype: torch.dtype | None) -> None:
-    """Let linear maps keep copies of their weights in lower precision.
-
-    In autocast of that precision they use them, instead of casting the same weights at every pass;
-    results are bit-equal. Outside it, and for whoever reads a weight, nothing is different. Left
-    alone are parts of other classes, subclasses too, and those whose weight is made anew at every
-    pass or whose forward pass somebody has replaced.
-
-    Args:
-        module: A model whose weights do not change from now on.
-        dtype: The precision of the autocast; None lets go of what is held.
-    """
-    for part in module.modules():
-        own = vars(part)
-        # Also that of the model of which this one is a copy.
-        if isinstance(own.get("forward"), _Held):
-            del own["forward"]
-        if dtype is not None and type(part) is nn.Linear and _is_plain(part):
-            own["forward"] = _Held(part, dtype)
-
-
-def _is_plain(part: nn.Linear) -> bool:
-    """Return whether nobody has changed what a linear map computes, as weight norms do."""
-    names = {name for name, _ in part.named_parameters(recurse=False)}
-    return {"weight"} <= names <= {"weight", "bias"} and "forward" not in vars(part)
-
-
-@final
-class _Held:
-    """The forward pass of a linear map with its weights in two precisions."""
-
-    def __init__(self, part: nn.Linear, dtype: torch.dtype) -> None:
-        self._plain, self._dtype = part.forward, dtype
-        weights = dict(part.named_parameters(recurse=False))
-        self._weight = weights["weight"].detach().to(dtype)
-        self._bias = weights["bias"].detach().to(dtype) if "bias" in weights else None
-
-    def __call__(self, state: Tensor) -> Tensor:
-        kind = state.device.type
-        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == self._dtype:
-            return functional.linear(state, self._weight, self._bias)
-        return self._plain(state)

@@ -16,10 +16,13 @@ from typing import Literal, final
 import torch
 
 from curricle.errors import BindError
-from curricle.models.restoring import held_low, hold_low, modes_kept
+from curricle.models.inference import Inference
+from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Place, Reader, TappedModel
 from curricle.teachers.trajectory import Trajectory
 
+PLAIN = Inference()
+"""Makes nothing faster."""
 Reference = Literal["final"] | int
 """Which teacher: the finished one, or the checkpoint of a step."""
 
@@ -32,7 +35,7 @@ class LiveTeacher:
         """Take a finished model and, for progressive stages, its trajectory."""
         self.model = model
         self.trajectory = trajectory
-        self._linear: torch.dtype | None = None
+        self._inference = PLAIN
 
     def check(self, references: Iterable[Reference]) -> None:
         """Check that every checkpoint that stages name is there and fits.
@@ -59,7 +62,7 @@ class LiveTeacher:
             return self.model
         copied = copy.deepcopy(self.model)
         self._of(reference).load(copied.module, reference)
-        hold_low(copied.module, self._linear)
+        self._inference.apply(copied)
         return copied
 
     def reading(
@@ -81,23 +84,22 @@ class LiveTeacher:
         return self.at(reference).reading(places, logits=logits, head=head)
 
     @contextmanager
-    def teaching(self, linear: torch.dtype | None = None) -> Iterator[None]:
+    def teaching(self, inference: Inference = PLAIN) -> Iterator[None]:
         """Hold the model in evaluation mode; its modes come back after.
 
         Args:
-            linear: Precision in which weights of linear maps are held besides, as `hold_low` does:
-                that of the autocast in which the teacher is read.
+            inference: How it, and each of its checkpoints, is made fast meanwhile.
 
         Yields:
             Nothing.
         """
-        with modes_kept(self.model.module), held_low(self.model.module, linear):
+        with modes_kept(self.model.module), inference.held(self.model):
             self.model.module.eval()
-            self._linear = linear
+            self._inference = inference
             try:
                 yield
             finally:
-                self._linear = None
+                self._inference = PLAIN
 
     def _of(self, step: int) -> Trajectory:
         if self.trajectory is None:

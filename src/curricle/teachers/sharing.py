@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import final
 
-import torch
 from torch import Tensor
 
+from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Inputs, Place, Reader, TappedModel
-from curricle.teachers.live import LiveTeacher, Reference
+from curricle.teachers.live import PLAIN, LiveTeacher, Reference
 
 Wanted = tuple[tuple[Place, ...], bool, bool]
 """Places that are read, whether the logits are, and whether what they come from is."""
@@ -43,9 +43,9 @@ class SharedTeacher:
         """Check that every checkpoint that stages name is there and fits."""
         self._teacher.check(references)
 
-    def teaching(self, linear: torch.dtype | None = None) -> AbstractContextManager[None]:
+    def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
         """Return a block that does nothing: evaluation mode is held around all students."""
-        del linear
+        del inference
         return nullcontext()
 
     def forget(self) -> None:

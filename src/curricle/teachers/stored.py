@@ -23,11 +23,12 @@ from torch import nn
 from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.heads import LinearHead
+from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
 from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
 from curricle.specs import Plain
 from curricle.teachers.codecs import Sampled, TopK
-from curricle.teachers.live import Reference
+from curricle.teachers.live import PLAIN, Reference
 from curricle.teachers.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
@@ -121,9 +122,9 @@ class StoredTeacher:
                 f"{str(self.store.folder)!r} were captured; got {precision!r}"
             )
 
-    def teaching(self, linear: torch.dtype | None = None) -> AbstractContextManager[None]:
+    def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
         """Return a block that does nothing: no model is to be held in a mode or precision."""
-        del linear
+        del inference
         return nullcontext()
 
     def serving(

@@ -323,7 +323,7 @@ def _open(run: BoundRun, stage: BoundStage) -> Iterator[Reader]:
     teacher, reads = run.teacher, stage.reads
     assert isinstance(teacher, LiveTeacher)  # noqa: S101 - `capture` has looked
     with ExitStack() as stack:
-        stack.enter_context(teacher.teaching(run.settings.teacher_linear))
+        stack.enter_context(teacher.teaching(run.settings.teacher_inference))
         yield stack.enter_context(
             teacher.reading(
                 stage.declared.teacher,

@@ -34,6 +34,7 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
+from curricle.training.settings import EngineSettings
 from curricle.training.stacking import Stack, check_compilable
 
 SHARED = (
@@ -43,6 +44,8 @@ SHARED = (
     "accumulation",
     "threads",
     "compiled_steps",
+    "compiled_teacher",
+    "prefetch",
 )
 """Settings that students of a classroom have in common."""
 
@@ -100,7 +103,7 @@ def execute_together(
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
         if live is not None:
-            stack.enter_context(live.teaching(seats[0].run.settings.teacher_linear))
+            stack.enter_context(live.teaching(seats[0].run.settings.teacher_inference))
         lessons = [
             _Lesson(
                 stack.enter_context(
@@ -200,6 +203,19 @@ class _SharedStream:
         return self._batch
 
 
+def _check_steps(settings: EngineSettings, *, stacked: bool) -> None:
+    if settings.compiled_steps > 1 and not stacked:
+        raise BindError(
+            f"'compiled_steps' must be 1 in a classroom that is not stacked, where students wait "
+            f"for each other at every step; got {settings.compiled_steps}"
+        )
+    if settings.prefetch != "none":
+        raise BindError(
+            f"'prefetch' must be 'none' in a classroom, where students ask for the same batch in "
+            f"turns; got {settings.prefetch!r}"
+        )
+
+
 def _check(seats: Sequence[Seat], *, stacked: bool) -> None:
     """Check that students can be taught together.
 
@@ -207,11 +223,7 @@ def _check(seats: Sequence[Seat], *, stacked: bool) -> None:
         BindError: If not.
     """
     first = seats[0].run
-    if first.settings.compiled_steps > 1 and not stacked:
-        raise BindError(
-            f"'compiled_steps' must be 1 in a classroom that is not stacked, where students wait "
-            f"for each other at every step; got {first.settings.compiled_steps}"
-        )
+    _check_steps(first.settings, stacked=stacked)
     teachers = [one.run.teacher for one in seats if one.run.teacher is not None]
     if any(one is not teachers[0] for one in teachers):
         raise BindError("students of a classroom must have one 'teacher'; got several")

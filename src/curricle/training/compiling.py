@@ -14,7 +14,6 @@ not finite the caller takes its steps one by one, and the error names the right 
 are compiled once in a process, whoever needs them.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -43,8 +42,6 @@ Given = tuple[
 know of each step. No tensor is left to the graph: in an equal one it would be another run's."""
 Taken = tuple[dict[str, Tensor], dict[str, Moments], Tensor]
 """Weights, moments and losses after a block."""
-COMPILERS = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang", "cc")}
-"""Programs of which torch needs one, by device."""
 
 
 @final
@@ -208,20 +205,6 @@ def compiled(traced: Traced) -> Callable[[Given], Taken]:
         traced.graph.forward, fullgraph=True, dynamic=False, options={option: True}
     )
     return found
-
-
-def check_compiler(device: torch.device) -> None:
-    """Check that torch finds a compiler.
-
-    Raises:
-        BindError: If it does not.
-    """
-    names = COMPILERS.get(device.type, ())
-    if not any(shutil.which(name) for name in names):
-        raise BindError(
-            f"'compiled_steps' must be 1 on a machine without a compiler; got more, and none of "
-            f"{', '.join(names)} in the path; on Debian, 'apt-get install g++' brings one"
-        )
 
 
 def _constants(graph: fx.GraphModule) -> list[str]:

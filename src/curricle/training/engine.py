@@ -184,8 +184,8 @@ class _Execution:
             if end is not None:
                 return end
             run.student.module.train()
-            teacher, linear = run.teacher, run.settings.teacher_linear
-            with nullcontext() if teacher is None else teacher.teaching(linear):
+            teacher, settings = run.teacher, run.settings
+            with nullcontext() if teacher is None else teacher.teaching(settings.teacher_inference):
                 return (yield from self._stages())
         finally:
             if self.writer is not None:

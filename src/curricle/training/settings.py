@@ -12,6 +12,8 @@ import torch
 from pydantic import Field
 
 from curricle.errors import BindError, SpecError
+from curricle.extras import check_compiler
+from curricle.models.inference import Inference
 from curricle.specs import value
 
 Precision = Literal["float32", "bfloat16"]
@@ -41,6 +43,13 @@ class EngineSettings:
     """Steps between checkpoints to resume from; None writes none."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
+    compiled_teacher: bool = False
+    """Whether each block of the teacher is compiled while it teaches, which takes seconds when a
+    run begins; blocks that are read inside are not. Results agree within rounding."""
+    prefetch: Literal["none", "batch", "targets"] = "none"
+    """What a second thread makes ready for the next step while a step runs: its batch, or also what
+    the teacher says of it, on a GPU beside the student's step. Results are the same; two steps'
+    targets are held at a time, and on a CPU one more core is used."""
     compiled_steps: int = Field(default=1, gt=0)
     """Steps that one compiled call takes, for small students, whose time goes into calls; 1
     compiles nothing. Results agree with those of single steps within rounding."""
@@ -54,11 +63,12 @@ class EngineSettings:
         for name, given, plain in (
             ("clip_norm", self.clip_norm, None),
             ("accumulation", self.accumulation, 1),
+            ("prefetch", self.prefetch, "none"),
         ):
             if self.compiled_steps > 1 and given != plain:
                 raise SpecError(
-                    f"{name!r} must be {plain} where several steps are compiled as one; got "
-                    f"{given} with 'compiled_steps' {self.compiled_steps}"
+                    f"{name!r} must be {plain!r} where several steps are compiled as one; got "
+                    f"{given!r} with 'compiled_steps' {self.compiled_steps}"
                 )
         intervals = (self.record_every, self.evaluate_every, self.checkpoint_every)
         shortest = min(one for one in intervals if one is not None)
@@ -86,10 +96,17 @@ class EngineSettings:
         return tuple(dict.fromkeys((self.precision, self.teacher_precision or self.precision)))
 
     @property
-    def teacher_linear(self) -> torch.dtype | None:
-        """Return the precision in which weights of the teacher's linear maps are held, if lower."""
-        precision = self.teacher_precision or self.precision
-        return None if precision == "float32" else torch.bfloat16
+    def teacher_inference(self) -> Inference:
+        """Return how the teacher is made fast while it teaches.
+
+        Raises:
+            BindError: If it is to be compiled and there is no compiler.
+        """
+        if self.compiled_teacher:
+            kind = self.torch_device().type
+            check_compiler(kind, setting="compiled_teacher", plain="false")
+        is_wide = (self.teacher_precision or self.precision) == "float32"
+        return Inference(linear=None if is_wide else torch.bfloat16, compiled=self.compiled_teacher)
 
     @contextmanager
     def stated_threads(self) -> Iterator[None]:

@@ -21,10 +21,11 @@ from contextlib import contextmanager
 from typing import final
 
 from curricle.errors import BindError
+from curricle.extras import check_compiler
 from curricle.models.weights import architecture
 from curricle.specs import fingerprint, plain
 from curricle.training.binding import BoundRun
-from curricle.training.compiling import CompiledSteps, check_compiler
+from curricle.training.compiling import CompiledSteps
 from curricle.training.joined import Joined, is_counter
 from curricle.training.stepping import StepOutcome, Stepper
 
@@ -187,7 +188,7 @@ def check_compilable(run: BoundRun) -> None:
             f"'compiled_steps' must be 1 where targets are stored, which are looked up step by "
             f"step; got {steps}"
         )
-    check_compiler(run.settings.torch_device())
+    check_compiler(run.settings.torch_device().type, setting="compiled_steps", plain=1)
 
 
 def _is_stackable(stepper: Stepper) -> bool:

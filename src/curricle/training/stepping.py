@@ -33,6 +33,7 @@ from curricle.teachers.sharing import SharedTeacher
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.costs import now
+from curricle.training.prefetching import Prefetcher
 from curricle.training.terms import adapters_of, opened, trained_beside
 
 CALIBRATION_BATCHES = 8
@@ -69,6 +70,18 @@ class StepOutcome:
 
 
 @final
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What one step reads."""
+
+    counts: list[int]
+    """Number of positions that each objective is a mean over, at least 1."""
+    parts: list[tuple[Batch, list[Target] | None]]
+    """The batch in parts, and what each objective compares the student with; None if that is still
+    to be asked for."""
+
+
+@final
 class Stepper:
     """Runs the steps of one stage."""
 
@@ -94,6 +107,8 @@ class Stepper:
         students, or with those that follow."""
         self.until = 0
         """The step before which nobody looks at the weights: those before it may be taken ahead."""
+        self.prefetcher: Prefetcher[Prepared] | None = None
+        """Makes the next step ready while one runs, if it shall."""
         self.weights = [term.weight for term in stage.terms]
         self._parts = run.settings.accumulation
         self._device = run.settings.torch_device()
@@ -126,14 +141,17 @@ class Stepper:
         """
         if self.joined is not None and (found := self.joined(step)) is not None:
             return found
-        batch = self.run.stream.batch(step)
+        if self.prefetcher is None:
+            prepared = self.prepared(step)
+        else:
+            prepared = self.prefetcher.take(step, ahead=step + 1 < self.until)
         for parameter in self._parameters:
             parameter.grad = None
         noise = (
             seeding.scoped(self.run.seed, "noise", step) if self.run.draws_noise else nullcontext()
         )
         with noise:
-            outcome = self._accumulate(batch)
+            outcome = self._accumulate(prepared)
         if self._checks_each_step:
             self.check(outcome, step)
         clip = self.run.settings.clip_norm
@@ -206,18 +224,29 @@ class Stepper:
         """Return the number of positions that each objective is a mean over, at least 1."""
         return [term.objective.count(batch) or 1 for term in self._terms]
 
-    def _accumulate(self, batch: Batch) -> StepOutcome:
+    def prepared(self, step: int) -> Prepared:
+        """Return what a step reads, with targets if they are prefetched."""
+        batch = self.run.stream.batch(step)
         counts = self.counts(batch)
+        parts = [part.to(self._device) for part in batch.split(self._parts)]
+        is_early = self.run.settings.prefetch == "targets"
+        return Prepared(counts, [(one, self.targets(one) if is_early else None) for one in parts])
+
+    def _accumulate(self, prepared: Prepared) -> StepOutcome:
+        counts = prepared.counts
         scales = [weight / count for weight, count in zip(self.weights, counts, strict=True)]
-        if self._parts == 1:
-            totals = self._part(batch.to(self._device), scales)
-            return StepOutcome(totals, counts, self.weights)
-        each = [self._part(part.to(self._device), scales) for part in batch.split(self._parts)]
-        totals = [torch.stack(one).sum() for one in zip(*each, strict=True)]
+        each = [self._part(batch, targets, scales) for batch, targets in prepared.parts]
+        totals = (
+            each[0]
+            if len(each) == 1
+            else [torch.stack(one).sum() for one in zip(*each, strict=True)]
+        )
         return StepOutcome(totals, counts, self.weights)
 
-    def _part(self, batch: Batch, scales: Sequence[float]) -> list[Tensor]:
-        totals = self.totals(batch, self.targets(batch))
+    def _part(
+        self, batch: Batch, targets: list[Target] | None, scales: Sequence[float]
+    ) -> list[Tensor]:
+        totals = self.totals(batch, self.targets(batch) if targets is None else targets)
         # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
         torch.autograd.backward(
             totals,
@@ -308,4 +337,7 @@ def stepping(
         if resumed is not None and len(stepper.adapters):
             load_adapters(resumed, stepper.adapters, optimizer)
         stepper.calibrate()
+        if run.settings.prefetch != "none":
+            made_ahead = Prefetcher(stepper.prepared, run.settings.torch_device())
+            stepper.prefetcher = stack.enter_context(made_ahead)
         yield stepper

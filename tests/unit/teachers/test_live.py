@@ -8,10 +8,13 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError, CheckpointError
+from curricle.models.inference import Inference
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher, Reference, num_parameters
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
+
+LOW = Inference(linear=torch.bfloat16)
 
 
 def mlp(seed: int = 0) -> TappedModel:
@@ -45,7 +48,7 @@ def test_each_reference_teaches_its_own_weights(trajectory: Trajectory) -> None:
 
 def test_the_finished_weights_stay_in_the_model(trajectory: Trajectory) -> None:
     teacher = LiveTeacher(mlp(0), trajectory)
-    with teacher.teaching(torch.bfloat16):
+    with teacher.teaching(LOW):
         assert teacher.at(20) is not teacher.model
         assert torch.equal(logits(teacher.model), logits(mlp(0)))
 
@@ -60,7 +63,7 @@ def test_modes_come_back_after_an_error() -> None:
     teacher = LiveTeacher(mlp(0))
 
     def fail() -> None:
-        with teacher.teaching(torch.bfloat16):
+        with teacher.teaching(LOW):
             raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"):
@@ -77,7 +80,7 @@ def test_weights_held_in_lower_precision_teach_the_same_in_autocast(
     with torch.autocast("cpu", torch.bfloat16):
         with teacher.teaching():
             wanted = logits(teacher.at(reference))
-        with teacher.teaching(torch.bfloat16):
+        with teacher.teaching(LOW):
             held = teacher.at(reference)
             assert torch.equal(logits(held), wanted)
             assert not any(part.training for part in held.module.modules())
@@ -85,10 +88,10 @@ def test_weights_held_in_lower_precision_teach_the_same_in_autocast(
 
 def test_a_teacher_can_teach_again_with_weights_changed_in_between() -> None:
     teacher = LiveTeacher(mlp(0))
-    with teacher.teaching(torch.bfloat16):
+    with teacher.teaching(LOW):
         teacher.at("final")
     teacher.model.module.load_state_dict(mlp(5).module.state_dict())
-    with teacher.teaching(torch.bfloat16), torch.autocast("cpu", torch.bfloat16):
+    with teacher.teaching(LOW), torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(logits(teacher.at("final")), logits(mlp(5)))
 
 

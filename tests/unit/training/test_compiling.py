@@ -20,6 +20,7 @@ from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DivergenceError
+from curricle.extras import COMPILERS
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.records import EvaluationRecord, Record, StepRecord
@@ -27,7 +28,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training import compiling
 from curricle.training.binding import BoundRun
 from curricle.training.classroom import Seat, execute_together
-from curricle.training.compiling import CompiledSteps, Traced, check_compiler
+from curricle.training.compiling import CompiledSteps, Traced
 from curricle.training.engine import Outputs, execute
 from curricle.training.optimizers import SGD, AdamW, Schedule
 from tests.parts import Listed, bound, drawn, mlp, parity
@@ -35,7 +36,7 @@ from tests.parts import Listed, bound, drawn, mlp, parity
 TOTAL = Duration(number=24)
 WARM = Schedule(warmup=0.2, decay="cosine")
 AHEAD = 4
-has_compiler = any(map(shutil.which, compiling.COMPILERS["cpu"]))
+has_compiler = any(map(shutil.which, COMPILERS["cpu"]))
 
 
 def evaluate(model: TappedModel) -> dict[str, float]:
@@ -259,7 +260,7 @@ def test_without_a_compiler_steps_are_not_compiled(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(shutil, "which", lambda _: None)
     sentence = r"^'compiled_steps' must be 1 on a machine without a compiler; .*g\+\+"
     with pytest.raises(BindError, match=sentence):
-        check_compiler(torch.device("cpu"))
+        finished(run_of())
 
 
 def seats(ahead: int, optimizer: str) -> list[BoundRun]:

@@ -1,0 +1,129 @@
+"""How is a model made fast that only answers, as a teacher does?
+
+Its linear maps may keep a copy of their weights in lower precision, instead of casting the same
+weights at every pass, and its blocks may be compiled. Whoever reads a weight or runs the model in
+another way finds it as it was, and in the end everything is put back.
+
+Design: compiled is one block, not the model. Hooks on blocks, by which taps are read and a pass is
+stopped early, stay outside the graph, and blocks of the same kind share one.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from curricle.models.tapped import TappedModel
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inference:
+    """What is done to a model while it only answers."""
+
+    linear: torch.dtype | None = None
+    """Precision in which the weights of linear maps are held besides: that of the autocast in
+    which the model is run. None holds none."""
+    compiled: bool = False
+    """Whether blocks are compiled, where no gradient is wanted."""
+
+    @contextmanager
+    def held(self, model: TappedModel) -> Iterator[None]:
+        """Make a model fast whose weights do not change until the end of the block.
+
+        Yields:
+            Nothing.
+        """
+        self.apply(model)
+        try:
+            yield
+        finally:
+            undo(model.module)
+
+    def apply(self, model: TappedModel) -> None:
+        """Make a model fast whose weights do not change from now on.
+
+        It may be the copy of one that is fast already. Left alone are linear maps of other classes,
+        subclasses too, those whose weight is made anew at every pass, and whatever has a forward
+        pass that somebody has replaced.
+        """
+        undo(model.module)
+        if self.linear is not None:
+            for part in model.module.modules():
+                if type(part) is nn.Linear and _is_plain(part):
+                    HeldLinear.take(part, self.linear)
+        if self.compiled:
+            for number in range(1, model.depth + 1):
+                block = model.module.get_submodule(model.place(number).path)
+                if "forward" not in vars(block):
+                    vars(block)["forward"] = _Compiled(block)
+
+
+def undo(module: nn.Module) -> None:
+    """Put a model back that `Inference` has made fast."""
+    for part in module.modules():
+        if isinstance(part, HeldLinear):
+            part.let_go()
+        if isinstance(vars(part).get("forward"), _Compiled):
+            del vars(part)["forward"]
+
+
+@final
+class HeldLinear(nn.Linear):
+    """A linear map that has its weights in two precisions.
+
+    A class and not a function in the place of `forward`, because compiled blocks would need a graph
+    for each such function.
+    """
+
+    _low: tuple[Tensor, Tensor | None]
+
+    @staticmethod
+    def take(part: nn.Linear, dtype: torch.dtype) -> None:
+        """Let a plain linear map hold its weights in another precision."""
+        bias = None if part.bias is None else part.bias.detach().to(dtype)
+        vars(part)["_low"] = part.weight.detach().to(dtype), bias
+        part.__class__ = HeldLinear
+
+    def let_go(self) -> None:
+        """Become a plain linear map again."""
+        del vars(self)["_low"]
+        self.__class__ = nn.Linear  # type: ignore[assignment]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Return the product in the precision of the autocast, bit-equal to that with casts."""
+        kind, (weight, bias) = input.device.type, self._low
+        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == weight.dtype:
+            return functional.linear(input, weight, bias)
+        return super().forward(input)
+
+
+@final
+class _Compiled:
+    """The forward pass of a block, compiled where nothing reads inside of it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._plain: Callable[..., Any] = block.forward
+        self._inner = [part for part in block.modules() if part is not block]
+        self._compiled: Callable[..., Any] = torch.compile(block.forward)
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as torch's
+        # A hook inside may end the pass, which a graph cannot.
+        run = self._plain if torch.is_grad_enabled() or self._is_read() else self._compiled
+        return run(*args, **keywords)
+
+    def _is_read(self) -> bool:
+        return any(
+            part._forward_hooks or part._forward_pre_hooks  # noqa: SLF001 - no other name
+            for part in self._inner
+        )
+
+
+def _is_plain(part: nn.Linear) -> bool:
+    """Return whether nobody has changed what a linear map computes, as weight norms do."""
+    names = {name for name, _ in part.named_parameters(recurse=False)}
+    return {"weight"} <= names <= {"weight", "bias"} and "forward" not in vars(part)

@@ -1,0 +1,86 @@
+"""How is the next step made ready while one runs?
+
+A second thread reads its batch and, if wanted, asks the teacher. torch lets go of Python's lock
+while it computes, so on a CPU this takes one more core. On a GPU what the thread starts goes to a
+stream of its own, beside the student's step.
+
+Design: a step is asked for once, in order, and only one is made ahead. What is in use is held until
+the next is asked for. Since the thread stands still by then, the memory of its stream is only used
+again by work that waits for the step that has read it.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from types import TracebackType
+from typing import Generic, TypeVar, final
+
+import torch
+
+T = TypeVar("T")
+
+
+@final
+class Prefetcher(Generic[T]):
+    """Makes what a step reads; a context that ends with its thread."""
+
+    def __init__(self, make: Callable[[int], T], device: torch.device) -> None:
+        """Begin with nothing.
+
+        Args:
+            make: Makes what a step reads; called in another thread, which has torch's defaults:
+                gradients, precision and inference are its own to choose.
+            device: Where it computes.
+        """
+        self._make = make
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._next: tuple[int, Future[T]] | None = None
+        self._held: T | None = None
+
+    def take(self, step: int, *, ahead: bool) -> T:
+        """Return what a step reads.
+
+        Args:
+            step: The step.
+            ahead: Whether the one after it is to be made meanwhile.
+        """
+        found = self._made(step)
+        self._held = found
+        if ahead:
+            if self._stream is not None:
+                self._stream.wait_stream(torch.cuda.current_stream())
+            self._next = step + 1, self._pool.submit(self._beside, step + 1)
+        return found
+
+    def __enter__(self) -> "Prefetcher[T]":
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for what is being made, and forget it."""
+        self._pool.shutdown(cancel_futures=True)
+        self._next = self._held = None
+
+    def _made(self, step: int) -> T:
+        coming, self._next = self._next, None
+        if coming is None:
+            return self._make(step)
+        number, future = coming
+        found = future.result()
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+        # Somebody who asks for another step than the next, as no run does, gets it all the same.
+        return found if number == step else self._make(step)
+
+    def _beside(self, step: int) -> T:
+        stream: AbstractContextManager[object] = (
+            nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
+        )
+        with stream:
+            return self._make(step)
