@@ -80,7 +80,7 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Return what its files begin with: the kind and a digest of all but the packing."""
+        """Return what its files begin with: the kind and a digest of all but the codec."""
         told = [self.reference, self.facts, self.selected]
         return f"{self.facts['kind']}-{fingerprint(told)[:8]}"
 

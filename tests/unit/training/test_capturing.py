@@ -23,12 +23,12 @@ from curricle.teachers.manifest import DataFacts
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.binding import BoundRun
-from curricle.training.capturing import Packing, capture
+from curricle.training.capturing import TargetCodecs, capture
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
 from tests.parts import Listed, bound, embedder, mlp, parity, texts, tokens
 
-EXACT = Packing(hidden=Exact(), logits=Exact())
+EXACT = TargetCodecs(hidden=Exact(), logits=Exact())
 EXTRACTION = extraction(total="12 steps")
 
 
@@ -56,7 +56,7 @@ def test_with_an_exact_codec_the_student_is_bit_equal(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     live = trained(bound(EXTRACTION, settings=settings))
-    capture([bound(EXTRACTION, settings=settings)], tmp_path, packing=EXACT)
+    capture([bound(EXTRACTION, settings=settings)], tmp_path, codecs=EXACT)
     stored = bound(EXTRACTION, settings=settings, teacher=open_targets(tmp_path))
     assert torch.equal(trained(stored), live)
     assert stored.stages[0].plan.teacher_flops == 0
@@ -81,7 +81,7 @@ def test_every_objective_reads_what_it_would_compare_with(
 ) -> None:
     chosen, stream = staged(objective), tokens(selects=selects)
     live = trained(texts(chosen, stream=stream))
-    capture([texts(chosen, stream=stream)], tmp_path, packing=EXACT)
+    capture([texts(chosen, stream=stream)], tmp_path, codecs=EXACT)
     found = trained(texts(chosen, stream=stream, teacher=open_targets(tmp_path)))
     torch.testing.assert_close(found, live)
 
@@ -89,7 +89,7 @@ def test_every_objective_reads_what_it_would_compare_with(
 @pytest.mark.parametrize("codec", [BFloat16(), Int8()])
 def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any) -> None:
     chosen, live = staged(HIDDEN), texts(staged(HIDDEN))
-    capture([live], tmp_path, packing=Packing(hidden=codec))
+    capture([live], tmp_path, codecs=TargetCodecs(hidden=codec))
     stored = texts(chosen, teacher=open_targets(tmp_path))
     batch = live.stream.batch(1)
     with LiveTeacher(embedder(6, 9)).reading(
@@ -108,14 +108,14 @@ def test_sparse_targets_teach_what_all_classes_teach(
     tmp_path: Path, codec: Any, chunk: int | None
 ) -> None:
     chosen = staged(MatchLogits(chunk=chunk))
-    capture([texts(chosen)], tmp_path, packing=Packing(logits=codec))
+    capture([texts(chosen)], tmp_path, codecs=TargetCodecs(logits=codec))
     found = trained(texts(chosen, teacher=open_targets(tmp_path)))
     torch.testing.assert_close(found, trained(texts(chosen)), rtol=0, atol=3e-3)
 
 
 def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_path: Path) -> None:
     stream, chosen = tokens(selects=False), staged(HIDDEN)
-    capture([texts(chosen, stream=stream)], tmp_path, packing=EXACT)
+    capture([texts(chosen, stream=stream)], tmp_path, codecs=EXACT)
     whole = texts(chosen, stream=stream)
     parts = [part for batch in reversed(stream.batches) for part in batch.chunks(3)]
     run = texts(chosen, stream=Listed(*parts), teacher=open_targets(tmp_path), seed=7)
@@ -138,7 +138,7 @@ def test_checkpoints_of_the_teacher_are_told_apart(tmp_path: Path) -> None:
         return LiveTeacher(mlp(16, 12, seed=6), trajectory)
 
     chosen = progressive(total="6 steps", trajectory=trajectory)
-    capture([bound(chosen, teacher=teacher())], tmp_path / "store", packing=EXACT)
+    capture([bound(chosen, teacher=teacher())], tmp_path / "store", codecs=EXACT)
     stored = open_targets(tmp_path / "store")
     assert {"1", "2"} & set(stored.store.manifest.teacher.weights)
     found = trained(bound(chosen, teacher=stored))
@@ -152,7 +152,7 @@ CENTERED = staged(replace(HIDDEN, center=True), steps=9)
 def test_centered_targets_of_two_streams_are_kept_apart(tmp_path: Path, seed: int) -> None:
     streams = [parity(0), parity(1)]
     # Bits repeat between the streams, so rows of one could stand for those of the other.
-    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, packing=EXACT)
+    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, codecs=EXACT)
     stored = open_targets(tmp_path)
     told = [one.facts["calibrated_on"] for one in stored.store.manifest.sections]
     assert told == [one.fingerprint for one in streams]
@@ -182,25 +182,25 @@ def counted(run: BoundRun) -> tuple[BoundRun, list[int]]:
 
 def test_a_second_epoch_asks_the_teacher_nothing(tmp_path: Path) -> None:
     run, passes = counted(texts(staged(HIDDEN, steps=9)))
-    capture([run], tmp_path, packing=EXACT)
+    capture([run], tmp_path, codecs=EXACT)
     assert len(passes) == 3
     assert sum(shard.examples for shard in open_targets(tmp_path).store.manifest.shards) == 12
 
 
 def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    packing = replace(EXACT, shard_bytes=1)
+    codecs = replace(EXACT, shard_bytes=1)
 
     def kill(done: int, total: int) -> None:
         if done == 5:
             raise KeyboardInterrupt
 
-    whole = capture([bound(EXTRACTION)], tmp_path / "whole", packing=packing)
+    whole = capture([bound(EXTRACTION)], tmp_path / "whole", codecs=codecs)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(EXTRACTION)], tmp_path / "killed", packing=packing, watch=kill)
+        capture([bound(EXTRACTION)], tmp_path / "killed", codecs=codecs, watch=kill)
     with pytest.raises(CheckpointError, match="must be captured to its end"):
         open_targets(tmp_path / "killed")
     again, passes = counted(bound(EXTRACTION))
-    resumed = capture([again], tmp_path / "killed", packing=packing)
+    resumed = capture([again], tmp_path / "killed", codecs=codecs)
     assert len(passes) == 12 - 5
     assert resumed == whole
 
@@ -235,7 +235,7 @@ def test_a_folder_of_other_targets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="must hold targets of this teacher 'final'"):
         capture([texts(staged(HIDDEN), teacher=LiveTeacher(embedder(6, 1)))], tmp_path)
     with pytest.raises(CheckpointError, match="must hold targets packed as"):
-        capture([texts(staged(HIDDEN))], tmp_path, packing=EXACT)
+        capture([texts(staged(HIDDEN))], tmp_path, codecs=EXACT)
     other = texts(staged(HIDDEN), settings={"precision": "bfloat16"})
     with pytest.raises(CheckpointError, match="must hold targets of a teacher in 'bfloat16'"):
         capture([other], tmp_path)
@@ -256,11 +256,11 @@ def test_what_could_not_be_read_is_refused_before_the_teacher_is_asked(
     # The first objective asks for the same targets and can read them.
     first = MatchLogits(teacher_temperature=codec.temperature)
     run, passes = counted(texts(staged(first, objective)))
-    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'packing.logits' says"):
-        capture([run], tmp_path / "store", packing=Packing(logits=codec))
+    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'codecs.logits' says"):
+        capture([run], tmp_path / "store", codecs=TargetCodecs(logits=codec))
     assert not passes
     assert not (tmp_path / "store").exists()
-    capture([run], tmp_path / "store", packing=EXACT)
+    capture([run], tmp_path / "store", codecs=EXACT)
 
 
 def test_stored_targets_are_not_captured(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_capture_says_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", [Exact(), Sampled()])
 def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, codec: Any) -> None:
     chosen = one_shot(total="8 steps")
-    capture([bound(chosen)], tmp_path, packing=Packing(logits=codec))
+    capture([bound(chosen)], tmp_path, codecs=TargetCodecs(logits=codec))
     stored = open_targets(tmp_path)
     apart = [trained(bound(chosen, teacher=stored, student=mlp(5, 4, seed=s))) for s in (2, 3)]
     together = [bound(chosen, teacher=stored, student=mlp(5, 4, seed=s)) for s in (2, 3)]
@@ -296,7 +296,7 @@ def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, co
 
 
 def test_runs_from_a_store_resume(tmp_path: Path) -> None:
-    capture([bound(EXTRACTION)], tmp_path / "store", packing=EXACT)
+    capture([bound(EXTRACTION)], tmp_path / "store", codecs=EXACT)
     stored = open_targets(tmp_path / "store")
     settings = {"checkpoint_every": 4}
     wanted = trained(bound(EXTRACTION, teacher=stored))
@@ -313,7 +313,7 @@ def test_runs_from_a_store_resume(tmp_path: Path) -> None:
 
 def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) -> None:
     chosen, store = one_shot(total="8 steps"), tmp_path / "store"
-    capture([bound(chosen)], store, packing=EXACT)
+    capture([bound(chosen)], store, codecs=EXACT)
     wanted = trained(bound(chosen, teacher=open_targets(store)))
     every = {"checkpoint_every": 4, "record_every": 1}
 
@@ -331,7 +331,7 @@ def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) 
     writer.save(mlp(16, 12, seed=4).module, 1)
     live = LiveTeacher(mlp(16, 12, seed=1), open_trajectory(tmp_path / "steps"))
     more = replace(staged(HIDDEN).stages[0], teacher=1)
-    capture([bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, packing=EXACT)
+    capture([bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, codecs=EXACT)
     again = run()
     execute(again, judge, metric="none", outputs=outputs, resume=True)
     assert torch.equal(weights(again), wanted)
