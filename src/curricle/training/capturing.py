@@ -85,7 +85,7 @@ def capture(
         watch: Told of every step.
 
     Returns:
-        The manifest of the complete store.
+        The manifest of the store.
 
     Raises:
         BindError: If a run has no live teacher or an objective has no targets to store.
@@ -115,7 +115,7 @@ def capture(
                     done += 1
                     if watch is not None:
                         watch(done, total)
-        return writer.finish()
+        return writer.finish(wanted.sections)
 
 
 @final
@@ -307,7 +307,6 @@ def _joined(folder: Path, wanted: Manifest) -> Manifest:
     sections = {one.name: one for one in (*there.sections, *wanted.sections)}
     return replace(
         there,
-        complete=False,
         teacher=replace(wanted.teacher, weights=both),
         sections=tuple(sections.values()),
     )

@@ -1,5 +1,7 @@
 """Captured targets: a student trained from them is the one that the teacher would have taught."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
-from curricle.errors import BindError, CheckpointError
+from curricle.errors import BindError, CheckpointError, DataError
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
@@ -189,14 +191,9 @@ def test_a_second_epoch_asks_the_teacher_nothing(tmp_path: Path) -> None:
 
 def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
     codecs = replace(EXACT, shard_bytes=1)
-
-    def kill(done: int, total: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
     whole = capture([bound(EXTRACTION)], tmp_path / "whole", codecs=codecs)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(EXTRACTION)], tmp_path / "killed", codecs=codecs, watch=kill)
+        capture([bound(EXTRACTION)], tmp_path / "killed", codecs=codecs, watch=kill_after(5))
     with pytest.raises(CheckpointError, match="must be captured to its end"):
         open_targets(tmp_path / "killed")
     again, passes = counted(bound(EXTRACTION))
@@ -205,13 +202,72 @@ def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path
     assert resumed == whole
 
 
-def test_a_capture_with_nothing_to_add_leaves_a_whole_store_whole(tmp_path: Path) -> None:
-    def kill(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+def kill_after(steps: int) -> Callable[[int, int], None]:
+    """Return what stops a capture after so many steps."""
 
+    def watch(done: int, total: int) -> None:
+        if done == steps:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.parametrize("first_ends", [True, False])
+def test_a_second_capture_that_is_killed_leaves_the_first_readable(
+    tmp_path: Path, first_ends: bool
+) -> None:
+    first, second = staged(HIDDEN), staged(MatchLogits())
+    codecs = replace(EXACT, shard_bytes=1)
+    live = trained(bound(first))
+    watch = None if first_ends else kill_after(2)
+    with nullcontext() if first_ends else pytest.raises(KeyboardInterrupt):
+        capture([bound(first)], tmp_path, codecs=codecs, watch=watch)
+    with pytest.raises(KeyboardInterrupt):
+        capture([bound(second)], tmp_path, codecs=codecs, watch=kill_after(3))
+    if not first_ends:
+        capture([bound(first)], tmp_path, codecs=codecs)
+    stored = open_targets(tmp_path)
+    assert torch.equal(trained(bound(first, teacher=stored)), live)
+    rule = "stored: hidden of final, .*; not captured to the end, capturing again goes on: logits"
+    with pytest.raises(BindError, match=rule):
+        bound(second, teacher=stored)
+    assert capture([bound(second)], tmp_path, codecs=codecs).is_complete
+    wanted = trained(bound(second))
+    assert torch.equal(trained(bound(second, teacher=open_targets(tmp_path))), wanted)
+
+
+def test_more_data_of_a_capture_that_is_killed_leave_the_first_readable(tmp_path: Path) -> None:
+    chosen, codecs = staged(HIDDEN, steps=2), replace(EXACT, shard_bytes=1)
+    live = trained(texts(chosen))
+    capture([texts(chosen)], tmp_path, codecs=codecs)
+
+    def more(**parts: Any) -> BoundRun:
+        return texts(chosen, stream=tokens(selects=True, seed=1), **parts)
+
+    with pytest.raises(KeyboardInterrupt):
+        capture([more()], tmp_path, codecs=codecs, watch=kill_after(1))
+    stored = open_targets(tmp_path)
+    assert torch.equal(trained(texts(chosen, teacher=stored)), live)
+    with pytest.raises(DataError, match="a capture of them was stopped, and capturing again goes"):
+        trained(more(teacher=stored))
+    capture([more()], tmp_path, codecs=codecs)
+    trained(more(teacher=open_targets(tmp_path)))
+
+
+def test_a_capture_of_some_does_not_end_what_another_has_begun(tmp_path: Path) -> None:
+    codecs = replace(EXACT, shard_bytes=1)
+    with pytest.raises(KeyboardInterrupt):
+        capture([bound(staged(HIDDEN))], tmp_path, codecs=codecs, watch=kill_after(2))
+    manifest = capture([bound(staged(MatchLogits()))], tmp_path, codecs=codecs)
+    assert not manifest.is_complete
+    with pytest.raises(BindError, match="capturing again goes on: hidden of final"):
+        bound(staged(HIDDEN), teacher=open_targets(tmp_path))
+
+
+def test_a_capture_with_nothing_to_add_leaves_a_whole_store_whole(tmp_path: Path) -> None:
     whole = capture([bound(EXTRACTION)], tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(EXTRACTION)], tmp_path, watch=kill)
+        capture([bound(EXTRACTION)], tmp_path, watch=kill_after(1))
     assert open_targets(tmp_path).store.manifest == whole
 
 
@@ -220,7 +276,7 @@ def test_two_captures_do_not_write_into_one_folder(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="must have one writer at a time"):
             capture([bound(EXTRACTION)], tmp_path)
 
-    assert capture([bound(EXTRACTION)], tmp_path, watch=another).complete
+    assert capture([bound(EXTRACTION)], tmp_path, watch=another).is_complete
 
 
 def test_a_folder_takes_more_targets_of_the_same_teacher(tmp_path: Path) -> None:
