@@ -97,21 +97,21 @@ def capture(
         raise BindError(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
-    lessons = lessons_of(runs, codecs)
+    inquiries = inquiries_of(runs, codecs)
     _check_readable(runs, codecs)
     wanted = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
         sections=tuple(
-            {section.name: section for one in lessons for section, _ in one.wanted}.values()
+            {section.name: section for one in inquiries for section, _ in one.wanted}.values()
         ),
     )
     with locked(folder):
-        writer = ShardWriter(folder, _joined(folder, wanted), shard_bytes=codecs.shard_bytes)
-        done, total = 0, sum(one.stage.end - one.stage.start for one in lessons)
-        for lesson in lessons:
-            with lesson.run.settings.stated_threads():
-                for _ in lesson.captured(writer):
+        writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
+        done, total = 0, sum(one.stage.end - one.stage.start for one in inquiries)
+        for inquiry in inquiries:
+            with inquiry.run.settings.stated_threads():
+                for _ in inquiry.captured(writer):
                     done += 1
                     if watch is not None:
                         watch(done, total)
@@ -120,8 +120,8 @@ def capture(
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
-    """A stage and what it compares its student with."""
+class Inquiry:
+    """What a stage asks its teacher."""
 
     run: BoundRun
     """The run."""
@@ -198,15 +198,15 @@ class Lesson:
             return needy.calibrated([(_shown(self.run, read, one), one) for one in batches])
 
 
-def lessons_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[Lesson]:
-    """Return the stages of some runs that compare their student with the teacher."""
-    lessons = [_lesson(run, stage, codecs) for run in runs for stage in run.stages]
-    return [lesson for lesson in lessons if lesson.wanted]
+def inquiries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[Inquiry]:
+    """Return what the stages of some runs ask; those that need no teacher are left out."""
+    inquiries = [_inquiry(run, stage, codecs) for run in runs for stage in run.stages]
+    return [inquiry for inquiry in inquiries if inquiry.wanted]
 
 
-def _lesson(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Lesson:
+def _inquiry(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Inquiry:
     distinct = {section.name: (section, one) for section, one in _asked(run, stage, codecs)}
-    return Lesson(run=run, stage=stage, wanted=list(distinct.values()))
+    return Inquiry(run=run, stage=stage, wanted=list(distinct.values()))
 
 
 def _asked(
@@ -275,7 +275,7 @@ def _taps(model: TappedModel) -> tuple[str, ...]:
     return tuple(str(model.place(number)) for number in numbers)
 
 
-def _joined(folder: Path, wanted: Manifest) -> Manifest:
+def _merged(folder: Path, wanted: Manifest) -> Manifest:
     """Return what a folder will hold: what it does, and what is wanted besides.
 
     Raises:
