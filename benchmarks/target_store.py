@@ -36,7 +36,7 @@ from curricle.teachers.manifest import Manifest, Section
 from curricle.teachers.shards import ShardWriter, uniforms
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.binding import BoundRun, bind
-from curricle.training.capturing import Packing, capture
+from curricle.training.capturing import TargetCodecs, capture
 from curricle.training.settings import EngineSettings
 from curricle.training.stepping import Stepper, stepping
 
@@ -81,7 +81,7 @@ def weight(codec: Codec, examples: int) -> float:
             counts = np.array([POSITIONS])
             entries = codec.encode(drawn(number, width), uniforms(section, keys, counts))
             writer.add(section, keys, counts, entries)
-        shards = writer.finish().shards
+        shards = writer.finish([section]).shards
     return sum(shard.size for shard in shards) / sum(shard.rows for shard in shards)
 
 
@@ -96,7 +96,7 @@ def steps(size: Size, repetitions: int, folder: Path) -> dict[str, tuple[float, 
     data = task.open(seed=0, cache_dir=folder / "cache")
     teacher = LiveTeacher(encoder(*size[:2], data))
     live = bound(size, repetitions, data, teacher)
-    capture([live], folder / "store", packing=Packing(hidden=BFloat16(), logits=Sampled()))
+    capture([live], folder / "store", codecs=TargetCodecs(hidden=BFloat16(), logits=Sampled()))
     stored = bound(size, repetitions, data, open_targets(folder / "store"))
     stages = enumerate(stage.declared.name for stage in live.stages)
     return {name: in_turns(live, stored, number) for number, name in stages}
@@ -117,7 +117,7 @@ def parity_steps(number: int, folder: Path) -> tuple[float, float]:
         )
 
     live = run(LiveTeacher(network(2000)))
-    capture([live], folder, packing=Packing(logits=BFloat16()))
+    capture([live], folder, codecs=TargetCodecs(logits=BFloat16()))
     return in_turns(live, run(open_targets(folder)), 0)
 
 

@@ -27,7 +27,6 @@ _HOMES = MappingProxyType(
         "MLP": "curricle.models.mlp",
         "MatchHidden": "curricle.objectives.hidden",
         "MatchLogits": "curricle.objectives.outputs",
-        "Packing": "curricle.training.capturing",
         "ParityStream": "curricle.data.parity",
         "PrincipalStart": "curricle.curriculum.starts",
         "RandomStart": "curricle.curriculum.starts",
@@ -36,6 +35,7 @@ _HOMES = MappingProxyType(
         "Schedule": "curricle.training.optimizers",
         "Stage": "curricle.curriculum.stages",
         "Stream": "curricle.data.streams",
+        "TargetCodecs": "curricle.training.capturing",
         "Trajectory": "curricle.teachers.trajectory",
         "capture_targets": "curricle.training.distillation",
         "distill": "curricle.training.distillation",
@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from curricle.teachers.trajectory import Trajectory as Trajectory
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
     from curricle.teachers.trajectory import open_trajectory as open_trajectory
-    from curricle.training.capturing import Packing as Packing
+    from curricle.training.capturing import TargetCodecs as TargetCodecs
     from curricle.training.distillation import Result as Result
     from curricle.training.distillation import capture_targets as capture_targets
     from curricle.training.distillation import distill as distill

@@ -63,12 +63,14 @@ def verify(
     """Read every file of a folder; with a spec, compare with what its teacher says."""
     from curricle.experiments.spec import load_spec
     from curricle.experiments.targets import verified
+    from curricle.teachers.manifest import read_manifest
 
     console = _console()
     found = verified(folder, None if spec is None else load_spec(spec, sets))
     for one in found:
         console.print(f"{one.section.name}: {one.share:.1%} of {one.rows} rows agree")
-    console.print(f"{folder} is whole", soft_wrap=True)
+    rest = "" if read_manifest(folder).is_complete else " but for what capturing again will add"
+    console.print(f"{folder} is whole{rest}", soft_wrap=True)
 
 
 @app.command()
@@ -118,7 +120,7 @@ def _tell(console: Console, manifest: "Manifest") -> None:
     from curricle.experiments.targets import described
 
     teacher, data = manifest.teacher, manifest.data
-    state = "complete" if manifest.complete else "not complete: capturing again goes on"
+    state = "complete" if manifest.is_complete else "not complete: capturing again goes on"
     told: dict[str, Any] = {
         "state": state,
         "teacher": f"{teacher.weights.get('final', 'unknown')[:16]}, {teacher.parameters} "
@@ -128,11 +130,12 @@ def _tell(console: Console, manifest: "Manifest") -> None:
     }
     for name, found in told.items():
         console.print(f"{name}: {found}", soft_wrap=True)
-    table = Table("targets", "codec", "error", "examples", "rows", "bytes a row")
+    table = Table("targets", "whole", "codec", "error", "examples", "rows", "bytes a row")
     for one in described(manifest):
         codec = one.section.codec
         row = (f"{one.examples}", f"{one.rows}", f"{one.bytes_a_row:.1f}")
-        table.add_row(str(one.section), codec.kind, codec.words, *row)
+        whole = "yes" if manifest.is_whole(one.section) else "no"
+        table.add_row(str(one.section), whole, codec.kind, codec.words, *row)
     console.print(table)
 
 

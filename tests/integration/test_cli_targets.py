@@ -1,10 +1,14 @@
 """The verbs of `curricle targets` from end to end."""
 
 import json
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
+from curricle.teachers.manifest import read_manifest, write_manifest
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
@@ -61,3 +65,20 @@ def test_lines_of_vllm_become_a_store(command: Command, tmp_path: Path) -> None:
     code, _, error = command("targets", "import", "told.jsonl", "other", "--missing", "drop")
     assert code == 2
     assert "'--missing' must be 'rest' or 'renormalize'; got 'drop'" in error
+
+
+def test_a_folder_tells_what_a_capture_that_was_stopped_has_left(
+    command: Command, tmp_path: Path
+) -> None:
+    told = {"prompt_token_ids": [1, 2], "prompt_logprobs": [None, {"3": {"logprob": -0.1}}]}
+    (tmp_path / "told.jsonl").write_text(json.dumps(told))
+    command("targets", "import", "told.jsonl", "store", "--num-classes", 5)
+    manifest = read_manifest(Path("store"))
+    (section,) = manifest.sections
+    assert re.search(r"│ yes +│ top_k", command("targets", "info", "store")[1])
+    write_manifest(Path("store"), replace(manifest, finished={section.name: 0}))
+    shown = command("targets", "info", "store")[1]
+    assert "state: not complete: capturing again goes on" in shown
+    assert re.search(r"│ no +│ top_k", shown)
+    code, shown, _ = command("targets", "verify", "store")
+    assert (code, shown) == (0, "store is whole but for what capturing again will add\n")

@@ -40,7 +40,7 @@ from curricle.objectives.hidden import LayerPair
 from curricle.objectives.projections import Projection
 from curricle.specs import plain
 from curricle.teachers.codecs import Codec
-from curricle.training.capturing import Packing
+from curricle.training.capturing import TargetCodecs
 from curricle.training.optimizers import Optimizer, Schedule
 from curricle.training.settings import EngineSettings
 
@@ -71,7 +71,7 @@ SECTIONS: Mapping[str, Any] = types.MappingProxyType(
         "Layer pair": LayerPair,
         "Stage": Stage,
         "Stored targets": TargetsSpec,
-        "Packing": Packing,
+        "Target codecs": TargetCodecs,
         "Codecs": Codec,
         "Starts": WarmStart,
         "Objectives": Shipped,

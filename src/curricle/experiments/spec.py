@@ -21,7 +21,7 @@ from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.specs import override, parse, plain, read_yaml, value
 from curricle.teachers.trajectory import hugging_face_steps
-from curricle.training.capturing import Packing
+from curricle.training.capturing import TargetCodecs
 from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 
@@ -143,8 +143,8 @@ class TargetsSpec:
 
     folder: str = Field(min_length=1)
     """Folder that `curricle targets capture` fills and that students then read."""
-    packing: Packing = Packing()
-    """How a capture packs; who reads is told by the folder itself."""
+    codecs: TargetCodecs = TargetCodecs()
+    """In which form a capture keeps them; who reads is told by the folder itself."""
 
 
 def from_folder(given: object) -> object:

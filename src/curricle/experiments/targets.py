@@ -53,7 +53,7 @@ def capture_targets(spec: RunSpec, watch: Watch | None = None) -> Manifest:
     runs = captured_runs(spec)
     told = open_task(spec, spec.seed, "student").name
     facts = DataFacts(name=told, tokenizer=spec.task.tokenizer(Path(spec.cache_dir)))
-    return capture(runs, Path(wanted.folder), packing=wanted.packing, data=facts, watch=watch)
+    return capture(runs, Path(wanted.folder), codecs=wanted.codecs, data=facts, watch=watch)
 
 
 def described(manifest: Manifest) -> list[Described]:

@@ -134,7 +134,7 @@ def tap_number(tap: float, depth: int) -> int:
     return number
 
 
-def asked(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> Activations:
+def tried(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> Activations:
     """Return what a model shows of a first batch, which tells whether they fit at all.
 
     Args:

@@ -106,7 +106,7 @@ def import_targets(
         writer = ShardWriter(folder, manifest)
         for one in _and_first(first, spoken):
             _add(writer, section, one, inputs)
-        return writer.finish()
+        return writer.finish([section])
 
 
 def _make_room(folder: Path) -> None:
@@ -118,7 +118,7 @@ def _make_room(folder: Path) -> None:
     if not (folder / MANIFEST).is_file():
         return
     there = read_manifest(folder)
-    if there.complete or there.teacher.weights:
+    if there.finished or there.teacher.weights:
         raise CheckpointError(
             f"{str(folder)!r} must not hold targets already; import into another folder"
         )

@@ -7,7 +7,8 @@ each kind of target), and every file with its size and SHA-256. A reader needs n
 Axes: example (rows of a batch), row (counted positions of all examples).
 
 Design: the manifest is written after each shard, in one step. What it does not list does not exist,
-so a capture that was killed goes on after its last whole shard.
+so a capture that was killed goes on after its last whole shard. A section that was once captured to
+its end stays readable, whatever becomes of later captures into the same folder.
 """
 
 import json
@@ -80,7 +81,7 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Return what its files begin with: the kind and a digest of all but the packing."""
+        """Return what its files begin with: the kind and a digest of all but the codec."""
         told = [self.reference, self.facts, self.selected]
         return f"{self.facts['kind']}-{fingerprint(told)[:8]}"
 
@@ -155,8 +156,6 @@ class Manifest:
 
     format: Literal[1] = 1
     """Version of the layout."""
-    complete: bool = False
-    """Whether the capture has come to its end."""
     teacher: TeacherFacts = TeacherFacts()
     """Whose targets."""
     data: DataFacts = DataFacts()
@@ -165,6 +164,21 @@ class Manifest:
     """The kinds of targets."""
     shards: tuple[Shard, ...] = ()
     """The files."""
+    finished: dict[str, int] = Field(default_factory=dict)
+    """Files that each section had when a capture of it last came to its end."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Return whether all sections are whole."""
+        return all(map(self.is_whole, self.sections))
+
+    def is_whole(self, section: Section) -> bool:
+        """Return whether the last capture that wrote files of a section has come to its end."""
+        return self.finished.get(section.name) == len(self.of(section))
+
+    def is_readable(self, section: Section) -> bool:
+        """Return whether a section was captured to its end; later files do not change that."""
+        return section.name in self.finished
 
     def fingerprint(self, sections: Iterable[Section]) -> str:
         """Return a digest of what some kinds of targets depend on, but not of which are there.
@@ -189,6 +203,11 @@ class Manifest:
     def with_shard(self, shard: Shard) -> "Manifest":
         """Return the manifest with one more file."""
         return replace(self, shards=(*self.shards, shard))
+
+    def with_end(self, sections: Iterable[Section]) -> "Manifest":
+        """Return the manifest after a capture of some sections that has come to its end."""
+        ends = {one.name: len(self.of(one)) for one in sections}
+        return replace(self, finished={**self.finished, **ends})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

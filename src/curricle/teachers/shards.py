@@ -10,9 +10,8 @@ Design: a shard is written beside its final name and renamed, then listed in the
 kill costs at most the rows of one shard, and nothing is read that is not whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import final
 
@@ -139,12 +138,16 @@ class ShardWriter:
         if held >= self._shard_bytes:
             self._write(section)
 
-    def finish(self) -> Manifest:
-        """Return the manifest after writing what is left, and that the store is complete."""
-        for section in self.manifest.sections:
+    def finish(self, sections: Sequence[Section]) -> Manifest:
+        """Return the manifest after writing what is left, and that some sections are complete.
+
+        Args:
+            sections: All to which targets were added, and those of which none were lacking.
+        """
+        for section in sections:
             if self._pending[section.name]:
                 self._write(section)
-        self.manifest = replace(self.manifest, complete=True)
+        self.manifest = self.manifest.with_end(sections)
         write_manifest(self._folder, self.manifest)
         return self.manifest
 
@@ -163,7 +166,7 @@ class ShardWriter:
             size=path.stat().st_size,
             sha256=content_digest(path),
         )
-        self.manifest = replace(self.manifest.with_shard(shard), complete=False)
+        self.manifest = self.manifest.with_shard(shard)
         write_manifest(self._folder, self.manifest)
         parts.clear()
 

@@ -86,9 +86,10 @@ class SharedTeacher:
                 del self._desks[reference]
 
     def _at(self, reference: Reference) -> TappedModel:
-        for desk in self._desks.values():
-            # A copy shall have no hooks.
-            desk.close()
+        finished = self._desks.get("final")
+        if finished is not None and reference != "final":
+            # The finished model is about to be copied, and a copy shall have no hooks.
+            finished.close()
         return self._teacher.at(reference)
 
 

@@ -147,9 +147,10 @@ class StoredTeacher:
         return StoredTargets(reader=self.store.reader(section), selected=objective.reads_selected)
 
     def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
-        known = self.store.manifest.sections
+        manifest = self.store.manifest
+        readable = tuple(filter(manifest.is_readable, manifest.sections))
         # Of all positions some can be selected, but not the other way round.
-        known = tuple(one for one in known if not one.selected or objective.reads_selected)
+        known = tuple(one for one in readable if not one.selected or objective.reads_selected)
         # Targets of another draw teach as well, and so do those centered on the mean of other data.
         for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
             found = [one for one in known if one.matches(reference, facts, but=but)]
@@ -158,12 +159,14 @@ class StoredTeacher:
                 break
         if len(found) == 1:
             return found[0]
-        stored = "; ".join(str(one) for one in self.store.manifest.sections) or "none"
+        stored = "; ".join(map(str, readable)) or "none"
+        begun = "; ".join(str(one) for one in manifest.sections if one not in readable)
+        remedy = f"; not captured to the end, capturing again goes on: {begun}" if begun else ""
         wanted = " ".join(f"{name}={fact}" for name, fact in facts.items())
         many = f", and be one; there are {len(found)}" if found else ""
         raise BindError(
             f"{str(self.store.folder)!r} must hold targets of teacher {reference!r} with "
-            f"{wanted}{many}; stored: {stored}"
+            f"{wanted}{many}; stored: {stored}{remedy}"
         )
 
     def shown(self, each: Sequence[Reads], student: Activations) -> Activations:

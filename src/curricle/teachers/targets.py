@@ -74,11 +74,11 @@ def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStor
             and shape are looked at.
 
     Raises:
-        CheckpointError: If the capture is not finished, or a file is missing or damaged.
+        CheckpointError: If no capture was finished, or a file is missing or damaged.
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
-    if not manifest.complete:
+    if not manifest.finished:
         raise CheckpointError(
             f"{str(folder)!r} must be captured to its end; it is not, and capturing again goes on "
             f"after its {len(manifest.shards)} files"
@@ -107,6 +107,7 @@ class SectionReader:
             section: One of its sections.
         """
         self.section = section
+        self._is_whole = manifest.is_whole(section)
         files = [opened(folder, shard) for shard in manifest.of(section)]
         keys = [one.pop("keys").numpy().reshape(-1).view(KEYS) for one in files]
         counts = [one.pop("counts").numpy().astype(np.int64) for one in files]
@@ -172,10 +173,14 @@ class SectionReader:
         places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         missing = np.flatnonzero(self._keys[places] != keys)
         if len(missing):
+            remedy = (
+                "capture them with the same data, or read the data that were captured ('data_seed')"
+                if self._is_whole
+                else "a capture of them was stopped, and capturing again goes on"
+            )
             raise DataError(
                 f"'targets' must hold every example that is read; example {missing[0]} of a batch "
-                f"is not among the {len(self._keys)} of {self.section.name!r}; capture them with "
-                f"the same data, or read the data that were captured ('data_seed')"
+                f"is not among the {len(self._keys)} of {self.section.name!r}; {remedy}"
             )
         return places
 

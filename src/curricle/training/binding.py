@@ -26,7 +26,7 @@ from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
-from curricle.models.tapped import Activations, Place, TappedModel, asked, check_head, tap_number
+from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number, tried
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import Objective, Reads, Sample, Target, merged, required
 from curricle.records import StagePlan
@@ -314,7 +314,7 @@ class _Probe:
             meter.running(),
             model.reading(reads.teacher, logits=reads.teacher_logits, head=head) as read,
         ):
-            return asked("teacher", read, self._part.inputs, self._part.selected)
+            return tried("teacher", read, self._part.inputs, self._part.selected)
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:
         model, head = self._student, reads.student_head
@@ -326,7 +326,7 @@ class _Probe:
             meter.running(),
             model.reading(reads.student, logits=reads.student_logits, head=head) as read,
         ):
-            shown = asked("student", read, self._part.inputs, self._part.selected)
+            shown = tried("student", read, self._part.inputs, self._part.selected)
         self.draws_noise |= before != seeding.global_state()
         return shown
 
@@ -335,9 +335,9 @@ class _Probe:
             self._teacher is None or self._teacher.model.is_residual
         )
         stored = self._teacher if isinstance(self._teacher, StoredTeacher) else None
-        asked = stored, stage.teacher, self._fingerprint
+        source = stored, stage.teacher, self._fingerprint
         return tuple(
-            bound_term(objective, reads, sample, residual=residual, asked=asked)
+            bound_term(objective, reads, sample, residual=residual, source=source)
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 

@@ -52,7 +52,7 @@ Watch = Callable[[int, int], None]
 
 @final
 @value
-class Packing:
+class TargetCodecs:
     """In which form targets are kept."""
 
     hidden: HiddenCodec = BFloat16()
@@ -62,7 +62,7 @@ class Packing:
     shard_bytes: int = SHARD_BYTES
     """Bytes of targets after which a file is written; a kill costs at most as much."""
 
-    def codec(self, kind: str) -> Codec:
+    def of(self, kind: str) -> Codec:
         """Return the codec of a kind of target."""
         return self.hidden if kind == "hidden" else self.logits
 
@@ -71,7 +71,7 @@ def capture(
     runs: Sequence[BoundRun],
     folder: Path,
     *,
-    packing: Packing = Packing(),  # noqa: B008 - a frozen value
+    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
     data: DataFacts = DataFacts(),  # noqa: B008 - a frozen value
     watch: Watch | None = None,
 ) -> Manifest:
@@ -80,12 +80,12 @@ def capture(
     Args:
         runs: Runs of one live teacher.
         folder: Where the store is or will be.
-        packing: In which form targets are kept.
+        codecs: In which form targets are kept.
         data: What is known of the data.
         watch: Told of every step.
 
     Returns:
-        The manifest of the complete store.
+        The manifest of the store.
 
     Raises:
         BindError: If a run has no live teacher or an objective has no targets to store.
@@ -97,31 +97,31 @@ def capture(
         raise BindError(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
-    lessons = lessons_of(runs, packing)
-    _check_readable(runs, packing)
+    inquiries = inquiries_of(runs, codecs)
+    _check_readable(runs, codecs)
     wanted = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
         sections=tuple(
-            {section.name: section for one in lessons for section, _ in one.wanted}.values()
+            {section.name: section for one in inquiries for section, _ in one.wanted}.values()
         ),
     )
     with locked(folder):
-        writer = ShardWriter(folder, _joined(folder, wanted), shard_bytes=packing.shard_bytes)
-        done, total = 0, sum(one.stage.end - one.stage.start for one in lessons)
-        for lesson in lessons:
-            with lesson.run.settings.stated_threads():
-                for _ in lesson.captured(writer):
+        writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
+        done, total = 0, sum(one.stage.end - one.stage.start for one in inquiries)
+        for inquiry in inquiries:
+            with inquiry.run.settings.stated_threads():
+                for _ in inquiry.captured(writer):
                     done += 1
                     if watch is not None:
                         watch(done, total)
-        return writer.finish()
+        return writer.finish(wanted.sections)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lesson:
-    """A stage and what it compares its student with."""
+class Inquiry:
+    """What a stage asks its teacher."""
 
     run: BoundRun
     """The run."""
@@ -198,28 +198,28 @@ class Lesson:
             return needy.calibrated([(_shown(self.run, read, one), one) for one in batches])
 
 
-def lessons_of(runs: Sequence[BoundRun], packing: Packing) -> list[Lesson]:
-    """Return the stages of some runs that compare their student with the teacher."""
-    lessons = [_lesson(run, stage, packing) for run in runs for stage in run.stages]
-    return [lesson for lesson in lessons if lesson.wanted]
+def inquiries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[Inquiry]:
+    """Return what the stages of some runs ask; those that need no teacher are left out."""
+    inquiries = [_inquiry(run, stage, codecs) for run in runs for stage in run.stages]
+    return [inquiry for inquiry in inquiries if inquiry.wanted]
 
 
-def _lesson(run: BoundRun, stage: BoundStage, packing: Packing) -> Lesson:
-    distinct = {section.name: (section, one) for section, one in _asked(run, stage, packing)}
-    return Lesson(run=run, stage=stage, wanted=list(distinct.values()))
+def _inquiry(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Inquiry:
+    distinct = {section.name: (section, one) for section, one in _asked(run, stage, codecs)}
+    return Inquiry(run=run, stage=stage, wanted=list(distinct.values()))
 
 
 def _asked(
-    run: BoundRun, stage: BoundStage, packing: Packing
+    run: BoundRun, stage: BoundStage, codecs: TargetCodecs
 ) -> Iterator[tuple[Section, BoundObjective]]:
     """Yield what each objective of a stage asks the teacher; several may ask the same."""
     told = stage.declared.teacher, run.stream.fingerprint
     for term in stage.terms:
         if term.needs_teacher:
-            yield _section(term.objective, *told, packing), term.objective
+            yield _section(term.objective, *told, codecs), term.objective
 
 
-def _check_readable(runs: Sequence[BoundRun], packing: Packing) -> None:
+def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
     """Check that objectives can read what would be kept, before a teacher is asked.
 
     Raises:
@@ -227,18 +227,18 @@ def _check_readable(runs: Sequence[BoundRun], packing: Packing) -> None:
     """
     for run in runs:
         for stage in run.stages:
-            for section, objective in _asked(run, stage, packing):
+            for section, objective in _asked(run, stage, codecs):
                 try:
                     check_readable(objective, section)
                 except BindError as error:
                     raise BindError(
-                        f"stage {stage.declared.name!r}: {error}; 'packing.logits' says how they "
+                        f"stage {stage.declared.name!r}: {error}; 'codecs.logits' says how they "
                         f"are kept"
                     ) from None
 
 
 def _section(
-    objective: BoundObjective, reference: Reference, stream: str, packing: Packing
+    objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
 ) -> Section:
     """Return what an objective's targets are."""
     facts = facts_of(objective, stream)
@@ -247,7 +247,7 @@ def _section(
         reference=reference,
         facts=facts,
         selected=objective.reads_selected,
-        codec=packing.codec(str(facts["kind"])),
+        codec=codecs.of(str(facts["kind"])),
         width=int(facts["num_classes"] if facts["kind"] == "logits" else facts["width"]),
     )
 
@@ -275,7 +275,7 @@ def _taps(model: TappedModel) -> tuple[str, ...]:
     return tuple(str(model.place(number)) for number in numbers)
 
 
-def _joined(folder: Path, wanted: Manifest) -> Manifest:
+def _merged(folder: Path, wanted: Manifest) -> Manifest:
     """Return what a folder will hold: what it does, and what is wanted besides.
 
     Raises:
@@ -307,7 +307,6 @@ def _joined(folder: Path, wanted: Manifest) -> Manifest:
     sections = {one.name: one for one in (*there.sections, *wanted.sections)}
     return replace(
         there,
-        complete=False,
         teacher=replace(wanted.teacher, weights=both),
         sections=tuple(sections.values()),
     )

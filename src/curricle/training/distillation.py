@@ -24,7 +24,7 @@ from curricle.teachers.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding import bind
-from curricle.training.capturing import Packing, Watch, capture
+from curricle.training.capturing import TargetCodecs, Watch, capture
 from curricle.training.engine import Observer, Outputs, execute
 from curricle.training.evaluation import Evaluator, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
@@ -125,7 +125,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     data: Stream,
     *,
     folder: str | Path,
-    packing: Packing = Packing(),  # noqa: B008 - a frozen value
+    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
     settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
     seed: int = 0,
@@ -139,7 +139,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         curriculum: As in `distill`.
         data: As in `distill`; students may read it in other batches and another order.
         folder: Where targets are kept; `open_targets` opens it in place of the teacher.
-        packing: In which form targets are kept.
+        codecs: In which form targets are kept.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision and accumulation of the teacher's passes.
         seed: Seed of the projections.
@@ -158,7 +158,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         settings=settings,
         seed=seed,
     )
-    return capture([run], Path(folder), packing=packing, watch=watch)
+    return capture([run], Path(folder), codecs=codecs, watch=watch)
 
 
 def _teaching(

@@ -43,7 +43,7 @@ class Stack:
         """
         self._ahead, self._is_class = ahead, is_class
         self._members: list[_Member] = []
-        self._joined: _Group | None = None
+        self._together: _Group | None = None
 
     @contextmanager
     def joining(self, stepper: Stepper) -> Iterator[None]:
@@ -56,7 +56,7 @@ class Stack:
             yield
             return
         member = _Member(stepper)
-        stepper.joined = lambda step: self._step(member, step)
+        stepper.with_others = lambda step: self._step(member, step)
         self._members.append(member)
         try:
             yield
@@ -90,14 +90,14 @@ class Stack:
         is_block = 1 < number == self._ahead
         if len(group) == 1 and not is_block:
             return
-        if self._joined is None or self._joined.members != group:
-            self._joined = _Group(group, self._ahead)
-            if not self._joined.agrees(step):
+        if self._together is None or self._together.members != group:
+            self._together = _Group(group, self._ahead)
+            if not self._together.agrees(step):
                 for one in group:
                     one.key = None
                 return
-        if not (is_block and self._joined.take_block(step)) and len(group) > 1:
-            self._joined.take(step)
+        if not (is_block and self._together.take_block(step)) and len(group) > 1:
+            self._together.take(step)
 
 
 @final

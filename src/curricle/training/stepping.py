@@ -102,7 +102,7 @@ class Stepper:
         """What trains beside the student while the stage runs."""
         self.calibration = Spent()
         """What the teacher's statistics have cost, for objectives that ask for them."""
-        self.joined: Callable[[int], StepOutcome | None] | None = None
+        self.with_others: Callable[[int], StepOutcome | None] | None = None
         """Gives the outcome of a step that was taken with others, if it was: with those of other
         students, or with those that follow."""
         self.until = 0
@@ -139,7 +139,7 @@ class Stepper:
         Raises:
             DivergenceError: If the loss is not finite; the weights are those before the step.
         """
-        if self.joined is not None and (found := self.joined(step)) is not None:
+        if self.with_others is not None and (found := self.with_others(step)) is not None:
             return found
         if self.prefetcher is None:
             prepared = self.prepared(step)

@@ -69,7 +69,7 @@ def bound_term(
     sample: Sample,
     *,
     residual: bool,
-    asked: tuple[StoredTeacher | None, Reference, str],
+    source: tuple[StoredTeacher | None, Reference, str],
 ) -> Term:
     """Return an objective bound to what both models show, and to stored targets if there are any.
 
@@ -78,11 +78,11 @@ def bound_term(
         reads: What it reads.
         sample: What both models show.
         residual: Whether both are residual streams.
-        asked: The stored teacher, or None for one that runs, which of its checkpoints, and the
+        source: The stored teacher, or None for one that runs, which of its checkpoints, and the
             digest of the stream.
     """
     bound = objective.bind(reads, sample, is_residual=residual)
-    teacher, reference, stream = asked
+    teacher, reference, stream = source
     needs = objective.needs_teacher
     stored = teacher.serving(bound, reference, stream) if needs and teacher is not None else None
     return Term(weight=objective.weight, needs_teacher=needs, objective=bound, stored=stored)

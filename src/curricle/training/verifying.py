@@ -25,7 +25,7 @@ from curricle.teachers.manifest import Section
 from curricle.teachers.shards import uniforms
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding import BoundRun
-from curricle.training.capturing import Packing, counts_of, lessons_of
+from curricle.training.capturing import TargetCodecs, counts_of, inquiries_of
 
 ROUNDING = 1e-4
 """Difference that is allowed besides the codec's, as a share of the largest number."""
@@ -63,10 +63,10 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     """
     found: dict[str, list[Bool[Tensor, " row"]]] = {}
     sections: dict[str, Section] = {}
-    for lesson in lessons_of(runs, Packing()):
-        for _, objective, batch, wanted in lesson.compared(steps):
+    for inquiry in inquiries_of(runs, TargetCodecs()):
+        for _, objective, batch, wanted in inquiry.compared(steps):
             targets = stored.serving(
-                objective, lesson.stage.declared.teacher, lesson.run.stream.fingerprint
+                objective, inquiry.stage.declared.teacher, inquiry.run.stream.fingerprint
             )
             section = targets.reader.section
             if isinstance(section.codec, (Sampled, TopK)):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.adapters import tapped
-from curricle.models.tapped import Activations, Inputs, Place, TappedModel, asked, tap_number
+from curricle.models.tapped import Activations, Inputs, Place, TappedModel, tap_number, tried
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_forward_pass_that_fails_is_told_with_its_owner() -> None:
             match=r"^'teacher' must take the inputs of the stream; its forward pass says: mat1 and",
         ),
     ):
-        asked("teacher", read, torch.zeros(1, 4), None)
+        tried("teacher", read, torch.zeros(1, 4), None)
 
 
 def test_an_error_of_ours_is_not_told_twice() -> None:
@@ -93,4 +93,4 @@ def test_an_error_of_ours_is_not_told_twice() -> None:
         raise BindError("'tap' must be reached")
 
     with pytest.raises(BindError, match=r"^'tap' must be reached$"):
-        asked("student", refuse, torch.zeros(1, 4), None)
+        tried("student", refuse, torch.zeros(1, 4), None)

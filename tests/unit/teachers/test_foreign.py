@@ -79,7 +79,7 @@ LINES: list[dict[str, Any]] = [
 def test_lines_of_vllm_are_read(tmp_path: Path, line: dict[str, Any]) -> None:
     (tmp_path / "t.jsonl").write_text(json.dumps(line) + "\n")
     manifest = import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
-    assert manifest.complete
+    assert manifest.is_complete
     found = target(tmp_path / "store", IDS, [0, 2])
     assert agrees(found, [0, 2])
     assert found.rest is not None

@@ -55,6 +55,16 @@ def test_a_section_knows_its_files() -> None:
     assert WHOLE.section("other") is None
 
 
+def test_a_section_that_was_finished_stays_readable_but_more_files_want_an_end() -> None:
+    one = WHOLE.with_end([STATES])
+    assert [one.is_readable(section) for section in (STATES, LOGITS)] == [True, False]
+    both = one.with_end([LOGITS])
+    assert [one.is_complete, both.is_complete] == [False, True]
+    more = both.with_shard(replace(WHOLE.shards[0], file="c"))
+    assert more.is_readable(STATES)
+    assert [more.is_complete, more.with_end([STATES]).is_complete] == [False, True]
+
+
 def test_other_targets_have_another_name() -> None:
     others = [
         replace(STATES, reference=40),
@@ -73,7 +83,7 @@ def test_another_draw_serves_where_it_may() -> None:
 
 
 def test_more_files_do_not_change_what_targets_depend_on() -> None:
-    more = replace(WHOLE, shards=(), complete=True)
+    more = replace(WHOLE, shards=(), finished={STATES.name: 0})
     assert more.fingerprint(WHOLE.sections) == WHOLE.fingerprint(WHOLE.sections)
 
 

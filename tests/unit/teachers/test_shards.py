@@ -16,6 +16,7 @@ from curricle.teachers.manifest import Manifest, Section, read_manifest
 from curricle.teachers.shards import ShardWriter, locked, opened, uniforms
 
 SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=2)
+OTHER = replace(SECTION, facts={"kind": "logits"})
 MANIFEST = Manifest(sections=(SECTION,))
 
 
@@ -46,20 +47,20 @@ def test_targets_are_written_in_files_of_a_size(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, MANIFEST, shard_bytes=2 * (16 + 4 + 8))
     for number in range(5):
         add(writer, number)
-    manifest = writer.finish()
+    manifest = writer.finish(MANIFEST.sections)
     assert [shard.rows for shard in manifest.shards] == [2, 2, 1]
     assert stored(tmp_path) == [0, 1, 2, 3, 4]
-    assert manifest.complete
+    assert manifest.is_complete
 
 
 def test_what_is_written_is_known_to_who_goes_on(tmp_path: Path) -> None:
     killed = ShardWriter(tmp_path, MANIFEST, shard_bytes=1)
     add(killed, 1, 2)
-    assert not read_manifest(tmp_path).complete
+    assert not read_manifest(tmp_path).finished
     writer = ShardWriter(tmp_path, read_manifest(tmp_path))
     assert writer.lacks(SECTION, keys(2, 3, 1)).tolist() == [False, True, False]
     add(writer, 3)
-    writer.finish()
+    writer.finish(MANIFEST.sections)
     assert stored(tmp_path) == [1, 2, 3]
 
 
@@ -72,11 +73,14 @@ def test_what_was_not_written_before_a_kill_is_lacking(tmp_path: Path) -> None:
 def test_going_on_with_a_whole_store_leaves_it_whole_until_there_is_more(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, MANIFEST)
     add(writer, 1)
-    whole = writer.finish()
-    again = ShardWriter(tmp_path, replace(whole, complete=False), shard_bytes=1)
+    whole = writer.finish(MANIFEST.sections)
+    again = ShardWriter(tmp_path, replace(whole, sections=(SECTION, OTHER)), shard_bytes=1)
     assert read_manifest(tmp_path) == whole
     add(again, 2)
-    assert not read_manifest(tmp_path).complete
+    begun = read_manifest(tmp_path)
+    assert not begun.is_complete
+    assert begun.is_readable(SECTION)
+    assert [begun.is_readable(OTHER), again.finish([OTHER]).is_readable(OTHER)] == [False, True]
 
 
 def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
@@ -108,7 +112,7 @@ def test_random_numbers_belong_to_an_example() -> None:
 def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, MANIFEST)
     add(writer, 1)
-    (shard,) = writer.finish().shards
+    (shard,) = writer.finish(MANIFEST.sections).shards
     path = tmp_path / shard.file
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"must hold {shard.size} bytes"):
@@ -124,7 +128,7 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, MANIFEST)
     add(writer, 1)
-    (shard,) = writer.finish().shards
+    (shard,) = writer.finish(MANIFEST.sections).shards
     wrong = replace(shard, rows=2)
     with pytest.raises(CheckpointError, match="must hold 1 examples and 2 rows"):
         opened(tmp_path, wrong)

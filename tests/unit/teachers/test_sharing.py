@@ -1,7 +1,9 @@
 """One teacher for several readings: what each is shown, and how often the teacher runs."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import Activations, Inputs, Reader, TappedModel
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
@@ -137,6 +139,43 @@ def test_a_copy_is_made_while_the_finished_teacher_is_read(shared: SharedTeacher
             torch.testing.assert_close(other(INPUTS).logits, logits(mlp(10)), rtol=0, atol=0)
         torch.testing.assert_close(one(INPUTS).logits, logits(mlp()), rtol=0, atol=0)
     assert not any(module._forward_hooks for module in shared.model.module.modules())
+
+
+def test_readings_stay_open_when_another_teacher_is_read_but_for_that_of_which_a_copy_is_made(
+    shared: SharedTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[TappedModel] = []
+    passed: list[TappedModel] = []
+    kind = type(shared.model)
+    original = kind.reading
+
+    @contextmanager
+    def reading(self: TappedModel, *given: Any, **named: Any) -> Iterator[Reader]:
+        opened.append(self)
+        with original(self, *given, **named) as read:
+
+            def counted(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+                passed.append(self)
+                return read(inputs, selected)
+
+            yield counted
+
+    monkeypatch.setattr(kind, "reading", reading)
+    with ExitStack() as stack:
+
+        def read(*known: Reader) -> tuple[int, int]:
+            shared.forget()
+            for one in known:
+                one(INPUTS)
+            return len(opened), len(passed)
+
+        ten = stack.enter_context(shared.reading(10, (), logits=True))
+        assert read(ten) == (1, 1)
+        final = stack.enter_context(shared.reading("final", (), logits=True))
+        assert read(ten, final) == (2, 3)
+        twenty = stack.enter_context(shared.reading(20, (), logits=True))
+        # That of 20, and anew that of the finished teacher.
+        assert read(ten, final, twenty) == (4, 6)
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(shared: SharedTeacher) -> None:

@@ -18,7 +18,7 @@ from curricle.objectives.sparse import SparseTarget
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.teachers.codecs import Exact, Sampled, TopK
 from curricle.teachers.stored import StoredTeacher, open_targets
-from curricle.training.capturing import Packing, capture
+from curricle.training.capturing import TargetCodecs, capture
 from tests.parts import bound, mlp
 
 STATES = MatchHidden(pair=LayerPair(student=1, teacher=1))
@@ -30,8 +30,8 @@ def staged(*objectives: Any, **fields: Any) -> Curriculum:
 
 
 def captured(folder: Path, *objectives: Any, logits: Any = None, **parts: Any) -> StoredTeacher:
-    packing = Packing(hidden=Exact(), logits=logits or Exact())
-    capture([bound(staged(*objectives), **parts)], folder, packing=packing)
+    codecs = TargetCodecs(hidden=Exact(), logits=logits or Exact())
+    capture([bound(staged(*objectives), **parts)], folder, codecs=codecs)
     return open_targets(folder)
 
 

@@ -43,7 +43,7 @@ def stored(folder: Path, *, shard_bytes: int = 60, section: Section = SECTION) -
         values = one.leading[one.valid].float().unsqueeze(-1)
         keys = example_keys(one, selected=section.selected)
         writer.add(section, keys, counts, {"values": values})
-    writer.finish()
+    writer.finish([section])
     return open_store(folder)
 
 
@@ -73,7 +73,7 @@ def test_a_position_after_those_stored_is_an_error(tmp_path: Path) -> None:
     one = batch([2])
     keys = example_keys(one, selected=False)
     writer.add(SECTION, keys, np.array([3]), {"values": torch.zeros(3, 1)})
-    writer.finish()
+    writer.finish([SECTION])
     found = open_store(tmp_path).reader(SECTION)
     assert len(found.target(batch([2], selected=[0, 2]), selected=True)) == 2
     with pytest.raises(DataError, match="position 3 of example 0"):
@@ -87,7 +87,7 @@ def test_an_example_that_is_not_stored_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_section_without_files_holds_nothing(tmp_path: Path) -> None:
-    ShardWriter(tmp_path, Manifest(sections=(SECTION,))).finish()
+    ShardWriter(tmp_path, Manifest(sections=(SECTION,))).finish([SECTION])
     with pytest.raises(DataError, match="'targets' must hold some of"):
         open_store(tmp_path).reader(SECTION).target(batch([0]), selected=False)
 
@@ -106,7 +106,7 @@ def test_a_changed_number_is_noticed_when_the_store_is_opened(tmp_path: Path) ->
     path.write_bytes(bytes(content))
     with pytest.raises(CheckpointError, match=r"is damaged: its SHA-256 must be"):
         open_store(tmp_path)
-    assert open_store(tmp_path, checks_content=False).manifest.complete
+    assert open_store(tmp_path, checks_content=False).manifest.is_complete
 
 
 def test_targets_of_another_teacher_are_refused(tmp_path: Path) -> None:

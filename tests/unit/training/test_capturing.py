@@ -1,5 +1,7 @@
 """Captured targets: a student trained from them is the one that the teacher would have taught."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
-from curricle.errors import BindError, CheckpointError
+from curricle.errors import BindError, CheckpointError, DataError
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
@@ -23,12 +25,12 @@ from curricle.teachers.manifest import DataFacts
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.binding import BoundRun
-from curricle.training.capturing import Packing, capture
+from curricle.training.capturing import TargetCodecs, capture
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
 from tests.parts import Listed, bound, embedder, mlp, parity, texts, tokens
 
-EXACT = Packing(hidden=Exact(), logits=Exact())
+EXACT = TargetCodecs(hidden=Exact(), logits=Exact())
 EXTRACTION = extraction(total="12 steps")
 
 
@@ -56,7 +58,7 @@ def test_with_an_exact_codec_the_student_is_bit_equal(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     live = trained(bound(EXTRACTION, settings=settings))
-    capture([bound(EXTRACTION, settings=settings)], tmp_path, packing=EXACT)
+    capture([bound(EXTRACTION, settings=settings)], tmp_path, codecs=EXACT)
     stored = bound(EXTRACTION, settings=settings, teacher=open_targets(tmp_path))
     assert torch.equal(trained(stored), live)
     assert stored.stages[0].plan.teacher_flops == 0
@@ -81,7 +83,7 @@ def test_every_objective_reads_what_it_would_compare_with(
 ) -> None:
     chosen, stream = staged(objective), tokens(selects=selects)
     live = trained(texts(chosen, stream=stream))
-    capture([texts(chosen, stream=stream)], tmp_path, packing=EXACT)
+    capture([texts(chosen, stream=stream)], tmp_path, codecs=EXACT)
     found = trained(texts(chosen, stream=stream, teacher=open_targets(tmp_path)))
     torch.testing.assert_close(found, live)
 
@@ -89,7 +91,7 @@ def test_every_objective_reads_what_it_would_compare_with(
 @pytest.mark.parametrize("codec", [BFloat16(), Int8()])
 def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any) -> None:
     chosen, live = staged(HIDDEN), texts(staged(HIDDEN))
-    capture([live], tmp_path, packing=Packing(hidden=codec))
+    capture([live], tmp_path, codecs=TargetCodecs(hidden=codec))
     stored = texts(chosen, teacher=open_targets(tmp_path))
     batch = live.stream.batch(1)
     with LiveTeacher(embedder(6, 9)).reading(
@@ -108,14 +110,14 @@ def test_sparse_targets_teach_what_all_classes_teach(
     tmp_path: Path, codec: Any, chunk: int | None
 ) -> None:
     chosen = staged(MatchLogits(chunk=chunk))
-    capture([texts(chosen)], tmp_path, packing=Packing(logits=codec))
+    capture([texts(chosen)], tmp_path, codecs=TargetCodecs(logits=codec))
     found = trained(texts(chosen, teacher=open_targets(tmp_path)))
     torch.testing.assert_close(found, trained(texts(chosen)), rtol=0, atol=3e-3)
 
 
 def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_path: Path) -> None:
     stream, chosen = tokens(selects=False), staged(HIDDEN)
-    capture([texts(chosen, stream=stream)], tmp_path, packing=EXACT)
+    capture([texts(chosen, stream=stream)], tmp_path, codecs=EXACT)
     whole = texts(chosen, stream=stream)
     parts = [part for batch in reversed(stream.batches) for part in batch.chunks(3)]
     run = texts(chosen, stream=Listed(*parts), teacher=open_targets(tmp_path), seed=7)
@@ -138,7 +140,7 @@ def test_checkpoints_of_the_teacher_are_told_apart(tmp_path: Path) -> None:
         return LiveTeacher(mlp(16, 12, seed=6), trajectory)
 
     chosen = progressive(total="6 steps", trajectory=trajectory)
-    capture([bound(chosen, teacher=teacher())], tmp_path / "store", packing=EXACT)
+    capture([bound(chosen, teacher=teacher())], tmp_path / "store", codecs=EXACT)
     stored = open_targets(tmp_path / "store")
     assert {"1", "2"} & set(stored.store.manifest.teacher.weights)
     found = trained(bound(chosen, teacher=stored))
@@ -152,7 +154,7 @@ CENTERED = staged(replace(HIDDEN, center=True), steps=9)
 def test_centered_targets_of_two_streams_are_kept_apart(tmp_path: Path, seed: int) -> None:
     streams = [parity(0), parity(1)]
     # Bits repeat between the streams, so rows of one could stand for those of the other.
-    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, packing=EXACT)
+    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, codecs=EXACT)
     stored = open_targets(tmp_path)
     told = [one.facts["calibrated_on"] for one in stored.store.manifest.sections]
     assert told == [one.fingerprint for one in streams]
@@ -182,36 +184,90 @@ def counted(run: BoundRun) -> tuple[BoundRun, list[int]]:
 
 def test_a_second_epoch_asks_the_teacher_nothing(tmp_path: Path) -> None:
     run, passes = counted(texts(staged(HIDDEN, steps=9)))
-    capture([run], tmp_path, packing=EXACT)
+    capture([run], tmp_path, codecs=EXACT)
     assert len(passes) == 3
     assert sum(shard.examples for shard in open_targets(tmp_path).store.manifest.shards) == 12
 
 
 def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    packing = replace(EXACT, shard_bytes=1)
-
-    def kill(done: int, total: int) -> None:
-        if done == 5:
-            raise KeyboardInterrupt
-
-    whole = capture([bound(EXTRACTION)], tmp_path / "whole", packing=packing)
+    codecs = replace(EXACT, shard_bytes=1)
+    whole = capture([bound(EXTRACTION)], tmp_path / "whole", codecs=codecs)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(EXTRACTION)], tmp_path / "killed", packing=packing, watch=kill)
+        capture([bound(EXTRACTION)], tmp_path / "killed", codecs=codecs, watch=kill_after(5))
     with pytest.raises(CheckpointError, match="must be captured to its end"):
         open_targets(tmp_path / "killed")
     again, passes = counted(bound(EXTRACTION))
-    resumed = capture([again], tmp_path / "killed", packing=packing)
+    resumed = capture([again], tmp_path / "killed", codecs=codecs)
     assert len(passes) == 12 - 5
     assert resumed == whole
 
 
-def test_a_capture_with_nothing_to_add_leaves_a_whole_store_whole(tmp_path: Path) -> None:
-    def kill(done: int, total: int) -> None:
-        raise KeyboardInterrupt
+def kill_after(steps: int) -> Callable[[int, int], None]:
+    """Return what stops a capture after so many steps."""
 
+    def watch(done: int, total: int) -> None:
+        if done == steps:
+            raise KeyboardInterrupt
+
+    return watch
+
+
+@pytest.mark.parametrize("first_ends", [True, False])
+def test_a_second_capture_that_is_killed_leaves_the_first_readable(
+    tmp_path: Path, first_ends: bool
+) -> None:
+    first, second = staged(HIDDEN), staged(MatchLogits())
+    codecs = replace(EXACT, shard_bytes=1)
+    live = trained(bound(first))
+    watch = None if first_ends else kill_after(2)
+    with nullcontext() if first_ends else pytest.raises(KeyboardInterrupt):
+        capture([bound(first)], tmp_path, codecs=codecs, watch=watch)
+    with pytest.raises(KeyboardInterrupt):
+        capture([bound(second)], tmp_path, codecs=codecs, watch=kill_after(3))
+    if not first_ends:
+        capture([bound(first)], tmp_path, codecs=codecs)
+    stored = open_targets(tmp_path)
+    assert torch.equal(trained(bound(first, teacher=stored)), live)
+    rule = "stored: hidden of final, .*; not captured to the end, capturing again goes on: logits"
+    with pytest.raises(BindError, match=rule):
+        bound(second, teacher=stored)
+    assert capture([bound(second)], tmp_path, codecs=codecs).is_complete
+    wanted = trained(bound(second))
+    assert torch.equal(trained(bound(second, teacher=open_targets(tmp_path))), wanted)
+
+
+def test_more_data_of_a_capture_that_is_killed_leave_the_first_readable(tmp_path: Path) -> None:
+    chosen, codecs = staged(HIDDEN, steps=2), replace(EXACT, shard_bytes=1)
+    live = trained(texts(chosen))
+    capture([texts(chosen)], tmp_path, codecs=codecs)
+
+    def more(**parts: Any) -> BoundRun:
+        return texts(chosen, stream=tokens(selects=True, seed=1), **parts)
+
+    with pytest.raises(KeyboardInterrupt):
+        capture([more()], tmp_path, codecs=codecs, watch=kill_after(1))
+    stored = open_targets(tmp_path)
+    assert torch.equal(trained(texts(chosen, teacher=stored)), live)
+    with pytest.raises(DataError, match="a capture of them was stopped, and capturing again goes"):
+        trained(more(teacher=stored))
+    capture([more()], tmp_path, codecs=codecs)
+    trained(more(teacher=open_targets(tmp_path)))
+
+
+def test_a_capture_of_some_does_not_end_what_another_has_begun(tmp_path: Path) -> None:
+    codecs = replace(EXACT, shard_bytes=1)
+    with pytest.raises(KeyboardInterrupt):
+        capture([bound(staged(HIDDEN))], tmp_path, codecs=codecs, watch=kill_after(2))
+    manifest = capture([bound(staged(MatchLogits()))], tmp_path, codecs=codecs)
+    assert not manifest.is_complete
+    with pytest.raises(BindError, match="capturing again goes on: hidden of final"):
+        bound(staged(HIDDEN), teacher=open_targets(tmp_path))
+
+
+def test_a_capture_with_nothing_to_add_leaves_a_whole_store_whole(tmp_path: Path) -> None:
     whole = capture([bound(EXTRACTION)], tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(EXTRACTION)], tmp_path, watch=kill)
+        capture([bound(EXTRACTION)], tmp_path, watch=kill_after(1))
     assert open_targets(tmp_path).store.manifest == whole
 
 
@@ -220,7 +276,7 @@ def test_two_captures_do_not_write_into_one_folder(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="must have one writer at a time"):
             capture([bound(EXTRACTION)], tmp_path)
 
-    assert capture([bound(EXTRACTION)], tmp_path, watch=another).complete
+    assert capture([bound(EXTRACTION)], tmp_path, watch=another).is_complete
 
 
 def test_a_folder_takes_more_targets_of_the_same_teacher(tmp_path: Path) -> None:
@@ -235,7 +291,7 @@ def test_a_folder_of_other_targets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="must hold targets of this teacher 'final'"):
         capture([texts(staged(HIDDEN), teacher=LiveTeacher(embedder(6, 1)))], tmp_path)
     with pytest.raises(CheckpointError, match="must hold targets packed as"):
-        capture([texts(staged(HIDDEN))], tmp_path, packing=EXACT)
+        capture([texts(staged(HIDDEN))], tmp_path, codecs=EXACT)
     other = texts(staged(HIDDEN), settings={"precision": "bfloat16"})
     with pytest.raises(CheckpointError, match="must hold targets of a teacher in 'bfloat16'"):
         capture([other], tmp_path)
@@ -256,11 +312,11 @@ def test_what_could_not_be_read_is_refused_before_the_teacher_is_asked(
     # The first objective asks for the same targets and can read them.
     first = MatchLogits(teacher_temperature=codec.temperature)
     run, passes = counted(texts(staged(first, objective)))
-    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'packing.logits' says"):
-        capture([run], tmp_path / "store", packing=Packing(logits=codec))
+    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'codecs.logits' says"):
+        capture([run], tmp_path / "store", codecs=TargetCodecs(logits=codec))
     assert not passes
     assert not (tmp_path / "store").exists()
-    capture([run], tmp_path / "store", packing=EXACT)
+    capture([run], tmp_path / "store", codecs=EXACT)
 
 
 def test_stored_targets_are_not_captured(tmp_path: Path) -> None:
@@ -285,7 +341,7 @@ def test_a_capture_says_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", [Exact(), Sampled()])
 def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, codec: Any) -> None:
     chosen = one_shot(total="8 steps")
-    capture([bound(chosen)], tmp_path, packing=Packing(logits=codec))
+    capture([bound(chosen)], tmp_path, codecs=TargetCodecs(logits=codec))
     stored = open_targets(tmp_path)
     apart = [trained(bound(chosen, teacher=stored, student=mlp(5, 4, seed=s))) for s in (2, 3)]
     together = [bound(chosen, teacher=stored, student=mlp(5, 4, seed=s)) for s in (2, 3)]
@@ -296,7 +352,7 @@ def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, co
 
 
 def test_runs_from_a_store_resume(tmp_path: Path) -> None:
-    capture([bound(EXTRACTION)], tmp_path / "store", packing=EXACT)
+    capture([bound(EXTRACTION)], tmp_path / "store", codecs=EXACT)
     stored = open_targets(tmp_path / "store")
     settings = {"checkpoint_every": 4}
     wanted = trained(bound(EXTRACTION, teacher=stored))
@@ -313,7 +369,7 @@ def test_runs_from_a_store_resume(tmp_path: Path) -> None:
 
 def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) -> None:
     chosen, store = one_shot(total="8 steps"), tmp_path / "store"
-    capture([bound(chosen)], store, packing=EXACT)
+    capture([bound(chosen)], store, codecs=EXACT)
     wanted = trained(bound(chosen, teacher=open_targets(store)))
     every = {"checkpoint_every": 4, "record_every": 1}
 
@@ -331,7 +387,7 @@ def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) 
     writer.save(mlp(16, 12, seed=4).module, 1)
     live = LiveTeacher(mlp(16, 12, seed=1), open_trajectory(tmp_path / "steps"))
     more = replace(staged(HIDDEN).stages[0], teacher=1)
-    capture([bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, packing=EXACT)
+    capture([bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, codecs=EXACT)
     again = run()
     execute(again, judge, metric="none", outputs=outputs, resume=True)
     assert torch.equal(weights(again), wanted)

@@ -21,7 +21,7 @@ from curricle.records import EndRecord, Record, RunRecord, read_records
 from curricle.teachers.codecs import Exact
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
-from curricle.training.capturing import Packing
+from curricle.training.capturing import TargetCodecs
 from curricle.training.distillation import Result, capture_targets, distill
 from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.evaluation import label_metrics
@@ -247,7 +247,7 @@ def test_stored_targets_are_not_for_compiled_steps(tmp_path: Path) -> None:
         curriculum,
         parity(),
         folder=tmp_path / "store",
-        packing=Packing(hidden=Exact(), logits=Exact()),
+        codecs=TargetCodecs(hidden=Exact(), logits=Exact()),
         settings=CPU,
     )
     with pytest.raises(
@@ -269,7 +269,7 @@ def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
         extraction(total=TOTAL),
         parity(),
         folder=tmp_path / "store",
-        packing=Packing(hidden=Exact(), logits=Exact()),
+        codecs=TargetCodecs(hidden=Exact(), logits=Exact()),
         settings=CPU,
         watch=lambda done, total: told.append((done, total)),
     )

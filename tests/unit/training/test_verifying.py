@@ -18,7 +18,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import read_manifest, write_manifest
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.teachers.targets import open_store
-from curricle.training.capturing import Packing, capture
+from curricle.training.capturing import TargetCodecs, capture
 from curricle.training.verifying import LEAST_SHARE, agreement
 from tests.parts import bound, mlp, texts, tokens
 
@@ -26,8 +26,8 @@ EXTRACTION = extraction(total="9 steps")
 
 
 def captured(folder: Path, logits: Any) -> StoredTeacher:
-    packing = Packing(hidden=Exact(), logits=logits)
-    capture([bound(EXTRACTION)], folder, packing=packing)
+    codecs = TargetCodecs(hidden=Exact(), logits=logits)
+    capture([bound(EXTRACTION)], folder, codecs=codecs)
     return open_targets(folder)
 
 
@@ -85,7 +85,8 @@ def test_a_row_agrees_if_all_of_its_numbers_do(tmp_path: Path) -> None:
 def test_selected_rows_of_targets_of_all_positions_agree(tmp_path: Path, codec: Any) -> None:
     stage = Stage(name="only", duration="3 steps", objectives=(MatchLogits(),))
     chosen = Curriculum(name="own", stages=(stage,))
-    capture([texts(chosen, stream=tokens(selects=False))], tmp_path, packing=Packing(logits=codec))
+    codecs = TargetCodecs(logits=codec)
+    capture([texts(chosen, stream=tokens(selects=False))], tmp_path, codecs=codecs)
     (found,) = agreement([texts(chosen)], open_targets(tmp_path), steps=3)
     assert (found.rows, found.share) == (18, 1.0)
 
