@@ -69,6 +69,44 @@ def test_forward_kl_weighs_by_the_teacher() -> None:
     assert forward_kl(STUDENT, TEACHER, **ONE).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("teacher_temperature", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("student_temperature", [1.0, 2.0])
+def test_the_gradient_of_forward_kl_is_that_of_its_formula(
+    student_temperature: float, teacher_temperature: float
+) -> None:
+    student, teacher = logits(5, 7, 0).double(), logits(5, 7, 1).double()
+    student[:, 6] = teacher[:, 6] = float("-inf")
+    student.requires_grad_()
+    total = forward_kl(
+        student,
+        teacher,
+        student_temperature=student_temperature,
+        teacher_temperature=teacher_temperature,
+    )
+    (found,) = torch.autograd.grad(3 * total, student)
+    known = teacher[:, :6]
+    hard = torch.nn.functional.one_hot(known.argmax(-1), 6).double()
+    target = (known / teacher_temperature).softmax(-1) if teacher_temperature else hard
+    log_student = (student[:, :6] / student_temperature).log_softmax(-1)
+    gap = torch.special.xlogy(target, target) - target * log_student
+    (wanted,) = torch.autograd.grad(3 * gap.sum(), student)
+    torch.testing.assert_close(total, gap.sum())
+    torch.testing.assert_close(found, wanted)
+
+
+def test_forward_kl_keeps_one_number_a_logit_for_its_gradient() -> None:
+    kept: dict[int, int] = {}
+
+    def keep(saved: Tensor) -> Tensor:
+        kept[saved.data_ptr()] = saved.numel()
+        return saved
+
+    student = logits(5, 7, 0).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        forward_kl(student, logits(5, 7, 1), **ONE)
+    assert sum(kept.values()) == 35
+
+
 def test_reverse_kl_weighs_by_the_student() -> None:
     expected = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     assert reverse_kl(STUDENT, TEACHER, **ONE).item() == pytest.approx(expected)
