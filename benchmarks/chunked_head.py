@@ -24,6 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ DIVERGENCES: dict[str, Divergence] = {
 }
 LIGER_BETAS = {"forward_kl": 0.0, "jsd": 0.5, "reverse_kl": 1.0}
 MEBIBYTE = 2**20
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +158,14 @@ def plain_at(positions: int, medians: dict[Case, Measured]) -> tuple[Measured, s
 
 def alone(case: Case) -> Measured:
     """Return what a fresh process measures."""
+    return in_process(measured, case)
+
+
+def in_process(function: Callable[..., T], *args: object) -> T:
+    """Return what a function returns in a fresh process."""
     spawning = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawning) as pool:
-        return pool.submit(measured, case).result()
+        return pool.submit(function, *args).result()
 
 
 def measured(case: Case) -> Measured:

@@ -3,8 +3,8 @@
 Task: masked tokens of the shipped text (vocabulary 8,192, 15 % hidden), 8 x 64 tokens a step; BERTs
 without dropout, the student 4 layers of 128, the teacher as said; one stage on the logits. Runs
 without a second thread, with one that reads batches, and with one that also asks the teacher, take
-turns; torch has one thread in each. Seconds are those of the clock, since that is what a second core
-saves: nothing else may run on it.
+turns; torch has one thread in each. Seconds are those of the clock, since that is what a second
+core saves: nothing else may run on it.
 Run: python benchmarks/prefetching.py [--quick] [--device cuda] [--precision bfloat16]
 """
 

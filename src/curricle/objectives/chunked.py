@@ -36,27 +36,31 @@ from curricle.objectives.divergences import Divergence
 from curricle.objectives.losses import cross_entropy
 
 Chunk = Literal["auto"] | Annotated[int, Field(gt=0)]
-"""Positions of a chunk; `auto` takes as many as `CHUNK_BYTES` hold."""
+"""Positions of a chunk; `auto` takes as many as `CHUNK_BYTES` hold, on a CPU at most `CPU_ROWS`."""
 CHUNK_BYTES = 2**28
 """Bytes of the float32 logits of one model at the positions of an `auto` chunk; while a loss
 compares them, it holds several tensors of that size."""
+CPU_ROWS = 512
+"""Positions from which a CPU multiplies no faster; fewer logits are nearer to its caches."""
 
 RowLoss = Callable[[Tensor, slice], Tensor]
 """Of the logits of some rows and where these rows are: the loss summed over them."""
 
 
-def chunk_rows(num_classes: int, chunk: Chunk = "auto") -> int:
+def chunk_rows(num_classes: int, chunk: Chunk, device: torch.device) -> int:
     """Return the most positions of one chunk.
 
     Args:
         num_classes: Logits a position.
         chunk: The number, or `auto`.
+        device: Where the logits are.
 
     Raises:
         SpecError: If a chunk has no positions.
     """
     if chunk == "auto":
-        return max(1, CHUNK_BYTES // (4 * num_classes))
+        held = max(1, CHUNK_BYTES // (4 * num_classes))
+        return min(held, CPU_ROWS) if device.type == "cpu" else held
     if chunk < 1:
         raise SpecError(f"'chunk' must be 'auto' or a positive number of positions; got {chunk}")
     return chunk
@@ -80,7 +84,7 @@ def chunked_total(head: LinearHead, loss: RowLoss, *, chunk: Chunk = "auto") -> 
     """
     head = head.flat
     number = len(head.states)
-    size = chunk_rows(head.num_classes, chunk)
+    size = chunk_rows(head.num_classes, chunk, head.states.device)
     with torch.autocast(head.states.device.type, enabled=False):
         if number <= size:
             return loss(head.logits(), slice(0, number))

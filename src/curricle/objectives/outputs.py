@@ -69,7 +69,8 @@ class MatchLogits:
     None counts all, which must then be equally many."""
     chunk: Chunk | None = None
     """Positions whose logits are held at one time, for large vocabularies: a number, `auto` for
-    256 MiB of a model's logits, None for all. Heads must end in a linear map."""
+    256 MiB of a model's logits, on a CPU at most 512 positions, None for all. Heads must end in a
+    linear map."""
     weight: float = Field(default=1.0, gt=0)
     """Factor of the term in the stage's loss; positive."""
 

@@ -18,6 +18,7 @@ from curricle.models.heads import LinearHead
 from curricle.objectives import chunked
 from curricle.objectives.chunked import (
     CHUNK_BYTES,
+    CPU_ROWS,
     chunk_rows,
     chunked_cross_entropy,
     chunked_divergence,
@@ -266,9 +267,13 @@ def test_autocast_does_not_reach_inside() -> None:
 
 
 def test_a_chunk_of_its_own_size_fills_a_fixed_number_of_bytes() -> None:
-    assert chunk_rows(128 * 1024) * 128 * 1024 * 4 == CHUNK_BYTES
-    assert chunk_rows(CHUNK_BYTES) == 1
-    assert chunk_rows(10, 3) == 3
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for device in (cpu, gpu):
+        assert chunk_rows(256 * 1024, "auto", device) * 256 * 1024 * 4 == CHUNK_BYTES
+        assert chunk_rows(CHUNK_BYTES, "auto", device) == 1
+        assert chunk_rows(10, 3, device) == 3
+    assert chunk_rows(8192, "auto", gpu) * 8192 * 4 == CHUNK_BYTES
+    assert chunk_rows(8192, "auto", cpu) == CPU_ROWS
 
 
 def test_chunks_are_of_about_equal_length() -> None:
