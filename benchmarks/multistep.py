@@ -22,12 +22,12 @@ from torch import Tensor, nn
 import curricle
 from curricle import seeding
 from curricle.errors import BindError
+from curricle.extras import check_compiler
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.records import Record, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import bind
-from curricle.training.compiling import check_compiler
 from curricle.training.engine import Outputs, execute
 from curricle.training.settings import EngineSettings
 
@@ -44,7 +44,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        check_compiler(torch.device(given.device))
+        check_compiler(given.device, setting="compiled_steps", plain=1)
     except BindError as missing:
         print(missing)
         return

@@ -36,6 +36,8 @@ from curricle.errors import SpecError
 
 NO_LABEL = -(2**31)
 """Label that torch would skip; none that a user gives, so that -100 is an error too."""
+MANY_LOGITS = 2**14
+"""Logits from which a gradient of our own pays."""
 LEAST_LOGIT = -1e30
 """What stands for minus infinity where a logit is divided by a temperature that has a gradient."""
 LEAST_TEMPERATURE = 1e-30
@@ -111,7 +113,8 @@ def forward_kl(
     """
     check_temperatures(student_temperature, teacher_temperature)
     wide, target = _widen(student_logits), teacher_logits.detach()
-    if wide.requires_grad and torch.is_grad_enabled():
+    # Of few logits autograd's own calls cost less than one to our function.
+    if wide.numel() >= MANY_LOGITS and wide.requires_grad and torch.is_grad_enabled():
         total: Tensor = _ForwardKL.apply(wide, target, student_temperature, teacher_temperature)[0]  # type: ignore[no-untyped-call]
         return total
     log_student = _log_probabilities(wide, student_temperature)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curricle.errors import SpecError
 from curricle.objectives.losses import (
+    MANY_LOGITS,
     cross_entropy,
     forward_kl,
     generalized_jsd,
@@ -69,12 +70,13 @@ def test_forward_kl_weighs_by_the_teacher() -> None:
     assert forward_kl(STUDENT, TEACHER, **ONE).item() == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("rows", [5, MANY_LOGITS // 7 + 1], ids=["few", "many"])
 @pytest.mark.parametrize("teacher_temperature", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("student_temperature", [1.0, 2.0])
 def test_the_gradient_of_forward_kl_is_that_of_its_formula(
-    student_temperature: float, teacher_temperature: float
+    student_temperature: float, teacher_temperature: float, rows: int
 ) -> None:
-    student, teacher = logits(5, 7, 0).double(), logits(5, 7, 1).double()
+    student, teacher = logits(rows, 7, 0).double(), logits(rows, 7, 1).double()
     student[:, 6] = teacher[:, 6] = float("-inf")
     student.requires_grad_()
     total = forward_kl(
@@ -101,10 +103,21 @@ def test_forward_kl_keeps_one_number_a_logit_for_its_gradient() -> None:
         kept[saved.data_ptr()] = saved.numel()
         return saved
 
-    student = logits(5, 7, 0).requires_grad_()
+    student, teacher = logits(2, MANY_LOGITS, 0).requires_grad_(), logits(2, MANY_LOGITS, 1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
-        forward_kl(student, logits(5, 7, 1), **ONE)
-    assert sum(kept.values()) == 35
+        forward_kl(student, teacher, **ONE)
+    assert sum(kept.values()) == 2 * MANY_LOGITS
+
+
+def test_forward_kl_of_many_logits_can_be_stacked() -> None:
+    students = torch.stack([logits(2, MANY_LOGITS, seed) for seed in (0, 1)]).requires_grad_()
+    teacher = logits(2, MANY_LOGITS, 2)
+    each = torch.func.vmap(lambda one: forward_kl(one, teacher, **ONE))(students)
+    alone = torch.stack([forward_kl(one, teacher, **ONE) for one in students])
+    torch.testing.assert_close(each, alone)
+    (found,) = torch.autograd.grad(each.sum(), students)
+    (wanted,) = torch.autograd.grad(alone.sum(), students)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_reverse_kl_weighs_by_the_student() -> None:
