@@ -28,9 +28,9 @@ from curricle.training.settings import EngineSettings, Precision
 from curricle.training.stepping import stepping
 
 Size = tuple[int, int, int, int]
-SIZES: dict[str, Size] = {"12 x 768 to 256": (12, 768, 256, 4), "4 x 256 to 64": (4, 256, 64, 32)}
+SIZES: tuple[Size, ...] = ((12, 768, 256, 4), (12, 768, 256, 16), (4, 256, 64, 32))
 """Layers, width of the teacher and of the student, examples a step."""
-QUICK: dict[str, Size] = {"2 x 32 to 16": (2, 32, 16, 4)}
+QUICK: tuple[Size, ...] = ((2, 32, 16, 4),)
 
 
 def main() -> None:
@@ -41,10 +41,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, {platform.machine()}, 1 thread, {given.precision}")
-    for name, size in (QUICK if given.quick else SIZES).items():
+    for size in QUICK if given.quick else SIZES:
         run = bound(size, given.precision)
         seconds = timed(run, 2 if given.quick else 7)
-        print(f"\n{name}, {size[-1]} x 64 tokens")
+        layers, wide, narrow, examples = size
+        print(f"\n{layers} x {wide} to {narrow}, {examples} x 64 tokens")
         print("stage            ms   ratio   FLOPs  excess")
         plans = [stage.plan for stage in run.stages]
         for plan, took in zip(plans, seconds, strict=True):
