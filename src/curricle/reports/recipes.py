@@ -45,7 +45,6 @@ INTERVALS = (
     "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
     "one. A strategy that did not reach the target on every seed has no point."
 )
-SMOKE = "scale smoke only shows that everything runs; its numbers say nothing about the methods"
 
 
 def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str, ...]:
@@ -66,7 +65,7 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     _draw(folder, recipe, panels, points)
     _write_summary(folder, recipe, panels, (found, fits))
     told = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
-    lines = (SMOKE,) if recipe.scale == "smoke" else told
+    lines = (recipe.caution,) if recipe.caution else told
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
