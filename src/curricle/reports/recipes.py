@@ -37,7 +37,7 @@ from curricle.reports.printed import View, save_panels
 from curricle.reports.quantities import short, with_interval
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import Summary
-from curricle.reports.tables import Grid, summary_grid, to_rich
+from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
 from curricle.specs import plain
 
 FIGURE, SUMMARY, PAGE = "figure", "summary.json", "report.html"
@@ -160,7 +160,7 @@ def _image(folder: Path) -> str:
 
 
 def _grid(found: Sequence[Statistic]) -> Grid:
-    return Grid(
+    grid = Grid(
         title="",
         columns=("panel", "series", "x", "mean", "deviation", "repetitions"),
         rows=tuple(
@@ -176,6 +176,7 @@ def _grid(found: Sequence[Statistic]) -> Grid:
         ),
         numeric=(False, False, False, True, True, True),
     )
+    return without_empty(grid)
 
 
 def _panel(panel: Panel, summary: Summary) -> str:

@@ -69,6 +69,9 @@ def test_measured_points_make_the_figure_alone(tmp_path: Path) -> None:
     assert "Some &lt;figure&gt;" in page
     assert "The original: ten times fewer." in page
     assert "gaussian" in page
+    # Of a single figure, whose panels have no names.
+    assert "<th>series</th><th>x</th>" in page
+    assert "<th>panel</th>" not in page
     assert "curricle reproduce some-figure" in page
     assert "data:image/svg+xml;base64," in page
 
