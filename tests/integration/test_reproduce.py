@@ -61,6 +61,17 @@ def test_the_report_of_a_recipes_folder_is_remade(command: Command, tmp_path: Pa
     assert "as 'my own/panels/NAME'" in told
 
 
+@pytest.mark.parametrize(
+    ("name", "series"), [("theorem-check", "one_shot"), ("correlation-gap", "off support")]
+)
+def test_what_no_run_can_tell_is_told_on_the_console(
+    command: Command, name: str, series: str
+) -> None:
+    _, shown, _ = command("reproduce", name, "--scale", "smoke")
+    assert series in shown
+    assert "over repetitions" in " ".join(shown.split())
+
+
 def test_the_list_names_every_recipe(command: Command) -> None:
     code, shown, _ = command("reproduce", "--list")
     assert code == 0

@@ -97,6 +97,14 @@ def _hint(folder: Path) -> str:
     return ""
 
 
+def unused_folder(folder: Path) -> Path:
+    """Return the folder, numbered if it is taken: a demo never overwrites a run."""
+    number, candidate = 2, folder
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
+
+
 def has_spec(folder: Path) -> bool:
     """Return whether a folder was made by a command that stores its spec."""
     return (folder / SPEC).is_file()

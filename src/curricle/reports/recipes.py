@@ -16,6 +16,7 @@ from rich.table import Table
 
 from curricle.points import (
     PANELS,
+    Chart,
     Panel,
     Point,
     RecipeRecord,
@@ -34,7 +35,7 @@ from curricle.reports.charts import (
 from curricle.reports.document import again, document, note, section, table
 from curricle.reports.headline import headline
 from curricle.reports.printed import View, save_panels
-from curricle.reports.quantities import short, with_interval
+from curricle.reports.quantities import NONE, short, with_interval
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import Summary
 from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
@@ -76,6 +77,42 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     ])  # fmt: skip
     (folder / PAGE).write_text(text, encoding="utf-8")
     return lines
+
+
+def points_tables(folder: Path) -> list[Table]:
+    """Return what a recipe has measured besides its panels in short form; none if nothing."""
+    found = statistics(tuple(read_points(folder)))
+    return [to_rich(points_grid(read_recipe(folder).chart, found))] if found else []
+
+
+def points_grid(chart: Chart, found: Sequence[Statistic]) -> Grid:
+    """Return one row a panel and place, and one column a series.
+
+    Args:
+        chart: How they are drawn; of a spread the deviations are told, of others the means.
+        found: Measurements over their repetitions.
+    """
+    is_spread = chart.kind == "spread"
+    cells = {
+        (one.panel, _place(one), one.series): short(one.deviation)
+        if is_spread
+        else with_interval(one.mean, one.ci95)
+        for one in found
+    }
+    series = list(dict.fromkeys(one.series for one in found))
+    panels = list(dict.fromkeys(one.panel for one in found))
+    rows = dict.fromkeys((one.panel, _place(one)) for one in found)
+    what = "deviation" if is_spread else "mean"
+    grid = Grid(
+        title=f"{chart.y}: {what} over repetitions".removeprefix(": "),
+        columns=("panel", chart.x or "x", *series),
+        rows=tuple(
+            (*row, *(cells.get((*row, name), NONE) for name in series))
+            for row in sorted(rows, key=lambda row: panels.index(row[0]))
+        ),
+        numeric=(False, False, *[True] * len(series)),
+    )
+    return without_empty(grid)
 
 
 def recipe_table(rows: Sequence[Sequence[str]]) -> Table:
@@ -167,7 +204,7 @@ def _grid(found: Sequence[Statistic]) -> Grid:
             (
                 one.panel,
                 one.series,
-                one.x if isinstance(one.x, str) else short(one.x),
+                _place(one),
                 with_interval(one.mean, one.ci95),
                 short(one.deviation),
                 str(one.count),
@@ -177,6 +214,10 @@ def _grid(found: Sequence[Statistic]) -> Grid:
         numeric=(False, False, False, True, True, True),
     )
     return without_empty(grid)
+
+
+def _place(one: Statistic) -> str:
+    return one.x if isinstance(one.x, str) else short(one.x)
 
 
 def _panel(panel: Panel, summary: Summary) -> str:
