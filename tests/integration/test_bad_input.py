@@ -21,7 +21,10 @@ DECLARED = {
     "wrong type": ("task.batch_size=many", "'task.batch_size': input should be a valid integer"),
     "wrong sign": ("task.batch_size=-1", "'task.batch_size': input should be greater than 0; got"),
     "not finite": ("optimizer.learning_rate=.nan", "'optimizer.learning_rate': input should be a"),
-    "unknown kind": ("optimizer.kind=adm", "'optimizer': input tag 'adm' found using 'kind' does"),
+    "unknown kind": (
+        "optimizer.kind=adm",
+        "'optimizer': 'adm' is not a kind; did you mean 'adamw'?",
+    ),
     "unknown strategy": (
         "curriculum.kind=extracton",
         "did you mean 'extraction'? available: 'extr",

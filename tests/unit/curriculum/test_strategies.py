@@ -423,7 +423,7 @@ def test_written_stages_add_up_to_the_total() -> None:
 
 
 def test_written_stages_are_not_empty() -> None:
-    with pytest.raises(SpecError, match=r"^'stages': tuple should have at least 1 item"):
+    with pytest.raises(SpecError, match=r"^'stages': list should have at least 1 item"):
         staged(total=steps(10), stages=())
 
 
