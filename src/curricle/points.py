@@ -127,6 +127,14 @@ def read_recipe(folder: Path) -> RecipeRecord:
     return record
 
 
+def where_runs_are(folder: Path) -> str:
+    """Return the end of an error about a folder that holds no run itself; empty if no recipe's."""
+    if not (folder / RECIPE).is_file():
+        return ""
+    found = ", ".join(repr(str(panel)) for panel in sorted((folder / PANELS).glob("*/")))
+    return f"; it is a recipe's folder, with {f'runs in {found}' if found else 'no runs'}"
+
+
 def caution(folder: Path) -> str:
     """Return why the numbers of a run folder say nothing: those of a recipe at some scales."""
     recipe = folder.resolve().parent.parent

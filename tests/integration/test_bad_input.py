@@ -271,8 +271,10 @@ def test_what_goes_on_with_other_folders_is_told(
     told = sentence(command(verb, "run"))
     assert "a run made in Python goes on with 'curricle.distill(..., resume=True)'" in told
     (tmp_path / "run" / "recipe.json").touch()
+    assert "it is a recipe's folder, with no runs" in sentence(command(verb, "run"))
+    (tmp_path / "run" / "panels" / "parity").mkdir(parents=True)
     told = sentence(command(verb, "run"))
-    assert "a recipe's folder has its runs below it, as 'run/panels/NAME'" in told
+    assert "it is a recipe's folder, with runs in 'run/panels/parity'" in told
 
 
 def test_a_run_without_its_spec_cannot_be_resumed(

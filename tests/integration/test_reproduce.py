@@ -58,7 +58,7 @@ def test_the_report_of_a_recipes_folder_is_remade(command: Command, tmp_path: Pa
     assert command("report", "my own", "--output", "x.html")[0] == 2
     code, _, told = command("report", "my own", "other")
     assert code == 2
-    assert "as 'my own/panels/NAME'" in told
+    assert "it is a recipe's folder, with runs in 'my own/panels/parity'" in told
 
 
 @pytest.mark.parametrize(

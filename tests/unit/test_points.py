@@ -17,6 +17,7 @@ from curricle.points import (
     caution,
     read_points,
     read_recipe,
+    where_runs_are,
     write_points,
     write_recipe,
 )
@@ -64,6 +65,16 @@ def test_only_a_recipe_at_smoke_says_nothing(tmp_path: Path, scale: str, nothing
     write_recipe(tmp_path, replace(RECORD, scale=scale))
     assert bool(caution(tmp_path / PANELS / "d-8")) == nothing
     assert caution(tmp_path) == ""
+
+
+def test_where_the_runs_of_a_recipe_are_is_told(tmp_path: Path) -> None:
+    assert where_runs_are(tmp_path) == ""
+    write_recipe(tmp_path, RECORD)
+    assert where_runs_are(tmp_path) == "; it is a recipe's folder, with no runs"
+    first, second = (tmp_path / PANELS / name for name in ("d-8", "words"))
+    for panel in (second, first):
+        panel.mkdir(parents=True)
+    assert where_runs_are(tmp_path).endswith(f", with runs in '{first}', '{second}'")
 
 
 def test_a_folder_without_a_recipe_is_named(tmp_path: Path) -> None:
