@@ -358,7 +358,7 @@ def test_the_transition_gives_two_shots_the_first_for_a_twentieth() -> None:
     found = progressive(total=steps(100), trajectory=fallen(), select="transition")
     assert plan(found) == [(30, 5), (50, 95)]
     assert found.note == (
-        "checkpoint 30 lies inside the teacher's transition (loss 0.69 -> 0.01 between 20 and 40)"
+        "checkpoint 30 lies inside the teacher's transition (loss 0.69 -> 0.010 between 20 and 40)"
     )
 
 
