@@ -145,6 +145,16 @@ def test_a_chart_is_drawn_with_its_words_and_series(
         assert f"<!-- {word} -->" in text
 
 
+def test_logarithmic_axes_are_told_in_plain_numbers(tmp_path: Path) -> None:
+    given = points("a", {25.0: [44e3], 70.0: [135e3], 100.0: [1.8e6]})
+    chart = Chart(kind="lines", log_x=True, log_y=True)
+    text = save_chart(chart, given, tmp_path / "figure")[1].read_text()
+    for told in ("25", "70", "100", "50k", "200k", "1M"):
+        assert f"<!-- {told} -->" in text
+    # As matplotlib writes powers of ten.
+    assert "mathdefault" not in text
+
+
 def test_names_stand_under_bars(tmp_path: Path) -> None:
     given = [Point(series="a", x=name, y=1.0) for name in ("gaussian", "sign")]
     _, svg = save_chart(Chart(kind="bars"), given, tmp_path / "figure")
