@@ -173,7 +173,10 @@ def save_chart(
             strategies that have no number.
     """
     own = {panel.name: panel.chart for panel, _ in panels}
-    names = list(dict.fromkeys(point.panel for point in points)) or [""]
+    # Where panels stand alone, one that has no point says so in its place.
+    alone = panels if chart.kind == "bars" and chart.of != "points" else ()
+    drawn = [*(panel.name for panel, _ in alone), *(point.panel for point in points)]
+    names = list(dict.fromkeys(drawn)) or [""]
     palette = colors(dict.fromkeys(point.series for point in points))
     with mpl.rc_context(SETTINGS):
         figure = Figure(
@@ -187,11 +190,11 @@ def save_chart(
                     _draw_slope(axes, fit, inside, palette[fit.series])
             else:
                 axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center")
+                axes.set(xticks=[], yticks=[])
             _dress(axes, own.get(name) or chart, name, inside)
-        for panel, summary in panels:
-            if chart.kind == "bars" and panel.name in names:
-                seen = {point.x for point in points if point.panel == panel.name}
-                _name_absent(figure.axes[names.index(panel.name)], set(summary.methods) - seen)
+        for axes, (panel, summary) in zip(figure.axes, alone, strict=False):
+            seen = {point.x for point in points if point.panel == panel.name}
+            _name_absent(axes, set(summary.methods) - seen)
         lines, labels = figure.axes[0].get_legend_handles_labels()
         if len(labels) > 1:
             ncols = 2 if chart.slopes else 4

@@ -72,6 +72,18 @@ def test_a_panel_may_have_a_chart_of_its_own(comparison: Path, tmp_path: Path) -
         assert f"<!-- {words} -->" in drawn
 
 
+def test_a_comparison_without_numbers_keeps_its_panel(comparison: Path, tmp_path: Path) -> None:
+    chart = Chart(kind="bars", of="examples")
+    panels = [
+        (Panel(name="text"), summary(comparison)),
+        (Panel(name="transformer"), summary(comparison, target=0.99)),
+    ]
+    _, svg = save_chart(chart, points_of(chart, panels), tmp_path / "figure", panels)
+    drawn = svg.read_text()
+    for words in ("text", "transformer", NOTHING, "not on every seed: extraction, one_shot"):
+        assert f"<!-- {words} -->" in drawn
+
+
 @pytest.mark.parametrize("kind", ["bars", "lines", "spread"])
 def test_a_chart_without_points_says_so(
     kind: Literal["bars", "lines", "spread"], tmp_path: Path
