@@ -99,9 +99,11 @@ def demo(
 ) -> None:
     """Train a small teacher and compare four ways to teach a student, in minutes."""
     from curricle.experiments.demos import demo_spec
+    from curricle.experiments.folders import unused_folder
     from curricle.experiments.spec import changed
 
-    folder = output_dir or _unused(Path("runs") / ("demo" if name == "parity" else f"demo-{name}"))
+    usual = Path("runs") / ("demo" if name == "parity" else f"demo-{name}")
+    folder = output_dir or unused_folder(usual)
     spec = changed(demo_spec(name, str(folder)), sets or [])
     _compare(spec, jobs, title=f"curricle demo: {name}", line=_line("demo", name, sets))
 
@@ -377,10 +379,14 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
         SpecError: If it is wanted elsewhere.
     """
     from curricle.reporting import write_figure
+    from curricle.reports.recipes import points_tables
 
     if output is not None:
         raise SpecError(f"'--output' must be left out for a recipe's folder; got {str(output)!r}")
-    for told in (*write_figure(folder), f"report: {folder / 'report.html'}"):
+    lines = write_figure(folder)
+    for table in points_tables(folder):
+        console.print(table)
+    for told in (*lines, f"report: {folder / 'report.html'}"):
         console.print(told, soft_wrap=True)
 
 
@@ -390,11 +396,3 @@ def _bars() -> "Iterator[Callable[[str], Callable[[Record], None]]]":
 
     with new_progress(console) as progress:
         yield lambda name: ProgressBar(progress, name)
-
-
-def _unused(folder: Path) -> Path:
-    """Return the folder, numbered if it is taken: a demo never overwrites a run."""
-    number, candidate = 2, folder
-    while candidate.exists():
-        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
-    return candidate

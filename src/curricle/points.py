@@ -21,6 +21,7 @@ from curricle.files import write_text
 from curricle.specs import parse, plain, value
 
 POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"
+SMOKE = "scale smoke only shows that everything runs; its numbers say nothing about the methods"
 
 
 @final
@@ -100,6 +101,11 @@ class RecipeRecord:
     line: str = ""
     """What to type to run it again, without the folder; see `line_again`."""
 
+    @property
+    def caution(self) -> str:
+        """Return why its numbers say nothing; empty if they may say something."""
+        return SMOKE if self.scale == "smoke" else ""
+
 
 def write_recipe(folder: Path, record: RecipeRecord) -> None:
     """Write what is reproduced in a folder."""
@@ -119,6 +125,20 @@ def read_recipe(folder: Path) -> RecipeRecord:
         raise CheckpointError(f"{str(path)!r} must say what is reproduced; got {error}") from None
     record: RecipeRecord = parse(RecipeRecord, data, source=str(path))
     return record
+
+
+def where_runs_are(folder: Path) -> str:
+    """Return the end of an error about a folder that holds no run itself; empty if no recipe's."""
+    if not (folder / RECIPE).is_file():
+        return ""
+    found = ", ".join(repr(str(panel)) for panel in sorted((folder / PANELS).glob("*/")))
+    return f"; it is a recipe's folder, with {f'runs in {found}' if found else 'no runs'}"
+
+
+def caution(folder: Path) -> str:
+    """Return why the numbers of a run folder say nothing: those of a recipe at some scales."""
+    recipe = folder.resolve().parent.parent
+    return read_recipe(recipe).caution if (recipe / RECIPE).is_file() else ""
 
 
 def usual_folder(name: str, scale: str) -> Path:

@@ -12,7 +12,7 @@ from curricle.errors import CheckpointError
 from curricle.experiments.folders import STUDENTS, has_spec, read_origin, stored_spec
 from curricle.experiments.runner import student_runs
 from curricle.experiments.spec import RunSpec
-from curricle.points import PANELS, read_recipe
+from curricle.points import PANELS, caution, read_recipe
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
 from curricle.reports.recipes import write_recipe_report
@@ -60,6 +60,7 @@ def summarized(folders: Sequence[Path]) -> tuple[tuple[Run, ...], Summary]:
         target_of=None if spec is None else _source(spec, runs),
         budget={} if spec is None or spec.budget is None else dict(plain(spec.budget)),
         missing=_missing(folders, runs),
+        caution=next(filter(None, map(caution, folders)), ""),
     )
     return runs, summary
 

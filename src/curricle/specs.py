@@ -15,6 +15,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform
 
 import pydantic
@@ -38,6 +39,13 @@ CONFIG = ConfigDict(
     arbitrary_types_allowed=True,
     allow_inf_nan=False,
 )
+SHOULD = "input should be "
+RULES = MappingProxyType(
+    dict.fromkeys(("bool_parsing", "bool_type"), f"{SHOULD}true or false")
+    | dict.fromkeys(("dict_type", "dataclass_type", "model_attributes_type"), f"{SHOULD}a mapping")
+    | dict.fromkeys(("tuple_type", "list_type"), f"{SHOULD}a list")
+)
+"""What pydantic says in Python's words, said in those of a file."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
@@ -80,14 +88,31 @@ def value(cls: type[ValueType]) -> type[ValueType]:
 
 def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
     """Return the first mistake of a validation error as one sentence with the field's path."""
-    first = error.errors(include_url=False)[0]
-    path = ".".join(filter(None, [prefix, _path(first, data)]))
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error":
-        return f"{path!r}: {message}" if path else message
-    rule = message[0].lower() + message[1:]
+    first, *others = error.errors(include_url=False)
+    place = _path(first, data)
+    path = ".".join(filter(None, [prefix, place]))
+    if first["type"] == "union_tag_not_found":
+        return f"{'.'.join(filter(None, [path, 'kind']))!r}: field required"
+    rule = _rule(first)
+    if first["type"] in ("value_error", "union_tag_invalid"):
+        return f"{path!r}: {rule}" if path else rule
+    # A field of several types breaks the rule of each.
+    choices = [_rule(one) for one in others if _path(one, data) == place]
+    rule = " or ".join(dict.fromkeys([rule, *(one.removeprefix(SHOULD) for one in choices)]))
     got = "" if first["type"].startswith("missing") else f"; got {_short(first['input'])}"
     return f"{path!r}: {rule}{got}"
+
+
+def _rule(error: ErrorDetails) -> str:
+    """Return the rule that an error breaks, in the words of a file."""
+    if error["type"] == "value_error":
+        return error["msg"].removeprefix("Value error, ")
+    if error["type"] == "union_tag_invalid":
+        found, known = error["ctx"]["tag"], error["ctx"]["expected_tags"].split(", ")
+        near = near_names(found, [name.strip("'") for name in known])
+        return f"{found!r} is not a kind; {near}"
+    message = error["msg"].replace("Tuple ", "List ")
+    return RULES.get(error["type"], message[0].lower() + message[1:])
 
 
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:

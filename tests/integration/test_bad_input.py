@@ -21,7 +21,10 @@ DECLARED = {
     "wrong type": ("task.batch_size=many", "'task.batch_size': input should be a valid integer"),
     "wrong sign": ("task.batch_size=-1", "'task.batch_size': input should be greater than 0; got"),
     "not finite": ("optimizer.learning_rate=.nan", "'optimizer.learning_rate': input should be a"),
-    "unknown kind": ("optimizer.kind=adm", "'optimizer': input tag 'adm' found using 'kind' does"),
+    "unknown kind": (
+        "optimizer.kind=adm",
+        "'optimizer': 'adm' is not a kind; did you mean 'adamw'?",
+    ),
     "unknown strategy": (
         "curriculum.kind=extracton",
         "did you mean 'extraction'? available: 'extr",
@@ -268,8 +271,10 @@ def test_what_goes_on_with_other_folders_is_told(
     told = sentence(command(verb, "run"))
     assert "a run made in Python goes on with 'curricle.distill(..., resume=True)'" in told
     (tmp_path / "run" / "recipe.json").touch()
+    assert "it is a recipe's folder, with no runs" in sentence(command(verb, "run"))
+    (tmp_path / "run" / "panels" / "parity").mkdir(parents=True)
     told = sentence(command(verb, "run"))
-    assert "a recipe's folder has its runs below it, as 'run/panels/NAME'" in told
+    assert "it is a recipe's folder, with runs in 'run/panels/parity'" in told
 
 
 def test_a_run_without_its_spec_cannot_be_resumed(

@@ -19,6 +19,10 @@ def test_a_recipe_runs_to_its_figure(command: Command, name: str, tmp_path: Path
     folder = tmp_path / "runs" / "reproduce" / f"{name}-smoke"
     assert f"report: {Path(*folder.parts[-3:])}/report.html" in shown.replace("\n", " ")
     assert "scale smoke only shows that everything runs" in shown
+    assert "times fewer" not in shown
+    assert "did not win" not in shown
+    for page in folder.rglob("report.html"):
+        assert "scale smoke only shows" in page.read_text().lower()
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["panels"] or summary["points"]
     for panel in summary["panels"].values():
@@ -54,7 +58,18 @@ def test_the_report_of_a_recipes_folder_is_remade(command: Command, tmp_path: Pa
     assert command("report", "my own", "--output", "x.html")[0] == 2
     code, _, told = command("report", "my own", "other")
     assert code == 2
-    assert "as 'my own/panels/NAME'" in told
+    assert "it is a recipe's folder, with runs in 'my own/panels/parity'" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "series"), [("theorem-check", "one_shot"), ("correlation-gap", "off support")]
+)
+def test_what_no_run_can_tell_is_told_on_the_console(
+    command: Command, name: str, series: str
+) -> None:
+    _, shown, _ = command("reproduce", name, "--scale", "smoke")
+    assert series in shown
+    assert "over repetitions" in " ".join(shown.split())
 
 
 def test_the_list_names_every_recipe(command: Command) -> None:

@@ -99,13 +99,6 @@ def test_every_verb_has_help() -> None:
         assert "Raises" not in shown.output
 
 
-def test_a_demo_takes_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert cli._unused(tmp_path / "demo") == tmp_path / "demo"
-    (tmp_path / "demo").mkdir()
-    (tmp_path / "demo-2").mkdir()
-    assert cli._unused(tmp_path / "demo") == tmp_path / "demo-3"
-
-
 def test_the_line_to_run_it_again_can_be_pasted() -> None:
     line = cli._line("compare", Path("a b.yaml"), ["budget=150 steps", "seeds=[0]"])
     assert line == "curricle compare 'a b.yaml' --set 'budget=150 steps' --set 'seeds=[0]'"

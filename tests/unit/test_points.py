@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -6,14 +7,17 @@ from hypothesis import strategies as st
 
 from curricle.errors import CheckpointError, SpecError
 from curricle.points import (
+    PANELS,
     POINTS,
     RECIPE,
     Chart,
     Panel,
     Point,
     RecipeRecord,
+    caution,
     read_points,
     read_recipe,
+    where_runs_are,
     write_points,
     write_recipe,
 )
@@ -54,6 +58,23 @@ def test_a_folder_without_points_has_none(tmp_path: Path) -> None:
 def test_a_recipe_comes_back_as_it_was(tmp_path: Path) -> None:
     write_recipe(tmp_path / "new", RECORD)
     assert read_recipe(tmp_path / "new") == RECORD
+
+
+@pytest.mark.parametrize(("scale", "nothing"), [("smoke", True), ("small", False)])
+def test_only_a_recipe_at_smoke_says_nothing(tmp_path: Path, scale: str, nothing: bool) -> None:
+    write_recipe(tmp_path, replace(RECORD, scale=scale))
+    assert bool(caution(tmp_path / PANELS / "d-8")) == nothing
+    assert caution(tmp_path) == ""
+
+
+def test_where_the_runs_of_a_recipe_are_is_told(tmp_path: Path) -> None:
+    assert where_runs_are(tmp_path) == ""
+    write_recipe(tmp_path, RECORD)
+    assert where_runs_are(tmp_path) == "; it is a recipe's folder, with no runs"
+    first, second = (tmp_path / PANELS / name for name in ("d-8", "words"))
+    for panel in (second, first):
+        panel.mkdir(parents=True)
+    assert where_runs_are(tmp_path).endswith(f", with runs in '{first}', '{second}'")
 
 
 def test_a_folder_without_a_recipe_is_named(tmp_path: Path) -> None:

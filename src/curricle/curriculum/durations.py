@@ -7,7 +7,7 @@ A `Duration` is a number with a unit: steps, examples or tokens. It replaces fam
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, cast, final, overload
+from typing import TYPE_CHECKING, Annotated, Literal, cast, final, get_args, overload
 
 from pydantic import BeforeValidator, Field
 
@@ -57,18 +57,22 @@ def duration(text: object) -> object:
     """
     if isinstance(text, (Duration, Mapping)):
         return text
-    shape = r"\s*([\d_]+(?:\.\d+)?)\s*([kMG]?)\s+(step|example|token)s?\s*"
-    found = re.fullmatch(shape, text) if isinstance(text, str) else None
-    if found is None:
+    shape = r"\s*(-?[\d_]+(?:\.\d+)?)\s*([kMG]?)(?:\s+(\S.*?))?\s*"
+    found = re.fullmatch(shape, str(text))
+    number, suffix, last = found.groups("") if found is not None else ("", "", "")
+    unit = f"{last.removesuffix('s')}s"
+    if unit not in get_args(Unit):
+        fault = f", not in {last!r}" if last else ", with a number and a unit"
         raise SpecError(
-            f"a duration must read like '1500 steps' or '2.5M examples' "
-            f"(units: steps, examples, tokens); got {text!r}"
+            f"a duration must read like '1500 steps' or '2.5M examples', in steps, examples or "
+            f"tokens{fault}; got {text!r}"
         )
-    number, suffix, one = found.groups()
-    unit = f"{one}s"
     exact = float(number.replace("_", "")) * SUFFIXES[suffix]
     if exact != int(exact) or exact <= 0:
-        raise SpecError(f"a duration must be a positive whole number of {unit}; got {text!r}")
+        raise SpecError(
+            f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "
+            f"got {text!r}"
+        )
     return Duration(number=int(exact), unit=cast("Unit", unit))
 
 

@@ -25,6 +25,8 @@ from curricle.curriculum.transitions import (
 from curricle.errors import SpecError
 from curricle.specs import parse
 
+DIGITS = range(2, 10)
+"""Significant digits with which losses are told: the fewest that tell them apart."""
 Select = Literal["equal", "transition"] | tuple[int, ...]
 """How checkpoints are selected, or the steps of those that are."""
 
@@ -149,15 +151,15 @@ def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:
         if sudden is not None:
             return step, (
                 f"the checkpoints are too sparse to hold a transition: the teacher's loss falls "
-                f"({high[1]:.2f} -> {low[1]:.2f}) between the neighbors {sudden[0]} and "
+                f"({_fall(high[1], low[1])}) between the neighbors {sudden[0]} and "
                 f"{sudden[1]}; {step} is the nearest to half-way down, more would help"
             )
         return step, (
-            f"the teacher's loss has no transition ({high[1]:.2f} -> {low[1]:.2f} between "
+            f"the teacher's loss has no transition ({_fall(high[1], low[1])} between "
             f"{high[0]} and {low[0]}); checkpoint {step} is the nearest to half-way down"
         )
     where = (
-        f"the teacher's transition (loss {found.before:.2f} -> {found.after:.2f} between "
+        f"the teacher's transition (loss {_fall(found.before, found.after)} between "
         f"{found.start} and {found.end})"
     )
     inside = tuple(one for one in losses[:-1] if found.holds(*one))
@@ -167,6 +169,13 @@ def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:
     around = tuple(one for one in losses[:-1] if found.start <= one[0] <= found.end)
     step = _nearest_to(found.middle, around)
     return step, f"no checkpoint lies inside {where}; {step} is the nearest, more would help"
+
+
+def _fall(before: float, after: float) -> str:
+    """Return two losses with as many digits as tell them apart."""
+    told = ((f"{before:#.{digits}g}", f"{after:#.{digits}g}") for digits in DIGITS)
+    high, low = next((pair for pair in told if pair[0] != pair[1]), (f"{before:#.2g}",) * 2)
+    return f"{high} -> {low}"
 
 
 def _nearest_to(level: float, losses: tuple[tuple[int, float], ...]) -> int:

@@ -74,7 +74,7 @@ def budget(text: object) -> object:
     """
     if isinstance(text, (Budget, Mapping)):
         return text
-    found = re.fullmatch(r"\s*([\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
+    found = re.fullmatch(r"\s*(-?[\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
     try:
         number, suffix, unit = found.groups() if found is not None else ("", "", "")
         amount = float(number.replace("_", "")) * SUFFIXES[suffix]

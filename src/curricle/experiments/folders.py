@@ -13,7 +13,7 @@ from typing import final
 from curricle.errors import CheckpointError, reason
 from curricle.experiments.spec import RunSpec
 from curricle.files import write_text
-from curricle.points import PANELS, RECIPE
+from curricle.points import where_runs_are
 from curricle.records import EndRecord, RunRecord, read_records
 from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
 from curricle.training.engine import RECORDS
@@ -90,11 +90,18 @@ def read_origin(folder: Path) -> Origin:
 
 def _hint(folder: Path) -> str:
     """Return what to do instead with a folder that no command has claimed; empty if unknown."""
-    if (folder / RECIPE).is_file():
-        return f"; a recipe's folder has its runs below it, as '{folder / PANELS}/NAME'"
-    if (folder / RECORDS).is_file():
+    recipe = where_runs_are(folder)
+    if not recipe and (folder / RECORDS).is_file():
         return "; a run made in Python goes on with 'curricle.distill(..., resume=True)'"
-    return ""
+    return recipe
+
+
+def unused_folder(folder: Path) -> Path:
+    """Return the folder, numbered if it is taken: a demo never overwrites a run."""
+    number, candidate = 2, folder
+    while candidate.exists():
+        candidate, number = folder.with_name(f"{folder.name}-{number}"), number + 1
+    return candidate
 
 
 def has_spec(folder: Path) -> bool:

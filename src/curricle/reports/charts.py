@@ -17,11 +17,12 @@ from typing import Any, final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from curricle.points import Chart, Panel, Point
 from curricle.reports.curves import colors
 from curricle.reports.printed import MARKERS, SETTINGS, save
-from curricle.reports.quantities import half_width, mean, t_quantile
+from curricle.reports.quantities import half_width, mean, short, t_quantile
 from curricle.reports.summary import Summary
 from curricle.specs import value
 
@@ -172,7 +173,10 @@ def save_chart(
             strategies that have no number.
     """
     own = {panel.name: panel.chart for panel, _ in panels}
-    names = list(dict.fromkeys(point.panel for point in points)) or [""]
+    # Where panels stand alone, one that has no point says so in its place.
+    alone = panels if chart.kind == "bars" and chart.of != "points" else ()
+    drawn = [*(panel.name for panel, _ in alone), *(point.panel for point in points)]
+    names = list(dict.fromkeys(drawn)) or [""]
     palette = colors(dict.fromkeys(point.series for point in points))
     with mpl.rc_context(SETTINGS):
         figure = Figure(
@@ -186,11 +190,11 @@ def save_chart(
                     _draw_slope(axes, fit, inside, palette[fit.series])
             else:
                 axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center")
-            _dress(axes, own.get(name) or chart, name)
-        for panel, summary in panels:
-            if chart.kind == "bars" and panel.name in names:
-                seen = {point.x for point in points if point.panel == panel.name}
-                _name_absent(figure.axes[names.index(panel.name)], set(summary.methods) - seen)
+                axes.set(xticks=[], yticks=[])
+            _dress(axes, own.get(name) or chart, name, inside)
+        for axes, (panel, summary) in zip(figure.axes, alone, strict=False):
+            seen = {point.x for point in points if point.panel == panel.name}
+            _name_absent(axes, set(summary.methods) - seen)
         lines, labels = figure.axes[0].get_legend_handles_labels()
         if len(labels) > 1:
             ncols = 2 if chart.slopes else 4
@@ -274,7 +278,9 @@ def _name_absent(axes: Axes, absent: Iterable[str]) -> None:
         axes.set_xlabel(f"not on every seed: {', '.join(names)}", wrap=True)
 
 
-def _dress(axes: Axes, chart: Chart, title: str) -> None:
+def _dress(axes: Axes, chart: Chart, title: str, points: Sequence[Point]) -> None:
+    """Name the axes; logarithmic ones are told in plain numbers, along x where points stand."""
+    places = sorted({point.x for point in points if isinstance(point.x, float)})
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.set_xlabel(chart.x)
@@ -282,5 +288,10 @@ def _dress(axes: Axes, chart: Chart, title: str) -> None:
     axes.set_title(title)
     if chart.log_x:
         axes.set_xscale("log")
+        axes.set_xticks(places, map(short, places))
+        axes.set_xticks([], minor=True)
     if chart.log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda number, _: short(number)))
+        axes.yaxis.set_minor_formatter(NullFormatter())

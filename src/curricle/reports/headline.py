@@ -3,7 +3,8 @@
 The strategy that reached the target with the fewest examples leads the line. A strategy that did
 not reach it gives a lower bound: its mean would be at least what its runs have consumed. The line
 says so when the subject did not lead, when the seeds of two strategies overlap, when another
-strategy needed fewer FLOPs or seconds, and when runs are incomplete or missing.
+strategy needed fewer FLOPs or seconds, and when runs are incomplete or missing. Where the numbers
+may not be compared at all, the line says that and nothing else.
 
 Design: every word of it follows from a `Summary`, so a summary read back from JSON gives it again.
 """
@@ -24,6 +25,8 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
         summary: The comparison.
         subject: The strategy that one expects to lead.
     """
+    if summary.caution:
+        return f"{summary.caution}."
     reached = {
         name: method
         for name, method in summary.methods.items()

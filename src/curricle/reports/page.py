@@ -14,7 +14,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.io import to_html
 
-from curricle.records import StagePlan
+from curricle.records import Spent, StagePlan
 from curricle.reports.document import again, document, note, section, table
 from curricle.reports.figures import learning_figure, loss_figure
 from curricle.reports.headline import headline
@@ -45,7 +45,11 @@ SOURCE = (
 ENDED = (
     "{ended} of {runs} runs ended when they reached the target: their final values are those at "
     "the target, not the best they could reach; in mean curves such a run counts with its last "
-    "value from there on; the stages below are those that were planned."
+    "value from there on; the tables of stages show what was planned, with what was done below."
+)
+STAGES = (
+    "Tables show what was planned. A run that ends at its target does less; what is done counts "
+    "also what is read before the first step, such as the teacher's statistics."
 )
 LOSSES = (
     "Losses of different stages and strategies have different objectives and are not comparable; "
@@ -88,7 +92,7 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         section("Result", table(summary_grid(summary)), *map(note, _reading(runs, summary))),
         section("Learning curves", _toolbar(log_x=log_x), _figure(curves, "learning-curves")),
         section("Training loss", note(LOSSES), _figure(losses, "losses")),
-        section("Stages", *_plans(runs)),
+        section("Stages", note(STAGES), *_plans(runs)),
         section("Runs", table(seed_grid(summary))),
         section("Made with", table(_circumstances(runs)), again(command)),
     ]
@@ -190,15 +194,38 @@ def _plans(runs: Sequence[Run]) -> list[str]:
     """Return the stages of each strategy; runs that were planned differently are told apart."""
     parts: list[str] = []
     for method, group in grouped(runs).items():
-        plans: dict[tuple[StagePlan, ...], list[int]] = {}
+        plans: dict[tuple[StagePlan, ...], list[Run]] = {}
         for run in group:
-            plans.setdefault(run.opening.stages, []).append(run.seed)
-        for stages, seeds in plans.items():
-            which = "" if len(plans) == 1 else f" (seed {', '.join(map(str, seeds))})"
+            plans.setdefault(run.opening.stages, []).append(run)
+        for stages, alike in plans.items():
+            seeds = ", ".join(str(run.seed) for run in alike)
+            which = "" if len(plans) == 1 else f" (seed {seeds})"
             parts += [f"<h3>{html.escape(method + which)}</h3>", table(plan_grid(stages))]
+            parts.append(note(_planned_and_done(stages, alike)))
         told = dict.fromkeys(run.opening.note for run in group if run.opening.note)
         parts += [note(one[0].upper() + one[1:] + ".") for one in told]
     return parts
+
+
+def _planned_and_done(stages: Sequence[StagePlan], runs: Sequence[Run]) -> str:
+    """Return what runs with these stages were to consume and what they have consumed, in words."""
+    planned = Spent(
+        steps=sum(stage.steps for stage in stages),
+        student_flops=sum(stage.steps * stage.student_flops for stage in stages),
+        teacher_flops=sum(stage.steps * stage.teacher_flops for stage in stages),
+    )
+    done = [run.spent for run in runs]
+    return f"Planned for a run: {_amounts([planned])}. Done: {_amounts(done)}."
+
+
+def _amounts(spent: Sequence[Spent]) -> str:
+    """Return steps and FLOPs in words, from the least to the most where they differ."""
+    told = []
+    for name in ("steps", "student_flops", "teacher_flops"):
+        numbers = [getattr(one, name) for one in spent]
+        ends = dict.fromkeys(short(end) for end in (min(numbers), max(numbers)))
+        told.append(f"{' to '.join(ends)} {name.replace('_flops', ' FLOPs')}")
+    return ", ".join(told)
 
 
 def _circumstances(runs: Sequence[Run]) -> Grid:

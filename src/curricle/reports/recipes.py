@@ -16,6 +16,7 @@ from rich.table import Table
 
 from curricle.points import (
     PANELS,
+    Chart,
     Panel,
     Point,
     RecipeRecord,
@@ -34,10 +35,10 @@ from curricle.reports.charts import (
 from curricle.reports.document import again, document, note, section, table
 from curricle.reports.headline import headline
 from curricle.reports.printed import View, save_panels
-from curricle.reports.quantities import short, with_interval
+from curricle.reports.quantities import NONE, short, with_interval
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import Summary
-from curricle.reports.tables import Grid, summary_grid, to_rich
+from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
 from curricle.specs import plain
 
 FIGURE, SUMMARY, PAGE = "figure", "summary.json", "report.html"
@@ -45,7 +46,6 @@ INTERVALS = (
     "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
     "one. A strategy that did not reach the target on every seed has no point."
 )
-SMOKE = "scale smoke only shows that everything runs; its numbers say nothing about the methods"
 
 
 def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str, ...]:
@@ -66,7 +66,7 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     _draw(folder, recipe, panels, points)
     _write_summary(folder, recipe, panels, (found, fits))
     told = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
-    lines = (SMOKE,) if recipe.scale == "smoke" else told
+    lines = (recipe.caution,) if recipe.caution else told
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
@@ -77,6 +77,42 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     ])  # fmt: skip
     (folder / PAGE).write_text(text, encoding="utf-8")
     return lines
+
+
+def points_tables(folder: Path) -> list[Table]:
+    """Return what a recipe has measured besides its panels in short form; none if nothing."""
+    found = statistics(tuple(read_points(folder)))
+    return [to_rich(points_grid(read_recipe(folder).chart, found))] if found else []
+
+
+def points_grid(chart: Chart, found: Sequence[Statistic]) -> Grid:
+    """Return one row a panel and place, and one column a series.
+
+    Args:
+        chart: How they are drawn; of a spread the deviations are told, of others the means.
+        found: Measurements over their repetitions.
+    """
+    is_spread = chart.kind == "spread"
+    cells = {
+        (one.panel, _place(one), one.series): short(one.deviation)
+        if is_spread
+        else with_interval(one.mean, one.ci95)
+        for one in found
+    }
+    series = list(dict.fromkeys(one.series for one in found))
+    panels = list(dict.fromkeys(one.panel for one in found))
+    rows = dict.fromkeys((one.panel, _place(one)) for one in found)
+    what = "deviation" if is_spread else "mean"
+    grid = Grid(
+        title=f"{chart.y}: {what} over repetitions".removeprefix(": "),
+        columns=("panel", chart.x or "x", *series),
+        rows=tuple(
+            (*row, *(cells.get((*row, name), NONE) for name in series))
+            for row in sorted(rows, key=lambda row: panels.index(row[0]))
+        ),
+        numeric=(False, False, *[True] * len(series)),
+    )
+    return without_empty(grid)
 
 
 def recipe_table(rows: Sequence[Sequence[str]]) -> Table:
@@ -161,14 +197,14 @@ def _image(folder: Path) -> str:
 
 
 def _grid(found: Sequence[Statistic]) -> Grid:
-    return Grid(
+    grid = Grid(
         title="",
         columns=("panel", "series", "x", "mean", "deviation", "repetitions"),
         rows=tuple(
             (
                 one.panel,
                 one.series,
-                one.x if isinstance(one.x, str) else short(one.x),
+                _place(one),
                 with_interval(one.mean, one.ci95),
                 short(one.deviation),
                 str(one.count),
@@ -177,6 +213,11 @@ def _grid(found: Sequence[Statistic]) -> Grid:
         ),
         numeric=(False, False, False, True, True, True),
     )
+    return without_empty(grid)
+
+
+def _place(one: Statistic) -> str:
+    return one.x if isinstance(one.x, str) else short(one.x)
 
 
 def _panel(panel: Panel, summary: Summary) -> str:

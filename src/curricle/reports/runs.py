@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import final
 
 from curricle.errors import CheckpointError
-from curricle.points import PANELS, RECIPE
+from curricle.points import where_runs_are
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
@@ -134,7 +134,7 @@ def _load_folder(folder: Path) -> list[Run]:
         if not (folder / FILE_NAME).is_file():
             raise CheckpointError(
                 f"{str(folder)!r} must hold {FILE_NAME!r} or 'students'; it holds neither"
-                f"{_hint(folder)}"
+                f"{where_runs_are(folder)}"
             )
         return [_load(folder, method=_method(folder))]
     seeds = sorted(students.glob("*/seed-*"), key=_order)
@@ -147,12 +147,6 @@ def _load_folder(folder: Path) -> list[Run]:
     if (teacher / FILE_NAME).is_file():
         runs.append(_load(teacher, method="teacher", is_teacher=True))
     return runs
-
-
-def _hint(folder: Path) -> str:
-    if not (folder / RECIPE).is_file():
-        return ""
-    return f"; a recipe's folder has its runs below it, as '{folder / PANELS}/NAME'"
 
 
 def _order(path: Path) -> tuple[str, int, str]:

@@ -135,6 +135,8 @@ class Summary:
     """Strategy whose mean final value the target is; None if the target was set as a number."""
     missing: tuple[str, ...] = ()
     """Runs that were wanted and are not there, in words."""
+    caution: str = ""
+    """Why no verdict may be read from the numbers; empty if one may."""
 
     @property
     def goal(self) -> str:
@@ -173,6 +175,7 @@ def summarize(
     target_of: str | None = None,
     budget: Mapping[str, object] | None = None,
     missing: Sequence[str] = (),
+    caution: str = "",
 ) -> Summary:
     """Return the comparison of runs in numbers.
 
@@ -183,6 +186,7 @@ def summarize(
         target_of: Strategy whose mean final value is the target instead.
         budget: What every run was allowed to consume, as plain data.
         missing: Runs that were wanted and are not there, in words.
+        caution: Why no verdict may be read from the numbers; empty if one may.
 
     Raises:
         CheckpointError: If there is no run of a student, or their tasks differ.
@@ -209,6 +213,7 @@ def summarize(
         teacher=teachers[0] if teachers else None,
         target_of=None if target is None else target_of,
         missing=tuple(missing),
+        caution=caution,
     )
 
 

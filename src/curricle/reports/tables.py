@@ -212,6 +212,17 @@ def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
     )
 
 
+def without_empty(grid: Grid) -> Grid:
+    """Return a grid without the columns that are empty in every row."""
+    kept = [at for at in range(len(grid.columns)) if any(row[at] for row in grid.rows)]
+    return replace(
+        grid,
+        columns=tuple(grid.columns[at] for at in kept),
+        rows=tuple(tuple(row[at] for at in kept) for row in grid.rows),
+        numeric=tuple(grid.numeric[at] for at in kept),
+    )
+
+
 def to_rich(grid: Grid, *, leading: int = 0) -> Table:
     """Return a grid as a table for the terminal.
 

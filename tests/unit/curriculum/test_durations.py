@@ -75,15 +75,33 @@ def test_a_text_is_read_as_a_duration(text: str, number: int, unit: Unit) -> Non
     assert duration(text) == Duration(number=number, unit=unit)
 
 
-@pytest.mark.parametrize("text", ["1500", "steps", "1500 epochs", "1500steps", "-1 steps", ""])
+@pytest.mark.parametrize("text", ["1500", "steps", "1500 epochs", "1500steps", "5%", ""])
 def test_a_text_without_number_or_unit_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match=rf"must read like '1500 steps'.*; got '{text}'$"):
         duration(text)
 
 
-@pytest.mark.parametrize("text", ["0 steps", "1.5 steps", "0.0001k steps"])
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("10 % step", ", not in '% step'"),
+        ("5 %%", ", not in '%%'"),
+        ("3k epochs", ", not in 'epochs'"),
+        ("1500", ", with a number and a unit"),
+        ("steps", ", with a number and a unit"),
+    ],
+)
+def test_the_fault_of_a_text_is_named_beside_the_forms(text: str, fault: str) -> None:
+    forms = "'1500 steps' or '2.5M examples', in steps, examples or tokens"
+    with pytest.raises(SpecError) as told:
+        parse(Walk, {"length": text})
+    assert str(told.value) == f"'length': a duration must read like {forms}{fault}; got {text!r}"
+
+
+@pytest.mark.parametrize("text", ["0 steps", "-3 steps", "1.5 steps", "0.0001k steps"])
 def test_a_text_must_mean_a_positive_whole_number(text: str) -> None:
-    with pytest.raises(SpecError, match=rf"must be a positive whole number of steps; got '{text}'"):
+    rule = "must be a positive whole number of steps, such as '1500 steps'"
+    with pytest.raises(SpecError, match=rf"{rule}; got '{text}'"):
         duration(text)
 
 

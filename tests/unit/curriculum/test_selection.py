@@ -47,7 +47,7 @@ def test_of_two_checkpoints_inside_the_one_nearest_to_half_way_is_taken() -> Non
     found = select_checkpoints("transition", INSIDE)
     assert found.steps == (40, 60)
     assert found.note == (
-        "checkpoint 40 lies inside the teacher's transition (loss 0.70 -> 0.00 between 20 and 50)"
+        "checkpoint 40 lies inside the teacher's transition (loss 0.70 -> 0.0 between 20 and 50)"
     )
 
 
@@ -55,7 +55,7 @@ def test_a_transition_between_two_checkpoints_is_told() -> None:
     found = select_checkpoints("transition", BETWEEN)
     assert found.steps == (30, 50)
     assert found.note == (
-        "no checkpoint lies inside the teacher's transition (loss 0.70 -> 0.00 between 30 and 40); "
+        "no checkpoint lies inside the teacher's transition (loss 0.70 -> 0.0 between 30 and 40); "
         "30 is the nearest, more would help"
     )
 
@@ -64,9 +64,25 @@ def test_a_loss_without_transition_is_told() -> None:
     found = select_checkpoints("transition", SLOPE)
     assert found.steps == (20, 50)
     assert found.note == (
-        "the teacher's loss has no transition (4.00 -> 1.20 between 10 and 50); checkpoint 20 is "
+        "the teacher's loss has no transition (4.0 -> 1.2 between 10 and 50); checkpoint 20 is "
         "the nearest to half-way down"
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "told"),
+    [
+        (4.0, 1.2, "4.0 -> 1.2"),
+        (0.693, 0.6915, "0.693 -> 0.692"),
+        (5e-5, 3e-5, "5.0e-05 -> 3.0e-05"),
+        (0.7, 0.7, "0.70 -> 0.70"),
+    ],
+)
+def test_losses_are_told_with_the_digits_that_tell_them_apart(
+    first: float, last: float, told: str
+) -> None:
+    flat = Kept(tuple((step, first + (last - first) * step / 9) for step in range(10)))
+    assert f"({told} between 0 and 9)" in select_checkpoints("transition", flat).note
 
 
 @pytest.mark.parametrize("losses", [(0.7, 0.0, 0.0, 0.0, 0.0), (0.7, 0.69, 0.0), (0.7, 0.0)])
@@ -75,7 +91,7 @@ def test_checkpoints_too_sparse_for_a_transition_are_told(losses: tuple[float, .
     fall = losses.index(0.0)
     assert found.note == (
         f"the checkpoints are too sparse to hold a transition: the teacher's loss falls (0.70 -> "
-        f"0.00) between the neighbors {fall} and {fall + 1}; {found.steps[0]} is the nearest to "
+        f"0.0) between the neighbors {fall} and {fall + 1}; {found.steps[0]} is the nearest to "
         f"half-way down, more would help"
     )
 

@@ -32,7 +32,7 @@ def test_a_stage_is_frozen() -> None:
     ("field", "wrong", "sentence"),
     [
         ("name", "", "'Stage.name': string should have at least 1 character; got ''"),
-        ("objectives", (), r"'Stage.objectives': tuple should have at least 1 item .*; got \(\)"),
+        ("objectives", (), r"'Stage.objectives': list should have at least 1 item .*; got \(\)"),
         ("learning_rate_scale", 0, "'Stage.learning_rate_scale': .* greater than 0; got 0"),
         ("trains", "some", "'Stage.trains': .* 'up_to', 'own' or 'all'; got 'some'"),
         ("optimizer_state", "drop", "'Stage.optimizer_state': .*; got 'drop'"),

@@ -358,7 +358,7 @@ def test_the_transition_gives_two_shots_the_first_for_a_twentieth() -> None:
     found = progressive(total=steps(100), trajectory=fallen(), select="transition")
     assert plan(found) == [(30, 5), (50, 95)]
     assert found.note == (
-        "checkpoint 30 lies inside the teacher's transition (loss 0.69 -> 0.01 between 20 and 40)"
+        "checkpoint 30 lies inside the teacher's transition (loss 0.69 -> 0.010 between 20 and 40)"
     )
 
 
@@ -423,7 +423,7 @@ def test_written_stages_add_up_to_the_total() -> None:
 
 
 def test_written_stages_are_not_empty() -> None:
-    with pytest.raises(SpecError, match=r"^'stages': tuple should have at least 1 item"):
+    with pytest.raises(SpecError, match=r"^'stages': list should have at least 1 item"):
         staged(total=steps(10), stages=())
 
 

@@ -94,9 +94,10 @@ def test_a_text_that_is_no_budget_is_refused(text: str) -> None:
         parse(AnyBudget, text)
 
 
-def test_a_budget_of_nothing_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"greater than 0; got 0"):
-        parse(AnyBudget, "0 steps")
+@pytest.mark.parametrize("number", [0, -3])
+def test_a_budget_of_nothing_is_refused(number: int) -> None:
+    with pytest.raises(SpecError, match=f"greater than 0; got {number}"):
+        parse(AnyBudget, f"{number} steps")
 
 
 def test_a_budget_of_an_unknown_unit_is_refused() -> None:

@@ -19,6 +19,7 @@ from curricle.experiments.folders import (
     start,
     stored_spec,
     teacher_digest,
+    unused_folder,
 )
 from curricle.experiments.runner import single_run, teach, train_student
 from curricle.experiments.spec import RunSpec, changed
@@ -192,3 +193,10 @@ def test_a_finished_run_tells_its_length_and_end(make_spec: MakeSpec) -> None:
 def test_a_run_cut_off_within_its_first_line_has_no_length(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").write_text(json.dumps({"kind": "run"})[:-1])
     assert recorded_steps(tmp_path) is None
+
+
+def test_a_demo_takes_a_folder_of_its_own(tmp_path: Path) -> None:
+    assert unused_folder(tmp_path / "demo") == tmp_path / "demo"
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo-2").mkdir()
+    assert unused_folder(tmp_path / "demo") == tmp_path / "demo-3"

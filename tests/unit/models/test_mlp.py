@@ -74,7 +74,7 @@ def test_a_spec_survives_plain_data() -> None:
 @pytest.mark.parametrize(
     ("widths", "sentence"),
     [
-        ((), r"'MLPSpec.widths': tuple should have at least 1 item .*; got \(\)"),
+        ((), r"'MLPSpec.widths': list should have at least 1 item .*; got \(\)"),
         ((3, 0), r"'MLPSpec.widths.1': input should be greater than 0; got 0"),
     ],
 )

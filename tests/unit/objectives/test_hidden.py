@@ -332,7 +332,7 @@ def test_a_learned_projection_is_said_with_its_shape() -> None:
         ({"weight": 0.0}, r"^'MatchHidden.weight': input should be greater than 0; got 0.0$"),
         ({"normalize": "batch"}, r"^'MatchHidden.normalize': input should be 'auto', 'none', "),
         ({"positions": "some"}, r"^'MatchHidden.positions': input should be 'all' or 'selected'"),
-        ({"projection": {"kind": "drawn"}}, r"^'MatchHidden.projection': input tag 'drawn' "),
+        ({"projection": {"kind": "drawn"}}, r"^'MatchHidden.projection': 'drawn' is not a kind; "),
         (
             {"shared_projection": True, "projection": Learned()},
             r"^'MatchHidden': 'shared_projection' must be left out with projection 'learned'",

@@ -193,7 +193,7 @@ def test_the_state_of_a_teacher_is_needed_to_match_logits() -> None:
         ),
         ({"student_temperature": 1e-40}, r"'student_temperature' must be finite and at least "),
         ({"scale": "squared"}, r"^'MatchLogits.scale': input should be 'none' or 'temperature_sq"),
-        ({"divergence": {"kind": "hinge"}}, r"^'MatchLogits.divergence': input tag 'hinge' found"),
+        ({"divergence": {"kind": "hinge"}}, r"^'MatchLogits.divergence': 'hinge' is not a kind; "),
     ],
     ids=["weight", "cold student", "cold teacher", "infinite", "tiny", "scale", "divergence"],
 )

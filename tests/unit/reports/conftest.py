@@ -65,7 +65,7 @@ def loss(stage: str, step: int) -> StepRecord:
 
 @pytest.fixture
 def write_run() -> WriteRun:
-    """Return a function that writes the records of a run of two equally long stages."""
+    """Return a function that writes the records of a run of two stages, by default equal."""
 
     def write(
         folder: Path,
@@ -78,11 +78,12 @@ def write_run() -> WriteRun:
         task: str = "parity",
         every: int = 1,
         planned: int | None = None,
+        first: int | None = None,
         note: str = "",
         begins_with_layers: bool = False,
     ) -> Path:
         last = max(measured)
-        half = last // 2
+        half = first or last // 2
         rest = (planned or last) - half
         writer = RecordWriter(folder / "records.jsonl")
         writer.write(

@@ -72,6 +72,18 @@ def test_a_panel_may_have_a_chart_of_its_own(comparison: Path, tmp_path: Path) -
         assert f"<!-- {words} -->" in drawn
 
 
+def test_a_comparison_without_numbers_keeps_its_panel(comparison: Path, tmp_path: Path) -> None:
+    chart = Chart(kind="bars", of="examples")
+    panels = [
+        (Panel(name="text"), summary(comparison)),
+        (Panel(name="transformer"), summary(comparison, target=0.99)),
+    ]
+    _, svg = save_chart(chart, points_of(chart, panels), tmp_path / "figure", panels)
+    drawn = svg.read_text()
+    for words in ("text", "transformer", NOTHING, "not on every seed: extraction, one_shot"):
+        assert f"<!-- {words} -->" in drawn
+
+
 @pytest.mark.parametrize("kind", ["bars", "lines", "spread"])
 def test_a_chart_without_points_says_so(
     kind: Literal["bars", "lines", "spread"], tmp_path: Path
@@ -143,6 +155,16 @@ def test_a_chart_is_drawn_with_its_words_and_series(
     # Each letter is drawn; matplotlib keeps the words as comments.
     for word in ("inputs d", "examples", "first", "second", "left", "right"):
         assert f"<!-- {word} -->" in text
+
+
+def test_logarithmic_axes_are_told_in_plain_numbers(tmp_path: Path) -> None:
+    given = points("a", {25.0: [44e3], 70.0: [135e3], 100.0: [1.8e6]})
+    chart = Chart(kind="lines", log_x=True, log_y=True)
+    text = save_chart(chart, given, tmp_path / "figure")[1].read_text()
+    for told in ("25", "70", "100", "50k", "200k", "1M"):
+        assert f"<!-- {told} -->" in text
+    # As matplotlib writes powers of ten.
+    assert "mathdefault" not in text
 
 
 def test_names_stand_under_bars(tmp_path: Path) -> None:

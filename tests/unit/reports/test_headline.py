@@ -146,3 +146,8 @@ def test_a_strategy_that_sets_the_target_and_leads_has_no_share_of_itself(
 def test_the_headline_counts_missing_runs(comparison: Path) -> None:
     summary = summarize(load_runs([comparison]), target=0.9, missing=["one_shot seed 2"])
     assert headline(summary).endswith("; 2 to 3 seeds each, 1 of 6 runs missing.")
+
+
+def test_no_verdict_is_given_where_the_numbers_say_nothing(comparison: Path) -> None:
+    summary = summarize(load_runs([comparison]), target=0.9, caution="too short to tell")
+    assert headline(summary) == "too short to tell."

@@ -161,6 +161,16 @@ def test_the_page_says_that_runs_ended_at_their_target(
     assert "1 of 5 runs ended when they reached the target" in told
 
 
+def test_what_was_planned_stands_beside_what_was_done(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, last in enumerate((60, 100)):
+        folder = tmp_path / f"students/extraction/seed-{seed}"
+        # Equal plans: a first stage of 30 steps, then the rest of 100.
+        write_run(folder, {30: 0.5, last: 0.9}, seed=seed, planned=100, first=30)
+    told = _write(tmp_path, tmp_path / "page.html").text
+    assert "Planned for a run: 100 steps, 10k student FLOPs, 30k teacher FLOPs." in told
+    assert "Done: 60 to 100 steps, 6k to 10k student FLOPs, 18k to 30k teacher FLOPs." in told
+
+
 def test_complete_runs_of_the_planned_length_have_not_ended_early(page: _Reader) -> None:
     assert "ended when they reached" not in page.text
 

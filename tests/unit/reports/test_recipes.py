@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from curricle.points import Chart, Panel, Point, RecipeRecord, write_points, write_recipe
-from curricle.reports.recipes import recipe_table, write_recipe_report
+from curricle.reports.charts import statistics
+from curricle.reports.recipes import points_grid, points_tables, recipe_table, write_recipe_report
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import Summary, summarize
 
@@ -69,8 +70,43 @@ def test_measured_points_make_the_figure_alone(tmp_path: Path) -> None:
     assert "Some &lt;figure&gt;" in page
     assert "The original: ten times fewer." in page
     assert "gaussian" in page
+    # Of a single figure, whose panels have no names.
+    assert "<th>series</th><th>x</th>" in page
+    assert "<th>panel</th>" not in page
     assert "curricle reproduce some-figure" in page
     assert "data:image/svg+xml;base64," in page
+
+
+def test_measured_points_are_told_with_series_side_by_side() -> None:
+    points = [
+        Point(panel=panel, series=series, x=x, y=float(len(panel)), seed=seed)
+        for x in (500.0, 2000.0)
+        for panel in ("bb", "a")
+        for series in ("one", "two")[: 2 if x == 500 else 1]
+        for seed in (0, 1)
+    ]
+    grid = points_grid(Chart(kind="lines", x="examples"), statistics(points))
+    assert grid.title == "mean over repetitions"
+    assert grid.columns == ("panel", "examples", "one", "two")
+    assert grid.rows == (
+        ("bb", "500", "2 ± 0", "2 ± 0"),
+        ("bb", "2k", "2 ± 0", "–"),
+        ("a", "500", "1 ± 0", "1 ± 0"),
+        ("a", "2k", "1 ± 0", "–"),
+    )
+
+
+def test_of_a_spread_the_deviations_are_told() -> None:
+    points = [Point(series="a", x=f"step {x}", y=x * s) for x in (20, 3) for s in (-1.0, 1.0)]
+    grid = points_grid(Chart(kind="spread", y="correlation"), statistics(points))
+    assert grid.title == "correlation: deviation over repetitions"
+    assert grid.columns == ("x", "a")
+    assert grid.rows == (("step 20", "20"), ("step 3", "3"))
+
+
+def test_a_recipe_that_measures_nothing_besides_has_no_table(tmp_path: Path) -> None:
+    write_recipe(tmp_path, record(Chart(kind="curves"), "one"))
+    assert points_tables(tmp_path) == []
 
 
 def test_the_list_has_a_row_a_recipe() -> None:

@@ -22,6 +22,7 @@ from curricle.reports.tables import (
     summary_table,
     to_markdown,
     to_rich,
+    without_empty,
 )
 
 WriteRun = Callable[..., Path]
@@ -206,3 +207,12 @@ def test_plans_have_a_markdown_form(stages: tuple[StagePlan, ...]) -> None:
 def test_a_target_that_a_strategy_sets_is_told_by_its_name(comparison: Path) -> None:
     summary = summarize(load_runs([comparison]), target_of="one_shot")
     assert summary_grid(summary).title == "parity: to one_shot's final accuracy (65.00 %)"
+
+
+def test_columns_that_are_empty_in_every_row_are_left_out() -> None:
+    rows = (("", "1", ""), ("", "", "2"))
+    grid = Grid(title="", columns=("a", "b", "c"), rows=rows, numeric=(False, True, False))
+    shown = without_empty(grid)
+    assert shown.columns == ("b", "c")
+    assert shown.rows == (("1", ""), ("", "2"))
+    assert shown.numeric == (True, False)
