@@ -86,11 +86,19 @@ class LinearHead:
         """Return the head at some positions; the states must be `flat`."""
         return replace(self, states=self.states[rows])
 
-    def product(self) -> Float[Tensor, "*selected class"]:
-        """Return the output of the linear map, in the precision of the states."""
+    def product(self, out: Tensor | None = None) -> Float[Tensor, "*selected class"]:
+        """Return the output of the linear map, in the precision of the states.
+
+        Args:
+            out: Takes the output, without gradient; the states must then be `flat`.
+        """
         dtype = self.states.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return functional.linear(self.states, self.weight.to(dtype), bias)
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        if out is None:
+            return functional.linear(self.states, weight, bias)
+        if bias is None:
+            return torch.mm(self.states, weight.T, out=out)
+        return torch.addmm(bias, self.states, weight.T, out=out)
 
     def finished(
         self, product: Float[Tensor, "*selected class"]

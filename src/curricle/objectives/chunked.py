@@ -154,14 +154,20 @@ def chunked_divergence(  # noqa: PLR0913 - what `MatchLogits` declares, one by o
     _check(student, teacher, flat, num_classes)
     student, teacher = student.first(num_classes), teacher.first(num_classes).detached
 
+    memory = Memory()
+
     def compare(logits: Float[Tensor, "row class"], rows: slice) -> Float[Tensor, ""]:
+        # Before the divergence, which may use the memory of the logits.
+        fit = None if flat is None else label_weight * cross_entropy(logits, flat[rows])
+        part = teacher.at(rows)
         total = divergence(
             logits,
-            teacher.at(rows).logits(),
+            part.finished(memory.product(part)),
             student_temperature=student_temperature,
             teacher_temperature=teacher_temperature,
+            overwrites=True,
         )
-        return total if flat is None else total + label_weight * cross_entropy(logits, flat[rows])
+        return total if fit is None else total + fit
 
     return chunked_total(student, compare, chunk=chunk)
 
@@ -222,11 +228,28 @@ class _Chunked(torch.autograd.Function):
 
 
 @final
+class Memory:
+    """Takes the products of one chunk after the other, for which none is made anew."""
+
+    def __init__(self) -> None:
+        """Begin without any."""
+        self._buffer: Tensor | None = None
+
+    def product(self, head: LinearHead) -> Float[Tensor, "row class"]:
+        """Return the product of a head, which holds until the next is asked for; no gradient."""
+        rows, classes = len(head.states), head.num_classes
+        with torch.no_grad():
+            if self._buffer is None or len(self._buffer) < rows:
+                self._buffer = head.states.new_empty(rows, classes)
+            return head.product(self._buffer[:rows])
+
+
+@final
 class _Sums:
     """The gradient of a loss to a head, added up chunk by chunk."""
 
     def __init__(self, head: LinearHead, *, states: bool, weight: bool, bias: bool) -> None:
-        self._head = head
+        self._head, self._memory = head, Memory()
         wide = torch.promote_types(head.weight.dtype, torch.float32)
         self.states = torch.empty_like(head.states) if states else None
         self.weight = torch.zeros_like(head.weight, dtype=wide) if weight else None
@@ -237,7 +260,7 @@ class _Sums:
     def add(self, rows: slice, loss: RowLoss) -> Tensor:
         """Return the loss of some rows after adding its gradient."""
         part = self._head.at(rows)
-        product = part.product().requires_grad_()
+        product = self._memory.product(part).detach().requires_grad_()
         # What a chunk keeps for its own gradient is nobody else's to store or count.
         with torch.enable_grad(), saved_tensors_hooks(lambda one: one, lambda one: one):
             total = loss(part.finished(product), rows)

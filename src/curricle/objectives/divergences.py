@@ -7,7 +7,8 @@ calls `check` when it is declared.
 Axes: row (any number of axes), class (of logits).
 
 Design: values with a literal `kind`, called like the function they stand for; formula, unit and
-limits are documented at the function.
+limits are documented at the function. All may be told that the memory of the logits is theirs
+(`overwrites`), of which only the first makes use.
 """
 
 from typing import Annotated, Literal, final
@@ -38,9 +39,11 @@ class ForwardKL:
         *,
         student_temperature: float,
         teacher_temperature: float,
+        overwrites: bool = False,
     ) -> Float[Tensor, ""]:
         """Return the divergence summed over rows, in nats."""
-        return losses.forward_kl(
+        forward_kl = losses.forward_kl_in_place if overwrites else losses.forward_kl
+        return forward_kl(
             student_logits,
             teacher_logits,
             student_temperature=student_temperature,
@@ -71,8 +74,10 @@ class ReverseKL:
         *,
         student_temperature: float,
         teacher_temperature: float,
+        overwrites: bool = False,
     ) -> Float[Tensor, ""]:
         """Return the divergence summed over rows, in nats."""
+        del overwrites
         return losses.reverse_kl(
             student_logits,
             teacher_logits,
@@ -102,8 +107,10 @@ class JSD:
         *,
         student_temperature: float,
         teacher_temperature: float,
+        overwrites: bool = False,
     ) -> Float[Tensor, ""]:
         """Return the divergence summed over rows, in nats."""
+        del overwrites
         return losses.generalized_jsd(
             student_logits,
             teacher_logits,
@@ -131,8 +138,10 @@ class TotalVariation:
         *,
         student_temperature: float,
         teacher_temperature: float,
+        overwrites: bool = False,
     ) -> Float[Tensor, ""]:
         """Return the divergence summed over rows, dimensionless."""
+        del overwrites
         return losses.total_variation(
             student_logits,
             teacher_logits,

@@ -7,7 +7,8 @@ exactly the loss of one large batch.
 
 Axes: row (any number of axes), width (of a hidden state), class (of logits).
 
-Design: low precisions are computed in float32, float64 stays; no argument is changed in place.
+Design: low precisions are computed in float32, float64 stays; arguments stay as they are
+but where a name says `in_place`.
 Only the student's side gets a gradient, whether or not the caller has detached the other; the one
 exception is the temperature of `tempered_kl`, which may be learned.
 Temperatures divide the logits of one side; no result is multiplied by a temperature, so the
@@ -112,13 +113,21 @@ def forward_kl(
         [GK25], [P24].
     """
     check_temperatures(student_temperature, teacher_temperature)
-    wide, target = _widen(student_logits), teacher_logits.detach()
-    # Of few logits autograd's own calls cost less than one to our function.
-    if wide.numel() >= MANY_LOGITS and wide.requires_grad and torch.is_grad_enabled():
-        total: Tensor = _ForwardKL.apply(wide, target, student_temperature, teacher_temperature)[0]  # type: ignore[no-untyped-call]
-        return total
-    log_student = _log_probabilities(wide, student_temperature)
-    return _kl(_log_probabilities(target, teacher_temperature), log_student)
+    temperatures = student_temperature, teacher_temperature
+    return _forward_kl(student_logits, teacher_logits, temperatures, overwrites=False)
+
+
+def forward_kl_in_place(
+    student_logits: Float[Tensor, "*row class"],
+    teacher_logits: Float[Tensor, "*row class"],
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+) -> Float[Tensor, ""]:
+    """Return `forward_kl`, and use the memory of both logits, which hold something else then."""
+    check_temperatures(student_temperature, teacher_temperature)
+    temperatures = student_temperature, teacher_temperature
+    return _forward_kl(student_logits, teacher_logits, temperatures, overwrites=True)
 
 
 def reverse_kl(
@@ -310,6 +319,18 @@ def _widen(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return tensor.float()
 
 
+def _forward_kl(
+    student: Tensor, teacher: Tensor, temperatures: tuple[float, float], *, overwrites: bool
+) -> Float[Tensor, ""]:
+    wide, target = _widen(student), teacher.detach()
+    # Of few logits autograd's own calls cost less than one to our function.
+    if wide.numel() >= MANY_LOGITS and wide.requires_grad and torch.is_grad_enabled():
+        total: Tensor = _ForwardKL.apply(wide, target, temperatures, overwrites)[0]  # type: ignore[no-untyped-call]
+        return total
+    log_student, log_teacher = map(_log_probabilities, (wide, target), temperatures)
+    return _kl(log_teacher, log_student)
+
+
 @final
 class _ForwardKL(torch.autograd.Function):
     """`forward_kl` and its gradient (S - T) / temperature, in half of autograd's memory."""
@@ -318,16 +339,21 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        student: Tensor, teacher: Tensor, student_temperature: float, teacher_temperature: float
+        student: Tensor,
+        teacher: Tensor,
+        temperatures: tuple[float, float],
+        overwrites: bool,  # noqa: FBT001 - torch passes by position
     ) -> tuple[Tensor, Tensor]:
-        log_student = _log_probabilities(student, student_temperature)
-        log_teacher = _log_probabilities(teacher, teacher_temperature)
+        log_student, log_teacher = (
+            _log_probabilities(logits, temperature, overwrites=overwrites)
+            for logits, temperature in zip((student, teacher), temperatures, strict=True)
+        )
         probabilities = log_teacher.exp()
         # From here on all is changed in place: these are our own.
         gap = log_teacher.sub_(log_student).masked_fill_(probabilities == 0, 0.0)
         total = gap.mul_(probabilities).sum()
         gradient = log_student.exp_().sub_(probabilities)
-        return total, gradient if student_temperature == 1 else gradient.div_(student_temperature)
+        return total, gradient if temperatures[0] == 1 else gradient.div_(temperatures[0])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch types only a part of it
@@ -343,10 +369,13 @@ class _ForwardKL(torch.autograd.Function):
 
 
 def _log_probabilities(
-    logits: Float[Tensor, "*row class"], temperature: float
+    logits: Float[Tensor, "*row class"], temperature: float, *, overwrites: bool = False
 ) -> Float[Tensor, "*row class"]:
     """Return log softmax(logits / temperature), the logarithm of a one-hot at temperature 0."""
     wide = _widen(logits)
+    if overwrites and temperature == 1:
+        own = wide.detach()
+        return torch.log_softmax(own, dim=-1, out=own)
     if temperature == 0:
         first = wide.argmax(-1, keepdim=True)
         return torch.full_like(wide, float("-inf")).scatter(-1, first, 0.0)

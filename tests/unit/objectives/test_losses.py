@@ -14,6 +14,7 @@ from curricle.objectives.losses import (
     MANY_LOGITS,
     cross_entropy,
     forward_kl,
+    forward_kl_in_place,
     generalized_jsd,
     layer_normalize,
     reverse_kl,
@@ -107,6 +108,32 @@ def test_forward_kl_keeps_one_number_a_logit_for_its_gradient() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
         forward_kl(student, teacher, **ONE)
     assert sum(kept.values()) == 2 * MANY_LOGITS
+
+
+@pytest.mark.parametrize("rows", [5, MANY_LOGITS // 7 + 1], ids=["few", "many"])
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_forward_kl_in_place_is_forward_kl(temperature: float, rows: int) -> None:
+    found = []
+    for divergence in (forward_kl, forward_kl_in_place):
+        student, teacher = logits(rows, 7, 0).requires_grad_(), logits(rows, 7, 1)
+        # What is given away is no leaf, as the output of a head.
+        total = divergence(
+            student * 1, teacher, student_temperature=temperature, teacher_temperature=temperature
+        )
+        found.append((total.detach(), *torch.autograd.grad(3 * total, student)))
+    assert all(map(torch.equal, *found))
+
+
+def test_forward_kl_in_place_needs_no_logits_of_its_own() -> None:
+    student, teacher = logits(2, MANY_LOGITS, 0).requires_grad_(), logits(2, MANY_LOGITS, 1)
+    given = student * 1
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: kept.append(saved.data_ptr()), lambda _: student
+    ):
+        forward_kl_in_place(given, teacher, **ONE)
+    assert kept == [given.data_ptr()]
+    assert not torch.equal(teacher, logits(2, MANY_LOGITS, 1))
 
 
 def test_forward_kl_of_many_logits_can_be_stacked() -> None:
