@@ -258,7 +258,7 @@ TABLES = {
     ),
     "store": Table(
         size="positions",
-        sizes=[2**power for power in (10, 12, 14, 16)],
+        sizes=[2**power for power in (10, 12, 14)],
         quick=[128, 256],
         expected="1",
         row=store,
