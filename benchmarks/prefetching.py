@@ -29,7 +29,7 @@ from curricle.training.stepping import stepping
 
 Ahead = Literal["none", "batch", "targets"]
 WAYS: tuple[Ahead, ...] = ("none", "batch", "targets")
-TEACHERS = {"4 x 128": (4, 128), "6 x 256": (6, 256), "12 x 768": (12, 768)}
+TEACHERS = {"4 x 128": (4, 128), "6 x 256": (6, 256)}
 QUICK = {"2 x 32": (2, 32)}
 
 

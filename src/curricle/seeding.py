@@ -10,11 +10,19 @@ old state back.
 """
 
 import hashlib
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+_GLOBAL = threading.RLock()
+"""Is held by the thread that uses the global generators."""
+if hasattr(os, "register_at_fork"):
+    # A process that is forked meanwhile has no such thread.
+    os.register_at_fork(after_in_child=_GLOBAL._at_fork_reinit)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 def derive(seed: int, purpose: str, *index: int) -> int:
@@ -39,9 +47,12 @@ def numpy_generator(seed: int, purpose: str, *index: int) -> np.random.Generator
 
 @contextmanager
 def scoped(seed: int, purpose: str, *index: int) -> Iterator[None]:
-    """Seed torch's global generators inside the block and restore them afterwards."""
+    """Seed torch's global generators inside the block and restore them afterwards.
+
+    They belong to the whole process, so one thread at a time may be in such a block.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with _GLOBAL, torch.random.fork_rng(devices=devices):
         torch.manual_seed(derive(seed, purpose, *index))
         yield
 

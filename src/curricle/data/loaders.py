@@ -128,6 +128,11 @@ class LoaderStream:
         return self._steps_per_epoch
 
     @property
+    def reads_ahead(self) -> bool:
+        """Return whether the loader has workers of its own."""
+        return self._loader.num_workers > 0
+
+    @property
     def fingerprint(self) -> str:
         """Return a digest of the loader's description, the first epoch's order and first batch.
 

@@ -91,6 +91,7 @@ def refuse_targets(spec: RunSpec) -> None:
     """
     if spec.targets is not None:
         raise BindError(
-            f"'targets.folder' {spec.targets.folder!r} must hold targets of a finished teacher; "
-            f"'curricle teach' and then 'curricle targets capture' make them"
+            f"'targets' must come with the finished teacher that made them in 'output_dir', whose "
+            f"weights are compared; got none in {str(spec.folder)!r}: 'curricle teach' makes it, "
+            f"and then 'curricle targets capture' the targets if there are none yet"
         )

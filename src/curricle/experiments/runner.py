@@ -235,8 +235,8 @@ def finished_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
     """
     if not is_ready(spec):
         raise CheckpointError(
-            f"{str(spec.folder)!r} must hold a finished teacher; it does not, "
-            f"'curricle resume {spec.folder}' goes on with an interrupted run"
+            f"{str(spec.folder)!r} must hold a finished teacher; it does not, 'curricle teach' "
+            f"makes one and 'curricle resume {spec.folder}' goes on with an interrupted run"
         )
     return taught(spec, data)
 

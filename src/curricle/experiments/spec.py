@@ -241,8 +241,19 @@ class RunSpec:
             raise SpecError(
                 "'classroom' must come with 'strategies' for 'curricle compare'; got none"
             )
+        if self.engine.prefetch != "none":
+            raise SpecError(
+                f"'engine.prefetch' must be left out where there is a 'classroom', whose students "
+                f"ask for the same batch in turns; got {self.engine.prefetch!r}"
+            )
         if self.classroom == "stacked":
             self._check_stacked()
+        elif self.engine.compiled_steps > 1:
+            raise SpecError(
+                f"'engine.compiled_steps' must be left out where 'classroom' is not 'stacked', "
+                f"whose students wait for each other at every step; got "
+                f"{self.engine.compiled_steps}"
+            )
         if self.budget is not None and self.budget.unit == "seconds":
             raise SpecError(
                 f"'classroom' must not be used with a budget of seconds, which are not one "

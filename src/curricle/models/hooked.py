@@ -179,7 +179,8 @@ class HookedModel:
             found = "none" if end is None else type(self._modules[end.path]).__name__
             raise BindError(
                 f"'chunk' must be None for {self._name}: its head must be known and end in an "
-                f"nn.Linear to be read before it; got {found}"
+                f"nn.Linear to be read before it; got {found}; "
+                f"'tapped(model, head=...)' names it"
             )
         return end
 
@@ -292,10 +293,12 @@ class _Reading:
         if not self._running or self._end is None or not isinstance(module, nn.Linear):
             return
         states = self._select(first_tensor(args or keywords, "head"))
+        held = module.held(states.device.type) if isinstance(module, HeldLinear) else None
+        weight, bias = held or (module.weight, module.bias)
         self._shown_head = LinearHead(
             states=_autocast(states),
-            weight=module.weight,
-            bias=module.bias,
+            weight=weight,
+            bias=bias,
             scale=self._end.scale,
             soft_cap=self._end.soft_cap,
         )

@@ -1,8 +1,8 @@
 """How is a model made fast that only answers, as a teacher does?
 
 Its linear maps may keep a copy of their weights in lower precision, instead of casting the same
-weights at every pass, and its blocks may be compiled. Whoever reads a weight or runs the model in
-another way finds it as it was, and in the end everything is put back.
+weights at every pass, and its blocks may be compiled. Whoever reads a weight, wants a gradient or
+runs the model in another precision finds it as it was, and in the end everything is put back.
 
 Design: compiled is one block, not the model. Hooks on blocks, by which taps are read and a pass is
 stopped early, stay outside the graph, and blocks of the same kind share one.
@@ -48,8 +48,8 @@ class Inference:
         """Make a model fast whose weights do not change from now on.
 
         It may be the copy of one that is fast already. Left alone are linear maps of other classes,
-        subclasses too, those whose weight is made anew at every pass, and whatever has a forward
-        pass that somebody has replaced.
+        subclasses too, those that are not in float32 or whose weight is made anew at every pass,
+        and whatever has a forward pass that somebody has replaced.
         """
         undo(model.module)
         if self.linear is not None:
@@ -96,10 +96,21 @@ class HeldLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product in the precision of the autocast, bit-equal to that with casts."""
-        kind, (weight, bias) = input.device.type, self._low
-        if torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == weight.dtype:
-            return functional.linear(input, weight, bias)
-        return super().forward(input)
+        held = self.held(input.device.type)
+        return super().forward(input) if held is None else functional.linear(input, *held)
+
+    def held(self, kind: str) -> tuple[Tensor, Tensor | None] | None:
+        """Return weight and bias as an autocast would cast them here; None if it would not.
+
+        Where gradients are wanted they flow to the weight itself, so there it is None, too.
+
+        Args:
+            kind: That of the device.
+        """
+        is_cast = torch.is_autocast_enabled(kind) and not torch.is_grad_enabled()
+        return (
+            self._low if is_cast and torch.get_autocast_dtype(kind) == self._low[0].dtype else None
+        )
 
 
 @final
@@ -124,6 +135,9 @@ class _Compiled:
 
 
 def _is_plain(part: nn.Linear) -> bool:
-    """Return whether nobody has changed what a linear map computes, as weight norms do."""
-    names = {name for name, _ in part.named_parameters(recurse=False)}
-    return {"weight"} <= names <= {"weight", "bias"} and "forward" not in vars(part)
+    """Return whether a linear map is in float32 and nobody has changed it, as weight norms do."""
+    named = dict(part.named_parameters(recurse=False))
+    is_wide = all(one.dtype == torch.float32 for one in named.values())
+    return (
+        is_wide and {"weight"} <= set(named) <= {"weight", "bias"} and "forward" not in vars(part)
+    )

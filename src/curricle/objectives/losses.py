@@ -323,27 +323,35 @@ def _forward_kl(
     student: Tensor, teacher: Tensor, temperatures: tuple[float, float], *, overwrites: bool
 ) -> Float[Tensor, ""]:
     wide, target = _widen(student), teacher.detach()
+    if target.dtype != wide.dtype:
+        dtype = torch.promote_types(target.dtype, wide.dtype)
+        wide, target = wide.to(dtype), target.to(dtype)
     # Of few logits autograd's own calls cost less than one to our function.
-    if wide.numel() >= MANY_LOGITS and wide.requires_grad and torch.is_grad_enabled():
-        total: Tensor = _ForwardKL.apply(wide, target, temperatures, overwrites)[0]  # type: ignore[no-untyped-call]
+    has_gradient = wide.requires_grad and torch.is_grad_enabled()
+    if wide.numel() >= MANY_LOGITS and has_gradient and not _is_transformed(wide, target):
+        total: Tensor = _ForwardKL.apply(wide, target, temperatures, overwrites)  # type: ignore[no-untyped-call]
         return total
     log_student, log_teacher = map(_log_probabilities, (wide, target), temperatures)
     return _kl(log_teacher, log_student)
+
+
+def _is_transformed(*tensors: Tensor) -> bool:
+    """Return whether `torch.func` looks on, which knows of autograd's functions only."""
+    return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))  # noqa: SLF001
 
 
 @final
 class _ForwardKL(torch.autograd.Function):
     """`forward_kl` and its gradient (S - T) / temperature, in half of autograd's memory."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0917 - torch passes by position
+        ctx: Any,  # noqa: ANN401 - torch types only a part of it
         student: Tensor,
         teacher: Tensor,
         temperatures: tuple[float, float],
-        overwrites: bool,  # noqa: FBT001 - torch passes by position
-    ) -> tuple[Tensor, Tensor]:
+        overwrites: bool,  # noqa: FBT001 - as above
+    ) -> Tensor:
         log_student, log_teacher = (
             _log_probabilities(logits, temperature, overwrites=overwrites)
             for logits, temperature in zip((student, teacher), temperatures, strict=True)
@@ -353,17 +361,12 @@ class _ForwardKL(torch.autograd.Function):
         gap = log_teacher.sub_(log_student).masked_fill_(probabilities == 0, 0.0)
         total = gap.mul_(probabilities).sum()
         gradient = log_student.exp_().sub_(probabilities)
-        return total, gradient if temperatures[0] == 1 else gradient.div_(temperatures[0])
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:  # noqa: ANN401 - torch types only a part of it
-        del inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1])
+        ctx.save_for_backward(gradient if temperatures[0] == 1 else gradient.div_(temperatures[0]))
+        return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
         (gradient,) = ctx.saved_tensors
         return gradient * scale, None, None, None
 

@@ -81,4 +81,5 @@ def sparse_forward_kl(
     if target.rest is None:
         return total
     others = scaled.scatter(-1, target.ids, float("-inf")).logsumexp(-1) - norm.squeeze(-1)
-    return total - (target.rest * others).sum()
+    # All classes that are left may be padding, which no model gives anything.
+    return total - (target.rest * others.masked_fill(target.rest == 0, 0.0)).sum()

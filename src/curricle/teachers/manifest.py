@@ -173,7 +173,7 @@ class Manifest:
         return all(map(self.is_whole, self.sections))
 
     def is_whole(self, section: Section) -> bool:
-        """Return whether the last capture that wrote files of a section has come to its end."""
+        """Return whether a capture came to its end when all files of a section were there."""
         return self.finished.get(section.name) == len(self.of(section))
 
     def is_readable(self, section: Section) -> bool:

@@ -35,7 +35,7 @@ from curricle.training.binding import BoundRun
 from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
 from curricle.training.settings import EngineSettings
-from curricle.training.stacking import Stack, check_compilable
+from curricle.training.stacking import Stack, check_speed
 
 SHARED = (
     "device",
@@ -233,7 +233,7 @@ def _check(seats: Sequence[Seat], *, stacked: bool) -> None:
                 f"students of a classroom must read the same 'stream'; {run.name!r} with seed "
                 f"{run.seed} and {first.name!r} with seed {first.seed} do not"
             )
-        check_compilable(run)
+        check_speed(run)
         for name in SHARED:
             one, other = getattr(run.settings, name), getattr(first.settings, name)
             if one != other:

@@ -46,7 +46,7 @@ from curricle.training.checkpoints import (
 from curricle.training.costs import now
 from curricle.training.evaluation import LOSS, Evaluator
 from curricle.training.recording import run_record, spend, step_record
-from curricle.training.stacking import Stack, check_compilable
+from curricle.training.stacking import Stack, check_speed
 from curricle.training.starting import begun
 from curricle.training.stepping import StepOutcome, Stepper, stepping
 
@@ -108,7 +108,7 @@ def execute(
             run and `resume` is on.
         DivergenceError: If a loss is not finite.
     """
-    check_compilable(run)
+    check_speed(run)
     ahead = run.settings.compiled_steps
     steps = executing(
         run,

@@ -12,12 +12,19 @@ again by work that waits for the step that has read it.
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import TracebackType
 from typing import Generic, TypeVar, final
 
 import torch
 
 T = TypeVar("T")
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream of a device; torch keeps memory for each that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 @final
@@ -33,8 +40,12 @@ class Prefetcher(Generic[T]):
             device: Where it computes.
         """
         self._make = make
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._stream = _stream(device) if device.type == "cuda" else None
+        # Whoever leaves the outermost autocast of a thread empties the casts of all threads. This
+        # thread is always within one, so that it leaves those of a pass of the student alone.
+        self._pool = ThreadPoolExecutor(
+            1, thread_name_prefix="prefetch", initializer=torch.autocast_increment_nesting
+        )
         self._next: tuple[int, Future[T]] | None = None
         self._held: T | None = None
 
@@ -66,6 +77,7 @@ class Prefetcher(Generic[T]):
         """Wait for what is being made, and forget it."""
         self._pool.shutdown(cancel_futures=True)
         self._next = self._held = None
+        torch.clear_autocast_cache()
 
     def _made(self, step: int) -> T:
         coming, self._next = self._next, None

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 
 from curricle.errors import BindError, SpecError
-from curricle.extras import check_compiler
 from curricle.models.inference import Inference
 from curricle.specs import value
 
@@ -48,8 +47,9 @@ class EngineSettings:
     run begins; blocks that are read inside are not. Results agree within rounding."""
     prefetch: Literal["none", "batch", "targets"] = "none"
     """What a second thread makes ready for the next step while a step runs: its batch, or also what
-    the teacher says of it, on a GPU beside the student's step. Results are the same; two steps'
-    targets are held at a time, and on a CPU one more core is used."""
+    the teacher says of it, on a GPU beside the student's step. Results are the same; what
+    two steps read is held at a time, of all parts of a batch, and on a CPU as many threads again
+    run."""
     compiled_steps: int = Field(default=1, gt=0)
     """Steps that one compiled call takes, for small students, whose time goes into calls; 1
     compiles nothing. Results agree with those of single steps within rounding."""
@@ -72,6 +72,11 @@ class EngineSettings:
                 )
         intervals = (self.record_every, self.evaluate_every, self.checkpoint_every)
         shortest = min(one for one in intervals if one is not None)
+        if self.prefetch != "none" and shortest == 1:
+            raise SpecError(
+                f"'prefetch' must be 'none' where every step is recorded, evaluated or saved, "
+                f"before which nothing is made ahead; got {self.prefetch!r}"
+            )
         if self.compiled_steps > 1 and self.compiled_steps > shortest:
             raise SpecError(
                 f"'compiled_steps' must not exceed the {shortest} steps between two records, "
@@ -97,14 +102,7 @@ class EngineSettings:
 
     @property
     def teacher_inference(self) -> Inference:
-        """Return how the teacher is made fast while it teaches.
-
-        Raises:
-            BindError: If it is to be compiled and there is no compiler.
-        """
-        if self.compiled_teacher:
-            kind = self.torch_device().type
-            check_compiler(kind, setting="compiled_teacher", plain="false")
+        """Return how the teacher is made fast while it teaches."""
         is_wide = (self.teacher_precision or self.precision) == "float32"
         return Inference(linear=None if is_wide else torch.bfloat16, compiled=self.compiled_teacher)
 

@@ -24,6 +24,7 @@ from curricle.errors import BindError
 from curricle.extras import check_compiler
 from curricle.models.weights import architecture
 from curricle.specs import fingerprint, plain
+from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.compiling import CompiledSteps
 from curricle.training.joined import Joined, is_counter
@@ -168,12 +169,24 @@ class _Group:
         return found is not None
 
 
-def check_compilable(run: BoundRun) -> None:
-    """Check that the steps of a student can be compiled, if its settings ask for it.
+def check_speed(run: BoundRun) -> None:
+    """Check that a run can be made as fast as its settings ask for.
 
     Raises:
         BindError: If not.
     """
+    if run.settings.prefetch != "none" and getattr(run.stream, "reads_ahead", False):
+        raise BindError(
+            f"'prefetch' must be 'none' for a loader with 'num_workers', which reads ahead already "
+            f"and must not be forked beside a second thread; got {run.settings.prefetch!r}"
+        )
+    if run.settings.compiled_teacher and isinstance(run.teacher, LiveTeacher):
+        check_compiler(run.settings.torch_device().type, setting="compiled_teacher", plain="false")
+        if not run.teacher.model.depth:
+            raise BindError(
+                "'compiled_teacher' must be false for a teacher without numbered 'blocks', which "
+                "are what is compiled; got true"
+            )
     steps = run.settings.compiled_steps
     if steps == 1:
         return

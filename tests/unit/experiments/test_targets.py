@@ -176,7 +176,7 @@ def test_data_that_were_not_captured_end_in_a_sentence(spec: RunSpec, make_spec:
 def test_targets_are_captured_of_a_finished_teacher_only(spec: RunSpec) -> None:
     with pytest.raises(CheckpointError, match="must hold a finished teacher"):
         capture_targets(spec)
-    with pytest.raises(BindError, match="must hold targets of a finished teacher"):
+    with pytest.raises(BindError, match="must come with the finished teacher"):
         rehearse(spec, student_runs(spec))
 
 

@@ -442,7 +442,7 @@ def test_a_head_that_does_not_end_in_a_linear_map_is_not_shown(
 ) -> None:
     with pytest.raises(
         BindError,
-        match=rf"^'chunk' must be None for Sequential: its head must .* nn.Linear .*; got {found}$",
+        match=rf"^'chunk' must be None for Sequential: its head must .* nn.Linear .*; got {found}",
     ):
         read(HookedModel(module, **fields), drawn(2, 4), head=True)
 

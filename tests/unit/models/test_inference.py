@@ -135,6 +135,22 @@ def test_held_weights_are_no_part_of_what_is_saved(router: Router) -> None:
         assert isinstance(router.gate, HeldLinear)
 
 
+def test_gradients_flow_to_the_weight_that_trains(router: Router) -> None:
+    ids = torch.tensor([[0, 1, 2]])
+    with LOW.held(model(router)), torch.autocast("cpu", torch.bfloat16):
+        router(ids).sum().backward()
+    assert all(one.grad is not None for one in router.first.parameters())
+
+
+def test_maps_that_autocast_leaves_alone_are_left_alone(router: Router) -> None:
+    router.double()
+    ids = torch.tensor([[0, 1, 2]])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        plain = router.first(router.embedding(ids))
+        with LOW.held(model(router)):
+            assert torch.equal(router.first(router.embedding(ids)), plain)
+
+
 class Block(nn.Module):
     """Two maps and what is between them."""
 

@@ -125,6 +125,36 @@ def test_labels_are_mixed_in_at_temperature_one(chunk: int) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+@pytest.mark.parametrize("has_labels", [False, True])
+@every_divergence
+def test_many_logits_at_temperature_one_are_as_few(
+    divergence: Divergence, has_labels: bool, soft_cap: float | None
+) -> None:
+    """The usual temperature and size, where memory of logits is used again."""
+    rows, classes, width = 60, 1000, 3
+
+    def head(seed: int) -> LinearHead:
+        return LinearHead(
+            states=drawn(rows, width, seed=seed).double().requires_grad_(),
+            weight=drawn(classes, width, seed=seed + 1).double().requires_grad_(),
+            bias=drawn(classes, seed=seed + 2).double().requires_grad_(),
+            soft_cap=soft_cap,
+        )
+
+    right = torch.arange(rows) if has_labels else None
+    one, other = head(0), head(3)
+    plain: Any = {"student_temperature": 1.0, "teacher_temperature": 1.0}
+    total = chunked_divergence(
+        one, other, divergence, **plain, labels=right, label_weight=0.3, chunk=25
+    )
+    wanted = divergence(one.logits(), other.logits().detach(), **plain)
+    if right is not None:
+        wanted = wanted + 0.3 * cross_entropy(one.logits(), right)
+    torch.testing.assert_close(solved(one, total), solved(one, wanted))
+    torch.testing.assert_close(total, wanted)
+
+
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_cross_entropy_is_that_of_all_logits(chunk: int) -> None:
     head = student()

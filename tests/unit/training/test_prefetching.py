@@ -7,19 +7,23 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 import tests.parts
-from curricle.curriculum.strategies import extraction
+from curricle import seeding
+from curricle.curriculum.strategies import extraction, one_shot
+from curricle.data.loaders import stream
 from curricle.data.streams import Batch
 from curricle.errors import BindError
+from curricle.models.adapters import tapped
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
 from curricle.training.prefetching import Prefetcher
-from tests.parts import mlp, parity
+from tests.parts import drawn, mlp, parity
 
 CPU = torch.device("cpu")
 
@@ -170,6 +174,68 @@ def test_a_student_that_draws_noise_draws_the_same() -> None:
         )
 
     assert all(map(torch.equal, noisy("targets"), noisy("none")))
+
+
+DATA = TensorDataset(drawn(160, 6), torch.arange(160) % 2)
+
+
+def test_a_loader_with_workers_takes_no_prefetch() -> None:
+    run = tests.parts.bound(
+        one_shot(total="2 steps"),
+        stream=stream(DataLoader(DATA, batch_size=8, num_workers=1)),
+        settings={"prefetch": "batch"},
+    )
+    with pytest.raises(BindError, match=r"^'prefetch' must be 'none' for a loader with 'num_work"):
+        finished(run)
+
+
+@pytest.mark.parametrize("prefetch", ["batch", "targets"])
+def test_a_loader_and_a_student_that_draws_noise_share_no_random_numbers(prefetch: str) -> None:
+    def noisy(chosen: str) -> list[Tensor]:
+        loader = DataLoader(DATA, batch_size=8, shuffle=True)
+        with seeding.scoped(0, "student"):
+            student = nn.Sequential(nn.Linear(6, 64), nn.Dropout(0.5), nn.Linear(64, 2))
+        return finished(
+            tests.parts.bound(
+                one_shot(total="60 steps"),
+                student=tapped(student),
+                stream=stream(loader),
+                settings={"prefetch": chosen, "record_every": 60, "evaluate_every": 60},
+            )
+        )
+
+    assert all(map(torch.equal, noisy(prefetch), noisy("none")))
+
+
+class Repeated(nn.Module):
+    """Uses one weight many times in a pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.outer = nn.Linear(6, 2)
+
+    def forward(self, state: Tensor) -> Tensor:
+        for _ in range(24):
+            state = self.inner(state).tanh()
+        found: Tensor = self.outer(state)
+        return found
+
+
+def test_the_casts_of_a_pass_of_the_student_are_left_alone() -> None:
+    def run(prefetch: str) -> list[Tensor]:
+        with seeding.scoped(0, "student"):
+            student = tapped(Repeated())
+        intervals = {"record_every": 100, "evaluate_every": 100}
+        return finished(
+            tests.parts.bound(
+                one_shot(total="100 steps"),
+                student=student,
+                settings={"prefetch": prefetch, "precision": "bfloat16", **intervals},
+            )
+        )
+
+    assert all(map(torch.equal, run("targets"), run("none")))
 
 
 def test_a_classroom_takes_no_prefetch() -> None:

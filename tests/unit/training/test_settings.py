@@ -1,9 +1,12 @@
 """How the engine's settings become devices and precisions."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from curricle.errors import BindError, SpecError
+from curricle.models.inference import Inference
 from curricle.training.settings import EngineSettings
 
 
@@ -98,3 +101,25 @@ def test_compiled_steps_fit_between_what_is_written(name: str) -> None:
         SpecError, match=r"'compiled_steps' must not exceed the 9 steps between .*; got 10$"
     ):
         EngineSettings(compiled_steps=10, **{name: 9})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "linear"),
+    [
+        ({}, None),
+        ({"precision": "bfloat16"}, torch.bfloat16),
+        ({"teacher_precision": "bfloat16"}, torch.bfloat16),
+        ({"precision": "bfloat16", "teacher_precision": "float32"}, None),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_settings_say_how_the_teacher_is_made_fast(
+    settings: dict[str, Any], linear: torch.dtype | None, compiled: bool
+) -> None:
+    found = EngineSettings(**settings, compiled_teacher=compiled).teacher_inference
+    assert found == Inference(linear=linear, compiled=compiled)
+
+
+def test_nothing_can_be_made_ahead_where_every_step_is_written_down() -> None:
+    with pytest.raises(SpecError, match=r"'prefetch' must be 'none' where every step is recorded"):
+        EngineSettings(prefetch="batch", record_every=1)
