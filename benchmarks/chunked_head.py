@@ -1,13 +1,13 @@
 """What does a loss on a large vocabulary cost in chunks, against all logits at once?
 
 Task: loss and gradients (states, head weight) of a student's head against a teacher's of the same
-width, both drawn at random. `plain` multiplies all logits out and compares them; `chunked` is
-`curricle.objectives.chunked`; `liger` is `LigerFusedLinearJSDLoss` of liger-kernel with its eager
-and its compiled loss, if `--liger` names a folder into which `pip install --no-deps --target` has
-put it. Each measurement has a process of its own, and they take turns. On the CPU seconds are those
-of the processor, which other jobs disturb less than those of the clock. The peak is that of the
-process beyond what it held before the heads were made, so it counts weights and gradients; on a
-GPU, that of the allocator.
+width, both drawn at random. `plain` multiplies all logits out and compares them with our losses,
+`kl_div` with that of torch; `chunked` is `curricle.objectives.chunked`; `liger` is
+`LigerFusedLinearJSDLoss` of liger-kernel with its eager and its compiled loss, if `--liger` names a
+folder into which `pip install --no-deps --target` has put it. Each measurement has a process of its
+own, and they take turns. On the CPU seconds are those of the processor, which other jobs disturb
+less than those of the clock. The peak is that of the process beyond what it held before the heads
+were made, so it counts weights and gradients; on a GPU, that of the allocator.
 
 At most `--plain-positions` are compared plainly, since all logits may not fit: what the plain way
 takes at more positions is the line through two smaller numbers.
@@ -106,9 +106,10 @@ def main() -> None:
 def cases(plain: Case, positions: int) -> list[Case]:
     """Return what is measured: all ways at the size of the plain one, and the others at full."""
     ways = ["chunked"]
+    usual = [replace(plain, way="kl_div")] if plain.divergence == "forward_kl" else []
     if plain.liger and plain.divergence in LIGER_BETAS:
         ways += ["liger", "liger compiled"]
-    same = [plain, *(replace(plain, way=way) for way in ways)]
+    same = [plain, *usual, *(replace(plain, way=way) for way in ways)]
     if positions == plain.positions:
         return same
     full = [replace(plain, way=way, positions=positions) for way in ways if " " not in way]
@@ -207,6 +208,20 @@ def plain(case: Case) -> Task:
     return run
 
 
+def usual(case: Case) -> Task:
+    """Return forward KL on all logits as people write it with torch, with its gradients."""
+
+    def run(student: LinearHead, teacher: LinearHead) -> None:
+        with torch.no_grad():
+            target = teacher.logits().log_softmax(-1)
+        total = torch.nn.functional.kl_div(
+            student.logits().log_softmax(-1), target, reduction="sum", log_target=True
+        )
+        (total / case.positions).backward()
+
+    return run
+
+
 def chunked(case: Case) -> Task:
     """Return the loss in chunks, with its gradients."""
 
@@ -245,6 +260,7 @@ def liger(case: Case) -> Task:
 
 TASKS: dict[str, Callable[[Case], Task]] = {
     "plain": plain,
+    "kl_div": usual,
     "chunked": chunked,
     "liger": liger,
     "liger compiled": liger,
