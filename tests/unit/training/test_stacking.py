@@ -339,7 +339,8 @@ def test_without_a_compiler_nothing_is_begun(
 
 
 def test_a_teacher_without_blocks_has_nothing_to_compile(compiled: list[object]) -> None:
-    run = quick(tapped(nn.Linear(6, 2)))
+    with seeding.scoped(0, "model"):
+        run = quick(tapped(nn.Linear(6, 2)))
     with pytest.raises(BindError, match=r"^'compiled_teacher' must be false for a teacher without"):
         execute(run, evaluate, metric="accuracy", outputs=Outputs())
     assert not compiled
