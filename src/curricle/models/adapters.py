@@ -72,8 +72,14 @@ def tapped(
 
     Raises:
         BindError: If a path does not exist, the blocks of a Hugging Face model are not found, or
-            a tapped model is described again.
+            a tapped model is described again, or it is no model.
     """
+    if not isinstance(model, (nn.Module, TappedModel)):
+        raise BindError(
+            f"'model' must be a torch.nn.Module, or one that curricle.tapped describes; got "
+            f"{type(model).__name__!r} (a folder of stored targets is opened by "
+            f"curricle.open_targets, and only as a teacher of 'distill')"
+        )
     if not isinstance(model, nn.Module):
         if blocks or head is not None or is_residual is not None or width_axis != -1:
             raise BindError("'model' must not be tapped already to be described; got a tapped one")

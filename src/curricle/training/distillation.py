@@ -97,6 +97,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             f"got {type(data).__name__!r}"
         )
     _require_parts(curriculum, optimizer, evaluation)
+    _require_kind("settings", settings, EngineSettings, "prefetch='batch'")
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
     model = tapped(student)
@@ -147,7 +148,13 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
 
     Returns:
         What the folder says about itself.
+
+    Raises:
+        BindError: If models, curriculum and data do not fit, or an argument is of another kind.
+        CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
+    _require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
+    _require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
     run = bind(
         curriculum,
         student=tapped(student),
@@ -198,6 +205,19 @@ def _require_parts(curriculum: object, optimizer: object, evaluation: object) ->
         raise BindError(
             f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
             f"got {_called(wrong[0])}"
+        )
+
+
+def _require_kind(name: str, given: object, kind: type, example: str) -> None:
+    """Check that an argument is a value of ours and not, say, a dictionary.
+
+    Raises:
+        BindError: If it is not.
+    """
+    if not isinstance(given, kind):
+        raise BindError(
+            f"{name!r} must be curricle.{kind.__name__}(...), as curricle.{kind.__name__}"
+            f"({example}); got {_called(given)}"
         )
 
 

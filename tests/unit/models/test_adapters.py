@@ -1,5 +1,6 @@
 """How modules of any kind become tapped models."""
 
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -217,3 +218,9 @@ def test_block_paths_are_those_of_the_list() -> None:
 def test_a_wrong_path_is_refused() -> None:
     with pytest.raises(BindError, match=r"^tap '7' must be a module path of Sequential"):
         tapped(nn.Sequential(nn.Identity()), blocks=["7"])
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(BindError, match=r"^'model' must be a torch.nn.Module.*got 'str' .*targets"):
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(tapped)("runs/targets")

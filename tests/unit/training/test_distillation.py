@@ -114,6 +114,10 @@ def test_a_loader_is_told_how_to_become_a_stream() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "settings": (
+        {"settings": {"prefetch": "batch"}},
+        "must be curricle.EngineSettings(...), as curricle.EngineSettings(prefetch='batch'); got",
+    ),
     "curriculum": (
         {"curriculum": "extraction"},
         "as curricle.extraction(total='10k steps'); got 'extraction'",
@@ -134,10 +138,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("parts", "told"), WRONG.values(), ids=WRONG)
 def test_what_to_pass_instead_is_told(parts: dict[str, Any], told: str) -> None:
-    usual = {"curriculum": from_labels(total=TOTAL), "evaluation": held_out()}
+    usual = {"curriculum": from_labels(total=TOTAL), "evaluation": held_out(), "settings": CPU}
     with pytest.raises(BindError) as error:
         # The shape checks of the tests would refuse it first.
-        inspect.unwrap(distill)(mlp(5), None, data=parity(), settings=CPU, **(usual | parts))
+        inspect.unwrap(distill)(mlp(5), None, data=parity(), **(usual | parts))
     assert told in str(error.value)
 
 
@@ -277,3 +281,12 @@ def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
     assert told[-1] == (12, 12)
     for ours, theirs in zip(found.student.parameters(), wanted.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_codecs_are_a_value_of_ours(tmp_path: Path) -> None:
+    parts: Any = {"folder": tmp_path, "codecs": {"logits": {"kind": "bfloat16"}}}
+    with pytest.raises(BindError, match=r"^'codecs' must be curricle.TargetCodecs.*got 'dict'$"):
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(capture_targets)(
+            mlp(5), mlp(8), one_shot(total=TOTAL), parity(), settings=CPU, **parts
+        )
