@@ -174,7 +174,8 @@ class SectionReader:
         missing = np.flatnonzero(self._keys[places] != keys)
         if len(missing):
             remedy = (
-                "capture them with the same data, or read the data that were captured ('data_seed')"
+                "capturing with this spec adds what a longer run or other data need; or read the "
+                "data that were captured ('data_seed')"
                 if self._is_whole
                 else "a capture of them was stopped, and capturing again goes on"
             )

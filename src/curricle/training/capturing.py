@@ -98,6 +98,11 @@ def capture(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
     inquiries = inquiries_of(runs, codecs)
+    if not any(one.wanted for one in inquiries):
+        raise BindError(
+            f"'curriculum' must compare with a teacher somewhere to have targets to capture; got "
+            f"{runs[0].name!r}"
+        )
     _check_readable(runs, codecs)
     wanted = Manifest(
         teacher=_facts(teacher, runs),

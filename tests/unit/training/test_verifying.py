@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.curriculum.strategies import extraction
+from curricle.curriculum.strategies import extraction, from_labels
+from curricle.errors import BindError
 from curricle.objectives.outputs import MatchLogits
 from curricle.teachers.codecs import Exact, Sampled, TopK
 from curricle.teachers.live import LiveTeacher
@@ -102,3 +103,10 @@ def test_another_teacher_does_not_agree(tmp_path: Path, codec: Any) -> None:
     assert not states.holds
     assert not logits.holds
     assert logits.share < LEAST_SHARE
+
+
+def test_there_is_nothing_to_capture_without_a_teachers_target(tmp_path: Path) -> None:
+    run = bound(from_labels(total="2 steps"))
+    with pytest.raises(BindError, match=r"^'curriculum' must compare with a teacher .*from_labels"):
+        capture([run], tmp_path)
+    assert not any(tmp_path.iterdir())
