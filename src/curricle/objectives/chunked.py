@@ -154,7 +154,7 @@ def chunked_divergence(  # noqa: PLR0913 - what `MatchLogits` declares, one by o
     _check(student, teacher, flat, num_classes)
     student, teacher = student.first(num_classes), teacher.first(num_classes).detached
 
-    memory = Memory()
+    memory = _Memory()
 
     def compare(logits: Float[Tensor, "row class"], rows: slice) -> Float[Tensor, ""]:
         # Before the divergence, which may use the memory of the logits.
@@ -228,7 +228,7 @@ class _Chunked(torch.autograd.Function):
 
 
 @final
-class Memory:
+class _Memory:
     """Takes the products of one chunk after the other, for which none is made anew."""
 
     def __init__(self) -> None:
@@ -249,7 +249,7 @@ class _Sums:
     """The gradient of a loss to a head, added up chunk by chunk."""
 
     def __init__(self, head: LinearHead, *, states: bool, weight: bool, bias: bool) -> None:
-        self._head, self._memory = head, Memory()
+        self._head, self._memory = head, _Memory()
         wide = torch.promote_types(head.weight.dtype, torch.float32)
         self.states = torch.empty_like(head.states) if states else None
         self.weight = torch.zeros_like(head.weight, dtype=wide) if weight else None

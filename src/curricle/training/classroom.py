@@ -35,7 +35,8 @@ from curricle.training.binding import BoundRun
 from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
 from curricle.training.settings import EngineSettings
-from curricle.training.stacking import Stack, check_speed
+from curricle.training.speed import check_speed
+from curricle.training.stacking import Stack
 
 SHARED = (
     "device",

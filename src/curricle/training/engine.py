@@ -46,7 +46,8 @@ from curricle.training.checkpoints import (
 from curricle.training.costs import now
 from curricle.training.evaluation import LOSS, Evaluator
 from curricle.training.recording import run_record, spend, step_record
-from curricle.training.stacking import Stack, check_speed
+from curricle.training.speed import check_speed
+from curricle.training.stacking import Stack
 from curricle.training.starting import begun
 from curricle.training.stepping import StepOutcome, Stepper, stepping
 

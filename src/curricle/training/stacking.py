@@ -20,12 +20,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import final
 
-from curricle.errors import BindError
-from curricle.extras import check_compiler
 from curricle.models.weights import architecture
 from curricle.specs import fingerprint, plain
-from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import BoundRun
 from curricle.training.compiling import CompiledSteps
 from curricle.training.joined import Joined, is_counter
 from curricle.training.stepping import StepOutcome, Stepper
@@ -167,41 +163,6 @@ class _Group:
             # Batches that differ in shape once do so again, and are read in vain each time.
             self._compiled = None
         return found is not None
-
-
-def check_speed(run: BoundRun) -> None:
-    """Check that a run can be made as fast as its settings ask for.
-
-    Raises:
-        BindError: If not.
-    """
-    if run.settings.prefetch != "none" and getattr(run.stream, "reads_ahead", False):
-        raise BindError(
-            f"'prefetch' must be 'none' for a loader with 'num_workers', which reads ahead already "
-            f"and must not be forked beside a second thread; got {run.settings.prefetch!r}"
-        )
-    if run.settings.compiled_teacher and isinstance(run.teacher, LiveTeacher):
-        check_compiler(run.settings.torch_device().type, setting="compiled_teacher", plain="false")
-        if not run.teacher.model.depth:
-            raise BindError(
-                "'compiled_teacher' must be false for a teacher without numbered 'blocks', which "
-                "are what is compiled; got true"
-            )
-    steps = run.settings.compiled_steps
-    if steps == 1:
-        return
-    if run.draws_noise or any(True for _ in run.student.module.buffers()):
-        what = "draws noise" if run.draws_noise else "has buffers"
-        raise BindError(
-            f"'compiled_steps' must be 1 for a student that {what}, whose steps are taken one by "
-            f"one; got {steps}"
-        )
-    if any(term.stored is not None for stage in run.stages for term in stage.terms):
-        raise BindError(
-            f"'compiled_steps' must be 1 where targets are stored, which are looked up step by "
-            f"step; got {steps}"
-        )
-    check_compiler(run.settings.torch_device().type, setting="compiled_steps", plain=1)
 
 
 def _is_stackable(stepper: Stepper) -> bool:

@@ -151,6 +151,21 @@ def test_maps_that_autocast_leaves_alone_are_left_alone(router: Router) -> None:
             assert torch.equal(router.first(router.embedding(ids)), plain)
 
 
+def test_a_head_that_is_read_before_its_map_shows_the_weights_that_are_held() -> None:
+    with seeding.scoped(0, "test model"):
+        module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    found = tapped(module, blocks=["0"], head="1")
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        with found.reading([], logits=True) as reader:
+            wanted = reader(drawn(5, 4)).logits
+        with LOW.held(found), found.reading([], logits=False, head=True) as reader:
+            head = reader(drawn(5, 4)).head
+    assert head is not None
+    assert wanted is not None
+    assert head.weight.dtype == torch.bfloat16
+    assert torch.equal(head.logits(), wanted)
+
+
 class Block(nn.Module):
     """Two maps and what is between them."""
 

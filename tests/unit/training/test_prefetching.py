@@ -179,16 +179,6 @@ def test_a_student_that_draws_noise_draws_the_same() -> None:
 DATA = TensorDataset(drawn(160, 6), torch.arange(160) % 2)
 
 
-def test_a_loader_with_workers_takes_no_prefetch() -> None:
-    run = tests.parts.bound(
-        one_shot(total="2 steps"),
-        stream=stream(DataLoader(DATA, batch_size=8, num_workers=1)),
-        settings={"prefetch": "batch"},
-    )
-    with pytest.raises(BindError, match=r"^'prefetch' must be 'none' for a loader with 'num_work"):
-        finished(run)
-
-
 @pytest.mark.parametrize("prefetch", ["batch", "targets"])
 def test_a_loader_and_a_student_that_draws_noise_share_no_random_numbers(prefetch: str) -> None:
     def noisy(chosen: str) -> list[Tensor]:

@@ -1,6 +1,5 @@
 """Students stepped as one model end where each would alone, within rounding."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.errors import BindError, DivergenceError
+from curricle.errors import DivergenceError
 from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
@@ -299,48 +298,3 @@ def test_a_loss_that_is_not_finite_names_its_student() -> None:
         next(module.parameters()).fill_(1e38)
     with pytest.raises(DivergenceError, match=r"^'loss' must be finite.* with seed 1$"):
         together(chosen)
-
-
-@pytest.fixture
-def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    found: list[object] = []
-
-    def compiler(function: Callable[..., object]) -> Callable[..., object]:
-        found.append(function)
-        return function
-
-    monkeypatch.setattr(torch, "compile", compiler)
-    return found
-
-
-def quick(teacher: TappedModel) -> BoundRun:
-    return bound(
-        one_shot(total="2 steps"),
-        teacher=LiveTeacher(teacher),
-        settings={"compiled_teacher": True},
-    )
-
-
-def test_the_blocks_of_a_teacher_are_compiled_if_the_settings_say_so(
-    compiled: list[object],
-) -> None:
-    execute(quick(mlp(16, 12)), evaluate, metric="accuracy", outputs=Outputs())
-    assert len(compiled) == 2
-
-
-def test_without_a_compiler_nothing_is_begun(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda _: None)
-    run, outputs = quick(mlp(16)), Outputs(folder=tmp_path / "run")
-    with pytest.raises(BindError, match=r"^'compiled_teacher' must be false on a machine without"):
-        execute(run, evaluate, metric="accuracy", outputs=outputs)
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_teacher_without_blocks_has_nothing_to_compile(compiled: list[object]) -> None:
-    with seeding.scoped(0, "model"):
-        run = quick(tapped(nn.Linear(6, 2)))
-    with pytest.raises(BindError, match=r"^'compiled_teacher' must be false for a teacher without"):
-        execute(run, evaluate, metric="accuracy", outputs=Outputs())
-    assert not compiled
