@@ -123,8 +123,8 @@ def plan(spec: Spec, sets: Sets = None) -> None:
     for run in runs:
         bound = planned_student(chosen, run)
         console.print(plan_table(bound.plans, title=run.name))
-        if bound.note:
-            console.print(bound.note, soft_wrap=True)
+        for note in bound.notes:
+            console.print(note, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -124,8 +124,9 @@ class RunRecord:
     """Device and precision."""
     run: str = ""
     """Digest of everything the run depends on; empty in records of earlier versions."""
-    note: str = ""
-    """Why the stages are as they are, in a sentence for people; may be empty."""
+    notes: tuple[str, ...] = ()
+    """What binding decided and the user did not ask for, one sentence each: why stages are as they
+    are, which output is taken for the logits, what stays out of the loss."""
 
 
 @final
@@ -286,6 +287,17 @@ def _read(path: Path, kind: Any) -> Iterator[Any]:  # noqa: ANN401 - a union is 
         if not line.endswith(b"\n"):
             return
         try:
-            yield parse(kind, json.loads(line))
+            yield parse(kind, _current(json.loads(line)))
         except (json.JSONDecodeError, SpecError) as error:
             raise CheckpointError(f"{str(path)!r} line {number} is not a record: {error}") from None
+
+
+def _current(data: Any) -> Any:  # noqa: ANN401 - plain data has no narrower type
+    """Return a record with the field names of this version.
+
+    Version 0.1 wrote a single `note` into the run's record.
+    """
+    if isinstance(data, dict) and "note" in data:
+        note = data.pop("note")
+        return data | {"notes": [note] if note else []}
+    return data

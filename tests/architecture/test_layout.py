@@ -10,7 +10,8 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 SOURCE = REPOSITORY / "src" / "curricle"
 FILES = sorted(SOURCE.rglob("*.py"))
-LONGEST_FILE = 400
+# Files are split by noun, never because they are full; see docs/decisions/0008.
+LONGEST_FILE = 600
 ATTICS = {"utils", "util", "common", "helpers", "helper", "misc"}
 # Base class of every error; it is caught, never raised.
 ABSTRACT_CLASSES = {"CurricleError"}

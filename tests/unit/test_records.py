@@ -1,6 +1,7 @@
 """The record schema, the writer and the reader."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -238,3 +239,13 @@ def test_other_lines_are_no_probes_records(tmp_path: Path, line: str) -> None:
 def test_missing_probes_are_told(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"must be a records file; there is none$"):
         read_probes(tmp_path / "probes.jsonl")
+
+
+def test_the_single_note_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    write(path, RUN[:1])
+    line = json.loads(path.read_text())
+    del line["notes"]
+    path.write_text(json.dumps(line | {"note": "checkpoint 7 lies inside"}) + "\n")
+    (record,) = read_records(path)
+    assert record == replace(RUN[0], notes=("checkpoint 7 lies inside",))

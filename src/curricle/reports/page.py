@@ -202,8 +202,8 @@ def _plans(runs: Sequence[Run]) -> list[str]:
             which = "" if len(plans) == 1 else f" (seed {seeds})"
             parts += [f"<h3>{html.escape(method + which)}</h3>", table(plan_grid(stages))]
             parts.append(note(_planned_and_done(stages, alike)))
-        told = dict.fromkeys(run.opening.note for run in group if run.opening.note)
-        parts += [note(one[0].upper() + one[1:] + ".") for one in told]
+        sentences = dict.fromkeys(text for run in group for text in run.opening.notes)
+        parts += [note(f"{text[:1].upper()}{text[1:].rstrip('.')}.") for text in sentences]
     return parts
 
 

@@ -86,8 +86,8 @@ class BoundRun:
     """Whether the student's forward pass draws from torch's global generator, as dropout does."""
     start: BoundStart | None = None
     """What is set before the first step, if anything is."""
-    note: str = ""
-    """Why the stages are as they are, in a sentence for people; may be empty."""
+    notes: tuple[str, ...] = ()
+    """What was decided and the user did not ask for, one sentence each; see `RunRecord.notes`."""
 
     @property
     def teachers(self) -> tuple[TeacherReference, ...]:
@@ -171,7 +171,7 @@ def bind(
         seed=seed,
         draws_noise=probe.draws_noise,
         start=bind_start(curriculum.start, student, live, stream=stream, seed=seed),
-        note=curriculum.note,
+        notes=(curriculum.note,) if curriculum.note else (),
     )
 
 

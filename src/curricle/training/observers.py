@@ -67,7 +67,7 @@ class ProgressBar:
 
 @final
 class NoteLine:
-    """Prints why the stages of a run are as they are, once for all runs of which it is the same."""
+    """Prints the notes of runs, each sentence once for all runs that share it."""
 
     def __init__(self, console: Console) -> None:
         """Take the console that also shows the bars."""
@@ -75,15 +75,16 @@ class NoteLine:
         self._told: set[str] = set()
 
     def __call__(self, record: Record, name: str | None = None) -> None:
-        """Print the note of a run that opens.
+        """Print the notes of a run that opens.
 
         Args:
             record: Any record of the run.
             name: Of the run's strategy in its spec; by default the curriculum's own name.
         """
-        if not isinstance(record, RunRecord) or not record.note:
+        if not isinstance(record, RunRecord):
             return
-        line = f"{name or record.method}: {record.note}"
-        if line not in self._told:
-            self._told.add(line)
-            self._console.print(line, soft_wrap=True)
+        for note in record.notes:
+            line = f"{name or record.method}: {note}"
+            if line not in self._told:
+                self._told.add(line)
+                self._console.print(line, soft_wrap=True, markup=False)

@@ -91,7 +91,7 @@ def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
         task=task,
         metric=metric,
         batch_size=run.stream.batch_size,
-        note=run.note,
+        notes=run.notes,
         stages=run.plans,
         student_parameters=num_parameters(run.student),
         teacher_parameters=_teacher_parameters(run),

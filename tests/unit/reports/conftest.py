@@ -79,7 +79,7 @@ def write_run() -> WriteRun:
         every: int = 1,
         planned: int | None = None,
         first: int | None = None,
-        note: str = "",
+        notes: tuple[str, ...] = (),
         begins_with_layers: bool = False,
     ) -> Path:
         last = max(measured)
@@ -101,7 +101,7 @@ def write_run() -> WriteRun:
                 teacher_parameters=1024,
                 versions={"curricle": "0.1.0", "torch": "2.13.0"},
                 device="cpu float32",
-                note=note,
+                notes=notes,
             )
         )
         writer.write(StageRecord(stage="first", spent=Spent()))

@@ -127,7 +127,7 @@ def test_texts_of_records_are_escaped(tmp_path: Path, write_run: WriteRun) -> No
 def test_why_the_stages_are_as_they_are_is_told_once(tmp_path: Path, write_run: WriteRun) -> None:
     for seed in range(2):
         path = tmp_path / f"students/extraction/seed-{seed}"
-        write_run(path, {10: 0.5}, seed=seed, note="checkpoint 7 lies inside")
+        write_run(path, {10: 0.5}, seed=seed, notes=("checkpoint 7 lies inside",))
     assert _write(tmp_path, tmp_path / "page.html").text.count("Checkpoint 7 lies inside.") == 1
 
 

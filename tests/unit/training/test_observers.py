@@ -113,15 +113,23 @@ def test_the_bar_is_drawn_with_name_and_note() -> None:
 def test_a_note_is_told_once_for_all_runs_that_share_it() -> None:
     console = Console(file=io.StringIO(), width=200)
     tell = NoteLine(console)
-    noted = replace(opening(5), note="checkpoint 7 lies inside")
-    for record in (opening(5), noted, STAGE, replace(noted, seed=1), replace(noted, note="none")):
+    noted = replace(opening(5), notes=("checkpoint 7 lies inside",))
+    for record in (
+        opening(5),
+        noted,
+        STAGE,
+        replace(noted, seed=1),
+        replace(noted, notes=("one", "two")),
+    ):
         tell(record)
     assert isinstance(console.file, io.StringIO)
-    assert console.file.getvalue() == ("extraction: checkpoint 7 lies inside\nextraction: none\n")
+    assert console.file.getvalue() == (
+        "extraction: checkpoint 7 lies inside\nextraction: one\nextraction: two\n"
+    )
 
 
 def test_a_note_begins_with_the_name_that_the_spec_gives() -> None:
     console = Console(file=io.StringIO(), width=200)
-    NoteLine(console)(replace(opening(5), note="checkpoint 7 lies inside"), "two-shot")
+    NoteLine(console)(replace(opening(5), notes=("checkpoint 7 lies inside",)), "two-shot")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "two-shot: checkpoint 7 lies inside\n"
