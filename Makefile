@@ -58,8 +58,9 @@ dependencies: install  ## Check that what is imported is declared, and the rever
 spelling: install  ## Check spelling
 	$(BIN)/codespell
 
-docs: install  ## Make docs/spec.md from the source
-	$(BIN)/python -m curricle.experiments.reference > docs/spec.md
+docs: install  ## Make docs/spec.md and docs/records.md from the source
+	$(BIN)/python -m curricle.experiments.reference spec > docs/spec.md
+	$(BIN)/python -m curricle.experiments.reference records > docs/records.md
 
 format: install  ## Format the code and mend what can be mended automatically
 	$(BIN)/ruff check --fix

@@ -1,8 +1,9 @@
-"""What may stand in a run spec?
+"""Reference pages of run specs and of records, made from the source.
 
-`python -m curricle.experiments.reference` prints docs/spec.md: every field of every value that a
-spec can hold, with its type, default and meaning, and every strategy with its arguments. `make
-docs` writes the page, and a test compares it with the code.
+`python -m curricle.experiments.reference spec` prints docs/spec.md: every field of every value that
+a spec can hold, with its type, default and meaning, and every strategy with its arguments;
+`records` prints docs/records.md, the fields of `records.jsonl`. `make docs` writes both pages, and
+a test compares them with the code.
 
 Design: everything is read from where it is declared: fields and the strings under them from the
 values, arguments from the strategies' signatures and docstrings. Here stands only the order.
@@ -38,6 +39,7 @@ from curricle.objectives.catalog import Shipped
 from curricle.objectives.divergences import Divergence
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.projections import Projection
+from curricle.records import Record, Spent, StagePlan
 from curricle.specs import plain
 from curricle.teachers.codecs import Codec
 from curricle.training.capturing import TargetCodecs
@@ -83,6 +85,32 @@ SECTIONS: Mapping[str, Any] = types.MappingProxyType(
     }
 )
 """Headings of the page, with the value or the union of values that each is about."""
+RECORDS_INTRODUCTION = """\
+# Records
+
+A run with an `output_dir` appends to `records.jsonl` in its folder, one JSON object a line; the
+same values go to `observers`. This page is made of the source by `make docs`.
+
+The first record of a run is `run`. Each stage begins with `stage`, followed by `step` every
+`record_every` steps and `evaluation` every `evaluate_every` steps; `end` closes a complete run and
+holds the last evaluation. Reports, tables and figures are made from these records and nothing else:
+
+```python
+import json
+
+with open("runs/mine/records.jsonl") as lines:
+    records = [json.loads(line) for line in lines]
+curve = [
+    (record["spent"]["examples"], record["metrics"]["accuracy"])
+    for record in records
+    if record["kind"] in ("evaluation", "end")
+]
+```
+"""
+RECORDS_SECTIONS: Mapping[str, Any] = types.MappingProxyType(
+    {"Kinds of records": Record, "Spent": Spent, "Stage plan": StagePlan}
+)
+"""Headings of the page about records."""
 WRITTEN: Mapping[Any, str] = types.MappingProxyType(
     {
         duration: "[length](#length)",
@@ -119,12 +147,23 @@ its trajectory the teacher's checkpoints unless the spec says otherwise."""
 
 
 def spec_reference() -> str:
-    """Return the page in Markdown."""
-    return "\n".join([INTRODUCTION, *_sections()])
+    """Return the page about run specs in Markdown."""
+    return "\n".join([INTRODUCTION, *_sections(SECTIONS)])
 
 
-def _sections() -> Iterator[str]:
-    for title, about in SECTIONS.items():
+def records_reference() -> str:
+    """Return the page about records in Markdown."""
+    return "\n".join([RECORDS_INTRODUCTION, *_sections(RECORDS_SECTIONS)])
+
+
+PAGES: Mapping[str, Callable[[], str]] = types.MappingProxyType(
+    {"spec": spec_reference, "records": records_reference}
+)
+"""What makes each page, by the name of its file in docs without the suffix."""
+
+
+def _sections(sections: Mapping[str, Any]) -> Iterator[str]:
+    for title, about in sections.items():
         yield f"## {title}\n"
         if isinstance(about, Mapping):
             for name, strategy in about.items():
@@ -226,7 +265,8 @@ def _plain_words(kind: Any) -> str:  # noqa: ANN401 - any annotation
 
 def _title(kind: Any) -> str:  # noqa: ANN401 - a value class
     """Return what a value is called in links: its kind, or the heading that is about it alone."""
-    return _kind(kind) or next(title.lower() for title, about in SECTIONS.items() if about is kind)
+    headings = {**SECTIONS, **RECORDS_SECTIONS}
+    return _kind(kind) or next(title.lower() for title, about in headings.items() if about is kind)
 
 
 def _kind(kind: Any) -> str:  # noqa: ANN401 - a value class
@@ -269,4 +309,4 @@ def _line(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(spec_reference())
+    sys.stdout.write(PAGES[sys.argv[1]]())
