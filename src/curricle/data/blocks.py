@@ -79,7 +79,8 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
     found = stream.joined(step, number) if isinstance(stream, Joins) else None
     if found is not None:
         return Block(first=first, whole=found.to(device), number=number, shapes=_shapes(first))
-    if first.valid is not None:
+    # Parts of a block are tensors alone, which do not have a number of positions with them.
+    if first.valid is not None or first.length is not None:
         return None
     following = range(step + 1, step + number)
     batches = [first, *(stream.batch(one).to(device) for one in following)]

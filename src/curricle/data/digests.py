@@ -47,7 +47,7 @@ def selected_places(batch: Batch) -> list[Int[np.ndarray, " _"]]:
     """Return the selected positions of each example, counted over those that hold data."""
     if batch.selected is None:
         return [np.arange(count) for count in data_counts(batch)]
-    width = batch.leading.shape[1]
+    width = batch.positions[1]
     examples, positions = np.divmod(batch.selected.cpu().numpy(), width)
     if batch.valid is not None:
         ranks = np.cumsum(batch.valid.cpu().numpy(), axis=1) - 1
@@ -78,7 +78,9 @@ def _rows(batch: Batch) -> Iterator[hashlib.blake2b]:
         )
     for name, tensor in sorted(_told(batch).items()):
         array = _plain(tensor)
-        is_masked = held is not None and array.shape[:2] == batch.positions
+        # What an encoder reads has other positions than the decoder's, be they equally many.
+        is_side = not batch.is_decoded or name.startswith("decoder_")
+        is_masked = held is not None and is_side and array.shape[:2] == batch.positions
         columns.append(_contents(name, array, held if is_masked else None))
     for parts in zip(*columns, strict=True):
         yield hashlib.blake2b(b"".join(parts), digest_size=KEY_BYTES)
@@ -109,13 +111,14 @@ def _told(batch: Batch) -> Mapping[str, Tensor]:
     """Return the inputs by name, without a mask that tells what `valid` does."""
     if isinstance(batch.inputs, Tensor):
         return {"": batch.inputs}
-    mask = batch.inputs.get(MASK)
+    name = f"decoder_{MASK}" if batch.is_decoded else MASK
+    mask = batch.inputs.get(name)
     if mask is None:
         return batch.inputs
     wanted = torch.ones_like(mask, dtype=torch.bool) if batch.valid is None else batch.valid
     if mask.shape != wanted.shape or not torch.equal(mask.bool(), wanted):
         return batch.inputs
-    return {name: tensor for name, tensor in batch.inputs.items() if name != MASK}
+    return {known: tensor for known, tensor in batch.inputs.items() if known != name}
 
 
 def _plain(tensor: Tensor) -> Shaped[np.ndarray, "example ..."]:

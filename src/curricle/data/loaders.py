@@ -19,7 +19,7 @@ of the first batch are compared, and a loader that gives different ones is refus
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
@@ -29,12 +29,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from curricle import seeding
+from curricle.data.orders import IndexOrder, Order, epoch_order, order_digest
 from curricle.data.streams import Batch, Inputs
 from curricle.errors import DataError
 from curricle.specs import fingerprint
 
 IGNORED = -100
 """Label of a position that is not scored, as in torch's losses and in transformers."""
+SEQUENCE_AXES = 2
+"""Axes of what has positions: example and position."""
 
 
 def stream(loader: DataLoader[Any], *, seed: int = 0, next_token: bool = False) -> "LoaderStream":
@@ -84,7 +87,7 @@ class LoaderStream:
         self._seed = seed
         self._next_token = next_token
         self._epoch = -1
-        self._batches: list[list[Any]] = []
+        self._batches: Order = []
         self._steps_per_epoch = 0
         self._ahead: Iterator[object] | None = None
         self._last = -1
@@ -99,14 +102,13 @@ class LoaderStream:
                 f"models of transformers have them; all {first.num_selected} labels of the first "
                 "batch are the token at their own position"
             )
+        _require_labels(item, first)
         if _digest(first) != _digest(self._built(self._fetch(0))):
             raise DataError(
                 "'loader' must give the same first batch twice; got different ones, so its data "
                 "set or collate function draws from something else than torch's generators"
             )
-        self._tokens_per_batch = (
-            first.num_examples if first.is_flat else first.leading.shape[:2].numel()
-        )
+        self._tokens_per_batch = first.num_read_tokens
         self._fingerprint = self._described(first)
 
     @property
@@ -118,7 +120,8 @@ class LoaderStream:
     def tokens_per_batch(self) -> int:
         """Return the number of positions of the first batch, padding included.
 
-        A collate function that pads to the longest example gives batches around this number.
+        A collate function that pads to the longest example gives batches around this number, so
+        records count the positions of each batch that is read.
         """
         return self._tokens_per_batch
 
@@ -167,7 +170,7 @@ class LoaderStream:
         ahead: DataLoader[object] = DataLoader(
             _Batches(source, self._seed),
             batch_size=None,
-            sampler=[(step, self._indexes(step)) for step in steps],
+            sampler=_Keys(self._indexes, steps),
             collate_fn=_unchanged,
             num_workers=source.num_workers,
             prefetch_factor=source.prefetch_factor,
@@ -184,9 +187,10 @@ class LoaderStream:
         epoch, place = divmod(step, self._steps_per_epoch)
         if epoch != self._epoch:
             self._batches, self._epoch = self._listed(epoch), epoch
-        return self._batches[place]
+        indexes: list[Any] = self._batches[place]
+        return indexes
 
-    def _listed(self, epoch: int) -> list[list[Any]]:
+    def _listed(self, epoch: int) -> Order:
         """Return the indexes of the whole batches of an epoch."""
         batch_sampler = self._loader.batch_sampler
         with ExitStack() as stack:
@@ -197,10 +201,10 @@ class LoaderStream:
                 # Samplers of distributed training are told the epoch in this way.
                 if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                     set_epoch(epoch)
-            batches = [list(indexes) for indexes in batch_sampler or ()]
+            batches = epoch_order(batch_sampler)
         return self._whole(batches, epoch)
 
-    def _whole(self, batches: list[list[Any]], epoch: int) -> list[list[Any]]:
+    def _whole(self, batches: Order, epoch: int) -> Order:
         size = self._loader.batch_size or (len(batches[0]) if batches else 0)
         whole = batches[:-1] if batches and len(batches[-1]) < size else batches
         if not whole:
@@ -208,7 +212,7 @@ class LoaderStream:
                 f"'loader' must give at least one whole batch of {size} examples; "
                 f"got {sum(map(len, batches))} examples"
             )
-        if any(len(batch) != size for batch in whole):
+        if not isinstance(whole, IndexOrder) and any(len(batch) != size for batch in whole):
             sizes = ", ".join(map(str, sorted({len(batch) for batch in whole})))
             raise DataError(f"'loader' must give batches of one size; got sizes {sizes}")
         if self._steps_per_epoch not in {0, len(whole)}:
@@ -236,7 +240,7 @@ class LoaderStream:
                 "dataset": [_name(dataset), len(dataset) if hasattr(dataset, "__len__") else None],
                 "samplers": [_name(loader.batch_sampler), _name(loader.sampler)],
                 "shape": [self._steps_per_epoch, self._batch_size],
-                "order": hashlib.sha256(repr(self._batches).encode()).hexdigest(),
+                "order": order_digest(self._batches),
                 "first": _digest(first),
                 "seed": self._seed,
                 "next_token": self._next_token,
@@ -259,6 +263,20 @@ class _Batches(Dataset[object]):
             if callable(getattr(self._dataset, "__getitems__", None)):
                 return self._collate(self._dataset.__getitems__(indexes))
             return self._collate([self._dataset[index] for index in indexes])
+
+
+@final
+class _Keys:
+    """Keys of `_Batches` for some steps, each made when a worker is given it."""
+
+    def __init__(self, indexes: Callable[[int], list[Any]], steps: range) -> None:
+        self._indexes, self._steps = indexes, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
+        return ((step, self._indexes(step)) for step in self._steps)
 
 
 def _unchanged(item: object) -> object:
@@ -290,17 +308,25 @@ def _as_batch(item: object, *, next_token: bool) -> Batch:
             raise DataError("'next_token' has no effect on a `Batch`, which says what is scored")
         return item
     inputs, labels = _parts(item)
-    valid = _valid(inputs)
+    plain = Batch(inputs=inputs)
     if labels is None:
         if next_token:
             raise DataError("'next_token' must find labels of every position; got none")
-        return Batch(inputs=inputs, valid=valid)
-    leading = Batch(inputs=inputs).leading
-    _require_classes(labels, leading, next_token=next_token)
+        return Batch(inputs=inputs, valid=_valid(plain, None))
+    _require_classes(labels, plain, next_token=next_token)
+    valid = _valid(plain, labels)
     if labels.ndim == 1:
         return Batch(inputs=inputs, labels=labels.long(), valid=valid)
     selected, scored = _scored(labels.long(), valid, next_token=next_token)
-    return Batch(inputs=inputs, labels=scored, selected=selected, valid=valid)
+    # What inputs and mask tell already is not told twice: batches of equal shape make blocks.
+    is_told = valid is not None or tuple(plain.leading.shape[:2]) == tuple(labels.shape)
+    return Batch(
+        inputs=inputs,
+        labels=scored,
+        selected=selected,
+        valid=valid,
+        length=None if is_told else labels.shape[1],
+    )
 
 
 def _parts(item: object) -> tuple[Inputs, Tensor | None]:
@@ -321,7 +347,7 @@ def _parts(item: object) -> tuple[Inputs, Tensor | None]:
                 raise DataError(
                     f"{name!r} must be a tensor for a model to read it; got {type(tensor).__name__}"
                 )
-        # The first one tells the number of positions.
+        # As earlier versions have ordered them, so that digests of data stay what they are.
         inputs = dict(sorted(named.items(), key=lambda pair: pair[0] != "input_ids"))
     if not isinstance(inputs, (Tensor, dict)) or (isinstance(inputs, dict) and not inputs):
         raise DataError(
@@ -333,25 +359,73 @@ def _parts(item: object) -> tuple[Inputs, Tensor | None]:
     return inputs, labels
 
 
-def _valid(inputs: Inputs) -> Bool[Tensor, "example position"] | None:
-    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
+def _valid(plain: Batch, labels: Tensor | None) -> Bool[Tensor, "example position"] | None:
+    """Return where the positions that are scored hold data; None if nothing tells.
+
+    An encoder's mask says nothing of the decoder's positions: there counts the decoder's own mask,
+    and without it the labels, which are ignored where a sequence has ended.
+
+    Raises:
+        DataError: If a mask has other axes, or other positions than ids or labels.
+    """
+    name = "decoder_attention_mask" if plain.is_decoded else "attention_mask"
+    mask = plain.inputs.get(name) if isinstance(plain.inputs, Mapping) else None
     if mask is None:
-        return None
-    if mask.ndim != 2:  # noqa: PLR2004 - example and position
+        is_told = plain.is_decoded and labels is not None and labels.ndim == SEQUENCE_AXES
+        return labels != IGNORED if labels is not None and is_told else None
+    if mask.ndim != SEQUENCE_AXES:
+        raise DataError(f"{name!r} must have the axes example and position; got {tuple(mask.shape)}")
+    expected = None
+    if labels is not None and labels.ndim == SEQUENCE_AXES:
+        expected, owner = tuple(labels.shape), "'labels'"
+    elif plain.has_tokens:
+        expected, owner = plain.positions, "the token ids"
+    if expected is not None and tuple(mask.shape) != expected:
         raise DataError(
-            f"'attention_mask' must have the axes example and position; got {tuple(mask.shape)}"
+            f"{name!r} must have the positions of {owner}, {expected}; got {tuple(mask.shape)}"
         )
     return mask.bool()
 
 
-def _require_classes(labels: Tensor, leading: Tensor, *, next_token: bool) -> None:
+def _require_labels(item: object, first: Batch) -> None:
+    """Check that the second of two tensors is not an attention mask.
+
+    Only the first batch is looked at: a mask has this form in every batch, labels by chance in one.
+
+    Raises:
+        DataError: If each row of it is ones up to an end, or from a start on, and otherwise zeros.
+    """
+    if not isinstance(item, Sequence) or len(item) != 2 or first.selected is None:  # noqa: PLR2004
+        return
+    second = item[1]
+    if first.is_flat or second.shape != first.leading.shape or not bool(second.any(1).all()):
+        return
+    steps = second.long().diff(dim=1)
+    is_binary = bool(((second == 0) | (second == 1)).all())
+    if is_binary and bool((steps.ne(0).sum(1) <= 1).all()):
+        raise DataError(
+            "the second of two tensors must be labels; got ones and zeros like an attention mask; "
+            "a mapping tells them apart: {'input_ids': ids, 'attention_mask': mask}, or "
+            "{'input_ids': ids, 'labels': labels} if they are labels"
+        )
+
+
+def _require_classes(labels: Tensor, plain: Batch, *, next_token: bool) -> None:
+    """Check that labels are classes of the examples, or of the positions.
+
+    Raises:
+        DataError: If not.
+    """
     if labels.is_floating_point():
         raise DataError(f"'labels' must be whole numbers; got {labels.dtype}")
-    expected = tuple(leading.shape[: labels.ndim])
-    if labels.ndim not in {1, 2} or tuple(labels.shape) != expected:
+    leading = tuple(plain.leading.shape)
+    # Where no ids tell the positions of the logits, as with images, the labels do.
+    is_free = not plain.has_tokens and labels.ndim == SEQUENCE_AXES
+    expected = leading[:1] if is_free else leading[: labels.ndim]
+    shape = tuple(labels.shape)
+    if labels.ndim not in {1, 2} or (shape[:1] if is_free else shape) != expected:
         raise DataError(
-            f"'labels' must be one an example or one a position of {tuple(leading.shape)}; "
-            f"got shape {tuple(labels.shape)}"
+            f"'labels' must be one an example or one a position of {leading}; got shape {shape}"
         )
     if labels.ndim == 1 and next_token:
         raise DataError("'next_token' must find labels of every position; got one an example")

@@ -28,6 +28,12 @@ Inputs = Tensor | Mapping[str, Tensor]
 
 ENOUGH = 8
 """From so many labels on it is no chance if all are their own inputs."""
+DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
+"""Names of the inputs of a decoder, whose positions are scored where an encoder reads others."""
+SCORED_INPUTS = (*DECODER_INPUTS, "input_ids", "inputs_embeds")
+"""Names of inputs with the positions that are scored, whatever inputs come before them."""
+ID_TYPES = (torch.int32, torch.int64)
+"""Types that an embedding reads; other whole numbers are pixels, flags or features."""
 
 
 @final
@@ -43,13 +49,26 @@ class Batch:
     """Ascending flat indexes of the positions whose logits are wanted; None for one an example."""
     valid: Bool[Tensor, "example position"] | None = None
     """True where a position holds data rather than padding; None if all do."""
+    length: int | None = None
+    """Positions of an example where no input tensor has them, as with labels of the patches of an
+    image; None takes those of `valid`, and otherwise those of the inputs."""
 
     def __post_init__(self) -> None:
-        """Check that there is one class for each place whose logits are wanted.
+        """Check that positions and labels fit the examples.
+
+        Only shapes are compared: a look at values would wait for a GPU.
 
         Raises:
-            DataError: If not.
+            DataError: If there are no examples, or not one class for each place whose logits are
+                wanted.
         """
+        if not self.leading.ndim:
+            raise DataError("'inputs' must have the examples on their first axis; got a 0-dim one")
+        if self.selected is not None and len(self.positions) < 2:  # noqa: PLR2004 - and position
+            raise DataError(
+                f"'selected' must come with the positions of an example, which inputs of shape "
+                f"{tuple(self.leading.shape)} do not have; 'length' gives their number"
+            )
         if self.labels is None:
             return
         if self.labels.is_floating_point():
@@ -63,8 +82,21 @@ class Batch:
 
     @property
     def leading(self) -> Shaped[Tensor, "example ..."]:
-        """Return the input tensor that tells the number of examples and positions."""
-        return self.inputs if isinstance(self.inputs, Tensor) else next(iter(self.inputs.values()))
+        """Return the input that has the examples and, if any does, the positions that are scored.
+
+        Inputs of a decoder come before token ids, and these before all others, such as images.
+        """
+        if isinstance(self.inputs, Tensor):
+            return self.inputs
+        name = next((name for name in SCORED_INPUTS if name in self.inputs), None)
+        return next(iter(self.inputs.values())) if name is None else self.inputs[name]
+
+    @property
+    def is_decoded(self) -> bool:
+        """Return whether positions are those of a decoder, which are not those of all inputs."""
+        return not isinstance(self.inputs, Tensor) and any(
+            name in self.inputs for name in DECODER_INPUTS
+        )
 
     @property
     def num_examples(self) -> int:
@@ -76,6 +108,10 @@ class Batch:
         """Return the shape of the positions, padding included; one an example without any."""
         if self.valid is not None:
             return tuple(self.valid.shape)
+        if self.length is not None:
+            return self.num_examples, self.length
+        if self.selected is not None:
+            return tuple(self.leading.shape[:2])
         return tuple(self.leading.shape[:-1] if self.is_flat else self.leading.shape)
 
     @property
@@ -84,9 +120,40 @@ class Batch:
         return math.prod(self.positions) if self.valid is None else int(self.valid.sum())
 
     @property
+    def has_tokens(self) -> bool:
+        """Return whether the data have positions: a mask, labels or token ids give them.
+
+        Pixels and features are none, though a model may make positions of them.
+        """
+        is_said = self.valid is not None or self.length is not None or self.selected is not None
+        return is_said or self._is_scored_by_name or not self.is_flat
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Return the number of positions that a budget counts, padding included.
+
+        A model computes on padding too. It is one an example where `has_tokens` is false.
+        """
+        return math.prod(self.positions) if self.has_tokens else self.num_examples
+
+    @property
     def is_flat(self) -> bool:
-        """Return whether examples are feature vectors rather than sequences of token ids."""
-        return self.leading.is_floating_point()
+        """Return whether examples are numbers, such as features or pixels, and not token ids.
+
+        Ids are two axes of 32 or 64 bits; inputs of that name are ids in any form.
+        """
+        leading = self.leading
+        if leading.is_floating_point() or leading.is_complex():
+            return True
+        if self._is_scored_by_name:
+            return False
+        return leading.dtype not in ID_TYPES or leading.ndim > 2  # noqa: PLR2004 - and position
+
+    @property
+    def _is_scored_by_name(self) -> bool:
+        return not isinstance(self.inputs, Tensor) and any(
+            name in self.inputs for name in SCORED_INPUTS
+        )
 
     @property
     def num_selected(self) -> int:
@@ -115,6 +182,7 @@ class Batch:
             labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
             selected=None if self.selected is None else self.selected.to(device, non_blocking=True),
             valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+            length=self.length,
         )
 
     def split(self, parts: int) -> tuple["Batch", ...]:
@@ -139,11 +207,12 @@ class Batch:
         return tuple(self._rows(start, min(start + most, self.num_examples)) for start in starts)
 
     def _rows(self, start: int, stop: int) -> "Batch":
+        self._require_examples()
         labels, selected = self.labels, self.selected
         if selected is None:
             labels = None if labels is None else labels[start:stop]
         else:
-            width = self.leading.shape[1]
+            width = self.positions[1]
             inside = (selected >= start * width) & (selected < stop * width)
             labels = None if labels is None else labels[inside]
             selected = selected[inside] - start * width
@@ -152,7 +221,23 @@ class Batch:
             labels=labels,
             selected=selected,
             valid=None if self.valid is None else self.valid[start:stop],
+            length=self.length,
         )
+
+    def _require_examples(self) -> None:
+        """Check that each input can be cut by example.
+
+        Raises:
+            DataError: If one has no row for each example, as a number or a table for all has.
+        """
+        named = {"inputs": self.inputs} if isinstance(self.inputs, Tensor) else self.inputs
+        for name, tensor in named.items():
+            if not tensor.ndim or tensor.shape[0] != self.num_examples:
+                raise DataError(
+                    f"{name!r} must have a row for each of the {self.num_examples} examples, so "
+                    f"that the batch can be cut into parts; got shape {tuple(tensor.shape)}; "
+                    f"expand it in the collate function, or leave out 'accumulation'"
+                )
 
 
 def _each(inputs: Inputs, change: "TensorMap") -> Inputs:

@@ -223,6 +223,7 @@ class _Reading:
         self._width_axis = width_axis
         self._running = self._gathered = False
         self._selected: Tensor | None = None
+        self._positions: tuple[int, ...] | None = None
         self._hidden: dict[Place, Tensor] = {}
         self._versions: list[int] = []
         self._logits: Tensor | None = None
@@ -236,7 +237,7 @@ class _Reading:
         self, inputs: Inputs, selected: Tensor | None, keywords: Mapping[str, object]
     ) -> Activations:
         self._hidden, self._logits, self._selected = {}, None, selected
-        self._shown_head = None
+        self._shown_head = self._positions = None
         self._versions.clear()
         self._calls.clear()
         self._running, self._gathered = True, False
@@ -257,7 +258,7 @@ class _Reading:
             self._hidden, self._logits, self._selected = {}, None, None
             self._shown_head = None
         self._check_unchanged(hidden)
-        return Activations(hidden, logits, head)
+        return Activations(hidden, logits, head, self._positions)
 
     def seen(self, path: str, side: str, output: object) -> None:
         if not self._running:
@@ -281,7 +282,7 @@ class _Reading:
         state = args[0] if args else next(iter(keywords.values()), None)
         if not isinstance(state, Tensor):
             raise BindError(f"'head' must receive hidden states first; got {type(state).__name__}")
-        rows = state.flatten(0, -2)[self._selected]
+        rows = self._rows(state, self._selected)
         self._gathered = True
         if args:
             return (rows, *args[1:]), keywords
@@ -318,13 +319,18 @@ class _Reading:
             raise BindError(
                 f"'width_axis' must be -1 for logits at selected positions; got {self._width_axis}"
             )
-        rows = logits if self._gathered else logits.flatten(0, -2)[selected]
+        rows = logits if self._gathered else self._rows(logits, selected)
         if rows.shape[:-1] != selected.shape:
             raise BindError(
                 f"'head' must give logits of its {len(selected)} positions, one below the other; "
                 f"got shape {tuple(rows.shape)}"
             )
         return rows
+
+    def _rows(self, state: Tensor, selected: Tensor) -> Tensor:
+        """Return the selected rows of a state, whose positions the caller can compare."""
+        self._positions = tuple(state.shape[:-1])
+        return state.flatten(0, -2)[selected]
 
     def _stop_if_complete(self) -> None:
         if len(self._hidden) < len(self._wanted):

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from curricle.errors import BindError, CurricleError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import modes_kept
 
@@ -70,6 +70,9 @@ class Activations:
     """Logits at the selected positions, if they were asked for."""
     head: LinearHead | None = None
     """What the last linear map receives at the selected positions, if it was asked for."""
+    positions: tuple[int, ...] | None = None
+    """Shape of the positions among which the selected ones were taken, as the model has them; None
+    if none were selected, or the model does not tell."""
 
 
 @runtime_checkable
@@ -153,6 +156,31 @@ def tried(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> 
             raise
         raise BindError(
             f"{who!r} must take the inputs of the stream; its forward pass says: {error}"
+        ) from error
+
+
+def shown_in_training(
+    who: str, read: "Reader", inputs: Inputs, selected: Tensor | None
+) -> Activations:
+    """Return what a model shows of a batch while a run goes on.
+
+    Args:
+        who: Whose model it is, for people.
+        read: An open reading of it.
+        inputs: What it is given.
+        selected: Positions whose logits are wanted.
+
+    Raises:
+        DataError: If its forward pass fails, which it did not for the first batch; what it says is
+            passed on. Only too little memory keeps its own error, which no data can mend.
+    """
+    try:
+        return read(inputs, selected)
+    except REFUSALS as error:
+        if isinstance(error, (CurricleError, torch.OutOfMemoryError)):
+            raise
+        raise DataError(
+            f"{who!r} must take every batch of the stream; its forward pass says: {error}"
         ) from error
 
 

@@ -36,6 +36,7 @@ from curricle.objectives.terms import (
     Reads,
     Rows,
     Sample,
+    check_positions,
     required,
 )
 from curricle.specs import Plain, plain, value
@@ -272,6 +273,7 @@ class _BoundHidden:
         selected = self.declared.chosen(batch)
         if selected is None:
             return self.rows.take(states, batch)
+        check_positions("a state", states.shape[:-1], batch)
         return states.flatten(0, -2)[selected]
 
     @property

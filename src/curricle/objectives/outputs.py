@@ -9,6 +9,8 @@ Axes: leading (example, position), row (counted positions), class.
 Unit: nats a counted position.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -17,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.chunked import (
@@ -36,6 +38,8 @@ from curricle.objectives.terms import (
     Rows,
     Sample,
     Target,
+    check_classes,
+    check_positions,
     required,
 )
 from curricle.specs import Plain, value
@@ -98,11 +102,13 @@ class MatchLogits:
         """Return the term after checking the vocabularies.
 
         Raises:
-            BindError: If the numbers of classes differ and it is not said which count.
+            BindError: If the numbers of classes differ and it is not said which count, or the
+                positions of the logits are not those of the data.
         """
         del reads, is_residual
+        shown = required(sample.teacher, "teacher")
         *leading, student = self._shape(sample.student)
-        *_, teacher = self._shape(required(sample.teacher, "teacher"))
+        *others, teacher = self._shape(shown)
         if self.num_classes is None and student != teacher:
             raise BindError(
                 f"'vocabulary' of student and teacher must be equal to match logits, unless "
@@ -113,6 +119,13 @@ class MatchLogits:
             raise BindError(
                 f"'num_classes' must be at most the {student} and {teacher} classes of student and "
                 f"teacher; got {self.num_classes}"
+            )
+        for owner, positions in (("student", sample.student.positions), ("teacher", shown.positions)):
+            check_positions(f"'logits' of the {owner}", positions, sample.batch, kind=BindError)
+        if leading != others:
+            raise BindError(
+                f"'logits' of student and teacher must have the same positions; "
+                f"got {tuple(leading)} and {tuple(others)}"
             )
         everywhere = sample.batch.selected is None
         rows = Rows.of("'logits'", leading, sample.batch) if everywhere else None
@@ -211,11 +224,13 @@ class BoundLogits:
     def logits(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         """Return the counted logits of either model."""
         logits = required(shown.logits, "logits")
+        check_positions("'logits'", shown.positions, batch)
         if self.declared.num_classes is not None:
             logits = logits[..., : self.declared.num_classes]
         return logits if self.rows is None else self.rows.take(logits, batch)
 
     def _head(self, shown: Activations, batch: Batch) -> LinearHead:
+        check_positions("'logits'", shown.positions, batch)
         head = required(shown.head, "head").first(self.declared.num_classes)
         if self.rows is None:
             return head
@@ -250,9 +265,46 @@ class FitLabels:
         return Reads(student_logits=self.chunk is None, student_head=self.chunk is not None)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
-        """Return the term."""
-        del reads, sample, is_residual
-        return _BoundLabels(declared=self)
+        """Return the term after checking the labels of the first batch.
+
+        Raises:
+            BindError: If the data have no labels, or the student's logits lie elsewhere.
+        """
+        del reads, is_residual
+        batch, shown = sample.batch, sample.student
+        labels = _labels(batch)
+        if self.chunk is None:
+            *leading, classes = required(shown.logits, "logits").shape
+        else:
+            head = required(shown.head, "head")
+            leading, classes = [*head.states.shape[:-1]], head.num_classes
+        check_positions("'logits'", shown.positions, batch, kind=BindError)
+        _check_places(leading, batch, kind=BindError)
+        check_classes(labels, classes)
+        return _BoundLabels(declared=self, label_classes=classes)
+
+
+def _labels(batch: Batch) -> Tensor:
+    """Return the labels of a batch.
+
+    Raises:
+        BindError: If it has none.
+    """
+    if batch.labels is None:
+        raise BindError("'labels' must be in the data to fit them; got batches without labels")
+    return batch.labels
+
+
+def _check_places(
+    leading: Sequence[int], batch: Batch, *, kind: type[CurricleError] = DataError
+) -> None:
+    """Check that there are logits for each label; see `check_positions`."""
+    if math.prod(leading) != batch.num_selected:
+        places = "examples" if batch.selected is None else "selected positions"
+        raise kind(
+            f"'logits' must be one for each label, of the {batch.num_selected} {places}; got shape "
+            f"{tuple(leading)}; labels with two axes, one a position, select positions"
+        )
 
 
 @final
@@ -261,6 +313,8 @@ class _BoundLabels:
     """`FitLabels`, which needs nothing else."""
 
     declared: FitLabels
+    label_classes: int
+    """Number of classes of the student."""
 
     def count(self, batch: Batch) -> int:
         """Return the number of labeled positions.
@@ -268,8 +322,7 @@ class _BoundLabels:
         Raises:
             BindError: If the data have no labels.
         """
-        if batch.labels is None:
-            raise BindError("'labels' must be in the data to fit them; got batches without labels")
+        _labels(batch)
         return batch.num_selected
 
     def target(self, teacher: Activations, batch: Batch) -> Tensor:
@@ -281,9 +334,14 @@ class _BoundLabels:
         """Return the cross-entropy summed over labeled positions, in nats."""
         del target
         labels, chunk = required(batch.labels, "labels"), self.declared.chunk
+        check_positions("'logits'", student.positions, batch)
         if chunk is None:
-            return cross_entropy(required(student.logits, "logits"), labels)
-        return chunked_cross_entropy(required(student.head, "head"), labels, chunk=chunk)
+            logits = required(student.logits, "logits")
+            _check_places(logits.shape[:-1], batch)
+            return cross_entropy(logits, labels)
+        head = required(student.head, "head")
+        _check_places(head.states.shape[:-1], batch)
+        return chunked_cross_entropy(head, labels, chunk=chunk)
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

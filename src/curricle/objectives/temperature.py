@@ -253,6 +253,11 @@ class _BoundTemperature:
         return total + declared.label_weight * cross_entropy(logits, labels)
 
     @property
+    def label_classes(self) -> int | None:
+        """Return the number of classes that labels may have; None if labels are not fitted."""
+        return self.matched.known if self.declared.label_weight else None
+
+    @property
     def target_facts(self) -> Plain:
         """Return what the target depends on besides the teacher and the data."""
         return self.matched.target_facts

@@ -21,7 +21,7 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.specs import Plain
 
@@ -40,6 +40,55 @@ def required(found: Found | None, name: str) -> Found:
     if found is None:
         raise BindError(f"{name!r} must be given, since an objective reads it; got none")
     return found
+
+
+def check_positions(
+    name: str,
+    found: Sequence[int] | None,
+    batch: Batch,
+    *,
+    kind: type[CurricleError] = DataError,
+) -> None:
+    """Check that a state or logits have the positions of the data, which labels and masks count.
+
+    Every objective that takes rows by position calls this in each pass, as do evaluations. Only
+    shapes are compared, so a step on a GPU does not wait for it.
+
+    Args:
+        name: What to call it in errors.
+        found: Its shape without the width; None if the model does not tell.
+        batch: The batch it belongs to.
+        kind: What to raise: `BindError` while binding.
+    """
+    if found is None or tuple(found) in {batch.positions, (math.prod(batch.positions),)}:
+        return
+    raise kind(
+        f"{name} must have the positions {batch.positions} of the data; got {tuple(found)}: a "
+        f"model that adds positions, as prompt tuning does, or leaves some out cannot be compared "
+        f"by position"
+    )
+
+
+def check_classes(labels: Tensor, num_classes: int, where: str = "the first batch") -> None:
+    """Check that labels are classes of the student; looks at values, so on a GPU it waits.
+
+    Args:
+        labels: The labels.
+        num_classes: Number of classes that the student has.
+        where: Which batch it is, for people.
+
+    Raises:
+        DataError: If one is none.
+    """
+    if not labels.numel():
+        return
+    lowest, highest = map(int, labels.aminmax())
+    if lowest < 0 or highest >= num_classes:
+        wrong = lowest if lowest < 0 else highest
+        raise DataError(
+            f"'labels' must lie between 0 and {num_classes - 1}, the student's last class; got "
+            f"{wrong} in {where}; -100 in labels of positions is what marks those without a class"
+        )
 
 
 @final
@@ -70,6 +119,11 @@ class Rows:
             raise BindError(
                 f"{name} must have the {batch.num_examples} examples on its first axis; got {found}"
             )
+        if batch.is_decoded and len(found) > 1:
+            raise BindError(
+                f"{name} must have the positions {data} of the decoder, since masks and labels "
+                f"count those; got {found}; the states of an encoder cannot be matched yet"
+            )
         if batch.valid is not None and len(found) > 1:
             raise BindError(
                 f"{name} must have the positions {data} of the padded data, or one an example; "
@@ -89,16 +143,17 @@ class Rows:
         """Return the rows one below the other.
 
         Raises:
-            BindError: If the positions are no longer those that were counted.
+            DataError: If the positions are no longer those that were counted.
         """
-        rows = states.flatten(0, -2)
-        each = self.per_example
-        expected = math.prod(batch.positions) if each is None else batch.num_examples * each
-        if len(rows) != expected:
-            raise BindError(
-                f"a state must keep its positions from batch to batch: {expected} in this one; "
-                f"got {len(rows)}"
+        leading, each = tuple(states.shape[:-1]), self.per_example
+        if each is None:
+            check_positions("a state", leading, batch)
+        elif leading[:1] != (batch.num_examples,) or math.prod(leading[1:]) != each:
+            raise DataError(
+                f"a state must keep its positions from batch to batch: {batch.num_examples * each} "
+                f"in this one; got {math.prod(leading)}"
             )
+        rows = states.flatten(0, -2)
         return rows if each is not None or batch.valid is None else rows[batch.valid.flatten()]
 
 
@@ -220,6 +275,16 @@ class Storable(Protocol):
     @property
     def sparse_temperature(self) -> float | None:
         """Return the softening of a `SparseTarget` that `total` can read; None if it reads none."""
+        ...
+
+
+@runtime_checkable
+class ReadsLabels(Protocol):
+    """A bound objective that may compare with the labels of the data."""
+
+    @property
+    def label_classes(self) -> int | None:
+        """Return the number of classes that labels may have; None if labels are not read."""
         ...
 
 

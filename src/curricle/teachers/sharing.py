@@ -120,7 +120,12 @@ class _Desk:
         if found is None or not _suffices(found, wanted):
             found = self.shown[batch] = self._open()(inputs, selected)
         hidden = {place: found.hidden[place] for place in places}
-        return Activations(hidden, found.logits if logits else None, found.head if head else None)
+        return Activations(
+            hidden,
+            found.logits if logits else None,
+            found.head if head else None,
+            found.positions,
+        )
 
     def _open(self) -> Reader:
         """Return the reading of all that is wanted by now."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError
+from curricle.errors import BindError, DataError
 from curricle.models.tapped import Place
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
@@ -136,5 +136,5 @@ def test_examples_must_lie_on_the_first_axis(leading: tuple[int, ...]) -> None:
 def test_another_number_of_positions_than_was_counted_is_refused() -> None:
     batch = Batch(inputs=IMAGES)
     rows = Rows.of("'tap'", (4, 5, 7), batch)
-    with pytest.raises(BindError, match=r"^a state must keep its positions .*: 140 .*; got 120$"):
+    with pytest.raises(DataError, match=r"^a state must keep its positions .*: 140 .*; got 120$"):
         rows.take(torch.zeros(4, 5, 6, 2), batch)
