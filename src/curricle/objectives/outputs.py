@@ -268,31 +268,21 @@ class FitLabels:
         """Return the term after checking the labels of the first batch.
 
         Raises:
-            BindError: If the data have no labels, or the student's logits lie elsewhere.
+            BindError: If the student's logits are not where the labels are.
         """
         del reads, is_residual
         batch, shown = sample.batch, sample.student
-        labels = _labels(batch)
         if self.chunk is None:
             *leading, classes = required(shown.logits, "logits").shape
         else:
             head = required(shown.head, "head")
             leading, classes = [*head.states.shape[:-1]], head.num_classes
-        check_positions("'logits'", shown.positions, batch, kind=BindError)
-        _check_places(leading, batch, kind=BindError)
-        check_classes(labels, classes)
+        check_positions("'logits' of the student", shown.positions, batch, kind=BindError)
+        # Data without labels are refused when they are counted.
+        if batch.labels is not None:
+            _check_places(leading, batch, kind=BindError)
+            check_classes(batch.labels, classes)
         return _BoundLabels(declared=self, label_classes=classes)
-
-
-def _labels(batch: Batch) -> Tensor:
-    """Return the labels of a batch.
-
-    Raises:
-        BindError: If it has none.
-    """
-    if batch.labels is None:
-        raise BindError("'labels' must be in the data to fit them; got batches without labels")
-    return batch.labels
 
 
 def _check_places(
@@ -322,7 +312,8 @@ class _BoundLabels:
         Raises:
             BindError: If the data have no labels.
         """
-        _labels(batch)
+        if batch.labels is None:
+            raise BindError("'labels' must be in the data to fit them; got batches without labels")
         return batch.num_selected
 
     def target(self, teacher: Activations, batch: Batch) -> Tensor:

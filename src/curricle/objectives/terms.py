@@ -87,7 +87,7 @@ def check_classes(labels: Tensor, num_classes: int, where: str = "the first batc
         wrong = lowest if lowest < 0 else highest
         raise DataError(
             f"'labels' must lie between 0 and {num_classes - 1}, the student's last class; got "
-            f"{wrong} in {where}; -100 in labels of positions is what marks those without a class"
+            f"{wrong} in {where}; positions without a class are marked by -100"
         )
 
 

@@ -28,13 +28,29 @@ from curricle.models.heads import LinearHead
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
 from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number, tried
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.terms import Objective, Reads, Sample, Target, merged, required
+from curricle.objectives.terms import (
+    Objective,
+    Reads,
+    ReadsLabels,
+    Sample,
+    Target,
+    merged,
+    required,
+)
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
+from curricle.training.batches import (
+    RunBatches,
+    TableWatch,
+    check_token_lengths,
+    has_token_lengths,
+    length_notes,
+)
 from curricle.training.costs import Meter
 from curricle.training.optimizers import Optimizer
+from curricle.training.orientation import check_decoder_inputs, check_orientation
 from curricle.training.settings import EngineSettings
 from curricle.training.starting import BoundStart, bind_start
 from curricle.training.terms import Term, adapters_of, bound_term, described, opened
@@ -149,6 +165,7 @@ def bind(
         settings=settings,
         seed=seed,
     )
+    check_token_lengths(curriculum.stages, stream)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
     for stage, end in zip(curriculum.stages, _ends(curriculum.stages, stream), strict=True):
@@ -165,13 +182,16 @@ def bind(
         student=student,
         teacher=teacher,
         stages=tuple(bound),
-        stream=stream,
+        stream=probe.checked(bound),
         optimizer=optimizer,
         settings=settings,
         seed=seed,
         draws_noise=probe.draws_noise,
         start=bind_start(curriculum.start, student, live, stream=stream, seed=seed),
-        notes=(curriculum.note,) if curriculum.note else (),
+        notes=(
+            *((curriculum.note,) if curriculum.note else ()),
+            *length_notes(stream, stream.batch(0)),
+        ),
     )
 
 
@@ -233,9 +253,27 @@ class _Probe:
     ) -> None:
         self._student, self._teacher = student, teacher
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
+        self._stream, self._tables = stream, TableWatch()
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
         self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
         self.draws_noise = False
+        check_decoder_inputs(student.module, self._whole)
+
+    def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
+        """Return the stream with the checks that the bound stages need."""
+        limits = [
+            (stage.start, stage.end, term.objective.label_classes)
+            for stage in stages
+            for term in stage.terms
+            if isinstance(term.objective, ReadsLabels)
+        ]
+        return RunBatches(
+            self._stream,
+            self._whole,
+            tables=self._tables.limits,
+            labels=[(start, end, count) for start, end, count in limits if count is not None],
+            is_uniform=has_token_lengths([stage.declared for stage in stages]),
+        )
 
     def stage(self, stage: Stage, *, start: int, end: int, reached: frozenset[str]) -> BoundStage:
         each = [self._reads(objective) for objective in stage.objectives]
@@ -314,7 +352,9 @@ class _Probe:
             meter.running(),
             model.reading(reads.teacher, logits=reads.teacher_logits, head=head) as read,
         ):
-            return tried("teacher", read, self._part.inputs, self._part.selected)
+            shown = tried("teacher", read, self._part.inputs, self._part.selected)
+        check_orientation("teacher", model, shown, self._part)
+        return shown
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:
         model, head = self._student, reads.student_head
@@ -328,6 +368,7 @@ class _Probe:
         ):
             shown = tried("student", read, self._part.inputs, self._part.selected)
         self.draws_noise |= before != seeding.global_state()
+        check_orientation("student", model, shown, self._part)
         return shown
 
     def _terms(self, stage: Stage, each: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
@@ -374,10 +415,12 @@ class _Probe:
             stack.enter_context(buffers_kept(module))
             stack.enter_context(modes_kept(module))
             stack.enter_context(frozen_but(module, names - frozen))
+            stack.enter_context(self._tables.watching("student", module, self._part))
             module.train()
             if self._teacher is not None:
                 teacher = self._teacher.model.module
                 stack.enter_context(modes_kept(teacher))
+                stack.enter_context(self._tables.watching("teacher", teacher, self._part))
                 teacher.eval()
             stack.enter_context(seeding.scoped(self._seed, "probe"))
             yield

@@ -31,6 +31,7 @@ from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
+from curricle.training.batches import CountsTokens
 from curricle.training.binding import BoundRun
 from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
@@ -193,6 +194,13 @@ class _SharedStream:
     def fingerprint(self) -> str:
         """Return a digest of everything the batches depend on."""
         return self._stream.fingerprint
+
+    def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the positions of some steps, and those that as many first batches would have."""
+        if isinstance(self._stream, CountsTokens):
+            return self._stream.relative_tokens(start, stop)
+        expected = (stop - start) * self.tokens_per_batch
+        return expected, expected
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, on the device of the runs; the same for all who ask."""

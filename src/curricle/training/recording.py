@@ -3,7 +3,8 @@
 The engine decides when something is told; here stands what it is: what opens a run, what a step has
 shown, and what has been consumed by then.
 
-Units: FLOPs and steps are those of the plan, so they do not depend on how a run is executed;
+Units: FLOPs and steps are those of the plan, so they do not depend on how a run is executed; tokens
+are those of the batches that were read, and where these differ in length FLOPs go with them;
 seconds are measured by the engine.
 """
 
@@ -16,6 +17,7 @@ import torch
 from curricle.records import RunRecord, Spent, StepRecord
 from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
+from curricle.training.batches import CountsTokens
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import StepOutcome
 
@@ -30,14 +32,21 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
         done: Steps done by now, counted over the whole run.
         seconds: Seconds of training by now.
     """
-    steps = done - before.steps
+    steps, stream = done - before.steps, run.stream
+    tokens = expected = steps * stream.tokens_per_batch
+    if isinstance(stream, CountsTokens):
+        tokens, expected = stream.relative_tokens(before.steps, done)
+    student, teacher = steps * stage.plan.student_flops, steps * stage.plan.teacher_flops
+    if tokens != expected:
+        # FLOPs were measured on the first batch; others cost about as much a position.
+        student, teacher = (flops * tokens // expected for flops in (student, teacher))
     return replace(
         before,
         steps=done,
-        examples=before.examples + steps * run.stream.batch_size,
-        tokens=before.tokens + steps * run.stream.tokens_per_batch,
-        student_flops=before.student_flops + steps * stage.plan.student_flops,
-        teacher_flops=before.teacher_flops + steps * stage.plan.teacher_flops,
+        examples=before.examples + steps * stream.batch_size,
+        tokens=before.tokens + tokens,
+        student_flops=before.student_flops + student,
+        teacher_flops=before.teacher_flops + teacher,
         seconds=seconds,
     )
 

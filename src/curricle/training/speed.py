@@ -8,6 +8,7 @@ from curricle.data.loaders import LoaderStream
 from curricle.errors import BindError
 from curricle.extras import check_compiler
 from curricle.teachers.live import LiveTeacher
+from curricle.training.batches import RunBatches
 from curricle.training.binding import BoundRun
 
 
@@ -25,7 +26,8 @@ def check_speed(run: BoundRun) -> None:
 
 
 def _check_prefetch(run: BoundRun) -> None:
-    prefetch, stream = run.settings.prefetch, run.stream
+    prefetch = run.settings.prefetch
+    stream = run.stream.stream if isinstance(run.stream, RunBatches) else run.stream
     if prefetch != "none" and isinstance(stream, LoaderStream) and stream.reads_ahead:
         raise BindError(
             f"'prefetch' must be 'none' for a loader with 'num_workers', which reads ahead already "

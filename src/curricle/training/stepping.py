@@ -25,11 +25,12 @@ from curricle.data.blocks import Block
 from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.restoring import frozen_but
-from curricle.models.tapped import Activations, Reader
-from curricle.objectives.terms import BoundObjective, Target, uncalibrated
+from curricle.models.tapped import Activations, Reader, shown_in_training
+from curricle.objectives.terms import BoundObjective, Target, check_positions, uncalibrated
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
+from curricle.training.batches import located
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.costs import now
@@ -137,8 +138,13 @@ class Stepper:
             The loss of the step.
 
         Raises:
+            DataError: If a batch cannot be read by a model; it is said where.
             DivergenceError: If the loss is not finite; the weights are those before the step.
         """
+        with located(self.stage.declared.name, step, self.run.seed):
+            return self._take(step)
+
+    def _take(self, step: int) -> StepOutcome:
         if self.with_others is not None and (found := self.with_others(step)) is not None:
             return found
         if self.prefetcher is None:
@@ -218,7 +224,7 @@ class Stepper:
     def _show(self, batch: Batch) -> tuple[Activations, Batch]:
         if self._teacher is None:
             return Activations({}), batch
-        return self._teacher(batch.inputs, batch.selected), batch
+        return shown_in_training("teacher", self._teacher, batch.inputs, batch.selected), batch
 
     def counts(self, batch: Batch) -> list[int]:
         """Return the number of positions that each objective is a mean over, at least 1."""
@@ -246,7 +252,8 @@ class Stepper:
     def _part(
         self, batch: Batch, targets: list[Target] | None, scales: Sequence[float]
     ) -> list[Tensor]:
-        totals = self.totals(batch, self.targets(batch) if targets is None else targets)
+        targets = self.targets(batch) if targets is None else targets
+        totals = self.totals(batch, targets, read=partial(shown_in_training, "student", self._student))
         # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
         torch.autograd.backward(
             totals,
@@ -259,7 +266,7 @@ class Stepper:
         with torch.no_grad(), self._teacher_autocast():
             shown = None
             if self._teacher is not None:
-                shown = self._teacher(batch.inputs, batch.selected)
+                shown = shown_in_training("teacher", self._teacher, batch.inputs, batch.selected)
             return [term.target(shown, batch) for term in self._terms]
 
     def targets_of(self, block: Block) -> list[Target]:
@@ -267,7 +274,10 @@ class Stepper:
         if self._teacher is None:
             return [None] * len(self._terms)
         with torch.no_grad(), self._teacher_autocast():
-            shown = self._teacher(block.whole.inputs, block.whole.selected)
+            whole = block.whole
+            shown = shown_in_training("teacher", self._teacher, whole.inputs, whole.selected)
+            # Inside `vmap` nothing is known of it any more.
+            check_positions("'logits'", shown.positions, whole)
             logits = {} if shown.logits is None else {"logits": shown.logits}
             seen = block.cut({"hidden": shown.hidden, **logits}), block.parts
             return [
@@ -275,10 +285,18 @@ class Stepper:
                 for term in self._terms
             ]
 
-    def totals(self, batch: Batch, targets: Sequence[Target]) -> list[Tensor]:
-        """Return each objective's sum over the positions of a batch, with gradient."""
+    def totals(
+        self, batch: Batch, targets: Sequence[Target], *, read: Reader | None = None
+    ) -> list[Tensor]:
+        """Return each objective's sum over the positions of a batch, with gradient.
+
+        Args:
+            batch: The batch.
+            targets: What each objective compares the student with.
+            read: Runs the student; None takes its open reading as it is, which can be traced.
+        """
         with self._autocast():
-            student = self._student(batch.inputs, batch.selected)
+            student = (read or self._student)(batch.inputs, batch.selected)
         return [
             term.objective.total(student, target, batch)
             for term, target in zip(self._terms, targets, strict=True)

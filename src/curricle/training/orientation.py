@@ -1,0 +1,135 @@
+"""Checks that models have examples and positions where the data have them.
+
+Shapes do not tell the two axes apart if a batch has as many examples as positions, as may happen
+by chance, nor how rows are ordered where a model gives them one below the other. A pass over fewer
+examples, made while binding, tells both.
+
+Axes: leading (axes before the width), example, position.
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from curricle.data.streams import DECODER_INPUTS, Batch
+from curricle.errors import BindError, CurricleError
+from curricle.models.restoring import buffers_kept, modes_kept
+from curricle.models.tapped import REFUSALS, Activations, TappedModel
+
+TOLERANCE = 1e-2
+"""Largest difference, as a share of the largest number, between rows of equal examples."""
+
+
+def check_decoder_inputs(module: nn.Module, batch: Batch) -> None:
+    """Check that the decoder of a model gets inputs of its own where positions are scored.
+
+    Without them such models make some of the encoder's inputs, which have other positions than the
+    labels; labels themselves are not shown to models.
+
+    Args:
+        module: The student.
+        batch: A batch of its data.
+
+    Raises:
+        BindError: If it gets none.
+    """
+    configuration = getattr(module, "config", None)
+    if not getattr(configuration, "is_encoder_decoder", False):
+        return
+    if batch.selected is None or batch.is_decoded or isinstance(batch.inputs, Tensor):
+        return
+    raise BindError(
+        f"{DECODER_INPUTS[0]!r} must be in the batches of {type(module).__name__}, an "
+        f"encoder-decoder whose labels have positions; got inputs "
+        f"{', '.join(map(repr, batch.inputs))}; "
+        f"'model.prepare_decoder_input_ids_from_labels' makes them in the collate function"
+    )
+
+
+def check_orientation(owner: str, model: TappedModel, shown: Activations, batch: Batch) -> None:
+    """Check that states and logits have the examples on their first axis.
+
+    Nothing runs unless shapes leave it open. A model that takes no other number of examples is
+    left alone.
+
+    Args:
+        owner: Whose model it is, for people.
+        model: The model.
+        shown: What it has shown of the batch.
+        batch: The batch.
+
+    Raises:
+        BindError: If positions lie on the first axis.
+    """
+    if not any(_is_open(leading, batch) for _, leading, _ in _states(shown)):
+        return
+    fewer = batch.num_examples - 1
+    try:
+        whole, part = _passes(model, shown, batch, fewer)
+    except (CurricleError, *REFUSALS):
+        return
+    for (name, leading, rows), (_, fewer_leading, fewer_rows) in zip(
+        _states(whole), _states(part), strict=True
+    ):
+        if not _is_open(leading, batch):
+            continue
+        is_flat = len(leading) == 1
+        is_right = (
+            _agree(rows, fewer_rows) if is_flat else tuple(fewer_leading[:1]) == (fewer,)
+        )
+        if not is_right:
+            raise BindError(
+                f"{name} of the {owner} must have the examples on the first axis and not the "
+                f"positions; its positions {tuple(leading)} become {tuple(fewer_leading)} with "
+                f"{fewer} of {batch.num_examples} examples; modules of torch take "
+                f"'batch_first=True' for that"
+            )
+
+
+def _is_open(leading: tuple[int, ...], batch: Batch) -> bool:
+    """Return whether a shape leaves open which axis counts examples."""
+    count = batch.num_examples
+    if count == 1:
+        return False
+    if len(leading) == 1:
+        # Rows of all examples, one below the other, in one order or the other.
+        return leading == (math.prod(batch.positions),) and leading != (count,)
+    return leading[0] == count and leading[1] == count
+
+
+def _passes(
+    model: TappedModel, shown: Activations, batch: Batch, fewer: int
+) -> tuple[Activations, Activations]:
+    """Return what a model shows of all examples and of fewer, in evaluation mode."""
+    head = shown.head is not None
+    with (
+        torch.no_grad(),
+        modes_kept(model.module),
+        buffers_kept(model.module),
+        model.reading(shown.hidden, logits=shown.logits is not None, head=head) as read,
+    ):
+        model.module.eval()
+        part = batch.chunks(fewer)[0]
+        return read(batch.inputs, batch.selected), read(part.inputs, part.selected)
+
+
+def _states(shown: Activations) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+    """Yield the name, the axes before the width and the rows of all that a model has shown."""
+    for place, state in shown.hidden.items():
+        yield f"tap {place.label!r}", tuple(state.shape[:-1]), state
+    logits = shown.logits if shown.head is None else shown.head.states
+    if logits is not None:
+        leading = tuple(logits.shape[:-1]) if shown.positions is None else shown.positions
+        yield "'logits'", leading, logits
+
+
+def _agree(whole: Tensor, part: Tensor) -> bool:
+    """Return whether the rows of fewer examples are the first rows of all."""
+    first, other = whole[: len(part)].float(), part.float()
+    if first.shape != other.shape:
+        return False
+    finite = torch.cat([first, other]).where(torch.cat([first, other]).isfinite(), 0.0)
+    scale = float(finite.abs().amax()) if finite.numel() else 0.0
+    return torch.allclose(first, other, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True)
