@@ -62,7 +62,7 @@ class Batch:
             DataError: If there are no examples, or not one class for each place whose logits are
                 wanted.
         """
-        if not self.leading.ndim:
+        if not _leading(self.inputs).ndim:
             raise DataError("'inputs' must have the examples on their first axis; got a 0-dim one")
         if self.selected is not None and len(self.positions) < 2:  # noqa: PLR2004 - and position
             raise DataError(
@@ -86,10 +86,7 @@ class Batch:
 
         Inputs of a decoder come before token ids, and these before all others, such as images.
         """
-        if isinstance(self.inputs, Tensor):
-            return self.inputs
-        name = next((name for name in SCORED_INPUTS if name in self.inputs), None)
-        return next(iter(self.inputs.values())) if name is None else self.inputs[name]
+        return _leading(self.inputs)
 
     @property
     def is_decoded(self) -> bool:
@@ -238,6 +235,13 @@ class Batch:
                     f"that the batch can be cut into parts; got shape {tuple(tensor.shape)}; "
                     f"expand it in the collate function, or leave out 'accumulation'"
                 )
+
+
+def _leading(inputs: Inputs) -> Tensor:
+    if isinstance(inputs, Tensor):
+        return inputs
+    name = next((name for name in SCORED_INPUTS if name in inputs), None)
+    return next(iter(inputs.values())) if name is None else inputs[name]
 
 
 def _each(inputs: Inputs, change: "TensorMap") -> Inputs:

@@ -10,7 +10,8 @@ so that whoever reads needs to know one layout only:
   the log-probabilities at them (`prompt_logprobs` or `logprobs`), one entry a position: a mapping
   from id to `{"logprob", "rank"}` as vLLM's server answers, or a list of `{"token": "token_id:7",
   "logprob"}` as a chat answer with `return_tokens_as_token_ids` holds. The first entry of
-  `prompt_logprobs` is null, since nothing comes before it.
+  `prompt_logprobs` is null, since nothing comes before it. Whole answers of vLLM's server hold
+  both in `choices`; requests need `prompt_logprobs` and `return_token_ids`.
 
 Axes: row (positions of one sequence), draw (known classes, the most likely first).
 
@@ -200,12 +201,41 @@ def _from_lines(path: Path) -> Iterator[Spoken]:
     """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            yield _line(json.loads(line))
+            for answer in _answers(json.loads(line)):
+                yield _line(answer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            said = error if isinstance(error, DataError) else repr(error)
             raise DataError(
                 f"line {number} of {str(path)!r} must hold token ids and their log-probabilities "
-                f"as vLLM writes them: {error!r}"
+                f"as vLLM writes them: {said}"
             ) from None
+
+
+def _answers(line: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """Yield what a line holds: itself, or the choices of a server's whole answer.
+
+    A batch of requests is answered with `response.body` around each answer. What stands beside the
+    choices, as the ids of a chat, belongs to all of them.
+
+    Raises:
+        DataError: If a server has not returned the ids.
+    """
+    response = line.get("response")
+    body = response["body"] if isinstance(response, Mapping) else line
+    if "choices" not in body:
+        yield body
+        return
+    names = {"prompt_token_ids", "prompt_logprobs"}
+    shared = {name: body[name] for name in names if body.get(name) is not None}
+    for choice in body["choices"]:
+        answer = shared | {name: choice[name] for name in names if choice.get(name) is not None}
+        if answer.keys() != names:
+            raise DataError(
+                f"an answer with 'choices' must hold 'prompt_token_ids' and 'prompt_logprobs', "
+                f"which vLLM's server returns if the request has 'return_token_ids': true and "
+                f"'prompt_logprobs'; got {sorted(choice)}"
+            )
+        yield answer
 
 
 def _line(found: Mapping[str, Any]) -> Spoken:

@@ -10,7 +10,7 @@ Axes: example, position (as in `data.streams`).
 Units: tokens are positions with padding, since a model computes on padding, too.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
@@ -153,8 +153,19 @@ class RunBatches:
         return total
 
     def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the positions of some steps, and those that as many first batches would have."""
-        return self.tokens_between(start, stop), self._first * (stop - start)
+        """Return the positions of some steps, and those that as many first batches would have.
+
+        Args:
+            start: The first step.
+            stop: The step after the last; all of them have been read.
+        """
+        from_step, to_step, total = self._sum
+        if start != from_step or not start <= to_step <= stop:
+            to_step, total = start, 0
+        # Records come often, and a stage may be long: what was added up stays so.
+        total += sum(self._others.get(step, self._first) for step in range(to_step, stop))
+        self._sum = start, stop, total
+        return total, self._first * (stop - start)
 
     def _look(self, batch: Batch, step: int, tokens: int, *, number: int = 1) -> None:
         if tokens != self._first:
@@ -294,15 +305,9 @@ class TableWatch:
         self._limits[limit.owner, limit.path, limit.name] = limit
 
 
-class _Look(Protocol):
-    def __call__(self, path: str, embedding: nn.Embedding, given: object, /) -> None: ...
-
-
-class _Hook(Protocol):
-    def __call__(self, module: nn.Module, args: tuple[object, ...], /) -> None: ...
-
-
-def _hook(look: _Look, path: str) -> _Hook:
+def _hook(
+    look: Callable[[str, nn.Embedding, object], None], path: str
+) -> Callable[[nn.Module, tuple[object, ...]], None]:
     def before(module: nn.Module, args: tuple[object, ...]) -> None:
         if args and isinstance(module, nn.Embedding):
             look(path, module, args[0])

@@ -118,7 +118,7 @@ def _passes(
 def _states(shown: Activations) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
     """Yield the name, the axes before the width and the rows of all that a model has shown."""
     for place, state in shown.hidden.items():
-        yield f"tap {place.label!r}", tuple(state.shape[:-1]), state
+        yield f"tap {str(place)!r}", tuple(state.shape[:-1]), state
     logits = shown.logits if shown.head is None else shown.head.states
     if logits is not None:
         leading = tuple(logits.shape[:-1]) if shown.positions is None else shown.positions

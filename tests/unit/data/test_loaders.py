@@ -405,3 +405,81 @@ def test_items_that_cannot_be_read_are_refused(
 ) -> None:
     with pytest.raises(DataError, match=sentence):
         of_item(item, next_token=next_token)
+
+
+# --- positions of the labels ----------------------------------------------------------------------
+
+SOURCE = torch.arange(8).view(2, 4)
+TARGET = torch.tensor([[5, 6, 7, -100], [8, -100, -100, -100]])
+DECODED = {"input_ids": SOURCE, "attention_mask": torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0]])}
+
+
+@pytest.mark.parametrize("name", ["decoder_input_ids", "decoder_inputs_embeds"])
+def test_the_mask_of_an_encoder_says_nothing_of_the_labels(name: str) -> None:
+    read = SOURCE + 1 if name == "decoder_input_ids" else torch.zeros(2, 4, 3)
+    batch = of_item({**DECODED, name: read, "labels": TARGET})
+    assert (selected(batch), labels(batch)) == ([0, 1, 2, 4], [5, 6, 7, 8])
+    assert batch.valid is not None
+    assert batch.valid.sum(1).tolist() == [3, 1]
+
+
+def test_the_mask_of_a_decoder_says_what_is_scored() -> None:
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    item = {"decoder_input_ids": SOURCE + 1, "decoder_attention_mask": mask, "labels": TARGET}
+    batch = of_item({**DECODED, **item})
+    assert selected(batch) == [0, 1, 4]
+    assert batch.valid is not None
+    assert torch.equal(batch.valid, mask.bool())
+
+
+def test_labels_of_a_decoder_have_its_positions() -> None:
+    with pytest.raises(DataError, match=r"one a position of \(2, 3\); got shape \(2, 4\)"):
+        of_item({**DECODED, "decoder_input_ids": SOURCE[:, :3], "labels": TARGET})
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (2, 80, 30), (2, 5)], ids=str)
+def test_labels_give_the_positions_that_inputs_do_not_have(shape: tuple[int, ...]) -> None:
+    batch = of_item({"features": torch.zeros(shape), "labels": TARGET})
+    assert (batch.positions, selected(batch)) == ((2, 4), [0, 1, 2, 4])
+    assert batch.split(2)[1].num_selected == 1
+
+
+def test_a_mask_must_have_the_positions_of_labels_or_ids() -> None:
+    mask = torch.ones(2, 9)
+    for item, owner in (
+        ({"values": torch.zeros(2, 9), "labels": TARGET}, "'labels', "),
+        ({"input_ids": SOURCE}, "the token ids, "),
+    ):
+        with pytest.raises(DataError, match=rf"the positions of {owner}\(2, 4\); got \(2, 9\)$"):
+            of_item({**item, "attention_mask": mask})
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [[[1, 1, 1, 0], [1, 1, 1, 1]], [[0, 0, 1, 1], [0, 1, 1, 1]], [[1, 1, 1, 1]] * 2],
+    ids=["padded right", "padded left", "no padding"],
+)
+def test_a_mask_in_the_place_of_labels_is_refused(mask: list[list[int]]) -> None:
+    with pytest.raises(DataError, match=r"like an attention mask; a mapping tells them apart: {'inp"):
+        of_item((SOURCE + 5, torch.tensor(mask)))
+
+
+@pytest.mark.parametrize("second", [[[1, 0, 1, 0], [0, 1, 1, 1]], [[0, 0, 0, 0], [1, 1, 1, 1]]])
+def test_labels_of_two_classes_are_no_mask(second: list[list[int]]) -> None:
+    assert of_item((SOURCE + 5, torch.tensor(second))).num_selected == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_pixels_of_a_loader_are_examples_and_no_tokens(dtype: torch.dtype) -> None:
+    images = TensorDataset(torch.zeros(8, 3, 5, 5, dtype=dtype), torch.arange(8))
+    assert stream(DataLoader(images, batch_size=4)).tokens_per_batch == 4
+
+
+def test_an_order_of_millions_is_not_listed() -> None:
+    class Many(Items):
+        def __len__(self) -> int:
+            return 2**21
+
+    source = stream(DataLoader(Many(range(2**21)), batch_size=2, shuffle=True))
+    assert source._batches[:0].__class__.__name__ == "IndexOrder"
+    assert source.steps_per_epoch == 2**20

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import math
 
 import pytest
 import torch
@@ -184,3 +185,87 @@ def test_chunks_hold_the_batch_in_order_and_may_end_short() -> None:
     assert last.labels is not None
     assert last.labels.tolist() == [0]
     assert [one.num_examples for one in vectors().chunks(9)] == [4]
+
+
+IDS = torch.arange(8).view(4, 2)
+PATCHES = torch.zeros(4, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "positions"),
+    [
+        ({"pixel_values": PATCHES, "input_ids": IDS}, (4, 2)),
+        ({"input_features": torch.zeros(4, 80, 30), "decoder_input_ids": IDS}, (4, 2)),
+        ({"input_ids": torch.zeros(4, 9).long(), "decoder_inputs_embeds": PATCHES[:, 0]}, (4, 8)),
+        ({"inputs_embeds": PATCHES[:, 0]}, (4, 8)),
+    ],
+    ids=["image and text", "speech", "decoder states", "embedded"],
+)
+def test_positions_are_those_that_are_scored(
+    inputs: dict[str, Tensor], positions: tuple[int, ...]
+) -> None:
+    batch = Batch(inputs=inputs)
+    assert batch.positions == positions
+    assert (batch.has_tokens, batch.num_read_tokens) == (True, math.prod(positions))
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [
+        PATCHES.to(torch.uint8),
+        torch.zeros(4, 9, dtype=torch.uint8),
+        torch.zeros(4, 9, dtype=torch.bool),
+        PATCHES.long(),
+        torch.zeros(4, 9),
+    ],
+    ids=["pixels", "bytes", "flags", "whole pixels", "features"],
+)
+def test_pixels_and_features_are_no_tokens(inputs: Tensor) -> None:
+    batch = Batch(inputs=inputs)
+    assert (batch.has_tokens, batch.num_read_tokens) == (False, 4)
+
+
+def test_bytes_are_tokens_where_they_are_said_to_be() -> None:
+    read = torch.zeros(4, 9, dtype=torch.uint8)
+    valid = torch.ones(4, 9, dtype=torch.bool)
+    batches = [
+        Batch(inputs={"input_ids": read}),
+        Batch(inputs=read, valid=valid),
+        Batch(inputs=read, selected=torch.tensor([3])),
+        Batch(inputs=PATCHES, length=9),
+    ]
+    assert [batch.num_read_tokens for batch in batches] == [36] * 4
+
+
+@pytest.mark.parametrize("name", ["pixel_values", "input_features"])
+def test_parts_select_by_the_positions_of_the_labels(name: str) -> None:
+    inputs = {name: PATCHES, "decoder_input_ids": torch.zeros(4, 6).long()}
+    batch = Batch(inputs=inputs, labels=torch.arange(24), selected=torch.arange(24))
+    parts = batch.split(2)
+    assert [part.num_selected for part in parts] == [12, 12]
+    assert parts[1].selected is not None
+    assert parts[1].selected.tolist() == list(range(12))
+    assert parts[1].labels is not None
+    assert parts[1].labels.tolist() == list(range(12, 24))
+
+
+def test_parts_of_images_select_by_the_length_that_is_said() -> None:
+    batch = Batch(inputs=PATCHES, labels=torch.arange(4), selected=torch.arange(0, 64, 16), length=16)
+    part = batch.split(2)[1].to(torch.device("cpu"))
+    assert part.selected is not None
+    assert (part.selected.tolist(), part.length, part.positions) == ([0, 16], 16, (2, 16))
+
+
+@pytest.mark.parametrize("table", [torch.tensor(0.5), torch.zeros(1, 2)], ids=["number", "table"])
+def test_what_belongs_to_no_example_cannot_be_cut(table: Tensor) -> None:
+    batch = Batch(inputs={"input_ids": IDS, "scale": table})
+    with pytest.raises(DataError, match=r"^'scale' must have a row for each of the 4 examples, so"):
+        batch.split(2)
+    assert batch.split(1) == (batch,)
+
+
+def test_inputs_must_have_examples_and_what_is_selected_positions() -> None:
+    with pytest.raises(DataError, match=r"^'inputs' must have the examples on their first axis"):
+        Batch(inputs=torch.tensor(1))
+    with pytest.raises(DataError, match=r"^'selected' must come with the positions .* \(4,\) do no"):
+        Batch(inputs=torch.zeros(4), selected=torch.tensor([1]))

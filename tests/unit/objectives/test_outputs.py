@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError, SpecError
+from curricle.errors import BindError, DataError, SpecError
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations
 from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
@@ -253,3 +253,59 @@ def test_fitting_labels_says_in_words_what_it_does() -> None:
 def test_nothing_is_calibrated() -> None:
     match = bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 4))
     assert uncalibrated(match) is uncalibrated(fit()) is None
+
+
+# --- positions of logits --------------------------------------------------------------------------
+
+TOKENS = torch.arange(12).view(3, 4)
+SCORED = Batch(inputs=TOKENS, selected=torch.tensor([1, 6]), labels=torch.tensor([0, 3]))
+
+
+def selected_logits(positions: tuple[int, ...]) -> Activations:
+    return Activations({}, torch.zeros(2, 4), positions=positions)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("positions", [(3, 7), (3,), (4, 3)], ids=str)
+def test_logits_with_other_positions_than_the_data_are_refused(
+    who: str, positions: tuple[int, ...]
+) -> None:
+    parts = {"student": selected_logits((3, 4)), "teacher": selected_logits((3, 4))}
+    sample = Sample(batch=SCORED, seed=0, **(parts | {who: selected_logits(positions)}))
+    sentence = rf"^'logits' of the {who} must have the positions \(3, 4\) of the data; got"
+    with pytest.raises(BindError, match=sentence):
+        MatchLogits().bind(Reads(), sample, is_residual=False)
+    if who == "student":
+        with pytest.raises(BindError, match=sentence):
+            FitLabels().bind(Reads(), sample, is_residual=False)
+
+
+@pytest.mark.parametrize("declared", [MatchLogits(), FitLabels()], ids=["match", "fit"])
+def test_positions_are_compared_in_each_pass(declared: MatchLogits | FitLabels) -> None:
+    right, wrong = selected_logits((3, 4)), selected_logits((3, 7))
+    sample = Sample(batch=SCORED, student=right, teacher=right, seed=0)
+    term = declared.bind(Reads(), sample, is_residual=False)
+    assert term.total(right, torch.zeros(2, 4), SCORED).isfinite()
+    with pytest.raises(DataError, match=r"^'logits' must have the positions \(3, 4\) of the data; "):
+        term.total(wrong, torch.zeros(2, 4), SCORED)
+    if isinstance(declared, MatchLogits):
+        with pytest.raises(DataError, match=r"^'logits' must have the positions \(3, 4\) of the da"):
+            term.target(wrong, SCORED)
+
+
+def test_logits_of_both_models_must_have_the_same_positions() -> None:
+    with pytest.raises(BindError, match=r"the same positions; got \(3, 5\) and \(3, 4\)$"):
+        bind(MatchLogits(), torch.zeros(3, 5, 2), torch.zeros(3, 4, 2), Batch(inputs=TOKENS))
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 2), (2, 2)], ids=["a position", "too few"])
+def test_labels_without_logits_are_refused(shape: tuple[int, ...]) -> None:
+    batch = Batch(inputs=torch.zeros(3, 5), labels=torch.tensor([0, 1, 0]))
+    with pytest.raises(BindError, match=r"^'logits' must be one for each label, of the 3 examples; g"):
+        bind(FitLabels(), torch.zeros(shape), torch.zeros(shape), batch)
+
+
+def test_a_first_label_that_is_no_class_is_refused() -> None:
+    batch = Batch(inputs=torch.zeros(3, 5), labels=torch.tensor([0, 2, 0]))
+    with pytest.raises(DataError, match=r"^'labels' must lie between 0 and 1, .*; got 2 in the first"):
+        bind(FitLabels(), torch.zeros(3, 2), torch.zeros(3, 2), batch)

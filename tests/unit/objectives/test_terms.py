@@ -1,17 +1,21 @@
 """What objectives of all kinds share."""
 
+import re
+
 import pytest
 import torch
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Place
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.terms import (
+from curricle.objectives.terms import (, check_classes, check_positions
     Objective,
     Reads,
     Rows,
+    check_classes,
+    check_positions,
     required,
 )
 
@@ -138,3 +142,42 @@ def test_another_number_of_positions_than_was_counted_is_refused() -> None:
     rows = Rows.of("'tap'", (4, 5, 7), batch)
     with pytest.raises(DataError, match=r"^a state must keep its positions .*: 140 .*; got 120$"):
         rows.take(torch.zeros(4, 5, 6, 2), batch)
+
+
+@pytest.mark.parametrize("found", [(4, 3), (12,), None], ids=str)
+def test_positions_of_the_data_are_taken(found: tuple[int, ...] | None) -> None:
+    check_positions("'logits'", found, Batch(inputs=TOKENS))
+
+
+@pytest.mark.parametrize("found", [(4, 6), (3, 4), (4,), (4, 3, 1)], ids=str)
+@pytest.mark.parametrize("kind", [BindError, DataError])
+def test_other_positions_are_refused(found: tuple[int, ...], kind: type[CurricleError]) -> None:
+    sentence = rf"^'logits' must have the positions \(4, 3\) of the data; got {re.escape(str(found))}"
+    with pytest.raises(kind, match=sentence):
+        check_positions("'logits'", found, Batch(inputs=TOKENS), kind=kind)
+
+
+@pytest.mark.parametrize(("wrong", "classes"), [(-1, 3), (-100, 3), (3, 3), (7, 4)])
+def test_a_label_that_is_no_class_is_refused(wrong: int, classes: int) -> None:
+    sentence = rf"^'labels' must lie between 0 and {classes - 1}, .*; got {wrong} in batch 5; "
+    with pytest.raises(DataError, match=sentence):
+        check_classes(torch.tensor([0, wrong, 2]), classes, "batch 5")
+    check_classes(torch.tensor([0, classes - 1]), classes)
+    check_classes(torch.tensor([]).long(), classes)
+
+
+@pytest.mark.parametrize("name", ["decoder_input_ids", "decoder_inputs_embeds"])
+def test_states_of_an_encoder_are_refused_where_a_decoder_is_scored(name: str) -> None:
+    ids = torch.zeros(4, 3).long()
+    read = ids if name == "decoder_input_ids" else torch.zeros(4, 3, 2)
+    batch = Batch(inputs={"input_ids": torch.zeros(4, 5).long(), name: read})
+    assert Rows.of("'tap'", (4, 3), batch).count(batch) == 12
+    with pytest.raises(BindError, match=r"the positions \(4, 3\) of the decoder, .*; got \(4, 5\);"):
+        Rows.of("'tap'", (4, 5), batch)
+
+
+def test_a_state_of_equally_many_but_other_positions_is_refused() -> None:
+    batch = Batch(inputs=TOKENS)
+    rows = Rows.of("'tap'", (4, 3), batch)
+    with pytest.raises(DataError, match=r"^a state must have the positions \(4, 3\) of the data; got"):
+        rows.take(torch.zeros(3, 4, 2), batch)

@@ -177,3 +177,46 @@ def test_sequences_of_fewer_classes_and_twice_the_same_are_read(tmp_path: Path) 
     manifest = import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
     assert manifest.shards[0].examples == 2
     assert target(tmp_path / "store", [2, 2], [0]).weights[0, 1] == 0
+
+
+ANSWER: dict[str, Any] = {
+    "prompt_token_ids": IDS,
+    "prompt_logprobs": [None, *map(entry, range(3))],
+    "text": "x",
+    "logprobs": None,
+}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"id": "a", "object": "text_completion", "choices": [{"index": 0, **ANSWER}]},
+        {
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": {}, "prompt_token_ids": None}],
+            "prompt_token_ids": IDS,
+            "prompt_logprobs": ANSWER["prompt_logprobs"],
+        },
+        {"custom_id": "a", "response": {"status_code": 200, "body": {"choices": [ANSWER]}}},
+    ],
+    ids=["completion", "chat", "batch of requests"],
+)
+def test_whole_answers_of_a_server_are_read(tmp_path: Path, line: dict[str, Any]) -> None:
+    (tmp_path / "t.jsonl").write_text(json.dumps(line) + "\n")
+    import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
+    assert agrees(target(tmp_path / "store", IDS, [0, 2]), [0, 2])
+
+
+def test_each_choice_of_an_answer_is_a_sequence(tmp_path: Path) -> None:
+    other = {**ANSWER, "prompt_token_ids": [8, 1, 4, 1]}
+    (tmp_path / "t.jsonl").write_text(json.dumps({"choices": [ANSWER, other]}) + "\n")
+    import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)
+    assert agrees(target(tmp_path / "store", [8, 1, 4, 1], [1]), [1])
+
+
+@pytest.mark.parametrize("missing", ["prompt_token_ids", "prompt_logprobs"])
+def test_an_answer_without_ids_names_what_to_ask_for(tmp_path: Path, missing: str) -> None:
+    choice = {name: found for name, found in ANSWER.items() if name != missing}
+    (tmp_path / "t.jsonl").write_text(json.dumps({"choices": [choice]}) + "\n")
+    with pytest.raises(DataError, match=r"^line 1 of .*'return_token_ids': true and 'prompt_logp"):
+        import_targets(tmp_path / "t.jsonl", tmp_path / "store", num_classes=CLASSES)

@@ -24,7 +24,7 @@ from curricle.objectives.temperature import LearnedTemperature, Temperature
 from curricle.teachers.live import LiveTeacher
 from curricle.training.optimizers import SGD, AdamW
 from curricle.training.terms import adapters_of
-from tests.parts import CLASSES, INPUTS, Listed, bound, mlp
+from tests.parts import CLASSES, INPUTS, Listed, bound, mlp, texts
 
 BATCH = 8
 
@@ -300,9 +300,11 @@ def test_every_stage_has_a_step() -> None:
 
 
 def test_stages_may_use_different_units() -> None:
-    first = Stage(name="a", duration=Duration(number=2), objectives=(FitLabels(),))
-    second = Stage(name="b", duration=Duration(number=17, unit="tokens"), objectives=(FitLabels(),))
-    assert bound(Curriculum(name="x", stages=(first, second))).num_steps == 2 + 3
+    first = Stage(name="a", duration=Duration(number=2), objectives=(MatchLogits(),))
+    second = Stage(name="b", duration="41 tokens", objectives=(MatchLogits(),))
+    ids = torch.arange(20).remainder(11).view(4, 5)
+    stream = Listed(Batch(inputs={"input_ids": ids}))
+    assert texts(Curriculum(name="x", stages=(first, second)), stream=stream).num_steps == 2 + 3
 
 
 # --- models of other depths -----------------------------------------------------------------------

@@ -1,0 +1,181 @@
+"""Batches as a run reads them."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from tests.parts import Listed, bound, drawn, embedder, parity, texts
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.curriculum.stages import Stage
+from curricle.curriculum.strategies import from_labels, one_shot
+from curricle.data.streams import Batch
+from curricle.errors import BindError, DataError
+from curricle.objectives.outputs import FitLabels
+from curricle.teachers.live import LiveTeacher
+from curricle.training.batches import (
+    RunBatches,
+    TableLimit,
+    TableWatch,
+    check_token_lengths,
+    located,
+)
+
+@pytest.fixture(autouse=True)
+def drawn_weights() -> Iterator[None]:
+    """Draw the weights of modules from a stream of their own."""
+    with seeding.scoped(0, "model"):
+        yield
+
+
+SHORT = Batch(inputs={"input_ids": torch.zeros(4, 4).long()})
+LONG = Batch(inputs={"input_ids": torch.zeros(4, 64).long()})
+
+
+def staged(duration: str) -> list[Stage]:
+    return [Stage(name="a", duration=duration, objectives=(FitLabels(),))]
+
+
+def limit(**fields: Any) -> TableLimit:
+    return TableLimit(**{"owner": "student", "path": "e", "rows": 7, "name": "x"} | fields)
+
+
+class Positioned(nn.Module):
+    """Adds a table of positions, from some row on, to that of ids."""
+
+    def __init__(self, offset: int) -> None:
+        super().__init__()
+        self.ids, self.places, self.offset = nn.Embedding(11, 3), nn.Embedding(9, 3), offset
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        places = torch.arange(input_ids.shape[1])[None] + self.offset
+        found: Tensor = self.ids(input_ids) + self.places(places)
+        return found
+
+
+def test_positions_are_those_of_the_batches_that_were_read() -> None:
+    batches = RunBatches(Listed(SHORT, LONG), SHORT)
+    for step in range(3):
+        batches.batch(step)
+    assert batches.relative_tokens(0, 2) == (16 + 256, 32)
+    assert batches.relative_tokens(0, 3) == (16 + 256 + 16, 48)
+    assert batches.relative_tokens(1, 3) == (256 + 16, 32)
+
+
+def test_joined_batches_are_counted_each() -> None:
+    stream = parity()
+    batches = RunBatches(stream, stream.batch(0))
+    whole = batches.joined(0, 3)
+    assert whole is not None
+    assert batches.relative_tokens(0, 3) == (24, 24)
+    assert RunBatches(Listed(SHORT), SHORT).joined(0, 2) is None
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        Batch(inputs=torch.zeros(4, 3)),
+        Batch(inputs=torch.zeros(4, 3, 8, 8, dtype=torch.uint8)),
+        Batch(inputs=torch.zeros(4, 9, dtype=torch.bool)),
+    ],
+    ids=["features", "pixels", "flags"],
+)
+def test_tokens_are_no_length_of_data_without_positions(batch: Batch) -> None:
+    with pytest.raises(BindError, match=r"^'duration' must be in steps or examples for data with"):
+        check_token_lengths(staged("99 tokens"), Listed(batch))
+    check_token_lengths(staged("99 examples"), Listed(batch))
+
+
+def test_tokens_are_no_length_of_batches_of_unequal_length() -> None:
+    with pytest.raises(BindError, match=r"in the first batch and 256 in that of step 1$"):
+        check_token_lengths(staged("272 tokens"), Listed(SHORT, LONG))
+    late = RunBatches(Listed(*[SHORT] * 9, LONG), SHORT, is_uniform=True)
+    with pytest.raises(DataError, match=r"16 in the first batch and 256 in that of step 9$"):
+        late.batch(9)
+
+
+@pytest.mark.parametrize(("label", "step"), [(-1, 1), (7, 2)])
+def test_a_label_in_a_later_batch_that_is_no_class_is_refused(label: int, step: int) -> None:
+    def labeled(number: int) -> Batch:
+        return Batch(inputs=torch.zeros(2, 3), labels=torch.tensor([0, number]))
+
+    stream = Listed(*[labeled(1)] * step, labeled(label))
+    batches = RunBatches(stream, labeled(1), labels=[(0, 9, 4)])
+    sentence = rf"^'labels' must lie between 0 and 3, .*; got {label} in the batch of step {step};"
+    with pytest.raises(DataError, match=sentence):
+        batches.batch(step)
+    assert RunBatches(stream, labeled(1), labels=[(9, 99, 4)]).batch(step) is not None
+
+
+@pytest.mark.parametrize("wrong", [7, 60, -100])
+def test_ids_without_a_row_are_refused(wrong: int) -> None:
+    sentence = rf"^'x' must lie between 0 and 6, .* student's table 'e'; got {wrong} in the .* 5$"
+    with pytest.raises(DataError, match=sentence):
+        limit().check({"x": torch.tensor([[0, 6], [wrong, 2]])}, 5)
+    limit().check({"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])}, 5)
+
+
+def test_more_positions_than_rows_are_refused() -> None:
+    with pytest.raises(DataError, match=r"^'x' must have at most the 5 positions .*; got 6 in"):
+        limit(offset=2).check({"x": torch.zeros(1, 6)}, 0)
+    limit(offset=2).check({"x": torch.zeros(1, 5)}, 0)
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_tables_of_ids_and_positions_are_found(offset: int) -> None:
+    watch, module = TableWatch(), Positioned(offset)
+    batch = Batch(inputs={"input_ids": torch.tensor([[3, 1, 4], [1, 5, 9]])})
+    with watch.watching("teacher", module, batch):
+        module(**dict(batch.inputs))  # type: ignore[arg-type]
+    assert watch.limits == (
+        TableLimit(owner="teacher", path="ids", rows=11, name="input_ids"),
+        TableLimit(owner="teacher", path="places", rows=9, name="input_ids", offset=offset),
+    )
+    assert not module.ids._forward_pre_hooks
+
+
+def test_an_error_of_the_data_is_located() -> None:
+    with pytest.raises(DataError, match=r"^stage 'a', step 3, seed 5: too long$"):
+        with located("a", 3, 5):
+            raise DataError("too long")
+    with pytest.raises(KeyError), located("a", 3, 5):
+        raise KeyError("other")
+
+
+def test_a_run_checks_the_labels_and_ids_that_its_models_read() -> None:
+    ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
+    wrong = Batch(inputs={"input_ids": ids + 2})
+    run = texts(one_shot(total="2 steps"), stream=Listed(Batch(inputs={"input_ids": ids}), wrong))
+    with pytest.raises(DataError, match=r"'input_ids' must lie between 0 and 10, .*; got 11 in"):
+        run.stream.batch(1)
+    first, second = (
+        Batch(inputs=drawn(2, 6), labels=torch.tensor([0, label])) for label in (1, 2)
+    )
+    run = bound(from_labels(total="2 steps"), teacher=None, stream=Listed(first, second))
+    with pytest.raises(DataError, match=r"'labels' must lie between 0 and 1, .*; got 2 in"):
+        run.stream.batch(1)
+
+
+def test_a_run_over_batches_of_unequal_length_says_so() -> None:
+    run = texts(one_shot(total="2 steps"), stream=Listed(SHORT, LONG))
+    assert "batches differ in their number of positions (16 and 256 in the first two)" in run.notes[-1]
+    assert not texts(one_shot(total="2 steps"), stream=Listed(SHORT)).notes
+
+
+def test_labels_that_no_objective_reads_are_left_alone() -> None:
+    batch = Batch(inputs=drawn(2, 6), labels=torch.tensor([0, 99]))
+    run = bound(one_shot(total="2 steps"), stream=Listed(batch))
+    assert run.stream.batch(0) is batch
+
+
+def test_ids_are_checked_for_the_teacher_too() -> None:
+    run = texts(
+        one_shot(total="1 steps"),
+        student=embedder(4, 5),
+        teacher=LiveTeacher(embedder(6, 9)),
+        stream=Listed(SHORT),
+    )
+    assert isinstance(run.stream, RunBatches)
+    assert {table.owner for table in run.stream._tables} == {"student", "teacher"}
