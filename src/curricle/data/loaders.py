@@ -374,7 +374,9 @@ def _valid(plain: Batch, labels: Tensor | None) -> Bool[Tensor, "example positio
         is_told = plain.is_decoded and labels is not None and labels.ndim == SEQUENCE_AXES
         return labels != IGNORED if labels is not None and is_told else None
     if mask.ndim != SEQUENCE_AXES:
-        raise DataError(f"{name!r} must have the axes example and position; got {tuple(mask.shape)}")
+        raise DataError(
+            f"{name!r} must have the axes example and position; got {tuple(mask.shape)}"
+        )
     expected = None
     if labels is not None and labels.ndim == SEQUENCE_AXES:
         expected, owner = tuple(labels.shape), "'labels'"

@@ -120,7 +120,10 @@ class MatchLogits:
                 f"'num_classes' must be at most the {student} and {teacher} classes of student and "
                 f"teacher; got {self.num_classes}"
             )
-        for owner, positions in (("student", sample.student.positions), ("teacher", shown.positions)):
+        for owner, positions in (
+            ("student", sample.student.positions),
+            ("teacher", shown.positions),
+        ):
             check_positions(f"'logits' of the {owner}", positions, sample.batch, kind=BindError)
         if leading != others:
             raise BindError(

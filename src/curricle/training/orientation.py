@@ -76,9 +76,7 @@ def check_orientation(owner: str, model: TappedModel, shown: Activations, batch:
         if not _is_open(leading, batch):
             continue
         is_flat = len(leading) == 1
-        is_right = (
-            _agree(rows, fewer_rows) if is_flat else tuple(fewer_leading[:1]) == (fewer,)
-        )
+        is_right = _agree(rows, fewer_rows) if is_flat else tuple(fewer_leading[:1]) == (fewer,)
         if not is_right:
             raise BindError(
                 f"{name} of the {owner} must have the examples on the first axis and not the "

@@ -253,7 +253,9 @@ class Stepper:
         self, batch: Batch, targets: list[Target] | None, scales: Sequence[float]
     ) -> list[Tensor]:
         targets = self.targets(batch) if targets is None else targets
-        totals = self.totals(batch, targets, read=partial(shown_in_training, "student", self._student))
+        totals = self.totals(
+            batch, targets, read=partial(shown_in_training, "student", self._student)
+        )
         # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
         torch.autograd.backward(
             totals,

@@ -97,3 +97,29 @@ def test_keys_have_their_full_length() -> None:
     found = example_keys(many, selected=False)
     assert found.nbytes == 16 * 2000
     assert len(np.unique(found)) == 2000
+
+
+def test_an_encoder_is_not_cut_where_a_decoder_has_ended() -> None:
+    def decoded(source: torch.Tensor, target: torch.Tensor) -> Batch:
+        inputs = {"input_ids": source, "decoder_input_ids": target}
+        valid = torch.tensor([[True, True, False, False]])
+        return Batch(inputs=inputs, valid=valid)
+
+    first = keys(decoded(IDS[:1], IDS[1:2]))
+    # The source differs where the target is padded, and the other way round.
+    assert keys(decoded(IDS[:1] + torch.tensor([0, 0, 0, 1]), IDS[1:2])) != first
+    assert keys(decoded(IDS[:1], IDS[1:2] + torch.tensor([0, 0, 0, 1]))) == first
+
+
+def test_the_mask_of_an_encoder_is_part_of_what_is_shown() -> None:
+    valid = torch.tensor([[True, True, True, False]])
+    inputs = {"input_ids": IDS[:1], "decoder_input_ids": IDS[1:2]}
+    masks = [torch.tensor([[1, 1, 1, 0]]), torch.tensor([[1, 1, 1, 1]])]
+    found = [keys(Batch(inputs={**inputs, "attention_mask": mask}, valid=valid)) for mask in masks]
+    assert found[0] != found[1]
+
+
+def test_selected_positions_are_those_of_the_decoder() -> None:
+    inputs = {"input_ids": IDS, "decoder_input_ids": IDS[:, :2]}
+    batch = Batch(inputs=inputs, selected=torch.tensor([1, 2, 5]))
+    assert [one.tolist() for one in selected_places(batch)] == [[1], [0], [1]]

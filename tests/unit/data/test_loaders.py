@@ -460,7 +460,9 @@ def test_a_mask_must_have_the_positions_of_labels_or_ids() -> None:
     ids=["padded right", "padded left", "no padding"],
 )
 def test_a_mask_in_the_place_of_labels_is_refused(mask: list[list[int]]) -> None:
-    with pytest.raises(DataError, match=r"like an attention mask; a mapping tells them apart: {'inp"):
+    with pytest.raises(
+        DataError, match=r"like an attention mask; a mapping tells them apart: {'inp"
+    ):
         of_item((SOURCE + 5, torch.tensor(mask)))
 
 

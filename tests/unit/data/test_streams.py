@@ -250,7 +250,9 @@ def test_parts_select_by_the_positions_of_the_labels(name: str) -> None:
 
 
 def test_parts_of_images_select_by_the_length_that_is_said() -> None:
-    batch = Batch(inputs=PATCHES, labels=torch.arange(4), selected=torch.arange(0, 64, 16), length=16)
+    batch = Batch(
+        inputs=PATCHES, labels=torch.arange(4), selected=torch.arange(0, 64, 16), length=16
+    )
     part = batch.split(2)[1].to(torch.device("cpu"))
     assert part.selected is not None
     assert (part.selected.tolist(), part.length, part.positions) == ([0, 16], 16, (2, 16))
@@ -267,5 +269,7 @@ def test_what_belongs_to_no_example_cannot_be_cut(table: Tensor) -> None:
 def test_inputs_must_have_examples_and_what_is_selected_positions() -> None:
     with pytest.raises(DataError, match=r"^'inputs' must have the examples on their first axis"):
         Batch(inputs=torch.tensor(1))
-    with pytest.raises(DataError, match=r"^'selected' must come with the positions .* \(4,\) do no"):
+    with pytest.raises(
+        DataError, match=r"^'selected' must come with the positions .* \(4,\) do no"
+    ):
         Batch(inputs=torch.zeros(4), selected=torch.tensor([1]))

@@ -5,9 +5,17 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.errors import BindError
+from curricle.errors import BindError, DataError
 from curricle.models.adapters import tapped
-from curricle.models.tapped import Activations, Inputs, Place, TappedModel, tap_number, tried
+from curricle.models.tapped import (
+    Activations,
+    Inputs,
+    Place,
+    TappedModel,
+    shown_in_training,
+    tap_number,
+    tried,
+)
 
 
 @pytest.mark.parametrize(
@@ -94,3 +102,31 @@ def test_an_error_of_ours_is_not_told_twice() -> None:
 
     with pytest.raises(BindError, match=r"^'tap' must be reached$"):
         tried("student", refuse, torch.zeros(1, 4), None)
+
+
+@pytest.mark.parametrize("error", [IndexError("out of range"), RuntimeError("sizes"), TypeError()])
+def test_a_later_forward_pass_that_fails_is_an_error_of_the_data(error: Exception) -> None:
+    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+        raise error
+
+    with pytest.raises(DataError, match=rf"^'student' must take every batch .* says: {error}$"):
+        shown_in_training("student", read, torch.zeros(1), None)
+
+
+@pytest.mark.parametrize(
+    "error", [BindError("ours"), torch.OutOfMemoryError("full"), KeyboardInterrupt()]
+)
+def test_errors_that_no_data_can_mend_stay_what_they_are(error: BaseException) -> None:
+    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+        raise error
+
+    with pytest.raises(type(error)):
+        shown_in_training("student", read, torch.zeros(1), None)
+
+
+def test_a_later_forward_pass_that_works_is_shown() -> None:
+    shown = Activations(hidden={})
+    assert (
+        shown_in_training("student", lambda _inputs, _selected: shown, torch.zeros(1), None)
+        is shown
+    )

@@ -286,10 +286,14 @@ def test_positions_are_compared_in_each_pass(declared: MatchLogits | FitLabels) 
     sample = Sample(batch=SCORED, student=right, teacher=right, seed=0)
     term = declared.bind(Reads(), sample, is_residual=False)
     assert term.total(right, torch.zeros(2, 4), SCORED).isfinite()
-    with pytest.raises(DataError, match=r"^'logits' must have the positions \(3, 4\) of the data; "):
+    with pytest.raises(
+        DataError, match=r"^'logits' must have the positions \(3, 4\) of the data; "
+    ):
         term.total(wrong, torch.zeros(2, 4), SCORED)
     if isinstance(declared, MatchLogits):
-        with pytest.raises(DataError, match=r"^'logits' must have the positions \(3, 4\) of the da"):
+        with pytest.raises(
+            DataError, match=r"^'logits' must have the positions \(3, 4\) of the da"
+        ):
             term.target(wrong, SCORED)
 
 
@@ -301,11 +305,15 @@ def test_logits_of_both_models_must_have_the_same_positions() -> None:
 @pytest.mark.parametrize("shape", [(3, 4, 2), (2, 2)], ids=["a position", "too few"])
 def test_labels_without_logits_are_refused(shape: tuple[int, ...]) -> None:
     batch = Batch(inputs=torch.zeros(3, 5), labels=torch.tensor([0, 1, 0]))
-    with pytest.raises(BindError, match=r"^'logits' must be one for each label, of the 3 examples; g"):
+    with pytest.raises(
+        BindError, match=r"^'logits' must be one for each label, of the 3 examples; g"
+    ):
         bind(FitLabels(), torch.zeros(shape), torch.zeros(shape), batch)
 
 
 def test_a_first_label_that_is_no_class_is_refused() -> None:
     batch = Batch(inputs=torch.zeros(3, 5), labels=torch.tensor([0, 2, 0]))
-    with pytest.raises(DataError, match=r"^'labels' must lie between 0 and 1, .*; got 2 in the first"):
+    with pytest.raises(
+        DataError, match=r"^'labels' must lie between 0 and 1, .*; got 2 in the first"
+    ):
         bind(FitLabels(), torch.zeros(3, 2), torch.zeros(3, 2), batch)

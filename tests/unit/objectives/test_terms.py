@@ -10,7 +10,7 @@ from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Place
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.terms import (, check_classes, check_positions
+from curricle.objectives.terms import (
     Objective,
     Reads,
     Rows,
@@ -152,7 +152,9 @@ def test_positions_of_the_data_are_taken(found: tuple[int, ...] | None) -> None:
 @pytest.mark.parametrize("found", [(4, 6), (3, 4), (4,), (4, 3, 1)], ids=str)
 @pytest.mark.parametrize("kind", [BindError, DataError])
 def test_other_positions_are_refused(found: tuple[int, ...], kind: type[CurricleError]) -> None:
-    sentence = rf"^'logits' must have the positions \(4, 3\) of the data; got {re.escape(str(found))}"
+    sentence = (
+        rf"^'logits' must have the positions \(4, 3\) of the data; got {re.escape(str(found))}"
+    )
     with pytest.raises(kind, match=sentence):
         check_positions("'logits'", found, Batch(inputs=TOKENS), kind=kind)
 
@@ -172,12 +174,16 @@ def test_states_of_an_encoder_are_refused_where_a_decoder_is_scored(name: str) -
     read = ids if name == "decoder_input_ids" else torch.zeros(4, 3, 2)
     batch = Batch(inputs={"input_ids": torch.zeros(4, 5).long(), name: read})
     assert Rows.of("'tap'", (4, 3), batch).count(batch) == 12
-    with pytest.raises(BindError, match=r"the positions \(4, 3\) of the decoder, .*; got \(4, 5\);"):
+    with pytest.raises(
+        BindError, match=r"the positions \(4, 3\) of the decoder, .*; got \(4, 5\);"
+    ):
         Rows.of("'tap'", (4, 5), batch)
 
 
 def test_a_state_of_equally_many_but_other_positions_is_refused() -> None:
     batch = Batch(inputs=TOKENS)
     rows = Rows.of("'tap'", (4, 3), batch)
-    with pytest.raises(DataError, match=r"^a state must have the positions \(4, 3\) of the data; got"):
+    with pytest.raises(
+        DataError, match=r"^a state must have the positions \(4, 3\) of the data; got"
+    ):
         rows.take(torch.zeros(3, 4, 2), batch)

@@ -23,6 +23,7 @@ from curricle.training.batches import (
     located,
 )
 
+
 @pytest.fixture(autouse=True)
 def drawn_weights() -> Iterator[None]:
     """Draw the weights of modules from a stream of their own."""
@@ -150,9 +151,7 @@ def test_a_run_checks_the_labels_and_ids_that_its_models_read() -> None:
     run = texts(one_shot(total="2 steps"), stream=Listed(Batch(inputs={"input_ids": ids}), wrong))
     with pytest.raises(DataError, match=r"'input_ids' must lie between 0 and 10, .*; got 11 in"):
         run.stream.batch(1)
-    first, second = (
-        Batch(inputs=drawn(2, 6), labels=torch.tensor([0, label])) for label in (1, 2)
-    )
+    first, second = (Batch(inputs=drawn(2, 6), labels=torch.tensor([0, label])) for label in (1, 2))
     run = bound(from_labels(total="2 steps"), teacher=None, stream=Listed(first, second))
     with pytest.raises(DataError, match=r"'labels' must lie between 0 and 1, .*; got 2 in"):
         run.stream.batch(1)
@@ -160,7 +159,9 @@ def test_a_run_checks_the_labels_and_ids_that_its_models_read() -> None:
 
 def test_a_run_over_batches_of_unequal_length_says_so() -> None:
     run = texts(one_shot(total="2 steps"), stream=Listed(SHORT, LONG))
-    assert "batches differ in their number of positions (16 and 256 in the first two)" in run.notes[-1]
+    assert (
+        "batches differ in their number of positions (16 and 256 in the first two)" in run.notes[-1]
+    )
     assert not texts(one_shot(total="2 steps"), stream=Listed(SHORT)).notes
 
 

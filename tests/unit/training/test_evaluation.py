@@ -113,3 +113,22 @@ def test_half_precision_logits_are_summed_in_full_precision() -> None:
     rows = torch.full((4096, 2), 0.5).log().bfloat16()
     many = Batch(inputs=rows, labels=torch.zeros(4096, dtype=torch.long))
     assert label_metrics([many], CPU)(shown())["nll"] == pytest.approx(math.log(2), rel=1e-6)
+
+
+class Longer(Table):
+    """Gives logits before the first position, as a model with a learned prompt does."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        found: Tensor = super().forward(torch.cat([tokens[:, :1], tokens], dim=1))
+        return found
+
+
+def test_logits_of_more_positions_than_the_data_are_refused() -> None:
+    scored = Batch(
+        inputs=torch.tensor([[0, 1, 2], [1, 0, 2]]),
+        labels=torch.tensor([0, 0]),
+        selected=torch.tensor([1, 5]),
+    )
+    sentence = r"^'logits' in 'evaluation' must have the positions \(2, 3\) of .*; got \(2, 4\): "
+    with pytest.raises(DataError, match=sentence):
+        label_metrics([scored], CPU)(tapped(Longer()))

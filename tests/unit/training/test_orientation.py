@@ -21,6 +21,7 @@ from curricle.objectives.outputs import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.orientation import check_decoder_inputs, check_orientation
 
+
 @pytest.fixture(autouse=True)
 def drawn_weights() -> Iterator[None]:
     """Draw the weights of modules from a stream of their own."""
@@ -84,7 +85,9 @@ def check(module: nn.Module, batch: Batch = SQUARE, *, logits: bool = True) -> N
 @pytest.mark.parametrize("logits", [True, False], ids=["logits", "tap"])
 def test_positions_on_the_first_axis_are_refused(logits: bool) -> None:
     name = "'logits'" if logits else "tap 'block'"
-    with pytest.raises(BindError, match=rf"^{name} of the student must have .*\(4, 4\) become \(4, 3"):
+    with pytest.raises(
+        BindError, match=rf"^{name} of the student must have .*\(4, 4\) become \(4, 3"
+    ):
         check(SequenceFirst(3), logits=logits)
     check(Reader(3), logits=logits)
 
@@ -146,7 +149,9 @@ def test_a_decoder_must_have_inputs_where_labels_have_positions() -> None:
     module = Reader(3)
     module.config = SimpleNamespace(is_encoder_decoder=True)  # type: ignore[assignment]
     ids = torch.zeros(2, 5).long()
-    with pytest.raises(BindError, match=r"^'decoder_input_ids' must be in the batches of Reader, an"):
+    with pytest.raises(
+        BindError, match=r"^'decoder_input_ids' must be in the batches of Reader, an"
+    ):
         check_decoder_inputs(module, encoder_decoder(input_ids=ids))
     check_decoder_inputs(module, encoder_decoder(input_ids=ids, decoder_input_ids=ids))
     check_decoder_inputs(module, Batch(inputs={"input_ids": ids}, labels=torch.zeros(2).long()))

@@ -1,11 +1,17 @@
 """What records say of a run, worked out by hand."""
 
+import pytest
+import torch
+
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
+from curricle.data.streams import Batch
 from curricle.records import Spent
+from curricle.training.classroom import Seat, execute_together
+from curricle.training.engine import Outputs
 from curricle.training.recording import run_record, spend, step_record
 from curricle.training.stepping import stepping
-from tests.parts import bound
+from tests.parts import Listed, bound, texts
 
 STEPS = Duration(number=8)
 
@@ -53,3 +59,26 @@ def test_a_run_is_opened_with_what_it_is() -> None:
 def test_a_run_without_teacher_counts_none() -> None:
     run = bound(from_labels(total=STEPS))
     assert run_record(run, "accuracy", "parity", "").teacher_parameters == 0
+
+
+@pytest.mark.parametrize("per_record", [1, 2])
+def test_batches_of_unequal_length_are_spent_as_they_are(per_record: int) -> None:
+    ids = [torch.zeros(4, length).long() for length in (2, 6, 4)]
+    run = texts(one_shot(total="3 steps"), stream=Listed(*[Batch(inputs=one) for one in ids]))
+    (stage,), before = run.stages, Spent()
+    for step in range(3):
+        run.stream.batch(step)
+        if step % per_record == 0:
+            spent = spend(run, before, stage, done=step + 1, seconds=0.0)
+    assert (spent.tokens, spent.examples) == (8 + 24 + 16, 12)
+    # The layers of these models cost the same at every position: 6 times the first batch's.
+    assert spent.student_flops == 6 * stage.plan.student_flops
+    assert spent.teacher_flops == 6 * stage.plan.teacher_flops
+
+
+def test_a_student_in_a_classroom_spends_what_it_would_alone() -> None:
+    ids = [torch.zeros(4, length).long() for length in (2, 6)]
+    run = texts(one_shot(total="2 steps"), stream=Listed(*[Batch(inputs=one) for one in ids]))
+    seats = [Seat(run=run, evaluate=lambda _: {"accuracy": 0.0}, outputs=Outputs())]
+    (end,) = execute_together(seats, metric="accuracy")
+    assert end.spent.tokens == 8 + 24

@@ -15,7 +15,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.streams import Batch
-from curricle.errors import DivergenceError
+from curricle.errors import DataError, DivergenceError
 from curricle.models.adapters import tapped
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
@@ -661,3 +661,33 @@ def test_half_precision_runs_and_keeps_the_weights_in_full_precision() -> None:
         weights(half.student)["head.weight"].tolist()
         != weights(full.student)["head.weight"].tolist()
     )
+
+
+class Short(Speller):
+    """Takes three positions at most."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        if tokens.shape[1] > 3:
+            raise IndexError("index out of range in self")
+        return super().forward(tokens)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_later_batch_that_a_model_cannot_take_is_located(who: str, accumulation: int) -> None:
+    with seeding.scoped(0, "model"):
+        wrong = tapped(Short(5), blocks=["block"], head="head")
+    longer = Batch(inputs=torch.zeros(4, 4).long())
+    parts: dict[str, Any] = {
+        "student": speller(),
+        "teacher": LiveTeacher(speller(9, seed=1)),
+        "stream": Listed(Batch(inputs=torch.zeros(4, 3).long()), longer),
+        "settings": {"accumulation": accumulation},
+    }
+    parts[who] = wrong if who == "student" else LiveTeacher(wrong)
+    with pytest.raises(
+        DataError,
+        match=rf"^stage 'only', step 1, seed 0: '{who}' must take every batch of the stream; its "
+        r"forward pass says: index out of range in self$",
+    ):
+        stepped(bound(stage(), **parts), steps=2)
