@@ -9,6 +9,7 @@ them the results of runs, do not depend on the form in which they are kept.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
@@ -36,7 +37,7 @@ class IndexOrder(Sequence[list[int]]):
 
     def __len__(self) -> int:
         """Return the number of batches, a last short one included."""
-        return -(-len(self._indexes) // self._batch_size)
+        return math.ceil(len(self._indexes) / self._batch_size)
 
     def __getitem__(self, place: Any) -> Any:  # noqa: ANN401 - a number, or a slice of whole batches
         """Return the indexes of a batch, or the order of some batches from the first on."""
@@ -55,7 +56,7 @@ class IndexOrder(Sequence[list[int]]):
 
 
 Order = IndexOrder | list[list[Any]]
-"""Indexes of the examples of each batch of an epoch; a data set may have other keys than numbers."""
+"""Indexes of the examples of each batch; a data set may have other keys than numbers."""
 
 
 def list_digest(batches: list[list[Any]]) -> str:

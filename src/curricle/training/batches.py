@@ -230,11 +230,12 @@ def length_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
     other = stream.batch(1).num_read_tokens if first.has_tokens else first.num_read_tokens
     if other == first.num_read_tokens:
         return ()
-    return (
+    note = (
         f"batches differ in their number of positions ({first.num_read_tokens} and {other} in the "
         f"first two): tokens are counted as they are read, and FLOPs are those of the first batch "
-        f"in proportion to tokens",
+        f"in proportion to tokens"
     )
+    return (note,)
 
 
 @contextmanager

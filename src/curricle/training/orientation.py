@@ -61,8 +61,10 @@ def check_orientation(owner: str, model: TappedModel, shown: Activations, batch:
         batch: The batch.
 
     Raises:
-        BindError: If positions lie on the first axis.
+        BindError: If positions lie on the first axis, or are those of an encoder where a decoder
+            is scored.
     """
+    _check_side(owner, model, shown, batch)
     if not any(_is_open(leading, batch) for _, leading, _ in _states(shown)):
         return
     fewer = batch.num_examples - 1
@@ -95,6 +97,44 @@ def _is_open(leading: tuple[int, ...], batch: Batch) -> bool:
         # Rows of all examples, one below the other, in one order or the other.
         return leading == (math.prod(batch.positions),) and leading != (count,)
     return leading[0] == count and leading[1] == count
+
+
+def _check_side(owner: str, model: TappedModel, shown: Activations, batch: Batch) -> None:
+    """Check that states have the positions of the decoder if the encoder reads as many.
+
+    Raises:
+        BindError: If one keeps its positions while the decoder reads one less.
+    """
+    if not batch.is_decoded or isinstance(batch.inputs, Tensor) or not shown.hidden:
+        return
+    shape = batch.positions
+    sides = {name: one.shape[:2] == shape for name, one in batch.inputs.items()}
+    if shape[1] == 1 or not any(
+        is_equal and not name.startswith("decoder_") for name, is_equal in sides.items()
+    ):
+        return
+    shorter = {
+        name: one[:, :-1] if sides[name] and name.startswith("decoder_") else one
+        for name, one in batch.inputs.items()
+    }
+    try:
+        with (
+            torch.no_grad(),
+            modes_kept(model.module),
+            buffers_kept(model.module),
+            model.reading(shown.hidden, logits=False) as read,
+        ):
+            model.module.eval()
+            states = read(shorter).hidden
+    except (CurricleError, *REFUSALS):
+        return
+    for place, state in states.items():
+        if tuple(state.shape[:2]) == shape:
+            raise BindError(
+                f"tap {str(place)!r} of the {owner} must have the positions of the decoder, since "
+                f"masks and labels count those; it keeps its {shape[1]} positions if the decoder "
+                f"reads one less; the states of an encoder cannot be matched yet"
+            )
 
 
 def _passes(

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.parts import Listed, bound, drawn, embedder, parity, texts
 from torch import Tensor, nn
 
 from curricle import seeding
@@ -22,6 +21,7 @@ from curricle.training.batches import (
     check_token_lengths,
     located,
 )
+from tests.parts import Listed, bound, drawn, embedder, parity, texts
 
 
 @pytest.fixture(autouse=True)
@@ -138,9 +138,9 @@ def test_tables_of_ids_and_positions_are_found(offset: int) -> None:
 
 
 def test_an_error_of_the_data_is_located() -> None:
-    with pytest.raises(DataError, match=r"^stage 'a', step 3, seed 5: too long$"):
-        with located("a", 3, 5):
-            raise DataError("too long")
+    sentence = r"^stage 'a', step 3, seed 5: too long$"
+    with pytest.raises(DataError, match=sentence), located("a", 3, 5):
+        raise DataError("too long")
     with pytest.raises(KeyError), located("a", 3, 5):
         raise KeyError("other")
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.parts import Listed, Reader, drawn, texts
 from torch import Tensor, nn
 
 from curricle import seeding
@@ -20,6 +19,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.orientation import check_decoder_inputs, check_orientation
+from tests.parts import Listed, Reader, drawn, texts
 
 
 @pytest.fixture(autouse=True)
@@ -94,14 +94,14 @@ def test_positions_on_the_first_axis_are_refused(logits: bool) -> None:
 
 def test_selected_logits_are_looked_at_before_they_are_selected() -> None:
     batch = Batch(inputs=SQUARE.inputs, selected=torch.tensor([1, 6, 11]))
-    with pytest.raises(BindError, match="^'logits' of the student must have the examples on the"):
+    with pytest.raises(BindError, match=r"^'logits' of the student must have the examples on the"):
         check(SequenceFirst(3), batch)
     check(Reader(3), batch)
 
 
 def test_rows_in_the_order_of_positions_are_refused() -> None:
     batch = Batch(inputs={"input_ids": torch.arange(12).remainder(11).view(4, 3)})
-    with pytest.raises(BindError, match="^'logits' of the student must have the examples on the"):
+    with pytest.raises(BindError, match=r"^'logits' of the student must have the examples on the"):
         check(Rows(3, is_first=False), batch)
     check(Rows(3, is_first=True), batch)
 
@@ -165,3 +165,35 @@ def test_a_run_refuses_a_decoder_without_inputs() -> None:
     curriculum: Curriculum = from_labels(total="1 steps")
     with pytest.raises(BindError, match="an encoder-decoder whose labels have positions; got inpu"):
         texts(curriculum, student=student, stream=stream)
+
+
+class Translator(nn.Module):
+    """An encoder beside a decoder."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.encoder, self.block = nn.Embedding(11, width), nn.Embedding(11, width)
+
+    def forward(self, input_ids: Tensor, decoder_input_ids: Tensor) -> Tensor:
+        found: Tensor = self.block(decoder_input_ids) + self.encoder(input_ids).mean(
+            1, keepdim=True
+        )
+        return found
+
+
+@pytest.mark.parametrize("length", [3, 4], ids=["more than examples", "as many as examples"])
+def test_an_encoder_as_long_as_its_decoder_is_told_apart(length: int) -> None:
+    ids = torch.zeros(4, length).long()
+    batch = Batch(inputs={"input_ids": ids, "decoder_input_ids": ids})
+    read_model = model(Translator(2))
+    for path in ("encoder", "block"):
+        places = [read_model.place(path)]
+        with read_model.reading(places, logits=False) as read:
+            shown = read(batch.inputs)
+        if path == "block":
+            check_orientation("student", read_model, shown, batch)
+            continue
+        with pytest.raises(
+            BindError, match=r"^tap 'encoder' of the student .* of the decoder, sin"
+        ):
+            check_orientation("student", read_model, shown, batch)
