@@ -126,7 +126,9 @@ def test_errors_that_no_data_can_mend_stay_what_they_are(error: BaseException) -
 
 def test_a_later_forward_pass_that_works_is_shown() -> None:
     shown = Activations(hidden={})
-    assert (
-        shown_in_training("student", lambda _inputs, _selected: shown, torch.zeros(1), None)
-        is shown
-    )
+
+    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+        del inputs, selected
+        return shown
+
+    assert shown_in_training("student", read, torch.zeros(1), None) is shown

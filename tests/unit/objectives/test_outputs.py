@@ -270,8 +270,14 @@ def selected_logits(positions: tuple[int, ...]) -> Activations:
 def test_logits_with_other_positions_than_the_data_are_refused(
     who: str, positions: tuple[int, ...]
 ) -> None:
-    parts = {"student": selected_logits((3, 4)), "teacher": selected_logits((3, 4))}
-    sample = Sample(batch=SCORED, seed=0, **(parts | {who: selected_logits(positions)}))
+    right, wrong = selected_logits((3, 4)), selected_logits(positions)
+    is_student = who == "student"
+    sample = Sample(
+        batch=SCORED,
+        student=wrong if is_student else right,
+        teacher=right if is_student else wrong,
+        seed=0,
+    )
     sentence = rf"^'logits' of the {who} must have the positions \(3, 4\) of the data; got"
     with pytest.raises(BindError, match=sentence):
         MatchLogits().bind(Reads(), sample, is_residual=False)

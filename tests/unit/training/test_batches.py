@@ -40,7 +40,8 @@ def staged(duration: str) -> list[Stage]:
 
 
 def limit(**fields: Any) -> TableLimit:
-    return TableLimit(**{"owner": "student", "path": "e", "rows": 7, "name": "x"} | fields)
+    defaults: dict[str, Any] = {"owner": "student", "path": "e", "rows": 7, "name": "x"}
+    return TableLimit(**(defaults | fields))
 
 
 class Positioned(nn.Module):
@@ -129,7 +130,7 @@ def test_tables_of_ids_and_positions_are_found(offset: int) -> None:
     watch, module = TableWatch(), Positioned(offset)
     batch = Batch(inputs={"input_ids": torch.tensor([[3, 1, 4], [1, 5, 9]])})
     with watch.watching("teacher", module, batch):
-        module(**dict(batch.inputs))  # type: ignore[arg-type]
+        module(**dict(batch.inputs))
     assert watch.limits == (
         TableLimit(owner="teacher", path="ids", rows=11, name="input_ids"),
         TableLimit(owner="teacher", path="places", rows=9, name="input_ids", offset=offset),
