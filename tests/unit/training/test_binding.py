@@ -278,13 +278,15 @@ def test_stages_follow_each_other() -> None:
 @pytest.mark.parametrize("unit", ["examples", "tokens"])
 def test_rounding_to_steps_does_not_lengthen_a_run_of_many_stages(unit: Unit) -> None:
     total = Duration(number=100, unit=unit)
+    # One position an example: 8 examples are 8 tokens.
+    batch = Batch(inputs=torch.zeros(8, INPUTS), labels=torch.zeros(8).long(), length=1)
     # 12.5 steps of 8 examples are 13, whatever the number of stages.
-    assert bound(one_shot(total=total)).num_steps == 13
+    assert bound(one_shot(total=total), stream=Listed(batch)).num_steps == 13
     stages = tuple(
         Stage(name=str(place), duration=Duration(number=20, unit=unit), objectives=(FitLabels(),))
         for place in range(5)
     )
-    run = bound(Curriculum(name="five", stages=stages))
+    run = bound(Curriculum(name="five", stages=stages), stream=Listed(batch))
     # Covered after 20, 40, 60, 80, 100 examples.
     assert [stage.end for stage in run.stages] == [3, 5, 8, 10, 13]
 
