@@ -110,6 +110,8 @@ class RunRecord:
     """What the data are, in a few words."""
     metric: str
     """Name of the metric by which the run is judged."""
+    better: Literal["higher", "lower"] | None = None
+    """Which values of the metric are better, if that was declared; None leaves it to its name."""
     batch_size: int
     """Examples a step."""
     stages: tuple[StagePlan, ...]

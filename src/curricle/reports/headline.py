@@ -1,18 +1,26 @@
-"""How is a comparison told in one line?
+"""One-line verdict of a comparison.
 
 The strategy that reached the target with the fewest examples leads the line. A strategy that did
 not reach it gives a lower bound: its mean would be at least what its runs have consumed. The line
-says so when the subject did not lead, when the seeds of two strategies overlap, when another
-strategy needed fewer FLOPs or seconds, and when runs are incomplete or missing. Where the numbers
-may not be compared at all, the line says that and nothing else.
+says so when the subject did not lead, when another strategy needed fewer FLOPs or seconds, and when
+runs are incomplete or missing. Where the numbers may not be compared at all, the line says that and
+nothing else.
 
 Design: every word of it follows from a `Summary`, so a summary read back from JSON gives it again.
+A difference that lies inside its 95 % interval over seeds is no verdict (see `comparisons`); both
+means stand there with their intervals instead. One seed has no interval, and the line says so.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from curricle.reports.quantities import is_lower_better, mean, metric_text, short
+from curricle.reports.comparisons import cost_verdict, verdict
+from curricle.reports.directions import remedy
+from curricle.reports.quantities import mean, short, with_interval
 from curricle.reports.summary import MethodSummary, Summary
+
+MOST_NAMED = 8
+"""Strategies that the line compares with its leader; the table has them all."""
+NOISE = "no difference measurable"
 
 
 def headline(summary: Summary, *, subject: str = "extraction") -> str:
@@ -34,53 +42,120 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     }
     if summary.target is None or not reached:
         return _without_leader(summary)
-    ranking = sorted(reached, key=lambda name: (_examples(reached[name]), _flops(reached[name])))
+    ranking = sorted(
+        reached, key=lambda name: (_examples(reached[name]), _flops(reached[name]), name)
+    )
     # A subject that is level with the best leads the line: to call that a loss would mislead.
     if subject in reached and _is_level(reached[ranking[0]], reached[subject]):
         ranking.sort(key=lambda name: name != subject)
     leader = ranking[0]
-    first = reached[leader]
-    lost = f"{subject} did not win: " if subject in summary.methods and leader != subject else ""
-    others = [_against(first, name, reached[name]) for name in ranking[1:]] + [
-        _bound(first, name, method)
-        for name, method in summary.methods.items()
-        if name not in reached
-    ]
-    amount = f"{_share(summary, leader)}with {short(_examples(first))} examples"
-    opening = f"{lost}{leader} reached {summary.goal} {amount}"
-    return ", ".join([opening, *others]) + _cheaper(leader, reached) + _seeds(summary) + "."
+    others = [*ranking[1:], *sorted(set(summary.methods) - set(reached))]
+    clauses = [_against(summary.methods, leader, name) for name in others]
+    opening = _opening(summary, leader, subject)
+    return (
+        ", ".join([opening, *_shortened(clauses)])
+        + _cheaper(leader, reached)
+        + _seeds(summary)
+        + "."
+    )
 
 
-def _share(summary: Summary, leader: str) -> str:
-    """Return which part of the cost of the strategy that set the target the leader needed."""
-    if summary.target_of in (None, leader):
-        return ""
-    least, whole = (summary.methods[name].to_target for name in (leader, summary.target_of))
-    told = [
-        f"{ratio:.2g} of its {words}" if ratio < 1 else f"{_times(ratio)} times its {words}"
-        for ratio, words in (
-            ((least.seconds or 0.0) / (whole.seconds or 1.0), "seconds"),
-            ((least.total_flops or 0.0) / (whole.total_flops or 1.0), "total FLOPs"),
-        )
-    ]
-    return f"in {' and '.join(told)}, "
+def _opening(summary: Summary, leader: str, subject: str) -> str:
+    """Return what the leader reached, and before it whether the subject was measurably behind."""
+    first = summary.methods[leader]
+    other = summary.methods.get(subject)
+    is_behind = leader != subject and other is not None and _is_decided(first, other)
+    lost = f"{subject} did not win: " if is_behind else ""
+    share, noise = _share(summary, leader)
+    amount = f"{short(_examples(first))} examples"
+    return f"{lost}{leader} reached {summary.goal} {share}with {amount}{noise}"
+
+
+def _is_decided(first: MethodSummary, other: MethodSummary) -> bool:
+    """Return whether the leader's lead in examples is outside the noise, or noise is unknown."""
+    ahead = _examples(first) < mean([*_floors(other).values()])
+    return ahead and cost_verdict(first.costs("examples"), _floors(other)) != "unclear"
+
+
+def _floors(method: MethodSummary) -> Mapping[int, float]:
+    """Return what each seed had read at the target, or at least would have to read."""
+    costs = method.costs("examples")
+    return costs or dict(zip((seed.seed for seed in method.seeds), method.examples, strict=True))
+
+
+def _shortened(clauses: Sequence[str]) -> list[str]:
+    """Return the first clauses, and how many are left out."""
+    rest = len(clauses) - MOST_NAMED
+    return [*clauses[:MOST_NAMED], *([f"and {rest} more in the table"] if rest > 0 else [])]
+
+
+def _share(summary: Summary, leader: str) -> tuple[str, str]:
+    """Return which part of the cost of the strategy that set the target the leader needed.
+
+    Returns:
+        The measurable parts, and after them the costs whose difference is inside the noise.
+    """
+    source = summary.target_of
+    if source in (None, leader):
+        return "", ""
+    least, whole = (summary.methods[name] for name in (leader, source or leader))
+    measurable, unclear = [], []
+    for cost, words in (("seconds", "seconds"), ("total_flops", "total FLOPs")):
+        numbers, others = least.costs(cost), whole.costs(cost)
+        if cost_verdict(numbers, others) == "unclear":
+            unclear.append(f"{NOISE} in {words} ({_both(least, whole, cost)})")
+        else:
+            ratio = mean([*numbers.values()]) / (mean([*others.values()]) or 1.0)
+            measurable.append(f"{ratio:.2g} of its {words}" if ratio < 1 else _more(ratio, words))
+    share = f"in {' and '.join(measurable)}, " if measurable else ""
+    return share, "".join(f", {clause}" for clause in unclear)
+
+
+def _more(ratio: float, words: str) -> str:
+    return f"{_times(ratio)} times its {words}"
+
+
+def _both(first: MethodSummary, other: MethodSummary, cost: str) -> str:
+    """Return the mean costs of two strategies with their intervals."""
+    return " against ".join(
+        with_interval(getattr(method.to_target, cost), getattr(method.to_target_ci95, cost))
+        for method in (first, other)
+    )
 
 
 def _without_leader(summary: Summary) -> str:
     """Return the line for a comparison without a target, or one that nobody reached."""
-    sign = -1.0 if is_lower_better(summary.metric) else 1.0
-    finals = {
-        name: method.final
-        for name, method in summary.methods.items()
-        if method.final.mean is not None
-    }
     goal = summary.goal
     missed = f"no strategy reached {goal} on every seed" if goal else "no target was set"
+    finals = {name: method for name, method in summary.methods.items() if method.finals}
     if not finals:
         return f"{missed}, and no run is complete{_seeds(summary)}."
-    best = max(finals, key=lambda name: sign * (finals[name].mean or 0.0))
-    told = metric_text(summary.metric, finals[best].mean, finals[best].ci95)
-    return f"{missed}; best final {summary.metric} {told} ({best}){_seeds(summary)}."
+    if summary.better is None and len(finals) > 1:
+        return f"{missed}; no strategy is called best: {remedy(summary.metric)}{_seeds(summary)}."
+    return f"{missed}; {_best(summary, finals)}{_seeds(summary)}."
+
+
+def _best(summary: Summary, methods: Mapping[str, MethodSummary]) -> str:
+    """Return which strategy has the best final metric, as far as the noise allows."""
+    sign = 1.0 if summary.better == "lower" else -1.0
+    ranking = sorted(methods, key=lambda name: (sign * (methods[name].final.mean or 0.0), name))
+    best = ranking[0]
+    final = f"final {summary.metric}"
+    if len(methods) == 1:
+        return f"{final} {methods[best].final_text} ({best})"
+    verdicts = {name: verdict(methods[best].finals, methods[name].finals) for name in ranking[1:]}
+    equal = [name for name in ranking[1:] if verdicts[name] == "equal"]
+    unclear = [
+        f"{name} {methods[name].final_text}" for name, kind in verdicts.items() if kind == "unclear"
+    ]
+    leaders = ", ".join([best, *equal])
+    if not unclear:
+        word = "equal" if len(equal) == len(verdicts) else "best"
+        return f"{word} {final} {methods[best].final_text} ({leaders})"
+    level = ", ".join(_shortened(unclear))
+    if len(equal) + len(unclear) == len(verdicts):
+        return f"{NOISE} in {final}: {leaders} {methods[best].final_text}, {level}"
+    return f"best {final} {methods[best].final_text} ({leaders}), {NOISE} from {level}"
 
 
 def _examples(method: MethodSummary) -> float:
@@ -91,8 +166,13 @@ def _flops(method: MethodSummary) -> float:
     return method.to_target.total_flops or 0.0
 
 
-def _against(first: MethodSummary, name: str, other: MethodSummary) -> str:
-    """Return how many times fewer examples the leader needed than another that got there."""
+def _against(methods: Mapping[str, MethodSummary], leader: str, name: str) -> str:
+    """Return how many times fewer examples the leader needed than another strategy."""
+    first, other = methods[leader], methods[name]
+    if other.to_target.examples is None:
+        return _bound(first, name, other)
+    if cost_verdict(first.costs("examples"), other.costs("examples")) == "unclear":
+        return f"{NOISE} from {name} ({_both(first, other, 'examples')})"
     ratio = _examples(other) / max(_examples(first), 1.0)
     told = short(_examples(other))
     has_seeds = len(first.examples) > 1 and len(other.examples) > 1
@@ -119,14 +199,15 @@ def _overlap(first: MethodSummary, other: MethodSummary) -> bool:
 
 def _bound(first: MethodSummary, name: str, other: MethodSummary) -> str:
     """Return by how much at least the leader was ahead of one that did not get there."""
-    floor = mean(other.examples)
+    floors = _floors(other)
+    floor = mean([*floors.values()])
     ratio = floor / max(_examples(first), 1.0)
     so_far = "" if all(seed.complete for seed in other.seeds) else " so far"
     if other.reached.startswith("0/"):
         told = f"{name} (not reached in {short(floor)}{so_far})"
     else:
         told = f"{name} (reached by {other.reached} seeds, {short(floor)}{so_far} on average)"
-    if ratio <= 1.0:
+    if ratio <= 1.0 or cost_verdict(first.costs("examples"), floors) == "unclear":
         return f"undecided against {told}"
     return f"at least {_times(ratio, down=True)} times fewer than {told}"
 
@@ -141,16 +222,22 @@ def _times(ratio: float, *, down: bool = False) -> str:
 
 def _cheaper(leader: str, reached: Mapping[str, MethodSummary]) -> str:
     """Return which other strategy needed fewer FLOPs or seconds, if one did."""
-    told = []
+    clauses = []
     for cost, words in (("total_flops", "total FLOPs"), ("seconds", "seconds")):
         amounts = {name: getattr(method.to_target, cost) for name, method in reached.items()}
-        least = min(amounts, key=lambda name: amounts[name])
-        if amounts[least] < amounts[leader]:
-            told.append(
-                f"fewer {words} by {least} ({short(amounts[least])} against "
-                f"{short(amounts[leader])})"
-            )
-    return f"; but {' and '.join(told)}" if told else ""
+        first = reached[leader]
+        cheaper = {
+            name: cost_verdict(reached[name].costs(cost), first.costs(cost))
+            for name in sorted(amounts, key=lambda name: (amounts[name], name))
+            if amounts[name] < amounts[leader]
+        }
+        sure = [name for name, kind in cheaper.items() if kind in ("less", "single")]
+        if sure:
+            clauses.append(f"fewer {words} by {sure[0]} ({_both(reached[sure[0]], first, cost)})")
+        elif "unclear" in cheaper.values():
+            name = next(name for name, kind in cheaper.items() if kind == "unclear")
+            clauses.append(f"{NOISE} in {words} from {name} ({_both(first, reached[name], cost)})")
+    return f"; but {' and '.join(clauses)}" if clauses else ""
 
 
 def _seeds(summary: Summary) -> str:
@@ -161,6 +248,8 @@ def _seeds(summary: Summary) -> str:
     most = counts[-1] if counts else 0
     span = str(most) if len(counts) <= 1 else f"{counts[0]} to {most}"
     notes = [f"{span} seed{'' if most == 1 else 's'} each"]
+    if counts[:1] == [1] and len(summary.methods) > 1:
+        notes.append("too few to measure noise" if most == 1 else "one too few to measure noise")
     if unfinished:
         notes.append(f"{unfinished} of {len(seeds)} runs incomplete")
     if summary.missing:

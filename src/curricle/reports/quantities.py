@@ -1,4 +1,4 @@
-"""How is a number told to a person, and how sure is a mean over seeds?
+"""Numbers in words, and intervals of means over seeds.
 
 Large counts are written with k, M, G, T and so on (powers of 1000, as durations are), accuracies as
 percentages. The interval of a mean is Student's t at 95 %: with the two to five seeds that papers
@@ -17,8 +17,9 @@ EXACT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622
 """Quantile 0.975 of Student's t for 1 to 10 degrees of freedom."""
 NORMAL = 1.959964
 """Quantile 0.975 of the normal distribution."""
-LOWER_IS_BETTER = frozenset({"nll", "loss", "perplexity"})
 HOUR = 3600.0
+FEW = 3
+"""Seeds whose values are listed where their interval says little."""
 MOST_DIGITS = 8
 """Characters of a target; a longer one was computed, not set."""
 NONE = "–"
@@ -42,7 +43,11 @@ def t_quantile(degrees: int) -> float:
 
 def mean(numbers: Sequence[float]) -> float:
     """Return the mean of at least one number."""
-    return math.fsum(numbers) / len(numbers)
+    try:
+        return math.fsum(numbers) / len(numbers)
+    except OverflowError:
+        # The sum leaves the range of floats, the mean never does.
+        return math.fsum(number / len(numbers) for number in numbers)
 
 
 def half_width(numbers: Sequence[float]) -> float | None:
@@ -54,13 +59,15 @@ def half_width(numbers: Sequence[float]) -> float | None:
     if count <= 1:
         return None
     middle = mean(numbers)
-    variance = math.fsum((number - middle) ** 2 for number in numbers) / (count - 1)
-    return t_quantile(count - 1) * math.sqrt(variance / count)
+    distances = [number - middle for number in numbers]
+    # `hypot` scales before it squares, so that numbers beyond 1e154 do not overflow.
+    deviation = math.hypot(*distances) / math.sqrt(count - 1)
+    return t_quantile(count - 1) * deviation / math.sqrt(count)
 
 
-def is_lower_better(metric: str) -> bool:
-    """Return whether smaller values of a metric are better."""
-    return metric in LOWER_IS_BETTER
+def limits(metric: str) -> tuple[float, float]:
+    """Return the least and the largest value that a metric can have."""
+    return (0.0, 1.0) if is_share(metric) else (-math.inf, math.inf)
 
 
 def is_share(metric: str) -> bool:
@@ -112,6 +119,27 @@ def metric_text(metric: str, number: float | None, ci95: float | None = None) ->
         return f"{100 * number:.2f}{spread} %"
     spread = "" if ci95 is None else f" ± {ci95:.2g}"
     return f"{number:.4g}{spread}"
+
+
+def mean_text(metric: str, numbers: Sequence[float]) -> str:
+    """Return the mean of a metric over seeds with its interval.
+
+    An interval that leaves the possible range says little as a half-width (50 ± 127 %): with two
+    or three seeds their values stand in its place, with more the part inside the range.
+
+    Args:
+        metric: Name of the metric.
+        numbers: Its values, one a seed, at least one.
+    """
+    middle, ci95 = mean(numbers), half_width(numbers)
+    low, high = limits(metric)
+    if ci95 is None or low <= middle - ci95 <= middle + ci95 <= high:
+        return metric_text(metric, middle, ci95)
+    if len(numbers) <= FEW:
+        cells = ", ".join(metric_text(metric, number) for number in sorted(numbers))
+        return f"{metric_text(metric, middle)} ({len(numbers)} seeds: {cells})"
+    ends = (max(low, middle - ci95), min(high, middle + ci95))
+    return f"{metric_text(metric, middle)} ({' to '.join(metric_text(metric, x) for x in ends)})"
 
 
 def goal_text(metric: str, target: float) -> str:

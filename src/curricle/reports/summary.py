@@ -1,4 +1,4 @@
-"""What did each strategy reach, and what did that cost?
+"""Numbers of a comparison: what each strategy reached, and at which cost.
 
 A `Summary` holds, for every strategy, the final metric over complete runs and the cost of the
 first evaluation at or past the target. Written as JSON it is `plain(summary)`, nothing else.
@@ -13,6 +13,8 @@ Rules that keep the comparison honest:
 - The final metric is a mean over complete runs; with fewer than two there is no interval. Of a run
   that ended at its target it is the value there.
 - Runs that were wanted and are not there are named in `missing`.
+- Where it is not known whether lower or higher values of the metric are better (`better` is None),
+  no target can be reached and no strategy is called best.
 - Total FLOPs are the student's and the teacher's forward passes while distilling. What training
   the teacher cost is reported apart, because a teacher is used more than once.
 
@@ -25,12 +27,14 @@ from pathlib import Path
 from typing import Any, final
 
 from curricle.errors import CheckpointError, SpecError, near_names
+from curricle.files import write_text
 from curricle.records import Spent
+from curricle.reports.directions import Direction, direction_of, remedy
 from curricle.reports.quantities import (
     goal_text,
     half_width,
-    is_lower_better,
     mean,
+    mean_text,
     metric_text,
 )
 from curricle.reports.runs import Measurement, Run, grouped
@@ -50,6 +54,26 @@ class Costs:
     """FLOPs of the student and of the teacher's forward passes."""
     seconds: int | float | None = None
     """Seconds of training."""
+
+
+@final
+@value
+class _Aim:
+    """What runs are judged by."""
+
+    metric: str
+    """Name of the metric."""
+    target: float | None
+    """Value that is to be reached; None if none was set."""
+    better: Direction | None
+    """Which values are better."""
+
+    def is_reached_by(self, measurement: Measurement) -> bool:
+        """Return whether a measurement is at or past the target."""
+        number = measurement.metrics.get(self.metric)
+        if self.target is None or number is None or not measurement.is_taught:
+            return False
+        return number <= self.target if self.better == "lower" else number >= self.target
 
 
 COSTS = ("examples", "student_flops", "total_flops", "seconds")
@@ -104,6 +128,33 @@ class MethodSummary:
     """How many of the runs reached the target, such as `2/3`."""
     seeds: tuple[SeedSummary, ...]
     """The runs."""
+    notes: tuple[str, ...] = ()
+    """What binding decided and the user did not ask for, one sentence each."""
+
+    @property
+    def finals(self) -> dict[int, float]:
+        """Return the final metric of each complete run by its seed."""
+        return {seed.seed: seed.final[self.final.metric] for seed in self.seeds if seed.complete}
+
+    @property
+    def final_text(self) -> str:
+        """Return the mean of the final metric with its interval; a dash without a complete run."""
+        finals = [*self.finals.values()]
+        return mean_text(self.final.metric, finals) if finals else metric_text("", None)
+
+    def costs(self, name: str) -> dict[int, int | float]:
+        """Return by seed the costs whose mean is `to_target`; empty if it has none.
+
+        Args:
+            name: Field of `Costs`.
+        """
+        if self.to_target.examples is None:
+            return {}
+        reached = {seed.seed: seed.to_target for seed in self.seeds if seed.to_target is not None}
+        if len(reached) == len(self.seeds):
+            return {seed: getattr(costs, name) for seed, costs in reached.items()}
+        # The strategy whose final value is the target costs its whole runs.
+        return {seed.seed: seed.spent[name] for seed in self.seeds if seed.complete}
 
     @property
     def examples(self) -> tuple[int | float, ...]:
@@ -137,6 +188,17 @@ class Summary:
     """Runs that were wanted and are not there, in words."""
     caution: str = ""
     """Why no verdict may be read from the numbers; empty if one may."""
+    better: Direction | None = None
+    """Which values of the metric are better; None if neither a run nor the name says it."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return the notes of all strategies, each once, after the strategies that have it."""
+        holders: dict[str, list[str]] = {}
+        for name, method in self.methods.items():
+            for text in method.notes:
+                holders.setdefault(text, []).append(name)
+        return tuple(f"{', '.join(names)}: {text}" for text, names in holders.items())
 
     @property
     def goal(self) -> str:
@@ -167,7 +229,7 @@ class Summary:
         return max(costs) > WIDE * min(costs)
 
 
-def summarize(
+def summarize(  # noqa: PLR0913 - everything but the runs has a default
     runs: Sequence[Run],
     *,
     metric: str | None = None,
@@ -176,6 +238,7 @@ def summarize(
     budget: Mapping[str, object] | None = None,
     missing: Sequence[str] = (),
     caution: str = "",
+    better: Direction | None = None,
 ) -> Summary:
     """Return the comparison of runs in numbers.
 
@@ -187,9 +250,13 @@ def summarize(
         budget: What every run was allowed to consume, as plain data.
         missing: Runs that were wanted and are not there, in words.
         caution: Why no verdict may be read from the numbers; empty if one may.
+        better: Which values of the metric are better; None takes what the runs declare, else what
+            the metric's name says.
 
     Raises:
         CheckpointError: If there is no run of a student, or their tasks differ.
+        SpecError: If an evaluation lacks the metric, or a target is set for a metric of unknown
+            direction.
     """
     groups = grouped(runs)
     if not groups:
@@ -198,22 +265,28 @@ def summarize(
     opening = next(iter(groups.values()))[0].opening
     judged = metric or opening.metric
     _check_metric(runs, judged)
+    students = [run for group in groups.values() for run in group]
+    better = better or direction_of(students, judged)
     if target_of is not None:
         target = _final(groups[target_of], judged).mean
-    teachers = [_seed_summary(run, judged, target) for run in runs if run.is_teacher]
+    if target is not None and better is None:
+        raise SpecError(f"'target' needs a metric with a direction; {remedy(judged)}")
+    aim = _Aim(metric=judged, target=target, better=better)
+    teachers = [_seed_summary(run, aim) for run in runs if run.is_teacher]
     return Summary(
         task=opening.task,
         metric=judged,
         target=target,
         budget=dict(budget or {}),
         methods={
-            method: _method_summary(group, judged, target, is_source=method == target_of)
+            method: _method_summary(group, aim, is_source=method == target_of)
             for method, group in groups.items()
         },
         teacher=teachers[0] if teachers else None,
         target_of=None if target is None else target_of,
         missing=tuple(missing),
         caution=caution,
+        better=better,
     )
 
 
@@ -252,25 +325,23 @@ def _check_metric(runs: Sequence[Run], metric: str) -> None:
 
 def write_summary(summary: Summary, path: Path) -> None:
     """Write a summary as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
-def _method_summary(
-    runs: Sequence[Run], metric: str, target: float | None, *, is_source: bool
-) -> MethodSummary:
-    seeds = tuple(_seed_summary(run, metric, target) for run in runs)
+def _method_summary(runs: Sequence[Run], aim: _Aim, *, is_source: bool) -> MethodSummary:
+    seeds = tuple(_seed_summary(run, aim) for run in runs)
     reached = [seed.to_target for seed in seeds if seed.to_target is not None]
     costs = reached if len(reached) == len(seeds) else []
-    if is_source and target is not None and not costs:
+    if is_source and aim.target is not None and not costs:
         costs = [_costs(run.spent) for run in runs if run.is_complete]
     return MethodSummary(
-        final=_final(runs, metric),
+        final=_final(runs, aim.metric),
         to_target=_over_seeds(costs, mean) if costs else Costs(),
         to_target_ci95=_over_seeds(costs, half_width) if costs else Costs(),
         reached=f"{len(reached)}/{len(seeds)}",
         seeds=seeds,
+        notes=tuple(dict.fromkeys(text for run in runs for text in run.opening.notes)),
     )
 
 
@@ -283,9 +354,9 @@ def _over_seeds(costs: Sequence[Costs], reduce: Callable[[Sequence[float]], floa
     return Costs(**{name: reduce([getattr(each, name) for each in costs]) for name in COSTS})
 
 
-def _seed_summary(run: Run, metric: str, target: float | None) -> SeedSummary:
+def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:
     measured = run.measurements
-    first = None if target is None else _first_at(measured, metric, target)
+    first = next(filter(aim.is_reached_by, measured), None)
     return SeedSummary(
         seed=run.seed,
         final=measured[-1].metrics if measured else {},
@@ -297,17 +368,3 @@ def _seed_summary(run: Run, metric: str, target: float | None) -> SeedSummary:
 
 def _costs(spent: Spent) -> Costs:
     return Costs(**{name: getattr(spent, name) for name in COSTS})
-
-
-def _first_at(measured: Sequence[Measurement], metric: str, target: float) -> Measurement | None:
-    sign = -1.0 if is_lower_better(metric) else 1.0
-    return next(
-        (
-            each
-            for each in measured
-            if each.is_taught
-            and metric in each.metrics
-            and sign * each.metrics[metric] >= sign * target
-        ),
-        None,
-    )

@@ -9,7 +9,7 @@ after binding.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from torch import nn
 
@@ -55,6 +55,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     *,
     evaluation: Sequence[Batch] | Evaluator,
     metric: str = "accuracy",
+    better: Literal["higher", "lower"] | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
     settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
@@ -73,6 +74,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         data: Training batches; `curricle.stream` makes them from a `DataLoader`.
         evaluation: Held-out batches with labels, or a function from the model to metrics.
         metric: Name of the metric by which the run is judged; the evaluation must give it.
+        better: Which values of the metric are better. None leaves it to the metric's name, which
+            reports know of losses, errors, accuracies and other usual metrics; by a metric of
+            unknown direction they rank nothing.
         optimizer: How the weights move.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision, intervals.
@@ -98,6 +102,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         )
     _require_parts(curriculum, optimizer, evaluation)
     _require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    _require_direction(better)
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
     model = tapped(student)
@@ -114,7 +119,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         evaluation if callable(evaluation) else label_metrics(evaluation, settings.torch_device())
     )
     folder = None if output_dir is None else Path(output_dir)
-    outputs = Outputs(folder=folder, observers=tuple(observers))
+    outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
 
@@ -206,6 +211,16 @@ def _require_parts(curriculum: object, optimizer: object, evaluation: object) ->
             f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
             f"got {_called(wrong[0])}"
         )
+
+
+def _require_direction(better: object) -> None:
+    """Check the direction of a metric.
+
+    Raises:
+        BindError: If it is none.
+    """
+    if better not in (None, "higher", "lower"):
+        raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
 
 
 def _require_kind(name: str, given: object, kind: type, example: str) -> None:

@@ -12,9 +12,9 @@ part that must stay there overrides its `train`); after the run all modes are as
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import nn
@@ -76,6 +76,8 @@ class Outputs:
     """Keeps the student's weights at chosen steps, as teaching does."""
     task: str = ""
     """What the data are, in a few words."""
+    better: Literal["higher", "lower"] | None = None
+    """Which values of the metric are better, if declared; None leaves it to the metric's name."""
 
 
 def execute(
@@ -313,6 +315,7 @@ class _Execution:
             CheckpointError: If the folder holds a run that is not to be resumed, or another one.
         """
         opening = run_record(self.run, self.metric, self.outputs.task, self.digest)
+        opening = replace(opening, better=self.outputs.better)
         folder = self.outputs.folder
         if folder is None:
             self._tell(opening)

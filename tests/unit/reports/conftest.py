@@ -5,6 +5,7 @@ One step reads 10 examples and takes 100 FLOPs of the student, 300 of the teache
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -81,6 +82,7 @@ def write_run() -> WriteRun:
         first: int | None = None,
         notes: tuple[str, ...] = (),
         begins_with_layers: bool = False,
+        better: Literal["higher", "lower"] | None = None,
     ) -> Path:
         last = max(measured)
         half = first or last // 2
@@ -92,6 +94,7 @@ def write_run() -> WriteRun:
                 seed=seed,
                 task=task,
                 metric=metric,
+                better=better,
                 batch_size=10,
                 stages=(
                     plan("first", half, reads_logits=not begins_with_layers),

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from curricle.reports.quantities import (
     goal_text,
     half_width,
-    is_lower_better,
     metric_text,
     short,
     t_quantile,
@@ -106,8 +105,3 @@ def test_targets_keep_every_digit() -> None:
 def test_computed_targets_are_rounded() -> None:
     assert goal_text("accuracy", 0.98374829) == "98.375 % accuracy"
     assert goal_text("nll", 1 / 3) == "nll 0.333"
-
-
-def test_only_losses_are_better_when_lower() -> None:
-    assert is_lower_better("nll")
-    assert not is_lower_better("accuracy")

@@ -22,7 +22,12 @@ from curricle.teachers.codecs import Exact
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.capturing import TargetCodecs
-from curricle.training.distillation import Result, capture_targets, distill
+from curricle.training.distillation import (
+    Result,
+    _require_direction,
+    capture_targets,
+    distill,
+)
 from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import SGD
@@ -88,6 +93,20 @@ def test_the_metric_of_ones_own_judges_the_run() -> None:
     distilled(evaluation=lambda _: {"f1": 0.5}, metric="f1", observers=[seen.append])
     assert isinstance(seen[0], RunRecord)
     assert seen[0].metric == "f1"
+
+
+def test_a_declared_direction_of_the_metric_is_recorded() -> None:
+    seen: list[Record] = []
+    distilled(
+        evaluation=lambda _: {"xyz": 0.5}, metric="xyz", better="lower", observers=[seen.append]
+    )
+    assert isinstance(seen[0], RunRecord)
+    assert (seen[0].metric, seen[0].better) == ("xyz", "lower")
+
+
+def test_a_direction_of_another_name_is_refused() -> None:
+    with pytest.raises(BindError, match="'better' must be 'higher', 'lower' or None; got 'up'"):
+        _require_direction("up")
 
 
 def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:
