@@ -364,12 +364,14 @@ def _report(folders: list[Path], page: Path) -> None:
     """Write and print a report of what lies in run folders; the first one says what was wanted."""
     from curricle.reporting import write_report
     from curricle.reports.headline import headline
+    from curricle.reports.names import visible
     from curricle.reports.tables import summary_table
 
     summary = write_report(folders, page)
     console.print(summary_table(summary))
-    for told in filter(None, (summary.gap, headline(summary), f"report: {page}")):
-        console.print(told, soft_wrap=True)
+    lines = (summary.gap, *summary.notes, headline(summary), f"report: {page}")
+    for line in filter(None, lines):
+        console.print(visible(line), soft_wrap=True, markup=False)
 
 
 def _report_figure(folder: Path, output: Path | None = None) -> None:
@@ -379,6 +381,7 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
         SpecError: If it is wanted elsewhere.
     """
     from curricle.reporting import write_figure
+    from curricle.reports.names import visible
     from curricle.reports.recipes import points_tables
 
     if output is not None:
@@ -386,8 +389,8 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
     lines = write_figure(folder)
     for table in points_tables(folder):
         console.print(table)
-    for told in (*lines, f"report: {folder / 'report.html'}"):
-        console.print(told, soft_wrap=True)
+    for line in (*lines, f"report: {folder / 'report.html'}"):
+        console.print(visible(line), soft_wrap=True, markup=False)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""How are the numbers of a figure kept that no single run can tell?
+"""Numbers of a figure that no single run holds.
 
 A recipe of a paper's figure leaves `recipe.json` (what was reproduced, and how it is drawn) and,
 if it measures something besides training runs, `points.jsonl`, one JSON object a line. Reports
@@ -169,7 +169,8 @@ def read_points(folder: Path) -> Iterator[Point]:
     path = folder / POINTS
     if not path.is_file():
         return
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    # Bytes, so that a character that is no UTF-8 is an error of its line.
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
             data = json.loads(line)
         except ValueError as error:

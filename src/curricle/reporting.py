@@ -1,4 +1,4 @@
-"""How do run folders become a report?
+"""Reports of run folders.
 
 Experiments know what was asked for, reports what was recorded; here both come together. The first
 folder says which target and budget were wanted.
@@ -13,6 +13,8 @@ from curricle.experiments.folders import STUDENTS, has_spec, read_origin, stored
 from curricle.experiments.runner import student_runs
 from curricle.experiments.spec import RunSpec
 from curricle.points import PANELS, caution, read_recipe
+from curricle.reports.directions import Direction
+from curricle.reports.names import visible
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
 from curricle.reports.recipes import write_recipe_report
@@ -20,13 +22,20 @@ from curricle.reports.runs import Run, load_runs
 from curricle.reports.summary import Summary, summarize, write_summary
 from curricle.specs import plain
 
+MOST_NAMED = 6
+"""Folders that a title names."""
 
-def write_report(folders: Sequence[Path], page: Path) -> Summary:
+
+def write_report(
+    folders: Sequence[Path], page: Path, *, better: Direction | None = None
+) -> Summary:
     """Write page, summary and learning curves of what lies in run folders.
 
     Args:
         folders: Run folders, at least one; the first one says what was wanted.
         page: The HTML file; the others are put beside it.
+        better: Which values of the metric are better; None takes what the runs declare, else what
+            the metric's name says.
 
     Returns:
         The comparison in numbers.
@@ -34,7 +43,7 @@ def write_report(folders: Sequence[Path], page: Path) -> Summary:
     Raises:
         CheckpointError: If it cannot be written.
     """
-    runs, summary = summarized(folders)
+    runs, summary = summarized(folders, better=better)
     heading = _heading(folders)
     try:
         _write(runs, summary, page, heading=heading)
@@ -45,11 +54,14 @@ def write_report(folders: Sequence[Path], page: Path) -> Summary:
     return summary
 
 
-def summarized(folders: Sequence[Path]) -> tuple[tuple[Run, ...], Summary]:
+def summarized(
+    folders: Sequence[Path], *, better: Direction | None = None
+) -> tuple[tuple[Run, ...], Summary]:
     """Return the runs in folders and what they come to.
 
     Args:
         folders: Run folders, at least one; the first one says what was wanted.
+        better: Which values of the metric are better, if that is to be declared here.
     """
     runs = load_runs(folders)
     spec = stored_spec(folders[0]) if has_spec(folders[0]) else None
@@ -61,6 +73,7 @@ def summarized(folders: Sequence[Path]) -> tuple[tuple[Run, ...], Summary]:
         budget={} if spec is None or spec.budget is None else dict(plain(spec.budget)),
         missing=_missing(folders, runs),
         caution=next(filter(None, map(caution, folders)), ""),
+        better=better,
     )
     return runs, summary
 
@@ -105,7 +118,15 @@ def _heading(folders: Sequence[Path]) -> tuple[str, str]:
     if len(folders) == 1 and has_spec(folders[0]):
         origin = read_origin(folders[0])
         return origin.title, origin.line
-    return folders[0].name, shlex.join(["curricle", "report", *map(str, folders)])
+    names = [visible(folder.name or str(folder)) for folder in folders]
+    title = " and ".join(names) if len(names) <= 2 else f"{len(names)} folders: {_listed(names)}"  # noqa: PLR2004 - a pair
+    return title, shlex.join(["curricle", "report", *map(str, folders)])
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the names that fit into a title, and how many more there are."""
+    rest = len(names) - MOST_NAMED
+    return ", ".join([*names[:MOST_NAMED], *([f"and {rest} more"] if rest > 0 else [])])
 
 
 def _source(spec: RunSpec, runs: Sequence[Run]) -> str | None:

@@ -1,4 +1,4 @@
-"""How are measured points drawn for a paper?
+"""Charts of measured points for a paper.
 
 Static figures of matplotlib, one panel a comparison or one for all points. Means carry 95 %
 intervals over repetitions (Student's t), spreads their quartiles and whiskers around the middle
@@ -21,8 +21,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from curricle.points import Chart, Panel, Point
 from curricle.reports.curves import colors
-from curricle.reports.printed import MARKERS, SETTINGS, save
-from curricle.reports.quantities import half_width, mean, short, t_quantile
+from curricle.reports.printed import MARKERS, SETTINGS, label, save
+from curricle.reports.quantities import half_width, limits, mean, short, t_quantile
 from curricle.reports.summary import Summary
 from curricle.specs import value
 
@@ -177,6 +177,7 @@ def save_chart(
     alone = panels if chart.kind == "bars" and chart.of != "points" else ()
     drawn = [*(panel.name for panel, _ in alone), *(point.panel for point in points)]
     names = list(dict.fromkeys(drawn)) or [""]
+    ends = _limits(chart, panels)
     palette = colors(dict.fromkeys(point.series for point in points))
     with mpl.rc_context(SETTINGS):
         figure = Figure(
@@ -185,7 +186,7 @@ def save_chart(
         for axes, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
             inside = [point for point in points if point.panel == name]
             if inside:
-                DRAWN[chart.kind](axes, inside, palette)
+                DRAWN[chart.kind](axes, inside, palette, ends)
                 for fit in slopes(inside) if chart.slopes else ():
                     _draw_slope(axes, fit, inside, palette[fit.series])
             else:
@@ -202,7 +203,26 @@ def save_chart(
         return save(figure, path_without_suffix)
 
 
-def _bars(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> None:
+def _limits(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[float, float]:
+    """Return the least and the largest value that the numbers of a chart can have."""
+    if chart.of != "final" or not panels:
+        return limits("")
+    ends = [limits(summary.metric) for _, summary in panels]
+    return min(low for low, _ in ends), max(high for _, high in ends)
+
+
+def _errors(found: Sequence[Statistic], ends: tuple[float, float]) -> list[list[float]]:
+    """Return how far intervals reach down and up, clipped to what the numbers can be."""
+    low, high = ends
+    half = [one.ci95 or 0.0 for one in found]
+    down = [max(0.0, min(x, one.mean - low)) for x, one in zip(half, found, strict=True)]
+    up = [max(0.0, min(x, high - one.mean)) for x, one in zip(half, found, strict=True)]
+    return [down, up]
+
+
+def _bars(
+    axes: Axes, points: Sequence[Point], palette: Mapping[str, str], ends: tuple[float, float]
+) -> None:
     found = statistics(points)
     groups = list(dict.fromkeys(one.x for one in found))
     series = list(dict.fromkeys(one.series for one in found))
@@ -210,23 +230,27 @@ def _bars(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> No
     for number, name in enumerate(series):
         own = [one for one in found if one.series == name]
         places = [groups.index(one.x) + (number - (len(series) - 1) / 2) * width for one in own]
-        errors = [one.ci95 or 0.0 for one in own]
+        errors = _errors(own, ends)
         heights = [one.mean for one in own]
-        style: dict[str, Any] = {"color": palette[name], "label": name, "capsize": 2.5}
+        style: dict[str, Any] = {"color": palette[name], "label": label(name), "capsize": 2.5}
         axes.bar(places, heights, width=width * 0.92, yerr=errors, ecolor="#444444", **style)
     _name_groups(axes, groups)
 
 
-def _lines(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> None:
+def _lines(
+    axes: Axes, points: Sequence[Point], palette: Mapping[str, str], ends: tuple[float, float]
+) -> None:
     found = statistics(points)
     for name, marker in zip(palette, cycle(MARKERS), strict=False):
         own = sorted((one for one in found if one.series == name), key=lambda one: one.x)
-        errors = [one.ci95 or 0.0 for one in own]
-        style: dict[str, Any] = {"color": palette[name], "marker": marker, "label": name}
+        errors = _errors(own, ends)
+        style: dict[str, Any] = {"color": palette[name], "marker": marker, "label": label(name)}
         axes.errorbar([one.x for one in own], [one.mean for one in own], errors, capsize=3, **style)
 
 
-def _spread(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> None:
+def _spread(
+    axes: Axes, points: Sequence[Point], palette: Mapping[str, str], _: tuple[float, float]
+) -> None:
     groups = list(dict.fromkeys(point.x for point in points))
     series = list(palette)
     width = 0.8 / len(series)
@@ -250,7 +274,7 @@ def _spread(axes: Axes, points: Sequence[Point], palette: Mapping[str, str]) -> 
         )
         for box in boxes["boxes"]:
             box.set(facecolor=palette[name], alpha=0.6)
-        boxes["boxes"][0].set_label(name)
+        boxes["boxes"][0].set_label(label(name))
     _name_groups(axes, groups)
 
 
@@ -258,8 +282,8 @@ def _draw_slope(axes: Axes, fit: Slope, points: Sequence[Point], color: str) -> 
     places = [point.x for point in points if point.series == fit.series]
     ends = [end for end in (min(places), max(places)) if not isinstance(end, str)]
     heights = [fit.factor * end**fit.slope for end in ends]
-    label = f"{fit.series} ~ x^({fit.slope:.2f} ± {fit.ci95:.2f})"
-    axes.plot(ends, heights, color=color, linestyle="dotted", linewidth=1.2, label=label)
+    name = f"{label(fit.series)} ~ x^({fit.slope:.2f} ± {fit.ci95:.2f})"
+    axes.plot(ends, heights, color=color, linestyle="dotted", linewidth=1.2, label=name)
 
 
 DRAWN = {"bars": _bars, "lines": _lines, "spread": _spread}
@@ -267,7 +291,7 @@ DRAWN = {"bars": _bars, "lines": _lines, "spread": _spread}
 
 
 def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
-    names = [group if isinstance(group, str) else f"{group:g}" for group in groups]
+    names = [label(group) if isinstance(group, str) else f"{group:g}" for group in groups]
     rotation = 20 if len(groups) <= FEW else 60
     axes.set_xticks(range(len(groups)), names, rotation=rotation, ha="right")
 
@@ -275,7 +299,7 @@ def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
 def _name_absent(axes: Axes, absent: Iterable[str]) -> None:
     """Say which strategies did not reach the target on every seed."""
     if names := sorted(absent):
-        axes.set_xlabel(f"not on every seed: {', '.join(names)}", wrap=True)
+        axes.set_xlabel(f"not on every seed: {', '.join(map(label, names))}", wrap=True)
 
 
 def _dress(axes: Axes, chart: Chart, title: str, points: Sequence[Point]) -> None:

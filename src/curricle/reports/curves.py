@@ -1,7 +1,8 @@
-"""Which points does a learning curve consist of?
+"""Points of learning curves.
 
-A `Curve` is the mean of one number over the seeds of a strategy with its smallest and largest
-value, against everything a run consumes. Points belong together by their step: at one step all
+A `Curve` is the mean of one number over the seeds of a strategy with the 95 % interval of that mean
+(Student's t), against everything a run consumes. Page and print draw the same curves and clip the
+intervals with `band`. Points belong together by their step: at one step all
 seeds have read the same number of examples, while their FLOPs and seconds may differ a little and
 are averaged as the metric is.
 
@@ -20,15 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curricle.records import Spent
-from curricle.reports.quantities import mean
-from curricle.reports.runs import Run
+from curricle.reports.quantities import limits, mean, t_quantile
+from curricle.reports.runs import Run, grouped
 from curricle.reports.summary import COSTS
+from curricle.reports.thinning import extremes
 from curricle.specs import value
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Colors that stay apart for color-blind readers, after Okabe and Ito 2008, with a gray."""
 MOST_POINTS = 400
-"""Points of a curve; a longer one is thinned out evenly."""
+"""Points of a curve; of a longer one the extremes are kept."""
+FEWEST_POINTS, ALL_POINTS = 50, 20_000
+"""Points of a curve among very many, and of all curves of a figure together."""
 Points = Sequence[tuple[Spent, float]]
 """A number of one run, and what the run had consumed by then, in order."""
 
@@ -43,9 +47,9 @@ class Curve:
     middle: tuple[float, ...]
     """Mean over seeds at each point."""
     low: tuple[float, ...]
-    """Smallest value over seeds."""
+    """Lower end of the 95 % interval of the mean; the mean itself for one seed."""
     high: tuple[float, ...]
-    """Largest value over seeds."""
+    """Upper end of the interval."""
     num_seeds: int
     """How many runs were averaged."""
 
@@ -60,21 +64,44 @@ def averaged(runs: Sequence[Run]) -> tuple[Run, ...]:
     return tuple(run for run in runs if run.is_complete) or tuple(runs)
 
 
-def learning_curve(runs: Sequence[Run], metric: str) -> Curve:
-    """Return the curve of a metric over the given runs."""
+def most_points(num_curves: int) -> int:
+    """Return how many points a curve may have beside others in a figure."""
+    return max(FEWEST_POINTS, min(MOST_POINTS, ALL_POINTS // max(num_curves, 1)))
+
+
+def band(curve: Curve, ends: tuple[float, float]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the interval of a curve for drawing, clipped to the ends of a vertical axis."""
+    low, high = (np.clip(numbers, *ends) for numbers in (curve.low, curve.high))
+    return _floats(low), _floats(high)
+
+
+def learning_curve(runs: Sequence[Run], metric: str, *, most: int = MOST_POINTS) -> Curve:
+    """Return the curve of a metric over the given runs.
+
+    Args:
+        runs: Runs of one strategy.
+        metric: Name of a metric of the records.
+        most: Points that are kept.
+    """
     points = [
         [(each.spent, each.metrics[metric]) for each in run.measurements if metric in each.metrics]
         for run in runs
     ]
-    return _curve(runs, points)
+    return _curve(runs, points, most)
 
 
-def loss_curve(runs: Sequence[Run], stage: str) -> Curve:
-    """Return the curve of the training loss in one stage over the given runs."""
+def loss_curve(runs: Sequence[Run], stage: str, *, most: int = MOST_POINTS) -> Curve:
+    """Return the curve of the training loss in one stage over the given runs.
+
+    Args:
+        runs: Runs of one strategy.
+        stage: Name of the stage.
+        most: Points that are kept.
+    """
     points = [
         [(each.spent, each.loss) for each in run.steps if each.stage == stage] for run in runs
     ]
-    return _curve(runs, points)
+    return _curve(runs, points, most)
 
 
 def stage_starts(runs: Sequence[Run]) -> tuple[tuple[str, dict[str, float]], ...]:
@@ -94,20 +121,38 @@ def stage_names(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(record.stage for run in runs for record in run.steps))
 
 
-def _curve(runs: Sequence[Run], points: Sequence[Points]) -> Curve:
+def stages_without_loss(runs: Sequence[Run]) -> tuple[str, ...]:
+    """Return the names of the stages that were run and wrote no loss, in order."""
+    begun = dict.fromkeys(record.stage for run in runs for record in run.stages)
+    recorded = set(stage_names(runs))
+    return tuple(name for name in begun if name not in recorded)
+
+
+def _curve(runs: Sequence[Run], points: Sequence[Points], most: int) -> Curve:
     told = [each for each in points if each]
     steps = _shared_steps(runs, points)
     if not steps:
         nothing: dict[str, tuple[float, ...]] = dict.fromkeys((*COSTS, "steps"), ())
         return Curve(spent=nothing, middle=(), low=(), high=(), num_seeds=len(told))
     numbers = np.array([_at(steps, each, [number for _, number in each]) for each in told])
+    places = extremes(_floats(numbers.mean(axis=0)), most)
+    steps, numbers = [steps[at] for at in places], numbers[:, places]
+    middle, half = numbers.mean(axis=0), _half_widths(numbers)
     return Curve(
         spent={name: _consumed(steps, told, name) for name in (*COSTS, "steps")},
-        middle=_floats(numbers.mean(axis=0)),
-        low=_floats(numbers.min(axis=0)),
-        high=_floats(numbers.max(axis=0)),
+        middle=_floats(middle),
+        low=_floats(middle - half),
+        high=_floats(middle + half),
         num_seeds=len(told),
     )
+
+
+def _half_widths(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return at each point half the 95 % interval of the mean over seeds, as tables give it."""
+    count = len(numbers)
+    if count == 1:
+        return np.zeros(numbers.shape[1])
+    return np.asarray(t_quantile(count - 1) * numbers.std(axis=0, ddof=1) / math.sqrt(count))
 
 
 def _shared_steps(runs: Sequence[Run], points: Sequence[Points]) -> Sequence[int]:
@@ -117,7 +162,7 @@ def _shared_steps(runs: Sequence[Run], points: Sequence[Points]) -> Sequence[int
     stopped = (each[-1][0].steps for run, each in told if not run.is_complete)
     last = min(stopped, default=math.inf)
     found = {spent.steps for _, each in told for spent, _ in each}
-    return _thinned(sorted(step for step in found if first <= step <= last))
+    return sorted(step for step in found if first <= step <= last)
 
 
 def _at(steps: Sequence[int], points: Points, numbers: Sequence[float]) -> NDArray[np.float64]:
@@ -141,17 +186,20 @@ def _means(spent: Sequence[Spent]) -> dict[str, float]:
     return {name: mean([getattr(each, name) for each in spent]) for name in (*COSTS, "steps")}
 
 
-def _thinned(steps: Sequence[int]) -> Sequence[int]:
-    """Return every k-th step and the last."""
-    stride = -(-len(steps) // MOST_POINTS) or 1
-    kept = steps[::stride]
-    return kept if kept[-1:] == steps[-1:] else [*kept, steps[-1]]
-
-
 def value_range(
     runs: Sequence[Run], metric: str, target: float | None = None
 ) -> tuple[float, float]:
-    """Return the range of a metric over all students, target included, with a small margin."""
+    """Return the ends of the vertical axis of a metric.
+
+    They cover all students, the target and the intervals with a small margin. Of an interval of few
+    seeds, which may be many times as wide as all curves together, as much is covered on each side
+    as the curves themselves need, and nothing that a share cannot be.
+
+    Args:
+        runs: Runs as `load_runs` gives them.
+        metric: Name of a metric of the records.
+        target: Value that is marked, if any.
+    """
     numbers = [
         each.metrics[metric]
         for run in runs
@@ -161,5 +209,10 @@ def value_range(
     ]
     numbers += [] if target is None else [target]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    least, largest = limits(metric)
+    room = (max(least, 2 * low - high), min(largest, 2 * high - low))
+    for group in grouped(runs).values():
+        lows, highs = band(learning_curve(averaged(group), metric), room)
+        low, high = min([low, *lows]), max([high, *highs])
     margin = 0.04 * (high - low) or 0.5
     return low - margin, high + margin

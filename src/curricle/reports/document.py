@@ -1,4 +1,4 @@
-"""What is every page made of?
+"""Frame of every page.
 
 One HTML file with everything inside: it can be opened without a network, mailed, or put beside a
 paper. A page forbids itself to load anything (Content-Security-Policy), so this does not rest on
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from plotly.offline import get_plotlyjs
 
+from curricle.reports.names import visible
 from curricle.reports.style import SCRIPT, STYLE
 from curricle.reports.tables import Grid
 
@@ -33,11 +34,11 @@ def document(title: str, parts: Sequence[str], *, plots: bool = False) -> str:
         '<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{html.escape(title)}</title>",
+        f"<title>{html.escape(visible(title))}</title>",
         f"<style>{STYLE}</style>",
         *filter(None, (library,)),
         "</head><body><main>",
-        *filter(None, parts),
+        *(visible(part, keep="\n\t") for part in parts if part),
         f"</main>{script}</body></html>",
         "",
     ))  # fmt: skip

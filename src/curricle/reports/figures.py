@@ -1,8 +1,9 @@
-"""How do learning curves look on the page?
+"""Learning curves on the page.
 
-Interactive figures of plotly. One color stands for one strategy everywhere: the line is the mean
-over seeds, the band reaches from the smallest to the largest value, dashed verticals are borders
-between stages, the dotted horizontal is the target, and incomplete runs are thin dotted lines.
+Interactive figures of plotly. One color and marker stands for one strategy everywhere: the line is
+the mean over seeds, the band the 95 % interval of that mean, thin lines are single seeds, dashed
+verticals are borders between stages, the dotted horizontal is the target, and incomplete runs are
+thin dotted lines.
 
 Design: every trace carries in `meta["x"]` its abscissas in all units (examples, FLOPs, seconds),
 so that the page can switch the axis without a second figure. `printed` makes the static ones.
@@ -11,6 +12,7 @@ so that the page can switch the axis without a second figure. `printed` makes th
 import html
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, final
 
 import plotly.graph_objects as go
@@ -20,14 +22,17 @@ from curricle.reports.curves import (
     PALETTE,
     Curve,
     averaged,
+    band,
     colors,
     learning_curve,
     loss_curve,
+    most_points,
     stage_names,
     stage_starts,
     value_range,
 )
-from curricle.reports.quantities import goal_text, is_share
+from curricle.reports.names import shortened
+from curricle.reports.quantities import goal_text, is_share, limits, seed_count
 from curricle.reports.runs import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.tables import COST_WORDS
@@ -39,8 +44,14 @@ CLEAR = "rgba(0, 0, 0, 0)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 CURVE_HEIGHT = 470
 PANEL_HEIGHT = 190
-MOST_LABELS = 6
-"""Stages that are labeled with their names; more would overlap."""
+MOST_LABELS = 12
+"""Stages that are numbered in a panel; more would overlap."""
+CLOSE = 0.05
+"""Part of the horizontal axis within which two numbers of stages would overlap."""
+MOST_SEEDS, MOST_STRATEGIES = 10, 12
+"""Seeds of a strategy, and strategies, up to which every seed is drawn as a line of its own."""
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "triangle-down")
+"""Markers of strategies; the next one begins when the colors repeat."""
 
 
 @final
@@ -52,8 +63,14 @@ class _Look:
     """Name of the strategy, safe to show."""
     color: str
     """Its color."""
+    symbol: str
+    """Its marker."""
     panel: int
     """Row of the panel that the traces go to."""
+    is_first: bool = True
+    """Whether its lines are in the legend."""
+    most: int
+    """Points that a curve may have."""
 
 
 def learning_figure(
@@ -68,25 +85,91 @@ def learning_figure(
         log_x: Whether the horizontal axis is logarithmic; points at zero are then left out.
     """
     figure = make_subplots()
-    groups = grouped(runs)
-    palette = colors(groups)
-    low, high = value_range(runs, metric, target)
-    for method, group in groups.items():
-        look = _Look(name=html.escape(method), color=palette[method], panel=1)
-        curve = learning_curve(averaged(group), metric)
-        _add(figure, _band(curve, look), look)
-        _add(figure, [_line(curve, look, showlegend=True)], look)
-        _add(figure, _unfinished(group, metric, look), look)
-        _add(figure, [_verticals(averaged(group), look, (low, high))], look)
+    _add_metric(figure, runs, metric, panel=1, target=target)
     if target is not None:
         # Told in the legend: beside the line it would hide curves, in one unit or another.
         name = html.escape(f"target: {goal_text(metric, target)}")
         line = {"dash": "dot", "color": GRAY, "width": 1.5}
         figure.add_hline(y=target, line=line, name=name, showlegend=True)
     _dress(figure, height=CURVE_HEIGHT, log_x=log_x)
-    form = ".2~%" if is_share(metric) else None
-    figure.update_yaxes(title_text=html.escape(metric), range=[low, high], tickformat=form)
+    figure.update_yaxes(title_text=html.escape(shortened(metric)))
     return figure
+
+
+def metrics_figure(
+    runs: Sequence[Run], metrics: Sequence[str], *, log_x: bool = False
+) -> go.Figure:
+    """Return other metrics than the one by which runs are judged, one panel each.
+
+    Args:
+        runs: Runs as `load_runs` gives them.
+        metrics: Names of metrics, at least one.
+        log_x: Whether the horizontal axis is logarithmic; points at zero are then left out.
+    """
+    figure, height = _panels(metrics)
+    for panel, metric in enumerate(metrics, start=1):
+        _add_metric(figure, runs, metric, panel=panel, num_panels=len(metrics))
+    _dress(figure, height=height, log_x=log_x)
+    return figure
+
+
+def _panels(titles: Sequence[str]) -> tuple[go.Figure, int]:
+    """Return an empty figure of panels below each other, and its height."""
+    count = max(len(titles), 1)
+    height = PANEL_HEIGHT * count + 90
+    figure = make_subplots(
+        rows=count,
+        cols=1,
+        shared_xaxes=True,
+        subplot_titles=[html.escape(shortened(title)) for title in titles] or None,
+        vertical_spacing=36 / height,
+    )
+    return figure, height
+
+
+def _looks(runs: Sequence[Run], num_curves: int) -> dict[str, _Look]:
+    """Return how each strategy looks in the first panel, by its name."""
+    palette = colors(grouped(runs))
+    return {
+        method: _Look(
+            name=html.escape(shortened(method)),
+            color=color,
+            symbol=SYMBOLS[number // len(PALETTE) % len(SYMBOLS)],
+            panel=1,
+            most=most_points(num_curves),
+        )
+        for number, (method, color) in enumerate(palette.items())
+    }
+
+
+def _add_metric(
+    figure: go.Figure,
+    runs: Sequence[Run],
+    metric: str,
+    *,
+    panel: int,
+    target: float | None = None,
+    num_panels: int = 1,
+) -> None:
+    """Draw a metric of all strategies in one panel."""
+    groups = grouped(runs)
+    ends = value_range(runs, metric, target)
+    least, largest = limits(metric)
+    inner = (max(least, ends[0]), min(largest, ends[1]))
+    is_few = len(groups) <= MOST_STRATEGIES
+    num_curves = num_panels * (len(runs) if is_few else 3 * len(groups))
+    for method, look in _looks(runs, num_curves).items():
+        here = replace(look, panel=panel, is_first=panel == 1)
+        inside = averaged(groups[method])
+        curve = learning_curve(inside, metric, most=here.most)
+        _add(figure, _band(curve, here, inner), here)
+        if is_few and 1 < len(inside) <= MOST_SEEDS:
+            _add(figure, _single_seeds(inside, metric, here), here)
+        _add(figure, [_line(curve, here, showlegend=here.is_first)], here)
+        _add(figure, _unfinished(groups[method], metric, here), here)
+        _add(figure, [_verticals(inside, here, ends)], here)
+    form = ".2~%" if is_share(metric) else None
+    figure.update_yaxes(range=list(ends), tickformat=form, row=panel, col=1)
 
 
 def loss_figure(runs: Sequence[Run], *, log_x: bool = False) -> go.Figure:
@@ -97,20 +180,10 @@ def loss_figure(runs: Sequence[Run], *, log_x: bool = False) -> go.Figure:
         log_x: Whether the horizontal axis is logarithmic; points at zero are then left out.
     """
     groups = grouped(runs)
-    titles = [html.escape(method) for method in groups]
-    count = max(len(groups), 1)
-    height = PANEL_HEIGHT * count + 90
-    figure = make_subplots(
-        rows=count,
-        cols=1,
-        shared_xaxes=True,
-        subplot_titles=titles or None,
-        vertical_spacing=36 / height,
-    )
-    palette = colors(groups)
-    for panel, (method, group) in enumerate(groups.items(), start=1):
-        look = _Look(name=html.escape(method), color=palette[method], panel=panel)
-        _add_losses(figure, averaged(group), look)
+    figure, height = _panels(list(groups))
+    num_curves = sum(3 * len(stage_names(group)) for group in groups.values())
+    for panel, (method, look) in enumerate(_looks(runs, num_curves).items(), start=1):
+        _add_losses(figure, averaged(groups[method]), replace(look, panel=panel))
     _dress(figure, height=height, log_x=log_x)
     figure.update_layout(showlegend=False, hovermode="closest")
     return figure
@@ -118,19 +191,25 @@ def loss_figure(runs: Sequence[Run], *, log_x: bool = False) -> go.Figure:
 
 def _add_losses(figure: go.Figure, runs: Sequence[Run], look: _Look) -> None:
     stages = stage_names(runs)
-    curves = {stage: loss_curve(runs, stage) for stage in stages}
-    lows = [low for curve in curves.values() for low in curve.low]
-    highs = [high for curve in curves.values() for high in curve.high]
-    for number, (stage, curve) in enumerate(curves.items()):
-        hint = f"{look.name}, {html.escape(stage)}"
-        # Neighboring stages differ in depth of color, so that a border is seen without its line.
-        line = _line(curve, look, opacity=0.55 if number % 2 else 1.0, hint=hint, mode="lines")
-        _add(figure, [*_band(curve, look), line], look)
-    if lows:
-        labels = [_labels(runs, min(lows))] if len(stages) <= MOST_LABELS else []
-        _add(figure, [_verticals(runs, look, (min(lows), max(highs))), *labels], look)
-        figure.update_yaxes(**_loss_axis(min(lows), max(highs)), row=look.panel, col=1)
+    curves = {stage: loss_curve(runs, stage, most=look.most) for stage in stages}
+    numbers = [number for curve in curves.values() for number in curve.middle]
+    if numbers:
+        ends = _loss_ends(runs, min(numbers), max(numbers))
+        for number, (stage, curve) in enumerate(curves.items()):
+            hint = f"{look.name}, {html.escape(shortened(stage))}"
+            # Neighbors differ in depth of color, so that a border is seen without its line.
+            depth = 0.55 if number % 2 else 1.0
+            line = _line(curve, look, opacity=depth, hint=hint, mode="lines")
+            _add(figure, [*_band(curve, look, ends), line], look)
+        _add(figure, [_verticals(runs, look, ends), *_numbers(runs, ends[0])], look)
+        figure.update_yaxes(**_loss_axis(*ends), row=look.panel, col=1)
     figure.update_yaxes(title_text="loss", row=look.panel, col=1)
+
+
+def _loss_ends(runs: Sequence[Run], low: float, high: float) -> tuple[float, float]:
+    """Return the lowest and the highest loss, single seeds included, where an interval ends."""
+    losses = [record.loss for run in runs for record in run.steps]
+    return min(low, *losses), max(high, *losses)
 
 
 def _loss_axis(low: float, high: float) -> dict[str, Any]:
@@ -149,20 +228,21 @@ def _add(figure: go.Figure, traces: Iterable[go.Scatter], look: _Look) -> None:
 
 def _line(curve: Curve, look: _Look, *, hint: str = "", **style: Any) -> go.Scatter:  # noqa: ANN401
     """Return the mean; `style` overrides what plotly is told."""
-    label = hint or f"{look.name}, {curve.num_seeds} seed{'' if curve.num_seeds == 1 else 's'}"
+    label = hint or f"{look.name}, {seed_count(curve.num_seeds)}"
     told: dict[str, Any] = {
         "name": look.name,
         "legendgroup": look.name,
         "showlegend": False,
         "mode": "lines+markers",
         "line": {"color": look.color, "width": 2.2},
-        "marker": {"size": 4.5},
+        "marker": {"size": 4.5, "symbol": look.symbol},
         "hovertemplate": f"%{{y:.4~g}} at %{{x:.3~s}}<extra>{label}</extra>",
     }
     return _trace(curve.spent, curve.middle, **(told | style))
 
 
-def _band(curve: Curve, look: _Look) -> list[go.Scatter]:
+def _band(curve: Curve, look: _Look, ends: tuple[float, float]) -> list[go.Scatter]:
+    """Return the interval of the mean as two lines with the area between them."""
     if curve.num_seeds <= 1:
         return []
     red, green, blue = (int(look.color[at : at + 2], 16) for at in (1, 3, 5))
@@ -173,11 +253,18 @@ def _band(curve: Curve, look: _Look) -> list[go.Scatter]:
         "showlegend": False,
         "hoverinfo": "skip",
     }
-    fill = {"fill": "tonexty", "fillcolor": f"rgba({red}, {green}, {blue}, 0.16)"}
-    return [
-        _trace(curve.spent, curve.low, **shared),
-        _trace(curve.spent, curve.high, **shared, **fill),
-    ]
+    fill = {"fill": "tonexty", "fillcolor": f"rgba({red}, {green}, {blue}, 0.13)"}
+    low, high = band(curve, ends)
+    return [_trace(curve.spent, low, **shared), _trace(curve.spent, high, **shared, **fill)]
+
+
+def _single_seeds(runs: Sequence[Run], metric: str, look: _Look) -> Iterator[go.Scatter]:
+    """Yield each seed as a thin line."""
+    for run in runs:
+        hint = f"{look.name}, seed {run.seed}"
+        line = {"color": look.color, "width": 0.8}
+        curve = learning_curve([run], metric, most=look.most)
+        yield _line(curve, look, hint=hint, mode="lines", line=line, opacity=0.55)
 
 
 def _unfinished(runs: Sequence[Run], metric: str, look: _Look) -> Iterator[go.Scatter]:
@@ -209,20 +296,33 @@ def _verticals(runs: Sequence[Run], look: _Look, ends: tuple[float, float]) -> g
     )
 
 
-def _labels(runs: Sequence[Run], low: float) -> go.Scatter:
-    """Return the stages' names where they begin, low, where a falling loss leaves room."""
+def _numbers(runs: Sequence[Run], low: float) -> list[go.Scatter]:
+    """Return the numbers of stages where they begin, low, where a falling loss leaves room.
+
+    Names would overlap on a narrow screen; they are listed below the figure. Of two stages that
+    begin side by side the second has no number.
+    """
     found = stage_starts(runs)
-    return _trace(
-        {name: [before[name] for _, before in found] for name in COSTS},
-        [low for _ in found],
-        mode="text",
-        text=[html.escape(name) for name, _ in found],
-        textposition="top right",
-        textfont={"size": 11, "color": GRAY},
-        cliponaxis=False,
-        showlegend=False,
-        hoverinfo="skip",
-    )
+    if len(found) > MOST_LABELS:
+        return []
+    width = max(run.spent.examples for run in runs) or 1
+    shown: list[tuple[int, dict[str, float]]] = []
+    for number, (_, before) in enumerate(found, start=1):
+        if not shown or before["examples"] - shown[-1][1]["examples"] > CLOSE * width:
+            shown.append((number, before))
+    return [
+        _trace(
+            {name: [before[name] for _, before in shown] for name in COSTS},
+            [low for _ in shown],
+            mode="text",
+            text=[str(number) for number, _ in shown],
+            textposition="top right",
+            textfont={"size": 11, "color": GRAY},
+            cliponaxis=False,
+            showlegend=False,
+            hoverinfo="skip",
+        )
+    ]
 
 
 def _trace(
@@ -230,8 +330,13 @@ def _trace(
     numbers: Sequence[float | None],
     **style: Any,  # noqa: ANN401 - plotly's own settings
 ) -> go.Scatter:
-    units = {name: list(spent[name]) for name in COSTS}
-    return go.Scatter(x=units["examples"], y=list(numbers), meta={"x": units}, **style)
+    units = {name: _rounded(spent[name]) for name in COSTS}
+    return go.Scatter(x=units["examples"], y=_rounded(numbers), meta={"x": units}, **style)
+
+
+def _rounded(numbers: Sequence[float | None]) -> list[float | None]:
+    """Return numbers with the digits that a screen can show; all would double the page."""
+    return [None if number is None else float(f"{number:.7g}") for number in numbers]
 
 
 def _dress(figure: go.Figure, *, height: int, log_x: bool) -> None:

@@ -1,4 +1,4 @@
-"""How is a comparison told on one page?
+"""A comparison on one page.
 
 `write_page` writes a single HTML file with everything inside, the plotting library too; see
 `document`.
@@ -8,17 +8,29 @@ arranged. The same records give the same bytes.
 """
 
 import html
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import plotly.graph_objects as go
 from plotly.io import to_html
 
+from curricle.files import write_text
 from curricle.records import Spent, StagePlan
+from curricle.reports.curves import averaged, stage_starts, stages_without_loss
+from curricle.reports.directions import remedy
 from curricle.reports.document import again, document, note, section, table
-from curricle.reports.figures import learning_figure, loss_figure
+from curricle.reports.figures import (
+    MOST_LABELS,
+    MOST_SEEDS,
+    MOST_STRATEGIES,
+    learning_figure,
+    loss_figure,
+    metrics_figure,
+)
 from curricle.reports.headline import headline
-from curricle.reports.quantities import short
+from curricle.reports.quantities import is_share, short
 from curricle.reports.runs import Run, grouped
 from curricle.reports.summary import COSTS, Summary
 from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid
@@ -32,7 +44,22 @@ CONFIG = {
 READING = (
     "± is half of the 95 % interval of the mean over seeds (Student's t); there is none for one "
     "seed. Total FLOPs are those of the student and of the teacher's forward passes; training the "
-    "teacher and evaluating are not counted. Seconds are comparable only on one machine."
+    "teacher and evaluating are not counted. Seconds are comparable only on one machine, and other "
+    "kernels (processor, torch version, threads) give other numbers from the same seeds."
+)
+CLIPPED = (
+    "An interval that would leave 0 to 100 % is cut off there; with two or three seeds their "
+    "values stand in its place."
+)
+MEASURABLE = (
+    "A difference of two strategies counts as measurable if its 95 % interval does not contain "
+    "zero: of the differences seed by seed if both have the same seeds, else Welch's. Costs are "
+    "compared by their logarithms. Intervals are not corrected for the number of comparisons."
+)
+CURVES = (
+    "Thick lines are means over seeds ({seeds}). Bands are 95 % intervals of the mean (Student's "
+    "t; with two seeds 12.7 standard errors to each side), drawn as far as the panel "
+    "reaches{clipped}; one seed has none. Thin lines are single seeds{left_out}."
 )
 TARGET = (
     "A cost is that of the first evaluation at or past the target, and is given only if every seed "
@@ -55,6 +82,8 @@ LOSSES = (
     "Losses of different stages and strategies have different objectives and are not comparable; "
     "the panels show whether a stage still learned when it ended."
 )
+MOST_METRICS = 8
+"""Other metrics that are drawn."""
 
 
 def write_page(
@@ -69,8 +98,7 @@ def write_page(
         title: Heading of the page.
         command: How to make these runs again, to be shown as it is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page_text(runs, summary, title=title, command=command), encoding="utf-8")
+    write_text(path, page_text(runs, summary, title=title, command=command))
 
 
 def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str = "") -> str:
@@ -90,8 +118,14 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         _missing(summary),
         _unfinished(runs),
         section("Result", table(summary_grid(summary)), *map(note, _reading(runs, summary))),
-        section("Learning curves", _toolbar(log_x=log_x), _figure(curves, "learning-curves")),
-        section("Training loss", note(LOSSES), _figure(losses, "losses")),
+        section(
+            "Learning curves",
+            _toolbar(log_x=log_x),
+            _figure(curves, "learning-curves"),
+            note(_explanation(runs, summary.metric)),
+        ),
+        _other_metrics(runs, summary.metric, log_x=log_x),
+        section("Training loss", note(LOSSES), _figure(losses, "losses"), *_stage_notes(runs)),
         section("Stages", note(STAGES), *_plans(runs)),
         section("Runs", table(seed_grid(summary))),
         section("Made with", table(_circumstances(runs)), again(command)),
@@ -109,7 +143,7 @@ def _header(summary: Summary, title: str) -> str:
     line = headline(summary)
     return (
         f'<header><h1>{html.escape(title)}</h1><p class="facts">{told}</p>'
-        f'<p class="headline">{html.escape(line[0].upper() + line[1:])}</p></header>'
+        f'<p class="headline">{html.escape(line[:1].upper() + line[1:])}</p></header>'
     )
 
 
@@ -124,6 +158,12 @@ def _budget(budget: Mapping[str, object]) -> str:
 def _reading(runs: Sequence[Run], summary: Summary) -> list[str]:
     """Return what a reader of the table has to know."""
     notes = [READING] if summary.target is None else [READING, TARGET]
+    if is_share(summary.metric) and len(runs) > 1:
+        notes.append(CLIPPED)
+    if len(summary.methods) > 1:
+        notes.append(MEASURABLE)
+        if summary.better is None:
+            notes.append(f"No strategy is called best: {remedy(summary.metric)}.")
     if summary.target_of is not None:
         notes.append(SOURCE.format(method=summary.target_of))
     students = [run for run in runs if not run.is_teacher]
@@ -190,32 +230,109 @@ def _figure(figure: go.Figure, name: str) -> str:
     )
 
 
-def _plans(runs: Sequence[Run]) -> list[str]:
-    """Return the stages of each strategy; runs that were planned differently are told apart."""
-    parts: list[str] = []
-    for method, group in grouped(runs).items():
-        plans: dict[tuple[StagePlan, ...], list[Run]] = {}
-        for run in group:
-            plans.setdefault(run.opening.stages, []).append(run)
-        for stages, alike in plans.items():
-            seeds = ", ".join(str(run.seed) for run in alike)
-            which = "" if len(plans) == 1 else f" (seed {seeds})"
-            parts += [f"<h3>{html.escape(method + which)}</h3>", table(plan_grid(stages))]
-            parts.append(note(_planned_and_done(stages, alike)))
-        sentences = dict.fromkeys(text for run in group for text in run.opening.notes)
-        parts += [note(f"{text[:1].upper()}{text[1:].rstrip('.')}.") for text in sentences]
-    return parts
-
-
-def _planned_and_done(stages: Sequence[StagePlan], runs: Sequence[Run]) -> str:
-    """Return what runs with these stages were to consume and what they have consumed, in words."""
-    planned = Spent(
-        steps=sum(stage.steps for stage in stages),
-        student_flops=sum(stage.steps * stage.student_flops for stage in stages),
-        teacher_flops=sum(stage.steps * stage.teacher_flops for stage in stages),
+def _explanation(runs: Sequence[Run], metric: str) -> str:
+    """Return what the lines and bands of the learning curves are."""
+    counts = {method: len(averaged(group)) for method, group in grouped(runs).items()}
+    ends = sorted({min(counts.values()), max(counts.values())})
+    seeds = (
+        ", ".join(f"{method} {count}" for method, count in counts.items())
+        if len(counts) <= MOST_STRATEGIES
+        else f"{' to '.join(map(str, ends))} a strategy"
     )
+    is_all = len(counts) <= MOST_STRATEGIES and ends[-1] <= MOST_SEEDS
+    return CURVES.format(
+        seeds=seeds,
+        clipped=" and no further than 0 to 100 %" if is_share(metric) else "",
+        left_out="" if is_all else ", left out where they would be too many",
+    )
+
+
+def _other_metrics(runs: Sequence[Run], judged: str, *, log_x: bool) -> str:
+    """Return the section of all metrics but the one by which runs are judged."""
+    students = [run for run in runs if not run.is_teacher]
+    names = dict.fromkeys(
+        name for run in students for each in run.measurements for name in each.metrics
+    )
+    others = [name for name in names if name != judged]
+    if not others:
+        return ""
+    drawn, rest = others[:MOST_METRICS], others[MOST_METRICS:]
+    figure = _figure(metrics_figure(runs, drawn, log_x=log_x), "metrics")
+    left_out = [note(f"Not drawn: {', '.join(rest)}.")] if rest else []
+    return section("Other metrics", figure, *left_out)
+
+
+def _stage_notes(runs: Sequence[Run]) -> list[str]:
+    """Return the stages behind the numbers in the panels of losses, and those without a loss."""
+    notes = []
+    for method, group in grouped(runs).items():
+        inside = averaged(group)
+        names = [name for name, _ in stage_starts(inside)]
+        if 1 < len(names) <= MOST_LABELS:
+            listed = ", ".join(f"{number} {name}" for number, name in enumerate(names, start=1))
+            notes.append(note(f"Stages of {method}: {listed}."))
+        if missing := stages_without_loss(inside):
+            notes.append(
+                note(
+                    f"No loss of {method} was recorded in {', '.join(missing)}: shorter than the "
+                    f"interval between records ('record_every')."
+                )
+            )
+    return notes
+
+
+def _plans(runs: Sequence[Run]) -> list[str]:
+    """Return the stages of each strategy.
+
+    Runs that planned the same have one table, whatever they are called; costs may differ, since the
+    first batch of a seed may be longer than that of another. Runs of a strategy that planned
+    differently stand apart.
+    """
+    plans: dict[tuple[StagePlan, ...], list[Run]] = {}
+    for run in runs:
+        if not run.is_teacher:
+            plans.setdefault(tuple(map(_without_costs, run.opening.stages)), []).append(run)
+    counts = Counter(method for alike in plans.values() for method in {run.method for run in alike})
+    parts: list[str] = []
+    for alike in plans.values():
+        names = [_with_seeds(method, group, counts) for method, group in grouped(alike).items()]
+        parts.append(f"<h3>{html.escape(', '.join(names))}</h3>")
+        parts.append(table(plan_grid(alike[0].opening.stages)))
+        if any(run.opening.stages != alike[0].opening.stages for run in alike):
+            parts.append(
+                note(f"FLOPs and memory are those of seed {alike[0].seed}; others differ.")
+            )
+        parts.append(note(_planned_and_done(alike)))
+    return parts + [note(f"{text[:1].upper()}{text[1:].rstrip('.')}.") for text in _notes(runs)]
+
+
+def _without_costs(stage: StagePlan) -> StagePlan:
+    return replace(stage, student_flops=0, teacher_flops=0, memory_bytes=0)
+
+
+def _with_seeds(method: str, runs: Sequence[Run], counts: Mapping[str, int]) -> str:
+    """Return a strategy, with its seeds if it has several plans."""
+    seeds = ", ".join(str(run.seed) for run in runs)
+    return method if counts[method] == 1 else f"{method} (seed {seeds})"
+
+
+def _notes(runs: Sequence[Run]) -> dict[str, None]:
+    """Return what binding decided, each sentence once."""
+    return dict.fromkeys(text for run in runs if not run.is_teacher for text in run.opening.notes)
+
+
+def _planned_and_done(runs: Sequence[Run]) -> str:
+    """Return what runs were to consume and what they have consumed, in words."""
+    planned = [
+        Spent(
+            steps=sum(stage.steps for stage in run.opening.stages),
+            student_flops=sum(stage.steps * stage.student_flops for stage in run.opening.stages),
+            teacher_flops=sum(stage.steps * stage.teacher_flops for stage in run.opening.stages),
+        )
+        for run in runs
+    ]
     done = [run.spent for run in runs]
-    return f"Planned for a run: {_amounts([planned])}. Done: {_amounts(done)}."
+    return f"Planned for a run: {_amounts(planned)}. Done: {_amounts(done)}."
 
 
 def _amounts(spent: Sequence[Spent]) -> str:

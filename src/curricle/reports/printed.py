@@ -1,4 +1,4 @@
-"""How are learning curves drawn for a paper or a README?
+"""Learning curves for a paper or a README.
 
 Static figures of matplotlib, as PNG and SVG, with the same marks as on the page: line and band,
 dashed borders between stages, a dotted target. Strategies also differ in their markers, for
@@ -8,6 +8,7 @@ Design: matplotlib's object interface only; no global figure, and settings for t
 The same runs give the same bytes.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -18,15 +19,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from curricle.files import new_file
 from curricle.reports.curves import (
     Curve,
     averaged,
+    band,
     colors,
     learning_curve,
     stage_starts,
     value_range,
 )
-from curricle.reports.quantities import goal_text, is_share, short
+from curricle.reports.names import shortened
+from curricle.reports.quantities import goal_text, is_share, limits, seed_count, short
 from curricle.reports.runs import Run, grouped
 from curricle.reports.tables import COST_WORDS
 from curricle.specs import value
@@ -48,6 +52,11 @@ GRAY = "#555555"
 WIDTH, HEIGHT = 4.4, 3.6
 """Inches of one panel."""
 DOTS_PER_INCH = 200
+CAPTION = "line: mean over seeds · band: 95 % interval of the mean (t) · thin: single seeds"
+MOST_SEEDS = 10
+"""Seeds of a strategy that are drawn one by one."""
+LEGEND_COLUMNS, LEGEND_ROW = 4, 0.2
+"""Names beside each other above a figure, and inches of each row of them."""
 MARKER_SPACING = 0.11
 """Between two markers of a line, as a share of the panel's diagonal."""
 
@@ -86,15 +95,22 @@ def save_learning_curves(
         axes: Fields of `Costs`, one panel each, side by side.
         log_x: Whether the horizontal axes are logarithmic; points at zero are then left out.
     """
+    # More names than one row holds need room of their own, or they would leave none to the panels.
+    rows = len(grouped(runs)) // LEGEND_COLUMNS
     with mpl.rc_context(SETTINGS):
         figure = Figure(
-            figsize=(WIDTH * len(axes), HEIGHT), layout="constrained", facecolor="white"
+            figsize=(WIDTH * len(axes), HEIGHT + LEGEND_ROW * rows),
+            layout="constrained",
+            facecolor="white",
         )
         row = list(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0])
         _draw_row(row, runs, View(metric=metric, target=target, axes=tuple(axes), log_x=log_x))
         lines, names = row[0].get_legend_handles_labels()
         if names:
-            figure.legend(lines, names, loc="outside upper center", ncols=5, frameon=False)
+            figure.legend(
+                lines, names, loc="outside upper center", ncols=LEGEND_COLUMNS, frameon=False
+            )
+        _explain(figure, runs)
         return save(figure, path_without_suffix)
 
 
@@ -117,41 +133,70 @@ def save_panels(
             _draw_row(row, runs, view)
             row[0].set_title(title, loc="left")
             row[-1].legend(loc="best", frameon=False, fontsize=8)
+        _explain(figure, [run for _, runs, _ in panels for run in runs])
         return save(figure, path_without_suffix)
 
 
 def save(figure: Figure, path_without_suffix: Path) -> tuple[Path, Path]:
     """Return the paths of a figure written as PNG and SVG, the same bytes every time."""
-    path_without_suffix.parent.mkdir(parents=True, exist_ok=True)
     png, svg = (
         path_without_suffix.with_name(path_without_suffix.name + end) for end in (".png", ".svg")
     )
-    figure.savefig(png, dpi=DOTS_PER_INCH, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None, "Creator": None})
+    with warnings.catch_warnings():
+        # A character that the font lacks becomes a box; names may be of any script.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        with new_file(png) as file:
+            metadata = {"Software": None}
+            figure.savefig(file, format="png", dpi=DOTS_PER_INCH, metadata=metadata)
+        with new_file(svg) as file:
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return png, svg
 
 
+def label(name: str) -> str:
+    """Return a name without what matplotlib reads in it: formulas, and hidden entries."""
+    return " " * name.startswith("_") + shortened(name).replace("$", r"\$")
+
+
+def _explain(figure: Figure, runs: Sequence[Run]) -> None:
+    """Say below a figure what bands and thin lines are, if there are any."""
+    if any(len(averaged(group)) > 1 for group in grouped(runs).values()):
+        figure.supxlabel(CAPTION, fontsize=7, color=GRAY)
+
+
 def _draw_row(row: Sequence[Axes], runs: Sequence[Run], view: View) -> None:
+    ends = value_range(runs, view.metric, view.target)
     for panel, axis in zip(row, view.axes, strict=True):
-        _draw(panel, runs, view.metric, axis)
+        _draw(panel, runs, view.metric, axis, ends=ends)
         if view.target is not None:
-            name = f"target: {goal_text(view.metric, view.target)}"
+            name = label(f"target: {goal_text(view.metric, view.target)}")
             panel.axhline(view.target, color=GRAY, linewidth=1.1, linestyle=":", label=name)
         _dress(panel, view.metric, axis, log_x=view.log_x)
-    row[0].set_ylim(*value_range(runs, view.metric, view.target))
-    row[0].set_ylabel(view.metric)
+    row[0].set_ylim(*ends)
+    row[0].set_ylabel(label(view.metric))
 
 
-def _draw(panel: Axes, runs: Sequence[Run], metric: str, axis: str) -> None:
+def _draw(
+    panel: Axes, runs: Sequence[Run], metric: str, axis: str, *, ends: tuple[float, float]
+) -> None:
     groups = grouped(runs)
+    least, largest = limits(metric)
+    inner = (max(least, ends[0]), min(largest, ends[1]))
     for (method, color), marker in zip(colors(groups).items(), cycle(MARKERS), strict=False):
         inside = averaged(groups[method])
-        style = {"color": color, "marker": marker, "label": _plain_label(method)}
-        _line(panel, learning_curve(inside, metric), axis, style)
-        for run in groups[method]:
-            if run not in inside:
-                alone = learning_curve([run], metric)
-                panel.plot(alone.spent[axis], alone.middle, color=color, linewidth=0.9, ls=":")
+        name = f"{label(method)} ({seed_count(len(inside))})"
+        style = {"color": color, "marker": marker, "label": name}
+        curve = learning_curve(inside, metric)
+        _line(panel, curve, axis, style)
+        if curve.num_seeds > 1:
+            low, high = band(curve, inner)
+            panel.fill_between(curve.spent[axis], low, high, color=color, alpha=0.13, lw=0)
+        alone = [(run, ":", 0.9) for run in groups[method] if run not in inside]
+        if 1 < len(inside) <= MOST_SEEDS:
+            alone += [(run, "-", 0.5) for run in inside]
+        for run, dash, width in alone:
+            curve = learning_curve([run], metric)
+            panel.plot(curve.spent[axis], curve.middle, color=color, linewidth=width, ls=dash)
         for _, before in stage_starts(inside)[1:]:
             panel.axvline(before[axis], color=color, linewidth=0.8, linestyle="--", alpha=0.6)
 
@@ -161,13 +206,6 @@ def _line(panel: Axes, curve: Curve, axis: str, style: Mapping[str, Any]) -> Non
     # By distance on the panel, so that markers do not crowd at one end of a logarithmic axis.
     every = MARKER_SPACING if len(along) > 1 else None
     panel.plot(along, curve.middle, linewidth=1.8, markersize=4.5, markevery=every, **style)
-    if curve.num_seeds > 1:
-        panel.fill_between(along, curve.low, curve.high, color=style["color"], alpha=0.16, lw=0)
-
-
-def _plain_label(name: str) -> str:
-    """Return a name without what matplotlib reads in it: formulas, and hidden entries."""
-    return " " * name.startswith("_") + name.replace("$", r"\$")
 
 
 def _dress(panel: Axes, metric: str, axis: str, *, log_x: bool) -> None:

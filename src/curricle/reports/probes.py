@@ -1,4 +1,4 @@
-"""How is what probes have found shown?
+"""Tables and figures of what probes measured.
 
 One table a probe, one row a network, students as means over their seeds; and a static figure of
 the teacher's training, one panel a probe.

@@ -75,6 +75,11 @@ def is_share(metric: str) -> bool:
     return metric == "accuracy" or metric.endswith("_accuracy")
 
 
+def seed_count(count: int) -> str:
+    """Return a number of seeds in words."""
+    return f"{count} seed{'' if count == 1 else 's'}"
+
+
 def short(number: float, unit: str = "") -> str:
     """Return a number with three digits and a suffix, such as `96k` or `2.5M`.
 

@@ -1,33 +1,39 @@
-"""Which runs lie in a folder, and what happened in each?
+"""Runs in a folder, and the records of each.
 
 A comparison folder holds `students/<strategy>/seed-<n>/records.jsonl` and, if the teacher was
 trained there, `teacher/records.jsonl`; any other folder must hold the `records.jsonl` of one run.
 A `Run` groups the records of one file by kind.
 
 Design: nothing is skipped silently. A seed without records is an error, and a run without its end
-is kept with `is_complete` false, so that every report can flag it.
+is kept with `is_complete` false, so that every report can flag it. Records are read one by one, and
+of very many training losses the extremes are kept, so that a run of a million needs no more memory
+than one of `MOST_STEPS`. Names are made safe to show here, once for all reports.
 """
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 from curricle.errors import CheckpointError
 from curricle.points import where_runs_are
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
-    Record,
     RunRecord,
     Spent,
     StageRecord,
     StepRecord,
     read_records,
 )
+from curricle.reports.names import visible
+from curricle.reports.thinning import extremes
 
 FILE_NAME = "records.jsonl"
+MOST_STEPS = 10_000
+"""Training losses of one run that are kept for figures."""
+InStage = TypeVar("InStage", StageRecord, StepRecord, EvaluationRecord)
 
 
 @final
@@ -163,21 +169,83 @@ def _method(folder: Path) -> str | None:
 
 def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
     path = folder / FILE_NAME
-    records: list[Record] = list(read_records(path))
-    if not records or not isinstance(records[0], RunRecord):
+    records = read_records(path)
+    first = next(records, None)
+    if not isinstance(first, RunRecord):
         raise CheckpointError(f"{str(path)!r} must begin with a record of kind 'run'; it does not")
-    opening = records[0]
-    ends = [record for record in records if isinstance(record, EndRecord)]
+    opening = _shown_opening(first)
+    stages: list[StageRecord] = []
+    steps: list[StepRecord] = []
+    evaluations: list[EvaluationRecord] = []
+    end: EndRecord | None = None
+    for record in records:
+        match record:
+            case StageRecord():
+                stages.append(_shown_stage(record))
+            case StepRecord():
+                steps.append(_shown_stage(record))
+                if len(steps) >= 2 * MOST_STEPS:
+                    steps = _thinned(steps)
+            case EvaluationRecord():
+                metrics = _shown_names(record.metrics)
+                evaluations.append(replace(_shown_stage(record), metrics=metrics))
+            case EndRecord():
+                end = replace(record, metrics=_shown_names(record.metrics))
     return Run(
         path=folder,
-        method=method or opening.method,
+        method=opening.method if method is None else visible(method),
         opening=opening,
-        stages=tuple(record for record in records if isinstance(record, StageRecord)),
-        steps=tuple(record for record in records if isinstance(record, StepRecord)),
-        evaluations=tuple(record for record in records if isinstance(record, EvaluationRecord)),
-        end=ends[-1] if ends else None,
+        stages=tuple(stages),
+        steps=tuple(steps),
+        evaluations=tuple(evaluations),
+        end=end,
         is_teacher=is_teacher,
     )
+
+
+def _thinned(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """Return about half of many training losses, each stage with its ends and extremes."""
+    stages: dict[str, list[StepRecord]] = {}
+    for step in steps:
+        stages.setdefault(step.stage, []).append(step)
+    return [
+        inside[at]
+        for inside in stages.values()
+        for at in extremes([step.loss for step in inside], max(4, len(inside) // 2))
+    ]
+
+
+def _shown_opening(record: RunRecord) -> RunRecord:
+    """Return the first record with names that can be shown."""
+    return replace(
+        record,
+        method=visible(record.method),
+        task=visible(record.task),
+        metric=visible(record.metric),
+        device=visible(record.device),
+        versions={visible(name): visible(text) for name, text in record.versions.items()},
+        notes=tuple(map(visible, record.notes)),
+        stages=tuple(
+            replace(
+                stage,
+                **{
+                    name: visible(getattr(stage, name))
+                    for name in ("name", "teacher", "taps", "objective", "projection", "widths")
+                },
+            )
+            for stage in record.stages
+        ),
+    )
+
+
+def _shown_stage(record: InStage) -> InStage:
+    """Return a record with a stage's name that can be shown; nearly always the very same."""
+    stage = visible(record.stage)
+    return record if stage == record.stage else replace(record, stage=stage)
+
+
+def _shown_names(metrics: dict[str, float]) -> dict[str, float]:
+    return {visible(name): number for name, number in metrics.items()}
 
 
 def _told_apart(loaded: Sequence[tuple[Path, Run]]) -> tuple[Run, ...]:
@@ -195,7 +263,8 @@ def _told_apart(loaded: Sequence[tuple[Path, Run]]) -> tuple[Run, ...]:
 
 def _name(folder: Path, names: Counter[str]) -> str:
     """Return the name of a folder, or its whole path if another one is called the same."""
-    return folder.name if folder.name and names[folder.name] == 1 else str(folder)
+    is_clear = folder.name and names[folder.name] == 1
+    return visible(folder.name if is_clear else str(folder))
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, tuple[Run, ...]]:

@@ -1,4 +1,4 @@
-"""What does the page look like, and what does it do?
+"""Style sheet and script of the page.
 
 The style sheet and the script of the HTML page. Colors follow the reader's light or dark setting;
 the script hands them to the figures and switches the unit and scale of their horizontal axes.

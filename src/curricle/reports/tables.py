@@ -1,4 +1,4 @@
-"""How are summaries and stage plans laid out as tables?
+"""Summaries and stage plans as tables.
 
 A `Grid` is a table as plain text: a title, columns and rows. Functions ending in `_grid` make
 grids from summaries, runs and plans; `to_rich` and `to_markdown` lay any grid out, and the page
@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from curricle.records import StagePlan
+from curricle.reports.names import visible
 from curricle.reports.quantities import NONE, metric_text, short, with_interval
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
 from curricle.specs import value
@@ -89,10 +90,7 @@ def summary_grid(summary: Summary) -> Grid:
 
 
 def _final(method: MethodSummary) -> str:
-    final = method.final
-    if final.mean is None:
-        return "no complete run"
-    return metric_text(final.metric, final.mean, final.ci95)
+    return method.final_text if method.finals else "no complete run"
 
 
 def _costs(method: MethodSummary) -> list[str]:
@@ -230,17 +228,21 @@ def to_rich(grid: Grid, *, leading: int = 0) -> Table:
         grid: The table.
         leading: Empty lines between rows.
     """
-    title = Text(grid.title) if grid.title else None
+    title = Text(visible(grid.title)) if grid.title else None
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, leading=leading)
     for at, (column, right) in enumerate(zip(grid.columns, grid.numeric, strict=True)):
         # Headings and names break between words only, however narrow the terminal.
         kept = [column] if right else [column, *(row[at] for row in grid.rows)]
-        widest = min(MOST_WHOLE, max(len(word) for cell in kept for word in cell.split()))
+        widest = min(
+            MOST_WHOLE, max((len(word) for cell in kept for word in cell.split()), default=1)
+        )
         justify: JustifyMethod = "right" if right else "left"
-        table.add_column(Text(column), justify=justify, overflow="fold", min_width=widest)
+        heading = Text(visible(column, keep="\n"))
+        table.add_column(heading, justify=justify, overflow="fold", min_width=widest)
     for number, row in enumerate(grid.rows, start=1):
         closes = grid.total and number == len(grid.rows) - 1
-        table.add_row(*[Text(cell) for cell in row], end_section=closes)
+        cells = [Text(visible(cell, keep="\n")) for cell in row]
+        table.add_row(*cells, end_section=closes)
     return table
 
 
@@ -255,7 +257,7 @@ def to_markdown(grid: Grid) -> str:
 def _cell(text: str) -> str:
     """Return text that stays inside one cell of a Markdown table."""
     escaped = text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return " ".join(escaped.split())
+    return visible(" ".join(escaped.split()))
 
 
 def summary_table(summary: Summary) -> Table:

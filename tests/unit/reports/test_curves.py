@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -6,14 +7,18 @@ import pytest
 from curricle.reports.curves import (
     MOST_POINTS,
     averaged,
+    band,
     colors,
     learning_curve,
     loss_curve,
+    most_points,
     stage_names,
     stage_starts,
+    stages_without_loss,
     value_range,
 )
 from curricle.reports.runs import Run, load_runs
+from curricle.reports.summary import summarize
 
 WriteRun = Callable[..., Path]
 
@@ -26,12 +31,14 @@ def pair(tmp_path: Path, write_run: WriteRun) -> tuple[Run, ...]:
     return load_runs([tmp_path])
 
 
-def test_a_curve_is_the_mean_over_seeds_with_its_extremes(pair: tuple[Run, ...]) -> None:
+def test_a_curve_is_the_mean_over_seeds_with_its_interval(pair: tuple[Run, ...]) -> None:
     curve = learning_curve(pair, "accuracy")
     assert curve.spent["examples"] == (50.0, 100.0)
     assert curve.spent["total_flops"] == (2_000.0, 4_000.0)
     assert curve.middle == pytest.approx((0.6, 0.85))
-    assert (curve.low, curve.high) == ((0.5, 0.8), (0.7, 0.9))
+    # Of two seeds: 12.7062 times half their distance of .2 and .1.
+    assert curve.low == pytest.approx((0.6 - 1.27062, 0.85 - 0.63531))
+    assert curve.high == pytest.approx((0.6 + 1.27062, 0.85 + 0.63531))
     assert curve.num_seeds == 2
 
 
@@ -51,8 +58,16 @@ def test_long_losses_are_thinned_out_and_keep_their_ends(
 ) -> None:
     runs = load_runs([write_run(tmp_path, {2 * 1_010: 0.5})])
     steps = loss_curve(runs, "first").spent["steps"]
-    assert len(steps) <= MOST_POINTS + 1
-    assert (steps[0], steps[1], steps[-1]) == (1, 4, 1_010)
+    assert len(steps) <= MOST_POINTS
+    assert (steps[0], steps[-1]) == (1, 1_010)
+    assert max(late - early for early, late in pairwise(steps)) <= 2 * 1_010 / MOST_POINTS * 2
+
+
+def test_a_spike_of_one_step_survives_thinning(tmp_path: Path, write_run: WriteRun) -> None:
+    records = write_run(tmp_path, {2 * 1_010: 0.5}) / "records.jsonl"
+    records.write_text(records.read_text().replace(f'"loss": {1 / 777}', '"loss": 9.0'))
+    curve = loss_curve(load_runs([tmp_path]), "first")
+    assert dict(zip(curve.spent["steps"], curve.middle, strict=True))[777] == 9.0
 
 
 def test_stages_start_where_the_one_before_ended(pair: tuple[Run, ...]) -> None:
@@ -76,7 +91,42 @@ def test_neighboring_strategies_differ_in_color() -> None:
 
 
 def test_the_range_covers_values_and_target_with_a_margin(pair: tuple[Run, ...]) -> None:
-    assert value_range(pair, "accuracy", 1.0) == pytest.approx((0.48, 1.02))
+    # Intervals of two seeds fill all that a share can be.
+    assert value_range(pair, "accuracy", 1.0) == pytest.approx((-0.04, 1.04))
+    assert value_range(pair[:1], "accuracy", 1.0) == pytest.approx((0.48, 1.02))
+
+
+def test_a_wide_interval_takes_no_more_than_a_third_of_the_axis_on_each_side(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, final in enumerate((1.0, 2.0)):
+        write_run(tmp_path / f"students/a/seed-{seed}", {10: final}, seed=seed, metric="nll")
+    # The interval reaches from -4.85 to 7.85, the curves from 1 to 2.
+    assert value_range(load_runs([tmp_path]), "nll") == pytest.approx((-0.12, 3.12))
+
+
+def test_bands_are_clipped_to_the_axis(pair: tuple[Run, ...]) -> None:
+    curve = learning_curve(pair, "accuracy")
+    assert band(curve, (0.0, 1.0)) == ((0.0, pytest.approx(0.21469)), (1.0, 1.0))
+
+
+def test_the_band_is_the_interval_of_the_table(pair: tuple[Run, ...]) -> None:
+    final = summarize(pair).methods["extraction"].final
+    curve = learning_curve(pair, "accuracy")
+    assert final.mean == pytest.approx(curve.middle[-1])
+    assert final.ci95 == pytest.approx(curve.high[-1] - curve.middle[-1])
+
+
+@pytest.mark.parametrize(("num_curves", "points"), [(0, 400), (1, 400), (100, 200), (10_000, 50)])
+def test_many_curves_have_fewer_points_each(num_curves: int, points: int) -> None:
+    assert most_points(num_curves) == points
+
+
+def test_stages_shorter_than_the_interval_between_records_have_no_loss(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    runs = load_runs([write_run(tmp_path, {30: 0.5}, first=4, every=5)])
+    assert stages_without_loss(runs) == ("first",)
 
 
 def test_a_constant_metric_has_a_range_with_height(tmp_path: Path, write_run: WriteRun) -> None:
@@ -92,8 +142,9 @@ def test_a_run_that_ended_early_counts_with_its_last_value(
     curve = learning_curve(load_runs([tmp_path]), "accuracy")
     assert curve.spent["steps"] == (5, 10, 15, 20)
     assert curve.middle == pytest.approx((0.5, 0.75, 0.8, 0.9))
-    assert curve.low == (0.5, 0.6, 0.7, 0.9)
-    assert curve.high == (0.5, 0.9, 0.9, 0.9)
+    # The first counts with .9 from step 10 on, against .6, .7 and .9.
+    halves = (0.0, 12.7062 * 0.15, 12.7062 * 0.1, 0.0)
+    assert curve.high == pytest.approx([m + h for m, h in zip(curve.middle, halves, strict=True)])
 
 
 def test_what_was_consumed_goes_on_as_in_the_runs_that_have_not_ended(

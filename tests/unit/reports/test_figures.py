@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from curricle.reports.figures import learning_figure, loss_figure
+from curricle.reports.figures import learning_figure, loss_figure, metrics_figure
 from curricle.reports.runs import Run, load_runs
 
 WriteRun = Callable[..., Path]
@@ -35,12 +35,52 @@ def test_every_trace_knows_its_other_units(runs: tuple[Run, ...]) -> None:
             assert tuple(units["examples"]) == trace.x
 
 
-def test_the_band_reaches_from_the_lowest_to_the_highest_seed(runs: tuple[Run, ...]) -> None:
+def test_the_band_is_the_interval_of_the_mean_inside_what_a_share_can_be(
+    runs: tuple[Run, ...],
+) -> None:
     figure = learning_figure(runs, metric="accuracy")
     low, high = [each for each in figure.data if each.line.width == 0][2:4]
-    assert low.y == (0.5, 0.6)
-    assert high.y == (0.5, 0.7)
+    # Of .6 and .7: .65 and 12.7062 times .05 to each side.
+    assert low.y == pytest.approx((0.5, 0.01469))
+    assert high.y == (0.5, 1.0)
     assert high.fill == "tonexty"
+
+
+def test_every_seed_is_a_thin_line(runs: tuple[Run, ...]) -> None:
+    thin = [
+        each for each in learning_figure(runs, metric="accuracy").data if each.line.width == 0.8
+    ]
+    assert [each.y[-1] for each in thin] == pytest.approx([0.95, 0.96, 0.97, 0.6, 0.7])
+    assert "one_shot, seed 1" in thin[-1].hovertemplate
+
+
+def test_of_many_strategies_only_means_are_drawn_and_no_two_look_alike(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for number in range(26):
+        folder = tmp_path / f"students/s{number // 2:02}/seed-{number % 2}"
+        write_run(folder, {10: 0.5 + 0.01 * number}, seed=number % 2)
+    figure = learning_figure(load_runs([tmp_path]), metric="accuracy")
+    assert not [each for each in figure.data if each.line.width == 0.8]
+    lines = _named(figure).values()
+    assert len({(each.line.color, each.marker.symbol) for each in lines}) == 13
+
+
+def test_other_metrics_have_a_panel_each(tmp_path: Path, write_run: WriteRun) -> None:
+    records = write_run(tmp_path, {10: 0.5, 20: 0.6}) / "records.jsonl"
+    text = records.read_text().replace('{"accuracy": 0.5}', '{"accuracy": 0.5, "nll": 1.5}')
+    records.write_text(text)
+    figure = metrics_figure(load_runs([tmp_path]), ["nll", "accuracy"])
+    assert [each.text for each in figure.layout.annotations] == ["nll", "accuracy"]
+    lines = [each for each in figure.data if each.line.width == 2.2]
+    assert [(each.y, each.showlegend) for each in lines] == [((1.5,), True), ((0.5, 0.6), False)]
+
+
+def test_stages_are_numbered_where_there_is_room(tmp_path: Path, write_run: WriteRun) -> None:
+    for name, first in (("far", 50), ("near", 2)):
+        figure = loss_figure(load_runs([write_run(tmp_path / name, {100: 0.5}, first=first)]))
+        (numbers,) = [each for each in figure.data if each.mode == "text"]
+        assert numbers.text == (("1", "2") if name == "far" else ("1",))
 
 
 def test_one_seed_has_no_band(tmp_path: Path, write_run: WriteRun) -> None:
