@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from curricle.reporting import write_report
+from curricle.reports.headline import headline
+
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
 REPORT = ("summary.json", "report.html", "learning-curves.png", "learning-curves.svg")
@@ -22,13 +25,14 @@ def test_the_summary_has_the_documented_form(
     command("compare", parity)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     first = ["task", "metric", "target", "budget", "methods", "teacher"]
-    assert list(summary) == [*first, "target_of", "missing", "caution"]
+    assert list(summary) == [*first, "target_of", "missing", "caution", "better"]
+    assert summary["better"] == "higher"
     assert summary["task"] == "(8,2)-parity"
     assert summary["target"] == 0.1
     assert summary["budget"] == {"number": 12, "unit": "steps"}
     assert list(summary["methods"]) == ["one_shot", "progressive"]
     method = summary["methods"]["one_shot"]
-    assert list(method) == ["final", "to_target", "to_target_ci95", "reached", "seeds"]
+    assert list(method) == ["final", "to_target", "to_target_ci95", "reached", "seeds", "notes"]
     assert [seed["seed"] for seed in method["seeds"]] == [0, 1]
     assert method["seeds"][0]["spent"]["examples"] == 12 * 16
     assert method["seeds"][0]["spent"]["teacher_flops"] == 12 * (LOGITS_STEP - LABELS_STEP)
@@ -160,6 +164,8 @@ def test_a_report_of_several_folders_leaves_theirs_as_they_are(
     code, shown, _ = command("report", "first", "second")
     assert (code, "report: joint-report/report.html" in shown) == (0, True)
     assert all(path.read_bytes() == content for path, content in made.items())
+    page = (tmp_path / "joint-report" / "report.html").read_text()
+    assert "<title>first and second</title>" in page
     assert {path.name for path in (tmp_path / "joint-report").iterdir()} == set(REPORT)
 
 
@@ -169,3 +175,32 @@ def test_a_report_of_several_tasks_is_refused(command: Command, parity: Path) ->
     code, _, told = command("report", "first", "second")
     assert (code, told.count("\n")) == (2, 1)
     assert "must be of one task; got '(8,2)-parity' in 'first' and '(8,3)-parity' in" in told
+
+
+def test_the_direction_of_recorded_runs_can_be_declared_for_a_report(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity)
+    for path in (tmp_path / "run").rglob("*"):
+        if path.is_file() and path.name != "records.jsonl":
+            path.unlink()
+    for records in (tmp_path / "run" / "students").rglob("records.jsonl"):
+        records.write_text(records.read_text().replace('"accuracy"', '"xyz"'))
+    page = tmp_path / "page.html"
+    assert "no strategy is called best" in headline(write_report([tmp_path / "run"], page))
+    summary = write_report([tmp_path / "run"], page, better="lower")
+    assert summary.better == "lower"
+    assert "no strategy is called best" not in headline(summary)
+
+
+def test_the_title_of_many_folders_counts_them(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("distill", parity)
+    folders = [tmp_path / f"run-{number}" for number in range(8)]
+    for folder in folders:
+        shutil.copytree(tmp_path / "run", folder)
+    write_report(folders, tmp_path / "page.html")
+    names = ", ".join(f"run-{number}" for number in range(6))
+    title = f"<title>8 folders: {names}, and 2 more</title>"
+    assert title in (tmp_path / "page.html").read_text()

@@ -33,6 +33,9 @@ MOST_POINTS = 400
 """Points of a curve; of a longer one the extremes are kept."""
 FEWEST_POINTS, ALL_POINTS = 50, 20_000
 """Points of a curve among very many, and of all curves of a figure together."""
+MOST_SEEDS, MOST_STRATEGIES = 10, 12
+"""Seeds of a strategy up to which each is a line of its own, and strategies up to which figures
+have such lines and bands; more would hide each other."""
 Points = Sequence[tuple[Spent, float]]
 """A number of one run, and what the run had consumed by then, in order."""
 
@@ -200,19 +203,34 @@ def value_range(
         metric: Name of a metric of the records.
         target: Value that is marked, if any.
     """
-    numbers = [
+    numbers = _students_numbers(runs, metric)
+    least, largest = limits(metric, numbers)
+    numbers += [] if target is None else [target]
+    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
+    room = (max(least, 2 * low - high), min(largest, 2 * high - low))
+    for group in grouped(runs).values() if has_bands(runs) else ():
+        lows, highs = band(learning_curve(averaged(group), metric), room)
+        low, high = min([low, *lows]), max([high, *highs])
+    margin = 0.04 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def has_bands(runs: Sequence[Run]) -> bool:
+    """Return whether a figure of these runs shows intervals and single seeds."""
+    return len(grouped(runs)) <= MOST_STRATEGIES
+
+
+def band_range(runs: Sequence[Run], metric: str, ends: tuple[float, float]) -> tuple[float, float]:
+    """Return where intervals of a metric end: at those of the axis, or what the metric can be."""
+    least, largest = limits(metric, _students_numbers(runs, metric))
+    return max(least, ends[0]), min(largest, ends[1])
+
+
+def _students_numbers(runs: Sequence[Run], metric: str) -> list[float]:
+    return [
         each.metrics[metric]
         for run in runs
         if not run.is_teacher
         for each in run.measurements
         if metric in each.metrics
     ]
-    numbers += [] if target is None else [target]
-    low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-    least, largest = limits(metric)
-    room = (max(least, 2 * low - high), min(largest, 2 * high - low))
-    for group in grouped(runs).values():
-        lows, highs = band(learning_curve(averaged(group), metric), room)
-        low, high = min([low, *lows]), max([high, *highs])
-    margin = 0.04 * (high - low) or 0.5
-    return low - margin, high + margin

@@ -19,11 +19,15 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from curricle.reports.curves import (
+    MOST_SEEDS,
+    MOST_STRATEGIES,
     PALETTE,
     Curve,
     averaged,
     band,
+    band_range,
     colors,
+    has_bands,
     learning_curve,
     loss_curve,
     most_points,
@@ -32,7 +36,7 @@ from curricle.reports.curves import (
     value_range,
 )
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, limits, seed_count
+from curricle.reports.quantities import goal_text, is_share, seed_count
 from curricle.reports.runs import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.tables import COST_WORDS
@@ -44,12 +48,11 @@ CLEAR = "rgba(0, 0, 0, 0)"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 CURVE_HEIGHT = 470
 PANEL_HEIGHT = 190
+NAME_HEIGHT, MOST_HEIGHT = 12, 900
 MOST_LABELS = 12
 """Stages that are numbered in a panel; more would overlap."""
 CLOSE = 0.05
 """Part of the horizontal axis within which two numbers of stages would overlap."""
-MOST_SEEDS, MOST_STRATEGIES = 10, 12
-"""Seeds of a strategy, and strategies, up to which every seed is drawn as a line of its own."""
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "triangle-down")
 """Markers of strategies; the next one begins when the colors repeat."""
 
@@ -67,8 +70,6 @@ class _Look:
     """Its marker."""
     panel: int
     """Row of the panel that the traces go to."""
-    is_first: bool = True
-    """Whether its lines are in the legend."""
     most: int
     """Points that a curve may have."""
 
@@ -91,7 +92,9 @@ def learning_figure(
         name = html.escape(f"target: {goal_text(metric, target)}")
         line = {"dash": "dot", "color": GRAY, "width": 1.5}
         figure.add_hline(y=target, line=line, name=name, showlegend=True)
-    _dress(figure, height=CURVE_HEIGHT, log_x=log_x)
+    # Plotly gives a legend half of the figure at most, and scrolls through the rest.
+    more = NAME_HEIGHT * max(0, len(grouped(runs)) - MOST_STRATEGIES)
+    _dress(figure, height=min(MOST_HEIGHT, CURVE_HEIGHT + more), log_x=log_x)
     figure.update_yaxes(title_text=html.escape(shortened(metric)))
     return figure
 
@@ -110,6 +113,8 @@ def metrics_figure(
     for panel, metric in enumerate(metrics, start=1):
         _add_metric(figure, runs, metric, panel=panel, num_panels=len(metrics))
     _dress(figure, height=height, log_x=log_x)
+    # On a narrow screen a legend would cover the first panel's title.
+    figure.update_layout(showlegend=False)
     return figure
 
 
@@ -154,18 +159,18 @@ def _add_metric(
     """Draw a metric of all strategies in one panel."""
     groups = grouped(runs)
     ends = value_range(runs, metric, target)
-    least, largest = limits(metric)
-    inner = (max(least, ends[0]), min(largest, ends[1]))
-    is_few = len(groups) <= MOST_STRATEGIES
+    inner = band_range(runs, metric, ends)
+    is_few = has_bands(runs)
     num_curves = num_panels * (len(runs) if is_few else 3 * len(groups))
     for method, look in _looks(runs, num_curves).items():
-        here = replace(look, panel=panel, is_first=panel == 1)
+        here = replace(look, panel=panel)
         inside = averaged(groups[method])
         curve = learning_curve(inside, metric, most=here.most)
-        _add(figure, _band(curve, here, inner), here)
+        if is_few:
+            _add(figure, _band(curve, here, inner), here)
         if is_few and 1 < len(inside) <= MOST_SEEDS:
             _add(figure, _single_seeds(inside, metric, here), here)
-        _add(figure, [_line(curve, here, showlegend=here.is_first)], here)
+        _add(figure, [_line(curve, here, showlegend=panel == 1)], here)
         _add(figure, _unfinished(groups[method], metric, here), here)
         _add(figure, [_verticals(inside, here, ends)], here)
     form = ".2~%" if is_share(metric) else None

@@ -18,7 +18,7 @@ from curricle.reports.directions import remedy
 from curricle.reports.quantities import mean, short, with_interval
 from curricle.reports.summary import MethodSummary, Summary
 
-MOST_NAMED = 8
+MOST_NAMED = 6
 """Strategies that the line compares with its leader; the table has them all."""
 NOISE = "no difference measurable"
 

@@ -18,13 +18,18 @@ from plotly.io import to_html
 
 from curricle.files import write_text
 from curricle.records import Spent, StagePlan
-from curricle.reports.curves import averaged, stage_starts, stages_without_loss
+from curricle.reports.curves import (
+    MOST_SEEDS,
+    MOST_STRATEGIES,
+    averaged,
+    has_bands,
+    stage_starts,
+    stages_without_loss,
+)
 from curricle.reports.directions import remedy
 from curricle.reports.document import again, document, note, section, table
 from curricle.reports.figures import (
     MOST_LABELS,
-    MOST_SEEDS,
-    MOST_STRATEGIES,
     learning_figure,
     loss_figure,
     metrics_figure,
@@ -82,6 +87,11 @@ LOSSES = (
     "Losses of different stages and strategies have different objectives and are not comparable; "
     "the panels show whether a stage still learned when it ended."
 )
+CROWD = (
+    "Lines are means over seeds ({seeds}). With more than {most} strategies, intervals and single "
+    "seeds are left out of the figures, where they would hide each other; the tables have them."
+)
+OTHERS = "Lines, bands and colors as in the learning curves."
 MOST_METRICS = 8
 """Other metrics that are drawn."""
 
@@ -236,14 +246,15 @@ def _explanation(runs: Sequence[Run], metric: str) -> str:
     ends = sorted({min(counts.values()), max(counts.values())})
     seeds = (
         ", ".join(f"{method} {count}" for method, count in counts.items())
-        if len(counts) <= MOST_STRATEGIES
+        if has_bands(runs)
         else f"{' to '.join(map(str, ends))} a strategy"
     )
-    is_all = len(counts) <= MOST_STRATEGIES and ends[-1] <= MOST_SEEDS
+    if not has_bands(runs):
+        return CROWD.format(seeds=seeds, most=MOST_STRATEGIES)
     return CURVES.format(
         seeds=seeds,
         clipped=" and no further than 0 to 100 %" if is_share(metric) else "",
-        left_out="" if is_all else ", left out where they would be too many",
+        left_out="" if ends[-1] <= MOST_SEEDS else f", of strategies with up to {MOST_SEEDS}",
     )
 
 
@@ -259,7 +270,7 @@ def _other_metrics(runs: Sequence[Run], judged: str, *, log_x: bool) -> str:
     drawn, rest = others[:MOST_METRICS], others[MOST_METRICS:]
     figure = _figure(metrics_figure(runs, drawn, log_x=log_x), "metrics")
     left_out = [note(f"Not drawn: {', '.join(rest)}.")] if rest else []
-    return section("Other metrics", figure, *left_out)
+    return section("Other metrics", figure, note(OTHERS), *left_out)
 
 
 def _stage_notes(runs: Sequence[Run]) -> list[str]:

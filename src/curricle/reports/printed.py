@@ -21,16 +21,19 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from curricle.files import new_file
 from curricle.reports.curves import (
+    MOST_SEEDS,
     Curve,
     averaged,
     band,
+    band_range,
     colors,
+    has_bands,
     learning_curve,
     stage_starts,
     value_range,
 )
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, limits, seed_count, short
+from curricle.reports.quantities import goal_text, is_share, seed_count, short
 from curricle.reports.runs import Run, grouped
 from curricle.reports.tables import COST_WORDS
 from curricle.specs import value
@@ -53,10 +56,8 @@ WIDTH, HEIGHT = 4.4, 3.6
 """Inches of one panel."""
 DOTS_PER_INCH = 200
 CAPTION = "line: mean over seeds · band: 95 % interval of the mean (t) · thin: single seeds"
-MOST_SEEDS = 10
-"""Seeds of a strategy that are drawn one by one."""
-LEGEND_COLUMNS, LEGEND_ROW = 4, 0.2
-"""Names beside each other above a figure, and inches of each row of them."""
+LEGEND_LINE, LEGEND_LETTER, LEGEND_ROW = 0.7, 0.075, 0.2
+"""Inches of a legend's sample line, of a letter and of a row."""
 MARKER_SPACING = 0.11
 """Between two markers of a line, as a share of the panel's diagonal."""
 
@@ -95,21 +96,20 @@ def save_learning_curves(
         axes: Fields of `Costs`, one panel each, side by side.
         log_x: Whether the horizontal axes are logarithmic; points at zero are then left out.
     """
+    width = WIDTH * len(axes)
+    longest = max(
+        (len(_legend_name(name, group)) for name, group in grouped(runs).items()), default=0
+    )
+    columns = max(1, int(width / (LEGEND_LINE + LEGEND_LETTER * longest)))
     # More names than one row holds need room of their own, or they would leave none to the panels.
-    rows = len(grouped(runs)) // LEGEND_COLUMNS
+    height = HEIGHT + LEGEND_ROW * (len(grouped(runs)) // columns)
     with mpl.rc_context(SETTINGS):
-        figure = Figure(
-            figsize=(WIDTH * len(axes), HEIGHT + LEGEND_ROW * rows),
-            layout="constrained",
-            facecolor="white",
-        )
+        figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         row = list(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0])
         _draw_row(row, runs, View(metric=metric, target=target, axes=tuple(axes), log_x=log_x))
         lines, names = row[0].get_legend_handles_labels()
         if names:
-            figure.legend(
-                lines, names, loc="outside upper center", ncols=LEGEND_COLUMNS, frameon=False
-            )
+            figure.legend(lines, names, loc="outside upper center", ncols=columns, frameon=False)
         _explain(figure, runs)
         return save(figure, path_without_suffix)
 
@@ -158,9 +158,13 @@ def label(name: str) -> str:
     return " " * name.startswith("_") + shortened(name).replace("$", r"\$")
 
 
+def _legend_name(method: str, runs: Sequence[Run]) -> str:
+    return f"{label(method)} ({seed_count(len(averaged(runs)))})"
+
+
 def _explain(figure: Figure, runs: Sequence[Run]) -> None:
     """Say below a figure what bands and thin lines are, if there are any."""
-    if any(len(averaged(group)) > 1 for group in grouped(runs).values()):
+    if has_bands(runs) and any(len(averaged(group)) > 1 for group in grouped(runs).values()):
         figure.supxlabel(CAPTION, fontsize=7, color=GRAY)
 
 
@@ -180,19 +184,17 @@ def _draw(
     panel: Axes, runs: Sequence[Run], metric: str, axis: str, *, ends: tuple[float, float]
 ) -> None:
     groups = grouped(runs)
-    least, largest = limits(metric)
-    inner = (max(least, ends[0]), min(largest, ends[1]))
+    inner = band_range(runs, metric, ends)
     for (method, color), marker in zip(colors(groups).items(), cycle(MARKERS), strict=False):
         inside = averaged(groups[method])
-        name = f"{label(method)} ({seed_count(len(inside))})"
-        style = {"color": color, "marker": marker, "label": name}
+        style = {"color": color, "marker": marker, "label": _legend_name(method, groups[method])}
         curve = learning_curve(inside, metric)
         _line(panel, curve, axis, style)
-        if curve.num_seeds > 1:
+        if curve.num_seeds > 1 and has_bands(runs):
             low, high = band(curve, inner)
             panel.fill_between(curve.spent[axis], low, high, color=color, alpha=0.13, lw=0)
         alone = [(run, ":", 0.9) for run in groups[method] if run not in inside]
-        if 1 < len(inside) <= MOST_SEEDS:
+        if 1 < len(inside) <= MOST_SEEDS and has_bands(runs):
             alone += [(run, "-", 0.5) for run in inside]
         for run, dash, width in alone:
             curve = learning_curve([run], metric)

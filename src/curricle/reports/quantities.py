@@ -17,6 +17,23 @@ EXACT = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622
 """Quantile 0.975 of Student's t for 1 to 10 degrees of freedom."""
 NORMAL = 1.959964
 """Quantile 0.975 of the normal distribution."""
+NEVER_NEGATIVE = frozenset(
+    {
+        "nll",
+        "perplexity",
+        "ppl",
+        "error_rate",
+        "wer",
+        "cer",
+        "rmse",
+        "mse",
+        "mae",
+        "ece",
+        "kl",
+        "fid",
+    }
+)
+"""Metrics other than shares that have no negative values; `nll` is that of classes."""
 HOUR = 3600.0
 FEW = 3
 """Seeds whose values are listed where their interval says little."""
@@ -65,9 +82,19 @@ def half_width(numbers: Sequence[float]) -> float | None:
     return t_quantile(count - 1) * deviation / math.sqrt(count)
 
 
-def limits(metric: str) -> tuple[float, float]:
-    """Return the least and the largest value that a metric can have."""
-    return (0.0, 1.0) if is_share(metric) else (-math.inf, math.inf)
+def limits(metric: str, numbers: Sequence[float] = ()) -> tuple[float, float]:
+    """Return the least and the largest value that a metric can have.
+
+    Args:
+        metric: Name of the metric.
+        numbers: Values that were seen; if one lies outside, the name misleads and nothing is known.
+    """
+    if is_share(metric):
+        ends = (0.0, 1.0)
+    else:
+        ends = (0.0, math.inf) if metric in NEVER_NEGATIVE else (-math.inf, math.inf)
+    is_inside = all(ends[0] <= number <= ends[1] for number in numbers)
+    return ends if is_inside else (-math.inf, math.inf)
 
 
 def is_share(metric: str) -> bool:
@@ -119,7 +146,8 @@ def metric_text(metric: str, number: float | None, ci95: float | None = None) ->
     """Return the value of a metric: percent for shares, else four digits."""
     if number is None:
         return NONE
-    if is_share(metric):
+    # An accuracy of 93.1 was measured in percent already.
+    if is_share(metric) and 0 <= number <= 1:
         spread = "" if ci95 is None else f" ± {100 * ci95:.2f}"
         return f"{100 * number:.2f}{spread} %"
     spread = "" if ci95 is None else f" ± {ci95:.2g}"
@@ -137,14 +165,14 @@ def mean_text(metric: str, numbers: Sequence[float]) -> str:
         numbers: Its values, one a seed, at least one.
     """
     middle, ci95 = mean(numbers), half_width(numbers)
-    low, high = limits(metric)
-    if ci95 is None or low <= middle - ci95 <= middle + ci95 <= high:
+    low, high = limits(metric, numbers)
+    if not is_share(metric) or ci95 is None or low <= middle - ci95 <= middle + ci95 <= high:
         return metric_text(metric, middle, ci95)
     if len(numbers) <= FEW:
-        cells = ", ".join(metric_text(metric, number) for number in sorted(numbers))
-        return f"{metric_text(metric, middle)} ({len(numbers)} seeds: {cells})"
+        cells = ", ".join(f"{100 * number:.2f}" for number in sorted(numbers))
+        return f"{metric_text(metric, middle)} ({len(numbers)} seeds: {cells} %)"
     ends = (max(low, middle - ci95), min(high, middle + ci95))
-    return f"{metric_text(metric, middle)} ({' to '.join(metric_text(metric, x) for x in ends)})"
+    return f"{metric_text(metric, middle)} ({' to '.join(f'{100 * end:.2f}' for end in ends)} %)"
 
 
 def goal_text(metric: str, target: float) -> str:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, final
+from typing import Any, TypeVar, final
 
 from curricle.errors import CheckpointError
 from curricle.points import where_runs_are
@@ -23,6 +23,7 @@ from curricle.records import (
     EvaluationRecord,
     RunRecord,
     Spent,
+    StagePlan,
     StageRecord,
     StepRecord,
     read_records,
@@ -225,17 +226,17 @@ def _shown_opening(record: RunRecord) -> RunRecord:
         device=visible(record.device),
         versions={visible(name): visible(text) for name, text in record.versions.items()},
         notes=tuple(map(visible, record.notes)),
-        stages=tuple(
-            replace(
-                stage,
-                **{
-                    name: visible(getattr(stage, name))
-                    for name in ("name", "teacher", "taps", "objective", "projection", "widths")
-                },
-            )
-            for stage in record.stages
-        ),
+        stages=tuple(map(_shown_plan, record.stages)),
     )
+
+
+def _shown_plan(stage: StagePlan) -> StagePlan:
+    texts: dict[str, Any] = {
+        name: visible(text)
+        for name in ("name", "teacher", "taps", "objective", "projection", "widths")
+        for text in [getattr(stage, name)]
+    }
+    return replace(stage, **texts)
 
 
 def _shown_stage(record: InStage) -> InStage:

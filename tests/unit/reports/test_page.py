@@ -188,3 +188,85 @@ def test_figures_and_buttons_begin_with_the_scale_that_shows_every_strategy(
     assert ('"type":"log"' in page.split('id="learning-curves"')[1].split('id="losses"')[0]) == (
         scale == "log"
     )
+
+
+def test_other_metrics_are_drawn_and_named(tmp_path: Path, write_run: WriteRun) -> None:
+    records = write_run(tmp_path, {10: 0.5}) / "records.jsonl"
+    assert "Other metrics" not in _write(tmp_path, tmp_path / "page.html").text
+    records.write_text(
+        records.read_text().replace(': 0.5}, "spent"', ': 0.5, "nll": 1.5}, "spent"')
+    )
+    page = _write(tmp_path, tmp_path / "page.html")
+    assert "Other metrics" in page.text
+    assert "Lines, bands and colors as in the learning curves." in page.text
+
+
+def test_the_page_says_what_bands_are_and_of_how_many_seeds(page: _Reader) -> None:
+    assert "Thick lines are means over seeds (extraction 3, one_shot 2)." in page.text
+    assert "Bands are 95 % intervals of the mean (Student's t; with two seeds" in page.text
+    assert "no further than 0 to 100 %" in page.text
+
+
+def test_of_many_strategies_the_page_says_that_bands_are_left_out(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for number in range(13):
+        write_run(tmp_path / f"students/s{number}/seed-0", {10: 0.5})
+    assert "With more than 12 strategies" in _write(tmp_path, tmp_path / "page.html").text
+
+
+def test_stages_too_short_for_a_loss_are_named(tmp_path: Path, write_run: WriteRun) -> None:
+    write_run(tmp_path, {30: 0.5}, first=4, every=5)
+    told = _write(tmp_path, tmp_path / "page.html").text
+    assert "Stages of extraction: 1 first, 2 second." in told
+    assert "No loss of extraction was recorded in first: shorter than the interval" in told
+
+
+def test_runs_that_planned_the_same_share_one_table(tmp_path: Path, write_run: WriteRun) -> None:
+    for folder in ("a", "b"):
+        write_run(tmp_path / folder, {10: 0.5})
+    # The first batch of another seed was longer.
+    records = tmp_path / "b/records.jsonl"
+    records.write_text(records.read_text().replace('"student_flops": 100,', '"student_flops": 90,'))
+    runs = load_runs([tmp_path / "a", tmp_path / "b"])
+    page = page_text(runs, summarize(runs), title="t")
+    assert page.count("whole run") == 1
+    assert "<h3>a/extraction, b/extraction</h3>" in page
+    assert "FLOPs and memory are those of seed 0; others differ." in page
+    assert "Planned for a run: 10 steps, 900 to 1k student FLOPs" in page
+
+
+def test_a_metric_of_unknown_direction_is_explained(tmp_path: Path, write_run: WriteRun) -> None:
+    for method in ("a", "b"):
+        write_run(tmp_path / f"students/{method}/seed-0", {10: 0.5}, metric="xyz")
+    runs = load_runs([tmp_path])
+    page = page_text(runs, summarize(runs), title="t")
+    assert "No strategy is called best: it is not known whether lower or higher values" in page
+
+
+def test_control_characters_never_reach_the_page(tmp_path: Path, write_run: WriteRun) -> None:
+    attack = "a\x1b[31m\u202e\x00b"
+    folder = write_run(tmp_path, {10: 0.5}, method=attack, task=attack, notes=(attack,))
+    path = tmp_path / "page.html"
+    told = _write(folder, path, title=attack, command=attack).text
+    assert not {"\x1b", "\u202e", "\x00"} & set(path.read_text(encoding="utf-8").split("<main>")[1])
+    assert r"a\x1b[31m\u202e\x00b" in told
+
+
+def test_a_page_that_cannot_be_written_leaves_the_old_one(
+    comparison: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = comparison / "page.html"
+    _write(comparison, path)
+    before = path.read_bytes()
+
+    def full(self: Path, data: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        _write(comparison, path, title="other")
+    assert path.read_bytes() == before
+    assert not [file for file in comparison.iterdir() if file.suffix == ".tmp"]

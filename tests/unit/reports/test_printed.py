@@ -5,8 +5,9 @@ from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pytest
+from matplotlib.figure import Figure
 
-from curricle.reports.printed import save_learning_curves
+from curricle.reports.printed import CAPTION, save_learning_curves
 from curricle.reports.runs import load_runs
 
 WriteRun = Callable[..., Path]
@@ -38,6 +39,45 @@ def test_global_settings_are_left_alone(comparison: Path, tmp_path: Path) -> Non
     before = dict(mpl.rcParams)
     save_learning_curves(load_runs([comparison]), tmp_path / "curves", metric="accuracy")
     assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x1b[0m--b", "模型 \U0001f642", "$x$ $", "x" * 200, "<!-- & -->"]
+)
+def test_names_of_any_kind_give_a_figure_that_can_be_read(
+    tmp_path: Path, write_run: WriteRun, name: str
+) -> None:
+    runs = load_runs([write_run(tmp_path, {5: 0.5, 10: 0.7}, method=name)])
+    _, svg = save_learning_curves(runs, tmp_path / "c", metric="accuracy", axes=["examples"])
+    assert ElementTree.parse(svg).getroot().tag.endswith("svg")
+
+
+def test_several_seeds_bring_an_explanation_of_the_band(comparison: Path, tmp_path: Path) -> None:
+    runs = load_runs([comparison])
+    _, svg = save_learning_curves(runs, tmp_path / "c", metric="accuracy", axes=["examples"])
+    text = svg.read_text()
+    assert f"<!-- {CAPTION} -->" in text
+    assert "<!-- extraction (3 seeds) -->" in text
+    alone = [run for run in runs if run.seed == 0]
+    _, svg = save_learning_curves(alone, tmp_path / "c", metric="accuracy", axes=["examples"])
+    assert CAPTION not in svg.read_text()
+
+
+def test_a_figure_that_cannot_be_written_leaves_the_old_one(
+    comparison: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = load_runs([comparison])
+    png, _ = save_learning_curves(runs, tmp_path / "c", metric="accuracy", axes=["examples"])
+    before = png.read_bytes()
+
+    def full(_: Figure, file: Path, **settings: object) -> None:
+        Path(file).write_bytes(b"torn")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", full)
+    with pytest.raises(OSError, match="No space"):
+        save_learning_curves(runs, tmp_path / "c", metric="accuracy", axes=["examples"])
+    assert png.read_bytes() == before
 
 
 def test_incomplete_runs_and_odd_names_are_drawn(tmp_path: Path, write_run: WriteRun) -> None:

@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from curricle.reports.quantities import (
     goal_text,
     half_width,
+    limits,
+    mean,
+    mean_text,
     metric_text,
     short,
     t_quantile,
@@ -105,3 +108,34 @@ def test_targets_keep_every_digit() -> None:
 def test_computed_targets_are_rounded() -> None:
     assert goal_text("accuracy", 0.98374829) == "98.375 % accuracy"
     assert goal_text("nll", 1 / 3) == "nll 0.333"
+
+
+@pytest.mark.parametrize(
+    ("metric", "numbers", "expected"),
+    [
+        ("accuracy", [0.4, 0.6], "50.00 % (2 seeds: 40.00, 60.00 %)"),
+        ("accuracy", [0.95, 0.96, 0.97], "96.00 ± 2.48 %"),
+        ("accuracy", [0.5], "50.00 %"),
+        # s = 0.0548, so 2.7764 * 0.0548 / sqrt(5) = 0.0680 around .96.
+        ("accuracy", [0.9, 0.9, 1.0, 1.0, 1.0], "96.00 % (89.20 to 100.00 %)"),
+        ("nll", [0.1, 0.5], "0.3 ± 2.5"),
+        ("accuracy", [93.1, 94.1], "93.6 ± 6.4"),
+    ],
+)
+def test_an_interval_that_a_share_cannot_have_is_told_otherwise(
+    metric: str, numbers: list[float], expected: str
+) -> None:
+    assert mean_text(metric, numbers) == expected
+
+
+def test_what_a_metric_can_be_follows_from_its_name_unless_it_was_seen_outside() -> None:
+    assert limits("accuracy", [0.5]) == (0.0, 1.0)
+    assert limits("accuracy", [93.0]) == (-math.inf, math.inf)
+    assert limits("nll", [1.0]) == (0.0, math.inf)
+    assert limits("nll", [-1.0]) == (-math.inf, math.inf)
+    assert limits("xyz") == (-math.inf, math.inf)
+
+
+def test_means_and_intervals_of_huge_numbers_do_not_overflow() -> None:
+    assert mean([1.5e308, 1.5e308]) == pytest.approx(1.5e308)
+    assert half_width([1e200, 3e200]) == pytest.approx(12.7062e200)

@@ -141,3 +141,55 @@ def test_records_without_an_opening_are_an_error(tmp_path: Path) -> None:
     match = r"records.jsonl' must begin with a record of kind 'run'; it does not"
     with pytest.raises(CheckpointError, match=match):
         load_runs([tmp_path])
+
+
+def test_names_of_records_are_made_visible(tmp_path: Path, write_run: WriteRun) -> None:
+    (run,) = load_runs([write_run(tmp_path, {4: 0.5}, method="a\x1b[2J", metric="f\x07")])
+    assert (run.method, run.opening.metric) == (r"a\x1b[2J", r"f\x07")
+    assert run.evaluations[0].metrics == {r"f\x07": 0.5}
+    assert run.end is not None
+    assert run.end.metrics == {r"f\x07": 0.5}
+
+
+def test_names_of_folders_and_stages_are_made_visible(tmp_path: Path, write_run: WriteRun) -> None:
+    path = write_run(tmp_path / "students/a\tb/seed-0", {4: 0.5})
+    records = path / "records.jsonl"
+    records.write_text(records.read_text().replace('"first"', '"fi\\u001brst"'))
+    (run,) = load_runs([tmp_path])
+    assert run.method == r"a\tb"
+    assert run.opening.stages[0].name == run.stages[0].stage == run.steps[0].stage == r"fi\x1brst"
+
+
+def test_of_very_many_losses_ends_and_extremes_are_kept(
+    tmp_path: Path, write_run: WriteRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curricle.reports.runs.MOST_STEPS", 50)
+    records = write_run(tmp_path, {1_000: 0.5}) / "records.jsonl"
+    text = records.read_text()
+    records.write_text(text.replace(f'"loss": {1 / 77}', '"loss": 9.0'))
+    (run,) = load_runs([tmp_path])
+    assert len(run.steps) < 100
+    steps = {record.spent.steps: record.loss for record in run.steps}
+    assert list(steps) == sorted(steps)
+    # The spike, both ends, and both sides of the border between the stages.
+    assert steps[77] == 9.0
+    assert {1, 500, 501, 1_000} <= set(steps)
+
+
+def test_a_run_that_was_never_evaluated_and_took_no_step_is_loaded(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    records = write_run(tmp_path, {4: 0.5}) / "records.jsonl"
+    records.write_text(records.read_text().splitlines()[0] + "\n")
+    (run,) = load_runs([tmp_path])
+    assert (run.measurements, run.spent.steps, run.is_complete) == ((), 0, False)
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])
+def test_numbers_that_are_not_finite_are_an_error_of_their_line(
+    tmp_path: Path, write_run: WriteRun, number: str
+) -> None:
+    records = write_run(tmp_path, {4: 0.5}) / "records.jsonl"
+    records.write_text(records.read_text().replace('"accuracy": 0.5', f'"accuracy": {number}'))
+    with pytest.raises(CheckpointError, match=r"line .* is not a record: .*finite"):
+        load_runs([tmp_path])

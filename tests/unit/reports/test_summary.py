@@ -246,3 +246,47 @@ def test_a_run_whose_task_has_no_name_may_be_beside_another(
 ) -> None:
     folders = [write_run(tmp_path / str(n), {10: 0.5}, task=t) for n, t in enumerate(("", "a"))]
     assert summarize(load_runs(folders)).methods
+
+
+def test_notes_of_runs_are_kept_once(tmp_path: Path, write_run: WriteRun) -> None:
+    for method in ("a", "b"):
+        for seed in range(2):
+            notes = ("logits are the first output", f"{method} alone")
+            folder = tmp_path / f"students/{method}/seed-{seed}"
+            write_run(folder, {10: 0.5}, seed=seed, notes=notes)
+    summary = summarize(load_runs([tmp_path]))
+    assert summary.methods["a"].notes == ("logits are the first output", "a alone")
+    assert summary.notes == (
+        "a, b: logits are the first output",
+        "a: a alone",
+        "b: b alone",
+    )
+
+
+@pytest.mark.parametrize("metric", ["error_rate", "wer", "eval_loss"])
+def test_a_target_of_an_error_is_reached_from_above(
+    tmp_path: Path, write_run: WriteRun, metric: str
+) -> None:
+    write_run(tmp_path, {10: 0.9, 20: 0.1}, metric=metric)
+    summary = summarize(load_runs([tmp_path]), target=0.2)
+    assert summary.methods["extraction"].to_target.examples == 200
+
+
+def test_a_target_of_a_metric_of_unknown_direction_is_refused(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    runs = load_runs([write_run(tmp_path, {10: 0.9, 20: 0.1}, metric="xyz")])
+    match = "^'target' needs a metric with a direction; it is not known whether .* of 'xyz'"
+    with pytest.raises(SpecError, match=match):
+        summarize(runs, target=0.2)
+    summary = summarize(runs, target=0.2, better="lower")
+    assert summary.methods["extraction"].to_target.examples == 200
+
+
+def test_costs_by_seed_are_those_whose_mean_is_reported(comparison: Path) -> None:
+    summary = summarize(load_runs([comparison]), target_of="one_shot")
+    methods = summary.methods
+    assert methods["extraction"].costs("examples") == {0: 400, 1: 600, 2: 800}
+    # One of its two seeds falls short of their mean, so both count with their whole runs.
+    assert methods["one_shot"].costs("seconds") == {0: 150.0, 1: 150.0}
+    assert _summary(comparison).methods["one_shot"].costs("examples") == {}
