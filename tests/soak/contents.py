@@ -1,0 +1,61 @@
+"""What a command leaves behind, reduced to what must not depend on whether it was disturbed.
+
+Weights, trajectories, stored targets and measured numbers must be equal bit by bit. Seconds differ
+between any two runs and are left out; of pages and pictures only the existence counts.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+Contents = dict[str, str]
+"""A digest, or the word `exists`, by the path in the folder."""
+EXISTS = "exists"
+VALUES = ("manifest.json", "summary.json")
+LINES = ("records.jsonl", "points.jsonl", "probes.jsonl")
+LOCKS = (".lock",)
+"""Files that any command may leave; they hold nothing."""
+
+
+def contents(folder: Path) -> Contents:
+    """Return what lies below a folder by path; locks are left out."""
+    return {
+        str(path.relative_to(folder)): _digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.endswith(LOCKS)
+    }
+
+
+def differences(found: Contents, reference: Contents) -> dict[str, list[str]]:
+    """Return paths that are missing, differ or are too many; empty if both are equal."""
+    changed = [path for path in found.keys() & reference.keys() if found[path] != reference[path]]
+    kinds = {
+        "lost": sorted(reference.keys() - found.keys()),
+        "different": sorted(changed),
+        "leftover": sorted(found.keys() - reference.keys()),
+    }
+    return {kind: paths for kind, paths in kinds.items() if paths}
+
+
+def without_seconds(data: Any) -> Any:
+    """Return plain data without the fields that tell how long something took."""
+    if isinstance(data, dict):
+        return {
+            name: without_seconds(child) for name, child in data.items() if "seconds" not in name
+        }
+    return [without_seconds(child) for child in data] if isinstance(data, list) else data
+
+
+def _digest(path: Path) -> str:
+    data = path.read_bytes()
+    if path.suffix == ".safetensors":
+        return hashlib.sha256(data).hexdigest()
+    try:
+        if path.name in VALUES:
+            return json.dumps(without_seconds(json.loads(data)), sort_keys=True)
+        if path.name in LINES:
+            return json.dumps([without_seconds(json.loads(line)) for line in data.splitlines()])
+    except ValueError:
+        return hashlib.sha256(data).hexdigest()
+    return EXISTS

@@ -1,0 +1,175 @@
+"""Tiny runs of every kind, each with the command that begins it and the one that goes on.
+
+All learn (8,2)-parity with networks of a few neurons: what is tested is when files are written and
+in which order they are read, which does not depend on the size of a network.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RUN, SPEC = "run", "spec.yaml"
+Plain = dict[str, Any]
+HIDDEN = {"kind": "hidden", "pair": {"student": 1, "teacher": 1}}
+LEARNED = HIDDEN | {"projection": {"kind": "learned"}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A run and the commands that make it."""
+
+    name: str
+    spec: Plain
+    arguments: tuple[str, ...]
+    """Command that begins the run."""
+    preparation: tuple[tuple[str, ...], ...] = ()
+    """Commands before it, which are not disturbed."""
+    is_resumed: bool = True
+    """Whether `curricle resume` goes on; otherwise the same command does."""
+    share: int = 2
+    """How often the run is chosen, in proportion."""
+
+    def write_spec(self, folder: Path) -> None:
+        """Write the spec into a folder."""
+        (folder / SPEC).write_text(yaml.safe_dump(self.spec, sort_keys=False))
+
+    def next_arguments(self, folder: Path) -> tuple[str, ...]:
+        """Return the command that goes on with what lies in a folder."""
+        origin = folder / RUN / "run.json"
+        if not self.is_resumed or not origin.is_file():
+            return self.arguments
+        # A teacher that was prepared is no begun run of the command that follows.
+        if json.loads(origin.read_text())["command"] != self.arguments[0]:
+            return self.arguments
+        return ("resume", RUN, *self.arguments[2:])
+
+
+def tiny_spec(**fields: Any) -> Plain:
+    """Return a spec that runs in about a second, with a checkpoint every few steps."""
+    return {
+        "seed": 0,
+        "output_dir": RUN,
+        "cache_dir": "cache",
+        "task": {
+            "kind": "parity",
+            "num_inputs": 8,
+            "degree": 2,
+            "batch_size": 16,
+            "evaluation_examples": 64,
+        },
+        "teacher": {
+            "model": {"kind": "mlp", "widths": [16]},
+            "total": "120 steps",
+            "checkpoints": 4,
+        },
+        "student": {"kind": "mlp", "widths": [8]},
+        "budget": "96 steps",
+        "optimizer": {"kind": "adamw", "learning_rate": 0.01},
+        "engine": {
+            "evaluate_every": 20,
+            "record_every": 5,
+            "checkpoint_every": 8,
+            "threads": 1,
+            "device": "cpu",
+        },
+        **fields,
+    }
+
+
+def staged() -> Plain:
+    """Return a curriculum with a trained head, a reset optimizer and a schedule of its own."""
+    layers = {"name": "layer", "duration": "32 steps", "objectives": [LEARNED]}
+    anchored = {
+        "name": "anchored",
+        "duration": "24 steps",
+        "objectives": [
+            HIDDEN | {"projection": {"kind": "sign"}, "center": True},
+            {"kind": "logits", "weight": 0.1},
+        ],
+    }
+    logits = {
+        "name": "logits",
+        "duration": "40 steps",
+        "optimizer_state": "reset",
+        "schedule": "own",
+        "objectives": [{"kind": "logits"}],
+    }
+    return {"kind": "staged", "stages": [layers, anchored, logits]}
+
+
+def with_engine(**settings: Any) -> Plain:
+    """Return engine settings of the tiny spec with some changed."""
+    return {**tiny_spec()["engine"], **settings}
+
+
+EXTRACTION = {"kind": "extraction", "pairs": [{"student": 1, "teacher": 1}]}
+STRATEGIES = {
+    "progressive": {"curriculum": {"kind": "progressive"}},
+    "extraction": {"curriculum": EXTRACTION},
+}
+TARGETS = {"folder": "targets", "codecs": {"shard_bytes": 2000}}
+COMPARISON = tiny_spec(strategies=STRATEGIES, seeds=[0, 1], budget="40 steps")
+STORED = tiny_spec(curriculum=EXTRACTION, data_seed=5, targets=TARGETS)
+NO_TARGETS = ("--set", "targets=null")
+
+JOBS = (
+    Job(name="teach", spec=tiny_spec(), arguments=("teach", SPEC)),
+    Job(
+        name="distill, layer stages",
+        spec=tiny_spec(curriculum=staged(), engine=with_engine(accumulation=2, clip_norm=1.0)),
+        arguments=("distill", SPEC),
+        share=4,
+    ),
+    Job(
+        name="distill, progressive",
+        spec=tiny_spec(
+            curriculum={"kind": "progressive"},
+            optimizer={"kind": "sgd", "learning_rate": 0.1, "momentum": 0.9},
+            engine=with_engine(prefetch="targets"),
+        ),
+        arguments=("distill", SPEC),
+        share=4,
+    ),
+    Job(
+        name="distill, stored targets",
+        spec=STORED,
+        preparation=(
+            ("teach", SPEC, *NO_TARGETS),
+            ("targets", "capture", SPEC),
+        ),
+        arguments=("distill", SPEC),
+    ),
+    Job(
+        name="targets capture",
+        spec=STORED,
+        preparation=(("teach", SPEC, *NO_TARGETS),),
+        arguments=("targets", "capture", SPEC),
+        is_resumed=False,
+    ),
+    Job(name="compare", spec=COMPARISON, arguments=("compare", SPEC)),
+    Job(
+        name="compare, shared teacher",
+        spec=COMPARISON | {"classroom": True, "data_seed": 5},
+        arguments=("compare", SPEC),
+        share=4,
+    ),
+    Job(
+        name="compare, two processes",
+        spec=COMPARISON,
+        arguments=("compare", SPEC, "--jobs", "2"),
+        share=1,
+    ),
+    Job(
+        name="reproduce",
+        spec=tiny_spec(),
+        arguments=(
+            *("reproduce", "parity-mlp", "--scale", "smoke", "--output-dir", RUN),
+            *("--set", "engine.checkpoint_every=4"),
+        ),
+        is_resumed=False,
+        share=1,
+    ),
+)
