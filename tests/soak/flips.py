@@ -256,20 +256,24 @@ def _judged(
     damaged: str,
 ) -> str:
     (ending, left), (expected, right) = found, reference
-    if ending.code == HUNG:
-        return "hang"
     if ending.code != 0:
-        if not ending.is_clean_refusal:
-            return "unclean"
-        if _names(ending.errors[0], damaged):
-            return "refused"
-        return "flagged" if any(flag in ending.text for flag in FLAGS) else "vague"
+        return _judged_error(ending, damaged)
     if reader.reads_all:
         return "unnoticed"
     if left == right if reader.results else ending.text == expected.text:
         return "unread"
     is_flagged = any(flag in ending.text and flag not in expected.text for flag in FLAGS)
     return "flagged" if is_flagged else "unnoticed"
+
+
+def _judged_error(ending: Ending, damaged: str) -> str:
+    if ending.code == HUNG:
+        return "hang"
+    if not ending.is_clean_refusal:
+        return "unclean"
+    if _names(ending.errors[0], damaged):
+        return "refused"
+    return "flagged" if any(flag in ending.text for flag in FLAGS) else "vague"
 
 
 def _names(sentence: str, damaged: str) -> bool:
