@@ -17,7 +17,7 @@ import numpy as np
 from tests.soak.processes import exit_code, kill_group
 
 MOMENTS = ("uniform", "file", "rename", "record")
-POLL_SECONDS = 0.0003
+POLL_SECONDS = 0.001
 LONGEST_DELAY = 0.003
 """Seconds after an aimed moment within which the kill falls in half of the cases."""
 
