@@ -70,6 +70,7 @@ def run_trials(
     deadline = None if plan.minutes is None else time.monotonic() + plan.minutes * SECONDS_A_MINUTE
     path.parent.mkdir(parents=True, exist_ok=True)
     number = plan.first
+    _drop_torn_line(path)
     with path.open("a", encoding="utf-8") as file:
         while sum(result.weight for result in results) < plan.count:
             result = known.get(number)
@@ -83,6 +84,13 @@ def run_trials(
             results.append(result)
             number += 1
     return results
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a last line without its end, to which the next result would be joined."""
+    if path.is_file():
+        data = path.read_bytes()
+        path.write_bytes(data[: data.rfind(b"\n") + 1])
 
 
 def outcome_table(results: Sequence[Result], outcomes: Sequence[str], *, rows: str) -> str:
