@@ -8,6 +8,7 @@ lets the run come to its end. All weights, trajectories, targets and records mus
 by bit, but for seconds, to those of the run that nobody disturbed.
 """
 
+import re
 import shutil
 import time
 from collections import Counter
@@ -130,7 +131,7 @@ def _judged(folder: Path, ending: Ending, expected: Contents) -> tuple[str, str]
     found = differences(_left(folder), expected)
     for kind in ("lost", "different", "leftover"):
         if kind in found:
-            return kind, ", ".join(_generic(path) for path in found[kind][:3])
+            return kind, ", ".join(sorted({_generic(path) for path in found[kind]})[:3])
     return "equal", ""
 
 
@@ -139,10 +140,11 @@ def _left(folder: Path) -> Contents:
 
 
 def _generic(path: str) -> str:
-    """Return a path without the random parts of temporary names."""
+    """Return a path without steps and the random parts of temporary names."""
     parts = Path(path).parts
+    shown = [re.sub(r"\d{2,}", "N", part) for part in parts]
     hidden = next((number for number, part in enumerate(parts) if part.startswith(".")), None)
-    return path if hidden is None else "/".join((*parts[:hidden], parts[hidden][:6] + "..."))
+    return "/".join(shown if hidden is None else (*shown[:hidden], f"{parts[hidden][:6]}..."))
 
 
 def kill_table(results: list[Result]) -> str:

@@ -17,11 +17,13 @@ import yaml
 
 from curricle.errors import CurricleError
 from tests.soak.jobs import JOBS
-from tests.soak.mutations import finished_text, mutated_bytes, mutated_tree
+from tests.soak.mutations import TEXTS, finished_text, mutated_bytes, mutated_tree
 
 REPOSITORY = Path(__file__).parents[2]
-IN_DEPTH = 0.04
-"""Share of the inputs that are also bound, or of which a page is made; these take a second."""
+BOUND = 0.5
+"""Share of the accepted parity specs that are also bound, which takes a tenth of a second."""
+PAGES = 0.04
+"""Share of the records of which a page is made, which takes a second."""
 CANARY = "outside.safetensors"
 """Copy of a shard beside the target store, which nothing in the store may lead to."""
 Make = Callable[[Path, np.random.Generator], Path]
@@ -90,7 +92,7 @@ def _read_spec(folder: Path, generator: np.random.Generator) -> None:
     from curricle.experiments.spec import load_spec
 
     spec = load_spec(folder / "spec.yaml")
-    if generator.random() < IN_DEPTH and spec.task.kind == "parity":
+    if generator.random() < BOUND and spec.task.kind == "parity":
         rehearse(spec, first_runs(spec) if spec.strategies else [single_run(spec)])
 
 
@@ -115,7 +117,7 @@ def _read_records(folder: Path, generator: np.random.Generator) -> None:
     from curricle.reports.tables import summary_table
 
     run = folder / "run"
-    if generator.random() < IN_DEPTH:
+    if generator.random() < PAGES:
         write_report([run], run / "report.html")
     else:
         _, summary = summarized([run])
@@ -142,8 +144,9 @@ def _make_manifest(folder: Path, generator: np.random.Generator) -> Path:
     is_yaml = path.suffix == ".yaml"
     data = yaml.safe_load(text) if is_yaml else json.loads(text)
     if path.parent.name == "targets" and generator.random() < 0.1:
-        shards = data["shards"]
-        shards[generator.integers(len(shards))]["file"] = f"../{CANARY}"
+        # The canary is a copy of the first, so nothing but its place is wrong.
+        first = min(data["shards"], key=lambda shard: str(shard["file"]))
+        first["file"] = f"../{CANARY}"
         path.write_text(json.dumps(data))
     else:
         path.write_bytes(_mutated_file(data, generator, is_yaml=is_yaml))
@@ -197,15 +200,25 @@ def _make_corpus(folder: Path, generator: np.random.Generator) -> Path:
     for _ in range(int(generator.integers(1, 4))):
         data = mutated_bytes(data, generator)
     if suffix == ".jsonl" and generator.random() < 0.5:
-        document = mutated_tree({"text": "a quick fox"}, generator, is_yaml=False)
-        text = finished_text(json.dumps(document), is_yaml=False)
-        data += text.encode("utf-8", errors="surrogatepass") + b"\n"
+        data = _with_document(data, generator)
     if generator.random() < 0.3:
         data, suffix = gzip.compress(data, mtime=0), f"{suffix}.gz"
         data = mutated_bytes(data, generator) if generator.random() < 0.5 else data
     path = folder / f"input{suffix}"
     path.write_bytes(data)
     return path
+
+
+def _with_document(data: bytes, generator: np.random.Generator) -> bytes:
+    """Return JSON lines with a strange document among them."""
+    document = {"text": TEXTS[generator.integers(len(TEXTS))]}
+    if generator.random() < 0.5:
+        document = mutated_tree(document, generator, is_yaml=False)
+    text = finished_text(json.dumps(document), is_yaml=False)
+    lines = data.splitlines(keepends=True)
+    place = int(generator.integers(len(lines) + 1))
+    line = text.encode("utf-8", errors="surrogatepass") + b"\n"
+    return b"".join([*lines[:place], line, *lines[place:]])
 
 
 def _read_corpus(folder: Path, generator: np.random.Generator) -> None:
