@@ -19,6 +19,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.adapters import tapped
 from curricle.teachers.live import LiveTeacher
+from curricle.training.batches import RunBatches
 from curricle.training.binding import BoundRun
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
@@ -110,6 +111,13 @@ def finished(
     return [one.detach().clone() for one in run.student.module.parameters()]
 
 
+def watched(run: BoundRun) -> Watched:
+    """Return the stream below the checks of a run."""
+    assert isinstance(run.stream, RunBatches)
+    assert isinstance(run.stream.stream, Watched)
+    return run.stream.stream
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("prefetch", ["batch", "targets"])
@@ -119,16 +127,14 @@ def test_a_run_is_bit_equal_to_one_without(
     settings = {"precision": precision, "accumulation": accumulation}
     plain, ahead = run_of(**settings), run_of(prefetch=prefetch, **settings)
     assert all(map(torch.equal, finished(ahead), finished(plain)))
-    assert isinstance(ahead.stream, Watched)
-    assert sum(ahead.stream.elsewhere.values()) > 6
+    assert sum(watched(ahead).elsewhere.values()) > 6
 
 
 def test_nothing_is_made_ahead_of_records_evaluations_and_stages() -> None:
     run = run_of(prefetch="targets")
     finished(run)
-    assert isinstance(run.stream, Watched)
     begins = {stage.start for stage in run.stages} | {0, 6}
-    made = {step for step, elsewhere in run.stream.elsewhere.items() if not elsewhere}
+    made = {step for step, elsewhere in watched(run).elsewhere.items() if not elsewhere}
     # The first batch was read while binding, too.
     assert made == begins
 
