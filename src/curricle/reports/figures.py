@@ -308,7 +308,7 @@ def _numbers(runs: Sequence[Run], low: float) -> list[go.Scatter]:
     begin side by side the second has no number.
     """
     found = stage_starts(runs)
-    if len(found) > MOST_LABELS:
+    if not 1 < len(found) <= MOST_LABELS:
         return []
     width = max(run.spent.examples for run in runs) or 1
     shown: list[tuple[int, dict[str, float]]] = []

@@ -85,7 +85,8 @@ STAGES = (
 )
 LOSSES = (
     "Losses of different stages and strategies have different objectives and are not comparable; "
-    "the panels show whether a stage still learned when it ended."
+    "the panels show whether a stage still learned when it ended. Bands are 95 % intervals of the "
+    "mean over seeds, drawn no further than the lowest and the highest loss of any seed."
 )
 CROWD = (
     "Lines are means over seeds ({seeds}). With more than {most} strategies, intervals and single "

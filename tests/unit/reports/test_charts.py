@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.points import Chart, Panel, Point
-from curricle.reports.charts import NOTHING, points_of, save_chart, slopes, statistics
+from curricle.reports.charts import (
+    NOTHING,
+    _errors,
+    _limits,
+    points_of,
+    save_chart,
+    slopes,
+    statistics,
+)
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import Summary, summarize
 
@@ -177,3 +185,19 @@ def test_the_same_points_give_the_same_bytes(tmp_path: Path) -> None:
     given = points("a", {1.0: [1.0, 2.0], 3.0: [2.0]})
     first, second = (save_chart(LINES, given, tmp_path / name / "figure") for name in "ab")
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_intervals_of_final_shares_end_at_what_a_share_can_be(comparison: Path) -> None:
+    found = statistics(points("a", {1.0: [0.4, 0.6]}))
+    panels = [(Panel(name="p"), summary(comparison))]
+    shares = _limits(Chart(kind="bars", of="final"), panels)
+    # Half of the interval is 12.7062 times .1, around .5.
+    assert _errors(found, shares) == [[0.5], [0.5]]
+    costs = _limits(Chart(kind="bars", of="examples"), panels)
+    assert _errors(found, costs) == [pytest.approx([1.27062]), pytest.approx([1.27062])]
+
+
+def test_names_with_dollars_are_no_formulas(tmp_path: Path) -> None:
+    chart = Chart(kind="bars")
+    save_chart(chart, points("$a_{$", {1.0: [0.4, 0.6]}), tmp_path / "chart")
+    assert (tmp_path / "chart.svg").is_file()

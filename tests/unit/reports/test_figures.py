@@ -84,6 +84,22 @@ def test_stages_are_numbered_where_there_is_room(tmp_path: Path, write_run: Writ
         assert numbers.text == (("1", "2") if name == "far" else ("1",))
 
 
+def test_a_loss_has_the_interval_of_its_mean_inside_the_losses_of_all_seeds(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed in range(2):
+        path = write_run(tmp_path / f"students/a/seed-{seed}", {4: 0.5}, seed=seed)
+        records = path / "records.jsonl"
+        records.write_text(
+            records.read_text().replace('"loss": 0.5', f'"loss": {0.4 + 0.2 * seed}')
+        )
+    low, high = [each for each in loss_figure(load_runs([tmp_path])).data if each.line.width == 0][
+        :2
+    ]
+    # Step 1 is alike; at step 2 the interval of .4 and .6 leaves what was seen, .25 to 1.
+    assert (low.y, high.y) == ((1.0, 0.25), (1.0, 1.0))
+
+
 def test_one_seed_has_no_band(tmp_path: Path, write_run: WriteRun) -> None:
     figure = learning_figure(load_runs([write_run(tmp_path, {10: 0.5})]), metric="accuracy")
     assert not [each for each in figure.data if each.line.width == 0]
