@@ -353,8 +353,8 @@ def test_a_transition_is_provisional_until_the_teacher_is_taught(make_spec: Make
     teach(spec)
     after = planned_student(spec, single_run(spec))
     assert before.teachers == (10, 20)
-    assert "provisional" in before.note
-    assert "provisional" not in after.note
+    assert "provisional" in " ".join(before.notes)
+    assert "provisional" not in " ".join(after.notes)
     assert [stage.end for stage in after.stages] == [stage.end for stage in before.stages]
 
 
@@ -370,7 +370,7 @@ def test_a_student_is_taught_by_the_checkpoint_inside_the_transition(make_spec: 
     opening = told[0]
     assert isinstance(opening, RunRecord)
     assert [stage.teacher for stage in opening.stages] == ["step 16", "step 20"]
-    assert opening.note.startswith("checkpoint 16 lies inside the teacher's transition (loss 0.69")
+    assert opening.notes[0].startswith("checkpoint 16 lies inside the teacher's transition (loss 0.69")
 
 
 def test_a_teacher_of_an_earlier_version_has_no_losses_to_find_a_transition_in(
