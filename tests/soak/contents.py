@@ -1,7 +1,8 @@
 """What a command leaves behind, reduced to what must not depend on whether it was disturbed.
 
 Weights, trajectories, stored targets and measured numbers must be equal bit by bit. Seconds differ
-between any two runs and are left out; of pages and pictures only the existence counts.
+between any two runs and are left out, and with them the hashes of files that hold seconds; of
+pages and pictures only the existence counts.
 """
 
 import hashlib
@@ -14,17 +15,24 @@ Contents = dict[str, str]
 EXISTS = "exists"
 VALUES = ("manifest.json", "summary.json")
 LINES = ("records.jsonl", "points.jsonl", "probes.jsonl")
-LOCKS = (".lock",)
-"""Files that any command may leave; they hold nothing."""
+LOCKS = (".lock", ".lock-owner")
+"""Ends of the names of files that any command may leave, and that hold no result."""
+TIMED = ("records.jsonl", "state.json")
+"""Files with seconds in them, whose size and hash differ between any two runs."""
 
 
 def contents(folder: Path) -> Contents:
     """Return what lies below a folder by path; locks are left out."""
-    return {
-        str(path.relative_to(folder)): _digest(path)
+    return {str(path.relative_to(folder)): _digest(path) for path in files_below(folder)}
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return all files below a folder but locks."""
+    return [
+        path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not path.name.endswith(LOCKS)
-    }
+    ]
 
 
 def differences(found: Contents, reference: Contents) -> dict[str, list[str]]:
@@ -39,10 +47,12 @@ def differences(found: Contents, reference: Contents) -> dict[str, list[str]]:
 
 
 def without_seconds(data: Any) -> Any:
-    """Return plain data without the fields that tell how long something took."""
+    """Return plain data without what depends on how long something took."""
     if isinstance(data, dict):
         return {
-            name: without_seconds(child) for name, child in data.items() if "seconds" not in name
+            name: EXISTS if name in TIMED else without_seconds(child)
+            for name, child in data.items()
+            if "seconds" not in name and name != "check"
         }
     return [without_seconds(child) for child in data] if isinstance(data, list) else data
 

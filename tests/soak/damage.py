@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.soak.contents import files_below
+
 KINDS, SHARES = ("bit", "end", "swap"), (0.7, 0.15, 0.15)
 
 
@@ -29,11 +31,7 @@ def draw_damage(generator: np.random.Generator, folder: Path, other: Path) -> Da
         folder: What is damaged.
         other: The same kind of folder, made by another run.
     """
-    files = [
-        path.relative_to(folder)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.stat().st_size
-    ]
+    files = [path.relative_to(folder) for path in files_below(folder) if path.stat().st_size]
     file = files[generator.integers(len(files))]
     kind = str(generator.choice(KINDS, p=SHARES))
     if kind == "swap" and not _differs(folder / file, other / file):

@@ -21,7 +21,8 @@ DAMAGED = "run/checkpoints/step-000000008/state.json"
 
 
 def record(seconds: float, loss: float) -> str:
-    return json.dumps({"kind": "step", "loss": loss, "spent": {"seconds": seconds}}) + "\n"
+    data = {"kind": "step", "loss": loss, "spent": {"seconds": seconds}, "check": str(seconds)}
+    return json.dumps(data) + "\n"
 
 
 def test_records_that_differ_in_seconds_alone_are_equal(tmp_path: Path) -> None:
