@@ -5,11 +5,62 @@ held in evaluation mode. Each of these is a block; when it ends, also by an exce
 what it was before, submodule by submodule.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
+
+Modes = Sequence[tuple[nn.Module, bool]]
+"""Submodules, outer ones first, and whether each is in training mode."""
+
+
+def modes_of(module: nn.Module) -> Modes:
+    """Return the training mode of every submodule."""
+    return [(part, part.training) for part in module.modules()]
+
+
+def set_modes(modes: Modes) -> None:
+    """Put submodules into the modes that `modes_of` has returned."""
+    for part, mode in modes:
+        # Some modules do more than set a flag, as those that merge an adapter for evaluation.
+        if part.training is not mode:
+            part.train(mode)
+    # A part of two modules follows the later one, and some refuse a mode.
+    for part, mode in modes:
+        part.training = mode
+
+
+def train(module: nn.Module) -> Modes:
+    """Return the modes of a module's submodules after putting it into that in which it trains.
+
+    A module in evaluation mode, as loaded models are, is switched on as a whole. Of one in training
+    mode the submodules that are in evaluation mode stay there: their owner has frozen them.
+    """
+    outer = _unwrapped(module)
+    if not module.training or not outer.training:
+        module.train()
+    return modes_of(module)
+
+
+def mode_notes(module: nn.Module) -> Iterator[str]:
+    """Yield a note about submodules that stay in evaluation mode while the module is trained."""
+    with modes_kept(module):
+        train(module)
+        names = {id(part): path for path, part in module.named_modules()}
+        frozen = [names[id(part)] for part in module.modules() if not part.training]
+    if frozen:
+        yield (
+            f"{len(frozen)} submodules of the student stay in evaluation mode, as they were "
+            f"({frozen[0]!r} is the first); student.train() before the call trains all"
+        )
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Return the model inside of a PEFT wrapper, which is new and in training mode by itself."""
+    inner = getattr(module, "get_base_model", None)
+    model = inner() if callable(inner) else module
+    return model if isinstance(model, nn.Module) else module
 
 
 @contextmanager
@@ -20,12 +71,11 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
         Nothing.
     """
     # `module.train(before)` would set all submodules alike, also those frozen in evaluation mode.
-    before = [(part, part.training) for part in module.modules()]
+    before = modes_of(module)
     try:
         yield
     finally:
-        for part, mode in before:
-            part.training = mode
+        set_modes(before)
 
 
 @contextmanager

@@ -9,7 +9,10 @@ from curricle.models.restoring import (
     buffers_kept,
     frozen_but,
     looked_at,
+    mode_notes,
     modes_kept,
+    modes_of,
+    train,
 )
 
 
@@ -73,3 +76,54 @@ def test_everything_comes_back_after_an_error(module: nn.Sequential) -> None:
     assert module.training
     assert torch.equal(mean, torch.zeros(4))
     assert module.get_parameter("0.weight").requires_grad
+
+
+class Merging(nn.Module):
+    """Does something when its mode changes, as adapters that are merged for evaluation do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.merged = False
+
+    def train(self, mode: bool = True) -> "Merging":
+        self.merged = not mode
+        super().train(mode)
+        return self
+
+
+def test_modes_are_put_back_by_the_method_that_sets_them() -> None:
+    merging = Merging()
+    module = nn.Sequential(merging)
+    with modes_kept(module):
+        module.eval()
+        assert merging.merged
+    assert not merging.merged
+
+
+def test_a_part_of_two_modules_gets_its_own_mode_back() -> None:
+    shared = nn.Dropout()
+    module = nn.ModuleList([nn.Sequential(shared), nn.Sequential(shared)])
+    module[1].eval()
+    shared.train()
+    before = modes_of(module)
+    with modes_kept(module):
+        module.train()
+    assert modes_of(module) == before
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_a_part_in_evaluation_mode_stays_there_in_a_module_that_trains(mode: bool) -> None:
+    module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)).train(mode)
+    module[1].eval()
+    modes = [state for _, state in train(module)]
+    assert modes == ([True, True, False] if mode else [True, True, True])
+    assert len(list(mode_notes(module))) == int(mode)
+
+
+def test_the_note_of_frozen_parts_names_the_first_and_changes_no_mode() -> None:
+    module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    module[1:].eval()
+    before = modes_of(module)
+    assert next(mode_notes(module)).startswith("2 submodules of the student stay in evaluation")
+    assert "'1' is the first" in next(mode_notes(module))
+    assert modes_of(module) == before
