@@ -1,6 +1,7 @@
 """Named streams, and the loan of torch's global generator."""
 
 import hashlib
+import random
 
 import numpy as np
 import pytest
@@ -97,3 +98,23 @@ def test_the_global_states_of_devices_are_seen_once_they_are_in_use(
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: [state, state])
     assert seeding.global_state()[1:] == (bytes(8), bytes(8))
+
+
+def test_a_scope_beyond_torch_seeds_and_restores_python_and_numpy() -> None:
+    def drawn() -> tuple[float, float, float]:
+        with seeding.scoped(0, "noise", 3, beyond_torch=True):
+            return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002 - as models do
+
+    before = seeding.foreign_state()
+    first = drawn()
+    assert seeding.foreign_state() == before
+    random.random()
+    np.random.rand()  # noqa: NPY002 - as models do
+    assert drawn() == first
+    assert seeding.foreign_state() != before
+
+
+def test_a_plain_scope_leaves_python_and_numpy_alone() -> None:
+    before = seeding.foreign_state()
+    with seeding.scoped(0, "noise"):
+        assert seeding.foreign_state() == before

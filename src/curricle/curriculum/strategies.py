@@ -32,7 +32,7 @@ from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.curriculum.starts import RandomStart, WarmStart
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
-from curricle.objectives.hidden import LayerPair, MatchHidden, Normalize, Positions
+from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Gaussian, Projection
 from curricle.specs import checked
@@ -66,7 +66,7 @@ def uniform(num_pairs: int) -> tuple[LayerPair, ...]:
 def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves open
     *,
     total: DurationText,
-    pairs: tuple[LayerPair, ...] | int = 1,
+    pairs: tuple[NamedPair, ...] | int = 1,
     share: Share | None = None,
     durations: tuple[DurationText, ...] | None = None,
     projection: Projection = Gaussian(),  # noqa: B008 - a frozen value

@@ -70,8 +70,8 @@ class ParityTask:
     """d, the number of bits."""
     degree: int = Field(default=4, gt=0)
     """k, the number of bits whose product is the label; at most d."""
-    depth: int = Field(default=1, gt=0)
-    """D, levels of a tree of parities with 2^D labels; 1 is a single parity."""
+    depth: int = Field(default=1, gt=0, le=20)
+    """D, levels of a tree of parities with 2^D labels; 1 is a single parity, 20 the most."""
     encoding: Encoding = "signs"
     """How bits are read: as signs by an `mlp`, or as tokens by a language model."""
     batch_size: int = Field(default=64, gt=0)

@@ -16,8 +16,14 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from curricle.errors import SpecError
 from curricle.models.hooked import HookedModel
 from curricle.specs import value
+
+MOST_LAYERS = 1_000
+"""Longer networks take minutes to build, and train no better."""
+MOST_PARAMETERS = 10_000_000_000
+"""Parameters of the largest network that is built."""
 
 
 @final
@@ -54,8 +60,8 @@ class MLPSpec:
     """A fully connected network, built for a task's numbers of inputs and classes."""
 
     kind: Literal["mlp"] = "mlp"
-    widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
-    """Width of each hidden layer, first to last; positive."""
+    widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1, max_length=MOST_LAYERS)
+    """Width of each hidden layer, first to last; positive. At most 1,000 layers."""
 
     def build(
         self,
@@ -72,6 +78,16 @@ class MLPSpec:
             num_classes: Classes to tell apart.
             num_positions: Not used; an MLP has no positions.
             padding_token: Not used, either.
+
+        Raises:
+            SpecError: If the network would be larger than any memory it is meant for.
         """
         del num_positions, padding_token
+        sizes = (num_inputs, *self.widths, num_classes)
+        count = sum((before + 1) * after for before, after in pairwise(sizes))
+        if count > MOST_PARAMETERS:
+            raise SpecError(
+                f"'widths' must give at most {MOST_PARAMETERS:,} parameters, which take "
+                f"{4 * MOST_PARAMETERS / 1e9:.0f} GB; got {count:,} for {num_inputs} inputs"
+            )
         return MLP(num_inputs, self.widths, num_classes).tapped()

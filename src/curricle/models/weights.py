@@ -6,12 +6,15 @@ can be checked before training starts.
 """
 
 import hashlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors
 import torch
 from safetensors.torch import load_model, save_file, save_model
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from curricle.errors import CheckpointError
 from curricle.files import new_file
@@ -74,7 +77,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shape of every parameter and buffer by name."""
-    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    state = module.state_dict()
+    return {name: tuple(item.shape) for name, item in state.items() if isinstance(item, Tensor)}
 
 
 def architecture(module: nn.Module) -> str:
@@ -83,13 +87,61 @@ def architecture(module: nn.Module) -> str:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Return the SHA-256 of all parameters and buffers with their names, in hexadecimal."""
+    """Return the SHA-256 of all parameters and buffers with their names, in hexadecimal.
+
+    Quantized modules keep some of their state in tuples and settings, and others an extra state of
+    any kind; all of it counts.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        content = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(content.view(torch.uint8).numpy().data)
+    for name, content in sorted(module.state_dict().items()):
+        _add(digest, name, content)
     return digest.hexdigest()
+
+
+def _add(digest: "hashlib._Hash", name: str, content: object) -> None:
+    """Add an entry of a state dictionary, with what it holds, to a digest."""
+    if isinstance(content, Tensor):
+        digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
+        parts = _parts(content)
+        if parts is None:
+            flat = content.detach().cpu().contiguous().reshape(-1)
+            digest.update(flat.view(torch.uint8).numpy().data)
+        else:
+            _add(digest, f"{name}/parts", parts)
+    elif isinstance(content, Mapping):
+        for key, part in content.items():
+            _add(digest, f"{name}/{key}", part)
+    elif isinstance(content, (list, tuple)):
+        for number, part in enumerate(content):
+            _add(digest, f"{name}/{number}", part)
+    else:
+        # An address in the text would make every process's digest another.
+        text = re.sub(r" at 0x[0-9a-f]+", "", repr(content))
+        digest.update(f"{name}={text};".encode())
+
+
+def _parts(tensor: Tensor) -> list[object] | None:
+    """Return what a tensor consists of, if it is not one stretch of plain numbers."""
+    if tensor.is_quantized:
+        return [tensor.int_repr(), *_quantization(tensor)]
+    if tensor.layout != torch.strided:
+        dense = tensor.detach().to_dense()
+        return [str(tensor.layout), dense]
+    if is_traceable_wrapper_subclass(tensor):
+        names, settings = tensor.__tensor_flatten__()
+        return [*(getattr(tensor, name) for name in names), settings]
+    return None
+
+
+def _quantization(tensor: Tensor) -> list[object]:
+    """Return the scales and zero points of a quantized tensor."""
+    if tensor.qscheme() in (torch.per_tensor_affine, torch.per_tensor_symmetric):
+        return [tensor.q_scale(), tensor.q_zero_point()]
+    return [
+        tensor.q_per_channel_axis(),
+        tensor.q_per_channel_scales(),
+        tensor.q_per_channel_zero_points(),
+    ]
 
 
 def _is_slice(tensor: Tensor) -> bool:

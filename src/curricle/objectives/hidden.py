@@ -16,13 +16,13 @@ Source:
     (arXiv 1412.6550).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from curricle.data.streams import Batch
@@ -32,6 +32,7 @@ from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
 from curricle.objectives.terms import (
+    MOST_WEIGHT,
     BoundObjective,
     Reads,
     Rows,
@@ -61,6 +62,24 @@ class LayerPair:
     """Tap of the teacher: a number, a fraction of its depth, or a module path."""
 
 
+def _named_taps(pair: object) -> object:
+    """Return a layer pair, or its fields for pydantic to judge.
+
+    Raises:
+        SpecError: If it is neither, as a list is, in which either tap could be the student's.
+    """
+    if not isinstance(pair, (LayerPair, Mapping)):
+        raise SpecError(
+            f"a layer pair must name its taps, as curricle.LayerPair(student=1, teacher=2), or "
+            f"{{student: 1, teacher: 2}} in a file; got {pair!r}"
+        )
+    return pair
+
+
+NamedPair = Annotated[LayerPair, BeforeValidator(_named_taps)]
+"""Field type that takes a `LayerPair` or its fields."""
+
+
 @final
 @value
 class MatchHidden:
@@ -79,7 +98,7 @@ class MatchHidden:
     """
 
     kind: Literal["hidden"] = "hidden"
-    pair: LayerPair
+    pair: NamedPair
     """Where both models are read."""
     projection: Projection = Gaussian()
     """Law of the fixed random map from teacher width to student width, or `learned`, a map from
@@ -93,8 +112,8 @@ class MatchHidden:
     """Whether the mean of the projected teacher state over some batches is subtracted."""
     positions: Positions = "all"
     """Positions that count: all that hold data, or only the selected ones, if the data select."""
-    weight: float = Field(default=1.0, gt=0)
-    """Factor of the term in the stage's loss; positive."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
         """Check that only what is fixed is shared.

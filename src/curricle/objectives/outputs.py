@@ -33,6 +33,7 @@ from curricle.objectives.divergences import Divergence, ForwardKL
 from curricle.objectives.losses import cross_entropy
 from curricle.objectives.sparse import SparseTarget, sparse_forward_kl
 from curricle.objectives.terms import (
+    MOST_WEIGHT,
     BoundObjective,
     Reads,
     Rows,
@@ -75,8 +76,8 @@ class MatchLogits:
     """Positions whose logits are held at one time, for large vocabularies: a number, `auto` for
     256 MiB of a model's logits, on a CPU at most 512 positions, None for all. Heads must end in a
     linear map."""
-    weight: float = Field(default=1.0, gt=0)
-    """Factor of the term in the stage's loss; positive."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
         """Check that the divergence is finite at the temperatures."""
@@ -254,8 +255,8 @@ class FitLabels:
     kind: Literal["labels"] = "labels"
     chunk: Chunk | None = None
     """As in `MatchLogits`. Where both have it, each multiplies out the student's logits."""
-    weight: float = Field(default=1.0, gt=0)
-    """Factor of the term in the stage's loss; positive."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
 
     @property
     def needs_teacher(self) -> bool:

@@ -34,7 +34,7 @@ from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import cross_entropy, tempered_kl
 from curricle.objectives.outputs import BoundLogits, MatchLogits
 from curricle.objectives.projections import Gaussian
-from curricle.objectives.terms import BoundObjective, Reads, Sample, required
+from curricle.objectives.terms import MOST_WEIGHT, BoundObjective, Reads, Sample, required
 from curricle.specs import Plain, value
 
 FIRST_RAW = 1.0
@@ -77,12 +77,12 @@ class LearnedTemperature:
     """lambda from the end of the ramp on; not below `reversal_from`."""
     ramp: float = Field(default=1 / 24, gt=0, le=1)
     """Share of the stage in which lambda rises; in the paper 10 of 240 epochs."""
-    label_weight: float = Field(default=0.1, ge=0)
+    label_weight: float = Field(default=0.1, ge=0, le=MOST_WEIGHT)
     """gamma, factor of the cross-entropy to the labels; at 0 the data need none."""
-    divergence_weight: float = Field(default=0.9, gt=0)
+    divergence_weight: float = Field(default=0.9, gt=0, le=MOST_WEIGHT)
     """alpha, factor of the divergence to the teacher; positive."""
-    weight: float = Field(default=1.0, gt=0)
-    """Factor of the term in the stage's loss; positive."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
         """Check that the reversal rises and that nothing is set without effect.

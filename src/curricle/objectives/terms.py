@@ -27,6 +27,9 @@ from curricle.specs import Plain
 
 Found = TypeVar("Found")
 
+MOST_WEIGHT = 1e6
+"""Largest factor of a term in a loss. Ratios of weights decide what is learned; far larger numbers
+overflow in the gradient, which a finite loss does not show."""
 Target = Any
 """What the student is compared with: mostly a tensor, and only looked at by its objective."""
 

@@ -477,3 +477,10 @@ def test_a_misspelt_argument_is_told_the_near_name() -> None:
     misspelt: dict[str, Any] = {"total": Duration(number=10), "pair": 1}
     with pytest.raises(SpecError, match="'pair' is not an argument; did you mean 'pairs'"):
         extraction(**misspelt)
+
+
+@pytest.mark.parametrize("pairs", [[(1, 2)], [[1, 2]], [1]])
+def test_a_pair_must_name_its_taps(pairs: Any) -> None:
+    sentence = r"'pairs.0': a layer pair must name its taps, as curricle.LayerPair\(student=1"
+    with pytest.raises(SpecError, match=sentence):
+        extraction(total="10 steps", pairs=pairs)

@@ -81,3 +81,16 @@ def test_a_spec_survives_plain_data() -> None:
 def test_widths_are_positive(widths: tuple[int, ...], sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
         MLPSpec(widths=widths)
+
+
+def test_a_network_of_too_many_layers_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"'MLPSpec.widths': list should have at most 1000 items"):
+        MLPSpec(widths=(2,) * 1001)
+
+
+@pytest.mark.parametrize("widths", [(10**9, 10**9), (10**12,)])
+def test_a_network_that_no_memory_holds_is_refused_before_it_is_built(
+    widths: tuple[int, ...],
+) -> None:
+    with pytest.raises(SpecError, match="'widths' must give at most 10,000,000,000 parameters"):
+        MLPSpec(widths=widths).build(num_inputs=3, num_classes=2, num_positions=1)

@@ -1,5 +1,6 @@
 """Weights on disk: what is written, what is checked before it is read, and what is refused."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from curricle.models.weights import (
     load_weights,
     save_weights,
     shapes,
+    weights_digest,
 )
+from tests.parts import drawn
 
 
 class Tied(nn.Module):
@@ -174,3 +177,55 @@ def test_models_that_can_share_weights_have_one_architecture() -> None:
     assert architecture(linear(seed=0)) == architecture(linear(seed=1))
     assert architecture(linear(3, 2)) != architecture(linear(2, 3))
     assert architecture(nn.Sequential(linear())) != architecture(linear())
+
+
+def quantized(seed: int = 0) -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    for number, parameter in enumerate(module.parameters()):
+        parameter.data = drawn(*parameter.shape, seed=seed + number)
+    found: nn.Module = torch.ao.quantization.quantize_dynamic(
+        module, {nn.Linear}, dtype=torch.qint8
+    )
+    return found
+
+
+class Configured(nn.Linear):
+    """Keeps settings in its state, which are no tensors."""
+
+    def __init__(self, settings: object) -> None:
+        super().__init__(2, 2, bias=False)
+        self.weight.data.fill_(1.0)
+        self._settings = settings
+
+    def get_extra_state(self) -> object:
+        return self._settings
+
+    def set_extra_state(self, state: object) -> None:
+        self._settings = state
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_the_digest_of_a_quantized_module_covers_its_packed_weights() -> None:
+    with seeding.scoped(0, "model"):
+        first, same, other = quantized(), quantized(), quantized(seed=9)
+    assert weights_digest(first) == weights_digest(same) != weights_digest(other)
+
+
+@pytest.mark.parametrize("settings", [{"scale": 2}, ("int8", [1, 2]), None])
+def test_the_digest_covers_state_that_is_no_tensor(settings: object) -> None:
+    with seeding.scoped(0, "model"):
+        one, same, other = Configured(settings), Configured(settings), Configured({"scale": 3})
+    assert weights_digest(one) == weights_digest(same) != weights_digest(other)
+
+
+def test_the_digest_of_state_does_not_depend_on_where_it_lies() -> None:
+    with seeding.scoped(0, "model"):
+        one, other = Configured([object()]), Configured([object()])
+    assert weights_digest(one) == weights_digest(other)
+
+
+def test_the_digest_of_plain_weights_is_that_of_names_types_shapes_and_bytes() -> None:
+    with seeding.scoped(0, "model"):
+        module = nn.Linear(2, 1, bias=False)
+    content = b"weight:torch.float32:(1, 2);" + module.weight.detach().numpy().tobytes()
+    assert weights_digest(module) == hashlib.sha256(content).hexdigest()

@@ -1,16 +1,18 @@
 """What objectives of all kinds share."""
 
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError, CurricleError, DataError
+from curricle.errors import BindError, CurricleError, DataError, SpecError
 from curricle.models.tapped import Place
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.terms import (
+    MOST_WEIGHT,
     Objective,
     Reads,
     Rows,
@@ -142,6 +144,21 @@ def test_another_number_of_positions_than_was_counted_is_refused() -> None:
     rows = Rows.of("'tap'", (4, 5, 7), batch)
     with pytest.raises(DataError, match=r"^a state must keep its positions .*: 140 .*; got 120$"):
         rows.take(torch.zeros(4, 5, 6, 2), batch)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda weight: MatchLogits(weight=weight),
+        lambda weight: FitLabels(weight=weight),
+        lambda weight: MatchHidden(pair=LayerPair(student=1, teacher=1), weight=weight),
+    ],
+    ids=["logits", "labels", "hidden"],
+)
+def test_a_weight_that_overflows_gradients_is_refused(build: Callable[[float], object]) -> None:
+    build(MOST_WEIGHT)
+    with pytest.raises(SpecError, match=r"weight': .* 1000000; got 1e\+30"):
+        build(1e30)
 
 
 @pytest.mark.parametrize("found", [(4, 3), (12,), None], ids=str)
