@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import SpecError
-from curricle.models.restoring import modes_kept
+from curricle.models.restoring import modes_kept, train
 from curricle.specs import value
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.costs import now
@@ -159,7 +159,7 @@ def seconds_per_step(run: BoundRun) -> list[float]:
     teacher, settings = run.teacher, run.settings
     teaching = nullcontext() if teacher is None else teacher.teaching(settings.teacher_inference)
     with settings.stated_threads(), modes_kept(module), teaching:
-        module.train()
+        train(module)
         try:
             return [statistics.median(_times(run, stage)) for stage in run.stages]
         finally:

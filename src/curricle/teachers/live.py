@@ -19,6 +19,7 @@ from curricle.errors import BindError
 from curricle.models.inference import Inference
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Place, Reader, TappedModel
+from curricle.models.weights import weights_digest
 from curricle.teachers.trajectory import Trajectory
 
 PLAIN = Inference()
@@ -36,6 +37,14 @@ class LiveTeacher:
         self.model = model
         self.trajectory = trajectory
         self._inference = PLAIN
+        self._digest: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of all finished weights; they are read once, since they stay."""
+        if self._digest is None:
+            self._digest = weights_digest(self.model.module)
+        return self._digest
 
     def check(self, references: Iterable[Reference]) -> None:
         """Check that every checkpoint that stages name is there and fits.

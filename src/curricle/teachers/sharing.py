@@ -39,6 +39,11 @@ class SharedTeacher:
         """Return the finished model."""
         return self._teacher.model
 
+    @property
+    def digest(self) -> str:
+        """Return the digest of the finished weights."""
+        return self._teacher.digest
+
     def check(self, references: Iterable[Reference]) -> None:
         """Check that every checkpoint that stages name is there and fits."""
         self._teacher.check(references)

@@ -10,6 +10,7 @@ Design: what a stage reaches is found by running one step of it and asking autog
 right for every module, tied weights and unused branches included.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,15 +18,23 @@ from dataclasses import dataclass, replace
 from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
+from curricle.models.aliasing import check_apart
+from curricle.models.eligibility import (
+    check_present,
+    check_real,
+    check_trainable,
+    readable,
+    weight_notes,
+)
 from curricle.models.heads import LinearHead
-from curricle.models.restoring import buffers_kept, frozen_but, modes_kept
+from curricle.models.restoring import buffers_kept, frozen_but, mode_notes, modes_kept, train
 from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number, tried
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import (
@@ -41,6 +50,7 @@ from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
+from curricle.training.ambient import standard_state, surrounding_notes
 from curricle.training.batches import (
     RunBatches,
     TableWatch,
@@ -49,7 +59,7 @@ from curricle.training.batches import (
     length_notes,
 )
 from curricle.training.costs import Meter
-from curricle.training.optimizers import Optimizer
+from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.orientation import check_decoder_inputs, check_orientation
 from curricle.training.settings import EngineSettings
 from curricle.training.starting import BoundStart, bind_start
@@ -100,6 +110,8 @@ class BoundRun:
     """Seed of the run."""
     draws_noise: bool
     """Whether the student's forward pass draws from torch's global generator, as dropout does."""
+    draws_foreign_noise: bool = False
+    """Whether it depends on the global generators of Python or numpy."""
     start: BoundStart | None = None
     """What is set before the first step, if anything is."""
     notes: tuple[str, ...] = ()
@@ -124,6 +136,7 @@ class BoundRun:
         return self.stages[-1].end
 
 
+@standard_state()
 def bind(
     curriculum: Curriculum,
     *,
@@ -149,8 +162,9 @@ def bind(
         BindError: If the parts do not fit; the stage is named.
     """
     device = settings.torch_device()
-    student.module.to(device)
     live = None if isinstance(teacher, StoredTeacher) else teacher
+    _check_models(student.module, None if live is None else live.model.module, optimizer)
+    student.module.to(device)
     if live is not None:
         live.model.module.to(device)
     elif curriculum.start is not None and teacher is not None:
@@ -187,12 +201,28 @@ def bind(
         settings=settings,
         seed=seed,
         draws_noise=probe.draws_noise,
+        draws_foreign_noise=probe.draws_foreign_noise,
         start=bind_start(curriculum.start, student, live, stream=stream, seed=seed),
         notes=(
             *((curriculum.note,) if curriculum.note else ()),
+            *surrounding_notes(),
+            *weight_notes(student.module),
+            *mode_notes(student.module),
+            *probe.notes(),
             *length_notes(stream, stream.batch(0)),
         ),
     )
+
+
+def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:
+    """Check that the models can be trained and read, and that they have nothing in common."""
+    check_present(student, "student")
+    check_trainable(student)
+    if isinstance(optimizer, AdamW):
+        check_real(student)
+    if teacher is not None:
+        check_present(teacher, "teacher")
+        check_apart(student, teacher, names=("student", "teacher"))
 
 
 def _ends(stages: Sequence[Stage], stream: Stream) -> list[int]:
@@ -256,8 +286,21 @@ class _Probe:
         self._stream, self._tables = stream, TableWatch()
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
         self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
-        self.draws_noise = False
+        self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
         check_decoder_inputs(student.module, self._whole)
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the passes have shown and the owner of the models may not know."""
+        if self.draws_foreign_noise:
+            yield (
+                "the student draws from the global generator of Python or numpy, which is seeded "
+                "for every step of the run and put back after it"
+            )
+        if self._teacher_draws:
+            yield (
+                "the teacher draws random numbers in evaluation mode, so targets differ from run "
+                "to run"
+            )
 
     def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
         """Return the stream with the checks that the bound stages need."""
@@ -350,9 +393,13 @@ class _Probe:
             torch.no_grad(),
             self._settings.teacher_autocast(),
             meter.running(),
-            model.reading(reads.teacher, logits=reads.teacher_logits, head=head) as read,
+            readable(
+                "teacher", model.reading(reads.teacher, logits=reads.teacher_logits, head=head)
+            ) as read,
         ):
+            before = seeding.global_state()
             shown = tried("teacher", read, self._part.inputs, self._part.selected)
+        self._teacher_draws |= before != seeding.global_state()
         check_orientation("teacher", model, shown, self._part)
         return shown
 
@@ -360,16 +407,36 @@ class _Probe:
         model, head = self._student, reads.student_head
         if head:
             check_head(model, self._part.inputs)
-        before = seeding.global_state()
+        before, foreign = seeding.global_state(), seeding.foreign_state()
         with (
             self._settings.autocast(),
             meter.running(),
-            model.reading(reads.student, logits=reads.student_logits, head=head) as read,
+            readable(
+                "student", model.reading(reads.student, logits=reads.student_logits, head=head)
+            ) as read,
         ):
             shown = tried("student", read, self._part.inputs, self._part.selected)
         self.draws_noise |= before != seeding.global_state()
+        if foreign != seeding.foreign_state():
+            self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
         check_orientation("student", model, shown, self._part)
         return shown
+
+    @torch.no_grad()
+    def _depends_on_foreign_state(self, reads: Reads) -> bool:
+        """Return whether the student's activations depend on Python's and numpy's generators.
+
+        Others than the model may draw from them during a pass, as checks of types do.
+        """
+        model, passes = self._student, list[Activations]()
+        with model.reading(
+            reads.student, logits=reads.student_logits, head=reads.student_head
+        ) as read:
+            for number in range(2):
+                with seeding.scoped(self._seed, "probe/noise"), seeding.foreign(number):
+                    passes.append(read(self._part.inputs, self._part.selected))
+        first, second = map(_tensors, passes)
+        return not all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
     def _terms(self, stage: Stage, each: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
         residual = self._student.is_residual and (
@@ -416,13 +483,14 @@ class _Probe:
             stack.enter_context(modes_kept(module))
             stack.enter_context(frozen_but(module, names - frozen))
             stack.enter_context(self._tables.watching("student", module, self._part))
-            module.train()
+            train(module)
             if self._teacher is not None:
                 teacher = self._teacher.model.module
                 stack.enter_context(modes_kept(teacher))
                 stack.enter_context(self._tables.watching("teacher", teacher, self._part))
                 teacher.eval()
-            stack.enter_context(seeding.scoped(self._seed, "probe"))
+            stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))
+            stack.enter_context(_without_reentrant_checkpoints())
             yield
 
     def _count(self, names: frozenset[str]) -> int:
@@ -432,6 +500,37 @@ class _Probe:
     def _memory(self, parameters: int, saved_bytes: int) -> int:
         """Return bytes of trained weights, gradients, optimizer state and saved activations."""
         return parameters * 4 * (2 + self._optimizer.moments) + saved_bytes
+
+
+def _tensors(shown: Activations) -> list[Tensor]:
+    logits = [] if shown.logits is None else [shown.logits]
+    head = [] if shown.head is None else [shown.head.states]
+    return [*shown.hidden.values(), *logits, *head]
+
+
+@contextmanager
+def _without_reentrant_checkpoints() -> Iterator[None]:
+    """Refuse activation checkpoints that lose gradients or cannot be asked for some of them.
+
+    Raises:
+        BindError: If a model has such checkpoints.
+        RuntimeError: If something else is wrong.
+        UserWarning: Never; it is raised inside and becomes the above.
+    """
+    with warnings.catch_warnings():
+        # A checkpoint whose inputs need no gradient gives none to the weights inside, either.
+        warnings.filterwarnings("error", message="None of the inputs have requires_grad")
+        try:
+            yield
+        except (RuntimeError, UserWarning) as error:
+            if "use_reentrant" not in str(error) and not isinstance(error, UserWarning):
+                raise
+            raise BindError(
+                "'student' must not have reentrant activation checkpoints, which cannot be stopped "
+                "early or lose gradients; got 'use_reentrant' True; set it to False, as "
+                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': "
+                "False}) does"
+            ) from error
 
 
 def _data(batch: Batch) -> Iterable[Tensor]:

@@ -43,6 +43,7 @@ from curricle.teachers.manifest import (
 )
 from curricle.teachers.shards import SHARD_BYTES, ShardWriter, locked, uniforms
 from curricle.teachers.stored import check_readable
+from curricle.training.ambient import standard_state
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import CALIBRATION_BATCHES
 
@@ -67,6 +68,7 @@ class TargetCodecs:
         return self.hidden if kind == "hidden" else self.logits
 
 
+@standard_state()
 def capture(
     runs: Sequence[BoundRun],
     folder: Path,

@@ -23,6 +23,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
+from curricle.training.ambient import standard_state
 from curricle.training.binding import bind
 from curricle.training.capturing import TargetCodecs, Watch, capture
 from curricle.training.engine import Observer, Outputs, execute
@@ -47,6 +48,7 @@ class Result:
     """What the run consumed."""
 
 
+@standard_state()
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
@@ -102,6 +104,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         )
     _require_parts(curriculum, optimizer, evaluation)
     _require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    _require_model("student", student)
+    if teacher is not None and not isinstance(teacher, StoredTeacher):
+        _require_model("teacher", teacher)
     _require_direction(better)
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
@@ -124,6 +129,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
 
 
+@standard_state()
 def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets depend on
     student: AnyModel,
     teacher: AnyModel,
@@ -160,6 +166,8 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     """
     _require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
     _require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
+    _require_model("student", student)
+    _require_model("teacher", teacher)
     run = bind(
         curriculum,
         student=tapped(student),
@@ -213,6 +221,22 @@ def _require_parts(curriculum: object, optimizer: object, evaluation: object) ->
         )
 
 
+def _require_model(name: str, model: object) -> None:
+    """Check that an argument is a model.
+
+    Raises:
+        BindError: If it is something else.
+    """
+    if not isinstance(model, (nn.Module, TappedModel)):
+        stored = (
+            " (curricle.open_targets opens a folder of stored targets, as teacher of 'distill')"
+        )
+        raise BindError(
+            f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
+            f"{_called(model)}{stored if name == 'teacher' else ''}"
+        )
+
+
 def _require_direction(better: object) -> None:
     """Check the direction of a metric.
 
@@ -238,7 +262,7 @@ def _require_kind(name: str, given: object, kind: type, example: str) -> None:
 
 def _called(given: object) -> str:
     """Return what a wrong argument is, for people."""
-    if isinstance(given, str):
+    if given is None or isinstance(given, str):
         return repr(given)
     # A module tells torch's AdamW from ours.
     name = f"{type(given).__module__}.{type(given).__qualname__}"

@@ -5,8 +5,9 @@ checkpoints at their intervals. It knows objectives and durations, not strategie
 
 Design: observers receive the immutable records of `curricle.records`, the same values that go
 to disk. Training time stands still while the student is evaluated or saved. While it trains, every
-submodule of the student is in training mode, also one that its owner had put in evaluation mode (a
-part that must stay there overrides its `train`); after the run all modes are as they were.
+submodule of the student is in training mode if the student was in evaluation mode at the call. Of a
+student in training mode, submodules that its owner has put in evaluation mode, such as frozen batch
+normalizations, stay there, also after each evaluation. After the run all modes are as they were.
 """
 
 import math
@@ -14,14 +15,15 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NoReturn, final
 
 import torch
-from torch import nn
 
-from curricle.errors import BindError, CheckpointError, DivergenceError
-from curricle.models.restoring import modes_kept
-from curricle.models.weights import architecture, load_weights, save_weights
+from curricle import seeding
+from curricle.errors import CheckpointError, DivergenceError
+from curricle.models.eligibility import check_savable
+from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
+from curricle.models.weights import load_weights, save_weights
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
@@ -32,9 +34,9 @@ from curricle.records import (
     StageRecord,
     read_records,
 )
-from curricle.specs import fingerprint, plain
-from curricle.teachers.stored import StoredTeacher
+from curricle.specs import fingerprint
 from curricle.teachers.trajectory import TrajectoryWriter
+from curricle.training.ambient import standard_state
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import (
     RunState,
@@ -45,7 +47,10 @@ from curricle.training.checkpoints import (
 )
 from curricle.training.costs import now
 from curricle.training.evaluation import LOSS, Evaluator
+from curricle.training.facts import differences, run_facts, write_facts
+from curricle.training.interrupts import Interrupted, Interrupts
 from curricle.training.recording import run_record, spend, step_record
+from curricle.training.results import plain_metrics
 from curricle.training.speed import check_speed
 from curricle.training.stacking import Stack
 from curricle.training.starting import begun
@@ -59,8 +64,8 @@ Joining = Callable[[Stepper], AbstractContextManager[object]]
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
-SAMPLED_WEIGHTS = 16
-"""Numbers of each teacher tensor that go into the digest of a run."""
+OUR_METRICS = ("accuracy", LOSS)
+"""What every evaluator of ours gives, which need not be tried before training."""
 
 
 @final
@@ -80,6 +85,7 @@ class Outputs:
     """Which values of the metric are better, if declared; None leaves it to the metric's name."""
 
 
+@standard_state()
 def execute(
     run: BoundRun,
     evaluate: Evaluator,
@@ -110,9 +116,12 @@ def execute(
         CheckpointError: If the folder already holds a run and `resume` is off, or holds another
             run and `resume` is on.
         DivergenceError: If a loss is not finite.
+        Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
+            folder.
     """
     check_speed(run)
     ahead = run.settings.compiled_steps
+    interrupts = Interrupts(saves=outputs.folder is not None)
     steps = executing(
         run,
         evaluate,
@@ -121,8 +130,9 @@ def execute(
         resume=resume,
         until=until,
         joining=nullcontext if ahead == 1 else Stack(ahead, is_class=False).joining,
+        interrupts=interrupts,
     )
-    with run.settings.stated_threads():
+    with run.settings.stated_threads(), interrupts:
         try:
             next(steps)
             while True:
@@ -132,7 +142,7 @@ def execute(
             return end
 
 
-def executing(
+def executing(  # noqa: PLR0913 - what several runs may share, beside what each has
     run: BoundRun,
     evaluate: Evaluator,
     *,
@@ -141,6 +151,7 @@ def executing(
     resume: bool = False,
     until: Callable[[Mapping[str, float]], bool] | None = None,
     joining: Joining = nullcontext,
+    interrupts: Interrupts | None = None,
 ) -> Steps:
     """Run a bound curriculum step by step; arguments and errors are those of `execute`.
 
@@ -155,8 +166,12 @@ def executing(
     # Every checkpoint that will be read is looked at now, before a weight moves.
     if run.teacher is not None:
         run.teacher.check(run.teachers)
+    if outputs.folder is not None:
+        check_savable(run.student.module)
     with modes_kept(run.student.module):
-        whole = _Execution(run, evaluate, metric, outputs, until, joining)
+        whole = _Execution(
+            run, evaluate, metric, outputs, until, joining, interrupts or Interrupts()
+        )
         return (yield from whole.run_all(resume=resume))
 
 
@@ -171,22 +186,34 @@ class _Execution:
     outputs: Outputs
     until: Callable[[Mapping[str, float]], bool] | None
     joining: Joining
+    interrupts: Interrupts
     has_ended: bool = False
     spent: Spent = field(default_factory=Spent)
     writer: RecordWriter | None = None
     resumed: Path | None = None
+    modes: Modes = ()
     optimizer: torch.optim.Optimizer = field(init=False)
+    facts: dict[str, Any] = field(init=False)
     digest: str = field(init=False)
 
     def run_all(self, *, resume: bool) -> Steps:
         run = self.run
         self.optimizer = run.optimizer.build(run.student.module.parameters())
-        self.digest = run_fingerprint(run)
+        self.facts = run_facts(run)
+        self.digest = fingerprint(self.facts)
+        self.modes = train(run.student.module)
+        if not resume:
+            # Before the folder is taken: a call with another evaluation may write there.
+            self._try_evaluation()
         try:
             end = self._open(resume=resume)
             if end is not None:
                 return end
-            run.student.module.train()
+            folder = self.outputs.folder
+            if folder is not None and self.resumed is None:
+                write_facts(folder, self.facts)
+            if resume:
+                self._try_evaluation()
             teacher, settings = run.teacher, run.settings
             with nullcontext() if teacher is None else teacher.teaching(settings.teacher_inference):
                 return (yield from self._stages())
@@ -199,10 +226,17 @@ class _Execution:
         for stage in self.run.stages:
             if self.spent.steps < stage.end and not self.has_ended:
                 yield from self._stage(stage)
-        metrics = self._metrics(self.run.stages[-1])
+        folder, module = self.outputs.folder, self.run.student.module
+        try:
+            metrics = self._metrics(self.run.stages[-1])
+        except Exception as error:
+            if folder is not None:
+                save_weights(module, folder / FINISHED)
+                error.add_note(f"the trained weights are in {str(folder / FINISHED)!r}")
+            raise
         end = EndRecord(metrics=metrics, spent=self.spent)
-        if self.outputs.folder is not None:
-            save_weights(self.run.student.module, self.outputs.folder / FINISHED)
+        if folder is not None:
+            save_weights(module, folder / FINISHED)
         self._tell(end)
         return end
 
@@ -228,10 +262,16 @@ class _Execution:
                     self.spent = spend(self.run, before, stage, done=step + 1, seconds=seconds)
                     self._after(stage, stepper, outcome, step)
                     if self.has_ended:
+                        stepper.check_trained(step)
                         return
                     started += self._now() - paused
+                if self.interrupts.requested is not None and not stepper.ahead():
+                    seconds = before.seconds + self._now() - started
+                    self.spent = spend(self.run, before, stage, done=step + 1, seconds=seconds)
+                    self._interrupt(self.interrupts.requested, stepper, outcome, step)
                 started += yield step + 1
             seconds = before.seconds + self._now() - started
+            stepper.check_trained(stage.end - 1)
         self.spent = spend(self.run, before, stage, done=stage.end, seconds=seconds)
 
     def _now(self) -> float:
@@ -256,7 +296,9 @@ class _Execution:
         is_due = done % settings.evaluate_every == 0
         if is_kept:
             stepper.check_weights(step)
-        metrics = self._metrics(stage) if is_due or is_kept else {}
+        metrics: dict[str, float] = {}
+        if is_due or is_kept:
+            metrics = self._metrics_or_save(stage, stepper, outcome, step)
         if is_due:
             name = stage.declared.name
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self.spent))
@@ -268,6 +310,19 @@ class _Execution:
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not self.has_ended:
             self._save(stepper, outcome, step)
+
+    def _interrupt(
+        self, signal_number: int, stepper: Stepper, outcome: StepOutcome, step: int
+    ) -> NoReturn:
+        """End the run after a step, of which a checkpoint is left.
+
+        Raises:
+            Interrupted: Always.
+        """
+        self._save(stepper, outcome, step)
+        folder = self.outputs.folder
+        saved = None if folder is None else latest_checkpoint(folder / CHECKPOINTS)
+        raise Interrupted(signal_number, saved)
 
     def _save(self, stepper: Stepper, outcome: StepOutcome, step: int) -> None:
         if self.outputs.folder is None or self.writer is None:
@@ -281,22 +336,58 @@ class _Execution:
         folder, module = self.outputs.folder / CHECKPOINTS, self.run.student.module
         save_checkpoint(folder, state, module, self.optimizer, adapters=stepper.adapters)
 
+    def _metrics_or_save(
+        self, stage: BoundStage, stepper: Stepper, outcome: StepOutcome, step: int
+    ) -> dict[str, float]:
+        """Return the student's metrics; if the evaluation fails, a checkpoint is left.
+
+        Raises:
+            DivergenceError: If one is not finite; then nothing is saved.
+            Exception: What the evaluation has raised.
+        """
+        try:
+            return self._metrics(stage)
+        except DivergenceError:
+            raise
+        except Exception as error:
+            self._save(stepper, outcome, step)
+            if self.outputs.folder is not None:
+                error.add_note(f"a checkpoint is in {str(self.outputs.folder / CHECKPOINTS)!r}")
+            raise
+
+    def _try_evaluation(self) -> None:
+        """Check what the evaluation returns before a weight moves; nothing of it is recorded.
+
+        Evaluators of ours are not run once more for it.
+        """
+        is_ours = str(getattr(self.evaluate, "__module__", "")).startswith("curricle.")
+        if is_ours and self.metric in OUR_METRICS:
+            return
+        module = self.run.student.module
+        with (
+            buffers_kept(module),
+            seeding.scoped(self.run.seed, "evaluation/trial", beyond_torch=True),
+        ):
+            self._evaluated()
+
+    def _evaluated(self) -> dict[str, float]:
+        """Return what the evaluation gives of the student as it is; its modes come back after."""
+        module = self.run.student.module
+        module.eval()
+        try:
+            with torch.no_grad(), self.run.settings.autocast():
+                return plain_metrics(self.evaluate(self.run.student), self.metric)
+        finally:
+            module.train()
+            set_modes(self.modes)
+
     def _metrics(self, stage: BoundStage) -> dict[str, float]:
         """Return the student's metrics.
 
         Raises:
-            BindError: If the one by which the run is judged is not among them.
             DivergenceError: If one is not finite.
         """
-        module = self.run.student.module
-        module.eval()
-        with torch.no_grad(), self.run.settings.autocast():
-            metrics = self.evaluate(self.run.student)
-        module.train()
-        if self.metric not in metrics:
-            raise BindError(
-                f"'metric' must be one of the evaluator's {sorted(metrics)}; got {self.metric!r}"
-            )
+        metrics = self._evaluated()
         for name, number in metrics.items():
             if not math.isfinite(number):
                 raise DivergenceError(
@@ -331,7 +422,7 @@ class _Execution:
         if owner != self.digest:
             raise CheckpointError(
                 f"{str(found or records)!r} must belong to this run; its digest is {owner!r}, not "
-                f"{self.digest!r}"
+                f"{self.digest!r}{self._reason(folder, known)}"
             )
         if known and isinstance(end := known[-1], EndRecord):
             load_weights(self.run.student.module, folder / FINISHED)
@@ -344,6 +435,13 @@ class _Execution:
             return None
         self._go_on(found, opening, records)
         return None
+
+    def _reason(self, folder: Path, known: Sequence[Record]) -> str:
+        """Return what a refusal to go on adds: what has changed, and whether that can be helped."""
+        changes = differences(folder, self.facts)
+        is_finished = bool(known) and isinstance(known[-1], EndRecord)
+        end = "; a finished run cannot be prolonged or changed, take another folder"
+        return (f": {changes}" if changes else "") + (end if is_finished else "")
 
     def _go_on(self, checkpoint: Path, opening: RunRecord, records: Path) -> None:
         state, self.resumed = read_state(checkpoint), checkpoint
@@ -361,37 +459,6 @@ class _Execution:
     def _notify(self, record: Record) -> None:
         for observer in self.outputs.observers:
             observer(record)
-
-
-def run_fingerprint(run: BoundRun) -> str:
-    """Return a digest of everything on which the result of a run depends.
-
-    Of the teacher's weights a sample stands for all: another training changes every tensor.
-    """
-    teacher: list[Any] = []
-    if isinstance(run.teacher, StoredTeacher):
-        each = (term.stored for stage in run.stages for term in stage.terms)
-        teacher = [run.teacher.fingerprint(each)]
-    elif run.teacher is not None and run.teachers:
-        teacher = _sample(run.teacher.model.module)
-    start = [] if run.start is None else [plain(run.start.declared)]
-    return fingerprint(
-        [
-            [*start, *(plain(stage.declared) for stage in run.stages)],
-            plain(run.optimizer),
-            [*run.settings.precisions, run.settings.accumulation, run.settings.clip_norm or 0],
-            run.stream.fingerprint,
-            architecture(run.student.module),
-            teacher,
-            run.seed,
-        ]
-    )
-
-
-def _sample(module: nn.Module) -> list[list[float]]:
-    """Return the first numbers of every floating-point tensor of a module."""
-    tensors = [one for one in module.state_dict().values() if one.is_floating_point()]
-    return [one.flatten()[:SAMPLED_WEIGHTS].double().tolist() for one in tensors]
 
 
 def _owner(known: Sequence[Record], digest: str) -> str:

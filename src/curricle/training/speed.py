@@ -46,8 +46,9 @@ def _check_compiled_teacher(run: BoundRun, teacher: LiveTeacher) -> None:
 
 def _check_compiled_steps(run: BoundRun) -> None:
     steps = run.settings.compiled_steps
-    if run.draws_noise or any(True for _ in run.student.module.buffers()):
-        what = "draws noise" if run.draws_noise else "has buffers"
+    draws_noise = run.draws_noise or run.draws_foreign_noise
+    if draws_noise or any(True for _ in run.student.module.buffers()):
+        what = "draws noise" if draws_noise else "has buffers"
         raise BindError(
             f"'compiled_steps' must be 1 for a student that {what}, whose steps are taken one by "
             f"one; got {steps}"

@@ -54,6 +54,7 @@ class Stack:
             return
         member = _Member(stepper)
         stepper.with_others = lambda step: self._step(member, step)
+        stepper.ahead = lambda: len(member.ready)
         self._members.append(member)
         try:
             yield
@@ -169,6 +170,7 @@ def _is_stackable(stepper: Stepper) -> bool:
     run = stepper.run
     return not (
         run.draws_noise
+        or run.draws_foreign_noise
         or stepper.stage.reads.student_head
         or any(True for _ in run.student.module.buffers())
         or run.settings.clip_norm is not None

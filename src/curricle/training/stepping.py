@@ -10,7 +10,7 @@ it opens, and everything is put back when it closes.
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -106,6 +106,8 @@ class Stepper:
         self.with_others: Callable[[int], StepOutcome | None] | None = None
         """Gives the outcome of a step that was taken with others, if it was: with those of other
         students, or with those that follow."""
+        self.ahead: Callable[[], int] = lambda: 0
+        """Gives the number of steps that the weights are ahead, of those that go as one call."""
         self.until = 0
         """The step before which nobody looks at the weights: those before it may be taken ahead."""
         self.prefetcher: Prefetcher[Prepared] | None = None
@@ -153,10 +155,7 @@ class Stepper:
             prepared = self.prefetcher.take(step, ahead=step + 1 < self.until)
         for parameter in self._parameters:
             parameter.grad = None
-        noise = (
-            seeding.scoped(self.run.seed, "noise", step) if self.run.draws_noise else nullcontext()
-        )
-        with noise:
+        with self._noise(step):
             outcome = self._accumulate(prepared)
         if self._checks_each_step:
             self.check(outcome, step)
@@ -168,6 +167,13 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.step()
         return outcome
+
+    def _noise(self, step: int) -> AbstractContextManager[None]:
+        """Return the context of a step whose model draws from global generators, if it does."""
+        run = self.run
+        if not run.draws_noise and not run.draws_foreign_noise:
+            return nullcontext()
+        return seeding.scoped(run.seed, "noise", step, beyond_torch=run.draws_foreign_noise)
 
     def check(self, outcome: StepOutcome, step: int) -> None:
         """Check that a loss is finite.
@@ -192,6 +198,21 @@ class Stepper:
                 f"'weights' must be finite; they are not in stage {self.stage.declared.name!r} "
                 f"after step {step} with seed {self.run.seed}"
             )
+
+    def check_trained(self, step: int) -> None:
+        """Check that what the stage has trained is finite when it ends, before it is kept.
+
+        Raises:
+            DivergenceError: If it is not; the first weight is named.
+        """
+        named = self.run.student.module.named_parameters()
+        trained = [(name, one) for name, one in named if name in self.stage.trained]
+        for name, parameter in [*trained, *self.adapters.named_parameters("adapters")]:
+            if not bool(parameter.isfinite().all()):
+                raise DivergenceError(
+                    f"'weights' must be finite; {name!r} is not in stage "
+                    f"{self.stage.declared.name!r} after step {step} with seed {self.run.seed}"
+                )
 
     def calibrate(self) -> None:
         """Give objectives that ask for it the teacher's statistics over the first batches."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
@@ -349,3 +349,21 @@ def test_the_batch_of_a_step_is_read_once() -> None:
     read.clear()
     together(chosen)
     assert read == list(range(18))
+
+
+def test_students_of_a_classroom_that_share_a_layer_are_refused() -> None:
+    first, second = mlp(5, 4), mlp(5, 4, seed=1)
+    shared = first.module.get_parameter("head.weight")
+    second.module.get_submodule("head").register_parameter("weight", nn.Parameter(shared))
+    seats = [
+        Seat(
+            run=bound(one_shot(total="1 steps"), student=one, seed=number),
+            evaluate=lambda _: {"accuracy": 1.0},
+            outputs=Outputs(),
+        )
+        for number, one in enumerate((first, second))
+    ]
+    seats[1] = replace(seats[1], run=replace(seats[1].run, teacher=seats[0].run.teacher))
+    sentence = "'student with seed 0' and 'student with seed 1' must not share memory"
+    with pytest.raises(BindError, match=sentence):
+        execute_together(seats, metric="accuracy")

@@ -309,3 +309,38 @@ def test_codecs_are_a_value_of_ours(tmp_path: Path) -> None:
         inspect.unwrap(capture_targets)(
             mlp(5), mlp(8), one_shot(total=TOTAL), parity(), settings=CPU, **parts
         )
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "sentence"),
+    [
+        (None, mlp(4), "'student' must be a torch.nn.Module, .*got None"),
+        (mlp(4), "runs/teacher", "'teacher' must be a torch.nn.Module, .*got 'runs/teacher'"),
+    ],
+    ids=["student", "teacher"],
+)
+def test_what_is_no_model_is_called_by_its_argument(
+    student: Any, teacher: Any, sentence: str
+) -> None:
+    with pytest.raises(BindError, match=sentence):
+        inspect.unwrap(distill)(
+            student,
+            teacher,
+            one_shot(total="1 steps"),
+            parity(),
+            evaluation=[parity().batch(0)],
+        )
+
+
+def test_a_student_around_its_teacher_is_refused() -> None:
+    teacher = mlp(4)
+    with pytest.raises(
+        BindError, match=r"must not share memory.*'0.blocks.0.0.weight' of the stud"
+    ):
+        distill(
+            nn.Sequential(teacher),
+            teacher,
+            one_shot(total="1 steps"),
+            parity(),
+            evaluation=[parity().batch(0)],
+        )

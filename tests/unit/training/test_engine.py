@@ -44,15 +44,21 @@ from curricle.specs import plain
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding import BoundRun
-from curricle.training.checkpoints import ADAPTERS, OPTIMIZER, STUDENT, latest_checkpoint
+from curricle.training.checkpoints import (
+    ADAPTERS,
+    OPTIMIZER,
+    STUDENT,
+    latest_checkpoint,
+    read_state,
+)
 from curricle.training.engine import (
     CHECKPOINTS,
     FINISHED,
     RECORDS,
     Outputs,
     execute,
-    run_fingerprint,
 )
+from curricle.training.facts import run_fingerprint
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.stepping import CALIBRATION_BATCHES
 from tests.parts import INPUTS, Listed, mlp, parity
@@ -507,7 +513,8 @@ def test_checkpoints_in_a_trajectory_are_kept_between_the_intervals(tmp_path: Pa
 
 
 def test_the_loss_that_is_kept_is_that_of_the_evaluation_at_that_step(tmp_path: Path) -> None:
-    losses = iter([0.9, 0.8, 0.7, 0.6])
+    # The first is that of the check before training, which is not recorded.
+    losses = iter([1.0, 0.9, 0.8, 0.7, 0.6])
     run = bound(from_labels(total=Duration(number=9)), teacher=None, settings={"evaluate_every": 4})
     told: list[Record] = []
     outputs = Outputs(observers=(told.append,), trajectory=TrajectoryWriter(tmp_path, [4, 6]))
@@ -810,14 +817,57 @@ def test_the_modes_of_the_student_come_back_after_the_run(fails: bool) -> None:
     assert modes(run) == before
 
 
-def test_every_part_of_the_student_trains_while_it_runs() -> None:
-    student = noisy()
-    norm = student.module.get_submodule("blocks.0.1").eval()
+def modes_seen(student: TappedModel) -> list[bool]:
+    """Return the modes in which the first normalization runs, when bound, in steps, evaluated."""
     seen: list[bool] = []
+    norm = student.module.get_submodule("blocks.0.1")
     norm.register_forward_hook(lambda part, *_: seen.append(part.training))
-    executed(bound(one_shot(total=Duration(number=1)), student=student))
-    # When bound, in its one step, and in the evaluation at the end.
-    assert seen == [True, True, False]
+    executed(bound(one_shot(total=Duration(number=8)), student=student))
+    return seen
+
+
+def test_a_part_that_was_frozen_in_evaluation_mode_stays_there() -> None:
+    student = noisy()
+    norm = student.module.get_submodule("blocks.0.1").eval().requires_grad_(False)
+    before = {name: one.clone() for name, one in norm.state_dict().items()}
+    # An evaluation after step 7 switches modes in between.
+    assert not any(modes_seen(student))
+    assert all(torch.equal(one, before[name]) for name, one in norm.state_dict().items())
+    assert student.module.training
+    assert not norm.training
+
+
+def test_a_student_that_comes_in_evaluation_mode_trains_as_a_whole() -> None:
+    student = noisy()
+    student.module.eval()
+    seen = modes_seen(student)
+    # At the check before training, after step 7 and at the end.
+    assert seen.count(False) == 3
+    assert not any(part.training for part in student.module.modules())
+
+
+def test_the_model_inside_of_a_new_wrapper_says_whether_its_parts_are_frozen() -> None:
+    class Adapted(nn.Module):
+        """Like the wrapper of PEFT, which is in training mode around what was just loaded."""
+
+        def __init__(self, base: nn.Module) -> None:
+            super().__init__()
+            self.base = base
+
+        def get_base_model(self) -> nn.Module:
+            return self.base
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.base(inputs)
+            return logits
+
+    base = noisy().module.eval()
+    seen: list[bool] = []
+    base.get_submodule("blocks.0.1").register_forward_hook(
+        lambda part, *_: seen.append(part.training)
+    )
+    executed(bound(one_shot(total=Duration(number=3)), student=tapped(Adapted(base))))
+    assert seen.count(False) == 2
 
 
 def test_a_metric_that_the_evaluator_does_not_give_is_an_error() -> None:
@@ -920,3 +970,103 @@ def test_a_run_ends_at_its_target_only_where_the_output_is_taught(tmp_path: Path
     layer, last = run.stages
     assert (layer.plan.reads_logits, last.plan.reads_logits) == (False, True)
     assert end.spent.steps == layer.end + 1
+
+
+# --- evaluations and final weights ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("returned", [{"f1": 0.5}, None, 0.5])
+def test_a_wrong_evaluation_is_noticed_before_training(returned: Any, tmp_path: Path) -> None:
+    run = bound(one_shot(total=TOTAL))
+    before = state(run)
+    outputs = Outputs(folder=tmp_path / "run")
+    with pytest.raises(BindError, match=r"'evaluation' must return|'metric' must be one of"):
+        execute(run, lambda _: returned, metric="accuracy", outputs=outputs)
+    assert all(torch.equal(one, before[name]) for name, one in state(run).items())
+    assert not outputs.folder or not outputs.folder.exists()
+    assert run.student.module.training
+
+
+def test_the_evaluation_before_training_leaves_no_trace(tmp_path: Path) -> None:
+    def unchecked(model: TappedModel) -> dict[str, float]:
+        return evaluate(model)
+
+    # Evaluators of ours are not tried.
+    unchecked.__module__ = "curricle.training.evaluation"
+    checked, plain_run = (bound(one_shot(total=TOTAL), student=noisy()) for _ in range(2))
+    executed(checked, tmp_path / "checked")
+    outputs = Outputs(folder=tmp_path / "plain", task="parity")
+    execute(plain_run, unchecked, metric="accuracy", outputs=outputs)
+    assert written(tmp_path / "checked") == written(tmp_path / "plain")
+
+
+def test_weights_are_kept_if_the_last_evaluation_fails(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def failing(model: TappedModel) -> dict[str, float]:
+        calls.append(1)
+        if len(calls) > 1:
+            raise LookupError("no more data")
+        return evaluate(model)
+
+    run = bound(one_shot(total=TOTAL), settings={"evaluate_every": STEPS + 1})
+    with pytest.raises(LookupError, match="no more data") as raised:
+        execute(run, failing, metric="accuracy", outputs=Outputs(folder=tmp_path))
+    assert [str(tmp_path / FINISHED) in note for note in raised.value.__notes__] == [True]
+    twin = bound(one_shot(total=TOTAL))
+    load_weights(twin.student.module, tmp_path / FINISHED)
+    assert all(torch.equal(one, state(run)[name]) for name, one in state(twin).items())
+
+
+def test_a_checkpoint_is_left_if_an_evaluation_in_between_fails(tmp_path: Path) -> None:
+    calls: list[int] = []
+
+    def failing(model: TappedModel) -> dict[str, float]:
+        calls.append(1)
+        return evaluate(model) if len(calls) == 1 else {}
+
+    with pytest.raises(BindError, match="'metric' must be one of"):
+        execute(
+            bound(one_shot(total=TOTAL)),
+            failing,
+            metric="accuracy",
+            outputs=Outputs(folder=tmp_path),
+        )
+    saved = latest_checkpoint(tmp_path / CHECKPOINTS)
+    assert saved is not None
+    assert read_state(saved).spent.steps == 7
+
+
+@pytest.mark.parametrize("after", [STEPS, 3])
+def test_weights_that_the_last_step_makes_infinite_are_never_saved(
+    after: int, tmp_path: Path
+) -> None:
+    run = bound(one_shot(total=Duration(number=after)), settings={"evaluate_every": 50})
+
+    def spoil(record: Record) -> None:
+        if isinstance(record, StepRecord) and record.spent.steps == after:
+            with torch.no_grad():
+                run.student.module.get_parameter("head.weight")[0, 0] = torch.nan
+
+    outputs = Outputs(folder=tmp_path, observers=(spoil,))
+    with pytest.raises(DivergenceError, match=r"'head.weight' is not in stage 'logits' after step"):
+        execute(run, lambda _: {"accuracy": 0.5}, metric="accuracy", outputs=outputs)
+    assert not (tmp_path / FINISHED).exists()
+
+
+def test_a_student_with_state_that_no_file_holds_is_refused_before_it_trains(
+    tmp_path: Path,
+) -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"scale": 2}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            del state
+
+    with seeding.scoped(0, "model"):
+        student = tapped(Extra(INPUTS, 2))
+    run = bound(one_shot(total=TOTAL), student=student)
+    with pytest.raises(BindError, match="'_extra_state' is a dict"):
+        executed(run, tmp_path)
+    executed(run)

@@ -29,7 +29,8 @@ from curricle.records import EndRecord, Record, RunRecord, Spent, StepRecord, re
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.distillation import distill
-from curricle.training.engine import RECORDS, Observer, Outputs, execute, run_fingerprint
+from curricle.training.engine import RECORDS, Observer, Outputs, execute
+from curricle.training.facts import run_fingerprint
 from curricle.training.optimizers import SGD
 from curricle.training.starting import BATCHES, bind_start
 from tests.parts import INPUTS, Listed, mlp, parity

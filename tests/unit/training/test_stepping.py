@@ -2,9 +2,11 @@
 
 import copy
 import math
-from collections.abc import Mapping
+import random  # noqa: TID251 - what models may do
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ import tests.parts
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.strategies import one_shot
 from curricle.data.streams import Batch
 from curricle.errors import DataError, DivergenceError
 from curricle.models.adapters import tapped
@@ -661,6 +664,45 @@ def test_half_precision_runs_and_keeps_the_weights_in_full_precision() -> None:
         weights(half.student)["head.weight"].tolist()
         != weights(full.student)["head.weight"].tolist()
     )
+
+
+class Jittered(nn.Module):
+    """Adds noise from a generator that is not torch's."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__()
+        with seeding.scoped(0, "model"):
+            self.linear = nn.Linear(INPUTS, 2)
+        self._draw = draw
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.linear(inputs * (1 + self._draw()))
+        return logits
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [random.random, lambda: float(np.random.rand())],  # noqa: NPY002 - as models do
+    ids=["python", "numpy"],
+)
+def test_noise_of_other_generators_is_the_same_in_every_run(draw: Callable[[], float]) -> None:
+    def trained() -> Tensor:
+        run = tests.parts.bound(one_shot(total="3 steps"), student=tapped(Jittered(draw)))
+        assert run.draws_foreign_noise
+        assert [note for note in run.notes if "generator of Python or numpy" in note]
+        optimizer = run.optimizer.build(run.student.module.parameters())
+        with stepping(run, run.stages[0], optimizer) as stepper:
+            for step in range(3):
+                stepper.step(step)
+        return run.student.module.get_parameter("linear.weight").detach().clone()
+
+    first = trained()
+    draw()
+    assert torch.equal(first, trained())
+
+
+def test_a_student_without_noise_is_not_taken_for_one_with_it() -> None:
+    assert not tests.parts.bound(one_shot(total="3 steps")).draws_foreign_noise
 
 
 class Short(Speller):

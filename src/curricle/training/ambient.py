@@ -1,0 +1,180 @@
+"""State of torch and of the process that surrounds a call: a run does not depend on it.
+
+Callers may be inside `torch.autocast`, `torch.no_grad` or `torch.inference_mode`, or may have set a
+default dtype or device. `standard_state` runs a block as if none of that were so and puts all of it
+back. What cannot be undone from inside (function transforms, fake tensors, cached
+parametrizations, several processes) is refused.
+
+Left alone is what callers choose for speed, memory or debugging: threads, deterministic kernels,
+anomaly detection, hooks on saved tensors, precision of matrix products.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch.nn.utils import parametrize
+
+from curricle.errors import BindError
+
+AUTOCAST_DEVICES = ("cpu", "cuda")
+_ENTERED: ContextVar[tuple[str, ...] | None] = ContextVar("_ENTERED", default=None)
+"""Notes of the outermost `standard_state` of this thread; None outside."""
+
+
+@contextmanager
+def standard_state() -> Iterator[None]:
+    """Run a block in torch's default state: gradients, float32, the CPU, no autocast.
+
+    The block is also a decorator. Inside another one it changes nothing.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BindError: If the surrounding state cannot be undone from inside.
+    """
+    if _ENTERED.get() is not None:
+        yield
+        return
+    check_single_process()
+    token = _ENTERED.set(_notes())
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(mode=False))
+            stack.enter_context(torch.enable_grad())
+            # A device context costs every call of torch some time, so none is opened in vain.
+            if torch.get_default_device().type != "cpu":
+                stack.enter_context(torch.device("cpu"))
+            stack.enter_context(_default_dtype(torch.float32))
+            stack.enter_context(_without_autocast())
+            _check_tensors()
+            yield
+    finally:
+        _ENTERED.reset(token)
+
+
+def surrounding_notes() -> tuple[str, ...]:
+    """Return the notes of the `standard_state` in which this is called; none outside of one."""
+    return _ENTERED.get() or ()
+
+
+def check_single_process() -> None:
+    """Check that this is the only process of the run.
+
+    Raises:
+        BindError: If a launcher has started several.
+    """
+    number = os.environ.get("WORLD_SIZE", "1")
+    processes = int(number) if number.isdecimal() else 1
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        processes = max(processes, torch.distributed.get_world_size())
+    if processes > 1:
+        raise BindError(
+            f"'WORLD_SIZE' must be 1, since a run is one process and every process of torchrun "
+            f"would train the whole student; got {processes}; start it with 'python' instead"
+        )
+
+
+def _notes() -> tuple[str, ...]:
+    """Return what about the surrounding state is worth a note."""
+    notes: list[str] = []
+    if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES):
+        notes.append(
+            "the surrounding torch.autocast is off while the run goes on; "
+            "EngineSettings(precision='bfloat16') is what switches it on"
+        )
+    if torch.get_default_dtype() != torch.float32:
+        notes.append(
+            f"torch's default dtype is float32 while the run goes on, not the surrounding "
+            f"{_name(torch.get_default_dtype())}"
+        )
+    if torch.get_default_device().type != "cpu":
+        notes.append(
+            f"torch's default device is the CPU while the run goes on, not the surrounding "
+            f"{str(torch.get_default_device())!r}"
+        )
+    if torch.get_float32_matmul_precision() != "highest":
+        notes.append(
+            f"matrix products in float32 have the precision "
+            f"{torch.get_float32_matmul_precision()!r} that torch.set_float32_matmul_precision set"
+        )
+    return tuple(notes)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Set the dtype of new tensors inside the block; it holds for the whole process."""
+    before = torch.get_default_dtype()
+    if before == dtype:
+        yield
+        return
+    torch.set_default_dtype(dtype)  # noqa: TID251 - put back below
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)  # noqa: TID251 - as it was
+
+
+@contextmanager
+def _without_autocast() -> Iterator[None]:
+    """Leave all autocasts of this thread inside the block, and enter them again after it.
+
+    `torch.autocast(enabled=False)` would not do: as the outermost context it would keep the casts
+    of weights from one step to the next, since torch forgets them only where the outermost ends.
+    """
+    enabled = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
+    is_cached = torch.is_autocast_cache_enabled()
+    depth = torch.autocast_increment_nesting() - 1
+    for _ in range(depth + 1):
+        torch.autocast_decrement_nesting()
+    for device in enabled:
+        torch.set_autocast_enabled(device, False)  # noqa: FBT003 - torch's own
+    torch.set_autocast_cache_enabled(True)
+    if depth:
+        torch.clear_autocast_cache()
+    try:
+        yield
+    finally:
+        # The casts that the caller has made are of weights that have moved since.
+        if depth:
+            torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(is_cached)
+        for device in enabled:
+            torch.set_autocast_enabled(device, True)  # noqa: FBT003 - torch's own
+        for _ in range(depth):
+            torch.autocast_increment_nesting()
+
+
+def _check_tensors() -> None:
+    """Check that new tensors are plain tensors that may require gradients.
+
+    Raises:
+        BindError: If a transform or mode around the call makes them something else.
+    """
+    tensor = torch.ones(1)
+    if type(tensor) is not torch.Tensor:
+        raise BindError(
+            f"a run must not start inside a mode that replaces tensors, such as FakeTensorMode; "
+            f"new tensors are {type(tensor).__name__!r} there"
+        )
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call] # as torch exports it
+        raise BindError("a run must not start inside 'torch.jit.trace', which cannot record it")
+    try:
+        tensor.requires_grad_()
+    except RuntimeError:
+        raise BindError(
+            "a run must not start inside a transform of torch.func, such as 'grad' or 'vmap'; call "
+            "it outside of the function that is transformed"
+        ) from None
+    if parametrize._cache_enabled:  # noqa: SLF001 - torch has no other name for it
+        raise BindError(
+            "a run must not start inside 'torch.nn.utils.parametrize.cached', where weights keep "
+            "the values that they had before the first step"
+        )

@@ -1,0 +1,121 @@
+"""What the result of a run depends on, as plain data and as one digest.
+
+A run goes on only as the run that it was. The digest decides, and the facts from which it is made
+are kept beside the records, so that a refusal can name what has changed.
+
+Settings that change speed or what is written down are no facts.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from curricle.files import write_text
+from curricle.models.weights import architecture
+from curricle.specs import fingerprint, plain
+from curricle.teachers.stored import StoredTeacher
+from curricle.training.binding import BoundRun
+
+FACTS = "run-facts.json"
+"""File in the run folder that holds the facts."""
+MOST_CHANGES = 3
+"""Changes that are named; a run with more is another run altogether."""
+DIGESTS: Mapping[str, str] = {
+    "student": "the student has another architecture",
+    "teacher": "the teacher has other weights",
+    "data": "the data differ",
+}
+"""What is said of facts that are digests, whose values mean nothing to people."""
+
+
+def run_facts(run: BoundRun) -> dict[str, Any]:
+    """Return everything on which the result of a run depends, as plain data with stable keys."""
+    start = [] if run.start is None else [plain(run.start.declared)]
+    return {
+        "curriculum": [*start, *(plain(stage.declared) for stage in run.stages)],
+        "optimizer": plain(run.optimizer),
+        "settings": {
+            "precisions": list(run.settings.precisions),
+            "accumulation": run.settings.accumulation,
+            "clip_norm": run.settings.clip_norm or 0,
+        },
+        "data": run.stream.fingerprint,
+        "student": architecture(run.student.module),
+        "teacher": _teacher_digest(run),
+        "seed": run.seed,
+    }
+
+
+def run_fingerprint(run: BoundRun) -> str:
+    """Return a digest of everything on which the result of a run depends."""
+    return fingerprint(run_facts(run))
+
+
+def _teacher_digest(run: BoundRun) -> str:
+    if isinstance(run.teacher, StoredTeacher):
+        return run.teacher.fingerprint(term.stored for stage in run.stages for term in stage.terms)
+    if run.teacher is None or not run.teachers:
+        return "none"
+    return run.teacher.digest
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Keep the facts of a run that begins in its folder."""
+    write_text(folder / FACTS, json.dumps(facts, indent=1))
+
+
+def differences(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Return in words what has changed since a folder's run began; empty if that is not known.
+
+    Args:
+        folder: The run folder.
+        facts: Those of the run that would go on.
+    """
+    try:
+        then = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        # A folder of an older version, or a damaged one: the digests still differ.
+        return ""
+    return "; ".join(changed(then, facts)) if isinstance(then, dict) else ""
+
+
+def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words what differs between the facts of two runs, at most `MOST_CHANGES` changes.
+
+    Args:
+        then: Those of the run that was begun.
+        now: Those of the run that would go on.
+    """
+    # Facts that were read from a file are compared with facts as a file would hold them.
+    before, after = (dict(_leaves(json.loads(json.dumps(facts)))) for facts in (then, now))
+    words = [
+        _change(path, before.get(path), after.get(path))
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path) != after.get(path)
+    ]
+    more = len(words) - MOST_CHANGES
+    return words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"]
+
+
+def _change(path: str, before: object, after: object) -> str:
+    if path in DIGESTS:
+        return DIGESTS[path]
+    return f"{path!r} was {_shown(before)} and is {_shown(after)}"
+
+
+def _shown(leaf: object) -> str:
+    return "not there" if leaf is None else repr(leaf)
+
+
+def _leaves(facts: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the path and value of everything in plain data that holds nothing else."""
+    items: list[tuple[str, object]] = []
+    if isinstance(facts, dict):
+        items = list(facts.items())
+    elif isinstance(facts, list):
+        items = [(str(number), item) for number, item in enumerate(facts)]
+    else:
+        yield path, facts
+    for name, item in items:
+        yield from _leaves(item, f"{path}.{name}" if path else name)

@@ -1,0 +1,64 @@
+"""What an evaluation returns, checked and as plain numbers.
+
+Evaluations are functions of the caller, so what they return is looked at once before training, when
+nothing is lost yet, and every time after.
+"""
+
+import numbers
+from collections.abc import Callable, Mapping
+
+from curricle.errors import BindError
+
+LONGEST = 40
+"""Characters of a wrong value that are shown; of longer ones the type is named."""
+
+
+def plain_metrics(returned: object, metric: str) -> dict[str, float]:
+    """Return the metrics of an evaluation as floats by name.
+
+    Args:
+        returned: What the evaluation has returned.
+        metric: The metric by which the run is judged.
+
+    Raises:
+        BindError: If it is no dictionary of numbers, or lacks the metric.
+    """
+    if not isinstance(returned, Mapping):
+        raise BindError(
+            f"'evaluation' must return a dictionary of numbers by name, as {{{metric!r}: 0.5}}; "
+            f"got {_described(returned)}"
+        )
+    metrics = {str(name): _number(name, item) for name, item in returned.items()}
+    if metric not in metrics:
+        raise BindError(
+            f"'metric' must be one of the evaluator's {sorted(metrics)}; got {metric!r}"
+        )
+    return metrics
+
+
+def _number(name: object, item: object) -> float:
+    """Return a metric as a float; scalars of numpy and torch are numbers, too.
+
+    Raises:
+        BindError: If it is something else.
+    """
+    item = _scalar(item)
+    if not isinstance(item, numbers.Real):
+        raise BindError(f"'evaluation' must return numbers; got {_described(item)} for {name!r}")
+    return float(item)
+
+
+def _scalar(item: object) -> object:
+    """Return the number in an array or tensor of one element; anything else as it is."""
+    unpack: Callable[[], object] | None = getattr(item, "item", None)
+    if unpack is None:
+        return item
+    try:
+        return unpack()
+    except (RuntimeError, TypeError, ValueError):
+        return item
+
+
+def _described(item: object) -> str:
+    text = repr(item)
+    return text if len(text) <= LONGEST else repr(type(item).__qualname__)

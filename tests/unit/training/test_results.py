@@ -1,0 +1,38 @@
+"""What evaluations return becomes plain numbers or one sentence."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from curricle.errors import BindError
+from curricle.training.results import plain_metrics
+
+
+@pytest.mark.parametrize(
+    "number",
+    [0.5, np.float32(0.5), np.array([0.5]), torch.tensor(0.5), torch.tensor([[0.5]])],
+    ids=["float", "numpy", "array", "scalar", "tensor"],
+)
+def test_scalars_of_numpy_and_torch_are_numbers(number: Any) -> None:
+    metrics = plain_metrics({"f1": number, "count": 3}, "f1")
+    assert metrics == {"f1": 0.5, "count": 3.0}
+    assert {type(one) for one in metrics.values()} == {float}
+
+
+@pytest.mark.parametrize("returned", [None, 0.5, [("f1", 0.5)]])
+def test_what_is_no_dictionary_is_refused(returned: Any) -> None:
+    with pytest.raises(BindError, match=r"must return a dictionary of numbers by name, as .'f1'"):
+        plain_metrics(returned, "f1")
+
+
+@pytest.mark.parametrize("item", ["high", None, torch.ones(2), np.zeros(3), {"mean": 1.0}])
+def test_what_is_no_number_is_refused(item: Any) -> None:
+    with pytest.raises(BindError, match=r"must return numbers; got .* for 'f1'"):
+        plain_metrics({"f1": item}, "f1")
+
+
+def test_a_metric_that_is_missing_is_named_with_those_that_are_there() -> None:
+    with pytest.raises(BindError, match=r"'metric' must be one .*\['em', 'f1'\]; got 'accuracy'"):
+        plain_metrics({"f1": 0.5, "em": 0.4}, "accuracy")
