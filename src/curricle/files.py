@@ -222,7 +222,7 @@ def usable_folder(folder: str | Path, name: str) -> Path:
     except OSError as error:
         raise CheckpointError(f"{rule}; got {text[:80]!r}: {reason(error)}") from None
     if blocking is not None and not blocking.is_dir():
-        raise CheckpointError(f"{rule}; {str(blocking)!r} is a file")
+        raise CheckpointError(f"{rule}; got {text!r}, where the file {str(blocking)!r} exists")
     return path
 
 

@@ -18,7 +18,7 @@ evaluation and checkpoints.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
@@ -26,7 +26,15 @@ from pydantic import Field
 
 from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
-from curricle.seals import SEAL, LineChain, check_sealed, is_cut, sealed_names
+from curricle.seals import (
+    SEAL,
+    LineChain,
+    check_sealed,
+    is_cut,
+    read_lines,
+    sealed_lines,
+    sealed_names,
+)
 from curricle.specs import parse, plain, value
 
 
@@ -300,27 +308,43 @@ def read_records(path: Path) -> Iterator[Record]:
     if path.is_file() and path.name in sealed_names(path.parent):
         # Only a manifest can show that whole lines are missing at the end.
         check_sealed(path.parent, [path.name], remedy=f"see {SEAL!r} beside it")
-    yield from _read(path, Record)
+    if not path.is_file():
+        raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
+    chain = LineChain()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") and is_cut(line):
+                return
+            try:
+                yield parse(Record, _current(chain.read(line)))
+            except ValueError as error:
+                # A `SpecError` and wrong UTF-8 are such errors too.
+                raise CheckpointError(
+                    f"{str(path)!r} line {number} is not a record: {error}"
+                ) from None
 
 
 def write_probes(path: Path, records: Iterable[ProbeRecord]) -> None:
     """Write what probes have found, in place of what was there."""
-    write_lines(path, map(plain, records))
+    write_bytes(path, sealed_lines(map(plain, records)))
 
 
 def read_probes(path: Path) -> list[ProbeRecord]:
     """Return what probes have found, in the order in which it was written.
 
     Raises:
-        CheckpointError: If the file is missing or a line is not a probe's record.
+        CheckpointError: If the file is missing or damaged, or a line is not a probe's record.
     """
-    return list(_read(path, ProbeRecord))
-
-
-def write_lines(path: Path, documents: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file of JSON lines with their checks in one step."""
-    chain = LineChain()
-    write_bytes(path, b"".join(map(chain.line, documents)))
+    if not path.is_file():
+        raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
+    records: list[ProbeRecord] = []
+    try:
+        records.extend(parse(ProbeRecord, line) for line in read_lines(path.read_bytes()))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{str(path)!r} line {len(records) + 1} is not a record: {error}"
+        ) from None
+    return records
 
 
 def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
@@ -347,23 +371,6 @@ def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
             f"got other lines"
         )
     return chain
-
-
-def _read(path: Path, kind: Any) -> Iterator[Any]:  # noqa: ANN401 - a union is no type
-    if not path.is_file():
-        raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
-    chain = LineChain()
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n") and is_cut(line):
-                return
-            try:
-                yield parse(kind, _current(chain.read(line)))
-            except ValueError as error:
-                # A `SpecError` and wrong UTF-8 are such errors too.
-                raise CheckpointError(
-                    f"{str(path)!r} line {number} is not a record: {error}"
-                ) from None
 
 
 def _current(data: Any) -> Any:  # noqa: ANN401 - plain data has no narrower type

@@ -13,7 +13,7 @@ them. The checks find damage and mix-ups, not forgery: whoever changes a file ca
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -72,9 +72,13 @@ def read_sealed(path: Path, *, needs_check: bool = True) -> Document:
 class LineChain:
     """Checks of consecutive lines, each of which covers the lines before it."""
 
-    def __init__(self, head: str = "") -> None:
-        """Go on after the line with the check `head`; without one begin."""
-        self.head = head
+    def __init__(self, *, start: str = "") -> None:
+        """Begin.
+
+        Args:
+            start: Text that all checks cover besides.
+        """
+        self.head, self._start = "", start
 
     def line(self, document: Mapping[str, Any]) -> bytes:
         """Return the next line, with its check and line break."""
@@ -110,7 +114,21 @@ class LineChain:
         self.head = head
 
     def _check(self, body: bytes) -> str:
-        return hashlib.sha256(self.head.encode() + body).hexdigest()[:DIGITS]
+        return hashlib.sha256((self.head or self._start).encode() + body).hexdigest()[:DIGITS]
+
+
+def sealed_lines(documents: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return a whole file of JSON lines, whose checks also cover the number of lines."""
+    listed = list(documents)
+    chain = LineChain(start=str(len(listed)))
+    return b"".join(map(chain.line, listed))
+
+
+def read_lines(content: bytes) -> Iterator[Document]:
+    """Yield the documents of a file that `sealed_lines` made, or version 0.1 without checks."""
+    lines = content.splitlines(keepends=True)
+    chain = LineChain(start=str(len(lines)))
+    yield from map(chain.read, lines)
 
 
 def is_cut(line: bytes) -> bool:

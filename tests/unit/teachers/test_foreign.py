@@ -17,7 +17,7 @@ from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.distillkit import CONFIGURATION
 from curricle.teachers.foreign import import_targets
 from curricle.teachers.manifest import Manifest, TeacherFacts, read_manifest, write_manifest
-from curricle.teachers.shards import locked
+from curricle.locks import locked
 from curricle.teachers.stored import open_targets
 
 IDS = [3, 1, 4, 1]

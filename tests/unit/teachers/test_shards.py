@@ -11,9 +11,10 @@ from torch import Tensor
 from curricle.data.digests import example_keys
 from curricle.data.streams import Batch
 from curricle.errors import CheckpointError
+from curricle.locks import locked
 from curricle.teachers.codecs import Exact, Sampled
 from curricle.teachers.manifest import Manifest, Section, read_manifest
-from curricle.teachers.shards import ShardWriter, locked, opened, uniforms
+from curricle.teachers.shards import ShardWriter, opened, uniforms
 
 SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=2)
 OTHER = replace(SECTION, facts={"kind": "logits"})

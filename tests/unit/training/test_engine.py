@@ -39,9 +39,8 @@ from curricle.records import (
     StageRecord,
     StepRecord,
     read_records,
-    write_lines,
 )
-from curricle.seals import CHECK, SEAL, seal_folder, sealed_names
+from curricle.seals import CHECK, SEAL, LineChain, seal_folder, sealed_names
 from curricle.specs import plain
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
@@ -362,7 +361,9 @@ def test_records_that_do_not_tell_their_run_are_not_overwritten(tmp_path: Path) 
     executed(bound(one_shot(total=TOTAL)), tmp_path)
     lines = [json.loads(line) for line in (tmp_path / RECORDS).read_text().splitlines()[:-1]]
     del lines[0]["run"]
-    write_lines(tmp_path / RECORDS, [without_check(line) for line in lines])
+    chain = LineChain()
+    forged = b"".join(chain.line(without_check(line)) for line in lines)
+    (tmp_path / RECORDS).write_bytes(forged)
     (tmp_path / SEAL).unlink()
     before = contents(tmp_path)
     with pytest.raises(CheckpointError, match=r"must belong to this run; its digest is '', not"):
