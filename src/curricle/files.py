@@ -94,6 +94,7 @@ def new_folder(path: Path, *, keep_if_holds: str | None = None) -> Iterator[Path
     Raises:
         CheckpointError: If the disk refuses, or `path` is a symbolic link, which is never replaced;
             what was there stays, and nothing else is left behind.
+        OSError: Never; a `CheckpointError` takes its place.
     """
     if keep_if_holds is None and path.is_symlink():
         raise CheckpointError(

@@ -165,6 +165,7 @@ def read_points(folder: Path) -> Iterator[Point]:
 
     Raises:
         CheckpointError: If a line is damaged.
+        SpecError: If a line is not a point.
     """
     path = folder / POINTS
     if not path.is_file():

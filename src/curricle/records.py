@@ -276,7 +276,11 @@ class RecordWriter:
         return self._chain.head
 
     def write(self, record: Record) -> None:
-        """Append one record."""
+        """Append one record.
+
+        Raises:
+            OSError: As a `CheckpointError`, if the disk refuses; the file keeps its whole lines.
+        """
         line, before = self._chain.line(plain(record)), self.size
         with disk_errors(self._path):
             try:

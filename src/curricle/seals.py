@@ -57,7 +57,8 @@ def read_sealed(path: Path, *, needs_check: bool = True) -> Document:
     content = path.read_bytes()
     document = json.loads(content)
     if not isinstance(document, dict):
-        raise ValueError(f"it must hold named fields; got {type(document).__name__!r}")
+        # One kind of error for all that may be wrong with a file.
+        raise ValueError(f"it must hold named fields; got {type(document).__name__!r}")  # noqa: TRY004
     if CHECK not in document:
         if needs_check:
             raise ValueError("it has no 'check'; it is damaged, or of version 0.1")
@@ -99,7 +100,9 @@ class LineChain:
             raise ValueError("it has no 'check', which the lines before it have")
         document = json.loads(line)
         if not isinstance(document, dict):
-            raise ValueError(f"it must hold named fields; got {type(document).__name__!r}")
+            raise ValueError(  # noqa: TRY004 - as in `read_sealed`
+                f"it must hold named fields; got {type(document).__name__!r}"
+            )
         if match is not None:
             del document[CHECK]
         return document

@@ -14,6 +14,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 from plotly.io import to_html
 
+from curricle.files import write_text
 from curricle.records import Spent, StagePlan
 from curricle.reports.document import again, document, note, section, table
 from curricle.reports.figures import learning_figure, loss_figure
@@ -69,8 +70,7 @@ def write_page(
         title: Heading of the page.
         command: How to make these runs again, to be shown as it is.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page_text(runs, summary, title=title, command=command), encoding="utf-8")
+    write_text(path, page_text(runs, summary, title=title, command=command))
 
 
 def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str = "") -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
+from curricle.files import write_text
 from curricle.points import (
     PANELS,
     Chart,
@@ -75,7 +76,7 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
         *(_panel(panel, summary) for panel, summary in panels),
         section("Made with", again(line_again(recipe, folder))) if recipe.line else "",
     ])  # fmt: skip
-    (folder / PAGE).write_text(text, encoding="utf-8")
+    write_text(folder / PAGE, text)
     return lines
 
 
@@ -171,7 +172,7 @@ def _write_summary(
         "slopes": [plain(one) for one in fits],
     }
     text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / SUMMARY).write_text(text + "\n", encoding="utf-8")
+    write_text(folder / SUMMARY, text + "\n")
 
 
 def _told(panel: Panel, summary: Summary) -> str:

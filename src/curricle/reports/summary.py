@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, final
 
 from curricle.errors import CheckpointError, SpecError, near_names
+from curricle.files import write_text
 from curricle.records import Spent
 from curricle.reports.quantities import (
     goal_text,
@@ -252,9 +253,8 @@ def _check_metric(runs: Sequence[Run], metric: str) -> None:
 
 def write_summary(summary: Summary, path: Path) -> None:
     """Write a summary as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plain(summary), indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n")
 
 
 def _method_summary(

@@ -158,12 +158,15 @@ def read_state(path: Path, *, planned: int | None = None) -> RunState:
 def _content(path: Path) -> dict[str, Any]:
     try:
         content = json.loads((path / STATE).read_bytes())
-        if not isinstance(content, dict):
-            raise TypeError(f"it must hold named fields; got {type(content).__name__!r}")
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
         ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{str(path / STATE)!r} must tell where a run stands: it must hold named fields; got "
+            f"{type(content).__name__!r}"
+        )
     return content
 
 
@@ -235,7 +238,7 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer, module: nn.Module) -> int:
-    """Write an optimizer's state as `parameter name/state name`; return the number of tensors."""
+    """Return the number of tensors after writing a state, as `parameter name/state name`."""
     tensors = {
         f"{name}/{key}": torch.as_tensor(kept).detach().clone().contiguous()
         for name, parameter in module.named_parameters()

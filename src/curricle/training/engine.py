@@ -10,7 +10,7 @@ part that must stay there overrides its `train`); after the run all modes are as
 """
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -202,7 +202,7 @@ class _Execution:
         return self._finish(metrics)
 
     def _finish(self, metrics: dict[str, float]) -> EndRecord:
-        """Leave the finished student; return the last record."""
+        """Return the last record after leaving the finished student."""
         files = self._files()
         weights = "" if files is None else files.save_student(self.run.student.module)
         end = EndRecord(metrics=metrics, spent=self.spent, weights=weights)

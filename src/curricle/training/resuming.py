@@ -85,7 +85,7 @@ class RunFolder:
         (self.folder / SEAL).unlink(missing_ok=True)
 
     def save_student(self, module: nn.Module) -> str:
-        """Write the weights of the finished student; return their SHA-256."""
+        """Return the SHA-256 of the finished student's weights after writing them."""
         save_weights(module, self.weights)
         return content_digest(self.weights)
 
@@ -135,4 +135,3 @@ def owner_of(records: Sequence[Record], digest: str) -> str:
     if not records:
         return digest
     return records[0].run if isinstance(records[0], RunRecord) else ""
-

@@ -32,7 +32,12 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 8,
 }
 FAMILIES = {
-    "qwen3_moe": {"moe_intermediate_size": 4, "num_experts": 3, "num_experts_per_tok": 2, "head_dim": 4},
+    "qwen3_moe": {
+        "moe_intermediate_size": 4,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "head_dim": 4,
+    },
     "mixtral": {"num_local_experts": 3, "num_experts_per_tok": 2},
     "llama": {},
 }

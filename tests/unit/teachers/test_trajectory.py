@@ -133,9 +133,9 @@ def test_a_flipped_bit_of_a_checkpoint_is_noticed(folder: Path, place: float) ->
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 4
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="000020.safetensors"):
+    with pytest.raises(CheckpointError, match=r"000020\.safetensors"):
         opened.check(mlp(), [20])
-    with pytest.raises(CheckpointError, match="000020.safetensors"):
+    with pytest.raises(CheckpointError, match=r"000020\.safetensors"):
         opened.load(mlp(), 20)
 
 

@@ -193,9 +193,7 @@ def test_state_of_a_parameter_that_the_model_has_not_is_refused(tmp_path: Path) 
 def test_a_checkpoint_is_plain_data_and_safetensors(tmp_path: Path) -> None:
     module = model()
     path = save_checkpoint(tmp_path, state(), module, stepped(OPTIMIZERS[2], module, 1))
-    assert sorted(file.name for file in path.iterdir()) == sorted(
-        [STUDENT, OPTIMIZER, STATE, SEAL]
-    )
+    assert sorted(file.name for file in path.iterdir()) == sorted([STUDENT, OPTIMIZER, STATE, SEAL])
     assert json.loads((path / STATE).read_text())["spent"]["steps"] == 7
 
 
@@ -296,6 +294,11 @@ def loaded(path: Path, kind: int = 2) -> None:
     load_checkpoint(path, module, OPTIMIZERS[kind].build(module.parameters()))
 
 
+def read_and_loaded(path: Path) -> None:
+    read_state(path)
+    loaded(path)
+
+
 @pytest.mark.parametrize("name", [STUDENT, OPTIMIZER, STATE, SEAL])
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.999])
 @pytest.mark.parametrize("bits", [0x01, 0x20])
@@ -307,8 +310,7 @@ def test_a_flipped_bit_is_noticed_in_every_file(
     content[int(place * len(content))] ^= bits
     (path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=name):
-        read_state(path)
-        loaded(path)
+        read_and_loaded(path)
 
 
 @pytest.mark.parametrize("name", [STUDENT, OPTIMIZER, STATE, SEAL])
@@ -316,8 +318,7 @@ def test_another_runs_file_is_noticed(tmp_path: Path, name: str) -> None:
     path, other = saved(tmp_path / "a"), saved(tmp_path / "b", seed=1)
     (path / name).write_bytes((other / name).read_bytes() + b" " * (name == STATE))
     with pytest.raises(CheckpointError):
-        read_state(path)
-        loaded(path)
+        read_and_loaded(path)
 
 
 def test_a_folder_without_hashes_is_refused(tmp_path: Path) -> None:
