@@ -8,6 +8,7 @@ import pytest
 from curricle.errors import CheckpointError
 from curricle.seals import (
     SEAL,
+    Document,
     LineChain,
     check_sealed,
     folder_seal,
@@ -21,8 +22,8 @@ from curricle.seals import (
     write_sealed,
 )
 
-DOCUMENT = {"steps": [1, 2], "name": "größer", "loss": 0.1, "nested": {"a": None}}
-LINES = [{"a": 1}, {"b": [2.5]}, {"c": 'text, "check": '}]
+DOCUMENT: Document = {"steps": [1, 2], "name": "größer", "loss": 0.1, "nested": {"a": None}}
+LINES: list[Document] = [{"a": 1}, {"b": [2.5]}, {"c": 'text, "check": '}]
 
 
 def flips(content: bytes) -> list[bytes]:
@@ -84,7 +85,7 @@ def chained() -> list[bytes]:
     return [chain.line(document) for document in LINES]
 
 
-def read(lines: list[bytes]) -> list[object]:
+def read(lines: list[bytes]) -> list[Document]:
     chain = LineChain()
     return [chain.read(line) for line in lines]
 

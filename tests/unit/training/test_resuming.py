@@ -211,7 +211,7 @@ def test_a_link_in_a_run_folder_is_not_written_through(tmp_path: Path, name: str
     place = tmp_path / "a" / name
     place.rename(tmp_path / "precious")
     place.symlink_to(tmp_path / "precious")
-    files = [path for path in (tmp_path / "precious", *(tmp_path / "precious").rglob("*"))]
+    files = [tmp_path / "precious", *(tmp_path / "precious").rglob("*")]
     before = {path: path.read_bytes() for path in files if path.is_file()}
     with pytest.raises(CheckpointError, match=rf"{name}' must be .*symbolic link"):
         run(tmp_path / "a", resume=True)
