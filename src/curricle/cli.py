@@ -301,17 +301,24 @@ def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> Non
     Raises:
         KeyboardInterrupt: If interrupted, after what resuming will do has been told.
     """
+    from curricle.experiments.folders import working
+
     try:
-        _teach(spec)
-        if command == "compare":
-            _compare_students(spec, jobs)
-        elif command == "distill":
-            _distill(spec)
-        else:
-            console.print(f"teacher in {spec.folder / 'teacher'}", soft_wrap=True)
+        with working(spec.folder):
+            _run(command, spec, jobs)
     except KeyboardInterrupt:
         print(f"curricle: stopped; {_remedy(spec, again)}", file=sys.stderr)
         raise
+
+
+def _run(command: str, spec: "RunSpec", jobs: int) -> None:
+    _teach(spec)
+    if command == "compare":
+        _compare_students(spec, jobs)
+    elif command == "distill":
+        _distill(spec)
+    else:
+        console.print(f"teacher in {spec.folder / 'teacher'}", soft_wrap=True)
 
 
 def _remedy(spec: "RunSpec", again: str) -> str:

@@ -75,10 +75,19 @@ def verify(
 
 @app.command()
 def info(folder: Folder) -> None:
-    """Tell what a folder holds, without reading its files."""
-    from curricle.teachers.manifest import read_manifest
+    """Tell what a folder holds, and whether its files are there, without reading them."""
+    from curricle.teachers.manifest import missing_files, read_manifest
 
-    _tell(_console(), read_manifest(folder))
+    console, manifest = _console(), read_manifest(folder)
+    _tell(console, manifest)
+    missing = missing_files(folder, manifest)
+    if missing:
+        console.print(
+            f"damaged: {len(missing)} of {len(manifest.shards)} files are missing or of another "
+            f"size, the first is {missing[0]}; capture into a new folder",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 @app.command("import")

@@ -8,16 +8,16 @@ Axes of a chart: `x` is a number or a name, `y` a number; points of one series a
 repetitions (seeds, or draws) of the same measurement.
 """
 
-import json
 import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from pydantic import Field
 
-from curricle.errors import CheckpointError
-from curricle.files import write_text
+from curricle.errors import CheckpointError, SpecError
+from curricle.files import write_bytes
+from curricle.seals import read_lines, read_sealed, sealed_lines, write_sealed
 from curricle.specs import parse, plain, value
 
 POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"
@@ -109,7 +109,7 @@ class RecipeRecord:
 
 def write_recipe(folder: Path, record: RecipeRecord) -> None:
     """Write what is reproduced in a folder."""
-    write_text(folder / RECIPE, json.dumps(plain(record), indent=2))
+    write_sealed(folder / RECIPE, plain(record))
 
 
 def read_recipe(folder: Path) -> RecipeRecord:
@@ -120,7 +120,8 @@ def read_recipe(folder: Path) -> RecipeRecord:
     """
     path = folder / RECIPE
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        # Version 0.1 wrote no check.
+        data = read_sealed(path, needs_check=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} must say what is reproduced; got {error}") from None
     record: RecipeRecord = parse(RecipeRecord, data, source=str(path))
@@ -156,8 +157,7 @@ def line_again(recipe: RecipeRecord, folder: Path) -> str:
 
 def write_points(folder: Path, points: Iterable[Point]) -> None:
     """Write the points of a figure, all at once."""
-    lines = [json.dumps(plain(point), allow_nan=False) for point in points]
-    write_text(folder / POINTS, "".join(f"{line}\n" for line in lines))
+    write_bytes(folder / POINTS, sealed_lines(map(plain, points)))
 
 
 def read_points(folder: Path) -> Iterator[Point]:
@@ -165,14 +165,16 @@ def read_points(folder: Path) -> Iterator[Point]:
 
     Raises:
         CheckpointError: If a line is damaged.
+        SpecError: If a line is not a point.
     """
     path = folder / POINTS
     if not path.is_file():
         return
-    # Bytes, so that a character that is no UTF-8 is an error of its line.
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise CheckpointError(f"line {number} of {str(path)!r} is damaged: {error}") from None
-        yield parse(Point, data, source=f"line {number} of {str(path)!r}")
+    number = 0
+    try:
+        for number, data in enumerate(read_lines(path.read_bytes()), start=1):
+            yield parse(Point, data, source=f"line {number} of {str(path)!r}")
+    except SpecError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"line {number + 1} of {str(path)!r} is damaged: {error}") from None

@@ -1,7 +1,10 @@
-"""What does a run leave behind, and how is it read?
+"""Records of a run, as values and as lines of a file.
 
 A run folder holds `records.jsonl`, one JSON object a line, in the order things happened. Every
 report and figure is made from these lines alone, without torch and without the models.
+
+Each line ends with a `check` of itself and of all lines before it (see `curricle.seals`), so that a
+damaged, missing or foreign line is noticed by whoever reads. Files of version 0.1 have none.
 
 The kinds, told apart by `kind`: `run` (once at the start: what was run), `stage` (a stage
 begins), `step` (training loss at intervals), `evaluation` (metrics at intervals) and `end` (once,
@@ -14,7 +17,6 @@ Units: steps, examples, tokens, FLOPs (multiply and add count as two), seconds o
 evaluation and checkpoints.
 """
 
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -22,8 +24,17 @@ from typing import Annotated, Any, Literal, final
 
 from pydantic import Field
 
-from curricle.errors import CheckpointError, SpecError
-from curricle.files import write_text
+from curricle.errors import CheckpointError
+from curricle.files import disk_errors, write_bytes
+from curricle.seals import (
+    SEAL,
+    LineChain,
+    check_sealed,
+    is_cut,
+    read_lines,
+    sealed_lines,
+    sealed_names,
+)
 from curricle.specs import parse, plain, value
 
 
@@ -185,6 +196,8 @@ class EndRecord:
     """Metrics of the finished student."""
     spent: Spent
     """Consumed by the whole run."""
+    weights: str = ""
+    """SHA-256 of the finished student's `model.safetensors`; empty in records of version 0.1."""
 
 
 @final
@@ -223,35 +236,68 @@ class RecordWriter:
     `sync` it is on the disk and outlives the machine.
     """
 
-    def __init__(self, path: Path, *, keep_bytes: int = 0) -> None:
+    def __init__(self, path: Path, *, keep_bytes: int = 0, head: str | None = None) -> None:
         """Open the file and drop everything after `keep_bytes`, as resuming needs.
 
+        Args:
+            path: The file.
+            keep_bytes: Length of the lines that stay.
+            head: Check of the last of them; None takes that of the file.
+
         Raises:
-            CheckpointError: If the file is shorter than that.
+            CheckpointError: If the file is shorter than that, its lines are others, or it is a
+                symbolic link, through which nothing may be dropped.
         """
-        found = path.stat().st_size if path.exists() else 0
-        if found < keep_bytes:
+        if path.is_symlink():
+            raise CheckpointError(
+                f"{str(path)!r} must be a file of its run folder; it is a symbolic link to "
+                f"{str(path.readlink())!r}"
+            )
+        size = path.stat().st_size if path.exists() else 0
+        if size < keep_bytes:
             raise CheckpointError(
                 f"{str(path)!r} must hold the {keep_bytes} bytes that the checkpoint goes on from; "
-                f"got {found}"
+                f"got {size}"
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("ab")
-        self._file.truncate(keep_bytes)
+        self._path = path
+        self._chain = _chain_of(path, keep_bytes, head)
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Without a buffer, a line that the disk refuses is not written again on closing.
+            self._file = path.open("ab", buffering=0)
+            self._file.truncate(keep_bytes)
 
     @property
     def size(self) -> int:
         """Return the bytes written so far."""
         return os.fstat(self._file.fileno()).st_size
 
+    @property
+    def head(self) -> str:
+        """Return the check of the last line."""
+        return self._chain.head
+
     def write(self, record: Record) -> None:
-        """Append one record."""
-        self._file.write(json.dumps(plain(record), allow_nan=False).encode() + b"\n")
-        self._file.flush()
+        """Append one record.
+
+        Raises:
+            OSError: As a `CheckpointError`, if the disk refuses; the file keeps its whole lines.
+        """
+        line, before = self._chain.line(plain(record)), self.size
+        with disk_errors(self._path):
+            try:
+                written = self._file.write(line)
+                if written != len(line):
+                    self._file.write(line[written:])
+            except OSError:
+                # Half a line would be taken for the trace of a crash.
+                self._file.truncate(before)
+                raise
 
     def sync(self) -> None:
         """Wait until everything written is on the disk."""
-        os.fsync(self._file.fileno())
+        with disk_errors(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""
@@ -262,36 +308,75 @@ def read_records(path: Path) -> Iterator[Record]:
     """Yield the records of a file in order; a last line cut by a crash is left out.
 
     Raises:
-        CheckpointError: If the file is missing or a complete line is not a record.
+        CheckpointError: If the file is missing, a line is damaged or not a record, or the manifest
+            of a finished run says that the file was another one.
     """
-    yield from _read(path, Record)
+    if path.is_file() and path.name in sealed_names(path.parent):
+        # Only a manifest can show that whole lines are missing at the end.
+        check_sealed(path.parent, [path.name], remedy=f"see {SEAL!r} beside it")
+    if not path.is_file():
+        raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
+    chain = LineChain()
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") and is_cut(line):
+                return
+            try:
+                yield parse(Record, _current(chain.read(line)))
+            except ValueError as error:
+                # A `SpecError` and wrong UTF-8 are such errors too.
+                raise CheckpointError(
+                    f"{str(path)!r} line {number} is not a record: {error}"
+                ) from None
 
 
 def write_probes(path: Path, records: Iterable[ProbeRecord]) -> None:
     """Write what probes have found, in place of what was there."""
-    lines = [json.dumps(plain(record), allow_nan=False) + "\n" for record in records]
-    write_text(path, "".join(lines))
+    write_bytes(path, sealed_lines(map(plain, records)))
 
 
 def read_probes(path: Path) -> list[ProbeRecord]:
     """Return what probes have found, in the order in which it was written.
 
     Raises:
-        CheckpointError: If the file is missing or a line is not a probe's record.
+        CheckpointError: If the file is missing or damaged, or a line is not a probe's record.
     """
-    return list(_read(path, ProbeRecord))
-
-
-def _read(path: Path, kind: Any) -> Iterator[Any]:  # noqa: ANN401 - a union is no type
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
-    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), start=1):
-        if not line.endswith(b"\n"):
-            return
-        try:
-            yield parse(kind, _current(json.loads(line)))
-        except (json.JSONDecodeError, SpecError) as error:
-            raise CheckpointError(f"{str(path)!r} line {number} is not a record: {error}") from None
+    records: list[ProbeRecord] = []
+    try:
+        records.extend(parse(ProbeRecord, line) for line in read_lines(path.read_bytes()))
+    except ValueError as error:
+        raise CheckpointError(
+            f"{str(path)!r} line {len(records) + 1} is not a record: {error}"
+        ) from None
+    return records
+
+
+def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
+    """Return the chain of the first lines of a file, which must fill some bytes.
+
+    Raises:
+        CheckpointError: If a line is damaged, or the lines are others.
+    """
+    chain, place = LineChain(), 0
+    if not size:
+        return chain
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if place >= size:
+                break
+            place += len(line)
+            try:
+                chain.read(line)
+            except ValueError as error:
+                raise CheckpointError(f"{str(path)!r} line {number} is damaged: {error}") from None
+    if place != size or chain.head != (chain.head if head is None else head):
+        raise CheckpointError(
+            f"{str(path)!r} must begin with the {size} bytes that the checkpoint goes on from; "
+            f"got other lines"
+        )
+    return chain
 
 
 def _current(data: Any) -> Any:  # noqa: ANN401 - plain data has no narrower type

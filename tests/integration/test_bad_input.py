@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from curricle.locks import COMMAND_LOCK, locked
 from curricle.training.observers import ProgressBar
 from tests.runs import contents
 
@@ -242,7 +243,7 @@ def test_a_missing_checkpoint_of_the_teacher_is_told_before_training(
     assert contents(tmp_path) == before
 
 
-def test_a_checkpoint_of_another_run_is_not_gone_on_with(
+def test_a_run_is_not_gone_on_with_by_another_spec(
     command: Command, parity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -252,7 +253,7 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_with(
     spec.write_text(spec.read_text().replace("share: 0.25", "").replace("- 8\n", "- 9\n"))
     before = contents(tmp_path)
     told = sentence(command("resume", "run"))
-    assert "must belong to this run; its digest is" in told
+    assert "run/spec.yaml' must be the spec with which the run was started" in told
     assert contents(tmp_path) == before
 
 
@@ -295,8 +296,30 @@ def test_only_runs_can_be_reported(command: Command, parity: Path, tmp_path: Pat
 def test_damaged_records_are_told(command: Command, parity: Path, tmp_path: Path) -> None:
     command("distill", parity)
     (tmp_path / "run" / "records.jsonl").write_text('{"kind": "rum"}\n')
+    assert "records.jsonl' is damaged: it must hold" in sentence(command("report", "run"))
+    assert "records.jsonl' is damaged: it must hold" in sentence(command("resume", "run"))
+    (tmp_path / "run" / "manifest.json").unlink()
     assert "records.jsonl' line 1 is not a record" in sentence(command("report", "run"))
     assert "records.jsonl' line 1 is not a record" in sentence(command("resume", "run"))
+
+
+def test_a_second_command_in_a_folder_is_told(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("teach", parity)
+    with locked(tmp_path / "run", name=COMMAND_LOCK):
+        told = sentence(command("resume", "run"))
+    assert "'run' must have one writer at a time; process " in told
+    assert command("resume", "run")[0] == 0
+
+
+def test_the_damaged_weights_of_a_finished_run_are_told(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("distill", parity)
+    path = tmp_path / "run" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert "model.safetensors' is damaged or of another run" in sentence(command("resume", "run"))
 
 
 def test_another_demo_is_refused_with_near_names(command: Command) -> None:

@@ -1,11 +1,22 @@
 """Files and folders appear whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from curricle.files import new_file, new_folder, write_bytes, write_text
+from curricle.errors import CheckpointError
+from curricle.files import (
+    inside,
+    new_file,
+    new_folder,
+    remove_folder,
+    remove_leftovers,
+    usable_folder,
+    write_bytes,
+    write_text,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -169,3 +180,103 @@ def test_a_half_made_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
     ):
         (folder / "done").touch()
     assert names(tmp_path) == ["a"]
+
+
+# --- links, places, leftovers ---------------------------------------------------------------------
+
+
+def test_a_full_disk_is_one_sentence_with_the_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CheckpointError, match=r"/a' cannot be written: No space left on device"):
+        write_text(tmp_path / "a", "text")
+    assert names(tmp_path) == []
+
+
+def test_a_folder_on_a_full_disk_is_one_sentence_and_keeps_the_old_one(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "old", "old")
+
+    def fill() -> None:
+        with new_folder(tmp_path / "a"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(CheckpointError, match=r"/a' cannot be written: No space left on device$"):
+        fill()
+    assert names(tmp_path) == ["a"]
+    assert names(tmp_path / "a") == ["old"]
+
+
+def test_nothing_is_written_through_a_link_of_the_temporary_name(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / f".a.{os.getpid()}.tmp").symlink_to(tmp_path / "precious")
+    write_text(tmp_path / "a", "text")
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert not (tmp_path / "a").is_symlink()
+
+
+def test_a_link_is_neither_replaced_nor_removed_as_a_folder(tmp_path: Path) -> None:
+    write_text(tmp_path / "precious" / "file", "mine")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    with pytest.raises(CheckpointError, match=r"must be a folder to be removed; it is a symbolic"):
+        remove_folder(tmp_path / "link")
+    with (
+        pytest.raises(CheckpointError, match=r"must be a folder to be replaced; it is a symbolic"),
+        new_folder(tmp_path / "link"),
+    ):
+        pass
+    assert (tmp_path / "link" / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/x", "..", ".", "", "a\\x", "c:x", "a\0"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"must list plain names of files inside it; got "):
+        inside(tmp_path, name)
+
+
+def test_a_plain_name_is_a_file_of_its_folder_unless_it_is_a_link(tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    assert inside(tmp_path, "a..b") == tmp_path / "a..b"
+    with pytest.raises(CheckpointError, match=r"must be a file of its folder; it is a symbolic"):
+        inside(tmp_path, "b")
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("", r"got an empty text$"),
+        ("a\0b", r"with a zero byte$"),
+        ("x" * 300, r"got a name of 300 bytes, at most 255 are allowed: 'xxx"),
+        ("ü" * 200, r"got a name of 400 bytes"),
+        ("file", r"where the file 'file' exists$"),
+        ("file/run", r"where the file 'file' exists$"),
+    ],
+)
+def test_what_can_be_no_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(CheckpointError, match=r"^'output_dir' must be a folder .*" + told):
+        usable_folder(folder, "output_dir")
+
+
+@pytest.mark.parametrize("folder", ["new", "new/deep", "x" * 255, "a b[/bold]"])
+def test_what_can_be_a_folder_is_taken(tmp_path: Path, folder: str) -> None:
+    assert usable_folder(tmp_path / folder, "output_dir") == tmp_path / folder
+
+
+def test_leftovers_of_killed_writers_go_and_other_files_stay(tmp_path: Path) -> None:
+    for name in (".a.17.tmp", ".b.17.tmp", ".a.tmp", "a", ".a.17.tmp.mine"):
+        (tmp_path / name).touch()
+    (tmp_path / ".a-abcdefgh" / "new").mkdir(parents=True)
+    (tmp_path / ".a-abcdefghi").mkdir()
+    (tmp_path / ".a.18.tmp").symlink_to(tmp_path / "a")
+    remove_leftovers(tmp_path, "a")
+    assert names(tmp_path) == sorted(
+        [".b.17.tmp", ".a.tmp", "a", ".a.17.tmp.mine", ".a-abcdefghi", ".a.18.tmp"]
+    )
+    remove_leftovers(tmp_path / "nowhere", "a")

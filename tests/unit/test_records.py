@@ -244,7 +244,7 @@ def test_the_single_note_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     write(path, RUN[:1])
     line = json.loads(path.read_text())
-    del line["notes"]
+    del line["notes"], line["check"]
     path.write_text(json.dumps(line | {"note": "checkpoint 7 lies inside"}) + "\n")
     (record,) = read_records(path)
     assert isinstance(record, RunRecord)

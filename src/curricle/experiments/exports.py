@@ -1,4 +1,4 @@
-"""In which form do others read a finished model?
+"""Finished models in the form that other programs read.
 
 Hugging Face models are written once more, as folders that `from_pretrained` reads.
 """
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import nn
+
+from curricle.files import new_folder
+from curricle.models.weights import serializing
 
 EXPORT = "model"
 
@@ -28,4 +31,7 @@ def export(module: nn.Module, folder: Path | None) -> None:
         folder: Its run folder; None writes nothing.
     """
     if folder is not None and isinstance(module, _Exportable):
-        module.save_pretrained(str(folder / EXPORT))
+        path = folder / EXPORT
+        # A folder that is there whole or not at all, also on a full disk.
+        with new_folder(path) as temporary, serializing(path):
+            module.save_pretrained(str(temporary))

@@ -1,25 +1,37 @@
-"""What does a run folder hold, and who may write into it?
+"""Run folders of the command line.
 
-`spec.yaml` says what was asked for, `run.json` by which command, `teacher/taught.json` by which
-spec its teacher was taught. A folder that already holds a run is refused before anything is
-written; a teacher that `curricle teach` left there is used again if the spec asks for the same.
+`spec.yaml` holds what was asked for, `run.json` the command and the hash of the spec,
+`teacher/taught.json` the digest of the spec by which its teacher was taught. A folder that already
+holds a run is refused before anything is written; a teacher that `curricle teach` left there is
+used again if the spec asks for the same. One command at a time works in a folder.
 """
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import final
+from typing import Final, final
+
+from torch import nn
 
 from curricle.errors import CheckpointError, reason
 from curricle.experiments.spec import RunSpec
-from curricle.files import write_text
+from curricle.files import content_digest, remove_leftovers, usable_folder, write_text
+from curricle.locks import COMMAND_LOCK, locked
+from curricle.models.weights import load_weights
 from curricle.points import where_runs_are
 from curricle.records import EndRecord, RunRecord, read_records
+from curricle.seals import read_sealed, write_sealed
 from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
-from curricle.training.engine import RECORDS
+from curricle.training.engine import FINISHED, RECORDS
+from curricle.training.resuming import check_weights_file
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
 TAUGHT = "taught.json"
+COMMANDS: Final = ("teach", "distill", "compare")
+SPEC_HASH: Final = "spec_sha256"
+"""Field of `run.json` with the hash of `spec.yaml`."""
 
 
 @final
@@ -45,7 +57,7 @@ def refuse_taken(spec: RunSpec, command: str) -> None:
     Raises:
         CheckpointError: If the folder already holds a run, or the teacher of another spec.
     """
-    folder = spec.folder
+    folder = usable_folder(spec.output_dir, "output_dir")
     taken = [name for name in (RECORDS, STUDENTS, COMMAND) if (folder / name).exists()]
     only_taught = taken == [COMMAND] and read_origin(folder).command == "teach"
     if taken and (command == "teach" or not only_taught):
@@ -63,13 +75,27 @@ def start(spec: RunSpec, origin: Origin) -> None:
         CheckpointError: If it cannot be written, already holds a run or another spec's teacher.
     """
     refuse_taken(spec, origin.command)
-    try:
+    with working(spec.folder):
+        # Another command may have taken the folder since.
+        refuse_taken(spec, origin.command)
         write_text(spec.folder / SPEC, to_yaml(spec))
-        write_text(spec.folder / COMMAND, json.dumps(asdict(origin)))
-    except OSError as error:
-        raise CheckpointError(
-            f"'output_dir' must be a folder that can be written; got {error}"
-        ) from None
+        digest = content_digest(spec.folder / SPEC)
+        write_sealed(spec.folder / COMMAND, {**asdict(origin), SPEC_HASH: digest})
+
+
+@contextmanager
+def working(folder: Path) -> Iterator[None]:
+    """Keep other commands out of a run folder while the block runs.
+
+    Args:
+        folder: The run folder.
+
+    Yields:
+        Nothing.
+    """
+    with locked(folder, name=COMMAND_LOCK, remedy="wait for its end"):
+        remove_leftovers(folder, f"{SPEC}|{COMMAND}".replace(".", r"\."))
+        yield
 
 
 def read_origin(folder: Path) -> Origin:
@@ -79,13 +105,21 @@ def read_origin(folder: Path) -> Origin:
         CheckpointError: If the folder holds no run.
     """
     try:
-        found = Origin(**json.loads((folder / COMMAND).read_text()))
+        # Version 0.1 wrote no check and no hash.
+        document = read_sealed(folder / COMMAND, needs_check=False)
+        document.pop(SPEC_HASH, None)
+        origin = Origin(**document)
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{str(folder)!r} must be a run folder with a {COMMAND!r}: {reason(error)}"
             f"{_hint(folder)}"
         ) from None
-    return found
+    if origin.command not in COMMANDS:
+        raise CheckpointError(
+            f"'command' in {str(folder / COMMAND)!r} must be one of {list(COMMANDS)}; got "
+            f"{origin.command!r}"
+        )
+    return origin
 
 
 def _hint(folder: Path) -> str:
@@ -111,9 +145,28 @@ def has_spec(folder: Path) -> bool:
 
 def stored_spec(folder: Path) -> RunSpec:
     """Return the spec in a run folder, with the folder as it is called now."""
+    _check_spec(folder)
     data = read_yaml(folder / SPEC) | {"output_dir": str(folder)}
     spec: RunSpec = parse(RunSpec, data, source=str(folder / SPEC))
     return spec
+
+
+def _check_spec(folder: Path) -> None:
+    """Check that a spec is the one with which its run was started.
+
+    Raises:
+        CheckpointError: If it was changed or damaged since.
+    """
+    if not (folder / COMMAND).is_file() or not (folder / SPEC).is_file():
+        return
+    read_origin(folder)
+    expected = read_sealed(folder / COMMAND, needs_check=False).get(SPEC_HASH)
+    if expected is not None and (digest := content_digest(folder / SPEC)) != expected:
+        raise CheckpointError(
+            f"{str(folder / SPEC)!r} must be the spec with which the run was started, of SHA-256 "
+            f"{str(expected)[:16]}...; got {digest[:16]}...; undo the change, or run a copy of it "
+            f"with another 'output_dir'"
+        )
 
 
 def is_claimed(spec: RunSpec) -> bool:
@@ -127,7 +180,7 @@ def is_claimed(spec: RunSpec) -> bool:
     if spec.teacher.total is None or not claim.is_file():
         return False
     try:
-        found = json.loads(claim.read_text())["spec"]
+        found = json.loads(claim.read_bytes())["spec"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{str(claim)!r} must tell whose teacher this is: {error!r}"
@@ -168,6 +221,29 @@ def end_of(folder: Path) -> EndRecord | None:
     records = folder / RECORDS
     found = read_records(records) if records.is_file() else ()
     return next((record for record in found if isinstance(record, EndRecord)), None)
+
+
+def checked_end(folder: Path) -> EndRecord | None:
+    """Return the last record of a finished run after checking its weights; else None.
+
+    Args:
+        folder: Folder of a student or teacher.
+    """
+    end = end_of(folder)
+    if end is not None:
+        check_weights_file(folder / FINISHED, end)
+    return end
+
+
+def load_finished(module: nn.Module, folder: Path) -> None:
+    """Put the weights of a finished run into a module, after checking them.
+
+    Args:
+        module: A student or teacher.
+        folder: Its folder.
+    """
+    checked_end(folder)
+    load_weights(module, folder / FINISHED)
 
 
 def recorded_steps(folder: Path) -> int | None:

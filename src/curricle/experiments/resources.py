@@ -8,15 +8,13 @@ from pathlib import Path
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.experiments.folders import TEACHER, end_of, is_claimed
+from curricle.experiments.folders import TEACHER, end_of, is_claimed, load_finished
 from curricle.experiments.spec import Model, RunSpec
 from curricle.experiments.tasks import TaskData
 from curricle.models.tapped import TappedModel
-from curricle.models.weights import load_weights
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.teachers.trajectory import hugging_face_trajectory, open_trajectory
-from curricle.training.engine import FINISHED
 
 TRAJECTORY = "trajectory"
 Teacher = LiveTeacher | StoredTeacher
@@ -58,7 +56,7 @@ def taught(spec: RunSpec, data: TaskData) -> LiveTeacher:
     if spec.teacher.total is None:
         folders = [Path(one) for one in spec.teacher.folders]
         return LiveTeacher(model, hugging_face_trajectory(folders) if folders else None)
-    load_weights(model.module, folder / FINISHED)
+    load_finished(model.module, folder)
     return LiveTeacher(model, open_trajectory(folder / TRAJECTORY))
 
 

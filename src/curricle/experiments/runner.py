@@ -25,8 +25,9 @@ from curricle.experiments.exports import export
 from curricle.experiments.folders import (
     STUDENTS,
     TEACHER,
+    checked_end,
     claim_teacher,
-    end_of,
+    load_finished,
     recorded_steps,
 )
 from curricle.experiments.resources import (
@@ -43,13 +44,12 @@ from curricle.experiments.resources import (
 from curricle.experiments.spec import SEEDS, RunSpec, given
 from curricle.experiments.tasks import TaskData
 from curricle.models.tapped import TappedModel
-from curricle.models.weights import load_weights
 from curricle.records import EndRecord, Record
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding import BoundRun, bind
 from curricle.training.classroom import Seat, execute_together
-from curricle.training.engine import FINISHED, Observer, Outputs, execute
+from curricle.training.engine import Observer, Outputs, execute
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import Optimizer
 
@@ -141,9 +141,11 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
         spec: What to run.
         observers: Told of every record.
     """
-    if is_ready(spec):
-        return
     folder = spec.folder / TEACHER
+    if is_ready(spec):
+        if spec.teacher.total is not None:
+            checked_end(folder)
+        return
     data = open_task(spec, spec.seed, "train")
     run = _teaching(spec, data)
     claim_teacher(spec)
@@ -162,7 +164,7 @@ def train_student(
         student: Which student.
         observers: Told of every record.
     """
-    end = end_of(student.folder)
+    end = checked_end(student.folder)
     if end is not None:
         return end
     data = open_task(spec, data_seed(spec, student.seed), "student")
@@ -184,7 +186,7 @@ def train_class(
         students: Which students; see `classes`.
         watch: Told of every record of every student.
     """
-    left = [student for student in students if end_of(student.folder) is None]
+    left = [student for student in students if checked_end(student.folder) is None]
     if len(left) < 2:  # noqa: PLR2004 - one is no class
         for student in left:
             train_student(spec, student, [partial(watch, student)])
@@ -251,7 +253,7 @@ def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> Tapp
     """
     chosen = given(spec.student, "student", "distill")
     model = build_model(chosen, data, student.seed, "student")
-    load_weights(model.module, student.folder / FINISHED)
+    load_finished(model.module, student.folder)
     return model
 
 

@@ -126,11 +126,16 @@ class PretrainedSpec:
         del num_classes, padding_token
         if not Path(self.path, "config.json").is_file():
             raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
+        _check_safetensors(Path(self.path))
         transformers = _transformers()
         try:
             # Version 5 loads in the dtype of the file by default; a student needs float32.
             model, loaded = _auto(transformers, self.head).from_pretrained(
-                self.path, dtype="float32", local_files_only=True, output_loading_info=True
+                self.path,
+                dtype="float32",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
             )
         except Exception as error:
             # What families raise for a damaged folder has no common base.
@@ -151,6 +156,21 @@ class PretrainedSpec:
             )
         _check_sizes(model.config, num_inputs, num_positions)
         return tapped(model)
+
+
+def _check_safetensors(folder: Path) -> None:
+    """Check that weights are not only there as a pickle, which is never read.
+
+    Raises:
+        CheckpointError: If they are.
+    """
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"'path' {str(folder)!r} must hold 'model.safetensors'; got {pickles[0]!r}, a pickle, "
+            f"which is not read since reading one can run code; 'save_pretrained' of the model "
+            f"writes safetensors"
+        )
 
 
 def _check_sizes(config: Any, num_inputs: int, num_positions: int) -> None:  # noqa: ANN401

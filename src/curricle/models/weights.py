@@ -7,7 +7,8 @@ can be checked before training starts.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors
@@ -21,19 +22,49 @@ from curricle.files import new_file
 from curricle.specs import fingerprint
 
 
+@contextmanager
+def serializing(path: Path) -> Iterator[None]:
+    """Turn what safetensors says of a full disk, which is no `OSError`, into a sentence.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: If it cannot write.
+    """
+    try:
+        yield
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{str(path)!r} cannot be written: {error}") from error
+
+
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of a module."""
     state = module.state_dict()
-    with new_file(path) as temporary:
-        if not any(map(_is_slice, state.values())):
-            save_model(module, str(temporary))
-            return
+    if any(map(_is_slice, state.values())):
         # Weights of stacked students: safetensors would refuse to write a part of a storage.
-        own = {
+        owned = {
             names[0]: state[names[0]].clone(memory_format=torch.contiguous_format)
             for names in _owners(module)
         }
-        save_file(own, temporary, metadata={"format": "pt"})
+        save_tensors(owned, path, metadata={"format": "pt"})
+        return
+    with new_file(path) as temporary, serializing(path):
+        save_model(module, str(temporary))
+
+
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors by name as one safetensors file, in one step.
+
+    Args:
+        tensors: The tensors, none of which may be a part of another one's storage.
+        path: The file.
+        metadata: Texts for the head of the file.
+    """
+    with new_file(path) as temporary, serializing(path):
+        save_file(dict(tensors), temporary, metadata=None if metadata is None else dict(metadata))
 
 
 def check_weights(module: nn.Module, path: Path) -> None:

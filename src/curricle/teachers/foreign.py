@@ -35,10 +35,11 @@ from curricle.data.digests import example_keys
 from curricle.data.streams import Batch
 from curricle.errors import CheckpointError, DataError
 from curricle.extras import imported
+from curricle.locks import locked
 from curricle.teachers.codecs import TopK
 from curricle.teachers.distillkit import Compression, read_compression
 from curricle.teachers.manifest import MANIFEST, DataFacts, Manifest, Section, read_manifest
-from curricle.teachers.shards import ShardWriter, locked
+from curricle.teachers.shards import ShardWriter
 
 Missing = Literal["rest", "renormalize"]
 BATCH_ROWS = 64
@@ -102,7 +103,7 @@ def import_targets(
         width=classes,
     )
     manifest = Manifest(sections=(section,), data=DataFacts(name=source.name))
-    with locked(folder):
+    with locked(folder, remedy="wait for its end or take another folder"):
         _make_room(folder)
         writer = ShardWriter(folder, manifest)
         for one in _and_first(first, spoken):

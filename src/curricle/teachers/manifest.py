@@ -1,4 +1,4 @@
-"""What does a folder of stored targets say about itself?
+"""Manifest of a folder of stored targets.
 
 `manifest.json` holds whose targets they are (a digest of the teacher's weights, its taps), of which
 data (digests of the data and of the tokenizer), how they were made and packed (one `Section` for
@@ -8,10 +8,10 @@ Axes: example (rows of a batch), row (counted positions of all examples).
 
 Design: the manifest is written after each shard, in one step. What it does not list does not exist,
 so a capture that was killed goes on after its last whole shard. A section that was once captured to
-its end stays readable, whatever becomes of later captures into the same folder.
+its end stays readable, whatever becomes of later captures into the same folder. The manifest ends
+with a check of itself, and no file that it lists may lie outside of its folder.
 """
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from curricle.errors import BindError, CheckpointError, CurricleError, reason
-from curricle.files import write_text
+from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
+from curricle.files import inside, is_plain_name
 from curricle.objectives.terms import BoundObjective, Storable, uncalibrated
+from curricle.seals import read_sealed, write_sealed
 from curricle.specs import Plain, fingerprint, parse, plain, value
 from curricle.teachers.codecs import Codec
 from curricle.teachers.live import Reference
@@ -78,6 +79,19 @@ class Section:
     """How they are packed."""
     width: int = Field(gt=0)
     """Numbers of a row before it was packed: width of a state, or classes."""
+
+    def __post_init__(self) -> None:
+        """Check that the targets have a kind, with which the names of their files begin.
+
+        Raises:
+            SpecError: If not.
+        """
+        kind = self.facts.get("kind")
+        if not isinstance(kind, str) or not is_plain_name(kind):
+            raise SpecError(
+                f"'facts' of stored targets must have a 'kind' such as 'hidden' or 'logits'; got "
+                f"{kind!r}"
+            )
 
     @property
     def name(self) -> str:
@@ -139,11 +153,11 @@ class Shard:
     """Name in the folder."""
     section: str
     """Name of the section."""
-    examples: int
+    examples: int = Field(ge=0)
     """Number of examples."""
-    rows: int
+    rows: int = Field(ge=0)
     """Number of rows."""
-    size: int
+    size: int = Field(ge=0)
     """Bytes of the file."""
     sha256: str
     """Digest of its content."""
@@ -212,21 +226,39 @@ class Manifest:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest of a folder in one step."""
-    write_text(folder / MANIFEST, json.dumps(plain(manifest), indent=1) + "\n")
+    write_sealed(folder / MANIFEST, plain(manifest))
 
 
 def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder.
 
     Raises:
-        CheckpointError: If there is none, or it is damaged or of another format.
+        CheckpointError: If there is none, or it is damaged or of another format, or lists a file
+            outside of the folder.
     """
     path = folder / MANIFEST
     try:
-        found: Manifest = parse(Manifest, json.loads(path.read_text(encoding="utf-8")))
+        # Version 0.1 wrote no check.
+        manifest: Manifest = parse(Manifest, read_sealed(path, needs_check=False))
     except (OSError, ValueError, CurricleError) as error:
         raise CheckpointError(
             f"{str(path)!r} must describe stored targets, as 'curricle targets capture' writes "
             f"it: {reason(error)}"
         ) from None
-    return found
+    for shard in manifest.shards:
+        inside(folder, shard.file)
+    return manifest
+
+
+def missing_files(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the names of files that are missing or of another size, without reading any.
+
+    Args:
+        folder: Folder of the store.
+        manifest: Its manifest.
+    """
+    sizes = {
+        shard: (folder / shard.file).stat().st_size if (folder / shard.file).is_file() else None
+        for shard in manifest.shards
+    }
+    return [shard.file for shard, size in sizes.items() if size != shard.size]

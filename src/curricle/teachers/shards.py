@@ -1,4 +1,4 @@
-"""How are targets written into files, and found again by their example?
+"""Files of stored targets, in which rows are found by their example.
 
 A shard is one safetensors file with `keys` (one a row of it, see `data.digests`), `counts` (rows of
 each example) and what the codec keeps of the rows. Shards are mapped into memory, so a store may be
@@ -7,31 +7,28 @@ larger than it; of every example only its key and its place are held.
 Axes: example (rows of a batch), row (counted positions of all examples).
 
 Design: a shard is written beside its final name and renamed, then listed in the manifest. So a
-kill costs at most the rows of one shard, and nothing is read that is not whole.
+kill costs at most the rows of one shard, and nothing is read that is not whole. Who adds to a store
+checks the hashes of the files that are there, since they are counted as done.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import final
 
 import numpy as np
 import safetensors
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float64, Int, Shaped
-from safetensors.torch import save_file
 from torch import Tensor
 
 from curricle.data.digests import KEY_BYTES
-from curricle.data.store import content_digest
 from curricle.errors import CheckpointError
-from curricle.files import new_file
+from curricle.files import content_digest, inside
+from curricle.models.weights import save_tensors
 from curricle.seeding import numpy_generator
 from curricle.teachers.codecs import Entries, Uniforms
 from curricle.teachers.manifest import MANIFEST, Manifest, Section, Shard, write_manifest
 
-LOCK = ".lock"
 SHARD_BYTES = 2**26
 """Bytes of targets that are collected before they are written."""
 
@@ -57,31 +54,6 @@ def uniforms(
         return np.concatenate(parts) if parts else np.empty((0, number))
 
     return drawn
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other writers out of a folder; a writer that is killed does not.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        CheckpointError: If another writes into it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise CheckpointError(
-            f"{str(folder)!r} must have one writer at a time; another capture or import writes "
-            f"into it, wait for its end or take another folder"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @final
@@ -156,8 +128,7 @@ class ShardWriter:
         joined = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         number = len(self.manifest.of(section))
         path = self._folder / f"{section.name}-{number:05d}.safetensors"
-        with new_file(path) as temporary:
-            save_file(joined, temporary, metadata={"section": section.name})
+        save_tensors(joined, path, metadata={"section": section.name})
         shard = Shard(
             file=path.name,
             section=section.name,
@@ -172,6 +143,8 @@ class ShardWriter:
 
 
 def _known_keys(folder: Path, manifest: Manifest, section: Section) -> set[bytes]:
+    for shard in manifest.of(section):
+        check_content(folder, shard)
     found = [opened(folder, shard)["keys"].numpy() for shard in manifest.of(section)]
     return {bytes(key) for part in found for key in part}
 
@@ -181,13 +154,31 @@ def _whole(keys: Shaped[np.ndarray, " example"]) -> Shaped[np.ndarray, " example
     return np.ascontiguousarray(keys).view(f"V{KEY_BYTES}")
 
 
+def check_content(folder: Path, shard: Shard) -> None:
+    """Check the content of a file against the manifest.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or another one.
+    """
+    path = inside(folder, shard.file)
+    if not path.is_file():
+        raise CheckpointError(
+            f"{str(path)!r} must hold {shard.size} bytes as its manifest says; got 0"
+        )
+    if (digest := content_digest(path)) != shard.sha256:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged: its SHA-256 must be {shard.sha256[:16]}...; got "
+            f"{digest[:16]}...; capture into a new folder"
+        )
+
+
 def opened(folder: Path, shard: Shard) -> dict[str, Tensor]:
     """Return the tensors of a shard, mapped from disk.
 
     Raises:
         CheckpointError: If the file is missing, of another size, or not as the manifest says.
     """
-    path = folder / shard.file
+    path = inside(folder, shard.file)
     size = path.stat().st_size if path.is_file() else 0
     if size != shard.size:
         raise CheckpointError(

@@ -230,7 +230,9 @@ class _Described:
         self._taps = manifest.teacher.taps
         facts = [one.facts for one in manifest.sections]
         self._widths = {
-            str(one["place"]): int(one["teacher_width"]) for one in facts if "place" in one
+            str(one["place"]): int(one["teacher_width"])
+            for one in facts
+            if {"place", "teacher_width"} <= one.keys()
         }
         self._classes = sorted({int(one["num_classes"]) for one in facts if "num_classes" in one})
 

@@ -19,7 +19,6 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from curricle.data.digests import KEYS, data_counts, example_keys, selected_places
-from curricle.data.store import content_digest
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.weights import weights_digest
@@ -27,7 +26,7 @@ from curricle.objectives.terms import Target
 from curricle.teachers.codecs import Entries
 from curricle.teachers.live import LiveTeacher, Reference
 from curricle.teachers.manifest import Manifest, Section, read_manifest
-from curricle.teachers.shards import opened
+from curricle.teachers.shards import check_content, opened
 
 
 @final
@@ -85,12 +84,8 @@ def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStor
         )
     for shard in manifest.shards:
         opened(folder, shard)
-        path = folder / shard.file
-        if checks_content and (found := content_digest(path)) != shard.sha256:
-            raise CheckpointError(
-                f"{str(path)!r} is damaged: its SHA-256 must be {shard.sha256[:16]}...; got "
-                f"{found[:16]}...; capture into a new folder"
-            )
+        if checks_content:
+            check_content(folder, shard)
     return TargetStore(folder, manifest)
 
 

@@ -1,8 +1,10 @@
-"""What did a teacher look like along its training?
+"""Checkpoints of a teacher along its training.
 
 A *trajectory* is the ordered list of checkpoints of one teacher. On disk it is a folder of
-safetensors files and a `manifest.json`; a list of Hugging Face folders, such as the
-`checkpoint-<step>` folders of its Trainer, serves as well.
+safetensors files and a `manifest.json` with the hash of each; a list of Hugging Face folders, such
+as the `checkpoint-<step>` folders of its Trainer, serves as well. Hugging Face folders whose files
+are not named as the module's weights (sharded ones, mixtures of experts) are read through the
+`from_pretrained` of the module's own class.
 
 The manifest keeps the teacher's loss on held-out data at each checkpoint, in nats a scored
 position. Not its training loss: that of one batch is noisy, and smoothing it over earlier steps
@@ -22,8 +24,16 @@ from typing import final
 from torch import nn
 
 from curricle.errors import BindError, CheckpointError, reason
-from curricle.files import write_text
+from curricle.files import content_digest, inside
 from curricle.models.weights import check_weights, load_weights, save_weights
+from curricle.seals import read_sealed, write_sealed
+from curricle.teachers.pretrained import (
+    SINGLE,
+    check_pretrained,
+    load_pretrained,
+    needs_own_loader,
+    pretrained_files,
+)
 
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.json"
 
@@ -34,9 +44,11 @@ class Trajectory:
     """Ordered checkpoints of one teacher."""
 
     files: tuple[tuple[int, Path], ...]
-    """Training step and weights file of each checkpoint, ascending."""
+    """Training step and weights file of each checkpoint, or its Hugging Face folder; ascending."""
     losses: tuple[tuple[int, float], ...] = ()
     """Training step and held-out loss of the checkpoints where it is known, ascending; in nats."""
+    digests: tuple[tuple[int, str], ...] = ()
+    """Training step and SHA-256 of the weights file, where it is known."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -57,11 +69,37 @@ class Trajectory:
     def check(self, module: nn.Module, steps: Iterable[int]) -> None:
         """Check that checkpoints exist, can be read and belong to a model."""
         for step in steps:
-            check_weights(module, self.path(step))
+            path = self.path(step)
+            if needs_own_loader(module, path):
+                check_pretrained(module, path)
+            else:
+                file = _weights_file(path)
+                check_weights(module, file)
+                self._check_digest(step, file)
 
     def load(self, module: nn.Module, step: int) -> None:
-        """Put the weights of a checkpoint into a model."""
-        load_weights(module, self.path(step))
+        """Put the weights of a checkpoint into a model, after checking them."""
+        path = self.path(step)
+        if needs_own_loader(module, path):
+            load_pretrained(module, path)
+        else:
+            file = _weights_file(path)
+            self._check_digest(step, file)
+            load_weights(module, file)
+
+    def _check_digest(self, step: int, path: Path) -> None:
+        """Check a weights file against the manifest.
+
+        Raises:
+            CheckpointError: If it is another one.
+        """
+        expected = dict(self.digests).get(step)
+        if expected is not None and (digest := content_digest(path)) != expected:
+            raise CheckpointError(
+                f"{str(path)!r} is damaged or of another run: its SHA-256 must be "
+                f"{expected[:16]}... as {MANIFEST!r} says; got {digest[:16]}...; teach the teacher "
+                f"again in another folder"
+            )
 
 
 @final
@@ -81,14 +119,20 @@ class TrajectoryWriter:
             step: Its training step.
             loss: Its loss on held-out data, in nats; None if it is not known.
         """
-        save_weights(module, self._folder / _file_name(step))
+        file = self._folder / _file_name(step)
+        save_weights(module, file)
         manifest = self._folder / MANIFEST
-        known = json.loads(manifest.read_text()) if manifest.is_file() else {}
-        steps, losses = known.get("steps", []), dict(known.get("losses", []))
+        known = _read_manifest(manifest) if manifest.is_file() else _Listed()
+        losses, digests = dict(known.losses), dict(known.digests)
         if loss is not None:
             losses[step] = loss
-        listed = {"steps": sorted({*steps, step}), "losses": sorted(losses.items())}
-        write_text(manifest, json.dumps(listed, indent=1))
+        digests[step] = content_digest(file)
+        document = {
+            "steps": sorted({*known.steps, step}),
+            "losses": sorted(losses.items()),
+            "sha256": sorted(digests.items()),
+        }
+        write_sealed(manifest, document)
 
 
 def open_trajectory(folder: Path | str) -> Trajectory:
@@ -98,54 +142,84 @@ def open_trajectory(folder: Path | str) -> Trajectory:
         CheckpointError: If the manifest or a listed file is missing or damaged.
     """
     where = Path(folder)
-    manifest = where / MANIFEST
+    listed = _read_manifest(where / MANIFEST)
+    files = tuple((step, inside(where, _file_name(step))) for step in listed.steps)
+    _all_present(path for _, path in files)
+    return Trajectory(files, listed.losses, listed.digests)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    """Content of a manifest."""
+
+    steps: tuple[int, ...] = ()
+    losses: tuple[tuple[int, float], ...] = ()
+    digests: tuple[tuple[int, str], ...] = ()
+
+
+def _read_manifest(manifest: Path) -> _Listed:
     try:
-        listed = json.loads(manifest.read_text())
-        steps = [int(step) for step in listed["steps"]]
-        # Earlier versions did not keep losses.
+        # Version 0.1 kept no hashes, and earlier ones no losses.
+        listed = read_sealed(manifest, needs_check=False)
+        steps = tuple(int(step) for step in listed["steps"])
         losses = tuple((int(step), float(loss)) for step, loss in listed.get("losses", []))
+        digests = tuple((int(step), str(digest)) for step, digest in listed.get("sha256", []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{str(manifest)!r} must list the steps of a trajectory: {reason(error)}"
         ) from None
-    files = tuple((step, where / _file_name(step)) for step in steps)
-    _all_present(path for _, path in files)
-    return Trajectory(files, losses)
+    if list(steps) != sorted(set(steps)) or any(step < 0 for step in steps):
+        raise CheckpointError(
+            f"{str(manifest)!r} must list steps that ascend from 0; got {list(steps)}"
+        )
+    return _Listed(steps, losses, digests)
 
 
 def hugging_face_trajectory(folders: Sequence[Path | str]) -> Trajectory:
-    """Return the trajectory made of Hugging Face model folders, in the given order.
+    """Return the trajectory made of Hugging Face model folders.
 
-    A folder named `checkpoint-<step>` gives its step; otherwise they are numbered from 1. Losses
-    are those that the Trainer has noted in `trainer_state.json` where it evaluated at that step.
+    Folders named `checkpoint-<step>`, as the Trainer names them, are put in the order of their
+    steps; otherwise folders keep their order and are numbered from 1. Losses are those that the
+    Trainer has noted in `trainer_state.json` where it evaluated at that step.
+
+    Args:
+        folders: Folders with `model.safetensors`, or with several files and their index.
 
     Raises:
-        CheckpointError: If there is none, one holds no `model.safetensors` or a damaged state, or
-            the steps do not ascend.
+        CheckpointError: If there is none, one holds no safetensors or a damaged state, or a step
+            comes twice.
     """
     chosen = [Path(folder) for folder in folders]
-    steps = hugging_face_steps(chosen)
-    if not steps:
+    if not chosen:
         raise CheckpointError("'folders' must be at least one; got none")
-    paths = [folder / "model.safetensors" for folder in chosen]
-    _all_present(paths)
-    noted = [_noted_loss(folder, step) for folder, step in zip(chosen, steps, strict=True)]
-    known = [(step, loss) for step, loss in zip(steps, noted, strict=True) if loss is not None]
-    return Trajectory(tuple(zip(steps, paths, strict=True)), tuple(known))
+    ordered = _ordered(chosen)
+    for _, folder in ordered:
+        pretrained_files(folder)
+    noted = [(step, _noted_loss(folder, step)) for step, folder in ordered]
+    losses = tuple((step, loss) for step, loss in noted if loss is not None)
+    return Trajectory(tuple(ordered), losses)
 
 
 def hugging_face_steps(folders: Sequence[Path]) -> tuple[int, ...]:
-    """Return the steps that the names of Hugging Face model folders stand for.
+    """Return the steps that the names of Hugging Face model folders stand for, ascending.
 
     Raises:
-        CheckpointError: If they do not ascend.
+        CheckpointError: If a step comes twice.
     """
-    found = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
-    named = [int(match.group(1)) for match in found if match is not None]
-    steps = named if len(named) == len(folders) else list(range(1, len(folders) + 1))
-    if steps != sorted(set(steps)):
-        raise CheckpointError(f"'folders' must have ascending steps; got {steps}")
-    return tuple(steps)
+    return tuple(step for step, _ in _ordered(folders))
+
+
+def _ordered(folders: Sequence[Path]) -> list[tuple[int, Path]]:
+    names = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
+    named = [int(match.group(1)) for match in names if match is not None]
+    if len(named) < len(folders):
+        # Names without steps say nothing about the order, so the user's stands.
+        return list(enumerate(folders, start=1))
+    twice = sorted({step for step in named if named.count(step) > 1})
+    if twice:
+        raise CheckpointError(f"'folders' must have each step once; got step {twice[0]} twice")
+    return sorted(zip(named, folders, strict=True))
 
 
 def _noted_loss(folder: Path, step: int) -> float | None:
@@ -165,6 +239,11 @@ def _noted_loss(folder: Path, step: int) -> float | None:
         raise CheckpointError(
             f"{str(state)!r} must hold the 'log_history' of a Trainer: {error!r}"
         ) from None
+
+
+def _weights_file(path: Path) -> Path:
+    """Return the one weights file of a checkpoint."""
+    return path / SINGLE if path.is_dir() else path
 
 
 def _file_name(step: int) -> str:

@@ -25,6 +25,8 @@ from torch import Tensor
 from curricle.data.digests import example_keys
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
+from curricle.files import usable_folder
+from curricle.locks import locked
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.models.weights import weights_digest
@@ -41,7 +43,7 @@ from curricle.teachers.manifest import (
     facts_of,
     read_manifest,
 )
-from curricle.teachers.shards import SHARD_BYTES, ShardWriter, locked, uniforms
+from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.ambient import standard_state
 from curricle.training.binding import BoundRun, BoundStage
@@ -106,6 +108,7 @@ def capture(
             f"{runs[0].name!r}"
         )
     _check_readable(runs, codecs)
+    folder = usable_folder(folder, "folder")
     wanted = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
@@ -113,7 +116,7 @@ def capture(
             {section.name: section for one in inquiries for section, _ in one.wanted}.values()
         ),
     )
-    with locked(folder):
+    with locked(folder, remedy="wait for its end or take another folder"):
         writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
         done, total = 0, sum(one.stage.end - one.stage.start for one in inquiries)
         for inquiry in inquiries:

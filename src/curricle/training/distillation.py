@@ -6,7 +6,8 @@ would ask, so that students can be taught without it. `curricle plan` on the com
 after binding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, final
@@ -16,6 +17,7 @@ from torch import nn
 from curricle.curriculum.stages import Curriculum
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
+from curricle.files import usable_folder
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.records import Spent
@@ -110,6 +112,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     _require_direction(better)
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
+    folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
     model = tapped(student)
     run = bind(
         curriculum,
@@ -123,9 +126,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     evaluate = (
         evaluation if callable(evaluation) else label_metrics(evaluation, settings.torch_device())
     )
-    folder = None if output_dir is None else Path(output_dir)
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
-    end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
+    with _told_how_to_go_on(folder, settings):
+        end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
 
 
@@ -179,6 +182,33 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         seed=seed,
     )
     return capture([run], Path(folder), codecs=codecs, watch=watch)
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path | None, settings: EngineSettings) -> Iterator[None]:
+    """Add to an interruption what a second call would do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        KeyboardInterrupt: If interrupted, with the note.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        call = f"curricle.distill(..., output_dir={str(folder)!r}, resume=True)"
+        if folder is None:
+            note = "nothing was written, since 'output_dir' is None"
+        elif settings.checkpoint_every is None:
+            note = (
+                f"{call} starts anew, since 'settings.checkpoint_every' is None and no "
+                f"checkpoint was written"
+            )
+        else:
+            note = f"{call} goes on from the newest checkpoint"
+        error.add_note(f"curricle: stopped; {note}")
+        raise
 
 
 def _teaching(

@@ -12,7 +12,7 @@ normalizations, stay there, also after each evaluation. After the run all modes 
 
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NoReturn, final
@@ -23,7 +23,6 @@ from curricle import seeding
 from curricle.errors import CheckpointError, DivergenceError
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
-from curricle.models.weights import load_weights, save_weights
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
@@ -32,7 +31,6 @@ from curricle.records import (
     RunRecord,
     Spent,
     StageRecord,
-    read_records,
 )
 from curricle.specs import fingerprint
 from curricle.teachers.trajectory import TrajectoryWriter
@@ -40,7 +38,6 @@ from curricle.training.ambient import standard_state
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import (
     RunState,
-    latest_checkpoint,
     load_checkpoint,
     read_state,
     save_checkpoint,
@@ -51,6 +48,7 @@ from curricle.training.facts import differences, run_facts, write_facts
 from curricle.training.interrupts import Interrupted, Interrupts
 from curricle.training.recording import run_record, spend, step_record
 from curricle.training.results import plain_metrics
+from curricle.training.resuming import RunFolder, owner_of
 from curricle.training.speed import check_speed
 from curricle.training.stacking import Stack
 from curricle.training.starting import begun
@@ -192,6 +190,7 @@ class _Execution:
     writer: RecordWriter | None = None
     resumed: Path | None = None
     modes: Modes = ()
+    lock: ExitStack = field(default_factory=ExitStack)
     optimizer: torch.optim.Optimizer = field(init=False)
     facts: dict[str, Any] = field(init=False)
     digest: str = field(init=False)
@@ -220,24 +219,27 @@ class _Execution:
         finally:
             if self.writer is not None:
                 self.writer.close()
+            self.lock.close()
 
     def _stages(self) -> Steps:
         self.spent = begun(self.run.start, self.spent, self.run.settings.torch_device())
         for stage in self.run.stages:
             if self.spent.steps < stage.end and not self.has_ended:
                 yield from self._stage(stage)
-        folder, module = self.outputs.folder, self.run.student.module
+        files, module = self._files(), self.run.student.module
         try:
             metrics = self._metrics(self.run.stages[-1])
         except Exception as error:
-            if folder is not None:
-                save_weights(module, folder / FINISHED)
-                error.add_note(f"the trained weights are in {str(folder / FINISHED)!r}")
+            if files is not None:
+                files.save_student(module)
+                error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
-        end = EndRecord(metrics=metrics, spent=self.spent)
-        if folder is not None:
-            save_weights(module, folder / FINISHED)
+        weights = "" if files is None else files.save_student(module)
+        end = EndRecord(metrics=metrics, spent=self.spent, weights=weights)
         self._tell(end)
+        if files is not None and self.writer is not None:
+            self.writer.sync()
+            files.seal()
         return end
 
     def _stage(self, stage: BoundStage) -> Generator[int, float, None]:
@@ -320,8 +322,8 @@ class _Execution:
             Interrupted: Always.
         """
         self._save(stepper, outcome, step)
-        folder = self.outputs.folder
-        saved = None if folder is None else latest_checkpoint(folder / CHECKPOINTS)
+        files = self._files()
+        saved = None if files is None else files.newest()
         raise Interrupted(signal_number, saved)
 
     def _save(self, stepper: Stepper, outcome: StepOutcome, step: int) -> None:
@@ -332,7 +334,12 @@ class _Execution:
         stepper.check_weights(step)
         # Not even a crash of the machine may leave a checkpoint whose records are lost.
         self.writer.sync()
-        state = RunState(spent=self.spent, records_bytes=self.writer.size, run=self.digest)
+        state = RunState(
+            spent=self.spent,
+            records_bytes=self.writer.size,
+            records_head=self.writer.head,
+            run=self.digest,
+        )
         folder, module = self.outputs.folder / CHECKPOINTS, self.run.student.module
         save_checkpoint(folder, state, module, self.optimizer, adapters=stepper.adapters)
 
@@ -396,6 +403,15 @@ class _Execution:
                 )
         return metrics
 
+    def _files(self) -> RunFolder | None:
+        """Return the places of the run's files; None if nothing is written."""
+        folder = self.outputs.folder
+        if folder is None:
+            return None
+        return RunFolder(
+            records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
+        )
+
     def _open(self, *, resume: bool) -> EndRecord | None:
         """Open the records at the newest checkpoint.
 
@@ -403,38 +419,48 @@ class _Execution:
             The end of the run if it is complete; nothing is open then.
 
         Raises:
-            CheckpointError: If the folder holds a run that is not to be resumed, or another one.
+            CheckpointError: If the folder holds a run that is not to be resumed, or another one, or
+                a damaged one, or another process writes into it.
         """
         opening = run_record(self.run, self.metric, self.outputs.task, self.digest)
         opening = replace(opening, better=self.outputs.better)
-        folder = self.outputs.folder
-        if folder is None:
+        files = self._files()
+        if files is None:
             self._tell(opening)
             return None
-        records = folder / RECORDS
-        if records.exists() and not resume:
-            raise CheckpointError(
-                f"{str(folder)!r} must not hold a run already; resume it or choose another folder"
-            )
-        known = list(read_records(records)) if records.exists() else []
-        found = latest_checkpoint(folder / CHECKPOINTS) if resume else None
-        owner = _owner(known, self.digest) if found is None else read_state(found).run
+        if not resume:
+            files.check_free()
+        end = self._finished(files, opening)
+        if end is not None:
+            return end
+        # What was read above may be of a process that has written since.
+        files.open_for_writing(self.lock)
+        if not resume:
+            files.check_free()
+        end = self._finished(files, opening)
+        if end is None:
+            self._go_on(files, opening)
+        return end
+
+    def _finished(self, files: RunFolder, opening: RunRecord) -> EndRecord | None:
+        """Return the end of a complete run, whose student gets its weights; else None.
+
+        Raises:
+            CheckpointError: If the folder holds another run or a damaged one.
+        """
+        known, newest = files.known_records(), files.newest()
+        owner = owner_of(known, self.digest) if newest is None else read_state(newest).run
         if owner != self.digest:
             raise CheckpointError(
-                f"{str(found or records)!r} must belong to this run; its digest is {owner!r}, not "
-                f"{self.digest!r}{self._reason(folder, known)}"
+                f"{str(newest or files.records)!r} must belong to this run; its digest is "
+                f"{owner!r}, not {self.digest!r}{self._reason(files.folder, known)}"
             )
-        if known and isinstance(end := known[-1], EndRecord):
-            load_weights(self.run.student.module, folder / FINISHED)
-            self._notify(opening)
-            self._notify(end)
-            return end
-        if found is None:
-            self.writer = RecordWriter(records)
-            self._tell(opening)
+        if not known or not isinstance(end := known[-1], EndRecord):
             return None
-        self._go_on(found, opening, records)
-        return None
+        files.load_student(self.run.student.module, end)
+        self._notify(opening)
+        self._notify(end)
+        return end
 
     def _reason(self, folder: Path, known: Sequence[Record]) -> str:
         """Return what a refusal to go on adds: what has changed, and whether that can be helped."""
@@ -443,11 +469,20 @@ class _Execution:
         end = "; a finished run cannot be prolonged or changed, take another folder"
         return (f": {changes}" if changes else "") + (end if is_finished else "")
 
-    def _go_on(self, checkpoint: Path, opening: RunRecord, records: Path) -> None:
-        state, self.resumed = read_state(checkpoint), checkpoint
-        load_checkpoint(checkpoint, self.run.student.module, self.optimizer)
+    def _go_on(self, files: RunFolder, opening: RunRecord) -> None:
+        """Go on from the newest checkpoint, or begin if there is none."""
+        self.resumed = files.newest()
+        if self.resumed is None:
+            files.begin()
+            self.writer = RecordWriter(files.records)
+            self._tell(opening)
+            return
+        state = read_state(self.resumed, planned=self.run.stages[-1].end)
+        self.writer = RecordWriter(
+            files.records, keep_bytes=state.records_bytes, head=state.records_head
+        )
+        load_checkpoint(self.resumed, self.run.student.module, self.optimizer)
         self.spent = state.spent
-        self.writer = RecordWriter(records, keep_bytes=state.records_bytes)
         # It is on disk already, but these observers have not seen it.
         self._notify(opening)
 
@@ -459,10 +494,3 @@ class _Execution:
     def _notify(self, record: Record) -> None:
         for observer in self.outputs.observers:
             observer(record)
-
-
-def _owner(known: Sequence[Record], digest: str) -> str:
-    """Return the digest of the run that wrote some records; without any they may be anyone's."""
-    if not known:
-        return digest
-    return known[0].run if isinstance(known[0], RunRecord) else ""

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+from safetensors import SafetensorError
 from torch import nn
 
+from curricle.errors import CheckpointError
 from curricle.experiments.exports import EXPORT, export
 
 
@@ -11,12 +14,33 @@ class Exportable(nn.Module):
     """Stands for a Hugging Face model."""
 
     def save_pretrained(self, save_directory: str) -> None:
-        Path(save_directory).mkdir()
+        (Path(save_directory) / "config.json").write_text("{}")
 
 
 def test_a_hugging_face_model_is_written_below_its_run_folder(tmp_path: Path) -> None:
     export(Exportable(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [EXPORT]
+
+
+def test_an_export_on_a_full_disk_leaves_nothing_and_is_told(tmp_path: Path) -> None:
+    class Full(Exportable):
+        def save_pretrained(self, save_directory: str) -> None:
+            super().save_pretrained(save_directory)
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(CheckpointError, match=r"model' cannot be written: .*No space left"):
+        export(Full(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_replaces_an_earlier_one_but_no_link(tmp_path: Path) -> None:
+    export(Exportable(), tmp_path)
+    export(Exportable(), tmp_path)
+    (tmp_path / EXPORT).rename(tmp_path / "precious")
+    (tmp_path / EXPORT).symlink_to(tmp_path / "precious")
+    with pytest.raises(CheckpointError, match=r"must be a folder to be replaced; it is a symbol"):
+        export(Exportable(), tmp_path)
+    assert (tmp_path / "precious" / "config.json").is_file()
 
 
 def test_any_other_model_is_left_alone(tmp_path: Path) -> None:

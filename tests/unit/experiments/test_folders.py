@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from curricle.experiments.folders import (
     stored_spec,
     teacher_digest,
     unused_folder,
+    working,
 )
 from curricle.experiments.runner import single_run, teach, train_student
 from curricle.experiments.spec import RunSpec, changed
@@ -200,3 +202,75 @@ def test_a_demo_takes_a_folder_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
     assert unused_folder(tmp_path / "demo") == tmp_path / "demo-3"
+
+
+# --- damage, other writers, impossible places -----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["spec.yaml", "run.json"])
+@pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 0.9999])
+def test_a_flipped_bit_of_what_a_run_was_started_with_is_noticed(
+    make_spec: MakeSpec, name: str, place: float
+) -> None:
+    start(make_spec(), COMPARED)
+    path = make_spec().folder / name
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=name):
+        stored_spec(make_spec().folder)
+
+
+def test_a_spec_that_was_edited_is_told_with_the_way_out(make_spec: MakeSpec) -> None:
+    start(make_spec(), COMPARED)
+    path = make_spec().folder / "spec.yaml"
+    path.write_text(path.read_text().replace("learning_rate: 0.3", "learning_rate: 0.4"))
+    with pytest.raises(CheckpointError, match=r"must be the spec .* run a copy of it with another"):
+        stored_spec(make_spec().folder)
+
+
+def test_a_folder_of_an_earlier_version_has_no_hashes_and_is_read(make_spec: MakeSpec) -> None:
+    start(make_spec(), COMPARED)
+    path = make_spec().folder / "run.json"
+    path.write_text(json.dumps({"command": "compare", "title": "b c", "line": COMPARED.line}))
+    assert stored_spec(make_spec().folder) == make_spec()
+    assert read_origin(make_spec().folder) == COMPARED
+
+
+def test_a_command_that_does_not_exist_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"command": "rm", "title": "a", "line": "b"}')
+    with pytest.raises(CheckpointError, match=r"must be one of \['teach', .*\]; got 'rm'$"):
+        read_origin(tmp_path)
+
+
+def test_a_second_command_in_a_folder_is_told_whose_the_first_is(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    with working(spec.folder), pytest.raises(CheckpointError, match=r"writer at a time; process "):
+        start(spec, COMPARED)
+    assert not has_spec(spec.folder)
+    start(spec, COMPARED)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+def test_a_folder_that_cannot_be_is_told(make_spec: MakeSpec, name: str) -> None:
+    spec = replace(make_spec(), output_dir=name)
+    with pytest.raises(CheckpointError, match=r"^'output_dir' must be a folder that can be writ"):
+        refuse_taken(spec, "compare")
+
+
+def resumed(spec: RunSpec) -> None:
+    teach(spec)
+    train_student(spec, single_run(spec))
+
+
+@pytest.mark.parametrize("owner", ["student", "teacher"])
+def test_damaged_weights_of_a_finished_run_are_noticed(make_spec: MakeSpec, owner: str) -> None:
+    spec = make_spec()
+    teach(spec)
+    train_student(spec, single_run(spec))
+    path = (spec.folder if owner == "student" else spec.folder / "teacher") / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model.safetensors' is damaged or of another run"):
+        resumed(spec)

@@ -19,6 +19,7 @@ from curricle.models.weights import load_weights, save_weights
 from curricle.probes.correlations import output_correlations
 from curricle.probes.representations import linear_probe, tap_similarity
 from curricle.records import ProbeRecord, read_probes
+from tests.parts import edit_records
 
 MakeSpec = Callable[..., RunSpec]
 
@@ -148,7 +149,7 @@ def test_a_taught_teacher_alone_is_looked_at(make_spec: MakeSpec) -> None:
 def test_students_that_are_not_finished_are_left_out(compared: Path) -> None:
     records = compared / "students/progressive/seed-1/records.jsonl"
     lines = records.read_text().splitlines(keepends=True)
-    records.write_text("".join(lines[:-1]))
+    edit_records(records, "".join(lines[:-1]))
     left = {(one.model, one.seed) for one in probed(compared) if not one.is_teacher}
     assert left == {("one_shot", 0), ("progressive", 0), ("one_shot", 1)}
 

@@ -222,3 +222,12 @@ def test_missing_transformers_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
         r"'curricle\[hf\]' \(No module named 'transformers'\)$",
     ):
         build(HuggingFaceSpec(model_type="bert"))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin"])
+def test_a_pickle_is_refused_with_the_way_to_safetensors(tmp_path: Path, name: str) -> None:
+    saved(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / name).write_bytes(b"\x80\x02.")
+    with pytest.raises(CheckpointError, match=rf"'{name}', a pickle, .* 'save_pretrained' of the"):
+        build(PretrainedSpec(path=str(tmp_path)))

@@ -20,6 +20,7 @@ from curricle.reports.curves import (
 )
 from curricle.reports.runs import Run, load_runs
 from curricle.reports.summary import summarize
+from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]
 
@@ -161,7 +162,7 @@ def test_what_was_consumed_goes_on_as_in_the_runs_that_have_not_ended(
     text = records.read_text()
     for step in (5, 10, 15):
         text = text.replace(f'"seconds": {0.5 * step}', f'"seconds": {3.0 * step}')
-    records.write_text(text)
+    edit_records(records, text)
     curve = learning_curve(load_runs([tmp_path]), "accuracy")
     # Half a second and three seconds a step, then three only.
     assert curve.spent["seconds"] == pytest.approx((8.75, 17.5, 32.5))

@@ -6,6 +6,7 @@ import pytest
 
 from curricle.reports.figures import learning_figure, loss_figure, metrics_figure
 from curricle.reports.runs import Run, load_runs
+from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]
 
@@ -149,13 +150,13 @@ def test_losses_have_a_panel_for_each_strategy_and_a_line_for_each_stage(
 
 def test_a_loss_at_zero_is_drawn_on_a_linear_axis(tmp_path: Path, write_run: WriteRun) -> None:
     records = write_run(tmp_path, {2: 0.5}) / "records.jsonl"
-    records.write_text(records.read_text().replace('"loss": 0.5', '"loss": 0.0'))
+    edit_records(records, records.read_text().replace('"loss": 0.5', '"loss": 0.0'))
     assert loss_figure(load_runs([tmp_path])).layout.yaxis.type == "linear"
 
 
 def test_losses_over_many_decades_have_few_ticks(tmp_path: Path, write_run: WriteRun) -> None:
     records = write_run(tmp_path, {2: 0.5}) / "records.jsonl"
-    records.write_text(records.read_text().replace('"loss": 0.5', '"loss": 1e-8'))
+    edit_records(records, records.read_text().replace('"loss": 0.5', '"loss": 1e-8'))
     # Eight decades: a tick every second one.
     assert loss_figure(load_runs([tmp_path])).layout.yaxis.dtick == 2
 
@@ -168,5 +169,5 @@ def test_names_are_shown_as_text_whatever_they_contain(tmp_path: Path, write_run
 def test_a_run_without_losses_has_an_empty_panel(tmp_path: Path, write_run: WriteRun) -> None:
     records = write_run(tmp_path, {10: 0.5}) / "records.jsonl"
     lines = records.read_text().splitlines(keepends=True)
-    records.write_text("".join(line for line in lines if '"kind": "step"' not in line))
+    edit_records(records, "".join(line for line in lines if '"kind": "step"' not in line))
     assert len(loss_figure(load_runs([tmp_path])).data) == 0

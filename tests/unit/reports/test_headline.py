@@ -6,6 +6,7 @@ import pytest
 from curricle.reports.headline import MOST_NAMED, headline
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import Summary, summarize
+from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]
 
@@ -84,7 +85,7 @@ def test_the_headline_names_who_was_cheaper_otherwise(tmp_path: Path, write_run:
     records = path / "records.jsonl"
     # Without a teacher: 50 steps take 5k FLOPs in all, and 40 with one took 16k.
     free = records.read_text().replace('"teacher_flops": 15000,', '"teacher_flops": 0,')
-    records.write_text(free)
+    edit_records(records, free)
     assert "; but fewer total FLOPs by from_labels (5k against 16k)" in headline(_summary(tmp_path))
 
 
@@ -205,7 +206,7 @@ def test_a_share_above_one_is_told_in_times(tmp_path: Path, write_run: WriteRun)
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
     path = write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 50: 0.9})
     records = path / "records.jsonl"
-    records.write_text(records.read_text().replace('"seconds": 25.0', '"seconds": 8.0'))
+    edit_records(records, records.read_text().replace('"seconds": 25.0', '"seconds": 8.0'))
     line = headline(summarize(load_runs([tmp_path]), target_of="one_shot"))
     # 20 seconds against 8; 16k FLOPs against 20k.
     assert "in 2.5 times its seconds and 0.8 of its total FLOPs, with 400 examples" in line

@@ -6,6 +6,7 @@ import pytest
 
 from curricle.errors import CheckpointError
 from curricle.reports.runs import grouped, load_runs
+from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]
 
@@ -85,7 +86,7 @@ def test_the_end_counts_as_an_evaluation_where_none_was_made(
     records = write_run(tmp_path, {5: 0.5, 10: 0.7}) / "records.jsonl"
     lines = records.read_text().splitlines(keepends=True)
     # The last line is the end, the one before it the evaluation of the same step.
-    records.write_text("".join([*lines[:-2], lines[-1]]))
+    edit_records(records, "".join([*lines[:-2], lines[-1]]))
     (run,) = load_runs([tmp_path])
     assert [(each.spent.steps, each.metrics) for each in run.measurements] == [
         (5, {"accuracy": 0.5}),

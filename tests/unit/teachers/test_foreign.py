@@ -13,11 +13,11 @@ from pyarrow import parquet
 
 from curricle.data.streams import Batch
 from curricle.errors import CheckpointError, DataError
+from curricle.locks import locked
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.distillkit import CONFIGURATION
 from curricle.teachers.foreign import import_targets
 from curricle.teachers.manifest import Manifest, TeacherFacts, read_manifest, write_manifest
-from curricle.teachers.shards import locked
 from curricle.teachers.stored import open_targets
 
 IDS = [3, 1, 4, 1]

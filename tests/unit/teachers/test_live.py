@@ -131,7 +131,7 @@ def test_a_finished_teacher_needs_no_trajectory() -> None:
 def test_a_checkpoint_damaged_meanwhile_is_named(trajectory: Trajectory) -> None:
     teacher = LiveTeacher(mlp(0), trajectory)
     trajectory.path(20).write_bytes(b"damaged")
-    with teacher.teaching(), pytest.raises(CheckpointError, match="must be a safetensors file"):
+    with teacher.teaching(), pytest.raises(CheckpointError, match="is damaged or of another run"):
         teacher.at(20)
 
 

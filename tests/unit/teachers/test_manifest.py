@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import CheckpointError
+from curricle.specs import plain
 from curricle.teachers.codecs import BFloat16, Sampled
 from curricle.teachers.manifest import (
     DRAW,
@@ -16,6 +17,7 @@ from curricle.teachers.manifest import (
     Section,
     Shard,
     TeacherFacts,
+    missing_files,
     read_manifest,
     write_manifest,
 )
@@ -105,3 +107,49 @@ def test_a_folder_without_a_whole_manifest_is_refused(tmp_path: Path, text: str 
         (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(CheckpointError, match="must describe stored targets"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["../x.safetensors", "/x.safetensors", "a/b", ".."])
+def test_a_file_outside_of_the_folder_is_refused(tmp_path: Path, file: str) -> None:
+    write_manifest(tmp_path, replace(WHOLE, shards=(replace(WHOLE.shards[0], file=file),)))
+    with pytest.raises(CheckpointError, match=r"must list plain names of files inside it; got "):
+        read_manifest(tmp_path)
+
+
+def test_a_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    write_manifest(tmp_path, WHOLE)
+    (tmp_path / "a").symlink_to(tmp_path.parent)
+    with pytest.raises(CheckpointError, match=r"/a' must be a file of its folder; it is a symbol"):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 0.9999])
+def test_a_flipped_bit_is_noticed(tmp_path: Path, place: float) -> None:
+    write_manifest(tmp_path, WHOLE)
+    content = bytearray((tmp_path / MANIFEST).read_bytes())
+    content[int(place * len(content))] ^= 2
+    (tmp_path / MANIFEST).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"manifest.json' must describe stored targets"):
+        read_manifest(tmp_path)
+
+
+def test_a_manifest_of_an_earlier_version_has_no_check(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(plain(WHOLE)))
+    assert read_manifest(tmp_path) == WHOLE
+
+
+@pytest.mark.parametrize("facts", [{}, {"kind": 3}, {"kind": "../x"}])
+def test_targets_without_a_kind_are_refused(tmp_path: Path, facts: dict[str, object]) -> None:
+    document = plain(WHOLE)
+    document["sections"][0]["facts"] = facts
+    (tmp_path / MANIFEST).write_text(json.dumps(document))
+    with pytest.raises(CheckpointError, match=r"'facts' of stored targets must have a 'kind' such"):
+        read_manifest(tmp_path)
+
+
+def test_missing_and_cut_files_are_found_without_reading(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(bytes(99))
+    (tmp_path / "b").write_bytes(bytes(8))
+    assert missing_files(tmp_path, WHOLE) == ["b"]
+    (tmp_path / "a").unlink()
+    assert missing_files(tmp_path, WHOLE) == ["a", "b"]

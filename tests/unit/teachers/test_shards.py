@@ -11,9 +11,10 @@ from torch import Tensor
 from curricle.data.digests import example_keys
 from curricle.data.streams import Batch
 from curricle.errors import CheckpointError
+from curricle.locks import locked
 from curricle.teachers.codecs import Exact, Sampled
 from curricle.teachers.manifest import Manifest, Section, read_manifest
-from curricle.teachers.shards import ShardWriter, locked, opened, uniforms
+from curricle.teachers.shards import ShardWriter, opened, uniforms
 
 SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=2)
 OTHER = replace(SECTION, facts={"kind": "logits"})
@@ -132,3 +133,27 @@ def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
     wrong = replace(shard, rows=2)
     with pytest.raises(CheckpointError, match="must hold 1 examples and 2 rows"):
         opened(tmp_path, wrong)
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "other"])
+def test_who_adds_to_a_store_checks_the_files_that_are_there(tmp_path: Path, damage: str) -> None:
+    writer = ShardWriter(tmp_path, MANIFEST)
+    add(writer, 1)
+    manifest = writer.finish(MANIFEST.sections)
+    path = tmp_path / manifest.shards[0].file
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        changed = {"flip": content[:-1] + bytes([content[-1] ^ 1]), "cut": content[:-1]}
+        path.write_bytes(changed.get(damage, content.replace(b"keys", b"kezs")))
+    with pytest.raises(CheckpointError, match=path.name):
+        ShardWriter(tmp_path, manifest)
+
+
+def test_a_file_that_leads_elsewhere_is_not_opened(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path / "store", MANIFEST)
+    add(writer, 1)
+    (shard,) = writer.finish(MANIFEST.sections).shards
+    (tmp_path / "store" / shard.file).rename(tmp_path / shard.file)
+    with pytest.raises(CheckpointError, match=r"must list plain names of files inside it"):
+        opened(tmp_path / "store", replace(shard, file=f"../{shard.file}"))

@@ -1,5 +1,6 @@
 """Checkpoints on disk: what is written is found again, and what is damaged is refused."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,56 @@ def test_a_checkpoint_of_another_model_is_refused(folder: Path) -> None:
         open_trajectory(folder).check(mlp(widths=(5,)), [10])
 
 
-def test_the_manifest_holds_nothing_but_steps_and_losses(folder: Path) -> None:
-    assert json.loads((folder / MANIFEST).read_text()) == {"steps": [10, 20, 30], "losses": []}
+def test_the_manifest_holds_steps_losses_and_hashes(folder: Path) -> None:
+    listed = json.loads((folder / MANIFEST).read_text())
+    files = [folder / f"step-{step:09d}.safetensors" for step in (10, 20, 30)]
+    hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in files]
+    del listed["check"]
+    assert listed == {
+        "steps": [10, 20, 30],
+        "losses": [],
+        "sha256": [[step, one] for step, one in zip((10, 20, 30), hashes, strict=True)],
+    }
+
+
+@pytest.mark.parametrize("place", [0.02, 0.3, 0.6, 0.999])
+def test_a_flipped_bit_of_a_checkpoint_is_noticed(folder: Path, place: float) -> None:
+    path, opened = file(folder, 20), open_trajectory(folder)
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"000020\.safetensors"):
+        opened.check(mlp(), [20])
+    with pytest.raises(CheckpointError, match=r"000020\.safetensors"):
+        opened.load(mlp(), 20)
+
+
+def test_another_checkpoint_in_the_place_of_one_is_noticed(folder: Path) -> None:
+    file(folder, 20).write_bytes(file(folder, 30).read_bytes())
+    with pytest.raises(CheckpointError, match=r"000020.* is damaged or of another run"):
+        open_trajectory(folder).check(mlp(), [20])
+
+
+def test_a_changed_byte_of_the_manifest_is_noticed(folder: Path) -> None:
+    content = (folder / MANIFEST).read_bytes()
+    (folder / MANIFEST).write_bytes(content.replace(b"20,", b"21,"))
+    with pytest.raises(CheckpointError, match=r"manifest.json' must list .* does not match its 'c"):
+        open_trajectory(folder)
+
+
+@pytest.mark.parametrize("steps", ["[2, 1]", "[1, 1]", "[-1]"])
+def test_steps_that_do_not_ascend_from_zero_are_refused(tmp_path: Path, steps: str) -> None:
+    (tmp_path / MANIFEST).write_text(f'{{"steps": {steps}}}')
+    with pytest.raises(CheckpointError, match=r"must list steps that ascend from 0; got"):
+        open_trajectory(tmp_path)
+
+
+def test_a_checkpoint_that_is_a_link_is_refused(folder: Path) -> None:
+    path = file(folder, 20)
+    path.unlink()
+    path.symlink_to(folder / "step-000000030.safetensors")
+    with pytest.raises(CheckpointError, match=r"000020.* it is a symbolic link"):
+        open_trajectory(folder)
 
 
 def test_losses_are_kept_in_the_order_of_their_steps(tmp_path: Path) -> None:
@@ -207,11 +256,28 @@ def test_folders_of_other_names_are_numbered(folders: list[Path]) -> None:
     assert hugging_face_trajectory(renamed).steps == (1, 2)
 
 
-def test_folders_are_given_in_the_order_of_their_steps(folders: list[Path]) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"^'folders' must have ascending steps; got \[100, 50\]$"
-    ):
-        hugging_face_trajectory(folders[::-1])
+def test_folders_are_put_in_the_order_of_their_steps(folders: list[Path]) -> None:
+    """As `sorted(Path("run").glob("checkpoint-*"))` gives them, checkpoint-100 before -50."""
+    by_name = sorted(folders)
+    assert [folder.name for folder in by_name] == ["checkpoint-100", "checkpoint-50"]
+    trajectory = hugging_face_trajectory(by_name)
+    assert trajectory.files == ((50, folders[0]), (100, folders[1]))
+
+
+def test_losses_stay_with_their_steps_when_folders_are_put_in_order(folders: list[Path]) -> None:
+    note_losses(folders[0], {50: 0.7})
+    note_losses(folders[1], {100: 0.1})
+    assert hugging_face_trajectory(sorted(folders)).losses == ((50, 0.7), (100, 0.1))
+
+
+def test_a_step_that_comes_twice_is_refused(folders: list[Path]) -> None:
+    with pytest.raises(CheckpointError, match=r"^'folders' must have each step once; got step 50 "):
+        hugging_face_trajectory([*folders, folders[0]])
+
+
+def test_folders_without_steps_keep_their_order(tmp_path: Path) -> None:
+    names = [tmp_path / "late", tmp_path / "checkpoint-3", tmp_path / "early"]
+    assert hugging_face_steps(names) == (1, 2, 3)
 
 
 def test_a_trajectory_has_at_least_one_folder() -> None:

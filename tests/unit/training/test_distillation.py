@@ -344,3 +344,40 @@ def test_a_student_around_its_teacher_is_refused() -> None:
             parity(),
             evaluation=[parity().batch(0)],
         )
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b", "x" * 300])
+def test_a_run_folder_that_cannot_be_is_told(folder: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^'output_dir' must be a folder that can be writ"):
+        distilled(output_dir=folder)
+
+
+def test_a_run_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(CheckpointError, match=r"where the file '.*run' exists$"):
+        distilled(output_dir=tmp_path / "run")
+
+
+def interrupt(record: Record) -> None:
+    if record.kind == "stage":
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("written", "every", "told"),
+    [
+        (False, None, "nothing was written, since 'output_dir' is None"),
+        (True, None, "resume=True) starts anew, since 'settings.checkpoint_every' is None"),
+        (True, 5, "resume=True) goes on from the newest checkpoint"),
+    ],
+)
+def test_an_interruption_says_what_a_second_call_would_do(
+    tmp_path: Path, written: bool, every: int | None, told: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        distilled(
+            output_dir=tmp_path if written else None,
+            settings=EngineSettings(device="cpu", checkpoint_every=every),
+            observers=[interrupt],
+        )
+    assert told in stopped.value.__notes__[0]

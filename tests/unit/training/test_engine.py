@@ -40,6 +40,7 @@ from curricle.records import (
     StepRecord,
     read_records,
 )
+from curricle.seals import CHECK, SEAL, LineChain, seal_folder, sealed_names
 from curricle.specs import plain
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
@@ -135,6 +136,10 @@ def written(folder: Path) -> list[dict[str, Any]]:
 
 class CutError(Exception):
     """Ends a run from outside."""
+
+
+def without_check(line: dict[str, Any]) -> dict[str, Any]:
+    return {name: field for name, field in line.items() if name != CHECK}
 
 
 def interrupt_at(step: int) -> Callable[[Record], None]:
@@ -301,6 +306,7 @@ def test_time_and_consumption_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     content = json.loads(file.read_text())
     content["spent"]["seconds"] = 1000.0
     file.write_text(json.dumps(content))
+    seal_folder(path, sealed_names(path))
     assert 1000 < executed(run(), tmp_path, resume=True).spent.seconds < 1100
 
 
@@ -359,10 +365,12 @@ def test_another_run_without_a_checkpoint_is_refused_and_nothing_is_lost(
 
 def test_records_that_do_not_tell_their_run_are_not_overwritten(tmp_path: Path) -> None:
     executed(bound(one_shot(total=TOTAL)), tmp_path)
-    lines = (tmp_path / RECORDS).read_text().splitlines(keepends=True)
-    opening = json.loads(lines[0])
-    del opening["run"]
-    (tmp_path / RECORDS).write_text(json.dumps(opening) + "\n" + "".join(lines[1:-1]))
+    lines = [json.loads(line) for line in (tmp_path / RECORDS).read_text().splitlines()[:-1]]
+    del lines[0]["run"]
+    chain = LineChain()
+    forged = b"".join(chain.line(without_check(line)) for line in lines)
+    (tmp_path / RECORDS).write_bytes(forged)
+    (tmp_path / SEAL).unlink()
     before = contents(tmp_path)
     with pytest.raises(CheckpointError, match=r"must belong to this run; its digest is '', not"):
         executed(bound(one_shot(total=TOTAL)), tmp_path, resume=True)
@@ -414,7 +422,8 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(
     monkeypatch.setattr("curricle.training.engine.save_checkpoint", saving)
     monkeypatch.setattr(RecordWriter, "sync", syncing)
     executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}), tmp_path)
-    assert told == ["sync", "checkpoint"] * 2
+    # The last record too, before the manifest that counts it.
+    assert told == ["sync", "checkpoint"] * 2 + ["sync"]
 
 
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS.keys())

@@ -1,0 +1,154 @@
+"""Hugging Face folders as checkpoints of a module that is there already.
+
+A folder with one `model.safetensors` whose names are the module's is read as any weights file. All
+others are read through `from_pretrained` of the module's own class, which knows how the names and
+shapes of its files become those of the module (several files, experts that are kept one by one),
+into a second module whose weights are then copied.
+
+Design: the class comes from the module, so transformers is not imported here. Only safetensors are
+read, from the local disk, and no code of the folder is run. Links are allowed: the folders of the
+Hub's cache consist of them.
+"""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from torch import nn
+
+from curricle import seeding
+from curricle.errors import CheckpointError, reason
+from curricle.files import is_plain_name
+from curricle.models.weights import shapes
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLE = "pytorch_model"
+LONGEST_REASON = 200
+"""Characters that are shown of an error of transformers."""
+
+
+def pretrained_files(folder: Path) -> list[Path]:
+    """Return the weights files of a Hugging Face folder.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        CheckpointError: If it holds no safetensors, or its index names a file that is missing or
+            lies elsewhere.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        found = sorted(path.name for path in folder.glob(f"{PICKLE}*"))
+        pickled = (
+            f"; got {found[0]!r}, a pickle, which is not read since reading one can run code; "
+            f"'save_pretrained' of the model writes safetensors"
+            if found
+            else ""
+        )
+        raise CheckpointError(
+            f"{str(folder / SINGLE)!r} is listed as a checkpoint and must exist{pickled}"
+        )
+    names = _indexed(folder / INDEX)
+    for name in names:
+        if not is_plain_name(name):
+            raise CheckpointError(
+                f"{str(folder / INDEX)!r} must list plain names of files beside it; got {name!r}"
+            )
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{str(folder / name)!r} is listed in {INDEX!r} and must exist; it does not"
+            )
+    return [folder / name for name in names]
+
+
+def _indexed(index: Path) -> list[str]:
+    try:
+        listed = json.loads(index.read_bytes())["weight_map"]
+        names = sorted({str(name) for name in listed.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{str(index)!r} must have a 'weight_map' of files: {error!r}"
+        ) from None
+    if not names:
+        raise CheckpointError(f"{str(index)!r} must list at least one file; got none")
+    return names
+
+
+def needs_own_loader(module: nn.Module, path: Path) -> bool:
+    """Return whether a checkpoint is to be read through the class of a module.
+
+    Args:
+        module: The module.
+        path: A weights file, which never is, or a Hugging Face folder.
+    """
+    if not path.is_dir():
+        return False
+    if not (callable(getattr(type(module), "from_pretrained", None)) and hasattr(module, "config")):
+        return False
+    files = pretrained_files(path)
+    return len(files) > 1 or not _has_names(module, files[0])
+
+
+def check_pretrained(module: nn.Module, folder: Path) -> None:
+    """Check that a Hugging Face folder holds the weights of a module, by reading it once."""
+    _loaded(module, folder)
+
+
+def load_pretrained(module: nn.Module, folder: Path) -> None:
+    """Put the weights of a Hugging Face folder into a module."""
+    module.load_state_dict(_loaded(module, folder).state_dict())
+
+
+def _has_names(module: nn.Module, file: Path) -> bool:
+    """Return whether all names of a file are the module's; damage is found by who reads it."""
+    try:
+        with safetensors.safe_open(file, framework="pt") as opened:
+            return set(opened.keys()) <= set(shapes(module))
+    except safetensors.SafetensorError:
+        return True
+
+
+def _loaded(module: nn.Module, folder: Path) -> nn.Module:
+    """Return a second module of the same class with the weights of a folder.
+
+    Raises:
+        CheckpointError: If the class cannot read it, or weights are missing or left over.
+    """
+    pretrained_files(folder)
+    made: Any = type(module)
+    dtype = next((one.dtype for one in module.parameters() if one.is_floating_point()), None)
+    try:
+        # Weights that a folder lacks are drawn at first, which must not move the run's generators.
+        with seeding.scoped(0, "pretrained"):
+            loaded, report = made.from_pretrained(
+                str(folder),
+                config=copy.deepcopy(module.config),
+                dtype=dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+    except Exception as error:
+        # What families raise for a folder that is not theirs has no common base.
+        told = " ".join(reason(error).split())[:LONGEST_REASON]
+        raise CheckpointError(
+            f"{str(folder)!r} must hold weights of {made.__name__}; its loader says: {told}"
+        ) from error
+    for kind, rule in (("missing_keys", "is missing"), ("unexpected_keys", "is not in the model")):
+        names = sorted(report.get(kind, ()))
+        if names:
+            raise CheckpointError(
+                f"{str(folder)!r} must hold this model's weights; {names[0]!r} {rule}"
+            )
+    if shapes(loaded) != shapes(module):
+        raise CheckpointError(
+            f"{str(folder)!r} must hold weights of this model's shapes; its configuration makes "
+            f"another model"
+        )
+    result: nn.Module = loaded
+    return result
