@@ -35,6 +35,7 @@ from curricle.training.batches import CountsTokens
 from curricle.training.binding import BoundRun
 from curricle.training.engine import Joining, Outputs, Steps, executing
 from curricle.training.evaluation import Evaluator
+from curricle.training.interrupts import Interrupted, Interrupts
 from curricle.training.settings import EngineSettings
 from curricle.training.speed import check_speed
 from curricle.training.stacking import Stack
@@ -87,6 +88,7 @@ def execute_together(
         The last record of each, in the order of the seats.
 
     Raises:
+        Interrupted: If a signal has ended the runs, after each has saved where it stands.
         BindError: If the students do not share data, teacher, device, precision and accumulation,
             or steps that are to be compiled cannot be.
     """
@@ -104,6 +106,9 @@ def execute_together(
     joining: Joining = Stack(ahead).joining if stacked else nullcontext
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
+        interrupts = stack.enter_context(
+            Interrupts(saves=any(one.outputs.folder is not None for one in seats))
+        )
         if live is not None:
             stack.enter_context(live.teaching(seats[0].run.settings.teacher_inference))
         lessons = [
@@ -118,6 +123,7 @@ def execute_together(
                             resume=resume,
                             until=until,
                             joining=joining,
+                            interrupts=interrupts,
                         )
                     )
                 )
@@ -133,9 +139,13 @@ def _seated(run: BoundRun, shared: SharedTeacher | None) -> SharedTeacher | Stor
 
 
 def _taught(lessons: "Sequence[_Lesson]") -> list[EndRecord]:
-    """Return the ends of some lessons after giving them, whoever is behind first."""
+    """Return the ends of some lessons after giving them, whoever is behind first.
+
+    Raises:
+        Interrupted: If a signal has ended them.
+    """
     first = 0
-    while going := [one for one in lessons if one.end is None]:
+    while going := [one for one in lessons if one.end is None and one.interrupted is None]:
         # Another one each time: who comes first at a batch waits for the teacher.
         first += 1
         turn = first % len(going)
@@ -143,6 +153,10 @@ def _taught(lessons: "Sequence[_Lesson]") -> list[EndRecord]:
         for one in (*going[turn:], *going[:turn]):
             if one.done == behind:
                 one.advance()
+    for one in lessons:
+        # Only now, when every student has saved where it stands.
+        if one.interrupted is not None:
+            raise one.interrupted
     return [one.end for one in lessons if one.end is not None]
 
 
@@ -156,6 +170,7 @@ class _Lesson:
         # Behind everybody: a run that is resumed only tells where it stands by its first step.
         self.done = -1
         self.end: EndRecord | None = None
+        self.interrupted: Interrupted | None = None
 
     def advance(self) -> None:
         """Take one step."""
@@ -166,6 +181,11 @@ class _Lesson:
                 self.done = self._steps.send(time.perf_counter() - self._left)
         except StopIteration as finished:
             self.end = finished.value
+        except Interrupted as error:
+            # Without a checkpoint there is nothing that the others should save.
+            if error.checkpoint is None:
+                raise
+            self.interrupted = error
         self._left = time.perf_counter()
 
 

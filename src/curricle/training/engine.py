@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NoReturn, final
 
 import torch
 from torch import nn
@@ -45,6 +45,7 @@ from curricle.training.checkpoints import (
 )
 from curricle.training.costs import now
 from curricle.training.evaluation import LOSS, Evaluator
+from curricle.training.interrupts import Interrupted, Interrupts
 from curricle.training.recording import run_record, spend, step_record
 from curricle.training.speed import check_speed
 from curricle.training.stacking import Stack
@@ -110,9 +111,12 @@ def execute(
         CheckpointError: If the folder already holds a run and `resume` is off, or holds another
             run and `resume` is on.
         DivergenceError: If a loss is not finite.
+        Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
+            folder.
     """
     check_speed(run)
     ahead = run.settings.compiled_steps
+    interrupts = Interrupts(saves=outputs.folder is not None)
     steps = executing(
         run,
         evaluate,
@@ -121,8 +125,9 @@ def execute(
         resume=resume,
         until=until,
         joining=nullcontext if ahead == 1 else Stack(ahead, is_class=False).joining,
+        interrupts=interrupts,
     )
-    with run.settings.stated_threads():
+    with run.settings.stated_threads(), interrupts:
         try:
             next(steps)
             while True:
@@ -141,6 +146,7 @@ def executing(
     resume: bool = False,
     until: Callable[[Mapping[str, float]], bool] | None = None,
     joining: Joining = nullcontext,
+    interrupts: Interrupts | None = None,
 ) -> Steps:
     """Run a bound curriculum step by step; arguments and errors are those of `execute`.
 
@@ -156,7 +162,9 @@ def executing(
     if run.teacher is not None:
         run.teacher.check(run.teachers)
     with modes_kept(run.student.module):
-        whole = _Execution(run, evaluate, metric, outputs, until, joining)
+        whole = _Execution(
+            run, evaluate, metric, outputs, until, joining, interrupts or Interrupts()
+        )
         return (yield from whole.run_all(resume=resume))
 
 
@@ -171,6 +179,7 @@ class _Execution:
     outputs: Outputs
     until: Callable[[Mapping[str, float]], bool] | None
     joining: Joining
+    interrupts: Interrupts
     has_ended: bool = False
     spent: Spent = field(default_factory=Spent)
     writer: RecordWriter | None = None
@@ -230,6 +239,10 @@ class _Execution:
                     if self.has_ended:
                         return
                     started += self._now() - paused
+                if self.interrupts.requested is not None and not stepper.ahead():
+                    seconds = before.seconds + self._now() - started
+                    self.spent = spend(self.run, before, stage, done=step + 1, seconds=seconds)
+                    self._interrupt(self.interrupts.requested, stepper, outcome, step)
                 started += yield step + 1
             seconds = before.seconds + self._now() - started
         self.spent = spend(self.run, before, stage, done=stage.end, seconds=seconds)
@@ -268,6 +281,19 @@ class _Execution:
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not self.has_ended:
             self._save(stepper, outcome, step)
+
+    def _interrupt(
+        self, signal_number: int, stepper: Stepper, outcome: StepOutcome, step: int
+    ) -> NoReturn:
+        """End the run after a step, of which a checkpoint is left.
+
+        Raises:
+            Interrupted: Always.
+        """
+        self._save(stepper, outcome, step)
+        folder = self.outputs.folder
+        saved = None if folder is None else latest_checkpoint(folder / CHECKPOINTS)
+        raise Interrupted(signal_number, saved)
 
     def _save(self, stepper: Stepper, outcome: StepOutcome, step: int) -> None:
         if self.outputs.folder is None or self.writer is None:

@@ -54,6 +54,7 @@ class Stack:
             return
         member = _Member(stepper)
         stepper.with_others = lambda step: self._step(member, step)
+        stepper.ahead = lambda: len(member.ready)
         self._members.append(member)
         try:
             yield

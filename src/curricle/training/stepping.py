@@ -106,6 +106,8 @@ class Stepper:
         self.with_others: Callable[[int], StepOutcome | None] | None = None
         """Gives the outcome of a step that was taken with others, if it was: with those of other
         students, or with those that follow."""
+        self.ahead: Callable[[], int] = lambda: 0
+        """Gives the number of steps that the weights are ahead, of those that go as one call."""
         self.until = 0
         """The step before which nobody looks at the weights: those before it may be taken ahead."""
         self.prefetcher: Prefetcher[Prepared] | None = None

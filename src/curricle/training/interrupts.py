@@ -1,0 +1,90 @@
+"""Signals that end a run at a step of its choice.
+
+SIGTERM (schedulers, `kill`), SIGHUP (a closed terminal) and, where a run writes a folder, SIGINT
+(ctrl-C) set a flag that the engine polls once a step. It then saves a checkpoint and raises
+`Interrupted`, so at most one step is lost. A second signal raises at once.
+
+Design: only default actions are replaced. A signal that is ignored, as SIGHUP under `nohup`, stays
+ignored, and handlers of the calling program keep theirs.
+"""
+
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import final
+
+DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+"""Actions that are replaced while a run goes on."""
+
+
+@final
+class Interrupted(KeyboardInterrupt):
+    """A run that a signal has ended; a `KeyboardInterrupt`, so code that knows only that stops."""
+
+    def __init__(self, signal_number: int, checkpoint: Path | None = None) -> None:
+        """Describe the end.
+
+        Args:
+            signal_number: Number of the signal; a process that it ends exits with 128 more.
+            checkpoint: What was saved to resume from; None if nothing could be.
+        """
+        name = signal.Signals(signal_number).name
+        saved = "" if checkpoint is None else f"; resume from {str(checkpoint)!r}"
+        super().__init__(f"interrupted by {name}{saved}")
+        self.signal_number = signal_number
+        """Number of the signal."""
+        self.checkpoint = checkpoint
+        """What was saved to resume from; None if nothing could be."""
+
+
+@final
+class Interrupts:
+    """A context in which signals are noted instead of ending the process."""
+
+    def __init__(self, *, saves: bool = False) -> None:
+        """Begin without a signal; nothing is installed before the context is entered.
+
+        Args:
+            saves: Whether the run writes checkpoints. Otherwise ctrl-C has nothing to wait for and
+                raises at once, as Python does.
+        """
+        names = ("SIGTERM", "SIGHUP", *(("SIGINT",) if saves else ()))
+        # Windows has no SIGHUP.
+        self._numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+        self._replaced: list[tuple[int, object]] = []
+        self.requested: int | None = None
+        """Number of the signal that has arrived; None as long as none has."""
+
+    def __enter__(self) -> "Interrupts":
+        """Install the handlers; Python allows that in the main thread only."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self._numbers:
+                before = signal.getsignal(number)
+                if before in DEFAULTS:
+                    signal.signal(number, self._note)
+                    self._replaced.append((number, before))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Put the actions back that were replaced.
+
+        Raises:
+            Interrupted: If a signal came too late for a step to end the run by it.
+        """
+        while self._replaced:
+            number, before = self._replaced.pop()
+            signal.signal(number, before)  # type: ignore[arg-type] # what `getsignal` returned
+        if kind is None and self.requested is not None:
+            raise Interrupted(self.requested)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.requested is not None:
+            raise Interrupted(number)
+        self.requested = number

@@ -1,0 +1,189 @@
+"""Signals end a run after the step at hand, with a checkpoint, and nothing is left installed."""
+
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from curricle.curriculum.strategies import one_shot
+from curricle.data.parity import ParityStream
+from curricle.data.streams import Batch
+from curricle.models.tapped import TappedModel
+from curricle.records import EndRecord
+from curricle.teachers.live import LiveTeacher
+from curricle.training import compiling
+from curricle.training.checkpoints import latest_checkpoint, read_state
+from curricle.training.classroom import Seat, execute_together
+from curricle.training.engine import CHECKPOINTS, FINISHED, Outputs, execute
+from curricle.training.interrupts import Interrupted, Interrupts
+from tests.parts import bound, mlp, parity
+
+STEPS = 12
+
+
+class Signals:
+    """Gives the batches of parity, and sends this process a signal with one of them."""
+
+    fingerprint = "signals"
+    batch_size, tokens_per_batch = 8, 48
+
+    def __init__(self, number: int | None = None, *, at: int = 5) -> None:
+        self._number, self._at, self._stream = number, at, parity()
+
+    def batch(self, step: int) -> Batch:
+        if step == self._at and self._number is not None:
+            number, self._number = self._number, None
+            os.kill(os.getpid(), number)
+        return self._stream.batch(step)
+
+
+def evaluate(model: TappedModel) -> dict[str, float]:
+    return {"accuracy": float(model.module(torch.ones(2, 6)).square().mean())}
+
+
+def executed(
+    stream: Signals | ParityStream, folder: Path | None, *, resume: bool = False, compiled: int = 1
+) -> tuple[EndRecord, dict[str, torch.Tensor]]:
+    settings = {"record_every": 6, "evaluate_every": 6, "compiled_steps": compiled}
+    run = bound(one_shot(total=f"{STEPS} steps"), stream=stream, settings=settings)
+    outputs = Outputs(folder=folder)
+    end = execute(run, evaluate, metric="accuracy", outputs=outputs, resume=resume)
+    return end, run.student.module.state_dict()
+
+
+def handlers() -> list[object]:
+    return [signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_step_at_hand_with_a_checkpoint(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    before = handlers()
+    with pytest.raises(Interrupted, match=f"interrupted by {number.name}; resume from") as raised:
+        executed(Signals(number), tmp_path)
+    assert raised.value.signal_number == number
+    assert raised.value.checkpoint is not None
+    assert read_state(raised.value.checkpoint).spent.steps == 6
+    assert not (tmp_path / FINISHED).exists()
+    assert handlers() == before
+
+
+def test_a_run_that_a_signal_has_ended_goes_on_bit_equal(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        executed(Signals(signal.SIGTERM), tmp_path)
+    end, weights = executed(Signals(), tmp_path, resume=True)
+    whole, expected = executed(Signals(), None)
+    assert end.metrics == whole.metrics
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_without_a_folder_a_signal_still_ends_the_run_as_an_interrupt() -> None:
+    with pytest.raises(KeyboardInterrupt, match="interrupted by SIGTERM$") as raised:
+        executed(Signals(signal.SIGTERM), None)
+    assert isinstance(raised.value, Interrupted)
+    assert raised.value.checkpoint is None
+
+
+def test_without_a_folder_ctrl_c_has_nothing_to_wait_for() -> None:
+    with Interrupts(), pytest.raises(KeyboardInterrupt) as raised:
+        os.kill(os.getpid(), signal.SIGINT)
+    assert type(raised.value) is KeyboardInterrupt
+
+
+def test_a_second_signal_does_not_wait_for_the_step() -> None:
+    with pytest.raises(Interrupted, match="SIGHUP"), Interrupts() as interrupts:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupts.requested == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGHUP)
+
+
+def test_a_signal_that_came_after_the_last_step_is_not_forgotten() -> None:
+    with pytest.raises(Interrupted, match="SIGTERM"), Interrupts():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_an_ignored_signal_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert interrupts.requested is None
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_of_the_calling_program_is_left_in_place() -> None:
+    seen: list[int] = []
+
+    def handler(number: int, frame: object) -> None:
+        seen.append(number)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        with Interrupts() as interrupts:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert (seen, interrupts.requested) == ([signal.SIGTERM], None)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_in_another_thread_nothing_is_installed() -> None:
+    before, errors = handlers(), list[BaseException]()
+
+    def enter() -> None:
+        try:
+            with Interrupts():
+                assert handlers() == before
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert not errors
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_every_student_of_a_classroom_saves_where_it_stands(stacked: bool, tmp_path: Path) -> None:
+    teacher, stream = LiveTeacher(mlp(16, 12, seed=1)), Signals(signal.SIGTERM)
+    seats = [
+        Seat(
+            run=bound(
+                one_shot(total=f"{STEPS} steps"),
+                student=mlp(5, 4, seed=number),
+                teacher=teacher,
+                stream=stream,
+                seed=number,
+            ),
+            evaluate=evaluate,
+            outputs=Outputs(folder=tmp_path / str(number)),
+        )
+        for number in (2, 3)
+    ]
+    with pytest.raises(Interrupted):
+        execute_together(seats, metric="accuracy", stacked=stacked)
+    for number in (2, 3):
+        saved = latest_checkpoint(tmp_path / str(number) / CHECKPOINTS)
+        assert saved is not None
+        # In turns, the others take one step more than the one that has seen the signal first.
+        assert read_state(saved).spent.steps in (6, 7)
+
+
+def test_steps_that_were_compiled_as_one_are_saved_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What torch compiles takes seconds; the traced graph takes the same steps.
+    monkeypatch.setattr(compiling, "compiled", lambda traced: traced.graph)
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    with pytest.raises(Interrupted) as raised:
+        executed(Signals(signal.SIGTERM, at=4), tmp_path, compiled=3)
+    assert raised.value.checkpoint is not None
+    _, weights = executed(Signals(), tmp_path, resume=True)
+    _, expected = executed(Signals(), None)
+    assert all(torch.allclose(weights[name], expected[name]) for name in expected)
