@@ -173,7 +173,11 @@ class _Lesson:
         self.interrupted: Interrupted | None = None
 
     def advance(self) -> None:
-        """Take one step."""
+        """Take one step.
+
+        Raises:
+            Interrupted: If a signal has ended the run and nothing is saved.
+        """
         try:
             if self.done < 0:
                 self.done = next(self._steps)

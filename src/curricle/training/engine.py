@@ -137,7 +137,7 @@ def execute(
             return end
 
 
-def executing(
+def executing(  # noqa: PLR0913 - what several runs may share, beside what each has
     run: BoundRun,
     evaluate: Evaluator,
     *,

@@ -57,7 +57,7 @@ class Interrupts:
         """Number of the signal that has arrived; None as long as none has."""
 
     def __enter__(self) -> "Interrupts":
-        """Install the handlers; Python allows that in the main thread only."""
+        """Return itself after installing the handlers, which only the main thread can."""
         if threading.current_thread() is threading.main_thread():
             for number in self._numbers:
                 before = signal.getsignal(number)
