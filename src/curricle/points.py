@@ -19,6 +19,7 @@ from pydantic import Field
 from curricle.errors import CheckpointError
 from curricle.files import write_text
 from curricle.specs import parse, plain, value
+from curricle.yaml_specs import from_json
 
 POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"
 SMOKE = "scale smoke only shows that everything runs; its numbers say nothing about the methods"
@@ -120,7 +121,7 @@ def read_recipe(folder: Path) -> RecipeRecord:
     """
     path = folder / RECIPE
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{str(path)!r} must say what is reproduced; got {error}") from None
     record: RecipeRecord = parse(RecipeRecord, data, source=str(path))
@@ -172,7 +173,7 @@ def read_points(folder: Path) -> Iterator[Point]:
     # Bytes, so that a character that is no UTF-8 is an error of its line.
     for number, line in enumerate(path.read_bytes().splitlines(), start=1):
         try:
-            data = json.loads(line)
+            data = from_json(line)
         except ValueError as error:
             raise CheckpointError(f"line {number} of {str(path)!r} is damaged: {error}") from None
         yield parse(Point, data, source=f"line {number} of {str(path)!r}")

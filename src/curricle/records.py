@@ -25,6 +25,7 @@ from pydantic import Field
 from curricle.errors import CheckpointError, SpecError
 from curricle.files import write_text
 from curricle.specs import parse, plain, value
+from curricle.yaml_specs import from_json
 
 
 @final
@@ -289,7 +290,7 @@ def _read(path: Path, kind: Any) -> Iterator[Any]:  # noqa: ANN401 - a union is 
         if not line.endswith(b"\n"):
             return
         try:
-            yield parse(kind, _current(json.loads(line)))
+            yield parse(kind, _current(from_json(line)))
         except (json.JSONDecodeError, SpecError) as error:
             raise CheckpointError(f"{str(path)!r} line {number} is not a record: {error}") from None
 

@@ -38,7 +38,7 @@ class TextFile:
     """Digest of its bytes, in hexadecimal."""
 
     def chunks(self) -> Iterator[str]:
-        """Yield the text in order; line ends become `\\n` and a byte order mark is left out.
+        """Yield the text in order, with line feeds as line ends and without a byte order mark.
 
         Raises:
             DataError: If the file cannot be read, is not UTF-8, or has changed since it was opened.

@@ -28,6 +28,7 @@ from curricle.data.store import content_digest
 from curricle.errors import DataError, SpecError, near_names
 from curricle.extras import imported
 from curricle.specs import fingerprint
+from curricle.yaml_specs import from_json
 
 Split = Literal["train", "valid", "test"]
 Corpus = str | Path | Sequence[str | Path]
@@ -245,22 +246,14 @@ def _record(line: str, file: Path, number: int) -> str:
     """
     where = f"{str(file)!r} must hold"
     try:
-        record = json.loads(line)
+        record = from_json(line)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where} one JSON object a line: line {number}, column {error.colno}: {error.msg}"
         ) from None
-    except (RecursionError, ValueError):
-        # Python reads neither a thousand levels nor an integer of 5,000 digits.
-        raise DataError(
-            f"{where} JSON objects that can be read: line {number} is nested too deeply or has a "
-            f"number with too many digits; got {line[:60]!r}"
-        ) from None
     text = record.get(TEXT) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise DataError(
-            f"{where} a field 'text' in every line; got {line[:60]!r} in line {number}"
-        )
+        raise DataError(f"{where} a field 'text' in every line; got {line[:60]!r} in line {number}")
     return text
 
 
@@ -282,9 +275,7 @@ def _open_data_set(name: str, split: Split) -> Documents:
     files = [Path(file["filename"]) for file in table.cache_files]
     digest = _digest([content_digest(file) for file in files], "arrow", cut)
     rows = (table.select(range(*_share(cut, len(table)))) if cut else table).select_columns([TEXT])
-    return Documents(
-        read=lambda: _with_text(_read_rows(rows, name), name, split), digest=digest
-    )
+    return Documents(read=lambda: _with_text(_read_rows(rows, name), name, split), digest=digest)
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and with it the type

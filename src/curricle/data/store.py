@@ -29,6 +29,7 @@ from jaxtyping import Integer, UInt
 from curricle.errors import CheckpointError, DataError, SpecError, reason
 from curricle.files import new_folder
 from curricle.specs import Plain, fingerprint, parse, plain, value
+from curricle.yaml_specs import from_json
 
 FORMAT = 1
 """Version of the layout of a store; one more whenever old folders can no longer be read."""
@@ -210,7 +211,7 @@ def read_manifest(folder: Path) -> Plain:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{str(path)!r} cannot be read as a manifest: {reason(error)}"

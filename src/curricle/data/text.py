@@ -4,11 +4,12 @@
 documents; `open_or_build` does both once, keeps the result on disk and gives a `TokenStore`.
 Documents come from `curricle.data.corpora`.
 
-Design: a text is read piece by piece, so memory holds neither a book nor its tokens. The tokenizer is trained on the training split only and serves all splits. The folders in
-the cache are named by a digest of everything they depend on (the documents, split, vocabulary
-size, versions), so another corpus never meets an old tokenizer. Documents are joined to
-one row of tokens, each after a `<bos>`. WikiText writes rare words as a literal `<unk>`: that is
-the tokenizer's unknown token, one id, and like all special tokens it is never scored.
+Design: a text is read piece by piece, so memory holds neither a book nor its tokens. The tokenizer
+is trained on the training split only and serves all splits. The folders in the cache are named by a
+digest of everything they depend on (the documents, split, vocabulary size, versions), so another
+corpus never meets an old tokenizer. Documents are joined to one row of tokens, each after a
+`<bos>`. WikiText writes rare words as a literal `<unk>`: that is the tokenizer's unknown token, one
+id, and like all special tokens it is never scored.
 
 This is the only module of the package's data part that needs `tokenizers` (the `hf` extra).
 """

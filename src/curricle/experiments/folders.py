@@ -17,9 +17,12 @@ from curricle.points import where_runs_are
 from curricle.records import EndRecord, RunRecord, read_records
 from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
 from curricle.training.engine import RECORDS
+from curricle.yaml_specs import from_json
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
 TAUGHT = "taught.json"
+COMMANDS = ("teach", "distill", "compare")
+"""Commands that make run folders."""
 
 
 @final
@@ -79,12 +82,17 @@ def read_origin(folder: Path) -> Origin:
         CheckpointError: If the folder holds no run.
     """
     try:
-        found = Origin(**json.loads((folder / COMMAND).read_text()))
+        found = Origin(**from_json((folder / COMMAND).read_text()))
     except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
             f"{str(folder)!r} must be a run folder with a {COMMAND!r}: {reason(error)}"
             f"{_hint(folder)}"
         ) from None
+    if found.command not in COMMANDS:
+        raise CheckpointError(
+            f"'command' in {str(folder / COMMAND)!r} must be one of {', '.join(COMMANDS)}; "
+            f"got {found.command!r}"
+        )
     return found
 
 
@@ -127,7 +135,7 @@ def is_claimed(spec: RunSpec) -> bool:
     if spec.teacher.total is None or not claim.is_file():
         return False
     try:
-        found = json.loads(claim.read_text())["spec"]
+        found = from_json(claim.read_text())["spec"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{str(claim)!r} must tell whose teacher this is: {error!r}"
