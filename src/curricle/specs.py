@@ -34,7 +34,7 @@ from typing import (
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
@@ -61,6 +61,25 @@ RULES = MappingProxyType(
     | dict.fromkeys(("tuple_type", "list_type"), f"{SHOULD}a list")
 )
 """What pydantic says in Python's words, said in those of a file."""
+
+
+LONGEST_NAME = 100
+"""Characters of the longest name; names become folders and columns of tables."""
+
+
+def _one_line(text: str) -> str:
+    """Return text that a terminal shows as it is.
+
+    Raises:
+        SpecError: If it holds a line end or another control character.
+    """
+    if not text.isprintable():
+        raise SpecError(f"{SHOULD}one line of printable characters; got {_short(text)}")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+"""Text that is shown to people or names a file: one line without control characters."""
 
 
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))

@@ -309,7 +309,7 @@ def _read_rows(rows: Any, name: str) -> Iterator[str]:  # noqa: ANN401 - as abov
         DataError: If something else stands in the column.
     """
     for number, batch in enumerate(rows.iter(AT_ONCE)):
-        progress.advance(number * AT_ONCE, len(rows))
+        progress.advance(min((number + 1) * AT_ONCE, len(rows)), len(rows))
         for text in batch[TEXT]:
             if not isinstance(text, str):
                 raise DataError(f"{name!r} must hold a text in every row; got {text!r}")

@@ -26,6 +26,7 @@ from curricle.errors import CheckpointError
 from curricle.experiments.runner import StudentRun, classes, train_class
 from curricle.experiments.spec import RunSpec
 from curricle.records import Record
+from curricle.training.interrupts import Interrupted
 
 Watcher = Callable[[StudentRun, Record], None]
 """Is told of every record of every run."""
@@ -132,9 +133,13 @@ def _end_with(parent: Connection) -> None:
 
 
 def _work(spec: RunSpec, number: int) -> None:
-    """Train one student, or those taught with it, and tell the parent."""
-    train_class(
-        spec,
-        classes(spec)[number],
-        lambda run, record: _MESSAGES[0].put((str(run), record)),
-    )
+    """Train one student, or those taught with it, and send the parent its records."""
+    try:
+        train_class(
+            spec,
+            classes(spec)[number],
+            lambda run, record: _MESSAGES[0].put((str(run), record)),
+        )
+    except Interrupted as error:
+        # A signal to the whole group; the parent has it too and says what to do.
+        os._exit(128 + error.signal_number)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import final
 
 from curricle.errors import CheckpointError, reason
-from curricle.experiments.spec import RunSpec
+from curricle.experiments.spec import RunSpec, differences
 from curricle.files import write_text
 from curricle.points import where_runs_are
 from curricle.records import EndRecord, RunRecord, read_records
@@ -21,6 +21,8 @@ from curricle.yaml_specs import from_json
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
 TAUGHT = "taught.json"
+MOST_CHANGES = 6
+"""Fields in which two specs differ that are named in an error."""
 COMMANDS = ("teach", "distill", "compare")
 """Commands that make run folders."""
 
@@ -54,9 +56,19 @@ def refuse_taken(spec: RunSpec, command: str) -> None:
     if taken and (command == "teach" or not only_taught):
         raise CheckpointError(
             f"'output_dir' {str(folder)!r} must not hold a run already; "
-            f"use 'curricle resume {folder}' or another folder"
+            f"use 'curricle resume {folder}' or another folder{_changes(spec)}"
         )
     is_claimed(spec)
+
+
+def _changes(spec: RunSpec) -> str:
+    """Return the end of an error: in what the run that is there differs; empty if in nothing."""
+    if not has_spec(spec.folder):
+        return ""
+    found = differences(stored_spec(spec.folder), spec)
+    rest = f" and {len(found) - MOST_CHANGES} more" if len(found) > MOST_CHANGES else ""
+    shown = ", ".join(found[:MOST_CHANGES])
+    return f"; 'resume' runs the stored spec, not this one, where {shown}{rest}" if found else ""
 
 
 def start(spec: RunSpec, origin: Origin) -> None:
