@@ -14,7 +14,11 @@ id, and like all special tokens it is never scored.
 This is the only module of the package's data part that needs `tokenizers` (the `hf` extra).
 """
 
+import json
+import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +40,8 @@ from curricle.data.store import (
     write_folder,
     write_store,
 )
-from curricle.errors import SpecError
+from curricle.errors import DataError, SpecError
+from curricle.files import write_text
 from curricle.specs import Plain, fingerprint
 
 SPECIAL = ("<pad>", "<unk>", "<mask>", "<bos>")
@@ -80,8 +85,30 @@ def train_tokenizer(texts: Iterable[str | Pieces], vocabulary_size: int) -> Toke
     )
     # The trainer does not know special tokens in the text and would learn their letters.
     parts = (piece.replace(SPECIAL[UNKNOWN], "") for text in texts for piece in _pieces(text))
-    tokenizer.train_from_iterator(parts, trainer=trainer)
+    _train(tokenizer, parts, trainer)
     return tokenizer
+
+
+def _train(tokenizer: Tokenizer, parts: Iterator[str], trainer: trainers.BpeTrainer) -> None:
+    """Train a tokenizer in a second thread, so that a signal can end this one's waiting.
+
+    The package reads its iterator in threads of its own, in which Python handles no signals.
+    """
+    context, is_stopped = copy_context(), threading.Event()
+
+    def read() -> Iterator[str]:
+        # Those threads know nothing of whoever watches the progress either.
+        while (part := context.run(next, parts, None)) is not None:
+            if is_stopped.is_set():
+                raise DataError("'corpus' was read in part only: training was stopped")
+            yield part
+
+    with ThreadPoolExecutor(1) as pool:
+        trained = pool.submit(tokenizer.train_from_iterator, read(), trainer=trainer)
+        try:
+            trained.result()
+        finally:
+            is_stopped.set()
 
 
 def encode(
@@ -156,6 +183,38 @@ def open_or_build(
         with progress.job(f"tokenizing {split}"):
             write_store(folder, encode(tokenizer, documents.read()), vocabulary_of(tokenizer))
     return open_store(folder)
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, window: int) -> None:
+    """Write a tokenizer as `AutoTokenizer.from_pretrained` of transformers reads it.
+
+    It gives the ids of `encode` without the `<bos>` that begins a document there.
+
+    Args:
+        tokenizer: From `train_tokenizer`; stays as it is.
+        folder: Where the model lies.
+        window: Tokens that the model reads at once.
+    """
+    exported = Tokenizer.from_str(tokenizer.to_str())
+    # `encode` takes line by line, so no token may reach beyond the end of one.
+    by_line = pre_tokenizers.Split("\n", behavior="merged_with_previous")
+    exported.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            by_line,
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    write_text(folder / "tokenizer.json", exported.to_str(pretty=True))
+    facts = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": SPECIAL[PAD],
+        "unk_token": SPECIAL[UNKNOWN],
+        "mask_token": SPECIAL[MASK],
+        "bos_token": SPECIAL[START],
+        "model_max_length": window,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_text(folder / "tokenizer_config.json", json.dumps(facts, indent=2))
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:

@@ -1,8 +1,10 @@
-"""In which form do others read a finished model?
+"""Finished models in the form that others read.
 
-Hugging Face models are written once more, as folders that `from_pretrained` reads.
+Hugging Face models are written once more, as folders that `from_pretrained` reads, with the
+tokenizer of the text that they have learned from.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,12 +22,19 @@ class _Exportable(Protocol):
         ...
 
 
-def export(module: nn.Module, folder: Path | None) -> None:
+def export(
+    module: nn.Module,
+    folder: Path | None,
+    write_tokenizer: Callable[[Path], None] | None = None,
+) -> None:
     """Write a Hugging Face model as such.
 
     Args:
         module: The model; any other is left alone.
         folder: Its run folder; None writes nothing.
+        write_tokenizer: Writes the tokenizer beside the model; None if its data are no text.
     """
     if folder is not None and isinstance(module, _Exportable):
         module.save_pretrained(str(folder / EXPORT))
+        if write_tokenizer is not None:
+            write_tokenizer(folder / EXPORT)
