@@ -99,8 +99,10 @@ class _BoundedLoader(yaml.SafeLoader):
         Raises:
             ComposerError: If the text is beyond a bound, or an alias stands for what it is in.
         """
-        mark = self.peek_event().start_mark
-        alias = self.peek_event().anchor if self.check_event(yaml.AliasEvent) else None
+        # PyYAML's parser carries no types.
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        mark = event.start_mark
+        alias = event.anchor if isinstance(event, yaml.AliasEvent) else None
         before, self._level = self._count, self._level + 1
         if self._level > MOST_LEVELS:
             raise ComposerError(
@@ -108,7 +110,9 @@ class _BoundedLoader(yaml.SafeLoader):
             )
         node = super().compose_node(parent, index)
         self._level -= 1
-        if alias is None or node is None:
+        if node is None:
+            return None
+        if alias is None:
             self._count += 1
             self._sizes[node] = self._count - before
         elif node in self._sizes:
@@ -124,7 +128,7 @@ class _BoundedLoader(yaml.SafeLoader):
             )
         return node
 
-    def compose_mapping_node(self, anchor: str | None) -> MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> MappingNode:  # noqa: ANN401 - name or None
         """Return a mapping whose keys all differ.
 
         Raises:

@@ -214,9 +214,7 @@ def _chunks(file: TextFile, cut: Split | None, name: str) -> Iterator[str]:
     yield from between(file.chunks(), first, last)
 
 
-def _read_whole(
-    chunks: Callable[[], Iterator[str]], name: str, split: Split
-) -> Iterator[Iterator[str]]:
+def _read_whole(chunks: Callable[[], Iterator[str]], name: str, split: Split) -> Iterator[Pieces]:
     """Yield the one document that a text file holds.
 
     Raises:

@@ -40,7 +40,8 @@ def test_cutting_a_long_line_leaves_its_words_as_they_are(text: str) -> None:
 
 @given(text=st.text("ab ,\n1", max_size=60), sizes=st.lists(st.integers(1, 9), min_size=1))
 def test_where_chunks_end_does_not_matter(text: str, sizes: list[int]) -> None:
-    chunks, start = [], 0
+    chunks: list[str] = []
+    start = 0
     while start < len(text):
         size = sizes[len(chunks) % len(sizes)]
         chunks.append(text[start : start + size])
