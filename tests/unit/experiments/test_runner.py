@@ -370,7 +370,9 @@ def test_a_student_is_taught_by_the_checkpoint_inside_the_transition(make_spec: 
     opening = told[0]
     assert isinstance(opening, RunRecord)
     assert [stage.teacher for stage in opening.stages] == ["step 16", "step 20"]
-    assert opening.notes[0].startswith("checkpoint 16 lies inside the teacher's transition (loss 0.69")
+    assert opening.notes[0].startswith(
+        "checkpoint 16 lies inside the teacher's transition (loss 0.69"
+    )
 
 
 def test_a_teacher_of_an_earlier_version_has_no_losses_to_find_a_transition_in(
