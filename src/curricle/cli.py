@@ -1,28 +1,32 @@
-"""How is curricle used from a shell?
+"""The command line.
 
 One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
 `reproduce`, and `targets`, which has verbs of its own. Every verb that takes a spec also takes
-`--set path=value`. A mistake of the user's is told in one line and exits with 2; a traceback means
-that the mistake is ours.
+`--set path=value`. A mistake of the user's is one line and exit code 2; a traceback means that the
+mistake is ours. A signal that ends a command is one line and 128 more than its number.
 
 Design: the command line only connects experiments, which write records, with reports, which read
 them; neither knows the other. Modules that need torch are imported by the command that needs
-them, so that help appears at once.
+them, so that help appears at once. Names and paths come from users: no console reads markup.
 """
 
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, final
 
 import typer
 from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
 
 from curricle import cli_targets
-from curricle.errors import CurricleError, SpecError
+from curricle.errors import BindError, CurricleError, SpecError, printable
+from curricle.extras import package_version
 
 if TYPE_CHECKING:
     from curricle.experiments.folders import Origin
@@ -33,18 +37,37 @@ if TYPE_CHECKING:
 WIDE = 140
 """Columns of tables that do not go to a terminal."""
 
+
+@final
+class _Verbs(TyperGroup):
+    """The verbs; each ends with 128 and the signal's number if a signal ends it."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own signature
+        """Return what the verb returns.
+
+        Raises:
+            Exit: If a signal has ended it.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            print(f"curricle: stopped{_by(error)}; the same command starts again", file=sys.stderr)
+            raise typer.Exit(_code(error)) from None
+
+
 app = typer.Typer(
     name="curricle",
+    cls=_Verbs,
     help="Make a small network learn from a large one by giving it a curriculum.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_targets.app, name="targets")
-console = Console()
+console = Console(markup=False, emoji=False)
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.
-    console = Console(width=WIDE)
+    console = Console(width=WIDE, markup=False, emoji=False)
 
 Spec = Annotated[Path, typer.Argument(help="YAML file that says what to run.", show_default=False)]
 Sets = Annotated[
@@ -63,17 +86,43 @@ def main() -> None:
     Raises:
         SystemExit: Always, with the exit code.
     """
+    from curricle.data.progress import watched
+    from curricle.training.interrupts import interruptible
+    from curricle.training.observers import PreparationBar
+
+    # Beside the bars of runs, and out of the way of what is piped on.
+    bar = PreparationBar(Console(stderr=True))
     try:
-        app()
+        with interruptible(), watched(bar):
+            app()
     except CurricleError as error:
+        bar.close()
         # What other libraries say inside a sentence may have several lines.
-        print(f"curricle: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"curricle: {printable(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
+    finally:
+        bar.close()
+
+
+def _code(error: KeyboardInterrupt) -> int:
+    """Return the exit code of a process that a signal has ended, as shells give it."""
+    return 128 + int(getattr(error, "signal_number", signal.SIGINT))
+
+
+def _by(error: KeyboardInterrupt) -> str:
+    """Return by which signal, but for the one from the keyboard, which needs no name."""
+    number = getattr(error, "signal_number", signal.SIGINT)
+    return "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+
+
+def _say(text: object) -> None:
+    """Print a line with names from users in it, whatever they contain."""
+    console.print(printable(str(text)), soft_wrap=True)
 
 
 def _tell_version(wanted: bool) -> bool:  # noqa: FBT001 - typer's own signature
     if wanted:
-        print(f"curricle {installed_version('curricle')}")
+        print(f"curricle {package_version()}")
         raise typer.Exit
     return wanted
 
@@ -124,7 +173,7 @@ def plan(spec: Spec, sets: Sets = None) -> None:
         bound = planned_student(chosen, run)
         console.print(plan_table(bound.plans, title=run.name))
         for note in bound.notes:
-            console.print(note, soft_wrap=True, markup=False)
+            _say(note)
 
 
 @app.command()
@@ -251,11 +300,17 @@ def probe(
     from curricle.reports.tables import to_rich
 
     with console.status("reading the run") as status:
-        records = probe_run(run, examples=examples, watch=status.update, trains_probes=train_probes)
+        records = probe_run(
+            run,
+            examples=examples,
+            # A status reads texts as markup, and a strategy may have any name.
+            watch=lambda name: status.update(Text(printable(name))),
+            trains_probes=train_probes,
+        )
     for grid in probe_grids(records):
         console.print(to_rich(grid))
     for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):
-        console.print(path, soft_wrap=True)
+        _say(path)
 
 
 def _line(verb: str, what: object, sets: list[str] | None) -> str:
@@ -269,9 +324,24 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
     from curricle.experiments.folders import refuse_taken, start
     from curricle.experiments.runner import rehearse
 
+    _refuse_several_processes()
     refuse_taken(spec, origin.command)
     rehearse(spec, students)
     start(spec, origin)
+
+
+def _refuse_several_processes() -> None:
+    """Refuse a launcher of several processes before anything is written.
+
+    Raises:
+        BindError: If there are several, of which each would train the whole run.
+    """
+    if (number := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise BindError(
+            f"'curricle' must be started without torchrun or another launcher, whose every process "
+            f"would train the whole run; got WORLD_SIZE {number!r}; '--jobs' of 'curricle compare' "
+            f"trains several students at once"
+        )
 
 
 def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
@@ -299,16 +369,19 @@ def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> Non
     """Run what is not finished yet in the spec's folder.
 
     Raises:
-        KeyboardInterrupt: If interrupted, after what resuming will do has been told.
+        Exit: If interrupted, after printing what resuming will do.
     """
     from curricle.experiments.folders import working
 
+    _refuse_several_processes()
     try:
         with working(spec.folder):
             _run(command, spec, jobs)
-    except KeyboardInterrupt:
-        print(f"curricle: stopped; {_remedy(spec, again)}", file=sys.stderr)
-        raise
+    except KeyboardInterrupt as error:
+        has_saved = getattr(error, "checkpoint", None) is not None
+        remedy = _remedy(spec, again, has_saved=has_saved)
+        print(f"curricle: stopped{_by(error)}; {printable(remedy)}", file=sys.stderr)
+        raise typer.Exit(_code(error)) from None
 
 
 def _run(command: str, spec: "RunSpec", jobs: int) -> None:
@@ -318,13 +391,13 @@ def _run(command: str, spec: "RunSpec", jobs: int) -> None:
     elif command == "distill":
         _distill(spec)
     else:
-        console.print(f"teacher in {spec.folder / 'teacher'}", soft_wrap=True)
+        _say(f"teacher in {spec.folder / 'teacher'}")
 
 
-def _remedy(spec: "RunSpec", again: str) -> str:
+def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
     """Return what goes on with an interrupted run, and from where."""
     line = again or shlex.join(["curricle", "resume", str(spec.folder)])
-    if spec.engine.checkpoint_every is None:
+    if spec.engine.checkpoint_every is None and not has_saved:
         return (
             f"'{line}' keeps what is finished and starts the rest anew, since the spec sets no "
             f"'engine.checkpoint_every'"
@@ -364,21 +437,20 @@ def _distill(spec: "RunSpec") -> None:
     with _bars() as new_bar:
         end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
-    console.print(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
+    _say(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
 
 
 def _report(folders: list[Path], page: Path) -> None:
     """Write and print a report of what lies in run folders; the first one says what was wanted."""
     from curricle.reporting import write_report
     from curricle.reports.headline import headline
-    from curricle.reports.names import visible
     from curricle.reports.tables import summary_table
 
     summary = write_report(folders, page)
     console.print(summary_table(summary))
     lines = (summary.gap, *summary.notes, headline(summary), f"report: {page}")
     for line in filter(None, lines):
-        console.print(visible(line), soft_wrap=True, markup=False)
+        _say(line)
 
 
 def _report_figure(folder: Path, output: Path | None = None) -> None:
@@ -388,7 +460,6 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
         SpecError: If it is wanted elsewhere.
     """
     from curricle.reporting import write_figure
-    from curricle.reports.names import visible
     from curricle.reports.recipes import points_tables
 
     if output is not None:
@@ -397,7 +468,7 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
     for table in points_tables(folder):
         console.print(table)
     for line in (*lines, f"report: {folder / 'report.html'}"):
-        console.print(visible(line), soft_wrap=True, markup=False)
+        _say(line)
 
 
 @contextmanager

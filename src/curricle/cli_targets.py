@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from curricle.errors import SpecError
+from curricle.errors import SpecError, printable
 
 if TYPE_CHECKING:
     from curricle.teachers.manifest import Manifest
@@ -70,7 +70,7 @@ def verify(
     for one in found:
         console.print(f"{one.section.name}: {one.share:.1%} of {one.rows} rows agree")
     rest = "" if read_manifest(folder).is_complete else " but for what capturing again will add"
-    console.print(f"{folder} is whole{rest}", soft_wrap=True)
+    console.print(printable(f"{folder} is whole{rest}"), soft_wrap=True)
 
 
 @app.command()
@@ -138,17 +138,18 @@ def _tell(console: Console, manifest: "Manifest") -> None:
         "tokenizer": data.tokenizer[:16] or "none",
     }
     for name, found in told.items():
-        console.print(f"{name}: {found}", soft_wrap=True)
+        console.print(printable(f"{name}: {found}"), soft_wrap=True)
     table = Table("targets", "whole", "codec", "error", "examples", "rows", "bytes a row")
     for one in described(manifest):
         codec = one.section.codec
         row = (f"{one.examples}", f"{one.rows}", f"{one.bytes_a_row:.1f}")
         whole = "yes" if manifest.is_whole(one.section) else "no"
-        table.add_row(str(one.section), whole, codec.kind, codec.words, *row)
+        table.add_row(printable(str(one.section)), whole, codec.kind, codec.words, *row)
     console.print(table)
 
 
 def _console() -> Console:
-    console = Console()
+    # Names of files and tasks are no markup.
+    console = Console(markup=False, emoji=False)
     # Tables in a file or a pipe need not fit a terminal.
-    return console if console.is_terminal else Console(width=WIDE)
+    return console if console.is_terminal else Console(width=WIDE, markup=False, emoji=False)

@@ -1,4 +1,4 @@
-"""What can go wrong, and how is it said?
+"""Errors that a user can cause, and the form of their sentences.
 
 Every error a user can cause is one of the kinds below. Each derives from `CurricleError` and from
 a builtin, so that both `except CurricleError` and `except ValueError` work. A message is one
@@ -47,6 +47,19 @@ class DivergenceError(CurricleError, ArithmeticError):
 def reason(error: Exception) -> str:
     """Return why something was refused, without the path that an `OSError` adds to its words."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def printable(text: str) -> str:
+    """Return text in which nothing but line feeds moves the cursor or changes the terminal.
+
+    Names of files and stages come from users; an escape sequence in one would reach the terminal.
+    """
+    return "".join(
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
 
 
 def near_names(name: str, known: Iterable[str], *, most: int = 12) -> str:

@@ -1,10 +1,11 @@
-"""What if something is needed that not every installation has?
+"""Parts that not every installation has.
 
 A package of an extra is imported where it is used; a compiler is looked for before it is needed.
 Who lacks one is told what to install.
 """
 
 import importlib
+import importlib.metadata
 import shutil
 from types import ModuleType
 
@@ -32,6 +33,17 @@ def imported(module: str, *, package: str, extra: str, use: str) -> ModuleType:
         raise BindError(
             f"{package!r} must be installed for {use}: pip install 'curricle[{extra}]' ({error})"
         ) from None
+
+
+def package_version() -> str:
+    """Return the version of curricle; `unknown` where its source is used without an installation.
+
+    A folder in the path has no metadata.
+    """
+    try:
+        return importlib.metadata.version("curricle")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def check_compiler(device: str, *, setting: str, plain: object) -> None:

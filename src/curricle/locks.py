@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 
 from curricle.errors import CheckpointError
 from curricle.files import disk_errors
+from curricle.yaml_specs import from_json
 
 LOCK: Final = ".lock"
 """Lock of who writes the files of a folder."""
@@ -82,7 +83,7 @@ def _note_owner(note: Path) -> None:
 def _owner(note: Path) -> str:
     """Return who holds a lock, in words."""
     try:
-        owner = json.loads(note.read_text(encoding="utf-8"))
+        owner = from_json(note.read_bytes())
         return f"process {owner['pid']} on {owner['host']!r}, since {owner['started']},"
     except (OSError, ValueError, KeyError, TypeError):
         # It has the lock but has not written its note yet.

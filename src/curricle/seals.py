@@ -19,6 +19,7 @@ from typing import Any, Final, final
 
 from curricle.errors import CheckpointError, reason
 from curricle.files import content_digest, inside, write_text
+from curricle.yaml_specs import from_json
 
 CHECK: Final = "check"
 SEAL: Final = "manifest.json"
@@ -55,7 +56,7 @@ def read_sealed(path: Path, *, needs_check: bool = True) -> Document:
         OSError: If it cannot be read.
     """
     content = path.read_bytes()
-    document = json.loads(content)
+    document = from_json(content)
     if not isinstance(document, dict):
         # One kind of error for all that may be wrong with a file.
         raise ValueError(f"it must hold named fields; got {type(document).__name__!r}")  # noqa: TRY004
@@ -98,7 +99,7 @@ class LineChain:
             self._follow(line[: match.start()] + b"}", match, line)
         elif self.head:
             raise ValueError("it has no 'check', which the lines before it have")
-        document = json.loads(line)
+        document = from_json(line)
         if not isinstance(document, dict):
             raise ValueError(  # noqa: TRY004 - as in `read_sealed`
                 f"it must hold named fields; got {type(document).__name__!r}"

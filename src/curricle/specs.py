@@ -1,4 +1,4 @@
-"""How do frozen values become plain data, YAML and command-line overrides, and back?
+"""Frozen values, and how they become plain data, YAML and command-line overrides, and back.
 
 A value *is* its configuration: there is no configuration class beside it. `value` makes a class
 frozen, keyword-only, slotted and validated (pydantic does the work); the string under a field is
@@ -9,22 +9,37 @@ the field's own type judges the new value.
 Design: discriminated unions carry a literal `kind`; there are no import strings.
 """
 
+import collections.abc
 import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping, Sequence
+import operator
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ParamSpec, TypeVar, cast, dataclass_transform
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    cast,
+    dataclass_transform,
+    get_args,
+    get_origin,
+)
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
 from curricle.errors import SpecError, near_names, reason
+from curricle.yaml_specs import MOST_CHARACTERS, from_yaml
 
 ValueType = TypeVar("ValueType")
 Arguments = ParamSpec("Arguments")
@@ -48,6 +63,25 @@ RULES = MappingProxyType(
 """What pydantic says in Python's words, said in those of a file."""
 
 
+LONGEST_NAME = 100
+"""Characters of the longest name; names become folders and columns of tables."""
+
+
+def _one_line(text: str) -> str:
+    """Return text that a terminal shows as it is.
+
+    Raises:
+        SpecError: If it holds a line end or another control character.
+    """
+    if not text.isprintable():
+        raise SpecError(f"{SHOULD}one line of printable characters; got {_short(text)}")
+    return text
+
+
+Line = Annotated[str, AfterValidator(_one_line)]
+"""Text that is shown to people or names a file: one line without control characters."""
+
+
 @dataclass_transform(kw_only_default=True, frozen_default=True, field_specifiers=(Field,))
 def value(cls: type[ValueType]) -> type[ValueType]:
     """Return `cls` as a frozen, keyword-only, slotted and validated value class.
@@ -56,6 +90,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
     the Python API and YAML speak the same sentences.
     """
     names = [name for name in cls.__annotations__ if not name.startswith("_")]
+    numbers = frozenset(name for name in names if _holds_numbers(cls.__annotations__[name]))
 
     def reject_unknown(_cls: type, data: Any) -> Any:  # noqa: ANN401 - pydantic's own signature
         given = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
@@ -63,6 +98,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
             for name in given:
                 if name not in names:
                     raise ValueError(f"{name!r} is not a field; {near_names(str(name), names)}")
+            _refuse_flags(given, numbers)
         return data
 
     # Pydantic itself asks for a class method here; its types know the plain function only.
@@ -82,6 +118,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
             raise SpecError(sentence(error, fields, prefix=cls.__name__)) from None
 
     built.__init__ = checked_init
+    built.__signature__ = _readable(inspect.signature(built))
     # The decorator adds fields, it does not change the class.
     return cast("type[ValueType]", built)
 
@@ -118,7 +155,11 @@ def _rule(error: ErrorDetails) -> str:
 def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
     """Return a function whose arguments are validated like the fields of a value."""
     validated = pydantic.validate_call(config=CONFIG)(function)
-    known = list(inspect.signature(function).parameters)
+    signature = inspect.signature(function)
+    known = list(signature.parameters)
+    numbers = frozenset(
+        name for name in known if _holds_numbers(signature.parameters[name].annotation)
+    )
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
@@ -126,11 +167,80 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
             if name not in known:
                 raise SpecError(f"{name!r} is not an argument; {near_names(name, known)}")
         try:
+            _refuse_flags(kwargs, numbers)
             return validated(*args, **kwargs)
         except ValidationError as error:
             raise SpecError(sentence(error, kwargs)) from None
 
+    # Without this, help shows the insides of every annotation.
+    call.__signature__ = _readable(signature)  # type: ignore[attr-defined] # read by `inspect`
     return call
+
+
+def _readable(signature: inspect.Signature) -> inspect.Signature:
+    """Return a signature with plain types, without what validates them."""
+    return signature.replace(
+        parameters=[
+            parameter.replace(annotation=_bare(parameter.annotation))
+            for parameter in signature.parameters.values()
+        ]
+    )
+
+
+def _bare(kind: Any) -> Any:  # noqa: ANN401 - any annotation
+    """Return an annotation without the validators in it."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _bare(inner[0])
+    if not inner or origin is Literal:
+        return kind
+    if origin in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_bare, inner))
+    if origin is collections.abc.Callable:
+        return kind
+    return origin[tuple(map(_bare, inner))]
+
+
+def _holds_numbers(kind: Any) -> bool:  # noqa: ANN401 - any annotation
+    """Return whether an annotation has room for numbers and none for true or false."""
+    leaves = set(_leaves(kind))
+    return bool(leaves & {int, float}) and not leaves & {bool, Any, object}
+
+
+def _leaves(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - any annotation
+    inner = get_args(kind)
+    if get_origin(kind) is Annotated:
+        yield from _leaves(inner[0])
+    elif not inner or get_origin(kind) is Literal:
+        yield kind
+    else:
+        for part in inner:
+            yield from _leaves(part)
+
+
+def _refuse_flags(fields: Mapping[Any, Any], numbers: frozenset[str]) -> None:
+    """Refuse true and false in the place of numbers, as which Python counts them.
+
+    Args:
+        fields: Values by name.
+        numbers: Names of those that hold numbers.
+
+    Raises:
+        SpecError: If there is any.
+    """
+    for name in numbers:
+        found = fields.get(name)
+        if type(found) not in (int, float, type(None)) and _has_flag(found):
+            raise SpecError(f"{name!r}: {SHOULD}a number, not true or false; got {_short(found)}")
+
+
+def _has_flag(found: object) -> bool:
+    if isinstance(found, Mapping):
+        return any(map(_has_flag, found.values()))
+    if isinstance(found, list | tuple):
+        return any(map(_has_flag, found))
+    # Arrays and tensors of one truth value count as numbers too.
+    return isinstance(found, bool | bytes) or str(getattr(found, "dtype", "")).endswith("bool")
 
 
 def _path(error: ErrorDetails, data: object) -> str:
@@ -194,11 +304,15 @@ def read_yaml(path: Path) -> Plain:
         SpecError: If the file cannot be read, is not YAML or does not hold named fields.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            # One more than is allowed shows that a file is too long, whatever its length.
+            text = file.read(MOST_CHARACTERS + 1)
+    except (OSError, ValueError) as error:
         raise SpecError(f"{str(path)!r} cannot be read: {reason(error)}") from None
-    except yaml.YAMLError as error:
-        raise SpecError(f"{str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    try:
+        data = from_yaml(text)
+    except ValueError as error:
+        raise SpecError(f"{str(path)!r} {error}") from None
     if not isinstance(data, dict):
         raise SpecError(f"{str(path)!r} must hold named fields; got {type(data).__name__}")
     return data
@@ -221,9 +335,11 @@ def override(data: Plain, assignments: Sequence[str]) -> Plain:
         if not equals or not path:
             raise SpecError(f"{assignment!r} must have the form path=value")
         try:
-            new = yaml.safe_load(text) if text else ""
-        except yaml.YAMLError:
-            raise SpecError(f"{path!r} must be set to a value in YAML; got {text!r}") from None
+            new = from_yaml(text) if text else ""
+        except ValueError:
+            raise SpecError(
+                f"{path!r} must be set to a value in YAML; got {_short(text)}"
+            ) from None
         _assign(result, path, new)
     return dict(result)
 

@@ -1,5 +1,7 @@
 """The command line: what it prints, with which code it ends, what it calls itself."""
 
+import signal
+import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typer.testing import CliRunner
 
 from curricle import cli
 from curricle.errors import CheckpointError, SpecError
+from curricle.training.interrupts import Interrupted
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
@@ -117,3 +120,100 @@ def test_an_interrupted_recipe_is_gone_on_with_by_its_own_words(
     assert run(monkeypatch, "reproduce", "parity-mlp", "--scale", "smoke") == 130
     told = capsys.readouterr().err
     assert told.startswith("curricle: stopped; 'curricle reproduce parity-mlp --scale smoke' keeps")
+
+
+def signalling(number: int) -> Callable[..., None]:
+    return lambda *_, **__: signal.raise_signal(number)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_in_a_run_is_one_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    number: signal.Signals,
+    code: int,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_start", lambda *_: None)
+    monkeypatch.setattr(cli, "_teach", signalling(number))
+    assert run(monkeypatch, "demo") == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"curricle: stopped by {number.name}; 'curricle resume runs/demo'")
+    assert printed.count("\n") == 1
+    assert signal.getsignal(number) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "by"), [(signal.SIGTERM, 143, " by SIGTERM"), (signal.SIGINT, 130, "")]
+)
+def test_a_signal_before_a_run_is_one_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: int,
+    code: int,
+    by: str,
+) -> None:
+    monkeypatch.setattr(cli, "_compare", signalling(number))
+    assert run(monkeypatch, "demo") == code
+    assert capsys.readouterr().err == f"curricle: stopped{by}; the same command starts again\n"
+
+
+def test_a_run_that_saved_a_checkpoint_goes_on_from_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_start", lambda *_: None)
+    saved = Interrupted(signal.SIGTERM, tmp_path / "step-3")
+    monkeypatch.setattr(cli, "_teach", failing(saved))
+    assert run(monkeypatch, "demo") == 143
+    assert "goes on from the newest checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["demo", "resume"])
+def test_a_launcher_of_several_processes_is_refused_before_anything_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    verb: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = demo_folder(tmp_path) if verb == "resume" else None
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run(monkeypatch, verb, *([str(folder)] if folder else [])) == 2
+    assert "must be started without torchrun or another launcher" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def demo_folder(parent: Path) -> Path:
+    """Return a run folder in which nothing has been trained yet."""
+    from curricle.experiments.demos import demo_spec
+    from curricle.experiments.folders import Origin, start
+
+    folder = parent / "run"
+    start(demo_spec("parity", str(folder)), Origin(command="compare", title="", line=""))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["a[red]b", "x[/bold]", ":smile:"])
+def test_paths_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    with cli.console.capture() as captured:
+        cli._say(f"teacher in {name}")
+    assert captured.get() == f"teacher in {name}\n"
+
+
+def test_errors_do_not_change_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_compare", failing(SpecError("'a' is \x1b[31mred")))
+    assert run(monkeypatch, "demo") == 2
+    assert capsys.readouterr().err == "curricle: 'a' is \\x1b[31mred\n"
+
+
+@pytest.mark.integration
+def test_the_package_runs_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "curricle", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("curricle ")

@@ -12,6 +12,7 @@ from curricle.errors import (
     DivergenceError,
     SpecError,
     near_names,
+    printable,
     reason,
 )
 
@@ -73,3 +74,11 @@ def test_an_empty_list_of_names_says_so() -> None:
 
 def test_names_may_come_from_an_iterator() -> None:
     assert near_names("hidden", iter(["hidden"])).endswith("available: 'hidden'")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("\x1b[31m", r"\x1b[31m"), ("a\nb", "a\nb"), ("\u202e", r"\u202e"), ("\ud800", r"\ud800")],
+)
+def test_no_text_moves_the_cursor(text: str, shown: str) -> None:
+    assert printable(text) == shown

@@ -1,12 +1,13 @@
 """Is who lacks a package told what to install?"""
 
+import importlib.metadata
 import json
 import sys
 
 import pytest
 
 from curricle.errors import BindError
-from curricle.extras import imported
+from curricle.extras import imported, package_version
 
 
 def test_a_module_that_is_there_is_returned() -> None:
@@ -22,3 +23,13 @@ def test_a_missing_package_names_the_extra_that_installs_it(
         match=r"'absent' must be installed for poems: pip install 'curricle\[verse\]' \(.*absent",
     ):
         imported("absent", package="absent", extra="verse", use="poems")
+
+
+def test_a_source_that_is_not_installed_has_an_unknown_version(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", fail)
+    assert package_version() == "unknown"

@@ -1,15 +1,20 @@
 """Values, plain data, YAML and overrides."""
 
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Annotated, Literal, final
 
+import numpy as np
 import pytest
+import torch
 from pydantic import Field, TypeAdapter
 
 from curricle.errors import SpecError
 from curricle.specs import (
+    Line,
     Plain,
+    checked,
     fingerprint,
     override,
     parse,
@@ -284,3 +289,75 @@ def test_another_number_makes_another_fingerprint() -> None:
 def test_the_doc_of_a_field_is_the_string_under_it() -> None:
     schema = TypeAdapter(Wheel).json_schema()
     assert schema["properties"]["size"]["description"] == "Diameter in inches; positive."
+
+
+@final
+@value
+class Numbers:
+    """Numbers in every place that a field has."""
+
+    whole: int = 1
+    real: float | None = None
+    several: tuple[int, ...] = ()
+    named: dict[str, float] = Field(default_factory=dict)
+    either: bool | int = False
+    flag: bool = False
+
+
+@pytest.mark.parametrize("flag", [True, False, np.bool_(1), torch.tensor(True), b"1"])
+@pytest.mark.parametrize("field", ["whole", "real"])
+def test_true_and_false_are_no_numbers(field: str, flag: object) -> None:
+    with pytest.raises(SpecError, match=rf"'{field}': input should be a number, not true or false"):
+        Numbers(**{field: flag})  # type: ignore[arg-type] # the mistake
+
+
+@pytest.mark.parametrize("data", [{"several": [1, True]}, {"named": {"a": False}}])
+def test_true_and_false_are_no_numbers_within_lists_and_mappings(data: dict[str, object]) -> None:
+    with pytest.raises(SpecError, match="should be a number, not true or false; got"):
+        parse(Numbers, data)
+
+
+def test_true_and_false_stay_where_a_field_takes_them() -> None:
+    assert Numbers(either=True, flag=True, several=(1, 0)).either is True
+
+
+def test_an_argument_that_is_a_number_takes_no_truth_value() -> None:
+    @checked
+    def scale(*, factor: float = 1.0, is_log: bool = False) -> float:
+        return 0.0 if is_log else factor
+
+    assert scale(factor=2, is_log=True) == 0
+    with pytest.raises(SpecError, match="'factor': input should be a number, not true"):
+        scale(factor=True)
+
+
+def test_help_shows_types_without_their_validators() -> None:
+    @checked
+    def scale(*, factor: Annotated[float, Field(gt=0)] | None = None) -> float:
+        """Return the factor."""
+        return factor or 1.0
+
+    assert str(inspect.signature(scale)) == "(*, factor: float | None = None) -> float"
+    assert inspect.getdoc(scale) == "Return the factor."
+
+
+@pytest.mark.parametrize("text", ["a\nb", "\x1b[31mred", "\0", "a\u202eb", "\ud800", "a\tb"])
+def test_a_line_has_no_control_characters(text: str) -> None:
+    with pytest.raises(SpecError, match="should be one line of printable characters; got"):
+        parse(Line, text)
+
+
+@pytest.mark.parametrize("text", ["a b", "ä一", "x[/bold]", "100 %"])
+def test_a_line_has_any_other_characters(text: str) -> None:
+    assert parse(Line, text) == text
+
+
+def test_a_file_with_a_key_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "cart.yaml").write_text("a: 1\na: 2\n")
+    with pytest.raises(SpecError, match=r"cart.yaml' must be plain YAML: key 'a' stands twice.*1,"):
+        read_yaml(tmp_path / "cart.yaml")
+
+
+def test_an_override_with_too_many_levels_is_refused() -> None:
+    with pytest.raises(SpecError, match="'a' must be set to a value in YAML; got '\\[\\[\\["):
+        override({}, ["a=" + "[" * 10_000])

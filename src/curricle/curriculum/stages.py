@@ -19,7 +19,7 @@ from curricle.errors import SpecError
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import Objective
-from curricle.specs import value
+from curricle.specs import LONGEST_NAME, Line, value
 
 TeacherReference = Literal["final"] | int
 """`final`, or the training step of a checkpoint of the teacher's trajectory."""
@@ -30,7 +30,7 @@ TeacherReference = Literal["final"] | int
 class Stage:
     """One homogeneous stretch of a curriculum."""
 
-    name: str = Field(min_length=1)
+    name: Line = Field(min_length=1, max_length=LONGEST_NAME)
     """Name, unique in the curriculum; records and reports use it."""
     duration: DurationField
     """How long the stage lasts, in steps, examples or tokens."""
@@ -55,7 +55,7 @@ class Stage:
 class Curriculum:
     """An ordered tuple of stages."""
 
-    name: str = Field(min_length=1)
+    name: Line = Field(min_length=1, max_length=LONGEST_NAME)
     """Name of the method, for reports."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The stages in order."""

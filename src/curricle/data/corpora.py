@@ -1,31 +1,34 @@
-"""Where does a text come from?
+"""Corpora: where the documents of a text come from.
 
 `open_corpus` gives the documents of one split: of a text file, a folder with a file for each split,
 the sample shipped with the package, a data set of the Hugging Face Hub, or several of these, one
 after another.
 
-Design: documents are read one by one, and anew each time they are asked for, since a Wikipedia does
-not fit into memory. With them goes a digest of the bytes that they are read from and of how, which
-names what is made of them in the cache. For a data set these are the Arrow files into which
-`datasets` has put it: they are opened once and give both digest and documents, so that neither a
-new version on the Hub nor an old one in its cache can come between the two. The package is
-imported when a corpus asks for it; it is an extra.
+Design: documents are read one by one and a text file in chunks, anew for every reading, since a
+Wikipedia does not fit into memory. With them goes a digest of the bytes that they are read from and
+of how, which names what is made of them in the cache. Of a text file every reading compares the
+bytes that it has read with it. For a data set these are the Arrow files into which `datasets` has
+put it: they are opened once and give both digest and documents, so that neither a new version on
+the Hub nor an old one in its cache can come between the two. The package is imported when a corpus
+needs it; it is an extra.
 """
 
-import gzip
 import itertools
 import json
-import zlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
+from curricle.data import progress
+from curricle.data.chunks import TextFile, between, count_lines, lines, open_text
 from curricle.data.store import content_digest
-from curricle.errors import DataError, SpecError, near_names, reason
+from curricle.errors import DataError, SpecError, near_names
 from curricle.extras import imported
 from curricle.specs import fingerprint
+from curricle.yaml_specs import from_json
 
 Split = Literal["train", "valid", "test"]
 Corpus = str | Path | Sequence[str | Path]
@@ -38,6 +41,10 @@ TEXT = "text"
 """Field of a JSON line, or column of a data set, that holds a document."""
 AT_ONCE = 1000
 """Rows of a data set read in one call; one by one takes fifty times as long."""
+_TEXT = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ufeff]")
+"""A character that makes a document one with text: neither blank nor control character."""
+Pieces = Iterable[str]
+"""A document in order, in parts of any length."""
 
 
 @final
@@ -45,14 +52,14 @@ AT_ONCE = 1000
 class Documents:
     """The documents of one split, read anew each time they are iterated."""
 
-    read: Callable[[], Iterator[str]]
-    """Gives them in order."""
+    read: Callable[[], Iterator[Pieces]]
+    """Yields them in order; each must be read to its end before the next."""
     digest: str
     """Equal only for equal documents."""
 
     def __iter__(self) -> Iterator[str]:
-        """Return the documents in order."""
-        return self.read()
+        """Return the documents in order, each whole."""
+        return ("".join(pieces) for pieces in self.read())
 
 
 def open_corpus(corpus: Corpus, split: Split) -> Documents:
@@ -74,7 +81,7 @@ def open_corpus(corpus: Corpus, split: Split) -> Documents:
     """
     parts = [_open(one, split) for one in names(corpus)]
     return Documents(
-        read=lambda: itertools.chain.from_iterable(parts),
+        read=lambda: itertools.chain.from_iterable(part.read() for part in parts),
         digest=fingerprint([part.digest for part in parts]),
     )
 
@@ -92,36 +99,57 @@ def names(corpus: Corpus) -> list[str]:
 
 
 def _open(name: str, split: Split) -> Documents:
-    part = _open_data_set(name, split) if name.startswith(HUB) else _open_file(name, split)
-    return Documents(read=partial(_with_text, part, name, split), digest=part.digest)
+    if name.startswith(HUB):
+        return _open_data_set(name, split)
+    return _open_file(name, split)
 
 
-def _with_text(documents: Iterable[str], name: str, split: Split) -> Iterator[str]:
+def _with_text(documents: Iterable[str], name: str, split: Split) -> Iterator[Pieces]:
     """Yield the documents that hold text.
 
     Raises:
-        DataError: If none does.
+        DataError: If none does, or one holds half of a character.
     """
     is_empty = True
-    for document in documents:
-        if document.strip():
-            is_empty = False
-            yield document
+    for number, document in enumerate(documents, start=1):
+        if _TEXT.search(document) is None:
+            continue
+        is_empty = False
+        if not _is_encodable(document):
+            raise DataError(
+                f"split {split!r} of {name!r} must hold whole characters; document {number} has "
+                f"a lone surrogate, half of one; write the text again as UTF-8"
+            )
+        yield (document,)
     if is_empty:
-        raise DataError(f"split {split!r} of {name!r} must hold text; it is empty")
+        raise DataError(_empty(name, split))
 
 
-def _digest(files: Iterable[Path], form: str, cut: Split | None) -> str:
+def _is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: JSON may hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _empty(name: str, split: Split) -> str:
+    return (
+        f"split {split!r} of {name!r} must hold text; it is empty, or holds nothing but blanks "
+        f"and control characters"
+    )
+
+
+def _digest(content: list[str], form: str, cut: Split | None) -> str:
     """Return a digest of documents.
 
     Args:
-        files: What they are read from.
-        form: How they are found in it.
+        content: Digests of the files that they are read from.
+        form: How they stand in it.
         cut: Split that is cut from the files; None if they are read whole.
     """
-    return fingerprint(
-        {"content": [content_digest(file) for file in files], "form": form, "cut": cut or ""}
-    )
+    return fingerprint({"content": content, "form": form, "cut": cut or ""})
 
 
 def _share(split: Split, count: int) -> tuple[int, int]:
@@ -131,10 +159,16 @@ def _share(split: Split, count: int) -> tuple[int, int]:
 
 
 def _open_file(name: str, split: Split) -> Documents:
-    file, is_folder = _locate(name, split)
+    path, is_folder = _locate(name, split)
     cut = None if is_folder else split
-    form = ".jsonl" if ".jsonl" in file.suffixes else ".txt"
-    return Documents(read=partial(_read_file, file, form, cut), digest=_digest([file], form, cut))
+    form = ".jsonl" if ".jsonl" in path.suffixes else ".txt"
+    file = open_text(path)
+    chunks = partial(_chunks, file, cut, name)
+    if form == ".jsonl":
+        read = partial(_read_records, chunks, file, name, split)
+    else:
+        read = partial(_read_whole, chunks, name, split)
+    return Documents(read=read, digest=_digest([file.sha256], form, cut))
 
 
 def _locate(name: str, split: Split) -> tuple[Path, bool]:
@@ -161,49 +195,63 @@ def _locate(name: str, split: Split) -> tuple[Path, bool]:
     return found[0], True
 
 
-def _read_file(file: Path, form: str, cut: Split | None) -> Iterator[str]:
-    lines = _lines(file)
-    if cut is not None:
-        lines = itertools.islice(lines, *_share(cut, sum(1 for _ in _lines(file))))
-    if form == ".jsonl":
-        yield from (_record(line, file) for line in lines if line.strip())
-    else:
-        yield "".join(lines)
-
-
-def _lines(file: Path) -> Iterator[str]:
-    """Yield the lines of a file with their ends.
+def _chunks(file: TextFile, cut: Split | None, name: str) -> Iterator[str]:
+    """Yield a file, or the lines of a split that is cut from it.
 
     Raises:
-        DataError: If it cannot be read or is not UTF-8.
+        DataError: If the file has too few lines for that split.
     """
-    try:
-        # A byte order mark is not text; "utf-8-sig" drops it where there is one.
-        if file.suffix == ".gz":
-            with gzip.open(file, "rt", encoding="utf-8-sig") as text:
-                yield from text
-        else:
-            with file.open(encoding="utf-8-sig") as text:
-                yield from text
-    except UnicodeDecodeError as error:
-        raise DataError(f"{str(file)!r} must be UTF-8 text: {error}") from None
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{str(file)!r} cannot be read: {reason(error)}") from None
+    if cut is None:
+        yield from file.chunks()
+        return
+    count = count_lines(file.chunks())
+    first, last = _share(cut, count)
+    if count and first == last:
+        raise DataError(
+            f"{_empty(name, cut)}; a single file is cut 90/5/5 by lines, in order, and this has "
+            f"{count}; a folder with {cut}.txt and the other splits is read as it is"
+        )
+    yield from between(file.chunks(), first, last)
 
 
-def _record(line: str, file: Path) -> str:
+def _read_whole(chunks: Callable[[], Iterator[str]], name: str, split: Split) -> Iterator[Pieces]:
+    """Yield the one document that a text file holds.
+
+    Raises:
+        DataError: If it has no text.
+    """
+    if not any(_TEXT.search(chunk) for chunk in chunks()):
+        raise DataError(_empty(name, split))
+    yield chunks()
+
+
+def _read_records(
+    chunks: Callable[[], Iterator[str]], file: TextFile, name: str, split: Split
+) -> Iterator[Pieces]:
+    records = (
+        _record(line, file.path, number)
+        for number, line in enumerate(lines(chunks(), file.path), start=1)
+        if line.strip()
+    )
+    return _with_text(records, name, split)
+
+
+def _record(line: str, file: Path, number: int) -> str:
     """Return the document in a JSON line.
 
     Raises:
         DataError: If there is none.
     """
+    where = f"{str(file)!r} must hold"
     try:
-        record = json.loads(line)
+        record = from_json(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{str(file)!r} must hold one JSON object a line: {error}") from None
+        raise DataError(
+            f"{where} one JSON object a line: line {number}, column {error.colno}: {error.msg}"
+        ) from None
     text = record.get(TEXT) if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise DataError(f"{str(file)!r} must hold a field 'text' in every line; got {line[:60]!r}")
+        raise DataError(f"{where} a field 'text' in every line; got {line[:60]!r} in line {number}")
     return text
 
 
@@ -222,9 +270,10 @@ def _open_data_set(name: str, split: Split) -> Documents:
     if TEXT not in table.column_names:
         known = near_names(TEXT, table.column_names)
         raise DataError(f"{name!r} must have a column {TEXT!r}; {known}")
-    digest = _digest([Path(one["filename"]) for one in table.cache_files], "arrow", cut)
-    rows = table.select(range(*_share(cut, len(table)))) if cut else table
-    return Documents(read=partial(_read_rows, rows.select_columns([TEXT]), name), digest=digest)
+    files = [Path(file["filename"]) for file in table.cache_files]
+    digest = _digest([content_digest(file) for file in files], "arrow", cut)
+    rows = (table.select(range(*_share(cut, len(table)))) if cut else table).select_columns([TEXT])
+    return Documents(read=lambda: _with_text(_read_rows(rows, name), name, split), digest=digest)
 
 
 def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and with it the type
@@ -257,7 +306,8 @@ def _read_rows(rows: Any, name: str) -> Iterator[str]:  # noqa: ANN401 - as abov
     Raises:
         DataError: If something else stands in the column.
     """
-    for batch in rows.iter(AT_ONCE):
+    for number, batch in enumerate(rows.iter(AT_ONCE)):
+        progress.advance(min((number + 1) * AT_ONCE, len(rows)), len(rows))
         for text in batch[TEXT]:
             if not isinstance(text, str):
                 raise DataError(f"{name!r} must hold a text in every row; got {text!r}")

@@ -1,4 +1,4 @@
-"""Where do tokenised texts live between runs?
+"""Tokenized texts on disk, kept between runs.
 
 A `TokenStore` is one long row of token ids with the facts about its vocabulary. On disk it is a
 folder with `tokens.bin` (little-endian, two or four bytes a token), which is mapped into memory
@@ -14,22 +14,31 @@ which version they were made. Nothing here needs the `tokenizers` package.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Integer, UInt
 
 from curricle.errors import CheckpointError, DataError, SpecError, reason
 from curricle.files import new_folder
 from curricle.specs import Plain, fingerprint, parse, plain, value
+from curricle.yaml_specs import from_json
 
 FORMAT = 1
 """Version of the layout of a store; one more whenever old folders can no longer be read."""
 MANIFEST = "manifest.json"
 TOKENS = "tokens.bin"
+LOCK = "lock"
+"""File beside a folder that is being written, locked by the process that writes it."""
+NEWBORN_SECONDS = 5.0
+"""Age up to which the lock of an unfinished folder may not be locked yet."""
 
 
 @final
@@ -150,9 +159,45 @@ def write_folder(folder: Path, fill: Callable[[Path], Plain]) -> None:
         folder: Final place; if another process has made it meanwhile, that one is kept.
         fill: Writes the files into the folder it is given and returns the manifest.
     """
-    with new_folder(folder, keep_if_holds=MANIFEST) as building:
+    with (
+        new_folder(folder, keep_if_holds=MANIFEST) as building,
+        _locked(building.parent / LOCK),
+    ):
         manifest = {"format": FORMAT} | fill(building)
         (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process; see `remove_leftovers`."""
+    lock = FileLock(path)
+    # Some network file systems know no locks; there, leftovers of a kill just stay.
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove folders that processes were writing when they were killed.
+
+    What another process is still writing is locked by it and stays. Links are not followed.
+
+    Args:
+        parent: Where stores lie; need not exist.
+    """
+    for hidden in parent.glob(f".*/{LOCK}"):
+        folder = hidden.parent
+        if folder.is_symlink() or not (folder / "new").is_dir():
+            continue
+        # Another process may remove it first, and `Timeout` is an `OSError` too.
+        with suppress(OSError, NotImplementedError):
+            is_newborn = time.time() - hidden.stat().st_mtime < NEWBORN_SECONDS
+            if not is_newborn:
+                with FileLock(hidden, blocking=False):
+                    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_manifest(folder: Path) -> Plain:
@@ -166,7 +211,7 @@ def read_manifest(folder: Path) -> Plain:
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{str(path)!r} cannot be read as a manifest: {reason(error)}"

@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,6 +27,7 @@ from curricle.errors import CheckpointError
 from curricle.experiments.runner import StudentRun, classes, train_class
 from curricle.experiments.spec import RunSpec
 from curricle.records import Record
+from curricle.training.interrupts import Interrupted
 
 Watcher = Callable[[StudentRun, Record], None]
 """Is told of every record of every run."""
@@ -53,6 +55,9 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     runs = {str(run): run for students in taught for run in students}
     single = replace(spec, engine=replace(spec.engine, threads=1))
     context = multiprocessing.get_context("spawn")
+    # Python's own process that cleans up after the others ends by a closed terminal otherwise.
+    with _ignoring("SIGINT", "SIGHUP"):
+        resource_tracker.ensure_running()
     messages, (parent, own_end) = context.Queue(), context.Pipe(duplex=False)
     strangers = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
@@ -60,7 +65,7 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     )
     try:
         # Workers stay as deaf as they are born: this process hears of an interrupt, and ends them.
-        with _without_interrupts():
+        with _ignoring("SIGINT"):
             futures = [pool.submit(_work, single, number) for number in range(len(taught))]
         _listen(futures, messages, lambda name, record: watch(runs[name], record))
     except BrokenProcessPool:
@@ -70,7 +75,7 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
         ) from None
     finally:
         # One that failed or was interrupted does not wait for the others to finish.
-        with _without_interrupts():
+        with _ignoring("SIGINT"):
             own_end.close()
             # Those that are still starting do not listen yet.
             for worker in set(multiprocessing.active_children()) - strangers:
@@ -79,17 +84,23 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
 
 
 @contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Ignore the keyboard's interrupt during what takes a moment and must not be torn apart."""
+def _ignoring(*names: str) -> Iterator[None]:
+    """Ignore signals during what takes a moment and must not be torn apart.
+
+    Processes that are started within ignore them for ever.
+    """
     if threading.current_thread() is not threading.main_thread():
         # Only the main thread is ever interrupted.
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Windows has no SIGHUP.
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, action in before.items():
+            signal.signal(number, action)
 
 
 def _listen(
@@ -132,9 +143,13 @@ def _end_with(parent: Connection) -> None:
 
 
 def _work(spec: RunSpec, number: int) -> None:
-    """Train one student, or those taught with it, and tell the parent."""
-    train_class(
-        spec,
-        classes(spec)[number],
-        lambda run, record: _MESSAGES[0].put((str(run), record)),
-    )
+    """Train one student, or those taught with it, and send the parent its records."""
+    try:
+        train_class(
+            spec,
+            classes(spec)[number],
+            lambda run, record: _MESSAGES[0].put((str(run), record)),
+        )
+    except Interrupted as error:
+        # A signal to the whole group; the parent has it too and says what to do.
+        os._exit(128 + error.signal_number)

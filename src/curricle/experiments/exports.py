@@ -1,8 +1,10 @@
 """Finished models in the form that other programs read.
 
-Hugging Face models are written once more, as folders that `from_pretrained` reads.
+Hugging Face models are written once more, as folders that `from_pretrained` reads, with the
+tokenizer of the text that they have learned from.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -23,15 +25,22 @@ class _Exportable(Protocol):
         ...
 
 
-def export(module: nn.Module, folder: Path | None) -> None:
+def export(
+    module: nn.Module,
+    folder: Path | None,
+    write_tokenizer: Callable[[Path], None] | None = None,
+) -> None:
     """Write a Hugging Face model as such.
 
     Args:
         module: The model; any other is left alone.
         folder: Its run folder; None writes nothing.
+        write_tokenizer: Writes the tokenizer beside the model; None if its data are no text.
     """
     if folder is not None and isinstance(module, _Exportable):
         path = folder / EXPORT
         # A folder that is there whole or not at all, also on a full disk.
         with new_folder(path) as temporary, serializing(path):
             module.save_pretrained(str(temporary))
+            if write_tokenizer is not None:
+                write_tokenizer(temporary)

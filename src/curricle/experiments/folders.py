@@ -16,7 +16,7 @@ from typing import Final, final
 from torch import nn
 
 from curricle.errors import CheckpointError, reason
-from curricle.experiments.spec import RunSpec
+from curricle.experiments.spec import RunSpec, differences
 from curricle.files import content_digest, remove_leftovers, usable_folder, write_text
 from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
@@ -26,10 +26,14 @@ from curricle.seals import read_sealed, write_sealed
 from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
 from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.resuming import check_weights_file
+from curricle.yaml_specs import from_json
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
 TAUGHT = "taught.json"
+MOST_CHANGES = 6
+"""Fields in which two specs differ that are named in an error."""
 COMMANDS: Final = ("teach", "distill", "compare")
+"""Commands that make run folders."""
 SPEC_HASH: Final = "spec_sha256"
 """Field of `run.json` with the hash of `spec.yaml`."""
 
@@ -63,9 +67,19 @@ def refuse_taken(spec: RunSpec, command: str) -> None:
     if taken and (command == "teach" or not only_taught):
         raise CheckpointError(
             f"'output_dir' {str(folder)!r} must not hold a run already; "
-            f"use 'curricle resume {folder}' or another folder"
+            f"use 'curricle resume {folder}' or another folder{_changes(spec)}"
         )
     is_claimed(spec)
+
+
+def _changes(spec: RunSpec) -> str:
+    """Return the end of an error: in what the run that is there differs; empty if in nothing."""
+    if not has_spec(spec.folder):
+        return ""
+    found = differences(stored_spec(spec.folder), spec)
+    rest = f" and {len(found) - MOST_CHANGES} more" if len(found) > MOST_CHANGES else ""
+    shown = ", ".join(found[:MOST_CHANGES])
+    return f"; 'resume' runs the stored spec, not this one, where {shown}{rest}" if found else ""
 
 
 def start(spec: RunSpec, origin: Origin) -> None:
@@ -116,7 +130,7 @@ def read_origin(folder: Path) -> Origin:
         ) from None
     if origin.command not in COMMANDS:
         raise CheckpointError(
-            f"'command' in {str(folder / COMMAND)!r} must be one of {list(COMMANDS)}; got "
+            f"'command' in {str(folder / COMMAND)!r} must be one of {', '.join(COMMANDS)}; got "
             f"{origin.command!r}"
         )
     return origin
@@ -180,7 +194,7 @@ def is_claimed(spec: RunSpec) -> bool:
     if spec.teacher.total is None or not claim.is_file():
         return False
     try:
-        found = json.loads(claim.read_bytes())["spec"]
+        found = from_json(claim.read_bytes())["spec"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"{str(claim)!r} must tell whose teacher this is: {error!r}"

@@ -15,6 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, final
 
+from torch import nn
+
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, TeacherReference
@@ -212,7 +214,7 @@ def train_class(
         stacked=spec.classroom == "stacked",
     )
     for seat in seats:
-        export(seat.run.student.module, seat.outputs.folder)
+        _export(spec, seat.run.student.module, seat.outputs.folder)
 
 
 def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
@@ -381,9 +383,14 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     # A folder whose run was cut off before its first checkpoint starts anew.
     metric = spec.target.metric
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)
-    export(run.student.module, outputs.folder)
+    _export(spec, run.student.module, outputs.folder)
     return end
 
 
 def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:
     return spec.target.is_reached if spec.target.ends_run else None
+
+
+def _export(spec: RunSpec, module: nn.Module, folder: Path | None) -> None:
+    """Write a finished model with the tokenizer of its task."""
+    export(module, folder, partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)))

@@ -1,11 +1,11 @@
-"""What does a YAML file say about a run?
+"""The spec of a run, as a YAML file holds it.
 
 One format serves every command. `curricle teach` needs `task` and `teacher`; `distill` also
 `student`, `curriculum` and `budget`; `compare` reads `strategies` and `seeds` instead of
 `curriculum`. A stored spec can be run again as it is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
@@ -19,16 +19,18 @@ from curricle.experiments.budgets import PROVISIONAL, AnyBudget
 from curricle.experiments.tasks import PcfgTask, Task, TextTask
 from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
-from curricle.specs import override, parse, plain, read_yaml, value
+from curricle.specs import LONGEST_NAME, Line, override, parse, plain, read_yaml, value
 from curricle.teachers.trajectory import hugging_face_steps
 from curricle.training.capturing import TargetCodecs
 from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 
 Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
-Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$")]
+Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
 CHECKPOINTS = 5
 """Checkpoints that are kept of a teacher's training unless the spec says otherwise."""
+LONGEST_VALUE = 60
+"""Characters that are shown of a value in which two specs differ."""
 SEEDS = (0, 1, 2)
 """Seeds of the students of a comparison that says none."""
 
@@ -141,7 +143,7 @@ class Target:
 class TargetsSpec:
     """Where a teacher's targets are kept, and how."""
 
-    folder: str = Field(min_length=1)
+    folder: Line = Field(min_length=1)
     """Folder that `curricle targets capture` fills and that students then read."""
     codecs: TargetCodecs = TargetCodecs()
     """In which form a capture keeps them; who reads is told by the folder itself."""
@@ -159,9 +161,9 @@ class RunSpec:
 
     seed: int = 0
     """Seed of the teacher, and of the student in `distill`."""
-    output_dir: str = Field(min_length=1)
+    output_dir: Line = Field(min_length=1)
     """Run folder; must not hold a run yet."""
-    cache_dir: str = "runs/cache"
+    cache_dir: Line = "runs/cache"
     """Where tokenized texts are kept for all runs."""
     task: Task
     """What is learned."""
@@ -344,6 +346,30 @@ def changed(spec: RunSpec, assignments: list[str]) -> RunSpec:
     """Return a spec with `path=value` overrides applied."""
     result: RunSpec = parse(RunSpec, override(plain(spec), assignments), source="--set")
     return result
+
+
+def differences(then: RunSpec, now: RunSpec) -> list[str]:
+    """Return in words each field in which two specs differ, with its path and both values."""
+    before, after = dict(_leaves(plain(then))), dict(_leaves(plain(now)))
+    return [
+        f"{path!r} was {_shown(before, path)}, is {_shown(after, path)}"
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data
+    """Yield the values in nested mappings with their paths; a list is one value."""
+    if not isinstance(data, dict) or not data:
+        yield path, data
+        return
+    for name, field in data.items():
+        yield from _leaves(field, f"{path}.{name}" if path else str(name))
+
+
+def _shown(leaves: Mapping[str, Any], path: str) -> str:
+    text = repr(leaves[path]) if path in leaves else "not there"
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def given(found: Any, name: str, command: str) -> Any:  # noqa: ANN401 - any field of a spec

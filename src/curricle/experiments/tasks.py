@@ -1,4 +1,4 @@
-"""What can a run spec train on?
+"""Tasks: what a run spec can train on.
 
 A task is a value; `open` gives the streams and held-out batches of a seed, and the sizes that a
 model must have. Held-out data never depend on the run's seed, so all runs are judged alike.
@@ -94,6 +94,9 @@ class ParityTask:
         del cache_dir
         return ""
 
+    def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
+        """Write nothing, for the data are no text."""
+
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed.
 
@@ -183,6 +186,19 @@ class TextTask:
             self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
         )
         return hashlib.sha256(made.to_str().encode()).hexdigest()
+
+    def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
+        """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it.
+
+        Args:
+            folder: Where a model lies.
+            cache_dir: Where tokenized texts are kept.
+        """
+        module = _text_module()
+        made = module.open_tokenizer(
+            self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
+        )
+        module.write_tokenizer(made, folder, window=self.window)
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed; the tokenized text is made once and reused.
@@ -313,6 +329,9 @@ class PcfgTask:
         """Return the SHA-256 of the tokenizer: none, for the data are no text."""
         del cache_dir
         return ""
+
+    def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
+        """Write nothing, for the data are no text."""
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed.

@@ -17,6 +17,7 @@ from curricle.extras import imported
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.specs import value
+from curricle.yaml_specs import from_json
 
 Head = Literal["masked_lm", "causal_lm"]
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
@@ -81,7 +82,7 @@ class HuggingFaceSpec:
         } | self.config
         try:
             config = transformers.AutoConfig.for_model(self.model_type, **given)
-            model = _auto(transformers, self.head).from_config(config)
+            model = _auto(transformers, self.head).from_config(config, trust_remote_code=False)
         except Exception as error:
             # What families raise for a wrong field has no common base.
             raise SpecError(
@@ -128,6 +129,7 @@ class PretrainedSpec:
             raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
         _check_safetensors(Path(self.path))
         transformers = _transformers()
+        _refuse_code(transformers, self.path)
         try:
             # Version 5 loads in the dtype of the file by default; a student needs float32.
             model, loaded = _auto(transformers, self.head).from_pretrained(
@@ -136,6 +138,8 @@ class PretrainedSpec:
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                # Left out, transformers asks on the standard input whether to run the code.
+                trust_remote_code=False,
             )
         except Exception as error:
             # What families raise for a damaged folder has no common base.
@@ -170,6 +174,25 @@ def _check_safetensors(folder: Path) -> None:
             f"'path' {str(folder)!r} must hold 'model.safetensors'; got {pickles[0]!r}, a pickle, "
             f"which is not read since reading one can run code; 'save_pretrained' of the model "
             f"writes safetensors"
+        )
+
+
+def _refuse_code(transformers: ModuleType, path: str) -> None:
+    """Refuse a folder whose model is code in the folder.
+
+    Raises:
+        CheckpointError: If transformers has no such family.
+    """
+    try:
+        config = from_json(Path(path, "config.json").read_bytes())
+        has_code, family = "auto_map" in config, config.get("model_type")
+    except (OSError, ValueError, TypeError, AttributeError):
+        # Not a configuration: transformers says why.
+        return
+    if has_code and family not in transformers.CONFIG_MAPPING:
+        raise CheckpointError(
+            f"'path' {path!r} must hold a model of a family that transformers brings along; its "
+            f"'model_type' {family!r} is code in the folder ('auto_map'), which is never run"
         )
 
 

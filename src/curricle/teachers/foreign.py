@@ -20,7 +20,6 @@ files it under the position that is predicted, i + 1. Lists whose first entry is
 are as long as the ids are refused, since it cannot be told which of the two they mean.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +39,7 @@ from curricle.teachers.codecs import TopK
 from curricle.teachers.distillkit import Compression, read_compression
 from curricle.teachers.manifest import MANIFEST, DataFacts, Manifest, Section, read_manifest
 from curricle.teachers.shards import ShardWriter
+from curricle.yaml_specs import from_json
 
 Missing = Literal["rest", "renormalize"]
 BATCH_ROWS = 64
@@ -202,7 +202,7 @@ def _from_lines(path: Path) -> Iterator[Spoken]:
     """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            for answer in _answers(json.loads(line)):
+            for answer in _answers(from_json(line)):
                 yield _line(answer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             said = error if isinstance(error, DataError) else repr(error)

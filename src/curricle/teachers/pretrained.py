@@ -11,7 +11,6 @@ Hub's cache consist of them.
 """
 
 import copy
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from curricle import seeding
 from curricle.errors import CheckpointError, reason
 from curricle.files import is_plain_name
 from curricle.models.weights import shapes
+from curricle.yaml_specs import from_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE = "pytorch_model"
@@ -67,7 +67,7 @@ def pretrained_files(folder: Path) -> list[Path]:
 
 def _indexed(index: Path) -> list[str]:
     try:
-        listed = json.loads(index.read_bytes())["weight_map"]
+        listed = from_json(index.read_bytes())["weight_map"]
         names = sorted({str(name) for name in listed.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(

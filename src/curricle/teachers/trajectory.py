@@ -14,7 +14,6 @@ Design: every checkpoint that a curriculum names is checked before training star
 unreadable one is an error then, never skipped later.
 """
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from curricle.teachers.pretrained import (
     needs_own_loader,
     pretrained_files,
 )
+from curricle.yaml_specs import from_json
 
 MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.json"
 
@@ -232,7 +232,7 @@ def _noted_loss(folder: Path, step: int) -> float | None:
     if not state.is_file():
         return None
     try:
-        history = json.loads(state.read_text())["log_history"]
+        history = from_json(state.read_bytes())["log_history"]
         found = [one["eval_loss"] for one in history if "eval_loss" in one and one["step"] == step]
         return float(found[-1]) if found else None
     except (OSError, ValueError, KeyError, TypeError) as error:

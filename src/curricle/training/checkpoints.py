@@ -28,6 +28,7 @@ from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Spent
 from curricle.seals import SEAL, check_sealed, folder_seal
 from curricle.specs import parse, plain
+from curricle.yaml_specs import from_json
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
 ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
@@ -157,7 +158,7 @@ def read_state(path: Path, *, planned: int | None = None) -> RunState:
 
 def _content(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads((path / STATE).read_bytes())
+        content = from_json((path / STATE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{str(path / STATE)!r} must tell where a run stands: {error!r}"

@@ -16,6 +16,7 @@ from curricle.models.weights import architecture
 from curricle.specs import fingerprint, plain
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding import BoundRun
+from curricle.yaml_specs import from_json
 
 FACTS = "run-facts.json"
 """File in the run folder that holds the facts."""
@@ -73,7 +74,7 @@ def differences(folder: Path, facts: Mapping[str, Any]) -> str:
         facts: Those of the run that would go on.
     """
     try:
-        then = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        then = from_json((folder / FACTS).read_bytes())
     except (OSError, ValueError):
         # A folder of an older version, or a damaged one: the digests still differ.
         return ""

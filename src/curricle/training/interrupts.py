@@ -10,11 +10,24 @@ ignored, and handlers of the calling program keep theirs.
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import final
 
-DEFAULTS = (signal.SIG_DFL, signal.default_int_handler)
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handle a signal before and after a run, when there is no step to wait for.
+
+    Raises:
+        Interrupted: Always.
+    """
+    del frame
+    raise Interrupted(number)
+
+
+DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 """Actions that are replaced while a run goes on."""
 
 
@@ -88,3 +101,27 @@ class Interrupts:
         if self.requested is not None:
             raise Interrupted(number)
         self.requested = number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interrupted` within the block for signals that would end the process without a word.
+
+    A run within takes them over, to end at a step; see `Interrupts`.
+
+    Yields:
+        Nothing.
+    """
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    replaced: list[int] = []
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in numbers:
+                # An ignored signal, as SIGHUP under `nohup`, stays ignored.
+                if signal.getsignal(number) == signal.SIG_DFL:
+                    signal.signal(number, interrupt)
+                    replaced.append(number)
+        yield
+    finally:
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)

@@ -1,8 +1,10 @@
-"""Who watches a run?
+"""Observers of runs: functions that receive records.
 
-An observer is a function that receives records. Here are those for people: a progress bar with
-stage, loss and metric, and a line that says why the stages are as they are. Trackers are written
-the same way, outside the engine.
+Here are those for people: a progress bar with stage, loss and metric, a line that says why the
+stages are as they are, and a bar of what comes before the first step. Trackers are written the same
+way, outside the engine.
+
+Design: names come from users and are never read as markup, whatever they contain.
 """
 
 from typing import final
@@ -13,21 +15,23 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TaskID,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
 
+from curricle.errors import printable
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord, StageRecord, StepRecord
 
 
 def new_progress(console: Console | None = None) -> Progress:
     """Return an empty set of progress bars for training runs."""
     return Progress(
-        TextColumn("{task.description:<22}"),
+        TextColumn("{task.description:<22}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
         console=console,
     )
 
@@ -38,7 +42,7 @@ class ProgressBar:
 
     def __init__(self, progress: Progress, name: str) -> None:
         """Name a bar of a set that is already shown."""
-        self._progress, self._name = progress, name
+        self._progress, self._name = progress, printable(name)
         self._bar: TaskID | None = None
         self._num_steps = 0
         self._stage, self._loss, self._metric, self._end = "", "", "", ""
@@ -62,7 +66,7 @@ class ProgressBar:
             self._end = "target reached"
             self._progress.update(self._bar, total=record.spent.steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
-        self._progress.update(self._bar, completed=record.spent.steps, note=note)
+        self._progress.update(self._bar, completed=record.spent.steps, note=printable(note))
 
 
 @final
@@ -87,4 +91,50 @@ class NoteLine:
             line = f"{name or record.method}: {note}"
             if line not in self._told:
                 self._told.add(line)
-                self._console.print(line, soft_wrap=True, markup=False)
+                self._console.print(printable(line), soft_wrap=True, markup=False, emoji=False)
+
+
+@final
+class PreparationBar:
+    """Shows how far the preparation of data is, on a terminal; elsewhere nothing.
+
+    It is a `curricle.data.progress.Watcher`.
+    """
+
+    def __init__(self, console: Console) -> None:
+        """Take a console; nothing is shown before the first call."""
+        self._console = console
+        self._progress: Progress | None = None
+        self._bar = TaskID(0)
+
+    def __call__(self, job: str, done: int, total: int) -> None:
+        """Move the bar, which goes at the end of a job.
+
+        Args:
+            job: Name of what is being done.
+            done: How much of it.
+            total: How much it is in all.
+        """
+        if not self._console.is_terminal:
+            return
+        if done >= total:
+            self.close()
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description:<22}", markup=False),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+            self._bar = self._progress.add_task(printable(job), total=total)
+        self._progress.update(self._bar, description=printable(job), completed=done, total=total)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

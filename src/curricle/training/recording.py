@@ -10,10 +10,10 @@ seconds are measured by the engine.
 
 import platform
 from dataclasses import replace
-from importlib.metadata import version
 
 import torch
 
+from curricle.extras import package_version
 from curricle.records import RunRecord, Spent, StepRecord
 from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
@@ -105,7 +105,7 @@ def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
         student_parameters=num_parameters(run.student),
         teacher_parameters=_teacher_parameters(run),
         versions={
-            "curricle": version("curricle"),
+            "curricle": package_version(),
             "torch": torch.__version__,
             "python": platform.python_version(),
         },

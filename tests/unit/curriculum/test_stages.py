@@ -115,3 +115,12 @@ def test_a_curriculum_survives_plain_data() -> None:
         ),
     )
     assert parse(Curriculum, plain(written)) == written
+
+
+@pytest.mark.parametrize("name", ["\x1b[2Jlogits", "a\nb", "a" * 101, ""])
+def test_names_are_one_short_line(name: str) -> None:
+    stage = Stage(name="logits", duration=Duration(number=5), objectives=(MatchLogits(),))
+    with pytest.raises(SpecError, match="name'"):
+        dataclasses.replace(stage, name=name)
+    with pytest.raises(SpecError, match="name'"):
+        Curriculum(name=name, stages=(stage,))

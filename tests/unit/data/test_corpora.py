@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from curricle.data.chunks import CHUNK_BYTES
 from curricle.data.corpora import Corpus, Split, open_corpus
 from curricle.errors import DataError, SpecError
 
@@ -195,3 +196,55 @@ def test_lines_read_as_text_and_as_json_have_different_digests(tmp_path: Path) -
         (tmp_path / name).write_text(json.dumps({"text": TEXT}) + "\n", encoding="utf-8")
     opened = [open_corpus(tmp_path / name, "test") for name in ("all.txt", "all.jsonl")]
     assert opened[0].digest != opened[1].digest
+
+
+@pytest.mark.parametrize(
+    "content", ["\0" * 1_000, "\0\n \x1b\x07\n", "\ufeff \ufeff", "\u200a\u2003"]
+)
+def test_blanks_and_control_characters_are_no_text(tmp_path: Path, content: str) -> None:
+    (tmp_path / "train.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(DataError, match="must hold text; it is empty, or holds nothing but blanks"):
+        documents(tmp_path, "train")
+
+
+@pytest.mark.parametrize("text", [r"a \ud800 b", r"\udc00", r"\ud83d"])
+def test_half_a_character_is_refused_with_its_document(tmp_path: Path, text: str) -> None:
+    (tmp_path / "train.jsonl").write_text(f'{{"text": "one"}}\n{{"text": "x{text}"}}\n')
+    with pytest.raises(DataError, match="hold whole characters; document 2 has a lone"):
+        documents(tmp_path, "train")
+
+
+def test_a_whole_character_written_in_two_halves_is_read(tmp_path: Path) -> None:
+    (tmp_path / "train.jsonl").write_text(r'{"text": "\ud83d\ude00"}' + "\n")
+    assert documents(tmp_path, "train") == ["\U0001f600"]
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": ' + "[" * 100_000, "line 2, column 1: Nested too deeply"),
+        ('{"text": "a", "id": ' + "1" * 5_000 + "}", "line 2, column 1: Number with too many"),
+        ('{"text": "a"', "line 2, column 13: Expecting"),
+        ("not json", "line 2, column 1: Expecting value"),
+    ],
+)
+def test_a_json_line_that_cannot_be_read_is_named(tmp_path: Path, line: str, reason: str) -> None:
+    (tmp_path / "train.jsonl").write_text(f'{{"text": "one"}}\n{line}\n')
+    with pytest.raises(
+        DataError, match=rf"train.jsonl' must hold one JSON object a line: {reason}"
+    ):
+        documents(tmp_path, "train")
+
+
+@pytest.mark.parametrize("content", ["x" * 5_000, '{"text": "a"}\n' * 9])
+def test_a_single_file_of_too_few_lines_says_how_it_is_cut(tmp_path: Path, content: str) -> None:
+    path = tmp_path / ("all.jsonl" if content[0] == "{" else "all.txt")
+    path.write_text(content)
+    with pytest.raises(DataError, match=r"is cut 90/5/5 by lines, in order, and this has [19];"):
+        documents(path, "valid")
+
+
+def test_a_text_file_is_one_document_in_parts(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("a" * (2 * CHUNK_BYTES + 1))
+    (document,) = (list(map(len, parts)) for parts in open_corpus(tmp_path, "train").read())
+    assert document == [CHUNK_BYTES, CHUNK_BYTES, 1]

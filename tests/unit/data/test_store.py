@@ -1,10 +1,13 @@
 """Token stores in memory and on disk."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock, Timeout
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +16,7 @@ from curricle.data.store import (
     in_memory,
     open_store,
     read_manifest,
+    remove_leftovers,
     require_digest,
     write_folder,
     write_store,
@@ -169,3 +173,60 @@ def test_named_ids_must_exist(fields: Plain) -> None:
 def test_a_vocabulary_of_special_tokens_alone_is_refused() -> None:
     with pytest.raises(SpecError, match="'size' must leave an id that is not special; got 2"):
         Vocabulary(size=2, special=(0,), mask=1)
+
+
+def unfinished(parent: Path, *, seconds_old: float = 60) -> Path:
+    """Return what a process leaves that is killed while it writes a store."""
+    folder = parent / ".store-x"
+    (folder / "new").mkdir(parents=True)
+    (folder / "new" / "tokens.bin").write_bytes(b"half")
+    (folder / "lock").touch()
+    then = time.time() - seconds_old
+    os.utime(folder / "lock", (then, then))
+    return folder
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path)
+    remove_leftovers(tmp_path)
+    assert not folder.exists()
+
+
+def test_what_another_process_still_writes_stays(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path)
+    with FileLock(folder / "lock", is_singleton=False):
+        remove_leftovers(tmp_path)
+    assert (folder / "new" / "tokens.bin").read_bytes() == b"half"
+
+
+def test_what_was_just_begun_stays(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path, seconds_old=0)
+    remove_leftovers(tmp_path)
+    assert folder.is_dir()
+
+
+def test_a_link_is_neither_followed_nor_removed(tmp_path: Path) -> None:
+    folder = unfinished(tmp_path / "elsewhere")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / ".store-y").symlink_to(folder)
+    remove_leftovers(tmp_path / "cache")
+    assert (folder / "new" / "tokens.bin").is_file()
+
+
+def test_hidden_folders_of_others_stay(tmp_path: Path) -> None:
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "lock").touch()
+    os.utime(tmp_path / ".git" / "lock", (0, 0))
+    remove_leftovers(tmp_path)
+    assert (tmp_path / ".git" / "lock").is_file()
+
+
+def test_a_store_is_locked_while_it_is_written(tmp_path: Path) -> None:
+    def fill(building: Path) -> Plain:
+        lock = building.parent / "lock"
+        with pytest.raises(Timeout):
+            FileLock(lock, blocking=False, is_singleton=False).acquire()
+        return {}
+
+    write_folder(tmp_path / "store", fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]

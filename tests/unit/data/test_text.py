@@ -1,25 +1,34 @@
 """Training tokenizers and keeping what was made of a corpus."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricle.data import progress
+from curricle.data.pieces import LONGEST
 from curricle.data.text import (
+    AT_ONCE,
     MASK,
     PAD,
+    SMALLEST,
     SPECIAL,
     START,
     UNKNOWN,
+    _batches,
     encode,
     open_or_build,
     open_tokenizer,
     train_tokenizer,
     vocabulary_of,
+    write_tokenizer,
 )
 from curricle.errors import CheckpointError, DataError, SpecError
+from curricle.training.interrupts import Interrupted, interruptible
 
 TEXT = "the cat sat on the mat, and the dog sat on the log.\n"
 
@@ -145,3 +154,77 @@ def test_a_corpus_that_cannot_be_read_leaves_nothing_in_the_cache(tmp_path: Path
     with pytest.raises(DataError, match="it is empty"):
         open_tokenizer(tmp_path, vocabulary_size=300, cache_dir=tmp_path / "cache")
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_no_word_is_longer_than_what_training_takes_in_linear_time() -> None:
+    # Forty merges of equal letters would reach 4,096 letters in a word of 5,000.
+    tokenizer = train_tokenizer(["a" * 5_000] * 3, SMALLEST + 40)
+    assert 256 < max(map(len, tokenizer.get_vocab())) <= LONGEST + 1
+
+
+def test_the_tokenizer_is_given_a_bounded_number_of_letters_at_once() -> None:
+    batches = list(_batches(iter(["x" * LONGEST] * 1_000)))
+    assert max(sum(map(len, batch)) for batch in batches) <= AT_ONCE + LONGEST
+    assert sum(map(len, batches)) == 1_000
+
+
+def test_a_document_in_parts_has_the_tokens_of_the_whole() -> None:
+    tokenizer = train_tokenizer([TEXT], 300)
+    whole, parts = (
+        np.concatenate(list(encode(tokenizer, [document]))).tolist()
+        for document in (TEXT, (TEXT[:9], TEXT[9:11], TEXT[11:]))
+    )
+    assert parts == whole
+
+
+def test_a_text_that_shrinks_while_it_is_tokenized_leaves_nothing_in_the_cache(
+    tmp_path: Path,
+) -> None:
+    corpus, cache = corpus_folder(tmp_path), tmp_path / "cache"
+    content = (corpus / "train.txt").read_bytes()
+    open_tokenizer(corpus, vocabulary_size=300, cache_dir=cache)
+
+    def shrink(job: str, *_: int) -> None:
+        if job == "tokenizing train":
+            (corpus / "train.txt").write_bytes(content[:10])
+
+    with progress.watched(shrink), pytest.raises(DataError, match="must not change while"):
+        open_or_build(corpus, "train", vocabulary_size=300, cache_dir=cache)
+    assert not [path for path in cache.iterdir() if "tokens" in path.name]
+    (corpus / "train.txt").write_bytes(content)
+    store = open_or_build(corpus, "train", vocabulary_size=300, cache_dir=cache)
+    tokenizer = open_tokenizer(corpus, vocabulary_size=300, cache_dir=cache)
+    assert tokenizer.decode(store.tokens.tolist()) == content.decode()
+
+
+def test_a_signal_while_a_text_is_tokenized_leaves_nothing_in_the_cache(tmp_path: Path) -> None:
+    corpus, cache = corpus_folder(tmp_path), tmp_path / "cache"
+    with (
+        interruptible(),
+        progress.watched(lambda *_: signal.raise_signal(signal.SIGTERM)),
+        pytest.raises(Interrupted) as end,
+    ):
+        open_or_build(corpus, "train", vocabulary_size=300, cache_dir=cache)
+    assert end.value.signal_number == signal.SIGTERM
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text", ["one  two\n\n\n three \n", "the <unk> sat\n  on\tit", "äß 一二三"]
+)
+def test_a_written_tokenizer_is_read_by_transformers_with_the_same_ids(
+    tmp_path: Path, text: str
+) -> None:
+    tokenizer = train_tokenizer([TEXT + "\n\n" * 50], 300)
+    write_tokenizer(tokenizer, tmp_path, window=16)
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    (start, *ids) = np.concatenate(list(encode(tokenizer, [text]))).tolist()
+    assert read(text)["input_ids"] == ids
+    # The blank before `<unk>` belongs to it and is lost, as in training.
+    assert read.decode(ids) == text.replace(" <unk>", "<unk>")
+    assert (read.bos_token_id, read.pad_token_id, read.unk_token_id) == (start, PAD, UNKNOWN)
+    assert (read.mask_token_id, read.model_max_length, len(read)) == (
+        MASK,
+        16,
+        tokenizer.get_vocab_size(),
+    )

@@ -131,6 +131,7 @@ from pathlib import Path
 
 from curricle.experiments.comparison import compare
 from curricle.experiments.folders import stored_spec
+from curricle.training.interrupts import interruptible
 
 
 def watch(run, record):
@@ -142,7 +143,8 @@ if __name__ == "__main__":
     # A shell that starts the tests in the background has them ignore interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        compare(stored_spec(Path(sys.argv[1])), jobs=2, watch=watch)
+        with interruptible():
+            compare(stored_spec(Path(sys.argv[1])), jobs=2, watch=watch)
     except KeyboardInterrupt:
         print("interrupted")
 """
@@ -189,12 +191,13 @@ def test_workers_end_with_a_parent_that_is_killed(long_spec: RunSpec, tmp_path: 
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupt_of_all_processes_ends_them_without_a_traceback(
-    long_spec: RunSpec, tmp_path: Path
+    long_spec: RunSpec, tmp_path: Path, number: signal.Signals
 ) -> None:
     with long_comparison(long_spec, tmp_path) as parent:
-        # As a terminal does it: parent and workers are told.
-        os.killpg(parent.pid, signal.SIGINT)
+        # As a terminal or a scheduler does it: parent and workers are told.
+        os.killpg(parent.pid, number)
         shown = parent.communicate(timeout=120)
     assert shown == ("interrupted\n", "")
     assert parent.returncode == 0

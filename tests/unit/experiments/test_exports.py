@@ -50,3 +50,8 @@ def test_any_other_model_is_left_alone(tmp_path: Path) -> None:
 
 def test_without_a_folder_nothing_is_written() -> None:
     export(Exportable(), None)
+
+
+def test_the_tokenizer_is_written_beside_the_model(tmp_path: Path) -> None:
+    export(Exportable(), tmp_path, lambda folder: (folder / "tokenizer.json").touch())
+    assert (tmp_path / EXPORT / "tokenizer.json").is_file()

@@ -266,3 +266,12 @@ def test_fields_of_a_grammar_task_reach_its_stream(tmp_path: Path) -> None:
 def test_a_mistake_in_a_grammar_task_is_told(fields: dict[str, object], sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
         grammar_task(**fields)
+
+
+def test_a_text_writes_its_tokenizer_and_other_data_none(corpus: Path, tmp_path: Path) -> None:
+    text_task(corpus).write_tokenizer(tmp_path / "text", cache_dir=tmp_path / "cache")
+    names = sorted(path.name for path in (tmp_path / "text").iterdir())
+    assert names == ["tokenizer.json", "tokenizer_config.json"]
+    for task in (ParityTask(), PcfgTask()):
+        task.write_tokenizer(tmp_path / task.kind, cache_dir=tmp_path / "cache")
+        assert not (tmp_path / task.kind).exists()

@@ -1,6 +1,9 @@
 """Building Hugging Face models from scratch and loading them from a folder."""
 
 import importlib
+import io
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -230,4 +233,44 @@ def test_a_pickle_is_refused_with_the_way_to_safetensors(tmp_path: Path, name: s
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / name).write_bytes(b"\x80\x02.")
     with pytest.raises(CheckpointError, match=rf"'{name}', a pickle, .* 'save_pretrained' of the"):
+        build(PretrainedSpec(path=str(tmp_path)))
+
+
+def with_code(folder: Path, family: str) -> Path:
+    """Return a saved model whose configuration names code in the folder, which leaves a mark."""
+    saved(folder)
+    config = json.loads((folder / "config.json").read_text())
+    classes = {"AutoConfig": "code.Config", "AutoModelForMaskedLM": "code.Model"}
+    config |= {"model_type": family, "auto_map": classes}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text(f"open({str(folder / 'mark')!r}, 'w')")
+    return folder
+
+
+def test_a_folder_that_brings_its_own_code_is_refused_without_a_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_code(tmp_path, "homemade")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    with pytest.raises(CheckpointError, match=r"'homemade' is code in the folder .*never run"):
+        build(PretrainedSpec(path=str(folder)))
+    assert sys.stdin.read() == "y\n"
+    assert not (folder / "mark").exists()
+
+
+def test_code_beside_a_known_family_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = with_code(tmp_path, "bert")
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    model = build(PretrainedSpec(path=str(folder)))
+    assert isinstance(model.module, transformers.BertForMaskedLM)
+    assert not (folder / "mark").exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{oops"])
+def test_a_damaged_configuration_is_one_sentence(tmp_path: Path, content: str) -> None:
+    saved(tmp_path)
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"must hold a model with head 'masked_lm'; transf"):
         build(PretrainedSpec(path=str(tmp_path)))

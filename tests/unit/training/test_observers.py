@@ -17,7 +17,7 @@ from curricle.records import (
     StageRecord,
     StepRecord,
 )
-from curricle.training.observers import NoteLine, ProgressBar, new_progress
+from curricle.training.observers import NoteLine, PreparationBar, ProgressBar, new_progress
 
 
 def opening(*steps: int) -> RunRecord:
@@ -133,3 +133,37 @@ def test_a_note_begins_with_the_name_that_the_spec_gives() -> None:
     NoteLine(console)(replace(opening(5), notes=("checkpoint 7 lies inside",)), "two-shot")
     assert isinstance(console.file, io.StringIO)
     assert console.file.getvalue() == "two-shot: checkpoint 7 lies inside\n"
+
+
+@pytest.mark.parametrize("name", ["a[red]b", "x[/bold]", "[link=x]y", ":smile:"])
+def test_names_are_not_read_as_markup(name: str) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True, color_system=None)
+    with new_progress(console) as progress:
+        bar = ProgressBar(progress, name)
+        for record in (opening(100), replace(STAGE, stage=name)):
+            bar(record)
+    NoteLine(console)(replace(opening(1), notes=("note",)), name)
+    assert file.getvalue().count(name) >= 3
+
+
+def test_escape_sequences_in_names_do_not_reach_the_terminal(progress: Progress) -> None:
+    assert shown(progress, opening(100), replace(STAGE, stage="\x1b[2J"))[2] == r"\x1b[2J"
+
+
+def test_preparation_is_shown_on_a_terminal_until_it_is_done() -> None:
+    file = io.StringIO()
+    bar = PreparationBar(Console(file=file, width=120, force_terminal=True))
+    bar("tokenizing [train]", 1, 4)
+    assert "tokenizing [train]" in file.getvalue()
+    bar("tokenizing [train]", 4, 4)
+    # The cursor is back and the line is gone.
+    assert "\x1b[2K" in file.getvalue()
+
+
+def test_preparation_is_silent_where_there_is_no_terminal() -> None:
+    file = io.StringIO()
+    bar = PreparationBar(Console(file=file))
+    bar("tokenizing", 1, 4)
+    bar.close()
+    assert not file.getvalue()

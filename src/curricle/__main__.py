@@ -1,0 +1,7 @@
+"""The command line as `python -m curricle`."""
+
+from curricle.cli import main
+
+# Worker processes import this module again under another name.
+if __name__ == "__main__":
+    main()
