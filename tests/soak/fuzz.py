@@ -167,7 +167,7 @@ def _outcome(
     memory = _peak_memory()
     signal.setitimer(signal.ITIMER_REAL, limit)
     try:
-        outcome, detail = _read(surface, folder, generator)
+        outcome, detail = _read(surface, folder, path, generator)
     except HangError as error:
         outcome, detail = "hang", _place(error)
     finally:
@@ -178,9 +178,11 @@ def _outcome(
     return outcome, detail
 
 
-def _read(surface: Surface, folder: Path, generator: np.random.Generator) -> tuple[str, str]:
+def _read(
+    surface: Surface, folder: Path, path: Path, generator: np.random.Generator
+) -> tuple[str, str]:
     try:
-        surface.read(folder, generator)
+        surface.read(folder, path, generator)
     except CurricleError as error:
         return _judged_sentence(error)
     except EscapedError as error:

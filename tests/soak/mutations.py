@@ -83,7 +83,7 @@ BYTES = (
 def mutated_tree(data: Plain, generator: np.random.Generator, *, is_yaml: bool) -> Plain:
     """Return plain data with one place changed."""
     result = copy.deepcopy(data)
-    places = list(_places(result))
+    places = _places(result) if isinstance(result, dict | list) else []
     if not places:
         return _hostile(generator, is_yaml=is_yaml)
     parent, key = places[generator.integers(len(places))]

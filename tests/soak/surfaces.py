@@ -5,7 +5,9 @@ is what the command line calls, without starting a training.
 """
 
 import gzip
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +29,8 @@ PAGES = 0.04
 CANARY = "outside.safetensors"
 """Copy of a shard beside the target store, which nothing in the store may lead to."""
 Make = Callable[[Path, np.random.Generator], Path]
-Read = Callable[[Path, np.random.Generator], None]
+Read = Callable[[Path, Path, np.random.Generator], None]
+"""Reads the copy, of which one file is mutated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,10 @@ class Surface:
     make: Make
     """Writes a mutated file into a copy of the sources and returns its path."""
     read: Read
+
+
+UNCHECKED = "unchecked"
+"""The same run with records as version 0.1 wrote them. Behind a check a mutation is just damage."""
 
 
 class EscapedError(Exception):
@@ -55,6 +62,8 @@ def write_sources(folder: Path, run: Path, stored: Path) -> None:
         stored: Folder of a finished run with stored targets.
     """
     shutil.copytree(run / "run", folder / "run")
+    shutil.copytree(run / "run", folder / UNCHECKED)
+    _remove_checks(folder / UNCHECKED)
     shutil.copytree(stored / "targets", folder / "targets")
     shutil.copytree(stored / "run", folder / "stored")
     shard = next(iter(sorted((folder / "targets").glob("*.safetensors"))))
@@ -66,6 +75,27 @@ def write_sources(folder: Path, run: Path, stored: Path) -> None:
     (folder / "corpus.txt").write_text("\n".join(lines * 30) + "\n")
     documents = [json.dumps({"text": line}) for line in lines]
     (folder / "corpus.jsonl").write_text("\n".join(documents * 30) + "\n")
+
+
+def _remove_checks(run: Path) -> None:
+    for path in run.rglob("records.jsonl"):
+        path.write_bytes(re.sub(rb', "check": "[0-9a-f]+"\}', b"}", path.read_bytes()))
+        (path.parent / "manifest.json").unlink(missing_ok=True)
+
+
+def _mutated_document(data: Any, generator: np.random.Generator) -> bytes:
+    """Return a JSON object of which one place is changed, with the check that then fits."""
+    return _checked(mutated_tree(data, generator, is_yaml=False))
+
+
+def _checked(data: Any) -> bytes:
+    """Return a JSON object with its check, computed here so that earlier versions can be tested."""
+    if not isinstance(data, dict):
+        return json.dumps(data).encode()
+    data.pop("check", None)
+    check = hashlib.sha256(json.dumps(data, indent=1).encode()).hexdigest()[:16]
+    text = json.dumps({**data, "check": check}, indent=1) + "\n"
+    return finished_text(text, is_yaml=False).encode()
 
 
 def _mutated_file(data: Any, generator: np.random.Generator, *, is_yaml: bool) -> bytes:
@@ -87,17 +117,18 @@ def _make_spec(folder: Path, generator: np.random.Generator) -> Path:
     return path
 
 
-def _read_spec(folder: Path, generator: np.random.Generator) -> None:
+def _read_spec(folder: Path, path: Path, generator: np.random.Generator) -> None:
     from curricle.experiments.runner import first_runs, rehearse, single_run
     from curricle.experiments.spec import load_spec
 
-    spec = load_spec(folder / "spec.yaml")
+    spec = load_spec(path)
     if generator.random() < BOUND and spec.task.kind == "parity":
         rehearse(spec, first_runs(spec) if spec.strategies else [single_run(spec)])
 
 
 def _make_records(folder: Path, generator: np.random.Generator) -> Path:
-    paths = sorted((folder / "run").rglob("records.jsonl"))
+    run = ("run", UNCHECKED)[generator.integers(2)]
+    paths = sorted((folder / run).rglob("records.jsonl"))
     path = paths[generator.integers(len(paths))]
     lines = path.read_bytes().splitlines(keepends=True)
     place = int(generator.integers(len(lines)))
@@ -111,12 +142,12 @@ def _make_records(folder: Path, generator: np.random.Generator) -> Path:
     return path
 
 
-def _read_records(folder: Path, generator: np.random.Generator) -> None:
+def _read_records(folder: Path, path: Path, generator: np.random.Generator) -> None:
     from curricle.reporting import summarized, write_report
     from curricle.reports.headline import headline
     from curricle.reports.tables import summary_table
 
-    run = folder / "run"
+    run = folder / path.relative_to(folder).parts[0]
     if generator.random() < PAGES:
         write_report([run], run / "report.html")
     else:
@@ -147,13 +178,15 @@ def _make_manifest(folder: Path, generator: np.random.Generator) -> Path:
         # The canary is a copy of the first, so nothing but its place is wrong.
         first = min(data["shards"], key=lambda shard: str(shard["file"]))
         first["file"] = f"../{CANARY}"
-        path.write_text(json.dumps(data))
+        path.write_bytes(_checked(data) if "check" in data else json.dumps(data).encode())
+    elif "check" in data and generator.random() < 0.5:
+        path.write_bytes(_mutated_document(data, generator))
     else:
         path.write_bytes(_mutated_file(data, generator, is_yaml=is_yaml))
     return path
 
 
-def _read_manifest(folder: Path, generator: np.random.Generator) -> None:
+def _read_manifest(folder: Path, path: Path, generator: np.random.Generator) -> None:
     """Read all manifests in turn; the errors of one do not hide those of the others."""
     first: CurricleError | None = None
     for read in (_read_run, _read_states, _read_targets):
@@ -221,10 +254,9 @@ def _with_document(data: bytes, generator: np.random.Generator) -> bytes:
     return b"".join([*lines[:place], line, *lines[place:]])
 
 
-def _read_corpus(folder: Path, generator: np.random.Generator) -> None:
+def _read_corpus(folder: Path, path: Path, generator: np.random.Generator) -> None:
     from curricle.experiments.tasks import TextTask
 
-    path = next(iter(folder.glob("input.*")))
     task = TextTask(
         corpus=str(path), vocabulary_size=270, window=8, batch_size=2, evaluation_batches=1
     )
