@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import nn
 
+from curricle.protocols import conforms
+
 EXPORT = "model"
 
 
@@ -27,5 +29,5 @@ def export(module: nn.Module, folder: Path | None) -> None:
         module: The model; any other is left alone.
         folder: Its run folder; None writes nothing.
     """
-    if folder is not None and isinstance(module, _Exportable):
+    if folder is not None and conforms(module, _Exportable):
         module.save_pretrained(str(folder / EXPORT))

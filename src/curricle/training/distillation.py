@@ -18,6 +18,7 @@ from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
+from curricle.protocols import conforms
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import Manifest
@@ -97,7 +98,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite.
     """
-    if not isinstance(data, Stream):
+    if not conforms(data, Stream):
         raise BindError(
             f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
             f"got {type(data).__name__!r}"
