@@ -33,6 +33,11 @@ T5: dict[str, Any] = {
     "num_layers": 3, "num_decoder_layers": 2, "decoder_start_token_id": 0,
 }  # fmt: skip
 CONVNEXT: dict[str, Any] = {"hidden_sizes": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "num_labels": 3}
+WAV2VEC2: dict[str, Any] = TINY | {
+    "conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_feat_extract_layers": 1,
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "layerdrop": 0.1,
+    "mask_time_prob": 0.0, "classifier_proj_size": 8, "num_labels": 3,
+}  # fmt: skip
 CLIP: dict[str, Any] = TINY | {"image_size": 8, "patch_size": 4}
 
 
@@ -72,7 +77,8 @@ def convnext() -> nn.Module:
 
 
 def clip_classifier() -> nn.Module:
-    config = hf.CLIPConfig(vision_config=CLIP, text_config=ENCODER, num_labels=3)
+    fields: dict[str, Any] = {"vision_config": CLIP, "text_config": ENCODER, "num_labels": 3}
+    config = hf.CLIPConfig(**fields)
     return hf.CLIPForImageClassification(config)
 
 
@@ -175,10 +181,8 @@ def test_a_start_needs_tokens(make: Callable[[], nn.Module]) -> None:
 @pytest.mark.parametrize(
     ("make", "setting"),
     [
-        (lambda: hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(
-            **TINY, conv_dim=(8,), conv_stride=(5,), conv_kernel=(10,), num_feat_extract_layers=1,
-            num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, layerdrop=0.1,
-            mask_time_prob=0.0, classifier_proj_size=8, num_labels=3)), "config.layerdrop"),
+        (lambda: hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(**WAV2VEC2)),
+         "config.layerdrop"),
         (lambda: hf.BartForCausalLM(hf.BartConfig(
             vocab_size=20, d_model=8, encoder_layers=2, decoder_layers=2, decoder_layerdrop=0.1,
             decoder_attention_heads=2, decoder_ffn_dim=8, max_position_embeddings=16)),

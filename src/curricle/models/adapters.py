@@ -67,8 +67,8 @@ def tapped(
             convolutions. States with four axes or more need it.
 
     Raises:
-        BindError: If a path does not exist, a tapped model is described again, it is no model, or
-            it is wrapped for several processes.
+        BindError: If a path does not exist, a tapped model is described again, or it is no
+            model.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         raise BindError(

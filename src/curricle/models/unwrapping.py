@@ -6,12 +6,6 @@ therefore holds what was trained.
 """
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
-
-from curricle.errors import BindError
-
-DISTRIBUTED = ("FullyShardedDataParallel", "DeepSpeedEngine")
-"""Wrappers of the same kind as `DistributedDataParallel`, by name: torch imports some lazily."""
 
 
 def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
@@ -19,9 +13,6 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
     Args:
         model: Any module.
-
-    Raises:
-        BindError: If the wrapper spreads a training over processes.
     """
     notes: list[str] = []
     while (inner := _inner(model)) is not None:
@@ -35,16 +26,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def _inner(model: nn.Module) -> nn.Module | None:
-    """Return the module in the wrapper of `torch.compile` or `DataParallel`; None without one.
-
-    Raises:
-        BindError: If the wrapper is one for several processes.
-    """
-    if isinstance(model, DistributedDataParallel) or type(model).__name__ in DISTRIBUTED:
-        raise BindError(
-            f"'model' must be trained by one process; got a {type(model).__name__}; pass the "
-            f"module inside ('model.module') and start without torchrun"
-        )
+    """Return the module in the wrapper of `torch.compile` or `DataParallel`; None without one."""
     if isinstance(model, nn.DataParallel):
         inner: nn.Module = model.module
         return inner

@@ -1,13 +1,10 @@
-"""Wrappers of torch: the module inside is read, or the wrapper is refused."""
+"""Wrappers of torch: the module inside is read."""
 
 from typing import Any
 
-import pytest
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from curricle.errors import BindError
 from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.unwrapping import unwrapped
@@ -53,22 +50,3 @@ def test_data_parallel_is_taken_off_also_around_another_wrapper() -> None:
         NOTE.format(wrapper="DataParallel", module="OptimizedModule"),
         NOTE.format(wrapper="OptimizedModule", module="MLP"),
     )
-
-
-class FullyShardedDataParallel(nn.Module):
-    """Has the name of the wrapper that torch imports lazily."""
-
-
-@pytest.mark.parametrize(
-    "wrapper",
-    # Its constructor needs a group of processes.
-    [DistributedDataParallel.__new__(DistributedDataParallel), FullyShardedDataParallel()],
-    ids=lambda wrapper: type(wrapper).__name__,
-)
-def test_a_wrapper_for_several_processes_is_refused(wrapper: nn.Module) -> None:
-    with pytest.raises(
-        BindError,
-        match=rf"^'model' must be trained by one process; got a {type(wrapper).__name__}; pass the "
-        r"module inside \('model.module'\) and start without torchrun$",
-    ):
-        tapped(wrapper)
