@@ -228,7 +228,7 @@ def _require_model(name: str, model: object) -> None:
     Raises:
         BindError: If it is something else.
     """
-    if not isinstance(model, (nn.Module, TappedModel)):
+    if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         stored = (
             " (curricle.open_targets opens a folder of stored targets, as teacher of 'distill')"
         )
