@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,31 @@ def sets(decorator: ast.expr, option: str) -> bool:
 
 def is_abstract(node: ast.ClassDef) -> bool:
     return node.name in ABSTRACT_CLASSES or "Protocol" in map(name_of, node.bases)
+
+
+@cache
+def protocols() -> set[str]:
+    """Return the names of all protocols of the source."""
+    return {
+        node.name
+        for path in FILES
+        for node in classes(path)
+        if "Protocol" in map(name_of, node.bases)
+    }
+
+
+@EVERY_FILE
+def test_no_object_is_checked_against_a_protocol_by_isinstance(path: Path) -> None:
+    # Since Python 3.12 it misses attributes that are forwarded; `protocols.conforms` does not.
+    checked = [
+        name_of(name)
+        for node in ast.walk(syntax_tree(path))
+        if isinstance(node, ast.Call) and name_of(node) in ("isinstance", "issubclass")
+        for name in ast.walk(node.args[1])
+        if isinstance(name, (ast.Name, ast.Attribute))
+    ]
+    assert "TappedModel" in protocols()
+    assert not protocols() & set(checked)
 
 
 def test_the_source_is_found() -> None:

@@ -23,6 +23,7 @@ from curricle.curriculum.transitions import (
     sudden_fall,
 )
 from curricle.errors import SpecError
+from curricle.protocols import conforms
 from curricle.specs import parse
 
 DIGITS = range(2, 10)
@@ -106,7 +107,7 @@ def _steps(given: object, name: str) -> tuple[int, ...]:
     Raises:
         SpecError: If they are not, or there are none.
     """
-    listed = given.steps if isinstance(given, HasSteps) else given
+    listed = given.steps if conforms(given, HasSteps) else given
     steps: tuple[int, ...] = parse(
         dict[str, tuple[int, ...]], {name: () if listed is None else listed}
     )[name]
@@ -128,7 +129,7 @@ def _with_transition(steps: tuple[int, ...], trajectory: object) -> Selection:
             f"checkpoint {step} is provisional: which one lies inside the teacher's transition "
             f"shows when it is taught",
         )
-    losses = dict(trajectory.losses if isinstance(trajectory, HasLosses) else ())
+    losses = dict(trajectory.losses if conforms(trajectory, HasLosses) else ())
     missing = [step for step in steps if step not in losses]
     if missing:
         raise SpecError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from curricle.data.streams import Batch, Inputs, Stream
+from curricle.protocols import conforms
 
 
 @runtime_checkable
@@ -76,7 +77,7 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
         device: Where they are put.
     """
     first = stream.batch(step).to(device)
-    found = stream.joined(step, number) if isinstance(stream, Joins) else None
+    found = stream.joined(step, number) if conforms(stream, Joins) else None
     if found is not None:
         return Block(first=first, whole=found.to(device), number=number, shapes=_shapes(first))
     # Parts of a block are tensors alone, which do not have a number of positions with them.

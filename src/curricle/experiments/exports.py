@@ -12,6 +12,7 @@ from torch import nn
 
 from curricle.files import new_folder
 from curricle.models.weights import serializing
+from curricle.protocols import conforms
 
 EXPORT = "model"
 
@@ -37,7 +38,7 @@ def export(
         folder: Its run folder; None writes nothing.
         write_tokenizer: Writes the tokenizer beside the model; None if its data are no text.
     """
-    if folder is not None and isinstance(module, _Exportable):
+    if folder is not None and conforms(module, _Exportable):
         path = folder / EXPORT
         # A folder that is there whole or not at all, also on a full disk.
         with new_folder(path) as temporary, serializing(path):

@@ -1,4 +1,4 @@
-"""How does a model that a user already has become a tapped one?
+"""Tapped models of the modules that a user already has.
 
 `tapped` takes an MLP, a Hugging Face model or any other module. For Hugging Face models no table
 of families is needed: the blocks are the one module list as long as the configuration says, the
@@ -8,7 +8,8 @@ the residual stream. Nothing here imports transformers.
 
 import inspect
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -16,25 +17,19 @@ from curricle.errors import BindError
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
+from curricle.models.stacks import Numbering, numbered_blocks
 from curricle.models.tapped import TappedModel
+from curricle.models.unwrapping import unwrapped
+from curricle.protocols import conforms
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """What configurations call the bound of their logits."""
 
 
-@runtime_checkable
-class _Config(Protocol):
-    """What a Hugging Face configuration says about depth."""
-
-    model_type: str
-    num_hidden_layers: int
-
-
-@runtime_checkable
 class _HuggingFaceModel(Protocol):
     """The part of a Hugging Face model that is needed to find its taps."""
 
-    config: _Config
+    config: Any
 
     @property
     def base_model(self) -> nn.Module:
@@ -68,13 +63,14 @@ def tapped(
             the logits after it is done.
         is_residual: Whether the blocks share a residual stream; None means yes for Hugging Face
             models and no for others.
-        width_axis: Axis of the hidden states that counts features; 1 for convolutions.
+        width_axis: Axis that counts features in hidden states and classes in logits; 1 for
+            convolutions. States with four axes or more need it.
 
     Raises:
-        BindError: If a path does not exist, the blocks of a Hugging Face model are not found, or
-            a tapped model is described again, or it is no model.
+        BindError: If a path does not exist, a tapped model is described again, or it is no
+            model.
     """
-    if not isinstance(model, (nn.Module, TappedModel)):
+    if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         raise BindError(
             f"'model' must be a torch.nn.Module, or one that curricle.tapped describes; got "
             f"{type(model).__name__!r} (a folder of stored targets is opened by "
@@ -84,49 +80,45 @@ def tapped(
         if blocks or head is not None or is_residual is not None or width_axis != -1:
             raise BindError("'model' must not be tapped already to be described; got a tapped one")
         return model
-    if isinstance(model, _HuggingFaceModel) and isinstance(model.config, _Config):
-        output, base = model.get_output_embeddings(), model.base_model
-        return HookedModel(
-            model,
-            blocks=blocks or block_paths(model, model.config.num_hidden_layers),
-            head=_head_paths(model, base=base, output=output) if head is None else head,
-            head_end=_head_end(model, output) if head is None else None,
-            is_residual=True if is_residual is None else is_residual,
-            width_axis=width_axis,
-            keywords={"use_cache": False} if _has_cache(model) else None,
-        )
-    if isinstance(model, MLP):
-        blocks = blocks or block_paths(model, len(model.blocks))
+    model, notes = unwrapped(model)
+    output: nn.Module | None = None
+    numbering, head_end = Numbering(paths=tuple(blocks)), None
+    has_config = conforms(model, _HuggingFaceModel) and hasattr(model.config, "model_type")
+    if has_config and not blocks:
+        numbering = numbered_blocks(model, model.config)
+    elif isinstance(model, MLP) and not blocks:
+        numbering = Numbering(paths=tuple(f"blocks.{place}" for place in range(len(model.blocks))))
+    # A configuration without a depth is one of several models; what their heads are is not known.
+    is_transformer = has_config and hasattr(model.config, "num_hidden_layers")
+    if is_transformer and head is None:
+        output = _output_embeddings(model)
+        head_end = _head_end(model, output)
     return HookedModel(
         model,
-        blocks=blocks,
-        head=() if head is None else head,
-        is_residual=bool(is_residual),
+        blocks=replace(numbering, notes=(*notes, *numbering.notes)),
+        head=_head_paths(model, output) if head is None else head,
+        head_end=head_end,
+        is_residual=is_transformer if is_residual is None else is_residual,
         width_axis=width_axis,
+        keywords=_keywords(model) if has_config else None,
     )
 
 
-def block_paths(model: nn.Module, num_layers: int) -> tuple[str, ...]:
-    """Return the paths of the blocks of the only module list with `num_layers` entries.
-
-    Raises:
-        BindError: If there is no such list, or more than one.
-    """
-    lists = [
-        path
-        for path, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    ]
-    if len(lists) != 1:
-        raise BindError(
-            f"'blocks' must be given for {type(model).__name__}: one list of {num_layers} modules "
-            f"is expected; got {lists}"
-        )
-    return tuple(f"{lists[0]}.{number}" for number in range(num_layers))
+def _output_embeddings(model: nn.Module) -> nn.Module | None:
+    """Return the module that makes the logits, if the model has one."""
+    try:
+        found: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+    except NotImplementedError:
+        # Families without a vocabulary may leave the method to their subclasses.
+        return None
+    return found
 
 
-def _head_paths(model: nn.Module, *, base: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
+def _head_paths(model: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
     """Return the top-level children after the base model, up to that with the output embeddings."""
+    if output is None:
+        return ()
+    base: object = model.base_model
     paths: tuple[str, ...] = ()
     follows_base = False
     for path, child in model.named_children():
@@ -159,6 +151,14 @@ def _head_end(model: nn.Module, output: nn.Module | None) -> HeadEnd | None:
     )
 
 
-def _has_cache(model: nn.Module) -> bool:
-    """Return whether forward would build a key-value cache, which training must not pay for."""
-    return "use_cache" in inspect.signature(type(model).forward).parameters
+def _keywords(model: nn.Module) -> dict[str, object]:
+    """Return fixed keyword arguments of every pass of a Hugging Face model.
+
+    Training must not pay for a key-value cache, and only named outputs tell the logits.
+    """
+    keywords: dict[str, object] = {}
+    if "use_cache" in inspect.signature(type(model).forward).parameters:
+        keywords["use_cache"] = False
+    if getattr(model.config, "return_dict", True) is False:
+        keywords["return_dict"] = True
+    return keywords

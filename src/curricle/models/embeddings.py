@@ -13,14 +13,14 @@ roles share are the very same parameter in both, so that who sets one can respec
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, final, runtime_checkable
+from typing import Protocol, final
 
 from torch import nn
 
 from curricle.errors import BindError
+from curricle.protocols import conforms
 
 
-@runtime_checkable
 class HasEmbeddings(Protocol):
     """The part of a Hugging Face model that names its tables."""
 
@@ -64,8 +64,8 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
         BindError: If the model does not say which module holds its token embeddings, or if that is
             no table.
     """
-    named = model.get_input_embeddings() if isinstance(model, HasEmbeddings) else None
-    if not isinstance(model, HasEmbeddings) or not isinstance(named, nn.Embedding):
+    named, output = _named_modules(model)
+    if not isinstance(named, nn.Embedding):
         held = "" if named is None else f" with embeddings in a {type(named).__name__}"
         raise BindError(
             f"{role!r} must have token embeddings in an nn.Embedding and name it by "
@@ -77,7 +77,6 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
         if isinstance(table, nn.Embedding) and table.embedding_dim == named.embedding_dim
     }
     path = next(path for path, table in tables.items() if table is named)
-    output = model.get_output_embeddings()
     if not isinstance(output, nn.Linear) or output.weight.shape != named.weight.shape:
         output = None
     return EmbeddingTables(
@@ -86,6 +85,17 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
         others={other: table for other, table in tables.items() if other != path},
         output=output,
     )
+
+
+def _named_modules(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
+    """Return what a model names as its token embeddings and its output, if it names any."""
+    if not conforms(model, HasEmbeddings):
+        return None, None
+    try:
+        return model.get_input_embeddings(), model.get_output_embeddings()
+    except NotImplementedError:
+        # Families without tokens, such as those that read images, have the methods, too.
+        return None, None
 
 
 def matching_tables(

@@ -16,15 +16,18 @@ are ignored. Nothing is added to the module.
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
 from curricle.errors import BindError, near_names
+from curricle.models.axes import check_logits, check_state, with_features_last
 from curricle.models.heads import HeadEnd, LinearHead
 from curricle.models.inference import HeldLinear
-from curricle.models.returned import first_tensor, logits_in
+from curricle.models.nesting import padded_inside
+from curricle.models.returned import first_tensor, logits_in, logits_note
+from curricle.models.stacks import Numbering
 from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
 
 
@@ -39,13 +42,16 @@ class HookedModel:
 
     With `blocks` the taps have numbers and strategies can place them; without, stages name
     module paths such as `encoder.2`, or `encoder.2#1` for the second call in one pass.
+
+    An evaluation function receives one. Calling it calls the module, with the same arguments and
+    result; `module` is the module itself, with everything else it has.
     """
 
     def __init__(
         self,
         module: nn.Module,
         *,
-        blocks: Sequence[str] = (),
+        blocks: Sequence[str] | Numbering = (),
         head: str | Sequence[str] = (),
         head_end: HeadEnd | None = None,
         is_residual: bool = False,
@@ -57,7 +63,7 @@ class HookedModel:
         Args:
             module: The model; it stays as it is.
             blocks: Paths of the blocks in forward order; block l is tap l, tap 0 is the first
-                block's input.
+                block's input. A `Numbering` also holds why there are none, and notes.
             head: Path of the module that turns hidden states into logits, position by position,
                 or of all such modules between the last block and the logits. If given, they run
                 at the selected positions only.
@@ -65,7 +71,8 @@ class HookedModel:
                 Otherwise logits are what `forward` returns, and this says how they come of the last
                 linear map of the head.
             is_residual: Whether the blocks write into one residual stream.
-            width_axis: Axis of the hidden states that counts features; 1 for convolutions, whose
+            width_axis: Axis of the hidden states that counts features, and of the logits that
+                counts classes unless a linear map makes them; 1 for convolutions, whose
                 logits cannot be selected by position.
             keywords: Fixed keyword arguments of every forward call.
 
@@ -74,7 +81,10 @@ class HookedModel:
         """
         self._module = module
         self._modules = dict(module.named_modules())
-        self._blocks = tuple(blocks)
+        self._numbering = (
+            blocks if isinstance(blocks, Numbering) else Numbering(paths=tuple(blocks))
+        )
+        self._blocks = self._numbering.paths
         self._head = (head,) if isinstance(head, str) else tuple(head)
         self._ends_at_head = bool(self._head) and head_end is None
         self._head_end = HeadEnd(path=self._head[-1]) if self._ends_at_head else head_end
@@ -88,6 +98,20 @@ class HookedModel:
     def module(self) -> nn.Module:
         """Return the plain module."""
         return self._module
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was decided about the model, one sentence each."""
+        return self._numbering.notes
+
+    def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the module's
+        """Return what the module returns for the same arguments."""
+        return self._module(*args, **keywords)
+
+    @property
+    def selects(self) -> bool:
+        """Return whether logits can be read at selected positions."""
+        return self._width_axis == -1
 
     @property
     def depth(self) -> int:
@@ -107,6 +131,8 @@ class HookedModel:
         """
         if isinstance(tap, str):
             return self._place_at(tap)
+        if not self._blocks and self._numbering.reason:
+            raise BindError(self._numbering.reason)
         if not self._blocks:
             raise BindError(
                 f"tap {tap!r} needs a model with numbered blocks; got {self._name} without "
@@ -134,6 +160,7 @@ class HookedModel:
     def _open(
         self, places: tuple[Place, ...], *, logits: bool, end: HeadEnd | None
     ) -> Iterator[Reader]:
+        class_axis = None if self._is_linear(self._head_end) else self._width_axis
         reading = _Reading(
             self._module,
             places=places,
@@ -141,9 +168,10 @@ class HookedModel:
             end=end,
             head=self._head,
             ends_at_head=self._ends_at_head,
-            width_axis=self._width_axis,
+            axes=(self._width_axis, class_axis),
         )
         with ExitStack() as stack:
+            stack.enter_context(padded_inside(self._module, [place.path for place in places]))
             for path, side in {(place.path, place.side): None for place in places}:
                 target = self._modules[path]
                 hook = reading.hook(path, side)
@@ -171,18 +199,22 @@ class HookedModel:
 
     def _linear_end(self) -> HeadEnd:
         end = self._head_end
-        if (
-            end is None
-            or type(self._modules[end.path]) not in (nn.Linear, HeldLinear)
-            or self._width_axis != -1
-        ):
-            found = "none" if end is None else type(self._modules[end.path]).__name__
+        if self._width_axis != -1:
+            raise BindError(
+                f"'chunk' must be None for {self._name}, whose states have their features on axis "
+                f"{self._width_axis}: in chunks the head reads them on the last one"
+            )
+        if end is None or not self._is_linear(end):
+            kind = "none" if end is None else type(self._modules[end.path]).__name__
             raise BindError(
                 f"'chunk' must be None for {self._name}: its head must be known and end in an "
-                f"nn.Linear to be read before it; got {found}; "
+                f"nn.Linear to be read before it; got {kind}; "
                 f"'tapped(model, head=...)' names it"
             )
         return end
+
+    def _is_linear(self, end: HeadEnd | None) -> bool:
+        return end is not None and type(self._modules[end.path]) in (nn.Linear, HeldLinear)
 
     def _place_at(self, name: str) -> Place:
         path, mark, call = name.partition("#")
@@ -207,8 +239,9 @@ class _Reading:
         end: HeadEnd | None,
         head: tuple[str, ...],
         ends_at_head: bool,
-        width_axis: int,
+        axes: tuple[int, int | None],
     ) -> None:
+        width_axis, class_axis = axes
         self._module = module
         self._wanted = places
         self._wants_logits = wants_logits
@@ -220,7 +253,8 @@ class _Reading:
             for place in places
             for path in head
         )
-        self._width_axis = width_axis
+        self._width_axis, self._class_axis = width_axis, class_axis
+        self._obscurity = self._logits_note = ""
         self._running = self._gathered = False
         self._selected: Tensor | None = None
         self._positions: tuple[int, ...] | None = None
@@ -238,6 +272,7 @@ class _Reading:
     ) -> Activations:
         self._hidden, self._logits, self._selected = {}, None, selected
         self._shown_head = self._positions = None
+        self._obscurity = self._logits_note = ""
         self._versions.clear()
         self._calls.clear()
         self._running, self._gathered = True, False
@@ -250,7 +285,7 @@ class _Reading:
         except _Enough:
             pass
         else:
-            self._finish(output)
+            self._finish(output, inputs)
         finally:
             self._running = False
             # A reading outlives its passes: it must not keep their graphs alive.
@@ -258,9 +293,11 @@ class _Reading:
             self._hidden, self._logits, self._selected = {}, None, None
             self._shown_head = None
         self._check_unchanged(hidden)
-        return Activations(hidden, logits, head, self._positions)
+        return Activations(
+            hidden, logits, head, self._positions, self._obscurity, self._logits_note
+        )
 
-    def seen(self, path: str, side: str, output: object) -> None:
+    def seen(self, module: nn.Module, path: str, side: str, output: object) -> None:
         if not self._running:
             return
         call = self._calls[path, side]
@@ -268,10 +305,10 @@ class _Reading:
         place = Place(path, call, side)
         if place not in self._wanted:
             return
-        state = first_tensor(output, str(place))
+        state, axis = first_tensor(output, str(place)), self._width_axis
+        check_state(str(place), state, module=module, side=side, axis=axis)
         self._versions.append(_version(state))
-        axis = self._width_axis
-        self._hidden[place] = state if axis in (-1, state.ndim - 1) else state.movedim(axis, -1)
+        self._hidden[place] = with_features_last(state, axis)
         self._stop_if_complete()
 
     def gather(
@@ -305,11 +342,30 @@ class _Reading:
         )
         self._stop_if_complete()
 
-    def take_logits(self, _module: nn.Module, _args: object, output: object) -> None:
+    def take_logits(self, module: nn.Module, _args: object, output: object) -> None:
         if not self._running:
             return
-        self._logits = self._select(first_tensor(output, "logits"))
+        self._show_logits(output, model=module)
         self._stop_if_complete()
+
+    def _show_logits(
+        self, output: object, *, model: nn.Module, inputs: Inputs | None = None
+    ) -> None:
+        """Take the logits of an output, or the reason why there are none.
+
+        A stage may run a whole model whose output none of its objectives reads, so the reason is
+        an error only for an objective that does.
+        """
+        axis = self._class_axis
+        try:
+            logits = logits_in(output, type(self._module).__name__)
+            if axis is not None:
+                check_logits(logits, model=model, inputs=inputs, axis=axis)
+        except BindError as error:
+            self._obscurity = str(error)
+            return
+        self._logits_note = logits_note(output)
+        self._logits = self._select(logits if axis is None else with_features_last(logits, axis))
 
     def _select(self, logits: Tensor) -> Tensor:
         selected = self._selected
@@ -336,18 +392,22 @@ class _Reading:
         if len(self._hidden) < len(self._wanted):
             return
         has_head = self._end is None or self._shown_head is not None
-        if has_head and (not self._wants_logits or self._logits is not None):
+        has_logits = self._logits is not None or bool(self._obscurity)
+        if has_head and (not self._wants_logits or has_logits):
             raise _Enough
 
-    def _finish(self, output: object) -> None:
+    def _finish(self, output: object, inputs: Inputs) -> None:
         missing = [place for place in self._wanted if place not in self._hidden]
         if missing:
-            raise BindError(f"tap {str(missing[0])!r} must be reached by forward; it was not")
+            raise BindError(
+                f"tap {str(missing[0])!r} must be reached by forward; it was not; name a module "
+                f"that runs in every pass, or switch off what skips it, such as layerdrop"
+            )
         unseen = self._end is not None and self._shown_head is None
         if unseen or (self._wants_logits and self._ends_at_head):
             raise BindError("'head' must be reached by forward; it was not")
         if self._wants_logits:
-            self._logits = self._select(logits_in(output))
+            self._show_logits(output, model=self._module, inputs=inputs)
 
     def _check_unchanged(self, hidden: Mapping[Place, Tensor]) -> None:
         for (place, state), version in zip(hidden.items(), self._versions, strict=True):
@@ -367,12 +427,12 @@ class _Hook:
         self._reading, self._path, self._side = reading, path, side
 
     def before(
-        self, _module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
+        self, module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
     ) -> None:
-        self._reading.seen(self._path, self._side, args or tuple(keywords.values()))
+        self._reading.seen(module, self._path, self._side, args or tuple(keywords.values()))
 
-    def after(self, _module: nn.Module, _args: object, output: object) -> None:
-        self._reading.seen(self._path, self._side, output)
+    def after(self, module: nn.Module, _args: object, output: object) -> None:
+        self._reading.seen(module, self._path, self._side, output)
 
 
 def _is_within(path: str, outer: str) -> bool:

@@ -1,58 +1,154 @@
-"""Where is the tensor in what a module has returned?
+"""States and logits in what a module returns.
 
-Modules return tensors, tuples, mappings and dataclasses. A state is the first tensor in them;
-logits are what is called so, and otherwise the first tensor, too.
+Modules return tensors, tuples, mappings and dataclasses. Logits are a tensor that is returned
+alone, one under the name `logits`, or the only tensor that can be scores. Of several candidates
+none is chosen: which one an objective means cannot be known.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Protocol, runtime_checkable
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
 from curricle.errors import BindError
 
-
-@runtime_checkable
-class _HasLogits(Protocol):
-    """An output object that names its logits."""
-
-    logits: Tensor
-
-
-@runtime_checkable
-class _HasFields(Protocol):
-    """A dataclass instance."""
-
-    __dataclass_fields__: dict[str, object]
+STATE_NAMES = ("hidden", "state", "embed", "pool", "feature")
+"""Parts of the names of tensors that are no scores of classes."""
+STATES_OF_BLOCKS = ("last_hidden_state", "hidden_states")
+"""Names of the state among several named outputs of a module of transformers."""
+LEAST_AXES = 2
+"""Axes of scores: examples and classes at least, which excludes losses and other statistics."""
 
 
-def logits_in(output: object) -> Tensor:
-    """Return the logits in what a model has returned: named, or the first tensor."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        output = output.get("logits", output)
-    elif isinstance(output, _HasLogits):
-        output = output.logits
-    return first_tensor(output, "logits")
+def logits_in(output: object, model: str = "the model") -> Tensor:
+    """Return the logits in what a model has returned.
 
-
-def first_tensor(output: object, name: str) -> Tensor:
-    """Return the hidden state in an output: a tensor, or the first one in a tuple or mapping.
+    Args:
+        output: What `forward` returned.
+        model: Name of the model, for the error sentence.
 
     Raises:
-        BindError: If there is none.
+        BindError: If no tensor is named `logits` and none, or several, could be; if boxes are
+            predicted besides.
     """
     if isinstance(output, Tensor):
         return output
-    items: Iterable[object] = ()
+    parts = _parts(output)
+    if parts is None:
+        raise BindError(f"tap 'logits' must give a tensor; got {type(output).__name__}")
+    logits = parts.get("logits")
+    boxes = [name for name in parts if name.startswith("pred_")]
+    scores = _scores(parts)
+    if isinstance(logits, Tensor) and not boxes:
+        return logits
+    if logits is None and len(scores) == 1:
+        name, tensor = next(iter(scores.items()))
+        if not any(word in name for word in STATE_NAMES):
+            return tensor
+    raise BindError(
+        f"'logits' must be what {model} returns alone or under that name; got {_listed(parts)}; "
+        f"let a module around it return the logits, or name the module that makes them by "
+        f"curricle.tapped(model, head=...)"
+    )
+
+
+def logits_note(output: object) -> str:
+    """Return which part of an output was taken for the logits; empty if it was the only one.
+
+    Args:
+        output: What `forward` returned and `logits_in` accepts.
+    """
+    if isinstance(output, Tensor):
+        return ""
+    parts = _parts(output) or {}
+    if "logits" in parts:
+        left = [
+            name
+            for name, part in parts.items()
+            if isinstance(part, Tensor) and part.is_floating_point() and part.ndim
+            if not any(word in name for word in (*STATE_NAMES, "loss"))
+            if name != "logits"
+        ]
+        return f"only 'logits' are taught, {_names(left)} left out" if left else ""
+    others = [name for name in _scores(parts) if not any(word in name for word in STATE_NAMES)]
+    if not others:
+        return ""
+    return f"{others[0]!r} of the output is taken for the logits, since nothing has that name"
+
+
+def first_tensor(output: object, name: str) -> Tensor:
+    """Return the hidden state in an output: a tensor, the first of a tuple, the only named one.
+
+    Args:
+        output: What a module returned, or received.
+        name: Name of the tap, for the error sentence.
+
+    Raises:
+        BindError: If there is none, the first is none of floating-point numbers, or several have
+            names.
+    """
+    if isinstance(output, Tensor):
+        return output
+    parts = _parts(output)
+    tensors = {key: part for key, part in (parts or {}).items() if isinstance(part, Tensor)}
+    if not tensors:
+        raise BindError(f"tap {name!r} must give a tensor; got {type(output).__name__}")
+    if isinstance(output, (tuple, list)):
+        key = next(iter(tensors))
+        return _state(tensors, key if tensors[key].is_floating_point() else None, name)
+    named = [key for key in STATES_OF_BLOCKS if key in tensors]
+    candidates = [*named[:1]] or list(_scores(tensors))
+    if not candidates:
+        # Statistics of one axis: whoever asks for them gets the first.
+        candidates = [key for key, part in tensors.items() if part.is_floating_point()][:1]
+    return _state(tensors, candidates[0] if len(candidates) == 1 else None, name)
+
+
+def _state(tensors: Mapping[str, Tensor], key: str | None, name: str) -> Tensor:
+    if key is None:
+        raise BindError(
+            f"tap {name!r} must give one state; got {_listed(tensors)}; name a module inside or "
+            f"before it that returns the state alone"
+        )
+    return tensors[key]
+
+
+def _parts(output: object) -> dict[str, object] | None:
+    """Return the parts of an output by name; None for what has no parts."""
     if isinstance(output, Mapping):
-        items = output.values()
-    elif isinstance(output, (tuple, list)):
-        items = output
-    elif isinstance(output, _HasFields):
-        items = [getattr(output, name) for name in output.__dataclass_fields__]
-    for item in items:
-        if isinstance(item, Tensor):
-            return item
-    raise BindError(f"tap {name!r} must give a tensor; got {type(output).__name__}")
+        return {str(name): part for name, part in output.items()}
+    if isinstance(output, (tuple, list)):
+        names: Any = getattr(output, "_fields", None)
+        return dict(
+            zip(names or (f"item {place}" for place in range(len(output))), output, strict=True)
+        )
+    if dataclasses.is_dataclass(output):
+        return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
+    logits = getattr(output, "logits", None)
+    return None if logits is None else {"logits": logits}
+
+
+def _scores(parts: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return the parts that may be scores or states by their type and axes."""
+    return {
+        name: part
+        for name, part in parts.items()
+        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim >= LEAST_AXES
+    }
+
+
+def _listed(parts: Mapping[str, object]) -> str:
+    words = [
+        f"{name} {tuple(part.shape)}"
+        if isinstance(part, Tensor)
+        else f"{name} ({type(part).__name__})"
+        for name, part in parts.items()
+        if part is not None
+    ]
+    return ", ".join(words) or "nothing"
+
+
+def _names(names: list[str]) -> str:
+    verb = "is" if len(names) == 1 else "are"
+    return f"{', '.join(map(repr, names))} {verb}"

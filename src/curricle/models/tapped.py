@@ -73,6 +73,10 @@ class Activations:
     positions: tuple[int, ...] | None = None
     """Shape of the positions among which the selected ones were taken, as the model has them; None
     if none were selected, or the model does not tell."""
+    obscurity: str = ""
+    """Why the output has no logits although they were asked for; empty if it has."""
+    logits_note: str = ""
+    """Which part of the output was taken for the logits; empty if it was the only one."""
 
 
 @runtime_checkable

@@ -23,6 +23,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curricle.protocols import conforms
+
 
 @runtime_checkable
 class OwnsAdapter(Protocol):
@@ -45,7 +47,7 @@ class CountsSteps(Protocol):
 
 def adapter_of(objective: object) -> nn.Module | None:
     """Return what an objective trains beside the student, if it trains anything."""
-    return objective.adapter if isinstance(objective, OwnsAdapter) else None
+    return objective.adapter if conforms(objective, OwnsAdapter) else None
 
 
 @final

@@ -14,6 +14,7 @@ from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.objectives.terms import Objective
+from curricle.protocols import conforms
 
 Shipped = Annotated[
     MatchHidden | MatchLogits | FitLabels | LearnedTemperature, Field(discriminator="kind")
@@ -23,7 +24,7 @@ Shipped = Annotated[
 def _own_or_shipped(given: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
     """Return an objective object as it is, and anything else as pydantic validates it."""
     # A class has the methods too: a pair of brackets was forgotten.
-    is_own = isinstance(given, Objective) and not isinstance(given, type)
+    is_own = conforms(given, Objective) and not isinstance(given, type)
     return given if is_own else handler(given)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
+from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
@@ -134,8 +135,10 @@ class MatchHidden:
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return the two places."""
+        place = _place("student", student, self.pair.student)
+        check_always_runs(student, place)
         return Reads(
-            student=(_place("student", student, self.pair.student),),
+            student=(place,),
             teacher=(_place("teacher", required(teacher, "teacher"), self.pair.teacher),),
         )
 
@@ -205,7 +208,9 @@ def _place(role: str, model: TappedModel, tap: Tap) -> Place:
     try:
         return model.place(tap)
     except BindError as error:
-        is_unnumbered = not model.depth and not isinstance(tap, str)
+        is_unnumbered = (
+            not model.depth and not isinstance(tap, str) and "blocks=[...]" not in str(error)
+        )
         remedy = (
             "; curricle.tapped(model, blocks=[...]) numbers its blocks" if is_unnumbered else ""
         )

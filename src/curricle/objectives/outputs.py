@@ -20,6 +20,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CurricleError, DataError
+from curricle.models.decisions import check_problem_type
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.chunked import (
@@ -41,9 +42,15 @@ from curricle.objectives.terms import (
     Target,
     check_classes,
     check_positions,
+    logits_of,
     required,
 )
 from curricle.specs import Plain, value
+
+LOGIT_AXES = 2
+"""Axes of logits at the least: rows and classes."""
+FEWEST_CLASSES = 2
+"""A distribution over a single class is always the same."""
 
 
 @final
@@ -93,8 +100,8 @@ class MatchLogits:
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return both logits, or what they come from."""
-        del student
-        required(teacher, "teacher")
+        check_problem_type(student, "student")
+        check_problem_type(required(teacher, "teacher"), "teacher")
         if self.chunk is None:
             return Reads(student_logits=True, teacher_logits=True)
         return Reads(student_head=True, teacher_head=True)
@@ -103,13 +110,13 @@ class MatchLogits:
         """Return the term after checking the vocabularies.
 
         Raises:
-            BindError: If the numbers of classes differ and it is not said which count, or the
-                positions of the logits are not those of the data.
+            BindError: If the numbers of classes differ and it is not said which count, there are
+                no two classes, or the positions of the logits are not those of the data.
         """
         del reads, is_residual
         shown = required(sample.teacher, "teacher")
-        *leading, student = self._shape(sample.student)
-        *others, teacher = self._shape(shown)
+        *leading, student = check_scores("student", _shape(self.chunk, sample.student))
+        *others, teacher = check_scores("teacher", _shape(self.chunk, shown))
         if self.num_classes is None and student != teacher:
             raise BindError(
                 f"'vocabulary' of student and teacher must be equal to match logits, unless "
@@ -135,12 +142,33 @@ class MatchLogits:
         rows = Rows.of("'logits'", leading, sample.batch) if everywhere else None
         return BoundLogits(declared=self, rows=rows, known=self.num_classes or teacher)
 
-    def _shape(self, shown: Activations) -> tuple[int, ...]:
-        """Return the shape of logits, also of those that are not computed."""
-        if self.chunk is None:
-            return tuple(required(shown.logits, "logits").shape)
-        head = required(shown.head, "head")
-        return (*head.states.shape[:-1], head.num_classes)
+
+def check_scores(who: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of logits after checking that they can be those of a distribution.
+
+    Args:
+        who: `student` or `teacher`.
+        shape: Their shape; classes on the last axis.
+
+    Raises:
+        BindError: If there is one value an example or position.
+    """
+    if len(shape) < LOGIT_AXES or shape[-1] < FEWEST_CLASSES:
+        raise BindError(
+            f"'logits' of the {who} must have two classes or more to be compared as "
+            f"probabilities; got shape {shape}, one value each, as in regression or for a binary "
+            f"logit; a module that returns torch.cat([torch.zeros_like(z), z], dim=-1) has the two "
+            f"classes of a binary logit z, and MatchHidden matches states of any model"
+        )
+    return shape
+
+
+def _shape(chunk: Chunk | None, shown: Activations) -> tuple[int, ...]:
+    """Return the shape of logits, also of those that are not computed."""
+    if chunk is None:
+        return tuple(logits_of(shown).shape)
+    head = required(shown.head, "head")
+    return (*head.states.shape[:-1], head.num_classes)
 
 
 @final
@@ -227,7 +255,7 @@ class BoundLogits:
 
     def logits(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         """Return the counted logits of either model."""
-        logits = required(shown.logits, "logits")
+        logits = logits_of(shown)
         check_positions("'logits'", shown.positions, batch)
         if self.declared.num_classes is not None:
             logits = logits[..., : self.declared.num_classes]
@@ -265,22 +293,19 @@ class FitLabels:
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return the student's logits, or what they come from."""
-        del student, teacher
+        del teacher
+        check_problem_type(student, "student")
         return Reads(student_logits=self.chunk is None, student_head=self.chunk is not None)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
         """Return the term after checking the labels of the first batch.
 
         Raises:
-            BindError: If the student's logits are not where the labels are.
+            BindError: If the student's logits are not where the labels are, or have no two classes.
         """
         del reads, is_residual
         batch, shown = sample.batch, sample.student
-        if self.chunk is None:
-            *leading, classes = required(shown.logits, "logits").shape
-        else:
-            head = required(shown.head, "head")
-            leading, classes = [*head.states.shape[:-1]], head.num_classes
+        *leading, classes = check_scores("student", _shape(self.chunk, shown))
         check_positions("'logits' of the student", shown.positions, batch, kind=BindError)
         # Data without labels are refused when they are counted.
         if batch.labels is not None:
@@ -331,7 +356,7 @@ class _BoundLabels:
         labels, chunk = required(batch.labels, "labels"), self.declared.chunk
         check_positions("'logits'", student.positions, batch)
         if chunk is None:
-            logits = required(student.logits, "logits")
+            logits = logits_of(student)
             _check_places(logits.shape[:-1], batch)
             return cross_entropy(logits, labels)
         head = required(student.head, "head")

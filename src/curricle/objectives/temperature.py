@@ -34,7 +34,14 @@ from curricle.objectives.adapters import LinearMap
 from curricle.objectives.losses import cross_entropy, tempered_kl
 from curricle.objectives.outputs import BoundLogits, MatchLogits
 from curricle.objectives.projections import Gaussian
-from curricle.objectives.terms import MOST_WEIGHT, BoundObjective, Reads, Sample, required
+from curricle.objectives.terms import (
+    MOST_WEIGHT,
+    BoundObjective,
+    Reads,
+    Sample,
+    logits_of,
+    required,
+)
 from curricle.specs import Plain, value
 
 FIRST_RAW = 1.0
@@ -118,7 +125,7 @@ class LearnedTemperature:
                 counted position.
         """
         matched = MatchLogits().bind(reads, sample, is_residual=is_residual)
-        logits = required(sample.student.logits, "logits")
+        logits = logits_of(sample.student)
         labels, rows = sample.batch.labels, logits.shape[:-1].numel()
         if self.label_weight and labels is not None and labels.numel() != rows:
             raise BindError(

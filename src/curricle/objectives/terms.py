@@ -23,6 +23,7 @@ from torch import Tensor
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
+from curricle.protocols import conforms
 from curricle.specs import Plain
 
 Found = TypeVar("Found")
@@ -92,6 +93,17 @@ def check_classes(labels: Tensor, num_classes: int, where: str = "the first batc
             f"'labels' must lie between 0 and {num_classes - 1}, the student's last class; got "
             f"{wrong} in {where}; positions without a class are marked by -100"
         )
+
+
+def logits_of(shown: Activations) -> Tensor:
+    """Return the logits that a model has shown.
+
+    Raises:
+        BindError: If there are none; it says what the model returns instead.
+    """
+    if shown.logits is None and shown.obscurity:
+        raise BindError(shown.obscurity)
+    return required(shown.logits, "logits")
 
 
 @final
@@ -293,7 +305,7 @@ class ReadsLabels(Protocol):
 
 def uncalibrated(objective: BoundObjective) -> Calibrates | None:
     """Return an objective that needs statistics before training; None if it needs none."""
-    if isinstance(objective, Calibrates) and objective.wants_calibration:
+    if conforms(objective, Calibrates) and objective.wants_calibration:
         return objective
     return None
 

@@ -19,6 +19,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.restoring import looked_at
 from curricle.models.tapped import Place, Tap, TappedModel
+from curricle.objectives.terms import logits_of
 
 Probe = Callable[[TappedModel, Batch], dict[str, float]]
 """A function from a model and a batch to named numbers; settings are bound beforehand."""
@@ -91,14 +92,13 @@ def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected
     Raises:
         BindError: If the model gives none.
     """
-    parts: list[Tensor] = []
     with looked_at(model.module), model.reading((), logits=True) as read:
-        for part in portions(batch, device_of(model)):
-            logits = read(part.inputs, part.selected).logits
-            if logits is None:
-                raise BindError("'logits' must be given by the model; got none")
-            parts.append(logits)
-    return torch.cat(parts)
+        return torch.cat(
+            [
+                logits_of(read(part.inputs, part.selected))
+                for part in portions(batch, device_of(model))
+            ]
+        )
 
 
 def portions(batch: Batch, device: torch.device) -> Iterable[Batch]:

@@ -130,6 +130,7 @@ class _Desk:
             found.logits if logits else None,
             found.head if head else None,
             found.positions,
+            found.obscurity,
         )
 
     def _open(self) -> Reader:

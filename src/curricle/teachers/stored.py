@@ -26,6 +26,7 @@ from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
 from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
+from curricle.protocols import conforms
 from curricle.specs import Plain
 from curricle.teachers.codecs import Sampled, TopK
 from curricle.teachers.live import PLAIN, Reference
@@ -141,10 +142,11 @@ class StoredTeacher:
             BindError: If there are none, or it cannot read what was kept.
         """
         facts = facts_of(objective, stream)
-        assert isinstance(objective, Storable)  # noqa: S101 - or it would have no facts
-        section = self._find(objective, facts, reference)
+        storable = objective
+        assert conforms(storable, Storable)  # noqa: S101 - or it would have no facts
+        section = self._find(storable, facts, reference)
         check_readable(objective, section)
-        return StoredTargets(reader=self.store.reader(section), selected=objective.reads_selected)
+        return StoredTargets(reader=self.store.reader(section), selected=storable.reads_selected)
 
     def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
         manifest = self.store.manifest
@@ -207,7 +209,7 @@ def check_readable(objective: BoundObjective, section: Section) -> None:
     codec = section.codec
     if not isinstance(codec, (Sampled, TopK)):
         return
-    softening = objective.sparse_temperature if isinstance(objective, Storable) else None
+    softening = objective.sparse_temperature if conforms(objective, Storable) else None
     if softening is None:
         raise BindError(
             f"'targets' of codec {codec.kind!r} must be read by 'logits' with divergence "

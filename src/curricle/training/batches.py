@@ -13,6 +13,7 @@ Units: tokens are positions with padding, since a model computes on padding, too
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from curricle.data.blocks import Joins
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError, DataError
 from curricle.objectives.terms import check_classes
+from curricle.protocols import conforms
 
 PEEKED = 8
 """Batches whose numbers of positions are compared before a length in tokens becomes steps."""
@@ -137,7 +139,7 @@ class RunBatches:
 
     def joined(self, step: int, number: int) -> Batch | None:
         """Return the batches of some steps one below the other, if the stream joins them."""
-        whole = self.stream.joined(step, number) if isinstance(self.stream, Joins) else None
+        whole = self.stream.joined(step, number) if conforms(self.stream, Joins) else None
         if whole is not None:
             self._look(whole, step, whole.num_read_tokens // number, number=number)
         return whole
@@ -297,7 +299,8 @@ class TableWatch:
 
         with ExitStack() as stack:
             for path, part in module.named_modules():
-                if isinstance(part, nn.Embedding):
+                # Tables of positions as in BART are given ids, too, with more arguments.
+                if isinstance(part, nn.Embedding) and len(signature(part.forward).parameters) == 1:
                     hook = _hook(look, path)
                     stack.callback(part.register_forward_pre_hook(hook).remove)
             yield

@@ -26,6 +26,7 @@ from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
+from curricle.models.decisions import check_pair, model_notes
 from curricle.models.eligibility import (
     check_present,
     check_real,
@@ -46,6 +47,7 @@ from curricle.objectives.terms import (
     merged,
     required,
 )
+from curricle.protocols import conforms
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
@@ -210,6 +212,7 @@ def bind(
             *mode_notes(student.module),
             *probe.notes(),
             *length_notes(stream, stream.batch(0)),
+            *probe.decisions(live, compares=_compares_logits(bound)),
         ),
     )
 
@@ -223,6 +226,10 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
     if teacher is not None:
         check_present(teacher, "teacher")
         check_apart(student, teacher, names=("student", "teacher"))
+
+
+def _compares_logits(stages: Sequence[BoundStage]) -> bool:
+    return any(stage.reads.teacher_logits or stage.reads.teacher_head for stage in stages)
 
 
 def _ends(stages: Sequence[Stage], stream: Stream) -> list[int]:
@@ -308,7 +315,7 @@ class _Probe:
             (stage.start, stage.end, term.objective.label_classes)
             for stage in stages
             for term in stage.terms
-            if isinstance(term.objective, ReadsLabels)
+            if conforms(term.objective, ReadsLabels)
         ]
         return RunBatches(
             self._stream,
@@ -376,6 +383,20 @@ class _Probe:
             trained=trained,
             plan=plan,
         )
+
+    def decisions(self, teacher: LiveTeacher | None, *, compares: bool) -> tuple[str, ...]:
+        """Return what was decided about the models.
+
+        Args:
+            teacher: The model that teaches, if one runs.
+            compares: Whether logits of both are compared.
+        """
+        inputs = self._part.inputs
+        notes = model_notes(self._student, "student", inputs)
+        if teacher is None:
+            return notes
+        pair = check_pair(self._student, teacher.model) if compares else ()
+        return (*notes, *model_notes(teacher.model, "teacher", inputs), *pair)
 
     def _reads(self, objective: Objective) -> Reads:
         teacher = None if self._teacher is None else self._teacher.model

@@ -31,6 +31,7 @@ from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.models.weights import weights_digest
 from curricle.objectives.terms import BoundObjective, Storable, uncalibrated
+from curricle.protocols import conforms
 from curricle.specs import value
 from curricle.teachers.codecs import BFloat16, Codec, HiddenCodec, Sampled
 from curricle.teachers.live import LiveTeacher, Reference, num_parameters
@@ -252,7 +253,7 @@ def _section(
 ) -> Section:
     """Return what an objective's targets are."""
     facts = facts_of(objective, stream)
-    assert isinstance(objective, Storable)  # noqa: S101 - or it would have no facts
+    assert conforms(objective, Storable)  # noqa: S101 - or it would have no facts
     return Section(
         reference=reference,
         facts=facts,

@@ -29,6 +29,7 @@ from typing import final
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
+from curricle.protocols import conforms
 from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
@@ -225,7 +226,7 @@ class _SharedStream:
 
     def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
         """Return the positions of some steps, and those that as many first batches would have."""
-        if isinstance(self._stream, CountsTokens):
+        if conforms(self._stream, CountsTokens):
             return self._stream.relative_tokens(start, stop)
         expected = (stop - start) * self.tokens_per_batch
         return expected, expected

@@ -20,6 +20,7 @@ from curricle.errors import BindError
 from curricle.files import usable_folder
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
+from curricle.protocols import conforms
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import Manifest
@@ -99,7 +100,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite.
     """
-    if not isinstance(data, Stream):
+    if not conforms(data, Stream):
         raise BindError(
             f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
             f"got {type(data).__name__!r}"
@@ -257,7 +258,7 @@ def _require_model(name: str, model: object) -> None:
     Raises:
         BindError: If it is something else.
     """
-    if not isinstance(model, (nn.Module, TappedModel)):
+    if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         stored = (
             " (curricle.open_targets opens a folder of stored targets, as teacher of 'distill')"
         )

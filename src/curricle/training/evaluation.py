@@ -15,7 +15,7 @@ from curricle.data.streams import Batch
 from curricle.errors import DataError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.losses import cross_entropy
-from curricle.objectives.terms import check_positions, required
+from curricle.objectives.terms import check_positions, logits_of, required
 
 LOSS = "nll"
 """The metric that is a loss: that of a teacher is kept with its checkpoints."""
@@ -41,7 +41,7 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
         with model.reading((), logits=True) as read:
             for batch in moved:
                 shown = read(batch.inputs, batch.selected)
-                logits = required(shown.logits, "logits")
+                logits = logits_of(shown)
                 check_positions("'logits' in 'evaluation'", shown.positions, batch)
                 labels = required(batch.labels, "labels")
                 _check(labels, logits, lowest=lowest, highest=highest)

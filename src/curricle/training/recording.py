@@ -14,6 +14,7 @@ from dataclasses import replace
 import torch
 
 from curricle.extras import package_version
+from curricle.protocols import conforms
 from curricle.records import RunRecord, Spent, StepRecord
 from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
@@ -34,7 +35,7 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
     """
     steps, stream = done - before.steps, run.stream
     tokens = expected = steps * stream.tokens_per_batch
-    if isinstance(stream, CountsTokens):
+    if conforms(stream, CountsTokens):
         tokens, expected = stream.relative_tokens(before.steps, done)
     student, teacher = steps * stage.plan.student_flops, steps * stage.plan.teacher_flops
     if tokens != expected:

@@ -156,7 +156,8 @@ def _bind_tables(
     """Return a start of language models, bound.
 
     Raises:
-        BindError: If one of them has no token table, or the vocabularies differ.
+        BindError: If one of them has no token table, the vocabularies differ, or the student's
+            tables are frozen.
     """
     ours, theirs = embedding_tables(student, "student"), embedding_tables(teacher, "teacher")
     if ours.tokens.num_embeddings != theirs.tokens.num_embeddings:
@@ -176,12 +177,31 @@ def _bind_tables(
         biases: tuple[Tensor | None, ...] = (ours.output.bias, theirs.output.bias)
         if biases[0] is not None and biases[1] is not None:
             settings.append(_setting("output bias", biases[0], biases[1], is_mapped=False))
+    _check_trained(student, [setting.target for setting in settings])
     chosen = start.map(
         seed=seed,
         student_width=ours.tokens.embedding_dim,
         teacher_width=theirs.tokens.embedding_dim,
     )
     return _TableStart(declared=start, map=chosen, settings=settings)
+
+
+def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
+    """Check that a start sets only weights that the run may change.
+
+    The adapter of a PEFT model, for one, is saved without the frozen weights below it.
+
+    Raises:
+        BindError: If one is frozen.
+    """
+    frozen = {id(weight): name for name, weight in student.named_parameters()}
+    for target in targets:
+        if not target.requires_grad:
+            raise BindError(
+                f"'start' must set weights that are trained, since frozen ones would be "
+                f"overwritten; got {frozen.get(id(target), 'a buffer')!r} frozen; set its "
+                f"requires_grad, or leave 'start' out, as for students with LoRA"
+            )
 
 
 def _setting(label: str, target: Tensor, source: Tensor, *, is_mapped: bool = True) -> _Setting:
@@ -253,7 +273,7 @@ def _bind_map(
     """Return a start of fully connected networks, bound.
 
     Raises:
-        BindError: If their inputs differ.
+        BindError: If their inputs differ, or the student's first layer is frozen.
     """
     ours, theirs = (_first(one) for one in (student, network))
     if ours.in_features != theirs.in_features:
@@ -261,6 +281,7 @@ def _bind_map(
             f"'start' must have a student with the teacher's inputs; got {ours.in_features} and "
             f"{theirs.in_features}"
         )
+    _check_trained(student, list(ours.parameters()))
     chosen = start.map(
         seed=seed, student_width=ours.out_features, teacher_width=theirs.out_features
     )

@@ -19,6 +19,7 @@ from curricle.data.streams import Batch
 from curricle.models.tapped import Activations
 from curricle.objectives.adapters import CountsSteps, adapter_of
 from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, Target
+from curricle.protocols import conforms
 from curricle.teachers.live import Reference
 from curricle.teachers.stored import StoredTargets, StoredTeacher
 from curricle.training.optimizers import decay_groups
@@ -128,7 +129,7 @@ def trained_beside(
     before = len(optimizer.param_groups)
     for group in decay_groups(own, weight_decay) if own else []:
         optimizer.add_param_group(group)
-    counting = [adapter for adapter in adapters if isinstance(adapter, CountsSteps)]
+    counting = [adapter for adapter in adapters if conforms(adapter, CountsSteps)]
     hooks = [optimizer.register_step_post_hook(partial(_advance, one)) for one in counting]
     try:
         yield

@@ -20,6 +20,7 @@ from curricle.data.digests import data_counts, example_keys, selected_places
 from curricle.data.streams import Batch
 from curricle.objectives.sparse import SparseTarget
 from curricle.objectives.terms import BoundObjective, Storable
+from curricle.protocols import conforms
 from curricle.teachers.codecs import Sampled, TopK, Uniforms
 from curricle.teachers.manifest import Section
 from curricle.teachers.shards import uniforms
@@ -91,7 +92,7 @@ def _random(section: Section, objective: BoundObjective, batch: Batch) -> Unifor
     """Return the random numbers of the rows that an objective reads, as they were when stored."""
     keys = example_keys(batch, selected=section.selected)
     # Which a reading of selected rows picks from those of all.
-    if section.selected or not isinstance(objective, Storable) or not objective.reads_selected:
+    if section.selected or not conforms(objective, Storable) or not objective.reads_selected:
         return uniforms(section, keys, counts_of(objective, batch))
     counts = data_counts(batch)
     whole = uniforms(section, keys, counts)

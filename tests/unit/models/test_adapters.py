@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.adapters import block_paths, tapped
+from curricle.models.adapters import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import Place
 
@@ -114,6 +114,111 @@ def test_a_transformer_is_recognized_by_its_configuration() -> None:
     assert model.place(2) == Place("body.layer.1")
 
 
+class Attributes:
+    """A configuration that forwards names, as `attribute_map` of transformers does."""
+
+    model_type = "gpt2"
+    n_layer = 2
+
+    def __getattr__(self, name: str) -> int:
+        if name == "num_hidden_layers":
+            return self.n_layer
+        raise AttributeError(name)
+
+
+class Wrapper(nn.Module):
+    """A wrapper that forwards what it lacks to the model inside, as PEFT's does."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    def forward(self, inputs: Tensor, use_cache: bool = True) -> Tensor:
+        found: Tensor = self.inner(inputs, use_cache=use_cache)
+        return found
+
+
+class Held(Transformer):
+    """A model whose base is a submodule and no property, as with DistilBERT."""
+
+    def __init__(self) -> None:
+        super().__init__({"layer": 2})
+        self.config = Attributes()  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    "module", [Held(), Wrapper(Transformer({"layer": 2}))], ids=["config", "PEFT"]
+)
+def test_a_transformer_is_recognized_by_what_it_forwards(module: nn.Module) -> None:
+    model = tapped(module)
+    assert (model.depth, model.is_residual) == (2, True)
+    with model.reading([model.place(2)], logits=False) as read:
+        read(torch.zeros(2, 4))
+    seen = module.inner.seen if isinstance(module, Wrapper) else module.seen
+    assert seen == [False]
+
+
+def test_a_tapped_model_may_be_a_wrapper_that_forwards() -> None:
+    class Logged:
+        def __init__(self, model: Any) -> None:
+            self.wrapped = model
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.wrapped, name)
+
+    model: Any = Logged(mlp().tapped())
+    # The shape checks of the tests would refuse it under Python 3.12 and later.
+    assert inspect.unwrap(tapped)(model) is model
+
+
+class Tupled(Transformer):
+    """A model whose configuration asks for tuples."""
+
+    def __init__(self, **config: Any) -> None:
+        super().__init__({"layer": 2})
+        vars(self.config).update(config)
+
+    def forward(self, inputs: Tensor, **keywords: Any) -> Any:  # type: ignore[override]
+        self.seen.append(keywords)
+        return {"logits": self.top(inputs), "last_hidden_state": inputs}
+
+
+@pytest.mark.parametrize(
+    ("config", "keywords"), [({"return_dict": False}, {"return_dict": True}), ({}, {})]
+)
+def test_a_transformer_names_its_outputs(config: dict[str, Any], keywords: dict[str, Any]) -> None:
+    module = Tupled(**config)
+    with tapped(module).reading([], logits=True) as read:
+        assert read(torch.zeros(2, 4)).logits is not None
+    assert module.seen == [keywords]
+
+
+class WithoutVocabulary(Transformer):
+    """A family without a vocabulary, whose method transformers leaves to subclasses."""
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        raise NotImplementedError
+
+
+def test_a_transformer_without_a_vocabulary_is_read_too() -> None:
+    assert tapped(WithoutVocabulary({"layer": 2})).depth == 2
+
+
+def test_a_configuration_of_several_models_gives_no_numbers() -> None:
+    module = Transformer({"layer": 2})
+    module.config = SimpleNamespace(model_type="clip")
+    model = tapped(module)
+    assert (model.depth, model.is_residual) == (0, False)
+    with pytest.raises(BindError, match=r"^'blocks' must .*: its configuration has no 'num_hidden"):
+        model.place(1)
+
+
 def test_the_width_axis_of_a_transformer_is_passed_on() -> None:
     model = tapped(Transformer({"layer": 2}), width_axis=1)
     with model.reading([model.place(1)], logits=False) as read:
@@ -202,17 +307,18 @@ def test_blocks_and_head_may_be_named_where_they_are_not_found() -> None:
         ({"layer": 2, "other": 2}, r"\['body.layer', 'body.other'\]"),
     ],
 )
-def test_blocks_that_are_not_unique_must_be_named(lists: dict[str, int], found: str) -> None:
+@pytest.mark.parametrize("tap", [1, 0.5])
+def test_blocks_that_are_not_unique_must_be_named_to_have_numbers(
+    lists: dict[str, int], found: str, tap: float
+) -> None:
+    model = tapped(Transformer(lists))
+    assert model.place("body.layer.0") == Place("body.layer.0")
     with pytest.raises(
         BindError,
         match=rf"^'blocks' must be given for Transformer: one list of 2 modules is expected; "
-        rf"got {found}$",
+        rf"got {found}; lists of blocks: none; curricle.tapped\(model, blocks=\[...\]\) names",
     ):
-        tapped(Transformer(lists))
-
-
-def test_block_paths_are_those_of_the_list() -> None:
-    assert block_paths(Transformer({"layer": 3}), 3) == tuple(f"body.layer.{n}" for n in range(3))
+        model.place(tap)
 
 
 def test_a_wrong_path_is_refused() -> None:

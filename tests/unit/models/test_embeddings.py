@@ -1,5 +1,7 @@
 """The tables of real families are found, and what has none is told."""
 
+from typing import Any
+
 import pytest
 from torch import nn
 
@@ -127,3 +129,35 @@ def test_tables_of_other_paths_are_matched_by_their_rows() -> None:
 def test_each_table_of_the_teacher_is_used_once_and_the_rest_left_out() -> None:
     student = named(first=(7, 4), second=(7, 4), other=(9, 4))
     assert matched(student, named(places=(7, 4))) == [("first", "places")]
+
+
+class Unnamed(Named):
+    """A family without tokens: transformers has the method, which raises."""
+
+    def get_input_embeddings(self) -> nn.Module:
+        raise NotImplementedError
+
+
+def test_a_model_without_tokens_is_an_error_of_ours() -> None:
+    with pytest.raises(BindError, match=r"^'student' must have token embeddings .*; got Unnamed$"):
+        embedding_tables(Unnamed(nn.Identity(), None), "student")
+
+
+class Forwards(nn.Module):
+    """A wrapper, as PEFT's, whose methods are those of the model inside."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+
+def test_a_wrapper_names_the_tables_of_the_model_inside() -> None:
+    with seeding.scoped(0, "test model"):
+        model = Forwards(Named(nn.Embedding(5, 4), None))
+    assert embedding_tables(model, "student").path == "inner.tokens"

@@ -325,7 +325,11 @@ def test_the_number_of_a_call_is_a_whole_number(tap: str) -> None:
 def test_a_module_that_forward_does_not_use_is_refused() -> None:
     module = Returns()
     module.add_module("unused", nn.Identity())
-    with pytest.raises(BindError, match=r"^tap 'unused' must be reached by forward; it was not$"):
+    with pytest.raises(
+        BindError,
+        match=r"^tap 'unused' must be reached by forward; it was not; name a module "
+        r"that runs in every pass, or switch off what skips it, such as layerdrop$",
+    ):
         read(HookedModel(module), drawn(2, 4), "unused")
 
 
@@ -342,9 +346,52 @@ def test_a_tap_must_give_a_tensor() -> None:
         read(model, drawn(2, 4), "0")
 
 
-def test_logits_must_be_a_tensor() -> None:
-    with pytest.raises(BindError, match=r"^tap 'logits' must give a tensor; got str$"):
-        read(HookedModel(Returns(output="text")), drawn(2, 4), logits=True)
+def test_logits_must_be_a_tensor_where_they_are_used() -> None:
+    shown = read(HookedModel(Returns(output="text")), drawn(2, 4), logits=True)
+    assert shown.logits is None
+    assert shown.obscurity == "tap 'logits' must give a tensor; got str"
+
+
+def test_a_pass_to_the_end_shows_a_tap_whatever_the_model_returns() -> None:
+    pair = torch.zeros(2, 4), torch.ones(2, 3)
+    shown = read(HookedModel(Returns(output=pair)), drawn(2, 4), "block", logits=True)
+    assert list(shown.hidden) == [Place("block")]
+    assert shown.logits is None
+    assert "got item 0 (2, 4), item 1 (2, 3); let a module around it" in shown.obscurity
+
+
+def test_logits_of_a_map_have_their_classes_on_the_declared_axis() -> None:
+    with seeding.scoped(0, "test model"):
+        module = nn.Sequential(nn.Conv2d(2, 5, 1))
+    inputs = drawn(3, 2, 4, 6)
+    shown = read(HookedModel(module, width_axis=1), inputs, logits=True)
+    assert shown.logits is not None
+    assert torch.equal(shown.logits, module(inputs).permute(0, 2, 3, 1))
+
+
+def test_logits_of_a_linear_head_have_their_classes_last_whatever_the_states_have() -> None:
+    class PerPosition(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            with seeding.scoped(0, "test model"):
+                self.conv, self.head = nn.Conv1d(2, 4, 1), nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            found: Tensor = self.head(self.conv(inputs).mT)
+            return found
+
+    model = HookedModel(PerPosition(), head="head", width_axis=1)
+    shown = read(model, drawn(5, 2, 7), "conv", logits=True)
+    assert shown.hidden[Place("conv")].shape == (5, 7, 4)
+    assert shown.logits is not None
+    assert shown.logits.shape == (5, 7, 3)
+
+
+def test_a_tapped_model_is_called_as_its_module_is() -> None:
+    with seeding.scoped(0, "test model"):
+        module = nn.Bilinear(2, 3, 4)
+    model = HookedModel(module)
+    assert torch.equal(model(drawn(5, 2), input2=drawn(5, 3)), module(drawn(5, 2), drawn(5, 3)))
 
 
 def test_a_head_must_receive_a_tensor() -> None:
@@ -433,9 +480,8 @@ def test_a_head_has_the_precision_in_which_it_would_multiply(dtype: torch.dtype)
     [
         (nn.Sequential(linear(4, 4), linear(4, 3)), {}, "none"),
         (nn.Sequential(linear(4, 4), nn.Tanh()), {"head": "1"}, "Tanh"),
-        (nn.Sequential(linear(4, 3)), {"head": "0", "width_axis": 1}, "Linear"),
     ],
-    ids=["no head", "not linear", "width not last"],
+    ids=["no head", "not linear"],
 )
 def test_a_head_that_does_not_end_in_a_linear_map_is_not_shown(
     module: nn.Module, fields: dict[str, Any], found: str
@@ -445,6 +491,16 @@ def test_a_head_that_does_not_end_in_a_linear_map_is_not_shown(
         match=rf"^'chunk' must be None for Sequential: its head must .* nn.Linear .*; got {found}",
     ):
         read(HookedModel(module, **fields), drawn(2, 4), head=True)
+
+
+def test_a_head_is_not_read_in_chunks_where_features_are_not_last() -> None:
+    model = HookedModel(nn.Sequential(linear(4, 3)), head="0", width_axis=1)
+    with pytest.raises(
+        BindError,
+        match=r"^'chunk' must be None for Sequential, whose states have their features on axis 1: "
+        r"in chunks the head reads them on the last one$",
+    ):
+        read(model, drawn(2, 4), head=True)
 
 
 def test_a_head_that_forward_does_not_reach_is_named() -> None:

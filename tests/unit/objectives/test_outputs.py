@@ -1,6 +1,8 @@
 """Matching logits and fitting labels: what is declared, bound and said."""
 
 import math
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError, SpecError
+from curricle.models.heads import LinearHead
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations
 from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
@@ -85,6 +88,56 @@ def test_no_more_classes_count_than_there_are() -> None:
         match=r"^'num_classes' must be at most the 4 and 5 classes of student and teacher; got 5$",
     ):
         bind(MatchLogits(num_classes=5), torch.zeros(2, 4), torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (2, 3, 1), (2,)], ids=str)
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_one_value_is_no_distribution(shape: tuple[int, ...], who: str) -> None:
+    tensors = {"student": torch.zeros(2, 4), "teacher": torch.zeros(2, 4)} | {
+        who: torch.zeros(shape)
+    }
+    with pytest.raises(
+        BindError,
+        match=rf"^'logits' of the {who} must have two classes or more to be compared as "
+        rf"probabilities; got shape {re.escape(str(shape))}, one value each, as in regression or "
+        r"for a binary logit; a module that returns .* MatchHidden matches states of any model$",
+    ):
+        bind(MatchLogits(), tensors["student"], tensors["teacher"], Batch(inputs=torch.zeros(2, 2)))
+
+
+@pytest.mark.parametrize("declared", [FitLabels(), MatchLogits(), MatchLogits(chunk="auto")])
+def test_one_value_has_no_labels_and_no_divergence(declared: MatchLogits | FitLabels) -> None:
+    head = LinearHead(states=torch.zeros(2, 3), weight=torch.zeros(1, 3))
+    shown = Activations({}, torch.zeros(2, 1), head)
+    sample = Sample(batch=Batch(inputs=torch.zeros(2, 2)), student=shown, teacher=shown, seed=0)
+    with pytest.raises(BindError, match=r"^'logits' of the student must have two classes or more"):
+        declared.bind(Reads(), sample, is_residual=False)
+
+
+@pytest.mark.parametrize("declared", [FitLabels(), MatchLogits()])
+def test_an_output_without_logits_is_said_where_they_are_read(
+    declared: MatchLogits | FitLabels,
+) -> None:
+    shown = Activations({}, obscurity="'logits' must be named")
+    sample = Sample(batch=ONE, student=shown, teacher=shown, seed=0)
+    with pytest.raises(BindError, match=r"^'logits' must be named$"):
+        declared.bind(Reads(), sample, is_residual=False)
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_heads_of_independent_labels_are_refused(who: str) -> None:
+    module = nn.Sequential(nn.Identity())
+    vars(module)["config"] = SimpleNamespace(problem_type="multi_label_classification")
+    models = {"student": model(), "teacher": model()} | {who: HookedModel(module)}
+    with pytest.raises(BindError, match=rf"^'problem_type' of the {who} must be 'single_label_"):
+        MatchLogits().reads(models["student"], models["teacher"])
+
+
+def test_labels_of_a_regression_are_refused() -> None:
+    module = nn.Sequential(nn.Identity())
+    vars(module)["config"] = SimpleNamespace(problem_type="regression")
+    with pytest.raises(BindError, match=r"^'problem_type' of the student .*; got 'regression'"):
+        FitLabels().reads(HookedModel(module), None)
 
 
 def test_matching_logits_needs_a_teacher() -> None:

@@ -226,6 +226,27 @@ def test_a_teacher_without_embeddings_is_an_error() -> None:
         started(RandomStart(), language("bert", STUDENT), mlp(16))
 
 
+@pytest.mark.parametrize("name", ["word_embeddings", "position_embeddings"])
+def test_a_frozen_table_is_not_overwritten(name: str) -> None:
+    student = language("bert", 8)
+    (frozen,) = [part for path, part in student.module.named_modules() if path.endswith(name)]
+    frozen.requires_grad_(False)
+    teacher = LiveTeacher(language("bert", 16))
+    with pytest.raises(
+        BindError,
+        match=rf"^'start' must set weights that are trained, .*; got '[\w.]*{name}.weight' frozen; "
+        r"set its requires_grad, or leave 'start' out, as for students with LoRA$",
+    ):
+        bind_start(RandomStart(), student, teacher, stream=strings(), seed=0)
+
+
+def test_a_frozen_first_layer_is_not_overwritten() -> None:
+    student = mlp(5, 4)
+    student.module.get_submodule("blocks.0.0").requires_grad_(False)
+    with pytest.raises(BindError, match=r"^'start' must .*; got 'blocks.0.0.weight' frozen;"):
+        bound(RandomStart(), student=student)
+
+
 def test_a_student_wider_than_its_teacher_has_no_principal_start() -> None:
     with pytest.raises(BindError, match=r"not wider than its teacher; got widths 12 and 8$"):
         started(PrincipalStart(), language("bert", TEACHER), language("bert", STUDENT))

@@ -1,0 +1,192 @@
+"""Choices that curricle makes about a model without being asked, as notes for the plan.
+
+Each note is one sentence with a lower-case start and no trailing period. What would make a run
+wrong is refused instead: outputs that are no scores of classes, and labels in another order.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.errors import BindError
+from curricle.models.hooked import HookedModel
+from curricle.models.restoring import buffers_kept, looked_at
+from curricle.models.tapped import REFUSALS, Inputs, TappedModel
+
+Role = Literal["student", "teacher"]
+PROBLEMS = ("regression", "multi_label_classification")
+"""Kinds of head in a Hugging Face configuration whose outputs are no logits of one distribution."""
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
+"""Factors of losses that keep a mixture of experts balanced, in configurations."""
+
+
+def model_notes(model: TappedModel, who: Role, inputs: Inputs) -> tuple[str, ...]:
+    """Return what was decided about a model.
+
+    Args:
+        model: The model.
+        who: Its role in the run.
+        inputs: First batch of the run.
+    """
+    notes = [
+        *getattr(model, "notes", ()),
+        _output_note(model, inputs),
+        _router_note(model) if who == "student" else "",
+        _padding_note(model, inputs),
+    ]
+    return tuple(f"{who}: {note}" for note in notes if note)
+
+
+def check_problem_type(model: TappedModel, who: Role) -> None:
+    """Check that the configuration of a model speaks of one class an example.
+
+    Args:
+        model: A model whose logits are read.
+        who: Its role in the run.
+
+    Raises:
+        BindError: If it is for regression, or for several labels of one example.
+    """
+    problem = getattr(_config(model), "problem_type", None)
+    if problem in PROBLEMS:
+        raise BindError(
+            f"'problem_type' of the {who} must be 'single_label_classification' or unset to "
+            f"compare its logits as probabilities of classes; got {problem!r}, whose outputs are "
+            f"independent of each other; MatchHidden matches states of such a model"
+        )
+
+
+def check_pair(student: TappedModel, teacher: TappedModel) -> tuple[str, ...]:
+    """Return notes about classes and vocabularies of a pair whose logits are compared.
+
+    Args:
+        student: The model that learns.
+        teacher: The model that teaches.
+
+    Raises:
+        BindError: If both have the same label under different ids.
+    """
+    configs = _config(student), _config(teacher)
+    return tuple(filter(None, [_label_note(*map(_labels, configs)), _token_note(*configs)]))
+
+
+def _label_note(student: Mapping[int, str], teacher: Mapping[int, str]) -> str:
+    """Return which label names differ.
+
+    Raises:
+        BindError: If a name has another id.
+    """
+    ids = {name: place for place, name in teacher.items()}
+    for place, name in sorted(student.items()):
+        if ids.get(name, place) != place:
+            raise BindError(
+                f"'id2label' of student and teacher must agree to compare their logits; id "
+                f"{place} is {name!r} for the student, and the teacher's id {ids[name]} has that "
+                f"name; build the student with the teacher's id2label"
+            )
+    differing = [place for place in sorted(student) if teacher.get(place) != student[place]]
+    if not differing or not teacher:
+        return ""
+    place = differing[0]
+    return (
+        f"labels have other names: id {place} is {student[place]!r} for the student and "
+        f"{teacher.get(place)!r} for the teacher; they are compared by id"
+    )
+
+
+def _token_note(student: object, teacher: object) -> str:
+    """Return which special token has another id, as in another vocabulary of the same size."""
+    for name in SPECIAL_TOKENS:
+        ids = getattr(student, name, None), getattr(teacher, name, None)
+        if all(isinstance(number, int) for number in ids) and ids[0] != ids[1]:
+            return (
+                f"{name!r} is {ids[0]} for the student and {ids[1]} for the teacher, so their "
+                f"vocabularies may differ; logits are compared by token id"
+            )
+    return ""
+
+
+def _labels(config: object) -> Mapping[int, str]:
+    """Return the names of the classes, lower case; none for the placeholders of transformers."""
+    names = getattr(config, "id2label", None)
+    if not isinstance(names, Mapping):
+        return {}
+    labels = {int(place): str(name).casefold() for place, name in names.items()}
+    return {} if all(name == f"label_{place}" for place, name in labels.items()) else labels
+
+
+def _config(model: TappedModel) -> Any:  # noqa: ANN401 - a configuration carries no types
+    """Return a model's configuration; stored targets stand for a model without a module."""
+    return getattr(getattr(model, "module", None), "config", None)
+
+
+def _output_note(model: TappedModel, inputs: Inputs) -> str:
+    """Return which part of the output is taken for the logits."""
+    if not isinstance(model, HookedModel):
+        return ""
+    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    # One position is enough, so that a large vocabulary costs nothing.
+    position = torch.zeros(1, dtype=torch.int64, device=tensor.device)
+    try:
+        with (
+            seeding.scoped(0, "notes"),
+            buffers_kept(model.module),
+            looked_at(model.module),
+            model.reading((), logits=True) as read,
+        ):
+            return read(inputs, position if model.selects else None).logits_note
+    except REFUSALS:
+        # The error of a pass that fails is raised by binding, with the stage.
+        return ""
+
+
+def _router_note(model: TappedModel) -> str:
+    config = _config(model)
+    for holder in (config, getattr(config, "text_config", None)):
+        for name in ROUTER_LOSSES:
+            if getattr(holder, name, None):
+                return (
+                    f"its router loss ({name} = {getattr(holder, name):g}) stays out of the loss: "
+                    f"only the objectives of the stages are minimized"
+                )
+    return ""
+
+
+def _padding_note(model: TappedModel, inputs: Inputs) -> str:
+    """Return whether padding on the left shifts positions that a table numbers from 0."""
+    if isinstance(inputs, Tensor) or "position_ids" in inputs:
+        return ""
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.ndim == 0 or bool(mask[..., 0].all()):
+        return ""
+    table = _position_table(_config(model), getattr(model, "module", None))
+    if not table:
+        return ""
+    return (
+        f"padding on the left shifts its positions, which {table!r} numbers from 0; pad on the "
+        f"right or give 'position_ids'"
+    )
+
+
+def _position_table(config: object, module: nn.Module | None) -> str:
+    """Return the path of a table of absolute positions; empty if there is none.
+
+    Tables with a padding index belong to families that number positions without padding.
+    """
+    length = getattr(config, "max_position_embeddings", None)
+    named = {} if module is None else dict(module.named_modules())
+    return next(
+        (
+            path
+            for path, part in named.items()
+            if type(part) is nn.Embedding
+            and part.num_embeddings == length
+            and part.padding_idx is None
+            and ("pos" in path or path.endswith("wpe"))
+        ),
+        "",
+    )

@@ -1,0 +1,61 @@
+"""Blocks that a forward pass in training may skip.
+
+Layer dropout leaves out whole blocks at random. A tap on such a block has no state in some steps,
+which would end a run after any number of them; so it is known before the first.
+"""
+
+from torch import nn
+
+from curricle.errors import BindError
+from curricle.models.tapped import Place, TappedModel
+
+OPTION = "layerdrop"
+"""What modules and configurations call the probability with which a block is skipped."""
+
+
+def check_always_runs(model: TappedModel, place: Place) -> None:
+    """Check that no layer dropout skips a student's tap.
+
+    Args:
+        model: The model that learns.
+        place: Place of the tap.
+
+    Raises:
+        BindError: If it may be skipped; the setting is named.
+    """
+    for path, setting, probability in _settings(getattr(model, "module", None)):
+        if not path or place.path.startswith(f"{path}."):
+            raise BindError(
+                f"tap {place.label!r} must run in every training step; got {place.path!r} below "
+                f"layer dropout with {setting} = {probability:g}; set student.{setting} = 0"
+            )
+
+
+def _settings(module: nn.Module | None) -> list[tuple[str, str, float]]:
+    """Return path, setting and value of every layer dropout that is switched on.
+
+    Some families read the configuration at every pass, others only when they are built.
+    """
+    if module is None:
+        return []
+    held = [
+        (path, f"{path}.{OPTION}" if path else OPTION, vars(part)[OPTION])
+        for path, part in module.named_modules()
+        if OPTION in vars(part)
+    ]
+    if not held:
+        config = getattr(module, "config", None)
+        held = (
+            [
+                ("", f"config.{name}", value)
+                for name, value in vars(config).items()
+                if name.endswith(OPTION)
+            ]
+            if hasattr(config, "__dict__")
+            else []
+        )
+    return [
+        (path, setting, float(value))
+        for path, setting, value in held
+        if isinstance(value, (int, float)) and value > 0
+    ]

@@ -1,0 +1,37 @@
+"""Structural checks of objects against protocols, equal in every supported Python.
+
+`isinstance` with a runtime protocol reads attributes by `inspect.getattr_static` since Python 3.12.
+It then misses what `__getattr__` forwards: the submodules of a `torch.nn.Module`, a wrapped model
+behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
+"""
+
+from typing import Protocol, TypeGuard, TypeVar
+
+Structure = TypeVar("Structure")
+
+
+def conforms(value: object, protocol: type[Structure]) -> TypeGuard[Structure]:
+    """Return whether an object has all members of a protocol, forwarded ones included.
+
+    Args:
+        value: Any object.
+        protocol: A protocol class.
+    """
+    return all(
+        hasattr(value, name) and not (is_method and getattr(value, name) is None)
+        for name, is_method in _members(protocol).items()
+    )
+
+
+def _members(protocol: type) -> dict[str, bool]:
+    """Return the names that a protocol and its bases declare, and whether each is a method."""
+    names: dict[str, bool] = {}
+    for base in protocol.__mro__:
+        if base is Protocol or not getattr(base, "_is_protocol", False):
+            continue
+        # The other private names are those of the protocol machinery itself.
+        declared = {**getattr(base, "__annotations__", {}), **vars(base)}
+        for name in declared:
+            if not name.startswith("_") or name in ("__call__", "__dataclass_fields__"):
+                names.setdefault(name, callable(vars(base).get(name)))
+    return names

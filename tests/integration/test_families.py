@@ -1,0 +1,239 @@
+"""Families of transformers that are distilled as they are, or refused in one sentence."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.curriculum.starts import PrincipalStart
+from curricle.curriculum.strategies import extraction, one_shot
+from curricle.data.streams import Batch
+from curricle.errors import BindError
+from curricle.models.adapters import tapped
+from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.records import RunRecord
+from curricle.training.distillation import distill
+from curricle.training.settings import EngineSettings
+from tests.parts import Listed, drawn
+
+pytestmark = pytest.mark.integration
+TINY: dict[str, Any] = {
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
+ENCODER = TINY | {"vocab_size": 20, "max_position_embeddings": 16}
+T5: dict[str, Any] = {
+    "vocab_size": 20, "d_model": 8, "d_kv": 4, "d_ff": 16, "num_heads": 2,
+    "num_layers": 3, "num_decoder_layers": 2, "decoder_start_token_id": 0,
+}  # fmt: skip
+CONVNEXT: dict[str, Any] = {"hidden_sizes": [4, 8, 8, 8], "depths": [1, 1, 1, 1], "num_labels": 3}
+WAV2VEC2: dict[str, Any] = TINY | {
+    "conv_dim": (8,), "conv_stride": (5,), "conv_kernel": (10,), "num_feat_extract_layers": 1,
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "layerdrop": 0.1,
+    "mask_time_prob": 0.0, "classifier_proj_size": 8, "num_labels": 3,
+}  # fmt: skip
+CLIP: dict[str, Any] = TINY | {"image_size": 8, "patch_size": 4}
+
+
+def ids(**others: Tensor) -> Listed:
+    tokens = torch.randint(4, 20, (4, 6), generator=torch.Generator().manual_seed(0))
+    return Listed(Batch(inputs={"input_ids": tokens, **others}))
+
+
+def images(height: int = 32, width: int = 32) -> Listed:
+    return Listed(Batch(inputs={"pixel_values": drawn(4, 3, height, width)}))
+
+
+def learn(make: Callable[[], Any], curriculum: Any, data: Listed, **options: Any) -> RunRecord:
+    """Teach a model by another of the same kind for a step and return what the run says."""
+    with seeding.scoped(0, "test model"):
+        student, teacher = make(), make()
+    records: list[Any] = []
+    distill(
+        student, teacher, curriculum, data,
+        evaluation=lambda model: {"accuracy": 0.0},
+        settings=EngineSettings(device="cpu"), observers=[records.append], **options,
+    )  # fmt: skip
+    run: RunRecord = records[0]
+    return run
+
+
+def albert() -> nn.Module:
+    return hf.AlbertForMaskedLM(hf.AlbertConfig(**ENCODER, embedding_size=8))
+
+
+def t5() -> nn.Module:
+    return hf.T5ForConditionalGeneration(hf.T5Config(**T5))
+
+
+def convnext() -> nn.Module:
+    return hf.ConvNextForImageClassification(hf.ConvNextConfig(**CONVNEXT))
+
+
+def clip_classifier() -> nn.Module:
+    fields: dict[str, Any] = {"vision_config": CLIP, "text_config": ENCODER, "num_labels": 3}
+    config = hf.CLIPConfig(**fields)
+    return hf.CLIPForImageClassification(config)
+
+
+def bert(kind: str, **fields: Any) -> Callable[[], nn.Module]:
+    return lambda: getattr(hf, kind)(hf.BertConfig(**ENCODER, **fields))
+
+
+WHOLE = one_shot(total="1 steps")
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (albert, ids()),
+        (t5, ids(decoder_input_ids=torch.ones(4, 6, dtype=torch.int64))),
+        (convnext, images()),
+        (clip_classifier, images(8, 8)),
+        (bert("BertForMaskedLM", return_dict=False), ids()),
+    ],
+    ids=["shared block", "two stacks", "stages", "composite", "tuples"],
+)
+def test_a_curriculum_that_reads_no_block_needs_none(
+    make: Callable[[], nn.Module], data: Listed
+) -> None:
+    assert learn(make, WHOLE, data).stages[0].taps == "logits"
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "sentence"),
+    [
+        (albert, ids(), (r"'blocks' must be given for AlbertForMaskedLM: one list of 2 .*: "
+         r"'albert.encoder.albert_layer_groups' with 1")),
+        (t5, ids(), (r"'blocks' must be given for T5ForConditionalGeneration: numbers could mean "
+         r"its encoder or its decoder; .*: 'encoder.block' with 3, 'decoder.block' with 2")),
+        (clip_classifier, images(8, 8), r"'blocks' must be .*: its configuration has no 'num_h"),
+        (convnext, images(32, 64), (r"tap 'convnext.encoder.stages.\d' must have its features on a "
+         r"known axis; got .*width_axis=1")),
+    ],
+    ids=["shared block", "two stacks", "composite", "stages"],
+)  # fmt: skip
+def test_numbers_that_could_mean_several_things_are_refused(
+    make: Callable[[], nn.Module], data: Listed, sentence: str
+) -> None:
+    with pytest.raises(BindError, match=sentence):
+        learn(make, extraction(total="2 steps", pairs=1), data)
+
+
+def test_stages_have_numbers_where_the_axis_is_named() -> None:
+    with seeding.scoped(0, "test model"):
+        student, teacher = (tapped(convnext(), width_axis=1) for _ in range(2))
+    pair = LayerPair(student=2, teacher=2)
+    records: list[Any] = []
+    distill(
+        student, teacher, extraction(total="2 steps", pairs=(pair,)), images(32, 64),
+        evaluation=lambda model: {"accuracy": 0.0}, observers=[records.append],
+        settings=EngineSettings(device="cpu"),
+    )  # fmt: skip
+    assert records[0].stages[0].widths == "8 <- 8"
+
+
+@pytest.mark.parametrize(
+    ("make", "data", "sentence"),
+    [
+        (bert("BertForQuestionAnswering"), ids(),
+         (r"'logits' must be what BertForQuestionAnswering returns alone or under that name; got "
+         r"start_logits \(4, 6\), end_logits \(4, 6\); let a module around it return the logits")),
+        (bert("BertModel"), ids(), r"got last_hidden_state \(4, 6, 8\), pooler_output \(4, 8\)"),
+        (lambda: hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**CLIP, projection_dim=8)),
+         images(8, 8), r"got image_embeds \(4, 8\), last_hidden_state \(4, 5, 8\)"),
+        (bert("BertForSequenceClassification", num_labels=1), ids(),
+         r"'logits' of the student must have two classes or more .* got shape \(4, 1\)"),
+        (bert("BertForSequenceClassification", num_labels=3,
+              problem_type="multi_label_classification"), ids(),
+         r"'problem_type' of the student must be 'single_label_classification' or unset"),
+    ],
+    ids=["question answering", "bare encoder", "embeddings", "regression", "several labels"],
+)  # fmt: skip
+def test_heads_without_one_distribution_are_refused(
+    make: Callable[[], nn.Module], data: Listed, sentence: str
+) -> None:
+    with pytest.raises(BindError, match=rf"^stage 'logits': .*{sentence}"):
+        learn(make, WHOLE, data)
+
+
+def test_a_bare_encoder_learns_hidden_states() -> None:
+    objective = MatchHidden(pair=LayerPair(student=1, teacher=2))
+    run = learn(bert("BertModel"), one_shot(total="1 steps", objective=objective), ids())
+    assert run.stages[0].taps == "1 <- 2"
+
+
+@pytest.mark.parametrize("make", [convnext, clip_classifier])
+def test_a_start_needs_tokens(make: Callable[[], nn.Module]) -> None:
+    data = images() if make is convnext else images(8, 8)
+    with pytest.raises(
+        BindError, match=r"^'student' must have token embeddings in an nn.Embedding"
+    ):
+        learn(make, one_shot(total="1 steps", start=PrincipalStart()), data)
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (lambda: hf.Wav2Vec2ForSequenceClassification(hf.Wav2Vec2Config(**WAV2VEC2)),
+         "config.layerdrop"),
+        (lambda: hf.BartForCausalLM(hf.BartConfig(
+            vocab_size=20, d_model=8, encoder_layers=2, decoder_layers=2, decoder_layerdrop=0.1,
+            decoder_attention_heads=2, decoder_ffn_dim=8, max_position_embeddings=16)),
+         "model.decoder.layerdrop"),
+    ],
+    ids=["wav2vec2", "bart"],
+)  # fmt: skip
+def test_layer_dropout_is_known_before_the_first_step(
+    make: Callable[[], nn.Module], setting: str
+) -> None:
+    audio = Listed(Batch(inputs={"input_values": drawn(4, 100)}))
+    data = audio if "config" in setting else ids()
+    with pytest.raises(
+        BindError, match=rf"tap '1' must run in every .*; set student.{setting} = 0"
+    ):
+        learn(make, extraction(total="2 steps", pairs=1), data)
+
+
+def test_what_was_decided_is_in_the_notes() -> None:
+    mask = torch.ones(4, 6, dtype=torch.int64)
+    mask[0, :2] = 0
+    make = lambda: hf.GPT2DoubleHeadsModel(  # noqa: E731
+        hf.GPT2Config(vocab_size=20, n_embd=8, n_layer=2, n_head=2, n_positions=16)
+    )
+    assert learn(make, WHOLE, ids(attention_mask=mask)).notes == (
+        "student: only 'logits' are taught, 'mc_logits' is left out",
+        (
+            "student: padding on the left shifts its positions, which 'transformer.wpe' numbers "
+            "from 0; pad on the right or give 'position_ids'"
+        ),
+        "teacher: only 'logits' are taught, 'mc_logits' is left out",
+        (
+            "teacher: padding on the left shifts its positions, which 'transformer.wpe' numbers "
+            "from 0; pad on the right or give 'position_ids'"
+        ),
+    )
+
+
+def test_labels_in_another_order_are_refused() -> None:
+    def make(*labels: str) -> nn.Module:
+        names = dict(enumerate(labels))
+        with seeding.scoped(0, "test model"):
+            return bert("BertForSequenceClassification", id2label=names)()
+
+    with pytest.raises(
+        BindError, match=r"'id2label' of student and teacher must agree .*; id 0 is"
+    ):
+        distill(
+            make("no", "yes"),
+            make("yes", "no"),
+            WHOLE,
+            ids(),
+            evaluation=lambda model: {"accuracy": 0.0},
+        )
