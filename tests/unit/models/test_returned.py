@@ -52,7 +52,7 @@ class Holder:
     logits = SCORES
 
 
-@pytest.mark.parametrize("output", [Pair(OTHER, SCORES), Holder()], ids=repr)
+@pytest.mark.parametrize("output", [Pair(OTHER, SCORES), Holder()], ids=["tuple", "object"])
 def test_any_object_may_name_its_logits(output: object) -> None:
     assert logits_in(output) is SCORES
 
