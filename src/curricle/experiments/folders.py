@@ -177,9 +177,10 @@ def _check_spec(folder: Path) -> None:
     expected = read_sealed(folder / COMMAND, needs_check=False).get(SPEC_HASH)
     if expected is not None and (digest := content_digest(folder / SPEC)) != expected:
         raise CheckpointError(
-            f"{str(folder / SPEC)!r} must be the spec with which the run was started, of SHA-256 "
-            f"{str(expected)[:16]}...; got {digest[:16]}...; undo the change, or run a copy of it "
-            f"with another 'output_dir'"
+            f"{str(folder / SPEC)!r} must be the spec with which the run was started, whose "
+            f"SHA-256 {str(folder / COMMAND)!r} gives as {str(expected)[:16]}...; got "
+            f"{digest[:16]}...; undo the change of either file, or run a copy of the spec with "
+            f"another 'output_dir'"
         )
 
 

@@ -29,7 +29,8 @@ from curricle.teachers.trajectory import Trajectory
 from curricle.training.ambient import standard_state
 from curricle.training.binding import bind
 from curricle.training.capturing import TargetCodecs, Watch, capture
-from curricle.training.engine import Observer, Outputs, execute
+from curricle.training.checkpoints import latest_checkpoint
+from curricle.training.engine import CHECKPOINTS, Observer, Outputs, execute
 from curricle.training.evaluation import Evaluator, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.settings import EngineSettings
@@ -128,7 +129,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         evaluation if callable(evaluation) else label_metrics(evaluation, settings.torch_device())
     )
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
-    with _told_how_to_go_on(folder, settings):
+    with _told_how_to_go_on(folder):
         end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     return Result(student=model.module, metrics=end.metrics, spent=end.spent)
 
@@ -186,7 +187,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
 
 
 @contextmanager
-def _told_how_to_go_on(folder: Path | None, settings: EngineSettings) -> Iterator[None]:
+def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
     """Add to an interruption what a second call would do.
 
     Yields:
@@ -201,11 +202,8 @@ def _told_how_to_go_on(folder: Path | None, settings: EngineSettings) -> Iterato
         call = f"curricle.distill(..., output_dir={str(folder)!r}, resume=True)"
         if folder is None:
             note = "nothing was written, since 'output_dir' is None"
-        elif settings.checkpoint_every is None:
-            note = (
-                f"{call} starts anew, since 'settings.checkpoint_every' is None and no "
-                f"checkpoint was written"
-            )
+        elif latest_checkpoint(folder / CHECKPOINTS) is None:
+            note = f"{call} starts anew, since no checkpoint was written yet"
         else:
             note = f"{call} goes on from the newest checkpoint"
         error.add_note(f"curricle: stopped; {note}")

@@ -243,7 +243,7 @@ def test_a_spec_that_was_edited_is_told_with_the_way_out(make_spec: MakeSpec) ->
     start(make_spec(), COMPARED)
     path = make_spec().folder / "spec.yaml"
     path.write_text(path.read_text().replace("learning_rate: 0.3", "learning_rate: 0.4"))
-    with pytest.raises(CheckpointError, match=r"must be the spec .* run a copy of it with another"):
+    with pytest.raises(CheckpointError, match=r"must be the spec .* run a copy of the spec with a"):
         stored_spec(make_spec().folder)
 
 
@@ -263,7 +263,7 @@ def test_a_second_command_in_a_folder_is_told_whose_the_first_is(make_spec: Make
     start(spec, COMPARED)
 
 
-@pytest.mark.parametrize("name", ["a\0b", "x" * 300])
+@pytest.mark.parametrize("name", ["x" * 300, "a/" + "y" * 256])
 def test_a_folder_that_cannot_be_is_told(make_spec: MakeSpec, name: str) -> None:
     spec = replace(make_spec(), output_dir=name)
     with pytest.raises(CheckpointError, match=r"^'output_dir' must be a folder that can be writ"):

@@ -359,7 +359,7 @@ def test_a_run_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
 
 
 def interrupt(record: Record) -> None:
-    if record.kind == "stage":
+    if record.kind == "step" and record.spent.steps == 8:
         raise KeyboardInterrupt
 
 
@@ -367,7 +367,7 @@ def interrupt(record: Record) -> None:
     ("written", "every", "told"),
     [
         (False, None, "nothing was written, since 'output_dir' is None"),
-        (True, None, "resume=True) starts anew, since 'settings.checkpoint_every' is None"),
+        (True, None, "resume=True) starts anew, since no checkpoint was written yet"),
         (True, 5, "resume=True) goes on from the newest checkpoint"),
     ],
 )
@@ -377,7 +377,7 @@ def test_an_interruption_says_what_a_second_call_would_do(
     with pytest.raises(KeyboardInterrupt) as stopped:
         distilled(
             output_dir=tmp_path if written else None,
-            settings=EngineSettings(device="cpu", checkpoint_every=every),
+            settings=EngineSettings(device="cpu", checkpoint_every=every, record_every=1),
             observers=[interrupt],
         )
     assert told in stopped.value.__notes__[0]
