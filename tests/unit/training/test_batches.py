@@ -138,6 +138,22 @@ def test_tables_of_ids_and_positions_are_found(offset: int) -> None:
     assert not module.ids._forward_pre_hooks
 
 
+class Numbering(nn.Embedding):
+    """A table of positions that is given the ids, as in BART."""
+
+    def forward(self, input_ids: Tensor, past: int = 0) -> Tensor:
+        return super().forward(torch.arange(input_ids.shape[1]) + past)
+
+
+def test_a_table_of_positions_that_is_given_ids_has_no_row_for_each() -> None:
+    watch, module = TableWatch(), nn.ModuleList([nn.Embedding(11, 3), Numbering(6, 3)])
+    ids = torch.tensor([[9, 3, 5]])
+    with watch.watching("student", module, Batch(inputs=ids)):
+        for table in module:
+            table(ids)
+    assert [(found.path, found.rows) for found in watch.limits] == [("0", 11)]
+
+
 def test_an_error_of_the_data_is_located() -> None:
     sentence = r"^stage 'a', step 3, seed 5: too long$"
     with pytest.raises(DataError, match=sentence), located("a", 3, 5):
