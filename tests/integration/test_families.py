@@ -221,6 +221,24 @@ def test_what_was_decided_is_in_the_notes() -> None:
     )
 
 
+def test_an_output_that_no_objective_reads_is_not_noted() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+
+        def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+            return {"scores": self.out(self.block(inputs))}
+
+    data = Listed(Batch(inputs=drawn(4, 4)))
+    objective = MatchHidden(pair=LayerPair(student="block", teacher="block"))
+    assert learn(Pair, one_shot(total="1 steps", objective=objective), data).notes == ()
+    (note, _) = learn(Pair, WHOLE, data).notes
+    assert note == (
+        "student: 'scores' of the output is taken for the logits, since nothing has that name"
+    )
+
+
 def test_labels_in_another_order_are_refused() -> None:
     def make(*labels: str) -> nn.Module:
         names = dict(enumerate(labels))

@@ -7,14 +7,10 @@ wrong is refused instead: outputs that are no scores of classes, and labels in a
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.hooked import HookedModel
-from curricle.models.restoring import buffers_kept, looked_at
-from curricle.models.tapped import REFUSALS, Inputs, TappedModel
+from curricle.models.tapped import Inputs, TappedModel
 
 Role = Literal["student", "teacher"]
 PROBLEMS = ("regression", "multi_label_classification")
@@ -24,17 +20,20 @@ ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
 """Factors of losses that keep a mixture of experts balanced, in configurations."""
 
 
-def model_notes(model: TappedModel, who: Role, inputs: Inputs) -> tuple[str, ...]:
+def model_notes(
+    model: TappedModel, who: Role, inputs: Inputs, logits_note: str = ""
+) -> tuple[str, ...]:
     """Return what was decided about a model.
 
     Args:
         model: The model.
         who: Its role in the run.
         inputs: First batch of the run.
+        logits_note: What a pass of the model has taken for its logits; see `Activations`.
     """
     notes = [
         *getattr(model, "notes", ()),
-        _output_note(model, inputs),
+        logits_note,
         _router_note(model) if who == "student" else "",
         _padding_note(model, inputs),
     ]
@@ -122,26 +121,6 @@ def _labels(config: object) -> Mapping[int, str]:
 def _config(model: TappedModel) -> Any:  # noqa: ANN401 - a configuration carries no types
     """Return a model's configuration; stored targets stand for a model without a module."""
     return getattr(getattr(model, "module", None), "config", None)
-
-
-def _output_note(model: TappedModel, inputs: Inputs) -> str:
-    """Return which part of the output is taken for the logits."""
-    if not isinstance(model, HookedModel):
-        return ""
-    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    # One position is enough, so that a large vocabulary costs nothing.
-    position = torch.zeros(1, dtype=torch.int64, device=tensor.device)
-    try:
-        with (
-            seeding.scoped(0, "notes"),
-            buffers_kept(model.module),
-            looked_at(model.module),
-            model.reading((), logits=True) as read,
-        ):
-            return read(inputs, position if model.selects else None).logits_note
-    except REFUSALS:
-        # The error of a pass that fails is raised by binding, with the stage.
-        return ""
 
 
 def _router_note(model: TappedModel) -> str:

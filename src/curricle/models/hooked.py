@@ -109,11 +109,6 @@ class HookedModel:
         return self._module(*args, **keywords)
 
     @property
-    def selects(self) -> bool:
-        """Return whether logits can be read at selected positions."""
-        return self._width_axis == -1
-
-    @property
     def depth(self) -> int:
         """Return the number of declared blocks."""
         return len(self._blocks)

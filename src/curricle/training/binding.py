@@ -212,7 +212,7 @@ def bind(
             *mode_notes(student.module),
             *probe.notes(),
             *length_notes(stream, stream.batch(0)),
-            *probe.decisions(live, compares=_compares_logits(bound)),
+            *probe.decisions(live),
         ),
     )
 
@@ -226,10 +226,6 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
     if teacher is not None:
         check_present(teacher, "teacher")
         check_apart(student, teacher, names=("student", "teacher"))
-
-
-def _compares_logits(stages: Sequence[BoundStage]) -> bool:
-    return any(stage.reads.teacher_logits or stage.reads.teacher_head for stage in stages)
 
 
 def _ends(stages: Sequence[Stage], stream: Stream) -> list[int]:
@@ -294,6 +290,8 @@ class _Probe:
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
         self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
         self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
+        self._compares_logits = False
+        self._logits_notes = {"student": "", "teacher": ""}
         check_decoder_inputs(student.module, self._whole)
 
     def notes(self) -> Iterator[str]:
@@ -345,6 +343,7 @@ class _Probe:
             shown = self._teach(each, student, teacher_meter) if needs_teacher else None
             sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
             terms = self._terms(stage, each, replace(sample, num_steps=end - start))
+            self._note_logits(each, student, shown)
             tried = opened(terms)
             adapters = list(adapters_of(tried).parameters())
             student_meter.know(adapters)
@@ -384,19 +383,28 @@ class _Probe:
             plan=plan,
         )
 
-    def decisions(self, teacher: LiveTeacher | None, *, compares: bool) -> tuple[str, ...]:
+    def _note_logits(
+        self, each: Sequence[Reads], student: Activations, teacher: Activations | None
+    ) -> None:
+        """Keep what was taken for logits, where an objective reads them."""
+        if any(reads.student_logits for reads in each):
+            self._logits_notes["student"] = student.logits_note
+        if teacher is not None and any(reads.teacher_logits for reads in each):
+            self._logits_notes["teacher"] = teacher.logits_note
+        self._compares_logits |= any(reads.teacher_logits or reads.teacher_head for reads in each)
+
+    def decisions(self, teacher: LiveTeacher | None) -> tuple[str, ...]:
         """Return what was decided about the models.
 
         Args:
             teacher: The model that teaches, if one runs.
-            compares: Whether logits of both are compared.
         """
-        inputs = self._part.inputs
-        notes = model_notes(self._student, "student", inputs)
+        inputs, taken = self._part.inputs, self._logits_notes
+        notes = model_notes(self._student, "student", inputs, taken["student"])
         if teacher is None:
             return notes
-        pair = check_pair(self._student, teacher.model) if compares else ()
-        return (*notes, *model_notes(teacher.model, "teacher", inputs), *pair)
+        pair = check_pair(self._student, teacher.model) if self._compares_logits else ()
+        return (*notes, *model_notes(teacher.model, "teacher", inputs, taken["teacher"]), *pair)
 
     def _reads(self, objective: Objective) -> Reads:
         teacher = None if self._teacher is None else self._teacher.model
