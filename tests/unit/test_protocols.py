@@ -51,7 +51,9 @@ class Layered(nn.Module):
     def call(self) -> None: ...
 
 
-@pytest.mark.parametrize("value", [Plain(), Forwards(Plain()), Layered()], ids=["plain", "forwarding", "module"])
+@pytest.mark.parametrize(
+    "value", [Plain(), Forwards(Plain()), Layered()], ids=["plain", "forwarding", "module"]
+)
 @pytest.mark.parametrize("protocol", [Named, Longer])
 def test_forwarded_attributes_count(value: object, protocol: type) -> None:
     assert conforms(value, protocol)
