@@ -122,7 +122,7 @@ def test_an_interrupted_recipe_is_gone_on_with_by_its_own_words(
     assert told.startswith("curricle: stopped; 'curricle reproduce parity-mlp --scale smoke' keeps")
 
 
-def signalling(number: int) -> Callable[..., None]:
+def signaling(number: int) -> Callable[..., None]:
     return lambda *_, **__: signal.raise_signal(number)
 
 
@@ -136,7 +136,7 @@ def test_a_signal_in_a_run_is_one_line_and_its_exit_code(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_start", lambda *_: None)
-    monkeypatch.setattr(cli, "_teach", signalling(number))
+    monkeypatch.setattr(cli, "_teach", signaling(number))
     assert run(monkeypatch, "demo") == code
     printed = capsys.readouterr().err
     assert printed.startswith(f"curricle: stopped by {number.name}; 'curricle resume runs/demo'")
@@ -154,7 +154,7 @@ def test_a_signal_before_a_run_is_one_line_and_its_exit_code(
     code: int,
     by: str,
 ) -> None:
-    monkeypatch.setattr(cli, "_compare", signalling(number))
+    monkeypatch.setattr(cli, "_compare", signaling(number))
     assert run(monkeypatch, "demo") == code
     assert capsys.readouterr().err == f"curricle: stopped{by}; the same command starts again\n"
 

@@ -163,7 +163,7 @@ def test_a_run_refuses_a_decoder_without_inputs() -> None:
     student.module.config = SimpleNamespace(is_encoder_decoder=True)  # type: ignore[assignment]
     stream = Listed(encoder_decoder(input_ids=torch.zeros(2, 5).long()))
     curriculum: Curriculum = from_labels(total="1 steps")
-    with pytest.raises(BindError, match="an encoder-decoder whose labels have positions; got inpu"):
+    with pytest.raises(BindError, match="an encoder-decoder whose labels have positions; got inputs"):
         texts(curriculum, student=student, stream=stream)
 
 
