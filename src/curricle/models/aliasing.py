@@ -1,8 +1,9 @@
 """Memory that two models have in common.
 
 A student that is built on parts of its teacher changes it while it learns, and a module of both has
-one training mode for two purposes. Modules are compared by identity and tensors by the bytes that
-they occupy, so tied weights, views and wrappers around a whole model are seen alike.
+one training mode for two purposes. Weights that are frozen in both do no harm. Modules are compared
+by identity and tensors by the bytes that they
+occupy, so tied weights, views and wrappers around a whole model are seen alike.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ Extent = tuple[torch.device, int, int]
 
 
 def check_apart(first: nn.Module, second: nn.Module, *, names: tuple[str, str]) -> None:
-    """Check that two models have no memory in common.
+    """Check that two models have no memory in common, but for weights that are frozen in both.
 
     Args:
         first: One model.
@@ -39,7 +40,7 @@ def check_apart(first: nn.Module, second: nn.Module, *, names: tuple[str, str]) 
 
 
 def _shared_tensor(first: nn.Module, second: nn.Module) -> tuple[str, str] | None:
-    """Return the names of a parameter or buffer of each that overlap, if any do."""
+    """Return the names of a parameter or buffer of each that overlap and may change, if any do."""
     extents = sorted(
         ((*extent, name) for name, extent in _extents(second)),
         key=lambda item: (str(item[0]), *item[1:]),
@@ -47,13 +48,20 @@ def _shared_tensor(first: nn.Module, second: nn.Module) -> tuple[str, str] | Non
     by_device: dict[torch.device, list[tuple[int, int, str]]] = {}
     for device, start, end, name in extents:
         by_device.setdefault(device, []).append((start, end, name))
+    frozen = _frozen(first), _frozen(second)
     for name, (device, start, end) in _extents(first):
         for other_start, other_end, other in by_device.get(device, []):
             if other_start >= end:
                 break
-            if start < other_end:
+            if start < other_end and not (name in frozen[0] and other in frozen[1]):
                 return name, other
     return None
+
+
+def _frozen(module: nn.Module) -> frozenset[str]:
+    """Return the names of the parameters that do not train; a buffer may always be written."""
+    named = module.named_parameters()
+    return frozenset(name for name, parameter in named if not parameter.requires_grad)
 
 
 def _extents(module: nn.Module) -> Iterator[tuple[str, Extent]]:

@@ -4,9 +4,11 @@ Each note is one sentence with a lower-case start and no trailing period. What w
 wrong is refused instead: outputs that are no scores of classes, and labels in another order.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from curricle.errors import BindError
@@ -16,6 +18,8 @@ Role = Literal["student", "teacher"]
 PROBLEMS = ("regression", "multi_label_classification")
 """Kinds of head in a Hugging Face configuration whose outputs are no logits of one distribution."""
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+PROBED_ROWS = 64
+"""Rows of logits that are compared with probabilities."""
 ROUTER_LOSSES = ("router_aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef")
 """Factors of losses that keep a mixture of experts balanced, in configurations."""
 
@@ -38,6 +42,23 @@ def model_notes(
         _padding_note(model, inputs),
     ]
     return tuple(f"{who}: {note}" for note in notes if note)
+
+
+def probability_note(logits: Tensor) -> str:
+    """Return whether logits look like probabilities; empty if they do not.
+
+    Objectives apply a softmax to what a model returns, so a model with one of its own would be
+    taught through two.
+
+    Args:
+        logits: Logits of a first batch, classes last.
+    """
+    rows = logits.detach().flatten(0, -2)[:PROBED_ROWS].float()
+    if rows.shape[-1] < 2 or not len(rows) or bool((rows < 0).any()):  # noqa: PLR2004 - classes
+        return ""
+    if not torch.allclose(rows.sum(-1), torch.ones(len(rows), device=rows.device), atol=1e-3):
+        return ""
+    return "its logits look like probabilities: rows are positive and sum to 1; return the logits"
 
 
 def check_problem_type(model: TappedModel, who: Role) -> None:
@@ -79,9 +100,13 @@ def _label_note(student: Mapping[int, str], teacher: Mapping[int, str]) -> str:
     Raises:
         BindError: If a name has another id.
     """
-    ids = {name: place for place, name in teacher.items()}
+    if student == teacher:
+        return ""
+    # A name may stand for several classes, as `crane` does in ImageNet; then it says nothing.
+    counts = Counter([*student.values()]), Counter([*teacher.values()])
+    ids = {name: place for place, name in teacher.items() if counts[1][name] == 1}
     for place, name in sorted(student.items()):
-        if ids.get(name, place) != place:
+        if counts[0][name] == 1 and ids.get(name, place) != place:
             raise BindError(
                 f"'id2label' of student and teacher must agree to compare their logits; id "
                 f"{place} is {name!r} for the student, and the teacher's id {ids[name]} has that "

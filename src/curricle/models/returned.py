@@ -38,8 +38,8 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
     if parts is None:
         raise BindError(f"tap 'logits' must give a tensor; got {type(output).__name__}")
     logits = parts.get("logits")
-    boxes = [name for name in parts if name.startswith("pred_")]
-    scores = _scores(parts)
+    boxes = [name for name in parts if "box" in name]
+    scores = _candidates(parts)
     if isinstance(logits, Tensor) and not boxes:
         return logits
     if logits is None and len(scores) == 1:
@@ -71,7 +71,7 @@ def logits_note(output: object) -> str:
             if name != "logits"
         ]
         return f"only 'logits' are taught, {_names(left)} left out" if left else ""
-    others = [name for name in _scores(parts) if not any(word in name for word in STATE_NAMES)]
+    others = [name for name in _candidates(parts) if not any(word in name for word in STATE_NAMES)]
     if not others:
         return ""
     return f"{others[0]!r} of the output is taken for the logits, since nothing has that name"
@@ -127,6 +127,13 @@ def _parts(output: object) -> dict[str, object] | None:
         return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     logits = getattr(output, "logits", None)
     return None if logits is None else {"logits": logits}
+
+
+def _candidates(parts: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return the scores that may be those of classes; a single column, as of values, is none."""
+    scores = _scores(parts)
+    several = {name: part for name, part in scores.items() if part.shape[-1] > 1}
+    return several or scores
 
 
 def _scores(parts: Mapping[str, object]) -> dict[str, Tensor]:

@@ -307,7 +307,7 @@ class _BoundHidden:
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
         """Return the term with the mean of the projected state over the given batches."""
-        total, count = torch.zeros(1), 0
+        total, count = torch.zeros(1, dtype=torch.float32), 0
         for activations, batch in teachers:
             projected = self._project(activations, batch)
             total = total.to(projected.device) + projected.sum(0)

@@ -153,7 +153,7 @@ class Temperature(nn.Module):
         super().__init__()
         self._declared = declared
         self._ramp = math.ceil(declared.ramp * sample.num_steps)
-        self.raw = nn.Parameter(torch.tensor(FIRST_RAW))
+        self.raw = nn.Parameter(torch.tensor(FIRST_RAW, dtype=torch.float32))
         self.layers: nn.Module | None = None
         if declared.variant == "instance":
             sizes = (2 * num_classes, declared.hidden, 1)

@@ -1,12 +1,13 @@
 """State of torch and of the process that surrounds a call: a run does not depend on it.
 
 Callers may be inside `torch.autocast`, `torch.no_grad` or `torch.inference_mode`, or may have set a
-default dtype or device. `standard_state` runs a block as if none of that were so and puts all of it
-back. What cannot be undone from inside (function transforms, fake tensors, cached
+default device. `standard_state` runs a block as if none of that were so and puts all of it back.
+What cannot be undone from inside (function transforms, fake tensors, cached
 parametrizations, several processes) is refused.
 
 Left alone is what callers choose for speed, memory or debugging: threads, deterministic kernels,
-anomaly detection, hooks on saved tensors, precision of matrix products.
+anomaly detection, hooks on saved tensors, precision of matrix products. So is the default dtype,
+which models and data may rely on; what curricle makes has a dtype of its own.
 """
 
 import os
@@ -26,7 +27,7 @@ _ENTERED: ContextVar[tuple[str, ...] | None] = ContextVar("_ENTERED", default=No
 
 @contextmanager
 def standard_state() -> Iterator[None]:
-    """Run a block in torch's default state: gradients, float32, the CPU, no autocast.
+    """Run a block with gradients, the CPU as default device and no autocast.
 
     The block is also a decorator. Inside another one it changes nothing.
 
@@ -48,7 +49,6 @@ def standard_state() -> Iterator[None]:
             # A device context costs every call of torch some time, so none is opened in vain.
             if torch.get_default_device().type != "cpu":
                 stack.enter_context(torch.device("cpu"))
-            stack.enter_context(_default_dtype(torch.float32))
             stack.enter_context(_without_autocast())
             _check_tensors()
             yield
@@ -86,11 +86,6 @@ def _notes() -> tuple[str, ...]:
             "the surrounding torch.autocast is off while the run goes on; "
             "EngineSettings(precision='bfloat16') is what switches it on"
         )
-    if torch.get_default_dtype() != torch.float32:
-        notes.append(
-            f"torch's default dtype is float32 while the run goes on, not the surrounding "
-            f"{_name(torch.get_default_dtype())}"
-        )
     if torch.get_default_device().type != "cpu":
         notes.append(
             f"torch's default device is the CPU while the run goes on, not the surrounding "
@@ -102,24 +97,6 @@ def _notes() -> tuple[str, ...]:
             f"{torch.get_float32_matmul_precision()!r} that torch.set_float32_matmul_precision set"
         )
     return tuple(notes)
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    """Set the dtype of new tensors inside the block; it holds for the whole process."""
-    before = torch.get_default_dtype()
-    if before == dtype:
-        yield
-        return
-    torch.set_default_dtype(dtype)  # noqa: TID251 - put back below
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)  # noqa: TID251 - as it was
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
-from curricle.models.decisions import check_pair, model_notes
+from curricle.models.decisions import check_pair, model_notes, probability_note
 from curricle.models.eligibility import (
     check_present,
     check_real,
@@ -387,10 +387,17 @@ class _Probe:
         self, each: Sequence[Reads], student: Activations, teacher: Activations | None
     ) -> None:
         """Keep what was taken for logits, where an objective reads them."""
-        if any(reads.student_logits for reads in each):
-            self._logits_notes["student"] = student.logits_note
-        if teacher is not None and any(reads.teacher_logits for reads in each):
-            self._logits_notes["teacher"] = teacher.logits_note
+        shown = {"student": student, "teacher": teacher}
+        is_read = {
+            "student": any(reads.student_logits for reads in each),
+            "teacher": any(reads.teacher_logits for reads in each),
+        }
+        for who, activations in shown.items():
+            if activations is None or activations.logits is None or not is_read[who]:
+                continue
+            self._logits_notes[who] = activations.logits_note or probability_note(
+                activations.logits
+            )
         self._compares_logits |= any(reads.teacher_logits or reads.teacher_head for reads in each)
 
     def decisions(self, teacher: LiveTeacher | None) -> tuple[str, ...]:

@@ -22,6 +22,7 @@ from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
 from curricle.records import Spent
+from curricle.seals import sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
@@ -202,6 +203,8 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
         call = f"curricle.distill(..., output_dir={str(folder)!r}, resume=True)"
         if folder is None:
             note = "nothing was written, since 'output_dir' is None"
+        elif sealed_names(folder):
+            note = f"the run is finished, and {call} returns its student"
         elif latest_checkpoint(folder / CHECKPOINTS) is None:
             note = f"{call} starts anew, since no checkpoint was written yet"
         else:

@@ -8,6 +8,7 @@ Design: only default actions are replaced. A signal that is ignored, as SIGHUP u
 ignored, and handlers of the calling program keep theirs.
 """
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise Interrupted(number)
 
 
+LOGGER = logging.getLogger("curricle")
 DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 """Actions that are replaced while a run goes on."""
 
@@ -101,6 +103,9 @@ class Interrupts:
         if self.requested is not None:
             raise Interrupted(number)
         self.requested = number
+        if number == signal.SIGINT:
+            # The step, or an evaluation, may take long; silence would look like a hang.
+            LOGGER.warning("stopping after this step; press ctrl-C again to stop at once")
 
 
 @contextmanager

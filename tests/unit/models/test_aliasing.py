@@ -57,7 +57,7 @@ def check(student: nn.Module, teacher: nn.Module) -> None:
             "0.weight",
         ),
         (nn.Sequential, "0.weight", "0.0.weight"),
-        (Adapted, "0.weight", "base.0.weight"),
+        (Adapted, "2.running_mean", "base.2.running_mean"),
         (with_view, "0.weight", "weight"),
         (with_buffer, "2.running_mean", "running_mean"),
     ],
@@ -116,3 +116,29 @@ def test_weights_without_memory_are_left_out() -> None:
         one, other = network(), network()
     check(one, other)
     check(nn.Embedding(0, 3), nn.Embedding(0, 3))
+
+
+@pytest.mark.parametrize("is_frozen", [True, False])
+def test_weights_of_both_may_be_shared_only_where_they_are_frozen(is_frozen: bool) -> None:
+    front = nn.Linear(4, 4).requires_grad_(not is_frozen)
+    student, teacher = (nn.Sequential(front, nn.Linear(4, 2)) for _ in range(2))
+    if is_frozen:
+        check_apart(student, teacher, names=("student", "teacher"))
+        return
+    with pytest.raises(BindError, match=r"'0.weight' of the student is '0.weight' of the teacher"):
+        check_apart(student, teacher, names=("student", "teacher"))
+
+
+def test_a_buffer_of_both_is_refused_for_either_may_write_it() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+        def forward(self, state: Tensor) -> Tensor:
+            self.count += 1
+            return state
+
+    shared = Counting()
+    with pytest.raises(BindError, match=r"'0.count' of the student is '0.count' of the teacher"):
+        check_apart(nn.Sequential(shared), nn.Sequential(shared), names=("student", "teacher"))

@@ -10,7 +10,13 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.adapters import tapped
-from curricle.models.decisions import Role, check_pair, check_problem_type, model_notes
+from curricle.models.decisions import (
+    Role,
+    check_pair,
+    check_problem_type,
+    model_notes,
+    probability_note,
+)
 from curricle.models.tapped import TappedModel
 from tests.parts import drawn
 
@@ -138,3 +144,27 @@ def test_another_vocabulary_of_the_same_size_is_noted(name: str) -> None:
     assert note.startswith(f"'{name}' is 0 for the student and 1 for the teacher, so their")
     assert check_pair(*pair({name: 0}, {name: 0})) == ()
     assert check_pair(*pair({name: 0}, {name: None})) == ()
+
+
+@pytest.mark.parametrize(
+    ("logits", "is_noted"),
+    [
+        (drawn(4, 3).softmax(-1), True),
+        (drawn(2, 5, 3).softmax(-1), True),
+        (drawn(4, 3), False),
+        (drawn(4, 3).sigmoid(), False),
+        (drawn(4, 3).log_softmax(-1), False),
+        (torch.ones(4, 1), False),
+    ],
+    ids=["softmax", "softmax of positions", "logits", "sigmoid", "log softmax", "one value"],
+)
+def test_logits_that_are_probabilities_are_noted(logits: Tensor, is_noted: bool) -> None:
+    assert bool(probability_note(logits)) == is_noted
+
+
+def test_a_name_of_several_classes_says_nothing_about_their_order() -> None:
+    labels = {0: "crane", 1: "dog", 2: "crane"}
+    other = {0: "crane", 1: "dog", 2: "cat"}
+    assert check_pair(*pair({"id2label": labels}, {"id2label": labels})) == ()
+    notes = check_pair(*pair({"id2label": labels}, {"id2label": other}))
+    assert notes[0].startswith("labels have other names: id 2 is 'crane'")

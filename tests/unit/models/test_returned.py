@@ -155,3 +155,14 @@ def test_a_state_is_never_one_of_several_outputs(output: object, listed: str) ->
 def test_something_without_a_tensor_is_refused() -> None:
     with pytest.raises(BindError, match=r"^tap 'blocks.1' must give a tensor; got int$"):
         first_tensor(3, "blocks.1")
+
+
+def test_a_prediction_beside_the_logits_is_no_box() -> None:
+    assert logits_in({"logits": SCORES, "pred_labels": SCORES.argmax(-1)}) is SCORES
+
+
+def test_a_single_column_is_no_candidate_for_the_logits() -> None:
+    value = torch.zeros(2, 1)
+    assert logits_in((SCORES, value)) is SCORES
+    assert logits_in((value, SCORES)) is SCORES
+    assert "'item 1' of the output is taken" in logits_note((value, SCORES))

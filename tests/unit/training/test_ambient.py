@@ -18,7 +18,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.ambient import check_single_process, standard_state, surrounding_notes
 from curricle.training.engine import Outputs, execute
 from curricle.training.evaluation import label_metrics
-from tests.parts import bound, mlp, parity
+from tests.parts import CLASSES, INPUTS, bound, mlp, parity
 
 
 @contextmanager
@@ -142,15 +142,37 @@ def test_an_autocast_in_the_own_forward_pass_stays() -> None:
     assert student.seen == {torch.bfloat16}
 
 
-@pytest.mark.parametrize(
-    ("name", "word"),
-    [("autocast", "autocast is off"), ("default dtype", "not the surrounding float64")],
-)
-def test_what_was_switched_off_is_noted(name: str, word: str) -> None:
+def test_an_autocast_that_was_switched_off_is_noted() -> None:
     student, teacher = mlp(5), mlp(6)
-    with SURROUNDINGS[name]():
+    with SURROUNDINGS["autocast"]():
         run = bound(one_shot(total="1 steps"), student=student, teacher=LiveTeacher(teacher))
-    assert [note for note in run.notes if word in note]
+    assert [note for note in run.notes if "autocast is off" in note]
+
+
+class Rotated(nn.Module):
+    """Makes a tensor of the default dtype in its forward pass, as models of doubles may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(INPUTS, CLASSES)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.last(inputs.double() @ torch.eye(INPUTS))
+        return logits
+
+
+def test_models_may_rely_on_the_default_dtype() -> None:
+    with default_dtype(torch.float64), seeding.scoped(0, "models"):
+        student, teacher = Rotated(), Rotated()
+        result = curricle.distill(
+            student,
+            teacher,
+            one_shot(total="2 steps"),
+            parity(),
+            evaluation=[parity().batch(0)],
+            settings=curricle.EngineSettings(device="cpu"),
+        )
+    assert result.spent.steps == 2
 
 
 def test_without_surroundings_nothing_is_noted() -> None:

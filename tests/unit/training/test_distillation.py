@@ -1,6 +1,7 @@
 """The one call that distils: what it takes, gives, writes and refuses."""
 
 import inspect
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -381,3 +382,14 @@ def test_an_interruption_says_what_a_second_call_would_do(
             observers=[interrupt],
         )
     assert told in stopped.value.__notes__[0]
+
+
+def test_an_interruption_at_the_end_says_that_the_run_is_finished(tmp_path: Path) -> None:
+    def interrupt_at_the_end(record: Record) -> None:
+        if record.kind == "end":
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        distilled(output_dir=tmp_path, observers=[interrupt_at_the_end])
+    assert "the run is finished, and curricle.distill(" in stopped.value.__notes__[0]
+    assert distilled(output_dir=tmp_path, resume=True).spent.steps > 0

@@ -186,3 +186,9 @@ def test_steps_that_were_compiled_as_one_are_saved_together(
     _, weights = executed(Signals(), tmp_path, resume=True)
     _, expected = executed(Signals(), None)
     assert all(torch.allclose(weights[name], expected[name]) for name in expected)
+
+
+def test_ctrl_c_says_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(Interrupted), Interrupts(saves=True):
+        signal.raise_signal(signal.SIGINT)
+    assert "press ctrl-C again to stop at once" in caplog.text

@@ -19,7 +19,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.orientation import check_decoder_inputs, check_orientation
-from tests.parts import Listed, Reader, drawn, texts
+from tests.parts import Listed, Reader, bound, drawn, texts
 
 
 @pytest.fixture(autouse=True)
@@ -163,7 +163,7 @@ def test_a_run_refuses_a_decoder_without_inputs() -> None:
     student.module.config = SimpleNamespace(is_encoder_decoder=True)  # type: ignore[assignment]
     stream = Listed(encoder_decoder(input_ids=torch.zeros(2, 5).long()))
     curriculum: Curriculum = from_labels(total="1 steps")
-    with pytest.raises(BindError, match="an encoder-decoder whose labels have positions; got inputs"):
+    with pytest.raises(BindError, match="an encoder-decoder whose labels have positions; got"):
         texts(curriculum, student=student, stream=stream)
 
 
@@ -197,3 +197,21 @@ def test_an_encoder_as_long_as_its_decoder_is_told_apart(length: int) -> None:
             BindError, match=r"^tap 'encoder' of the student .* of the decoder, sin"
         ):
             check_orientation("student", read_model, shown, batch)
+
+
+def test_a_student_without_an_axis_of_classes_gets_a_sentence() -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = nn.Linear(6, 1)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            values: Tensor = self.last(inputs).squeeze(-1)
+            return values
+
+    with seeding.scoped(0, "models"), pytest.raises(BindError, match="must have"):
+        bound(
+            one_shot(total="1 steps"),
+            student=tapped(Squeezed()),
+            teacher=LiveTeacher(tapped(Squeezed())),
+        )
