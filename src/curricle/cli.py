@@ -10,7 +10,6 @@ them; neither knows the other. Modules that need torch are imported by the comma
 them, so that help appears at once. Names and paths come from users: no console reads markup.
 """
 
-import os
 import shlex
 import signal
 import sys
@@ -25,7 +24,7 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from curricle import cli_targets
-from curricle.errors import BindError, CurricleError, SpecError, printable
+from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
 
 if TYPE_CHECKING:
@@ -98,7 +97,7 @@ def main() -> None:
     except CurricleError as error:
         bar.close()
         # What other libraries say inside a sentence may have several lines.
-        print(f"curricle: {printable(' '.join(str(error).split()))}", file=sys.stderr)
+        print(f"curricle: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     finally:
         bar.close()
@@ -117,7 +116,7 @@ def _by(error: KeyboardInterrupt) -> str:
 
 def _say(text: object) -> None:
     """Print a line with names from users in it, whatever they contain."""
-    console.print(printable(str(text)), soft_wrap=True)
+    console.print(visible(str(text), keep="\n"), soft_wrap=True)
 
 
 def _tell_version(wanted: bool) -> bool:  # noqa: FBT001 - typer's own signature
@@ -304,7 +303,7 @@ def probe(
             run,
             examples=examples,
             # A status reads texts as markup, and a strategy may have any name.
-            watch=lambda name: status.update(Text(printable(name))),
+            watch=lambda name: status.update(Text(visible(name))),
             trains_probes=train_probes,
         )
     for grid in probe_grids(records):
@@ -331,17 +330,10 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
 
 
 def _refuse_several_processes() -> None:
-    """Refuse a launcher of several processes before anything is written.
+    """Refuse a launcher of several processes before anything is written."""
+    from curricle.training.ambient import check_single_process
 
-    Raises:
-        BindError: If there are several, of which each would train the whole run.
-    """
-    if (number := os.environ.get("WORLD_SIZE", "1")) != "1":
-        raise BindError(
-            f"'curricle' must be started without torchrun or another launcher, whose every process "
-            f"would train the whole run; got WORLD_SIZE {number!r}; '--jobs' of 'curricle compare' "
-            f"trains several students at once"
-        )
+    check_single_process()
 
 
 def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
@@ -380,7 +372,7 @@ def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> Non
     except KeyboardInterrupt as error:
         has_saved = getattr(error, "checkpoint", None) is not None
         remedy = _remedy(spec, again, has_saved=has_saved)
-        print(f"curricle: stopped{_by(error)}; {printable(remedy)}", file=sys.stderr)
+        print(f"curricle: stopped{_by(error)}; {visible(remedy)}", file=sys.stderr)
         raise typer.Exit(_code(error)) from None
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from curricle.errors import SpecError, printable
+from curricle.errors import SpecError, visible
 
 if TYPE_CHECKING:
     from curricle.teachers.manifest import Manifest
@@ -70,7 +70,7 @@ def verify(
     for one in found:
         console.print(f"{one.section.name}: {one.share:.1%} of {one.rows} rows agree")
     rest = "" if read_manifest(folder).is_complete else " but for what capturing again will add"
-    console.print(printable(f"{folder} is whole{rest}"), soft_wrap=True)
+    console.print(visible(f"{folder} is whole{rest}"), soft_wrap=True)
 
 
 @app.command()
@@ -138,13 +138,13 @@ def _tell(console: Console, manifest: "Manifest") -> None:
         "tokenizer": data.tokenizer[:16] or "none",
     }
     for name, found in told.items():
-        console.print(printable(f"{name}: {found}"), soft_wrap=True)
+        console.print(visible(f"{name}: {found}"), soft_wrap=True)
     table = Table("targets", "whole", "codec", "error", "examples", "rows", "bytes a row")
     for one in described(manifest):
         codec = one.section.codec
         row = (f"{one.examples}", f"{one.rows}", f"{one.bytes_a_row:.1f}")
         whole = "yes" if manifest.is_whole(one.section) else "no"
-        table.add_row(printable(str(one.section)), whole, codec.kind, codec.words, *row)
+        table.add_row(visible(str(one.section)), whole, codec.kind, codec.words, *row)
     console.print(table)
 
 

@@ -11,8 +11,17 @@ the disk can cause is a `DataError`, `CheckpointError` or `DivergenceError` (run
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import final
+
+# Controls; marks of reading direction; line separators; surrogates and noncharacters. Joiners stay:
+# Indic scripts and emoji need them.
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff"
+    "\ud800-\udfff]"
+)
 
 
 class CurricleError(Exception):
@@ -49,17 +58,22 @@ def reason(error: Exception) -> str:
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def printable(text: str) -> str:
-    """Return text in which nothing but line feeds moves the cursor or changes the terminal.
+@lru_cache(maxsize=4096)
+def visible(text: str, *, keep: str = "") -> str:
+    """Return a text whose characters can all be shown; others are written as escapes.
 
-    Names of files and stages come from users; an escape sequence in one would reach the terminal.
+    Names of files, stages and metrics come from users; an escape sequence in one would reach the
+    terminal, and a control character would make a page invalid.
+
+    Args:
+        text: Any text.
+        keep: Control characters that stay, such as line ends in a block of text.
     """
-    return "".join(
-        letter
-        if letter.isprintable() or letter == "\n"
-        else letter.encode("unicode_escape").decode()
-        for letter in text
-    )
+    return _HIDDEN.sub(lambda match: match[0] if match[0] in keep else _escape(match[0]), text)
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode()
 
 
 def near_names(name: str, known: Iterable[str], *, most: int = 12) -> str:

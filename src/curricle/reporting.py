@@ -8,13 +8,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from curricle.errors import CheckpointError
+from curricle.errors import CheckpointError, visible
 from curricle.experiments.folders import STUDENTS, has_spec, read_origin, stored_spec
 from curricle.experiments.runner import student_runs
 from curricle.experiments.spec import RunSpec
 from curricle.points import PANELS, caution, read_recipe
 from curricle.reports.directions import Direction
-from curricle.reports.names import visible
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
 from curricle.reports.recipes import write_recipe_report

@@ -12,8 +12,8 @@ from curricle.errors import (
     DivergenceError,
     SpecError,
     near_names,
-    printable,
     reason,
+    visible,
 )
 
 KINDS = [
@@ -81,4 +81,4 @@ def test_names_may_come_from_an_iterator() -> None:
     [("\x1b[31m", r"\x1b[31m"), ("a\nb", "a\nb"), ("\u202e", r"\u202e"), ("\ud800", r"\ud800")],
 )
 def test_no_text_moves_the_cursor(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert visible(text, keep="\n") == shown

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from plotly.offline import get_plotlyjs
 
-from curricle.reports.names import visible
+from curricle.errors import visible
 from curricle.reports.style import SCRIPT, STYLE
 from curricle.reports.tables import Grid
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from curricle.errors import CheckpointError
+from curricle.errors import CheckpointError, visible
 from curricle.points import where_runs_are
 from curricle.records import (
     EndRecord,
@@ -28,7 +28,6 @@ from curricle.records import (
     StepRecord,
     read_records,
 )
-from curricle.reports.names import visible
 from curricle.reports.thinning import extremes
 
 FILE_NAME = "records.jsonl"

@@ -17,8 +17,8 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from curricle.errors import visible
 from curricle.records import StagePlan
-from curricle.reports.names import visible
 from curricle.reports.quantities import NONE, metric_text, short, with_interval
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
 from curricle.specs import value

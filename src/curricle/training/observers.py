@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from curricle.errors import printable
+from curricle.errors import visible
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord, StageRecord, StepRecord
 
 
@@ -42,7 +42,7 @@ class ProgressBar:
 
     def __init__(self, progress: Progress, name: str) -> None:
         """Name a bar of a set that is already shown."""
-        self._progress, self._name = progress, printable(name)
+        self._progress, self._name = progress, visible(name)
         self._bar: TaskID | None = None
         self._num_steps = 0
         self._stage, self._loss, self._metric, self._end = "", "", "", ""
@@ -66,7 +66,7 @@ class ProgressBar:
             self._end = "target reached"
             self._progress.update(self._bar, total=record.spent.steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
-        self._progress.update(self._bar, completed=record.spent.steps, note=printable(note))
+        self._progress.update(self._bar, completed=record.spent.steps, note=visible(note))
 
 
 @final
@@ -91,7 +91,7 @@ class NoteLine:
             line = f"{name or record.method}: {note}"
             if line not in self._told:
                 self._told.add(line)
-                self._console.print(printable(line), soft_wrap=True, markup=False, emoji=False)
+                self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
 
 
 @final
@@ -130,8 +130,8 @@ class PreparationBar:
                 transient=True,
             )
             self._progress.start()
-            self._bar = self._progress.add_task(printable(job), total=total)
-        self._progress.update(self._bar, description=printable(job), completed=done, total=total)
+            self._bar = self._progress.add_task(visible(job), total=total)
+        self._progress.update(self._bar, description=visible(job), completed=done, total=total)
 
     def close(self) -> None:
         """Remove the bar."""

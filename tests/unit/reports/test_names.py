@@ -2,7 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricle.reports.names import LONGEST, shortened, visible
+from curricle.errors import visible
+from curricle.reports.names import LONGEST, shortened
 
 
 @pytest.mark.parametrize(
