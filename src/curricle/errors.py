@@ -16,6 +16,8 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import final
 
+LONGEST_SENTENCE = 1_200
+"""Characters of an error sentence, a dozen lines of a terminal."""
 # Controls; marks of reading direction; line separators; surrogates and noncharacters. Joiners stay:
 # Indic scripts and emoji need them.
 _HIDDEN = re.compile(
@@ -26,6 +28,14 @@ _HIDDEN = re.compile(
 
 class CurricleError(Exception):
     """Base of every error that a user of curricle can cause and mend."""
+
+    def __str__(self) -> str:
+        """Return the sentence; of one that quotes a very long name or value the middle is cut."""
+        text = super().__str__()
+        if len(text) <= LONGEST_SENTENCE:
+            return text
+        half = LONGEST_SENTENCE // 2
+        return f"{text[:half]} ... {text[-half:]}"
 
 
 @final

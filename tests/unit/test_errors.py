@@ -82,3 +82,14 @@ def test_names_may_come_from_an_iterator() -> None:
 )
 def test_no_text_moves_the_cursor(text: str, shown: str) -> None:
     assert visible(text, keep="\n") == shown
+
+
+def test_a_sentence_about_a_very_long_name_is_cut_in_the_middle() -> None:
+    text = str(SpecError(f"'{'x' * 5000}' must be a name; got 7"))
+    assert len(text) < 1300
+    assert text.startswith("'xxx")
+    assert text.endswith("x' must be a name; got 7")
+
+
+def test_other_sentences_are_whole() -> None:
+    assert str(CheckpointError("a" * 1200)) == "a" * 1200

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from curricle.data.streams import Batch
-from curricle.errors import BindError
+from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
@@ -230,13 +230,20 @@ class _Described:
         self.module = nn.Module()
         self.is_residual = manifest.teacher.is_residual
         self._taps = manifest.teacher.taps
-        facts = [one.facts for one in manifest.sections]
-        self._widths = {
-            str(one["place"]): int(one["teacher_width"])
-            for one in facts
-            if {"place", "teacher_width"} <= one.keys()
-        }
-        self._classes = sorted({int(one["num_classes"]) for one in facts if "num_classes" in one})
+        facts = [section.facts for section in manifest.sections]
+        try:
+            self._widths = {
+                str(known["place"]): int(known["teacher_width"])
+                for known in facts
+                if {"place", "teacher_width"} <= known.keys()
+            }
+            counts = {int(known["num_classes"]) for known in facts if "num_classes" in known}
+        except (ValueError, TypeError, OverflowError) as error:
+            # A check covers the manifest, but whoever wrote it may have been another program.
+            raise CheckpointError(
+                f"'facts' of a set of stored targets must hold whole numbers: {error}"
+            ) from None
+        self._classes = sorted(counts)
 
     @property
     def depth(self) -> int:

@@ -147,7 +147,7 @@ def read_state(path: Path, *, planned: int | None = None) -> RunState:
             records_head=str(content.get("records_head", "")),
             run=str(content["run"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
             f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
         ) from None

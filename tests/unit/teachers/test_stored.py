@@ -9,7 +9,7 @@ import torch
 
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.starts import PrincipalStart
-from curricle.errors import BindError
+from curricle.errors import BindError, CheckpointError
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
@@ -17,6 +17,7 @@ from curricle.objectives.projections import Sign
 from curricle.objectives.sparse import SparseTarget
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.teachers.codecs import Exact, Sampled, TopK
+from curricle.teachers.manifest import read_manifest, write_manifest
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.capturing import TargetCodecs, capture
 from tests.parts import bound, mlp
@@ -159,3 +160,18 @@ def test_an_objective_must_say_what_its_targets_are(tmp_path: Path) -> None:
         bound(staged(Own()), teacher=teacher)
     with pytest.raises(BindError, match="'Bound' must say its 'target_facts'"):
         captured(tmp_path / "other", Own())
+
+
+@pytest.mark.parametrize("field", ["num_classes", "teacher_width"])
+def test_facts_that_are_no_numbers_are_refused(tmp_path: Path, field: str) -> None:
+    captured(tmp_path, STATES, MatchLogits())
+    manifest = read_manifest(tmp_path)
+    sections = [
+        replace(section, facts={**section.facts, field: "many"})
+        if field in section.facts
+        else section
+        for section in manifest.sections
+    ]
+    write_manifest(tmp_path, replace(manifest, sections=tuple(sections)))
+    with pytest.raises(CheckpointError, match="'facts' of a set of stored targets must hold whole"):
+        open_targets(tmp_path)
