@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Protocol, final
 
 from curricle.data import progress
-from curricle.data.store import content_digest
 from curricle.errors import DataError, reason
+from curricle.files import content_digest
 
 CHUNK_BYTES = 2**20
 """Bytes read at once."""

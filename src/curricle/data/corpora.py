@@ -24,9 +24,9 @@ from typing import Any, Literal, final, get_args
 
 from curricle.data import progress
 from curricle.data.chunks import TextFile, between, count_lines, lines, open_text
-from curricle.data.store import content_digest
 from curricle.errors import DataError, SpecError, near_names
 from curricle.extras import imported
+from curricle.files import content_digest
 from curricle.specs import fingerprint
 from curricle.yaml_specs import from_json
 

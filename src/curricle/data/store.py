@@ -27,7 +27,7 @@ from filelock import FileLock
 from jaxtyping import Integer, UInt
 
 from curricle.errors import CheckpointError, DataError, SpecError, reason
-from curricle.files import new_folder
+from curricle.files import content_digest, new_folder
 from curricle.specs import Plain, fingerprint, parse, plain, value
 from curricle.yaml_specs import from_json
 
@@ -239,12 +239,6 @@ def require_digest(path: Path, sha256: str) -> None:
             f"{str(path)!r} is damaged: its SHA-256 must be {sha256[:16]}...; "
             f"got {found[:16]}...; delete the folder to build it again"
         )
-
-
-def content_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _narrowed(

@@ -32,7 +32,6 @@ from curricle.data.pieces import pieces
 from curricle.data.store import (
     TokenStore,
     Vocabulary,
-    content_digest,
     open_store,
     read_manifest,
     remove_leftovers,
@@ -41,7 +40,7 @@ from curricle.data.store import (
     write_store,
 )
 from curricle.errors import DataError, SpecError
-from curricle.files import write_text
+from curricle.files import content_digest, write_text
 from curricle.specs import Plain, fingerprint
 
 SPECIAL = ("<pad>", "<unk>", "<mask>", "<bos>")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from curricle.data.store import content_digest
 from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.experiments.runner import rehearse, student_runs, teach, train_class, train_student
 from curricle.experiments.spec import RunSpec
 from curricle.experiments.targets import capture_targets, described, verified
+from curricle.files import content_digest
 from curricle.records import RunRecord, read_records
 from curricle.teachers.manifest import read_manifest, write_manifest
 from tests.runs import contents
