@@ -79,7 +79,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             curricula that need none.
         curriculum: What a strategy such as `extraction` returned.
         data: Training batches; `curricle.stream` makes them from a `DataLoader`.
-        evaluation: Held-out batches with labels, or a function from the model to metrics.
+        evaluation: Held-out batches with labels, or a function from the model to metrics. The
+            metric by which the run is judged must be finite; of the others, records and the result
+            hold those that are.
         metric: Name of the metric by which the run is judged; the evaluation must give it.
         better: Which values of the metric are better. None leaves it to the metric's name, which
             reports know of losses, errors, accuracies and other usual metrics; by a metric of
@@ -100,7 +102,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         BindError: If models, curriculum and data do not fit, an argument is of another kind, or the
             evaluation does not give the metric.
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
-        DivergenceError: If a loss is not finite.
+        DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
     if not conforms(data, Stream):
         raise BindError(

@@ -362,13 +362,17 @@ class _Execution:
                 error.add_note(f"a checkpoint is in {str(self.outputs.folder / CHECKPOINTS)!r}")
             raise
 
+    @property
+    def _is_ours(self) -> bool:
+        """Return whether the evaluation is one of this package."""
+        return str(getattr(self.evaluate, "__module__", "")).startswith("curricle.")
+
     def _try_evaluation(self) -> None:
         """Check what the evaluation returns before a weight moves; nothing of it is recorded.
 
         Evaluators of ours are not run once more for it.
         """
-        is_ours = str(getattr(self.evaluate, "__module__", "")).startswith("curricle.")
-        if is_ours and self.metric in OUR_METRICS:
+        if self._is_ours and self.metric in OUR_METRICS:
             return
         module = self.run.student.module
         with (
@@ -389,19 +393,22 @@ class _Execution:
             set_modes(self.modes)
 
     def _metrics(self, stage: BoundStage) -> dict[str, float]:
-        """Return the student's metrics.
+        """Return the student's finite metrics.
 
         Raises:
-            DivergenceError: If one is not finite.
+            DivergenceError: If the metric by which the run is judged, or any metric of an evaluation
+                of this package, is not finite.
         """
         metrics = self._evaluated()
         for name, number in metrics.items():
-            if not math.isfinite(number):
+            # Metrics of the caller may be undefined for some students, as a precision without
+            # positive predictions; ours are finite for every student that has not diverged.
+            if not math.isfinite(number) and (name == self.metric or self._is_ours):
                 raise DivergenceError(
                     f"{name!r} must be finite; got {number} in stage {stage.declared.name!r} "
                     f"after step {self.spent.steps - 1} with seed {self.run.seed}"
                 )
-        return metrics
+        return {name: number for name, number in metrics.items() if math.isfinite(number)}
 
     def _files(self) -> RunFolder | None:
         """Return the places of the run's files; None if nothing is written."""

@@ -4,8 +4,9 @@ Evaluations are functions of the caller, so what they return is looked at once b
 nothing is lost yet, and every time after.
 """
 
-import numbers
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import SupportsFloat, SupportsIndex
 
 from curricle.errors import BindError
 
@@ -37,15 +38,18 @@ def plain_metrics(returned: object, metric: str) -> dict[str, float]:
 
 
 def _number(name: object, item: object) -> float:
-    """Return a metric as a float; scalars of numpy and torch are numbers, too.
+    """Return a metric as a float.
 
     Raises:
-        BindError: If it is something else.
+        BindError: If `float` does not take it, or it is a text or a boolean, which `float` takes but
+            which measure nothing.
     """
-    item = _scalar(item)
-    if not isinstance(item, numbers.Real):
-        raise BindError(f"'evaluation' must return numbers; got {_described(item)} for {name!r}")
-    return float(item)
+    scalar = _scalar(item)
+    if isinstance(scalar, (SupportsFloat, SupportsIndex)) and not isinstance(scalar, bool):
+        # An integer may be too large, and objects have conversions of their own.
+        with suppress(ArithmeticError, RuntimeError, TypeError, ValueError):
+            return float(scalar)
+    raise BindError(f"'evaluation' must return numbers; got {_described(scalar)} for {name!r}")
 
 
 def _scalar(item: object) -> object:

@@ -656,6 +656,30 @@ def test_a_metric_that_is_not_finite_ends_the_run(number: float) -> None:
         execute(run, lambda _: {"nll": number}, metric="nll", outputs=Outputs())
 
 
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_another_metric_is_recorded_only_where_it_is_finite(tmp_path: Path, number: float) -> None:
+    precisions = iter([0.5, number, 0.25, number])  # The first is the trial before training.
+
+    def evaluate(_: object) -> dict[str, float]:
+        return {"f1": 1.0, "precision": next(precisions)}
+
+    run = bound(one_shot(total="9 steps"), settings={"evaluate_every": 4})
+    end = execute(run, evaluate, metric="f1", outputs=Outputs(folder=tmp_path))
+    measured = [record["metrics"] for record in written(tmp_path) if record["kind"] == "evaluation"]
+    assert measured == [{"f1": 1.0}, {"f1": 1.0, "precision": 0.25}]
+    assert end.metrics == {"f1": 1.0}
+
+
+def test_every_metric_of_this_package_must_be_finite() -> None:
+    def evaluate(_: object) -> dict[str, float]:
+        return {"accuracy": 1.0, "nll": math.nan}
+
+    evaluate.__module__ = "curricle.training.evaluation"
+    run = bound(one_shot(total="2 steps"))
+    with pytest.raises(DivergenceError, match=r"^'nll' must be finite; got nan"):
+        execute(run, evaluate, metric="accuracy", outputs=Outputs())
+
+
 def test_records_up_to_the_divergence_can_be_read(tmp_path: Path) -> None:
     good = parity().batch(0)
     bad = dataclasses.replace(good, inputs=torch.full((8, INPUTS), math.nan))
