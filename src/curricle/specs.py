@@ -368,6 +368,42 @@ def _key(here: object, name: str, path: str) -> str | int:
     return int(name)
 
 
+def changes(then: Plain, now: Plain) -> list[str]:
+    """Return each difference of two plain data in words, with its path and both values.
+
+    A list is one value unless it holds mappings, whose fields are compared by number and name. A
+    field that is missing equals one that is None.
+
+    Args:
+        then: The data as they were.
+        now: The data as they are.
+    """
+    # Data that were read from a file are compared with data as a file would hold them.
+    before, after = (dict(_paths(json.loads(json.dumps(data)))) for data in (then, now))
+    return [
+        f"{path!r} was {_shown(before, path)} and is {_shown(after, path)}"
+        for path in dict.fromkeys([*before, *after])
+        if before.get(path) != after.get(path)
+    ]
+
+
+def _shown(leaves: Plain, path: str) -> str:
+    return _short(leaves[path]) if path in leaves else "not there"
+
+
+def _paths(data: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """Yield the values in nested plain data with their paths."""
+    items: list[tuple[object, object]] = []
+    if isinstance(data, dict):
+        items = list(data.items())
+    elif isinstance(data, list) and any(isinstance(item, dict) for item in data):
+        items = list(enumerate(data))
+    if not items:
+        yield path, data
+    for name, item in items:
+        yield from _paths(item, f"{path}.{name}" if path else str(name))
+
+
 def fingerprint(spec: object) -> str:
     """Return 16 hexadecimal digits that are equal exactly for equal plain data."""
     data = spec if isinstance(spec, (dict, list, str, int, float)) else plain(spec)

@@ -14,6 +14,7 @@ from curricle.errors import SpecError
 from curricle.specs import (
     Line,
     Plain,
+    changes,
     checked,
     fingerprint,
     override,
@@ -361,3 +362,26 @@ def test_a_file_with_a_key_twice_is_refused_with_both_lines(tmp_path: Path) -> N
 def test_an_override_with_too_many_levels_is_refused() -> None:
     with pytest.raises(SpecError, match="'a' must be set to a value in YAML; got '\\[\\[\\["):
         override({}, ["a=" + "[" * 10_000])
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("spare.size=12", "'spare.size' was 18 and is 12"),
+        ("parts.1.length=2.5", "'parts.1.length' was 0.5 and is 2.5"),
+        ("color=red", "'color' was not there and is 'red'"),
+        ("tires=[1, 3]", "'tires' was [1, 2] and is [1, 3]"),
+    ],
+)
+def test_a_change_is_named_with_its_path_and_both_values(assignment: str, words: str) -> None:
+    then = CART | {"tires": [1, 2]}
+    assert changes(then, override(then, [assignment])) == [words]
+
+
+def test_a_change_of_a_long_value_is_shown_in_part() -> None:
+    words = changes({"text": "a" * 500}, {"text": "b"})
+    assert words == [f"'text' was '{'a' * 76}... and is 'b'"]
+
+
+def test_what_a_file_holds_in_other_types_is_no_change() -> None:
+    assert not changes({"widths": [8], "lines": {}}, {"widths": (8,), "lines": {}, "spare": None})

@@ -16,14 +16,14 @@ from typing import Final, final
 from torch import nn
 
 from curricle.errors import CheckpointError, reason
-from curricle.experiments.spec import RunSpec, differences
+from curricle.experiments.spec import RunSpec
 from curricle.files import content_digest, remove_leftovers, usable_folder, write_text
 from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
 from curricle.points import where_runs_are
 from curricle.records import EndRecord, RunRecord, read_records
 from curricle.seals import read_sealed, write_sealed
-from curricle.specs import fingerprint, parse, plain, read_yaml, to_yaml
+from curricle.specs import changes, fingerprint, parse, plain, read_yaml, to_yaml
 from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.resuming import check_weights_file
 from curricle.yaml_specs import from_json
@@ -76,10 +76,10 @@ def _changes(spec: RunSpec) -> str:
     """Return the end of an error: in what the run that is there differs; empty if in nothing."""
     if not has_spec(spec.folder):
         return ""
-    found = differences(stored_spec(spec.folder), spec)
-    rest = f" and {len(found) - MOST_CHANGES} more" if len(found) > MOST_CHANGES else ""
-    shown = ", ".join(found[:MOST_CHANGES])
-    return f"; 'resume' runs the stored spec, not this one, where {shown}{rest}" if found else ""
+    words = changes(plain(stored_spec(spec.folder)), plain(spec))
+    more = len(words) - MOST_CHANGES
+    listed = ", ".join(words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"])
+    return f"; 'resume' runs the stored spec, not this one, where {listed}" if words else ""
 
 
 def start(spec: RunSpec, origin: Origin) -> None:

@@ -5,7 +5,7 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 `curriculum`. A stored spec can be run again as it is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, final
 
@@ -29,8 +29,6 @@ Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminato
 Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
 CHECKPOINTS = 5
 """Checkpoints that are kept of a teacher's training unless the spec says otherwise."""
-LONGEST_VALUE = 60
-"""Characters that are shown of a value in which two specs differ."""
 SEEDS = (0, 1, 2)
 """Seeds of the students of a comparison that says none."""
 
@@ -346,30 +344,6 @@ def changed(spec: RunSpec, assignments: list[str]) -> RunSpec:
     """Return a spec with `path=value` overrides applied."""
     result: RunSpec = parse(RunSpec, override(plain(spec), assignments), source="--set")
     return result
-
-
-def differences(then: RunSpec, now: RunSpec) -> list[str]:
-    """Return in words each field in which two specs differ, with its path and both values."""
-    before, after = dict(_leaves(plain(then))), dict(_leaves(plain(now)))
-    return [
-        f"{path!r} was {_shown(before, path)}, is {_shown(after, path)}"
-        for path in dict.fromkeys([*before, *after])
-        if before.get(path) != after.get(path)
-    ]
-
-
-def _leaves(data: Any, path: str = "") -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - plain data
-    """Yield the values in nested mappings with their paths; a list is one value."""
-    if not isinstance(data, dict) or not data:
-        yield path, data
-        return
-    for name, field in data.items():
-        yield from _leaves(field, f"{path}.{name}" if path else str(name))
-
-
-def _shown(leaves: Mapping[str, Any], path: str) -> str:
-    text = repr(leaves[path]) if path in leaves else "not there"
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def given(found: Any, name: str, command: str) -> Any:  # noqa: ANN401 - any field of a spec

@@ -396,8 +396,8 @@ class _Execution:
         """Return the student's finite metrics.
 
         Raises:
-            DivergenceError: If the metric by which the run is judged, or any metric of an evaluation
-                of this package, is not finite.
+            DivergenceError: If the metric by which the run is judged, or any metric of an
+                evaluation of this package, is not finite.
         """
         metrics = self._evaluated()
         for name, number in metrics.items():

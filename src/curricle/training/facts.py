@@ -7,13 +7,13 @@ Settings that change speed or what is written down are no facts.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from curricle.files import write_text
 from curricle.models.weights import architecture
-from curricle.specs import fingerprint, plain
+from curricle.specs import changes, fingerprint, plain
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding import BoundRun
 from curricle.yaml_specs import from_json
@@ -78,45 +78,17 @@ def differences(folder: Path, facts: Mapping[str, Any]) -> str:
     except (OSError, ValueError):
         # A folder of an older version, or a damaged one: the digests still differ.
         return ""
-    return "; ".join(changed(then, facts)) if isinstance(then, dict) else ""
+    return "; ".join(_named(then, facts)) if isinstance(then, dict) else ""
 
 
-def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words what differs between the facts of two runs, at most `MOST_CHANGES` changes.
-
-    Args:
-        then: Those of the run that was begun.
-        now: Those of the run that would go on.
-    """
-    # Facts that were read from a file are compared with facts as a file would hold them.
-    before, after = (dict(_leaves(json.loads(json.dumps(facts)))) for facts in (then, now))
-    words = [
-        _change(path, before.get(path), after.get(path))
-        for path in dict.fromkeys([*before, *after])
-        if before.get(path) != after.get(path)
-    ]
+def _named(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the changes of facts in words, at most `MOST_CHANGES` of them."""
+    words = [words for name, words in DIGESTS.items() if then.get(name) != now.get(name)]
+    words += changes(_legible(then), _legible(now))
     more = len(words) - MOST_CHANGES
     return words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"]
 
 
-def _change(path: str, before: object, after: object) -> str:
-    if path in DIGESTS:
-        return DIGESTS[path]
-    return f"{path!r} was {_shown(before)} and is {_shown(after)}"
-
-
-def _shown(leaf: object) -> str:
-    return "not there" if leaf is None else repr(leaf)
-
-
-def _leaves(facts: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """Yield the path and value of everything in plain data that holds nothing else."""
-    items: list[tuple[str, object]] = []
-    if isinstance(facts, dict):
-        items = list(facts.items())
-    elif isinstance(facts, list):
-        items = [(str(number), item) for number, item in enumerate(facts)]
-    else:
-        yield path, facts
-    for name, item in items:
-        yield from _leaves(item, f"{path}.{name}" if path else name)
+def _legible(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that are no digests."""
+    return {name: fact for name, fact in facts.items() if name not in DIGESTS}

@@ -41,8 +41,8 @@ def _number(name: object, item: object) -> float:
     """Return a metric as a float.
 
     Raises:
-        BindError: If `float` does not take it, or it is a text or a boolean, which `float` takes but
-            which measure nothing.
+        BindError: If `float` does not take it, or it is a text or a boolean, which `float` takes
+            but which measure nothing.
     """
     scalar = _scalar(item)
     if isinstance(scalar, (SupportsFloat, SupportsIndex)) and not isinstance(scalar, bool):

@@ -209,7 +209,8 @@ def test_a_taken_folder_names_the_fields_in_which_the_specs_differ(make_spec: Ma
     other = make_spec("optimizer.learning_rate=0.1", "student.widths=[9]")
     with pytest.raises(
         CheckpointError,
-        match=r"'student.widths' was \[8\], is \[9\], 'optimizer.learning_rate' was 0.3, is 0.1$",
+        match=r"'student.widths' was \[8\] and is \[9\], "
+        r"'optimizer.learning_rate' was 0.3 and is 0.1$",
     ):
         start(other, COMPARED)
 

@@ -8,7 +8,7 @@ import pytest
 
 from curricle.curriculum.durations import Duration
 from curricle.errors import SpecError
-from curricle.experiments.spec import RunSpec, changed, differences, given, load_spec
+from curricle.experiments.spec import RunSpec, changed, given, load_spec
 from curricle.models.mlp import MLPSpec
 from curricle.specs import parse, plain, to_yaml
 
@@ -245,15 +245,6 @@ def test_a_classroom_that_could_not_be_stacked_is_told(
 ) -> None:
     with pytest.raises(SpecError, match=sentence):
         make_spec("classroom=stacked", *fields)
-
-
-def test_differences_name_path_and_both_values(make_spec: MakeSpec) -> None:
-    then, now = make_spec(), make_spec("budget=24 steps", "data_seed=3")
-    assert differences(then, now) == [
-        "'data_seed' was None, is 3",
-        "'budget.number' was 12.0, is 24.0",
-    ]
-    assert not differences(then, make_spec())
 
 
 @pytest.mark.parametrize("field", ["output_dir", "cache_dir", "targets"])

@@ -14,7 +14,6 @@ from curricle.training.evaluation import label_metrics
 from curricle.training.facts import (
     FACTS,
     MOST_CHANGES,
-    changed,
     differences,
     run_facts,
     run_fingerprint,
@@ -39,8 +38,9 @@ def facts(**parts: Any) -> dict[str, Any]:
         ({"settings": {"accumulation": 2}}, "'settings.accumulation' was 1 and is 2"),
     ],
 )
-def test_what_has_changed_is_named(parts: dict[str, Any], words: str) -> None:
-    assert changed(facts(), facts(**parts)) == [words]
+def test_what_has_changed_is_named(tmp_path: Path, parts: dict[str, Any], words: str) -> None:
+    write_facts(tmp_path, facts())
+    assert differences(tmp_path, facts(**parts)) == words
 
 
 def test_equal_runs_have_equal_facts_also_from_a_file(tmp_path: Path) -> None:
@@ -49,14 +49,21 @@ def test_equal_runs_have_equal_facts_also_from_a_file(tmp_path: Path) -> None:
     assert "'seed'" in differences(tmp_path, facts(seed=1))
 
 
-def test_a_length_is_named_by_its_place() -> None:
+def test_a_length_is_named_by_its_place(tmp_path: Path) -> None:
+    write_facts(tmp_path, facts())
     longer = run_facts(bound(one_shot(total="9 steps")))
-    assert changed(facts(), longer) == ["'curriculum.0.duration.number' was 4 and is 9"]
+    assert differences(tmp_path, longer) == "'curriculum.0.duration.number' was 4 and is 9"
 
 
-def test_many_changes_are_counted() -> None:
+def test_many_changes_are_counted(tmp_path: Path) -> None:
     then, now = ({str(number): start + number for number in range(5)} for start in (0, 10))
-    assert changed(then, now)[MOST_CHANGES:] == ["and 2 more"]
+    write_facts(tmp_path, then)
+    assert differences(tmp_path, now).split("; ")[MOST_CHANGES:] == ["and 2 more"]
+
+
+def test_a_long_value_is_named_in_part(tmp_path: Path) -> None:
+    write_facts(tmp_path, {"pattern": "a" * 500})
+    assert len(differences(tmp_path, {"pattern": "b"})) < 120
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]"])

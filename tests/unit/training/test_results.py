@@ -52,8 +52,8 @@ def test_what_is_no_dictionary_is_refused(returned: Any) -> None:
         "0.5",
         None,
         True,
-        np.bool_(True),  # noqa: FBT003 - the value under test
-        torch.tensor(True),  # noqa: FBT003 - the value under test
+        np.bool_(True),
+        torch.tensor(True),
         torch.ones(2),
         np.zeros(3),
         {"mean": 1.0},
