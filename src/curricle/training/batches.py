@@ -10,9 +10,11 @@ Axes: example, position (as in `data.streams`).
 Units: tokens are positions with padding, since a model computes on padding, too.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from typing import Protocol, final, runtime_checkable
 
@@ -22,6 +24,7 @@ from curricle.curriculum.stages import Stage
 from curricle.data.blocks import Joins
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError, DataError
+from curricle.models.tapped import Inputs, Reader, shown_in_training
 from curricle.objectives.terms import check_classes
 from curricle.protocols import conforms
 
@@ -55,31 +58,61 @@ class TableLimit:
     """First row that a position takes, in a table of positions; None in a table of ids."""
 
     def check(self, inputs: Mapping[str, Tensor], step: int) -> None:
-        """Check an input of a batch.
+        """Check the ids of a batch that a table of ids looks up.
 
         Raises:
-            DataError: If the embedding has no row for it.
+            DataError: If the embedding has no row for one.
         """
         tensor = inputs.get(self.name)
-        if tensor is None or not tensor.numel():
+        if self.offset is not None or tensor is None or not tensor.numel():
             return
-        called = self.name or "inputs"
-        if self.offset is not None:
-            most = self.rows - self.offset
-            if tensor.shape[-1] > most:
-                raise DataError(
-                    f"{called!r} must have at most the {most} positions of the {self.owner}'s "
-                    f"table {self.path!r}; got {tensor.shape[-1]} in the batch of step {step}; "
-                    f"truncate them in the collate function"
-                )
-        elif tensor.device.type == "cpu":
+        if tensor.device.type == "cpu":
             lowest, highest = map(int, tensor.aminmax())
             if lowest < 0 or highest >= self.rows:
                 raise DataError(
-                    f"{called!r} must lie between 0 and {self.rows - 1}, the last row of the "
-                    f"{self.owner}'s table {self.path!r}; got "
+                    f"{self.name or 'inputs'!r} must lie between 0 and {self.rows - 1}, the last "
+                    f"row of the {self.owner}'s table {self.path!r}; got "
                     f"{lowest if lowest < 0 else highest} in the batch of step {step}"
                 )
+
+    def excess(self, inputs: Inputs) -> str:
+        """Return the words for an input with more positions than rows; empty if it has not.
+
+        One batch does not show whether a model counts positions without end: they may be clamped,
+        or the table may be one of queries whose number is that of the positions by chance. So the
+        words explain a pass that has failed, and refuse nothing themselves.
+        """
+        tensor = inputs if isinstance(inputs, Tensor) else inputs.get(self.name)
+        if self.offset is None or tensor is None or tensor.shape[-1] <= self.rows - self.offset:
+            return ""
+        return (
+            f"{self.name or 'inputs'!r} must have at most the {self.rows - self.offset} positions "
+            f"of the {self.owner}'s table {self.path!r}; got {tensor.shape[-1]}; truncate them in "
+            f"the collate function"
+        )
+
+
+def excess(tables: Iterable[TableLimit], owner: str, inputs: Inputs) -> str:
+    """Return the words for a table of a model with too few positions; empty if none has.
+
+    Args:
+        tables: Those of all models.
+        owner: `student` or `teacher`.
+        inputs: What the model is to read.
+    """
+    words = (table.excess(inputs) for table in tables if table.owner == owner)
+    return next(filter(None, words), "")
+
+
+def guarded(tables: Sequence[TableLimit], owner: str, read: Reader) -> Reader:
+    """Return a reader that turns a failing pass of a model into an error of the data.
+
+    Args:
+        tables: Those of all models.
+        owner: `student` or `teacher`.
+        read: The reader.
+    """
+    return partial(shown_in_training, owner, read, excess=partial(excess, tables, owner))
 
 
 @final
@@ -100,7 +133,7 @@ class RunBatches:
         Args:
             stream: Where batches are read.
             first: Its first batch, whose FLOPs were measured.
-            tables: What embeddings can look up.
+            tables: What embeddings of ids can look up.
             labels: First step, step after the last, and number of classes, where labels are read.
             is_uniform: Whether a length in tokens relies on batches of equally many positions.
         """
@@ -108,8 +141,10 @@ class RunBatches:
         self._first = first.num_read_tokens
         self._tables, self._labels = tuple(tables), tuple(labels)
         self._is_uniform = is_uniform
-        self._others: dict[int, int] = {}
-        self._sum = 0, 0, 0
+        # At index i the positions of the steps before i beyond those of as many first batches; the
+        # last holds for all later steps, so that batches of equal length take no memory. A sum over
+        # any interval is a difference of two.
+        self._excess = array("q", [0])
 
     @property
     def batch_size(self) -> int:
@@ -130,8 +165,8 @@ class RunBatches:
         """Return the batch of a step.
 
         Raises:
-            DataError: If a label is no class of the student, or an embedding has no row for an
-                input, or positions are not those on which a length in tokens relies.
+            DataError: If a label is no class of the student, or an embedding has no row for an id,
+                or positions are not those on which a length in tokens relies.
         """
         batch = self.stream.batch(step)
         self._look(batch, step, batch.num_read_tokens)
@@ -144,16 +179,6 @@ class RunBatches:
             self._look(whole, step, whole.num_read_tokens // number, number=number)
         return whole
 
-    def tokens_between(self, start: int, stop: int) -> int:
-        """Return the positions in the batches of some steps, which have been read."""
-        from_step, to_step, total = self._sum
-        if start != from_step or not start <= to_step <= stop:
-            to_step, total = start, 0
-        # Records come often, and a stage may be long: what was added up stays so.
-        total += sum(self._others.get(step, self._first) for step in range(to_step, stop))
-        self._sum = start, stop, total
-        return total
-
     def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
         """Return the positions of some steps, and those that as many first batches would have.
 
@@ -161,19 +186,32 @@ class RunBatches:
             start: The first step.
             stop: The step after the last; all of them have been read.
         """
-        from_step, to_step, total = self._sum
-        if start != from_step or not start <= to_step <= stop:
-            to_step, total = start, 0
-        # Records come often, and a stage may be long: what was added up stays so.
-        total += sum(self._others.get(step, self._first) for step in range(to_step, stop))
-        self._sum = start, stop, total
-        return total, self._first * (stop - start)
+        expected = self._first * (stop - start)
+        return expected + self._excess_before(stop) - self._excess_before(start), expected
+
+    def _excess_before(self, step: int) -> int:
+        return self._excess[min(step, len(self._excess) - 1)]
+
+    def _count(self, step: int, tokens: int) -> None:
+        """Add the positions of a batch to the running sums."""
+        excess = tokens - self._first
+        if step + 1 >= len(self._excess):
+            if excess:
+                missing = step + 1 - len(self._excess)
+                self._excess.extend([self._excess[-1]] * missing)
+                self._excess.append(self._excess[-1] + excess)
+            return
+        change = excess - (self._excess[step + 1] - self._excess[step])
+        if change:
+            # A step before others that were read already, as after a calibration further on.
+            for later in range(step + 1, len(self._excess)):
+                self._excess[later] += change
 
     def _look(self, batch: Batch, step: int, tokens: int, *, number: int = 1) -> None:
-        if tokens != self._first:
-            if self._is_uniform:
-                raise DataError(_unequal(self._first, tokens, step))
-            self._others |= dict.fromkeys(range(step, step + number), tokens)
+        if self._is_uniform and tokens != self._first:
+            raise DataError(_unequal(self._first, tokens, step))
+        for read in range(step, step + number):
+            self._count(read, tokens)
         inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
         for table in self._tables:
             table.check(inputs, step)
@@ -268,7 +306,7 @@ class TableWatch:
 
     @property
     def limits(self) -> tuple[TableLimit, ...]:
-        """Return what was found."""
+        """Return the limits of the embeddings that were watched."""
         return tuple(self._limits.values())
 
     @contextmanager
@@ -284,14 +322,14 @@ class TableWatch:
         # A mask or token types have the shape of ids, and are looked up in tables of their own.
         read: list[str] = []
 
-        def look(path: str, embedding: nn.Embedding, given: object) -> None:
-            if not isinstance(given, Tensor) or not given.numel():
+        def look(path: str, embedding: nn.Embedding, argument: object) -> None:
+            if not isinstance(argument, Tensor) or not argument.numel():
                 return
-            name = next((name for name, one in inputs.items() if _is_same(one, given)), None)
+            name = next((name for name, ids in inputs.items() if _is_same(ids, argument)), None)
             if name is not None:
                 read.append(name)
                 self._add(TableLimit(owner=owner, path=path, rows=_rows(embedding), name=name))
-            elif len(set(read)) == 1 and (offset := _offset(given, inputs[read[0]])) is not None:
+            elif len(set(read)) == 1 and (offset := _offset(argument, inputs[read[0]])) is not None:
                 rows = _rows(embedding)
                 self._add(
                     TableLimit(owner=owner, path=path, rows=rows, name=read[0], offset=offset)
@@ -323,15 +361,15 @@ def _rows(embedding: nn.Embedding) -> int:
     return embedding.weight.shape[0]
 
 
-def _is_same(tensor: Tensor, given: Tensor) -> bool:
+def _is_same(tensor: Tensor, argument: Tensor) -> bool:
     """Return whether a tensor is an input, perhaps seen in another shape."""
-    return tensor.numel() == given.numel() and tensor.data_ptr() == given.data_ptr()
+    return tensor.numel() == argument.numel() and tensor.data_ptr() == argument.data_ptr()
 
 
-def _offset(given: Tensor, ids: Tensor) -> int | None:
+def _offset(argument: Tensor, ids: Tensor) -> int | None:
     """Return the first row that positions take if a tensor counts them; None if it does not."""
     length = ids.shape[-1]
-    if given.shape[-1] != length or given.is_floating_point() or length < 2:  # noqa: PLR2004
+    if argument.shape[-1] != length or argument.is_floating_point() or length < 2:  # noqa: PLR2004
         return None
-    steps = given.reshape(-1, length)[0].diff()
-    return int(given.min()) if bool((steps == 1).all()) else None
+    steps = argument.reshape(-1, length)[0].diff()
+    return int(argument.min()) if bool((steps == 1).all()) else None

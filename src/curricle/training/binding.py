@@ -55,6 +55,7 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.training.ambient import standard_state, surrounding_notes
 from curricle.training.batches import (
     RunBatches,
+    TableLimit,
     TableWatch,
     check_token_lengths,
     has_token_lengths,
@@ -118,6 +119,8 @@ class BoundRun:
     """What is set before the first step, if anything is."""
     notes: tuple[str, ...] = ()
     """What was decided and the user did not ask for, one sentence each; see `RunRecord.notes`."""
+    tables: tuple[TableLimit, ...] = ()
+    """What the embeddings of the models can look up."""
 
     @property
     def teachers(self) -> tuple[TeacherReference, ...]:
@@ -214,6 +217,7 @@ def bind(
             *length_notes(stream, stream.batch(0)),
             *probe.decisions(live),
         ),
+        tables=probe.tables.limits,
     )
 
 
@@ -286,7 +290,7 @@ class _Probe:
     ) -> None:
         self._student, self._teacher = student, teacher
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
-        self._stream, self._tables = stream, TableWatch()
+        self._stream, self.tables = stream, TableWatch()
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
         self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
         self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
@@ -318,7 +322,7 @@ class _Probe:
         return RunBatches(
             self._stream,
             self._whole,
-            tables=self._tables.limits,
+            tables=self.tables.limits,
             labels=[(start, end, count) for start, end, count in limits if count is not None],
             is_uniform=has_token_lengths([stage.declared for stage in stages]),
         )
@@ -518,12 +522,12 @@ class _Probe:
             stack.enter_context(buffers_kept(module))
             stack.enter_context(modes_kept(module))
             stack.enter_context(frozen_but(module, names - frozen))
-            stack.enter_context(self._tables.watching("student", module, self._part))
+            stack.enter_context(self.tables.watching("student", module, self._part))
             train(module)
             if self._teacher is not None:
                 teacher = self._teacher.model.module
                 stack.enter_context(modes_kept(teacher))
-                stack.enter_context(self._tables.watching("teacher", teacher, self._part))
+                stack.enter_context(self.tables.watching("teacher", teacher, self._part))
                 teacher.eval()
             stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))
             stack.enter_context(_without_reentrant_checkpoints())

@@ -47,6 +47,7 @@ from curricle.teachers.manifest import (
 from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.ambient import standard_state
+from curricle.training.batches import guarded
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import CALIBRATION_BATCHES
 
@@ -346,7 +347,7 @@ def _open(run: BoundRun, stage: BoundStage) -> Iterator[Reader]:
 
 def _shown(run: BoundRun, read: Reader, batch: Batch) -> Activations:
     with torch.no_grad(), run.settings.teacher_autocast():
-        return read(batch.inputs, batch.selected)
+        return guarded(run.tables, "teacher", read)(batch.inputs, batch.selected)
 
 
 def counts_of(objective: BoundObjective, batch: Batch) -> Int[np.ndarray, " example"]:

@@ -26,6 +26,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from curricle.data.blocks import Block, read_block
 from curricle.data.streams import Batch
 from curricle.errors import BindError
+from curricle.training.batches import excess
 from curricle.training.joined import Joined, is_counter
 from curricle.training.optimizers import Moments
 from curricle.training.stepping import StepOutcome
@@ -80,7 +81,8 @@ class CompiledSteps:
         """
         steppers = self._joined.steppers
         block = read_block(self._run.stream, step, self._number, self._run.settings.torch_device())
-        if block is None:
+        # Compiled look-ups are not bounded; steps that may exceed a table are taken one by one.
+        if block is None or excess(self._run.tables, "student", block.first.inputs):
             return None
         each = [one.targets_of(block) for one in steppers]
         targets = self._joined.gathered(each, axis=1)

@@ -23,14 +23,14 @@ from torch.func import vmap
 from curricle import seeding
 from curricle.data.blocks import Block
 from curricle.data.streams import Batch
-from curricle.errors import DivergenceError
+from curricle.errors import DataError, DivergenceError
 from curricle.models.restoring import frozen_but
-from curricle.models.tapped import Activations, Reader, shown_in_training
+from curricle.models.tapped import Activations, Reader
 from curricle.objectives.terms import BoundObjective, Target, check_positions, uncalibrated
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
-from curricle.training.batches import located
+from curricle.training.batches import excess, guarded, located
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.checkpoints import load_adapters
 from curricle.training.costs import now
@@ -97,7 +97,8 @@ class Stepper:
     ) -> None:
         """Take what `stepping` has opened."""
         self.run, self.stage, self.optimizer = run, stage, optimizer
-        self._student, self._teacher = student, teacher
+        self._student = student
+        self._teacher = None if teacher is None else guarded(run.tables, "teacher", teacher)
         self._terms = opened(stage.terms)
         self.adapters = adapters_of(self._terms)
         """What trains beside the student while the stage runs."""
@@ -147,8 +148,8 @@ class Stepper:
             return self._take(step)
 
     def _take(self, step: int) -> StepOutcome:
-        if self.with_others is not None and (found := self.with_others(step)) is not None:
-            return found
+        if (outcome := self._joined(step)) is not None:
+            return outcome
         if self.prefetcher is None:
             prepared = self.prepared(step)
         else:
@@ -167,6 +168,24 @@ class Stepper:
             group["lr"] = rate
         self.optimizer.step()
         return outcome
+
+    def _joined(self, step: int) -> StepOutcome | None:
+        """Return the outcome of a step that was taken with others; None if it was not.
+
+        Raises:
+            DataError: If the students' tables have too few positions for the batch.
+            IndexError: If something else was looked up in vain.
+        """
+        if self.with_others is None:
+            return None
+        try:
+            return self.with_others(step)
+        except IndexError as error:
+            # Traced passes are not guarded: what they hold must be a function of tensors.
+            words = excess(self.run.tables, "student", self.run.stream.batch(step).inputs)
+            if not words:
+                raise
+            raise DataError(f"{words}; its forward pass says: {error}") from error
 
     def _noise(self, step: int) -> AbstractContextManager[None]:
         """Return the context of a step whose model draws from global generators, if it does."""
@@ -245,7 +264,7 @@ class Stepper:
     def _show(self, batch: Batch) -> tuple[Activations, Batch]:
         if self._teacher is None:
             return Activations({}), batch
-        return shown_in_training("teacher", self._teacher, batch.inputs, batch.selected), batch
+        return self._teacher(batch.inputs, batch.selected), batch
 
     def counts(self, batch: Batch) -> list[int]:
         """Return the number of positions that each objective is a mean over, at least 1."""
@@ -275,7 +294,7 @@ class Stepper:
     ) -> list[Tensor]:
         targets = self.targets(batch) if targets is None else targets
         totals = self.totals(
-            batch, targets, read=partial(shown_in_training, "student", self._student)
+            batch, targets, read=guarded(self.run.tables, "student", self._student)
         )
         # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
         torch.autograd.backward(
@@ -289,7 +308,7 @@ class Stepper:
         with torch.no_grad(), self._teacher_autocast():
             shown = None
             if self._teacher is not None:
-                shown = shown_in_training("teacher", self._teacher, batch.inputs, batch.selected)
+                shown = self._teacher(batch.inputs, batch.selected)
             return [term.target(shown, batch) for term in self._terms]
 
     def targets_of(self, block: Block) -> list[Target]:
@@ -298,7 +317,7 @@ class Stepper:
             return [None] * len(self._terms)
         with torch.no_grad(), self._teacher_autocast():
             whole = block.whole
-            shown = shown_in_training("teacher", self._teacher, whole.inputs, whole.selected)
+            shown = self._teacher(whole.inputs, whole.selected)
             # Inside `vmap` nothing is known of it any more.
             check_positions("'logits'", shown.positions, whole)
             logits = {} if shown.logits is None else {"logits": shown.logits}

@@ -113,6 +113,20 @@ def test_a_later_forward_pass_that_fails_is_an_error_of_the_data(error: Exceptio
         shown_in_training("student", read, torch.zeros(1), None)
 
 
+def test_a_limit_that_inputs_exceed_explains_a_pass_that_fails_and_no_other() -> None:
+    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+        del selected
+        assert isinstance(inputs, Tensor)
+        return Activations(hidden={Place("ids"): torch.ones(4, 1)[inputs]})
+
+    def excess(inputs: Inputs) -> str:
+        return "'inputs' must be at most 3"
+
+    with pytest.raises(DataError, match=r"^'inputs' must be at most 3; its forward .*: index 7 is"):
+        shown_in_training("student", read, torch.tensor(7), excess=excess)
+    assert shown_in_training("student", read, torch.tensor(3), excess=excess).hidden
+
+
 @pytest.mark.parametrize(
     "error", [BindError("ours"), torch.OutOfMemoryError("full"), KeyboardInterrupt()]
 )

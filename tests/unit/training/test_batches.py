@@ -12,6 +12,8 @@ from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import from_labels, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
+from curricle.models.adapters import tapped
+from curricle.models.tapped import TappedModel
 from curricle.objectives.outputs import FitLabels
 from curricle.teachers.live import LiveTeacher
 from curricle.training.batches import (
@@ -19,8 +21,11 @@ from curricle.training.batches import (
     TableLimit,
     TableWatch,
     check_token_lengths,
+    excess,
     located,
 )
+from curricle.training.classroom import Seat, execute_together
+from curricle.training.engine import Outputs, execute
 from tests.parts import Listed, bound, drawn, embedder, parity, texts
 
 
@@ -57,6 +62,23 @@ class Positioned(nn.Module):
         return found
 
 
+class Ids(nn.Module):
+    """Adds a table of four positions to one of ids, which is read by one block and a head."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ids, self.places = nn.Embedding(11, width), nn.Embedding(4, width)
+        self.block, self.head = nn.Linear(width, width), nn.Linear(width, 11)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        states = self.ids(input_ids) + self.places(self.rows(input_ids.shape[1])).mean(0)
+        logits: Tensor = self.head(self.block(states).tanh())
+        return logits
+
+    def rows(self, length: int) -> Tensor:
+        return torch.arange(length)
+
+
 def test_positions_are_those_of_the_batches_that_were_read() -> None:
     batches = RunBatches(Listed(SHORT, LONG), SHORT)
     for step in range(3):
@@ -64,6 +86,30 @@ def test_positions_are_those_of_the_batches_that_were_read() -> None:
     assert batches.relative_tokens(0, 2) == (16 + 256, 32)
     assert batches.relative_tokens(0, 3) == (16 + 256 + 16, 48)
     assert batches.relative_tokens(1, 3) == (256 + 16, 32)
+
+
+def test_positions_may_be_read_in_any_order() -> None:
+    batches = RunBatches(Listed(SHORT, LONG, LONG), SHORT)
+    for step in (4, 1, 4, 0, 2):
+        batches.batch(step)
+    # Step 3, which nobody has read, counts as the first.
+    assert [batches.relative_tokens(step, step + 1)[0] for step in range(6)] == [
+        16,
+        256,
+        256,
+        16,
+        256,
+        16,
+    ]
+    assert batches.relative_tokens(0, 5) == (3 * 256 + 2 * 16, 80)
+
+
+def test_an_interval_costs_the_same_whatever_its_length() -> None:
+    batches = RunBatches(Listed(SHORT, LONG), SHORT)
+    batches.batch(1)
+    # Adding up a step at a time would take hours.
+    assert batches.relative_tokens(0, 10**12) == (16 * 10**12 + 240, 16 * 10**12)
+    assert batches.relative_tokens(2, 10**12) == (16 * (10**12 - 2),) * 2
 
 
 def test_joined_batches_are_counted_each() -> None:
@@ -119,10 +165,18 @@ def test_ids_without_a_row_are_refused(wrong: int) -> None:
     limit().check({"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])}, 5)
 
 
-def test_more_positions_than_rows_are_refused() -> None:
-    with pytest.raises(DataError, match=r"^'x' must have at most the 5 positions .*; got 6 in"):
-        limit(offset=2).check({"x": torch.zeros(1, 6)}, 0)
-    limit(offset=2).check({"x": torch.zeros(1, 5)}, 0)
+def test_more_positions_than_rows_are_named() -> None:
+    words = "'x' must have at most the 5 positions of the student's table 'e'; got 6; truncate them"
+    tables = [limit(owner="teacher"), limit(rows=99, offset=0), limit(offset=2)]
+    assert excess(tables, "student", {"x": torch.zeros(1, 6)}).startswith(words)
+    assert not excess(tables, "student", {"x": torch.zeros(1, 5)})
+    assert not excess(tables, "teacher", {"x": torch.zeros(1, 6)})
+    assert not excess(tables, "student", {"y": torch.zeros(1, 6)})
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_a_batch_is_not_refused_for_its_positions(offset: int) -> None:
+    limit(offset=offset).check({"x": torch.full((1, 60), 99)}, 0)
 
 
 @pytest.mark.parametrize("offset", [0, 2])
@@ -197,3 +251,72 @@ def test_ids_are_checked_for_the_teacher_too() -> None:
     )
     assert isinstance(run.stream, RunBatches)
     assert {table.owner for table in run.stream._tables} == {"student", "teacher"}
+
+
+class Clamped(Ids):
+    """A reader of ids whose last row serves all further positions."""
+
+    def rows(self, length: int) -> Tensor:
+        return torch.arange(length).clamp(max=3)
+
+
+class Cyclic(Ids):
+    """A reader of ids that begins its table of positions again at its end."""
+
+    def rows(self, length: int) -> Tensor:
+        return torch.arange(length) % 4
+
+
+class Queried(Ids):
+    """A reader of ids with four queries; the first batch has as many positions by chance."""
+
+    def rows(self, length: int) -> Tensor:
+        return torch.arange(4)
+
+
+def positioned(kind: type[Ids]) -> TappedModel:
+    return tapped(kind(4), blocks=["block"], head="head")
+
+
+EIGHT = Batch(inputs={"input_ids": torch.zeros(4, 8).long()})
+
+
+@pytest.mark.parametrize("kind", [Clamped, Cyclic, Queried])
+def test_models_that_read_longer_batches_rightly_are_taught(kind: type[Ids]) -> None:
+    run = texts(
+        one_shot(total="2 steps"),
+        student=positioned(kind),
+        teacher=LiveTeacher(positioned(kind)),
+        stream=Listed(SHORT, EIGHT),
+    )
+    assert any(table.offset == 0 for table in run.tables)
+    end = execute(run, lambda _: {"accuracy": 0.5}, metric="accuracy", outputs=Outputs())
+    assert end.spent.tokens == 16 + 32
+
+
+@pytest.mark.parametrize("owner", ["student", "teacher"])
+def test_a_pass_that_fails_for_too_many_positions_is_explained(owner: str) -> None:
+    kinds = {"student": Clamped, "teacher": Clamped, owner: Ids}
+    run = texts(
+        one_shot(total="2 steps"),
+        student=positioned(kinds["student"]),
+        teacher=LiveTeacher(positioned(kinds["teacher"])),
+        stream=Listed(SHORT, EIGHT),
+    )
+    sentence = (
+        rf"step 1, seed 0: 'input_ids' must have at most the 4 positions of the {owner}'s table "
+        rf"'places'; got 8; truncate them in the collate function; its forward pass says: index"
+    )
+    with pytest.raises(DataError, match=sentence):
+        execute(run, lambda _: {"accuracy": 0.5}, metric="accuracy", outputs=Outputs())
+
+
+def test_students_stepped_as_one_model_are_explained_too() -> None:
+    teacher, stream = LiveTeacher(positioned(Clamped)), Listed(*[SHORT] * 3, EIGHT)
+    runs = [
+        texts(one_shot(total="4 steps"), student=positioned(Ids), teacher=teacher, stream=stream)
+        for _ in range(2)
+    ]
+    seats = [Seat(run=run, evaluate=lambda _: {"accuracy": 0.5}, outputs=Outputs()) for run in runs]
+    with pytest.raises(DataError, match=r"at most the 4 positions of the student's table 'places'"):
+        execute_together(seats, metric="accuracy", stacked=True)
