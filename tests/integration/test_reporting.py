@@ -9,6 +9,7 @@ import pytest
 
 from curricle.reporting import write_report
 from curricle.reports.headline import headline
+from tests.parts import edit_records
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
@@ -185,7 +186,7 @@ def test_the_direction_of_recorded_runs_can_be_declared_for_a_report(
         if path.is_file() and path.name != "records.jsonl":
             path.unlink()
     for records in (tmp_path / "run" / "students").rglob("records.jsonl"):
-        records.write_text(records.read_text().replace('"accuracy"', '"xyz"'))
+        edit_records(records, records.read_text().replace('"accuracy"', '"xyz"'))
     page = tmp_path / "page.html"
     assert "no strategy is called best" in headline(write_report([tmp_path / "run"], page))
     summary = write_report([tmp_path / "run"], page, better="lower")

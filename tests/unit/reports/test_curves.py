@@ -67,7 +67,7 @@ def test_long_losses_are_thinned_out_and_keep_their_ends(
 
 def test_a_spike_of_one_step_survives_thinning(tmp_path: Path, write_run: WriteRun) -> None:
     records = write_run(tmp_path, {2 * 1_010: 0.5}) / "records.jsonl"
-    records.write_text(records.read_text().replace(f'"loss": {1 / 777}', '"loss": 9.0'))
+    edit_records(records, records.read_text().replace(f'"loss": {1 / 777}', '"loss": 9.0'))
     curve = loss_curve(load_runs([tmp_path]), "first")
     assert dict(zip(curve.spent["steps"], curve.middle, strict=True))[777] == 9.0
 

@@ -70,7 +70,7 @@ def test_of_many_strategies_only_means_are_drawn_and_no_two_look_alike(
 def test_other_metrics_have_a_panel_each(tmp_path: Path, write_run: WriteRun) -> None:
     records = write_run(tmp_path, {10: 0.5, 20: 0.6}) / "records.jsonl"
     text = records.read_text().replace('{"accuracy": 0.5}', '{"accuracy": 0.5, "nll": 1.5}')
-    records.write_text(text)
+    edit_records(records, text)
     figure = metrics_figure(load_runs([tmp_path]), ["nll", "accuracy"])
     assert [each.text for each in figure.layout.annotations] == ["nll", "accuracy"]
     lines = [each for each in figure.data if each.line.width == 2.2]
@@ -91,8 +91,8 @@ def test_a_loss_has_the_interval_of_its_mean_inside_the_losses_of_all_seeds(
     for seed in range(2):
         path = write_run(tmp_path / f"students/a/seed-{seed}", {4: 0.5}, seed=seed)
         records = path / "records.jsonl"
-        records.write_text(
-            records.read_text().replace('"loss": 0.5', f'"loss": {0.4 + 0.2 * seed}')
+        edit_records(
+            records, records.read_text().replace('"loss": 0.5', f'"loss": {0.4 + 0.2 * seed}')
         )
     low, high = [each for each in loss_figure(load_runs([tmp_path])).data if each.line.width == 0][
         :2

@@ -159,7 +159,7 @@ def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: Writ
             path = write_run(tmp_path / f"students/{method}/seed-{seed}", {40: 0.95}, seed=seed)
             records = path / "records.jsonl"
             text = records.read_text().replace('"seconds": 20.0', f'"seconds": {20 * scale}')
-            records.write_text(text)
+            edit_records(records, text)
     line = headline(_summary(tmp_path))
     # 28 and 14 against 18 and 22 seconds.
     assert "; but no difference measurable in seconds from one_shot (21 ± 88.9 against 20" in line

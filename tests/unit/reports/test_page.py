@@ -7,6 +7,7 @@ import pytest
 from curricle.reports.page import page_text, write_page
 from curricle.reports.runs import load_runs
 from curricle.reports.summary import summarize
+from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]
 
@@ -193,8 +194,8 @@ def test_figures_and_buttons_begin_with_the_scale_that_shows_every_strategy(
 def test_other_metrics_are_drawn_and_named(tmp_path: Path, write_run: WriteRun) -> None:
     records = write_run(tmp_path, {10: 0.5}) / "records.jsonl"
     assert "Other metrics" not in _write(tmp_path, tmp_path / "page.html").text
-    records.write_text(
-        records.read_text().replace(': 0.5}, "spent"', ': 0.5, "nll": 1.5}, "spent"')
+    edit_records(
+        records, records.read_text().replace(': 0.5}, "spent"', ': 0.5, "nll": 1.5}, "spent"')
     )
     page = _write(tmp_path, tmp_path / "page.html")
     assert "Other metrics" in page.text
@@ -227,7 +228,9 @@ def test_runs_that_planned_the_same_share_one_table(tmp_path: Path, write_run: W
         write_run(tmp_path / folder, {10: 0.5})
     # The first batch of another seed was longer.
     records = tmp_path / "b/records.jsonl"
-    records.write_text(records.read_text().replace('"student_flops": 100,', '"student_flops": 90,'))
+    edit_records(
+        records, records.read_text().replace('"student_flops": 100,', '"student_flops": 90,')
+    )
     runs = load_runs([tmp_path / "a", tmp_path / "b"])
     page = page_text(runs, summarize(runs), title="t")
     assert page.count("whole run") == 1
