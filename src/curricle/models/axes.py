@@ -8,14 +8,18 @@ it would be a plausible number for something else.
 Axes: example, position, row, column, feature, class.
 """
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import final
+
 from torch import Tensor, nn
 
 from curricle.errors import BindError
+from curricle.models.shortened import LayerTrace, has_features_last, width_axes
+from curricle.models.tapped import Inputs, Place, TappedModel
 
 CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
 """Modules whose output has its channels on axis 1; those of maps have four axes in any case."""
-FEATURES_LAST = (nn.Linear, nn.Embedding)
-"""Modules whose output has its features on the last axis, whatever comes before."""
 SEQUENCE_AXES = 3
 """Axes of a state with examples, positions and features."""
 
@@ -33,19 +37,15 @@ def with_features_last(tensor: Tensor, axis: int) -> Tensor:
     return tensor.movedim(position, -1)
 
 
-def check_state(tap: str, state: Tensor, *, module: nn.Module, side: str, axis: int) -> None:
-    """Check that the features of a hidden state lie on a known axis.
+def check_numbers(tap: str, state: Tensor) -> None:
+    """Check that a hidden state is a tensor of real numbers.
 
     Args:
         tap: Name of the tap, for the error sentence.
         state: State at the tap.
-        module: Module of the tap.
-        side: `output` or `input` of the module.
-        axis: Axis that counts features, as declared; -1 is the default.
 
     Raises:
-        BindError: If the state is a map and no axis was declared, or if it holds no real numbers
-            or rows of unequal length.
+        BindError: If it holds no real numbers, or rows of unequal length.
     """
     if state.is_nested:
         raise BindError(
@@ -57,23 +57,52 @@ def check_state(tap: str, state: Tensor, *, module: nn.Module, side: str, axis: 
         raise BindError(
             f"tap {tap!r} must give floating-point numbers; got a tensor of {state.dtype}"
         )
+
+
+def check_state(
+    tap: str,
+    state: Tensor,
+    *,
+    module: nn.Module,
+    side: str,
+    axis: int,
+    observed: int | None = None,
+) -> None:
+    """Check that the features of a hidden state lie on a known axis.
+
+    Args:
+        tap: Name of the tap, for the error sentence.
+        state: State at the tap.
+        module: Module of the tap.
+        side: `output` or `input` of the module.
+        axis: Axis that counts features, as declared; -1 is the default.
+        observed: Axis that passes have shown to count them; see `shortened`.
+
+    Raises:
+        BindError: If the state is a map and no axis was declared, or if it holds no real numbers
+            or rows of unequal length.
+    """
+    check_numbers(tap, state)
     # Most states of a step end here, before any module is looked at.
     if axis != -1 or state.ndim < SEQUENCE_AXES:
         return
-    last = _last_layer(module) if side == "output" else None
-    if isinstance(last, FEATURES_LAST):
+    if _is_last(state, observed, guess=lambda: _state_is_clear(state, module, side)):
         return
-    if state.ndim > SEQUENCE_AXES or (
-        state.ndim == SEQUENCE_AXES and isinstance(last, CHANNELS_FIRST)
-    ):
-        raise BindError(
-            f"tap {tap!r} must have its features on a known axis; got a state of shape "
-            f"{tuple(state.shape)}; curricle.tapped(model, width_axis=1) names axis 1, where "
-            f"convolutions have their channels, width_axis={state.ndim - 1} the last one"
-        )
+    raise BindError(
+        f"tap {tap!r} must have its features on a known axis; got a state of shape "
+        f"{tuple(state.shape)}{_evidence(observed)}; curricle.tapped(model, width_axis=1) names "
+        f"axis 1, where convolutions have their channels, width_axis={state.ndim - 1} the last one"
+    )
 
 
-def check_logits(logits: Tensor, *, model: nn.Module, inputs: object, axis: int) -> None:
+def check_logits(
+    logits: Tensor,
+    *,
+    model: nn.Module,
+    inputs: object,
+    axis: int,
+    observed: int | None = None,
+) -> None:
     """Check that the classes of logits lie on a known axis.
 
     Args:
@@ -81,22 +110,51 @@ def check_logits(logits: Tensor, *, model: nn.Module, inputs: object, axis: int)
         model: Model that returned them.
         inputs: Its inputs.
         axis: Axis that counts classes, as declared; -1 is the default.
+        observed: Axis that passes have shown to count them; see `shortened`.
 
     Raises:
         BindError: If the logits are a map and no axis was declared.
     """
     if axis != -1 or logits.ndim < SEQUENCE_AXES:
         return
-    if (
+    if _is_last(logits, observed, guess=lambda: _logits_are_clear(logits, model, inputs)):
+        return
+    raise BindError(
+        f"'logits' of {type(model).__name__} must have their classes on a known axis; got "
+        f"shape {tuple(logits.shape)}{_evidence(observed)}; curricle.tapped(model, width_axis=1) "
+        f"names axis 1, as for a map of classes, width_axis={logits.ndim - 1} the last one"
+    )
+
+
+def _is_last(tensor: Tensor, observed: int | None, *, guess: Callable[[], bool]) -> bool:
+    """Return whether features are on the last axis; where nothing was observed, by a guess."""
+    return guess() if observed is None else observed == tensor.ndim - 1
+
+
+def _evidence(observed: int | None) -> str:
+    """Return what passes have shown, for an error sentence."""
+    if observed is None:
+        return ""
+    if observed == 0:
+        return ", whose last axis follows the length of the inputs, as do the others"
+    return f", in which axis {observed} counts them"
+
+
+def _state_is_clear(state: Tensor, module: nn.Module, side: str) -> bool:
+    """Return whether the last layer of a tap leaves no doubt about its axes."""
+    last = _last_layer(module) if side == "output" else None
+    if last is not None and has_features_last(last):
+        return True
+    return state.ndim == SEQUENCE_AXES and not isinstance(last, CHANNELS_FIRST)
+
+
+def _logits_are_clear(logits: Tensor, model: nn.Module, inputs: object) -> bool:
+    """Return whether the layers of a model leave no doubt about the axes of its logits."""
+    return not (
         logits.ndim > SEQUENCE_AXES
         or isinstance(_last_leaf(model), (nn.Conv1d, nn.ConvTranspose1d))
         or _keeps_last_axis(logits, inputs)
-    ):
-        raise BindError(
-            f"'logits' of {type(model).__name__} must have their classes on a known axis; got "
-            f"shape {tuple(logits.shape)}; curricle.tapped(model, width_axis=1) names axis 1, as "
-            f"for a map of classes, width_axis={logits.ndim - 1} the last one"
-        )
+    )
 
 
 def _keeps_last_axis(logits: Tensor, inputs: object) -> bool:
@@ -120,3 +178,122 @@ def _last_leaf(model: nn.Module) -> nn.Module:
     """Return the last module with weights in the order of registration."""
     leaves = [module for module in model.modules() if any(True for _ in module.parameters(False))]  # noqa: FBT003
     return leaves[-1] if leaves else model
+
+
+@final
+class ObservedAxes:
+    """The axes of features and classes that passes of a model have shown.
+
+    They are observed once for each place and number of axes, in the first pass inside `active`
+    that reads them: by the layers that make the tensors, and where those leave it open, by a
+    shorter pass. Where nothing was observed the types of the modules decide.
+    """
+
+    def __init__(self, module: nn.Module, *, has_known_states: bool) -> None:
+        """Begin without any.
+
+        Args:
+            module: The model.
+            has_known_states: Whether its states have their features last in any case.
+        """
+        self.module, self._has_known_states = module, has_known_states
+        self._traced: set[Place | None] = set()
+        self._is_active = False
+        self._axes: dict[tuple[Place | None, int], int | None] = {}
+        self._trace: LayerTrace | None = None
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Let passes inside the block observe axes; others read what was observed before.
+
+        Yields:
+            Nothing.
+        """
+        before, self._is_active = self._is_active, True
+        try:
+            yield
+        finally:
+            self._is_active = before
+
+    def axis(self, place: Place | None, tensor: Tensor) -> int | None:
+        """Return the axis that was observed, None if passes have left it open.
+
+        Args:
+            place: Place of the tensor; None for logits.
+            tensor: What is there.
+        """
+        return self._axes.get((place, tensor.ndim))
+
+    @contextmanager
+    def tracing(self, places: Sequence[Place | None]) -> Iterator[None]:
+        """Observe the layers of a pass that reads places for the first time.
+
+        Args:
+            places: What the pass reads; None for logits.
+
+        Yields:
+            Nothing.
+        """
+        if not self._is_active or self._traced.issuperset(places):
+            yield
+            return
+        self._trace = LayerTrace()
+        try:
+            with self._trace.watching(self.module):
+                yield
+        finally:
+            self._trace = None
+        self._traced.update(places)
+
+    def settle(
+        self,
+        tensors: Mapping[Place | None, Tensor],
+        inputs: Inputs,
+        keywords: Mapping[str, object],
+    ) -> None:
+        """Observe the axes of tensors that are new and have three axes or more.
+
+        Args:
+            tensors: What a pass has shown at its places; None for logits.
+            inputs: Inputs of the pass.
+            keywords: Its other arguments.
+        """
+        if not self._is_active:
+            return
+        fresh = {
+            place: tensor
+            for place, tensor in tensors.items()
+            if tensor.ndim >= SEQUENCE_AXES and (place, tensor.ndim) not in self._axes
+        }
+        if not fresh:
+            return
+        axes = {place: self._axis_of_layers(place, tensor) for place, tensor in fresh.items()}
+        left = {
+            place: tuple(tensor.shape)
+            for place, tensor in fresh.items()
+            if axes[place] is None and not self._is_exempt(place)
+        }
+        if left:
+            axes |= width_axes(self.module, inputs, keywords, left)
+        self._axes |= {(place, fresh[place].ndim): axis for place, axis in axes.items()}
+
+    def _axis_of_layers(self, place: Place | None, tensor: Tensor) -> int | None:
+        """Return the axis that the type of the tap, or the layers of the pass, tell."""
+        if place is not None and place.side == "output":
+            last = _last_layer(self.module.get_submodule(place.path))
+            if has_features_last(last):
+                return tensor.ndim - 1
+        return None if self._trace is None else self._trace.axis(tensor)
+
+    def _is_exempt(self, place: Place | None) -> bool:
+        return place is not None and self._has_known_states
+
+
+def observing(model: TappedModel) -> AbstractContextManager[None]:
+    """Return a block in which passes of a model observe the axes of what they read.
+
+    Args:
+        model: A model; one of another kind than `HookedModel` knows its axes itself.
+    """
+    axes = getattr(model, "axes", None)
+    return axes.active() if isinstance(axes, ObservedAxes) else nullcontext()

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from curricle.errors import BindError, near_names
-from curricle.models.axes import check_logits, check_state, with_features_last
+from curricle.models.axes import (
+    SEQUENCE_AXES,
+    ObservedAxes,
+    check_logits,
+    check_numbers,
+    check_state,
+    with_features_last,
+)
 from curricle.models.heads import HeadEnd, LinearHead
 from curricle.models.inference import HeldLinear
 from curricle.models.nesting import padded_inside
@@ -91,6 +98,10 @@ class HookedModel:
         self._is_residual = is_residual
         self._width_axis = width_axis
         self._keywords = dict(keywords or {})
+        # The blocks of transformers have their features last: no pass has to show it.
+        self._observed = ObservedAxes(
+            module, has_known_states=is_residual and hasattr(module, "config")
+        )
         for path in (*self._blocks, *self._head):
             self._place_at(path)
 
@@ -98,6 +109,11 @@ class HookedModel:
     def module(self) -> nn.Module:
         """Return the plain module."""
         return self._module
+
+    @property
+    def axes(self) -> ObservedAxes:
+        """Return the axes of features that passes have shown; see `axes.observing`."""
+        return self._observed
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -157,13 +173,13 @@ class HookedModel:
     ) -> Iterator[Reader]:
         class_axis = None if self._is_linear(self._head_end) else self._width_axis
         reading = _Reading(
-            self._module,
             places=places,
             wants_logits=logits,
             end=end,
             head=self._head,
             ends_at_head=self._ends_at_head,
             axes=(self._width_axis, class_axis),
+            observed=self._observed,
         )
         with ExitStack() as stack:
             stack.enter_context(padded_inside(self._module, [place.path for place in places]))
@@ -227,7 +243,6 @@ class _Reading:
 
     def __init__(
         self,
-        module: nn.Module,
         *,
         places: tuple[Place, ...],
         wants_logits: bool,
@@ -235,9 +250,10 @@ class _Reading:
         head: tuple[str, ...],
         ends_at_head: bool,
         axes: tuple[int, int | None],
+        observed: ObservedAxes,
     ) -> None:
         width_axis, class_axis = axes
-        self._module = module
+        self._module = observed.module
         self._wanted = places
         self._wants_logits = wants_logits
         self._end = end
@@ -258,6 +274,9 @@ class _Reading:
         self._logits: Tensor | None = None
         self._shown_head: LinearHead | None = None
         self._calls: Counter[tuple[str, str]] = Counter()
+        self._observed = observed
+        self._owners: dict[Place, nn.Module] = {}
+        self._output: tuple[object, nn.Module] | None = None
 
     def hook(self, path: str, side: str) -> "_Hook":
         return _Hook(self, path, side)
@@ -272,25 +291,64 @@ class _Reading:
         self._calls.clear()
         self._running, self._gathered = True, False
         try:
-            output = (
-                self._module(inputs, **keywords)
-                if isinstance(inputs, Tensor)
-                else self._module(**inputs, **keywords)
-            )
-        except _Enough:
-            pass
-        else:
-            self._finish(output, inputs)
+            self._pass(inputs, keywords)
+            self._take_output(inputs)
         finally:
             self._running = False
             # A reading outlives its passes: it must not keep their graphs alive.
             hidden, logits, head = self._hidden, self._logits, self._shown_head
             self._hidden, self._logits, self._selected = {}, None, None
-            self._shown_head = None
+            self._shown_head = self._output = None
         self._check_unchanged(hidden)
+        hidden = {
+            place: with_features_last(state, self._width_axis) for place, state in hidden.items()
+        }
         return Activations(
             hidden, logits, head, self._positions, self._obscurity, self._logits_note
         )
+
+    def _pass(self, inputs: Inputs, keywords: Mapping[str, object]) -> None:
+        """Run the module as far as needed and settle the axes of what it has shown."""
+        targets: list[Place | None] = list(self._wanted) if self._width_axis == -1 else []
+        if self._wants_logits and self._class_axis == -1:
+            targets.append(None)
+        with self._observed.tracing(targets):
+            try:
+                output = (
+                    self._module(inputs, **keywords)
+                    if isinstance(inputs, Tensor)
+                    else self._module(**inputs, **keywords)
+                )
+            except _Enough:
+                pass
+            else:
+                self._finish(output)
+            self._running = False
+            tensors: dict[Place | None, Tensor] = dict(self._hidden.items())
+            logits = self._whole_logits() if None in targets else None
+            if logits is not None:
+                tensors[None] = logits
+            self._observed.settle(
+                {place: tensors[place] for place in targets if place in tensors}, inputs, keywords
+            )
+        for place, state in self._hidden.items():
+            check_state(
+                str(place),
+                state,
+                module=self._owners[place],
+                side=place.side,
+                axis=self._width_axis,
+                observed=self._observed.axis(place, state),
+            )
+
+    def _whole_logits(self) -> Tensor | None:
+        """Return the logits of the output before any are selected, if it has logits."""
+        if self._output is None or self._gathered:
+            return None
+        try:
+            return logits_in(self._output[0])
+        except BindError:
+            return None
 
     def seen(self, module: nn.Module, path: str, side: str, output: object) -> None:
         if not self._running:
@@ -300,10 +358,10 @@ class _Reading:
         place = Place(path, call, side)
         if place not in self._wanted:
             return
-        state, axis = first_tensor(output, str(place)), self._width_axis
-        check_state(str(place), state, module=module, side=side, axis=axis)
+        state = first_tensor(output, str(place))
+        check_numbers(str(place), state)
         self._versions.append(_version(state))
-        self._hidden[place] = with_features_last(state, axis)
+        self._hidden[place], self._owners[place] = state, module
         self._stop_if_complete()
 
     def gather(
@@ -340,22 +398,29 @@ class _Reading:
     def take_logits(self, module: nn.Module, _args: object, output: object) -> None:
         if not self._running:
             return
-        self._show_logits(output, model=module)
+        self._output = output, module
         self._stop_if_complete()
 
-    def _show_logits(
-        self, output: object, *, model: nn.Module, inputs: Inputs | None = None
-    ) -> None:
+    def _take_output(self, inputs: Inputs) -> None:
         """Take the logits of an output, or the reason why there are none.
 
         A stage may run a whole model whose output none of its objectives reads, so the reason is
         an error only for an objective that does.
         """
+        if self._output is None:
+            return
+        output, model = self._output
         axis = self._class_axis
         try:
             logits = logits_in(output, type(self._module).__name__)
             if axis is not None:
-                check_logits(logits, model=model, inputs=inputs, axis=axis)
+                check_logits(
+                    logits,
+                    model=model,
+                    inputs=None if self._ends_at_head else inputs,
+                    axis=axis,
+                    observed=self._observed.axis(None, logits),
+                )
         except BindError as error:
             self._obscurity = str(error)
             return
@@ -366,7 +431,9 @@ class _Reading:
         selected = self._selected
         if selected is None:
             return logits
-        if self._width_axis != -1:
+        has_positions = logits.ndim >= SEQUENCE_AXES
+        is_last = has_positions and self._class_axis in (None, logits.ndim - 1)
+        if self._width_axis != -1 and not is_last:
             raise BindError(
                 f"'width_axis' must be -1 for logits at selected positions; got {self._width_axis}"
             )
@@ -387,11 +454,11 @@ class _Reading:
         if len(self._hidden) < len(self._wanted):
             return
         has_head = self._end is None or self._shown_head is not None
-        has_logits = self._logits is not None or bool(self._obscurity)
+        has_logits = self._output is not None
         if has_head and (not self._wants_logits or has_logits):
             raise _Enough
 
-    def _finish(self, output: object, inputs: Inputs) -> None:
+    def _finish(self, output: object) -> None:
         missing = [place for place in self._wanted if place not in self._hidden]
         if missing:
             raise BindError(
@@ -402,7 +469,7 @@ class _Reading:
         if unseen or (self._wants_logits and self._ends_at_head):
             raise BindError("'head' must be reached by forward; it was not")
         if self._wants_logits:
-            self._show_logits(output, model=self._module, inputs=inputs)
+            self._output = output, self._module
 
     def _check_unchanged(self, hidden: Mapping[Place, Tensor]) -> None:
         for (place, state), version in zip(hidden.items(), self._versions, strict=True):

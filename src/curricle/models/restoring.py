@@ -103,7 +103,17 @@ def buffers_kept(module: nn.Module) -> Iterator[None]:
     finally:
         with torch.no_grad():
             for buffer, value in before:
-                buffer.copy_(value)
+                # A pass before the block may have saved the buffer for its gradients.
+                if not _is_equal(buffer, value):
+                    buffer.copy_(value)
+
+
+def _is_equal(buffer: torch.Tensor, value: torch.Tensor) -> bool:
+    """Return whether two tensors are known to be equal; torch cannot compare all kinds."""
+    try:
+        return torch.equal(buffer, value)
+    except RuntimeError:
+        return False
 
 
 @contextmanager

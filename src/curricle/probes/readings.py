@@ -17,6 +17,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import BindError
+from curricle.models.axes import observing
 from curricle.models.restoring import looked_at
 from curricle.models.tapped import Place, Tap, TappedModel
 from curricle.objectives.terms import logits_of
@@ -92,7 +93,7 @@ def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected
     Raises:
         BindError: If the model gives none.
     """
-    with looked_at(model.module), model.reading((), logits=True) as read:
+    with looked_at(model.module), observing(model), model.reading((), logits=True) as read:
         return torch.cat(
             [
                 logits_of(read(part.inputs, part.selected))
@@ -129,7 +130,7 @@ def _gathered(
         raise BindError("'taps' must name at least one tap; got none")
     places = [model.place(tap) for tap in taps]
     parts: dict[Place, list[Tensor]] = {place: [] for place in places}
-    with looked_at(model.module), model.reading(places, logits=False) as read:
+    with looked_at(model.module), observing(model), model.reading(places, logits=False) as read:
         for part in portions(batch, device_of(model)):
             for place, states in read(part.inputs).hidden.items():
                 parts[place].append(choose(part, place.label, states))

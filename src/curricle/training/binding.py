@@ -26,6 +26,7 @@ from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
+from curricle.models.axes import observing
 from curricle.models.decisions import check_pair, model_notes, probability_note
 from curricle.models.eligibility import (
     check_present,
@@ -523,10 +524,12 @@ class _Probe:
             stack.enter_context(modes_kept(module))
             stack.enter_context(frozen_but(module, names - frozen))
             stack.enter_context(self.tables.watching("student", module, self._part))
+            stack.enter_context(observing(self._student))
             train(module)
             if self._teacher is not None:
                 teacher = self._teacher.model.module
                 stack.enter_context(modes_kept(teacher))
+                stack.enter_context(observing(self._teacher.model))
                 stack.enter_context(self.tables.watching("teacher", teacher, self._part))
                 teacher.eval()
             stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))

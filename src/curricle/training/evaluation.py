@@ -13,6 +13,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import DataError
+from curricle.models.axes import observing
 from curricle.models.tapped import TappedModel
 from curricle.objectives.losses import cross_entropy
 from curricle.objectives.terms import check_positions, logits_of, required
@@ -38,7 +39,7 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
 
     def evaluate(model: TappedModel) -> dict[str, float]:
         right, nats, count = 0, 0.0, 0
-        with model.reading((), logits=True) as read:
+        with observing(model), model.reading((), logits=True) as read:
             for batch in moved:
                 shown = read(batch.inputs, batch.selected)
                 logits = logits_of(shown)

@@ -1,5 +1,6 @@
 """Reading any module: what its outputs may look like, where taps lie, and how mistakes are said."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
+from curricle.models.axes import observing
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations, Inputs, Place, Tap, check_head
@@ -29,7 +31,7 @@ def read(
     selected: list[int] | None = None,
 ) -> Activations:
     places = [model.place(tap) for tap in taps]
-    with model.reading(places, logits=logits, head=head) as reader:
+    with observing(model), model.reading(places, logits=logits, head=head) as reader:
         return reader(inputs, None if selected is None else torch.tensor(selected))
 
 
@@ -511,3 +513,176 @@ def test_a_head_that_forward_does_not_reach_is_named() -> None:
 
     with pytest.raises(BindError, match=r"^'head' must be reached by forward; it was not$"):
         read(HookedModel(Idle(), head="head"), drawn(2, 4), head=True)
+
+
+class Applied(nn.Module):
+    """Some layers, and logits that a function makes with them."""
+
+    def __init__(self, function: Any, **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        logits: Tensor = self.function(self, inputs)
+        return logits
+
+
+def convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Conv1d:
+    with seeding.scoped(0, "test model"):
+        return nn.Conv1d(inputs, outputs, 3, stride=stride, padding=1)
+
+
+def embedding() -> nn.Embedding:
+    with seeding.scoped(0, "test model"):
+        return nn.Embedding(11, 4)
+
+
+IDS = torch.arange(28).remainder(11).view(4, 7)
+CLASSES_LAST = [
+    (
+        Applied(lambda m, x: m.conv(m.e(x).mT).mT, e=embedding(), conv=convolution(4, 5)),
+        IDS,
+        "tagger that transposes back",
+    ),
+    (
+        Applied(lambda m, x: m.conv(m.e(x).mT).mT @ m.e.weight.T, e=embedding(),
+                conv=convolution(4, 4)),
+        IDS,
+        "tied weights",
+    ),
+    (Applied(lambda m, x: m.out(x), out=linear(4, 3)), drawn(2, 5, 6, 4), "four axes"),
+    (
+        Applied(lambda m, x: m.out(m.conv(x).mT), out=linear(4, 6), conv=convolution(2, 4)),
+        drawn(3, 2, 20),
+        "linear layer registered first",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [case[:2] for case in CLASSES_LAST],
+    ids=[case[2] for case in CLASSES_LAST],
+)
+def test_logits_with_classes_last_are_read_whatever_layers_there_are(
+    module: nn.Module, inputs: Tensor
+) -> None:
+    shown = read(HookedModel(module), inputs, logits=True)
+    assert shown.logits is not None, shown.obscurity
+    assert torch.equal(shown.logits, module(inputs))
+
+
+CLASSES_FIRST = [
+    (
+        Applied(lambda m, x: m.b(m.a(x)), a=convolution(2, 4), b=convolution(4, 3, stride=2)),
+        drawn(3, 2, 20),
+        "stride",
+    ),
+    (
+        Applied(lambda m, x: m.b(x).clamp(-1), b=convolution(2, 3, stride=2), z=linear(2, 2)),
+        drawn(3, 2, 20),
+        "stride before a function",
+    ),
+    (Applied(lambda m, x: m.out(m.e(x)).mT, e=embedding(), out=linear(4, 5)), IDS, "ids"),
+    (Applied(lambda m, x: m.out(m.e(x)).mT, e=embedding(), out=linear(4, 7)), IDS, "square"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("selected", [None, [0, 3]], ids=["all", "selected"])
+@pytest.mark.parametrize(
+    ("module", "inputs"),
+    [case[:2] for case in CLASSES_FIRST],
+    ids=[case[2] for case in CLASSES_FIRST],
+)
+def test_logits_with_classes_on_axis_1_are_refused_whatever_layers_there_are(
+    module: nn.Module, inputs: Tensor, selected: list[int] | None
+) -> None:
+    shown = read(HookedModel(module), inputs, logits=True, selected=selected)
+    assert shown.logits is None
+    assert "must have their classes on a known axis" in shown.obscurity
+    assert "in which axis 1 counts them; curricle.tapped(model, width_axis=1)" in shown.obscurity
+    named = read(HookedModel(module, width_axis=1), inputs, logits=True).logits
+    assert named is not None
+    assert torch.equal(named, module(inputs).mT)
+
+
+def test_positions_are_selected_where_the_named_axis_is_the_last() -> None:
+    module = CLASSES_LAST[0][0]
+    shown = read(HookedModel(module, width_axis=2), IDS, logits=True, selected=[1, 4, 9])
+    assert shown.logits is not None
+    assert torch.equal(shown.logits, module(IDS).flatten(0, 1)[[1, 4, 9]])
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        nn.Sequential(convolution(4, 4), nn.ReLU()),
+        nn.Sequential(convolution(4, 4), nn.BatchNorm1d(4), nn.MaxPool1d(2)),
+        nn.Sequential(Applied(lambda m, x: m.conv(x).relu() + x, conv=convolution(4, 4))),
+        nn.Sequential(Applied(lambda _, x: x.mT, conv=nn.Identity()), linear(8, 8), nn.Identity()),
+    ],
+    ids=["activation", "pooling", "block of one's own", "mixer"],
+)
+def test_a_tap_that_does_not_name_a_convolution_is_settled_too(block: nn.Sequential) -> None:
+    path = str(len(block) - 1)
+    inputs = drawn(3, 4, 8)
+    if isinstance(block[-1], nn.Identity):
+        inputs = drawn(3, 8, 4)
+        assert read(HookedModel(block), inputs, path).hidden[Place(path)].shape == (3, 4, 8)
+        return
+    with pytest.raises(
+        BindError,
+        match=rf"^tap '{path}' must have its features on a known axis; got a state of shape "
+        r"\(3, 4, [48]\), in which axis 1 counts them; curricle.tapped\(model, width_axis=1\)",
+    ):
+        read(HookedModel(block), inputs, path)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Sequential(nn.LayerNorm(4)), (2, 3, 5, 4)),
+        (lambda: nn.Sequential(nn.RMSNorm(4)), (2, 3, 5, 4)),
+        (lambda: nn.Sequential(linear(4, 4), nn.BatchNorm1d(6)), (2, 6, 4)),
+        (lambda: nn.Sequential(linear(4, 4), nn.GELU(), nn.Identity()), (2, 3, 5, 4)),
+    ],
+    ids=["layer norm", "root mean square", "norm over time", "after a linear layer"],
+)
+def test_a_state_with_features_last_is_read(
+    make: Callable[[], nn.Sequential], shape: tuple[int, ...]
+) -> None:
+    module = make()
+    path = str(len(module) - 1)
+    assert read(HookedModel(module), drawn(*shape), path).hidden[Place(path)].shape == shape
+
+
+def test_axes_are_observed_once() -> None:
+    module = Applied(lambda m, x: m.conv(m.e(x).mT).mT, e=embedding(), conv=convolution(4, 5))
+    lengths: list[int] = []
+    module.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
+    model = HookedModel(module)
+    for _ in range(2):
+        with observing(model), model.reading((), logits=True) as reader:
+            reader(IDS)
+            reader(IDS)
+    assert lengths == [7, 3, 7, 7, 7]
+
+
+def test_nothing_is_observed_outside_of_the_block() -> None:
+    module = CLASSES_FIRST[2][0]
+    lengths: list[int] = []
+    handle = module.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
+    with HookedModel(module).reading((), logits=True) as reader:
+        assert reader(IDS).logits is not None
+    handle.remove()
+    assert lengths == [7]
+
+
+def test_no_pass_is_added_where_layers_tell() -> None:
+    module = Returns()
+    lengths: list[int] = []
+    module.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
+    read(HookedModel(module), drawn(2, 5, 4), "block", logits=True)
+    assert lengths == [5]
