@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from curricle.errors import BindError, DataError, SpecError
+from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.experiments.tasks import ParityTask, PcfgTask, Task, TextTask
 from curricle.models.tapped import Inputs
 from curricle.specs import override, parse, plain
@@ -167,7 +167,7 @@ def test_a_cache_that_cannot_be_written_is_told_in_the_words_of_the_disk(
     corpus: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(DataError, match=r"'cache_dir' writable; got .*File exists"):
+    with pytest.raises(CheckpointError, match=r"'.*cache.*' cannot be written: File exists"):
         text_task(corpus).open(seed=0, cache_dir=tmp_path / "cache")
 
 

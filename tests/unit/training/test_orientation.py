@@ -14,6 +14,7 @@ from curricle.curriculum.strategies import from_labels, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.adapters import tapped
+from curricle.models.axes import observing
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
@@ -77,7 +78,7 @@ def model(module: nn.Module) -> TappedModel:
 def check(module: nn.Module, batch: Batch = SQUARE, *, logits: bool = True) -> None:
     read_model = model(module)
     places = () if logits else (read_model.place(1),)
-    with read_model.reading(places, logits=logits) as read:
+    with observing(read_model), read_model.reading(places, logits=logits) as read:
         shown = read(batch.inputs, batch.selected)
     check_orientation("student", read_model, shown, batch)
 
@@ -164,6 +165,11 @@ def test_a_run_refuses_a_decoder_without_inputs() -> None:
     stream = Listed(encoder_decoder(input_ids=torch.zeros(2, 5).long()))
     curriculum: Curriculum = from_labels(total="1 steps")
     with pytest.raises(BindError, match="an encoder-decoder whose labels have positions; got"):
+
+
+    with pytest.raises(
+        BindError, match="an encoder-decoder whose labels have positions; got inputs"
+    ):
         texts(curriculum, student=student, stream=stream)
 
 
@@ -215,3 +221,33 @@ def test_a_student_without_an_axis_of_classes_gets_a_sentence() -> None:
             student=tapped(Squeezed()),
             teacher=LiveTeacher(tapped(Squeezed())),
         )
+
+
+class Layout(Reader):
+    """Gives classes on axis 1, as nn.CrossEntropyLoss reads them, or moves them there and back."""
+
+    def __init__(self, width: int, *, is_back: bool) -> None:
+        super().__init__(width)
+        self.is_back = is_back
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        logits = super().forward(input_ids).mT
+        return logits.mT.clone() if self.is_back else logits
+
+
+@pytest.mark.parametrize("who", ["student", "teacher"])
+def test_a_run_refuses_classes_on_axis_1(who: str) -> None:
+    wrong = tapped(Layout(6, is_back=False))
+    parts = {who: wrong if who == "student" else LiveTeacher(wrong)}
+    with pytest.raises(BindError, match=r"in which axis 1 counts them; .*width_axis=1\) names"):
+        texts(one_shot(total="1 steps", objective=MatchLogits()), **parts)
+
+
+def test_the_pass_that_shows_the_axes_costs_nothing_in_the_plan() -> None:
+    curriculum = one_shot(total="1 steps", objective=MatchLogits())
+    costs = [
+        texts(curriculum, student=tapped(Layout(6, is_back=True), width_axis=axis)).plans[0]
+        for axis in (-1, 2)
+    ]
+    assert costs[0].student_flops == costs[1].student_flops
+    assert costs[0].memory_bytes == costs[1].memory_bytes
