@@ -137,6 +137,9 @@ class RunRecord:
     """Device and precision."""
     run: str = ""
     """Digest of everything the run depends on; empty in records of earlier versions."""
+    chance: float | None = None
+    """Accuracy up to which a student cannot be told from giving the most frequent held-out label
+    everywhere, at 95 %; None if the evaluation is a function of the user."""
     notes: tuple[str, ...] = ()
     """What binding decided and the user did not ask for, one sentence each: why stages are as they
     are, which output is taken for the logits, what stays out of the loss."""

@@ -96,7 +96,11 @@ class LoaderStream:
         self._batch_size = len(self._batches[0])
         item = self._fetch(0)
         first = self._built(item)
-        if not (next_token or isinstance(item, Batch)) and first.repeats_inputs:
+        if (
+            not (next_token or isinstance(item, Batch))
+            and first.repeats_inputs
+            and not first.is_decoded
+        ):
             raise DataError(
                 "'next_token=True' must be given where 'labels' are the input ids, as causal "
                 f"models of transformers have them; all {first.num_selected} labels of the first "
@@ -419,7 +423,17 @@ def _require_classes(labels: Tensor, plain: Batch, *, next_token: bool) -> None:
         DataError: If not.
     """
     if labels.is_floating_point():
-        raise DataError(f"'labels' must be whole numbers; got {labels.dtype}")
+        raise DataError(
+            f"'labels' must be whole numbers; got {labels.dtype}; regression, soft labels and "
+            f"several labels of an example are not there yet; without labels MatchHidden matches "
+            f"the states of such models"
+        )
+    if labels.ndim > SEQUENCE_AXES:
+        raise DataError(
+            f"'labels' of maps, as in segmentation, cannot be fitted yet; got shape "
+            f"{tuple(labels.shape)}; leave them out to match logits and layers, and evaluate by a "
+            f"function"
+        )
     leading = tuple(plain.leading.shape)
     # Where no ids tell the positions of the logits, as with images, the labels do.
     is_free = not plain.has_tokens and labels.ndim == SEQUENCE_AXES

@@ -80,7 +80,8 @@ def budget(text: object) -> object:
         amount = float(number.replace("_", "")) * SUFFIXES[suffix]
     except ValueError:
         raise SpecError(
-            f"a budget must read like '2.5M examples', '4T flops' or '60 seconds'; got {text!r}"
+            f"a budget must read like '1500 steps', '2.5M examples', '4T flops' or '60 seconds', "
+            f"with a blank; got {text!r}"
         ) from None
     return {"number": round(amount, 6), "unit": unit}
 

@@ -342,7 +342,11 @@ class _BoundLabels:
             BindError: If the data have no labels.
         """
         if batch.labels is None:
-            raise BindError("'labels' must be in the data to fit them; got batches without labels")
+            named = "" if isinstance(batch.inputs, Tensor) else f" of {[*batch.inputs]}"
+            raise BindError(
+                f"'labels' must be in the data to fit them, under that name; got batches{named} "
+                f"without"
+            )
         return batch.num_selected
 
     def target(self, teacher: Activations, batch: Batch) -> Tensor:

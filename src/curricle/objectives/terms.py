@@ -35,6 +35,13 @@ Target = Any
 """What the student is compared with: mostly a tensor, and only looked at by its objective."""
 
 
+def _turned(shape: tuple[int, ...], data: tuple[int, ...]) -> str:
+    """Return the way out for states that have positions first; empty for other shapes."""
+    if len(data) > 1 and shape[:2] == data[1::-1]:
+        return "; positions come first there, modules of torch take 'batch_first=True'"
+    return ""
+
+
 def required(found: Found | None, name: str) -> Found:
     """Return what was found.
 
@@ -132,7 +139,8 @@ class Rows:
             return cls(None)
         if found[:1] != data[:1]:
             raise BindError(
-                f"{name} must have the {batch.num_examples} examples on its first axis; got {found}"
+                f"{name} must have the {batch.num_examples} examples on the first axis; got {found}"
+                + _turned(found, data)
             )
         if batch.is_decoded and len(found) > 1:
             raise BindError(

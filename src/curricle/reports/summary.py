@@ -341,8 +341,23 @@ def _method_summary(runs: Sequence[Run], aim: _Aim, *, is_source: bool) -> Metho
         to_target_ci95=_over_seeds(costs, half_width) if costs else Costs(),
         reached=f"{len(reached)}/{len(seeds)}",
         seeds=seeds,
-        notes=tuple(dict.fromkeys(text for run in runs for text in run.opening.notes)),
+        notes=(
+            *dict.fromkeys(text for run in runs for text in run.opening.notes),
+            *_chance_notes(runs, aim.metric),
+        ),
     )
+
+
+def _chance_notes(runs: Sequence[Run], metric: str) -> list[str]:
+    """Return a note about complete runs that end where a constant answer would."""
+    if metric != "accuracy":
+        return []
+    ends = [run for run in runs if run.end is not None and run.opening.chance is not None]
+    number = sum(run.end.metrics[metric] <= (run.opening.chance or 0.0) for run in ends if run.end)
+    if not number:
+        return []
+    sentence = "accuracy is that of giving the most frequent label everywhere"
+    return [f"{number} of {len(ends)} students end at chance: their {sentence}"]
 
 
 def _final(runs: Sequence[Run], metric: str) -> Final:

@@ -32,7 +32,7 @@ from curricle.training.binding import bind
 from curricle.training.capturing import TargetCodecs, Watch, capture
 from curricle.training.checkpoints import latest_checkpoint
 from curricle.training.engine import CHECKPOINTS, Observer, Outputs, execute
-from curricle.training.evaluation import Evaluator, label_metrics
+from curricle.training.evaluation import AT_CHANCE, Evaluator, chance_of, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.settings import EngineSettings
 
@@ -51,6 +51,9 @@ class Result:
     """Metrics at the end."""
     spent: Spent
     """What the run consumed."""
+    notes: tuple[str, ...] = ()
+    """What was decided without being asked, one sentence each, such as which output was taken for
+    the logits, what is frozen, or that the student ends at chance."""
 
 
 @standard_state()
@@ -134,7 +137,14 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
     with _told_how_to_go_on(folder):
         end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
-    return Result(student=model.module, metrics=end.metrics, spent=end.spent)
+    chance, accuracy = chance_of(evaluate), end.metrics.get("accuracy")
+    at_chance = chance is not None and accuracy is not None and accuracy <= chance
+    return Result(
+        student=model.module,
+        metrics=end.metrics,
+        spent=end.spent,
+        notes=(*run.notes, AT_CHANCE) if at_chance else run.notes,
+    )
 
 
 @standard_state()

@@ -43,7 +43,7 @@ from curricle.training.checkpoints import (
     save_checkpoint,
 )
 from curricle.training.costs import now
-from curricle.training.evaluation import LOSS, Evaluator
+from curricle.training.evaluation import LOSS, Evaluator, chance_of
 from curricle.training.facts import differences, run_facts, write_facts
 from curricle.training.interrupts import Interrupted, Interrupts
 from curricle.training.recording import run_record, spend, step_record
@@ -430,7 +430,7 @@ class _Execution:
                 a damaged one, or another process writes into it.
         """
         opening = run_record(self.run, self.metric, self.outputs.task, self.digest)
-        opening = replace(opening, better=self.outputs.better)
+        opening = replace(opening, better=self.outputs.better, chance=chance_of(self.evaluate))
         files = self._files()
         if files is None:
             self._tell(opening)

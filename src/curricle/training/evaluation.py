@@ -6,6 +6,7 @@ means.
 Units: accuracy is a share; nll is mean nats a scored position.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -20,19 +21,40 @@ from curricle.objectives.terms import check_positions, logits_of, required
 
 LOSS = "nll"
 """The metric that is a loss: that of a teacher is kept with its checkpoints."""
+AT_CHANCE = (
+    "the student ends at chance: its accuracy is that of giving the most frequent label everywhere"
+)
 Evaluator = Callable[[TappedModel], dict[str, float]]
 """A function from a model, in evaluation mode and without gradient, to named metrics."""
+
+
+def chance_of(evaluate: Evaluator) -> float | None:
+    """Return the accuracy that says nothing, of evaluators that know it; see `RunRecord.chance`."""
+    chance = getattr(evaluate, "chance", None)
+    return chance if isinstance(chance, float) else None
+
+
+def _chance(labels: Tensor) -> float:
+    """Return the share of the most frequent label and two standard errors of it."""
+    share = float(labels.unique(return_counts=True)[1].max()) / len(labels)
+    return min(1.0, share + 2.0 * math.sqrt(share * (1.0 - share) / len(labels)))
 
 
 def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
     """Return an evaluator that gives `accuracy` and `nll` against the labels of fixed batches.
 
     Raises:
-        DataError: If there is no labeled position; from the evaluator, if a label is no class of
+        DataError: If there is no labeled position, or all labels are the tokens at their own
+            positions; from the evaluator, if a label is no class of
             the model, or if the model gives logits elsewhere.
     """
     if not any(batch.labels is not None and batch.labels.numel() for batch in batches):
         raise DataError(f"'evaluation' must hold labels; got {len(batches)} batches without any")
+    if any(batch.repeats_inputs and not batch.is_decoded for batch in batches):
+        raise DataError(
+            "'evaluation' must not have the input ids as labels, which a model only copies; "
+            "curricle.stream(loader, next_token=True) shifts them by one position"
+        )
     moved = [batch.to(device) for batch in batches]
     labels = torch.cat([one.labels.long().cpu() for one in batches if one.labels is not None])
     lowest, highest = int(labels.min()), int(labels.max())
@@ -51,6 +73,8 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
                 count += batch.num_selected
         return {"accuracy": right / count, LOSS: nats / count}
 
+    # A function keeps it as an attribute, so that evaluators of users need not know of it.
+    evaluate.chance = _chance(labels)  # type: ignore[attr-defined]
     return evaluate
 
 

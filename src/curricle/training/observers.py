@@ -22,6 +22,7 @@ from rich.progress import (
 
 from curricle.errors import visible
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord, StageRecord, StepRecord
+from curricle.training.evaluation import AT_CHANCE
 
 
 def new_progress(console: Console | None = None) -> Progress:
@@ -77,6 +78,8 @@ class NoteLine:
         """Take the console that also shows the bars."""
         self._console = console
         self._told: set[str] = set()
+        # Runs of a comparison share their held-out data, and so this number.
+        self._chance = -1.0
 
     def __call__(self, record: Record, name: str | None = None) -> None:
         """Print the notes of a run that opens.
@@ -85,8 +88,11 @@ class NoteLine:
             record: Any record of the run.
             name: Of the run's strategy in its spec; by default the curriculum's own name.
         """
+        if isinstance(record, EndRecord) and record.metrics.get("accuracy", 1.0) <= self._chance:
+            self._console.print(AT_CHANCE, soft_wrap=True, markup=False, emoji=False)
         if not isinstance(record, RunRecord):
             return
+        self._chance = -1.0 if record.chance is None else record.chance
         for note in record.notes:
             line = f"{name or record.method}: {note}"
             if line not in self._told:

@@ -56,8 +56,8 @@ class RunFolder:
         """
         if self.records.exists():
             raise CheckpointError(
-                f"{str(self.folder)!r} must not hold a run already; resume it or choose another "
-                f"folder"
+                f"{str(self.folder)!r} must not hold a run already; resume it (resume=True) or "
+                f"choose another folder"
             )
 
     def known_records(self) -> list[Record]:

@@ -133,6 +133,7 @@ def test_a_buffer_of_both_is_refused_for_either_may_write_it() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
             super().__init__()
+            self.count: Tensor
             self.register_buffer("count", torch.zeros(1))
 
         def forward(self, state: Tensor) -> Tensor:

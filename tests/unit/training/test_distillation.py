@@ -33,7 +33,7 @@ from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.evaluation import label_metrics
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
-from tests.parts import INPUTS, parity
+from tests.parts import INPUTS, Listed, parity
 
 TOTAL = Duration(number=12)
 CPU = EngineSettings(device="cpu")
@@ -393,3 +393,22 @@ def test_an_interruption_at_the_end_says_that_the_run_is_finished(tmp_path: Path
         distilled(output_dir=tmp_path, observers=[interrupt_at_the_end])
     assert "the run is finished, and curricle.distill(" in stopped.value.__notes__[0]
     assert distilled(output_dir=tmp_path, resume=True).spent.steps > 0
+
+
+@pytest.mark.parametrize(("steps", "at_chance"), [(1, True), (300, False)])
+def test_a_student_that_ends_at_chance_is_noted(steps: int, at_chance: bool) -> None:
+    held_out = parity(1).batch(0)
+    batch = Batch(inputs=held_out.inputs, labels=held_out.labels)
+    stream = Listed(batch)
+    with seeding.scoped(0, "models"):
+        student = nn.Sequential(nn.Linear(INPUTS, 64), nn.ReLU(), nn.Linear(64, 2))
+    result = distill(
+        student,
+        None,
+        from_labels(total=f"{steps} steps"),
+        stream,
+        evaluation=[batch],
+        optimizer=SGD(learning_rate=0.5 if steps > 1 else 1e-9),
+        settings=EngineSettings(device="cpu"),
+    )
+    assert any("ends at chance" in note for note in result.notes) == at_chance

@@ -10,7 +10,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
-from curricle.training.evaluation import label_metrics
+from curricle.training.evaluation import chance_of, label_metrics
 
 CPU = torch.device("cpu")
 
@@ -132,3 +132,19 @@ def test_logits_of_more_positions_than_the_data_are_refused() -> None:
     sentence = r"^'logits' in 'evaluation' must have the positions \(2, 3\) of .*; got \(2, 4\): "
     with pytest.raises(DataError, match=sentence):
         label_metrics([scored], CPU)(tapped(Longer()))
+
+
+def test_chance_is_the_share_of_the_most_frequent_label_and_two_standard_errors() -> None:
+    labels = torch.tensor([0] * 75 + [1] * 25)
+    batch = Batch(inputs=torch.zeros(100, 3), labels=labels)
+    chance = chance_of(label_metrics([batch], torch.device("cpu")))
+    # sqrt(0.75 * 0.25 / 100) is 0.0433.
+    assert chance == pytest.approx(0.75 + 2 * 0.0433, abs=1e-4)
+    assert chance_of(lambda model: {"accuracy": 1.0}) is None
+
+
+def test_labels_that_are_the_input_ids_are_no_evaluation() -> None:
+    ids = torch.arange(12).view(2, 6)
+    batch = Batch(inputs=ids, labels=ids.flatten(), selected=torch.arange(12))
+    with pytest.raises(DataError, match="must not have the input ids as labels"):
+        label_metrics([batch], torch.device("cpu"))
