@@ -138,7 +138,7 @@ class RunRecord:
     run: str = ""
     """Digest of everything the run depends on; empty in records of earlier versions."""
     chance: float | None = None
-    """Accuracy up to which a student cannot be told from giving the most frequent held-out label
+    """Accuracy below which a student cannot be told from giving the most frequent held-out label
     everywhere, at 95 %; None if the evaluation is a function of the user."""
     notes: tuple[str, ...] = ()
     """What binding decided and the user did not ask for, one sentence each: why stages are as they

@@ -139,7 +139,7 @@ class Rows:
             return cls(None)
         if found[:1] != data[:1]:
             raise BindError(
-                f"{name} must have the {batch.num_examples} examples on the first axis; got {found}"
+                f"{name} must have the {batch.num_examples} examples on its first axis; got {found}"
                 + _turned(found, data)
             )
         if batch.is_decoded and len(found) > 1:

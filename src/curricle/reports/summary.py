@@ -353,7 +353,7 @@ def _chance_notes(runs: Sequence[Run], metric: str) -> list[str]:
     if metric != "accuracy":
         return []
     ends = [run for run in runs if run.end is not None and run.opening.chance is not None]
-    number = sum(run.end.metrics[metric] <= (run.opening.chance or 0.0) for run in ends if run.end)
+    number = sum(run.end.metrics[metric] < (run.opening.chance or 0.0) for run in ends if run.end)
     if not number:
         return []
     sentence = "accuracy is that of giving the most frequent label everywhere"

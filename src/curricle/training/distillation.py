@@ -138,7 +138,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     with _told_how_to_go_on(folder):
         end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
     chance, accuracy = chance_of(evaluate), end.metrics.get("accuracy")
-    at_chance = chance is not None and accuracy is not None and accuracy <= chance
+    at_chance = chance is not None and accuracy is not None and accuracy < chance
     return Result(
         student=model.module,
         metrics=end.metrics,

@@ -88,7 +88,7 @@ class NoteLine:
             record: Any record of the run.
             name: Of the run's strategy in its spec; by default the curriculum's own name.
         """
-        if isinstance(record, EndRecord) and record.metrics.get("accuracy", 1.0) <= self._chance:
+        if isinstance(record, EndRecord) and record.metrics.get("accuracy", 1.0) < self._chance:
             self._console.print(AT_CHANCE, soft_wrap=True, markup=False, emoji=False)
         if not isinstance(record, RunRecord):
             return

@@ -90,7 +90,9 @@ def test_a_budget_is_read_from_text(text: str, number: float, unit: str) -> None
 
 @pytest.mark.parametrize("text", ["ten steps", "steps", "", "1 2 steps"])
 def test_a_text_that_is_no_budget_is_refused(text: str) -> None:
-    with pytest.raises(SpecError, match=r"a budget must read like '2.5M examples'|input should be"):
+    with pytest.raises(
+        SpecError, match=r"a budget must read like '1500 steps', '2.5M examples'|input should be"
+    ):
         parse(AnyBudget, text)
 
 
@@ -246,5 +248,5 @@ def test_a_budget_is_written_as_it_is_read() -> None:
 
 
 def test_a_number_without_a_unit_is_told_how_a_budget_reads() -> None:
-    with pytest.raises(SpecError, match=r"must read like '2.5M examples'.*got 3000"):
+    with pytest.raises(SpecError, match=r"must read like '1500 steps', '2.5M examples'.*got 3000"):
         budgets.budget(3000)

@@ -289,7 +289,8 @@ def test_labels_are_counted_where_they_are_selected() -> None:
 
 def test_data_without_labels_are_refused() -> None:
     with pytest.raises(
-        BindError, match=r"^'labels' must be in the data to fit them; got batches without labels$"
+        BindError,
+        match=r"^'labels' must be in the data to fit them, under that name; got batches without$",
     ):
         fit().count(Batch(inputs=torch.zeros(3, 2)))
 

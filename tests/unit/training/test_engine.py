@@ -467,7 +467,9 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
 def test_a_folder_that_holds_a_run_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
     executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 5}), tmp_path)
     before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match=r"must not hold a run already; resume it or choose"):
+    with pytest.raises(
+        CheckpointError, match=r"must not hold a run already; resume it \(resume=True\) or"
+    ):
         executed(bound(one_shot(total=TOTAL)), tmp_path)
     assert contents(tmp_path) == before
 
