@@ -107,6 +107,12 @@ class StagePlan:
     before, and a target that is reached there is reached by chance."""
 
 
+AT_CHANCE = (
+    "the student ends at chance: its accuracy is that of giving the most frequent label everywhere"
+)
+"""Note about a student whose accuracy is below `RunRecord.chance`."""
+
+
 @final
 @value
 class RunRecord:

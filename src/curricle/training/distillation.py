@@ -21,7 +21,7 @@ from curricle.files import usable_folder
 from curricle.models.adapters import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
-from curricle.records import Spent
+from curricle.records import AT_CHANCE, Spent
 from curricle.seals import sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.manifest import Manifest
@@ -32,7 +32,7 @@ from curricle.training.binding import bind
 from curricle.training.capturing import TargetCodecs, Watch, capture
 from curricle.training.checkpoints import latest_checkpoint
 from curricle.training.engine import CHECKPOINTS, Observer, Outputs, execute
-from curricle.training.evaluation import AT_CHANCE, Evaluator, chance_of, label_metrics
+from curricle.training.evaluation import Evaluator, chance_of, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.settings import EngineSettings
 

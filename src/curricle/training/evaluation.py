@@ -21,9 +21,6 @@ from curricle.objectives.terms import check_positions, logits_of, required
 
 LOSS = "nll"
 """The metric that is a loss: that of a teacher is kept with its checkpoints."""
-AT_CHANCE = (
-    "the student ends at chance: its accuracy is that of giving the most frequent label everywhere"
-)
 Evaluator = Callable[[TappedModel], dict[str, float]]
 """A function from a model, in evaluation mode and without gradient, to named metrics."""
 

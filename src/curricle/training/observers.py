@@ -21,8 +21,15 @@ from rich.progress import (
 )
 
 from curricle.errors import visible
-from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord, StageRecord, StepRecord
-from curricle.training.evaluation import AT_CHANCE
+from curricle.records import (
+    AT_CHANCE,
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RunRecord,
+    StageRecord,
+    StepRecord,
+)
 
 
 def new_progress(console: Console | None = None) -> Progress:
