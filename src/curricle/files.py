@@ -151,7 +151,8 @@ def remove_leftovers(folder: Path, names: str) -> None:
     """
     if folder.is_symlink() or not folder.is_dir():
         return
-    file = re.compile(rf"\.(?:{names})\.\d+\.tmp")
+    # The second is what safetensors writes beside a file before it renames it.
+    file = re.compile(rf"\.(?:{names})\.\d+\.tmp|\.tmp[A-Za-z0-9]{{6}}")
     hidden = re.compile(rf"\.({names})-[a-z0-9_]{{8}}")
     for path in list(folder.iterdir()):
         if path.is_symlink():

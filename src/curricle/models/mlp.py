@@ -16,14 +16,12 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from curricle.errors import SpecError
+from curricle.memory import check_memory
 from curricle.models.hooked import HookedModel
 from curricle.specs import value
 
 MOST_LAYERS = 1_000
 """Longer networks take minutes to build, and train no better."""
-MOST_PARAMETERS = 10_000_000_000
-"""Parameters of the largest network that is built."""
 
 
 @final
@@ -80,14 +78,12 @@ class MLPSpec:
             padding_token: Not used, either.
 
         Raises:
-            SpecError: If the network would be larger than any memory it is meant for.
+            BindError: If the network would not fit into memory.
         """
         del num_positions, padding_token
         sizes = (num_inputs, *self.widths, num_classes)
         count = sum((before + 1) * after for before, after in pairwise(sizes))
-        if count > MOST_PARAMETERS:
-            raise SpecError(
-                f"'widths' must give at most {MOST_PARAMETERS:,} parameters, which take "
-                f"{4 * MOST_PARAMETERS / 1e9:.0f} GB; got {count:,} for {num_inputs} inputs"
-            )
+        check_memory(
+            4 * count, f"the network of 'widths' with {count:,} parameters for {num_inputs} inputs"
+        )
         return MLP(num_inputs, self.widths, num_classes).tapped()

@@ -34,6 +34,7 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.errors import BindError
+from curricle.memory import check_memory
 from curricle.objectives.adapters import LinearMap
 from curricle.seeding import derive
 from curricle.specs import value
@@ -236,6 +237,7 @@ def _words(key: int, count: int) -> UInt64[np.ndarray, " word"]:
 
 def _signs(key: int, count: int) -> Float64[np.ndarray, " entry"]:
     """Return random signs: entry e reads bit e % 64 of word e // 64, lowest first; 1 is plus."""
+    check_memory(8 * count, f"a projection of {count:,} entries in float64")
     words = _words(key, math.ceil(count / 64))
     bits = np.unpackbits(words.astype("<u8").view(np.uint8), count=count, bitorder="little")
     return 2.0 * bits - 1.0
@@ -247,6 +249,7 @@ def _normals(key: int, count: int) -> Float64[np.ndarray, " entry"]:
     Words 2 i and 2 i + 1 become uniforms u and v, the centers of 2**52 equal cells of (0, 1), and
     entries 2 i and 2 i + 1 are sqrt(-2 log u) times the cosine and the sine of 2 pi v.
     """
+    check_memory(8 * count, f"a projection of {count:,} entries in float64")
     words = _words(key, count + count % 2)
     uniforms = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
     radius = np.sqrt(-2.0 * np.log(uniforms[0::2]))

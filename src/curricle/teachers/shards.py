@@ -11,6 +11,7 @@ kill costs at most the rows of one shard, and nothing is read that is not whole.
 checks the hashes of the files that are there, since they are counted as done.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import final
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from curricle.data.digests import KEY_BYTES
 from curricle.errors import CheckpointError
-from curricle.files import content_digest, inside
+from curricle.files import content_digest, inside, remove_leftovers
 from curricle.models.weights import save_tensors
 from curricle.seeding import numpy_generator
 from curricle.teachers.codecs import Entries, Uniforms
@@ -69,6 +70,8 @@ class ShardWriter:
             shard_bytes: Bytes after which a file is written.
         """
         self._folder, self._shard_bytes = folder, shard_bytes
+        # Whoever adds to a store holds its lock, so nobody else is writing.
+        remove_leftovers(folder, rf"{re.escape(MANIFEST)}|[\w-]+\.safetensors")
         self.manifest = manifest
         self._known = {one.name: _known_keys(folder, manifest, one) for one in manifest.sections}
         self._pending: dict[str, list[dict[str, Tensor]]] = {one: [] for one in self._known}

@@ -157,3 +157,13 @@ def test_a_file_that_leads_elsewhere_is_not_opened(tmp_path: Path) -> None:
     (tmp_path / "store" / shard.file).rename(tmp_path / shard.file)
     with pytest.raises(CheckpointError, match=r"must list plain names of files inside it"):
         opened(tmp_path / "store", replace(shard, file=f"../{shard.file}"))
+
+
+def test_who_adds_to_a_store_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    add(ShardWriter(tmp_path, MANIFEST), 1)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    for name in (".manifest.json.123.tmp", ".logits-00001.safetensors.7.tmp", ".tmpAb3xYz"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".notes").write_bytes(b"of the user")
+    ShardWriter(tmp_path, MANIFEST)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".notes"])

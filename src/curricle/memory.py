@@ -1,0 +1,47 @@
+"""Memory that a process may take, and the refusal of what needs more.
+
+A system that hands out memory which it does not have lets a process start filling it, and ends
+that process minutes later. So what is sized by a setting is compared with the memory before it is
+made.
+"""
+
+import os
+
+from curricle.errors import BindError, visible
+
+try:
+    import resource
+except ImportError:  # pragma: no cover - Windows has no limits of this kind
+    resource = None  # type: ignore[assignment]
+
+
+def check_memory(needed: int, subject: str) -> None:
+    """Check that something would fit into the memory of this machine and the limits of the process.
+
+    Args:
+        needed: Bytes.
+        subject: What needs them, as the beginning of a sentence.
+
+    Raises:
+        BindError: If they are more than the process could ever get.
+    """
+    most = memory_limit()
+    if most is not None and needed > most:
+        raise BindError(
+            f"{visible(subject)} must fit into memory; it takes {needed / 1e9:,.1f} GB, and a "
+            f"process gets at most {most / 1e9:,.1f} GB here"
+        )
+
+
+def memory_limit() -> int | None:
+    """Return the bytes that this process could get at most; None where the system tells none."""
+    limits = []
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    if resource is not None:
+        limits += [
+            soft
+            for soft, _ in (resource.getrlimit(resource.RLIMIT_AS),)
+            if soft != resource.RLIM_INFINITY
+        ]
+    return min(limits, default=None)
