@@ -8,6 +8,7 @@ from torch import nn
 
 import curricle
 from curricle import seeding
+from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 
 pytestmark = [
@@ -21,6 +22,11 @@ def network(width: int, purpose: str) -> MLP:
         return MLP(20, (width,), 2)
 
 
+def with_head(model: MLP) -> HookedModel:
+    """Return a network that can make its logits in chunks, for which its head is named."""
+    return HookedModel(model, blocks=["blocks.0"], head="head")
+
+
 DATA = curricle.ParityStream(num_inputs=20, degree=2, batch_size=64, seed=0)
 
 
@@ -28,12 +34,12 @@ def distilled(
     curriculum: curricle.Curriculum,
     width: int,
     *,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | HookedModel | None = None,
     **settings: Any,
 ) -> curricle.Result:
     """Return a student that was trained on the GPU, and how it did."""
     return curricle.distill(
-        network(width, f"width {width}"),
+        with_head(network(width, f"width {width}")),
         teacher,
         curriculum,
         DATA,
@@ -59,7 +65,7 @@ def test_a_student_learns_on_a_gpu(teacher: nn.Module, precision: str) -> None:
 @pytest.mark.parametrize("chunk", [None, 16])
 @pytest.mark.parametrize("prefetch", ["batch", "targets"])
 def test_a_second_thread_and_stream_change_nothing(prefetch: str, chunk: int | None) -> None:
-    wide = network(20_000, "a teacher that takes longer than a step of the student")
+    wide = with_head(network(20_000, "a teacher that takes longer than a step of the student"))
     curriculum = curricle.extraction(total="200 steps", last=curricle.MatchLogits(chunk=chunk))
     plain, ahead = (
         distilled(curriculum, 32, teacher=wide, prefetch=chosen) for chosen in ("none", prefetch)
