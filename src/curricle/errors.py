@@ -30,8 +30,12 @@ class CurricleError(Exception):
     """Base of every error that a user of curricle can cause and mend."""
 
     def __str__(self) -> str:
-        """Return the sentence; of one that quotes a very long name or value the middle is cut."""
-        text = super().__str__()
+        """Return the sentence as a terminal can show it.
+
+        Names and values in it come from users and files: hidden characters are written as escapes,
+        and of a very long sentence the middle is cut.
+        """
+        text = visible(super().__str__(), keep="\n")
         if len(text) <= LONGEST_SENTENCE:
             return text
         half = LONGEST_SENTENCE // 2

@@ -191,8 +191,9 @@ def inside(folder: Path, name: str) -> Path:
 
 def is_plain_name(name: str) -> bool:
     """Return whether a text is the name of a file, without a folder in front of it."""
-    # A backslash and a colon lead elsewhere on Windows.
-    return name not in {"", ".", ".."} and not set(name) & set("/\\:\0")
+    # A backslash and a colon lead elsewhere on Windows; surrogates are no text of any file system.
+    is_name = name not in {"", ".", ".."} and not set(name) & set("/\\:\0")
+    return is_name and len(name.encode(errors="replace")) <= LONGEST_NAME
 
 
 def usable_folder(folder: str | Path, name: str) -> Path:

@@ -93,3 +93,16 @@ def test_a_sentence_about_a_very_long_name_is_cut_in_the_middle() -> None:
 
 def test_other_sentences_are_whole() -> None:
     assert str(CheckpointError("a" * 1200)) == "a" * 1200
+
+
+@pytest.mark.parametrize("character", ["\0", "\x1b", "\u202e", "\ufeff", "\ud800"])
+@pytest.mark.parametrize("kind", [SpecError, CheckpointError])
+def test_a_sentence_shows_hidden_characters_as_escapes(
+    kind: type[SpecError | CheckpointError], character: str
+) -> None:
+    escape = character.encode("unicode_escape").decode()
+    assert str(kind(f"'a{character}b' must be a name")) == f"'a{escape}b' must be a name"
+
+
+def test_lines_of_a_sentence_stay_lines() -> None:
+    assert str(SpecError("first\nsecond")) == "first\nsecond"

@@ -231,7 +231,9 @@ def test_a_link_is_neither_replaced_nor_removed_as_a_folder(tmp_path: Path) -> N
     assert (tmp_path / "link" / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["../x", "/x", "a/x", "..", ".", "", "a\\x", "c:x", "a\0"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/x", "a/x", "..", ".", "", "a\\x", "c:x", "a\0", "x" * 256, "ü" * 130]
+)
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=r"must list plain names of files inside it; got "):
         inside(tmp_path, name)
@@ -270,13 +272,21 @@ def test_what_can_be_a_folder_is_taken(tmp_path: Path, folder: str) -> None:
 
 
 def test_leftovers_of_killed_writers_go_and_other_files_stay(tmp_path: Path) -> None:
-    for name in (".a.17.tmp", ".b.17.tmp", ".a.tmp", "a", ".a.17.tmp.mine"):
+    for name in (
+        ".a.17.tmp",
+        ".tmpAb3xYz",
+        ".tmp_other",
+        ".b.17.tmp",
+        ".a.tmp",
+        "a",
+        ".a.17.tmp.mine",
+    ):
         (tmp_path / name).touch()
     (tmp_path / ".a-abcdefgh" / "new").mkdir(parents=True)
     (tmp_path / ".a-abcdefghi").mkdir()
     (tmp_path / ".a.18.tmp").symlink_to(tmp_path / "a")
     remove_leftovers(tmp_path, "a")
     assert names(tmp_path) == sorted(
-        [".b.17.tmp", ".a.tmp", "a", ".a.17.tmp.mine", ".a-abcdefghi", ".a.18.tmp"]
+        [".tmp_other", ".b.17.tmp", ".a.tmp", "a", ".a.17.tmp.mine", ".a-abcdefghi", ".a.18.tmp"]
     )
     remove_leftovers(tmp_path / "nowhere", "a")

@@ -15,6 +15,8 @@ from curricle.errors import SpecError
 from curricle.specs import value
 
 Unit = Literal["steps", "examples", "tokens"]
+LONGEST = 1e18
+"""Units of the longest duration, more than any budget."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
@@ -68,6 +70,8 @@ def duration(text: object) -> object:
             f"tokens{fault}; got {text!r}"
         )
     exact = float(number.replace("_", "")) * SUFFIXES[suffix]
+    if exact > LONGEST:
+        raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
     if exact != int(exact) or exact <= 0:
         raise SpecError(
             f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "

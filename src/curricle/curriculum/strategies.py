@@ -42,6 +42,10 @@ Schedule = Literal["global", "own"]
 State = Literal["keep", "reset"]
 Trains = Literal["up_to", "own", "all"]
 Stages = Annotated[tuple[Stage, ...], Field(min_length=1)]
+MOST_PAIRS = 1_000
+"""Layer pairs, hence stages, that a number of pairs may stand for."""
+MOST_REFRESHES = 100_000
+"""Times at which the teacher may change; the paper has 200."""
 TRANSITION_SHARE = 0.05
 """Part of the total for which the checkpoint inside the transition teaches: 1M of 20M in [PD]."""
 
@@ -54,10 +58,10 @@ def uniform(num_pairs: int) -> tuple[LayerPair, ...]:
     is its only tap.
 
     Raises:
-        SpecError: If `num_pairs` is not positive.
+        SpecError: If `num_pairs` is not positive, or more than 1,000.
     """
-    if num_pairs < 1:
-        raise SpecError(f"'num_pairs' must be positive; got {num_pairs}")
+    if not 1 <= num_pairs <= MOST_PAIRS:
+        raise SpecError(f"'num_pairs' must lie between 1 and {MOST_PAIRS:,}; got {num_pairs}")
     fractions = [float(Fraction(i, num_pairs + 1)) for i in range(1, num_pairs + 1)]
     return tuple(LayerPair(student=depth, teacher=depth) for depth in fractions)
 
@@ -381,6 +385,11 @@ def _refreshed(
     """
     if total.unit != "steps" or refresh < 1:
         raise SpecError(f"'refresh' must be positive and 'total' in steps; got {refresh}, {total}")
+    if total.number > MOST_REFRESHES * refresh:
+        raise SpecError(
+            f"'refresh' must be at least {math.ceil(total.number / MOST_REFRESHES)} for a total of "
+            f"{total}, so that there are at most {MOST_REFRESHES:,} times; got {refresh}"
+        )
     plan: list[tuple[int, int]] = []
     for start in range(0, total.number, refresh):
         # The small term keeps 0.29 * 100 = 28.999999999999996 from missing checkpoint 29.

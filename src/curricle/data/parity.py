@@ -29,6 +29,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.errors import SpecError
+from curricle.memory import check_memory
 from curricle.seeding import numpy_generator
 from curricle.specs import fingerprint
 
@@ -66,6 +67,7 @@ class ParityStream:
 
         Raises:
             SpecError: If the parities have no coordinates, or more than there are.
+            BindError: If a batch would not fit into memory.
         """
         if depth < 1:
             raise SpecError(f"'depth' must be at least 1; got {depth}")
@@ -74,6 +76,9 @@ class ParityStream:
             raise SpecError(
                 f"'degree' must lie between 1 and 'num_inputs' {num_inputs}{nodes}; got {degree}"
             )
+        check_memory(
+            4 * batch_size * num_inputs, f"a batch of {batch_size:,} examples of {num_inputs} bits"
+        )
         self._shape = (max(1, BLOCK_EXAMPLES // batch_size), batch_size, num_inputs)
         self._degree, self._depth = degree, depth
         self._encoding = encoding

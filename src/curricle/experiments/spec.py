@@ -27,6 +27,8 @@ from curricle.training.settings import EngineSettings
 
 Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
 Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
+MOST_CHECKPOINTS = 100_000
+"""Checkpoints of a teacher's training that a spec may ask for."""
 CHECKPOINTS = 5
 """Checkpoints that are kept of a teacher's training unless the spec says otherwise."""
 SEEDS = (0, 1, 2)
@@ -44,7 +46,7 @@ class TeacherSpec:
     """Length of its training from labels; None takes the model as it is (`pretrained`)."""
     optimizer: Optimizer | None = None
     """How it is trained; None takes the run's optimizer."""
-    checkpoints: int = Field(default=CHECKPOINTS, gt=0)
+    checkpoints: int = Field(default=CHECKPOINTS, gt=0, le=MOST_CHECKPOINTS)
     """Checkpoints kept of its training, equally spaced; the last is the finished teacher."""
     folders: tuple[str, ...] = ()
     """Hugging Face folders that serve as the trajectory of a pretrained teacher."""

@@ -105,6 +105,14 @@ def test_a_text_must_mean_a_positive_whole_number(text: str) -> None:
         duration(text)
 
 
+@pytest.mark.parametrize("text", [f"{10**19} steps", f"{'9' * 400} tokens", "2000000000G examples"])
+def test_a_text_must_mean_a_number_that_a_run_could_reach(text: str) -> None:
+    with pytest.raises(
+        SpecError, match=r"a duration must be at most 1e\+18 (steps|tokens|examples)"
+    ):
+        duration(text)
+
+
 @pytest.mark.parametrize("number", [0, -1])
 def test_a_duration_is_positive(number: int) -> None:
     with pytest.raises(SpecError, match=rf"'Duration\.number': .*greater than 0; got {number}$"):

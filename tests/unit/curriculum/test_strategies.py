@@ -76,9 +76,10 @@ def test_uniform_pairs_are_spread_over_the_depth(
     assert [pair.teacher for pair in pairs] == [pair.student for pair in pairs]
 
 
-@pytest.mark.parametrize("num_pairs", [0, -1])
-def test_uniform_needs_a_pair(num_pairs: int) -> None:
-    with pytest.raises(SpecError, match=rf"^'num_pairs' must be positive; got {num_pairs}$"):
+@pytest.mark.parametrize("num_pairs", [0, -1, 1001, 2**63])
+def test_uniform_needs_a_number_of_pairs_that_a_curriculum_can_have(num_pairs: int) -> None:
+    sentence = rf"^'num_pairs' must lie between 1 and 1,000; got {num_pairs}$"
+    with pytest.raises(SpecError, match=sentence):
         uniform(num_pairs)
 
 
@@ -332,6 +333,13 @@ def test_speed_alone_has_no_effect_and_is_an_error() -> None:
 def test_the_refresh_rule_counts_in_steps() -> None:
     with pytest.raises(SpecError, match=r"'total' in steps; got 2, 10 tokens$"):
         progressive(total=Duration(number=10, unit="tokens"), trajectory=(1,), refresh=2)
+
+
+def test_refresh_is_not_so_short_that_nobody_could_list_the_times() -> None:
+    with pytest.raises(SpecError, match=r"^'refresh' must be at least 10000000 for a total of 10"):
+        progressive(total=steps(10**12), trajectory=(1,), refresh=3)
+    many = progressive(total=steps(10**12), trajectory=(1, 2), refresh=10**7)
+    assert [stage.duration for stage in many.stages] == [steps(10**12)]
 
 
 def test_refresh_is_positive() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curricle.data.parity import BLOCK_EXAMPLES, ParityStream
 from curricle.data.streams import Batch
-from curricle.errors import SpecError
+from curricle.errors import BindError, SpecError
 
 
 def stream(
@@ -109,3 +109,9 @@ def test_the_support_is_neither_empty_nor_larger_than_the_input(degree: int) -> 
         SpecError, match=rf"^'degree' must lie between 1 and 'num_inputs' 10; got {degree}$"
     ):
         stream(degree=degree)
+
+
+@pytest.mark.parametrize(("batch_size", "num_inputs"), [(64 * 10**12, 50), (16, 10**14)])
+def test_a_batch_that_no_memory_holds_is_refused(batch_size: int, num_inputs: int) -> None:
+    with pytest.raises(BindError, match=r"^a batch of [\d,]+ examples of \d+ bits must fit into"):
+        ParityStream(num_inputs=num_inputs, degree=3, batch_size=batch_size, seed=0)
