@@ -33,6 +33,8 @@ MOST_POINTS = 400
 """Points of a curve; of a longer one the extremes are kept."""
 FEWEST_POINTS, ALL_POINTS = 50, 20_000
 """Points of a curve among very many, and of all curves of a figure together."""
+MOST_BORDERS = 24
+"""Borders between stages that a curve shows."""
 MOST_SEEDS, MOST_STRATEGIES = 10, 12
 """Seeds of a strategy up to which each is a line of its own, and strategies up to which figures
 have such lines and bands; more would hide each other."""
@@ -117,6 +119,16 @@ def stage_starts(runs: Sequence[Run]) -> tuple[tuple[str, dict[str, float]], ...
         )
         for name in names
     )
+
+
+def stage_borders(runs: Sequence[Run]) -> tuple[dict[str, float], ...]:
+    """Return the costs at each border between stages, mean over runs.
+
+    Empty for a method with more than `MOST_BORDERS` of them, such as progressive distillation with
+    hundreds of checkpoints, whose lines would cover the curves.
+    """
+    borders = tuple(before for _, before in stage_starts(runs)[1:])
+    return borders if len(borders) <= MOST_BORDERS else ()
 
 
 def stage_names(runs: Sequence[Run]) -> tuple[str, ...]:

@@ -31,6 +31,7 @@ from curricle.reports.curves import (
     learning_curve,
     loss_curve,
     most_points,
+    stage_borders,
     stage_names,
     stage_starts,
     value_range,
@@ -284,14 +285,14 @@ def _unfinished(runs: Sequence[Run], metric: str, look: _Look) -> Iterator[go.Sc
 
 def _verticals(runs: Sequence[Run], look: _Look, ends: tuple[float, float]) -> go.Scatter:
     """Return the borders between stages as one trace, so that they follow the axis' unit."""
-    found = stage_starts(runs)[1:]
+    borders = stage_borders(runs)
     spent = {
-        name: [at for _, before in found for at in (before[name], before[name], None)]
+        name: [at for before in borders for at in (before[name], before[name], None)]
         for name in COSTS
     }
     return _trace(
         spent,
-        [at for _ in found for at in (*ends, None)],
+        [at for _ in borders for at in (*ends, None)],
         mode="lines",
         line={"color": look.color, "width": 1, "dash": "dash"},
         opacity=0.7,

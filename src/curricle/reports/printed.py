@@ -29,7 +29,7 @@ from curricle.reports.curves import (
     colors,
     has_bands,
     learning_curve,
-    stage_starts,
+    stage_borders,
     value_range,
 )
 from curricle.reports.names import shortened
@@ -199,7 +199,7 @@ def _draw(
         for run, dash, width in alone:
             curve = learning_curve([run], metric)
             panel.plot(curve.spent[axis], curve.middle, color=color, linewidth=width, ls=dash)
-        for _, before in stage_starts(inside)[1:]:
+        for before in stage_borders(inside):
             panel.axvline(before[axis], color=color, linewidth=0.8, linestyle="--", alpha=0.6)
 
 

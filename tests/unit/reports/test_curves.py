@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from curricle.reports import curves
 from curricle.reports.curves import (
     MOST_POINTS,
     averaged,
@@ -13,6 +14,7 @@ from curricle.reports.curves import (
     learning_curve,
     loss_curve,
     most_points,
+    stage_borders,
     stage_names,
     stage_starts,
     stages_without_loss,
@@ -76,6 +78,15 @@ def test_stages_start_where_the_one_before_ended(pair: tuple[Run, ...]) -> None:
     (first, before_first), (second, before_second) = stage_starts(pair)
     assert (first, before_first["examples"]) == ("first", 0)
     assert (second, before_second["examples"], before_second["seconds"]) == ("second", 50, 2.5)
+
+
+@pytest.mark.parametrize(("number", "shown"), [(1, 0), (25, 24), (26, 0)])
+def test_borders_are_shown_unless_they_would_cover_the_curves(
+    monkeypatch: pytest.MonkeyPatch, pair: tuple[Run, ...], number: int, shown: int
+) -> None:
+    starts = tuple((f"stage {place}", {"examples": float(place)}) for place in range(number))
+    monkeypatch.setattr(curves, "stage_starts", lambda _runs: starts)
+    assert stage_borders(pair) == tuple(before for _, before in starts[1:])[:shown]
 
 
 def test_incomplete_runs_stay_out_of_the_mean(tmp_path: Path, write_run: WriteRun) -> None:
