@@ -30,6 +30,7 @@ from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.files import write_text
 from curricle.records import Spent
 from curricle.reports.directions import Direction, direction_of, remedy
+from curricle.reports.endings import warnings_on_ends
 from curricle.reports.quantities import (
     goal_text,
     half_width,
@@ -129,7 +130,8 @@ class MethodSummary:
     seeds: tuple[SeedSummary, ...]
     """The runs."""
     notes: tuple[str, ...] = ()
-    """What binding decided and the user did not ask for, one sentence each."""
+    """What binding decided and the user did not ask for, and warnings about how its students end,
+    one sentence each."""
 
     @property
     def finals(self) -> dict[int, float]:
@@ -272,6 +274,7 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
     if target is not None and better is None:
         raise SpecError(f"'target' needs a metric with a direction; {remedy(judged)}")
     aim = _Aim(metric=judged, target=target, better=better)
+    warnings = warnings_on_ends(groups, judged, better)
     teachers = [_seed_summary(run, aim) for run in runs if run.is_teacher]
     return Summary(
         task=opening.task,
@@ -279,7 +282,9 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
         target=target,
         budget=dict(budget or {}),
         methods={
-            method: _method_summary(group, aim, is_source=method == target_of)
+            method: _method_summary(
+                group, aim, is_source=method == target_of, warnings=warnings[method]
+            )
             for method, group in groups.items()
         },
         teacher=teachers[0] if teachers else None,
@@ -329,7 +334,9 @@ def write_summary(summary: Summary, path: Path) -> None:
     write_text(path, text + "\n")
 
 
-def _method_summary(runs: Sequence[Run], aim: _Aim, *, is_source: bool) -> MethodSummary:
+def _method_summary(
+    runs: Sequence[Run], aim: _Aim, *, is_source: bool, warnings: Sequence[str]
+) -> MethodSummary:
     seeds = tuple(_seed_summary(run, aim) for run in runs)
     reached = [seed.to_target for seed in seeds if seed.to_target is not None]
     costs = reached if len(reached) == len(seeds) else []
@@ -341,23 +348,8 @@ def _method_summary(runs: Sequence[Run], aim: _Aim, *, is_source: bool) -> Metho
         to_target_ci95=_over_seeds(costs, half_width) if costs else Costs(),
         reached=f"{len(reached)}/{len(seeds)}",
         seeds=seeds,
-        notes=(
-            *dict.fromkeys(text for run in runs for text in run.opening.notes),
-            *_chance_notes(runs, aim.metric),
-        ),
+        notes=(*dict.fromkeys(text for run in runs for text in run.opening.notes), *warnings),
     )
-
-
-def _chance_notes(runs: Sequence[Run], metric: str) -> list[str]:
-    """Return a note about complete runs that end where a constant answer would."""
-    if metric != "accuracy":
-        return []
-    ends = [run for run in runs if run.end is not None and run.opening.chance is not None]
-    number = sum(run.end.metrics[metric] < (run.opening.chance or 0.0) for run in ends if run.end)
-    if not number:
-        return []
-    sentence = "accuracy is that of giving the most frequent label everywhere"
-    return [f"{number} of {len(ends)} students end at chance: their {sentence}"]
 
 
 def _final(runs: Sequence[Run], metric: str) -> Final:

@@ -83,6 +83,8 @@ def write_run() -> WriteRun:
         notes: tuple[str, ...] = (),
         begins_with_layers: bool = False,
         better: Literal["higher", "lower"] | None = None,
+        teacher_parameters: int = 1024,
+        chance: float | None = None,
     ) -> Path:
         last = max(measured)
         half = first or last // 2
@@ -101,7 +103,8 @@ def write_run() -> WriteRun:
                     plan("second", rest),
                 ),
                 student_parameters=64,
-                teacher_parameters=1024,
+                teacher_parameters=teacher_parameters,
+                chance=chance,
                 versions={"curricle": "0.1.0", "torch": "2.13.0"},
                 device="cpu float32",
                 notes=notes,

@@ -1,0 +1,85 @@
+"""Warnings about students that end badly: at chance, or below training without a teacher.
+
+A comparison ranks strategies and says nothing of their level; the best of four may still be worth
+nothing. Each warning is one sentence about one strategy.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from curricle.reports.comparisons import verdict
+from curricle.reports.directions import Direction
+from curricle.reports.quantities import mean_text
+from curricle.reports.runs import Run
+
+WORSE: Final[Mapping[Direction, str]] = {"higher": "less", "lower": "more"}
+"""Verdict on a strategy that is worse than another."""
+
+
+def warnings_on_ends(
+    groups: Mapping[str, Sequence[Run]], metric: str, better: Direction | None
+) -> dict[str, tuple[str, ...]]:
+    """Return the warnings about each strategy's complete runs.
+
+    Args:
+        groups: Runs by strategy.
+        metric: Name of the metric by which runs are judged.
+        better: Which values of it are better; without a direction nothing is below anything.
+    """
+    baselines = [name for name, runs in groups.items() if not any(map(_has_teacher, runs))]
+    return {
+        name: (
+            *_at_chance(runs, metric),
+            *(
+                sentence
+                for baseline in baselines
+                if better is not None and any(map(_has_teacher, runs))
+                for sentence in _below(runs, baseline, groups[baseline], (metric, better))
+            ),
+        )
+        for name, runs in groups.items()
+    }
+
+
+def _has_teacher(run: Run) -> bool:
+    return run.opening.teacher_parameters > 0
+
+
+def _at_chance(runs: Sequence[Run], metric: str) -> list[str]:
+    """Return a sentence about runs that end where a constant prediction would."""
+    if metric != "accuracy":
+        return []
+    ends = [run for run in runs if run.end is not None and run.opening.chance is not None]
+    number = sum(run.end.metrics[metric] < (run.opening.chance or 0.0) for run in ends if run.end)
+    if not number:
+        return []
+    sentence = "accuracy is that of giving the most frequent label everywhere"
+    return [f"{number} of {len(ends)} students end at chance: their {sentence}"]
+
+
+def _below(
+    runs: Sequence[Run], name: str, baseline: Sequence[Run], aim: tuple[str, Direction]
+) -> list[str]:
+    """Return a sentence if a strategy with a teacher ends worse than one without.
+
+    With two seeds or more each the difference has to be outside its 95 % interval.
+    """
+    metric, better = aim
+    ours, theirs = _finals(runs, metric), _finals(baseline, metric)
+    if not ours or not theirs:
+        return []
+    judged = verdict(ours, theirs)
+    is_lower = sum(ours.values()) / len(ours) < sum(theirs.values()) / len(theirs)
+    is_worse = is_lower == (better == "higher") if judged == "single" else judged == WORSE[better]
+    if not is_worse:
+        return []
+    level, other = (mean_text(metric, [*found.values()]) for found in (ours, theirs))
+    words = metric.replace("_", " ")
+    return [
+        f"ends below {name!r}, which has no teacher: {words} {level} against {other}"
+        + (" (one seed)" if judged == "single" else "")
+    ]
+
+
+def _finals(runs: Sequence[Run], metric: str) -> dict[int, float]:
+    return {run.seed: run.end.metrics[metric] for run in runs if run.end is not None}
