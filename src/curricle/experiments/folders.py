@@ -9,7 +9,7 @@ there is used again if the spec asks for the same. One command at a time works i
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -121,22 +121,41 @@ def read_origin(folder: Path) -> Origin:
     Raises:
         CheckpointError: If the folder holds no run.
     """
+    path = folder / COMMAND
     try:
         # Version 0.1 wrote no check and no hash.
-        document = read_sealed(folder / COMMAND, needs_check=False)
+        document = read_sealed(path, needs_check=False)
         document.pop(SPEC_HASH, None)
-        origin = Origin(**document)
-    except (OSError, ValueError, TypeError) as error:
+        origin = _parsed_origin(document)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{str(folder)!r} must be a run folder with a {COMMAND!r}: {reason(error)}"
-            f"{_hint(folder)}"
+            f"{_remedy(folder) if path.exists() else _hint(folder)}"
         ) from None
     if origin.command not in COMMANDS:
         raise CheckpointError(
-            f"'command' in {str(folder / COMMAND)!r} must be one of {', '.join(COMMANDS)}; got "
+            f"'command' in {str(path)!r} must be one of {', '.join(COMMANDS)}; got "
             f"{origin.command!r}"
         )
     return origin
+
+
+def _parsed_origin(document: dict[str, Any]) -> Origin:
+    """Return the origin in a document.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    names = [field.name for field in fields(Origin)]
+    if set(document) != set(names) or not all(isinstance(one, str) for one in document.values()):
+        raise ValueError(f"it must hold texts {', '.join(map(repr, names))}; got {document}")
+    return Origin(**document)
+
+
+def _remedy(folder: Path) -> str:
+    """Return what to do about a damaged command file."""
+    again = f"run {str(folder / SPEC)!r} with another 'output_dir'"
+    return f"; restore it, or {again if has_spec(folder) else 'run again in another folder'}"
 
 
 def _hint(folder: Path) -> str:

@@ -24,7 +24,7 @@ from curricle.experiments.folders import (
     working,
 )
 from curricle.experiments.runner import single_run, teach, train_student
-from curricle.experiments.spec import RunSpec, changed
+from curricle.experiments.spec import RunSpec, changed, load_spec
 from tests.runs import contents
 
 MakeSpec = Callable[..., RunSpec]
@@ -82,12 +82,58 @@ def test_a_folder_that_cannot_be_written_is_told(make_spec: MakeSpec) -> None:
         start(make_spec(), COMPARED)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"command": "teach"}'])
+NO_COMMAND = [
+    "{",
+    "[]",
+    "null",
+    "",
+    '{"command": "teach"}',
+    '{"title": 1, "line": 2, "command": 3}',
+]
+
+
+@pytest.mark.parametrize("content", [None, *NO_COMMAND])
 def test_a_folder_without_a_command_is_no_run(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"must be a run folder with a 'run\.json'"):
         read_origin(tmp_path)
+
+
+def test_a_folder_of_a_run_made_in_python_is_told_how_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(CheckpointError, match=r"; a run made in Python goes on with 'curricle.dis"):
+        read_origin(tmp_path)
+
+
+@pytest.mark.parametrize("content", NO_COMMAND)
+def test_a_damaged_command_is_not_taken_for_a_run_made_in_python(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "records.jsonl").touch()
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError) as refusal:
+        read_origin(tmp_path)
+    assert "Python" not in str(refusal.value)
+    assert "__init__" not in str(refusal.value)
+    assert str(refusal.value).endswith("; restore it, or run again in another folder")
+
+
+@pytest.mark.parametrize("place", [0.01, 0.5, 0.99])
+def test_the_way_out_of_a_damaged_command_leads_out(
+    make_spec: MakeSpec, tmp_path: Path, place: float
+) -> None:
+    start(make_spec(), COMPARED)
+    path = make_spec().folder / "run.json"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    told = rf"; restore it, or run '{make_spec().folder}/spec.yaml' with another 'output_dir'$"
+    with pytest.raises(CheckpointError, match=told):
+        stored_spec(make_spec().folder)
+    other = load_spec(make_spec().folder / "spec.yaml", [f"output_dir={tmp_path / 'other'}"])
+    start(other, COMPARED)
+    assert stored_spec(other.folder) == make_spec(f"output_dir={tmp_path / 'other'}")
 
 
 def test_a_folder_without_a_spec_is_told(tmp_path: Path) -> None:
