@@ -242,6 +242,7 @@ def reproduce(
         console.print(recipe_table([recipe.told() for recipe in RECIPES.values()]))
         return
     recipe, size = recipe_named(name), checked_scale(scale)
+    _refuse_several_processes()
     folder = output_dir or usual_folder(name, scale)
     line = f"{_line('reproduce', name, sets)} --scale {scale}"
     claim(recipe, size, folder, line, assignments=sets or [])
