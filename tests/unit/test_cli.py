@@ -1,5 +1,6 @@
 """The command line: what it prints, with which code it ends, what it calls itself."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -220,6 +221,19 @@ def test_verbs_that_do_not_train_run_beside_a_launcher_of_several_processes(
         assert run(monkeypatch, *line) == 2, line
         assert "'WORLD_SIZE' must be 1" in capsys.readouterr().err
     assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("name", ["parity", "text"])
+@pytest.mark.parametrize("folder", ["", "a", "runs/b c"])
+def test_a_demo_names_its_folder_to_be_run_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    monkeypatch.setattr(cli, "_compare", lambda *_, line, **__: lines.append(line))
+    option = ("--output-dir", folder) if folder else ()
+    assert run(monkeypatch, "demo", name, "--set", "seeds=[1]", *option) == 0
+    assert shlex.split(lines[0]) == ["curricle", "demo", name, "--set", "seeds=[1]", *option]
 
 
 def demo_folder(parent: Path) -> Path:
