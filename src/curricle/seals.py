@@ -19,7 +19,7 @@ from typing import Any, Final, final
 
 from curricle.errors import CheckpointError, reason
 from curricle.files import content_digest, inside, write_text
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import from_json, kind_of
 
 CHECK: Final = "check"
 SEAL: Final = "manifest.json"
@@ -61,7 +61,7 @@ def read_sealed(path: Path, *, needs_check: bool = True) -> Document:
     document = from_json(content)
     if not isinstance(document, dict):
         # One kind of error for all that may be wrong with a file.
-        raise ValueError(f"it must hold named fields; got {type(document).__name__!r}")  # noqa: TRY004
+        raise ValueError(f"it must hold named fields; got {kind_of(document)}")  # noqa: TRY004
     if CHECK not in document:
         if needs_check:
             raise ValueError("it has no 'check'; it is damaged, or of version 0.1")
@@ -104,7 +104,7 @@ class LineChain:
         document = from_json(line)
         if not isinstance(document, dict):
             raise ValueError(  # noqa: TRY004 - as in `read_sealed`
-                f"it must hold named fields; got {type(document).__name__!r}"
+                f"it must hold named fields; got {kind_of(document)}"
             )
         if match is not None:
             del document[CHECK]

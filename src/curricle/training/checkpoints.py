@@ -30,7 +30,7 @@ from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Spent
 from curricle.seals import SEAL, check_sealed, folder_seal
 from curricle.specs import parse, plain
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import from_json, kind_of
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
 ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
@@ -196,7 +196,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{str(path / STATE)!r} must tell where a run stands: it must hold named fields; got "
-            f"{type(content).__name__!r}"
+            f"{kind_of(content)}"
         )
     return content
 
