@@ -153,7 +153,7 @@ def demo(
     usual = Path("runs") / ("demo" if name == "parity" else f"demo-{name}")
     folder = output_dir or unused_folder(usual)
     spec = changed(demo_spec(name, str(folder)), sets or [])
-    _compare(spec, jobs, title=f"curricle demo: {name}", line=_line("demo", name, sets))
+    _compare(spec, jobs, title=f"curricle demo: {name}", line=_line("demo", name, sets, output_dir))
 
 
 @app.command()
@@ -242,6 +242,7 @@ def reproduce(
         console.print(recipe_table([recipe.told() for recipe in RECIPES.values()]))
         return
     recipe, size = recipe_named(name), checked_scale(scale)
+    _refuse_several_processes()
     folder = output_dir or usual_folder(name, scale)
     line = f"{_line('reproduce', name, sets)} --scale {scale}"
     claim(recipe, size, folder, line, assignments=sets or [])
@@ -273,8 +274,7 @@ def report(
     if len(runs) == 1 and (runs[0] / RECIPE).is_file():
         _report_figure(runs[0], output)
     else:
-        folder = runs[0] if len(runs) == 1 else Path("joint-report")
-        _report(runs, output or folder / "report.html")
+        _report(runs, output)
 
 
 @app.command()
@@ -312,9 +312,10 @@ def probe(
         _say(path)
 
 
-def _line(verb: str, what: object, sets: list[str] | None) -> str:
+def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:
     """Return what to type to run something again."""
     options = [part for assignment in sets or [] for part in ("--set", assignment)]
+    options += [] if output_dir is None else ["--output-dir", str(output_dir)]
     return shlex.join(["curricle", verb, str(what), *options])
 
 
@@ -411,7 +412,7 @@ def _compare_students(spec: "RunSpec", jobs: int) -> None:
             bars[str(run)](record)
 
         run_all(spec, jobs=jobs, watch=watch)
-    _report([spec.folder], spec.folder / "report.html")
+    _report([spec.folder])
 
 
 def _teach(spec: "RunSpec") -> None:
@@ -432,12 +433,13 @@ def _distill(spec: "RunSpec") -> None:
     _say(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
 
 
-def _report(folders: list[Path], page: Path) -> None:
+def _report(folders: list[Path], output: Path | None = None) -> None:
     """Write and print a report of what lies in run folders; the first one says what was wanted."""
-    from curricle.reporting import write_report
+    from curricle.reporting import usual_page, write_report
     from curricle.reports.headline import headline
     from curricle.reports.tables import summary_table
 
+    page = output or usual_page(folders)
     summary = write_report(folders, page)
     console.print(summary_table(summary))
     lines = (summary.gap, *summary.notes, headline(summary), f"report: {page}")

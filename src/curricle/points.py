@@ -15,7 +15,7 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from curricle.errors import CheckpointError, SpecError
+from curricle.errors import CheckpointError, SpecError, reason
 from curricle.files import write_bytes
 from curricle.seals import read_lines, read_sealed, sealed_lines, write_sealed
 from curricle.specs import parse, plain, value
@@ -123,7 +123,10 @@ def read_recipe(folder: Path) -> RecipeRecord:
         # Version 0.1 wrote no check.
         data = read_sealed(path, needs_check=False)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{str(path)!r} must say what is reproduced; got {error}") from None
+        raise CheckpointError(
+            f"{str(path)!r} must say what is reproduced: {reason(error)}; restore it, or reproduce "
+            f"into another folder"
+        ) from None
     record: RecipeRecord = parse(RecipeRecord, data, source=str(path))
     return record
 
@@ -177,4 +180,7 @@ def read_points(folder: Path) -> Iterator[Point]:
     except SpecError:
         raise
     except ValueError as error:
-        raise CheckpointError(f"line {number + 1} of {str(path)!r} is damaged: {error}") from None
+        raise CheckpointError(
+            f"line {number + 1} of {str(path)!r} is damaged: {error}; remove the file, and "
+            f"'curricle reproduce' measures it again"
+        ) from None

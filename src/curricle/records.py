@@ -27,7 +27,7 @@ from pydantic import Field
 from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
 from curricle.seals import (
-    SEAL,
+    UNSEALED,
     LineChain,
     check_sealed,
     is_cut,
@@ -111,6 +111,7 @@ AT_CHANCE = (
     "the student ends at chance: its accuracy is that of giving the most frequent label everywhere"
 )
 """Note about a student whose accuracy is below `RunRecord.chance`."""
+REMEDY = "restore it, or move the folder {!r} away and run again"
 
 
 @final
@@ -264,10 +265,8 @@ class RecordWriter:
             )
         size = path.stat().st_size if path.exists() else 0
         if size < keep_bytes:
-            raise CheckpointError(
-                f"{str(path)!r} must hold the {keep_bytes} bytes that the checkpoint goes on from; "
-                f"got {size}"
-            )
+            rule = f"must hold the {keep_bytes} bytes that the checkpoint goes on from"
+            raise CheckpointError(_told(path, f"{rule}; got {size}"))
         self._path = path
         self._chain = _chain_of(path, keep_bytes, head)
         with disk_errors(path):
@@ -320,9 +319,9 @@ def read_records(path: Path) -> Iterator[Record]:
         CheckpointError: If the file is missing, a line is damaged or not a record, or the manifest
             of a finished run says that the file was another one.
     """
-    if path.is_file() and path.name in sealed_names(path.parent):
+    if path.is_file() and path.name in sealed_names(path.parent, remedy=UNSEALED):
         # Only a manifest can show that whole lines are missing at the end.
-        check_sealed(path.parent, [path.name], remedy=f"see {SEAL!r} beside it")
+        check_sealed(path.parent, [path.name], remedy=REMEDY.format(str(path.parent)))
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
     chain = LineChain()
@@ -334,9 +333,12 @@ def read_records(path: Path) -> Iterator[Record]:
                 yield parse(Record, _current(chain.read(line)))
             except ValueError as error:
                 # A `SpecError` and wrong UTF-8 are such errors too.
-                raise CheckpointError(
-                    f"{str(path)!r} line {number} is not a record: {error}"
-                ) from None
+                rule = f"line {number} is not a record: {error}"
+                raise CheckpointError(_told(path, rule)) from None
+
+
+def _told(path: Path, rule: str) -> str:
+    return f"{str(path)!r} {rule}; {REMEDY.format(str(path.parent))}"
 
 
 def write_probes(path: Path, records: Iterable[ProbeRecord]) -> None:
@@ -357,7 +359,8 @@ def read_probes(path: Path) -> list[ProbeRecord]:
         records.extend(parse(ProbeRecord, line) for line in read_lines(path.read_bytes()))
     except ValueError as error:
         raise CheckpointError(
-            f"{str(path)!r} line {len(records) + 1} is not a record: {error}"
+            f"{str(path)!r} line {len(records) + 1} is not a record: {error}; 'curricle probe' "
+            f"writes the file anew"
         ) from None
     return records
 
@@ -379,12 +382,10 @@ def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
             try:
                 chain.read(line)
             except ValueError as error:
-                raise CheckpointError(f"{str(path)!r} line {number} is damaged: {error}") from None
+                raise CheckpointError(_told(path, f"line {number} is damaged: {error}")) from None
     if place != size or chain.head != (chain.head if head is None else head):
-        raise CheckpointError(
-            f"{str(path)!r} must begin with the {size} bytes that the checkpoint goes on from; "
-            f"got other lines"
-        )
+        rule = f"must begin with the {size} bytes that the checkpoint goes on from"
+        raise CheckpointError(_told(path, f"{rule}; got other lines"))
     return chain
 
 

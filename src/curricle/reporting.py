@@ -43,7 +43,7 @@ def write_report(
         CheckpointError: If it cannot be written.
     """
     runs, summary = summarized(folders, better=better)
-    heading = _heading(folders)
+    heading = _heading(folders, page)
     try:
         _write(runs, summary, page, heading=heading)
     except OSError as error:
@@ -112,14 +112,22 @@ def _write(runs: Sequence[Run], summary: Summary, page: Path, *, heading: tuple[
     )
 
 
-def _heading(folders: Sequence[Path]) -> tuple[str, str]:
+def usual_page(folders: Sequence[Path]) -> Path:
+    """Return the page of a report that is given none."""
+    return (folders[0] if len(folders) == 1 else Path("joint-report")) / "report.html"
+
+
+def _heading(folders: Sequence[Path], page: Path) -> tuple[str, str]:
     """Return the title of a report, and what to type to make its runs or itself again."""
+    is_usual = page.resolve() == usual_page(folders).resolve()
+    place = [] if is_usual else ["--output", str(page)]
+    again = shlex.join(["curricle", "report", *map(str, folders), *place])
     if len(folders) == 1 and has_spec(folders[0]):
         origin = read_origin(folders[0])
-        return origin.title, origin.line
+        return origin.title, origin.line if is_usual else f"{origin.line}\n{again}"
     names = [visible(folder.name or str(folder)) for folder in folders]
     title = " and ".join(names) if len(names) <= 2 else f"{len(names)} folders: {_listed(names)}"  # noqa: PLR2004 - a pair
-    return title, shlex.join(["curricle", "report", *map(str, folders)])
+    return title, again
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -19,13 +19,15 @@ from typing import Any, Final, final
 
 from curricle.errors import CheckpointError, reason
 from curricle.files import content_digest, inside, write_text
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import from_json, kind_of
 
 CHECK: Final = "check"
 SEAL: Final = "manifest.json"
 FORMAT: Final = 1
 DIGITS: Final = 16
 """Hexadecimal digits of a check."""
+UNSEALED: Final = "remove this file: what it lists is then checked by the records alone"
+"""What to do about the damaged manifest of a finished run."""
 _END = re.compile(rb', "check": "([0-9a-f]{16})"\}')
 
 Document = dict[str, Any]
@@ -59,7 +61,7 @@ def read_sealed(path: Path, *, needs_check: bool = True) -> Document:
     document = from_json(content)
     if not isinstance(document, dict):
         # One kind of error for all that may be wrong with a file.
-        raise ValueError(f"it must hold named fields; got {type(document).__name__!r}")  # noqa: TRY004
+        raise ValueError(f"it must hold named fields; got {kind_of(document)}")  # noqa: TRY004
     if CHECK not in document:
         if needs_check:
             raise ValueError("it has no 'check'; it is damaged, or of version 0.1")
@@ -102,7 +104,7 @@ class LineChain:
         document = from_json(line)
         if not isinstance(document, dict):
             raise ValueError(  # noqa: TRY004 - as in `read_sealed`
-                f"it must hold named fields; got {type(document).__name__!r}"
+                f"it must hold named fields; got {kind_of(document)}"
             )
         if match is not None:
             del document[CHECK]
@@ -169,9 +171,14 @@ def folder_seal(folder: Path, names: Iterable[str]) -> str:
     return sealed({"format": FORMAT, "files": files})
 
 
-def sealed_names(folder: Path) -> tuple[str, ...]:
-    """Return the names of files that a folder's manifest lists; none if it has no manifest."""
-    return tuple(_entries(folder)) if (folder / SEAL).is_file() else ()
+def sealed_names(folder: Path, *, remedy: str = "") -> tuple[str, ...]:
+    """Return the names of files that a folder's manifest lists; none if it has no manifest.
+
+    Args:
+        folder: The folder.
+        remedy: What to do about a damaged manifest, for the end of the sentence.
+    """
+    return tuple(_entries(folder, remedy)) if (folder / SEAL).is_file() else ()
 
 
 def check_sealed(folder: Path, names: Iterable[str], *, remedy: str = "") -> None:
@@ -180,12 +187,12 @@ def check_sealed(folder: Path, names: Iterable[str], *, remedy: str = "") -> Non
     Args:
         folder: The folder.
         names: Names of files in it that are about to be read.
-        remedy: What to do about a damaged file, for the end of the sentence.
+        remedy: What to do about a damaged file or manifest, for the end of the sentence.
 
     Raises:
         CheckpointError: If a file is missing, damaged or another one; it is named.
     """
-    entries = _entries(folder)
+    entries = _entries(folder, remedy)
     end = f"; {remedy}" if remedy else ""
     for name in names:
         path = inside(folder, name)
@@ -209,8 +216,8 @@ def check_sealed(folder: Path, names: Iterable[str], *, remedy: str = "") -> Non
             )
 
 
-def _entries(folder: Path) -> dict[str, tuple[int, str]]:
-    path = folder / SEAL
+def _entries(folder: Path, remedy: str) -> dict[str, tuple[int, str]]:
+    path, end = folder / SEAL, f"; {remedy}" if remedy else ""
     try:
         document = read_sealed(path)
         return {
@@ -220,9 +227,9 @@ def _entries(folder: Path) -> dict[str, tuple[int, str]]:
     except FileNotFoundError:
         raise CheckpointError(
             f"{str(folder)!r} must hold {SEAL!r} with the hashes of its files; there is none: it "
-            f"was removed, or version 0.1 wrote the folder"
+            f"was removed, or version 0.1 wrote the folder{end}"
         ) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"{str(path)!r} must hold the hashes of the files beside it: {reason(error)}"
+            f"{str(path)!r} must hold the hashes of the files beside it: {reason(error)}{end}"
         ) from None

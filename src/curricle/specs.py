@@ -39,7 +39,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
 from curricle.errors import SpecError, near_names, reason
-from curricle.yaml_specs import MOST_CHARACTERS, from_yaml
+from curricle.yaml_specs import MOST_CHARACTERS, from_yaml, kind_of
 
 ValueType = TypeVar("ValueType")
 Arguments = ParamSpec("Arguments")
@@ -297,8 +297,12 @@ def to_yaml(spec: object) -> str:
     return yaml.safe_dump(plain(spec), sort_keys=False, width=100, allow_unicode=True)
 
 
-def read_yaml(path: Path) -> Plain:
+def read_yaml(path: Path, *, listed: str = "") -> Plain:
     """Return the plain data in a YAML file.
+
+    Args:
+        path: The file.
+        listed: Where its fields are listed, for the error.
 
     Raises:
         SpecError: If the file cannot be read, is not YAML or does not hold named fields.
@@ -313,8 +317,11 @@ def read_yaml(path: Path) -> Plain:
         data = from_yaml(text)
     except ValueError as error:
         raise SpecError(f"{str(path)!r} {error}") from None
+    rule = f"must hold named fields{f', which {listed} lists' if listed else ''}"
+    if data is None:
+        raise SpecError(f"{str(path)!r} is empty; it {rule}")
     if not isinstance(data, dict):
-        raise SpecError(f"{str(path)!r} must hold named fields; got {type(data).__name__}")
+        raise SpecError(f"{str(path)!r} {rule}; got {kind_of(data)}")
     return data
 
 

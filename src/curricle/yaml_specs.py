@@ -59,6 +59,21 @@ def _sentence(error: MarkedYAMLError) -> str:
     return f"{' '.join(filter(None, [error.context, error.problem]))}{where}"
 
 
+def kind_of(data: object) -> str:
+    """Return what plain data is, in the words of a file."""
+    if data is None:
+        return "nothing"
+    kinds: dict[type, str] = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "named fields",
+    }
+    return kinds.get(type(data), f"a {type(data).__name__}")
+
+
 def from_json(text: str | bytes) -> Any:  # noqa: ANN401 - as above
     """Return the plain data in a JSON text.
 

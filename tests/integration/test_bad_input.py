@@ -174,8 +174,8 @@ def test_every_verb_refuses_an_empty_text(
     [
         (None, "spec.yaml' cannot be read: No such file or directory\n"),
         ("a: [1", "spec.yaml' is not YAML"),
-        ("- 1", "spec.yaml' must hold named fields; got list"),
-        ("", "spec.yaml' must hold named fields; got NoneType"),
+        ("- 1", "spec.yaml' must hold named fields, which docs/spec.md lists; got a list"),
+        ("", "spec.yaml' is empty; it must hold named fields, which docs/spec.md lists"),
         ("seed: 1", "'output_dir': field required"),
     ],
 )
@@ -214,7 +214,7 @@ def test_the_teacher_of_another_spec_is_left_as_it_is(
     assert command("teach", parity)[0] == 0
     before = contents(tmp_path)
     told = sentence(command("distill", parity, "--set", "teacher.model.widths=[17]"))
-    assert "'run/teacher' must hold the teacher of this spec; its digest is" in told
+    assert "'run/teacher' must hold the teacher of this spec; it was taught by another" in told
     assert "'--set output_dir=...' takes another folder" in told
     assert contents(tmp_path) == before
 

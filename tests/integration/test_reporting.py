@@ -1,6 +1,9 @@
 """What reports of run folders tell: targets, budgets, missing runs, and what the disk refuses."""
 
+import html
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -116,6 +119,49 @@ def test_a_report_names_what_to_type_to_run_it_again(
     command("compare", parity, "--set", "budget=6 steps", "--set", "seeds=[4]")
     page = (tmp_path / "run" / "report.html").read_text()
     assert "&#x27;budget=6 steps&#x27; --set &#x27;seeds=[4]&#x27;</code>" in page
+
+
+def lines_again(page: Path) -> list[str]:
+    """Return what a page says to type to make it again."""
+    found = re.search(r"Run it again</h3><pre><code>(.*?)</code>", page.read_text(), re.DOTALL)
+    return [] if found is None else html.unescape(found[1]).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("folders", "page"),
+    [
+        (["run"], "else/page.html"),
+        (["python"], "with blank.html"),
+        (["run", "python"], "run/page.html"),
+    ],
+)
+def test_a_page_elsewhere_names_its_place_to_be_made_again(
+    command: Command, parity: Path, folders: list[str], page: str
+) -> None:
+    command("distill", parity)
+    shutil.copytree("run", "python")
+    for name in ("spec.yaml", "run.json"):
+        Path("python", name).unlink()
+    assert command("report", *folders, "--output", page)[0] == 0
+    content, (*before, line) = Path(page).read_bytes(), lines_again(Path(page))
+    assert before == ([f"curricle distill {parity}"] if folders == ["run"] else [])
+    assert shlex.split(line) == ["curricle", "report", *folders, "--output", page]
+    Path(page).unlink()
+    assert command(*shlex.split(line)[1:])[0] == 0
+    assert Path(page).read_bytes() == content
+
+
+@pytest.mark.parametrize("output", [(), ("--output", "{}"), ("--output", "./{}")])
+def test_a_page_at_its_usual_place_needs_no_place_named(
+    command: Command, parity: Path, output: tuple[str, ...]
+) -> None:
+    command("distill", parity)
+    shutil.copytree("run", "other")
+    for folders, place in ((["run"], "run/"), (["run", "other"], "joint-report/")):
+        page = f"{place}report.html"
+        assert command("report", *folders, *(one.format(page) for one in output))[0] == 0
+        assert len(lines_again(Path(page))) == 1
+        assert "--output" not in lines_again(Path(page))[0]
 
 
 def test_a_report_of_several_folders_tells_their_runs_apart(

@@ -1,5 +1,6 @@
 """The command line: what it prints, with which code it ends, what it calls itself."""
 
+import shlex
 import signal
 import subprocess
 import sys
@@ -8,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from curricle import cli
 from curricle.errors import CheckpointError, SpecError
 from curricle.training.interrupts import Interrupted
+from tests.runs import tiny_comparison
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> object:
@@ -184,6 +187,53 @@ def test_a_launcher_of_several_processes_is_refused_before_anything_is_written(
     assert run(monkeypatch, verb, *([str(folder)] if folder else [])) == 2
     assert "'WORLD_SIZE' must be 1, since a run is one process" in capsys.readouterr().err
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.integration
+def test_verbs_that_do_not_train_run_beside_a_launcher_of_several_processes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("spec.yaml").write_text(yaml.safe_dump(tiny_comparison() | {"seeds": [0]}))
+    assert run(monkeypatch, "compare", "spec.yaml") == 0
+    capturing = ("--set", "targets.folder=targets")
+    assert run(monkeypatch, "targets", "capture", "spec.yaml", *capturing) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    reading = (
+        ("plan", "spec.yaml"),
+        ("plan", "spec.yaml", "--set", "output_dir=new", "--set", "budget=1 seconds"),
+        ("report", "run"),
+        ("probe", "run"),
+        ("targets", "info", "targets"),
+        ("targets", "verify", "targets", "--spec", "spec.yaml", *capturing),
+    )
+    codes = {line: run(monkeypatch, *line) for line in reading}
+    assert codes == dict.fromkeys(reading, 0)
+    capsys.readouterr()
+    for line in (
+        ("teach", "spec.yaml", "--set", "output_dir=new"),
+        ("distill", "spec.yaml", "--set", "output_dir=new"),
+        ("compare", "spec.yaml", "--set", "output_dir=new"),
+        ("resume", "run"),
+        ("targets", "capture", "spec.yaml", "--set", "targets.folder=new"),
+        ("reproduce", "parity-mlp", "--scale", "smoke", "--output-dir", "new"),
+    ):
+        assert run(monkeypatch, *line) == 2, line
+        assert "'WORLD_SIZE' must be 1" in capsys.readouterr().err
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("name", ["parity", "text"])
+@pytest.mark.parametrize("folder", ["", "a", "runs/b c"])
+def test_a_demo_names_its_folder_to_be_run_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, folder: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines: list[str] = []
+    monkeypatch.setattr(cli, "_compare", lambda *_, line, **__: lines.append(line))
+    option = ("--output-dir", folder) if folder else ()
+    assert run(monkeypatch, "demo", name, "--set", "seeds=[1]", *option) == 0
+    assert shlex.split(lines[0]) == ["curricle", "demo", name, "--set", "seeds=[1]", *option]
 
 
 def demo_folder(parent: Path) -> Path:

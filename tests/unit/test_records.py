@@ -132,14 +132,14 @@ def test_a_file_shorter_than_the_checkpoint_says_is_refused_and_left_alone(tmp_p
     with pytest.raises(
         CheckpointError,
         match=rf"records\.jsonl' must hold the {size + 1} bytes that the checkpoint goes on from; "
-        rf"got {size}$",
+        rf"got {size}; restore it, or move the folder '{tmp_path}' away and run again$",
     ):
         RecordWriter(path, keep_bytes=size + 1)
     assert path.read_bytes() == before
 
 
 def test_a_missing_file_cannot_be_gone_on_with(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"bytes that the checkpoint goes on from; got 0$"):
+    with pytest.raises(CheckpointError, match=r"bytes that the checkpoint .*; got 0; restore"):
         RecordWriter(tmp_path / "records.jsonl", keep_bytes=1)
     assert not (tmp_path / "records.jsonl").exists()
 
@@ -190,7 +190,11 @@ def test_a_complete_line_that_is_no_record_is_told_with_its_number(
     path = tmp_path / "records.jsonl"
     write(path, RUN[:1])
     path.write_bytes(path.read_bytes() + line)
-    with pytest.raises(CheckpointError, match=r"records\.jsonl' line 2 is not a record: "):
+    with pytest.raises(
+        CheckpointError,
+        match=rf"records\.jsonl' line 2 is not a record: .*; restore it, or move the folder "
+        rf"'{tmp_path}' away and run again$",
+    ):
         list(read_records(path))
 
 
@@ -231,7 +235,7 @@ def test_the_schema_of_a_probes_record_is_frozen() -> None:
 def test_other_lines_are_no_probes_records(tmp_path: Path, line: str) -> None:
     path = tmp_path / "probes.jsonl"
     path.write_text(line + "\n")
-    with pytest.raises(CheckpointError, match=r"probes.jsonl' line 1 is not a record: "):
+    with pytest.raises(CheckpointError, match=r"probes.jsonl' line 1 is not .*probe' writes"):
         read_probes(path)
 
 

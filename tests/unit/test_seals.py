@@ -73,6 +73,19 @@ def test_a_document_without_a_check_is_read_where_it_may_be(tmp_path: Path) -> N
         read_sealed(tmp_path / "a")
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"), [(b"[]", "a list"), (b"3", "a number"), (b"null", "nothing")]
+)
+def test_what_is_no_document_is_told_in_the_words_of_a_file(
+    tmp_path: Path, content: bytes, kind: str
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^it must hold named fields; got {kind}$"):
+        read_sealed(tmp_path / "a")
+    with pytest.raises(ValueError, match=rf"^it must hold named fields; got {kind}$"):
+        LineChain().read(content)
+
+
 @pytest.mark.parametrize("content", [b"[]", b"3", b"\xff", b""])
 def test_what_is_no_document_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a").write_bytes(content)

@@ -218,7 +218,31 @@ def test_broken_yaml_is_told_in_one_line(tmp_path: Path) -> None:
         read_yaml(path)
 
 
-@pytest.mark.parametrize(("text", "found"), [("- 1", "list"), ("", "NoneType"), ("3", "int")])
+@pytest.mark.parametrize("text", ["", "# all is commented out\n", "\n \n", "---\n...\n"])
+@pytest.mark.parametrize(
+    ("listed", "rule"),
+    [("", "named fields"), ("docs/spec.md", r"named fields, which docs/spec\.md lists")],
+)
+def test_an_empty_yaml_file_is_told_as_empty(
+    tmp_path: Path, text: str, listed: str, rule: str
+) -> None:
+    path = tmp_path / "cart.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(SpecError, match=rf"cart\.yaml' is empty; it must hold {rule}$"):
+        read_yaml(path, listed=listed)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("- 1", "a list"),
+        ("3", "a number"),
+        ("0.5", "a number"),
+        ("seed 3", "a text"),
+        ("yes", "true or false"),
+        ("2024-01-02", "a date"),
+    ],
+)
 def test_yaml_must_hold_named_fields(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "cart.yaml"
     path.write_text(text, encoding="utf-8")

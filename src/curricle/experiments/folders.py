@@ -1,17 +1,17 @@
 """Run folders of the command line.
 
 `spec.yaml` holds what was asked for, `run.json` the command and the hash of the spec,
-`teacher/taught.json` the digest of the spec by which its teacher was taught. A folder that already
-holds a run is refused before anything is written; a teacher that `curricle teach` left there is
-used again if the spec asks for the same. One command at a time works in a folder.
+`teacher/taught.json` the settings by which its teacher was taught, with their digest. A folder that
+already holds a run is refused before anything is written; a teacher that `curricle teach` left
+there is used again if the spec asks for the same. One command at a time works in a folder.
 """
 
-import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final, final
+from typing import Any, Final, final
 
 from torch import nn
 
@@ -26,7 +26,6 @@ from curricle.seals import read_sealed, write_sealed
 from curricle.specs import changes, fingerprint, parse, plain, read_yaml, to_yaml
 from curricle.training.engine import FINISHED, RECORDS
 from curricle.training.resuming import check_weights_file
-from curricle.yaml_specs import from_json
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
 TAUGHT = "taught.json"
@@ -77,9 +76,13 @@ def _changes(spec: RunSpec) -> str:
     if not has_spec(spec.folder):
         return ""
     words = changes(plain(stored_spec(spec.folder)), plain(spec))
+    return f"; 'resume' runs the stored spec, not this one, where {_listed(words)}" if words else ""
+
+
+def _listed(words: list[str]) -> str:
+    """Return the first changes, and how many are left out."""
     more = len(words) - MOST_CHANGES
-    listed = ", ".join(words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"])
-    return f"; 'resume' runs the stored spec, not this one, where {listed}" if words else ""
+    return ", ".join(words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"])
 
 
 def start(spec: RunSpec, origin: Origin) -> None:
@@ -118,22 +121,41 @@ def read_origin(folder: Path) -> Origin:
     Raises:
         CheckpointError: If the folder holds no run.
     """
+    path = folder / COMMAND
     try:
         # Version 0.1 wrote no check and no hash.
-        document = read_sealed(folder / COMMAND, needs_check=False)
+        document = read_sealed(path, needs_check=False)
         document.pop(SPEC_HASH, None)
-        origin = Origin(**document)
-    except (OSError, ValueError, TypeError) as error:
+        origin = _parsed_origin(document)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{str(folder)!r} must be a run folder with a {COMMAND!r}: {reason(error)}"
-            f"{_hint(folder)}"
+            f"{_remedy(folder) if path.exists() else _hint(folder)}"
         ) from None
     if origin.command not in COMMANDS:
         raise CheckpointError(
-            f"'command' in {str(folder / COMMAND)!r} must be one of {', '.join(COMMANDS)}; got "
+            f"'command' in {str(path)!r} must be one of {', '.join(COMMANDS)}; got "
             f"{origin.command!r}"
         )
     return origin
+
+
+def _parsed_origin(document: dict[str, Any]) -> Origin:
+    """Return the origin in a document.
+
+    Raises:
+        ValueError: If it holds something else.
+    """
+    names = [field.name for field in fields(Origin)]
+    if set(document) != set(names) or not all(isinstance(one, str) for one in document.values()):
+        raise ValueError(f"it must hold texts {', '.join(map(repr, names))}; got {document}")
+    return Origin(**document)
+
+
+def _remedy(folder: Path) -> str:
+    """Return what to do about a damaged command file."""
+    again = f"run {str(folder / SPEC)!r} with another 'output_dir'"
+    return f"; restore it, or {again if has_spec(folder) else 'run again in another folder'}"
 
 
 def _hint(folder: Path) -> str:
@@ -188,29 +210,81 @@ def is_claimed(spec: RunSpec) -> bool:
     """Return whether the run folder has this spec's teacher, finished or begun.
 
     Raises:
-        CheckpointError: If it has the teacher of another spec.
+        CheckpointError: If it has the teacher of another spec, or its claim is damaged.
     """
     folder = spec.folder / TEACHER
     claim = folder / TAUGHT
     if spec.teacher.total is None or not claim.is_file():
         return False
-    try:
-        found = from_json(claim.read_bytes())["spec"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(
-            f"{str(claim)!r} must tell whose teacher this is: {error!r}"
-        ) from None
+    found, then = _read_claim(claim)
     if found != (digest := teacher_digest(spec)):
+        words = _taught_otherwise(then, teacher_facts(spec)) if then else []
+        told = f"it was taught by another one, where {_listed(words)}"
         raise CheckpointError(
             f"{str(folder)!r} must hold the teacher of this spec; "
-            f"its digest is {found}, not {digest}; '--set output_dir=...' takes another folder"
+            f"{told if words else f'its digest is {found}, not {digest}'}; "
+            f"'--set output_dir=...' takes another folder"
         )
     return True
 
 
 def claim_teacher(spec: RunSpec) -> None:
     """Note that the teacher in the run folder is the one of this spec."""
-    write_text(spec.folder / TEACHER / TAUGHT, json.dumps({"spec": teacher_digest(spec)}))
+    facts = teacher_facts(spec)
+    claim = {"spec": _digest(facts), "facts": facts}
+    write_sealed(spec.folder / TEACHER / TAUGHT, claim)
+
+
+def _read_claim(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the digest of the spec by which a teacher was taught, and its facts if they are kept.
+
+    Raises:
+        CheckpointError: If the file cannot be read or is damaged.
+    """
+    try:
+        return _parsed_claim(path)
+    except (OSError, ValueError) as error:
+        folder = path.parent.parent
+        again = f"'curricle resume {folder}'" if (folder / COMMAND).is_file() else "the command"
+        raise CheckpointError(
+            f"{str(path)!r} must hold the settings by which the teacher beside it was taught: "
+            f"{reason(error)}; remove this file, and {again} compares the teacher's records with "
+            f"the spec and writes it again"
+        ) from None
+
+
+def _parsed_claim(path: Path) -> tuple[str, dict[str, Any]]:
+    """Return the digest and the facts in a claim.
+
+    Raises:
+        ValueError: If they are none.
+    """
+    # Version 0.1 wrote the digest alone, without a check.
+    claim = read_sealed(path, needs_check=False)
+    if claim.keys() not in ({"spec"}, {"spec", "facts"}):
+        raise ValueError(f"it must hold 'spec' and 'facts'; got {sorted(claim)}")
+    digest = claim["spec"]
+    if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{16}", digest):
+        raise ValueError(f"'spec' must be 16 hexadecimal digits; got {digest!r}")
+    return digest, claim.get("facts", {})
+
+
+def teacher_facts(spec: RunSpec) -> dict[str, Any]:
+    """Return everything on which the teacher depends as plain data, and the task for people."""
+    engine = spec.engine
+    data = spec.task.open(seed=spec.seed, cache_dir=Path(spec.cache_dir))
+    return {
+        "data": data.stream.fingerprint,
+        "task": plain(spec.task),
+        "teacher": plain(spec.teacher),
+        "optimizer": plain(spec.teacher.optimizer or spec.optimizer),
+        "engine": {
+            "precision": engine.precision,
+            "accumulation": engine.accumulation,
+            "clip_norm": engine.clip_norm or 0,
+        },
+        "seed": spec.seed,
+    }
 
 
 def teacher_digest(spec: RunSpec) -> str:
@@ -218,17 +292,32 @@ def teacher_digest(spec: RunSpec) -> str:
 
     Of the task that is its training data, not where they lie or how students are judged.
     """
-    engine = spec.engine
-    data = spec.task.open(seed=spec.seed, cache_dir=Path(spec.cache_dir))
-    return fingerprint(
-        [
-            data.stream.fingerprint,
-            plain(spec.teacher),
-            plain(spec.teacher.optimizer or spec.optimizer),
-            [engine.precision, engine.accumulation, engine.clip_norm or 0],
-            spec.seed,
-        ]
-    )
+    return _digest(teacher_facts(spec))
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    engine = list(facts["engine"].values())
+    return fingerprint([
+        facts["data"], facts["teacher"], facts["optimizer"], engine, facts["seed"],
+    ])  # fmt: skip
+
+
+def _taught_otherwise(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return in words which settings of a teacher differ, named as a spec names them."""
+    facts = [dict(one) for one in (then, now)]
+    data = [one.pop("data", None) for one in facts]
+    tasks = [one.pop("task", None) for one in facts]
+    # Where a spec gives the teacher an optimizer of its own, the run's says nothing of it.
+    if any(one["teacher"].get("optimizer") for one in facts):
+        for one in facts:
+            one["teacher"] = one["teacher"] | {"optimizer": one.pop("optimizer")}
+    words = changes(*facts)
+    if data[0] != data[1]:
+        told = changes(*({"task": task} for task in tasks))
+        # Data that are drawn depend on the seed, which is named already.
+        is_drawn = then.get("seed") != now.get("seed")
+        words = [*(told or ([] if is_drawn else ["the data are others"])), *words]
+    return words
 
 
 def end_of(folder: Path) -> EndRecord | None:

@@ -337,7 +337,7 @@ def load_spec(path: Path, assignments: list[str] | None = None) -> RunSpec:
         path: The file.
         assignments: Overrides.
     """
-    data = override(read_yaml(path), assignments or [])
+    data = override(read_yaml(path, listed="docs/spec.md"), assignments or [])
     spec: RunSpec = parse(RunSpec, data, source=str(path))
     return spec
 

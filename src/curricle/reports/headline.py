@@ -1,10 +1,10 @@
 """One-line verdict of a comparison.
 
-The strategy that reached the target with the fewest examples leads the line. A strategy that did
-not reach it gives a lower bound: its mean would be at least what its runs have consumed. The line
-says so when the subject did not lead, when another strategy needed fewer FLOPs or seconds, and when
-runs are incomplete or missing. Where the numbers may not be compared at all, the line says that and
-nothing else.
+The strategy that reached the target with the fewest examples leads the line; those that needed
+equally many lead it together. A strategy that did not reach the target gives a lower bound: its
+mean would be at least what its runs have consumed. The line says so when the subject did not lead,
+when another strategy needed fewer FLOPs or seconds, and when runs are incomplete or missing. Where
+the numbers may not be compared at all, the line says that and nothing else.
 
 Design: every word of it follows from a `Summary`, so a summary read back from JSON gives it again.
 A difference that lies inside its 95 % interval over seeds is no verdict (see `comparisons`); both
@@ -48,27 +48,51 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     # A subject that is level with the best leads the line: to call that a loss would mislead.
     if subject in reached and _is_level(reached[ranking[0]], reached[subject]):
         ranking.sort(key=lambda name: name != subject)
-    leader = ranking[0]
-    others = [*ranking[1:], *sorted(set(summary.methods) - set(reached))]
-    clauses = [_against(summary.methods, leader, name) for name in others]
-    opening = _opening(summary, leader, subject)
+    leaders = _leaders(summary, reached, ranking)
+    others = [name for name in ranking if name not in leaders]
+    others += sorted(set(summary.methods) - set(reached))
+    clauses = [_against(summary.methods, leaders[0], name) for name in others]
+    opening = _opening(summary, leaders, subject)
     return (
         ", ".join([opening, *_shortened(clauses)])
-        + _cheaper(leader, reached)
+        + _cheaper(leaders, reached)
         + _seeds(summary)
         + "."
     )
 
 
-def _opening(summary: Summary, leader: str, subject: str) -> str:
-    """Return what the leader reached, and before it whether the subject was measurably behind."""
-    first = summary.methods[leader]
+def _leaders(
+    summary: Summary, reached: Mapping[str, MethodSummary], ranking: Sequence[str]
+) -> list[str]:
+    """Return the strategies that needed the fewest examples, equally many each.
+
+    One alone where shares of another's cost are told, which differ from one to the next.
+    """
+    first = reached[ranking[0]]
+    if any(_share(summary, ranking[0])):
+        return [*ranking[:1]]
+    return [name for name in ranking if _is_equal(first, reached[name], "examples")]
+
+
+def _is_equal(first: MethodSummary, other: MethodSummary, cost: str) -> bool:
+    return cost_verdict(first.costs(cost), other.costs(cost)) == "equal"
+
+
+def _together(names: Sequence[str]) -> str:
+    """Return names as one subject; the last of many are counted."""
+    *most, last = _shortened(names)
+    return f"{', '.join(most)} and {last.removeprefix('and ')}" if most else last
+
+
+def _opening(summary: Summary, leaders: Sequence[str], subject: str) -> str:
+    """Return what the leaders reached, and before it whether the subject was measurably behind."""
+    first = summary.methods[leaders[0]]
     other = summary.methods.get(subject)
-    is_behind = leader != subject and other is not None and _is_decided(first, other)
+    is_behind = subject not in leaders and other is not None and _is_decided(first, other)
     lost = f"{subject} did not win: " if is_behind else ""
-    share, noise = _share(summary, leader)
-    amount = f"{short(_examples(first))} examples"
-    return f"{lost}{leader} reached {summary.goal} {share}with {amount}{noise}"
+    share, noise = _share(summary, leaders[0])
+    amount = f"{short(_examples(first))} examples{' each' if len(leaders) > 1 else ''}"
+    return f"{lost}{_together(leaders)} reached {summary.goal} {share}with {amount}{noise}"
 
 
 def _is_decided(first: MethodSummary, other: MethodSummary) -> bool:
@@ -171,6 +195,8 @@ def _against(methods: Mapping[str, MethodSummary], leader: str, name: str) -> st
     first, other = methods[leader], methods[name]
     if other.to_target.examples is None:
         return _bound(first, name, other)
+    if _is_equal(first, other, "examples"):
+        return f"as many as {name}"
     if cost_verdict(first.costs("examples"), other.costs("examples")) == "unclear":
         return f"{NOISE} from {name} ({_both(first, other, 'examples')})"
     ratio = _examples(other) / max(_examples(first), 1.0)
@@ -220,11 +246,12 @@ def _times(ratio: float, *, down: bool = False) -> str:
     return f"{whole / scale:g}" if whole < 1000 * scale else short(whole / scale)
 
 
-def _cheaper(leader: str, reached: Mapping[str, MethodSummary]) -> str:
-    """Return which other strategy needed fewer FLOPs or seconds, if one did."""
+def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> str:
+    """Return which strategies needed fewer FLOPs or seconds than a leader, if some did."""
     clauses = []
     for cost, words in (("total_flops", "total FLOPs"), ("seconds", "seconds")):
         amounts = {name: getattr(method.to_target, cost) for name, method in reached.items()}
+        leader = max(leaders, key=lambda name: amounts[name])
         first = reached[leader]
         cheaper = {
             name: cost_verdict(reached[name].costs(cost), first.costs(cost))
@@ -233,7 +260,9 @@ def _cheaper(leader: str, reached: Mapping[str, MethodSummary]) -> str:
         }
         sure = [name for name, kind in cheaper.items() if kind in ("less", "single")]
         if sure:
-            clauses.append(f"fewer {words} by {sure[0]} ({_both(reached[sure[0]], first, cost)})")
+            least = reached[sure[0]]
+            names = _together([name for name in sure if _is_equal(least, reached[name], cost)])
+            clauses.append(f"fewer {words} by {names} ({_both(least, first, cost)})")
         elif "unclear" in cheaper.values():
             name = next(name for name, kind in cheaper.items() if kind == "unclear")
             clauses.append(f"{NOISE} in {words} from {name} ({_both(first, reached[name], cost)})")

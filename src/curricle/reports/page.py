@@ -35,6 +35,7 @@ from curricle.reports.figures import (
     metrics_figure,
 )
 from curricle.reports.headline import headline
+from curricle.reports.names import capitalized
 from curricle.reports.quantities import is_share, short
 from curricle.reports.runs import Run, grouped
 from curricle.reports.summary import COSTS, Summary
@@ -154,7 +155,7 @@ def _header(summary: Summary, title: str) -> str:
     line = headline(summary)
     return (
         f'<header><h1>{html.escape(title)}</h1><p class="facts">{told}</p>'
-        f'<p class="headline">{html.escape(line[:1].upper() + line[1:])}</p></header>'
+        f'<p class="headline">{html.escape(capitalized(line, summary.methods))}</p></header>'
     )
 
 
@@ -315,7 +316,12 @@ def _plans(runs: Sequence[Run]) -> list[str]:
                 note(f"FLOPs and memory are those of seed {alike[0].seed}; others differ.")
             )
         parts.append(note(_planned_and_done(alike)))
-    return parts + [note(f"{text[:1].upper()}{text[1:].rstrip('.')}.") for text in _notes(runs)]
+    known = {name for run in runs for name in (run.method, *_stage_names(run))}
+    return parts + [note(f"{capitalized(text, known).rstrip('.')}.") for text in _notes(runs)]
+
+
+def _stage_names(run: Run) -> list[str]:
+    return [stage.name for stage in run.opening.stages]
 
 
 def _without_costs(stage: StagePlan) -> StagePlan:

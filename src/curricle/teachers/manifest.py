@@ -244,7 +244,7 @@ def read_manifest(folder: Path) -> Manifest:
     except (OSError, ValueError, CurricleError) as error:
         raise CheckpointError(
             f"{str(path)!r} must describe stored targets, as 'curricle targets capture' writes "
-            f"it: {reason(error)}"
+            f"it: {reason(error)}; capture into a new folder"
         ) from None
     for shard in manifest.shards:
         inside(folder, shard.file)

@@ -167,7 +167,8 @@ def _read_manifest(manifest: Path) -> _Listed:
         digests = tuple((int(step), str(digest)) for step, digest in listed.get("sha256", []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{str(manifest)!r} must list the steps of a trajectory: {reason(error)}"
+            f"{str(manifest)!r} must list the steps of a trajectory: {reason(error)}; teach the "
+            f"teacher again in another folder"
         ) from None
     if list(steps) != sorted(set(steps)) or any(step < 0 for step in steps):
         raise CheckpointError(

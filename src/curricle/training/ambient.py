@@ -3,7 +3,7 @@
 Callers may be inside `torch.autocast`, `torch.no_grad` or `torch.inference_mode`, or may have set a
 default device. `standard_state` runs a block as if none of that were so and puts all of it back.
 What cannot be undone from inside (function transforms, fake tensors, cached
-parametrizations, several processes) is refused.
+parametrizations) is refused, and so are several processes where something is trained or written.
 
 Left alone is what callers choose for speed, memory or debugging: threads, deterministic kernels,
 anomaly detection, hooks on saved tensors, precision of matrix products. So is the default dtype,
@@ -26,21 +26,26 @@ _ENTERED: ContextVar[tuple[str, ...] | None] = ContextVar("_ENTERED", default=No
 
 
 @contextmanager
-def standard_state() -> Iterator[None]:
+def standard_state(*, trains: bool = True) -> Iterator[None]:
     """Run a block with gradients, the CPU as default device and no autocast.
 
     The block is also a decorator. Inside another one it changes nothing.
+
+    Args:
+        trains: Whether the block trains or writes, which several processes must not do.
 
     Yields:
         Nothing.
 
     Raises:
-        BindError: If the surrounding state cannot be undone from inside.
+        BindError: If the surrounding state cannot be undone from inside, or a launcher has started
+            several processes of what trains.
     """
+    if trains:
+        check_single_process()
     if _ENTERED.get() is not None:
         yield
         return
-    check_single_process()
     token = _ENTERED.set(_notes())
     try:
         with ExitStack() as stack:

@@ -142,7 +142,7 @@ class BoundRun:
         return self.stages[-1].end
 
 
-@standard_state()
+@standard_state(trains=False)
 def bind(
     curriculum: Curriculum,
     *,

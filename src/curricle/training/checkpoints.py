@@ -13,6 +13,8 @@ or type is not that of the optimizer's own state: fused kernels read past the en
 import json
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -28,13 +30,12 @@ from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Spent
 from curricle.seals import SEAL, check_sealed, folder_seal
 from curricle.specs import parse, plain
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import from_json, kind_of
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
 ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
 FOLDER = re.compile(r"step-(\d{9,})")
 """Name of a checkpoint: the number of steps done."""
-REMEDY = "remove the checkpoint's folder to start the run anew"
 Slots = dict[str, tuple[bool, torch.dtype]]
 """State of a parameter by name: whether it has the parameter's shape, else none, and its type."""
 
@@ -139,9 +140,41 @@ def read_state(path: Path, *, planned: int | None = None) -> RunState:
         CheckpointError: If the state cannot be read, is damaged, or contradicts the folder's name
             or the length of the run.
     """
+    with _remedied(path):
+        state = _parsed_state(path)
+        check_sealed(path, [STATE])
+        _check_state(path, state, planned)
+        return state
+
+
+@contextmanager
+def _remedied(path: Path) -> Iterator[None]:
+    """Add to an error inside the block what can be done about a checkpoint.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: With the remedy, if one was raised inside.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; remove the folder {str(path)!r}: an unfinished run goes on from an older "
+            f"checkpoint if there is one, else anew"
+        ) from None
+
+
+def _parsed_state(path: Path) -> RunState:
+    """Return the content of a state.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
     content = _content(path)
     try:
-        state = RunState(
+        return RunState(
             spent=parse(Spent, content["spent"]),
             records_bytes=int(content["records_bytes"]),
             records_head=str(content.get("records_head", "")),
@@ -151,9 +184,6 @@ def read_state(path: Path, *, planned: int | None = None) -> RunState:
         raise CheckpointError(
             f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
         ) from None
-    check_sealed(path, [STATE], remedy=REMEDY)
-    _check_state(path, state, planned)
-    return state
 
 
 def _content(path: Path) -> dict[str, Any]:
@@ -166,7 +196,7 @@ def _content(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(
             f"{str(path / STATE)!r} must tell where a run stands: it must hold named fields; got "
-            f"{type(content).__name__!r}"
+            f"{kind_of(content)}"
         )
     return content
 
@@ -197,10 +227,11 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     Raises:
         CheckpointError: If a file is missing, damaged or does not fit.
     """
-    check_sealed(path, [STUDENT, OPTIMIZER], remedy=REMEDY)
-    load_weights(module, path / STUDENT)
-    optimizer.state.clear()
-    _restore_optimizer(optimizer, module, path / OPTIMIZER)
+    with _remedied(path):
+        check_sealed(path, [STUDENT, OPTIMIZER])
+        load_weights(module, path / STUDENT)
+        optimizer.state.clear()
+        _restore_optimizer(optimizer, module, path / OPTIMIZER)
 
 
 def load_adapters(path: Path, adapters: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
@@ -214,9 +245,10 @@ def load_adapters(path: Path, adapters: nn.ModuleList, optimizer: torch.optim.Op
     Raises:
         CheckpointError: If a file is missing, damaged or does not fit.
     """
-    check_sealed(path, [ADAPTERS, ADAPTERS_OPTIMIZER], remedy=REMEDY)
-    load_weights(adapters, path / ADAPTERS)
-    _restore_optimizer(optimizer, adapters, path / ADAPTERS_OPTIMIZER)
+    with _remedied(path):
+        check_sealed(path, [ADAPTERS, ADAPTERS_OPTIMIZER])
+        load_weights(adapters, path / ADAPTERS)
+        _restore_optimizer(optimizer, adapters, path / ADAPTERS_OPTIMIZER)
 
 
 def _name(steps: int) -> str:

@@ -24,7 +24,8 @@ from curricle.experiments.folders import (
     working,
 )
 from curricle.experiments.runner import single_run, teach, train_student
-from curricle.experiments.spec import RunSpec, changed
+from curricle.experiments.spec import RunSpec, changed, load_spec
+from tests.runs import contents
 
 MakeSpec = Callable[..., RunSpec]
 TAUGHT = Origin(command="teach", title="a", line="curricle teach a.yaml")
@@ -81,12 +82,58 @@ def test_a_folder_that_cannot_be_written_is_told(make_spec: MakeSpec) -> None:
         start(make_spec(), COMPARED)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"command": "teach"}'])
+NO_COMMAND = [
+    "{",
+    "[]",
+    "null",
+    "",
+    '{"command": "teach"}',
+    '{"title": 1, "line": 2, "command": 3}',
+]
+
+
+@pytest.mark.parametrize("content", [None, *NO_COMMAND])
 def test_a_folder_without_a_command_is_no_run(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "run.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"must be a run folder with a 'run\.json'"):
         read_origin(tmp_path)
+
+
+def test_a_folder_of_a_run_made_in_python_is_told_how_it_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").touch()
+    with pytest.raises(CheckpointError, match=r"; a run made in Python goes on with 'curricle.dis"):
+        read_origin(tmp_path)
+
+
+@pytest.mark.parametrize("content", NO_COMMAND)
+def test_a_damaged_command_is_not_taken_for_a_run_made_in_python(
+    tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "records.jsonl").touch()
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError) as refusal:
+        read_origin(tmp_path)
+    assert "Python" not in str(refusal.value)
+    assert "__init__" not in str(refusal.value)
+    assert str(refusal.value).endswith("; restore it, or run again in another folder")
+
+
+@pytest.mark.parametrize("place", [0.01, 0.5, 0.99])
+def test_the_way_out_of_a_damaged_command_leads_out(
+    make_spec: MakeSpec, tmp_path: Path, place: float
+) -> None:
+    start(make_spec(), COMPARED)
+    path = make_spec().folder / "run.json"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    told = rf"; restore it, or run '{make_spec().folder}/spec.yaml' with another 'output_dir'$"
+    with pytest.raises(CheckpointError, match=told):
+        stored_spec(make_spec().folder)
+    other = load_spec(make_spec().folder / "spec.yaml", [f"output_dir={tmp_path / 'other'}"])
+    start(other, COMPARED)
+    assert stored_spec(other.folder) == make_spec(f"output_dir={tmp_path / 'other'}")
 
 
 def test_a_folder_without_a_spec_is_told(tmp_path: Path) -> None:
@@ -101,20 +148,97 @@ def test_a_claimed_teacher_is_recognized(make_spec: MakeSpec) -> None:
     assert is_claimed(make_spec())
 
 
-def test_the_teacher_of_another_spec_is_refused(make_spec: MakeSpec) -> None:
+@pytest.mark.parametrize(
+    ("assignments", "words"),
+    [
+        (["teacher.model.widths=[17]"], r"'teacher.model.widths' was \[16\] and is \[17\]"),
+        (["teacher.total=21 steps"], "'teacher.total.number' was 20 and is 21"),
+        (["teacher.checkpoints=4"], "'teacher.checkpoints' was 2 and is 4"),
+        (["optimizer.learning_rate=0.1"], "'optimizer.learning_rate' was 0.3 and is 0.1"),
+        (
+            ["teacher.optimizer={kind: sgd, learning_rate: 0.4}"],
+            "'teacher.optimizer.learning_rate' was 0.3 and is 0.4",
+        ),
+        (["engine.clip_norm=1"], "'engine.clip_norm' was 0 and is 1.0"),
+        (["seed=1"], "'seed' was 0 and is 1"),
+        (["task.degree=3"], "'task.degree' was 2 and is 3"),
+        (
+            ["task.degree=3", "seed=1"],
+            "'task.degree' was 2 and is 3, 'seed' was 0 and is 1",
+        ),
+    ],
+)
+def test_the_teacher_of_another_spec_is_refused_with_what_differs(
+    make_spec: MakeSpec, assignments: list[str], words: str
+) -> None:
     claim_teacher(make_spec())
     with pytest.raises(
-        CheckpointError, match=r"teacher' must hold the teacher of this spec; its d"
+        CheckpointError,
+        match=rf"teacher' must hold the teacher of this spec; it was taught by another one, where "
+        rf"{words}; '--set output_dir=\.\.\.' takes another folder$",
     ):
-        refuse_taken(make_spec("teacher.model.widths=[17]"), "distill")
+        refuse_taken(make_spec(*assignments), "distill")
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}"])
-def test_a_damaged_claim_is_told(make_spec: MakeSpec, content: str) -> None:
+def test_a_teacher_of_an_earlier_version_is_known_by_its_digest_alone(make_spec: MakeSpec) -> None:
     claim_teacher(make_spec())
-    (make_spec().folder / "teacher" / "taught.json").write_text(content)
-    with pytest.raises(CheckpointError, match=r"taught.json' must tell whose teacher this is"):
+    claim = {"spec": teacher_digest(make_spec())}
+    (make_spec().folder / "teacher" / "taught.json").write_text(json.dumps(claim))
+    assert is_claimed(make_spec())
+    with pytest.raises(CheckpointError, match=rf"its digest is {claim['spec']}, not [0-9a-f]+; "):
+        is_claimed(make_spec("seed=1"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", "null", '{"spec": 5}', '{"spec": "z123456789abcdef"}', b"\xff\xfe", ""],
+)
+def test_a_damaged_claim_is_told(make_spec: MakeSpec, content: str | bytes) -> None:
+    claim_teacher(make_spec())
+    path = make_spec().folder / "teacher" / "taught.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(
+        CheckpointError,
+        match=r"taught.json' must hold the settings by which the teacher beside it was taught: "
+        r".*; remove this file, and the command compares the teacher's records",
+    ):
         is_claimed(make_spec())
+
+
+@pytest.mark.parametrize("place", [0.0, 0.01, 0.1, 0.3, 0.6, 0.9, 0.98, 0.9999])
+def test_a_flipped_bit_of_a_claim_is_no_other_spec(make_spec: MakeSpec, place: float) -> None:
+    claim_teacher(make_spec())
+    path = make_spec().folder / "teacher" / "taught.json"
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1
+    path.write_bytes(content)
+    for spec in (make_spec(), make_spec("seed=1")):
+        with pytest.raises(CheckpointError, match=r"taught.json' must hold the settings by which"):
+            is_claimed(spec)
+
+
+def test_a_removed_claim_is_written_again_and_the_teacher_stays(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    start(spec, TAUGHT)
+    teach(spec)
+    path = spec.folder / "teacher" / "taught.json"
+    whole, before = path.read_bytes(), contents(spec.folder / "teacher")
+    path.write_text("{")
+    with pytest.raises(CheckpointError, match=rf"'curricle resume {spec.folder}' compares"):
+        teach(stored_spec(spec.folder))
+    path.unlink()
+    teach(stored_spec(spec.folder))
+    assert path.read_bytes() == whole
+    assert contents(spec.folder / "teacher") == before
+
+
+def test_without_its_claim_the_teacher_of_another_spec_is_still_refused(
+    make_spec: MakeSpec,
+) -> None:
+    teach(make_spec())
+    (make_spec().folder / "teacher" / "taught.json").unlink()
+    with pytest.raises(CheckpointError, match="'seed' was 0 and is 1"):
+        teach(make_spec("seed=1"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -73,10 +73,73 @@ def test_the_headline_tells_of_overlapping_seeds_and_partial_success(
     assert "one_shot (reached by 1/3 seeds, 3k on average)" in line
 
 
-def test_equal_costs_are_called_about_equal(tmp_path: Path, write_run: WriteRun) -> None:
+@pytest.mark.parametrize(
+    ("methods", "told"),
+    [
+        (("extraction", "one_shot"), "extraction and one_shot"),
+        (("b", "a"), "a and b"),
+        (("c", "extraction", "a"), "extraction, a and c"),
+        ("hgfedcba", "a, b, c, d, e, f and 2 more in the table"),
+    ],
+)
+def test_equal_costs_are_told_together(
+    tmp_path: Path, write_run: WriteRun, methods: Sequence[str], told: str
+) -> None:
+    for method in methods:
+        write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, 40: 0.95})
+    write_run(tmp_path / "students/slow/seed-0", {20: 0.5, 80: 0.95})
+    assert headline(_summary(tmp_path)) == (
+        f"{told} reached 90 % accuracy with 400 examples each, 2 times fewer than slow (800); "
+        f"1 seed each, too few to measure noise."
+    )
+
+
+def test_equal_means_over_seeds_are_told_together(tmp_path: Path, write_run: WriteRun) -> None:
+    for seed, (step, other) in enumerate(((40, 60), (60, 40), (50, 50))):
+        write_run(tmp_path / f"students/extraction/seed-{seed}", {step: 0.95}, seed=seed)
+        write_run(tmp_path / f"students/one_shot/seed-{seed}", {other: 0.95}, seed=seed)
+    line = headline(_summary(tmp_path))
+    assert line == (
+        "extraction and one_shot reached 90 % accuracy with 500 examples each; 3 seeds each."
+    )
+
+
+@pytest.mark.parametrize("cheap", ["extraction", "from_labels", "a"])
+def test_of_equal_costs_the_one_that_is_cheaper_otherwise_is_named(
+    tmp_path: Path, write_run: WriteRun, cheap: str
+) -> None:
+    for method in {"extraction", "from_labels", cheap}:
+        path = write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, 40: 0.95})
+        if method == cheap:
+            records = path / "records.jsonl"
+            text = records.read_text().replace('"teacher_flops": 12000,', '"teacher_flops": 0,')
+            edit_records(records, text)
+    line = headline(_summary(tmp_path))
+    assert f"with 400 examples each; but fewer total FLOPs by {cheap} (4k against 16k)" in line
+
+
+def test_two_that_are_equally_cheap_otherwise_are_both_named(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
     write_run(tmp_path / "students/extraction/seed-0", {20: 0.5, 40: 0.95})
-    write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 40: 0.95})
-    assert "about as many as one_shot (400)" in headline(_summary(tmp_path))
+    for method in ("b", "a"):
+        path = write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, 50: 0.95})
+        records = path / "records.jsonl"
+        free = records.read_text().replace('"teacher_flops": 15000,', '"teacher_flops": 0,')
+        edit_records(records, free)
+    line = headline(_summary(tmp_path))
+    assert "; but fewer total FLOPs by a and b (5k against 16k)" in line
+
+
+def test_a_tie_with_the_strategy_that_set_the_target_keeps_its_shares(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for method, step in (("extraction", 40), ("progressive", 40), ("one_shot", 80)):
+        write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, step: 0.95})
+    assert headline(summarize(load_runs([tmp_path]), target_of="one_shot")).startswith(
+        "extraction reached one_shot's final accuracy (95.00 %) in 0.5 of its seconds and 0.5 of "
+        "its total FLOPs, with 400 examples, as many as progressive, 2 times fewer than one_shot"
+    )
 
 
 def test_the_headline_names_who_was_cheaper_otherwise(tmp_path: Path, write_run: WriteRun) -> None:

@@ -81,7 +81,7 @@ def test_the_page_forbids_itself_to_load_anything(comparison: Path) -> None:
     [
         "Parity <1>",
         "parity · target: 90 % accuracy · budget: 2.5G FLOPs",
-        "Extraction reached 90 % accuracy with 600 examples, at least 5 times fewer",
+        "extraction reached 90 % accuracy with 600 examples, at least 5 times fewer",
         "96.00 ± 2.48 %",
         "not reached",
         "whole run",
@@ -130,6 +130,30 @@ def test_why_the_stages_are_as_they_are_is_told_once(tmp_path: Path, write_run: 
         path = tmp_path / f"students/extraction/seed-{seed}"
         write_run(path, {10: 0.5}, seed=seed, notes=("checkpoint 7 lies inside",))
     assert _write(tmp_path, tmp_path / "page.html").text.count("Checkpoint 7 lies inside.") == 1
+
+
+@pytest.mark.parametrize("method", ["from_labels", "ünder", "no"])
+def test_a_name_at_the_start_of_a_line_stays_as_it_is_written(
+    tmp_path: Path, write_run: WriteRun, method: str
+) -> None:
+    notes = (f"{method}: it is so", "second is a stage", "the rest is a sentence")
+    path = tmp_path / f"students/{method}/seed-0"
+    write_run(path, {10: 0.5, 20: 0.95}, method=method, notes=notes)
+    told = _write(tmp_path, tmp_path / "page.html").text
+    assert f"{method} reached 90 % accuracy" in told
+    assert f"{method}: it is so." in told
+    assert "second is a stage." in told
+    assert "The rest is a sentence." in told
+    assert method.capitalize() not in told
+
+
+@pytest.mark.parametrize("method", ["n", "extraction", "not"])
+def test_a_line_that_begins_with_a_word_begins_with_a_capital(
+    tmp_path: Path, write_run: WriteRun, method: str
+) -> None:
+    write_run(tmp_path / f"students/{method}/seed-0", {10: 0.5}, method=method)
+    told = _write(tmp_path, tmp_path / "page.html").text
+    assert "No strategy reached 90 % accuracy" in told
 
 
 def test_a_budget_of_several_parts_is_told_in_words(comparison: Path) -> None:

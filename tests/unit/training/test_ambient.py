@@ -248,6 +248,24 @@ def test_several_processes_are_refused_when_targets_are_captured(
     assert not (tmp_path / "targets").exists()
 
 
+def test_several_processes_may_bind_and_read_but_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    run = bound(one_shot(total="1 steps"))
+    assert run.num_steps == 1
+    outputs = Outputs(folder=tmp_path / "run")
+    with pytest.raises(BindError, match="got 2"):
+        execute(run, lambda _: {"accuracy": 0.0}, metric="accuracy", outputs=outputs)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_is_refused_stays_refused_inside_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with standard_state(trains=False), pytest.raises(BindError, match="got 2"), standard_state():
+        pass
+
+
 def test_a_process_group_of_several_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)

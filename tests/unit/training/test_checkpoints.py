@@ -185,7 +185,7 @@ def test_state_of_a_parameter_that_the_model_has_not_is_refused(tmp_path: Path) 
     strange = save_checkpoint(tmp_path / "b", state(), foreign, built)
     forge(path, OPTIMIZER, (strange / OPTIMIZER).read_bytes())
     with pytest.raises(
-        CheckpointError, match=r"^'optimizer' state must be of this model; got '3\.\w+'$"
+        CheckpointError, match=r"^'optimizer' state must be of this model; got '3\.\w+'; rem"
     ):
         load_checkpoint(path, module, OPTIMIZERS[1].build(module.parameters()))
 
@@ -309,7 +309,7 @@ def test_a_flipped_bit_is_noticed_in_every_file(
     content = bytearray((path / name).read_bytes())
     content[int(place * len(content))] ^= bits
     (path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match=name):
+    with pytest.raises(CheckpointError, match=rf"{name}.*; remove the folder '{path}': an unfini"):
         read_and_loaded(path)
 
 
@@ -324,7 +324,7 @@ def test_another_runs_file_is_noticed(tmp_path: Path, name: str) -> None:
 def test_a_folder_without_hashes_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     (path / SEAL).unlink()
-    with pytest.raises(CheckpointError, match=r"must hold 'manifest.json' with the hashes of its"):
+    with pytest.raises(CheckpointError, match=r"must hold 'manifest.json' with .*; remove"):
         read_state(path)
 
 
@@ -335,13 +335,13 @@ def test_a_number_of_steps_that_cannot_be_is_refused(tmp_path: Path, steps: int)
     content["spent"]["steps"] = steps
     (path / STATE).write_text(json.dumps(content))
     seal_folder(path, sealed_names(path))
-    with pytest.raises(CheckpointError, match=rf"'steps' in .* must be .*; got {steps}$"):
+    with pytest.raises(CheckpointError, match=rf"'steps' in .* must be .*; got {steps}; rem"):
         read_state(path, planned=40)
 
 
 def test_a_checkpoint_after_the_runs_end_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, steps=4000)
-    with pytest.raises(CheckpointError, match=r"positive and at most the planned 40; got 4000$"):
+    with pytest.raises(CheckpointError, match=r"at most the planned 40; got 4000; rem"):
         read_state(path, planned=40)
 
 
@@ -352,7 +352,7 @@ def test_a_negative_count_is_refused(tmp_path: Path, field: str) -> None:
     (content if field in content else content["spent"])[field] = -1
     (path / STATE).write_text(json.dumps(content))
     seal_folder(path, sealed_names(path))
-    with pytest.raises(CheckpointError, match=rf"'{field}' in .* must not be negative; got -1$"):
+    with pytest.raises(CheckpointError, match=rf"'{field}' in .* must not be neg.*; got -1; rem"):
         read_state(path)
 
 
@@ -365,7 +365,7 @@ def changed(path: Path, change: dict[str, Tensor | None]) -> None:
 FORGED: dict[str, tuple[dict[str, Tensor | None], str]] = {
     "one number": ({"0.weight/exp_avg": torch.zeros(1)}, r"must have shape \(4, 3\) .*got \(1,\)"),
     "transposed": ({"0.weight/exp_avg_sq": torch.zeros(3, 4)}, r"must have shape .*got \(3, 4\)"),
-    "type": ({"0.bias/exp_avg": torch.zeros(4).half()}, r"type torch.float32; got .*float16$"),
+    "type": ({"0.bias/exp_avg": torch.zeros(4).half()}, r"type torch.float32; got .*float16; "),
     "counts": ({"0.bias/step": torch.ones(4)}, r"'step' of .* must have shape \(\) "),
     "missing": ({"0.bias/exp_avg_sq": None}, r"must be \['exp_avg', 'exp_avg_sq', 'step'\]; got"),
     "foreign": ({"0.bias/momentum_buffer": torch.zeros(4)}, r"must be .*; got .*momentum_buffer"),
@@ -398,7 +398,7 @@ def test_an_empty_optimizer_file_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path)
     (path / OPTIMIZER).write_bytes(save({}))
     seal_folder(path, sealed_names(path))
-    with pytest.raises(CheckpointError, match=r"must hold the 12 tensors that .* counts; got 0$"):
+    with pytest.raises(CheckpointError, match=r"must hold the 12 tensors .*; got 0; rem"):
         loaded(path)
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
 from curricle.locks import LOCK, locked
 from curricle.models.tapped import TappedModel
-from curricle.records import EndRecord, Record, RecordWriter, read_records
+from curricle.records import EndRecord, Record, RecordWriter, RunRecord, read_records
 from curricle.seals import SEAL
+from curricle.training.checkpoints import OPTIMIZER, STATE, STUDENT
 from curricle.training.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs, execute
 from curricle.training.resuming import RunFolder, owner_of
 from tests.parts import bound, mlp, parity
@@ -151,6 +153,97 @@ def test_a_run_may_begin_anew_where_only_the_records_are_gone(tmp_path: Path) ->
             path.unlink()
     end, _ = run(tmp_path)
     assert list(read_records(tmp_path / RECORDS))[-1] == end
+
+
+@PLACES
+@pytest.mark.parametrize("name", [SEAL, STATE, STUDENT, OPTIMIZER])
+def test_without_its_damaged_checkpoint_a_run_begins_anew_and_ends_as_ever(
+    tmp_path: Path, name: str, place: float
+) -> None:
+    whole, expected = run(tmp_path / "whole")
+    folder = begun(tmp_path / "begun")
+    checkpoint = folder / CHECKPOINTS / "step-000000003"
+    flip(checkpoint / name, place)
+    with pytest.raises(CheckpointError, match=rf"; remove the folder '{checkpoint}': an unfin"):
+        run(folder, resume=True)
+    shutil.rmtree(checkpoint)
+    end, student = run(folder, resume=True)
+    assert end.weights == whole.weights
+    assert same(student, expected)
+
+
+@pytest.mark.parametrize("name", [SEAL, STATE])
+def test_without_its_damaged_checkpoint_a_finished_run_gives_its_student(
+    tmp_path: Path, name: str
+) -> None:
+    whole, expected = run(tmp_path)
+    checkpoint = tmp_path / CHECKPOINTS / "step-000000006"
+    flip(checkpoint / name, 0.5)
+    with pytest.raises(CheckpointError, match=rf"; remove the folder '{checkpoint}'"):
+        run(tmp_path, resume=True)
+    shutil.rmtree(checkpoint)
+    end, student = run(tmp_path, resume=True)
+    assert end == whole
+    assert same(student, expected)
+
+
+def test_without_its_damaged_checkpoint_a_run_goes_on_from_an_older_one(tmp_path: Path) -> None:
+    """As a crash between writing a checkpoint and removing the one before it leaves them."""
+    whole, expected = run(tmp_path / "whole")
+    older = begun(tmp_path / "begun") / CHECKPOINTS / "step-000000003"
+    newer = older.with_name("step-000000006")
+    shutil.copytree(older, newer)
+    flip(newer / SEAL, 0.5)
+    with pytest.raises(CheckpointError, match=rf"; remove the folder '{newer}'"):
+        run(tmp_path / "begun", resume=True)
+    shutil.rmtree(newer)
+    seen: list[int] = []
+    end, student = run(tmp_path / "begun", lambda each: seen.append(steps_of(each)), resume=True)
+    assert (end.weights, min(filter(None, seen))) == (whole.weights, 4)
+    assert same(student, expected)
+
+
+@PLACES
+def test_the_ways_out_of_damaged_records_lead_out(tmp_path: Path, place: float) -> None:
+    whole, expected = run(tmp_path / "whole")
+    folder = begun(tmp_path / "begun")
+    content = (folder / RECORDS).read_bytes()
+    flip(folder / RECORDS, place)
+    with pytest.raises(
+        CheckpointError, match=rf"; restore it, or move the folder '{folder}' away and run again$"
+    ):
+        run(folder, resume=True)
+    folder.rename(tmp_path / "away")
+    end, student = run(folder, resume=True)
+    assert end.weights == whole.weights
+    assert same(student, expected)
+    (tmp_path / "away" / RECORDS).write_bytes(content)
+    end, student = run(tmp_path / "away", resume=True)
+    assert end.weights == whole.weights
+    assert same(student, expected)
+
+
+@PLACES
+def test_without_its_damaged_manifest_a_finished_run_is_as_before(
+    tmp_path: Path, place: float
+) -> None:
+    whole, _ = run(tmp_path)
+    content = (tmp_path / SEAL).read_bytes()
+    flip(tmp_path / SEAL, place)
+    with pytest.raises(CheckpointError, match=r"manifest.json' must hold .*; remove this file: "):
+        run(tmp_path, resume=True)
+    (tmp_path / SEAL).unlink()
+    assert run(tmp_path, resume=True)[0] == whole
+    assert (tmp_path / SEAL).read_bytes() == content
+
+
+def steps_of(record: Record) -> int:
+    return 0 if isinstance(record, RunRecord) else record.spent.steps
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    left, right = one.state_dict(), other.state_dict()
+    return all(torch.equal(left[name], right[name]) for name in right)
 
 
 # --- one writer -----------------------------------------------------------------------------------
