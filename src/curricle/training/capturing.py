@@ -47,7 +47,7 @@ from curricle.teachers.manifest import (
 from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.ambient import standard_state
-from curricle.training.batches import guarded
+from curricle.training.batches import guarded, located
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import CALIBRATION_BATCHES
 
@@ -148,9 +148,9 @@ class Inquiry:
         with _open(run, stage) as read:
             objectives = [self._calibrated(objective, read) for _, objective in self.wanted]
             for step in range(stage.start, stage.end):
-                batch = run.stream.batch(step)
-                for part in batch.split(run.settings.accumulation):
-                    self._store(writer, read, objectives, part)
+                with located(stage.declared.name, step, run.seed):
+                    for part in run.stream.batch(step).split(run.settings.accumulation):
+                        self._store(writer, read, objectives, part)
                 yield
 
     def compared(
@@ -161,7 +161,9 @@ class Inquiry:
         with _open(self.run, stage) as read:
             objectives = [self._calibrated(objective, read) for _, objective in self.wanted]
             for step in range(stage.start, min(stage.start + steps, stage.end)):
-                for part in self.run.stream.batch(step).split(self.run.settings.accumulation):
+                with located(stage.declared.name, step, self.run.seed):
+                    batch = self.run.stream.batch(step)
+                for part in batch.split(self.run.settings.accumulation):
                     moved = part.to(self.run.settings.torch_device())
                     shown = _shown(self.run, read, moved)
                     for (section, _), objective in zip(self.wanted, objectives, strict=True):
@@ -205,9 +207,11 @@ class Inquiry:
         if needy is None:
             return objective
         device = self.run.settings.torch_device()
-        batches = [self.run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)]
-        with torch.no_grad(), self.run.settings.teacher_autocast():
-            return needy.calibrated([(_shown(self.run, read, one), one) for one in batches])
+        where = located(self.stage.declared.name, self.stage.start, self.run.seed)
+        with where, torch.no_grad(), self.run.settings.teacher_autocast():
+            batches = (self.run.stream.batch(step) for step in range(CALIBRATION_BATCHES))
+            moved = [one.to(device) for one in batches]
+            return needy.calibrated([(_shown(self.run, read, one), one) for one in moved])
 
 
 def inquiries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[Inquiry]:

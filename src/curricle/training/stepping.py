@@ -243,7 +243,8 @@ class Stepper:
         if not any(needy):
             return
         begins = now(self._device)
-        with torch.no_grad(), self._teacher_autocast():
+        where = located(self.stage.declared.name, self.stage.start, self.run.seed)
+        with where, torch.no_grad(), self._teacher_autocast():
             shown = [self._show(self.batch(step)) for step in range(CALIBRATION_BATCHES)]
         self._terms = tuple(
             term if objective is None else replace(term, objective=objective.calibrated(shown))

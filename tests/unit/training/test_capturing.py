@@ -480,6 +480,17 @@ def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) 
     assert torch.equal(weights(again), wanted)
 
 
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("center", [False, True])
+def test_a_capture_says_where_a_batch_is_at_fault(tmp_path: Path, center: bool, step: int) -> None:
+    good, bad = (Batch(inputs={"input_ids": torch.tensor([[1, one]])}) for one in (3, 99))
+    hidden = MatchHidden(pair=LayerPair(student="block", teacher="block"), center=center)
+    run = texts(staged(hidden), stream=Listed(*[good] * step, bad))
+    sentence = rf"^stage 'only', step {step}, seed 0: 'input_ids' must lie between .*; got 99$"
+    with pytest.raises(DataError, match=sentence):
+        capture([run], tmp_path)
+
+
 def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
     capture([bound(EXTRACTION)], tmp_path)
     run = bound(EXTRACTION, teacher=open_targets(tmp_path), stream=parity(5))
