@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.data.digests import example_keys
+from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
-from curricle.errors import BindError, CheckpointError
+from curricle.errors import BindError, CheckpointError, DataError
 from curricle.files import usable_folder
 from curricle.locks import locked
 from curricle.models.heads import LinearHead
@@ -196,6 +197,7 @@ class Inquiry:
             if not missing.any():
                 continue
             target = self._target(objective, shown, moved)
+            _check_numbers(target, moved)
             counts = counts_of(objective, part)
             rows = torch.from_numpy(np.flatnonzero(np.repeat(missing, counts)))
             random = uniforms(section, own[missing], counts[missing])
@@ -352,6 +354,26 @@ def _open(run: BoundRun, stage: BoundStage) -> Iterator[Reader]:
 def _shown(run: BoundRun, read: Reader, batch: Batch) -> Activations:
     with torch.no_grad(), run.settings.teacher_autocast():
         return guarded(run.tables, "teacher", read)(batch.inputs, batch.selected)
+
+
+def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
+    """Check that targets are numbers, which whoever reads them will rely on.
+
+    Infinities that come of finite inputs are left alone: some heads give them for classes that they
+    rule out.
+
+    Raises:
+        DataError: If they are not.
+    """
+    if bool(target.isfinite().all()):
+        return
+    words = non_finite_words(batch)
+    if words or bool(target.isnan().any()):
+        wrong = int((~target.isfinite()).any(-1).sum())
+        raise DataError(
+            f"'targets' must be finite; got {wrong} of {len(target)} rows of the teacher that are "
+            f"not{words}"
+        )
 
 
 def counts_of(objective: BoundObjective, batch: Batch) -> Int[np.ndarray, " example"]:

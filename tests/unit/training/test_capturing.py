@@ -491,6 +491,28 @@ def test_a_capture_says_where_a_batch_is_at_fault(tmp_path: Path, center: bool, 
         capture([run], tmp_path)
 
 
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), None], ids=str)
+@pytest.mark.parametrize("codec", [Exact(), Sampled(), Int8()], ids=lambda one: one.kind)
+def test_targets_that_are_no_numbers_are_refused(
+    tmp_path: Path, codec: Any, wrong: float | None
+) -> None:
+    good, bad = (Batch(inputs=torch.full((2, 6), one)) for one in (1.0, wrong or 2.0))
+    teacher = mlp(16, 12, seed=1)
+    run = bound(staged(MatchLogits()), teacher=LiveTeacher(teacher), stream=Listed(good, good, bad))
+    words = "; inputs of the batch are not finite: 'inputs' holds 12 .*, first in example 0"
+    if wrong is None:
+        words = ""
+        with torch.no_grad():
+            teacher.module.get_parameter("head.bias")[0] = float("nan")
+    step = 0 if wrong is None else 2
+    sentence = (
+        rf"^stage 'only', step {step}, seed 0: 'targets' must be finite; got 2 of 2 rows of the "
+        rf"teacher that are not{words}$"
+    )
+    with pytest.raises(DataError, match=sentence):
+        capture([run], tmp_path, codecs=TargetCodecs(logits=codec))
+
+
 def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
     capture([bound(EXTRACTION)], tmp_path)
     run = bound(EXTRACTION, teacher=open_targets(tmp_path), stream=parity(5))
