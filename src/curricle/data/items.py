@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from curricle.data.streams import Batch, Inputs
+from curricle.data.streams import ENOUGH, Batch, Inputs
 from curricle.errors import DataError
 
 IGNORED = -100
@@ -80,6 +80,8 @@ def check_first(item: object, first: Batch, *, next_token: bool) -> None:
             "batch are the token at their own position"
         )
     _require_labels(item, first)
+    if next_token:
+        _require_unshifted(item)
 
 
 def _parts(item: object) -> tuple[Inputs, Tensor | None]:
@@ -162,6 +164,33 @@ def _require_labels(item: object, first: Batch) -> None:
             "the second of two tensors must be labels; got ones and zeros like an attention mask; "
             "a mapping tells them apart: {'input_ids': ids, 'attention_mask': mask}, or "
             "{'input_ids': ids, 'labels': labels} if they are labels"
+        )
+
+
+def _require_unshifted(item: object) -> None:
+    """Check that labels which are to be shifted are not shifted already.
+
+    Only the first batch is looked at, and only places where a token and the one after it differ
+    tell the two forms apart: sequences of one token or of some period refuse nothing by themselves.
+
+    Raises:
+        DataError: If every scored label is the token after its position, and enough are not the
+            token at it.
+    """
+    inputs, labels = _parts(item)
+    plain = Batch(inputs=inputs)
+    ids = plain.leading
+    if labels is None or plain.is_flat or ids.ndim != SEQUENCE_AXES or ids.shape != labels.shape:
+        return
+    scored = labels[:, :-1] != IGNORED
+    if (valid := _valid(plain, labels)) is not None:
+        scored = scored & valid[:, :-1] & valid[:, 1:]
+    told, here, after = (one[scored] for one in (labels[:, :-1], ids[:, :-1], ids[:, 1:]))
+    if int((told != here).sum()) >= ENOUGH and bool((told == after).all()):
+        raise DataError(
+            f"'labels' must be the token at their own position where 'next_token=True' shifts them "
+            f"by one; all {len(told)} compared labels of the first batch are the token after it, "
+            f"as if shifted before; leave 'next_token' out, or give the input ids as labels"
         )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from curricle.data.loaders import stream
@@ -28,13 +29,13 @@ class Items(Dataset[Any]):
         return self.items[index]
 
 
-def of_item(item: object, *, next_token: bool = False) -> Batch:
+def of_item(item: object, *, next_token: bool = False, rows: int = 2) -> Batch:
     """Return the batch of a loader that collates to the given item."""
 
     def collate(_: list[object]) -> object:
         return item
 
-    loader: DataLoader[Any] = DataLoader(Items(range(2)), batch_size=2, collate_fn=collate)
+    loader: DataLoader[Any] = DataLoader(Items(range(rows)), batch_size=rows, collate_fn=collate)
     return stream(loader, next_token=next_token).batch(0)
 
 
@@ -134,6 +135,68 @@ def test_labels_that_are_the_inputs_are_told_of_the_shift() -> None:
     ):
         of_item(item)
     assert of_item(item, next_token=True).num_selected == 9
+
+
+def drawn_ids(seed: int, *, classes: int = 50) -> Tensor:
+    return torch.randint(classes, (4, 9), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("end", [-100, 7, 0])
+@pytest.mark.parametrize("form", ["pair", "mapping", "prompt", "padded", "decoder"])
+def test_labels_that_are_shifted_already_are_not_shifted_again(
+    seed: int, end: int, form: str
+) -> None:
+    ids = drawn_ids(seed)
+    shifted = torch.cat([ids[:, 1:], torch.full((4, 1), end)], dim=1)
+    mask = torch.arange(9) < torch.tensor([[9], [6], [5], [7]])
+    item = {
+        "pair": (ids, shifted),
+        "mapping": {"input_ids": ids, "labels": shifted},
+        "prompt": {"input_ids": ids, "labels": shifted.where(torch.arange(9) > 3, -100)},
+        "padded": {"input_ids": ids, "labels": shifted, "attention_mask": mask.long()},
+        "decoder": {"input_ids": ids + 1, "decoder_input_ids": ids, "labels": shifted},
+    }[form]
+    sentence = (
+        r"^'labels' must be the token at their own position where 'next_token=True' .*; all "
+        r"\d+ compared labels .* are the token after it, .*; leave 'next_token' out, or give"
+    )
+    with pytest.raises(DataError, match=sentence):
+        of_item(item, next_token=True, rows=4)
+    assert of_item(item, rows=4).num_selected > 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("period", [1, 2, 3, None])
+def test_labels_that_are_the_ids_are_shifted_whatever_the_ids_are(
+    seed: int, period: int | None
+) -> None:
+    ids = drawn_ids(seed)
+    if period is not None:
+        ids = ids[:, :period].repeat(1, 9)[:, :9]
+    assert of_item((ids, ids), next_token=True, rows=4).num_selected == 32
+    ignored = ids.masked_fill(torch.arange(9) < 3, -100)
+    assert of_item((ids, ignored), next_token=True, rows=4).num_selected == 24
+
+
+def test_labels_that_do_not_tell_whether_they_are_shifted_are_taken() -> None:
+    ids = drawn_ids(0)
+    shifted = ids.roll(-1, dims=1)
+    constant = torch.full((4, 9), 3)
+    few = shifted.masked_fill(torch.arange(9) > 1, -100).masked_fill(
+        torch.tensor([[False], [False], [False], [True]]), -100
+    )
+    other = shifted.clone()
+    other[1, 4] += 1
+    pairs = {
+        "constant": (constant, constant),
+        "nearly constant": (constant.index_fill(1, torch.tensor([4]), 5), constant),
+        "fewer than eight": (ids, few),
+        "one is another": (ids, other),
+        "corrupted": (ids, drawn_ids(1)),
+    }
+    for inputs, wanted in pairs.values():
+        assert of_item((inputs, wanted), next_token=True, rows=4).num_selected
 
 
 def test_labels_of_masked_and_of_shifted_tokens_are_taken() -> None:
