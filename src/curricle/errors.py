@@ -56,6 +56,10 @@ class BindError(CurricleError, ValueError):
 class DataError(CurricleError, ValueError):
     """The data cannot be read or hold too little."""
 
+    step: int | None = None
+    """Step whose batch is at fault, where whoever raises knows it; the sentence leaves it out, for
+    what runs the step names it with the stage and the seed."""
+
 
 @final
 class CheckpointError(CurricleError, OSError):

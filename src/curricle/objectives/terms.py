@@ -80,13 +80,13 @@ def check_positions(
     )
 
 
-def check_classes(labels: Tensor, num_classes: int, where: str = "the first batch") -> None:
+def check_classes(labels: Tensor, num_classes: int, where: str = " in the first batch") -> None:
     """Check that labels are classes of the student; looks at values, so on a GPU it waits.
 
     Args:
         labels: The labels.
         num_classes: Number of classes that the student has.
-        where: Which batch it is, for people.
+        where: Which batch it is, for people; empty where that is said elsewhere.
 
     Raises:
         DataError: If one is none.
@@ -98,7 +98,7 @@ def check_classes(labels: Tensor, num_classes: int, where: str = "the first batc
         wrong = lowest if lowest < 0 else highest
         raise DataError(
             f"'labels' must lie between 0 and {num_classes - 1}, the student's last class; got "
-            f"{wrong} in {where}; positions without a class are marked by -100"
+            f"{wrong}{where}; positions without a class are marked by -100"
         )
 
 

@@ -59,9 +59,14 @@ class StoredTargets:
         """Return whether targets are tensors that stand for all numbers of a row."""
         return not self.reader.section.is_sparse
 
-    def target(self, batch: Batch) -> Target:
-        """Return what the objective compares the student with."""
-        return self.reader.target(batch, selected=self.selected)
+    def target(self, batch: Batch, rows: int) -> Target:
+        """Return what the objective compares the student with.
+
+        Args:
+            batch: The batch.
+            rows: Number of its rows, as the objective counts them.
+        """
+        return self.reader.target(batch, selected=self.selected, rows=rows)
 
     def blank(self, rows: int, device: torch.device) -> Target:
         """Return targets of rows of zeros, in the form in which stored ones come.

@@ -136,15 +136,17 @@ class SectionReader:
             if kept.is_floating_point() and bool(kept.isnan().any()):
                 raise CheckpointError(f"{self.section.name!r} must hold numbers; some are 'nan'")
 
-    def target(self, batch: Batch, *, selected: bool) -> Target:
+    def target(self, batch: Batch, *, selected: bool, rows: int) -> Target:
         """Return the targets of a batch.
 
         Args:
             batch: The batch.
             selected: Whether only its selected positions are wanted.
+            rows: Number of rows that are wanted, as the objective counts them.
 
         Raises:
-            DataError: If an example or a position is not stored; it is named.
+            DataError: If an example or a position is not stored; it is named. If other rows are
+                stored than are wanted.
         """
         places = self._find(example_keys(batch, selected=self.section.selected))
         counts = self._counts[places]
@@ -153,11 +155,18 @@ class SectionReader:
             lengths = np.array([len(one) for one in chosen])
             inside = np.concatenate(chosen)
         else:
-            lengths = counts if self.section.selected else data_counts(batch)
+            # Where a model has other positions than the data, as after pooling or with patches, it
+            # alone knows their number, and the capture has counted them.
+            is_counted = self.section.selected or counts.sum() == rows
+            lengths = counts if is_counted else data_counts(batch)
             inside = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
         _check_rows(inside, np.repeat(counts, lengths), lengths)
-        rows = np.repeat(self._starts[places], lengths) + inside
-        entries = self._gather(rows, np.repeat(self._shards[places], lengths))
+        if len(inside) != rows:
+            raise DataError(
+                f"'targets' must hold the {rows} rows of the batch that are read; got {len(inside)}"
+            )
+        chosen_rows = np.repeat(self._starts[places], lengths) + inside
+        entries = self._gather(chosen_rows, np.repeat(self._shards[places], lengths))
         device = batch.leading.device
         moved = {name: one.to(device, non_blocking=True) for name, one in entries.items()}
         return self.section.codec.decode(moved, self.section.width)

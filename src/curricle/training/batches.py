@@ -57,7 +57,7 @@ class TableLimit:
     offset: int | None = None
     """First row that a position takes, in a table of positions; None in a table of ids."""
 
-    def check(self, inputs: Mapping[str, Tensor], step: int) -> None:
+    def check(self, inputs: Mapping[str, Tensor]) -> None:
         """Check the ids of a batch that a table of ids looks up.
 
         Raises:
@@ -72,7 +72,7 @@ class TableLimit:
                 raise DataError(
                     f"{self.name or 'inputs'!r} must lie between 0 and {self.rows - 1}, the last "
                     f"row of the {self.owner}'s table {self.path!r}; got "
-                    f"{lowest if lowest < 0 else highest} in the batch of step {step}"
+                    f"{lowest if lowest < 0 else highest}"
                 )
 
     def excess(self, inputs: Inputs) -> str:
@@ -166,17 +166,31 @@ class RunBatches:
 
         Raises:
             DataError: If a label is no class of the student, or an embedding has no row for an id,
-                or positions are not those on which a length in tokens relies.
+                or positions are not those on which a length in tokens relies; it knows the step.
         """
         batch = self.stream.batch(step)
-        self._look(batch, step, batch.num_read_tokens)
+        try:
+            self._look(batch, step, batch.num_read_tokens)
+        except DataError as error:
+            error.step = step
+            raise
         return batch
 
     def joined(self, step: int, number: int) -> Batch | None:
-        """Return the batches of some steps one below the other, if the stream joins them."""
+        """Return the batches of some steps one below the other, if the stream joins them.
+
+        Raises:
+            DataError: As in `batch`.
+        """
         whole = self.stream.joined(step, number) if conforms(self.stream, Joins) else None
         if whole is not None:
-            self._look(whole, step, whole.num_read_tokens // number, number=number)
+            try:
+                self._look(whole, step, whole.num_read_tokens // number, number=number)
+            except DataError:
+                # One by one they tell which of them is at fault.
+                for each in range(step, step + number):
+                    self.batch(each)
+                raise
         return whole
 
     def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
@@ -209,25 +223,25 @@ class RunBatches:
 
     def _look(self, batch: Batch, step: int, tokens: int, *, number: int = 1) -> None:
         if self._is_uniform and tokens != self._first:
-            raise DataError(_unequal(self._first, tokens, step))
+            raise DataError(_unequal(self._first, tokens, "this one"))
         for read in range(step, step + number):
             self._count(read, tokens)
         inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
         for table in self._tables:
-            table.check(inputs, step)
+            table.check(inputs)
         # A look at values would wait for a GPU; batches are made on the CPU.
         if batch.labels is None or batch.labels.device.type != "cpu":
             return
         for start, stop, classes in self._labels:
             if start <= step < stop:
-                check_classes(batch.labels, classes, f"the batch of step {step}")
+                check_classes(batch.labels, classes, where="")
 
 
-def _unequal(first: int, other: int, step: int) -> str:
+def _unequal(first: int, other: int, where: str) -> str:
     return (
         f"'duration' must be in steps or examples for batches of unequal numbers of positions, of "
-        f"which tokens make no number of steps; got {first} in the first batch and {other} in that "
-        f"of step {step}"
+        f"which tokens make no number of steps; got {first} in the first batch and {other} in "
+        f"{where}"
     )
 
 
@@ -258,11 +272,11 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
             f"{first.leading.dtype}"
         )
     if stream.tokens_per_batch != first.num_read_tokens:
-        raise BindError(_unequal(first.num_read_tokens, stream.tokens_per_batch, 1))
+        raise BindError(_unequal(first.num_read_tokens, stream.tokens_per_batch, "that of step 1"))
     for step in range(1, PEEKED):
         tokens = stream.batch(step).num_read_tokens
         if tokens != first.num_read_tokens:
-            raise BindError(_unequal(first.num_read_tokens, tokens, step))
+            raise BindError(_unequal(first.num_read_tokens, tokens, f"that of step {step}"))
 
 
 def length_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
@@ -284,7 +298,7 @@ def located(stage: str, step: int, seed: int) -> Iterator[None]:
 
     Args:
         stage: Name of the stage.
-        step: The step.
+        step: The step, unless the error knows it, as of batches that are read ahead.
         seed: Seed of the run.
 
     Raises:
@@ -293,7 +307,8 @@ def located(stage: str, step: int, seed: int) -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        raise DataError(f"stage {stage!r}, step {step}, seed {seed}: {error}") from error
+        fault = step if error.step is None else error.step
+        raise DataError(f"stage {stage!r}, step {fault}, seed {seed}: {error}") from error
 
 
 @final

@@ -23,8 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.data.digests import example_keys
+from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
-from curricle.errors import BindError, CheckpointError
+from curricle.errors import BindError, CheckpointError, DataError
 from curricle.files import usable_folder
 from curricle.locks import locked
 from curricle.models.heads import LinearHead
@@ -47,7 +48,7 @@ from curricle.teachers.manifest import (
 from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.ambient import standard_state
-from curricle.training.batches import guarded
+from curricle.training.batches import guarded, located
 from curricle.training.binding import BoundRun, BoundStage
 from curricle.training.stepping import CALIBRATION_BATCHES
 
@@ -148,9 +149,9 @@ class Inquiry:
         with _open(run, stage) as read:
             objectives = [self._calibrated(objective, read) for _, objective in self.wanted]
             for step in range(stage.start, stage.end):
-                batch = run.stream.batch(step)
-                for part in batch.split(run.settings.accumulation):
-                    self._store(writer, read, objectives, part)
+                with located(stage.declared.name, step, run.seed):
+                    for part in run.stream.batch(step).split(run.settings.accumulation):
+                        self._store(writer, read, objectives, part)
                 yield
 
     def compared(
@@ -161,7 +162,9 @@ class Inquiry:
         with _open(self.run, stage) as read:
             objectives = [self._calibrated(objective, read) for _, objective in self.wanted]
             for step in range(stage.start, min(stage.start + steps, stage.end)):
-                for part in self.run.stream.batch(step).split(self.run.settings.accumulation):
+                with located(stage.declared.name, step, self.run.seed):
+                    batch = self.run.stream.batch(step)
+                for part in batch.split(self.run.settings.accumulation):
                     moved = part.to(self.run.settings.torch_device())
                     shown = _shown(self.run, read, moved)
                     for (section, _), objective in zip(self.wanted, objectives, strict=True):
@@ -194,6 +197,7 @@ class Inquiry:
             if not missing.any():
                 continue
             target = self._target(objective, shown, moved)
+            _check_numbers(target, moved)
             counts = counts_of(objective, part)
             rows = torch.from_numpy(np.flatnonzero(np.repeat(missing, counts)))
             random = uniforms(section, own[missing], counts[missing])
@@ -205,9 +209,11 @@ class Inquiry:
         if needy is None:
             return objective
         device = self.run.settings.torch_device()
-        batches = [self.run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)]
-        with torch.no_grad(), self.run.settings.teacher_autocast():
-            return needy.calibrated([(_shown(self.run, read, one), one) for one in batches])
+        where = located(self.stage.declared.name, self.stage.start, self.run.seed)
+        with where, torch.no_grad(), self.run.settings.teacher_autocast():
+            batches = (self.run.stream.batch(step) for step in range(CALIBRATION_BATCHES))
+            moved = [one.to(device) for one in batches]
+            return needy.calibrated([(_shown(self.run, read, one), one) for one in moved])
 
 
 def inquiries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[Inquiry]:
@@ -348,6 +354,26 @@ def _open(run: BoundRun, stage: BoundStage) -> Iterator[Reader]:
 def _shown(run: BoundRun, read: Reader, batch: Batch) -> Activations:
     with torch.no_grad(), run.settings.teacher_autocast():
         return guarded(run.tables, "teacher", read)(batch.inputs, batch.selected)
+
+
+def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
+    """Check that targets are numbers, which whoever reads them will rely on.
+
+    Infinities that come of finite inputs are left alone: some heads give them for classes that they
+    rule out.
+
+    Raises:
+        DataError: If they are not.
+    """
+    if bool(target.isfinite().all()):
+        return
+    words = non_finite_words(batch)
+    if words or bool(target.isnan().any()):
+        wrong = int((~target.isfinite()).any(-1).sum())
+        raise DataError(
+            f"'targets' must be finite; got {wrong} of {len(target)} rows of the teacher that are "
+            f"not{words}"
+        )
 
 
 def counts_of(objective: BoundObjective, batch: Batch) -> Int[np.ndarray, " example"]:

@@ -355,6 +355,8 @@ class _Execution:
         try:
             return self._metrics(stage)
         except DivergenceError:
+            # Where not every loss is looked at, that of the step says more.
+            stepper.check(outcome, step)
             raise
         except Exception as error:
             self._save(stepper, outcome, step)

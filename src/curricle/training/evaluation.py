@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
 from curricle.errors import DataError
 from curricle.models.axes import observing
@@ -43,7 +44,8 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
     Raises:
         DataError: If there is no labeled position, or all labels are the tokens at their own
             positions; from the evaluator, if a label is no class of
-            the model, or if the model gives logits elsewhere.
+            the model, if the model gives logits elsewhere, or if a metric is not finite for inputs
+            that are not.
     """
     if not any(batch.labels is not None and batch.labels.numel() for batch in batches):
         raise DataError(f"'evaluation' must hold labels; got {len(batches)} batches without any")
@@ -68,11 +70,26 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
                 right += int((logits.argmax(-1) == labels).sum())
                 nats += float(cross_entropy(logits, labels))
                 count += batch.num_selected
+        if not math.isfinite(nats):
+            _check_inputs(moved, nats)
         return {"accuracy": right / count, LOSS: nats / count}
 
     # A function keeps it as an attribute, so that evaluators of users need not know of it.
     evaluate.chance = _chance(labels)  # type: ignore[attr-defined]
     return evaluate
+
+
+def _check_inputs(batches: Sequence[Batch], nats: float) -> None:
+    """Check that inputs are finite, after a metric was not.
+
+    Raises:
+        DataError: If some are not.
+    """
+    for number, batch in enumerate(batches):
+        if words := non_finite_words(batch, f"its batch {number}"):
+            raise DataError(
+                f"'evaluation' must have finite inputs to give a finite {LOSS!r}; got {nats}{words}"
+            )
 
 
 def _check(labels: Tensor, logits: Tensor, *, lowest: int, highest: int) -> None:

@@ -10,7 +10,7 @@ again by work that waits for the step that has read it.
 """
 
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from types import TracebackType
@@ -63,6 +63,11 @@ class Prefetcher(Generic[T]):
                 self._stream.wait_stream(torch.cuda.current_stream())
             self._next = step + 1, self._pool.submit(self._beside, step + 1)
         return found
+
+    def settle(self) -> None:
+        """Wait for what is being made, so that nobody else reads the stream meanwhile."""
+        if self._next is not None:
+            wait([self._next[1]])
 
     def __enter__(self) -> "Prefetcher[T]":
         """Return itself."""

@@ -22,6 +22,7 @@ from torch.func import vmap
 
 from curricle import seeding
 from curricle.data.blocks import Block
+from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
 from curricle.errors import DataError, DivergenceError
 from curricle.models.restoring import frozen_but
@@ -39,6 +40,8 @@ from curricle.training.terms import adapters_of, opened, trained_beside
 
 CALIBRATION_BATCHES = 8
 """Batches of the stream over which an objective may take statistics of the teacher."""
+LOOKED_BACK = 100
+"""Steps of which inputs are looked at on a device where not every loss is."""
 
 
 @final
@@ -198,13 +201,29 @@ class Stepper:
         """Check that a loss is finite.
 
         Raises:
-            DivergenceError: If it is not.
+            DivergenceError: If it is not; it says so if inputs were not before.
         """
         if not outcome.is_finite:
             raise DivergenceError(
                 f"'loss' must be finite; got {outcome.loss.item()} in stage "
                 f"{self.stage.declared.name!r} at step {step} with seed {self.run.seed}"
+                f"{self._blamed(step)}"
             )
+
+    def _blamed(self, step: int) -> str:
+        """Return the end of an error sentence for inputs that were not finite; empty if all were.
+
+        Args:
+            step: The step after which something is not.
+        """
+        if self.prefetcher is not None:
+            self.prefetcher.settle()
+        # Where each loss is looked at, no step before has been at fault.
+        most = 1 if self._checks_each_step else min(self.run.settings.record_every, LOOKED_BACK)
+        for read in range(max(self.stage.start, step + 1 - most), step + 1):
+            if words := non_finite_words(self.run.stream.batch(read), f"step {read}"):
+                return words
+        return ""
 
     def check_weights(self, step: int) -> None:
         """Check that the weights after a step are finite, which a finite loss does not tell.
@@ -215,7 +234,7 @@ class Stepper:
         if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
             raise DivergenceError(
                 f"'weights' must be finite; they are not in stage {self.stage.declared.name!r} "
-                f"after step {step} with seed {self.run.seed}"
+                f"after step {step} with seed {self.run.seed}{self._blamed(step)}"
             )
 
     def check_trained(self, step: int) -> None:
@@ -231,6 +250,7 @@ class Stepper:
                 raise DivergenceError(
                     f"'weights' must be finite; {name!r} is not in stage "
                     f"{self.stage.declared.name!r} after step {step} with seed {self.run.seed}"
+                    f"{self._blamed(step)}"
                 )
 
     def calibrate(self) -> None:
@@ -243,7 +263,8 @@ class Stepper:
         if not any(needy):
             return
         begins = now(self._device)
-        with torch.no_grad(), self._teacher_autocast():
+        where = located(self.stage.declared.name, self.stage.start, self.run.seed)
+        with where, torch.no_grad(), self._teacher_autocast():
             shown = [self._show(self.batch(step)) for step in range(CALIBRATION_BATCHES)]
         self._terms = tuple(
             term if objective is None else replace(term, objective=objective.calibrated(shown))

@@ -52,7 +52,7 @@ class Term:
             batch: The batch.
         """
         if self.stored is not None:
-            return self.stored.target(batch)
+            return self.stored.target(batch, self.objective.count(batch))
         if shown is None or not self.needs_teacher:
             return None
         return self.objective.target(shown, batch)

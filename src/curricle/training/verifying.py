@@ -70,12 +70,13 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
                 objective, inquiry.stage.declared.teacher, inquiry.run.stream.fingerprint
             )
             section = targets.reader.section
+            read = targets.target(batch, objective.count(batch))
             if isinstance(section.codec, (Sampled, TopK)):
                 entries = section.codec.encode(wanted, _random(section, objective, batch))
                 again = section.codec.decode(entries, section.width)
-                agree = _equal(targets.target(batch), again)
+                agree = _equal(read, again)
             else:
-                agree = _within(targets.target(batch), wanted, section.codec.bound(wanted))
+                agree = _within(read, wanted, section.codec.bound(wanted))
             sections[section.name] = section
             found.setdefault(section.name, []).append(agree)
     return [

@@ -180,7 +180,7 @@ def test_other_positions_are_refused(found: tuple[int, ...], kind: type[Curricle
 def test_a_label_that_is_no_class_is_refused(wrong: int, classes: int) -> None:
     sentence = rf"^'labels' must lie between 0 and {classes - 1}, .*; got {wrong} in batch 5; "
     with pytest.raises(DataError, match=sentence):
-        check_classes(torch.tensor([0, wrong, 2]), classes, "batch 5")
+        check_classes(torch.tensor([0, wrong, 2]), classes, " in batch 5")
     check_classes(torch.tensor([0, classes - 1]), classes)
     check_classes(torch.tensor([]).long(), classes)
 

@@ -31,7 +31,9 @@ def target(folder: Path, ids: list[int], places: list[int]) -> SparseTarget:
     teacher = open_targets(folder)
     (section,) = teacher.store.manifest.sections
     batch = Batch(inputs={"input_ids": torch.tensor([ids])}, selected=torch.tensor(places))
-    found: SparseTarget = teacher.store.reader(section).target(batch, selected=True)
+    found: SparseTarget = teacher.store.reader(section).target(
+        batch, selected=True, rows=len(places)
+    )
     return found
 
 

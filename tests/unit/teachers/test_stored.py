@@ -135,7 +135,7 @@ def test_targets_are_those_of_sparse_kinds_only_where_told(tmp_path: Path) -> No
     assert states is not None
     assert logits is not None
     assert (states.is_dense, logits.is_dense) == (True, False)
-    assert isinstance(logits.target(run.stream.batch(0)), SparseTarget)
+    assert isinstance(logits.target(run.stream.batch(0), 8), SparseTarget)
     assert states.blank(3, torch.device("cpu")).shape == (3, 5)
 
 

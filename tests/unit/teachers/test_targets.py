@@ -57,14 +57,14 @@ def test_rows_come_in_the_order_of_the_reader(
 ) -> None:
     asked = batch(rows)
     found = reader(tmp_path_factory.mktemp("s"), shard_bytes=shard_bytes).target(
-        asked, selected=False
+        asked, selected=False, rows=asked.num_tokens
     )
     assert found[:, 0].tolist() == asked.leading[asked.valid].tolist()
 
 
 def test_selected_positions_are_found_among_all(tmp_path: Path) -> None:
     asked = batch([4, 0], selected=[1, 3, 4])
-    found = reader(tmp_path).target(asked, selected=True)
+    found = reader(tmp_path).target(asked, selected=True, rows=3)
     assert found[:, 0].tolist() == asked.leading.flatten()[asked.selected].tolist()
 
 
@@ -75,21 +75,43 @@ def test_a_position_after_those_stored_is_an_error(tmp_path: Path) -> None:
     writer.add(SECTION, keys, np.array([3]), {"values": torch.zeros(3, 1)})
     writer.finish([SECTION])
     found = open_store(tmp_path).reader(SECTION)
-    assert len(found.target(batch([2], selected=[0, 2]), selected=True)) == 2
+    assert len(found.target(batch([2], selected=[0, 2]), selected=True, rows=2)) == 2
     with pytest.raises(DataError, match="position 3 of example 0"):
-        found.target(batch([2], selected=[0, 3]), selected=True)
+        found.target(batch([2], selected=[0, 3]), selected=True, rows=2)
+
+
+@pytest.mark.parametrize("each", [1, 2, 6])
+def test_rows_that_only_the_model_counts_are_those_stored(tmp_path: Path, each: int) -> None:
+    one = batch([2, 1, 0])
+    writer = ShardWriter(tmp_path, Manifest(sections=(SECTION,)))
+    values = torch.arange(3.0 * each)
+    counts, keys = np.full(3, each), example_keys(one, selected=False)
+    writer.add(SECTION, keys, counts, {"values": values.unsqueeze(-1)})
+    writer.finish([SECTION])
+    found = open_store(tmp_path).reader(SECTION)
+    again = found.target(batch([0, 2]), selected=False, rows=2 * each)
+    assert again[:, 0].tolist() == [*values[2 * each :].tolist(), *values[:each].tolist()]
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [([2, 0], 2), ([0, 1], 8), ([4], 5)])
+def test_a_number_of_rows_that_is_not_stored_is_an_error(
+    tmp_path: Path, rows: list[int], wanted: int
+) -> None:
+    there = sum(LENGTHS[row] for row in rows)
+    with pytest.raises(DataError, match=rf"^'targets' must hold the {wanted} rows .*; got {there}"):
+        reader(tmp_path).target(batch(rows), selected=False, rows=wanted)
 
 
 def test_an_example_that_is_not_stored_is_an_error(tmp_path: Path) -> None:
     foreign = Batch(inputs=torch.tensor([[0, 1, 2], [9, 9, 9]]))
     with pytest.raises(DataError, match="example 1 of a batch is not among the 5"):
-        reader(tmp_path).target(foreign, selected=False)
+        reader(tmp_path).target(foreign, selected=False, rows=6)
 
 
 def test_a_section_without_files_holds_nothing(tmp_path: Path) -> None:
     ShardWriter(tmp_path, Manifest(sections=(SECTION,))).finish([SECTION])
     with pytest.raises(DataError, match="'targets' must hold some of"):
-        open_store(tmp_path).reader(SECTION).target(batch([0]), selected=False)
+        open_store(tmp_path).reader(SECTION).target(batch([0]), selected=False, rows=3)
 
 
 def test_a_capture_that_was_killed_is_not_opened(tmp_path: Path) -> None:

@@ -140,8 +140,9 @@ def test_tokens_are_no_length_of_batches_of_unequal_length() -> None:
     with pytest.raises(BindError, match=r"in the first batch and 256 in that of step 1$"):
         check_token_lengths(staged("272 tokens"), Listed(SHORT, LONG))
     late = RunBatches(Listed(*[SHORT] * 9, LONG), SHORT, is_uniform=True)
-    with pytest.raises(DataError, match=r"16 in the first batch and 256 in that of step 9$"):
+    with pytest.raises(DataError, match=r"16 in the first batch and 256 in this one$") as caught:
         late.batch(9)
+    assert caught.value.step == 9
 
 
 @pytest.mark.parametrize(("label", "step"), [(-1, 1), (7, 2)])
@@ -151,18 +152,19 @@ def test_a_label_in_a_later_batch_that_is_no_class_is_refused(label: int, step: 
 
     stream = Listed(*[labeled(1)] * step, labeled(label))
     batches = RunBatches(stream, labeled(1), labels=[(0, 9, 4)])
-    sentence = rf"^'labels' must lie between 0 and 3, .*; got {label} in the batch of step {step};"
-    with pytest.raises(DataError, match=sentence):
+    sentence = rf"^'labels' must lie between 0 and 3, .*; got {label}; positions without"
+    with pytest.raises(DataError, match=sentence) as caught:
         batches.batch(step)
+    assert caught.value.step == step
     assert RunBatches(stream, labeled(1), labels=[(9, 99, 4)]).batch(step) is not None
 
 
 @pytest.mark.parametrize("wrong", [7, 60, -100])
 def test_ids_without_a_row_are_refused(wrong: int) -> None:
-    sentence = rf"^'x' must lie between 0 and 6, .* student's table 'e'; got {wrong} in the .* 5$"
+    sentence = rf"^'x' must lie between 0 and 6, .* student's table 'e'; got {wrong}$"
     with pytest.raises(DataError, match=sentence):
-        limit().check({"x": torch.tensor([[0, 6], [wrong, 2]])}, 5)
-    limit().check({"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])}, 5)
+        limit().check({"x": torch.tensor([[0, 6], [wrong, 2]])})
+    limit().check({"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])})
 
 
 def test_more_positions_than_rows_are_named() -> None:
@@ -176,7 +178,7 @@ def test_more_positions_than_rows_are_named() -> None:
 
 @pytest.mark.parametrize("offset", [0, 2])
 def test_a_batch_is_not_refused_for_its_positions(offset: int) -> None:
-    limit(offset=offset).check({"x": torch.full((1, 60), 99)}, 0)
+    limit(offset=offset).check({"x": torch.full((1, 60), 99)})
 
 
 @pytest.mark.parametrize("offset", [0, 2])
@@ -216,15 +218,64 @@ def test_an_error_of_the_data_is_located() -> None:
         raise KeyError("other")
 
 
+class Joining(Listed):
+    """Gives the batches of several steps at once."""
+
+    def joined(self, step: int, number: int) -> Batch:
+        each = [self.batch(step + one) for one in range(number)]
+        labels = torch.cat([one.labels for one in each if one.labels is not None])
+        return Batch(inputs=torch.cat([one.leading for one in each]), labels=labels)
+
+
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_of_joined_batches_the_one_at_fault_is_known(step: int) -> None:
+    good, bad = (Batch(inputs=torch.zeros(2, 3), labels=torch.tensor([0, one])) for one in (1, 9))
+    stream = Joining(*(bad if number >= step else good for number in range(4)))
+    with pytest.raises(
+        DataError, match=r"^'labels' must lie between 0 and 3, .*; got 9;"
+    ) as caught:
+        RunBatches(stream, good, labels=[(0, 9, 4)]).joined(0, 4)
+    assert caught.value.step == step
+
+
+@pytest.mark.parametrize("step", [0, 4, 17])
+def test_an_error_that_knows_its_step_is_located_there(step: int) -> None:
+    error = DataError("too long")
+    error.step = step
+    with pytest.raises(DataError, match=rf"^stage 'a', step {step}, seed 5: too long$"):  # noqa: SIM117
+        with located("a", 3, 5):
+            raise error
+
+
+@pytest.mark.parametrize("settings", [{}, {"prefetch": "batch"}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize("fault", ["label", "id"])
+def test_where_a_batch_is_at_fault_is_said_once(settings: dict[str, Any], fault: str) -> None:
+    ids = torch.arange(8).view(4, 2)
+    good, bad = (
+        Batch(
+            inputs={"input_ids": ids + (20 if fault == "id" else 0) * wrong},
+            labels=torch.tensor([0, 1, 2, 3 + 20 * wrong]),
+            selected=torch.tensor([0, 2, 4, 6]),
+        )
+        for wrong in (0, 1)
+    )
+    run = texts(from_labels(total="3 steps"), stream=Listed(good, good, bad), settings=settings)
+    with pytest.raises(DataError) as caught:
+        execute(run, lambda _: {"none": 0.0}, metric="none", outputs=Outputs())
+    sentence = str(caught.value)
+    assert sentence.startswith("stage 'labels', step 2, seed 0: '")
+    assert [sentence.count(word) for word in ("stage", "step", "seed", "batch")] == [1, 1, 1, 0]
+
+
 def test_a_run_checks_the_labels_and_ids_that_its_models_read() -> None:
     ids = torch.tensor([[3, 1, 4, 1], [5, 9, 2, 6]])
     wrong = Batch(inputs={"input_ids": ids + 2})
     run = texts(one_shot(total="2 steps"), stream=Listed(Batch(inputs={"input_ids": ids}), wrong))
-    with pytest.raises(DataError, match=r"'input_ids' must lie between 0 and 10, .*; got 11 in"):
+    with pytest.raises(DataError, match=r"'input_ids' must lie between 0 and 10, .*; got 11$"):
         run.stream.batch(1)
     first, second = (Batch(inputs=drawn(2, 6), labels=torch.tensor([0, label])) for label in (1, 2))
     run = bound(from_labels(total="2 steps"), teacher=None, stream=Listed(first, second))
-    with pytest.raises(DataError, match=r"'labels' must lie between 0 and 1, .*; got 2 in"):
+    with pytest.raises(DataError, match=r"'labels' must lie between 0 and 1, .*; got 2; pos"):
         run.stream.batch(1)
 
 

@@ -10,9 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from curricle import seeding
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
+from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
+from curricle.models.adapters import tapped
+from curricle.models.tapped import TappedModel
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import MatchLogits
@@ -28,7 +32,8 @@ from curricle.training.binding import BoundRun
 from curricle.training.capturing import TargetCodecs, capture
 from curricle.training.classroom import Seat, execute_together
 from curricle.training.engine import Outputs, execute
-from tests.parts import Listed, bound, embedder, mlp, parity, texts, tokens
+from curricle.training.verifying import agreement
+from tests.parts import Listed, bound, drawn, embedder, mlp, parity, texts, tokens
 
 EXACT = TargetCodecs(hidden=Exact(), logits=Exact())
 EXTRACTION = extraction(total="12 steps")
@@ -128,6 +133,88 @@ def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_pat
             wanted = whole.stages[0].terms[0].target(r(part.inputs), part)
             found = run.stages[0].terms[0].target(None, part)
             torch.testing.assert_close(found, wanted)
+
+
+class Pooled(nn.Module):
+    """Classifies texts by the mean over the positions that hold data."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, width)
+        self.block = nn.Linear(width, width)
+        self.pooled = nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        mask = attention_mask[..., None]
+        states = self.block(self.embedding(input_ids)).tanh() * mask
+        found: Tensor = self.head(self.pooled(states.sum(1) / mask.sum(1)).tanh())
+        return found
+
+
+class Patches(nn.Module):
+    """Classifies images by the mean over nine patches, which no input has."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block = nn.Conv2d(1, width, 2, stride=2)
+        self.states = nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        states = self.states(self.block(pixels).flatten(2).mT).tanh()
+        found: Tensor = self.head(states.mean(1))
+        return found
+
+
+def classifier(kind: type[Pooled] | type[Patches], width: int, *, seed: int) -> TappedModel:
+    with seeding.scoped(seed, "model"):
+        return tapped(kind(width), blocks=["block"], head="head")
+
+
+def labeled(kind: type[Pooled] | type[Patches]) -> Listed:
+    """Return batches with one label an example: padded texts, or images."""
+    classes = torch.arange(4) % 3
+    if kind is Patches:
+        return Listed(
+            *(Batch(inputs=drawn(4, 1, 6, 6, seed=one), labels=classes) for one in (1, 2))
+        )
+    batches = []
+    for lengths in ([5, 2, 4, 3], [1, 5, 5, 1], [1, 1, 1, 1]):
+        mask = (torch.arange(5) < torch.tensor(lengths)[:, None]).long()
+        ids = torch.arange(20).view(4, 5) * len(lengths) % (5 + lengths[0]) * mask
+        inputs = {"input_ids": ids, "attention_mask": mask}
+        batches.append(Batch(inputs=inputs, labels=classes, valid=mask.bool()))
+    return Listed(*batches)
+
+
+@pytest.mark.parametrize("codec", [Exact(), BFloat16(), Sampled()], ids=lambda one: one.kind)
+@pytest.mark.parametrize(
+    ("kind", "objective"),
+    [
+        (Pooled, MatchLogits()),
+        (Pooled, MatchHidden(pair=LayerPair(student="pooled", teacher="pooled"))),
+        (Pooled, MatchHidden(pair=LayerPair(student="block", teacher="block"))),
+        (Patches, MatchLogits()),
+        (Patches, MatchHidden(pair=LayerPair(student="states", teacher="states"))),
+    ],
+    ids=["texts, logits", "texts, pooled", "texts, tokens", "images, logits", "images, patches"],
+)
+def test_targets_of_data_with_one_label_an_example_are_read_back(
+    tmp_path: Path, kind: type[Any], objective: Any, codec: Any
+) -> None:
+    def run(teacher: Any) -> BoundRun:
+        student, data = classifier(kind, 4, seed=1), labeled(kind)
+        return bound(staged(objective), student=student, teacher=teacher, stream=data)
+
+    live = LiveTeacher(classifier(kind, 6, seed=2))
+    hidden = Exact() if isinstance(codec, Sampled) else codec
+    capture([run(live)], tmp_path, codecs=TargetCodecs(hidden=hidden, logits=codec))
+    stored = trained(run(open_targets(tmp_path)))
+    if codec == Exact() or hidden == codec:
+        wanted = trained(run(live))
+        assert torch.allclose(stored, wanted, atol=0.0 if codec == Exact() else 0.01)
+    assert all(one.holds for one in agreement([run(live)], open_targets(tmp_path), steps=3))
 
 
 def test_checkpoints_of_the_teacher_are_told_apart(tmp_path: Path) -> None:
@@ -391,6 +478,39 @@ def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) 
     again = run()
     execute(again, judge, metric="none", outputs=outputs, resume=True)
     assert torch.equal(weights(again), wanted)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+@pytest.mark.parametrize("center", [False, True])
+def test_a_capture_says_where_a_batch_is_at_fault(tmp_path: Path, center: bool, step: int) -> None:
+    good, bad = (Batch(inputs={"input_ids": torch.tensor([[1, one]])}) for one in (3, 99))
+    hidden = MatchHidden(pair=LayerPair(student="block", teacher="block"), center=center)
+    run = texts(staged(hidden), stream=Listed(*[good] * step, bad))
+    sentence = rf"^stage 'only', step {step}, seed 0: 'input_ids' must lie between .*; got 99$"
+    with pytest.raises(DataError, match=sentence):
+        capture([run], tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), None], ids=str)
+@pytest.mark.parametrize("codec", [Exact(), Sampled(), Int8()], ids=lambda one: one.kind)
+def test_targets_that_are_no_numbers_are_refused(
+    tmp_path: Path, codec: Any, wrong: float | None
+) -> None:
+    good, bad = (Batch(inputs=torch.full((2, 6), one)) for one in (1.0, wrong or 2.0))
+    teacher = mlp(16, 12, seed=1)
+    run = bound(staged(MatchLogits()), teacher=LiveTeacher(teacher), stream=Listed(good, good, bad))
+    words = "; inputs of the batch are not finite: 'inputs' holds 12 .*, first in example 0"
+    if wrong is None:
+        words = ""
+        with torch.no_grad():
+            teacher.module.get_parameter("head.bias")[0] = float("nan")
+    step = 0 if wrong is None else 2
+    sentence = (
+        rf"^stage 'only', step {step}, seed 0: 'targets' must be finite; got 2 of 2 rows of the "
+        rf"teacher that are not{words}$"
+    )
+    with pytest.raises(DataError, match=sentence):
+        capture([run], tmp_path, codecs=TargetCodecs(logits=codec))
 
 
 def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:

@@ -22,6 +22,13 @@ class Shown(nn.Module):
         return inputs
 
 
+class Lost(nn.Module):
+    """Shows no numbers whatever it is given."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs * math.nan
+
+
 class Table(nn.Module):
     """Looks logits up by token."""
 
@@ -69,6 +76,27 @@ def test_only_selected_positions_are_scored() -> None:
     # Positions 1 (token 1) and 5 (token 2): probability 0.9 and 0.2 of class 0.
     nll = -(math.log(0.9) + math.log(0.2)) / 2
     assert found == pytest.approx({"accuracy": 0.5, "nll": nll}, rel=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1])
+def test_inputs_that_are_not_finite_are_named_where_a_metric_is_not(
+    wrong: float, place: int
+) -> None:
+    batches = [
+        Batch(inputs=torch.tensor([[0.1, 0.2], [0.5, value]]), labels=torch.tensor([0, 1]))
+        for value in (wrong if place == number else 0.5 for number in range(2))
+    ]
+    sentence = (
+        rf"^'evaluation' must have finite inputs .* 'nll'; got .*; inputs of its batch {place} are "
+        r"not finite: 'inputs' holds 1 (nan|infinite) of 4 numbers, first in example 1$"
+    )
+    with pytest.raises(DataError, match=sentence):
+        label_metrics(batches, CPU)(shown())
+
+
+def test_a_metric_that_is_not_finite_for_finite_inputs_is_left_to_the_run() -> None:
+    assert math.isnan(label_metrics([batch([[0.9, 0.1]], [0])], CPU)(tapped(Lost()))["nll"])
 
 
 def test_a_batch_in_which_nothing_is_selected_adds_nothing() -> None:

@@ -362,8 +362,17 @@ def test_a_short_gradient_is_not_stretched() -> None:
 # --- what can go wrong ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("value", "shown"), [(math.nan, "nan"), (3e38, "(inf|nan)")])
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(value: float, shown: str) -> None:
+@pytest.mark.parametrize(
+    ("value", "shown", "words"),
+    [
+        (3e38, "(inf|nan)", ""),
+        (math.nan, "nan", "'inputs' holds 12 nan of 12 numbers, first in example 0"),
+        (math.inf, "(inf|nan)", "'inputs' holds 12 infinite of 12 numbers, first in example 0"),
+    ],
+)
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
+    value: float, shown: str, words: str
+) -> None:
     good = Batch(inputs=torch.ones(2, INPUTS))
     bad = Batch(inputs=torch.full((2, INPUTS), value))
     run = bound(stage("steep", objectives=hidden(1, 1)), stream=Listed(good, good, bad), seed=7)
@@ -374,10 +383,34 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(value: float, 
         before = weights(run.student)
         with pytest.raises(
             DivergenceError,
-            match=rf"^'loss' must be finite; got {shown} in stage 'steep' at step 2 with seed 7$",
+            match=rf"^'loss' must be finite; got {shown} in stage 'steep' at step 2 with seed 7"
+            + (f"; inputs of step 2 are not finite: {words}$" if words else "$"),
         ):
             stepper.step(2)
     assert not moved(before, run.student)
+
+
+@pytest.mark.parametrize("fault", [0, 1, 3])
+@pytest.mark.parametrize("settings", [{}, {"prefetch": "batch"}, {"accumulation": 2}], ids=str)
+def test_inputs_of_an_earlier_step_are_named_where_not_every_loss_is_looked_at(
+    settings: dict[str, Any], fault: int
+) -> None:
+    good = Batch(inputs=torch.ones(2, INPUTS))
+    bad = Batch(inputs=torch.tensor([[1.0], [math.nan]]).expand(2, INPUTS))
+    batches = [bad if step == fault else good for step in range(4)]
+    run = bound(stage("steep", objectives=hidden(1, 1)), stream=Listed(*batches), settings=settings)
+    own = run.optimizer.build(run.student.module.parameters())
+    sentence = rf"; inputs of step {fault} are not finite: 'inputs' .*, first in example 1$"
+    with stepping(run, run.stages[0], own) as stepper:
+        # As on a GPU.
+        stepper._checks_each_step = False
+        outcomes = [stepper.step(step) for step in range(4)]
+        with pytest.raises(
+            DivergenceError, match=f"^'loss' must be finite; .* at step 3 .*{sentence}"
+        ):
+            stepper.check(outcomes[3], 3)
+        with pytest.raises(DivergenceError, match=f"^'weights' must be finite; .*{sentence}"):
+            stepper.check_weights(3)
 
 
 def test_weights_that_are_not_finite_are_noticed() -> None:

@@ -1,0 +1,44 @@
+"""Inputs that hold NaN or infinities, in words.
+
+Nothing here runs while all goes well: whoever has met a loss, a metric or a target that is not
+finite looks whether the data were not finite before it.
+
+Axes: example (rows of a batch).
+"""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from curricle.data.streams import Batch
+
+
+def non_finite_words(batch: Batch, owner: str = "the batch") -> str:
+    """Return the end of an error sentence that names inputs which are not finite.
+
+    A look at values waits for a GPU. Infinities of a mask are left out, since a mask that is added
+    to scores has them.
+
+    Args:
+        batch: The batch.
+        owner: Whose inputs they are, for people.
+
+    Returns:
+        The words, after a semicolon; empty if all inputs are finite.
+    """
+    inputs = batch.inputs
+    named = {"inputs": inputs} if not isinstance(inputs, Mapping) else inputs
+    found = [words for name, one in named.items() if (words := _words(name, one))]
+    return f"; inputs of {owner} are not finite: {'; '.join(found)}" if found else ""
+
+
+def _words(name: str, tensor: Tensor) -> str:
+    """Return what an input holds besides finite numbers; empty if it holds nothing else."""
+    wrong = tensor.isnan() if "mask" in name else ~tensor.isfinite()
+    if not bool(wrong.any()):
+        return ""
+    nans = int(tensor.isnan().sum())
+    numbers = {"nan": nans, "infinite": int(wrong.sum()) - nans}
+    counts = " and ".join(f"{count} {kind}" for kind, count in numbers.items() if count)
+    first = int(wrong.nonzero()[0][0]) if tensor.ndim else 0
+    return f"{name!r} holds {counts} of {tensor.numel()} numbers, first in example {first}"
