@@ -176,10 +176,9 @@ def _times(run: BoundRun, stage: BoundStage) -> list[float]:
     device = run.settings.torch_device()
     times = []
     with stepping(run, timed, run.optimizer.build(run.student.module.parameters())) as stepper:
-        stepper.until = stage.end
         for number in range(WARM_UP_STEPS + TIMED_STEPS):
             started = now(device)
             # A stage may be shorter than that, and a schedule has no rate for steps outside it.
-            stepper.step(stage.start + number % (stage.end - stage.start))
+            stepper.step(stage.start + number % (stage.end - stage.start), stop=stage.end)
             times.append(now(device) - started)
     return times[WARM_UP_STEPS:]

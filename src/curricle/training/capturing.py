@@ -12,7 +12,7 @@ Design: targets come from the same passes as in training, of whole batches, so t
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
@@ -29,9 +29,9 @@ from curricle.errors import BindError, CheckpointError, DataError
 from curricle.files import usable_folder
 from curricle.locks import locked
 from curricle.models.heads import LinearHead
-from curricle.models.tapped import Activations, Reader, TappedModel
+from curricle.models.tapped import TappedModel
 from curricle.models.weights import weights_digest
-from curricle.objectives.terms import BoundObjective, Storable, uncalibrated
+from curricle.objectives.terms import BoundObjective, Storable, Target
 from curricle.protocols import conforms
 from curricle.specs import value
 from curricle.teachers.codecs import BFloat16, Codec, HiddenCodec, Sampled
@@ -48,9 +48,9 @@ from curricle.teachers.manifest import (
 from curricle.teachers.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.ambient import standard_state
-from curricle.training.batches import guarded, located
+from curricle.training.batches import located
 from curricle.training.binding import BoundRun, BoundStage
-from curricle.training.stepping import CALIBRATION_BATCHES
+from curricle.training.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
 
 Watch = Callable[[int, int], None]
 """Is told how many steps of how many are captured."""
@@ -104,8 +104,8 @@ def capture(
         raise BindError(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
-    inquiries = inquiries_of(runs, codecs)
-    if not any(one.wanted for one in inquiries):
+    queries = queries_of(runs, codecs)
+    if not any(query.wanted for query in queries):
         raise BindError(
             f"'curriculum' must compare with a teacher somewhere to have targets to capture; got "
             f"{runs[0].name!r}"
@@ -116,15 +116,15 @@ def capture(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
         sections=tuple(
-            {section.name: section for one in inquiries for section, _ in one.wanted}.values()
+            {section.name: section for query in queries for section, _ in query.wanted}.values()
         ),
     )
     with locked(folder, remedy="wait for its end or take another folder"):
         writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
-        done, total = 0, sum(one.stage.end - one.stage.start for one in inquiries)
-        for inquiry in inquiries:
-            with inquiry.run.settings.stated_threads():
-                for _ in inquiry.captured(writer):
+        done, total = 0, sum(query.stage.end - query.stage.start for query in queries)
+        for query in queries:
+            with query.run.settings.stated_threads():
+                for _ in query.captured(writer):
                     done += 1
                     if watch is not None:
                         watch(done, total)
@@ -133,108 +133,119 @@ def capture(
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Inquiry:
-    """What a stage asks its teacher."""
+class TeacherQuery:
+    """Targets that a stage needs from its teacher."""
 
     run: BoundRun
     """The run."""
     stage: BoundStage
     """One of its stages."""
-    wanted: list[tuple[Section, BoundObjective]]
-    """Each kind of target, and the objective that reads it."""
+    wanted: list[tuple[Section, int]]
+    """Each kind of target, and the number of the objective that reads it."""
 
     def captured(self, writer: ShardWriter) -> Iterator[None]:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
-        with _open(run, stage) as read:
-            objectives = [self._calibrated(objective, read) for _, objective in self.wanted]
+        with self._open() as loss:
             for step in range(stage.start, stage.end):
                 with located(stage.declared.name, step, run.seed):
                     for part in run.stream.batch(step).split(run.settings.accumulation):
-                        self._store(writer, read, objectives, part)
+                        self._store(writer, loss, part)
                 yield
 
     def compared(
         self, steps: int
     ) -> Iterator[tuple[Section, BoundObjective, Batch, Float[Tensor, "row width"]]]:
-        """Yield what the teacher says now at the first steps, and of which objective and batch."""
+        """Yield the targets of the first steps as the teacher computes them now.
+
+        Args:
+            steps: Number of steps.
+
+        Yields:
+            The kind of target, its objective, the batch and the target.
+        """
         stage = self.stage
-        with _open(self.run, stage) as read:
-            objectives = [self._calibrated(objective, read) for _, objective in self.wanted]
+        with self._open() as loss:
             for step in range(stage.start, min(stage.start + steps, stage.end)):
                 with located(stage.declared.name, step, self.run.seed):
                     batch = self.run.stream.batch(step)
                 for part in batch.split(self.run.settings.accumulation):
                     moved = part.to(self.run.settings.torch_device())
-                    shown = _shown(self.run, read, moved)
-                    for (section, _), objective in zip(self.wanted, objectives, strict=True):
-                        yield section, objective, moved, self._target(objective, shown, moved)
+                    targets = loss.targets(moved)
+                    for section, number in self.wanted:
+                        rows = _rows(loss, targets[number])
+                        yield section, loss.terms[number].objective, moved, rows
 
-    def _target(
-        self, objective: BoundObjective, shown: Activations, batch: Batch
-    ) -> Float[Tensor, "row width"]:
-        with torch.no_grad(), self.run.settings.teacher_autocast():
-            target = objective.target(shown, batch)
-            return target.logits() if isinstance(target, LinearHead) else target.flatten(0, -2)
+    @contextmanager
+    def _open(self) -> Iterator[StageLoss]:
+        """Open the teacher as the stage reads it, with calibrated objectives.
 
-    def _store(
-        self,
-        writer: ShardWriter,
-        read: Reader,
-        objectives: Sequence[BoundObjective],
-        part: Batch,
-    ) -> None:
+        Yields:
+            The loss of the stage, which can give targets only.
+        """
+        run, stage = self.run, self.stage
+        teacher, device = run.teacher, run.settings.torch_device()
+        assert isinstance(teacher, LiveTeacher)  # noqa: S101 - checked by `capture`
+        with (
+            teacher.teaching(run.settings.teacher_inference),
+            open_stage_loss(run, stage, only_targets=True) as loss,
+        ):
+            with located(stage.declared.name, stage.start, run.seed):
+                loss.calibrate(
+                    lambda: (
+                        run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)
+                    )
+                )
+            yield loss
+
+    def _store(self, writer: ShardWriter, loss: StageLoss, part: Batch) -> None:
         keys = [example_keys(part, selected=section.selected) for section, _ in self.wanted]
-        lacking = [
-            writer.lacks(section, own) for (section, _), own in zip(self.wanted, keys, strict=True)
+        missing = [
+            writer.lacks(section, keys_of_section)
+            for (section, _), keys_of_section in zip(self.wanted, keys, strict=True)
         ]
-        if not any(one.any() for one in lacking):
+        if not any(is_missing.any() for is_missing in missing):
             return
         moved = part.to(self.run.settings.torch_device())
-        shown = _shown(self.run, read, moved)
-        columns = zip(self.wanted, objectives, keys, lacking, strict=True)
-        for (section, _), objective, own, missing in columns:
-            if not missing.any():
+        targets = loss.targets(moved)
+        columns = zip(self.wanted, keys, missing, strict=True)
+        for (section, number), keys_of_section, is_missing in columns:
+            if not is_missing.any():
                 continue
-            target = self._target(objective, shown, moved)
+            target = _rows(loss, targets[number])
             _check_numbers(target, moved)
-            counts = counts_of(objective, part)
-            rows = torch.from_numpy(np.flatnonzero(np.repeat(missing, counts)))
-            random = uniforms(section, own[missing], counts[missing])
+            counts = counts_of(loss.terms[number].objective, part)
+            rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
+            random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
             entries = section.codec.encode(target[rows.to(target.device)], random)
-            writer.add(section, own[missing], counts[missing], entries)
-
-    def _calibrated(self, objective: BoundObjective, read: Reader) -> BoundObjective:
-        needy = uncalibrated(objective)
-        if needy is None:
-            return objective
-        device = self.run.settings.torch_device()
-        where = located(self.stage.declared.name, self.stage.start, self.run.seed)
-        with where, torch.no_grad(), self.run.settings.teacher_autocast():
-            batches = (self.run.stream.batch(step) for step in range(CALIBRATION_BATCHES))
-            moved = [one.to(device) for one in batches]
-            return needy.calibrated([(_shown(self.run, read, one), one) for one in moved])
+            writer.add(section, keys_of_section[is_missing], counts[is_missing], entries)
 
 
-def inquiries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[Inquiry]:
-    """Return what the stages of some runs ask; those that need no teacher are left out."""
-    inquiries = [_inquiry(run, stage, codecs) for run in runs for stage in run.stages]
-    return [inquiry for inquiry in inquiries if inquiry.wanted]
+def _rows(loss: StageLoss, target: Target) -> Float[Tensor, "row width"]:
+    """Return a target as rows; of a head whose logits are made in chunks, all logits."""
+    with torch.no_grad(), loss.teacher_autocast():
+        rows: Tensor = target.logits() if isinstance(target, LinearHead) else target.flatten(0, -2)
+        return rows
 
 
-def _inquiry(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Inquiry:
-    distinct = {section.name: (section, one) for section, one in _asked(run, stage, codecs)}
-    return Inquiry(run=run, stage=stage, wanted=list(distinct.values()))
+def queries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[TeacherQuery]:
+    """Return the targets that the stages of some runs need; stages without a teacher have none."""
+    queries = [_query(run, stage, codecs) for run in runs for stage in run.stages]
+    return [query for query in queries if query.wanted]
 
 
-def _asked(
-    run: BoundRun, stage: BoundStage, codecs: TargetCodecs
-) -> Iterator[tuple[Section, BoundObjective]]:
-    """Yield what each objective of a stage asks the teacher; several may ask the same."""
-    told = stage.declared.teacher, run.stream.fingerprint
-    for term in stage.terms:
+def _query(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> TeacherQuery:
+    # Several objectives may need the same targets.
+    distinct = {section.name: (section, number) for section, number in _asked(run, stage, codecs)}
+    return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
+
+
+def _asked(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Iterator[tuple[Section, int]]:
+    """Yield the kind of target of each objective with a teacher, and the objective's number."""
+    for number, term in enumerate(stage.terms):
         if term.needs_teacher:
-            yield _section(term.objective, *told, codecs), term.objective
+            reference, stream = stage.declared.teacher, run.stream.fingerprint
+            yield _section(term.objective, reference, stream, codecs), number
 
 
 def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
@@ -245,9 +256,9 @@ def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
     """
     for run in runs:
         for stage in run.stages:
-            for section, objective in _asked(run, stage, codecs):
+            for section, number in _asked(run, stage, codecs):
                 try:
-                    check_readable(objective, section)
+                    check_readable(stage.terms[number].objective, section)
                 except BindError as error:
                     raise BindError(
                         f"stage {stage.declared.name!r}: {error}; 'codecs.logits' says how they "
@@ -328,32 +339,6 @@ def _merged(folder: Path, wanted: Manifest) -> Manifest:
         teacher=replace(wanted.teacher, weights=both),
         sections=tuple(sections.values()),
     )
-
-
-@contextmanager
-def _open(run: BoundRun, stage: BoundStage) -> Iterator[Reader]:
-    """Open the teacher as a stage reads it.
-
-    Yields:
-        Its forward pass.
-    """
-    teacher, reads = run.teacher, stage.reads
-    assert isinstance(teacher, LiveTeacher)  # noqa: S101 - `capture` has looked
-    with ExitStack() as stack:
-        stack.enter_context(teacher.teaching(run.settings.teacher_inference))
-        yield stack.enter_context(
-            teacher.reading(
-                stage.declared.teacher,
-                reads.teacher,
-                logits=reads.teacher_logits,
-                head=reads.teacher_head,
-            )
-        )
-
-
-def _shown(run: BoundRun, read: Reader, batch: Batch) -> Activations:
-    with torch.no_grad(), run.settings.teacher_autocast():
-        return guarded(run.tables, "teacher", read)(batch.inputs, batch.selected)
 
 
 def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:

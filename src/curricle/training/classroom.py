@@ -15,14 +15,13 @@ turns at that, and each is told an equal part of the teacher's time; on a GPU, w
 the program's back, seconds are only right for all students together. FLOPs are those of the plan,
 as if each had been taught alone.
 
-Design: no second engine. `engine.executing` stands still after each step, and whoever has done the
-fewest steps goes next.
+Design: no second engine. The runs with the fewest steps advance next, by a step each.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -37,12 +36,13 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.training.ambient import standard_state
 from curricle.training.batches import CountsTokens
 from curricle.training.binding import BoundRun
-from curricle.training.engine import Joining, Outputs, Steps, executing
+from curricle.training.engine import Outputs, TrainingRun, single_steps
 from curricle.training.evaluation import Evaluator
+from curricle.training.grouping import StudentGroups
 from curricle.training.interrupts import Interrupted, Interrupts
 from curricle.training.settings import EngineSettings
 from curricle.training.speed import check_speed
-from curricle.training.stacking import Stack
+from curricle.training.stage_loss import StepLoss
 
 SHARED = (
     "device",
@@ -107,35 +107,30 @@ def execute_together(
     if live is not None:
         # Before the first student moves, also for the last.
         live.check(step for one in seats for step in one.run.teachers)
-    ahead = seats[0].run.settings.compiled_steps
-    joining: Joining = Stack(ahead).joining if stacked else nullcontext
+    groups = StudentGroups(seats[0].run.settings.compiled_steps) if stacked else None
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
         interrupts = stack.enter_context(
-            Interrupts(saves=any(one.outputs.folder is not None for one in seats))
+            Interrupts(saves=any(seat.outputs.folder is not None for seat in seats))
         )
         if live is not None:
             stack.enter_context(live.teaching(seats[0].run.settings.teacher_inference))
-        lessons = [
-            _Lesson(
-                stack.enter_context(
-                    closing(
-                        executing(
-                            replace(one.run, stream=stream, teacher=_seated(one.run, shared)),
-                            one.evaluate,
-                            metric=metric,
-                            outputs=one.outputs,
-                            resume=resume,
-                            until=until,
-                            joining=joining,
-                            interrupts=interrupts,
-                        )
-                    )
+        runs = [
+            stack.enter_context(
+                TrainingRun(
+                    replace(seat.run, stream=stream, teacher=_seated(seat.run, shared)),
+                    seat.evaluate,
+                    metric=metric,
+                    outputs=seat.outputs,
+                    resume=resume,
+                    until=until,
+                    stage_steps=single_steps if groups is None else groups.joining,
+                    interrupts=interrupts,
                 )
             )
-            for one in seats
+            for seat in seats
         ]
-        return _taught(lessons)
+        return _finished(runs, groups)
 
 
 def _seated(run: BoundRun, shared: SharedTeacher | None) -> SharedTeacher | StoredTeacher | None:
@@ -143,59 +138,71 @@ def _seated(run: BoundRun, shared: SharedTeacher | None) -> SharedTeacher | Stor
     return run.teacher if isinstance(run.teacher, StoredTeacher) else run.teacher and shared
 
 
-def _taught(lessons: "Sequence[_Lesson]") -> list[EndRecord]:
-    """Return the ends of some lessons after giving them, whoever is behind first.
+def _finished(runs: Sequence[TrainingRun], groups: StudentGroups | None) -> list[EndRecord]:
+    """Return the last records of some runs after advancing each to its end.
 
     Raises:
         Interrupted: If a signal has ended them.
     """
-    first = 0
-    while going := [one for one in lessons if one.end is None and one.interrupted is None]:
-        # Another one each time: who comes first at a batch waits for the teacher.
-        first += 1
-        turn = first % len(going)
-        behind = min(one.done for one in going)
-        for one in (*going[turn:], *going[:turn]):
-            if one.done == behind:
-                one.advance()
-    for one in lessons:
-        # Only now, when every student has saved where it stands.
-        if one.interrupted is not None:
-            raise one.interrupted
-    return [one.end for one in lessons if one.end is not None]
+    turn = _Turn(runs)
+    while active := turn.active:
+        behind = min(run.num_steps for run in active)
+        waiting = [run for run in active if run.num_steps == behind]
+        if groups is None:
+            for run in waiting:
+                turn.advance(run)
+        else:
+            groups.advance(waiting, turn.advance)
+    turn.check_uninterrupted()
+    return [run.end for run in runs if run.end is not None]
 
 
 @final
-class _Lesson:
-    """One student's run, and where it stands."""
+class _Turn:
+    """Runs that take turns, each with the seconds of its own training."""
 
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-        self._left = 0.0
-        # Behind everybody: a run that is resumed only tells where it stands by its first step.
-        self.done = -1
-        self.end: EndRecord | None = None
-        self.interrupted: Interrupted | None = None
+    def __init__(self, runs: Sequence[TrainingRun]) -> None:
+        self._runs, self._number = list(runs), 0
+        self._paused_at = {id(run): time.perf_counter() for run in runs}
+        self._interrupted: dict[int, Interrupted] = {}
 
-    def advance(self) -> None:
-        """Take one step.
+    @property
+    def active(self) -> list[TrainingRun]:
+        """Return the runs that go on, each time beginning with another."""
+        active = [run for run in self._runs if run.end is None and id(run) not in self._interrupted]
+        # The first at a batch waits for the teacher, so its place rotates.
+        self._number += 1
+        turn = self._number % len(active) if active else 0
+        return active[turn:] + active[:turn]
+
+    def advance(self, run: TrainingRun, losses: Sequence[StepLoss] | None = None) -> None:
+        """Advance a run.
+
+        Args:
+            run: The run.
+            losses: Losses of steps that were taken in a group.
 
         Raises:
             Interrupted: If a signal has ended the run and nothing is saved.
         """
+        run.skip(time.perf_counter() - self._paused_at[id(run)])
         try:
-            if self.done < 0:
-                self.done = next(self._steps)
-            else:
-                self.done = self._steps.send(time.perf_counter() - self._left)
-        except StopIteration as finished:
-            self.end = finished.value
+            run.advance(losses)
         except Interrupted as error:
             # Without a checkpoint there is nothing that the others should save.
             if error.checkpoint is None:
                 raise
-            self.interrupted = error
-        self._left = time.perf_counter()
+            self._interrupted[id(run)] = error
+        self._paused_at[id(run)] = time.perf_counter()
+
+    def check_uninterrupted(self) -> None:
+        """Check that no signal has ended a run; by now every run has saved a checkpoint.
+
+        Raises:
+            Interrupted: If one has.
+        """
+        for error in self._interrupted.values():
+            raise error
 
 
 @final

@@ -20,7 +20,7 @@ from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.batches import CountsTokens
 from curricle.training.binding import BoundRun, BoundStage
-from curricle.training.stepping import StepOutcome
+from curricle.training.stage_loss import StepLoss
 
 
 def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds: float) -> Spent:
@@ -53,25 +53,25 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
 
 
 def step_record(
-    stage: BoundStage, outcome: StepOutcome, *, learning_rate: float, spent: Spent
+    stage: BoundStage, loss: StepLoss, *, learning_rate: float, spent: Spent
 ) -> StepRecord:
     """Return what a step has shown.
 
     Args:
         stage: Its stage.
-        outcome: Its loss.
+        loss: Its loss.
         learning_rate: Its learning rate.
         spent: What has been consumed by now.
     """
     terms: dict[str, float] = {}
-    for term, mean in zip(stage.terms, outcome.terms, strict=True):
+    for term, mean in zip(stage.terms, loss.terms, strict=True):
         name = term.objective.describe()[0]
         number = sum(known.partition(" #")[0] == name for known in terms)
         # Two objectives may read the same taps.
         terms[f"{name} #{number + 1}" if number else name] = mean.item()
     return StepRecord(
         stage=stage.declared.name,
-        loss=outcome.loss.item(),
+        loss=loss.loss.item(),
         terms=terms,
         learning_rate=learning_rate,
         spent=spent,

@@ -1,172 +1,148 @@
-"""How do several small students, or several steps of one, go as one call?
+"""Batched students and compiled blocks of steps, for models limited by Python overhead.
 
-A small model spends its time on calls, not on arithmetic. Students of one architecture that are in
-the same stage, at the same step, with the same optimizer, are joined to one batched model, and one
-forward pass, backward pass and update moves all of them. Steps before the next record, evaluation
-or checkpoint, which nobody looks between, may be taken ahead in one compiled call.
+A small model spends its time on calls, not on arithmetic. Students of one architecture that are at
+the same step of the same stage, with the same optimizer, become one batched model: one forward
+pass, backward pass and update moves all of them. Steps before the next record, evaluation or
+checkpoint may be taken in one compiled call, of one student or of a group.
 
 Results agree with those of separate runs and single steps within rounding: a batched matrix product
-adds up in another order. What can be neither stacked nor compiled steps alone, one step at a time:
-models with buffers or noise, clipped gradients, batches in parts, logits in chunks, objectives that
-train something besides.
+adds up in another order. Students that can be neither batched nor compiled take single steps:
+models with buffers or noise, clipped gradients, gradient accumulation, logits in chunks, objectives
+with adapters.
 
-Design: who stands where is found out at every step, so students begin, change stages and end as
-they like; one of a class who stands there alone takes its step as ever. What is computed for others
-than the one who asks, or for later, is kept until it is asked for.
 """
 
-from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import final
 
+from curricle.errors import DataError
 from curricle.models.weights import architecture
 from curricle.specs import fingerprint, plain
+from curricle.training.batches import excess, located
 from curricle.training.compiling import CompiledSteps
 from curricle.training.joined import Joined, is_counter
-from curricle.training.stepping import StepOutcome, Stepper
+from curricle.training.stage_loss import StepLoss
+from curricle.training.stepping import Stepper, TakeSteps
 
 
 @final
-class Stack:
-    """Where the students of a classroom meet, or a student takes its steps ahead."""
+class CompiledStepper:
+    """Steps of one student, in compiled blocks where a block fits."""
 
-    def __init__(self, ahead: int = 1, *, is_class: bool = True) -> None:
-        """Begin with nobody.
+    def __init__(self, stepper: Stepper, number: int) -> None:
+        """Take the steps of a stage.
 
         Args:
-            ahead: Steps that one compiled call takes.
-            is_class: Whether several students are to come; one who is alone among them waits.
+            stepper: Takes single steps.
+            number: Steps in one compiled call.
         """
-        self._ahead, self._is_class = ahead, is_class
-        self._members: list[_Member] = []
-        self._together: _Group | None = None
+        self._stepper, self._number = stepper, number
+        self._group: Group | None = None
+        self._is_possible = is_batchable(stepper)
+
+    def take(self, first: int, stop: int) -> list[StepLoss]:
+        """Take a block of steps if it ends by `stop`, otherwise one step; see `TakeSteps`.
+
+        Returns:
+            The loss of each step.
+        """
+        if stop - first >= self._number and self._is_possible and has_state(self._stepper):
+            if self._group is None:
+                self._group = Group([self._stepper], self._number)
+                # A model that is no function of its weights alone takes single steps.
+                self._is_possible = self._group.agrees(first)
+            losses = self._group.take_block(first) if self._is_possible else None
+            if losses is not None:
+                return [loss for (loss,) in losses]
+        return self._stepper.take(first, stop)
+
+
+def compiled_blocks(number: int) -> Callable[[Stepper], AbstractContextManager[TakeSteps]]:
+    """Return the way in which a run takes the steps of a stage: in compiled blocks.
+
+    Args:
+        number: Steps in one compiled call.
+    """
 
     @contextmanager
-    def joining(self, stepper: Stepper) -> Iterator[None]:
-        """Let a stage take its steps together with those of others who stand at the same.
+    def steps(stepper: Stepper) -> Iterator[TakeSteps]:
+        yield CompiledStepper(stepper, number).take
+
+    return steps
+
+
+@final
+class Group:
+    """Students that take their steps as one model."""
+
+    def __init__(self, steppers: list[Stepper], number: int) -> None:
+        """Join students.
 
         Args:
-            stepper: What runs the steps of the stage; one that cannot be stacked is left alone.
+            steppers: Steps of each, whose stages are open.
+            number: Steps in one compiled call; 1 compiles nothing.
         """
-        if not _is_stackable(stepper):
-            yield
-            return
-        member = _Member(stepper)
-        stepper.with_others = lambda step: self._step(member, step)
-        stepper.ahead = lambda: len(member.ready)
-        self._members.append(member)
-        try:
-            yield
-        finally:
-            self._members.remove(member)
-            member.leave()
-
-    def _step(self, asking: "_Member", step: int) -> StepOutcome | None:
-        """Return the outcome of a step, taken with all who stand where one stands, if any do."""
-        if not asking.ready and asking.is_primed:
-            self._take(self._group(asking, step), step)
-        asking.next = step + 1
-        return asking.ready.popleft() if asking.ready else None
-
-    def _group(self, asking: "_Member", step: int) -> "list[_Member]":
-        """Return those who stand where one stands; none if it stands there alone among others."""
-        if not self._is_class:
-            return [asking]
-        group = [
-            one
-            for one in self._members
-            if (one.key, one.next) == (asking.key, step) and not one.ready
-        ]
-        return group if asking in group and len(group) > 1 else []
-
-    def _take(self, group: "list[_Member]", step: int) -> None:
-        """Take the next step or steps of some students, who are left their outcomes."""
-        if not group:
-            return
-        number = min(self._ahead, *(one.stepper.until - step for one in group))
-        is_block = 1 < number == self._ahead
-        if len(group) == 1 and not is_block:
-            return
-        if self._together is None or self._together.members != group:
-            self._together = _Group(group, self._ahead)
-            if not self._together.agrees(step):
-                for one in group:
-                    one.key = None
-                return
-        if not (is_block and self._together.take_block(step)) and len(group) > 1:
-            self._together.take(step)
-
-
-@final
-class _Member:
-    """One student's stage, which may be stepped with those of others."""
-
-    def __init__(self, stepper: Stepper) -> None:
-        self.stepper = stepper
-        self.key: str | None = _key(stepper)
-        """Equal for students that may be stacked; None for one that is not."""
-        self.next: int | None = None
-        """The step that it asks for next; None until it has taken one alone."""
-        self.ready: deque[StepOutcome] = deque()
-        """What was computed for it when somebody else asked, or ahead."""
-
-    @property
-    def is_primed(self) -> bool:
-        """Return whether it may be joined: its optimizer keeps what it will keep to the end."""
-        run, stage = self.stepper.run, self.stepper.stage
-        state = self.stepper.optimizer.state
-        named = run.student.module.named_parameters()
-        return self.key is not None and (
-            not run.optimizer.moments
-            or all(state.get(parameter) for name, parameter in named if name in stage.trained)
-        )
-
-    def leave(self) -> None:
-        """Give the student memory of its own again."""
-        for parameter in self.stepper.run.student.module.parameters():
-            parameter.data = parameter.data.clone()
-        for state in self.stepper.optimizer.state.values():
-            for name, kept in state.items():
-                if kept is not None:
-                    state[name] = kept.clone()
-
-
-@final
-class _Group:
-    """Members who step as one."""
-
-    def __init__(self, members: list[_Member], ahead: int) -> None:
-        self.members = members
-        self._steppers = [one.stepper for one in members]
-        self._joined = Joined(self._steppers)
-        self._compiled: CompiledSteps | None = None
-        if ahead > 1:
-            self._compiled = CompiledSteps(self._joined, ahead)
+        self.steppers = steppers
+        self._joined = Joined(steppers)
+        self._compiled = CompiledSteps(self._joined, number) if number > 1 else None
 
     def agrees(self, step: int) -> bool:
-        """Return whether the members compute the same."""
-        return self._joined.agrees(self._steppers[0].batch(step))
+        """Return whether the students compute the same as one model."""
+        with self._explained(step):
+            return self._joined.agrees(self.steppers[0].batch(step))
 
-    def take(self, step: int) -> None:
-        """Take one step."""
-        outcomes = self._joined.step(self._steppers[0].batch(step), step)
-        for member, outcome in zip(self.members, outcomes, strict=True):
-            member.ready.append(outcome)
+    def take(self, step: int) -> list[list[StepLoss]]:
+        """Take one step.
 
-    def take_block(self, step: int) -> bool:
-        """Return whether several steps were taken; otherwise they must be taken one by one."""
-        found = None if self._compiled is None else self._compiled.step(step)
-        for outcomes in found or []:
-            for member, outcome in zip(self.members, outcomes, strict=True):
-                member.ready.append(outcome)
-        if found is None:
-            # Batches that differ in shape once do so again, and are read in vain each time.
+        Returns:
+            For this step the loss of each student.
+        """
+        with self._explained(step):
+            return [self._joined.step(self.steppers[0].batch(step), step)]
+
+    def take_block(self, step: int) -> list[list[StepLoss]] | None:
+        """Take a block of steps.
+
+        Returns:
+            For each step the loss of each student; None if nothing was done and the steps must be
+            taken singly.
+        """
+        if self._compiled is None:
+            return None
+        with self._explained(step):
+            losses = self._compiled.step(step)
+        if losses is None:
+            # Batches that differ in shape once do so again: each attempt reads a block in vain.
             self._compiled = None
-        return found is not None
+        return losses
+
+    @contextmanager
+    def _explained(self, step: int) -> Iterator[None]:
+        """Name the step in an error, and explain a failing look-up of a traced or batched pass.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            DataError: If the students' tables have too few positions for the batch.
+            IndexError: If another look-up failed.
+        """
+        stepper = self.steppers[0]
+        run = stepper.run
+        with located(stepper.stage.declared.name, step, run.seed):
+            try:
+                yield
+            except IndexError as error:
+                # Traced passes have no guard: they may depend on tensors only.
+                words = excess(run.tables, "student", run.stream.batch(step).inputs)
+                if not words:
+                    raise
+                raise DataError(f"{words}; its forward pass says: {error}") from error
 
 
-def _is_stackable(stepper: Stepper) -> bool:
+def is_batchable(stepper: Stepper) -> bool:
+    """Return whether the steps of a stage can be batched or compiled."""
     run = stepper.run
     return not (
         run.draws_noise
@@ -175,12 +151,32 @@ def _is_stackable(stepper: Stepper) -> bool:
         or any(True for _ in run.student.module.buffers())
         or run.settings.clip_norm is not None
         or run.settings.accumulation > 1
-        or len(stepper.adapters)
+        or len(stepper.loss.adapters)
         or any(term.stored is not None and not term.stored.is_dense for term in stepper.stage.terms)
     )
 
 
-def _key(stepper: Stepper) -> str:
+def has_state(stepper: Stepper) -> bool:
+    """Return whether the optimizer has the state of all weights that the stage trains."""
+    run, state = stepper.run, stepper.optimizer.state
+    named = run.student.module.named_parameters()
+    return not run.optimizer.moments or all(
+        state.get(parameter) for name, parameter in named if name in stepper.stage.trained
+    )
+
+
+def separate(stepper: Stepper) -> None:
+    """Give a student that was in a group memory of its own again."""
+    for parameter in stepper.run.student.module.parameters():
+        parameter.data = parameter.data.clone()
+    for state in stepper.optimizer.state.values():
+        for name, value in state.items():
+            if value is not None:
+                state[name] = value.clone()
+
+
+def batching_key(stepper: Stepper) -> str:
+    """Return a text that is equal for students that may become one batched model."""
     run, stage = stepper.run, stepper.stage
     module = run.student.module
     return fingerprint(
@@ -194,11 +190,11 @@ def _key(stepper: Stepper) -> str:
 
 
 def _counters(stepper: Stepper) -> list[list[object]]:
-    """Return what the optimizer counts; earlier stages may have trained other weights."""
+    """Return the optimizer's counts of updates; earlier stages may have trained other weights."""
     state = stepper.optimizer.state
     return [
-        [name, key, kept.tolist()]
+        [name, key, value.tolist()]
         for name, parameter in stepper.run.student.module.named_parameters()
-        for key, kept in state.get(parameter, {}).items()
-        if is_counter(key, kept)
+        for key, value in state.get(parameter, {}).items()
+        if is_counter(key, value)
     ]

@@ -26,7 +26,7 @@ from curricle.teachers.manifest import Section
 from curricle.teachers.shards import uniforms
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding import BoundRun
-from curricle.training.capturing import TargetCodecs, counts_of, inquiries_of
+from curricle.training.capturing import TargetCodecs, counts_of, queries_of
 
 ROUNDING = 1e-4
 """Difference that is allowed besides the codec's, as a share of the largest number."""
@@ -64,10 +64,10 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     """
     found: dict[str, list[Bool[Tensor, " row"]]] = {}
     sections: dict[str, Section] = {}
-    for inquiry in inquiries_of(runs, TargetCodecs()):
-        for _, objective, batch, wanted in inquiry.compared(steps):
+    for query in queries_of(runs, TargetCodecs()):
+        for _, objective, batch, wanted in query.compared(steps):
             targets = stored.serving(
-                objective, inquiry.stage.declared.teacher, inquiry.run.stream.fingerprint
+                objective, query.stage.declared.teacher, query.run.stream.fingerprint
             )
             section = targets.reader.section
             read = targets.target(batch, objective.count(batch))

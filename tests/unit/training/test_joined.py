@@ -35,9 +35,9 @@ def test_totals_are_those_of_each_student_with_the_weights_given(
 ) -> None:
     some = steppers[:number]
     batch = some[0].batch(0)
-    own = [one.totals(batch, one.targets(batch))[0].item() for one in some]
+    own = [one.loss.sums(batch, one.loss.targets(batch))[0].item() for one in some]
     joined = Joined(some)
-    targets = joined.gathered([one.targets(batch) for one in some])
+    targets = joined.gathered([one.loss.targets(batch) for one in some])
     (found,) = joined.totals(joined.weights, batch, targets)
     assert found.flatten().tolist() == pytest.approx(own, rel=1e-5)
     zeros = {name: torch.zeros_like(one) for name, one in joined.weights.items()}
@@ -52,10 +52,10 @@ def test_who_is_joined_agrees_with_itself(steppers: list[Stepper]) -> None:
     assert Joined(steppers).agrees(batch)
 
 
-def test_outcomes_are_one_a_student(steppers: list[Stepper]) -> None:
-    (alone,) = Joined(steppers[:1]).outcomes([torch.tensor(16.0)], [8])
+def test_losses_are_one_a_student(steppers: list[Stepper]) -> None:
+    (alone,) = Joined(steppers[:1]).losses([torch.tensor(16.0)], [8])
     assert alone.loss.item() == 16.0 / 8
-    both = Joined(steppers).outcomes([torch.tensor([16.0, 8.0])], [8])
+    both = Joined(steppers).losses([torch.tensor([16.0, 8.0])], [8])
     assert [one.loss.item() for one in both] == [2.0, 1.0]
 
 

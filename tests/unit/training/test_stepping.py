@@ -30,7 +30,8 @@ from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding import BoundRun
 from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule
-from curricle.training.stepping import CALIBRATION_BATCHES, StepOutcome, stepping
+from curricle.training.stage_loss import CALIBRATION_BATCHES, StepLoss
+from curricle.training.stepping import stepping
 from tests.parts import INPUTS, Listed, mlp
 
 PLAIN = SGD(learning_rate=0.1)
@@ -55,7 +56,7 @@ def bound(*stages: Stage, **parts: Any) -> BoundRun:
 
 def stepped(
     run: BoundRun, steps: int = 1, number: int = 0, optimizer: torch.optim.Optimizer | None = None
-) -> list[StepOutcome]:
+) -> list[StepLoss]:
     """Run the first steps of a stage; the student is changed."""
     own = optimizer or run.optimizer.build(run.student.module.parameters())
     start = run.stages[number].start
@@ -514,7 +515,7 @@ def beside(run: BoundRun, steps: int, optimizer: torch.optim.Optimizer) -> dict[
     with stepping(run, run.stages[0], optimizer) as stepper:
         for step in range(steps):
             stepper.step(step)
-        return copy.deepcopy(stepper.adapters.state_dict())
+        return copy.deepcopy(stepper.loss.adapters.state_dict())
 
 
 @every_owner
@@ -571,11 +572,11 @@ def test_the_gradient_of_what_objectives_own_is_cut_with_the_students() -> None:
     before = weights(cut.student)
     own = cut.optimizer.build(cut.student.module.parameters())
     with stepping(cut, cut.stages[0], own) as stepper:
-        first = [parameter.detach().clone() for parameter in stepper.adapters.parameters()]
+        first = [parameter.detach().clone() for parameter in stepper.loss.adapters.parameters()]
         stepper.step(0)
         steps = [
             (now - then).flatten()
-            for now, then in zip(stepper.adapters.parameters(), first, strict=True)
+            for now, then in zip(stepper.loss.adapters.parameters(), first, strict=True)
         ] + [(now - before[name]).flatten() for name, now in weights(cut.student).items()]
     assert torch.cat(steps).norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
 
@@ -585,7 +586,7 @@ def test_weights_besides_that_are_not_finite_are_noticed() -> None:
     own = run.optimizer.build(run.student.module.parameters())
     with stepping(run, run.stages[0], own) as stepper:
         with torch.no_grad():
-            next(stepper.adapters.parameters())[0] = math.inf
+            next(stepper.loss.adapters.parameters())[0] = math.inf
         with pytest.raises(DivergenceError, match=r"^'weights' must be finite"):
             stepper.check_weights(0)
 

@@ -1,0 +1,104 @@
+"""Groups of students that take their steps as one batched model.
+
+Design: groups are formed anew at every step, so students begin, change stages and end at their own
+times; a group whose students stay the same keeps its model.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import final
+
+from curricle.training.engine import TrainingRun
+from curricle.training.stacking import Group, batching_key, has_state, is_batchable, separate
+from curricle.training.stage_loss import StepLoss
+from curricle.training.stepping import Stepper, TakeSteps
+
+Advance = Callable[[TrainingRun, Sequence[StepLoss] | None], None]
+"""Advances a run by losses of steps that were taken in a group, or by a step of its own."""
+
+
+@final
+class StudentGroups:
+    """Students that take their steps in groups."""
+
+    def __init__(self, number: int = 1) -> None:
+        """Begin with no group.
+
+        Args:
+            number: Steps in one compiled call; 1 compiles nothing.
+        """
+        self._number = number
+        self._keys: dict[Stepper, str | None] = {}
+        self._groups: dict[str, Group] = {}
+
+    def advance(self, runs: Sequence[TrainingRun], advance: Advance) -> None:
+        """Advance runs that have taken equally many steps.
+
+        Args:
+            runs: The runs of the students; each takes at least one step.
+            advance: Advances a run, by losses that were taken in a group if there are any.
+        """
+        step = runs[0].num_steps
+        candidates: dict[str, list[TrainingRun]] = {}
+        for run in runs:
+            if (key := self._key(run.stepper)) is not None:
+                candidates.setdefault(key, []).append(run)
+        losses_of_runs: dict[int, list[StepLoss]] = {}
+        for key, group in candidates.items():
+            if len(group) > 1 and (losses := self._losses(key, group, step)) is not None:
+                for place, run in enumerate(group):
+                    losses_of_runs[id(run)] = [row[place] for row in losses]
+        for run in runs:
+            advance(run, losses_of_runs.get(id(run)))
+
+    def _losses(
+        self, key: str, runs: Sequence[TrainingRun], step: int
+    ) -> list[list[StepLoss]] | None:
+        """Take the next step or block of a group.
+
+        Returns:
+            For each step the loss of each student; None if the students must step singly.
+        """
+        steppers = [run.stepper for run in runs if run.stepper is not None]
+        group = self._groups.get(key)
+        if group is None or group.steppers != steppers:
+            group = self._groups[key] = Group(steppers, self._number)
+            if not group.agrees(step):
+                # They only look alike; comparing them again would give the same.
+                self._keys.update(dict.fromkeys(steppers))
+                del self._groups[key]
+                for stepper in steppers:
+                    separate(stepper)
+                return None
+        losses = None
+        if 1 < self._number <= min(run.stop for run in runs) - step:
+            losses = group.take_block(step)
+        return losses or group.take(step)
+
+    def _key(self, stepper: Stepper | None) -> str | None:
+        """Return a text that is equal for students that may be batched; None for no group."""
+        # The first step of a stage creates the optimizer's state, from which a group is joined.
+        if stepper is None or not stepper.num_taken:
+            return None
+        if stepper not in self._keys:
+            self._keys[stepper] = batching_key(stepper) if is_batchable(stepper) else None
+        return self._keys[stepper] if has_state(stepper) else None
+
+    @contextmanager
+    def joining(self, stepper: Stepper) -> Iterator[TakeSteps]:
+        """Let the steps of a stage be taken in groups until it closes.
+
+        Args:
+            stepper: The steps of the stage.
+
+        Yields:
+            The way to take single steps.
+        """
+        try:
+            yield stepper.take
+        finally:
+            key = self._keys.pop(stepper, None)
+            if key is not None:
+                # The student gets memory of its own again.
+                separate(stepper)
+                self._groups.pop(key, None)
