@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from curricle.data.labels import RENAMED
 from curricle.data.streams import ENOUGH, Batch, Inputs
 from curricle.errors import DataError
 
@@ -97,6 +98,8 @@ def _parts(item: object) -> tuple[Inputs, Tensor | None]:
     if isinstance(inputs, Mapping):
         named = dict(inputs)
         labels = named.pop("labels", labels)
+        if labels is None:
+            _require_known_name(named)
         for name, tensor in named.items():
             if not isinstance(tensor, Tensor):
                 raise DataError(
@@ -112,6 +115,27 @@ def _parts(item: object) -> tuple[Inputs, Tensor | None]:
     if labels is not None and not isinstance(labels, Tensor):
         raise DataError(f"'labels' must be a tensor; got {type(labels).__name__}")
     return inputs, labels
+
+
+def _require_known_name(named: Mapping[str, object]) -> None:
+    """Check that labels are not under a name of which models would be given them.
+
+    Raises:
+        DataError: If they are.
+    """
+    for name in RENAMED:
+        if name in named:
+            given = named[name]
+            told = (
+                f"of shape {tuple(given.shape)}"
+                if isinstance(given, Tensor)
+                else type(given).__name__
+            )
+            raise DataError(
+                f"'labels' must be the name of the labels in a mapping; got {name!r} {told}; "
+                f"batch['labels'] = batch.pop({name!r}) in the collate function renames them, and "
+                f"a curricle.Batch may have an input of that name"
+            )
 
 
 def _valid(plain: Batch, labels: Tensor | None) -> Bool[Tensor, "example position"] | None:

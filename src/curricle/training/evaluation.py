@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from curricle.data.finiteness import non_finite_words
+from curricle.data.labels import misplaced
 from curricle.data.streams import Batch
 from curricle.errors import DataError
 from curricle.models.axes import observing
@@ -48,7 +49,10 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
             that are not.
     """
     if not any(batch.labels is not None and batch.labels.numel() for batch in batches):
-        raise DataError(f"'evaluation' must hold labels; got {len(batches)} batches without any")
+        words = next(filter(None, (misplaced(batch.inputs) for batch in batches)), "")
+        raise DataError(
+            f"'evaluation' must hold labels; got {len(batches)} batches without any{words}"
+        )
     if any(batch.repeats_inputs and not batch.is_decoded for batch in batches):
         raise DataError(
             "'evaluation' must not have the input ids as labels, which a model only copies; "

@@ -217,6 +217,40 @@ def test_labels_that_are_all_ignored_give_an_empty_selection() -> None:
     assert (selected(batch), labels(batch)) == ([], [])
 
 
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (torch.tensor([0, 1]), r"of shape \(2,\)"),
+        (torch.ones(2, 3).long(), r"of shape \(2, 3\)"),
+        (torch.rand(2), r"of shape \(2,\)"),
+        (["a", "b"], "list"),
+    ],
+    ids=["classes", "positions", "values", "texts"],
+)
+def test_labels_under_the_name_of_a_column_are_told_to_be_renamed(
+    name: str, given: object, told: str
+) -> None:
+    ids = torch.ones(2, 3).long()
+    sentence = (
+        rf"^'labels' must be the name of the labels in a mapping; got '{name}' {told}; "
+        rf"batch\['labels'\] = batch.pop\('{name}'\) in the collate function renames them"
+    )
+    for item in ({"input_ids": ids, name: given}, ({"input_ids": ids, name: given},)):
+        with pytest.raises(DataError, match=sentence):
+            of_item(item)
+
+
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+def test_an_input_may_have_the_name_of_a_column_beside_labels(name: str) -> None:
+    inputs = {"input_ids": torch.ones(2, 3).long(), name: torch.tensor([5, 6])}
+    classes = torch.tensor([0, 1])
+    for item in ({**inputs, "labels": classes}, (inputs, classes), Batch(inputs=inputs)):
+        batch = of_item(item)
+        assert not isinstance(batch.inputs, Tensor)
+        assert name in batch.inputs
+
+
 IDS = torch.ones(2, 3).long()
 
 
