@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from curricle.errors import BindError, near_names
+from curricle.errors import BindError, DataError, near_names
 from curricle.models.axes import (
     SEQUENCE_AXES,
     ObservedAxes,
@@ -446,9 +446,19 @@ class _Reading:
         return rows
 
     def _rows(self, state: Tensor, selected: Tensor) -> Tensor:
-        """Return the selected rows of a state, whose positions the caller can compare."""
+        """Return the selected rows of a state, whose positions the caller can compare.
+
+        Raises:
+            DataError: If more are selected than there are, which a GPU would not survive.
+        """
         self._positions = tuple(state.shape[:-1])
-        return state.flatten(0, -2)[selected]
+        rows = state.flatten(0, -2)
+        if len(selected) > len(rows):
+            raise DataError(
+                f"'selected' must be some of the {len(rows)} places where the model gives rows, of "
+                f"shape {self._positions}; got {len(selected)}"
+            )
+        return rows[selected]
 
     def _stop_if_complete(self) -> None:
         if len(self._hidden) < len(self._wanted):

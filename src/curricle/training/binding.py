@@ -37,7 +37,7 @@ from curricle.models.eligibility import (
 )
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import buffers_kept, frozen_but, mode_notes, modes_kept, train
-from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number, tried
+from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import (
     Objective,
@@ -68,6 +68,7 @@ from curricle.training.orientation import check_decoder_inputs, check_orientatio
 from curricle.training.settings import EngineSettings
 from curricle.training.starting import BoundStart, bind_start
 from curricle.training.terms import Term, adapters_of, bound_term, described, opened
+from curricle.training.trials import tried_on
 
 
 @final
@@ -439,7 +440,7 @@ class _Probe:
             ) as read,
         ):
             before = seeding.global_state()
-            shown = tried("teacher", read, self._part.inputs, self._part.selected)
+            shown = tried_on("teacher", read, self._part)
         self._teacher_draws |= before != seeding.global_state()
         check_orientation("teacher", model, shown, self._part)
         return shown
@@ -456,7 +457,7 @@ class _Probe:
                 "student", model.reading(reads.student, logits=reads.student_logits, head=head)
             ) as read,
         ):
-            shown = tried("student", read, self._part.inputs, self._part.selected)
+            shown = tried_on("student", read, self._part)
         self.draws_noise |= before != seeding.global_state()
         if foreign != seeding.foreign_state():
             self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
