@@ -10,7 +10,6 @@ Design: what a stage reaches is found by running one step of it and asking autog
 right for every module, tied weights and unused branches included.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -65,6 +64,7 @@ from curricle.training.batches import (
 from curricle.training.costs import Meter
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.orientation import check_decoder_inputs, check_orientation
+from curricle.training.recomputing import check_recomputation, without_reentrant_checkpoints
 from curricle.training.settings import EngineSettings
 from curricle.training.starting import BoundStart, bind_start
 from curricle.training.terms import Term, adapters_of, bound_term, described, opened
@@ -507,6 +507,7 @@ class _Probe:
         loss = torch.stack(losses).sum()
         if not loss.requires_grad:
             return frozenset()
+        check_recomputation(loss)
         named = dict(self._student.module.named_parameters())
         free = {name: one for name, one in named.items() if one.requires_grad}
         # Adapters too, since their gradient costs as it will in training.
@@ -533,7 +534,7 @@ class _Probe:
                 stack.enter_context(self.tables.watching("teacher", teacher, self._part))
                 teacher.eval()
             stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))
-            stack.enter_context(_without_reentrant_checkpoints())
+            stack.enter_context(without_reentrant_checkpoints())
             yield
 
     def _count(self, names: frozenset[str]) -> int:
@@ -549,31 +550,6 @@ def _tensors(shown: Activations) -> list[Tensor]:
     logits = [] if shown.logits is None else [shown.logits]
     head = [] if shown.head is None else [shown.head.states]
     return [*shown.hidden.values(), *logits, *head]
-
-
-@contextmanager
-def _without_reentrant_checkpoints() -> Iterator[None]:
-    """Refuse activation checkpoints that lose gradients or cannot be asked for some of them.
-
-    Raises:
-        BindError: If a model has such checkpoints.
-        RuntimeError: If something else is wrong.
-        UserWarning: Never; it is raised inside and becomes the above.
-    """
-    with warnings.catch_warnings():
-        # A checkpoint whose inputs need no gradient gives none to the weights inside, either.
-        warnings.filterwarnings("error", message="None of the inputs have requires_grad")
-        try:
-            yield
-        except (RuntimeError, UserWarning) as error:
-            if "use_reentrant" not in str(error) and not isinstance(error, UserWarning):
-                raise
-            raise BindError(
-                "'student' must not have reentrant activation checkpoints, which cannot be stopped "
-                "early or lose gradients; got 'use_reentrant' True; set it to False, as "
-                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': "
-                "False}) does"
-            ) from error
 
 
 def _data(batch: Batch) -> Iterable[Tensor]:
