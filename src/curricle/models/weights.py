@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from curricle.errors import CheckpointError
 from curricle.files import new_file
+from curricle.models.tuners import tuner_settings
 from curricle.specs import fingerprint
 
 
@@ -121,11 +122,13 @@ def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of all parameters and buffers with their names, in hexadecimal.
 
     Quantized modules keep some of their state in tuples and settings, and others an extra state of
-    any kind; all of it counts.
+    any kind; all of it counts. So does which adapters of PEFT are active.
     """
     digest = hashlib.sha256()
     for name, content in sorted(module.state_dict().items()):
         _add(digest, name, content)
+    for path, settings in sorted(tuner_settings(module).items()):
+        _add(digest, f"{path}/adapters", settings)
     return digest.hexdigest()
 
 
