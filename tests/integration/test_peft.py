@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curricle import seeding
+from curricle.curriculum.starts import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
-from curricle.models.weights import weights_digest
+from curricle.models.weights import load_weights, weights_digest
+from curricle.objectives.outputs import MatchLogits
 from curricle.training.distillation import distill
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
@@ -213,3 +215,51 @@ def test_teachers_of_equal_weights_are_told_apart(change: Callable[[Any], object
     before = weights_digest(model)
     change(model)
     assert weights_digest(model) != before
+
+
+def test_a_start_is_refused_where_an_adapter_counts_beside_the_tables() -> None:
+    teacher = adapted(lora(modules_to_save=["embed_tokens"]), width=24, seed=1)
+    with pytest.raises(BindError, match=r"'teacher' must have tables without adapters for a start"):
+        taught(llama(), teacher, one_shot(total="1 steps", start=PrincipalStart()))
+
+
+@pytest.mark.parametrize("name", ["LoRA", "prefix", "tokens"])
+def test_chunks_give_what_whole_logits_give(name: str) -> None:
+    teacher = adapted(CONFIGS[name](), width=24, seed=1)
+    whole, cut = (adapted(CONFIGS[name]()) for _ in range(2))
+    taught(whole, teacher)
+    taught(cut, teacher, one_shot(total=f"{STEPS} steps", objective=MatchLogits(chunk=5)))
+    check_equal(cut, state(whole))
+
+
+def test_a_head_with_an_adapter_is_not_read_in_chunks() -> None:
+    curriculum = one_shot(total="1 steps", objective=MatchLogits(chunk=5))
+    with pytest.raises(BindError, match=r"around whose head 'base_model.model.lm_head' PEFT has"):
+        taught(adapted(lora(target_modules=["lm_head"])), llama(24, seed=1), curriculum)
+
+
+def test_tied_adapters_are_kept_in_a_run_folder(tmp_path: Path) -> None:
+    config = hf.GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16)
+    with seeding.scoped(0, "test model"):
+        base: nn.Module = hf.GPT2LMHeadModel(config)
+    tied = lora(target_modules=["lm_head", "wte"], ensure_weight_tying=True)
+    student = wrapped(base, tied)
+    taught(student, llama(24, seed=1), output_dir=tmp_path)
+    trained = state(student)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    load_weights(student, next(tmp_path.glob("*.safetensors")))
+    torch.testing.assert_close(state(student), trained, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda model: model.merge_adapter(), lambda model: model.requires_grad_(False)],
+    ids=["merged", "frozen"],
+)
+def test_a_student_whose_adapter_cannot_learn_is_refused(change: Callable[[Any], object]) -> None:
+    student = adapted(lora())
+    change(student)
+    with pytest.raises(BindError, match="'trains' must leave something to train; got 'up_to' wher"):
+        taught(student, llama(24, seed=1))

@@ -362,8 +362,8 @@ class _Probe:
                     student_meter.cede(target.flops, teacher_meter)
         if not trained:
             raise BindError(
-                f"'trains' must leave something to train; got {stage.trains!r} where all that the "
-                f"objectives reach is frozen"
+                f"'trains' must leave something to train; got {stage.trains!r} where "
+                f"{self._untrained(stage, reached)}"
             )
         own = sum(parameter.numel() for parameter in adapters)
         plan = StagePlan(
@@ -386,6 +386,23 @@ class _Probe:
             reads=reads,
             trained=trained,
             plan=plan,
+        )
+
+    def _untrained(self, stage: Stage, reached: frozenset[str]) -> str:
+        """Return in words why a stage trains nothing after others that have reached weights."""
+        named = self._student.module.named_parameters()
+        free = [name for name, one in named if one.requires_grad]
+        if not free:
+            return (
+                "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
+                "without is_trainable=True or adapters are switched off"
+            )
+        if stage.trains == "own" and reached:
+            return "all that the objectives reach is frozen"
+        return (
+            f"the objectives reach none of the student's {len(free)} weights with requires_grad, "
+            f"of which {free[0]!r} is the first: they lie behind what is read, or belong to an "
+            f"adapter that is merged or not active"
         )
 
     def _note_logits(
