@@ -36,6 +36,7 @@ from curricle.models.nesting import padded_inside
 from curricle.models.returned import first_tensor, logits_in, logits_note
 from curricle.models.stacks import Numbering
 from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
+from curricle.models.tuners import is_tuned
 
 
 @final
@@ -214,6 +215,11 @@ class HookedModel:
             raise BindError(
                 f"'chunk' must be None for {self._name}, whose states have their features on axis "
                 f"{self._width_axis}: in chunks the head reads them on the last one"
+            )
+        if end is not None and is_tuned(self._modules[end.path]):
+            raise BindError(
+                f"'chunk' must be None for {self._name}, around whose head {end.path!r} PEFT has "
+                f"put an adapter: in chunks the weights below it would be read alone"
             )
         if end is None or not self._is_linear(end):
             kind = "none" if end is None else type(self._modules[end.path]).__name__
