@@ -118,6 +118,26 @@ class Reader(nn.Module):
         return found
 
 
+class Tuned(nn.Module):
+    """Maps beside a layer, several by name, with the attributes that PEFT's layers have."""
+
+    def __init__(self, base: nn.Linear, *names: str, seed: int = 0) -> None:
+        super().__init__()
+        self.base_layer = base.requires_grad_(False)
+        self.low = nn.ParameterDict()
+        for number, name in enumerate(names):
+            self.low[name] = drawn(base.out_features, base.in_features, seed=seed + number)
+        self.active_adapters, self.merged_adapters = [*names[:1]], list[str]()
+        self.disable_adapters = False
+        self.scaling = dict.fromkeys(names, 2.0)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.base_layer(inputs)
+        for name in () if self.disable_adapters else self.active_adapters:
+            found = found + self.scaling[name] * inputs @ self.low[name].mT
+        return found
+
+
 def embedder(width: int, seed: int) -> TappedModel:
     """Return a network that reads the data of `tokens`."""
     with seeding.scoped(0, "model"):

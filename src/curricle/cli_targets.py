@@ -76,7 +76,7 @@ def verify(
 @app.command()
 def info(folder: Folder) -> None:
     """Tell what a folder holds, and whether its files are there, without reading them."""
-    from curricle.teachers.manifest import missing_files, read_manifest
+    from curricle.teachers.manifest import MANIFEST, missing_files, read_manifest
 
     console, manifest = _console(), read_manifest(folder)
     _tell(console, manifest)
@@ -84,7 +84,8 @@ def info(folder: Folder) -> None:
     if missing:
         console.print(
             f"damaged: {len(missing)} of {len(manifest.shards)} files are missing or of another "
-            f"size, the first is {missing[0]}; capture into a new folder",
+            f"size, the first is {missing[0]}; they or {MANIFEST} are of another store or damaged: "
+            f"restore them, or capture into a new folder",
             soft_wrap=True,
             markup=False,
         )

@@ -192,27 +192,27 @@ def check_sealed(folder: Path, names: Iterable[str], *, remedy: str = "") -> Non
     Raises:
         CheckpointError: If a file is missing, damaged or another one; it is named.
     """
-    entries = _entries(folder, remedy)
-    end = f"; {remedy}" if remedy else ""
+    entries, seal = _entries(folder, remedy), str(folder / SEAL)
+    # A manifest that was swapped is whole, so either file may be the wrong one.
+    end = f"; one of the two is damaged or of another run{f'; {remedy}' if remedy else ''}"
     for name in names:
         path = inside(folder, name)
         if name not in entries:
             raise CheckpointError(
-                f"{str(path)!r} must be listed in {SEAL!r} to be read; it is not{end}"
+                f"{str(path)!r} must be listed in {seal!r} to be read; it is not{end}"
             )
         size, sha256 = entries[name]
         actual = path.stat().st_size if path.is_file() else None
         if actual is None:
-            raise CheckpointError(f"{str(path)!r} must exist as {SEAL!r} says; it does not{end}")
+            raise CheckpointError(f"{str(path)!r} must exist as {seal!r} says; it does not{end}")
         if actual != size:
             raise CheckpointError(
-                f"{str(path)!r} is damaged: it must hold {size} bytes as {SEAL!r} says; got "
-                f"{actual}{end}"
+                f"{str(path)!r} must hold {size} bytes as {seal!r} says; got {actual}{end}"
             )
         if (digest := content_digest(path)) != sha256:
             raise CheckpointError(
-                f"{str(path)!r} is damaged or of another run: its SHA-256 must be "
-                f"{sha256[:DIGITS]}...; got {digest[:DIGITS]}...{end}"
+                f"{str(path)!r} must have the SHA-256 {sha256[:DIGITS]}... as {seal!r} says; got "
+                f"{digest[:DIGITS]}...{end}"
             )
 
 

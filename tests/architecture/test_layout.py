@@ -15,7 +15,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LONGEST_FILE = 600
 ATTICS = {"utils", "util", "common", "helpers", "helper", "misc"}
 # Base class of every error; it is caught, never raised.
-ABSTRACT_CLASSES = {"CurricleError"}
+ABSTRACT_CLASSES = {"CurricleError", "Interrupted"}
 EVERY_FILE = pytest.mark.parametrize(
     "path", FILES, ids=[str(path.relative_to(SOURCE)) for path in FILES]
 )

@@ -54,6 +54,10 @@ def test_a_store_that_is_damaged_ends_with_two(command: Command, parity: Path) -
     code, _, error = command("distill", parity, *CHANGES)
     assert code == 2
     assert "is damaged" in error
+    assert "damaged:" not in command("targets", "info", "store")[1]
+    shard.write_bytes(bytes(content[:-1]))
+    shown = command("targets", "info", "store")[1]
+    assert f"the first is {shard.name}; they or manifest.json are of another store or" in shown
 
 
 def test_lines_of_vllm_become_a_store(command: Command, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from curricle.data.labels import RENAMED, is_one_hot, way_out
 from curricle.data.streams import ENOUGH, Batch, Inputs
 from curricle.errors import DataError
 
@@ -97,6 +98,8 @@ def _parts(item: object) -> tuple[Inputs, Tensor | None]:
     if isinstance(inputs, Mapping):
         named = dict(inputs)
         labels = named.pop("labels", labels)
+        if labels is None:
+            _require_known_name(named)
         for name, tensor in named.items():
             if not isinstance(tensor, Tensor):
                 raise DataError(
@@ -112,6 +115,27 @@ def _parts(item: object) -> tuple[Inputs, Tensor | None]:
     if labels is not None and not isinstance(labels, Tensor):
         raise DataError(f"'labels' must be a tensor; got {type(labels).__name__}")
     return inputs, labels
+
+
+def _require_known_name(named: Mapping[str, object]) -> None:
+    """Check that labels are not under a name of which models would be given them.
+
+    Raises:
+        DataError: If they are.
+    """
+    for name in RENAMED:
+        if name in named:
+            given = named[name]
+            told = (
+                f"of shape {tuple(given.shape)}"
+                if isinstance(given, Tensor)
+                else type(given).__name__
+            )
+            raise DataError(
+                f"'labels' must be the name of the labels in a mapping; got {name!r} {told}; "
+                f"batch['labels'] = batch.pop({name!r}) in the collate function renames them, and "
+                f"a curricle.Batch may have an input of that name"
+            )
 
 
 def _valid(plain: Batch, labels: Tensor | None) -> Bool[Tensor, "example position"] | None:
@@ -140,6 +164,7 @@ def _valid(plain: Batch, labels: Tensor | None) -> Bool[Tensor, "example positio
     if expected is not None and tuple(mask.shape) != expected:
         raise DataError(
             f"{name!r} must have the positions of {owner}, {expected}; got {tuple(mask.shape)}"
+            f"{'' if labels is None else way_out(labels)}"
         )
     return mask.bool()
 
@@ -200,6 +225,11 @@ def _require_classes(labels: Tensor, plain: Batch, *, next_token: bool) -> None:
     Raises:
         DataError: If not.
     """
+    if labels.is_floating_point() and is_one_hot(labels):
+        raise DataError(
+            f"'labels' must be whole numbers; got {labels.dtype} of shape {tuple(labels.shape)}"
+            f"{way_out(labels)}"
+        )
     if labels.is_floating_point():
         raise DataError(
             f"'labels' must be whole numbers; got {labels.dtype}; regression, soft labels and "
@@ -209,8 +239,8 @@ def _require_classes(labels: Tensor, plain: Batch, *, next_token: bool) -> None:
     if labels.ndim > SEQUENCE_AXES:
         raise DataError(
             f"'labels' of maps, as in segmentation, cannot be fitted yet; got shape "
-            f"{tuple(labels.shape)}; leave them out to match logits and layers, and evaluate by a "
-            f"function"
+            f"{tuple(labels.shape)}{way_out(labels)}; leave them out to match logits and layers, "
+            f"and evaluate by a function"
         )
     leading = tuple(plain.leading.shape)
     # Where no ids tell the positions of the logits, as with images, the labels do.
@@ -220,6 +250,7 @@ def _require_classes(labels: Tensor, plain: Batch, *, next_token: bool) -> None:
     if labels.ndim not in {1, 2} or (shape[:1] if is_free else shape) != expected:
         raise DataError(
             f"'labels' must be one an example or one a position of {leading}; got shape {shape}"
+            f"{'' if next_token else way_out(labels)}"
         )
     if labels.ndim == 1 and next_token:
         raise DataError("'next_token' must find labels of every position; got one an example")

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from curricle.data.labels import way_out
 from curricle.errors import DataError
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -72,12 +73,15 @@ class Batch:
         if self.labels is None:
             return
         if self.labels.is_floating_point():
-            raise DataError(f"'labels' must be whole numbers; got {self.labels.dtype}")
+            raise DataError(
+                f"'labels' must be whole numbers; got {self.labels.dtype} of shape "
+                f"{tuple(self.labels.shape)}{way_out(self.labels)}"
+            )
         if tuple(self.labels.shape) != (self.num_selected,):
             places = "examples" if self.selected is None else "selected positions"
             raise DataError(
                 f"'labels' must be one for each of the {self.num_selected} {places}; "
-                f"got shape {tuple(self.labels.shape)}"
+                f"got shape {tuple(self.labels.shape)}{way_out(self.labels)}"
             )
 
     @property
@@ -166,8 +170,10 @@ class Batch:
         if self.labels is None or self.selected is None or len(self.labels) < ENOUGH:
             return False
         tokens = self.leading
-        return tokens.ndim == 2 and torch.equal(  # noqa: PLR2004 - example and position
-            tokens.flatten()[self.selected].long(), self.labels.long()
+        return (
+            tokens.ndim == 2  # noqa: PLR2004 - example and position
+            and tuple(tokens.shape) == self.positions
+            and torch.equal(tokens.flatten()[self.selected].long(), self.labels.long())
         )
 
     def to(self, device: torch.device) -> "Batch":

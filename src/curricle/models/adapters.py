@@ -19,6 +19,7 @@ from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.stacks import Numbering, numbered_blocks
 from curricle.models.tapped import TappedModel
+from curricle.models.tuners import base_of
 from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
 
@@ -118,10 +119,13 @@ def _head_paths(model: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
     """Return the top-level children after the base model, up to that with the output embeddings."""
     if output is None:
         return ()
-    base: object = model.base_model
+    inner: Any = base_of(model)
+    place = next(path for path, part in model.named_modules() if part is inner)
+    base: object = inner.base_model
     paths: tuple[str, ...] = ()
     follows_base = False
-    for path, child in model.named_children():
+    for name, child in inner.named_children():
+        path = f"{place}.{name}" if place else name
         if child is base:
             follows_base, paths = True, ()
             continue
@@ -157,8 +161,18 @@ def _keywords(model: nn.Module) -> dict[str, object]:
     Training must not pay for a key-value cache, and only named outputs tell the logits.
     """
     keywords: dict[str, object] = {}
-    if "use_cache" in inspect.signature(type(model).forward).parameters:
+    if _takes(model, "use_cache"):
         keywords["use_cache"] = False
     if getattr(model.config, "return_dict", True) is False:
         keywords["return_dict"] = True
     return keywords
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    """Return whether a model has an option, also behind a wrapper of PEFT that passes it on."""
+    parameters = inspect.signature(type(model).forward).parameters
+    inner = base_of(model)
+    if name in parameters or inner is model:
+        return name in parameters
+    passes = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    return passes and _takes(inner, name)

@@ -35,7 +35,7 @@ def check_apart(first: nn.Module, second: nn.Module, *, names: tuple[str, str]) 
     raise BindError(
         f"{one!r} and {other!r} must not share memory, or training one changes the other; "
         f"{pair[0]!r} of the {one} is {pair[1]!r} of the {other}; build one of them on "
-        f"copy.deepcopy of the other"
+        f"copy.deepcopy of the other, or freeze in both what they share (requires_grad_(False))"
     )
 
 

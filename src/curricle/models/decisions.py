@@ -39,6 +39,7 @@ def model_notes(
         *getattr(model, "notes", ()),
         logits_note,
         _router_note(model) if who == "student" else "",
+        _rank_note(model) if who == "student" else "",
         _padding_note(model, inputs),
     ]
     return tuple(f"{who}: {note}" for note in notes if note)
@@ -158,6 +159,16 @@ def _router_note(model: TappedModel) -> str:
                     f"only the objectives of the stages are minimized"
                 )
     return ""
+
+
+def _rank_note(model: TappedModel) -> str:
+    """Return whether ranks of adapters are meant to change while they are trained."""
+    if not callable(getattr(getattr(model, "module", None), "update_and_allocate", None)):
+        return ""
+    return (
+        "its adapters (AdaLoRA) keep the ranks that they begin with, since no step calls "
+        "update_and_allocate, and their penalty for dependent directions stays out of the loss"
+    )
 
 
 def _padding_note(model: TappedModel, inputs: Inputs) -> str:

@@ -18,6 +18,7 @@ from typing import Protocol, final
 from torch import nn
 
 from curricle.errors import BindError
+from curricle.models.tuners import is_tuned
 from curricle.protocols import conforms
 
 
@@ -61,10 +62,12 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
         role: Whose model it is, for the error sentence.
 
     Raises:
-        BindError: If the model does not say which module holds its token embeddings, or if that is
-            no table.
+        BindError: If the model does not say which module holds its token embeddings, that is no
+            table, or PEFT has put an adapter around a table or the output.
     """
     named, output = _named_modules(model)
+    if named is not None:
+        _check_untuned(model, role, named, output)
     if not isinstance(named, nn.Embedding):
         held = "" if named is None else f" with embeddings in a {type(named).__name__}"
         raise BindError(
@@ -85,6 +88,22 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
         others={other: table for other, table in tables.items() if other != path},
         output=output,
     )
+
+
+def _check_untuned(model: nn.Module, role: str, named: nn.Module, output: nn.Module | None) -> None:
+    """Check that no table has an adapter, beside which its own weights are not what counts.
+
+    Raises:
+        BindError: If one has.
+    """
+    for path, part in model.named_modules():
+        is_read = part is named or part is output
+        holds = any(isinstance(inner, nn.Embedding) for inner in part.modules())
+        if is_tuned(part) and (is_read or holds):
+            raise BindError(
+                f"{role!r} must have tables without adapters for a start; PEFT has wrapped "
+                f"{path!r}; merge the adapter into it (merge_and_unload), or leave 'start' out"
+            )
 
 
 def _named_modules(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:

@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from curricle.errors import BindError, near_names
+from curricle.errors import BindError, DataError, near_names
 from curricle.models.axes import (
     SEQUENCE_AXES,
     ObservedAxes,
@@ -36,6 +36,7 @@ from curricle.models.nesting import padded_inside
 from curricle.models.returned import first_tensor, logits_in, logits_note
 from curricle.models.stacks import Numbering
 from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
+from curricle.models.tuners import is_tuned
 
 
 @final
@@ -214,6 +215,11 @@ class HookedModel:
             raise BindError(
                 f"'chunk' must be None for {self._name}, whose states have their features on axis "
                 f"{self._width_axis}: in chunks the head reads them on the last one"
+            )
+        if end is not None and is_tuned(self._modules[end.path]):
+            raise BindError(
+                f"'chunk' must be None for {self._name}, around whose head {end.path!r} PEFT has "
+                f"put an adapter: in chunks the weights below it would be read alone"
             )
         if end is None or not self._is_linear(end):
             kind = "none" if end is None else type(self._modules[end.path]).__name__
@@ -446,9 +452,19 @@ class _Reading:
         return rows
 
     def _rows(self, state: Tensor, selected: Tensor) -> Tensor:
-        """Return the selected rows of a state, whose positions the caller can compare."""
+        """Return the selected rows of a state, whose positions the caller can compare.
+
+        Raises:
+            DataError: If more are selected than there are, which a GPU would not survive.
+        """
         self._positions = tuple(state.shape[:-1])
-        return state.flatten(0, -2)[selected]
+        rows = state.flatten(0, -2)
+        if len(selected) > len(rows):
+            raise DataError(
+                f"'selected' must be some of the {len(rows)} places where the model gives rows, of "
+                f"shape {self._positions}; got {len(selected)}"
+            )
+        return rows[selected]
 
     def _stop_if_complete(self) -> None:
         if len(self._hidden) < len(self._wanted):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from curricle.models.tuners import base_of
+
 Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules, outer ones first, and whether each is in training mode."""
 
@@ -37,8 +39,8 @@ def train(module: nn.Module) -> Modes:
     A module in evaluation mode, as loaded models are, is switched on as a whole. Of one in training
     mode the submodules that are in evaluation mode stay there: their owner has frozen them.
     """
-    outer = _unwrapped(module)
-    if not module.training or not outer.training:
+    # The wrapper of PEFT is new, and in training mode by itself.
+    if not module.training or not base_of(module).training:
         module.train()
     return modes_of(module)
 
@@ -54,13 +56,6 @@ def mode_notes(module: nn.Module) -> Iterator[str]:
             f"{len(frozen)} submodules of the student stay in evaluation mode, as they were "
             f"({frozen[0]!r} is the first); student.train() before the call trains all"
         )
-
-
-def _unwrapped(module: nn.Module) -> nn.Module:
-    """Return the model inside of a PEFT wrapper, which is new and in training mode by itself."""
-    inner = getattr(module, "get_base_model", None)
-    model = inner() if callable(inner) else module
-    return model if isinstance(model, nn.Module) else module
 
 
 @contextmanager

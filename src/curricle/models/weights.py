@@ -13,12 +13,13 @@ from pathlib import Path
 
 import safetensors
 import torch
-from safetensors.torch import load_model, save_file, save_model
+from safetensors.torch import load_file, save_file, save_model
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from curricle.errors import CheckpointError
 from curricle.files import new_file
+from curricle.models.tuners import tuner_settings
 from curricle.specs import fingerprint
 
 
@@ -41,8 +42,9 @@ def serializing(path: Path) -> Iterator[None]:
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of a module."""
     state = module.state_dict()
-    if any(map(_is_slice, state.values())):
-        # Weights of stacked students: safetensors would refuse to write a part of a storage.
+    if any(_is_slice(one) or not one.is_contiguous() for one in state.values()):
+        # Weights of stacked students, and transposed ones of tied adapters: safetensors writes
+        # neither a part of a storage nor names that share one in another order.
         owned = {
             names[0]: state[names[0]].clone(memory_format=torch.contiguous_format)
             for names in _owners(module)
@@ -103,7 +105,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
         CheckpointError: If it is missing, damaged, or made by a model of other names or shapes.
     """
     check_weights(module, path)
-    load_model(module, str(path), strict=False)
+    # Names that share the memory of others are missing; what there has to be was checked.
+    module.load_state_dict(load_file(path), strict=False)
 
 
 def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -121,11 +124,13 @@ def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of all parameters and buffers with their names, in hexadecimal.
 
     Quantized modules keep some of their state in tuples and settings, and others an extra state of
-    any kind; all of it counts.
+    any kind; all of it counts. So does which adapters of PEFT are active.
     """
     digest = hashlib.sha256()
     for name, content in sorted(module.state_dict().items()):
         _add(digest, name, content)
+    for path, settings in sorted(tuner_settings(module).items()):
+        _add(digest, f"{path}/adapters", settings)
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from curricle.data.labels import misplaced
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.decisions import check_problem_type
@@ -345,7 +346,7 @@ class _BoundLabels:
             named = "" if isinstance(batch.inputs, Tensor) else f" of {[*batch.inputs]}"
             raise BindError(
                 f"'labels' must be in the data to fit them, under that name; got batches{named} "
-                f"without"
+                f"without{misplaced(batch.inputs)}"
             )
         return batch.num_selected
 

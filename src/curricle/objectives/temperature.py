@@ -27,6 +27,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from curricle.data.labels import misplaced
 from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, TappedModel
@@ -240,6 +241,7 @@ class _BoundTemperature:
             raise BindError(
                 f"'labels' must be in the data for 'label_weight' {self.declared.label_weight:g}; "
                 f"got batches without labels; set it to 0 to do without them"
+                f"{misplaced(batch.inputs)}"
             )
         return self.matched.count(batch)
 

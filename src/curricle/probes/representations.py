@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from curricle.data.labels import misplaced
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.tapped import Tap, TappedModel
@@ -141,7 +142,8 @@ def linear_probe(
         BindError: If the batch has no labels.
     """
     if batch.labels is None:
-        raise BindError("'labels' must be given for a linear probe; got none")
+        words = misplaced(batch.inputs)
+        raise BindError(f"'labels' must be given for a linear probe; got none{words}")
     taps = numbered_taps(model) if taps is None else taps
     return {
         f"linear_{label}_accuracy": linear_accuracy(

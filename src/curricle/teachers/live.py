@@ -65,11 +65,18 @@ class LiveTeacher:
             reference: `final`, or the step of a checkpoint.
 
         Raises:
-            BindError: If a checkpoint is named that is not there.
+            BindError: If a checkpoint is named that is not there, or the model cannot be copied.
         """
         if reference == "final":
             return self.model
-        copied = copy.deepcopy(self.model)
+        try:
+            copied = copy.deepcopy(self.model)
+        except RuntimeError as error:
+            raise BindError(
+                f"'teacher' must be a module that copy.deepcopy can copy to teach with the weights "
+                f"of a checkpoint; torch says: {error}; build its weights as leaves of autograd "
+                f"(tied adapters of PEFT are none), or merge them"
+            ) from error
         self._of(reference).load(copied.module, reference)
         self._inference.apply(copied)
         return copied

@@ -20,10 +20,12 @@ from torch import nn
 from curricle import seeding
 from curricle.errors import CheckpointError, reason
 from curricle.files import is_plain_name
+from curricle.models.tuners import base_of
 from curricle.models.weights import shapes
 from curricle.yaml_specs import from_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_model.safetensors"
 PICKLE = "pytorch_model"
 LONGEST_REASON = 200
 """Characters that are shown of an error of transformers."""
@@ -36,12 +38,17 @@ def pretrained_files(folder: Path) -> list[Path]:
         folder: The folder.
 
     Raises:
-        CheckpointError: If it holds no safetensors, or its index names a file that is missing or
-            lies elsewhere.
+        CheckpointError: If it holds no safetensors or an adapter alone, or its index names a file
+            that is missing or lies elsewhere.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
+        if (folder / ADAPTER).is_file():
+            raise CheckpointError(
+                f"{str(folder)!r} must hold a whole model; it holds an adapter of PEFT alone; load "
+                f"it with its base, and keep what merge_and_unload().save_pretrained(...) writes"
+            )
         found = sorted(path.name for path in folder.glob(f"{PICKLE}*"))
         pickled = (
             f"; got {found[0]!r}, a pickle, which is not read since reading one can run code; "
@@ -88,6 +95,9 @@ def needs_own_loader(module: nn.Module, path: Path) -> bool:
     if not path.is_dir():
         return False
     if not (callable(getattr(type(module), "from_pretrained", None)) and hasattr(module, "config")):
+        return False
+    if base_of(module) is not module:
+        # The method of a wrapper of PEFT loads adapters and wants their base.
         return False
     files = pretrained_files(path)
     return len(files) > 1 or not _has_names(module, files[0])

@@ -164,15 +164,30 @@ def check_content(folder: Path, shard: Shard) -> None:
         CheckpointError: If the file is missing, damaged or another one.
     """
     path = inside(folder, shard.file)
-    if not path.is_file():
-        raise CheckpointError(
-            f"{str(path)!r} must hold {shard.size} bytes as its manifest says; got 0"
-        )
+    _check_size(path, shard)
     if (digest := content_digest(path)) != shard.sha256:
-        raise CheckpointError(
-            f"{str(path)!r} is damaged: its SHA-256 must be {shard.sha256[:16]}...; got "
-            f"{digest[:16]}...; capture into a new folder"
-        )
+        expected, found = f"the SHA-256 {shard.sha256[:16]}...", f"{digest[:16]}..."
+        raise CheckpointError(_contradiction(path, f"must have {expected}", found))
+
+
+def _check_size(path: Path, shard: Shard) -> None:
+    """Check that a file is there, with the size that the manifest lists.
+
+    Raises:
+        CheckpointError: If not.
+    """
+    size = path.stat().st_size if path.is_file() else None
+    if size != shard.size:
+        found = "no file" if size is None else str(size)
+        raise CheckpointError(_contradiction(path, f"must hold {shard.size} bytes", found))
+
+
+def _contradiction(path: Path, rule: str, found: str) -> str:
+    """Return the sentence about a file and a manifest of which either may be the wrong one."""
+    return (
+        f"{str(path)!r} {rule} as {str(path.with_name(MANIFEST))!r} says; got {found}; one of the "
+        f"two is damaged or of another store: restore it, or capture into a new folder"
+    )
 
 
 def opened(folder: Path, shard: Shard) -> dict[str, Tensor]:
@@ -182,22 +197,19 @@ def opened(folder: Path, shard: Shard) -> dict[str, Tensor]:
         CheckpointError: If the file is missing, of another size, or not as the manifest says.
     """
     path = inside(folder, shard.file)
-    size = path.stat().st_size if path.is_file() else 0
-    if size != shard.size:
-        raise CheckpointError(
-            f"{str(path)!r} must hold {shard.size} bytes as its manifest says; got {size}"
-        )
+    _check_size(path, shard)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{str(path)!r} must be a safetensors file: {error}") from None
+        raise CheckpointError(
+            f"{str(path)!r} must be a safetensors file: {error}; restore it, or capture into a new "
+            f"folder"
+        ) from None
     sizes = {name: len(one) for name, one in found.items()}
     told = sizes.pop("keys", None), sizes.pop("counts", None), *sizes.values()
     wanted = shard.examples, shard.examples, *(shard.rows for _ in sizes)
     if told != wanted:
-        raise CheckpointError(
-            f"{str(path)!r} must hold {shard.examples} examples and {shard.rows} rows as its "
-            f"manifest says; got {told}"
-        )
+        rule = f"must hold {shard.examples} examples and {shard.rows} rows"
+        raise CheckpointError(_contradiction(path, rule, str(told)))
     return found

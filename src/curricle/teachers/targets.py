@@ -59,8 +59,8 @@ class TargetStore:
             if (found := weights_digest(teacher.at(reference).module)) != told:
                 raise BindError(
                     f"{str(self.folder)!r} must hold targets of this teacher {reference!r}, whose "
-                    f"weights have the SHA-256 {found[:16]}...; got {told[:16]}...; capture into "
-                    f"another folder"
+                    f"weights and adapters have the SHA-256 {found[:16]}...; got "
+                    f"{told[:16]}...; capture into another folder"
                 )
 
 

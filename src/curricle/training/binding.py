@@ -10,7 +10,6 @@ Design: what a stage reaches is found by running one step of it and asking autog
 right for every module, tied weights and unused branches included.
 """
 
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -37,7 +36,7 @@ from curricle.models.eligibility import (
 )
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import buffers_kept, frozen_but, mode_notes, modes_kept, train
-from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number, tried
+from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.terms import (
     Objective,
@@ -65,9 +64,11 @@ from curricle.training.batches import (
 from curricle.training.costs import Meter
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.orientation import check_decoder_inputs, check_orientation
+from curricle.training.recomputing import check_recomputation, without_reentrant_checkpoints
 from curricle.training.settings import EngineSettings
 from curricle.training.starting import BoundStart, bind_start
 from curricle.training.terms import Term, adapters_of, bound_term, described, opened
+from curricle.training.trials import tried_on
 
 
 @final
@@ -362,8 +363,8 @@ class _Probe:
                     student_meter.cede(target.flops, teacher_meter)
         if not trained:
             raise BindError(
-                f"'trains' must leave something to train; got {stage.trains!r} where all that the "
-                f"objectives reach is frozen"
+                f"'trains' must leave something to train; got {stage.trains!r} where "
+                f"{self._untrained(stage, reached)}"
             )
         own = sum(parameter.numel() for parameter in adapters)
         plan = StagePlan(
@@ -386,6 +387,23 @@ class _Probe:
             reads=reads,
             trained=trained,
             plan=plan,
+        )
+
+    def _untrained(self, stage: Stage, reached: frozenset[str]) -> str:
+        """Return in words why a stage trains nothing after others that have reached weights."""
+        named = self._student.module.named_parameters()
+        free = [name for name, one in named if one.requires_grad]
+        if not free:
+            return (
+                "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
+                "without is_trainable=True or adapters are switched off"
+            )
+        if stage.trains == "own" and reached:
+            return "all that the objectives reach is frozen"
+        return (
+            f"the objectives reach none of the student's {len(free)} weights with requires_grad, "
+            f"of which {free[0]!r} is the first: they lie behind what is read, or belong to an "
+            f"adapter that is merged or not active"
         )
 
     def _note_logits(
@@ -439,7 +457,7 @@ class _Probe:
             ) as read,
         ):
             before = seeding.global_state()
-            shown = tried("teacher", read, self._part.inputs, self._part.selected)
+            shown = tried_on("teacher", read, self._part)
         self._teacher_draws |= before != seeding.global_state()
         check_orientation("teacher", model, shown, self._part)
         return shown
@@ -456,7 +474,7 @@ class _Probe:
                 "student", model.reading(reads.student, logits=reads.student_logits, head=head)
             ) as read,
         ):
-            shown = tried("student", read, self._part.inputs, self._part.selected)
+            shown = tried_on("student", read, self._part)
         self.draws_noise |= before != seeding.global_state()
         if foreign != seeding.foreign_state():
             self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
@@ -507,6 +525,7 @@ class _Probe:
         loss = torch.stack(losses).sum()
         if not loss.requires_grad:
             return frozenset()
+        check_recomputation(loss)
         named = dict(self._student.module.named_parameters())
         free = {name: one for name, one in named.items() if one.requires_grad}
         # Adapters too, since their gradient costs as it will in training.
@@ -533,7 +552,7 @@ class _Probe:
                 stack.enter_context(self.tables.watching("teacher", teacher, self._part))
                 teacher.eval()
             stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))
-            stack.enter_context(_without_reentrant_checkpoints())
+            stack.enter_context(without_reentrant_checkpoints())
             yield
 
     def _count(self, names: frozenset[str]) -> int:
@@ -549,31 +568,6 @@ def _tensors(shown: Activations) -> list[Tensor]:
     logits = [] if shown.logits is None else [shown.logits]
     head = [] if shown.head is None else [shown.head.states]
     return [*shown.hidden.values(), *logits, *head]
-
-
-@contextmanager
-def _without_reentrant_checkpoints() -> Iterator[None]:
-    """Refuse activation checkpoints that lose gradients or cannot be asked for some of them.
-
-    Raises:
-        BindError: If a model has such checkpoints.
-        RuntimeError: If something else is wrong.
-        UserWarning: Never; it is raised inside and becomes the above.
-    """
-    with warnings.catch_warnings():
-        # A checkpoint whose inputs need no gradient gives none to the weights inside, either.
-        warnings.filterwarnings("error", message="None of the inputs have requires_grad")
-        try:
-            yield
-        except (RuntimeError, UserWarning) as error:
-            if "use_reentrant" not in str(error) and not isinstance(error, UserWarning):
-                raise
-            raise BindError(
-                "'student' must not have reentrant activation checkpoints, which cannot be stopped "
-                "early or lose gradients; got 'use_reentrant' True; set it to False, as "
-                "gradient_checkpointing_enable(gradient_checkpointing_kwargs={'use_reentrant': "
-                "False}) does"
-            ) from error
 
 
 def _data(batch: Batch) -> Iterable[Tensor]:

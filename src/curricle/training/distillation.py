@@ -6,6 +6,7 @@ would ask, so that students can be taught without it. `curricle plan` on the com
 after binding.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from curricle.training.capturing import TargetCodecs, Watch, capture
 from curricle.training.checkpoints import latest_checkpoint
 from curricle.training.engine import CHECKPOINTS, Observer, Outputs, execute
 from curricle.training.evaluation import Evaluator, chance_of, label_metrics
+from curricle.training.interrupts import LOGGER, Terminated
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.settings import EngineSettings
 
@@ -221,6 +223,10 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
             note = f"{call} starts anew, since no checkpoint was written yet"
         else:
             note = f"{call} goes on from the newest checkpoint"
+        if isinstance(error, Terminated):
+            # Python prints neither a traceback nor notes of what ends a process.
+            name = signal.Signals(error.signal_number).name
+            LOGGER.warning("curricle: stopped by %s; %s", name, note)
         error.add_note(f"curricle: stopped; {note}")
         raise
 

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from curricle.data.finiteness import non_finite_words
+from curricle.data.labels import misplaced
 from curricle.data.streams import Batch
 from curricle.errors import DataError
 from curricle.models.axes import observing
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.objectives.losses import cross_entropy
 from curricle.objectives.terms import check_positions, logits_of, required
+from curricle.training.trials import check_places
 
 LOSS = "nll"
 """The metric that is a loss: that of a teacher is kept with its checkpoints."""
@@ -48,7 +50,10 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
             that are not.
     """
     if not any(batch.labels is not None and batch.labels.numel() for batch in batches):
-        raise DataError(f"'evaluation' must hold labels; got {len(batches)} batches without any")
+        words = next(filter(None, (misplaced(batch.inputs) for batch in batches)), "")
+        raise DataError(
+            f"'evaluation' must hold labels; got {len(batches)} batches without any{words}"
+        )
     if any(batch.repeats_inputs and not batch.is_decoded for batch in batches):
         raise DataError(
             "'evaluation' must not have the input ids as labels, which a model only copies; "
@@ -62,7 +67,7 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
         right, nats, count = 0, 0.0, 0
         with observing(model), model.reading((), logits=True) as read:
             for batch in moved:
-                shown = read(batch.inputs, batch.selected)
+                shown = _shown(read, batch)
                 logits = logits_of(shown)
                 check_positions("'logits' in 'evaluation'", shown.positions, batch)
                 labels = required(batch.labels, "labels")
@@ -77,6 +82,21 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
     # A function keeps it as an attribute, so that evaluators of users need not know of it.
     evaluate.chance = _chance(labels)  # type: ignore[attr-defined]
     return evaluate
+
+
+def _shown(read: Reader, batch: Batch) -> Activations:
+    """Return what the student shows of a batch.
+
+    Raises:
+        DataError: If its logits are elsewhere than the labels.
+        LookupError: If something else was looked up in vain.
+    """
+    try:
+        return read(batch.inputs, batch.selected)
+    except (DataError, LookupError):
+        name = "'labels' of 'evaluation'"
+        check_places("the student", read, batch, kind=DataError, name=name)
+        raise
 
 
 def _check_inputs(batches: Sequence[Batch], nats: float) -> None:

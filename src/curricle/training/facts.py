@@ -11,7 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from curricle.files import write_text
+from curricle.models.tuners import tuner_settings
 from curricle.models.weights import architecture
 from curricle.specs import changes, fingerprint, plain
 from curricle.teachers.stored import StoredTeacher
@@ -24,7 +27,9 @@ MOST_CHANGES = 3
 """Changes that are named; a run with more is another run altogether."""
 DIGESTS: Mapping[str, str] = {
     "student": "the student has another architecture",
-    "teacher": "the teacher has other weights",
+    "student_frozen": "other weights of the student are frozen",
+    "student_adapters": "other adapters of the student are active, or with other factors",
+    "teacher": "the teacher has other weights or adapters",
     "data": "the data differ",
 }
 """What is said of facts that are digests, whose values mean nothing to people."""
@@ -43,6 +48,7 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
         },
         "data": run.stream.fingerprint,
         "student": architecture(run.student.module),
+        **_student_settings(run.student.module),
         "teacher": _teacher_digest(run),
         "seed": run.seed,
     }
@@ -51,6 +57,13 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
 def run_fingerprint(run: BoundRun) -> str:
     """Return a digest of everything on which the result of a run depends."""
     return fingerprint(run_facts(run))
+
+
+def _student_settings(module: nn.Module) -> dict[str, str]:
+    """Return digests of what is frozen and of which adapters are active, where there are any."""
+    frozen = sorted(name for name, one in module.named_parameters() if not one.requires_grad)
+    held = {"student_frozen": frozen, "student_adapters": tuner_settings(module)}
+    return {name: fingerprint(one) for name, one in held.items() if one}
 
 
 def _teacher_digest(run: BoundRun) -> str:

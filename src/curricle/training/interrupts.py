@@ -4,6 +4,10 @@ SIGTERM (schedulers, `kill`), SIGHUP (a closed terminal) and, where a run writes
 (ctrl-C) set a flag that the engine polls once a step. It then saves a checkpoint and raises
 `Interrupted`, so at most one step is lost. A second signal raises at once.
 
+Nobody need catch it: SIGTERM and SIGHUP then end the process with 128 more than their number and
+without a traceback, as a `SystemExit` does. Ctrl-C stays a plain `KeyboardInterrupt`, since an exit
+would close an interactive Python; uncaught, it ends a script with a traceback.
+
 Design: only default actions are replaced. A signal that is ignored, as SIGHUP under `nohup`, stays
 ignored, and handlers of the calling program keep theirs.
 """
@@ -33,9 +37,13 @@ DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 """Actions that are replaced while a run goes on."""
 
 
-@final
 class Interrupted(KeyboardInterrupt):
     """A run that a signal has ended; a `KeyboardInterrupt`, so code that knows only that stops."""
+
+    def __new__(cls, signal_number: int, checkpoint: Path | None = None) -> "Interrupted":
+        """Return an interrupt of the kind of its signal."""
+        del checkpoint
+        return KeyboardInterrupt.__new__(Stopped if signal_number == signal.SIGINT else Terminated)
 
     def __init__(self, signal_number: int, checkpoint: Path | None = None) -> None:
         """Describe the end.
@@ -51,6 +59,21 @@ class Interrupted(KeyboardInterrupt):
         """Number of the signal."""
         self.checkpoint = checkpoint
         """What was saved to resume from; None if nothing could be."""
+
+
+@final
+class Stopped(Interrupted):
+    """A run that ctrl-C has ended."""
+
+
+@final
+class Terminated(Interrupted, SystemExit):
+    """A run that SIGTERM or SIGHUP has ended; uncaught, it ends the process as the signal would."""
+
+    def __init__(self, signal_number: int, checkpoint: Path | None = None) -> None:
+        """Describe the end; the arguments are those of `Interrupted`."""
+        super().__init__(signal_number, checkpoint)
+        self.code = 128 + signal_number
 
 
 @final

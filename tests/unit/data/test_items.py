@@ -217,7 +217,42 @@ def test_labels_that_are_all_ignored_give_an_empty_selection() -> None:
     assert (selected(batch), labels(batch)) == ([], [])
 
 
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (torch.tensor([0, 1]), r"of shape \(2,\)"),
+        (torch.ones(2, 3).long(), r"of shape \(2, 3\)"),
+        (torch.rand(2), r"of shape \(2,\)"),
+        (["a", "b"], "list"),
+    ],
+    ids=["classes", "positions", "values", "texts"],
+)
+def test_labels_under_the_name_of_a_column_are_told_to_be_renamed(
+    name: str, given: object, told: str
+) -> None:
+    ids = torch.ones(2, 3).long()
+    sentence = (
+        rf"^'labels' must be the name of the labels in a mapping; got '{name}' {told}; "
+        rf"batch\['labels'\] = batch.pop\('{name}'\) in the collate function renames them"
+    )
+    for item in ({"input_ids": ids, name: given}, ({"input_ids": ids, name: given},)):
+        with pytest.raises(DataError, match=sentence):
+            of_item(item)
+
+
+@pytest.mark.parametrize("name", ["label", "label_ids"])
+def test_an_input_may_have_the_name_of_a_column_beside_labels(name: str) -> None:
+    inputs = {"input_ids": torch.ones(2, 3).long(), name: torch.tensor([5, 6])}
+    classes = torch.tensor([0, 1])
+    for item in ({**inputs, "labels": classes}, (inputs, classes), Batch(inputs=inputs)):
+        batch = of_item(item)
+        assert not isinstance(batch.inputs, Tensor)
+        assert name in batch.inputs
+
+
 IDS = torch.ones(2, 3).long()
+HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
 
 
 @pytest.mark.parametrize(
@@ -228,6 +263,20 @@ IDS = torch.ones(2, 3).long()
         ({}, False, r"must be a Batch, inputs, .*; got dict"),
         ({"input_ids": IDS, "name": "a"}, False, "'name' must be a tensor .*; got str"),
         ((IDS, [1, 2]), False, "'labels' must be a tensor; got list"),
+        (
+            (IDS, IDS[:, :1]),
+            False,
+            r"got shape \(2, 1\); labels.squeeze\(1\) gives one an example$",
+        ),
+        ((IDS, IDS[:, :1]), True, r"one a position of \(2, 3\); got shape \(2, 1\)$"),
+        ((IDS, HOT), False, r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\) gives"),
+        (
+            (IDS, HOT.bool()),
+            False,
+            r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\)",
+        ),
+        ((IDS, HOT.float()), False, r"float32 of shape \(2, 4\); they are one-hot, and labels.arg"),
+        ((IDS, HOT[:, None]), False, r"got shape \(2, 1, 4\); they are one-hot, and labels.argmax"),
         ((IDS, torch.ones(2)), False, r"'labels' must be whole numbers; got torch.float32"),
         ((IDS, IDS[:, :2]), False, r"one a position of \(2, 3\); got shape \(2, 2\)"),
         ((IDS, IDS[0]), False, r"one an example or .*; got shape \(3,\)"),
@@ -285,6 +334,24 @@ def test_labels_give_the_positions_that_inputs_do_not_have(shape: tuple[int, ...
     batch = of_item({"features": torch.zeros(shape), "labels": TARGET})
     assert (batch.positions, selected(batch)) == ((2, 4), [0, 1, 2, 4])
     assert batch.split(2)[1].num_selected == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (torch.tensor([[3], [4]]), r"\(2, 1\); got \(2, 9\); labels.squeeze\(1\) gives one an"),
+        (HOT, r"\(2, 4\); got \(2, 9\); they are one-hot, and labels.argmax\(-1\) gives"),
+        (torch.tensor([[3, 4], [4, 2]]), r"\(2, 2\); got \(2, 9\)$"),
+    ],
+)
+def test_a_mask_is_not_to_blame_for_the_form_of_the_labels(wrong: Tensor, words: str) -> None:
+    item = {"values": torch.zeros(2, 9), "attention_mask": torch.ones(2, 9), "labels": wrong}
+    with pytest.raises(DataError, match=rf"must have the positions of 'labels', {words}"):
+        of_item(item)
+
+
+def test_more_labels_than_numbers_of_an_example_are_read() -> None:
+    assert of_item((torch.zeros(2, 3), torch.arange(10).view(2, 5))).num_selected == 10
 
 
 def test_a_mask_must_have_the_positions_of_labels_or_ids() -> None:

@@ -330,3 +330,34 @@ def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(BindError, match=r"^'model' must be a torch.nn.Module.*got 'str' .*targets"):
         # The shape checks of the tests would refuse it first.
         inspect.unwrap(tapped)("runs/targets")
+
+
+class Adapted(nn.Module):
+    """A wrapper as PEFT's: it takes what the model inside takes, without naming it."""
+
+    def __init__(self, inner: Transformer) -> None:
+        super().__init__()
+        self.base_model, self.config = nn.ModuleDict({"model": inner}), inner.config
+
+    def get_base_model(self) -> nn.Module:
+        return self.base_model["model"]
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        found: nn.Module | None = self.get_base_model().get_output_embeddings()  # type: ignore[operator]
+        return found
+
+    def forward(self, inputs: Tensor, **keywords: Any) -> Tensor:
+        found: Tensor = self.get_base_model()(inputs, **keywords)
+        return found
+
+
+def test_behind_a_wrapper_no_cache_is_built_and_the_head_runs_at_selected_positions() -> None:
+    inner = Transformer({"layer": 2})
+    seen: list[torch.Size] = []
+    inner.top.register_forward_hook(lambda _, args, _output: seen.append(args[0].shape))
+    with tapped(Adapted(inner)).reading([], logits=True) as read:
+        shown = read(torch.arange(24.0).view(2, 3, 4), torch.tensor([1, 4]))
+    assert shown.logits is not None
+    assert shown.logits.tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
+    assert (inner.seen, seen) == ([False], [(2, 4)])
+    assert shown.positions == (2, 3)

@@ -69,7 +69,8 @@ def test_shared_memory_is_refused_with_both_names(
     teacher = network()
     sentence = (
         f"'student' and 'teacher' must not share memory, .*; '{ours}' of the student is "
-        f"'{theirs}' of the teacher; build one of them on copy.deepcopy"
+        f"'{theirs}' of the teacher; build one of them on copy.deepcopy of the other, "
+        f"or freeze in both"
     )
     with pytest.raises(BindError, match=sentence):
         check(build(teacher), teacher)

@@ -168,3 +168,13 @@ def test_a_name_of_several_classes_says_nothing_about_their_order() -> None:
     assert check_pair(*pair({"id2label": labels}, {"id2label": labels})) == ()
     notes = check_pair(*pair({"id2label": labels}, {"id2label": other}))
     assert notes[0].startswith("labels have other names: id 2 is 'crane'")
+
+
+def test_ranks_that_no_step_changes_are_noted() -> None:
+    class Allocating(Net):
+        def update_and_allocate(self) -> None:
+            raise AssertionError
+
+    (note,) = notes(Allocating())
+    assert note.startswith("student: its adapters (AdaLoRA) keep the ranks that they begin with")
+    assert notes(Allocating(), "teacher") == ()

@@ -161,3 +161,30 @@ def test_a_wrapper_names_the_tables_of_the_model_inside() -> None:
     with seeding.scoped(0, "test model"):
         model = Forwards(Named(nn.Embedding(5, 4), None))
     assert embedding_tables(model, "student").path == "inner.tokens"
+
+
+class Around(nn.Module):
+    """A layer that PEFT has put around a table, which stays as it was."""
+
+    disable_adapters = False
+
+    def __init__(self, table: nn.Module) -> None:
+        super().__init__()
+        self.base_layer = table
+
+
+@pytest.mark.parametrize("place", ["tokens", "positions", "output"])
+def test_tables_with_adapters_are_refused(place: str) -> None:
+    with seeding.scoped(0, "test model"):
+        tables: dict[str, nn.Module] = {
+            "tokens": nn.Embedding(5, 4),
+            "positions": nn.Embedding(6, 4),
+            "output": nn.Linear(4, 5),
+        }
+    tables[place] = Around(tables[place])
+    model = Named(tables["tokens"], tables["output"])
+    model.positions = tables["positions"]
+    with pytest.raises(
+        BindError, match=rf"^'teacher' must have tables without .* wrapped '{place}'"
+    ):
+        embedding_tables(model, "teacher")

@@ -14,7 +14,7 @@ from curricle.models.axes import observing
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations, Inputs, Place, Tap, check_head
-from tests.parts import drawn
+from tests.parts import Tuned, drawn
 
 
 def linear(inputs: int, outputs: int) -> nn.Linear:
@@ -686,3 +686,13 @@ def test_no_pass_is_added_where_layers_tell() -> None:
     module.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
     read(HookedModel(module), drawn(2, 5, 4), "block", logits=True)
     assert lengths == [5]
+
+
+def test_a_head_with_an_adapter_is_not_read_in_chunks() -> None:
+    module = nn.Sequential(linear(3, 4), Tuned(linear(4, 5), "a"))
+    model = HookedModel(module, head="1")
+    sentence = (
+        r"^'chunk' must be None for Sequential, around whose head '1' PEFT has put an adapter"
+    )
+    with pytest.raises(BindError, match=sentence):
+        model.reading([], logits=False, head=True)

@@ -229,3 +229,22 @@ def test_the_digest_of_plain_weights_is_that_of_names_types_shapes_and_bytes() -
         module = nn.Linear(2, 1, bias=False)
     content = b"weight:torch.float32:(1, 2);" + module.weight.detach().numpy().tobytes()
     assert weights_digest(module) == hashlib.sha256(content).hexdigest()
+
+
+class Transposed(nn.Module):
+    """Two names of the same numbers, one of them transposed, as PEFT ties adapters."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.low = nn.Parameter(drawn(3, 5, seed=seed))
+        self.register_buffer("high", self.low.detach().T)
+        self.high: Tensor
+
+
+def test_names_that_share_their_memory_in_another_order_are_kept(tmp_path: Path) -> None:
+    one, other = Transposed(0), Transposed(1)
+    save_weights(one, tmp_path / "weights")
+    load_weights(other, tmp_path / "weights")
+    assert torch.equal(other.low, one.low)
+    assert torch.equal(other.high, one.low.T)
+    assert other.high.data_ptr() == other.low.data_ptr()

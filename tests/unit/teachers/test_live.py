@@ -150,3 +150,11 @@ def test_tied_parameters_are_counted_once() -> None:
     model.head.weight = tied
     # One matrix of 9 and two biases of 3.
     assert num_parameters(model.tapped()) == 15
+
+
+def test_a_teacher_that_cannot_be_copied_is_refused(trajectory: Trajectory) -> None:
+    model = mlp()
+    # What is computed of weights is no leaf, as the tied adapters of PEFT are none.
+    model.module.transposed = model.module.get_parameter("head.weight").T
+    with pytest.raises(BindError, match=r"'teacher' must be a module that copy.deepcopy can"):
+        LiveTeacher(model, trajectory).at(10)

@@ -11,6 +11,7 @@ from torch import nn
 from curricle import seeding
 from curricle.errors import CheckpointError
 from curricle.teachers.pretrained import (
+    ADAPTER,
     INDEX,
     SINGLE,
     check_pretrained,
@@ -120,3 +121,34 @@ def test_loading_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     load_pretrained(made("mixtral", 1), tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_adapter_alone_is_refused_with_the_way_to_a_whole_model(tmp_path: Path) -> None:
+    (tmp_path / ADAPTER).touch()
+    with pytest.raises(
+        CheckpointError, match=r"holds an adapter of PEFT alone; .*merge_and_unload"
+    ):
+        hugging_face_trajectory([tmp_path])
+
+
+class Wrapped(nn.Module):
+    """A wrapper, as PEFT's, whose `from_pretrained` wants the model inside."""
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base, self.config = base, SIZES
+
+    @classmethod
+    def from_pretrained(cls, model: nn.Module, model_id: str) -> "Wrapped":
+        raise AssertionError(model, model_id)
+
+    def get_base_model(self) -> nn.Module:
+        return self.base
+
+
+def test_a_whole_model_for_a_wrapper_is_refused_by_its_names(tmp_path: Path) -> None:
+    base = made("llama", 0)
+    base.save_pretrained(tmp_path)
+    trajectory = hugging_face_trajectory([tmp_path])
+    with pytest.raises(CheckpointError, match=r"this model's weights; 'base.model.* is missing"):
+        trajectory.check(Wrapped(base), trajectory.steps)

@@ -1,5 +1,6 @@
 """Reading stored targets: content is the only key, and what is not there is an error."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.weights import weights_digest
 from curricle.teachers.codecs import Exact
 from curricle.teachers.live import LiveTeacher
-from curricle.teachers.manifest import Manifest, Section, TeacherFacts, write_manifest
+from curricle.teachers.manifest import (
+    Manifest,
+    Section,
+    TeacherFacts,
+    read_manifest,
+    write_manifest,
+)
 from curricle.teachers.shards import ShardWriter
 from curricle.teachers.targets import SectionReader, TargetStore, open_store
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
@@ -126,9 +133,41 @@ def test_a_changed_number_is_noticed_when_the_store_is_opened(tmp_path: Path) ->
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
-    with pytest.raises(CheckpointError, match=r"is damaged: its SHA-256 must be"):
+    with pytest.raises(CheckpointError, match=r"must have the SHA-256 .*; one of the two is d"):
         open_store(tmp_path)
     assert open_store(tmp_path, checks_content=False).manifest.is_complete
+
+
+@pytest.mark.parametrize("kind", ["size", "digest", "files"])
+def test_a_manifest_of_another_store_is_named_beside_the_file(tmp_path: Path, kind: str) -> None:
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    stored(right)
+    section = replace(SECTION, reference=7) if kind == "files" else SECTION
+    stored(wrong, section=section, shard_bytes=10**6 if kind == "size" else 60)
+    manifest = wrong / "manifest.json"
+    if kind == "digest":
+        other = read_manifest(wrong)
+        shards = tuple(replace(one, sha256=one.sha256[::-1]) for one in other.shards)
+        write_manifest(wrong, replace(other, shards=shards))
+    shutil.copy(manifest, right)
+    with pytest.raises(
+        CheckpointError,
+        match=rf"^'{right}/[\w-]+\.safetensors' must .* as '{right}/manifest\.json' says; got .*; "
+        r"one of the two is damaged or of another store: restore it, or capture into a new folder$",
+    ):
+        open_store(right)
+
+
+def test_the_ways_out_of_a_swapped_manifest_lead_out(tmp_path: Path) -> None:
+    stored(tmp_path / "right")
+    stored(tmp_path / "wrong", shard_bytes=10**6)
+    manifest = tmp_path / "right" / "manifest.json"
+    kept = manifest.read_bytes()
+    shutil.copy(tmp_path / "wrong" / "manifest.json", manifest)
+    with pytest.raises(CheckpointError, match="restore it, or capture into a new folder"):
+        open_store(tmp_path / "right")
+    manifest.write_bytes(kept)
+    assert open_store(tmp_path / "right").manifest == stored(tmp_path / "new").manifest
 
 
 def test_targets_of_another_teacher_are_refused(tmp_path: Path) -> None:

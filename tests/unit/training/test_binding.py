@@ -261,8 +261,18 @@ def test_a_stage_with_nothing_to_train_is_an_error() -> None:
 def test_a_frozen_student_is_an_error() -> None:
     student = mlp(5)
     student.module.requires_grad_(False)
-    with pytest.raises(BindError, match=r"'trains' must leave something to train; got 'up_to'"):
+    sentence = "got 'up_to' where no weight of the student has requires_grad, .* is_trainable=True"
+    with pytest.raises(BindError, match=rf"'trains' must leave something to train; {sentence}"):
         bound(one_shot(total=Duration(number=3)), student=student)
+
+
+def test_weights_that_no_objective_reaches_are_named() -> None:
+    student = mlp(5, 4)
+    for path in ("blocks.0", "head"):
+        student.module.get_submodule(path).requires_grad_(False)
+    sentence = r"reach none of the student's 2 weights with requires_grad, of which 'blocks.1.0.wei"
+    with pytest.raises(BindError, match=sentence):
+        bound(layers((1, 1)), student=student)
 
 
 # --- how long stages last -------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """A run is known by what its result depends on, and a change is named."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 
 from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
+from curricle.models.adapters import tapped
+from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
 from curricle.training.engine import Outputs, execute
 from curricle.training.evaluation import label_metrics
@@ -20,7 +23,7 @@ from curricle.training.facts import (
     write_facts,
 )
 from curricle.training.optimizers import SGD
-from tests.parts import bound, mlp, parity
+from tests.parts import Tuned, bound, mlp, parity
 
 
 def facts(**parts: Any) -> dict[str, Any]:
@@ -33,7 +36,10 @@ def facts(**parts: Any) -> dict[str, Any]:
         ({"optimizer": SGD(learning_rate=0.2)}, "'optimizer.learning_rate' was 0.1 and is 0.2"),
         ({"seed": 3}, "'seed' was 0 and is 3"),
         ({"student": mlp(5, 5)}, "the student has another architecture"),
-        ({"teacher": LiveTeacher(mlp(16, 12, seed=2))}, "the teacher has other weights"),
+        (
+            {"teacher": LiveTeacher(mlp(16, 12, seed=2))},
+            "the teacher has other weights or adapters",
+        ),
         ({"stream": parity(seed=1)}, "the data differ"),
         ({"settings": {"accumulation": 2}}, "'settings.accumulation' was 1 and is 2"),
     ],
@@ -47,6 +53,39 @@ def test_equal_runs_have_equal_facts_also_from_a_file(tmp_path: Path) -> None:
     write_facts(tmp_path, facts())
     assert differences(tmp_path, facts()) == ""
     assert "'seed'" in differences(tmp_path, facts(seed=1))
+
+
+def adapted(change: Callable[[Any], object] | None = None) -> TappedModel:
+    """Return a network with adapters `a`, which is active, and `b` at its first layer."""
+    model = mlp(5, 4)
+    module: Any = model.module
+    module.blocks[0][0] = Tuned(module.blocks[0][0], "a", "b")
+    if change is not None:
+        change(module.blocks[0][0])
+    return tapped(module)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda layer: setattr(layer, "active_adapters", ["b"]), "other adapters of the student"),
+        (lambda layer: layer.scaling.update(a=3.0), "other adapters of the student"),
+        (lambda layer: layer.low.requires_grad_(False), "other weights of the student are frozen"),
+        (lambda layer: layer.scaling.update(b=3.0), ""),
+    ],
+    ids=["active", "factor", "frozen", "factor of another"],
+)
+def test_what_a_student_trains_is_part_of_a_run(
+    tmp_path: Path, change: Callable[[Any], object], words: str
+) -> None:
+    write_facts(tmp_path, facts(student=adapted()))
+    found = differences(tmp_path, facts(student=adapted(change)))
+    assert found.startswith(words)
+    assert bool(found) == bool(words)
+
+
+def test_a_student_without_adapters_has_the_facts_that_it_had() -> None:
+    assert not {"student_frozen", "student_adapters"} & facts().keys()
 
 
 def test_a_length_is_named_by_its_place(tmp_path: Path) -> None:

@@ -1,8 +1,11 @@
 """Signals end a run after the step at hand, with a checkpoint, and nothing is left installed."""
 
 import os
+import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -192,3 +195,62 @@ def test_ctrl_c_says_what_it_waits_for(caplog: pytest.LogCaptureFixture) -> None
     with pytest.raises(Interrupted), Interrupts(saves=True):
         signal.raise_signal(signal.SIGINT)
     assert "press ctrl-C again to stop at once" in caplog.text
+
+
+SCRIPT = """
+import os, sys
+import curricle
+from tests.parts import mlp, parity
+
+def stop(record):
+    if record.kind == "step" and record.spent.steps == 3:
+        os.kill(os.getpid(), int(sys.argv[1]))
+
+curricle.distill(
+    mlp(5, 4), mlp(16, 12, seed=1), curricle.one_shot(total="6 steps"), parity(),
+    evaluation=[parity().batch(0)], output_dir=sys.argv[2] or None, observers=[stop],
+    settings=curricle.EngineSettings(device="cpu", record_every=1),
+)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("number", "folder", "told"),
+    [
+        (signal.SIGTERM, "run", r"resume=True\) goes on from the newest checkpoint"),
+        (signal.SIGHUP, "run", r"resume=True\) goes on from the newest checkpoint"),
+        (signal.SIGTERM, "", "nothing was written, since 'output_dir' is None"),
+    ],
+)
+def test_a_script_that_a_signal_has_ended_says_so_in_a_line_and_in_its_exit_code(
+    number: signal.Signals, folder: str, told: str, tmp_path: Path
+) -> None:
+    place = str(tmp_path / folder) if folder else ""
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(int(number)), place],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parents[3],
+    )
+    assert ended.returncode == 128 + number
+    assert re.fullmatch(rf"curricle: stopped by {number.name}; .*{told}\n", ended.stderr)
+    assert (latest_checkpoint(tmp_path / "run" / CHECKPOINTS) is not None) == bool(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_what_ends_a_process_is_an_exit_with_its_code_and_still_an_interrupt(
+    number: signal.Signals,
+) -> None:
+    with pytest.raises(SystemExit) as raised, Interrupts():
+        signal.raise_signal(number)
+    assert isinstance(raised.value, Interrupted)
+    assert isinstance(raised.value, KeyboardInterrupt)
+    assert raised.value.code == 128 + number
+
+
+def test_ctrl_c_is_no_exit_so_that_an_interactive_python_stays() -> None:
+    with pytest.raises(Interrupted) as raised, Interrupts(saves=True):
+        signal.raise_signal(signal.SIGINT)
+    assert not isinstance(raised.value, SystemExit)

@@ -1,0 +1,71 @@
+"""Activation checkpoints that recompute a forward pass inside of the backward pass.
+
+The reentrant ones of torch run a backward pass of their own, which cannot be asked for some
+gradients only and knows no early end of a forward pass. Weights inside are then missed: autograd
+either refuses, or finds no gradient of them, as in a student whose base is frozen and whose
+adapters are trained.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor
+
+from curricle.errors import BindError
+
+REENTRANT = "CheckpointFunctionBackward"
+"""Name of a reentrant checkpoint in the graph of autograd."""
+REFUSAL = (
+    "'student' must not have reentrant activation checkpoints, which cannot be stopped early or "
+    "lose gradients; got 'use_reentrant' True; set it to False, as gradient_checkpointing_enable("
+    "gradient_checkpointing_kwargs={'use_reentrant': False}) does"
+)
+
+
+@contextmanager
+def without_reentrant_checkpoints() -> Iterator[None]:
+    """Refuse activation checkpoints that lose gradients or cannot be asked for some of them.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        BindError: If a model has such checkpoints.
+        RuntimeError: If something else is wrong.
+        UserWarning: Never; it is raised inside and becomes the above.
+    """
+    with warnings.catch_warnings():
+        # A checkpoint whose inputs need no gradient gives none to the weights inside, either.
+        warnings.filterwarnings("error", message="None of the inputs have requires_grad")
+        try:
+            yield
+        except (RuntimeError, UserWarning) as error:
+            if "use_reentrant" not in str(error) and not isinstance(error, UserWarning):
+                raise
+            raise BindError(REFUSAL) from error
+
+
+def check_recomputation(loss: Tensor) -> None:
+    """Check that a loss does not go through a reentrant checkpoint.
+
+    Autograd leaves such a checkpoint out where nothing before it is asked for, and so the weights
+    inside, which are then taken for unreached.
+
+    Args:
+        loss: A loss with its graph.
+
+    Raises:
+        BindError: If it does.
+    """
+    nodes = [loss.grad_fn]
+    seen = {*nodes}
+    while nodes:
+        node = nodes.pop()
+        if node is None:
+            continue
+        if node.name() == REENTRANT:
+            raise BindError(REFUSAL)
+        inputs = {source for source, _ in node.next_functions} - seen
+        seen |= inputs
+        nodes.extend(inputs)
