@@ -61,7 +61,7 @@ from curricle.training.engine import (
 )
 from curricle.training.facts import run_fingerprint
 from curricle.training.optimizers import SGD, AdamW, Optimizer
-from curricle.training.stepping import CALIBRATION_BATCHES
+from curricle.training.stage_loss import CALIBRATION_BATCHES
 from tests.parts import INPUTS, Listed, mlp, parity
 from tests.runs import contents
 
