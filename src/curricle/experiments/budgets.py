@@ -179,6 +179,6 @@ def _times(run: BoundRun, stage: BoundStage) -> list[float]:
         for number in range(WARM_UP_STEPS + TIMED_STEPS):
             started = now(device)
             # A stage may be shorter than that, and a schedule has no rate for steps outside it.
-            stepper.step(stage.start + number % (stage.end - stage.start), stop=stage.end)
+            stepper.take(stage.start + number % (stage.end - stage.start), stage.end)
             times.append(now(device) - started)
     return times[WARM_UP_STEPS:]

@@ -201,10 +201,10 @@ def test_timing_runs_the_steps_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> 
     run = bound_run({"kind": "extraction", "durations": ["4 steps"], "schedule": "own"})
     seen: list[int] = []
 
-    def step(_: Stepper, number: int) -> None:
+    def take(_: Stepper, number: int, stop: int) -> None:
         seen.append(number)
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(Stepper, "take", take)
     seconds_per_step(run)
     # 20 steps of a stage of 4 are its steps five times; the other one lasts from 4 to 40.
     assert seen == [0, 1, 2, 3] * 5 + list(range(4, 24))
@@ -216,10 +216,10 @@ def test_timing_gives_torchs_threads_back(monkeypatch: pytest.MonkeyPatch) -> No
     more = dataclasses.replace(run.settings, threads=before + 1)
     seen: list[int] = []
 
-    def step(_: Stepper, number: int) -> None:
+    def take(_: Stepper, number: int, stop: int) -> None:
         seen.append(torch.get_num_threads())
 
-    monkeypatch.setattr(Stepper, "step", step)
+    monkeypatch.setattr(Stepper, "take", take)
     seconds_per_step(dataclasses.replace(run, settings=more))
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
