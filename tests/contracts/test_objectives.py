@@ -27,7 +27,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, uncalibrated
+from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, pending_calibration
 from curricle.specs import parse, plain
 
 Array = np.ndarray
@@ -116,7 +116,7 @@ class Case:
             ),
             is_residual=self.is_residual,
         )
-        needy = uncalibrated(term)
+        needy = pending_calibration(term)
         if needy is not None:
             return needy.calibrated([(seen.shown("teacher", seen.batch), seen.batch)])
         return term

@@ -30,7 +30,7 @@ from curricle.locks import locked
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.models.weights import weights_digest
-from curricle.objectives.terms import BoundObjective, Storable, uncalibrated
+from curricle.objectives.terms import BoundObjective, Storable, pending_calibration
 from curricle.protocols import conforms
 from curricle.specs import value
 from curricle.teachers.codecs import BFloat16, Codec, HiddenCodec, Sampled
@@ -201,7 +201,7 @@ class Inquiry:
             writer.add(section, own[missing], counts[missing], entries)
 
     def _calibrated(self, objective: BoundObjective, read: Reader) -> BoundObjective:
-        needy = uncalibrated(objective)
+        needy = pending_calibration(objective)
         if needy is None:
             return objective
         device = self.run.settings.torch_device()

@@ -26,7 +26,7 @@ from curricle.data.streams import Batch
 from curricle.errors import DataError, DivergenceError
 from curricle.models.restoring import frozen_but
 from curricle.models.tapped import Activations, Reader
-from curricle.objectives.terms import BoundObjective, Target, check_positions, uncalibrated
+from curricle.objectives.terms import BoundObjective, Target, check_positions, pending_calibration
 from curricle.records import Spent
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
@@ -237,7 +237,7 @@ class Stepper:
         """Give objectives that ask for it the teacher's statistics over the first batches."""
         # Stored targets have what the capture has calibrated.
         needy = [
-            None if term.stored is not None else uncalibrated(term.objective)
+            None if term.stored is not None else pending_calibration(term.objective)
             for term in self._terms
         ]
         if not any(needy):
