@@ -1,4 +1,4 @@
-"""The numbers of the analysis of sparse parity, held to tables made apart from this code.
+"""The numbers of the analysis of sparse parity against tables computed without this code.
 
 The tables come from an independent calculation by the project's authors, with other programs; the
 tolerances are those of the printed digits, or of one draw where something is drawn.

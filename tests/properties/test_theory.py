@@ -1,4 +1,4 @@
-"""What holds for the coefficients of all gates and units."""
+"""Invariants of the coefficients of all gates and units."""
 
 import math
 from fractions import Fraction
