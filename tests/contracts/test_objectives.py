@@ -1,4 +1,4 @@
-"""What every objective promises: a sum over counted positions with gradient to the student only.
+"""Contract of objectives: a sum over counted positions with gradient to the student only.
 
 Values and gradients are compared with formulas in numpy's float64, gradients by differences.
 """
@@ -27,7 +27,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.outputs import FitLabels, MatchLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, uncalibrated
+from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, pending_calibration
 from curricle.specs import parse, plain
 
 Array = np.ndarray
@@ -42,13 +42,13 @@ VALID = [position for position in range(NUM_EXAMPLES * LENGTH) if position not i
 
 @dataclass
 class World:
-    """States and logits of every position; a model that looks them up by token id."""
+    """States and logits of every position, looked up by token id."""
 
     tables: dict[str, Tensor]
     batch: Batch
 
     def shown(self, who: str, batch: Batch) -> Activations:
-        """Return what a model shows of a batch; ids are numbers of positions."""
+        """Return the activations of a model on a batch; ids are numbers of positions."""
         assert isinstance(batch.inputs, Tensor)
         logits = self.tables[f"{who} logits"][batch.inputs]
         logits = logits if batch.selected is None else logits.flatten(0, -2)[batch.selected]
@@ -88,7 +88,7 @@ def world(case: "Case", *, matched: bool = False, seed: int = 0) -> World:
 
 @dataclass(frozen=True)
 class Case:
-    """An objective, its formula of (student, teacher, positions), and where it looks."""
+    """An objective, its formula of (student, teacher, positions), and its place."""
 
     objective: Any
     formula: Formula
@@ -116,7 +116,7 @@ class Case:
             ),
             is_residual=self.is_residual,
         )
-        needy = uncalibrated(term)
+        needy = pending_calibration(term)
         if needy is not None:
             return needy.calibrated([(seen.shown("teacher", seen.batch), seen.batch)])
         return term
@@ -148,13 +148,13 @@ def unnormalized(states: Array) -> Array:
 
 def layer(states: Array) -> Array:
     centered = states - states.mean(-1, keepdims=True)
-    found: Array = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
-    return found
+    actual: Array = centered / np.sqrt((centered**2).mean(-1, keepdims=True) + 1e-5)
+    return actual
 
 
 def rms(states: Array) -> Array:
-    found: Array = states / np.sqrt((states**2).mean(-1, keepdims=True) + 1e-5)
-    return found
+    actual: Array = states / np.sqrt((states**2).mean(-1, keepdims=True) + 1e-5)
+    return actual
 
 
 def hidden_case(
@@ -267,8 +267,8 @@ def logits_case(
 
 def forward_kl(t: Array, s: Array) -> Array:
     # Of a one-hot teacher, 0 log 0 counts as 0.
-    found: Array = (t * np.log(np.where(t > 0, t, 1.0) / s)).sum(-1)
-    return found
+    actual: Array = (t * np.log(np.where(t > 0, t, 1.0) / s)).sum(-1)
+    return actual
 
 
 def jsd(t: Array, s: Array) -> Array:
@@ -277,8 +277,8 @@ def jsd(t: Array, s: Array) -> Array:
 
 
 def total_variation(t: Array, s: Array) -> Array:
-    found: Array = np.maximum(t - s, 0).sum(-1)
-    return found
+    actual: Array = np.maximum(t - s, 0).sum(-1)
+    return actual
 
 
 def labels_formula(student: Array, _: Array, rows: Array) -> float:
@@ -374,19 +374,19 @@ def test_the_value_is_that_of_the_formula(case: Case) -> None:
 def test_the_gradient_is_that_of_the_formula(case: Case) -> None:
     seen = world(case)
     table = case.student_table(seen).requires_grad_()
-    (found,) = torch.autograd.grad(case.total(seen), table)
+    (actual,) = torch.autograd.grad(case.total(seen), table)
     expected = differences(lambda student: case.expected(student, seen), table.detach().numpy())
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-5)
 
 
 def differences(function: Callable[[Array], float], at: Array, step: float = 1e-5) -> Array:
     """Return the gradient by central differences."""
-    found = np.zeros_like(at)
+    actual = np.zeros_like(at)
     for index in np.ndindex(at.shape):
         moved = np.zeros_like(at)
         moved[index] = step
-        found[index] = (function(at + moved) - function(at - moved)) / (2 * step)
-    return found
+        actual[index] = (function(at + moved) - function(at - moved)) / (2 * step)
+    return actual
 
 
 @every_objective

@@ -1,4 +1,4 @@
-"""What every projection law promises: a fixed matrix that keeps the scale of what it projects."""
+"""Contract of projection laws: a fixed matrix that preserves the scale of its inputs."""
 
 import math
 from typing import Any
@@ -74,8 +74,8 @@ def test_equal_arguments_give_equal_matrices(
 def test_another_type_is_only_a_cast(law: Law, student_width: int, teacher_width: int) -> None:
     exact = draw(law, student_width, teacher_width, dtype=torch.float64)
     for dtype in (torch.float32, torch.bfloat16):
-        found = draw(law, student_width, teacher_width, dtype=dtype)
-        assert torch.equal(found, exact.to(dtype))
+        actual = draw(law, student_width, teacher_width, dtype=dtype)
+        assert torch.equal(actual, exact.to(dtype))
 
 
 @every_random_law
@@ -97,13 +97,13 @@ def test_the_mean_square_of_what_is_projected_is_kept(
     law: Law, student_width: int, teacher_width: int
 ) -> None:
     state = torch.linspace(-1, 2, teacher_width, dtype=torch.float64)
-    kept = [
+    remaining = [
         (draw(law, student_width, teacher_width, seed=seed, dtype=torch.float64) @ state)
         .square()
         .mean()
         for seed in range(400)
     ]
-    ratio = torch.stack(kept).mean() / state.square().mean()
+    ratio = torch.stack(remaining).mean() / state.square().mean()
     # One mean square spreads by at most the root of 2 over the rows; here over 400 draws.
     assert ratio.item() == pytest.approx(1, abs=5 * math.sqrt(2 / student_width / 400))
 

@@ -139,9 +139,9 @@ def test_a_reading_goes_on_after_an_exception_in_forward(name: str) -> None:
     with model.reading([shallow, deep], logits=False) as read:
         with pytest.raises(ZeroDivisionError):
             read(inputs)
-        shown = read(inputs).hidden
-    assert torch.equal(shown[shallow], alone(model, shallow, inputs))
-    assert torch.equal(shown[deep], alone(model, deep, inputs))
+        activations = read(inputs).hidden
+    assert torch.equal(activations[shallow], alone(model, shallow, inputs))
+    assert torch.equal(activations[deep], alone(model, deep, inputs))
 
 
 @every_model
@@ -149,8 +149,8 @@ def test_passes_of_different_size_do_not_mix(name: str) -> None:
     model, shallow, deep = build(name)
     batches = [drawn_inputs(name, num_examples) for num_examples in (4, 1, 2)]
     with model.reading([shallow, deep], logits=True) as read:
-        shown = [read(batch).hidden for batch in batches]
-    for hidden, batch in zip(shown, batches, strict=True):
+        activations = [read(batch).hidden for batch in batches]
+    for hidden, batch in zip(activations, batches, strict=True):
         assert torch.equal(hidden[shallow], alone(model, shallow, batch))
         assert torch.equal(hidden[deep], alone(model, deep, batch))
 
@@ -159,10 +159,10 @@ def test_passes_of_different_size_do_not_mix(name: str) -> None:
 def test_an_open_reading_keeps_no_tensor_alive(name: str) -> None:
     model, _, deep = build(name)
     with model.reading([deep], logits=True) as read:
-        shown = read(drawn_inputs(name))
-        assert shown.logits is not None
-        watched = [weakref.ref(shown.hidden[deep]), weakref.ref(shown.logits)]
-        del shown
+        activations = read(drawn_inputs(name))
+        assert activations.logits is not None
+        watched = [weakref.ref(activations.hidden[deep]), weakref.ref(activations.logits)]
+        del activations
         assert [reference() for reference in watched] == [None, None]
 
 
@@ -174,7 +174,11 @@ def test_nested_readings_do_not_disturb_each_other(name: str) -> None:
         with model.reading([shallow], logits=True) as inner:
             first, within = outer(inputs), inner(inputs)
         after = outer(inputs)
-    assert [list(shown.hidden) for shown in (first, within, after)] == [[deep], [shallow], [deep]]
+    assert [list(activations.hidden) for activations in (first, within, after)] == [
+        [deep],
+        [shallow],
+        [deep],
+    ]
     assert torch.equal(within.hidden[shallow], alone(model, shallow, inputs))
     assert torch.equal(first.hidden[deep], after.hidden[deep])
     assert torch.equal(after.hidden[deep], alone(model, deep, inputs))
@@ -200,14 +204,16 @@ def test_another_forward_while_a_reading_is_open_is_the_plain_one(name: str) -> 
 def test_no_gradient_is_kept_without_gradient(name: str) -> None:
     model, shallow, deep = build(name)
     with torch.no_grad(), model.reading([shallow, deep], logits=True) as read:
-        shown = read(drawn_inputs(name))
-    assert shown.logits is not None
-    assert not any(state.requires_grad for state in [*shown.hidden.values(), shown.logits])
+        activations = read(drawn_inputs(name))
+    assert activations.logits is not None
+    assert not any(
+        state.requires_grad for state in [*activations.hidden.values(), activations.logits]
+    )
 
 
 @every_model
 def test_a_pass_in_inference_mode_is_read(name: str) -> None:
     model, shallow, deep = build(name)
     with torch.inference_mode(), model.reading([shallow, deep], logits=True) as read:
-        shown = read(drawn_inputs(name)).hidden
-    assert torch.equal(shown[deep], alone(model, deep, drawn_inputs(name)))
+        activations = read(drawn_inputs(name)).hidden
+    assert torch.equal(activations[deep], alone(model, deep, drawn_inputs(name)))

@@ -1,4 +1,4 @@
-"""What every strategy promises: a curriculum of exactly the length that was asked for."""
+"""Contract of strategies: a curriculum of exactly the requested length."""
 
 from collections.abc import Callable
 from typing import Any
@@ -96,9 +96,9 @@ def test_durations_add_up_to_the_total_exactly(arguments: Arguments, total: Dura
 
 @every_strategy
 def test_the_result_is_a_valid_curriculum_named_after_its_method(arguments: Arguments) -> None:
-    found = made(arguments, Duration(number=1000))
-    assert isinstance(found, Curriculum)
-    assert found.name == arguments(Duration(number=1000))["kind"]
+    actual = made(arguments, Duration(number=1000))
+    assert isinstance(actual, Curriculum)
+    assert actual.name == arguments(Duration(number=1000))["kind"]
 
 
 @every_strategy
@@ -116,8 +116,8 @@ def test_the_name_can_be_chosen(arguments: Arguments) -> None:
 
 @every_strategy
 def test_the_curriculum_survives_plain_data(arguments: Arguments) -> None:
-    found = made(arguments, Duration(number=1000))
-    assert parse(Curriculum, plain(found)) == found
+    actual = made(arguments, Duration(number=1000))
+    assert parse(Curriculum, plain(actual)) == actual
 
 
 @every_strategy

@@ -1,4 +1,4 @@
-"""The numbers of the analysis of sparse parity, held to tables made apart from this code.
+"""The numbers of the analysis of sparse parity against tables computed without this code.
 
 The tables come from an independent calculation by the project's authors, with other programs; the
 tolerances are those of the printed digits, or of one draw where something is drawn.
@@ -36,9 +36,9 @@ def test_gates_of_a_hundred_inputs(order: int, value: float) -> None:
 
 
 def test_units_of_degree_six() -> None:
-    found = [round(float(unit_coefficient(6, bias=bias)), 4) for bias in bias_grid(6)]
+    actual = [round(float(unit_coefficient(6, bias=bias)), 4) for bias in bias_grid(6)]
     rising = [0.0026, 0.0156, 0.0417, 0.0677, 0.0807]
-    assert found == [0.0, 0.0, 0.0, *rising, 0.0833, 0.0833, 0.0833]
+    assert actual == [0.0, 0.0, 0.0, *rising, 0.0833, 0.0833, 0.0833]
     assert unit_coefficient(6, bias=0) == Fraction(1, 24)
     assert round(root_mean_square(6), 4) == 0.0555
 
@@ -79,8 +79,8 @@ def test_spreads_on_and_off_the_support(
     ],
 )
 def test_first_gradients(num_inputs: int, degree: int, num_examples: int, ratio: float) -> None:
-    found = predicted_gradient_ratio(num_inputs, degree, num_examples)
-    assert found == pytest.approx(ratio, rel=0.06)
+    actual = predicted_gradient_ratio(num_inputs, degree, num_examples)
+    assert actual == pytest.approx(ratio, rel=0.06)
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +89,8 @@ def rows() -> dict[tuple[str, int], TheoremRow]:
     methods: tuple[Method, ...] = ("vector", "vector_uncentered", "one_shot")
     spec = TheoremSpec(num_examples=(500, 2000), methods=methods)
     labels = TheoremSpec(num_examples=(20_000,), methods=("one_shot",))
-    found = [*theorem_check(spec, seeds=(0,)), *theorem_check(labels, seeds=(0,))]
-    return {(row.method, row.num_examples): row for row in found}
+    actual = [*theorem_check(spec, seeds=(0,)), *theorem_check(labels, seeds=(0,))]
+    return {(row.method, row.num_examples): row for row in actual}
 
 
 @pytest.mark.parametrize(

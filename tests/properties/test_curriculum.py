@@ -21,16 +21,16 @@ speeds = st.integers(1, 16).map(lambda quarters: quarters / 4)
 def test_the_refresh_rule_holds_at_every_step(
     ladder: tuple[int, ...], total: int, refresh: int, speed: float
 ) -> None:
-    found = progressive(
+    actual = progressive(
         total=Duration(number=total), trajectory=ladder, refresh=refresh, speed=speed
     )
-    taught = [stage.teacher for stage in found.stages for _ in range(stage.duration.number)]
-    wanted = []
+    taught = [stage.teacher for stage in actual.stages for _ in range(stage.duration.number)]
+    expected = []
     for step in range(total):
         bound = Fraction(speed) * (1 + step // refresh) * refresh
         below = [checkpoint for checkpoint in ladder if checkpoint <= bound]
-        wanted.append(below[-1] if below else ladder[0])
-    assert taught == wanted
+        expected.append(below[-1] if below else ladder[0])
+    assert taught == expected
 
 
 @given(ladder=ladders, total=st.integers(1, 400), refresh=st.integers(1, 100), speed=speeds)
@@ -47,8 +47,8 @@ def test_neighboring_stages_have_different_teachers(
 @given(ladder=ladders, extra=st.integers(0, 10_000))
 def test_equal_parts_differ_by_one_step_at_most(ladder: tuple[int, ...], extra: int) -> None:
     total = Duration(number=len(ladder) + extra)
-    found = progressive(total=total, trajectory=ladder)
-    lengths = [stage.duration.number for stage in found.stages]
+    actual = progressive(total=total, trajectory=ladder)
+    lengths = [stage.duration.number for stage in actual.stages]
     assert sum(lengths) == total.number
     assert max(lengths) - min(lengths) <= 1
 

@@ -1,4 +1,4 @@
-"""What holds for every loss on all inputs, against formulas in numpy's float64."""
+"""Invariants of losses on all inputs, against formulas in numpy's float64."""
 
 from collections.abc import Callable
 from functools import partial
@@ -65,7 +65,7 @@ def test_the_value_is_that_of_the_formula(
     name: str, pair: np.ndarray, student_temperature: float, teacher_temperature: float
 ) -> None:
     student, teacher = torch.from_numpy(pair)
-    found = NAMED[name](
+    actual = NAMED[name](
         student,
         teacher,
         student_temperature=student_temperature,
@@ -74,7 +74,7 @@ def test_the_value_is_that_of_the_formula(
     expected = FORMULAS[name](
         softmax(pair[1], teacher_temperature), softmax(pair[0], student_temperature)
     ).sum()
-    assert found.item() == pytest.approx(expected, rel=1e-8, abs=1e-10)
+    assert actual.item() == pytest.approx(expected, rel=1e-8, abs=1e-10)
 
 
 @names
@@ -109,9 +109,9 @@ def test_the_gradient_of_forward_kl_is_the_gap_of_the_probabilities(
     student, teacher = torch.from_numpy(pair)
     student.requires_grad_()
     value = forward_kl(student, teacher, student_temperature=temperature, teacher_temperature=1.0)
-    (found,) = torch.autograd.grad(value, student)
+    (actual,) = torch.autograd.grad(value, student)
     expected = (softmax(pair[0], temperature) - softmax(pair[1], 1.0)) / temperature
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-8, atol=1e-10)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-8, atol=1e-10)
 
 
 def test_the_gradient_of_total_variation_is_that_of_finite_differences() -> None:
@@ -129,10 +129,10 @@ def test_the_gradient_of_total_variation_is_that_of_finite_differences() -> None
 @given(pair=pairs, temperature=temperatures)
 def test_the_value_is_zero_at_a_match(name: str, pair: np.ndarray, temperature: float) -> None:
     logits = torch.from_numpy(pair[0])
-    found = NAMED[name](
+    actual = NAMED[name](
         logits, logits, student_temperature=temperature, teacher_temperature=temperature
     )
-    assert found.item() == pytest.approx(0, abs=1e-12)
+    assert actual.item() == pytest.approx(0, abs=1e-12)
 
 
 @names
@@ -195,8 +195,8 @@ def test_the_gradient_of_squared_error_is_that_of_finite_differences(pair: np.nd
 def test_cross_entropy_is_that_of_the_formula(pair: np.ndarray) -> None:
     labels = pair[1].argmax(-1)
     chosen = softmax(pair[0], 1.0)[np.arange(len(labels)), labels]
-    found = cross_entropy(torch.from_numpy(pair[0]), torch.from_numpy(labels))
-    assert found.item() == pytest.approx(-np.log(chosen).sum(), rel=1e-8, abs=1e-10)
+    actual = cross_entropy(torch.from_numpy(pair[0]), torch.from_numpy(labels))
+    assert actual.item() == pytest.approx(-np.log(chosen).sum(), rel=1e-8, abs=1e-10)
 
 
 @given(pair=pairs, temperature=temperatures)
@@ -204,24 +204,24 @@ def test_a_hard_teacher_is_the_cross_entropy_at_its_arg_max(
     pair: np.ndarray, temperature: float
 ) -> None:
     student, teacher = torch.from_numpy(pair)
-    found = forward_kl(student, teacher, student_temperature=temperature, teacher_temperature=0.0)
+    actual = forward_kl(student, teacher, student_temperature=temperature, teacher_temperature=0.0)
     # numpy's arg-max takes the first of several.
     labels = torch.from_numpy(pair[1].argmax(-1))
-    torch.testing.assert_close(found, cross_entropy(student / temperature, labels))
+    torch.testing.assert_close(actual, cross_entropy(student / temperature, labels))
 
 
 @given(pair=pairs)
 def test_jsd_over_beta_approaches_forward_kl(pair: np.ndarray) -> None:
     student, teacher = torch.from_numpy(pair / 4)
-    found = generalized_jsd(student, teacher, **ONE, beta=1e-6) / 1e-6
-    torch.testing.assert_close(found, forward_kl(student, teacher, **ONE), rtol=2e-3, atol=1e-6)
+    actual = generalized_jsd(student, teacher, **ONE, beta=1e-6) / 1e-6
+    torch.testing.assert_close(actual, forward_kl(student, teacher, **ONE), rtol=2e-3, atol=1e-6)
 
 
 @given(pair=pairs)
 def test_jsd_over_one_minus_beta_approaches_reverse_kl(pair: np.ndarray) -> None:
     student, teacher = torch.from_numpy(pair / 4)
-    found = generalized_jsd(student, teacher, **ONE, beta=1 - 1e-6) / 1e-6
-    torch.testing.assert_close(found, reverse_kl(student, teacher, **ONE), rtol=2e-3, atol=1e-6)
+    actual = generalized_jsd(student, teacher, **ONE, beta=1 - 1e-6) / 1e-6
+    torch.testing.assert_close(actual, reverse_kl(student, teacher, **ONE), rtol=2e-3, atol=1e-6)
 
 
 @given(pair=pairs, beta=st.floats(0.01, 0.99))

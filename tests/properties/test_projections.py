@@ -1,4 +1,4 @@
-"""What holds for projections of all widths, seeds and names."""
+"""Invariants of projections of all widths, seeds and names."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What holds for the coefficients of all gates and units."""
+"""Invariants of the coefficients of all gates and units."""
 
 import math
 from fractions import Fraction
@@ -37,9 +37,9 @@ def test_the_opposite_bias_turns_the_gate_around(
 ) -> None:
     assume(bias != 0)
     drawn = order.draw(st.integers(0, num_inputs))
-    found = threshold_coefficient(num_inputs, drawn, bias=bias)
+    actual = threshold_coefficient(num_inputs, drawn, bias=bias)
     other = threshold_coefficient(num_inputs, drawn, bias=-bias)
-    assert other == (1 - found if drawn == 0 else (-1) ** (drawn + 1) * found)
+    assert other == (1 - actual if drawn == 0 else (-1) ** (drawn + 1) * actual)
 
 
 @given(num_inputs=numbers, half=st.integers(0, 30), bias=biases)
@@ -84,6 +84,6 @@ def test_what_lies_off_the_support_shows_less(degree: int, more: int) -> None:
 @given(degree=st.integers(1, 6), place=st.data())
 def test_many_inputs_off_the_support_no_longer_matter(degree: int, place: st.DataObject) -> None:
     bias = place.draw(st.sampled_from(bias_grid(degree)))
-    found = unit_moments(400, degree, bias=bias).in_support
+    actual = unit_moments(400, degree, bias=bias).in_support
     # Weights off the support add a sum of size about k / sqrt(d) of one weight on it.
-    assert abs(found - unit_coefficient(degree, bias=bias)) < 1 / math.sqrt(400) / 2
+    assert abs(actual - unit_coefficient(degree, bias=bias)) < 1 / math.sqrt(400) / 2

@@ -1,7 +1,7 @@
-"""How long does something last, in which unit?
+"""Durations of training in steps, examples or tokens.
 
-A `Duration` is a number with a unit: steps, examples or tokens. It replaces families of
-`num_steps` / `num_examples` parameters, and only here are units turned into steps.
+A `Duration` is a number with a unit. It replaces families of `num_steps` / `num_examples`
+parameters, and only this module converts units into steps.
 """
 
 import math
@@ -16,7 +16,7 @@ from curricle.specs import value
 
 Unit = Literal["steps", "examples", "tokens"]
 LONGEST = 1e18
-"""Units of the longest duration, more than any budget."""
+"""Maximum number of units in a duration, above any budget."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
 
 
@@ -26,7 +26,7 @@ class Duration:
     """A length of training."""
 
     number: int = Field(gt=0)
-    """How many units; positive."""
+    """Number of units; positive."""
     unit: Unit = "steps"
     """Steps are optimizer updates; examples and tokens are counted before masking."""
 
@@ -34,14 +34,14 @@ class Duration:
         """Return the number of whole steps that cover the duration; at least one.
 
         Args:
-            batch_size: Examples a step.
-            tokens_per_batch: Tokens a step.
+            batch_size: Examples per step.
+            tokens_per_batch: Tokens per step.
         """
-        each = {"steps": 1, "examples": batch_size, "tokens": tokens_per_batch}[self.unit]
-        return math.ceil(self.number / each)
+        units_per_step = {"steps": 1, "examples": batch_size, "tokens": tokens_per_batch}[self.unit]
+        return math.ceil(self.number / units_per_step)
 
     def __str__(self) -> str:
-        """Return the form that `duration` reads."""
+        """Return the text accepted by `duration`."""
         return f"{self.number} {self.unit}"
 
 
@@ -50,9 +50,9 @@ def duration(text: Duration | str) -> Duration: ...
 @overload
 def duration(text: object) -> object: ...
 def duration(text: object) -> object:
-    """Return the `Duration` that a text such as `1500 steps` or `2.5M examples` stands for.
+    """Return the `Duration` of a text such as `1500 steps` or `2.5M examples`.
 
-    A `Duration` or its fields are returned as they are, for pydantic to judge.
+    A `Duration` or its fields are returned unchanged, for validation by pydantic.
 
     Raises:
         SpecError: If the text is not a positive whole number with a unit.
@@ -60,8 +60,8 @@ def duration(text: object) -> object:
     if isinstance(text, (Duration, Mapping)):
         return text
     shape = r"\s*(-?[\d_]+(?:\.\d+)?)\s*([kMG]?)(?:\s+(\S.*?))?\s*"
-    found = re.fullmatch(shape, str(text))
-    number, suffix, last = found.groups("") if found is not None else ("", "", "")
+    match = re.fullmatch(shape, str(text))
+    number, suffix, last = match.groups("") if match is not None else ("", "", "")
     unit = f"{last.removesuffix('s')}s"
     if unit not in get_args(Unit):
         fault = f", not in {last!r}" if last else ", with a number and a unit"
@@ -81,18 +81,18 @@ def duration(text: object) -> object:
 
 
 AnyDuration = Annotated[Duration, BeforeValidator(duration)]
-"""Field type that takes a `Duration`, its fields, or a text such as `1500 steps`."""
+"""Field type for a `Duration`, its fields, or a text such as `1500 steps`."""
 DurationText = Annotated[Duration | str, BeforeValidator(duration)]
-"""The same as argument of a `checked` function: what may be given; what arrives is a `Duration`."""
+"""Type of a `checked` function's argument: accepts a text, passes a `Duration`."""
 
 if TYPE_CHECKING:
 
     @final
     class DurationField:
-        """`AnyDuration` as type checkers shall see it: given as a text too, always a `Duration`."""
+        """`AnyDuration` for type checkers: assignable from a text, always read as a `Duration`."""
 
         def __get__(self, owner: object, kind: type | None = None) -> Duration: ...
-        def __set__(self, owner: object, given: Duration | str) -> None: ...
+        def __set__(self, owner: object, value: Duration | str) -> None: ...
 
 else:
     DurationField = AnyDuration

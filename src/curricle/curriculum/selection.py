@@ -1,12 +1,12 @@
-"""Which checkpoints of a teacher's training does a student follow?
+"""Selection of checkpoints of a teacher's training.
 
-`equal` takes all of them, `transition` the one inside the teacher's phase transition and the last,
-which is the 2-shot of [PD], and a list takes those that it names. Why one was taken is said in a
-sentence that travels with the curriculum.
+`equal` selects all of them, `transition` the checkpoint inside the teacher's phase transition and
+the last (the 2-shot of [PD]), and a list selects the steps in it. The reason of a selection is a
+note in the curriculum.
 
-Design: a strategy also has to answer before the teacher is taught, so that everything else can be
-checked and priced. `PlannedCheckpoints` says that losses are still to come; the choice is then
-provisional, has as many checkpoints as the later one, and its sentence says so.
+Design: a strategy is also evaluated before the teacher is trained, to check all other settings and
+to estimate costs. `PlannedCheckpoints` stands for checkpoints without losses; the selection is then
+provisional, with the final number of checkpoints and a note to that effect.
 
 Units: losses are in nats, steps those of the teacher's training.
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, final, runtime_checkable
 
 from curricle.curriculum.transitions import (
-    checked_curve,
+    check_curve,
     find_transition,
     sudden_fall,
 )
@@ -27,14 +27,14 @@ from curricle.protocols import conforms
 from curricle.specs import parse
 
 DIGITS = range(2, 10)
-"""Significant digits with which losses are told: the fewest that tell them apart."""
+"""Significant digits of losses in notes: the fewest at which the two losses differ."""
 Select = Literal["equal", "transition"] | tuple[int, ...]
-"""How checkpoints are selected, or the steps of those that are."""
+"""Rule of the selection, or the steps of the selected checkpoints."""
 
 
 @runtime_checkable
 class HasSteps(Protocol):
-    """Anything that lists the training steps of its checkpoints, such as a trajectory."""
+    """An object with the training steps of its checkpoints, such as a trajectory."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -44,7 +44,7 @@ class HasSteps(Protocol):
 
 @runtime_checkable
 class HasLosses(HasSteps, Protocol):
-    """Anything that also knows the teacher's loss at its checkpoints."""
+    """An object that also has the teacher's loss at its checkpoints."""
 
     @property
     def losses(self) -> tuple[tuple[int, float], ...]:
@@ -55,7 +55,7 @@ class HasLosses(HasSteps, Protocol):
 @final
 @dataclass(frozen=True, slots=True)
 class PlannedCheckpoints:
-    """Checkpoints that a training will keep; how good the teacher is there is not known yet."""
+    """Checkpoints of a future training of the teacher, without losses."""
 
     steps: tuple[int, ...]
     """The training steps, ascending."""
@@ -64,50 +64,50 @@ class PlannedCheckpoints:
 @final
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """The checkpoints that a student follows."""
+    """The selected checkpoints."""
 
     steps: tuple[int, ...]
     """Their training steps, in order."""
     note: str = ""
-    """Why these, in a sentence for people; empty if nothing had to be found out."""
+    """Reason of the selection, a sentence for people; empty if the losses play no role."""
 
 
 def select_checkpoints(select: Select, trajectory: Any) -> Selection:  # noqa: ANN401 - see Raises
-    """Return the checkpoints that a student follows.
+    """Return the selected checkpoints.
 
-    `transition` always gives two: of the checkpoints before the last, the one that is nearest to
-    half-way down, looked for inside the transition or, if there is none, anywhere; and the last.
+    `transition` always gives two: the last, and among the earlier checkpoints the nearest to the
+    middle of the fall, inside the transition or, without a checkpoint there, anywhere.
 
     Args:
-        select: How to select.
+        select: Rule of the selection, or steps.
         trajectory: A trajectory, planned checkpoints, or ascending steps.
 
     Raises:
-        SpecError: If the trajectory holds no ascending steps, does not have a checkpoint that is
-            listed, or does not carry the losses that `transition` needs.
+        SpecError: If the trajectory has no ascending steps, lacks a listed checkpoint, or lacks the
+            losses for `transition`.
     """
     steps = _steps(trajectory, "trajectory")
     if select == "equal":
         return Selection(steps)
     if select == "transition":
         return _with_transition(steps, trajectory)
-    chosen = _steps(select, "select")
-    missing = [step for step in chosen if step not in steps]
+    listed = _steps(select, "select")
+    missing = [step for step in listed if step not in steps]
     if missing:
         raise SpecError(
             f"'select' must list checkpoints of the trajectory, which has {list(steps)}; "
             f"got {missing[0]}"
         )
-    return Selection(chosen)
+    return Selection(listed)
 
 
-def _steps(given: object, name: str) -> tuple[int, ...]:
-    """Return ascending steps.
+def _steps(trajectory: object, name: str) -> tuple[int, ...]:
+    """Return the steps of a trajectory or a list.
 
     Raises:
-        SpecError: If they are not, or there are none.
+        SpecError: If they do not ascend, or there are none.
     """
-    listed = given.steps if conforms(given, HasSteps) else given
+    listed = trajectory.steps if conforms(trajectory, HasSteps) else trajectory
     steps: tuple[int, ...] = parse(
         dict[str, tuple[int, ...]], {name: () if listed is None else listed}
     )[name]
@@ -134,19 +134,19 @@ def _with_transition(steps: tuple[int, ...], trajectory: object) -> Selection:
     if missing:
         raise SpecError(
             f"'select' 'transition' must have the teacher's loss at every checkpoint; there is "
-            f"none at step {missing[0]}, as for trajectories that curricle has not kept itself; "
-            f"list the checkpoints instead"
+            f"none at step {missing[0]}, as in trajectories from outside of curricle; list the "
+            f"checkpoints instead"
         )
     step, why = _nearest(tuple((step, losses[step]) for step in steps))
     return Selection((step, last), why)
 
 
 def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:
-    """Return the checkpoint before the last that is nearest to half-way down, and why it is."""
-    checked_curve(losses)
-    found = find_transition(losses)
+    """Return the checkpoint before the last nearest to the middle of the fall, and the reason."""
+    check_curve(losses)
+    transition = find_transition(losses)
     high, low = losses[0], losses[-1]
-    if found is None:
+    if transition is None:
         step = _nearest_to((high[1] + low[1]) / 2, losses[:-1])
         sudden = sudden_fall(losses)
         if sudden is not None:
@@ -160,24 +160,26 @@ def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:
             f"{high[0]} and {low[0]}); checkpoint {step} is the nearest to half-way down"
         )
     where = (
-        f"the teacher's transition (loss {_fall(found.before, found.after)} between "
-        f"{found.start} and {found.end})"
+        f"the teacher's transition (loss {_fall(transition.before, transition.after)} between "
+        f"{transition.start} and {transition.end})"
     )
-    inside = tuple(one for one in losses[:-1] if found.holds(*one))
+    inside = tuple((step, loss) for step, loss in losses[:-1] if transition.holds(step, loss))
     if inside:
-        step = _nearest_to(found.middle, inside)
+        step = _nearest_to(transition.middle, inside)
         return step, f"checkpoint {step} lies inside {where}"
-    around = tuple(one for one in losses[:-1] if found.start <= one[0] <= found.end)
-    step = _nearest_to(found.middle, around)
+    around = tuple(
+        (step, loss) for step, loss in losses[:-1] if transition.start <= step <= transition.end
+    )
+    step = _nearest_to(transition.middle, around)
     return step, f"no checkpoint lies inside {where}; {step} is the nearest, more would help"
 
 
 def _fall(before: float, after: float) -> str:
-    """Return two losses with as many digits as tell them apart."""
-    told = ((f"{before:#.{digits}g}", f"{after:#.{digits}g}") for digits in DIGITS)
-    high, low = next((pair for pair in told if pair[0] != pair[1]), (f"{before:#.2g}",) * 2)
+    """Return two losses with enough digits to differ."""
+    texts = ((f"{before:#.{digits}g}", f"{after:#.{digits}g}") for digits in DIGITS)
+    high, low = next((pair for pair in texts if pair[0] != pair[1]), (f"{before:#.2g}",) * 2)
     return f"{high} -> {low}"
 
 
 def _nearest_to(level: float, losses: tuple[tuple[int, float], ...]) -> int:
-    return min(losses, key=lambda one: abs(one[1] - level))[0]
+    return min(losses, key=lambda checkpoint: abs(checkpoint[1] - level))[0]

@@ -1,12 +1,12 @@
-"""What is a curriculum made of?
+"""Stages and curricula as frozen values.
 
-A *curriculum* is an ordered tuple of stages. A *stage* is one homogeneous stretch: which teacher,
-which objectives, which parameters train, and for how long. Both are frozen values that know
-neither models nor data; `training.binding` gives them those and checks that they fit. A curriculum
-may have a *warm start* before its first stage, which takes no step.
+A *curriculum* is an ordered tuple of stages. A *stage* has constant settings: a teacher,
+objectives, trainable parameters and a duration. Both are frozen values without models or data;
+`training.binding` binds them to these and checks that they fit. A curriculum may have a *warm
+start* before its first stage, which takes no step.
 
-Design: how deep a stage runs is not a field. It follows from what its objectives read, so it
-cannot contradict them; `trains="all"` runs the whole student anyway.
+Design: the depth of a stage's forward pass is not a field. It follows from the taps of its
+objectives, so it cannot contradict them; `trains="all"` always runs the full student.
 """
 
 from typing import Literal, TypeGuard, final
@@ -28,24 +28,25 @@ TeacherReference = Literal["final"] | int
 @final
 @value
 class Stage:
-    """One homogeneous stretch of a curriculum."""
+    """A part of a curriculum with constant settings."""
 
     name: Line = Field(min_length=1, max_length=LONGEST_NAME)
     """Name, unique in the curriculum; records and reports use it."""
     duration: DurationField
-    """How long the stage lasts, in steps, examples or tokens."""
+    """Length of the stage, in steps, examples or tokens."""
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
-    """What the stage minimizes: the weighted sum of these."""
+    """Terms of the stage's loss, a weighted sum."""
     teacher: TeacherReference = "final"
-    """Which teacher the targets come from."""
+    """Teacher of the targets."""
     trains: Literal["up_to", "own", "all"] = "up_to"
-    """Which parameters train. `up_to`: all that the objectives reach; `own`: of those, only the
-    ones that no earlier stage has reached, so earlier layers stay frozen; `all`: the whole student
-    runs, without early exit, and what the objectives reach trains."""
+    """Trainable parameters. `up_to`: all parameters reached by the objectives; `own`: only those
+    not reached by an earlier stage, so earlier layers stay frozen; `all`: the full student runs,
+    without early exit, and the parameters reached by the objectives train."""
     optimizer_state: Literal["keep", "reset"] = "keep"
-    """Whether the optimizer keeps its state (momentum, second moments) when the stage begins."""
+    """Whether the optimizer keeps or resets its state (momentum, second moments) at the beginning
+    of the stage."""
     schedule: Literal["global", "own"] = "global"
-    """Whether the learning rate follows the run's schedule, or one of its own over this stage."""
+    """Whether the learning rate follows the run's schedule, or a separate one over this stage."""
     learning_rate_scale: float = Field(default=1.0, gt=0)
     """Factor on the learning rate during the stage; positive."""
 
@@ -60,39 +61,44 @@ class Curriculum:
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The stages in order."""
     start: WarmStart | None = None
-    """What sets the student's embeddings before the first step; None leaves them as they are."""
+    """Initialization of the student's embeddings before the first step; None changes nothing."""
     note: str = ""
-    """Why the stages are as they are, in a sentence for people; changes nothing."""
+    """Reason of the stages, a sentence for people; without effect."""
 
     def __post_init__(self) -> None:
         """Check that stage names are unique, and that a random start has the shared projection.
 
         Raises:
-            SpecError: If two stages share a name, or layers share a projection of another law than
-                the start's.
+            SpecError: If two stages have the same name, or the law of the shared projection is not
+                that of the start.
         """
         names = [START] * (self.start is not None) + [stage.name for stage in self.stages]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise SpecError(f"'stages' must have different names; got {doubled[0]!r} twice")
-        laws = [one.projection for stage in self.stages for one in stage.objectives if _shares(one)]
+        objectives = [objective for stage in self.stages for objective in stage.objectives]
+        laws = [
+            objective.projection for objective in objectives if _has_shared_projection(objective)
+        ]
         if isinstance(self.start, RandomStart) and set(laws) - {self.start.projection}:
             raise SpecError(
-                f"'start' must have the projection that the layers share; got "
-                f"{self.start.projection.kind!r} where they have {laws[0].kind!r}"
+                f"'start' must have the projection shared by the layers, {laws[0].kind!r}; got "
+                f"{self.start.projection.kind!r}"
             )
 
     @property
     def teachers(self) -> tuple[TeacherReference, ...]:
-        """Return the teachers that start and stages read, each once, in order of first use."""
+        """Return the distinct teachers of start and stages, in order of first use."""
         first: list[TeacherReference] = [] if self.start is None else ["final"]
-        read = [stage.teacher for stage in self.stages if any(map(_reads, stage.objectives))]
+        read = [
+            stage.teacher for stage in self.stages if any(map(_needs_teacher, stage.objectives))
+        ]
         return tuple(dict.fromkeys(first + read))
 
 
-def _reads(objective: Objective) -> bool:
+def _needs_teacher(objective: Objective) -> bool:
     return objective.needs_teacher
 
 
-def _shares(objective: Objective) -> TypeGuard[MatchHidden]:
+def _has_shared_projection(objective: Objective) -> TypeGuard[MatchHidden]:
     return isinstance(objective, MatchHidden) and objective.shared_projection

@@ -1,15 +1,14 @@
-"""From which weights does a student start, if not from random ones?
+"""Warm starts: initialization of the student's embeddings from the teacher's.
 
-A *warm start* sets the student's embeddings from the finished teacher's through one linear map,
-in closed form and before the first step. Two ways to choose the map, told apart by `kind`:
-`random` is the projection that layers with a shared projection are compared through, so a student
-that starts in it finds its first targets in its own coordinates; `principal` is the map that
-loses least of the teacher's token table. What is set in which model is found by
-`training.starting`.
+A *warm start* maps the finished teacher's embeddings to the student's by a linear map, in closed
+form and before the first step. `kind` selects the map: `random` is the shared projection of the
+layers, so that the student's initial states are in the coordinates of its first targets;
+`principal` is the map with the least reconstruction error of the teacher's token table.
+`training.starting` finds the embeddings of both models.
 
 Axes: row, teacher_width, student_width.
 
-Design: a start is a frozen value beside the stages, with no duration, and yields nothing but a map.
+Design: a start is a frozen value beside the stages, without duration, and only returns a map.
 
 Source:
     None; ours.
@@ -29,27 +28,27 @@ from curricle.objectives.projections import SHARED, Gaussian, Identity, Orthogon
 from curricle.specs import value
 
 START = "warm start"
-"""Name under which a start stands beside the stages, as one of zero steps."""
+"""Name of a start among the stages, as a stage of zero steps."""
 FixedProjection = Annotated[
     Gaussian | Sign | Orthogonal | Identity,
     Field(discriminator="kind"),
 ]
-"""Field type of a projection that nothing trains."""
+"""Field type of a fixed projection."""
 Map = Callable[[Float[Tensor, "row teacher_width"]], Float[Tensor, "student_width teacher_width"]]
-"""Gives the linear map for the teacher's rows."""
+"""Linear map as a function of the teacher's rows."""
 
 
 @final
 @value
 class RandomStart:
-    """Start from the teacher's embeddings through the random projection that layers share."""
+    """Start from the teacher's embeddings by the random projection shared by the layers."""
 
     kind: Literal["random"] = "random"
     projection: FixedProjection = Gaussian()
-    """Law of the random map; that of the layers that share a projection."""
+    """Law of the random map; equal to that of the layers with a shared projection."""
 
     def map(self, *, seed: int, student_width: int, teacher_width: int) -> Map:
-        """Return what gives the map: the same for all rows, drawn now.
+        """Return a function with the map as constant result, sampled now.
 
         Args:
             seed: Seed of the run.
@@ -81,10 +80,10 @@ class PrincipalStart:
         student_width: int,
         teacher_width: int,
     ) -> Map:
-        """Return what gives the map, which depends on the rows.
+        """Return a function from the rows to their map.
 
         Args:
-            seed: Seed of the run; nothing is drawn.
+            seed: Seed of the run; not used.
             student_width: Number of rows of the map.
             teacher_width: Number of its columns.
 
@@ -93,8 +92,8 @@ class PrincipalStart:
         """
         if student_width > teacher_width:
             raise BindError(
-                f"'start' by principal components must have a student that is not wider than its "
-                f"teacher; got widths {student_width} and {teacher_width}"
+                f"'start' by principal components needs a student no wider than its teacher; got "
+                f"widths {student_width} and {teacher_width}"
             )
         return partial(principal_map, student_width=student_width)
 
@@ -105,4 +104,4 @@ class PrincipalStart:
 
 
 WarmStart = Annotated[RandomStart | PrincipalStart, Field(discriminator="kind")]
-"""Field type of a warm start; `kind` tells the two apart."""
+"""Field type of a warm start, selected by `kind`."""

@@ -1,13 +1,12 @@
-"""Which curricula are there?
+"""Strategies: functions that return curricula.
 
-Each strategy is a function that returns a `Curriculum`; there are no strategy classes, and the
-engine never learns which strategy made the stages it runs. A new method is one more function, or
-a list of stages written by hand.
+There are no strategy classes, and the engine runs stages independent of the strategy behind them. A
+new method is another function, or a list of explicit stages.
 
 | strategy | stages | source |
 |---|---|---|
-| `extraction` | one a layer pair: MSE to a projected teacher layer; then KL to its logits | [CE] |
-| `progressive` | one a checkpoint of the teacher's training: KL to its logits | [PD] |
+| `extraction` | per layer pair: MSE to a projected teacher layer; then KL to its logits | [CE] |
+| `progressive` | per checkpoint of the teacher's training: KL to its logits | [PD] |
 | `one_shot` | KL to the finished teacher's logits | Hinton et al. 2015 |
 | `from_labels` | cross-entropy to the labels, no teacher | |
 
@@ -43,19 +42,19 @@ State = Literal["keep", "reset"]
 Trains = Literal["up_to", "own", "all"]
 Stages = Annotated[tuple[Stage, ...], Field(min_length=1)]
 MOST_PAIRS = 1_000
-"""Layer pairs, hence stages, that a number of pairs may stand for."""
+"""Maximum number of layer pairs, hence of stages."""
 MOST_REFRESHES = 100_000
-"""Times at which the teacher may change; the paper has 200."""
+"""Maximum number of changes of the teacher; the paper has 200."""
 TRANSITION_SHARE = 0.05
-"""Part of the total for which the checkpoint inside the transition teaches: 1M of 20M in [PD]."""
+"""Part of the total with the checkpoint inside the transition as teacher: 1M of 20M in [PD]."""
 
 
 def uniform(num_pairs: int) -> tuple[LayerPair, ...]:
     """Return layer pairs spread evenly over the depth of both models.
 
-    Pair i of r lies at depth i / (r + 1) of either model, so the last block is left to the
-    logits: three pairs of two 4-block models are taps 1, 2, 3, and one pair of a one-block model
-    is its only tap.
+    Pair i of r lies at depth i / (r + 1) of both models, so the last block is trained by the logits
+    only: three pairs of two 4-block models are taps 1, 2, 3, and the single pair of a one-block
+    model is its only tap.
 
     Raises:
         SpecError: If `num_pairs` is not positive, or more than 1,000.
@@ -67,7 +66,7 @@ def uniform(num_pairs: int) -> tuple[LayerPair, ...]:
 
 
 @checked
-def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves open
+def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the paper
     *,
     total: DurationText,
     pairs: tuple[NamedPair, ...] | int = 1,
@@ -89,49 +88,50 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
     """Return curriculum extraction: layers of a finished teacher one after another, then logits.
 
     Args:
-        total: Length of the whole curriculum.
+        total: Length of the curriculum.
         pairs: Layer pairs, earliest first; a number r means `uniform(r)`.
         share: Part of `total` for all layer stages together, divided equally; a quarter if
-            neither this nor `durations` is given.
+            neither this nor `durations` is set.
         durations: Length of each layer stage, instead of `share`.
         projection: Law of the fixed random map from teacher to student width.
-        shared_projection: Whether all pairs use one projection.
+        shared_projection: Whether all pairs use the same projection.
         normalize: Normalization of both states; see `MatchHidden`.
         center: Whether the mean of the projected states is subtracted.
-        positions: Positions that count in the layer stages.
-        trains: Which parameters train in the layer stages; `own` freezes earlier layers.
-        schedule: Whether the learning rate follows the run's schedule or one for each stage.
-        optimizer_state: Whether the optimizer's state is kept at the borders.
+        positions: Counted positions in the layer stages.
+        trains: Trainable parameters in the layer stages; `own` freezes earlier layers.
+        schedule: Whether the learning rate follows the run's schedule or a schedule for each stage.
+        optimizer_state: Whether the optimizer's state is kept or reset between stages.
         last: Objective of the last stage.
-        teacher: Which teacher is read.
-        start: What sets the student's embeddings before the first step; a random one shares its
-            projection with the pairs.
+        teacher: Teacher of all stages.
+        start: Initialization of the student's embeddings before the first step; a random one shares
+            its projection with the pairs.
         name: Name of the method in reports.
 
     Raises:
         SpecError: If there are no pairs, their number differs from the number of durations,
-            `share` is given as well, the layer stages leave nothing for the last one, or the pairs
+            both `share` and `durations` are set, no time remains for the last stage, or the pairs
             do not share the projection of a random start.
 
     Source:
-        [CE], Figure 1. Deviation: none known; shares, freezing and schedule are not in the text
-        that is public.
+        [CE], Figure 1. Deviation: none known; shares, freezing and schedule are not in the public
+        text.
     """
     total = duration(total)
-    chosen = uniform(pairs) if isinstance(pairs, int) else pairs
-    if not chosen:
-        raise SpecError(f"'pairs' must hold at least one layer pair; got {chosen}")
+    pairs = uniform(pairs) if isinstance(pairs, int) else pairs
+    if not pairs:
+        raise SpecError(f"'pairs' must hold at least one layer pair; got {pairs}")
     if share is not None and durations is not None:
-        raise SpecError(f"'share' must not be given with 'durations'; got {share}")
+        raise SpecError(f"'share' must not be combined with 'durations'; got {share}")
     if isinstance(start, RandomStart) and not shared_projection:
         raise SpecError(
-            f"'shared_projection' must be true after a random 'start', whose projection it is; "
-            f"got {shared_projection}"
+            f"'shared_projection' must be true with a random 'start', so that the layers use its "
+            f"projection; got {shared_projection}"
         )
-    lengths = _lengths(durations) or _equal_parts(total, share or 0.25, len(chosen))
-    if len(chosen) != len(lengths):
+    lengths = _lengths(durations) or _split_evenly(total, share or 0.25, len(pairs))
+    if len(pairs) != len(lengths):
         raise SpecError(
-            f"'durations' must be as many as the {len(chosen)} pairs; got {len(lengths)}"
+            f"'durations' must have one entry for each of the {len(pairs)} pairs; "
+            f"got {len(lengths)}"
         )
     layers = [
         Stage(
@@ -152,11 +152,11 @@ def extraction(  # noqa: PLR0913 - each argument is a decision the paper leaves 
             schedule=schedule,
             optimizer_state=optimizer_state,
         )
-        for number, (pair, length) in enumerate(zip(chosen, lengths, strict=True), start=1)
+        for number, (pair, length) in enumerate(zip(pairs, lengths, strict=True), start=1)
     ]
     logits = Stage(
         name="logits",
-        duration=_rest(total, lengths),
+        duration=_remaining_time(total, lengths),
         objectives=(last,),
         teacher=teacher if last.needs_teacher else "final",
         schedule=schedule,
@@ -180,61 +180,63 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
 ) -> Curriculum:
     """Return progressive distillation: the student follows the teacher's checkpoints.
 
-    Which checkpoints teach is said by `select`, or by listing their steps as `trajectory`. Three
-    ways to say when the teacher changes. By default every checkpoint is taught for an equal part
-    of `total`, but the one inside the transition for a twentieth. With `refresh` R and `speed` f,
-    the student at step s is taught by the largest checkpoint not above f * (1 + floor(s / R)) * R,
-    as in the paper's code; this needs `total` in steps. With `durations`, each checkpoint but the
-    last has its own length; a list of two checkpoints and one duration is the paper's 2-shot.
+    The checkpoints are set by `select`, or by a list of their steps as `trajectory`. There are
+    three rules for the change of the teacher. By default every checkpoint is the teacher for an
+    equal part of `total`, but the checkpoint inside the transition for a twentieth. With `refresh`
+    R and `speed` f, the teacher at step s is the largest checkpoint not above
+    f * (1 + floor(s / R)) * R, as in the paper's code; this needs `total` in steps. With
+    `durations`, each checkpoint but the last has an explicit length; a list of two checkpoints and
+    one duration is the paper's 2-shot.
 
     Args:
-        total: Length of the whole curriculum.
-        trajectory: A trajectory, or the steps of the checkpoints to use in order.
-        select: `equal` takes all checkpoints, `transition` the one inside the teacher's phase
-            transition and the last (2-shot), found from the losses that the trajectory keeps; or
-            the steps of those to take.
+        total: Length of the curriculum.
+        trajectory: A trajectory, or the steps of the checkpoints in order.
+        select: `equal` for all checkpoints, `transition` for the checkpoint inside the teacher's
+            phase transition, located by the losses of the trajectory, and the last (2-shot); or the
+            steps of the selected checkpoints.
         refresh: R, student steps between changes of the teacher.
         speed: f, teacher steps for each student step; only with `refresh`.
         durations: Length of every stage but the last.
         objective: Objective of every stage.
-        start: What sets the student's embeddings, from the finished teacher's, before the first
-            step.
+        start: Initialization of the student's embeddings from the finished teacher's, before the
+            first step.
         name: Name of the method in reports.
 
     Raises:
-        SpecError: If there are no checkpoints, the ways are mixed, or the trajectory has no losses
-            to find a transition in.
+        SpecError: If there are no checkpoints, the rules are combined, or the trajectory has no
+            losses for `transition`.
 
     Source:
         [PD], sections 3 and 4 and the released code's refresh rule. Deviation: before the first
-        checkpoint the first one teaches; the paper picks the checkpoint in the transition by eye.
+        checkpoint its teacher is the first one; the paper selects the checkpoint in the transition
+        by eye.
     """
     total = duration(total)
-    chosen = select_checkpoints(select, trajectory)
-    steps = chosen.steps
+    selection = select_checkpoints(select, trajectory)
+    steps = selection.steps
     if refresh is not None and (durations is not None or select == "transition"):
-        other = "'durations'" if durations is not None else "'select' 'transition'"
-        raise SpecError(f"'refresh' must not be combined with {other}; got both")
+        setting = "'durations'" if durations is not None else "'select' 'transition'"
+        raise SpecError(f"'refresh' must not be combined with {setting}; got both")
     if refresh is None and speed != 1.0:
         raise SpecError(
-            f"'speed' must be used with 'refresh', without it has no effect; got {speed}"
+            f"'speed' has no effect without 'refresh'; set 'refresh' or remove it (got {speed})"
         )
     if refresh is not None:
-        plan = _refreshed(steps, total, refresh, speed)
+        plan = _refresh_plan(steps, total, refresh, speed)
     else:
         share = TRANSITION_SHARE if select == "transition" else 1 - 1 / len(steps)
-        lengths = _lengths(durations) or _equal_parts(total, share, len(steps) - 1)
+        lengths = _lengths(durations) or _split_evenly(total, share, len(steps) - 1)
         if len(lengths) != len(steps) - 1:
             raise SpecError(
-                f"'durations' must be one fewer than the {len(steps)} checkpoints; "
+                f"'durations' must have one entry fewer than the {len(steps)} checkpoints; "
                 f"got {len(lengths)}"
             )
-        plan = list(zip(steps, (*lengths, _rest(total, lengths)), strict=True))
+        plan = list(zip(steps, (*lengths, _remaining_time(total, lengths)), strict=True))
     stages = [
         Stage(name=f"checkpoint {step}", duration=length, objectives=(objective,), teacher=step)
         for step, length in plan
     ]
-    return Curriculum(name=name, stages=tuple(stages), start=start, note=chosen.note)
+    return Curriculum(name=name, stages=tuple(stages), start=start, note=selection.note)
 
 
 @checked
@@ -246,13 +248,13 @@ def one_shot(
     start: WarmStart | None = None,
     name: str = "one_shot",
 ) -> Curriculum:
-    """Return plain distillation: KL to the finished teacher's logits all along.
+    """Return plain distillation: KL to the finished teacher's logits in a single stage.
 
     Args:
         total: Length of the curriculum.
-        objective: What is minimized.
-        teacher: Which teacher is read.
-        start: What sets the student's embeddings before the first step.
+        objective: Objective of the stage.
+        teacher: Teacher of the stage.
+        start: Initialization of the student's embeddings before the first step.
         name: Name of the method in reports.
     """
     stage = Stage(name="logits", duration=total, objectives=(objective,), teacher=teacher)
@@ -279,22 +281,23 @@ def staged(
     start: WarmStart | None = None,
     name: str = "staged",
 ) -> Curriculum:
-    """Return a curriculum from stages written out one by one.
+    """Return a curriculum of explicit stages.
 
     Args:
-        total: Length of the whole; the stages must add up to it.
+        total: Length of the curriculum; the stages must add up to it.
         stages: The stages in order.
-        start: What sets the student's embeddings before the first step.
+        start: Initialization of the student's embeddings before the first step.
         name: Name of the method in reports.
 
     Raises:
         SpecError: If the stages do not add up to `total`.
     """
-    rest, last = _rest(duration(total), [stage.duration for stage in stages[:-1]]), stages[-1]
-    if rest != last.duration:
+    *earlier, last = stages
+    remaining = _remaining_time(duration(total), [stage.duration for stage in earlier])
+    if remaining != last.duration:
         raise SpecError(
             f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
-            f"{rest}; got {last.duration}"
+            f"{remaining}; got {last.duration}"
         )
     return Curriculum(name=name, stages=stages, start=start)
 
@@ -308,18 +311,18 @@ STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(
         "staged": staged,
     }
 )
-"""The strategies that a run spec can name by `kind`."""
+"""The strategies of run specs, by `kind`."""
 
 
 def build(
     call: Mapping[str, Any], *, total: Duration, trajectory: HasSteps | Sequence[int] | None
 ) -> Curriculum:
-    """Return the curriculum that a spec's `{kind: ..., arguments}` stands for.
+    """Return the curriculum of a spec's `{kind: ..., arguments}`.
 
     Args:
         call: The strategy's name as `kind`, and its arguments.
-        total: Length of the curriculum; an argument of the same name must not be given.
-        trajectory: Checkpoints for strategies that follow a teacher's training.
+        total: Length of the curriculum; `call` must not contain it.
+        trajectory: Checkpoints for strategies on a teacher's trajectory.
 
     Raises:
         SpecError: If the strategy or an argument does not exist or does not fit.
@@ -328,25 +331,25 @@ def build(
     if kind not in STRATEGIES:
         raise SpecError(f"'kind' {kind!r} is not a strategy; {near_names(kind, STRATEGIES)}")
     strategy = STRATEGIES[kind]
-    known = [name for name in inspect.signature(strategy).parameters if name != "total"]
-    arguments = {name: given for name, given in call.items() if name != "kind"}
+    names = [name for name in inspect.signature(strategy).parameters if name != "total"]
+    arguments = {name: argument for name, argument in call.items() if name != "kind"}
     for name in arguments:
-        if name not in known:
-            raise SpecError(f"{name!r} is not an argument of {kind}; {near_names(name, known)}")
-    if "trajectory" in known:
+        if name not in names:
+            raise SpecError(f"{name!r} is not an argument of {kind}; {near_names(name, names)}")
+    if "trajectory" in names:
         arguments.setdefault("trajectory", trajectory)
     return strategy(total=total, **arguments)
 
 
-def _lengths(given: Sequence[Duration | str] | None) -> tuple[Duration, ...]:
-    return tuple(duration(one) for one in given or ())
+def _lengths(durations: Sequence[Duration | str] | None) -> tuple[Duration, ...]:
+    return tuple(duration(length) for length in durations or ())
 
 
-def _equal_parts(total: Duration, share: float, parts: int) -> tuple[Duration, ...]:
-    """Return lengths that make up `share` of the total and differ by one unit at most."""
-    # Rounding the borders instead of the lengths keeps the rounding errors from adding up.
+def _split_evenly(total: Duration, share: float, count: int) -> tuple[Duration, ...]:
+    """Return `count` lengths with `share` of the total as sum, equal up to one unit."""
+    # The borders are rounded, not the lengths, so that rounding errors do not accumulate.
     borders = [
-        math.floor(total.number * share * part / max(parts, 1) + 0.5) for part in range(parts + 1)
+        math.floor(total.number * share * index / max(count, 1) + 0.5) for index in range(count + 1)
     ]
     return tuple(
         Duration(number=max(1, end - start), unit=total.unit)
@@ -354,31 +357,31 @@ def _equal_parts(total: Duration, share: float, parts: int) -> tuple[Duration, .
     )
 
 
-def _rest(total: Duration, lengths: Sequence[Duration]) -> Duration:
-    """Return what the lengths leave of the total.
+def _remaining_time(total: Duration, lengths: Sequence[Duration]) -> Duration:
+    """Return the total minus the lengths.
 
     Raises:
-        SpecError: If they leave nothing or are in another unit.
+        SpecError: If no time remains or the units differ.
     """
     for length in lengths:
         if length.unit != total.unit:
             raise SpecError(
-                f"'durations' must be in {total.unit} like 'total' (which a budget of FLOPs or "
-                f"seconds gives in steps); got {length}"
+                f"'durations' must be in {total.unit} like 'total' (in steps for a budget of FLOPs "
+                f"or seconds); got {length}"
             )
-    rest = total.number - sum(length.number for length in lengths)
-    if rest < 1:
+    remaining = total.number - sum(length.number for length in lengths)
+    if remaining < 1:
         raise SpecError(
             f"'total' {total} must be longer than the stages before the last; they take "
-            f"{total.number - rest}"
+            f"{total.number - remaining}"
         )
-    return Duration(number=rest, unit=total.unit)
+    return Duration(number=remaining, unit=total.unit)
 
 
-def _refreshed(
+def _refresh_plan(
     steps: tuple[int, ...], total: Duration, refresh: int, speed: float
 ) -> list[tuple[int, Duration]]:
-    """Return (checkpoint, length) by the refresh rule, equal neighbors joined.
+    """Return (checkpoint, length) by the refresh rule, with equal neighbors joined.
 
     Raises:
         SpecError: If the total is not in steps or `refresh` is not positive.
@@ -388,11 +391,11 @@ def _refreshed(
     if total.number > MOST_REFRESHES * refresh:
         raise SpecError(
             f"'refresh' must be at least {math.ceil(total.number / MOST_REFRESHES)} for a total of "
-            f"{total}, so that there are at most {MOST_REFRESHES:,} times; got {refresh}"
+            f"{total}, for at most {MOST_REFRESHES:,} changes of the teacher; got {refresh}"
         )
     plan: list[tuple[int, int]] = []
     for start in range(0, total.number, refresh):
-        # The small term keeps 0.29 * 100 = 28.999999999999996 from missing checkpoint 29.
+        # Without the small term 0.29 * 100 = 28.999999999999996 would miss checkpoint 29.
         bound = speed * ((1 + start // refresh) * refresh) + 1e-6
         step = max((step for step in steps if step <= bound), default=steps[0])
         length = min(refresh, total.number - start)

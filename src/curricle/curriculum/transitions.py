@@ -1,15 +1,16 @@
-"""Where does a teacher's loss fall at once?
+"""Phase transitions in a teacher's loss curve.
 
-On many tasks the loss of a network in training stays on a plateau, falls within a short stretch,
-the *phase transition*, and stays on a lower plateau. The checkpoint that helps a student most lies
-inside that stretch [PD]; the finished teacher no longer shows what it had learned there first.
+On many tasks the training loss of a network stays on a plateau, falls within a short interval, the
+*phase transition*, and stays on a lower plateau. The most helpful checkpoint for a student lies
+inside this interval [PD]; the outputs of the finished teacher no longer reveal the first features
+learned there.
 
-Method: of all curves that are level up to one checkpoint, straight to another, and level from
-there on, the one that correlates best with the losses is taken: the least-squares fit with free
-levels. Noise of single checkpoints averages out over the plateaus.
+Method: among all curves that are constant up to one checkpoint, linear to another, and constant
+afterwards, the curve with the highest correlation with the losses is selected: the least-squares
+fit with free levels. Noise of single checkpoints averages out over the plateaus.
 
-Units: a loss is in nats, or whatever else falls while a teacher learns; all rules compare losses
-with each other only.
+Units: a loss is in nats, or any other quantity that falls in training; all rules only compare
+losses with each other.
 
 References:
     [PD] Panigrahi et al. 2024, arXiv 2410.05464, sections 3 and 4.
@@ -27,19 +28,19 @@ from curricle.errors import SpecError
 from curricle.specs import value
 
 FEWEST_CHECKPOINTS = 4
-"""Two on the upper plateau and two further ones; fewer tell no transition from a slope."""
+"""Two on the upper plateau and two more; fewer cannot separate a transition from a slope."""
 SMALLEST_FALL = 0.1
-"""Part of the upper level that the loss must fall by."""
+"""Minimum fall of the loss, relative to the upper level."""
 LONGEST_FALL = 0.5
-"""Part of the recorded training that the fall may take."""
+"""Maximum length of the fall, relative to the recorded training."""
 CLEAREST_NOISE = 0.25
-"""Part of the fall that the fit may miss the losses by, root mean square."""
+"""Maximum root mean square error of the fit, relative to the fall."""
 BETTER_THAN_LINE = 0.5
-"""Part of a straight line's squared error that the fit may have."""
+"""Maximum squared error of the fit, relative to that of a straight line."""
 FLATNESS = 0.5
-"""Part of the fall's rate at which the loss may sink before it."""
+"""Maximum rate of decrease before the fall, relative to the fall's rate."""
 MARGIN = 0.1
-"""Part of the fall by which a loss must differ from both levels to lie between them."""
+"""Minimum distance from both levels of a loss between them, relative to the fall."""
 
 Curve = Sequence[tuple[int, float]]
 """Training step and loss of each checkpoint, ascending in steps."""
@@ -49,7 +50,7 @@ Numbers = NDArray[np.float64]
 @final
 @value
 class Transition:
-    """The stretch of a teacher's training in which its loss falls."""
+    """The interval of a teacher's training with the fall of its loss."""
 
     start: int
     """Training step of the last checkpoint before the fall."""
@@ -64,11 +65,11 @@ class Transition:
 
     @property
     def middle(self) -> float:
-        """Return the loss half-way down."""
+        """Return the loss in the middle of the fall."""
         return (self.before + self.after) / 2
 
     def holds(self, step: int, loss: float) -> bool:
-        """Return whether a checkpoint lies inside: in that stretch and off both levels."""
+        """Return whether a checkpoint lies inside: in the interval and away from both levels."""
         margin = MARGIN * (self.before - self.after)
         is_between = self.after + margin < loss < self.before - margin
         return is_between and self.start <= step <= self.end
@@ -77,8 +78,8 @@ class Transition:
 def find_transition(losses: Curve) -> Transition | None:
     """Return the phase transition of a loss curve; None if it has none.
 
-    It has none if there are too few checkpoints to see one, if the loss falls by less than a tenth,
-    sinks evenly or from the very first checkpoint on, or if noise hides where it falls.
+    It has none if there are too few checkpoints, if the loss falls by less than a tenth, decreases
+    evenly or from the first checkpoint on, or if noise hides the fall.
 
     Args:
         losses: Training step and loss of each checkpoint.
@@ -87,22 +88,22 @@ def find_transition(losses: Curve) -> Transition | None:
         SpecError: If the steps do not ascend or a loss is not finite.
 
     Source:
-        [PD] says what the transition is for and picks it by eye; the fit is our own.
+        [PD] motivates the transition and selects it by eye; the fit is our own.
     """
-    checked_curve(losses)
+    check_curve(losses)
     if len(losses) < FEWEST_CHECKPOINTS:
         return None
-    # Counted from the first checkpoint in units of the whole, all that follows has no unit.
+    # Relative times, so that all thresholds are dimensionless.
     steps = np.array([step for step, _ in losses], dtype=np.float64)
     times = (steps - steps[0]) / (steps[-1] - steps[0])
     values = np.array([loss for _, loss in losses], dtype=np.float64)
-    found = _best_ramp(times, values)
-    if found is None or not _is_transition(times, values, *found):
+    corners = _best_ramp(times, values)
+    if corners is None or not _is_transition(times, values, *corners):
         return None
-    first, last = found
+    first, last = corners
     before, after = _levels(values, first, last)
     margin = MARGIN * (before - after)
-    # The fit rounds the corners: a checkpoint at its corner may have left the plateau already.
+    # A corner of the fit may lie inside the fall, because a ramp only approximates a smooth curve.
     while first > 0 and values[first] < before - margin:
         first -= 1
     while last < len(values) - 1 and values[last] > after + margin:
@@ -118,9 +119,9 @@ def find_transition(losses: Curve) -> Transition | None:
 
 
 def sudden_fall(losses: Curve) -> tuple[int, int] | None:
-    """Return the neighboring checkpoints between which nearly the whole fall lies; None if none do.
+    """Return the neighboring checkpoints with nearly the full fall between them, or None.
 
-    Such a fall may be too short for the checkpoints to show whether it is a transition.
+    Such a fall may be too short to be identified as a transition.
 
     Args:
         losses: Training step and loss of each checkpoint, ascending in steps.
@@ -128,31 +129,30 @@ def sudden_fall(losses: Curve) -> tuple[int, int] | None:
     fall = losses[0][1] - losses[-1][1]
     if fall <= SMALLEST_FALL * abs(losses[0][1]):
         return None
-    for (step, loss), (other, later) in itertools.pairwise(losses):
-        if loss - later >= (1 - 2 * MARGIN) * fall:
-            return step, other
+    for (step, loss), (next_step, next_loss) in itertools.pairwise(losses):
+        if loss - next_loss >= (1 - 2 * MARGIN) * fall:
+            return step, next_step
     return None
 
 
-def checked_curve(losses: Curve) -> Curve:
-    """Return a loss curve after checking that its steps ascend and its losses are finite.
+def check_curve(losses: Curve) -> None:
+    """Check that the steps of a loss curve ascend and its losses are finite.
 
     Raises:
-        SpecError: If not.
+        SpecError: If the steps do not ascend or a loss is not finite.
     """
     steps = [step for step, _ in losses]
-    if any(one >= other for one, other in itertools.pairwise(steps)):
+    if any(step >= next_step for step, next_step in itertools.pairwise(steps)):
         raise SpecError(f"'losses' must be at ascending steps; got {steps}")
     for step, loss in losses:
         if not math.isfinite(loss):
             raise SpecError(f"'losses' must be finite; got {loss} at step {step}")
-    return losses
 
 
 def _best_ramp(times: Numbers, values: Numbers) -> tuple[int, int] | None:
-    """Return the corners of the falling ramp that correlates best; None if nothing falls.
+    """Return the corners of the falling ramp with the highest correlation; None without a fall.
 
-    The upper plateau has two checkpoints at least, or it could not be told from a slope.
+    The upper plateau has at least two checkpoints, to distinguish it from a slope.
     """
     falls = values.mean() - values
     best, corners = 0.0, None
@@ -167,7 +167,7 @@ def _best_ramp(times: Numbers, values: Numbers) -> tuple[int, int] | None:
 
 
 def _is_transition(times: Numbers, values: Numbers, first: int, last: int) -> bool:
-    """Return whether a fitted ramp is steep, deep and clear enough to be called a transition."""
+    """Return whether a fitted ramp is steep, deep and clear enough for a transition."""
     ramp = ((times - times[first]) / (times[last] - times[first])).clip(0, 1)
     missed, fall = _line_fit(ramp, values)
     missed_by_line, _ = _line_fit(times, values)
@@ -184,10 +184,10 @@ def _is_transition(times: Numbers, values: Numbers, first: int, last: int) -> bo
 
 
 def _line_fit(places: Numbers, values: Numbers) -> tuple[float, float]:
-    """Return the squared error of the best straight line, and how fast the line falls."""
-    centered, rest = places - places.mean(), values - values.mean()
-    slope = float(centered @ rest / (centered @ centered))
-    missed = rest - slope * centered
+    """Return the squared error of the best straight line, and its negative slope."""
+    centered, deviations = places - places.mean(), values - values.mean()
+    slope = float(centered @ deviations / (centered @ centered))
+    missed = deviations - slope * centered
     return float(missed @ missed), -slope
 
 

@@ -47,7 +47,7 @@ from curricle.theory.networks import (
     parity,
     symmetric_initialization,
 )
-from curricle.theory.phases import gated_gradient, population_phase, rescaled, sampled_phase
+from curricle.theory.phases import gated_gradient, population_phase, rescale_gradient, sampled_phase
 from curricle.theory.readouts import fit_hinge, fit_ridge
 
 Method = Literal["vector", "vector_uncentered", "scalar", "scalar_uncentered", "one_shot"]
@@ -286,7 +286,7 @@ def _rows(check: _Check) -> Iterator[TheoremRow]:
             gradient = _first_step(check, inputs, method)
             norms = np.linalg.norm(gradient, axis=0)
             largest = np.argsort(-norms)[: spec.degree]
-            stepped = replace(check.start, weights=rescaled(gradient, spec.degree))
+            stepped = replace(check.start, weights=rescale_gradient(gradient, spec.degree))
             student = _fitted(spec, stepped, check.fitting, labels)
             yield TheoremRow(
                 method=method,

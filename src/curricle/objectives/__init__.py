@@ -1,1 +1,1 @@
-"""What a stage minimizes: projections, losses and the objectives made of them."""
+"""Objectives that a stage minimizes, and their losses and projections."""

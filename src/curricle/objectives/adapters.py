@@ -1,16 +1,16 @@
-"""What may an objective train beside the student?
+"""Adapters: modules that an objective trains beside the student.
 
-An *adapter* is a module that belongs to a bound objective: a linear map from the student's width to
-the teacher's, or a temperature. The engine trains it by the optimizer settings of the student,
-checkpoints it with the student, and drops it when its stage ends; the student and what is exported
-of it never hold it. An objective without adapter costs a step nothing.
+An *adapter* belongs to a bound objective: a linear map from the student's width to the teacher's,
+or a temperature. The engine trains it with the optimizer settings of the student, saves it in the
+student's checkpoints, and drops it at the end of its stage. Neither the student nor an exported
+student contains it. An objective without adapter adds no cost to a step.
 
 Axes: row (any number of axes), inputs, outputs.
 
-Design: a bound objective shows its adapter as an attribute, and that is all the engine knows of it.
-The bound adapter keeps its first values: each stage trains a copy. An adapter that wants to know
-the step of its stage has `advance`, which is called after every update; it counts in a buffer, and
-buffers are checkpointed.
+Design: the engine reads the adapter from an attribute of the bound objective and needs no other
+method. The bound adapter keeps its initial values, since each stage trains a copy. An adapter whose
+forward pass depends on the step within its stage implements `advance`, called after every update;
+the step counter is a buffer, so it is checkpointed.
 
 References:
     [R14] Romero et al. 2014, FitNets, arXiv 1412.6550: a regressor from the student's width to the
@@ -28,25 +28,25 @@ from curricle.protocols import conforms
 
 @runtime_checkable
 class OwnsAdapter(Protocol):
-    """A bound objective that may have a module of its own."""
+    """A bound objective that may have an adapter."""
 
     @property
     def adapter(self) -> nn.Module | None:
-        """Return the module that is trained beside the student; None if there is none."""
+        """Return the module that is trained beside the student; None without an adapter."""
         ...
 
 
 @runtime_checkable
 class CountsSteps(Protocol):
-    """An adapter that follows the steps of its stage."""
+    """An adapter that counts the steps of its stage."""
 
     def advance(self) -> None:
-        """Take note that the optimizer has made one more update."""
+        """Count one optimizer update."""
         ...
 
 
 def adapter_of(objective: object) -> nn.Module | None:
-    """Return what an objective trains beside the student, if it trains anything."""
+    """Return the adapter of an objective; None without an adapter."""
     return objective.adapter if conforms(objective, OwnsAdapter) else None
 
 
@@ -54,14 +54,14 @@ def adapter_of(objective: object) -> nn.Module | None:
 class LinearMap(nn.Module):
     """A trained matrix without a bias."""
 
-    def __init__(self, first: Float[Tensor, "outputs inputs"]) -> None:
-        """Take the first values; nothing is drawn.
+    def __init__(self, initial: Float[Tensor, "outputs inputs"]) -> None:
+        """Set the initial matrix; no random numbers are drawn.
 
         Args:
-            first: The matrix before training.
+            initial: The matrix before training.
         """
         super().__init__()
-        self.weight = nn.Parameter(first)
+        self.weight = nn.Parameter(initial)
 
     def forward(self, states: Float[Tensor, "*row inputs"]) -> Float[Tensor, "*row outputs"]:
         """Return the mapped states in the precision of the matrix."""

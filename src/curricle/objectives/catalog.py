@@ -1,7 +1,7 @@
-"""Which objectives can a stage hold?
+"""Field type of a stage's objectives.
 
-The shipped ones form a discriminated union, so that a YAML file can name them by `kind`. Python
-code may put any object with the methods of `Objective` into a stage.
+The built-in objectives form a discriminated union, so that a YAML file selects them by `kind`.
+Python code may put any object with the methods of `Objective` into a stage.
 """
 
 from collections.abc import Callable
@@ -21,26 +21,27 @@ Shipped = Annotated[
 ]
 
 
-def _own_or_shipped(given: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
-    """Return an objective object as it is, and anything else as pydantic validates it."""
-    # A class has the methods too: a pair of brackets was forgotten.
-    is_own = conforms(given, Objective) and not isinstance(given, type)
-    return given if is_own else handler(given)
+def _validate(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+    """Return an objective object unchanged, and any other value as validated by pydantic."""
+    # A class has the methods too, for example `MatchLogits` where `MatchLogits()` was meant.
+    is_objective = conforms(objective, Objective) and not isinstance(objective, type)
+    return objective if is_objective else handler(objective)
 
 
-def _plain(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
-    """Return an objective as plain data; one of the user's own by its class and what it holds.
+def _serialize(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+    """Return an objective as plain data; a user-defined one as its class name and attributes.
 
-    The data tell runs apart. They are not read back: only Python code can make such an object.
+    Digests of runs are computed from these data. User-defined objectives are not read back, since
+    only Python code can create them.
     """
     if isinstance(objective, MatchHidden | MatchLogits | FitLabels | LearnedTemperature):
         return handler(objective)
-    own = type(objective)
-    held = to_jsonable_python(objective, fallback=lambda part: getattr(part, "__dict__", {}))
-    return {"own": f"{own.__module__}.{own.__qualname__}", "holds": held}
+    kind = type(objective)
+    attributes = to_jsonable_python(objective, fallback=lambda item: getattr(item, "__dict__", {}))
+    return {"own": f"{kind.__module__}.{kind.__qualname__}", "holds": attributes}
 
 
 AnyObjective = Annotated[
-    SerializeAsAny[Shipped], WrapSerializer(_plain), WrapValidator(_own_or_shipped)
+    SerializeAsAny[Shipped], WrapSerializer(_serialize), WrapValidator(_validate)
 ]
 """Field type of a stage's objectives."""

@@ -1,22 +1,23 @@
-"""How is a loss of logits computed where all logits at once would not fit into memory?
+"""Losses of logits computed chunk by chunk, for vocabularies too large for full logits in memory.
 
-With N positions and V classes the plain way holds several tensors of N x V numbers until the
-backward pass. Here a few positions at a time are multiplied out, compared and forgotten. What stays
-is the sum of the loss and its gradient to the states, the weight and the bias of the student's
-head, which are made in the forward pass, chunk by chunk; the backward pass only multiplies them by
-the gradient that comes from above.
+With N positions and V classes, a loss of full logits keeps several N x V tensors alive until the
+backward pass. Here the logits of a few positions at a time are computed, compared and freed. Only
+the sum of the loss and its gradients with respect to the states, weight and bias of the student's
+head remain. They are accumulated in the forward pass, chunk by chunk; the backward pass multiplies
+them by the incoming gradient.
 
 Axes: row (counted positions), width (of a state), class.
 
-Design: a chunk is compared by the very functions that compare all logits, differentiated by
-autograd, so there is no second formula of any loss. Sums over the weights are float32 or better.
-Up to one chunk the plain way is taken. Gradient goes to the student's head and to nothing else that
-a loss may use. Products are in the precision of the states, as under autocast, which is off within.
+Design: each chunk uses the same loss functions as full logits, differentiated by autograd, so no
+loss has a second formula. Weight gradients are accumulated in float32 or wider. Inputs of at most
+one chunk take the ordinary path. Only the student's head gets a gradient, no other tensor used by a
+loss. Matrix products run in the precision of the states, as under autocast, which is disabled
+inside.
 
 References:
     [LK] Hsu et al. 2024, arXiv 2410.10989 (Liger Kernel): the gradient of a fused head is computed
         in the forward pass.
-    [W24] Wijmans et al. 2024, arXiv 2411.09009: why the logits are what fills the memory.
+    [W24] Wijmans et al. 2024, arXiv 2411.09009: logits dominate the memory of large vocabularies.
 """
 
 import math
@@ -36,51 +37,51 @@ from curricle.objectives.divergences import Divergence
 from curricle.objectives.losses import cross_entropy
 
 Chunk = Literal["auto"] | Annotated[int, Field(gt=0)]
-"""Positions of a chunk; `auto` takes as many as `CHUNK_BYTES` hold, on a CPU at most `CPU_ROWS`."""
+"""Positions per chunk; `auto` fits them into `CHUNK_BYTES`, on a CPU at most `CPU_ROWS`."""
 CHUNK_BYTES = 2**28
-"""Bytes of the float32 logits of one model at the positions of an `auto` chunk; while a loss
-compares them, it holds several tensors of that size."""
+"""Bytes of the float32 logits of one model in an `auto` chunk; a loss holds several tensors of that
+size while it runs."""
 CPU_ROWS = 512
-"""Positions from which a CPU multiplies no faster; fewer logits are nearer to its caches."""
+"""Positions beyond which a CPU gains no throughput; smaller chunks stay closer to its caches."""
 
 RowLoss = Callable[[Tensor, slice], Tensor]
-"""Of the logits of some rows and where these rows are: the loss summed over them."""
+"""Loss summed over some rows, as a function of their logits and their slice."""
 
 
 def chunk_rows(num_classes: int, chunk: Chunk, device: torch.device) -> int:
-    """Return the most positions of one chunk.
+    """Return the maximum number of positions in a chunk.
 
     Args:
-        num_classes: Logits a position.
+        num_classes: Logits per position.
         chunk: The number, or `auto`.
-        device: Where the logits are.
+        device: Device of the logits.
 
     Raises:
-        SpecError: If a chunk has no positions.
+        SpecError: If the number of positions is below 1.
     """
     if chunk == "auto":
-        held = max(1, CHUNK_BYTES // (4 * num_classes))
-        return min(held, CPU_ROWS) if device.type == "cpu" else held
+        rows = max(1, CHUNK_BYTES // (4 * num_classes))
+        return min(rows, CPU_ROWS) if device.type == "cpu" else rows
     if chunk < 1:
         raise SpecError(f"'chunk' must be 'auto' or a positive number of positions; got {chunk}")
     return chunk
 
 
 def chunked_total(head: LinearHead, loss: RowLoss, *, chunk: Chunk = "auto") -> Float[Tensor, ""]:
-    """Return a loss of logits, summed over rows, without holding the logits of all rows.
+    """Return a loss of logits, summed over rows, without storing the logits of all rows.
 
-    Value and gradient are those of ``loss(head.logits(), all rows)`` for any sum over rows.
+    Value and gradient equal those of ``loss(head.logits(), all rows)`` for any sum over rows.
 
     Args:
-        head: The student's head at the rows that count.
+        head: The student's head at the counted rows.
         loss: Compares the logits of some rows with their targets.
-        chunk: Most rows whose logits exist at one time.
+        chunk: Maximum number of rows with logits in memory.
 
     Returns:
         The sum, in the unit of the loss.
 
     Raises:
-        SpecError: If a chunk has no positions.
+        SpecError: If the number of positions is below 1.
     """
     head = head.flat
     number = len(head.states)
@@ -89,24 +90,25 @@ def chunked_total(head: LinearHead, loss: RowLoss, *, chunk: Chunk = "auto") -> 
         if number <= size:
             return loss(head.logits(), slice(0, number))
         inputs = (head.states, head.weight, head.bias)
-        if torch.is_grad_enabled() and any(one is not None and one.requires_grad for one in inputs):
+        needs_grad = any(tensor is not None and tensor.requires_grad for tensor in inputs)
+        if torch.is_grad_enabled() and needs_grad:
             total: Tensor = _Chunked.apply(*inputs, head, loss, size)  # type: ignore[no-untyped-call]
             return total
         with torch.no_grad():
-            still = head.detached
-            parts = [loss(still.at(rows).logits(), rows) for rows in _chunks(number, size)]
-            return torch.stack(parts).sum()
+            detached = head.detached
+            totals = [loss(detached.at(rows).logits(), rows) for rows in _chunks(number, size)]
+            return torch.stack(totals).sum()
 
 
 def chunked_cross_entropy(
     student: LinearHead, labels: Int[Tensor, "*row"], *, chunk: Chunk = "auto"
 ) -> Float[Tensor, ""]:
-    """Return `losses.cross_entropy` of the student's logits, a chunk at a time.
+    """Return `losses.cross_entropy` of the student's logits, computed in chunks.
 
     Args:
         student: The student's head at the labeled rows.
-        labels: The right class of each row.
-        chunk: Most rows whose logits exist at one time.
+        labels: The correct class of each row.
+        chunk: Maximum number of rows with logits in memory.
 
     Returns:
         Sum over rows, in nats.
@@ -117,7 +119,7 @@ def chunked_cross_entropy(
     )
 
 
-def chunked_divergence(  # noqa: PLR0913 - what `MatchLogits` declares, one by one
+def chunked_divergence(  # noqa: PLR0913 - the fields of `MatchLogits`
     student: LinearHead,
     teacher: LinearHead,
     divergence: Divergence,
@@ -129,45 +131,45 @@ def chunked_divergence(  # noqa: PLR0913 - what `MatchLogits` declares, one by o
     label_weight: float = 1.0,
     chunk: Chunk = "auto",
 ) -> Float[Tensor, ""]:
-    """Return a divergence of two models' outputs, a chunk of positions at a time.
+    """Return a divergence of two models' outputs, computed in chunks of positions.
 
     Args:
-        student: The student's head at the rows that count; gets the gradient.
-        teacher: The teacher's at the same rows, of any width.
-        divergence: How the distributions are compared.
+        student: The student's head at the counted rows; gets the gradient.
+        teacher: The teacher's head at the same rows, of any width.
+        divergence: Divergence of the two distributions.
         student_temperature: Softening of the student; dimensionless, positive.
         teacher_temperature: Softening of the teacher; dimensionless, 0 or positive.
-        num_classes: How many classes count, the first ones, where heads are padded; None for all.
-        labels: The right class of each row, whose cross-entropy at temperature 1 is added; None
-            adds nothing.
+        num_classes: Number of leading classes to compare, for padded heads; None for all.
+        labels: The correct class of each row; their cross-entropy at temperature 1 is added. None
+            adds no cross-entropy.
         label_weight: Factor of that cross-entropy.
-        chunk: Most rows whose logits exist at one time.
+        chunk: Maximum number of rows with logits in memory.
 
     Returns:
         Sum over rows of the divergence, plus `label_weight` times the cross-entropy; in nats.
 
     Raises:
-        SpecError: If numbers of rows or classes differ, or a chunk has no positions.
+        SpecError: If numbers of rows or classes differ, or a chunk is below 1 position.
     """
     student, teacher = student.flat, teacher.flat
     flat = None if labels is None else labels.flatten()
     _check(student, teacher, flat, num_classes)
     student, teacher = student.first(num_classes), teacher.first(num_classes).detached
 
-    memory = _Memory()
+    buffer = _ProductBuffer()
 
     def compare(logits: Float[Tensor, "row class"], rows: slice) -> Float[Tensor, ""]:
-        # Before the divergence, which may use the memory of the logits.
-        fit = None if flat is None else label_weight * cross_entropy(logits, flat[rows])
-        part = teacher.at(rows)
+        # Computed first, because the divergence may overwrite the logits.
+        label_loss = None if flat is None else label_weight * cross_entropy(logits, flat[rows])
+        teacher_chunk = teacher.at(rows)
         total = divergence(
             logits,
-            part.finished(memory.product(part)),
+            teacher_chunk.finished(buffer.product(teacher_chunk)),
             student_temperature=student_temperature,
             teacher_temperature=teacher_temperature,
             overwrites=True,
         )
-        return total if fit is None else total + fit
+        return total if label_loss is None else total + label_loss
 
     return chunked_total(student, compare, chunk=chunk)
 
@@ -182,13 +184,18 @@ def _check(
     are_equal = classes[0] == classes[1]
     if not are_equal if num_classes is None else num_classes > min(classes):
         raise SpecError(
-            f"'num_classes' must be given where the heads of student and teacher differ, and be at "
-            f"most that of either; got {num_classes} with {classes[0]} and {classes[1]} classes"
+            f"'num_classes' must be set if the heads of student and teacher differ, to at most the "
+            f"smaller number of classes; got {num_classes} with {classes[0]} and {classes[1]} "
+            f"classes"
         )
 
 
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def _chunks(number: int, size: int) -> Iterator[slice]:
-    """Yield slices of about equal length, at most `size`, that cover a number of rows."""
+    """Yield slices of nearly equal length, at most `size`, that cover `number` rows."""
     even = math.ceil(number / math.ceil(number / size))
     for start in range(0, number, even):
         yield slice(start, min(start + even, number))
@@ -196,7 +203,7 @@ def _chunks(number: int, size: int) -> Iterator[slice]:
 
 @final
 class _Chunked(torch.autograd.Function):
-    """The sum of a loss over chunks, with gradients made in the forward pass."""
+    """Sum of a loss over chunks, with gradients computed in the forward pass."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - torch passes by position
@@ -208,11 +215,11 @@ class _Chunked(torch.autograd.Function):
         loss: RowLoss,
         size: int,
     ) -> Tensor:
-        still, wanted = head.detached, ctx.needs_input_grad
-        sums = _Sums(still, states=wanted[0], weight=wanted[1], bias=wanted[2])
+        states_grad, weight_grad, bias_grad = ctx.needs_input_grad[:3]
+        sums = _GradientSums(head.detached, states=states_grad, weight=weight_grad, bias=bias_grad)
         totals = [sums.add(rows, loss) for rows in _chunks(len(states), size)]
         ctx.save_for_backward(sums.states, sums.weight, sums.bias)
-        ctx.dtypes = [None if one is None else one.dtype for one in (states, weight, bias)]
+        ctx.dtypes = [None if leaf is None else leaf.dtype for leaf in (states, weight, bias)]
         return torch.stack(totals).sum()
 
     @staticmethod
@@ -221,22 +228,24 @@ class _Chunked(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - as above
         scale: Tensor,
     ) -> tuple[Tensor | None, ...]:
-        # Not in place: a graph that is kept may be asked again.
-        each = zip(ctx.saved_tensors, ctx.dtypes, strict=True)
-        own = [None if grad is None else (grad * scale).to(dtype) for grad, dtype in each]
-        return (*own, None, None, None)
+        # Not in place, because a retained graph may run its backward pass again.
+        gradients = [
+            None if grad is None else (grad * scale).to(dtype)
+            for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return (*gradients, None, None, None)
 
 
 @final
-class _Memory:
-    """Takes the products of one chunk after the other, for which none is made anew."""
+class _ProductBuffer:
+    """Buffer reused for the matrix products of all chunks, which saves an allocation per chunk."""
 
     def __init__(self) -> None:
-        """Begin without any."""
+        """Create the buffer without memory; the first product allocates it."""
         self._buffer: Tensor | None = None
 
     def product(self, head: LinearHead) -> Float[Tensor, "row class"]:
-        """Return the product of a head, which holds until the next is asked for; no gradient."""
+        """Return the product of a head, valid until the next call; no gradient."""
         rows, classes = len(head.states), head.num_classes
         with torch.no_grad():
             if self._buffer is None or len(self._buffer) < rows:
@@ -245,11 +254,11 @@ class _Memory:
 
 
 @final
-class _Sums:
-    """The gradient of a loss to a head, added up chunk by chunk."""
+class _GradientSums:
+    """Gradients of a loss with respect to a head, accumulated chunk by chunk."""
 
     def __init__(self, head: LinearHead, *, states: bool, weight: bool, bias: bool) -> None:
-        self._head, self._memory = head, _Memory()
+        self._head, self._buffer = head, _ProductBuffer()
         wide = torch.promote_types(head.weight.dtype, torch.float32)
         self.states = torch.empty_like(head.states) if states else None
         self.weight = torch.zeros_like(head.weight, dtype=wide) if weight else None
@@ -259,19 +268,20 @@ class _Sums:
 
     def add(self, rows: slice, loss: RowLoss) -> Tensor:
         """Return the loss of some rows after adding its gradient."""
-        part = self._head.at(rows)
-        product = self._memory.product(part).detach().requires_grad_()
-        # What a chunk keeps for its own gradient is nobody else's to store or count.
-        with torch.enable_grad(), saved_tensors_hooks(lambda one: one, lambda one: one):
-            total = loss(part.finished(product), rows)
+        head = self._head.at(rows)
+        product = self._buffer.product(head).detach().requires_grad_()
+        # The inner hooks shield the chunk's own graph from outer ones that offload or count saved
+        # tensors.
+        with torch.enable_grad(), saved_tensors_hooks(_same, _same):
+            total = loss(head.finished(product), rows)
             (grad,) = torch.autograd.grad(total, product)
         if self.states is not None:
-            torch.mm(grad, part.weight, out=self.states[rows])
+            torch.mm(grad, head.weight, out=self.states[rows])
         if self.weight is not None:
             if self.weight.dtype == grad.dtype:
-                torch.addmm(self.weight, grad.T, part.states, out=self.weight)
+                torch.addmm(self.weight, grad.T, head.states, out=self.weight)
             else:
-                self.weight += grad.T @ part.states
+                self.weight += grad.T @ head.states
         if self.bias is not None:
             self.bias += grad.sum(0, dtype=self.bias.dtype)
         return total.detach()

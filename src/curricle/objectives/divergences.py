@@ -1,14 +1,14 @@
-"""Which divergence compares the logits of a stage, as a value that a spec can hold?
+"""Divergences between output distributions, as spec values.
 
-Each value here names one function of `losses` together with its own settings. The temperatures are
-no fields: they belong to the objective, which passes the same two numbers to any divergence and
-calls `check` when it is declared.
+Each value stands for one function of `losses` together with its settings. The temperatures are not
+fields: they belong to the objective, which passes the same two numbers to any divergence and calls
+`check` at its declaration.
 
 Axes: row (any number of axes), class (of logits).
 
-Design: values with a literal `kind`, called like the function they stand for; formula, unit and
-limits are documented at the function. All may be told that the memory of the logits is theirs
-(`overwrites`), of which only the first makes use.
+Design: values with a literal `kind`, named after the function; formula, unit and limits are
+documented at the function. All accept `overwrites`, which allows in-place use of the memory of the
+logits; only `ForwardKL` makes use of it.
 """
 
 from typing import Annotated, Literal, final
@@ -24,7 +24,7 @@ from curricle.specs import value
 @final
 @value
 class ForwardKL:
-    """KL(teacher || student), see `losses.forward_kl`; covers all of the teacher's classes."""
+    """KL(teacher || student), see `losses.forward_kl`; mass-covering."""
 
     kind: Literal["forward_kl"] = "forward_kl"
 
@@ -54,9 +54,9 @@ class ForwardKL:
 @final
 @value
 class ReverseKL:
-    """KL(student || teacher), see `losses.reverse_kl`; stays inside the teacher's likely classes.
+    """KL(student || teacher), see `losses.reverse_kl`; mode-seeking.
 
-    Infinite for a one-hot teacher, so teacher temperature 0 is refused.
+    Infinite for a one-hot teacher, so teacher temperature 0 raises an error.
     """
 
     kind: Literal["reverse_kl"] = "reverse_kl"
@@ -94,7 +94,7 @@ class JSD:
     kind: Literal["jsd"] = "jsd"
     beta: float = Field(gt=0, lt=1, default=0.5)
     """Weight of the teacher in the mixture, strictly between 0 and 1; small values behave like
-    beta times forward KL, large ones like 1 - beta times reverse KL."""
+    beta times forward KL, large values like 1 - beta times reverse KL."""
 
     def check(self, *, student_temperature: float, teacher_temperature: float) -> None:
         """Raise `SpecError` if the divergence is not defined for two temperatures."""
@@ -154,4 +154,4 @@ Divergence = Annotated[
     ForwardKL | ReverseKL | JSD | TotalVariation,
     Field(discriminator="kind"),
 ]
-"""Field type of a divergence; `kind` tells them apart."""
+"""Field type of a divergence, selected by `kind`."""

@@ -1,9 +1,9 @@
-"""How is a student's hidden state brought close to a teacher's of another width?
+"""Hidden-state matching between a student and a teacher of another width.
 
-The teacher's state goes through a fixed random projection to the student's width; the student is
-fitted to it by mean squared error. With a *learned* projection it is the other way round: a trained
-map takes the student's state to the teacher's width. Either is part of the bound objective, never
-of the student, so an exported student holds nothing but itself.
+A fixed random projection maps the teacher's state to the student's width, and the student is
+fitted to it by mean squared error. A *learned* projection works in the other direction: a trained
+map takes the student's state to the teacher's width. Both belong to the bound objective, never to
+the student, so an exported student contains no projection.
 
 Axes: leading (example, position), row (counted positions), selected, width, compared_width (the
 student's, or the teacher's with a learned projection).
@@ -39,7 +39,7 @@ from curricle.objectives.terms import (
     Rows,
     Sample,
     check_positions,
-    required,
+    require,
 )
 from curricle.specs import Plain, plain, value
 
@@ -55,7 +55,7 @@ NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 @final
 @value
 class LayerPair:
-    """A student tap and the teacher tap it is compared with."""
+    """A student tap and the teacher tap for comparison."""
 
     student: Tap
     """Tap of the student: a number, a fraction of its depth, or a module path."""
@@ -64,10 +64,10 @@ class LayerPair:
 
 
 def _named_taps(pair: object) -> object:
-    """Return a layer pair, or its fields for pydantic to judge.
+    """Return a layer pair, or its fields for validation by pydantic.
 
     Raises:
-        SpecError: If it is neither, as a list is, in which either tap could be the student's.
+        SpecError: If it is neither; a list, for example, leaves open which tap is the student's.
     """
     if not isinstance(pair, (LayerPair, Mapping)):
         raise SpecError(
@@ -100,32 +100,32 @@ class MatchHidden:
 
     kind: Literal["hidden"] = "hidden"
     pair: NamedPair
-    """Where both models are read."""
+    """Taps of both models."""
     projection: Projection = Gaussian()
-    """Law of the fixed random map from teacher width to student width, or `learned`, a map from
-    student width to teacher width that each stage trains anew."""
+    """Law of the fixed random map from teacher width to student width, or `learned`: a map from
+    student width to teacher width, trained from its initial values in each stage."""
     shared_projection: bool = False
-    """Whether all taps use one projection, as taps of one residual stream may."""
+    """Whether all taps use the same projection, which suits taps on one residual stream."""
     normalize: Normalize = "auto"
     """Normalization of both states: `layernorm` or `rms` without weights, or `none`. `auto` is
     `layernorm` if both models are residual streams and `none` otherwise."""
     center: bool = False
     """Whether the mean of the projected teacher state over some batches is subtracted."""
     positions: Positions = "all"
-    """Positions that count: all that hold data, or only the selected ones, if the data select."""
+    """Counted positions: all with data, or only the selected positions, if the data select any."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
-        """Check that only what is fixed is shared.
+        """Check that a shared projection is a fixed one.
 
         Raises:
             SpecError: If a learned projection is to be shared.
         """
         if self.shared_projection and isinstance(self.projection, Learned):
             raise SpecError(
-                f"'shared_projection' must be left out with projection 'learned', which each "
-                f"stage trains anew; got {self.shared_projection}"
+                f"'shared_projection' has no effect with projection 'learned', which is trained "
+                f"anew in each stage; remove it (got {self.shared_projection})"
             )
 
     @property
@@ -134,68 +134,71 @@ class MatchHidden:
         return True
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return the two places."""
+        """Return the places of both taps."""
         place = _place("student", student, self.pair.student)
         check_always_runs(student, place)
         return Reads(
             student=(place,),
-            teacher=(_place("teacher", required(teacher, "teacher"), self.pair.teacher),),
+            teacher=(_place("teacher", require(teacher, "teacher"), self.pair.teacher),),
         )
 
-    def chosen(self, batch: Batch) -> Int[Tensor, " selected"] | None:
-        """Return the only positions of a batch that count, or None if all with data do."""
+    def selected_positions(self, batch: Batch) -> Int[Tensor, " selected"] | None:
+        """Return the selected positions of a batch; None if all positions with data count."""
         return batch.selected if self.positions == "selected" else None
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
-        """Return the term with its projection, or the first values of a learned one, drawn.
+        """Return the term with a sampled projection, or a learned one with sampled initial values.
 
         Raises:
-            BindError: If the two states differ in anything but their width, or have not the
-                positions that the data select.
+            BindError: If the two states differ in any axis but their width, or lack the positions
+                selected by the data.
         """
         student = sample.student.hidden[reads.student[0]]
-        teacher = required(sample.teacher, "teacher").hidden[reads.teacher[0]]
+        teacher = require(sample.teacher, "teacher").hidden[reads.teacher[0]]
         names = f"{reads.student[0]} <- {reads.teacher[0]}"
         if student.shape[:-1] != teacher.shape[:-1]:
             raise BindError(
-                f"taps {names!r} must agree in examples and positions; "
+                f"taps {names!r} must have the same examples and positions; "
                 f"got {tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}"
             )
         rows = Rows.of(f"taps {names!r}", student.shape[:-1], sample.batch)
-        if self.chosen(sample.batch) is not None and rows.per_example is not None:
+        if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
             raise BindError(
                 f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
-                f"of which some are selected; got {tuple(student.shape[:-1])}"
+                f"because the data select some of them; got {tuple(student.shape[:-1])}"
             )
         law, device = self.projection, student.device
-        ours, theirs = student.shape[-1], teacher.shape[-1]
+        student_width, teacher_width = student.shape[-1], teacher.shape[-1]
         matrix: Tensor | None = None
         adapter: LinearMap | None = None
         if isinstance(law, Learned):
             adapter = law.adapter(
-                seed=sample.seed, name=names, student_width=ours, teacher_width=theirs
+                seed=sample.seed,
+                name=names,
+                student_width=student_width,
+                teacher_width=teacher_width,
             ).to(device)
         else:
             matrix = law.matrix(
                 seed=sample.seed,
                 name=SHARED if self.shared_projection else names,
-                student_width=ours,
-                teacher_width=theirs,
+                student_width=student_width,
+                teacher_width=teacher_width,
             ).to(device)
         rule = self.normalize
         if rule == "auto":
             rule = "layernorm" if is_residual else "none"
         return _BoundHidden(
             declared=self,
-            drawn={"projection_name": names, "projection_seed": sample.seed},
+            draw_facts={"projection_name": names, "projection_seed": sample.seed},
             reads=reads,
             rule=rule,
             rows=rows,
-            widths=(ours, theirs),
+            widths=(student_width, teacher_width),
             matrix=matrix,
             adapter=adapter,
             mean=None,
-            selects=self.chosen(sample.batch) is not None,
+            selects=self.selected_positions(sample.batch) is not None,
         )
 
 
@@ -203,7 +206,8 @@ def _place(role: str, model: TappedModel, tap: Tap) -> Place:
     """Return the place of a tap.
 
     Raises:
-        BindError: If there is none; it says whose tap it is, and how taps get numbers.
+        BindError: If there is no such tap. The message names the model, and the remedy for a model
+            without numbered blocks.
     """
     try:
         return model.place(tap)
@@ -220,11 +224,11 @@ def _place(role: str, model: TappedModel, tap: Tap) -> Place:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BoundHidden:
-    """`MatchHidden` with places, projection and normalization known."""
+    """`MatchHidden` with resolved places, projection and normalization."""
 
     declared: MatchHidden
-    drawn: Plain
-    """What tells a draw of the projection from others."""
+    draw_facts: Plain
+    """Name and seed of the projection; they identify one draw."""
     reads: Reads
     rule: str
     rows: Rows
@@ -236,23 +240,23 @@ class _BoundHidden:
     """The learned projection; None with a fixed one."""
     mean: Float[Tensor, " compared_width"] | None
     selects: bool
-    """Whether the data select positions, and only these count."""
+    """Whether the data select positions, so that only these count."""
 
     @property
     def target_facts(self) -> Plain:
-        """Return what the target depends on besides the teacher and the data."""
-        law, (ours, theirs) = self.declared.projection, self.widths
+        """Return the dependencies of the target besides the teacher and the data."""
+        law, (student_width, teacher_width) = self.declared.projection, self.widths
         shared = {"projection_name": SHARED} if self.declared.shared_projection else {}
         return {
             "kind": "hidden",
             "place": str(self.reads.teacher[0]),
             "normalize": self.rule,
             "center": self.declared.center,
-            "teacher_width": theirs,
-            "width": theirs if self.matrix is None else ours,
+            "teacher_width": teacher_width,
+            "width": teacher_width if self.matrix is None else student_width,
             "law": plain(law),
-            # Without a draw nothing is to be told apart.
-            **({} if isinstance(law, (Learned, Identity)) else self.drawn | shared),
+            # Learned and identity projections do not depend on the seed.
+            **({} if isinstance(law, (Learned, Identity)) else self.draw_facts | shared),
         }
 
     @property
@@ -262,16 +266,16 @@ class _BoundHidden:
 
     @property
     def sparse_temperature(self) -> float | None:
-        """Return None: a state has no classes."""
+        """Return None: hidden states have no classes."""
         return None
 
     def count(self, batch: Batch) -> int:
-        """Return the number of positions the mean is over."""
-        selected = self.declared.chosen(batch)
+        """Return the number of positions in the mean."""
+        selected = self.declared.selected_positions(batch)
         return self.rows.count(batch) if selected is None else selected.numel()
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
-        """Return the normalized (projected) state of the teacher, in float32 or autocast's."""
+        """Return the normalized (projected) state of the teacher, in float32 or autocast's type."""
         projected = self._project(teacher, batch)
         centered = projected if self.mean is None else projected - self.mean
         return NORMALIZERS[self.rule](centered)
@@ -289,12 +293,12 @@ class _BoundHidden:
         compared = NORMALIZERS[self.rule](states)
         if self.adapter is not None:
             compared = NORMALIZERS[self.rule](self.adapter(compared))
-        return squared_error(compared, required(target, "target"))
+        return squared_error(compared, require(target, "target"))
 
     def _rows(
         self, states: Float[Tensor, "*leading width"], batch: Batch
     ) -> Float[Tensor, "row width"]:
-        selected = self.declared.chosen(batch)
+        selected = self.declared.selected_positions(batch)
         if selected is None:
             return self.rows.take(states, batch)
         check_positions("a state", states.shape[:-1], batch)
@@ -302,11 +306,11 @@ class _BoundHidden:
 
     @property
     def wants_calibration(self) -> bool:
-        """Return whether a mean is to be subtracted."""
+        """Return whether the target is centered."""
         return self.declared.center
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the term with the mean of the projected state over the given batches."""
+        """Return the term with the mean of the projected state over some batches."""
         total, count = torch.zeros(1, dtype=torch.float32), 0
         for activations, batch in teachers:
             projected = self._project(activations, batch)
@@ -316,11 +320,14 @@ class _BoundHidden:
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
-        ours, theirs = self.widths
+        student_width, teacher_width = self.widths
         terms = [f"{self.declared.weight:g} x MSE", self.rule if self.rule != "none" else ""]
         terms += ["centered" if self.declared.center else ""]
         terms += ["selected" if self.declared.positions == "selected" else ""]
         law = self.declared.projection.kind + (" shared" if self.declared.shared_projection else "")
-        shape = f"{ours}x{theirs}" if self.adapter is None else f"{theirs}x{ours}"
+        shape = f"{student_width}x{teacher_width}"
+        if self.adapter is not None:
+            shape = f"{teacher_width}x{student_width}"
+        widths = f"{student_width} <- {teacher_width}"
         taps = f"{self.reads.student[0].label} <- {self.reads.teacher[0].label}"
-        return taps, " ".join(filter(None, terms)), f"{law} {shape}", f"{ours} <- {theirs}"
+        return taps, " ".join(filter(None, terms)), f"{law} {shape}", widths

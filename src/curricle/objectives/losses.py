@@ -1,20 +1,21 @@
-"""How far is the student from its target, in which unit, and summed over what?
+"""Loss functions between student and teacher outputs, as sums over rows.
 
-Each loss is one pure function of tensors. The last axis is compared, the axes before it are rows
-(positions or examples), and the result is the *sum* over the rows: the caller divides by the
-number of rows of the whole batch, so that micro-batches and ranks of different size add up to
-exactly the loss of one large batch.
+Each loss is a pure function of tensors. The last axis is compared, the axes before it are rows
+(positions or examples), and the result is the *sum* over the rows. The caller divides by the number
+of rows of the full batch, so that micro-batches and ranks of different size add up to exactly the
+loss of one large batch.
 
 Axes: row (any number of axes), width (of a hidden state), class (of logits).
 
-Design: low precisions are computed in float32, float64 stays; arguments stay as they are
-but where a name says `in_place`.
-Only the student's side gets a gradient, whether or not the caller has detached the other; the one
-exception is the temperature of `tempered_kl`, which may be learned.
+Design: low-precision inputs are computed in float32, float64 inputs in float64. Arguments are not
+modified, except by functions with `in_place` in their name. Only the student's side gets a
+gradient, also if the caller has not detached the teacher's; the only exception is the temperature
+of `tempered_kl`, which may be learned.
 Temperatures divide the logits of one side; no result is multiplied by a temperature, so the
 gradient for large equal temperatures falls with their square. Teacher temperature 0 means the
 teacher's arg-max as a one-hot distribution (ties: the first class). A class is absent if its logit
-is minus infinity on both sides, as in a padded vocabulary; it adds nothing to value or gradient.
+is minus infinity on both sides, as in a padded vocabulary; it contributes neither to value nor to
+gradient.
 
 References:
     [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Figure 1: mean squared error on projected
@@ -36,13 +37,13 @@ from torch.nn import functional
 from curricle.errors import SpecError
 
 NO_LABEL = -(2**31)
-"""Label that torch would skip; none that a user gives, so that -100 is an error too."""
+"""Ignored label for torch that no data set uses, so that -100 raises an error as well."""
 MANY_LOGITS = 2**14
-"""Logits from which a gradient of our own pays."""
+"""Number of logits from which the custom autograd function is faster."""
 LEAST_LOGIT = -1e30
-"""What stands for minus infinity where a logit is divided by a temperature that has a gradient."""
+"""Replacement of minus infinity for logits divided by a temperature that has a gradient."""
 LEAST_TEMPERATURE = 1e-30
-"""Least positive temperature; float32 still divides by it exactly enough."""
+"""Least positive temperature; division in float32 remains accurate enough."""
 
 
 def squared_error(
@@ -52,7 +53,7 @@ def squared_error(
 
     Args:
         student: The student's states.
-        target: What they should be, usually projected states of the teacher.
+        target: The states to match, usually projected states of the teacher.
 
     Returns:
         Sum over rows of the mean over the width, in squared units of the states; no factor 1/2.
@@ -70,12 +71,12 @@ def cross_entropy(
 ) -> Float[Tensor, ""]:
     """Return the cross-entropy of labels: sum over rows of -log softmax(s)[label].
 
-    No label is skipped: one that is no class, such as -100, is an error, since the caller's count
-    of rows would be wrong.
+    No label is ignored: a label outside the classes, such as -100, is an error, because the
+    caller's count of rows would be wrong.
 
     Args:
         student_logits: The student's logits.
-        labels: The right class of each row.
+        labels: The correct class of each row.
 
     Returns:
         Sum over rows, in nats.
@@ -98,7 +99,7 @@ def forward_kl(
     """Return KL(T || S): sum over rows and classes of T (log T - log S).
 
     T = softmax(t / teacher_temperature) and S = softmax(s / student_temperature). With teacher
-    temperature 0 it is the cross-entropy at the teacher's arg-max.
+    temperature 0 this is the cross-entropy at the teacher's arg-max.
 
     Args:
         student_logits: The student's logits s.
@@ -124,7 +125,7 @@ def forward_kl_in_place(
     student_temperature: float,
     teacher_temperature: float,
 ) -> Float[Tensor, ""]:
-    """Return `forward_kl`, and use the memory of both logits, which hold something else then."""
+    """Return `forward_kl`; the contents of both logits are undefined afterwards."""
     check_temperatures(student_temperature, teacher_temperature)
     temperatures = student_temperature, teacher_temperature
     return _forward_kl(student_logits, teacher_logits, temperatures, overwrites=True)
@@ -170,7 +171,7 @@ def generalized_jsd(
     JSD = beta KL(T || M) + (1 - beta) KL(S || M), with T and S as in `forward_kl`. Limits: it
     vanishes at both ends, JSD / beta -> KL(T || S) as beta -> 0 and JSD / (1 - beta) -> KL(S || T)
     as beta -> 1. Hence small beta behaves like forward and large beta like reverse KL. Libraries
-    that *define* beta = 0 and 1 as the two KL jump there; here the ends are refused.
+    that *define* beta = 0 and 1 as the two KL are discontinuous there; here the ends are errors.
 
     Args:
         student_logits: The student's logits s.
@@ -186,7 +187,7 @@ def generalized_jsd(
         SpecError: If `beta` is not strictly between 0 and 1.
 
     Source:
-        [A23]. Deviation: the ends of beta are refused.
+        [A23]. Deviation: the ends of beta are errors.
     """
     check_temperatures(student_temperature, teacher_temperature)
     if not 0 < beta < 1:
@@ -215,7 +216,7 @@ def tempered_kl(
     Args:
         student_logits: The student's logits s.
         teacher_logits: The teacher's logits t.
-        temperature: tau, one for all rows or one for each; dimensionless, positive.
+        temperature: tau, shared by all rows or per row; dimensionless, positive.
 
     Returns:
         Sum over rows, in nats times tau^2.
@@ -223,13 +224,13 @@ def tempered_kl(
     Source:
         [L22], equation of the loss; the factor as in Hinton et al. 2015, arXiv 1503.02531.
     """
-    # Minus infinity times the gradient 0 of an absent class would be no number.
+    # Minus infinity times the zero gradient of an absent class would be NaN.
     student = _widen(student_logits).clamp_min(LEAST_LOGIT)
     teacher = _widen(teacher_logits.detach()).clamp_min(LEAST_LOGIT)
     log_student = functional.log_softmax(student / temperature, dim=-1)
     log_teacher = functional.log_softmax(teacher / temperature, dim=-1)
-    likely = log_teacher.exp()
-    return (temperature.square() * likely * (log_teacher - log_student)).sum()
+    probabilities = log_teacher.exp()
+    return (temperature.square() * probabilities * (log_teacher - log_student)).sum()
 
 
 def total_variation(
@@ -284,7 +285,7 @@ def rms_normalize(
 def check_temperatures(
     student_temperature: float, teacher_temperature: float, *, soft_teacher_for: str = ""
 ) -> None:
-    """Check what can be known of two temperatures without any logits.
+    """Check two temperatures before any logits exist.
 
     Args:
         student_temperature: Softening of the student.
@@ -313,7 +314,7 @@ def check_temperatures(
 
 
 def _widen(tensor: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    # Asking first is cheaper than a `to` that has nothing to do.
+    # The comparison is cheaper than a `to` without effect.
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
     return tensor.float()
@@ -326,7 +327,7 @@ def _forward_kl(
     if target.dtype != wide.dtype:
         dtype = torch.promote_types(target.dtype, wide.dtype)
         wide, target = wide.to(dtype), target.to(dtype)
-    # Of few logits autograd's own calls cost less than one to our function.
+    # For few logits, autograd's built-in operations cost less than a custom function.
     has_gradient = wide.requires_grad and torch.is_grad_enabled()
     if wide.numel() >= MANY_LOGITS and has_gradient and not _is_transformed(wide, target):
         total: Tensor = _ForwardKL.apply(wide, target, temperatures, overwrites)  # type: ignore[no-untyped-call]
@@ -336,13 +337,13 @@ def _forward_kl(
 
 
 def _is_transformed(*tensors: Tensor) -> bool:
-    """Return whether `torch.func` looks on, which knows of autograd's functions only."""
+    """Return whether `torch.func` wraps a tensor, which `_ForwardKL` does not support."""
     return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))  # noqa: SLF001
 
 
 @final
 class _ForwardKL(torch.autograd.Function):
-    """`forward_kl` and its gradient (S - T) / temperature, in half of autograd's memory."""
+    """`forward_kl` with its gradient (S - T) / temperature, in half of autograd's memory."""
 
     @staticmethod
     def forward(  # noqa: PLR0917 - torch passes by position
@@ -357,7 +358,7 @@ class _ForwardKL(torch.autograd.Function):
             for logits, temperature in zip((student, teacher), temperatures, strict=True)
         )
         probabilities = log_teacher.exp()
-        # From here on all is changed in place: these are our own.
+        # In place from here on: all these tensors were allocated in this function.
         gap = log_teacher.sub_(log_student).masked_fill_(probabilities == 0, 0.0)
         total = gap.mul_(probabilities).sum()
         gradient = log_student.exp_().sub_(probabilities)
@@ -374,11 +375,11 @@ class _ForwardKL(torch.autograd.Function):
 def _log_probabilities(
     logits: Float[Tensor, "*row class"], temperature: float, *, overwrites: bool = False
 ) -> Float[Tensor, "*row class"]:
-    """Return log softmax(logits / temperature), the logarithm of a one-hot at temperature 0."""
+    """Return log softmax(logits / temperature); at temperature 0 the logarithm of a one-hot."""
     wide = _widen(logits)
     if overwrites and temperature == 1:
-        own = wide.detach()
-        return torch.log_softmax(own, dim=-1, out=own)
+        buffer = wide.detach()
+        return torch.log_softmax(buffer, dim=-1, out=buffer)
     if temperature == 0:
         first = wide.argmax(-1, keepdim=True)
         return torch.full_like(wide, float("-inf")).scatter(-1, first, 0.0)
@@ -393,6 +394,6 @@ def _kl(
     log_left: Float[Tensor, "*row class"], log_right: Float[Tensor, "*row class"]
 ) -> Float[Tensor, ""]:
     """Return KL(left || right), summed over rows, where 0 log 0 = 0 also in the gradient."""
-    left = log_left.exp()
-    gap = (log_left - log_right).masked_fill(left == 0, 0.0)
-    return (left * gap).sum()
+    probabilities = log_left.exp()
+    gap = (log_left - log_right).masked_fill(probabilities == 0, 0.0)
+    return (probabilities * gap).sum()

@@ -1,8 +1,8 @@
-"""How is a student's output compared with a teacher's, or with the labels of the data?
+"""Objectives on logits: matching a teacher's, or fitting the labels of the data.
 
-Both objectives read logits at the selected positions only, so a masked language model computes
-its head where a token was masked and nowhere else. If the data select none, logits are matched
-wherever the model gives them and the position holds data.
+Both objectives read logits at the selected positions only, so a masked language model computes its
+head at masked tokens and nowhere else. If the data select no positions, all positions with logits
+and data count.
 
 Axes: leading (example, position), row (counted positions), class.
 
@@ -44,14 +44,14 @@ from curricle.objectives.terms import (
     check_classes,
     check_positions,
     logits_of,
-    required,
+    require,
 )
 from curricle.specs import Plain, value
 
 LOGIT_AXES = 2
-"""Axes of logits at the least: rows and classes."""
+"""Minimum number of axes of logits: rows and classes."""
 FEWEST_CLASSES = 2
-"""A distribution over a single class is always the same."""
+"""Minimum number of classes; a distribution over a single class is constant."""
 
 
 @final
@@ -59,7 +59,8 @@ FEWEST_CLASSES = 2
 class MatchLogits:
     """Bring the student's output distribution close to the teacher's.
 
-    Mean over selected positions, in nats, times `student_temperature**2` if `scale` says so.
+    Mean over selected positions, in nats, times `student_temperature**2` with `scale`
+    `temperature_squared`.
 
     Source:
         Hinton et al. 2015 (arXiv 1503.02531) for the temperature; both papers of the curricula use
@@ -69,21 +70,21 @@ class MatchLogits:
 
     kind: Literal["logits"] = "logits"
     divergence: Divergence = ForwardKL()
-    """How the two distributions are compared."""
+    """Divergence of the two distributions."""
     teacher_temperature: float = Field(default=1.0, ge=0)
-    """Softening of the teacher; dimensionless; 0 takes its arg-max as a label."""
+    """Softening of the teacher; dimensionless; 0 uses its arg-max as a label."""
     student_temperature: float = Field(default=1.0, gt=0)
     """Softening of the student; dimensionless, positive."""
     scale: Literal["none", "temperature_squared"] = "none"
     """`temperature_squared` multiplies by the squared student temperature, which keeps the
-    gradient's size when both are softened alike."""
+    gradient's size if both temperatures are equal."""
     num_classes: int | None = Field(default=None, gt=0)
-    """How many classes count, the first ones, where vocabularies are padded to different sizes;
-    None counts all, which must then be equally many."""
+    """Number of leading classes to compare, for vocabularies padded to different sizes; None
+    compares all, and requires equal vocabularies."""
     chunk: Chunk | None = None
-    """Positions whose logits are held at one time, for large vocabularies: a number, `auto` for
-    256 MiB of a model's logits, on a CPU at most 512 positions, None for all. Heads must end in a
-    linear map."""
+    """Number of positions with logits in memory at one time, for large vocabularies: a number,
+    `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads
+    must end in a linear map."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 
@@ -100,9 +101,9 @@ class MatchLogits:
         return True
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return both logits, or what they come from."""
+        """Return both logits, or both heads with `chunk`."""
         check_problem_type(student, "student")
-        check_problem_type(required(teacher, "teacher"), "teacher")
+        check_problem_type(require(teacher, "teacher"), "teacher")
         if self.chunk is None:
             return Reads(student_logits=True, teacher_logits=True)
         return Reads(student_head=True, teacher_head=True)
@@ -111,18 +112,18 @@ class MatchLogits:
         """Return the term after checking the vocabularies.
 
         Raises:
-            BindError: If the numbers of classes differ and it is not said which count, there are
-                no two classes, or the positions of the logits are not those of the data.
+            BindError: If the numbers of classes differ without `num_classes`, there are fewer than
+                two classes, or the positions of the logits are not those of the data.
         """
         del reads, is_residual
-        shown = required(sample.teacher, "teacher")
+        teacher_activations = require(sample.teacher, "teacher")
         *leading, student = check_scores("student", _shape(self.chunk, sample.student))
-        *others, teacher = check_scores("teacher", _shape(self.chunk, shown))
+        *teacher_leading, teacher = check_scores("teacher", _shape(self.chunk, teacher_activations))
         if self.num_classes is None and student != teacher:
             raise BindError(
-                f"'vocabulary' of student and teacher must be equal to match logits, unless "
-                f"'num_classes' says how many of padded ones count; got {student} and {teacher} "
-                f"classes"
+                f"'vocabulary' of student and teacher must be equal to match logits; for padded "
+                f"vocabularies set 'num_classes' to the number of real classes; got {student} and "
+                f"{teacher} classes"
             )
         if self.num_classes is not None and self.num_classes > min(student, teacher):
             raise BindError(
@@ -131,44 +132,44 @@ class MatchLogits:
             )
         for owner, positions in (
             ("student", sample.student.positions),
-            ("teacher", shown.positions),
+            ("teacher", teacher_activations.positions),
         ):
             check_positions(f"'logits' of the {owner}", positions, sample.batch, kind=BindError)
-        if leading != others:
+        if leading != teacher_leading:
             raise BindError(
                 f"'logits' of student and teacher must have the same positions; "
-                f"got {tuple(leading)} and {tuple(others)}"
+                f"got {tuple(leading)} and {tuple(teacher_leading)}"
             )
-        everywhere = sample.batch.selected is None
-        rows = Rows.of("'logits'", leading, sample.batch) if everywhere else None
-        return BoundLogits(declared=self, rows=rows, known=self.num_classes or teacher)
+        selects_none = sample.batch.selected is None
+        rows = Rows.of("'logits'", leading, sample.batch) if selects_none else None
+        return BoundLogits(declared=self, rows=rows, num_classes=self.num_classes or teacher)
 
 
-def check_scores(who: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of logits after checking that they can be those of a distribution.
+def check_scores(role: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of logits after checking that they define a distribution.
 
     Args:
-        who: `student` or `teacher`.
+        role: `student` or `teacher`.
         shape: Their shape; classes on the last axis.
 
     Raises:
-        BindError: If there is one value an example or position.
+        BindError: If there is only a single value per example or position.
     """
     if len(shape) < LOGIT_AXES or shape[-1] < FEWEST_CLASSES:
         raise BindError(
-            f"'logits' of the {who} must have two classes or more to be compared as "
-            f"probabilities; got shape {shape}, one value each, as in regression or for a binary "
-            f"logit; a module that returns torch.cat([torch.zeros_like(z), z], dim=-1) has the two "
-            f"classes of a binary logit z, and MatchHidden matches states of any model"
+            f"'logits' of the {role} must have two classes or more to define probabilities; got "
+            f"shape {shape}, a single value each, as in regression or for a binary logit; for a "
+            f"binary logit z return torch.cat([torch.zeros_like(z), z], dim=-1), and for other "
+            f"models match hidden states by MatchHidden"
         )
     return shape
 
 
-def _shape(chunk: Chunk | None, shown: Activations) -> tuple[int, ...]:
-    """Return the shape of logits, also of those that are not computed."""
+def _shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ...]:
+    """Return the shape of logits; with `chunk` from the head, without computing them."""
     if chunk is None:
-        return tuple(logits_of(shown).shape)
-    head = required(shown.head, "head")
+        return tuple(logits_of(activations).shape)
+    head = require(activations.head, "head")
     return (*head.states.shape[:-1], head.num_classes)
 
 
@@ -179,14 +180,14 @@ class BoundLogits:
 
     declared: MatchLogits
     rows: Rows | None
-    """Where the logits count; None at the selected positions."""
-    known: int
-    """Number of classes that count."""
+    """Rows with counted logits; None for the selected positions."""
+    num_classes: int
+    """Number of classes to compare."""
 
     @property
     def target_facts(self) -> Plain:
-        """Return what the target depends on besides the teacher and the data."""
-        return {"kind": "logits", "num_classes": self.known}
+        """Return the dependencies of the target besides the teacher and the data."""
+        return {"kind": "logits", "num_classes": self.num_classes}
 
     @property
     def reads_selected(self) -> bool:
@@ -195,16 +196,16 @@ class BoundLogits:
 
     @property
     def sparse_temperature(self) -> float | None:
-        """Return the teacher's; None for a divergence that needs all classes."""
+        """Return the teacher's temperature; None for a divergence that needs all classes."""
         declared = self.declared
         return declared.teacher_temperature if isinstance(declared.divergence, ForwardKL) else None
 
     def count(self, batch: Batch) -> int:
-        """Return the number of selected positions, or of all with data if none are selected."""
+        """Return the number of selected positions; without selection, of all with data."""
         return batch.num_selected if self.rows is None else self.rows.count(batch)
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"] | LinearHead:
-        """Return the teacher's logits, or what they come from."""
+        """Return the teacher's logits, or its head with `chunk`."""
         if self.declared.chunk is None:
             return self.logits(teacher, batch)
         return self._head(teacher, batch).detached
@@ -212,13 +213,13 @@ class BoundLogits:
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
         """Return the divergence summed over selected positions, in nats."""
         declared = self.declared
-        found = required(target, "target")
-        if not isinstance(found, LinearHead):
-            total = self._known(student, found, batch)
+        target = require(target, "target")
+        if not isinstance(target, LinearHead):
+            total = self._divergence(student, target, batch)
         else:
             total = chunked_divergence(
                 self._head(student, batch),
-                found,
+                target,
                 declared.divergence,
                 student_temperature=declared.student_temperature,
                 teacher_temperature=declared.teacher_temperature,
@@ -227,10 +228,10 @@ class BoundLogits:
         squared = declared.student_temperature**2
         return total * squared if declared.scale == "temperature_squared" else total
 
-    def _known(
+    def _divergence(
         self, student: Activations, target: Tensor | SparseTarget, batch: Batch
     ) -> Float[Tensor, ""]:
-        """Return the divergence from a target that need not be multiplied out."""
+        """Return the divergence from computed logits or a sparse target."""
         chunk, compare = self.declared.chunk, self._comparison(target)
         if chunk is not None:
             return chunked_total(self._head(student, batch), compare, chunk=chunk)
@@ -247,24 +248,24 @@ class BoundLogits:
             )
         if target.temperature != declared.teacher_temperature:
             raise BindError(
-                f"'teacher_temperature' must be {target.temperature:g}, with which the stored "
-                f"targets were made; got {declared.teacher_temperature:g}"
+                f"'teacher_temperature' must be {target.temperature:g}, the temperature of the "
+                f"stored targets; got {declared.teacher_temperature:g}"
             )
         return lambda logits, rows: sparse_forward_kl(
             logits, target.at(rows), student_temperature=declared.student_temperature
         )
 
-    def logits(self, shown: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+    def logits(self, activations: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         """Return the counted logits of either model."""
-        logits = logits_of(shown)
-        check_positions("'logits'", shown.positions, batch)
+        logits = logits_of(activations)
+        check_positions("'logits'", activations.positions, batch)
         if self.declared.num_classes is not None:
             logits = logits[..., : self.declared.num_classes]
         return logits if self.rows is None else self.rows.take(logits, batch)
 
-    def _head(self, shown: Activations, batch: Batch) -> LinearHead:
-        check_positions("'logits'", shown.positions, batch)
-        head = required(shown.head, "head").first(self.declared.num_classes)
+    def _head(self, activations: Activations, batch: Batch) -> LinearHead:
+        check_positions("'logits'", activations.positions, batch)
+        head = require(activations.head, "head").first(self.declared.num_classes)
         if self.rows is None:
             return head
         return replace(head, states=self.rows.take(head.states, batch))
@@ -283,7 +284,7 @@ class FitLabels:
 
     kind: Literal["labels"] = "labels"
     chunk: Chunk | None = None
-    """As in `MatchLogits`. Where both have it, each multiplies out the student's logits."""
+    """As in `MatchLogits`. If both set it, each computes the student's logits."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 
@@ -293,7 +294,7 @@ class FitLabels:
         return False
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return the student's logits, or what they come from."""
+        """Return the student's logits, or its head with `chunk`."""
         del teacher
         check_problem_type(student, "student")
         return Reads(student_logits=self.chunk is None, student_head=self.chunk is not None)
@@ -302,13 +303,14 @@ class FitLabels:
         """Return the term after checking the labels of the first batch.
 
         Raises:
-            BindError: If the student's logits are not where the labels are, or have no two classes.
+            BindError: If the student's logits and the labels have different positions, or there are
+                fewer than two classes.
         """
         del reads, is_residual
-        batch, shown = sample.batch, sample.student
-        *leading, classes = check_scores("student", _shape(self.chunk, shown))
-        check_positions("'logits' of the student", shown.positions, batch, kind=BindError)
-        # Data without labels are refused when they are counted.
+        batch, student = sample.batch, sample.student
+        *leading, classes = check_scores("student", _shape(self.chunk, student))
+        check_positions("'logits' of the student", student.positions, batch, kind=BindError)
+        # Missing labels raise an error in `count`.
         if batch.labels is not None:
             _check_places(leading, batch, kind=BindError)
             check_classes(batch.labels, classes)
@@ -318,19 +320,19 @@ class FitLabels:
 def _check_places(
     leading: Sequence[int], batch: Batch, *, kind: type[CurricleError] = DataError
 ) -> None:
-    """Check that there are logits for each label; see `check_positions`."""
+    """Check that each label has logits; see `check_positions`."""
     if math.prod(leading) != batch.num_selected:
         places = "examples" if batch.selected is None else "selected positions"
         raise kind(
-            f"'logits' must be one for each label, of the {batch.num_selected} {places}; got shape "
-            f"{tuple(leading)}; labels with two axes, one a position, select positions"
+            f"'logits' must have one row for each label, for {batch.num_selected} {places}; got "
+            f"shape {tuple(leading)}; to select positions, give labels two axes (example, position)"
         )
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BoundLabels:
-    """`FitLabels`, which needs nothing else."""
+    """`FitLabels` with the student's number of classes."""
 
     declared: FitLabels
     label_classes: int
@@ -343,28 +345,28 @@ class _BoundLabels:
             BindError: If the data have no labels.
         """
         if batch.labels is None:
-            named = "" if isinstance(batch.inputs, Tensor) else f" of {[*batch.inputs]}"
+            names = "" if isinstance(batch.inputs, Tensor) else f" of {[*batch.inputs]}"
             raise BindError(
-                f"'labels' must be in the data to fit them, under that name; got batches{named} "
-                f"without{misplaced(batch.inputs)}"
+                f"'labels' must be in the data for FitLabels, under that name; got batches{names} "
+                f"without labels{misplaced(batch.inputs)}"
             )
         return batch.num_selected
 
     def target(self, teacher: Activations, batch: Batch) -> Tensor:
-        """Return the labels; never asked for, since no teacher is needed."""
+        """Return the labels; never called, since no teacher is needed."""
         del teacher
-        return required(batch.labels, "labels")
+        return require(batch.labels, "labels")
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the cross-entropy summed over labeled positions, in nats."""
         del target
-        labels, chunk = required(batch.labels, "labels"), self.declared.chunk
+        labels, chunk = require(batch.labels, "labels"), self.declared.chunk
         check_positions("'logits'", student.positions, batch)
         if chunk is None:
             logits = logits_of(student)
             _check_places(logits.shape[:-1], batch)
             return cross_entropy(logits, labels)
-        head = required(student.head, "head")
+        head = require(student.head, "head")
         _check_places(head.states.shape[:-1], batch)
         return chunked_cross_entropy(head, labels, chunk=chunk)
 

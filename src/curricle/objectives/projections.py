@@ -1,24 +1,24 @@
-"""How does a wide teacher state become a target of the student's width?
+"""Random projections of teacher states to the student's width.
 
-By a fixed random linear map A, drawn once for each layer pair. Every law here keeps one invariant:
-for each teacher state h the expected mean square of A h, over the draw of A, is the mean square of
-h. So the scale of a target does not depend on the law or on the student's width, and losses of
-different pairs can be compared. `Identity` keeps it without a draw.
+Each layer pair has a fixed random linear map A, sampled once. All laws here satisfy one invariant:
+for each teacher state h, the expected mean square of A h over the distribution of A is the mean
+square of h. Hence the scale of a target depends neither on the law nor on the student's width, and
+losses of different pairs are comparable. `Identity` satisfies it without sampling.
 
-`Learned` is the contrast: a trained map on the student's side, which only starts from such a draw.
+`Learned` differs: a trained map on the student's side with such a random initial value.
 
 Axes: student_width, teacher_width, word (a raw 64-bit random number), entry (of a matrix, counted
-row by row), vector and coordinate (of the vectors that are made orthonormal).
+row by row), vector and coordinate (of the vectors to orthonormalize).
 
-Design: a matrix is a pure function of (seed, law, name, widths, dtype). It starts from the raw
-words of the Philox counter generator, whose algorithm is published and fixed, and everything after
-that is done here in IEEE operations of a fixed order: the streams of `Generator.normal` and the
-rounding of a linear algebra library may change with a version, a processor or a thread count.
-Matrices are made on the CPU in float64, then cast, so that all devices and ranks hold the same.
+Design: a matrix is a pure function of (seed, law, name, widths, dtype). It uses the raw
+words of the Philox counter generator, a published and fixed algorithm, and all later operations are
+IEEE operations in a fixed order: the streams of `Generator.normal` and the rounding of a linear
+algebra library may change with a version, a processor or a thread count. Matrices are computed on
+the CPU in float64, then cast, so that they are equal on all devices and ranks.
 
 References:
     [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Figures 1 and 2: a random projection to the
-        student's width. The law is not printed there; variance 1 / teacher_width is ours.
+        student's width. The paper does not state the law; variance 1 / teacher_width is ours.
     [S11] Salmon et al. 2011, Parallel random numbers: as easy as 1, 2, 3 (Philox4x64-10).
     [M07] Mezzadri 2007, arXiv math-ph/0609050: orthogonal matrices from Gaussian ones.
     [R14] Romero et al. 2014, FitNets, arXiv 1412.6550, section 2.2: a trained regressor.
@@ -40,7 +40,7 @@ from curricle.seeding import derive
 from curricle.specs import value
 
 SHARED = "shared"
-"""Name of the projection that several layer pairs have in common."""
+"""Name of the projection shared by several layer pairs."""
 
 
 @final
@@ -50,7 +50,7 @@ class Gaussian:
 
     kind: Literal["gaussian"] = "gaussian"
     scale: float = Field(default=1.0, gt=0)
-    """Factor of all entries; without effect where states are normalized after the projection."""
+    """Factor of all entries; no effect if states are normalized after the projection."""
 
     def matrix(
         self,
@@ -65,10 +65,10 @@ class Gaussian:
 
         Args:
             seed: Seed of the run.
-            name: Name of the layer pair; another name gives an independent matrix.
+            name: Name of the layer pair; matrices of different names are independent.
             student_width: Number of rows.
             teacher_width: Number of columns.
-            dtype: What the float64 entries are cast to.
+            dtype: Type of the result; entries are computed in float64.
 
         Source:
             [GK25], [S11]; normals by the transform of Box and Muller.
@@ -99,10 +99,10 @@ class Sign:
 
         Args:
             seed: Seed of the run.
-            name: Name of the layer pair; another name gives an independent matrix.
+            name: Name of the layer pair; matrices of different names are independent.
             student_width: Number of rows.
             teacher_width: Number of columns.
-            dtype: What the float64 entries are cast to.
+            dtype: Type of the result; entries are computed in float64.
 
         Source:
             [GK25], [S11].
@@ -118,8 +118,8 @@ class Sign:
 class Orthogonal:
     """Orthonormal rows, or columns if the student is wider, uniform over all such matrices.
 
-    A student that is wider than its teacher gets columns of norm sqrt(student_width /
-    teacher_width), which keeps the mean square exactly. The time grows with
+    If the student is wider than its teacher, columns have norm sqrt(student_width /
+    teacher_width), which preserves the mean square exactly. The time grows with
     max(width) * min(width)**2: about 0.2 s at 256 x 768, 15 s at 1024 x 4096.
     """
 
@@ -138,10 +138,10 @@ class Orthogonal:
 
         Args:
             seed: Seed of the run.
-            name: Name of the layer pair; another name gives an independent matrix.
+            name: Name of the layer pair; matrices of different names are independent.
             student_width: Number of rows.
             teacher_width: Number of columns.
-            dtype: What the float64 entries are cast to.
+            dtype: Type of the result; entries are computed in float64.
 
         Source:
             [M07] with Gram-Schmidt in place of Householder reflections; scale ours.
@@ -150,8 +150,8 @@ class Orthogonal:
         key = derive(seed, f"projection/{self.kind}/{name}", student_width, teacher_width)
         vectors = _orthonormal(_normals(key, long * short).reshape(long, short))
         entries = vectors.T if student_width <= teacher_width else vectors
-        # Unit rows see 1 / teacher_width of the squared norm in expectation; unit columns pass all
-        # of it on, but spread over more coordinates than the teacher has.
+        # A unit row captures 1 / teacher_width of the squared norm in expectation. Unit columns
+        # preserve the norm, but distribute it over more coordinates than the teacher has.
         scaled = entries * math.sqrt(long / teacher_width)
         return torch.from_numpy(np.ascontiguousarray(scaled)).to(dtype)
 
@@ -159,7 +159,7 @@ class Orthogonal:
 @final
 @value
 class Identity:
-    """No projection: the student is compared with the teacher's own coordinates."""
+    """No projection: the student is compared with the teacher's coordinates."""
 
     kind: Literal["identity"] = "identity"
 
@@ -172,11 +172,11 @@ class Identity:
         teacher_width: int,
         dtype: torch.dtype = torch.float32,
     ) -> Float[Tensor, "student_width teacher_width"]:
-        """Return the identity matrix, which needs equal widths.
+        """Return the identity matrix, which requires equal widths.
 
         Args:
-            seed: Seed of the run; nothing is drawn.
-            name: Name of the layer pair, for the error sentence.
+            seed: Seed of the run; not used.
+            name: Name of the layer pair, for the error message.
             student_width: Number of rows.
             teacher_width: Number of columns.
             dtype: Type of the entries.
@@ -198,23 +198,23 @@ class Identity:
 class Learned:
     """A linear map from the student's width to the teacher's, trained with the student.
 
-    The other direction, a trained map of the teacher's state, is not offered: there map and
-    student agree perfectly at zero.
+    A trained map of the teacher's state is not offered: the loss would be zero if map and student
+    both vanished.
     """
 
     kind: Literal["learned"] = "learned"
 
     def adapter(self, *, seed: int, name: str, student_width: int, teacher_width: int) -> LinearMap:
-        """Return the map with its first values: normal, mean 0 and variance 1 / student_width.
+        """Return the map with its initial values: normal, mean 0 and variance 1 / student_width.
 
         Args:
             seed: Seed of the run.
-            name: Name of the layer pair; another name gives independent first values.
+            name: Name of the layer pair; initial values of different names are independent.
             student_width: Number of columns.
             teacher_width: Number of rows.
 
         Source:
-            [R14]. Deviation: a matrix alone, neither a convolution nor a bias.
+            [R14]. Deviation: only a matrix, without convolution and bias.
         """
         key = derive(seed, f"projection/{self.kind}/{name}", student_width, teacher_width)
         normals = _normals(key, student_width * teacher_width)
@@ -226,11 +226,11 @@ Projection = Annotated[
     Gaussian | Sign | Orthogonal | Identity | Learned,
     Field(discriminator="kind"),
 ]
-"""Field type of a projection; `kind` tells the laws apart."""
+"""Field type of a projection; `kind` selects the law."""
 
 
 def _words(key: int, count: int) -> UInt64[np.ndarray, " word"]:
-    """Return the first words of the Philox4x64-10 stream of a key, which starts at counter 1."""
+    """Return the first words of the Philox4x64-10 stream of a key, from counter 1 on."""
     words: UInt64[np.ndarray, " word"] = np.random.Philox(key=key, counter=0).random_raw(count)
     return words
 
@@ -255,34 +255,34 @@ def _normals(key: int, count: int) -> Float64[np.ndarray, " entry"]:
     radius = np.sqrt(-2.0 * np.log(uniforms[0::2]))
     angle = 2.0 * math.pi * uniforms[1::2]
     normals = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).ravel()[:count]
-    # Logarithm and cosine differ in the last bit between processors; 24 bits hide that.
+    # Logarithm and cosine differ in the last bit between processors; rounding to 24 bits hides it.
     return normals.astype(np.float32).astype(np.float64)
 
 
 def _orthonormal(
     vectors: Float64[np.ndarray, "coordinate vector"],
 ) -> Float64[np.ndarray, "coordinate vector"]:
-    """Return the vectors (columns) made orthonormal one after the other (Gram-Schmidt).
+    """Return the vectors (columns) after modified Gram-Schmidt orthonormalization.
 
-    Keeping the direction of what is left of each vector makes the result uniform (Haar) [M07].
-    The modified form loses digits with the condition number only; for normal entries about 1e-12
-    of orthogonality remains lost, far below the rounding of float32.
+    The result is uniform (Haar), because each residual keeps its direction [M07]. The error grows
+    linearly with the condition number; for normal entries the columns are orthogonal up to about
+    1e-12, far below the rounding of float32.
     """
-    left = vectors.copy()
-    for index in range(left.shape[1]):
-        current = left[:, index].copy()
-        products = _sum_rows(current[:, None] * left[:, index:])
-        left[:, index + 1 :] -= current[:, None] * (products[1:] / products[0])
-        left[:, index] = current / np.sqrt(products[0])
-    return left
+    basis = vectors.copy()
+    for index in range(basis.shape[1]):
+        current = basis[:, index].copy()
+        products = _sum_rows(current[:, None] * basis[:, index:])
+        basis[:, index + 1 :] -= current[:, None] * (products[1:] / products[0])
+        basis[:, index] = current / np.sqrt(products[0])
+    return basis
 
 
 def _sum_rows(
     terms: Float64[np.ndarray, "coordinate vector"],
 ) -> Float64[np.ndarray, " vector"]:
-    """Return the sum over rows, added in halves.
+    """Return the sum over rows by pairwise summation of halves.
 
-    The order is spelled out because numpy's own depends on the layout and its version.
+    The order is explicit, because that of numpy depends on the memory layout and the version.
     """
     while len(terms) > 1:
         half = len(terms) // 2

@@ -1,18 +1,18 @@
-"""How is a student compared with a distribution of which only some classes are known?
+"""Forward KL divergence from a sparse teacher distribution.
 
-A stored teacher does not keep all classes. A `SparseTarget` is what it kept of each row: classes
-with weights, and perhaps one bucket for the mass of all others. `sparse_forward_kl` compares a
-student with it, needs the student's logits and nothing of that size besides.
+Stored targets do not contain all classes. A `SparseTarget` holds, for each row, classes with
+weights and optionally one bucket for the mass of the remaining classes. `sparse_forward_kl`
+compares a student with it; beyond the student's logits it needs no tensor of their size.
 
-Axes: row (counted positions), class, draw (what is known of a row: drawn classes, which may repeat,
-or the most likely ones).
+Axes: row (counted positions), class, draw (stored classes of a row: sampled classes, which may
+repeat, or the most likely classes).
 
-Design: the loss is linear in the weights. So if their expectation is the teacher's distribution, as
-it is for drawn classes, the expected value and gradient are those of the forward KL divergence.
+Design: the loss is linear in the weights. If their expectation is the teacher's distribution, as
+for sampled classes, the expected value and gradient are those of the forward KL divergence.
 
 References:
-    [A25] Anshumann et al. 2025, arXiv 2503.16870: drawn classes teach without bias, the most likely
-        ones alone do not.
+    [A25] Anshumann et al. 2025, arXiv 2503.16870: sampled classes give unbiased gradients, top-k
+        classes do not.
 """
 
 from dataclasses import dataclass, replace
@@ -26,27 +26,27 @@ from torch import Tensor
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SparseTarget:
-    """What is known of the teacher's distribution at each row."""
+    """Sparse form of the teacher's distribution at each row."""
 
     ids: Int[Tensor, "row draw"]
     """Classes."""
     weights: Float[Tensor, "row draw"]
-    """Mass that each stands for; 0 where it stands for nothing."""
-    rest: Float[Tensor, " row"] | None = None
-    """Mass of all other classes together, compared as one; None if they have none."""
+    """Probability mass of each entry; 0 for unused entries."""
+    remaining_mass: Float[Tensor, " row"] | None = None
+    """Total mass of all other classes, compared as a single class; None without such a bucket."""
     constant: Float[Tensor, " row"]
-    """Added to each row's loss, in nats: the negative entropy of what is compared with, so that
-    the loss is (an estimate of) a divergence."""
+    """Added to each row's loss, in nats: the negative entropy of the target, so that the loss is
+    (an estimate of) a divergence."""
     temperature: float = 1.0
-    """Softening with which the teacher's distribution was made."""
+    """Softening of the teacher's distribution."""
 
     def at(self, rows: slice) -> "SparseTarget":
-        """Return what is known of some rows."""
+        """Return the target at some rows."""
         return replace(
             self,
             ids=self.ids[rows],
             weights=self.weights[rows],
-            rest=None if self.rest is None else self.rest[rows],
+            remaining_mass=None if self.remaining_mass is None else self.remaining_mass[rows],
             constant=self.constant[rows],
         )
 
@@ -59,27 +59,28 @@ def sparse_forward_kl(
 ) -> Float[Tensor, ""]:
     """Return the sum over rows of constant + sum of weight (-log S), with S as in `forward_kl`.
 
-    With a rest bucket the student's mass outside of the known classes is compared with the
-    teacher's as that of one class; this is a lower bound of the full divergence.
+    With `remaining_mass`, the masses of both models outside of the stored classes are compared as a
+    single class; this is a lower bound of the full divergence.
 
     Args:
-        student_logits: The student's logits; the only ones with a gradient.
-        target: What is known of the teacher.
+        student_logits: The student's logits; they get the gradient.
+        target: Sparse form of the teacher's distribution.
         student_temperature: Softening of the student; dimensionless, positive.
 
     Returns:
         Sum over rows, in nats.
 
     Source:
-        [A25] for drawn classes.
+        [A25] for sampled classes.
     """
     wide = student_logits if student_logits.dtype == torch.float64 else student_logits.float()
     scaled = wide / student_temperature
     norm = scaled.logsumexp(-1, keepdim=True)
-    log_known = scaled.gather(-1, target.ids) - norm
-    total = target.constant.sum() - (target.weights * log_known).sum()
-    if target.rest is None:
+    log_stored = scaled.gather(-1, target.ids) - norm
+    total = target.constant.sum() - (target.weights * log_stored).sum()
+    mass = target.remaining_mass
+    if mass is None:
         return total
-    others = scaled.scatter(-1, target.ids, float("-inf")).logsumexp(-1) - norm.squeeze(-1)
-    # All classes that are left may be padding, which no model gives anything.
-    return total - (target.rest * others.masked_fill(target.rest == 0, 0.0)).sum()
+    log_mass = scaled.scatter(-1, target.ids, float("-inf")).logsumexp(-1) - norm.squeeze(-1)
+    # If all remaining classes are padding, both masses are 0 and the product would be NaN.
+    return total - (mass * log_mass.masked_fill(mass == 0, 0.0)).sum()

@@ -1,17 +1,17 @@
-"""How is the temperature of a distillation learned against the student?
+"""Distillation with a temperature learned adversarially to the student.
 
-The student minimizes the divergence to its teacher and a temperature module maximizes it: the same
-gradient reaches both, with its sign turned on the way to the module by a *gradient reversal*. How
-strongly it is turned grows over the beginning of the stage, so that what the student has to match
-gets harder step by step: a curriculum of difficulty, without checkpoints and without layers.
+The student minimizes the divergence to its teacher and a temperature module maximizes it: both get
+the same gradient, with the opposite sign for the module by *gradient reversal*. The factor of the
+reversal grows at the beginning of the stage, so that the targets become harder step by step: a
+curriculum of difficulty, without checkpoints and without layers.
 
 Axes: row (counted positions), class, inputs, hidden.
 
 Unit: nats a counted position, the divergence times the squared temperature.
 
-Design: the module counts the updates of its stage in a buffer, so the engine needs to know nothing
-of the ramp and a checkpoint holds it. It reads the student's output without gradient: the student
-descends the loss at the temperatures that it is given, and does not try to move them.
+Design: the module counts the updates of its stage in a buffer, so the engine does not handle the
+ramp and checkpoints contain it. It reads the student's output without gradient: the student
+descends the loss at the current temperatures, without a gradient through them.
 
 References:
     [L22] Li et al. 2022, Curriculum temperature for knowledge distillation, arXiv 2211.16231.
@@ -41,20 +41,20 @@ from curricle.objectives.terms import (
     Reads,
     Sample,
     logits_of,
-    required,
+    require,
 )
 from curricle.specs import Plain, value
 
 FIRST_RAW = 1.0
 """u before training, as in the code of [L22]; with its range the temperature starts at 15.6."""
 HIDDEN = 64
-"""Hidden units of the instance variant if nothing is said."""
+"""Default number of hidden units of the instance variant."""
 
 
 @final
 @value
 class LearnedTemperature:
-    """Bring the student's output close to the teacher's at a temperature that works against it.
+    """Match the teacher's output at a temperature that is trained to maximize the loss.
 
     loss = label_weight * cross-entropy + divergence_weight * tau^2 KL(softmax(t / tau) ||
     softmax(s / tau)), mean over counted positions, with tau = least_temperature +
@@ -64,8 +64,8 @@ class LearnedTemperature:
 
     Source:
         [L22]. Deviations: lambda moves at every step, not once an epoch; a ramp is a share of the
-        stage. The public code holds the global variant only, so the sizes and first values of the
-        instance variant, and that it reads probabilities, are ours. With AdamW, which divides a
+        stage. The public code has the global variant only, so the sizes and initial values of the
+        instance variant, and its input (probabilities), are ours. With AdamW, which divides a
         gradient by its own size, lambda acts far less than with SGD.
     """
 
@@ -93,10 +93,10 @@ class LearnedTemperature:
     """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
-        """Check that the reversal rises and that nothing is set without effect.
+        """Check that the reversal does not fall, and that each field has an effect.
 
         Raises:
-            SpecError: If not.
+            SpecError: If the reversal falls, or `hidden` is set without a network.
         """
         if self.reversal_to < self.reversal_from:
             raise SpecError(
@@ -105,8 +105,8 @@ class LearnedTemperature:
             )
         if self.variant == "global" and self.hidden != HIDDEN:
             raise SpecError(
-                f"'hidden' must be left out with variant 'global', which has no network; "
-                f"got {self.hidden}"
+                f"'hidden' has no effect with variant 'global', which has no network; remove it "
+                f"(got {self.hidden})"
             )
 
     @property
@@ -119,19 +119,19 @@ class LearnedTemperature:
         return MatchLogits().reads(student, teacher)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
-        """Return the term with the first values of its temperature drawn.
+        """Return the term with a temperature at its initial values.
 
         Raises:
-            BindError: If the numbers of classes differ, or there is not one label for each
-                counted position.
+            BindError: If the numbers of classes differ, or the number of labels is not the number
+                of counted positions.
         """
         matched = MatchLogits().bind(reads, sample, is_residual=is_residual)
         logits = logits_of(sample.student)
         labels, rows = sample.batch.labels, logits.shape[:-1].numel()
         if self.label_weight and labels is not None and labels.numel() != rows:
             raise BindError(
-                f"'labels' must be one for each of the {rows} positions with logits; got "
-                f"{labels.numel()}; set 'label_weight' to 0 to do without them"
+                f"'labels' must have one label for each of the {rows} positions with logits; got "
+                f"{labels.numel()}; set 'label_weight' to 0 to train without labels"
             )
         adapter = Temperature(self, num_classes=logits.shape[-1], sample=sample)
         return _BoundTemperature(declared=self, matched=matched, adapter=adapter.to(logits.device))
@@ -139,17 +139,17 @@ class LearnedTemperature:
 
 @final
 class Temperature(nn.Module):
-    """Gives the temperature of each row, and turns the gradient that comes back."""
+    """Computes the temperature of each row, with a reversed gradient."""
 
     steps: Tensor
 
     def __init__(self, declared: LearnedTemperature, *, num_classes: int, sample: Sample) -> None:
-        """Set the first values.
+        """Set the initial values.
 
         Args:
             declared: Variant and ranges.
-            num_classes: Classes of either model.
-            sample: For the seed and the length of the stage.
+            num_classes: Number of classes of both models.
+            sample: Source of the seed and the length of the stage.
         """
         super().__init__()
         self._declared = declared
@@ -159,17 +159,19 @@ class Temperature(nn.Module):
         if declared.variant == "instance":
             sizes = (2 * num_classes, declared.hidden, 1)
             self.layers = nn.Sequential(
-                _drawn(sample.seed, *sizes[:2]), nn.ReLU(), _drawn(sample.seed, *sizes[1:])
+                _random_layer(sample.seed, *sizes[:2]),
+                nn.ReLU(),
+                _random_layer(sample.seed, *sizes[1:]),
             )
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def advance(self) -> None:
-        """Take note that the optimizer has made one more update."""
+        """Count one optimizer update."""
         self.steps += 1
 
     @property
     def reversal(self) -> Float[Tensor, ""]:
-        """Return lambda, which follows the updates made so far."""
+        """Return lambda after the updates counted so far."""
         declared = self._declared
         done = self.steps.clamp(max=self._ramp) / self._ramp
         rise = declared.reversal_to - declared.reversal_from
@@ -178,24 +180,24 @@ class Temperature(nn.Module):
     def forward(
         self, student_logits: Float[Tensor, "row class"], teacher_logits: Float[Tensor, "row class"]
     ) -> Float[Tensor, "#row 1"]:
-        """Return the temperature of each row, or one for all.
+        """Return the temperature of each row, or a single temperature for all rows.
 
         Args:
-            student_logits: Read by the instance variant, without gradient.
-            teacher_logits: The same.
+            student_logits: Input of the instance variant, without gradient.
+            teacher_logits: Likewise.
         """
         raw = self.raw.reshape(1, 1)
         if self.layers is not None:
             both = torch.cat([student_logits.detach(), teacher_logits.detach()], dim=-1)
             sides = both.unflatten(-1, (2, -1)).softmax(-1)
             raw = raw + self.layers(sides.flatten(-2))
-        turned: Tensor = _Reversal.apply(raw, self.reversal)  # type: ignore[no-untyped-call]
-        span = self._declared.temperature_span * torch.sigmoid(turned)
+        reversed_raw: Tensor = _Reversal.apply(raw, self.reversal)  # type: ignore[no-untyped-call]
+        span = self._declared.temperature_span * torch.sigmoid(reversed_raw)
         return self._declared.least_temperature + span
 
 
-def _drawn(seed: int, inputs: int, outputs: int) -> LinearMap:
-    """Return a layer whose first values have variance 1 / inputs."""
+def _random_layer(seed: int, inputs: int, outputs: int) -> LinearMap:
+    """Return a layer with random initial values of variance 1 / inputs."""
     return LinearMap(
         Gaussian().matrix(
             seed=seed,
@@ -208,7 +210,7 @@ def _drawn(seed: int, inputs: int, outputs: int) -> LinearMap:
 
 @final
 class _Reversal(torch.autograd.Function):
-    """The identity, whose gradient comes back times -lambda [G14]."""
+    """Identity with its gradient multiplied by -lambda [G14]."""
 
     @staticmethod
     def forward(ctx: Any, raw: Tensor, reversal: Tensor) -> Tensor:  # noqa: ANN401
@@ -228,19 +230,19 @@ class _BoundTemperature:
 
     declared: LearnedTemperature
     matched: BoundLogits
-    """Logits matched without a temperature: knows which rows count."""
+    """Logits matched without a temperature; selects the counted rows."""
     adapter: Temperature
 
     def count(self, batch: Batch) -> int:
         """Return the number of counted positions.
 
         Raises:
-            BindError: If labels are to be fitted and the data have none.
+            BindError: If `label_weight` is positive and the data have no labels.
         """
         if self.declared.label_weight and batch.labels is None:
             raise BindError(
                 f"'labels' must be in the data for 'label_weight' {self.declared.label_weight:g}; "
-                f"got batches without labels; set it to 0 to do without them"
+                f"got batches without labels; set it to 0 to train without labels"
                 f"{misplaced(batch.inputs)}"
             )
         return self.matched.count(batch)
@@ -251,24 +253,24 @@ class _BoundTemperature:
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss summed over counted positions, in nats."""
-        declared, teacher = self.declared, required(target, "target")
+        declared, teacher = self.declared, require(target, "target")
         logits = self.matched.logits(student, batch)
         total = declared.divergence_weight * tempered_kl(
             logits, teacher, self.adapter(logits, teacher)
         )
         if not declared.label_weight:
             return total
-        labels = required(batch.labels, "labels")
+        labels = require(batch.labels, "labels")
         return total + declared.label_weight * cross_entropy(logits, labels)
 
     @property
     def label_classes(self) -> int | None:
-        """Return the number of classes that labels may have; None if labels are not fitted."""
-        return self.matched.known if self.declared.label_weight else None
+        """Return the number of classes of labels; None if labels are not fitted."""
+        return self.matched.num_classes if self.declared.label_weight else None
 
     @property
     def target_facts(self) -> Plain:
-        """Return what the target depends on besides the teacher and the data."""
+        """Return the dependencies of the target besides the teacher and the data."""
         return self.matched.target_facts
 
     @property
@@ -278,16 +280,16 @@ class _BoundTemperature:
 
     @property
     def sparse_temperature(self) -> float | None:
-        """Return None: a temperature that is learned needs all classes."""
+        """Return None: a learned temperature needs all classes."""
         return None
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
         declared = self.declared
-        least = declared.least_temperature
+        lowest = declared.least_temperature
         terms = [
             f"{declared.weight * declared.divergence_weight:g} x tempered KL",
-            f"{declared.variant} T={least:g} to {least + declared.temperature_span:g}",
+            f"{declared.variant} T={lowest:g} to {lowest + declared.temperature_span:g}",
         ]
         if declared.label_weight:
             terms.append(f"+ {declared.weight * declared.label_weight:g} x cross-entropy")

@@ -1,15 +1,15 @@
-"""What does one term of a stage minimize?
+"""Interfaces of the terms of a stage's loss.
 
-An *objective* is a frozen value that says what is read from the student and the teacher and how
-the two are compared. Bound to models it becomes a `BoundObjective`, which turns the teacher's
-activations into a *target* (without gradient) and adds up the loss against it.
+An *objective* is a frozen value that declares which activations of student and teacher are read and
+how they are compared. Binding it to models gives a `BoundObjective`, which computes a *target* from
+the teacher's activations (without gradient) and the loss against it, summed over positions.
 
 Axes: leading (example, position), row (counted positions), width, selected, class.
 
 Scale: every objective returns a sum over positions; the engine divides by the number of positions
-of the whole batch, so gradient accumulation and several ranks give the mean of the whole batch.
+of the full batch, so gradient accumulation and several ranks give the mean over the full batch.
 
-Design: user code may bring its own objective; anything with the methods of `Objective` is taken.
+Design: user code may define objectives; any object with the methods of `Objective` is accepted.
 """
 
 import math
@@ -26,133 +26,133 @@ from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.protocols import conforms
 from curricle.specs import Plain
 
-Found = TypeVar("Found")
+Value = TypeVar("Value")
 
 MOST_WEIGHT = 1e6
-"""Largest factor of a term in a loss. Ratios of weights decide what is learned; far larger numbers
-overflow in the gradient, which a finite loss does not show."""
+"""Largest factor of a term in a loss. Only ratios of weights matter; far larger numbers overflow in
+the gradient even though the loss is finite."""
 Target = Any
-"""What the student is compared with: mostly a tensor, and only looked at by its objective."""
+"""Target of an objective: usually a tensor, read by that objective only."""
 
 
-def _turned(shape: tuple[int, ...], data: tuple[int, ...]) -> str:
-    """Return the way out for states that have positions first; empty for other shapes."""
+def _batch_first_remedy(shape: tuple[int, ...], data: tuple[int, ...]) -> str:
+    """Return a remedy for states with positions on the first axis; empty for other shapes."""
     if len(data) > 1 and shape[:2] == data[1::-1]:
-        return "; positions come first there, modules of torch take 'batch_first=True'"
+        return "; its first axis are positions, modules of torch accept 'batch_first=True'"
     return ""
 
 
-def required(found: Found | None, name: str) -> Found:
-    """Return what was found.
+def require(value: Value | None, name: str) -> Value:
+    """Return a value that an objective cannot do without.
 
     Raises:
         BindError: If it is None.
     """
-    if found is None:
+    if value is None:
         raise BindError(f"{name!r} must be given, since an objective reads it; got none")
-    return found
+    return value
 
 
 def check_positions(
     name: str,
-    found: Sequence[int] | None,
+    leading: Sequence[int] | None,
     batch: Batch,
     *,
     kind: type[CurricleError] = DataError,
 ) -> None:
-    """Check that a state or logits have the positions of the data, which labels and masks count.
+    """Check that a state or logits have the positions of the data, the index of labels and masks.
 
-    Every objective that takes rows by position calls this in each pass, as do evaluations. Only
-    shapes are compared, so a step on a GPU does not wait for it.
+    Every objective that selects rows by position calls this in each forward pass, as do
+    evaluations. Only shapes are compared, so it causes no synchronization with a GPU.
 
     Args:
-        name: What to call it in errors.
-        found: Its shape without the width; None if the model does not tell.
-        batch: The batch it belongs to.
-        kind: What to raise: `BindError` while binding.
+        name: Name of the state in error messages.
+        leading: Its shape without the width; None if the model does not report it.
+        batch: The batch of the forward pass.
+        kind: Class of the error: `BindError` while binding.
     """
-    if found is None or tuple(found) in {batch.positions, (math.prod(batch.positions),)}:
+    if leading is None or tuple(leading) in {batch.positions, (math.prod(batch.positions),)}:
         return
     raise kind(
-        f"{name} must have the positions {batch.positions} of the data; got {tuple(found)}: a "
-        f"model that adds positions, as prompt tuning does, or leaves some out cannot be compared "
-        f"by position"
+        f"{name} must have the positions {batch.positions} of the data; got {tuple(leading)}: a "
+        f"model that adds positions, as prompt tuning does, or drops some cannot be compared by "
+        f"position"
     )
 
 
 def check_classes(labels: Tensor, num_classes: int, where: str = " in the first batch") -> None:
-    """Check that labels are classes of the student; looks at values, so on a GPU it waits.
+    """Check that labels are classes of the student; reads values, so it synchronizes with a GPU.
 
     Args:
         labels: The labels.
-        num_classes: Number of classes that the student has.
-        where: Which batch it is, for people; empty where that is said elsewhere.
+        num_classes: Number of classes of the student.
+        where: Name of the batch in error messages; empty where the message has it elsewhere.
 
     Raises:
-        DataError: If one is none.
+        DataError: If a label is not a class.
     """
     if not labels.numel():
         return
     lowest, highest = map(int, labels.aminmax())
     if lowest < 0 or highest >= num_classes:
-        wrong = lowest if lowest < 0 else highest
+        label = lowest if lowest < 0 else highest
         raise DataError(
             f"'labels' must lie between 0 and {num_classes - 1}, the student's last class; got "
-            f"{wrong}{where}; positions without a class are marked by -100"
+            f"{label}{where}; mark positions without a class by -100"
         )
 
 
-def logits_of(shown: Activations) -> Tensor:
-    """Return the logits that a model has shown.
+def logits_of(activations: Activations) -> Tensor:
+    """Return the logits of a forward pass.
 
     Raises:
-        BindError: If there are none; it says what the model returns instead.
+        BindError: If there are none; the message describes the model's output.
     """
-    if shown.logits is None and shown.obscurity:
-        raise BindError(shown.obscurity)
-    return required(shown.logits, "logits")
+    if activations.logits is None and activations.obscurity:
+        raise BindError(activations.obscurity)
+    return require(activations.logits, "logits")
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The rows of a state that count, known before a batch is split and the model has run."""
+    """The counted rows of a state, determined before a batch is split and the model has run."""
 
     per_example: int | None
-    """Positions of an example that only the model knows, as with images or after pooling; None
-    for a state that has the positions of the data."""
+    """Positions per example defined by the model, as with images or after pooling; None for a
+    state with the positions of the data."""
 
     @classmethod
     def of(cls, name: str, leading: Sequence[int], batch: Batch) -> "Rows":
         """Return the rows of a state.
 
         Args:
-            name: What to call the state in errors.
+            name: Name of the state in error messages.
             leading: Its shape without the width.
-            batch: The batch it was seen with.
+            batch: The batch of the forward pass.
 
         Raises:
-            BindError: If its positions belong to no example, or padding cannot be told in them.
+            BindError: If its positions belong to no example, or padding among them is unknown.
         """
-        data, found = batch.positions, tuple(leading)
-        if found in {data, (math.prod(data),)}:
+        data, shape = batch.positions, tuple(leading)
+        if shape in {data, (math.prod(data),)}:
             return cls(None)
-        if found[:1] != data[:1]:
+        if shape[:1] != data[:1]:
             raise BindError(
-                f"{name} must have the {batch.num_examples} examples on its first axis; got {found}"
-                + _turned(found, data)
+                f"{name} must have the {batch.num_examples} examples on its first axis; got {shape}"
+                + _batch_first_remedy(shape, data)
             )
-        if batch.is_decoded and len(found) > 1:
+        if batch.is_decoded and len(shape) > 1:
             raise BindError(
-                f"{name} must have the positions {data} of the decoder, since masks and labels "
-                f"count those; got {found}; the states of an encoder cannot be matched yet"
+                f"{name} must have the positions {data} of the decoder, which masks and labels "
+                f"refer to; got {shape}; the states of an encoder cannot be matched yet"
             )
-        if batch.valid is not None and len(found) > 1:
+        if batch.valid is not None and len(shape) > 1:
             raise BindError(
-                f"{name} must have the positions {data} of the padded data, or one an example; "
-                f"got {found}"
+                f"{name} must have the positions {data} of the padded data, or a single position "
+                f"per example; got {shape}"
             )
-        return cls(math.prod(found[1:]))
+        return cls(math.prod(shape[1:]))
 
     def count(self, batch: Batch) -> int:
         """Return the number of rows in a batch."""
@@ -163,27 +163,29 @@ class Rows:
     def take(
         self, states: Shaped[Tensor, "*leading width"], batch: Batch
     ) -> Shaped[Tensor, "row width"]:
-        """Return the rows one below the other.
+        """Return the counted rows on a single axis.
 
         Raises:
-            DataError: If the positions are no longer those that were counted.
+            DataError: If the number of positions differs from that of the first batch.
         """
-        leading, each = tuple(states.shape[:-1]), self.per_example
-        if each is None:
+        leading, per_example = tuple(states.shape[:-1]), self.per_example
+        if per_example is None:
             check_positions("a state", leading, batch)
-        elif leading[:1] != (batch.num_examples,) or math.prod(leading[1:]) != each:
+        elif leading[:1] != (batch.num_examples,) or math.prod(leading[1:]) != per_example:
             raise DataError(
-                f"a state must keep its positions from batch to batch: {batch.num_examples * each} "
-                f"in this one; got {math.prod(leading)}"
+                f"a state must have the same positions per example in every batch, here "
+                f"{batch.num_examples * per_example} in total; got {math.prod(leading)}"
             )
         rows = states.flatten(0, -2)
-        return rows if each is not None or batch.valid is None else rows[batch.valid.flatten()]
+        if per_example is not None or batch.valid is None:
+            return rows
+        return rows[batch.valid.flatten()]
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reads:
-    """What an objective reads in one forward pass of each model."""
+    """Inputs of an objective from one forward pass of each model."""
 
     student: tuple[Place, ...] = ()
     """Places of the student."""
@@ -194,42 +196,42 @@ class Reads:
     teacher_logits: bool = False
     """Whether the teacher's logits are read."""
     student_head: bool = False
-    """Whether what the student's logits come from is read instead."""
+    """Whether the student's head (states and last linear map) is read in place of logits."""
     teacher_head: bool = False
-    """Whether what the teacher's logits come from is."""
+    """Whether the teacher's head is read in place of logits."""
 
 
-def merged(each: Sequence[Reads], *, whole: bool) -> Reads:
-    """Return what several objectives read together.
+def merge_reads(all_reads: Sequence[Reads], *, full_student: bool) -> Reads:
+    """Return the union of the reads of several objectives.
 
     Args:
-        each: What each of them reads.
-        whole: Whether the student runs to its end in any case.
+        all_reads: The reads of each objective.
+        full_student: Whether the student runs to its end in any case.
     """
-    student_head = any(reads.student_head for reads in each)
-    student_logits = any(reads.student_logits for reads in each)
+    student_head = any(reads.student_head for reads in all_reads)
+    student_logits = any(reads.student_logits for reads in all_reads)
     return Reads(
-        student=tuple(dict.fromkeys(place for reads in each for place in reads.student)),
-        teacher=tuple(dict.fromkeys(place for reads in each for place in reads.teacher)),
-        # A pass that ends before the last linear map runs the whole student, too.
-        student_logits=student_logits or (whole and not student_head),
-        teacher_logits=any(reads.teacher_logits for reads in each),
+        student=tuple(dict.fromkeys(place for reads in all_reads for place in reads.student)),
+        teacher=tuple(dict.fromkeys(place for reads in all_reads for place in reads.teacher)),
+        # A pass that ends before the last linear map also runs all blocks of the student.
+        student_logits=student_logits or (full_student and not student_head),
+        teacher_logits=any(reads.teacher_logits for reads in all_reads),
         student_head=student_head,
-        teacher_head=any(reads.teacher_head for reads in each),
+        teacher_head=any(reads.teacher_head for reads in all_reads),
     )
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """What an objective may look at while it is bound: one batch and what both models show."""
+    """Inputs of `Objective.bind`: one batch and the activations of both models."""
 
     batch: Batch
     """The batch."""
     student: Activations
-    """The student's activations at the places the objective reads."""
+    """The student's activations at the places of the objective."""
     teacher: Activations | None
-    """The teacher's, if the objective needs one."""
+    """The teacher's activations; None for an objective without teacher."""
     seed: int
     """Seed of the run, for projections."""
     num_steps: int = 1
@@ -238,29 +240,29 @@ class Sample:
 
 @runtime_checkable
 class BoundObjective(Protocol):
-    """An objective with its models known.
+    """An objective bound to its models.
 
-    One that trains a module besides is an `OwnsAdapter`; one that looks at the teacher's
-    activations before training `Calibrates`.
+    It may also implement `OwnsAdapter`, to train a module beside the student, and `Calibrates`, to
+    read the teacher's activations before training.
     """
 
     def count(self, batch: Batch) -> int:
-        """Return the number of positions that the loss is a mean over."""
+        """Return the number of positions in the mean of the loss."""
         ...
 
     def target(self, teacher: Activations, batch: Batch) -> Target:
-        """Return what the student is compared with; called without gradient."""
+        """Return the target of the student; called without gradient."""
         ...
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Tensor:
         """Return the loss summed over the counted positions, with gradient to the student.
 
-        `target` is what `target` gave; None without a teacher.
+        `target` is the result of `target`; None without a teacher.
         """
         ...
 
     def describe(self) -> tuple[str, str, str, str]:
-        """Return what `plan` prints: taps, objective, projection, widths."""
+        """Return the columns of `plan`: taps, objective, projection, widths."""
         ...
 
 
@@ -270,23 +272,24 @@ class Calibrates(Protocol):
 
     @property
     def wants_calibration(self) -> bool:
-        """Return whether it needs them: whether `calibrated` is to be called before training."""
+        """Return whether `calibrated` must be called before training."""
         ...
 
     def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the objective with the statistics of the given batches."""
+        """Return the objective with the statistics of some batches."""
         ...
 
 
 @runtime_checkable
 class Storable(Protocol):
-    """A bound objective whose target may be made beforehand and read by other runs."""
+    """A bound objective with targets that may be precomputed and read by other runs."""
 
     @property
     def target_facts(self) -> Plain:
-        """Return, as plain data, what `target` depends on besides the teacher and the data.
+        """Return, as plain data, the dependencies of `target` besides the teacher and the data.
 
-        What begins with `projection_` tells draws apart; targets of other draws serve as well.
+        Keys with the prefix `projection_` identify a random projection; targets of another random
+        projection are equally valid.
         """
         ...
 
@@ -297,7 +300,7 @@ class Storable(Protocol):
 
     @property
     def sparse_temperature(self) -> float | None:
-        """Return the softening of a `SparseTarget` that `total` can read; None if it reads none."""
+        """Return the temperature of a `SparseTarget` for `total`; None if it accepts none."""
         ...
 
 
@@ -307,12 +310,12 @@ class ReadsLabels(Protocol):
 
     @property
     def label_classes(self) -> int | None:
-        """Return the number of classes that labels may have; None if labels are not read."""
+        """Return the number of classes of labels; None if labels are not read."""
         ...
 
 
-def uncalibrated(objective: BoundObjective) -> Calibrates | None:
-    """Return an objective that needs statistics before training; None if it needs none."""
+def pending_calibration(objective: BoundObjective) -> Calibrates | None:
+    """Return the objective if it needs statistics before training; None if it needs none."""
     if conforms(objective, Calibrates) and objective.wants_calibration:
         return objective
     return None
@@ -337,5 +340,5 @@ class Objective(Protocol):
         ...
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
-        """Return the term bound to what both models show; `BindError` if they do not fit."""
+        """Return the term bound to sample activations; `BindError` if the models do not fit."""
         ...

@@ -1,1 +1,1 @@
-"""Probes: measurements of a model that never change its training."""
+"""Probes: measurements of a model without influence on its training."""

@@ -1,20 +1,20 @@
-"""Which bits of its input does a network follow, alone and in products?
+"""Correlations of a network's outputs and hidden states with input bits and their products.
 
 The probe of the sparse-parity experiments: a monomial of degree r is the product
 chi_T(x) = prod_{i in T} x_i of r input bits, each -1 or +1. A network that computes the parity of
-the support S follows chi_S alone; while it is still learning, its output also follows monomials of
-lower degree inside S, and that is what shows a student which bits matter. So the output is held
-against all C(k,r) monomials inside the support and against random ones that are not.
+the support S correlates with chi_S only. During training its output also correlates with monomials
+of lower degree inside S, and these reveal the relevant bits to a student. So the output is compared
+with all C(k,r) monomials inside the support and with random monomials that are not inside it.
 
-Axes: example, input (bits of an example), subset (monomials), member (bits of one), width.
+Axes: example, input (bits of an example), subset (monomials), member (bits of a monomial), width.
 
 Design: bits may come as floats (-1 and +1) or as tokens (0 stands for +1, 1 for -1, as in the
-transformer experiments). Sums are taken in float64 and in portions of the examples.
+transformer experiments). Sums are computed in float64, in chunks of the examples.
 
 Source:
     Panigrahi et al. 2024 (arXiv 2410.05464), sparse parity: |mean(chi_T(x) p_1(x))| over 100,000
-    fresh samples, 100 random subsets a degree. Deviation: random subsets are all different; where
-    there are no more than asked for, all are taken.
+    fresh samples, 100 random subsets a degree. Deviation: random subsets are distinct; if
+    there are no more than requested, all are used.
     Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 2: correlations of hidden states with single
     bits, here as root mean square over units, which is the spread over random projections.
 """
@@ -35,7 +35,7 @@ from curricle.models.tapped import Tap, TappedModel
 from curricle.probes.readings import selected_logits, selected_rows
 
 NUM_OUTSIDE: Final = 100
-"""Random monomials of each degree that are not inside the support."""
+"""Number of random monomials per degree that are not inside the support."""
 EXAMPLES_AT_ONCE: Final = 8192
 
 
@@ -49,20 +49,20 @@ def output_correlations(
     class_number: int = 1,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return how strongly the output follows monomials inside the support and outside of it.
+    """Return correlations of the output with monomials inside and outside the support.
 
     The numbers are `in_<r>_mean`, `in_<r>_max`, `out_<r>_mean` and `out_<r>_max` for every degree
     r: mean and maximum over monomials T of |mean(chi_T(x) p(x))|, where p is the softmax
-    probability of one class; 1/2 at most, 0 for independence. With n examples chance alone gives
+    probability of one class; 1/2 at most, 0 for independence. With n examples chance gives
     about sqrt(2 mean(p^2) / (pi n)) on average, also where p does not depend on x.
 
     Args:
         model: A classifier of bits.
-        batch: Fresh examples, the more the better; one logit vector an example.
-        support: The bits whose parity is the label.
+        batch: Fresh examples, the more the better; one logit vector per example.
+        support: The bits of the label's parity.
         max_degree: Largest degree; None goes up to the size of the support.
-        num_outside: Random monomials of each degree; those outside are left out if it is 0.
-        class_number: Class whose probability is taken.
+        num_outside: Number of random monomials per degree; 0 omits the `out` numbers.
+        class_number: Class of the probability p.
         seed: Seed of the random monomials.
     """
     bits = signs(batch)
@@ -73,30 +73,30 @@ def output_correlations(
         sides = {
             "in": inside_monomials(support, degree),
             "out": outside_monomials(
-                bits.shape[1], support, degree=degree, most=num_outside, seed=seed
+                bits.shape[1], support, degree=degree, limit=num_outside, seed=seed
             ),
         }
         for side, subsets in sides.items():
             if len(subsets):
-                found = monomial_correlations(bits, probabilities, subsets).abs()
-                numbers[f"{side}_{degree}_mean"] = float(found.mean())
-                numbers[f"{side}_{degree}_max"] = float(found.max())
+                sizes = monomial_correlations(bits, probabilities, subsets).abs()
+                numbers[f"{side}_{degree}_mean"] = float(sizes.mean())
+                numbers[f"{side}_{degree}_max"] = float(sizes.max())
     return numbers
 
 
 def hidden_correlations(
     model: TappedModel, batch: Batch, *, support: Collection[int], taps: Sequence[Tap]
 ) -> dict[str, float]:
-    """Return how strongly hidden states follow single bits inside and outside the support.
+    """Return correlations of hidden states with single bits inside and outside the support.
 
     The numbers are `tap_<l>_in_rms` and `tap_<l>_out_rms`: the root mean square, over bits and
     units, of mean(x_i (h_j - mean h_j)), in units of the hidden state.
 
     Args:
-        model: Any network that reads bits.
-        batch: Fresh examples; one hidden state an example, or selected positions.
-        support: The bits whose parity is the label.
-        taps: Where to read.
+        model: Any network on bits.
+        batch: Fresh examples; one hidden state per example, or selected positions.
+        support: The bits of the label's parity.
+        taps: Taps of the model.
     """
     bits = signs(batch)
     inside = torch.zeros(bits.shape[1], dtype=torch.bool)
@@ -114,7 +114,7 @@ def signs(batch: Batch) -> Float[Tensor, "example input"]:
     """Return the input bits of a batch as -1 and +1; tokens 0 and 1 stand for +1 and -1.
 
     Raises:
-        BindError: If the inputs are no rows of bits.
+        BindError: If the inputs are not rows of bits.
     """
     inputs = batch.leading
     bits = inputs if batch.is_flat else (1 - 2 * inputs).to(torch.float32)
@@ -158,42 +158,42 @@ def inside_monomials(support: Collection[int], degree: int) -> Int[Tensor, "subs
 
 
 def outside_monomials(
-    num_inputs: int, support: Collection[int], *, degree: int, most: int, seed: int
+    num_inputs: int, support: Collection[int], *, degree: int, limit: int, seed: int
 ) -> Int[Tensor, "subset member"]:
-    """Return random subsets of the inputs that are not inside the support, all different.
+    """Return distinct random subsets of the inputs that are not inside the support.
 
     Args:
         num_inputs: Number of bits.
-        support: Bits of which at least one other must be in every subset.
+        support: The support; every subset has at least one bit outside of it.
         degree: Size of the subsets.
-        most: How many; where there are fewer, all are returned, in order.
-        seed: Seed of the draw; each degree has a stream of its own.
+        limit: Number of subsets; if fewer exist, all are returned, in order.
+        seed: Seed; each degree has its own stream.
 
     Raises:
-        SpecError: If a negative number is asked for.
+        SpecError: If `limit` is negative.
     """
-    if most < 0:
-        raise SpecError(f"'num_outside' must not be negative; got {most}")
+    if limit < 0:
+        raise SpecError(f"'num_outside' must not be negative; got {limit}")
     inside = set(_members(support, num_inputs))
-    if math.comb(num_inputs, degree) - math.comb(len(inside), degree) <= most:
+    if math.comb(num_inputs, degree) - math.comb(len(inside), degree) <= limit:
         every = combinations(range(num_inputs), degree)
         subsets = [subset for subset in every if not inside.issuperset(subset)]
         return torch.tensor(subsets, dtype=torch.long).reshape(-1, degree)
     generator = seeding.generator(seed, "probe/monomials", degree)
-    found: dict[tuple[int, ...], None] = {}
-    while len(found) < most:
-        # The largest of random numbers are at random places, without repetition.
-        drawn = torch.rand(most, num_inputs, generator=generator).topk(degree).indices
-        rows = map(tuple, drawn.sort(dim=-1).values.tolist())
-        found |= dict.fromkeys(subset for subset in rows if not inside.issuperset(subset))
-    return torch.tensor(list(found)[:most])
+    distinct: dict[tuple[int, ...], None] = {}
+    while len(distinct) < limit:
+        # The indices of the largest random numbers are a uniform sample without replacement.
+        indices = torch.rand(limit, num_inputs, generator=generator).topk(degree).indices
+        rows = map(tuple, indices.sort(dim=-1).values.tolist())
+        distinct |= dict.fromkeys(subset for subset in rows if not inside.issuperset(subset))
+    return torch.tensor(list(distinct)[:limit])
 
 
 def _degrees(support: Collection[int], max_degree: int | None) -> range:
     """Return the degrees from 1 on.
 
     Raises:
-        SpecError: If the largest is not between 1 and the size of the support.
+        SpecError: If the largest degree is not between 1 and the size of the support.
     """
     size = len(set(support))
     last = size if max_degree is None else max_degree
@@ -208,7 +208,7 @@ def _members(support: Collection[int], num_inputs: int) -> list[int]:
     """Return the bits of the support in order.
 
     Raises:
-        SpecError: If there is none, or one that is no input.
+        SpecError: If the support is empty or contains a number that is not an input.
     """
     members = sorted(set(support))
     if not members or members[0] < 0 or members[-1] >= num_inputs:
@@ -225,7 +225,7 @@ def _probabilities(
     logits = selected_logits(model, batch)
     if len(logits) != batch.num_examples:
         raise BindError(
-            f"'batch' must select one position an example; got {len(logits)} logit vectors of "
+            f"'batch' must select one position per example; got {len(logits)} logit vectors for "
             f"{batch.num_examples} examples"
         )
     if not 0 <= class_number < logits.shape[1]:

@@ -1,7 +1,7 @@
-"""How are a probe's numbers recorded while a student trains?
+"""Evaluators that record probes during training.
 
-The loop is told what to measure by an evaluator, a function from a model to named metrics.
-`with_probes` returns one that gives an evaluator's metrics and the numbers of probes:
+The training loop calls an evaluator, a function from a model to named metrics. `with_probes`
+extends an evaluator by the numbers of probes:
 
     evaluate = with_probes(
         label_metrics(held_out, device),
@@ -10,8 +10,9 @@ The loop is told what to measure by an evaluator, a function from a model to nam
     )
     curricle.distill(student, teacher, curriculum, data, evaluation=evaluate)
 
-They land in the run's records beside the metrics, named `<probe>/<number>`. Neither the loop nor
-the training changes: evaluations take no training time, and probes draw from streams of their own.
+The numbers appear in the run's records beside the metrics, as `<probe>/<number>`. Neither the loop
+nor the training changes: evaluations do not count as training time, and probes use separate random
+streams.
 """
 
 from collections.abc import Callable, Mapping
@@ -22,16 +23,16 @@ from curricle.models.tapped import TappedModel
 from curricle.probes.readings import Probe
 
 Measure = Callable[[TappedModel], dict[str, float]]
-"""What the loop calls an evaluator."""
+"""An evaluator of the training loop."""
 
 
 def with_probes(evaluate: Measure, probes: Mapping[str, Probe], batch: Batch) -> Measure:
-    """Return an evaluator that gives the metrics of another one and the numbers of probes.
+    """Return an evaluator of the metrics of another evaluator and the numbers of probes.
 
     Args:
-        evaluate: Gives the metrics by which the run is judged.
-        probes: Probes by the name that their numbers shall carry.
-        batch: What the probes read, the same every time.
+        evaluate: Evaluator of the run's metrics.
+        probes: Probes by name, the prefix of their numbers.
+        batch: Input of the probes, the same in every evaluation.
 
     Raises:
         SpecError: If a probe has no name.
@@ -42,7 +43,8 @@ def with_probes(evaluate: Measure, probes: Mapping[str, Probe], batch: Batch) ->
     def measure(model: TappedModel) -> dict[str, float]:
         numbers = dict(evaluate(model))
         for name, probe in probes.items():
-            numbers |= {f"{name}/{part}": one for part, one in probe(model, batch).items()}
+            for key, number in probe(model, batch).items():
+                numbers[f"{name}/{key}"] = number
         return numbers
 
     return measure

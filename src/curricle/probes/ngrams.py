@@ -1,22 +1,21 @@
-"""Does a masked language model go by its nearest neighbors, or by more?
+"""Reliance of masked language models on n-gram windows.
 
-One position p is masked and the model's distribution there is the reference. Then more of the
-context is hidden, and the distance to the reference tells what the hidden part was good for:
+A position p is masked; the model's distribution there is the reference. Then more of the context is
+hidden, and the distance to the reference measures the effect of the hidden tokens:
 
-- `robust`: the other tokens of the n-gram window around p are hidden as well. Large means that the
-  prediction leans on the near window.
-- `close`: everything outside the window is hidden. Small means that the near window alone already
-  gives the prediction.
+- `robust`: the other tokens of the n-gram window around p are also hidden. A large distance means
+  that the prediction depends on the window.
+- `close`: all tokens outside the window are hidden. A small distance means that the window alone
+  determines the prediction.
 
-A teacher in its transition leans on short windows, and later less and less: that is the implicit
-curriculum of the text and grammar experiments.
+A teacher in its phase transition relies on short windows, and later less and less: this is the
+implicit curriculum of the text and grammar experiments.
 
-Axes: example, position, class, sample (a masked position of an example that holds data).
+Axes: example, position, class, sample (a masked position with data of an example).
 
-Design: what is hidden is replaced by the mask token and, as in the training data of the paper, left
-out of everyone's attention; a model trained without such gaps is thrown off by them, so they can be
-left out. Positions beyond an example's data are skipped, and a window that
-reaches beyond its ends is cut there.
+Design: hidden tokens are replaced by the mask token and, as in the training data of the paper,
+excluded from attention. A model trained without such gaps may fail on them, so `hides_attention`
+can be disabled. Positions beyond an example's data are skipped, and windows are cut at its ends.
 
 Source:
     Panigrahi et al. 2024 (arXiv 2410.05464), M_robust and M_close as computed by its code: the L1
@@ -41,7 +40,7 @@ from curricle.probes.readings import selected_logits
 POSITIONS: Final = tuple(range(30, 421, 30))
 """Masked positions of the paper, for sequences of about 300 tokens."""
 SIZES: Final = (3, 5)
-"""Window sizes of the paper's figures; its code also knows 2 and 4."""
+"""Window sizes of the paper's figures; its code also has 2 and 4."""
 PERCENTILES: Final = (25, 75)
 
 
@@ -54,20 +53,20 @@ def ngram_reliance(
     sizes: Sequence[int] = SIZES,
     hides_attention: bool = True,
 ) -> dict[str, float]:
-    """Return how much a masked language model relies on short windows.
+    """Return the reliance of a masked language model on short windows.
 
     The numbers are `robust_<n>_<statistic>` and `close_<n>_<statistic>` for every window size n,
     with the statistics `median`, `mean`, `sd`, `p25` and `p75` over (example, position).
 
     Args:
-        model: A masked language model that reads `input_ids` and `attention_mask`.
-        batch: Whole sequences; tokens hidden for training are put back first.
+        model: A masked language model with inputs `input_ids` and `attention_mask`.
+        batch: Full sequences; tokens masked for training are restored first.
         mask_token: Id of the mask token.
-        positions: Which positions are masked, one after another.
+        positions: Positions to mask, one after another.
         sizes: Window sizes n; a window is {p - n//2, ..., p + (n-1)//2}.
-        hides_attention: Whether hidden tokens are also left out of the attention.
+        hides_attention: Whether hidden tokens are also excluded from attention.
     """
-    found = ngram_distances(
+    distances = ngram_distances(
         model,
         batch,
         mask_token=mask_token,
@@ -77,8 +76,8 @@ def ngram_reliance(
     )
     return {
         f"{name}_{statistic}": number
-        for name, distances in found.items()
-        for statistic, number in _statistics(distances).items()
+        for name, samples in distances.items()
+        for statistic, number in _statistics(samples).items()
     }
 
 
@@ -94,26 +93,26 @@ def ngram_distances(
     """Return the distances behind `ngram_reliance`, as `robust_<n>` and `close_<n>`.
 
     Args:
-        model: A masked language model that reads `input_ids` and `attention_mask`.
-        batch: Whole sequences; tokens hidden for training are put back first.
+        model: A masked language model with inputs `input_ids` and `attention_mask`.
+        batch: Full sequences; tokens masked for training are restored first.
         mask_token: Id of the mask token.
-        positions: Which positions are masked, one after another.
+        positions: Positions to mask, one after another.
         sizes: Window sizes.
-        hides_attention: Whether hidden tokens are also left out of the attention.
+        hides_attention: Whether hidden tokens are also excluded from attention.
 
     Raises:
-        SpecError: If a size is below 2, a position below 1, or there is none of them.
+        SpecError: If a size is below 2, a position below 1, or either list is empty.
         DataError: If no example reaches the first position.
     """
-    for name, least, numbers in (("sizes", 2, sizes), ("positions", 1, positions)):
-        if min(numbers, default=0) < least:
-            raise SpecError(f"{name!r} must be numbers from {least} on; got {list(numbers)}")
-    whole = _Sequences.of(batch)
-    found: dict[str, list[Tensor]] = {
+    for name, minimum, numbers in (("sizes", 2, sizes), ("positions", 1, positions)):
+        if min(numbers, default=0) < minimum:
+            raise SpecError(f"{name!r} must be numbers from {minimum} on; got {list(numbers)}")
+    sequences = _Sequences.of(batch)
+    distances: dict[str, list[Tensor]] = {
         f"{kind}_{size}": [] for size in sizes for kind in ("robust", "close")
     }
     for position in positions:
-        reaching = whole.reaching(position, longer_than=max(sizes))
+        reaching = sequences.reaching(position, longer_than=max(sizes))
         if not len(reaching.tokens):
             continue
         predict = partial(
@@ -130,28 +129,28 @@ def ngram_distances(
             inside = _window(reaching, position, size)
             for kind, hidden in (("robust", inside), ("close", ~inside | alone)):
                 distance = (predict(hidden) - reference).abs().sum(-1)
-                found[f"{kind}_{size}"].append(distance.cpu())
-    if not any(found.values()):
+                distances[f"{kind}_{size}"].append(distance.cpu())
+    if not any(distances.values()):
         raise DataError(
             f"'positions' must lie inside sequences that are longer than {max(sizes)} tokens; "
-            f"got {list(positions)} for sequences of up to {int(whole.valid.sum(1).max())}"
+            f"got {list(positions)} for sequences of up to {int(sequences.valid.sum(1).max())}"
         )
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(chunks) for name, chunks in distances.items()}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Sequences:
-    """Rows of tokens with nothing hidden."""
+    """Rows of tokens without hidden ones."""
 
     tokens: Int[Tensor, "example position"]
     valid: Bool[Tensor, "example position"]
-    others: Mapping[str, Tensor]
+    extra_inputs: Mapping[str, Tensor]
     """Further named inputs of the model."""
 
     @staticmethod
     def of(batch: Batch) -> "_Sequences":
-        """Return the sequences of a batch, with tokens that training hides put back.
+        """Return the sequences of a batch, with tokens masked for training restored.
 
         Raises:
             BindError: If the batch does not hold token ids as `input_ids`.
@@ -161,30 +160,30 @@ class _Sequences:
         if tokens is None or tokens.is_floating_point() or tokens.ndim != 2:  # noqa: PLR2004
             shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
             raise BindError(f"'batch' must hold rows of token ids as 'input_ids'; got {shapes}")
-        shown = tokens.clone()
+        restored = tokens.clone()
         if batch.selected is not None and batch.labels is not None:
-            shown.view(-1)[batch.selected] = batch.labels.to(shown.dtype)
-        valid = torch.ones_like(shown, dtype=torch.bool) if batch.valid is None else batch.valid
-        others = {
+            restored.view(-1)[batch.selected] = batch.labels.to(restored.dtype)
+        valid = torch.ones_like(restored, dtype=torch.bool) if batch.valid is None else batch.valid
+        extra_inputs = {
             name: tensor
             for name, tensor in named.items()
             if name not in {"input_ids", "attention_mask"}
         }
-        return _Sequences(shown, valid, others)
+        return _Sequences(restored, valid, extra_inputs)
 
     def reaching(self, position: int, *, longer_than: int) -> "_Sequences":
-        """Return the sequences with data at a position and before it, and more than a window."""
+        """Return the sequences with data at a position and before it, longer than a window."""
         if position >= self.tokens.shape[1]:
             rows = torch.zeros(len(self.tokens), dtype=torch.bool)
         else:
             rows = self.valid[:, position - 1 : position + 1].all(1)
             rows &= self.valid.sum(1) > longer_than
-        others = {name: tensor[rows] for name, tensor in self.others.items()}
-        return _Sequences(self.tokens[rows], self.valid[rows], others)
+        extra_inputs = {name: tensor[rows] for name, tensor in self.extra_inputs.items()}
+        return _Sequences(self.tokens[rows], self.valid[rows], extra_inputs)
 
 
 def _window(sequences: _Sequences, position: int, size: int) -> Bool[Tensor, " position"]:
-    """Return the places of an n-gram window, cut at the ends; that of size 1 is the position."""
+    """Return the mask of an n-gram window, cut at the ends; size 1 is the position alone."""
     offsets = torch.arange(sequences.tokens.shape[1]) - position
     return (offsets >= -(size // 2)) & (offsets <= (size - 1) // 2)
 
@@ -198,12 +197,12 @@ def _prediction(
     mask_token: int,
     hides_attention: bool,
 ) -> Float[Tensor, "example class"]:
-    """Return what a model says at a position when some places are hidden."""
+    """Return the predicted distribution at a position with some positions hidden."""
     valid, tokens = sequences.valid, sequences.tokens
     inputs = {
         "input_ids": tokens.masked_fill(hidden & valid, mask_token),
         "attention_mask": (valid & ~hidden if hides_attention else valid).long(),
-        **sequences.others,
+        **sequences.extra_inputs,
     }
     selected = torch.arange(len(tokens)) * tokens.shape[1] + position
     logits = selected_logits(model, Batch(inputs=inputs, selected=selected))
@@ -213,10 +212,10 @@ def _prediction(
 def _statistics(distances: Float[Tensor, " sample"]) -> dict[str, float]:
     exact = distances.double()
     shares = torch.tensor([50, *PERCENTILES], dtype=torch.float64) / 100
-    median, *others = exact.quantile(shares).tolist()
+    median, *percentiles = exact.quantile(shares).tolist()
     return {
         "median": median,
         "mean": float(exact.mean()),
         "sd": float(exact.std(correction=0)),
-        **{f"p{share}": number for share, number in zip(PERCENTILES, others, strict=True)},
+        **{f"p{share}": number for share, number in zip(PERCENTILES, percentiles, strict=True)},
     }

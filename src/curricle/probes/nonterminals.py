@@ -1,25 +1,25 @@
-"""Can the grammar be read off a network's hidden states?
+"""Position-based linear probe of a grammar's nonterminals in hidden states.
 
 The probe of the grammar experiments: for each token, and each level of its derivation tree, the
-nonterminal above it is predicted from the hidden states of a frozen model. Which positions are
-looked at depends on the positions alone: head h mixes the hidden states by fixed weights
-A_h = softmax(P_h^T P_h) and maps the mixture linearly to levels x classes; the heads are added up.
+nonterminal above it is predicted from the hidden states of a frozen model. The attention depends on
+the positions only: head h mixes the hidden states with fixed weights A_h = softmax(P_h^T P_h) and
+maps the mixture linearly to levels x classes; the heads are summed.
 
     scores[t] = sum_h W_h (sum_s A_h[t, s] x_s) + b_h
 
 Axes: example, position, width (of the hidden states), level (of the tree), class (nonterminals of a
 level), other (held-out examples) and place (their positions).
 
-Design: `nonterminal_probe` reads a model's last numbered tap; all else knows only tensors, so that
-any grammar, tree and network will do. Labels of -100 are neither learned nor counted; positions
-where all levels have it (padding, the begin token) are not looked at.
+Design: `nonterminal_probe` reads a model's last numbered tap; all other functions take tensors, so
+that any grammar, tree and network works. Labels of -100 are neither learned nor counted; positions
+with -100 at all levels (padding, the begin token) get no attention.
 
 Source:
     Allen-Zhu and Li 2023 (arXiv 2305.13673), position-based linear probing of nonterminals;
     Panigrahi et al. 2024 (arXiv 2410.05464) with 16 heads, P in R^{256 x 450}, 7 levels of 30
     classes, Adam at 1e-2, batches of 64, 4 epochs over 10,240 sequences, 6 % warm-up and cosine to
     zero. Deviation: the law of the initial P is not stated; here it is normal with variance 1/256,
-    with which the attention begins nearly uniform.
+    so that the initial attention is nearly uniform.
 """
 
 import math
@@ -38,39 +38,39 @@ from curricle.probes.readings import hidden_states, numbered_taps
 from curricle.specs import value
 
 IGNORED: Final = -100
-"""Label of what is neither learned nor counted."""
+"""Label excluded from training and accuracy."""
 LEVELS_AXIS: Final = 2
 
 
 @final
 @value
 class NonterminalProbe:
-    """Sizes of the probe and how it is trained; the defaults are the paper's."""
+    """Sizes and training settings of the probe; the defaults are the paper's."""
 
     num_classes: int = Field(default=30, gt=1)
-    """Nonterminals that a level may hold; labels are smaller."""
+    """Number of nonterminals per level; an upper bound of the labels."""
     num_heads: int = Field(default=16, gt=0)
-    """Ways to look at the positions."""
+    """Number of attention heads over positions."""
     position_width: int = Field(default=256, gt=0)
     """Rows of P."""
     num_positions: int = Field(default=450, gt=0)
-    """Columns of P; sequences may be shorter."""
+    """Columns of P; the maximum sequence length."""
     learning_rate: float = Field(default=1e-2, gt=0)
     """Peak rate of Adam."""
     warmup: float = Field(default=0.06, ge=0, lt=1)
-    """Share of the steps in which the rate rises from zero."""
+    """Fraction of the steps with a rising rate, from zero."""
     batch_size: int = Field(default=64, gt=0)
-    """Sequences a step."""
+    """Sequences per step."""
     epochs: int = Field(default=4, gt=0)
     """Passes over the sequences."""
 
 
 @final
 class PositionHeads(nn.Module):
-    """Linear maps of hidden states that are mixed by position."""
+    """Linear maps of hidden states mixed by position."""
 
     def __init__(self, settings: NonterminalProbe, *, width: int, num_levels: int) -> None:
-        """Draw the weights from torch's global generator, as every torch layer does."""
+        """Sample the weights from torch's global generator, as every torch layer does."""
         super().__init__()
         shape = (settings.num_heads, settings.position_width, settings.num_positions)
         self.places = nn.Parameter(torch.empty(shape))
@@ -85,20 +85,20 @@ class PositionHeads(nn.Module):
         states: Float[Tensor, "example position width"],
         labels: Int[Tensor, "example position level"],
     ) -> Float[Tensor, "example position level class"]:
-        """Return the scores; labels only tell which positions hold data."""
+        """Return the scores; labels are used only as a mask of the positions with data."""
         places = self.places[:, :, : states.shape[1]]
         agreement = places.transpose(1, 2) @ places
         padding = (labels == IGNORED).all(-1)
         is_padded = bool(padding.any())
         scores: Tensor = torch.zeros((), device=states.device)
         for weights, linear in zip(agreement, self.maps, strict=True):
-            # An example without any data would have no place to look at; it is never counted.
-            looked = (
+            # The lowest finite value, because minus infinity gives NaN for an example without data.
+            masked = (
                 weights.masked_fill(padding[:, None, :], torch.finfo(weights.dtype).min)
                 if is_padded
                 else weights
             )
-            scores = scores + linear(looked.softmax(-1) @ states)
+            scores = scores + linear(masked.softmax(-1) @ states)
         split: Tensor = scores.unflatten(-1, (self._num_levels, -1))
         return split
 
@@ -113,15 +113,15 @@ def nonterminal_probe(
     settings: NonterminalProbe = NonterminalProbe(),  # noqa: B008 - a frozen value
     seed: int = 0,
 ) -> dict[str, float]:
-    """Return how well the symbols above tokens can be read off the last hidden state of a model.
+    """Return the probe's accuracies on the last hidden state of a model.
 
     The numbers are those of `nonterminal_accuracies`.
 
     Args:
-        model: A model of sequences with numbered blocks; it is not changed.
-        batch: Held-out sequences; `selected` is not heeded.
+        model: A model of sequences with numbered blocks; it is not modified.
+        batch: Held-out sequences; `selected` is ignored.
         labels: Number of the symbol above each of their positions at each level; -100 for none.
-        training_batch: Sequences from which the probe learns.
+        training_batch: Training sequences of the probe.
         training_labels: Labels of these.
         settings: Sizes and training.
         seed: Seed of the probe.
@@ -150,12 +150,12 @@ def nonterminal_accuracies(
 ) -> dict[str, float]:
     """Return the held-out accuracy of every level, after training the probe.
 
-    The numbers are called `level_<l>_accuracy`, with l counted from 0 in the order of the labels,
-    and `accuracy`, the mean over levels that have labels; shares of labeled positions.
+    The names are `level_<l>_accuracy`, with l counted from 0 in the order of the labels, and
+    `accuracy`, the mean over levels with labels; all are shares of labeled positions.
 
     Args:
         states: Hidden states of a frozen model, without the start token.
-        labels: Number of the ancestor of each token at each level; -100 where there is none.
+        labels: Number of the ancestor of each token at each level; -100 for none.
         held_out_states: States of other sequences.
         held_out_labels: Labels of these.
         settings: Sizes and training.
@@ -166,18 +166,18 @@ def nonterminal_accuracies(
     """
     _check(states, labels, settings)
     _check(held_out_states, held_out_labels, settings)
-    heads = fitted_heads(states, labels, settings=settings, seed=seed)
+    heads = fit_heads(states, labels, settings=settings, seed=seed)
     right = torch.zeros(labels.shape[-1], dtype=torch.float64)
     count = torch.zeros_like(right)
     with torch.no_grad():
-        for some, wanted in zip(
+        for chunk, chunk_labels in zip(
             held_out_states.split(settings.batch_size),
             held_out_labels.split(settings.batch_size),
             strict=True,
         ):
-            found = heads(some.float(), wanted).argmax(-1)
-            counted = wanted != IGNORED
-            right += ((found == wanted) & counted).sum((0, 1)).cpu()
+            predicted = heads(chunk.float(), chunk_labels).argmax(-1)
+            counted = chunk_labels != IGNORED
+            right += ((predicted == chunk_labels) & counted).sum((0, 1)).cpu()
             count += counted.sum((0, 1)).cpu()
     if not count.any():
         raise DataError(f"'held_out_labels' must label a position; all are {IGNORED}")
@@ -186,7 +186,7 @@ def nonterminal_accuracies(
     return numbers | {"accuracy": math.fsum(shares.values()) / len(shares)}
 
 
-def fitted_heads(
+def fit_heads(
     states: Float[Tensor, "example position width"],
     labels: Int[Tensor, "example position level"],
     *,
@@ -197,7 +197,7 @@ def fitted_heads(
 
     Args:
         states: Hidden states of a frozen model.
-        labels: Number of the ancestor of each token at each level; -100 where there is none.
+        labels: Number of the ancestor of each token at each level; -100 for none.
         settings: Sizes and training.
         seed: Seed of the initial weights and of the order of the sequences.
     """
@@ -206,23 +206,26 @@ def fitted_heads(
         heads = PositionHeads(settings, width=states.shape[-1], num_levels=labels.shape[-1])
     heads.to(states.device)
     optimizer = torch.optim.Adam(heads.parameters(), lr=settings.learning_rate)
-    an_epoch = -(-len(states) // settings.batch_size)
-    total = settings.epochs * an_epoch
+    steps_per_epoch = -(-len(states) // settings.batch_size)
+    total = settings.epochs * steps_per_epoch
     with torch.enable_grad():
         for step in range(total):
-            epoch, part = divmod(step, an_epoch)
-            if part == 0:
-                parts = _order(len(states), seed, epoch).split(settings.batch_size)
-            rows = parts[part].to(states.device)
+            epoch, index = divmod(step, steps_per_epoch)
+            if index == 0:
+                batches = _order(len(states), seed, epoch).split(settings.batch_size)
+            rows = batches[index].to(states.device)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate_share(step, total, settings.warmup)
-            wanted = labels[rows]
-            scores = heads(states[rows].detach().float(), wanted)
+            batch_labels = labels[rows]
+            scores = heads(states[rows].detach().float(), batch_labels)
             loss = nn.functional.cross_entropy(
-                scores.flatten(0, -2), wanted.flatten(), ignore_index=IGNORED, reduction="sum"
+                scores.flatten(0, -2),
+                batch_labels.flatten(),
+                ignore_index=IGNORED,
+                reduction="sum",
             )
             optimizer.zero_grad()
-            (loss / (wanted != IGNORED).sum().clamp(min=1)).backward()
+            (loss / (batch_labels != IGNORED).sum().clamp(min=1)).backward()
             optimizer.step()
     return heads.eval()
 
@@ -232,8 +235,8 @@ def rate_share(step: int, total: int, warmup: float) -> float:
 
     Args:
         step: Number of the step, from 0.
-        total: Number of all steps.
-        warmup: Share of the steps that warm up.
+        total: Total number of steps.
+        warmup: Fraction of warm-up steps.
     """
     rising = math.ceil(warmup * total)
     if step < rising:
@@ -247,10 +250,10 @@ def _order(count: int, seed: int, epoch: int) -> Int[Tensor, " example"]:
 
 
 def _check(states: Tensor, labels: Tensor, settings: NonterminalProbe) -> None:
-    """Check that labels belong to states and the probe has room for both.
+    """Check that labels match states, and that the probe is large enough for both.
 
     Raises:
-        BindError: If not.
+        BindError: If shapes differ, or a sequence or a label exceeds the probe's sizes.
     """
     if labels.shape[:LEVELS_AXIS] != states.shape[:LEVELS_AXIS]:
         raise BindError(

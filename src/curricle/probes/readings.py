@@ -1,11 +1,11 @@
-"""What does a probe read of a model, and how much at once?
+"""Forward passes of probes: hidden states and logits of a batch.
 
-A *probe* is one function (model, batch) -> named numbers. It may be given any model in any state:
-the readings here hold it in evaluation mode without gradients, move the batch to where the model
-is, cut it so that wide models fit into memory, and leave the modes as they were.
+A *probe* is a function (model, batch) -> named numbers for a model in any mode. The functions here
+run it in evaluation mode without gradients, move the batch to its device, split the batch so that
+wide models fit into memory, and restore the modes afterwards.
 
-Axes: example, position, width, selected, class (see `models.tapped`); row (a place whose hidden
-state is read: an example of a flat batch, or a position that holds data).
+Axes: example, position, width, selected, class (see `models.tapped`); row (an example of a flat
+batch, or a position with data).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -25,7 +25,7 @@ from curricle.objectives.terms import logits_of
 Probe = Callable[[TappedModel, Batch], dict[str, float]]
 """A function from a model and a batch to named numbers; settings are bound beforehand."""
 MOST_POSITIONS: Final = 4096
-"""Positions, or examples of a flat batch, that a model reads at once."""
+"""Maximum number of positions, or examples of a flat batch, in one forward pass."""
 
 
 def numbered_taps(model: TappedModel) -> tuple[int, ...]:
@@ -45,25 +45,25 @@ def numbered_taps(model: TappedModel) -> tuple[int, ...]:
 def hidden_states(
     model: TappedModel, batch: Batch, taps: Sequence[Tap]
 ) -> dict[str, Float[Tensor, "example *position width"]]:
-    """Return the hidden states at some taps by the taps' labels, padding included.
+    """Return the hidden states at some taps by the labels of the taps, padding included.
 
     Args:
         model: The model.
-        batch: What it reads; `selected` is not heeded.
-        taps: Where to read; at least one.
+        batch: Its inputs; `selected` is ignored.
+        taps: Taps of the model; at least one.
     """
-    return _gathered(model, batch, taps, lambda _, __, states: states)
+    return _gather(model, batch, taps, lambda _, __, states: states)
 
 
 def hidden_rows(
     model: TappedModel, batch: Batch, taps: Sequence[Tap]
 ) -> dict[str, Float[Tensor, "row width"]]:
-    """Return the hidden states at some taps, one row for each position that holds data.
+    """Return the hidden states at some taps, one row for each position with data.
 
     Args:
         model: The model.
-        batch: What it reads; `selected` is not heeded.
-        taps: Where to read; at least one.
+        batch: Its inputs; `selected` is ignored.
+        taps: Taps of the model; at least one.
     """
     return {
         label: states.flatten(0, -2)
@@ -76,37 +76,37 @@ def hidden_rows(
 def selected_rows(
     model: TappedModel, batch: Batch, taps: Sequence[Tap]
 ) -> dict[str, Float[Tensor, "selected width"]]:
-    """Return the hidden states at some taps where logits are wanted.
+    """Return the hidden states at some taps at the selected positions.
 
     Args:
         model: The model.
-        batch: What it reads.
-        taps: Where to read; at least one.
+        batch: Its inputs.
+        taps: Taps of the model; at least one.
     """
-    # Chosen part by part, since a long sequence may have one selected position.
-    return _gathered(model, batch, taps, _selected)
+    # Selected chunk by chunk, because a long sequence may have only one selected position.
+    return _gather(model, batch, taps, _select)
 
 
 def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected class"]:
     """Return the logits at the selected positions.
 
     Raises:
-        BindError: If the model gives none.
+        BindError: If the model has no logits.
     """
     with looked_at(model.module), observing(model), model.reading((), logits=True) as read:
         return torch.cat(
             [
-                logits_of(read(part.inputs, part.selected))
-                for part in portions(batch, device_of(model))
+                logits_of(read(chunk.inputs, chunk.selected))
+                for chunk in chunks(batch, device_of(model))
             ]
         )
 
 
-def portions(batch: Batch, device: torch.device) -> Iterable[Batch]:
-    """Yield the batch on a device, in parts that a model reads at once."""
+def chunks(batch: Batch, device: torch.device) -> Iterable[Batch]:
+    """Yield the batch on a device, in chunks for one forward pass each."""
     tokens = max(1, batch.leading[0].numel()) if not batch.is_flat else 1
-    for part in batch.chunks(max(1, MOST_POSITIONS // tokens)):
-        yield part.to(device)
+    for chunk in batch.chunks(max(1, MOST_POSITIONS // tokens)):
+        yield chunk.to(device)
 
 
 def device_of(model: TappedModel) -> torch.device:
@@ -115,42 +115,42 @@ def device_of(model: TappedModel) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _gathered(
+def _gather(
     model: TappedModel,
     batch: Batch,
     taps: Sequence[Tap],
-    choose: Callable[[Batch, str, Tensor], Tensor],
+    select: Callable[[Batch, str, Tensor], Tensor],
 ) -> dict[str, Tensor]:
-    """Return what is chosen of the hidden states of each part of a batch, by the taps' labels.
+    """Return the selected rows of the hidden states of a batch, by the labels of the taps.
 
     Raises:
-        BindError: If there is no such tap, or none is named.
+        BindError: If a tap does not exist, or `taps` is empty.
     """
     if not taps:
         raise BindError("'taps' must name at least one tap; got none")
     places = [model.place(tap) for tap in taps]
-    parts: dict[Place, list[Tensor]] = {place: [] for place in places}
+    rows: dict[Place, list[Tensor]] = {place: [] for place in places}
     with looked_at(model.module), observing(model), model.reading(places, logits=False) as read:
-        for part in portions(batch, device_of(model)):
-            for place, states in read(part.inputs).hidden.items():
-                parts[place].append(choose(part, place.label, states))
-    return {place.label: torch.cat(parts[place]) for place in places}
+        for chunk in chunks(batch, device_of(model)):
+            for place, states in read(chunk.inputs).hidden.items():
+                rows[place].append(select(chunk, place.label, states))
+    return {place.label: torch.cat(rows[place]) for place in places}
 
 
-def _selected(
+def _select(
     batch: Batch, label: str, states: Float[Tensor, "example *position width"]
 ) -> Float[Tensor, "selected width"]:
-    """Return the hidden states where logits are wanted.
+    """Return the hidden states at the selected positions.
 
     Raises:
-        BindError: If nothing is selected of a model with several positions an example.
+        BindError: If a state has several positions per example and the batch selects none.
     """
     rows = states.flatten(0, -2)
     if batch.selected is not None:
         rows = rows[batch.selected]
     if len(rows) != batch.num_selected:
         raise BindError(
-            f"'selected' must be given where tap {label!r} has more than one position an "
+            f"'selected' must be set for tap {label!r}, which has more than one position per "
             f"example; got {len(rows)} positions of {batch.num_examples} examples"
         )
     return rows

@@ -1,15 +1,15 @@
-"""How alike are two layers, what can be read off one, and how many directions does it use?
+"""Similarity, linear readability and effective rank of hidden states.
 
-`linear_cka` compares the hidden states of two taps, of one network or of two, whatever their
-widths: 1 for states that are equal up to rotation, one common scale and a shift, near 0 for
-unrelated ones. `tap_similarity` gives it for all pairs of student and teacher taps.
-`linear_probe` is the held-out accuracy of a logistic regression on a tap, and `effective_rank`
-tells over how many directions a tap's variance is spread.
+`linear_cka` compares the hidden states of two taps of any widths, of one network or of two: 1 for
+states equal up to rotation, isotropic scale and shift, near 0 for unrelated states.
+`tap_similarity` computes it for all pairs of student and teacher taps. `linear_probe` is the
+held-out accuracy of a logistic regression on a tap, and `effective_rank` the effective number of
+directions of a tap's variance.
 
-Axes: row (a place whose hidden state is read), width, other (width of the second state), class.
+Axes: row (an example or position), width, other (width of the second state), class.
 
-Design: everything is computed in float64 from products of width x width, never rows x rows, so that
-ten thousand rows cost nothing. Models are read without gradients.
+Design: all results are computed in float64 from width x width products, never rows x rows, so that
+ten thousand rows are cheap. Models run without gradients.
 
 Source:
     Kornblith et al. 2019 (arXiv 1905.00414): linear CKA. Deviation: none.
@@ -33,11 +33,11 @@ from curricle.models.tapped import Tap, TappedModel
 from curricle.probes.readings import hidden_rows, numbered_taps, selected_rows
 
 LEAST_ROWS: Final = 4
-"""Rows that the unbiased estimate of HSIC needs."""
+"""Minimum number of rows for the unbiased estimate of HSIC."""
 SMALLEST: Final = 1e-12
-"""Below this share of its scale a number is what rounding leaves."""
+"""Relative size below which a number is rounding error."""
 MOST_ITERATIONS: Final = 200
-"""Iterations of L-BFGS; the loss is convex, so more change nothing that an accuracy shows."""
+"""Iterations of L-BFGS; the loss is convex, and further iterations do not change the accuracy."""
 
 
 def tap_similarity(
@@ -51,15 +51,15 @@ def tap_similarity(
 ) -> dict[str, float]:
     """Return the linear CKA of every student tap with every teacher tap.
 
-    The numbers are called `cka_<student tap>_<teacher tap>`. A tap that does not vary from row to
-    row, such as that of a dead layer, is like no other: its pairs have no number.
+    The names are `cka_<student tap>_<teacher tap>`. Pairs with a constant tap, as of a dead layer,
+    are omitted.
 
     Args:
         model: The student.
-        batch: What both read; positions without data are left out.
-        teacher: The model that it is compared with, in the state in which it is.
-        student_taps: Taps of the student; None takes all that are numbered.
-        teacher_taps: Taps of the teacher; None takes all that are numbered.
+        batch: Inputs of both; positions without data are ignored.
+        teacher: The model for comparison, with its current weights.
+        student_taps: Taps of the student; None for all numbered taps.
+        teacher_taps: Taps of the teacher; None for all numbered taps.
         debiased: See `linear_cka`.
 
     Raises:
@@ -67,11 +67,11 @@ def tap_similarity(
     """
     student_taps = numbered_taps(model) if student_taps is None else student_taps
     teacher_taps = numbered_taps(teacher) if teacher_taps is None else teacher_taps
-    ours = hidden_rows(model, batch, student_taps)
-    theirs = hidden_rows(teacher, batch, teacher_taps)
+    student_states = hidden_rows(model, batch, student_taps)
+    teacher_states = hidden_rows(teacher, batch, teacher_taps)
     numbers: dict[str, float] = {}
-    for student_tap, first in ours.items():
-        for teacher_tap, second in theirs.items():
+    for student_tap, first in student_states.items():
+        for teacher_tap, second in teacher_states.items():
             if len(first) != len(second):
                 raise BindError(
                     f"student tap {student_tap!r} and teacher tap {teacher_tap!r} must have the "
@@ -79,7 +79,7 @@ def tap_similarity(
                 )
             name = f"cka_{student_tap}_{teacher_tap}"
             _check_rows(len(first), debiased=debiased)
-            # All that is left to go wrong is a tap that does not vary.
+            # After the checks above, the only remaining error is a constant tap.
             with suppress(DataError):
                 numbers[name] = linear_cka(first, second.to(first.device), debiased=debiased)
     return numbers
@@ -92,14 +92,14 @@ def linear_cka(
 
     CKA = HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X X^T and L = Y Y^T. The biased form
     takes HSIC(K, L) = ||Yc^T Xc||_F^2 with centered columns, lies between 0 and 1, and is too large
-    when widths are not small against the number of rows. The debiased form takes the unbiased
+    unless the widths are small against the number of rows. The debiased form takes the unbiased
     HSIC(K, L) = [tr(K' L') + (1'K'1)(1'L'1) / ((n-1)(n-2)) - 2 (1'K'L'1) / (n-2)] / (n (n-3)),
     where K' and L' have a zero diagonal; it is near 0 for unrelated states and may fall below.
 
     Args:
-        first: One representation.
-        second: Another one, of any width.
-        debiased: Which form; the debiased one needs four rows.
+        first: A representation.
+        second: A second representation, of any width.
+        debiased: Whether the debiased form is used, which needs four rows.
 
     Raises:
         DataError: If there are too few rows or a representation is constant.
@@ -107,15 +107,17 @@ def linear_cka(
     _check_rows(len(first), debiased=debiased)
     centered = [_centered(states, name) for name, states in (("first", first), ("second", second))]
     dependence = _unbiased_dependence if debiased else _biased_dependence
-    cross, *own = (dependence(centered[i], centered[j]) for i, j in ((0, 1), (0, 0), (1, 1)))
-    for name, number in zip(("first", "second"), own, strict=True):
-        # The unbiased estimate is zero also where one row stands against all others.
+    cross, *self_dependence = (
+        dependence(centered[i], centered[j]) for i, j in ((0, 1), (0, 0), (1, 1))
+    )
+    for name, number in zip(("first", "second"), self_dependence, strict=True):
+        # The unbiased estimate is also zero if a single row differs from equal remaining rows.
         if number <= SMALLEST:
             raise DataError(
-                f"{name!r} must vary in more than one row to be compared; got {len(first)} rows "
-                f"of which at most one is unlike the others"
+                f"{name!r} must vary in more than one row to be compared; got {len(first)} rows, "
+                f"at most one of them different"
             )
-    return cross / math.sqrt(own[0] * own[1])
+    return cross / math.sqrt(self_dependence[0] * self_dependence[1])
 
 
 def linear_probe(
@@ -126,16 +128,16 @@ def linear_probe(
     held_out: float = 0.25,
     penalty: float = 1e-3,
 ) -> dict[str, float]:
-    """Return how well the batch's labels can be read off each tap by a linear classifier.
+    """Return the held-out accuracy of a linear classifier of the batch's labels on each tap.
 
-    The numbers are called `linear_<tap>_accuracy`: shares of the held-out rows, which are the last
-    ones, so that the positions of an example do not stand on both sides.
+    The names are `linear_<tap>_accuracy`: shares of the held-out rows. These are the last rows, so
+    that the positions of an example are on one side of the split.
 
     Args:
-        model: The model whose taps are read.
+        model: The model.
         batch: Rows with labels.
-        taps: Taps of the model; None takes all that are numbered.
-        held_out: Share of the rows that are held out.
+        taps: Taps of the model; None for all numbered taps.
+        held_out: Share of held-out rows.
         penalty: See `linear_accuracy`.
 
     Raises:
@@ -143,7 +145,7 @@ def linear_probe(
     """
     if batch.labels is None:
         words = misplaced(batch.inputs)
-        raise BindError(f"'labels' must be given for a linear probe; got none{words}")
+        raise BindError(f"'labels' must be in the batch for a linear probe; got none{words}")
     taps = numbered_taps(model) if taps is None else taps
     return {
         f"linear_{label}_accuracy": linear_accuracy(
@@ -163,17 +165,17 @@ def linear_accuracy(
     """Return the held-out accuracy of a logistic regression from states to labels.
 
     It minimizes the mean cross-entropy in nats plus `penalty` / 2 times the squared norm of the
-    weights on standardized states, from zero weights by L-BFGS, so nothing is random.
+    weights on standardized states, from zero weights by L-BFGS, so it is deterministic.
 
     Args:
-        states: One representation a row.
+        states: One representation per row.
         labels: Class of each row.
-        held_out: Share of the rows, the last ones, on which the accuracy is measured.
-        penalty: Weight of the squared norm; positive, so that there is one minimum.
+        held_out: Share of the rows, the last ones, for the accuracy.
+        penalty: Weight of the squared norm; positive, so that the minimum is unique.
 
     Raises:
         SpecError: If the share is not between 0 and 1 or the penalty not positive.
-        DataError: If a side has no rows.
+        DataError: If a side of the split has no rows.
     """
     if not 0 < held_out < 1:
         raise SpecError(f"'held_out' must lie strictly between 0 and 1; got {held_out}")
@@ -182,7 +184,7 @@ def linear_accuracy(
     cut = len(states) - round(held_out * len(states))
     if not 0 < cut < len(states):
         raise DataError(
-            f"'states' must have rows on both sides of a cut at {held_out:g}; got {len(states)}"
+            f"'states' must have rows on both sides of a split at {held_out:g}; got {len(states)}"
         )
     exact = states.detach().double()
     center, spread = exact[:cut].mean(0), exact[:cut].std(0, correction=0)
@@ -194,10 +196,10 @@ def linear_accuracy(
 
 
 def effective_rank(states: Float[Tensor, "row width"]) -> float:
-    """Return over how many directions centered states are spread, from 1 to their width.
+    """Return the effective number of directions of centered states, from 1 to their width.
 
-    It is exp(H(p)) in which p are the singular values divided by their sum and H is the entropy in
-    nats; states that do not vary have rank 0.
+    It is exp(H(p)) with the singular values p divided by their sum and the entropy H in nats;
+    constant states have rank 0.
     """
     exact = states.double()
     values = torch.linalg.svdvals(exact - exact.mean(0))
@@ -208,27 +210,27 @@ def effective_rank(states: Float[Tensor, "row width"]) -> float:
 
 
 def _check_rows(count: int, *, debiased: bool) -> None:
-    """Check that there are enough rows.
+    """Check the number of rows.
 
     Raises:
-        DataError: If not.
+        DataError: If there are too few for the debiased form.
     """
     if debiased and count < LEAST_ROWS:
         raise DataError(f"'states' must have at least {LEAST_ROWS} rows; got {count}")
 
 
 def _centered(states: Float[Tensor, "row width"], name: str) -> Float[Tensor, "row width"]:
-    """Return states with mean zero and norm one, which CKA does not see.
+    """Return states with mean zero and norm one; CKA is invariant to both.
 
     Raises:
-        DataError: If they do not vary.
+        DataError: If the states are constant.
     """
     exact = states.double()
     centered = exact - exact.mean(0)
     norm = centered.norm()
     if norm <= SMALLEST * exact.norm():
         raise DataError(
-            f"{name!r} must vary from row to row to be compared; got {len(states)} rows alike"
+            f"{name!r} must vary from row to row to be compared; got {len(states)} equal rows"
         )
     scaled: Tensor = centered / norm
     return scaled
@@ -245,11 +247,11 @@ def _logistic_weights(
 
         def loss() -> Tensor:
             optimizer.zero_grad()
-            # The last row belongs to the constant input and is free.
+            # The last row of weights is the bias, which has no penalty.
             norm = weights[:-1].square().sum()
-            found = nn.functional.cross_entropy(rows @ weights, labels) + penalty / 2 * norm
-            found.backward()
-            return found
+            objective = nn.functional.cross_entropy(rows @ weights, labels) + penalty / 2 * norm
+            objective.backward()
+            return objective
 
         optimizer.step(loss)
     return weights.detach()
@@ -264,7 +266,7 @@ def _biased_dependence(
 def _unbiased_dependence(
     first: Float[Tensor, "row width"], second: Float[Tensor, "row other"]
 ) -> float:
-    """Return Song's estimate times n (n - 3), without forming matrices of rows x rows."""
+    """Return Song's estimate times n (n - 3), without matrices of rows x rows."""
     count = len(first)
     norms = [states.square().sum(1) for states in (first, second)]
     sums = [

@@ -260,7 +260,11 @@ class TopK:
         if rest is not None:
             entropy = entropy + torch.special.entr(rest)
         return SparseTarget(
-            ids=ids, weights=weights, rest=rest, constant=-entropy, temperature=self.temperature
+            ids=ids,
+            weights=weights,
+            remaining_mass=rest,
+            constant=-entropy,
+            temperature=self.temperature,
         )
 
 

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
 from curricle.files import inside, is_plain_name
-from curricle.objectives.terms import BoundObjective, Storable, uncalibrated
+from curricle.objectives.terms import BoundObjective, Storable, pending_calibration
 from curricle.protocols import conforms
 from curricle.seals import read_sealed, write_sealed
 from curricle.specs import Plain, fingerprint, parse, plain, value
@@ -136,7 +136,7 @@ def facts_of(objective: BoundObjective, stream: str) -> Plain:
     Raises:
         BindError: If it says nothing.
     """
-    calibrated = {} if uncalibrated(objective) is None else {CALIBRATION: stream}
+    calibrated = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
     if not conforms(objective, Storable):
         raise BindError(
             f"{type(objective).__name__!r} must say its 'target_facts' to have targets stored or "

@@ -1,1 +1,1 @@
-"""Closed forms of the sparse-parity analysis, and two-layer networks to hold them against."""
+"""Closed forms of the sparse-parity analysis, and two-layer networks for comparison."""

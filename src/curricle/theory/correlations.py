@@ -1,10 +1,10 @@
-"""Which gap does a random projection of a trained hidden layer show, and what is it worth?
+"""Correlations of random projections with input coordinates, and the sample sizes they save.
 
 For a row A with independent entries of mean 0 and variance 1/m, the target (A h)(x) correlates with
 coordinate j as corr_j = sum_i A_i E[h_i x_j]. Over the draw of A it has mean 0 and variance
 mean_i E[h_i x_j]^2, so its spread is the root mean square of the units' degree-1 coefficients:
-rms(phi) on the support and about k/d of that off it. This gap is what the student's first step
-reads (the content of Lemma 4.4 of the paper, in our own derivation).
+rms(phi) on the support and about k/d of that off it. The student's first step exploits this gap
+(the content of Lemma 4.4 of the paper, in our own derivation).
 
 Axes: example, input, neuron, projection (a row), coordinate (of the input).
 
@@ -61,8 +61,8 @@ def unit_moments(num_inputs: int, degree: int, *, bias: Fraction | float) -> Uni
     """Return the moments of ReLU((sum_{S} x_j + rho sum_{not S} x_j) / 2k + b).
 
     rho is `off_support_factor`. Renaming x_j to -x_j makes all weights positive, so the moments of
-    any unit are these up to the sign of its weight. The sums run over the numbers of coordinates
-    that are +1 on and off the support: (k + 1) (d - k + 1) terms.
+    any unit are these up to the sign of its weight. The sums run over the numbers of +1
+    coordinates on and off the support: (k + 1) (d - k + 1) terms.
 
     Args:
         num_inputs: d, the number of coordinates.
@@ -70,11 +70,11 @@ def unit_moments(num_inputs: int, degree: int, *, bias: Fraction | float) -> Uni
         bias: b.
 
     Source:
-        Own derivation; unlike `unit_coefficient` it keeps the weights off the support.
+        Own derivation; unlike `unit_coefficient` it includes the weights off the support.
     """
-    rest = num_inputs - degree
+    num_outside = num_inputs - degree
     inside, inside_law = _sums(degree)
-    outside, outside_law = _sums(rest)
+    outside, outside_law = _sums(num_outside)
     leak = float(off_support_factor(num_inputs, degree))
     before = (inside[:, None] + leak * outside) / (2 * degree) + float(bias)
     weighed = np.maximum(before, 0.0) * inside_law[:, None] * outside_law
@@ -83,7 +83,7 @@ def unit_moments(num_inputs: int, degree: int, *, bias: Fraction | float) -> Uni
         mean=mean,
         variance=float((weighed * np.maximum(before, 0.0)).sum()) - mean**2,
         in_support=float((weighed * inside[:, None]).sum()) / degree,
-        off_support=float((weighed * outside).sum()) / rest,
+        off_support=float((weighed * outside).sum()) / num_outside,
     )
 
 
@@ -95,12 +95,12 @@ def predicted_spread(
     Args:
         num_inputs: d, the number of coordinates.
         degree: k, the size of the support.
-        biases: Biases of a given teacher's units, at least one; the whole grid if None.
+        biases: Biases of the teacher's units, at least one; the full grid if None.
 
     Source:
-        Own derivation of what [GK25], Lemma 4.4 states in words.
+        Own derivation of the verbal statement of [GK25], Lemma 4.4.
     """
-    units = _each_unit(num_inputs, degree, biases)
+    units = _unit_moments(num_inputs, degree, biases)
     return Spread(
         in_support=_root_mean_square([unit.in_support for unit in units]),
         off_support=_root_mean_square([unit.off_support for unit in units]),
@@ -121,24 +121,24 @@ def predicted_gradient_ratio(
     are the mean squares of an entry over rows. The last term is the noise of n examples. If the
     target is centered, M = 0 and V = mean_i Var(h_i). If it is not, M = mean_i E[h_i]^2 and V =
     mean_i E[h_i^2]: the mean of the target meets the gate's own degree-1 coefficient on every
-    coordinate, and no number of examples removes that. Neglected are products of xi_1, xi_2, ...
+    coordinate, independent of the number of examples. Neglected are products of xi_1, xi_2, ...
     with coefficients of t_r of degree 2 and more. Measured ratios are in docs/theory.md.
 
     Args:
         num_inputs: d, the number of coordinates.
         degree: k, the size of the support.
         num_examples: n, examples of the one step.
-        centered: Whether the target's mean is taken off.
+        centered: Whether the target's mean is subtracted.
 
     Raises:
-        SpecError: If there is no example.
+        SpecError: If the number of examples is below 1.
 
     Source:
         Own derivation.
     """
     if num_examples < 1:
         raise SpecError(f"'num_examples' must be at least 1; got {num_examples}")
-    units = _each_unit(num_inputs, degree, None)
+    units = _unit_moments(num_inputs, degree, None)
     gates = [float(threshold_coefficient(num_inputs, 0, bias=bias)) for bias in bias_grid(degree)]
     open_squared = float(np.mean(np.square(gates)))
     mean_squared = 0.0 if centered else float(np.mean([unit.mean**2 for unit in units]))
@@ -152,12 +152,12 @@ def predicted_gradient_ratio(
 
 
 def label_examples(num_inputs: int, degree: int) -> float:
-    """Return 1 / xi_{k-1}^2, the examples a step from labels needs to see one coordinate.
+    """Return 1 / xi_{k-1}^2, the examples for a step from labels to detect a coordinate.
 
     An entry of the gradient has a signal of |xi_{k-1}| and noise below 1 / sqrt(n). For even k this
-    grows as d^{k-1}, the power of [P24], and for odd k, where only ties tell anything, as d^k. A
+    grows as d^{k-1}, the power of [P24], and for odd k, where only ties carry a signal, as d^k. A
     finished teacher's hard labels are no better: they are the parity itself. A usable hidden
-    layer, whose d weights are all noisy, takes a further factor, as in `extraction_examples`.
+    layer has d noisy weights and takes a further factor, as in `extraction_examples`.
 
     Args:
         num_inputs: d, the number of coordinates.
@@ -172,8 +172,8 @@ def label_examples(num_inputs: int, degree: int) -> float:
     coefficient = threshold_coefficient(num_inputs, degree - 1, bias=Fraction(1, 2))
     if coefficient == 0:
         raise SpecError(
-            f"'degree' must be even if 'num_inputs' is odd, or labels show nothing; got degree "
-            f"{degree} and {num_inputs} inputs"
+            f"'degree' must be even if 'num_inputs' is odd, or labels carry no signal; got "
+            f"degree {degree} and {num_inputs} inputs"
         )
     return float(1 / coefficient**2)
 
@@ -181,9 +181,9 @@ def label_examples(num_inputs: int, degree: int) -> float:
 def extraction_examples(num_inputs: int, degree: int) -> float:
     """Return d / rms(phi)^2, the examples of extraction's first stage.
 
-    An entry has a signal of xi_0 rms(phi) and noise of about 1 / sqrt(n). Seeing one coordinate
-    takes 1 / rms(phi)^2 examples; the factor d makes the noise of all d weights of a neuron
-    together smaller than its signal, which the second stage needs. The power of d does not grow
+    An entry has a signal of xi_0 rms(phi) and noise of about 1 / sqrt(n). Detection of one
+    coordinate takes 1 / rms(phi)^2 examples; the factor d makes the total noise of the d weights of
+    a neuron smaller than its signal, a condition of the second stage. The power of d does not grow
     with k.
 
     Args:
@@ -192,7 +192,7 @@ def extraction_examples(num_inputs: int, degree: int) -> float:
 
     Source:
         Own derivation, in line with the claim of [GK25], Theorem 4.3. Logarithms and constants are
-        left out; V of `predicted_gradient_ratio` is far below 1, so this is on the safe side.
+        left out; V of `predicted_gradient_ratio` is far below 1, so the number is conservative.
     """
     return num_inputs / root_mean_square(degree) ** 2
 
@@ -204,8 +204,8 @@ def projected_correlations(
 ) -> Float64[np.ndarray, "projection coordinate"]:
     """Return the sample's estimate of E[(A h)(x) x_j] for each row A and coordinate j.
 
-    The hidden layer is centered over the sample first. That changes no expectation, as E[x_j] = 0,
-    but E[h] times the sample's mean of x_j would add noise that all coordinates of a row share out.
+    The hidden layer is centered over the sample first. This changes no expectation, as E[x_j] = 0,
+    but removes the noise of E[h] times the sample's mean of x_j.
 
     Args:
         hidden: h(x) on a batch.
@@ -221,7 +221,7 @@ def projected_correlations(
     return correlations
 
 
-def _each_unit(
+def _unit_moments(
     num_inputs: int, degree: int, biases: Sequence[Fraction | float] | None
 ) -> list[UnitMoments]:
     """Return the moments for each bias; equal biases are computed once.
@@ -229,11 +229,11 @@ def _each_unit(
     Raises:
         SpecError: If there is no bias.
     """
-    wanted = bias_grid(degree) if biases is None else biases
-    if not len(wanted):
+    grid = bias_grid(degree) if biases is None else biases
+    if not len(grid):
         raise SpecError("'biases' must hold at least one; got 0")
-    known = {bias: unit_moments(num_inputs, degree, bias=bias) for bias in set(wanted)}
-    return [known[bias] for bias in wanted]
+    moments = {bias: unit_moments(num_inputs, degree, bias=bias) for bias in set(grid)}
+    return [moments[bias] for bias in grid]
 
 
 def _root_mean_square(numbers: list[float]) -> float:
@@ -241,6 +241,6 @@ def _root_mean_square(numbers: list[float]) -> float:
 
 
 def _sums(count: int) -> tuple[Float64[np.ndarray, " sum"], Float64[np.ndarray, " sum"]]:
-    """Return the values of a sum of `count` random signs, and the probability of each."""
+    """Return the values of a sum of `count` random signs, and their probabilities."""
     laws = [float(Fraction(math.comb(count, plus), 2**count)) for plus in range(count + 1)]
     return np.arange(-count, count + 1, 2, dtype=np.float64), np.array(laws)

@@ -1,22 +1,22 @@
-"""How much does a threshold, or a trained hidden unit, tell about the coordinates of a parity?
+"""Fourier coefficients of threshold gates and of trained hidden units on sparse parity.
 
 Inputs x are uniform in {-1, +1}^d, the label is y = prod_{j in S} x_j with |S| = k. Two families of
 numbers decide how many examples a first gradient step needs:
 
 - xi_r, the degree-r Fourier coefficient of the gate 1{<w, x> + b > 0} of an untrained ReLU unit
-  with w in {-1, +1}^d and |b| < 1. A gradient from labels reads xi_{k-1}, which is tiny.
-- phi_b, the degree-1 coefficient of a unit that the first phase has trained,
-  ReLU((1 / 2k) sum_{j <= k} x_j + b). A gradient from such units reads phi_b, which is not.
+  with w in {-1, +1}^d and |b| < 1. A gradient from labels has the signal xi_{k-1}, which is tiny.
+- phi_b, the degree-1 coefficient of a unit after the first phase,
+  ReLU((1 / 2k) sum_{j <= k} x_j + b). A gradient from such units has the signal phi_b, a large one.
 
-Design: everything is a fraction of integers, summed over the number of coordinates that are -1, so
-that there is no rounding to argue about; `float` rounds once, at the end.
+Design: all coefficients are exact fractions of integers, summed over the number of -1 coordinates;
+`float` rounds once, at the end.
 
 References:
     [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Section 4: names the setting. Its formulas
-        are not public; those here are an own derivation.
+        are not public; the formulas here are an own derivation.
     [P24] Panigrahi et al. 2024, arXiv 2410.05464: the same setting with labels and checkpoints.
     [OD14] O'Donnell 2014, Analysis of Boolean Functions, Theorem 5.19: a closed form of the
-        coefficients of the majority, to which the tests hold xi_r.
+        coefficients of the majority, used by the tests of xi_r.
 """
 
 import math
@@ -32,14 +32,14 @@ def threshold_coefficient(num_inputs: int, order: int, *, bias: Fraction | float
 
     The sum has the parity of d and |b| < 1, so b matters only if the sum is 0: then the gate is
     open for b > 0 and shut for b <= 0 (the inequality is strict). For other signs w the
-    coefficient of a set T is xi_|T| prod_{j in T} w_j, because x_j may be renamed to w_j x_j.
+    coefficient of a set T is xi_|T| prod_{j in T} w_j, by the substitution of w_j x_j for x_j.
 
-    With t coordinates that are -1, u of them among the first r, the product is (-1)^u and
+    With t coordinates equal to -1, u of them among the first r, the product is (-1)^u and
 
         xi_r = 2^-d sum_{t: d - 2t + b > 0} sum_u (-1)^u C(r, u) C(d - r, t - u).
 
     For a fixed odd r its size is about d^{-r/2} and its sign that of (-1)^{(r-1)/2}. Even r >= 2
-    only see the ties: they vanish for odd d, and for even d their size is about d^{-(r+1)/2} and
+    depend on ties only: they vanish for odd d, and for even d their size is about d^{-(r+1)/2} and
     their sign that of (-1)^{r/2} b.
 
     Args:
@@ -58,17 +58,17 @@ def threshold_coefficient(num_inputs: int, order: int, *, bias: Fraction | float
     if not -1 < bias < 1:
         raise SpecError(f"'bias' must lie between -1 and 1, both excluded; got {bias}")
     signed = [(-1) ** u * math.comb(order, u) for u in range(order + 1)]
-    others = [math.comb(num_inputs - order, u) for u in range(num_inputs - order + 1)]
+    unsigned = [math.comb(num_inputs - order, u) for u in range(num_inputs - order + 1)]
     total = 0
     for minus in range(num_inputs + 1):
         if num_inputs - 2 * minus + bias > 0:
-            first, last = max(0, minus - len(others) + 1), min(order, minus)
-            total += sum(signed[u] * others[minus - u] for u in range(first, last + 1))
+            first, last = max(0, minus - len(unsigned) + 1), min(order, minus)
+            total += sum(signed[u] * unsigned[minus - u] for u in range(first, last + 1))
     return Fraction(total, 2**num_inputs)
 
 
 def bias_grid(degree: int) -> tuple[Fraction, ...]:
-    """Return the 2k - 1 biases -1 + 1/k, ..., 1 - 1/k from which units start.
+    """Return the 2k - 1 initial biases -1 + 1/k, ..., 1 - 1/k of the units.
 
     Args:
         degree: k, the size of the support.
@@ -91,8 +91,8 @@ def unit_coefficient(degree: int, *, bias: Fraction | float) -> Fraction:
 
         phi_b = 1/2 E_s[ReLU((s + 1) / 2k + b) - ReLU((s - 1) / 2k + b)].
 
-    It grows with b, from 0 where the unit never opens (b <= -1/2) to 1 / 2k where it never shuts
-    (b >= 1/2).
+    It grows with b, from 0 for a unit that is never active (b <= -1/2) to 1 / 2k for a unit that is
+    always active (b >= 1/2).
 
     Args:
         degree: k, the size of the support.
@@ -109,9 +109,9 @@ def unit_coefficient(degree: int, *, bias: Fraction | float) -> Fraction:
     exact = Fraction(bias)
     terms = []
     for minus in range(degree):
-        others = degree - 1 - 2 * minus
-        above = max(Fraction(0), Fraction(others + 1, 2 * degree) + exact)
-        below = max(Fraction(0), Fraction(others - 1, 2 * degree) + exact)
+        remaining = degree - 1 - 2 * minus
+        above = max(Fraction(0), Fraction(remaining + 1, 2 * degree) + exact)
+        below = max(Fraction(0), Fraction(remaining - 1, 2 * degree) + exact)
         terms.append(math.comb(degree - 1, minus) * (above - below))
     return sum(terms, Fraction(0)) / Fraction(2**degree)
 
@@ -126,7 +126,7 @@ def root_mean_square(degree: int) -> float:
         degree: k, the size of the support.
 
     Source:
-        Own derivation of what [GK25], Lemma 4.4 states in words.
+        Own derivation of the verbal statement of [GK25], Lemma 4.4.
     """
     squares = [unit_coefficient(degree, bias=bias) ** 2 for bias in bias_grid(degree)]
     return math.sqrt(sum(squares) / len(squares))
@@ -135,15 +135,16 @@ def root_mean_square(degree: int) -> float:
 def off_support_factor(num_inputs: int, degree: int) -> Fraction:
     """Return |xi_{k+1} / xi_{k-1}|: a weight off the support, relative to one on it.
 
-    A gradient from labels reads the set S without j if j is in the support (k - 1 coordinates) and
-    S with j if it is not (k + 1). For even k and even d the quotient is (k - 1) / (d - k + 1).
+    The signal of a gradient from labels belongs to the set S without j if j is in the support
+    (k - 1 coordinates), and to S with j if it is not (k + 1). For even k and even d the quotient is
+    (k - 1) / (d - k + 1).
 
     Args:
         num_inputs: d, the number of coordinates; more than k.
         degree: k, the size of the support.
 
     Raises:
-        SpecError: If the support leaves no coordinate out, or the first phase reads nothing.
+        SpecError: If the support contains all coordinates, or the first phase has no signal.
 
     Source:
         Own derivation.
@@ -152,7 +153,7 @@ def off_support_factor(num_inputs: int, degree: int) -> Fraction:
         raise SpecError(
             f"'degree' must lie between 1 and 'num_inputs' {num_inputs} minus 1; got {degree}"
         )
-    # The size does not depend on the sign of the bias, so any bias off 0 will do.
+    # The size does not depend on the sign of the bias, so any nonzero bias gives it.
     inside = threshold_coefficient(num_inputs, degree - 1, bias=Fraction(1, 2))
     if inside == 0:
         raise SpecError(

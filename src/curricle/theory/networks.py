@@ -1,13 +1,13 @@
-"""Which networks does the analysis of sparse parity speak about?
+"""Two-layer networks and data of the analysis of sparse parity.
 
-f(x) = sum_i a_i ReLU(<w_i, x> + b_i) on x in {-1, +1}^d, with the symmetric initialization under
-which f is 0 everywhere at the start.
+f(x) = sum_i a_i ReLU(<w_i, x> + b_i) on x in {-1, +1}^d, with the symmetric initialization, at
+which f is 0 everywhere.
 
 Axes: example, input, neuron.
 
-Design: plain float64 arrays and no torch. Nothing here draws on its own: callers hand in a
-generator of a named stream (`curricle.seeding.numpy_generator`). The support is always the first
-k coordinates, which loses nothing because the law of x does not know their order.
+Design: plain float64 arrays and no torch. Random numbers come only from the caller's generator of a
+named stream (`curricle.seeding.numpy_generator`). The support is always the first k coordinates,
+without loss of generality, because the law of x is invariant to their order.
 
 References:
     [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Definition 4.2 (its name only is public).
@@ -30,7 +30,7 @@ class TwoLayer:
     """A ReLU network with one hidden layer and one output."""
 
     weights: Float64[np.ndarray, "neuron input"]
-    """w, one row a neuron."""
+    """w, one row per neuron."""
     biases: Float64[np.ndarray, " neuron"]
     """b."""
     top: Float64[np.ndarray, " neuron"]
@@ -62,24 +62,24 @@ class TwoLayer:
 def symmetric_initialization(
     *, num_inputs: int, degree: int, width: int, generator: np.random.Generator
 ) -> TwoLayer:
-    """Return a network that is 0 on every input.
+    """Return a network with output 0 on every input.
 
     For the first half of the neurons w is uniform in {-1, +1}^d, b uniform on the grid of
     `bias_grid` and a uniform in {-1/m, +1/m}; the second half repeats w and b and negates a. So the
-    hinge loss max(0, 1 - y f) starts in its linear part and its gradient is exactly -y times that
-    of f.
+    hinge loss max(0, 1 - y f) starts in its linear part, and its gradient is exactly -y times the
+    gradient of f.
 
     Args:
         num_inputs: d, the number of coordinates.
         degree: k, the size of the support; sets the grid of the biases.
         width: m, the number of neurons; even.
-        generator: Where weights, biases and signs are drawn from, in this order.
+        generator: Source of weights, biases and signs, in this order.
 
     Raises:
         SpecError: If the width is odd or not positive, or the support does not fit the input.
 
     Source:
-        [P24], recalled; [GK25], Definition 4.2 has its name. Deviation: none known.
+        [P24], from memory; [GK25], Definition 4.2 has its name. Deviation: none known.
     """
     if width < 1 or width % 2:
         raise SpecError(f"'width' must be even and positive, as neurons come in pairs; got {width}")
@@ -115,5 +115,5 @@ def parity(
 
 
 def accuracy(network: TwoLayer, inputs: Float64[np.ndarray, "example input"], degree: int) -> float:
-    """Return the share of examples whose parity the network's sign tells; 0 counts as wrong."""
+    """Return the share of examples with correct predicted parity; output 0 counts as wrong."""
     return float(np.mean(np.sign(network.output(inputs)) == parity(inputs, degree)))

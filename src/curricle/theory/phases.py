@@ -1,14 +1,14 @@
-"""What does one large gradient step make of the hidden layer?
+"""First training phase of sparse parity: one large gradient step on the hidden layer.
 
 Training has two phases: one step on w alone, with a weight decay that erases the initial w, then
 the output layer alone. At the symmetric initialization the first step against a target t is
 
     w_ij = eta a_i E[t(x) x_j 1{<w_i, x> + b_i > 0}],
 
-with t = y for the teacher. The teacher's step is here twice: from examples, and in the limit of
-infinitely many, where it has a closed form.
+with t = y for the teacher. The teacher's step is implemented twice: from sampled examples, and
+in closed form in the limit of infinitely many examples.
 
-Axes: example, input, neuron; target is neuron, or 1 for a target that all neurons share.
+Axes: example, input, neuron; target is neuron, or 1 for a target shared by all neurons.
 
 References:
     [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Algorithms 1 and 2 (names only are public).
@@ -27,7 +27,7 @@ from curricle.theory.fourier import off_support_factor, threshold_coefficient
 from curricle.theory.networks import TwoLayer, draw_inputs, parity
 
 CHUNK_EXAMPLES: Final = 8192
-"""Examples of `sampled_phase` held at once; 17 MB of gates for 256 neurons."""
+"""Examples per chunk of `sampled_phase`; 17 MB of gates for 256 neurons."""
 
 
 def gated_gradient(
@@ -38,12 +38,12 @@ def gated_gradient(
     """Return the mean over examples of t_i(x) x_j 1{<w_i, x> + b_i > 0}.
 
     Args:
-        network: Whose gates are read; its top layer plays no part.
+        network: Network with the gates; its top layer is not used.
         inputs: The examples.
-        targets: One column for each neuron, or one for all.
+        targets: A column for each neuron, or a single column for all.
 
     Raises:
-        SpecError: If the number of columns is neither 1 nor that of the neurons.
+        SpecError: If the number of columns is neither 1 nor the number of neurons.
     """
     columns, neurons = targets.shape[1], network.weights.shape[0]
     if columns not in {1, neurons}:
@@ -54,13 +54,13 @@ def gated_gradient(
     return means
 
 
-def rescaled(
+def rescale_gradient(
     gradient: Float64[np.ndarray, "neuron input"], degree: int
 ) -> Float64[np.ndarray, "neuron input"]:
-    """Return the gradient times the learning rate that brings its support to 1 / 2k.
+    """Return the gradient times a learning rate, with entries of about 1 / 2k on the support.
 
-    One rate for all neurons: the mean magnitude of the entries on the support becomes 1 / 2k, as
-    the closed form has it.
+    All neurons share one rate: the mean magnitude of the entries on the support becomes 1 / 2k, as
+    in the closed form.
 
     Raises:
         DataError: If the gradient is 0 on the whole support.
@@ -89,14 +89,14 @@ def population_phase(network: TwoLayer, degree: int) -> TwoLayer:
         degree: k, the size of the support.
 
     Raises:
-        SpecError: If the first phase reads nothing (odd degree and odd number of inputs).
+        SpecError: If the first phase has no signal (odd degree and odd number of inputs).
 
     Source:
         Own derivation.
     """
     num_inputs = network.weights.shape[1]
     factor = float(off_support_factor(num_inputs, degree))
-    # Rows: bias not positive (a bias of 0 keeps ties shut), positive. Columns: on, off the support.
+    # Rows: bias not positive (at bias 0 ties are inactive), positive. Columns: on, off the support.
     entries = [
         [
             math.copysign(size, threshold_coefficient(num_inputs, order, bias=side))
@@ -113,22 +113,22 @@ def population_phase(network: TwoLayer, degree: int) -> TwoLayer:
 def sampled_phase(
     network: TwoLayer, degree: int, *, num_examples: int, generator: np.random.Generator
 ) -> TwoLayer:
-    """Return the network after the teacher's first phase on examples that are drawn.
+    """Return the network after the teacher's first phase on sampled examples.
 
-    The noise of an entry is about sqrt(1 / 2n), so fewer than 1 / xi_{k-1}^2 examples give noise
-    alone (`curricle.theory.correlations.label_examples`).
+    The noise of an entry is about sqrt(1 / 2n), so fewer than 1 / xi_{k-1}^2 examples give only
+    noise (`curricle.theory.correlations.label_examples`).
 
     Args:
         network: The symmetric initialization.
         degree: k, the size of the support.
-        num_examples: n, examples of the one step.
-        generator: Where the examples are drawn from.
+        num_examples: n, examples of the step.
+        generator: Source of the examples.
 
     Raises:
-        SpecError: If there is no example.
+        SpecError: If the number of examples is below 1.
 
     Source:
-        [P24], [GK25]; rate as in `rescaled`. Deviation: the initial w is dropped rather than
+        [P24], [GK25]; rate as in `rescale_gradient`. Deviation: the initial w is dropped, not
         decayed.
     """
     if num_examples < 1:
@@ -139,4 +139,4 @@ def sampled_phase(
         inputs = draw_inputs(size, network.weights.shape[1], generator)
         total += size * gated_gradient(network, inputs, parity(inputs, degree)[:, None])
     step = np.sign(network.top)[:, None] * total
-    return replace(network, weights=rescaled(step, degree))
+    return replace(network, weights=rescale_gradient(step, degree))

@@ -1,7 +1,7 @@
-"""How is the output layer fitted once the hidden layer stands?
+"""Fits of the output layer on a fixed hidden layer.
 
-The second phase trains a in f(x) = <a, h(x)> with w and b fixed, which is a convex problem. By
-least squares it is one linear system; by the hinge loss, which the analysis uses, it takes steps.
+The second phase trains a in f(x) = <a, h(x)> with w and b fixed, a convex problem. Least squares is
+a single linear system; the hinge loss of the analysis is minimized by gradient descent.
 
 Axes: example, neuron.
 """
@@ -32,7 +32,7 @@ def fit_ridge(
     if not strength > 0:
         raise SpecError(f"'strength' must be positive; got {strength}")
     moments = hidden.T @ hidden / len(hidden)
-    # Units that never open leave rows of zeros; the floor keeps the system regular without them.
+    # Units that are never active give rows of zeros; the floor keeps the system regular if all are.
     scale = max(float(np.mean(np.diag(moments))), np.finfo(np.float64).tiny / strength)
     penalty = strength * scale * np.eye(len(moments))
     return np.linalg.solve(moments + penalty, hidden.T @ labels / len(hidden))
@@ -47,14 +47,13 @@ def fit_hinge(
 ) -> Float64[np.ndarray, " neuron"]:
     """Return a after gradient descent on mean max(0, 1 - y <a, h>), from a = 0.
 
-    All examples enter each step, and steps have Nesterov's momentum 1 - 3 / (t + 3). The hinge has
-    no curvature that could set the step's size, so it is counted in units of 1 / E|h|^2, in which
-    one step can move an output by about 1.
+    Full-batch steps with Nesterov's momentum 1 - 3 / (t + 3). The hinge has no curvature to set the
+    step size, so its unit is 1 / E|h|^2: a step of rate 1 can change an output by about 1.
 
     Args:
         hidden: h(x).
         labels: y, +1 or -1.
-        num_steps: Steps; each reads `hidden` twice.
+        num_steps: Number of steps; each reads `hidden` twice.
         rate: Step size in units of 1 / E|h|^2; positive.
 
     Raises:

@@ -44,8 +44,8 @@ from curricle.objectives.terms import (
     ReadsLabels,
     Sample,
     Target,
-    merged,
-    required,
+    merge_reads,
+    require,
 )
 from curricle.protocols import conforms
 from curricle.records import StagePlan
@@ -331,7 +331,7 @@ class _Probe:
 
     def stage(self, stage: Stage, *, start: int, end: int, reached: frozenset[str]) -> BoundStage:
         each = [self._reads(objective) for objective in stage.objectives]
-        reads = merged(each, whole=stage.trains == "all")
+        reads = merge_reads(each, full_student=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
         if stage.teacher != "final" and not needs_teacher:
             raise BindError(
@@ -444,8 +444,8 @@ class _Probe:
         if isinstance(self._teacher, StoredTeacher):
             self._teacher.check_precision(self._settings.precisions[-1])
             return self._teacher.shown(each, student)
-        reads = merged(each, whole=False)
-        model, head = required(self._teacher, "teacher").model, reads.teacher_head
+        reads = merge_reads(each, full_student=False)
+        model, head = require(self._teacher, "teacher").model, reads.teacher_head
         if head:
             check_head(model, self._part.inputs)
         with (

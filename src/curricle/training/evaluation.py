@@ -19,7 +19,7 @@ from curricle.errors import DataError
 from curricle.models.axes import observing
 from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.objectives.losses import cross_entropy
-from curricle.objectives.terms import check_positions, logits_of, required
+from curricle.objectives.terms import check_positions, logits_of, require
 from curricle.training.trials import check_places
 
 LOSS = "nll"
@@ -70,7 +70,7 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
                 shown = _shown(read, batch)
                 logits = logits_of(shown)
                 check_positions("'logits' in 'evaluation'", shown.positions, batch)
-                labels = required(batch.labels, "labels")
+                labels = require(batch.labels, "labels")
                 _check(labels, logits, lowest=lowest, highest=highest)
                 right += int((logits.argmax(-1) == labels).sum())
                 nats += float(cross_entropy(logits, labels))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.models.tapped import Activations, Reader
-from curricle.objectives.terms import Target, uncalibrated
+from curricle.objectives.terms import Target, pending_calibration
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.sharing import SharedTeacher
 from curricle.training.batches import guarded
@@ -155,16 +155,17 @@ class StageLoss:
             Whether the teacher was run.
         """
         # Stored targets contain the statistics of the capture already.
-        uncalibrated_objectives = [
-            None if term.stored is not None else uncalibrated(term.objective) for term in self.terms
+        pending = [
+            None if term.stored is not None else pending_calibration(term.objective)
+            for term in self.terms
         ]
-        if not any(uncalibrated_objectives):
+        if not any(pending):
             return False
         states = [(self.teacher_states(batch) or Activations({}), batch) for batch in batches()]
         with torch.no_grad():
             self.terms = tuple(
                 term if objective is None else replace(term, objective=objective.calibrated(states))
-                for term, objective in zip(self.terms, uncalibrated_objectives, strict=True)
+                for term, objective in zip(self.terms, pending, strict=True)
             )
         return True
 

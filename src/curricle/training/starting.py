@@ -30,7 +30,7 @@ from curricle.errors import BindError
 from curricle.models.embeddings import embedding_tables, matching_tables
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
-from curricle.objectives.terms import required
+from curricle.objectives.terms import require
 from curricle.records import Spent, StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.training.costs import Meter, now
@@ -98,7 +98,7 @@ def bind_start(
     """
     if start is None:
         return None
-    known = required(teacher, "teacher").model
+    known = require(teacher, "teacher").model
     if isinstance(student.module, MLP) and isinstance(known.module, MLP):
         return _bind_map(start, student.module, known, known.module, stream=stream, seed=seed)
     return _bind_tables(start, student.module, known.module, seed=seed)

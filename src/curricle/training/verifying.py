@@ -120,8 +120,8 @@ def _equal(stored: SparseTarget, wanted: SparseTarget) -> Bool[Tensor, " row"]:
     """Return for each row whether all that is known of it is the same."""
     (ids, weights), (same, told) = _in_order(stored), _in_order(wanted)
     agree = (ids == same).all(-1) & _near(weights, told).all(-1)
-    if stored.rest is not None and wanted.rest is not None:
-        agree &= _near(stored.rest, wanted.rest)
+    if stored.remaining_mass is not None and wanted.remaining_mass is not None:
+        agree &= _near(stored.remaining_mass, wanted.remaining_mass)
     return agree & _near(stored.constant, wanted.constant)
 
 

@@ -1,4 +1,4 @@
-"""Numbers with a unit."""
+"""Durations: parsing, conversion into steps and errors."""
 
 from typing import final
 
@@ -14,13 +14,13 @@ from curricle.specs import parse, value
 @final
 @value
 class Walk:
-    """Something that lasts."""
+    """A value with a duration."""
 
     length: AnyDuration
 
 
 def test_a_length_may_be_a_text_wherever_users_give_one() -> None:
-    # Nothing here is hidden from the type checker, which has to accept it as well.
+    # Without casts, since the type checker has to accept texts as well.
     stage = curricle.Stage(name="labels", duration="2k steps", objectives=(curricle.FitLabels(),))
     layer = curricle.LayerPair(student=1, teacher=1)
     curricula = [
@@ -93,9 +93,9 @@ def test_a_text_without_number_or_unit_is_refused(text: str) -> None:
 )
 def test_the_fault_of_a_text_is_named_beside_the_forms(text: str, fault: str) -> None:
     forms = "'1500 steps' or '2.5M examples', in steps, examples or tokens"
-    with pytest.raises(SpecError) as told:
+    with pytest.raises(SpecError) as message:
         parse(Walk, {"length": text})
-    assert str(told.value) == f"'length': a duration must read like {forms}{fault}; got {text!r}"
+    assert str(message.value) == f"'length': a duration must read like {forms}{fault}; got {text!r}"
 
 
 @pytest.mark.parametrize("text", ["0 steps", "-3 steps", "1.5 steps", "0.0001k steps"])
@@ -129,10 +129,10 @@ def test_a_number_without_a_unit_is_told_how_a_duration_reads() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["3 tokens", {"number": 3, "unit": "tokens"}, Duration(number=3, unit="tokens")]
+    "inputs", ["3 tokens", {"number": 3, "unit": "tokens"}, Duration(number=3, unit="tokens")]
 )
-def test_a_field_takes_a_text_or_fields_or_a_duration(given: object) -> None:
-    assert parse(Walk, {"length": given}) == Walk(length=Duration(number=3, unit="tokens"))
+def test_a_field_takes_a_text_or_fields_or_a_duration(inputs: object) -> None:
+    assert parse(Walk, {"length": inputs}) == Walk(length=Duration(number=3, unit="tokens"))
 
 
 def test_a_wrong_text_in_a_field_is_told_with_its_path() -> None:

@@ -1,4 +1,4 @@
-"""Which checkpoints are followed, and what people are told about the choice."""
+"""Selected checkpoints and the notes on them."""
 
 from dataclasses import dataclass
 
@@ -39,38 +39,38 @@ def test_a_trajectory_has_steps_and_losses() -> None:
 
 
 def test_all_checkpoints_are_taken_without_a_word() -> None:
-    found = select_checkpoints("equal", INSIDE)
-    assert (found.steps, found.note) == ((10, 20, 30, 40, 50, 60), "")
+    actual = select_checkpoints("equal", INSIDE)
+    assert (actual.steps, actual.note) == ((10, 20, 30, 40, 50, 60), "")
 
 
 def test_of_two_checkpoints_inside_the_one_nearest_to_half_way_is_taken() -> None:
-    found = select_checkpoints("transition", INSIDE)
-    assert found.steps == (40, 60)
-    assert found.note == (
+    actual = select_checkpoints("transition", INSIDE)
+    assert actual.steps == (40, 60)
+    assert actual.note == (
         "checkpoint 40 lies inside the teacher's transition (loss 0.70 -> 0.0 between 20 and 50)"
     )
 
 
 def test_a_transition_between_two_checkpoints_is_told() -> None:
-    found = select_checkpoints("transition", BETWEEN)
-    assert found.steps == (30, 50)
-    assert found.note == (
+    actual = select_checkpoints("transition", BETWEEN)
+    assert actual.steps == (30, 50)
+    assert actual.note == (
         "no checkpoint lies inside the teacher's transition (loss 0.70 -> 0.0 between 30 and 40); "
         "30 is the nearest, more would help"
     )
 
 
 def test_a_loss_without_transition_is_told() -> None:
-    found = select_checkpoints("transition", SLOPE)
-    assert found.steps == (20, 50)
-    assert found.note == (
+    actual = select_checkpoints("transition", SLOPE)
+    assert actual.steps == (20, 50)
+    assert actual.note == (
         "the teacher's loss has no transition (4.0 -> 1.2 between 10 and 50); checkpoint 20 is "
         "the nearest to half-way down"
     )
 
 
 @pytest.mark.parametrize(
-    ("first", "last", "told"),
+    ("first", "last", "message"),
     [
         (4.0, 1.2, "4.0 -> 1.2"),
         (0.693, 0.6915, "0.693 -> 0.692"),
@@ -79,27 +79,27 @@ def test_a_loss_without_transition_is_told() -> None:
     ],
 )
 def test_losses_are_told_with_the_digits_that_tell_them_apart(
-    first: float, last: float, told: str
+    first: float, last: float, message: str
 ) -> None:
     flat = Kept(tuple((step, first + (last - first) * step / 9) for step in range(10)))
-    assert f"({told} between 0 and 9)" in select_checkpoints("transition", flat).note
+    assert f"({message} between 0 and 9)" in select_checkpoints("transition", flat).note
 
 
 @pytest.mark.parametrize("losses", [(0.7, 0.0, 0.0, 0.0, 0.0), (0.7, 0.69, 0.0), (0.7, 0.0)])
 def test_checkpoints_too_sparse_for_a_transition_are_told(losses: tuple[float, ...]) -> None:
-    found = select_checkpoints("transition", Kept(tuple(enumerate(losses, start=1))))
+    actual = select_checkpoints("transition", Kept(tuple(enumerate(losses, start=1))))
     fall = losses.index(0.0)
-    assert found.note == (
+    assert actual.note == (
         f"the checkpoints are too sparse to hold a transition: the teacher's loss falls (0.70 -> "
-        f"0.0) between the neighbors {fall} and {fall + 1}; {found.steps[0]} is the nearest to "
+        f"0.0) between the neighbors {fall} and {fall + 1}; {actual.steps[0]} is the nearest to "
         f"half-way down, more would help"
     )
 
 
 def test_a_teacher_that_is_still_to_be_taught_gives_a_provisional_choice() -> None:
-    found = select_checkpoints("transition", PlannedCheckpoints((10, 20, 30, 40, 50)))
-    assert found.steps == (30, 50)
-    assert found.note == (
+    actual = select_checkpoints("transition", PlannedCheckpoints((10, 20, 30, 40, 50)))
+    assert actual.steps == (30, 50)
+    assert actual.note == (
         "checkpoint 30 is provisional: which one lies inside the teacher's transition shows when "
         "it is taught"
     )
@@ -107,8 +107,8 @@ def test_a_teacher_that_is_still_to_be_taught_gives_a_provisional_choice() -> No
 
 @given(losses=st.lists(st.floats(0, 10), min_size=2, max_size=30))
 def test_the_provisional_choice_is_as_long_as_the_later_one(losses: list[float]) -> None:
-    kept = Kept(tuple(enumerate(losses, start=1)))
-    for trajectory in (kept, PlannedCheckpoints(kept.steps)):
+    remaining = Kept(tuple(enumerate(losses, start=1)))
+    for trajectory in (remaining, PlannedCheckpoints(remaining.steps)):
         first, last = select_checkpoints("transition", trajectory).steps
         assert first < last == len(losses)
 

@@ -1,4 +1,4 @@
-"""What stages and curricula accept, and what they know about themselves."""
+"""Validation and properties of stages and curricula."""
 
 import dataclasses
 from typing import Any
@@ -83,8 +83,7 @@ def test_a_random_start_has_the_projection_that_layers_share(is_shared: bool) ->
         return
     with pytest.raises(
         SpecError,
-        match=r"'start' must have the projection that the layers share; got 'gaussian' where they "
-        r"have 'sign'$",
+        match=r"'start' must have the projection shared by the layers, 'sign'; got 'gaussian'$",
     ):
         Curriculum(name="x", stages=stages, start=RandomStart())
 

@@ -1,4 +1,4 @@
-"""A start is a value that gives a map, and the random one is that of a shared projection."""
+"""Maps of warm starts; the random map is that of a shared projection."""
 
 from typing import Any
 
@@ -35,15 +35,15 @@ def test_another_seed_gives_another_random_map() -> None:
 
 def test_the_principal_map_is_that_of_the_rows_for_every_seed() -> None:
     for seed in (0, 1):
-        found = PrincipalStart().map(seed=seed, student_width=5, teacher_width=8)(ROWS)
-        assert torch.equal(found, principal_map(ROWS, 5))
+        actual = PrincipalStart().map(seed=seed, student_width=5, teacher_width=8)(ROWS)
+        assert torch.equal(actual, principal_map(ROWS, 5))
 
 
 def test_a_student_wider_than_its_teacher_has_no_principal_start() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'start' by principal components must have a student that is not wider than its "
-        r"teacher; got widths 9 and 8$",
+        match=r"^'start' by principal components needs a student no wider than its teacher; "
+        r"got widths 9 and 8$",
     ):
         PrincipalStart().map(seed=0, student_width=9, teacher_width=8)
 

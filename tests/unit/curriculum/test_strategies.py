@@ -1,4 +1,4 @@
-"""The stages of each strategy, in numbers worked out by hand."""
+"""The stages of each strategy, in numbers computed by hand."""
 
 import re
 from collections.abc import Callable
@@ -103,8 +103,8 @@ def test_a_start_changes_no_stage(kind: WarmStart) -> None:
 def test_layers_share_the_projection_of_a_random_start() -> None:
     with pytest.raises(
         SpecError,
-        match=r"^'shared_projection' must be true after a random 'start', whose projection it is; "
-        r"got False$",
+        match=r"^'shared_projection' must be true with a random 'start', so that the layers use "
+        r"its projection; got False$",
     ):
         extraction(total=steps(40), start=RandomStart())
     assert extraction(total=steps(40), start=PrincipalStart()).start == PrincipalStart()
@@ -149,20 +149,22 @@ def test_every_layer_lasts_at_least_one_unit() -> None:
 
 
 def test_the_share_has_no_effect_beside_lengths_and_is_refused() -> None:
-    with pytest.raises(SpecError, match=r"^'share' must not be given with 'durations'; got 0\.3$"):
+    with pytest.raises(
+        SpecError, match=r"^'share' must not be combined with 'durations'; got 0\.3$"
+    ):
         extraction(total=steps(100), share=0.3, durations=(steps(10),))
 
 
 def test_labels_at_the_end_read_no_teacher() -> None:
-    found = extraction(total=steps(8), teacher=70, last=FitLabels())
-    assert [stage.teacher for stage in found.stages] == [70, "final"]
+    actual = extraction(total=steps(8), teacher=70, last=FitLabels())
+    assert [stage.teacher for stage in actual.stages] == [70, "final"]
 
 
 def test_layer_lengths_may_be_given() -> None:
     pairs = (LayerPair(student=1, teacher=2), LayerPair(student=2, teacher=4))
-    found = extraction(total=steps(100), pairs=pairs, durations=(steps(10), steps(30)))
-    assert lengths(found) == [10, 30, 60]
-    assert [hidden(stage).pair for stage in found.stages[:2]] == list(pairs)
+    actual = extraction(total=steps(100), pairs=pairs, durations=(steps(10), steps(30)))
+    assert lengths(actual) == [10, 30, 60]
+    assert [hidden(stage).pair for stage in actual.stages[:2]] == list(pairs)
 
 
 def test_the_options_of_layer_stages_reach_them() -> None:
@@ -191,8 +193,8 @@ def test_freezing_ends_with_the_layers() -> None:
 
 
 def test_borders_and_teacher_hold_for_all_stages() -> None:
-    found = extraction(total=steps(8), schedule="own", optimizer_state="reset", teacher=70)
-    chosen = [(stage.schedule, stage.optimizer_state, stage.teacher) for stage in found.stages]
+    actual = extraction(total=steps(8), schedule="own", optimizer_state="reset", teacher=70)
+    chosen = [(stage.schedule, stage.optimizer_state, stage.teacher) for stage in actual.stages]
     assert chosen == [("own", "reset", 70)] * 2
 
 
@@ -206,7 +208,9 @@ def test_extraction_needs_pairs() -> None:
 
 
 def test_there_is_one_duration_for_each_pair() -> None:
-    with pytest.raises(SpecError, match=r"^'durations' must be as many as the 2 pairs; got 1$"):
+    with pytest.raises(
+        SpecError, match=r"^'durations' must have one entry for each of the 2 pairs; got 1$"
+    ):
         extraction(total=steps(10), pairs=2, durations=(steps(1),))
 
 
@@ -223,8 +227,8 @@ def test_the_last_stage_needs_a_rest(total: int, pairs: int, taken: int) -> None
 def test_durations_are_in_the_unit_of_the_total() -> None:
     with pytest.raises(
         SpecError,
-        match=r"^'durations' must be in steps like 'total' \(which a budget of FLOPs or seconds "
-        r"gives in steps\); got 5 tokens$",
+        match=r"^'durations' must be in steps like 'total' \(in steps for a budget of FLOPs or "
+        r"seconds\); got 5 tokens$",
     ):
         extraction(total=steps(10), durations=(Duration(number=5, unit="tokens"),))
 
@@ -239,9 +243,9 @@ def test_a_share_is_neither_nothing_nor_all(share: float) -> None:
 
 
 def test_checkpoints_share_the_total_equally() -> None:
-    found = progressive(total=steps(100), trajectory=(10, 20, 40, 80))
-    assert plan(found) == [(10, 25), (20, 25), (40, 25), (80, 25)]
-    assert found.stages[0].name == "checkpoint 10"
+    actual = progressive(total=steps(100), trajectory=(10, 20, 40, 80))
+    assert plan(actual) == [(10, 25), (20, 25), (40, 25), (80, 25)]
+    assert actual.stages[0].name == "checkpoint 10"
 
 
 def test_checkpoints_that_do_not_divide_the_total_differ_by_one_step() -> None:
@@ -253,7 +257,7 @@ def test_one_step_for_each_checkpoint_is_enough() -> None:
 
 
 def test_half_a_step_more_than_one_for_each_checkpoint_is_enough() -> None:
-    # Rounding 1.5 up in each stage would ask for more than the total.
+    # Rounding 1.5 up in each stage would exceed the total.
     assert sum(lengths(progressive(total=steps(15), trajectory=tuple(range(10))))) == 15
 
 
@@ -272,37 +276,37 @@ def test_a_trajectory_can_be_passed_as_it_is() -> None:
 
 
 def test_two_shot_is_two_checkpoints_and_one_duration() -> None:
-    found = progressive(total=steps(100), trajectory=(20, 80), durations=(steps(10),))
-    assert plan(found) == [(20, 10), (80, 90)]
+    actual = progressive(total=steps(100), trajectory=(20, 80), durations=(steps(10),))
+    assert plan(actual) == [(20, 10), (80, 90)]
 
 
 def test_the_refresh_rule_of_the_paper() -> None:
     # R = 1000, f = 1: checkpoints 1k to 8k for 1000 steps each.
     ladder = tuple(range(1000, 9000, 1000))
-    found = progressive(total=steps(8000), trajectory=ladder, refresh=1000)
-    assert plan(found) == [(step, 1000) for step in ladder]
+    actual = progressive(total=steps(8000), trajectory=ladder, refresh=1000)
+    assert plan(actual) == [(step, 1000) for step in ladder]
 
 
 def test_a_faster_teacher_runs_ahead_of_the_student() -> None:
-    found = progressive(total=steps(45), trajectory=(10, 20, 30, 40), refresh=10, speed=2)
+    actual = progressive(total=steps(45), trajectory=(10, 20, 30, 40), refresh=10, speed=2)
     # Bounds 20, 40, 60, 80, 100; the last three find checkpoint 40.
-    assert plan(found) == [(20, 10), (40, 35)]
+    assert plan(actual) == [(20, 10), (40, 35)]
 
 
 def test_between_checkpoints_the_largest_below_the_bound_teaches() -> None:
-    found = progressive(total=steps(30), trajectory=(7, 25), refresh=10)
-    assert plan(found) == [(7, 20), (25, 10)]
+    actual = progressive(total=steps(30), trajectory=(7, 25), refresh=10)
+    assert plan(actual) == [(7, 20), (25, 10)]
 
 
 def test_before_the_first_checkpoint_the_first_one_teaches() -> None:
-    found = progressive(total=steps(30), trajectory=(25, 30), refresh=10)
-    assert plan(found) == [(25, 20), (30, 10)]
+    actual = progressive(total=steps(30), trajectory=(25, 30), refresh=10)
+    assert plan(actual) == [(25, 20), (30, 10)]
 
 
 def test_rounding_does_not_hide_a_checkpoint() -> None:
     # In floating point 0.29 * 100 = 28.999999999999996.
-    found = progressive(total=steps(100), trajectory=(1, 29), refresh=100, speed=0.29)
-    assert plan(found) == [(29, 100)]
+    actual = progressive(total=steps(100), trajectory=(1, 29), refresh=100, speed=0.29)
+    assert plan(actual) == [(29, 100)]
 
 
 @pytest.mark.parametrize("trajectory", [None, (), (20, 10), (10, 10)])
@@ -326,7 +330,9 @@ def test_refresh_and_durations_exclude_each_other() -> None:
 
 
 def test_speed_alone_has_no_effect_and_is_an_error() -> None:
-    with pytest.raises(SpecError, match=r"^'speed' must be used with 'refresh', .*; got 2.0$"):
+    with pytest.raises(
+        SpecError, match=r"^'speed' has no effect without 'refresh'; .*\(got 2.0\)$"
+    ):
         progressive(total=steps(10), trajectory=(1, 2), speed=2)
 
 
@@ -349,13 +355,13 @@ def test_refresh_is_positive() -> None:
 
 def test_the_last_checkpoint_takes_what_is_left() -> None:
     with pytest.raises(
-        SpecError, match=r"^'durations' must be one fewer than the 2 checkpoints; got 2$"
+        SpecError, match=r"^'durations' must have one entry fewer than the 2 checkpoints; got 2$"
     ):
         progressive(total=steps(10), trajectory=(1, 2), durations=(steps(2), steps(2)))
 
 
 FALL = ((10, 0.69), (20, 0.69), (30, 0.4), (40, 0.01), (50, 0.01))
-"""A teacher's losses with a transition that checkpoint 30 lies in."""
+"""A teacher's losses with checkpoint 30 inside the transition."""
 
 
 def fallen() -> Trajectory:
@@ -363,28 +369,28 @@ def fallen() -> Trajectory:
 
 
 def test_the_transition_gives_two_shots_the_first_for_a_twentieth() -> None:
-    found = progressive(total=steps(100), trajectory=fallen(), select="transition")
-    assert plan(found) == [(30, 5), (50, 95)]
-    assert found.note == (
+    actual = progressive(total=steps(100), trajectory=fallen(), select="transition")
+    assert plan(actual) == [(30, 5), (50, 95)]
+    assert actual.note == (
         "checkpoint 30 lies inside the teacher's transition (loss 0.69 -> 0.010 between 20 and 40)"
     )
 
 
 def test_the_checkpoint_in_the_transition_may_teach_for_a_length_of_its_own() -> None:
-    found = progressive(
+    actual = progressive(
         total=steps(100), trajectory=fallen(), select="transition", durations=("8 steps",)
     )
-    assert plan(found) == [(30, 8), (50, 92)]
+    assert plan(actual) == [(30, 8), (50, 92)]
 
 
 def test_checkpoints_may_be_selected_by_their_steps() -> None:
-    found = progressive(total=steps(100), trajectory=fallen(), select=(20, 50))
-    assert (plan(found), found.note) == ([(20, 50), (50, 50)], "")
+    actual = progressive(total=steps(100), trajectory=fallen(), select=(20, 50))
+    assert (plan(actual), actual.note) == ([(20, 50), (50, 50)], "")
 
 
 def test_selected_checkpoints_may_be_refreshed() -> None:
-    found = progressive(total=steps(40), trajectory=fallen(), select=(10, 40), refresh=20)
-    assert plan(found) == [(10, 20), (40, 20)]
+    actual = progressive(total=steps(40), trajectory=fallen(), select=(10, 40), refresh=20)
+    assert plan(actual) == [(10, 20), (40, 20)]
 
 
 def test_a_transition_is_not_refreshed() -> None:
@@ -403,9 +409,9 @@ def test_a_selection_is_known_or_a_list_of_steps(select: Any) -> None:
 
 def test_a_spec_may_ask_for_the_transition_before_the_teacher_is_taught() -> None:
     call = {"kind": "progressive", "select": "transition"}
-    found = build(call, total=steps(100), trajectory=PlannedCheckpoints((1, 2, 3, 4, 5)))
-    assert plan(found) == [(3, 5), (5, 95)]
-    assert "provisional" in found.note
+    actual = build(call, total=steps(100), trajectory=PlannedCheckpoints((1, 2, 3, 4, 5)))
+    assert plan(actual) == [(3, 5), (5, 95)]
+    assert "provisional" in actual.note
 
 
 # --- the others -----------------------------------------------------------------------------------
@@ -444,9 +450,9 @@ def test_a_total_may_be_written_as_text() -> None:
 
 def test_plain_data_become_a_curriculum() -> None:
     call = {"kind": "extraction", "pairs": [{"student": 1, "teacher": 2}], "durations": ["3 steps"]}
-    found = build(call, total=steps(10), trajectory=None)
-    assert lengths(found) == [3, 7]
-    assert hidden(found.stages[0]).pair == LayerPair(student=1, teacher=2)
+    actual = build(call, total=steps(10), trajectory=None)
+    assert lengths(actual) == [3, 7]
+    assert hidden(actual.stages[0]).pair == LayerPair(student=1, teacher=2)
 
 
 def test_the_runs_trajectory_is_used_unless_checkpoints_are_listed() -> None:

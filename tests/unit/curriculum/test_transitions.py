@@ -1,4 +1,4 @@
-"""Where a loss falls at once: made curves whose corners are known, with and without noise."""
+"""Phase transitions of synthetic curves with known corners, with and without noise."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from curricle.specs import parse, plain
 
 HIGH, LOW = 0.69, 0.01
 PARITY = [(2500, 0.69), (5000, 0.69), (7500, 0.69), (10_000, 0.3), (12_500, 0.01)]
-"""What a teacher with five checkpoints may leave."""
+"""Possible losses of a teacher with five checkpoints."""
 
 
 def curve(losses: Any, *, interval: int = 100) -> Curve:
@@ -22,7 +22,7 @@ def curve(losses: Any, *, interval: int = 100) -> Curve:
 
 
 def ramp(number: int, first: int, last: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return losses that leave the upper level after `first` and reach the lower at `last`."""
+    """Return losses with a linear fall from checkpoint `first` to checkpoint `last`."""
     places = (np.arange(number) - first) / (last - first)
     return HIGH + (LOW - HIGH) * places.clip(0, 1)
 
@@ -43,29 +43,29 @@ def test_the_transition_of_a_parity_teacher() -> None:
 
 
 def test_the_transition_of_the_demos_teacher() -> None:
-    # Held-out losses as `curricle demo` leaves them, with an unsettled first checkpoint.
+    # Held-out losses of `curricle demo`, with a first checkpoint off the plateau.
     plateau = [0.916, 0.721, 0.718, 0.712, 0.708, 0.706, 0.700, 0.703, 0.703, 0.708, 0.702]
     plateau += [0.704, 0.701, 0.700, 0.701, 0.710, 0.699, 0.702, 0.699, 0.694]
-    found = find_transition(curve([*plateau, 0.485, 0.276, 0.025, 0.005, 0.003], interval=500))
-    assert found is not None
-    assert (found.start, found.steepest, found.end) == (10_000, 11_500, 11_500)
+    actual = find_transition(curve([*plateau, 0.485, 0.276, 0.025, 0.005, 0.003], interval=500))
+    assert actual is not None
+    assert (actual.start, actual.steepest, actual.end) == (10_000, 11_500, 11_500)
 
 
 def test_a_checkpoint_at_the_corner_that_has_left_the_plateau_is_inside() -> None:
     losses = [0.69, 0.69, 0.69, 0.60, 0.01, 0.01]
-    found = find_transition(curve(losses))
-    assert found is not None
-    assert (found.start, found.steepest, found.end) == (300, 500, 500)
-    assert [found.holds(*one) for one in curve(losses)] == [False] * 3 + [True] + [False] * 2
+    actual = find_transition(curve(losses))
+    assert actual is not None
+    assert (actual.start, actual.steepest, actual.end) == (300, 500, 500)
+    assert [actual.holds(*one) for one in curve(losses)] == [False] * 3 + [True] + [False] * 2
 
 
 @given(places=corners())
 def test_corners_are_found_exactly_without_noise(places: tuple[int, int, int]) -> None:
     number, first, last = places
-    found = find_transition(curve(ramp(number, first, last), interval=1))
-    assert found is not None
-    assert (found.start, found.end) == (first + 1, last + 1)
-    assert (found.before, found.after) == pytest.approx((HIGH, LOW))
+    actual = find_transition(curve(ramp(number, first, last), interval=1))
+    assert actual is not None
+    assert (actual.start, actual.end) == (first + 1, last + 1)
+    assert (actual.before, actual.after) == pytest.approx((HIGH, LOW))
 
 
 @given(places=corners(), data=st.data())
@@ -73,11 +73,11 @@ def test_corners_are_found_under_noise(places: tuple[int, int, int], data: st.Da
     number, first, last = places
     # A tenth of the fall from the lowest to the highest: each point is off by a twentieth at most.
     noise = data.draw(arrays(np.float64, number, elements=st.floats(-1, 1))) * 0.05 * (HIGH - LOW)
-    found = find_transition(curve(ramp(number, first, last) + noise, interval=1))
-    assert found is not None
-    assert abs(found.start - (first + 1)) <= 2
-    assert abs(found.end - (last + 1)) <= 2
-    assert (found.before, found.after) == pytest.approx((HIGH, LOW), abs=0.1)
+    actual = find_transition(curve(ramp(number, first, last) + noise, interval=1))
+    assert actual is not None
+    assert abs(actual.start - (first + 1)) <= 2
+    assert abs(actual.end - (last + 1)) <= 2
+    assert (actual.before, actual.after) == pytest.approx((HIGH, LOW), abs=0.1)
 
 
 @given(places=corners(), scale=st.sampled_from([1e-3, 7.0, 1e4]), interval=st.integers(1, 9999))
@@ -94,9 +94,9 @@ def test_units_of_loss_and_step_do_not_matter(
 
 @given(places=corners())
 def test_the_steepest_fall_lies_inside(places: tuple[int, int, int]) -> None:
-    found = find_transition(curve(ramp(*places)))
-    assert found is not None
-    assert found.start < found.steepest <= found.end
+    actual = find_transition(curve(ramp(*places)))
+    assert actual is not None
+    assert actual.start < actual.steepest <= actual.end
 
 
 PLACES = np.arange(25)
@@ -134,9 +134,9 @@ def test_too_few_checkpoints_show_no_transition(number: int) -> None:
 def test_unequal_intervals_are_told_apart() -> None:
     # Three checkpoints, but a fifth of the training: the fall is as long as its steps.
     losses = [(100, 1.0), (400, 1.0), (410, 0.7), (420, 0.3), (430, 0.0), (500, 0.0)]
-    found = find_transition(losses)
-    assert found is not None
-    assert (found.start, found.end) == (400, 430)
+    actual = find_transition(losses)
+    assert actual is not None
+    assert (actual.start, actual.end) == (400, 430)
 
 
 def test_steps_ascend() -> None:
@@ -150,5 +150,5 @@ def test_losses_are_finite() -> None:
 
 
 def test_a_transition_survives_plain_data() -> None:
-    found = find_transition(PARITY)
-    assert parse(Transition, plain(found)) == found
+    actual = find_transition(PARITY)
+    assert parse(Transition, plain(actual)) == actual

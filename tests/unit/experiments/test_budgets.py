@@ -136,9 +136,7 @@ def test_cheap_stages_buy_more_steps_at_the_end() -> None:
 
 def test_fixed_stages_are_in_steps_where_the_budget_is_no_length() -> None:
     call = EXTRACTION | {"durations": ["64 examples"]}
-    with pytest.raises(
-        SpecError, match=r"which a budget of FLOPs or seconds gives in steps\); got 64 e"
-    ):
+    with pytest.raises(SpecError, match=r"in steps for a budget of FLOPs or seconds\); got 64 e"):
         steps(f"{10 * LOGITS_STEP} flops", call)
 
 

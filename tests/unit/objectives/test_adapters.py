@@ -1,4 +1,4 @@
-"""What an objective trains beside the student: how it is found, and a matrix that draws nothing."""
+"""Adapters: access by `adapter_of`, and a linear map that uses no random numbers."""
 
 import pytest
 import torch

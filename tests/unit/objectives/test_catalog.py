@@ -1,4 +1,4 @@
-"""Which objectives a stage takes: shipped ones by kind, and any object with the right methods."""
+"""Objectives of a stage: built-in ones by kind, and any object with the right methods."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from curricle.specs import fingerprint, parse, plain
 
 
 class Own:
-    """A user's objective: only the methods, no base class."""
+    """A user-defined objective: only the methods, no base class."""
 
     weight = 2.0
     needs_teacher = False
@@ -32,12 +32,12 @@ class Own:
 
 
 class Other(Own):
-    """Another class that holds the same."""
+    """Another class with the same attributes."""
 
 
 @dataclass(frozen=True)
 class OwnData(Own):
-    """A user's objective as a dataclass that holds something without plain data."""
+    """A user-defined objective as a dataclass with a field that is not plain data."""
 
     strength: float = 1.0
     held: Own = field(default_factory=Own)
@@ -85,19 +85,19 @@ def test_what_is_no_objective_is_told(data: object, sentence: str) -> None:
 
 @pytest.mark.parametrize("own", [Own(), OwnData()], ids=["class", "dataclass"])
 def test_a_stage_takes_an_object_of_the_user_as_it_is(own: Own) -> None:
-    (found,) = stage(own).objectives
-    assert id(found) == id(own)
+    (actual,) = stage(own).objectives
+    assert id(actual) == id(own)
 
 
 def test_an_object_of_the_user_is_written_down_by_class_and_contents() -> None:
-    (found,) = plain(stage(Own(strength=3.0)))["objectives"]
-    assert found["own"].endswith("Own")
-    assert found["holds"] == {"strength": 3.0}
+    (actual,) = plain(stage(Own(strength=3.0)))["objectives"]
+    assert actual["own"].endswith("Own")
+    assert actual["holds"] == {"strength": 3.0}
 
 
 def test_what_such_an_object_holds_is_written_down_too() -> None:
-    (found,) = plain(stage(OwnData()))["objectives"]
-    assert found["holds"] == {"strength": 1.0, "held": {"strength": 1.0}}
+    (actual,) = plain(stage(OwnData()))["objectives"]
+    assert actual["holds"] == {"strength": 1.0, "held": {"strength": 1.0}}
 
 
 def test_stages_with_objects_of_the_user_are_told_apart() -> None:

@@ -1,4 +1,4 @@
-"""Losses in chunks: values and gradients are those of all logits at once."""
+"""Losses in chunks: values and gradients equal those of full logits."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,7 +59,7 @@ def leaves(head: LinearHead) -> list[Tensor]:
 
 
 def solved(head: LinearHead, total: Tensor) -> list[Tensor]:
-    """Return a value and its gradients to the head."""
+    """Return a value and its gradients with respect to the head."""
     return [total.detach(), *torch.autograd.grad(total, leaves(head))]
 
 
@@ -76,8 +76,8 @@ def at_once(divergence: Divergence) -> list[Tensor]:
 @every_divergence
 @pytest.mark.parametrize("chunk", [1, 2, 3, 6, 7, 100, "auto"])
 def test_value_and_gradients_are_those_of_all_logits(divergence: Divergence, chunk: Any) -> None:
-    for found, expected in zip(in_chunks(divergence, chunk), at_once(divergence), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    for actual, expected in zip(in_chunks(divergence, chunk), at_once(divergence), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("divergence", [ForwardKL(), ReverseKL(), JSD()], ids=lambda d: d.kind)
@@ -108,8 +108,8 @@ def test_the_size_of_a_chunk_changes_nothing(
     def loss(logits: Tensor, part: slice) -> Tensor:
         return (logits - targets[part]).square().sum()
 
-    found = solved(head, chunked_total(head, loss, chunk=chunk))
-    for one, other in zip(found, solved(head, loss(head.logits(), slice(None))), strict=True):
+    actual = solved(head, chunked_total(head, loss, chunk=chunk))
+    for one, other in zip(actual, solved(head, loss(head.logits(), slice(None))), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
 
@@ -121,8 +121,8 @@ def test_labels_are_mixed_in_at_temperature_one(chunk: int) -> None:
     )
     plain = ForwardKL()(head.logits(), other.logits(), **SOFT)
     plain = plain + 0.3 * cross_entropy(head.logits(), labels())
-    for found, expected in zip(solved(head, total), solved(head, plain), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    for actual, expected in zip(solved(head, total), solved(head, plain), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
@@ -131,7 +131,7 @@ def test_labels_are_mixed_in_at_temperature_one(chunk: int) -> None:
 def test_many_logits_at_temperature_one_are_as_few(
     divergence: Divergence, has_labels: bool, soft_cap: float | None
 ) -> None:
-    """The usual temperature and size, where memory of logits is used again."""
+    """The usual temperature and size, with reused memory of logits."""
     rows, classes, width = 60, 1000, 3
 
     def head(seed: int) -> LinearHead:
@@ -148,18 +148,20 @@ def test_many_logits_at_temperature_one_are_as_few(
     total = chunked_divergence(
         one, other, divergence, **plain, labels=right, label_weight=0.3, chunk=25
     )
-    wanted = divergence(one.logits(), other.logits().detach(), **plain)
+    expected = divergence(one.logits(), other.logits().detach(), **plain)
     if right is not None:
-        wanted = wanted + 0.3 * cross_entropy(one.logits(), right)
-    torch.testing.assert_close(solved(one, total), solved(one, wanted))
-    torch.testing.assert_close(total, wanted)
+        expected = expected + 0.3 * cross_entropy(one.logits(), right)
+    torch.testing.assert_close(solved(one, total), solved(one, expected))
+    torch.testing.assert_close(total, expected)
 
 
 @pytest.mark.parametrize("chunk", [3, 100])
 def test_cross_entropy_is_that_of_all_logits(chunk: int) -> None:
     head = student()
-    found = solved(head, chunked_cross_entropy(head, labels(), chunk=chunk))
-    for one, other in zip(found, solved(head, cross_entropy(head.logits(), labels())), strict=True):
+    actual = solved(head, chunked_cross_entropy(head, labels(), chunk=chunk))
+    for one, other in zip(
+        actual, solved(head, cross_entropy(head.logits(), labels())), strict=True
+    ):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
@@ -171,8 +173,8 @@ def test_padding_of_vocabularies_does_not_count(divergence: Divergence, chunk: i
     plain = divergence(head.logits()[:, :CLASSES], other.logits()[:, :CLASSES], **SOFT)
     each = solved(head, total)
     assert not each[2][CLASSES:].any()
-    for found, expected in zip(each, solved(head, plain), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    for actual, expected in zip(each, solved(head, plain), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_rows_may_lie_on_several_axes() -> None:
@@ -180,9 +182,9 @@ def test_rows_may_lie_on_several_axes() -> None:
     one, two = (
         replace(each, states=each.states[:6].unflatten(0, (2, 3))) for each in (head, other)
     )
-    found = chunked_divergence(one, two, ForwardKL(), **SOFT, chunk=4)
+    actual = chunked_divergence(one, two, ForwardKL(), **SOFT, chunk=4)
     expected = ForwardKL()(head.logits()[:6], other.logits()[:6], **SOFT)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_the_gradient_from_above_may_come_twice_and_in_any_size() -> None:
@@ -223,13 +225,13 @@ def test_nothing_is_changed_in_place(chunk: int) -> None:
 def test_without_gradient_the_value_is_the_same() -> None:
     expected = at_once(ForwardKL())[0]
     with torch.no_grad():
-        found = chunked_divergence(student(), teacher(), ForwardKL(), **SOFT, chunk=2)
-    assert not found.requires_grad
-    torch.testing.assert_close(found, expected)
+        actual = chunked_divergence(student(), teacher(), ForwardKL(), **SOFT, chunk=2)
+    assert not actual.requires_grad
+    torch.testing.assert_close(actual, expected)
 
 
 class Largest(TorchDispatchMode):
-    """Remembers the most numbers that any operation has returned in one tensor."""
+    """Records the largest number of elements in a tensor returned by any operation."""
 
     numbers = 0
 
@@ -241,11 +243,11 @@ class Largest(TorchDispatchMode):
         kwargs: Any = None,
     ) -> Any:
         del types
-        found = func(*args, **(kwargs or {}))
-        for one in found if isinstance(found, (tuple, list)) else [found]:
+        actual = func(*args, **(kwargs or {}))
+        for one in actual if isinstance(actual, (tuple, list)) else [actual]:
             if isinstance(one, Tensor):
                 self.numbers = max(self.numbers, one.numel())
-        return found
+        return actual
 
 
 @every_divergence
@@ -281,19 +283,19 @@ def test_weights_are_multiplied_in_the_precision_of_the_states() -> None:
     states = head.states.detach().bfloat16().requires_grad_()
     half = LinearHead(states=states, weight=head.weight, bias=head.bias)
     other = teacher(dtype=torch.bfloat16)
-    found = solved(half, chunked_divergence(half, other, ForwardKL(), **SOFT, chunk=2))
-    assert [one.dtype for one in found[1:]] == [torch.bfloat16, torch.float32, torch.float32]
+    actual = solved(half, chunked_divergence(half, other, ForwardKL(), **SOFT, chunk=2))
+    assert [one.dtype for one in actual[1:]] == [torch.bfloat16, torch.float32, torch.float32]
     plain = solved(half, ForwardKL()(half.logits(), other.logits(), **SOFT))
-    for one, expected in zip(found, plain, strict=True):
+    for one, expected in zip(actual, plain, strict=True):
         torch.testing.assert_close(one, expected, rtol=0.02, atol=0.02)
 
 
 def test_autocast_does_not_reach_inside() -> None:
     head, other = student(dtype=torch.float32), teacher(dtype=torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = chunked_divergence(head, other, ForwardKL(), **SOFT, chunk=2)
+        actual = chunked_divergence(head, other, ForwardKL(), **SOFT, chunk=2)
     expected = chunked_divergence(head, other, ForwardKL(), **SOFT, chunk=2)
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 def test_a_chunk_of_its_own_size_fills_a_fixed_number_of_bytes() -> None:
@@ -328,6 +330,6 @@ def test_rows_of_both_models_and_labels_are_as_many() -> None:
 @pytest.mark.parametrize("number", [None, CLASSES + 1])
 def test_it_must_be_said_how_many_classes_count(number: int | None) -> None:
     with pytest.raises(
-        SpecError, match=rf"^'num_classes' must be given .*; got {number} with 7 and 5 classes$"
+        SpecError, match=rf"^'num_classes' must be set .*; got {number} with 7 and 5 classes$"
     ):
         chunked_divergence(student(padding=2), teacher(), ForwardKL(), **SOFT, num_classes=number)

@@ -1,4 +1,4 @@
-"""Divergences as values: they call their function, travel as plain data and refuse early."""
+"""Divergences as values: function calls, plain data and early validation."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ VALUES = [ForwardKL(), ReverseKL(), JSD(), TotalVariation()]
 
 
 def logits(seed: int) -> Tensor:
-    """Return some logits."""
+    """Return random logits."""
     return torch.randn(3, 5, generator=torch.Generator().manual_seed(seed))
 
 
@@ -39,9 +39,9 @@ def logits(seed: int) -> Tensor:
 def test_a_divergence_calls_its_function_with_its_own_settings(
     divergence: Divergence, function: Callable[..., Tensor]
 ) -> None:
-    found = divergence(logits(0), logits(1), student_temperature=2.0, teacher_temperature=0.5)
+    actual = divergence(logits(0), logits(1), student_temperature=2.0, teacher_temperature=0.5)
     expected = function(logits(0), logits(1), student_temperature=2.0, teacher_temperature=0.5)
-    assert torch.equal(found, expected)
+    assert torch.equal(actual, expected)
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_reverse_kl_refuses_a_hard_teacher_when_it_is_declared() -> None:
 @pytest.mark.parametrize("divergence", [ForwardKL(), JSD(), TotalVariation()])
 def test_the_others_take_a_hard_teacher(divergence: ForwardKL | JSD | TotalVariation) -> None:
     divergence.check(student_temperature=1.0, teacher_temperature=0.0)
-    found = divergence(logits(0), logits(1), student_temperature=1.0, teacher_temperature=0.0)
-    assert found.isfinite()
+    actual = divergence(logits(0), logits(1), student_temperature=1.0, teacher_temperature=0.0)
+    assert actual.isfinite()
 
 
 @pytest.mark.parametrize("divergence", VALUES)

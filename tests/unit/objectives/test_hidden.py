@@ -1,4 +1,4 @@
-"""Matching hidden states: what is declared, bound, calibrated and said."""
+"""Matching of hidden states: declaration, binding, calibration and error messages."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import LinearMap, adapter_of
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal
-from curricle.objectives.terms import BoundObjective, Reads, Sample, uncalibrated
+from curricle.objectives.terms import BoundObjective, Reads, Sample, pending_calibration
 from tests.parts import drawn
 
 STUDENT, TEACHER = Place("s", tap="1"), Place("t", tap="3")
@@ -98,8 +98,8 @@ def test_it_needs_a_teacher() -> None:
 
 
 def test_it_needs_the_state_of_a_teacher_to_be_bound() -> None:
-    shown = Activations({STUDENT: drawn(2, 3)})
-    sample = Sample(batch=features(2), student=shown, teacher=None, seed=0)
+    activations = Activations({STUDENT: drawn(2, 3)})
+    sample = Sample(batch=features(2), student=activations, teacher=None, seed=0)
     with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
         objective().bind(READS, sample, is_residual=False)
 
@@ -155,8 +155,8 @@ def test_the_projection_follows_the_seed_and_the_pair() -> None:
     def target(seed: int = 0, teacher: Place = TEACHER, **fields: Any) -> Tensor:
         reads = Reads(student=(STUDENT,), teacher=(teacher,))
         term = bind(objective(**fields), drawn(5, 3), drawn(5, 4), seed=seed, reads=reads)
-        found: Tensor = term.target(Activations({teacher: drawn(5, 4)}), features())
-        return found
+        actual: Tensor = term.target(Activations({teacher: drawn(5, 4)}), features())
+        return actual
 
     assert torch.equal(target(), target())
     assert not torch.equal(target(), target(seed=1))
@@ -169,55 +169,57 @@ def test_the_projection_does_not_depend_on_how_a_tap_is_named() -> None:
     named = Reads(student=(Place("s"),), teacher=(Place("t"),))
     one = bind(objective(), drawn(5, 3), drawn(5, 4))
     other = bind(objective(), drawn(5, 3), drawn(5, 4), reads=named)
-    shown = Activations({TEACHER: drawn(5, 4)})
-    assert torch.equal(one.target(shown, features()), other.target(shown, features()))
+    activations = Activations({TEACHER: drawn(5, 4)})
+    assert torch.equal(one.target(activations, features()), other.target(activations, features()))
 
 
 def test_the_target_is_float32_whatever_the_teacher_is() -> None:
     term = bind(objective(), drawn(5, 3), drawn(5, 4).to(torch.bfloat16))
-    shown = Activations({TEACHER: drawn(5, 4).to(torch.bfloat16)})
-    assert term.target(shown, features()).dtype == torch.float32
+    activations = Activations({TEACHER: drawn(5, 4).to(torch.bfloat16)})
+    assert term.target(activations, features()).dtype == torch.float32
 
 
-def calibrated(term: BoundObjective, shown: list[tuple[Activations, Batch]]) -> BoundObjective:
-    needy = uncalibrated(term)
-    assert needy is not None
-    return needy.calibrated(shown)
+def calibrated(
+    term: BoundObjective, activations: list[tuple[Activations, Batch]]
+) -> BoundObjective:
+    calibrates = pending_calibration(term)
+    assert calibrates is not None
+    return calibrates.calibrated(activations)
 
 
 def test_centering_subtracts_the_mean_over_all_batches_given() -> None:
     declared = objective(center=True, projection=Identity())
     term = bind(declared, drawn(5, 3), drawn(5, 3))
     small, large = torch.full((1, 3), 1.0), torch.full((3, 3), 5.0)
-    shown = [
+    activations = [
         (Activations({TEACHER: small}), features(1)),
         (Activations({TEACHER: large}), features(3)),
     ]
-    found = calibrated(term, shown).target(Activations({TEACHER: small}), features(1))
-    assert found.tolist() == [[-3.0, -3.0, -3.0]]
+    actual = calibrated(term, activations).target(Activations({TEACHER: small}), features(1))
+    assert actual.tolist() == [[-3.0, -3.0, -3.0]]
 
 
 def test_calibration_leaves_the_first_term_as_it_is() -> None:
     term = bind(objective(center=True, projection=Identity()), drawn(5, 3), drawn(5, 3))
-    shown = Activations({TEACHER: drawn(5, 3)})
-    before = term.target(shown, features())
-    calibrated(term, [(shown, features())])
-    assert torch.equal(term.target(shown, features()), before)
+    activations = Activations({TEACHER: drawn(5, 3)})
+    before = term.target(activations, features())
+    calibrated(term, [(activations, features())])
+    assert torch.equal(term.target(activations, features()), before)
 
 
 def test_calibration_without_any_position_changes_nothing() -> None:
     term = bind(objective(center=True, projection=Identity()), drawn(5, 3), drawn(5, 3))
     nothing = (Activations({TEACHER: drawn(0, 3)}), features(0))
-    found = calibrated(term, [nothing]).target(Activations({TEACHER: drawn(5, 3)}), features())
-    assert torch.equal(found, drawn(5, 3))
+    actual = calibrated(term, [nothing]).target(Activations({TEACHER: drawn(5, 3)}), features())
+    assert torch.equal(actual, drawn(5, 3))
 
 
 def test_nothing_is_calibrated_unless_it_is_asked_for() -> None:
-    assert uncalibrated(bind(objective(), drawn(5, 3), drawn(5, 4))) is None
+    assert pending_calibration(bind(objective(), drawn(5, 3), drawn(5, 4))) is None
 
 
 def test_the_mean_is_over_the_positions_of_an_image_as_the_layer_has_them() -> None:
-    # 2 images of 3 channels and 8 x 8 pixels, seen by the layer as 5 x 7 positions.
+    # 2 images of 3 channels and 8 x 8 pixels, with 5 x 7 positions in the layer.
     student, teacher = torch.zeros(2, 5, 7, 4), torch.full((2, 5, 7, 4), 3.0)
     batch = Batch(inputs=torch.zeros(2, 3, 8, 8))
     term = bind(objective(projection=Identity()), student, teacher, batch=batch)
@@ -251,8 +253,8 @@ def test_states_must_have_the_positions_that_are_selected() -> None:
     bind(objective(), drawn(8, 3), drawn(8, 4), batch=batch)
     with pytest.raises(
         BindError,
-        match=r"^taps 's <- t' must have the positions \(8, 10\) of the data, of which some are "
-        r"selected; got \(8,\)$",
+        match=r"^taps 's <- t' must have the positions \(8, 10\) of the data, because the "
+        r"data select some of them; got \(8,\)$",
     ):
         bind(objective(positions="selected"), drawn(8, 3), drawn(8, 4), batch=batch)
 
@@ -266,7 +268,8 @@ def test_states_without_examples_are_refused() -> None:
 def test_states_of_different_shape_are_refused() -> None:
     with pytest.raises(
         BindError,
-        match=r"^taps 's <- t' must agree in examples and positions; got \(2, 5\) and \(2, 6\)$",
+        match=r"^taps 's <- t' must have the same examples and positions; got \(2, 5\) and "
+        r"\(2, 6\)$",
     ):
         bind(objective(), drawn(2, 5, 3), drawn(2, 6, 3))
 
@@ -287,9 +290,9 @@ def learned(**fields: Any) -> BoundObjective:
 
 
 def own_map(term: BoundObjective) -> LinearMap:
-    found = adapter_of(term)
-    assert isinstance(found, LinearMap)
-    return found
+    actual = adapter_of(term)
+    assert isinstance(actual, LinearMap)
+    return actual
 
 
 def test_a_learned_projection_starts_from_the_draw_of_its_pair() -> None:
@@ -310,7 +313,7 @@ def test_the_gradient_to_a_learned_projection_is_that_of_differences(normalize: 
     def total() -> Tensor:
         return term.total(Activations({STUDENT: student.double()}), target, features())
 
-    (found,) = torch.autograd.grad(total(), weight)
+    (actual,) = torch.autograd.grad(total(), weight)
     expected = torch.zeros_like(weight)
     with torch.no_grad():
         for entry in range(weight.numel()):
@@ -319,7 +322,7 @@ def test_the_gradient_to_a_learned_projection_is_that_of_differences(normalize: 
             weight.view(-1)[entry] -= 2e-6
             expected.view(-1)[entry] = (above - total()) / 2e-6
             weight.view(-1)[entry] += 1e-6
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_learned_projection_is_said_with_its_shape() -> None:
@@ -335,7 +338,7 @@ def test_a_learned_projection_is_said_with_its_shape() -> None:
         ({"projection": {"kind": "drawn"}}, r"^'MatchHidden.projection': 'drawn' is not a kind; "),
         (
             {"shared_projection": True, "projection": Learned()},
-            r"^'MatchHidden': 'shared_projection' must be left out with projection 'learned'",
+            r"^'MatchHidden': 'shared_projection' has no effect with projection .*True\)$",
         ),
         ({"centered": True}, r"'centered' is not a field; did you mean 'center'\?"),
     ],

@@ -1,4 +1,4 @@
-"""Losses: hand-computed values, sums over rows, hard teachers, precision and error sentences."""
+"""Losses: hand-computed values, sums over rows, hard teachers, precision and error messages."""
 
 import math
 import re
@@ -41,7 +41,7 @@ STUDENT = torch.zeros(1, 2)
 
 
 def logits(rows: int, classes: int, seed: int) -> Tensor:
-    """Return some logits with a spread of about 2."""
+    """Return random logits with a spread of about 2."""
     return 2 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed))
 
 
@@ -57,8 +57,8 @@ def test_squared_error_sums_over_all_axes_before_the_last() -> None:
 
 
 def test_cross_entropy_is_a_sum_of_nats() -> None:
-    found = cross_entropy(TEACHER.repeat(2, 1), torch.tensor([0, 1]))
-    assert found.item() == pytest.approx(-math.log(3 / 4) - math.log(1 / 4))
+    actual = cross_entropy(TEACHER.repeat(2, 1), torch.tensor([0, 1]))
+    assert actual.item() == pytest.approx(-math.log(3 / 4) - math.log(1 / 4))
 
 
 def test_cross_entropy_skips_no_label() -> None:
@@ -86,53 +86,53 @@ def test_the_gradient_of_forward_kl_is_that_of_its_formula(
         student_temperature=student_temperature,
         teacher_temperature=teacher_temperature,
     )
-    (found,) = torch.autograd.grad(3 * total, student)
+    (actual,) = torch.autograd.grad(3 * total, student)
     known = teacher[:, :6]
     hard = torch.nn.functional.one_hot(known.argmax(-1), 6).double()
     target = (known / teacher_temperature).softmax(-1) if teacher_temperature else hard
     log_student = (student[:, :6] / student_temperature).log_softmax(-1)
     gap = torch.special.xlogy(target, target) - target * log_student
-    (wanted,) = torch.autograd.grad(3 * gap.sum(), student)
+    (expected,) = torch.autograd.grad(3 * gap.sum(), student)
     torch.testing.assert_close(total, gap.sum())
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_forward_kl_keeps_one_number_a_logit_for_its_gradient() -> None:
-    kept: dict[int, int] = {}
+    remaining: dict[int, int] = {}
 
     def keep(saved: Tensor) -> Tensor:
-        kept[saved.data_ptr()] = saved.numel()
+        remaining[saved.data_ptr()] = saved.numel()
         return saved
 
     student, teacher = logits(2, MANY_LOGITS, 0).requires_grad_(), logits(2, MANY_LOGITS, 1)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
         forward_kl(student, teacher, **ONE)
-    assert sum(kept.values()) == 2 * MANY_LOGITS
+    assert sum(remaining.values()) == 2 * MANY_LOGITS
 
 
 @pytest.mark.parametrize("rows", [5, MANY_LOGITS // 7 + 1], ids=["few", "many"])
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_forward_kl_in_place_is_forward_kl(temperature: float, rows: int) -> None:
-    found = []
+    actual = []
     for divergence in (forward_kl, forward_kl_in_place):
         student, teacher = logits(rows, 7, 0).requires_grad_(), logits(rows, 7, 1)
-        # What is given away is no leaf, as the output of a head.
+        # Overwritten logits are not leaves, as the output of a head is not.
         total = divergence(
             student * 1, teacher, student_temperature=temperature, teacher_temperature=temperature
         )
-        found.append((total.detach(), *torch.autograd.grad(3 * total, student)))
-    assert all(map(torch.equal, *found))
+        actual.append((total.detach(), *torch.autograd.grad(3 * total, student)))
+    assert all(map(torch.equal, *actual))
 
 
 def test_forward_kl_in_place_needs_no_logits_of_its_own() -> None:
     student, teacher = logits(2, MANY_LOGITS, 0).requires_grad_(), logits(2, MANY_LOGITS, 1)
-    given = student * 1
-    kept: list[int] = []
+    inputs = student * 1
+    remaining: list[int] = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda saved: kept.append(saved.data_ptr()), lambda _: student
+        lambda saved: remaining.append(saved.data_ptr()), lambda _: student
     ):
-        forward_kl_in_place(given, teacher, **ONE)
-    assert kept == [given.data_ptr()]
+        forward_kl_in_place(inputs, teacher, **ONE)
+    assert remaining == [inputs.data_ptr()]
     assert not torch.equal(teacher, logits(2, MANY_LOGITS, 1))
 
 
@@ -142,9 +142,9 @@ def test_forward_kl_of_many_logits_can_be_stacked() -> None:
     each = torch.func.vmap(lambda one: forward_kl(one, teacher, **ONE))(students)
     alone = torch.stack([forward_kl(one, teacher, **ONE) for one in students])
     torch.testing.assert_close(each, alone)
-    (found,) = torch.autograd.grad(each.sum(), students)
-    (wanted,) = torch.autograd.grad(alone.sum(), students)
-    torch.testing.assert_close(found, wanted)
+    (actual,) = torch.autograd.grad(each.sum(), students)
+    (expected,) = torch.autograd.grad(alone.sum(), students)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_reverse_kl_weighs_by_the_student() -> None:
@@ -156,14 +156,14 @@ def test_jsd_mixes_beta_parts_of_the_teacher() -> None:
     # M = 0.2 * (3/4, 1/4) + 0.8 * (1/2, 1/2) = (0.55, 0.45)
     left = 0.75 * math.log(0.75 / 0.55) + 0.25 * math.log(0.25 / 0.45)
     right = 0.5 * math.log(0.5 / 0.55) + 0.5 * math.log(0.5 / 0.45)
-    found = generalized_jsd(STUDENT, TEACHER, **ONE, beta=0.2)
-    assert found.item() == pytest.approx(0.2 * left + 0.8 * right, rel=1e-5)
+    actual = generalized_jsd(STUDENT, TEACHER, **ONE, beta=0.2)
+    assert actual.item() == pytest.approx(0.2 * left + 0.8 * right, rel=1e-5)
 
 
 def test_jsd_of_disjoint_certain_distributions_is_log_two() -> None:
     student, teacher = torch.tensor([[200.0, 0.0]]), torch.tensor([[0.0, 200.0]])
-    found = generalized_jsd(student, teacher, **ONE, beta=0.5)
-    assert found.item() == pytest.approx(math.log(2))
+    actual = generalized_jsd(student, teacher, **ONE, beta=0.5)
+    assert actual.item() == pytest.approx(math.log(2))
 
 
 def test_total_variation_is_half_the_l1_distance() -> None:
@@ -174,14 +174,14 @@ def test_the_teacher_temperature_softens_the_teacher_only() -> None:
     # log 9 / 2 = log 3 restores the teacher of the closed forms.
     sharp = torch.tensor([[math.log(9.0), 0.0]])
     student = torch.tensor([[0.4, 0.0]])
-    found = forward_kl(student, sharp, student_temperature=1.0, teacher_temperature=2.0)
-    assert found.item() == pytest.approx(forward_kl(student, TEACHER, **ONE).item())
+    actual = forward_kl(student, sharp, student_temperature=1.0, teacher_temperature=2.0)
+    assert actual.item() == pytest.approx(forward_kl(student, TEACHER, **ONE).item())
 
 
 def test_the_student_temperature_softens_the_student_only() -> None:
     student = torch.tensor([[0.4, 0.0]])
-    found = forward_kl(2 * student, TEACHER, student_temperature=2.0, teacher_temperature=1.0)
-    assert found.item() == pytest.approx(forward_kl(student, TEACHER, **ONE).item())
+    actual = forward_kl(2 * student, TEACHER, student_temperature=2.0, teacher_temperature=1.0)
+    assert actual.item() == pytest.approx(forward_kl(student, TEACHER, **ONE).item())
 
 
 def test_no_result_is_multiplied_by_a_temperature() -> None:
@@ -218,7 +218,7 @@ def test_a_tiny_teacher_temperature_is_the_hard_teacher(divergence: Compare) -> 
 @pytest.mark.parametrize("level", [0.0, 1e4])
 def test_temperature_one_is_no_jump(divergence: Compare, level: float) -> None:
     teacher = logits(6, 5, 1).double() + level
-    found = []
+    actual = []
     for temperature in (1.0, 1.0 + 1e-9):
         student = (logits(6, 5, 0).double() - level).requires_grad_()
         total = divergence(
@@ -226,8 +226,8 @@ def test_temperature_one_is_no_jump(divergence: Compare, level: float) -> None:
         )
         total.backward()
         assert student.grad is not None
-        found.append((total.detach(), student.grad))
-    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-7)
+        actual.append((total.detach(), student.grad))
+    torch.testing.assert_close(*actual, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -241,8 +241,8 @@ def test_the_largest_logits_do_not_overflow_at_temperature_one(divergence: Compa
 
 
 def test_total_variation_to_a_hard_teacher_is_the_missing_probability() -> None:
-    found = total_variation(TEACHER, torch.tensor([[0.0, 1.0]]), **ARG_MAX)
-    assert found.item() == pytest.approx(0.75)
+    actual = total_variation(TEACHER, torch.tensor([[0.0, 1.0]]), **ARG_MAX)
+    assert actual.item() == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -269,9 +269,9 @@ def test_low_precision_logits_are_compared_in_float32(
     divergence: Compare, dtype: torch.dtype
 ) -> None:
     student, teacher = logits(3, 4, 0).to(dtype), logits(3, 4, 1).to(dtype)
-    found = divergence(student, teacher, **ONE)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, divergence(student.float(), teacher.float(), **ONE))
+    actual = divergence(student, teacher, **ONE)
+    assert actual.dtype == torch.float32
+    assert torch.equal(actual, divergence(student.float(), teacher.float(), **ONE))
 
 
 def test_low_precision_states_are_compared_in_float32() -> None:
@@ -290,10 +290,10 @@ def test_a_float64_comparison_stays_in_float64(divergence: Compare) -> None:
 @pytest.mark.parametrize("size", [1e4, 1e30])
 def test_extreme_logits_give_a_finite_value_and_gradient(divergence: Compare, size: float) -> None:
     student = (size * logits(4, 6, 0)).requires_grad_()
-    found = divergence(student, size * logits(4, 6, 1), **ONE)
-    found.backward()
+    actual = divergence(student, size * logits(4, 6, 1), **ONE)
+    actual.backward()
     assert student.grad is not None
-    assert found.isfinite()
+    assert actual.isfinite()
     assert student.grad.isfinite().all()
 
 
@@ -308,11 +308,11 @@ def test_classes_that_are_absent_on_both_sides_add_nothing(
     padding = torch.full((3, 2), float("-inf"))
     padded = torch.cat([student, padding], dim=-1).detach().requires_grad_()
     expected = divergence(student, teacher, **temperatures)
-    found = divergence(padded, torch.cat([teacher, padding], dim=-1), **temperatures)
-    (wanted,) = torch.autograd.grad(expected, student)
-    (gradient,) = torch.autograd.grad(found, padded)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(gradient, torch.cat([wanted, torch.zeros(3, 2)], dim=-1))
+    actual = divergence(padded, torch.cat([teacher, padding], dim=-1), **temperatures)
+    (reference,) = torch.autograd.grad(expected, student)
+    (gradient,) = torch.autograd.grad(actual, padded)
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(gradient, torch.cat([reference, torch.zeros(3, 2)], dim=-1))
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
@@ -327,9 +327,9 @@ def test_no_argument_is_changed(divergence: Compare) -> None:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_no_rows_give_a_zero_that_can_be_differentiated(divergence: Compare) -> None:
     student = torch.zeros(0, 4, requires_grad=True)
-    found = divergence(student, torch.zeros(0, 4), **ONE)
-    found.backward()
-    assert found.item() == 0.0
+    actual = divergence(student, torch.zeros(0, 4), **ONE)
+    actual.backward()
+    assert actual.item() == 0.0
 
 
 def test_no_rows_have_no_squared_error() -> None:
@@ -383,9 +383,9 @@ def test_a_teacher_temperature_out_of_range_is_refused(
 
 def test_tempered_kl_is_forward_kl_of_both_softened_times_the_square() -> None:
     student, teacher = logits(3, 4, 0).double(), logits(3, 4, 1).double()
-    found = tempered_kl(student, teacher, torch.tensor([[2.5]]).double())
+    actual = tempered_kl(student, teacher, torch.tensor([[2.5]]).double())
     both = {"student_temperature": 2.5, "teacher_temperature": 2.5}
-    assert found.item() == pytest.approx(2.5**2 * forward_kl(student, teacher, **both).item())
+    assert actual.item() == pytest.approx(2.5**2 * forward_kl(student, teacher, **both).item())
 
 
 def test_tempered_kl_takes_a_temperature_for_each_row() -> None:
@@ -394,8 +394,8 @@ def test_tempered_kl_takes_a_temperature_for_each_row() -> None:
         tempered_kl(student[row : row + 1], teacher[row : row + 1], torch.tensor([[size]])).item()
         for row, size in enumerate((1.0, 3.0))
     ]
-    found = tempered_kl(student, teacher, torch.tensor([[1.0], [3.0]]))
-    assert found.item() == pytest.approx(sum(each))
+    actual = tempered_kl(student, teacher, torch.tensor([[1.0], [3.0]]))
+    assert actual.item() == pytest.approx(sum(each))
 
 
 def test_tempered_kl_has_a_gradient_to_student_and_temperature_only() -> None:
@@ -411,9 +411,9 @@ def test_tempered_kl_has_a_gradient_to_student_and_temperature_only() -> None:
 def test_tempered_kl_of_absent_classes_is_finite_with_its_gradients() -> None:
     absent = torch.tensor([[0.0, 1.0, -math.inf]], requires_grad=True)
     temperature = torch.tensor([[2.0]], requires_grad=True)
-    found = tempered_kl(absent, torch.tensor([[1.0, 0.0, -math.inf]]), temperature)
-    found.backward()
-    assert found.isfinite()
+    actual = tempered_kl(absent, torch.tensor([[1.0, 0.0, -math.inf]]), temperature)
+    actual.backward()
+    assert actual.isfinite()
     assert absent.grad is not None
     assert absent.grad.isfinite().all()
     assert temperature.grad is not None
@@ -422,24 +422,24 @@ def test_tempered_kl_of_absent_classes_is_finite_with_its_gradients() -> None:
 
 def test_layer_normalize_centers_and_scales_each_row() -> None:
     # Mean 3 and variance 4.
-    found = layer_normalize(torch.tensor([[1.0, 5.0]]), eps=0.0)
-    torch.testing.assert_close(found, torch.tensor([[-1.0, 1.0]]))
+    actual = layer_normalize(torch.tensor([[1.0, 5.0]]), eps=0.0)
+    torch.testing.assert_close(actual, torch.tensor([[-1.0, 1.0]]))
 
 
 def test_layer_normalize_adds_eps_to_the_variance() -> None:
-    found = layer_normalize(torch.tensor([[1.0, 5.0]]), eps=12.0)
-    torch.testing.assert_close(found, torch.tensor([[-0.5, 0.5]]))
+    actual = layer_normalize(torch.tensor([[1.0, 5.0]]), eps=12.0)
+    torch.testing.assert_close(actual, torch.tensor([[-0.5, 0.5]]))
 
 
 def test_rms_normalize_scales_each_row_without_centering() -> None:
     # Mean square 25.
-    found = rms_normalize(torch.tensor([[1.0, 7.0]]), eps=0.0)
-    torch.testing.assert_close(found, torch.tensor([[0.2, 1.4]]))
+    actual = rms_normalize(torch.tensor([[1.0, 7.0]]), eps=0.0)
+    torch.testing.assert_close(actual, torch.tensor([[0.2, 1.4]]))
 
 
 def test_rms_normalize_adds_eps_to_the_mean_square() -> None:
-    found = rms_normalize(torch.tensor([[1.0, 7.0]]), eps=75.0)
-    torch.testing.assert_close(found, torch.tensor([[0.1, 0.7]]))
+    actual = rms_normalize(torch.tensor([[1.0, 7.0]]), eps=75.0)
+    torch.testing.assert_close(actual, torch.tensor([[0.1, 0.7]]))
 
 
 @pytest.mark.parametrize("normalize", [layer_normalize, rms_normalize])

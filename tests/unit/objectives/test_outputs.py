@@ -1,4 +1,4 @@
-"""Matching logits and fitting labels: what is declared, bound and said."""
+"""Matching of logits and fitting of labels: declaration, binding and error messages."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations
 from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
 from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.terms import BoundObjective, Reads, Sample, uncalibrated
+from curricle.objectives.terms import BoundObjective, Reads, Sample, pending_calibration
 
 
 def bind(
@@ -78,8 +78,8 @@ def test_a_chunk_is_a_positive_number_or_automatic(chunk: Any) -> None:
 
 def test_padded_vocabularies_match_where_it_is_said_how_many_classes_count() -> None:
     student, teacher = torch.tensor([[1.0, 0.0, 9.0]]), torch.tensor([[0.0, 2.0, 5.0, 7.0]])
-    found = total(MatchLogits(num_classes=2), student, teacher, ONE)
-    assert found == total(MatchLogits(), student[:, :2], teacher[:, :2], ONE)
+    actual = total(MatchLogits(num_classes=2), student, teacher, ONE)
+    assert actual == total(MatchLogits(), student[:, :2], teacher[:, :2], ONE)
 
 
 def test_no_more_classes_count_than_there_are() -> None:
@@ -91,16 +91,16 @@ def test_no_more_classes_count_than_there_are() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 1), (2, 3, 1), (2,)], ids=str)
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_one_value_is_no_distribution(shape: tuple[int, ...], who: str) -> None:
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_one_value_is_no_distribution(shape: tuple[int, ...], role: str) -> None:
     tensors = {"student": torch.zeros(2, 4), "teacher": torch.zeros(2, 4)} | {
-        who: torch.zeros(shape)
+        role: torch.zeros(shape)
     }
     with pytest.raises(
         BindError,
-        match=rf"^'logits' of the {who} must have two classes or more to be compared as "
-        rf"probabilities; got shape {re.escape(str(shape))}, one value each, as in regression or "
-        r"for a binary logit; a module that returns .* MatchHidden matches states of any model$",
+        match=rf"^'logits' of the {role} must have two classes or more to define probabilities; "
+        rf"got shape {re.escape(str(shape))}, a single value each, as in regression or for a "
+        r"binary logit; for a binary logit z return .* match hidden states by MatchHidden$",
     ):
         bind(MatchLogits(), tensors["student"], tensors["teacher"], Batch(inputs=torch.zeros(2, 2)))
 
@@ -108,8 +108,10 @@ def test_one_value_is_no_distribution(shape: tuple[int, ...], who: str) -> None:
 @pytest.mark.parametrize("declared", [FitLabels(), MatchLogits(), MatchLogits(chunk="auto")])
 def test_one_value_has_no_labels_and_no_divergence(declared: MatchLogits | FitLabels) -> None:
     head = LinearHead(states=torch.zeros(2, 3), weight=torch.zeros(1, 3))
-    shown = Activations({}, torch.zeros(2, 1), head)
-    sample = Sample(batch=Batch(inputs=torch.zeros(2, 2)), student=shown, teacher=shown, seed=0)
+    activations = Activations({}, torch.zeros(2, 1), head)
+    sample = Sample(
+        batch=Batch(inputs=torch.zeros(2, 2)), student=activations, teacher=activations, seed=0
+    )
     with pytest.raises(BindError, match=r"^'logits' of the student must have two classes or more"):
         declared.bind(Reads(), sample, is_residual=False)
 
@@ -118,18 +120,18 @@ def test_one_value_has_no_labels_and_no_divergence(declared: MatchLogits | FitLa
 def test_an_output_without_logits_is_said_where_they_are_read(
     declared: MatchLogits | FitLabels,
 ) -> None:
-    shown = Activations({}, obscurity="'logits' must be named")
-    sample = Sample(batch=ONE, student=shown, teacher=shown, seed=0)
+    activations = Activations({}, obscurity="'logits' must be named")
+    sample = Sample(batch=ONE, student=activations, teacher=activations, seed=0)
     with pytest.raises(BindError, match=r"^'logits' must be named$"):
         declared.bind(Reads(), sample, is_residual=False)
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
-def test_heads_of_independent_labels_are_refused(who: str) -> None:
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_heads_of_independent_labels_are_refused(role: str) -> None:
     module = nn.Sequential(nn.Identity())
     vars(module)["config"] = SimpleNamespace(problem_type="multi_label_classification")
-    models = {"student": model(), "teacher": model()} | {who: HookedModel(module)}
-    with pytest.raises(BindError, match=rf"^'problem_type' of the {who} must be 'single_label_"):
+    models = {"student": model(), "teacher": model()} | {role: HookedModel(module)}
+    with pytest.raises(BindError, match=rf"^'problem_type' of the {role} must be 'single_label_"):
         MatchLogits().reads(models["student"], models["teacher"])
 
 
@@ -159,8 +161,8 @@ def test_forward_kl_of_a_coin_is_that_of_the_closed_form() -> None:
 
 def test_a_hard_teacher_asks_for_its_most_likely_class() -> None:
     teacher, student = torch.tensor([[0.1, 0.0]]), torch.tensor([[0.0, math.log(3)]])
-    found = total(MatchLogits(teacher_temperature=0), student, teacher, ONE)
-    assert found == pytest.approx(math.log(4), rel=1e-6)
+    actual = total(MatchLogits(teacher_temperature=0), student, teacher, ONE)
+    assert actual == pytest.approx(math.log(4), rel=1e-6)
 
 
 def test_the_scale_is_the_square_of_the_temperature_of_the_student() -> None:
@@ -181,10 +183,10 @@ def test_the_weight_is_left_to_the_stage() -> None:
 def test_padded_classes_of_both_sides_add_nothing() -> None:
     student, teacher = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 2.0]])
     absent = torch.full((1, 3), -torch.inf)
-    found = total(
+    actual = total(
         MatchLogits(), torch.cat([student, absent], 1), torch.cat([teacher, absent], 1), ONE
     )
-    assert found == pytest.approx(total(MatchLogits(), student, teacher, ONE), rel=1e-6)
+    assert actual == pytest.approx(total(MatchLogits(), student, teacher, ONE), rel=1e-6)
 
 
 def test_logits_everywhere_are_counted_where_there_are_data() -> None:
@@ -211,16 +213,17 @@ def test_logits_of_examples_are_counted_by_example() -> None:
 def test_different_vocabularies_are_refused() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'vocabulary' of student and teacher must be equal to match logits, unless "
-        r"'num_classes' says how many of padded ones count; got 4 and 5 classes$",
+        match=r"^'vocabulary' of student and teacher must be equal to match logits; for "
+        r"padded vocabularies set 'num_classes' to the number of real classes; got 4 and 5 "
+        r"classes$",
     ):
         bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 5))
 
 
 @pytest.mark.parametrize("missing", ["student", "teacher"])
 def test_logits_must_be_shown(missing: str) -> None:
-    shown = Activations({}, torch.zeros(2, 4))
-    parts = {"student": shown, "teacher": shown} | {missing: Activations({})}
+    activations = Activations({}, torch.zeros(2, 4))
+    parts = {"student": activations, "teacher": activations} | {missing: Activations({})}
     with pytest.raises(BindError, match=r"^'logits' must be given, since an objective reads it"):
         MatchLogits().bind(
             Reads(), Sample(batch=ONE, **parts, seed=0, num_steps=1), is_residual=False
@@ -228,8 +231,8 @@ def test_logits_must_be_shown(missing: str) -> None:
 
 
 def test_the_state_of_a_teacher_is_needed_to_match_logits() -> None:
-    shown = Activations({}, torch.zeros(1, 4))
-    sample = Sample(batch=ONE, student=shown, teacher=None, seed=0)
+    activations = Activations({}, torch.zeros(1, 4))
+    sample = Sample(batch=ONE, student=activations, teacher=None, seed=0)
     with pytest.raises(BindError, match=r"^'teacher' must be given, since an objective reads it"):
         MatchLogits().bind(Reads(), sample, is_residual=False)
 
@@ -265,9 +268,9 @@ def test_wrong_fields_are_told(fields: dict[str, Any], sentence: str) -> None:
     ids=["forward_kl", "jsd", "total_variation"],
 )
 def test_matching_logits_says_in_words_what_it_does(declared: MatchLogits, words: str) -> None:
-    taps, found, *rest = bind(declared, torch.zeros(2, 4), torch.zeros(2, 4)).describe()
+    taps, actual, *rest = bind(declared, torch.zeros(2, 4), torch.zeros(2, 4)).describe()
     assert (taps, rest) == ("logits", ["-", "-"])
-    assert found.startswith(words)
+    assert actual.startswith(words)
 
 
 def fit(weight: float = 1.0) -> BoundObjective:
@@ -276,8 +279,8 @@ def fit(weight: float = 1.0) -> BoundObjective:
 
 def test_cross_entropy_of_equal_chances_is_the_logarithm_of_the_classes() -> None:
     batch = Batch(inputs=torch.zeros(3, 2), labels=torch.tensor([0, 3, 1]))
-    found = fit().total(Activations({}, torch.zeros(3, 4)), None, batch)
-    assert found.item() == pytest.approx(3 * math.log(4))
+    actual = fit().total(Activations({}, torch.zeros(3, 4)), None, batch)
+    assert actual.item() == pytest.approx(3 * math.log(4))
     assert fit().count(batch) == 3
 
 
@@ -290,7 +293,8 @@ def test_labels_are_counted_where_they_are_selected() -> None:
 def test_data_without_labels_are_refused() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'labels' must be in the data to fit them, under that name; got batches without$",
+        match=r"^'labels' must be in the data for FitLabels, under that name; got batches without "
+        r"labels$",
     ):
         fit().count(Batch(inputs=torch.zeros(3, 2)))
 
@@ -306,7 +310,7 @@ def test_fitting_labels_says_in_words_what_it_does() -> None:
 
 def test_nothing_is_calibrated() -> None:
     match = bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 4))
-    assert uncalibrated(match) is uncalibrated(fit()) is None
+    assert pending_calibration(match) is pending_calibration(fit()) is None
 
 
 # --- positions of logits --------------------------------------------------------------------------
@@ -319,23 +323,23 @@ def selected_logits(positions: tuple[int, ...]) -> Activations:
     return Activations({}, torch.zeros(2, 4), positions=positions)
 
 
-@pytest.mark.parametrize("who", ["student", "teacher"])
+@pytest.mark.parametrize("role", ["student", "teacher"])
 @pytest.mark.parametrize("positions", [(3, 7), (3,), (4, 3)], ids=str)
 def test_logits_with_other_positions_than_the_data_are_refused(
-    who: str, positions: tuple[int, ...]
+    role: str, positions: tuple[int, ...]
 ) -> None:
     right, wrong = selected_logits((3, 4)), selected_logits(positions)
-    is_student = who == "student"
+    is_student = role == "student"
     sample = Sample(
         batch=SCORED,
         student=wrong if is_student else right,
         teacher=right if is_student else wrong,
         seed=0,
     )
-    sentence = rf"^'logits' of the {who} must have the positions \(3, 4\) of the data; got"
+    sentence = rf"^'logits' of the {role} must have the positions \(3, 4\) of the data; got"
     with pytest.raises(BindError, match=sentence):
         MatchLogits().bind(Reads(), sample, is_residual=False)
-    if who == "student":
+    if role == "student":
         with pytest.raises(BindError, match=sentence):
             FitLabels().bind(Reads(), sample, is_residual=False)
 
@@ -366,7 +370,7 @@ def test_logits_of_both_models_must_have_the_same_positions() -> None:
 def test_labels_without_logits_are_refused(shape: tuple[int, ...]) -> None:
     batch = Batch(inputs=torch.zeros(3, 5), labels=torch.tensor([0, 1, 0]))
     with pytest.raises(
-        BindError, match=r"^'logits' must be one for each label, of the 3 examples; g"
+        BindError, match=r"^'logits' must have one row for each label, for 3 examples; g"
     ):
         bind(FitLabels(), torch.zeros(shape), torch.zeros(shape), batch)
 

@@ -1,4 +1,4 @@
-"""Principal maps keep as much as the theorem of Eckart and Young says that any map can."""
+"""Optimality of principal maps by the theorem of Eckart and Young."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ seeds = st.integers(0, 100)
 
 
 def rebuilt(rows: Tensor, matrix: Tensor) -> Tensor:
-    """Return the rows as far as they can be rebuilt from their images."""
+    """Return the least-squares reconstruction of the rows from their images."""
     inverse: Tensor = torch.linalg.pinv(matrix.double())
     images: Tensor = rows.double() @ matrix.double().mT
     return images @ inverse.mT
@@ -77,10 +77,10 @@ def test_half_precision_rows_are_mapped_in_full() -> None:
 
 
 def test_too_few_rows_are_an_error() -> None:
-    with pytest.raises(BindError, match=r"^'start' by principal components must have at least 5"):
+    with pytest.raises(BindError, match=r"^'start' by principal components needs 5 .* has 4$"):
         principal_map(drawn(4, 6), 5)
 
 
 def test_rows_of_zeros_are_an_error() -> None:
-    with pytest.raises(BindError, match=r"must have a teacher table that is not 0$"):
+    with pytest.raises(BindError, match=r"needs a nonzero teacher table$"):
         principal_map(torch.zeros(4, 6), 2)

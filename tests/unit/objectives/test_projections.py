@@ -17,7 +17,7 @@ MASK = 2**64 - 1
 
 
 def philox_words(key: int, count: int) -> list[int]:
-    """Return words of Philox4x64-10 as Salmon et al. 2011 print it, in plain Python."""
+    """Return words of Philox4x64-10 by the listing of Salmon et al. 2011, in plain Python."""
     words: list[int] = []
     block = 1
     while len(words) < count:
@@ -37,7 +37,7 @@ def philox_words(key: int, count: int) -> list[int]:
 
 
 def stream_key(text: str) -> int:
-    """Return the key of a stream from the text that names it."""
+    """Return the key of a stream from the text of its name."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") // 2
 
@@ -104,19 +104,19 @@ GOLDEN_ORTHOGONAL = [-0.783553609, 0.613351014, 0.099218318, 0.354623136, 0.5726
 
 def test_gaussian_entries_never_change() -> None:
     expected = torch.tensor(GOLDEN_GAUSSIAN, dtype=torch.float64).reshape(2, 3)
-    found = draw(Gaussian(), widths=(2, 3), seed=0, name="golden")
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-7)
+    actual = draw(Gaussian(), widths=(2, 3), seed=0, name="golden")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=2e-7)
 
 
 def test_sign_entries_never_change() -> None:
-    found = draw(Sign(), widths=(4, 6), seed=0, name="golden")
-    assert "".join("+" if entry > 0 else "-" for entry in found.flatten().tolist()) == GOLDEN_SIGN
+    actual = draw(Sign(), widths=(4, 6), seed=0, name="golden")
+    assert "".join("+" if entry > 0 else "-" for entry in actual.flatten().tolist()) == GOLDEN_SIGN
 
 
 def test_orthogonal_entries_never_change() -> None:
     expected = torch.tensor(GOLDEN_ORTHOGONAL, dtype=torch.float64).reshape(2, 3)
-    found = draw(Orthogonal(), widths=(2, 3), seed=0, name="golden")
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    actual = draw(Orthogonal(), widths=(2, 3), seed=0, name="golden")
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -209,7 +209,7 @@ def test_orthogonal_of_one_row_is_a_unit_vector() -> None:
 def test_the_mean_square_of_a_coordinate_is_kept_in_expectation(
     law: Gaussian | Sign | Orthogonal, widths: tuple[int, int]
 ) -> None:
-    # Uneven on purpose: a law that favored some coordinates would fail.
+    # Uneven on purpose: a law with preferred coordinates would fail.
     state = torch.arange(1, widths[1] + 1, dtype=torch.float64) ** 2
     squares = [(draw(law, widths=widths, seed=seed) @ state).square() for seed in range(1500)]
     each = torch.stack(squares).mean(0) / state.square().mean()

@@ -1,4 +1,4 @@
-"""A learned temperature: its range, its ramp, and that it climbs the loss the student descends.
+"""A learned temperature: its range, its ramp, and gradient ascent on the student's loss.
 
 Values and gradients are compared with formulas in float64, gradients by differences.
 """
@@ -42,13 +42,13 @@ def bind(batch: Batch = BATCH, *, num_steps: int = 100, **fields: Any) -> BoundO
 
 
 def module(term: BoundObjective) -> Temperature:
-    found = adapter_of(term)
-    assert isinstance(found, Temperature)
-    return found
+    actual = adapter_of(term)
+    assert isinstance(actual, Temperature)
+    return actual
 
 
 def exact(variant: Any, **fields: Any) -> BoundObjective:
-    """Return a term in float64 whose ramp is over."""
+    """Return a term in float64 after the end of its ramp."""
     term = bind(variant=variant, **fields)
     module(term).double().steps.fill_(1000)
     return term
@@ -66,24 +66,24 @@ def formula(temperature: Tensor, student: Tensor = STUDENT) -> Tensor:
         powers = logits.exp()
         return powers / powers.sum(-1, keepdim=True)
 
-    wanted, found = softmax(TEACHER / temperature), softmax(student / temperature)
-    divergence = (temperature**2 * wanted * (wanted / found).log()).sum()
+    expected, actual = softmax(TEACHER / temperature), softmax(student / temperature)
+    divergence = (temperature**2 * expected * (expected / actual).log()).sum()
     right = softmax(student)[torch.arange(ROWS), LABELS]
     return 0.1 * -right.log().sum() + 0.9 * divergence
 
 
 def differences(function: Callable[[], Tensor], at: Tensor, step: float = 1e-6) -> Tensor:
-    """Return the gradient at a tensor, which is moved and put back, by central differences."""
-    found, entries = torch.zeros_like(at), at.detach().view(-1)
+    """Return the gradient at a tensor, modified and restored, by central differences."""
+    actual, entries = torch.zeros_like(at), at.detach().view(-1)
     with torch.no_grad():
         for index in range(entries.numel()):
             before = entries[index].item()
             entries[index] = before + step
             above = function()
             entries[index] = before - step
-            found.view(-1)[index] = (above - function()) / (2 * step)
+            actual.view(-1)[index] = (above - function()) / (2 * step)
             entries[index] = before
-    return found
+    return actual
 
 
 # --- the value ------------------------------------------------------------------------------------
@@ -128,14 +128,14 @@ def test_the_temperature_stays_in_its_range(
     term = exact(variant, least_temperature=least, temperature_span=span)
     with torch.no_grad():
         module(term).raw.fill_(raw)
-        found = module(term)(STUDENT, TEACHER)
-    assert ((found >= least) & (found <= least + span * (1 + 1e-12))).all()
+        actual = module(term)(STUDENT, TEACHER)
+    assert ((actual >= least) & (actual <= least + span * (1 + 1e-12))).all()
 
 
 def test_without_label_weight_labels_are_neither_needed_nor_read() -> None:
     batch = Batch(inputs=BATCH.inputs)
-    found = total(bind(batch, label_weight=0), batch=batch)
-    assert found.item() == pytest.approx(total(bind(label_weight=0)).item())
+    actual = total(bind(batch, label_weight=0), batch=batch)
+    assert actual.item() == pytest.approx(total(bind(label_weight=0)).item())
     assert bind(batch, label_weight=0).count(batch) == ROWS
 
 
@@ -144,22 +144,22 @@ def test_absent_classes_change_neither_the_value_nor_that_gradients_are_finite()
     term = exact("global", label_weight=0)
     wide = torch.cat([STUDENT, absent], -1).requires_grad_()
     target = torch.cat([TEACHER, absent], -1)
-    found = term.total(Activations({}, wide), target, BATCH)
-    assert found.item() == pytest.approx(total(term).item())
-    for gradient in torch.autograd.grad(found, [wide, module(term).raw]):
+    actual = term.total(Activations({}, wide), target, BATCH)
+    assert actual.item() == pytest.approx(total(term).item())
+    for gradient in torch.autograd.grad(actual, [wide, module(term).raw]):
         assert gradient.isfinite().all()
 
 
-# --- who climbs and who descends ------------------------------------------------------------------
+# --- directions of the gradients ------------------------------------------------------------------
 
 
 @VARIANTS
 def test_the_student_gets_the_gradient_of_the_loss_at_its_temperatures(variant: str) -> None:
     term, student = exact(variant), STUDENT.clone().requires_grad_()
-    (found,) = torch.autograd.grad(total(term, student), student)
+    (actual,) = torch.autograd.grad(total(term, student), student)
     given_now = module(term)(STUDENT, TEACHER).detach()
     expected = differences(lambda: formula(given_now, student), student)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-8)
 
 
 @VARIANTS
@@ -169,8 +169,8 @@ def test_the_temperature_gets_minus_lambda_times_the_gradient_of_the_loss(
 ) -> None:
     term = exact(variant, hidden=64, reversal_to=reversal)
     parameters = list(module(term).parameters())
-    found = torch.autograd.grad(total(term), parameters)
-    for gradient, parameter in zip(found, parameters, strict=True):
+    actual = torch.autograd.grad(total(term), parameters)
+    for gradient, parameter in zip(actual, parameters, strict=True):
         expected = -reversal * differences(lambda: total(term), parameter)
         torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-7)
 
@@ -196,11 +196,11 @@ def test_a_small_step_of_the_temperature_raises_the_loss_and_one_of_the_student_
 
 
 def reversals(term: BoundObjective, steps: int) -> list[float]:
-    found = []
+    actual = []
     for _ in range(steps):
-        found.append(module(term).reversal.item())
+        actual.append(module(term).reversal.item())
         module(term).advance()
-    return found
+    return actual
 
 
 def test_lambda_is_that_of_the_papers_formula() -> None:
@@ -216,17 +216,17 @@ def test_lambda_rises_from_the_one_end_to_the_other(
     low: float, rise: float, ramp: float, num_steps: int
 ) -> None:
     term = bind(num_steps=num_steps, ramp=ramp, reversal_from=low, reversal_to=low + rise)
-    found = reversals(term, num_steps + 1)
-    assert found[0] == pytest.approx(low, abs=1e-6)
-    assert found[-1] == pytest.approx(low + rise, abs=1e-6)
-    assert all(after >= before - 1e-6 for before, after in itertools.pairwise(found))
+    actual = reversals(term, num_steps + 1)
+    assert actual[0] == pytest.approx(low, abs=1e-6)
+    assert actual[-1] == pytest.approx(low + rise, abs=1e-6)
+    assert all(after >= before - 1e-6 for before, after in itertools.pairwise(actual))
 
 
 def test_the_updates_are_counted_where_checkpoints_find_them() -> None:
-    found = module(bind())
-    assert isinstance(found, CountsSteps)
-    found.advance()
-    assert found.state_dict()["steps"].item() == 1
+    actual = module(bind())
+    assert isinstance(actual, CountsSteps)
+    actual.advance()
+    assert actual.state_dict()["steps"].item() == 1
 
 
 def test_looking_at_the_temperature_counts_no_step() -> None:
@@ -235,7 +235,7 @@ def test_looking_at_the_temperature_counts_no_step() -> None:
     assert module(term).steps.item() == 0
 
 
-# --- what is said and refused ---------------------------------------------------------------------
+# --- descriptions and errors ----------------------------------------------------------------------
 
 
 def test_it_is_said_with_range_and_weights() -> None:
@@ -257,7 +257,7 @@ def test_it_is_said_with_range_and_weights() -> None:
         ),
         (
             {"hidden": 8},
-            r"'hidden' must be left out with variant 'global', which has no network; got 8$",
+            r"'hidden' has no effect with variant 'global', .*\(got 8\)$",
         ),
         ({"ramp": 0.0}, r"'LearnedTemperature.ramp': input should be greater than 0; got 0\.0$"),
         ({"least_temperature": 0}, r"'LearnedTemperature.least_temperature': input should be"),
@@ -275,13 +275,13 @@ def test_missing_labels_are_told_with_what_does_without_them() -> None:
     with pytest.raises(
         BindError,
         match=r"^'labels' must be in the data for 'label_weight' 0\.1; got batches without labels; "
-        r"set it to 0 to do without them$",
+        r"set it to 0 to train without labels$",
     ):
         bind(batch).count(batch)
 
 
 def test_labels_of_other_positions_than_the_logits_are_told() -> None:
-    # One label an example, and logits at both of its positions.
+    # A label per example, and logits at both of its positions.
     sample = Sample(
         batch=Batch(inputs=torch.zeros(2, 2, dtype=torch.long), labels=LABELS[:2]),
         student=Activations({}, STUDENT.unflatten(0, (2, 2))),
@@ -291,7 +291,7 @@ def test_labels_of_other_positions_than_the_logits_are_told() -> None:
     )
     with pytest.raises(
         BindError,
-        match=r"^'labels' must be one for each of the 4 positions with logits; got 2; set "
-        r"'label_weight' to 0 to do without them$",
+        match=r"^'labels' must have one label for each of the 4 positions with logits; got 2; set "
+        r"'label_weight' to 0 to train without labels$",
     ):
         LearnedTemperature().bind(Reads(), sample, is_residual=False)

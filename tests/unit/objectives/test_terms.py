@@ -1,4 +1,4 @@
-"""What objectives of all kinds share."""
+"""Checks and interfaces shared by all objectives."""
 
 import re
 from collections.abc import Callable
@@ -18,20 +18,20 @@ from curricle.objectives.terms import (
     Rows,
     check_classes,
     check_positions,
-    required,
+    require,
 )
 
 
-@pytest.mark.parametrize("found", [0, "", False, [], 3])
-def test_what_is_there_is_returned_even_if_it_is_nothing(found: object) -> None:
-    assert required(found, "name") is found
+@pytest.mark.parametrize("actual", [0, "", False, [], 3])
+def test_what_is_there_is_returned_even_if_it_is_nothing(actual: object) -> None:
+    assert require(actual, "name") is actual
 
 
 def test_what_is_missing_is_named() -> None:
     with pytest.raises(
         BindError, match=r"^'labels' must be given, since an objective reads it; got none$"
     ):
-        required(None, "labels")
+        require(None, "labels")
 
 
 def test_nothing_is_read_unless_it_is_said() -> None:
@@ -71,7 +71,7 @@ VALID = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0]]).bool()
         (TOKENS, (12,), 12),
         (FEATURES, (4,), 4),
         (torch.zeros(4, 3, 6), (4, 3), 12),
-        # An image of 3 channels has as many positions as the layer leaves it, not as it has rows.
+        # The positions of an image are those of the layer's output, not rows of pixels.
         (IMAGES, (4, 5, 7), 140),
         (IMAGES, (4,), 4),
     ],
@@ -120,15 +120,15 @@ def test_padding_is_not_counted_where_it_has_positions(
 def test_rows_with_data_come_in_order() -> None:
     states = torch.arange(24.0).reshape(4, 3, 2)
     batch = Batch(inputs=TOKENS, valid=VALID)
-    found = Rows.of("'tap'", (4, 3), batch).take(states, batch)
-    assert found[:, 0].tolist() == [0, 2, 6, 12, 14, 16]
+    actual = Rows.of("'tap'", (4, 3), batch).take(states, batch)
+    assert actual[:, 0].tolist() == [0, 2, 6, 12, 14, 16]
 
 
 def test_padding_must_be_told_in_the_positions_of_a_state() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'tap' must have the positions \(4, 3\) of the padded data, or one an example; "
-        r"got \(4, 5\)$",
+        match=r"^'tap' must have the positions \(4, 3\) of the padded data, or a single "
+        r"position per example; got \(4, 5\)$",
     ):
         Rows.of("'tap'", (4, 5), Batch(inputs=TOKENS, valid=VALID))
 
@@ -142,7 +142,9 @@ def test_examples_must_lie_on_the_first_axis(leading: tuple[int, ...]) -> None:
 def test_another_number_of_positions_than_was_counted_is_refused() -> None:
     batch = Batch(inputs=IMAGES)
     rows = Rows.of("'tap'", (4, 5, 7), batch)
-    with pytest.raises(DataError, match=r"^a state must keep its positions .*: 140 .*; got 120$"):
+    with pytest.raises(
+        DataError, match=r"^a state must have the same positions .* 140 .*; got 120$"
+    ):
         rows.take(torch.zeros(4, 5, 6, 2), batch)
 
 
@@ -161,19 +163,19 @@ def test_a_weight_that_overflows_gradients_is_refused(build: Callable[[float], o
         build(1e30)
 
 
-@pytest.mark.parametrize("found", [(4, 3), (12,), None], ids=str)
-def test_positions_of_the_data_are_taken(found: tuple[int, ...] | None) -> None:
-    check_positions("'logits'", found, Batch(inputs=TOKENS))
+@pytest.mark.parametrize("actual", [(4, 3), (12,), None], ids=str)
+def test_positions_of_the_data_are_taken(actual: tuple[int, ...] | None) -> None:
+    check_positions("'logits'", actual, Batch(inputs=TOKENS))
 
 
-@pytest.mark.parametrize("found", [(4, 6), (3, 4), (4,), (4, 3, 1)], ids=str)
+@pytest.mark.parametrize("actual", [(4, 6), (3, 4), (4,), (4, 3, 1)], ids=str)
 @pytest.mark.parametrize("kind", [BindError, DataError])
-def test_other_positions_are_refused(found: tuple[int, ...], kind: type[CurricleError]) -> None:
+def test_other_positions_are_refused(actual: tuple[int, ...], kind: type[CurricleError]) -> None:
     sentence = (
-        rf"^'logits' must have the positions \(4, 3\) of the data; got {re.escape(str(found))}"
+        rf"^'logits' must have the positions \(4, 3\) of the data; got {re.escape(str(actual))}"
     )
     with pytest.raises(kind, match=sentence):
-        check_positions("'logits'", found, Batch(inputs=TOKENS), kind=kind)
+        check_positions("'logits'", actual, Batch(inputs=TOKENS), kind=kind)
 
 
 @pytest.mark.parametrize(("wrong", "classes"), [(-1, 3), (-100, 3), (3, 3), (7, 4)])

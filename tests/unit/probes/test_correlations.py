@@ -1,4 +1,4 @@
-"""Networks that compute known monomials correlate with exactly these."""
+"""Correlations of networks that compute known monomials."""
 
 import math
 from itertools import product
@@ -30,7 +30,7 @@ SUPPORT = (0, 1, 2)
 
 
 class Monomial(nn.Module):
-    """Gives class 1 the log odds `strength` times the product of some bits."""
+    """Log odds of class 1: `strength` times the product of some bits."""
 
     def __init__(self, members: tuple[int, ...], strength: float = 50.0) -> None:
         super().__init__()
@@ -47,33 +47,33 @@ def monomial(*members: int, strength: float = 50.0) -> TappedModel:
 
 
 def test_a_network_that_computes_the_parity_follows_it_alone() -> None:
-    found = output_correlations(monomial(0, 1, 2), Batch(inputs=CUBE), support=SUPPORT)
+    actual = output_correlations(monomial(0, 1, 2), Batch(inputs=CUBE), support=SUPPORT)
     # p is 1 where the product is 1 and 0 elsewhere, so its correlation is exactly 1/2.
-    assert found["in_3_mean"] == pytest.approx(0.5, abs=1e-12)
-    others = {name: number for name, number in found.items() if not name.startswith("in_3")}
+    assert actual["in_3_mean"] == pytest.approx(0.5, abs=1e-12)
+    others = {name: number for name, number in actual.items() if not name.startswith("in_3")}
     assert others == pytest.approx(dict.fromkeys(others, 0.0), abs=1e-12)
-    assert list(found)[:4] == ["in_1_mean", "in_1_max", "out_1_mean", "out_1_max"]
+    assert list(actual)[:4] == ["in_1_mean", "in_1_max", "out_1_mean", "out_1_max"]
 
 
 def test_a_bit_inside_the_support_counts_among_its_monomials() -> None:
-    found = output_correlations(monomial(1), Batch(inputs=CUBE), support=SUPPORT, max_degree=1)
-    assert found == pytest.approx(
+    actual = output_correlations(monomial(1), Batch(inputs=CUBE), support=SUPPORT, max_degree=1)
+    assert actual == pytest.approx(
         {"in_1_mean": 0.5 / 3, "in_1_max": 0.5, "out_1_mean": 0, "out_1_max": 0}, abs=1e-12
     )
 
 
 def test_a_monomial_across_the_border_counts_as_outside() -> None:
-    found = output_correlations(monomial(0, 4), Batch(inputs=CUBE), support=SUPPORT)
+    actual = output_correlations(monomial(0, 4), Batch(inputs=CUBE), support=SUPPORT)
     # 15 pairs of six bits, three of them inside the support.
-    assert found["out_2_mean"] == pytest.approx(0.5 / 12, abs=1e-12)
-    assert found["out_2_max"] == pytest.approx(0.5, abs=1e-12)
-    assert found["in_2_max"] == pytest.approx(0, abs=1e-12)
+    assert actual["out_2_mean"] == pytest.approx(0.5 / 12, abs=1e-12)
+    assert actual["out_2_max"] == pytest.approx(0.5, abs=1e-12)
+    assert actual["in_2_max"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_soft_output_correlates_by_its_probability() -> None:
-    found = output_correlations(monomial(0, strength=2.0), Batch(inputs=CUBE), support=[0])
+    actual = output_correlations(monomial(0, strength=2.0), Batch(inputs=CUBE), support=[0])
     # (sigmoid(2) - sigmoid(-2)) / 2 = tanh(1) / 2.
-    assert found["in_1_max"] == pytest.approx(math.tanh(1) / 2, rel=1e-6)
+    assert actual["in_1_max"] == pytest.approx(math.tanh(1) / 2, rel=1e-6)
 
 
 def test_the_other_class_correlates_as_strongly() -> None:
@@ -87,11 +87,11 @@ def test_the_other_class_correlates_as_strongly() -> None:
 def test_chance_alone_gives_what_the_docs_say_also_for_a_constant_output() -> None:
     generator = torch.Generator().manual_seed(0)
     bits = 2.0 * torch.randint(0, 2, (2000, 30), generator=generator) - 1
-    found = output_correlations(monomial(0, strength=0.0), Batch(inputs=bits), support=range(2))
+    actual = output_correlations(monomial(0, strength=0.0), Batch(inputs=bits), support=range(2))
     # The mean of |N(0, s^2)| is s sqrt(2 / pi); p is 1/2 everywhere. 28 bits, 100 of the pairs.
     chance = math.sqrt(2 * 0.25 / (math.pi * 2000))
-    assert found["out_1_mean"] == pytest.approx(chance, rel=0.4)
-    assert found["out_2_mean"] == pytest.approx(chance, rel=0.2)
+    assert actual["out_1_mean"] == pytest.approx(chance, rel=0.4)
+    assert actual["out_2_mean"] == pytest.approx(chance, rel=0.2)
 
 
 def test_tokens_stand_for_bits() -> None:
@@ -100,11 +100,11 @@ def test_tokens_stand_for_bits() -> None:
 
 
 def test_a_support_of_all_bits_has_nothing_outside() -> None:
-    found = output_correlations(monomial(0), Batch(inputs=CUBE), support=range(6), max_degree=2)
-    assert list(found) == ["in_1_mean", "in_1_max", "in_2_mean", "in_2_max"]
+    actual = output_correlations(monomial(0), Batch(inputs=CUBE), support=range(6), max_degree=2)
+    assert list(actual) == ["in_1_mean", "in_1_max", "in_2_mean", "in_2_max"]
 
 
-def test_many_examples_give_the_same_in_portions() -> None:
+def test_many_examples_give_the_same_in_chunks() -> None:
     with seeding.scoped(0, "test"):
         bits = torch.randint(0, 2, (20_000, 8)) * 2.0 - 1
         outputs = torch.rand(20_000, dtype=torch.float64)
@@ -120,28 +120,28 @@ def test_inside_are_all_subsets() -> None:
 
 @pytest.mark.parametrize("degree", [1, 2, 5])
 def test_outside_are_different_subsets_with_a_bit_outside(degree: int) -> None:
-    found = outside_monomials(40, range(6), degree=degree, most=30, seed=3).tolist()
-    assert len(found) == len({tuple(row) for row in found}) == 30
-    assert all(row == sorted(set(row)) and len(row) == degree for row in found)
-    assert all(set(row) - set(range(6)) for row in found)
+    actual = outside_monomials(40, range(6), degree=degree, limit=30, seed=3).tolist()
+    assert len(actual) == len({tuple(row) for row in actual}) == 30
+    assert all(row == sorted(set(row)) and len(row) == degree for row in actual)
+    assert all(set(row) - set(range(6)) for row in actual)
 
 
 def test_all_subsets_outside_are_taken_where_there_are_few() -> None:
-    found = outside_monomials(100, range(6), degree=1, most=100, seed=0)
-    assert found[:, 0].tolist() == list(range(6, 100))
+    actual = outside_monomials(100, range(6), degree=1, limit=100, seed=0)
+    assert actual[:, 0].tolist() == list(range(6, 100))
 
 
 def test_random_monomials_are_those_of_the_seed() -> None:
     first, again, other = (
-        outside_monomials(50, [0], degree=3, most=20, seed=seed).tolist() for seed in (1, 1, 2)
+        outside_monomials(50, [0], degree=3, limit=20, seed=seed).tolist() for seed in (1, 1, 2)
     )
     assert first == again
     assert first != other
 
 
 def test_random_subsets_reach_every_bit_alike() -> None:
-    found = outside_monomials(20, [0], degree=2, most=150, seed=0)
-    counts = torch.bincount(found.flatten(), minlength=20)
+    actual = outside_monomials(20, [0], degree=2, limit=150, seed=0)
+    counts = torch.bincount(actual.flatten(), minlength=20)
     # 150 of 190 pairs: 15 of each bit's 19 on average.
     assert counts.min() >= 10
     assert counts.max() <= 19
@@ -149,18 +149,18 @@ def test_random_subsets_reach_every_bit_alike() -> None:
 
 def test_hidden_states_that_show_the_support_correlate_with_it_alone() -> None:
     states = CUBE[:, :2] * 3 + 7
-    found = coordinate_correlations(CUBE, states)
+    actual = coordinate_correlations(CUBE, states)
     expected = torch.zeros(6, 2, dtype=torch.float64)
     expected[0, 0] = expected[1, 1] = 3
-    assert torch.allclose(found, expected)
+    assert torch.allclose(actual, expected)
 
 
 def test_hidden_correlations_are_told_apart_by_the_support() -> None:
     batch = Batch(inputs=CUBE)
-    found = hidden_correlations(monomial(0), batch, support=[0, 1], taps=[1])
-    # The block shows all six bits: 2 of 2 x 6 and 4 of 4 x 6 correlations are one.
+    actual = hidden_correlations(monomial(0), batch, support=[0, 1], taps=[1])
+    # The block outputs all six bits: 2 of 2 x 6 and 4 of 4 x 6 correlations are one.
     expected = {"tap_1_in_rms": math.sqrt(1 / 6), "tap_1_out_rms": math.sqrt(1 / 6)}
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
     assert list(hidden_correlations(monomial(0), batch, support=range(6), taps=[0])) == [
         "tap_0_in_rms"
     ]
@@ -169,8 +169,8 @@ def test_hidden_correlations_are_told_apart_by_the_support() -> None:
 def test_a_fresh_network_of_any_width_gives_numbers() -> None:
     with seeding.scoped(0, "model"):
         model = tapped(MLP(6, (16,), 2))
-    found = output_correlations(model, Batch(inputs=CUBE), support=SUPPORT)
-    assert all(0 <= number <= 0.5 for number in found.values())
+    actual = output_correlations(model, Batch(inputs=CUBE), support=SUPPORT)
+    assert all(0 <= number <= 0.5 for number in actual.values())
 
 
 @pytest.mark.parametrize("inputs", [torch.zeros(3, 4), torch.ones(3, 4, 2)])
@@ -183,7 +183,8 @@ def test_one_answer_an_example_is_read() -> None:
     model = tapped(nn.Embedding.from_pretrained(torch.eye(2)))
     with pytest.raises(
         BindError,
-        match=r"^'batch' must select one position an example; got 6 logit vectors of 2 examples$",
+        match=r"^'batch' must select one position per example; got 6 logit vectors for 2 "
+        r"examples$",
     ):
         output_correlations(
             model,

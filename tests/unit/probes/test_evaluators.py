@@ -1,4 +1,4 @@
-"""Probes measure beside the metrics and leave the training as it is."""
+"""Probes beside the metrics, without influence on the training."""
 
 from functools import partial
 
@@ -52,13 +52,13 @@ def test_the_numbers_of_probes_stand_beside_the_metrics() -> None:
     with seeding.scoped(0, "model"):
         model = MLP(6, (8,), 2).tapped()
     evaluate = label_metrics([HELD_OUT], torch.device("cpu"))
-    # As in the loop, which measures without gradients.
+    # As in the loop, which evaluates without gradients.
     with torch.no_grad():
-        found = with_probes(evaluate, PROBES, HELD_OUT)(model)
-        assert evaluate(model).items() <= found.items()
+        actual = with_probes(evaluate, PROBES, HELD_OUT)(model)
+        assert evaluate(model).items() <= actual.items()
     expected = output_correlations(model, HELD_OUT, support=range(2))
-    assert {f"parity/{name}": number for name, number in expected.items()}.items() <= found.items()
-    assert {"taps/linear_0_accuracy", "taps/linear_1_accuracy"} <= set(found)
+    assert {f"parity/{name}": number for name, number in expected.items()}.items() <= actual.items()
+    assert {"taps/linear_0_accuracy", "taps/linear_1_accuracy"} <= set(actual)
 
 
 def test_probes_are_recorded_and_change_nothing_in_the_training() -> None:

@@ -1,4 +1,4 @@
-"""Language models that look at known places lean on exactly these."""
+"""Reliance of language models with known inputs of their predictions."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ MASK, VOCABULARY, LENGTH = 4, 5, 20
 
 
 class Looker(nn.Module):
-    """Predicts at p the token at p + offset for sure; 3 if that is masked, unseen or beyond."""
+    """Predicts at p the token at p + offset with certainty; 3 if it is masked, unseen or beyond."""
 
     def __init__(self, offset: int, *, heeds_attention: bool = False) -> None:
         super().__init__()
@@ -26,16 +26,16 @@ class Looker(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         self.seen.append((input_ids.clone(), attention_mask.clone()))
-        shown = input_ids
+        activations = input_ids
         if self.heeds_attention:
-            shown = shown.masked_fill(attention_mask == 0, MASK)
-        moved = torch.full_like(shown, MASK)
-        width = shown.shape[1]
+            activations = activations.masked_fill(attention_mask == 0, MASK)
+        moved = torch.full_like(activations, MASK)
+        width = activations.shape[1]
         for place in range(width):
             if 0 <= place + self.offset < width:
-                moved[:, place] = shown[:, place + self.offset]
-        told = moved.masked_fill(moved == MASK, 3)
-        return 50.0 * nn.functional.one_hot(told, VOCABULARY)
+                moved[:, place] = activations[:, place + self.offset]
+        message = moved.masked_fill(moved == MASK, 3)
+        return 50.0 * nn.functional.one_hot(message, VOCABULARY)
 
 
 def looker(offset: int, *, heeds_attention: bool = False) -> TappedModel:
@@ -49,16 +49,16 @@ def text(rows: int = 6) -> Batch:
 
 
 def medians(model: TappedModel, sizes: Sequence[int] = (2, 3, 4, 5)) -> dict[str, float]:
-    found = ngram_reliance(model, text(), mask_token=MASK, positions=[6, 12], sizes=sizes)
-    return {name.removesuffix("_median"): found[name] for name in found if "median" in name}
+    actual = ngram_reliance(model, text(), mask_token=MASK, positions=[6, 12], sizes=sizes)
+    return {name.removesuffix("_median"): actual[name] for name in actual if "median" in name}
 
 
 def test_a_model_of_the_nearest_neighbor_leans_on_every_window_that_holds_it() -> None:
-    # The whole mass moves from one token to another: an L1 norm of 2.
+    # All mass moves from one token to another: an L1 norm of 2.
     assert medians(looker(1)) == pytest.approx(
         {
-            "robust_2": 0,  # {p-1, p} leaves p+1 to be seen,
-            "close_2": 2,  # and nothing else needs to be.
+            "robust_2": 0,  # {p-1, p} does not hide p+1,
+            "close_2": 2,  # the only input of the prediction.
             "robust_3": 2,
             "close_3": 0,
             "robust_4": 2,
@@ -71,16 +71,16 @@ def test_a_model_of_the_nearest_neighbor_leans_on_every_window_that_holds_it() -
 
 @pytest.mark.parametrize(("offset", "smallest"), [(-1, 2), (-2, 4), (2, 5)])
 def test_windows_are_those_of_the_paper(offset: int, smallest: int) -> None:
-    found = medians(looker(offset))
-    leaned = [size for size in (2, 3, 4, 5) if found[f"robust_{size}"] > 1]
-    sufficed = [size for size in (2, 3, 4, 5) if found[f"close_{size}"] < 1]
+    actual = medians(looker(offset))
+    leaned = [size for size in (2, 3, 4, 5) if actual[f"robust_{size}"] > 1]
+    sufficed = [size for size in (2, 3, 4, 5) if actual[f"close_{size}"] < 1]
     # {p-1, p}, {p-1, p, p+1}, {p-2, ..., p+1}, {p-2, ..., p+2}.
     assert leaned == sufficed == [size for size in (2, 3, 4, 5) if size >= smallest]
 
 
 def test_a_model_that_ignores_its_neighbors_does_not_lean_on_them() -> None:
-    found = medians(looker(5), sizes=[3, 5])
-    assert found == pytest.approx({"robust_3": 0, "close_3": 2, "robust_5": 0, "close_5": 2})
+    actual = medians(looker(5), sizes=[3, 5])
+    assert actual == pytest.approx({"robust_3": 0, "close_3": 2, "robust_5": 0, "close_5": 2})
 
 
 def test_a_model_that_ignores_everything_is_not_moved_at_all() -> None:
@@ -89,7 +89,7 @@ def test_a_model_that_ignores_everything_is_not_moved_at_all() -> None:
 
 def test_half_of_the_probability_moves_an_l1_norm_of_one() -> None:
     class Half(nn.Module):
-        """Gives token 0 or 1 alone, or half of each if the left neighbor is masked."""
+        """Predicts token 0 or 1 alone, or half of each if the left neighbor is masked."""
 
         def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
             unknown = torch.roll(input_ids, 1, 1) == MASK
@@ -98,9 +98,9 @@ def test_half_of_the_probability_moves_an_l1_norm_of_one() -> None:
             shares[..., 1] = torch.where(unknown, 0.5, 0.0)
             return shares.log().clamp(min=-100)
 
-    found = ngram_reliance(tapped(Half()), text(), mask_token=MASK, positions=[6], sizes=[3])
-    assert found["robust_3_mean"] == pytest.approx(1)
-    assert found["robust_3_sd"] == pytest.approx(0, abs=1e-12)
+    actual = ngram_reliance(tapped(Half()), text(), mask_token=MASK, positions=[6], sizes=[3])
+    assert actual["robust_3_mean"] == pytest.approx(1)
+    assert actual["robust_3_sd"] == pytest.approx(0, abs=1e-12)
 
 
 def test_what_is_hidden_is_masked_and_not_attended() -> None:
@@ -108,10 +108,10 @@ def test_what_is_hidden_is_masked_and_not_attended() -> None:
     ngram_distances(model, text(1), mask_token=MASK, positions=[6], sizes=[3])
     module = model.module
     assert isinstance(module, Looker)
-    # A shorter pass besides tells which axis counts classes.
-    whole = [(ids, seen) for ids, seen in module.seen if ids.shape[1] == LENGTH]
-    hidden = [(ids == MASK).nonzero()[:, 1].tolist() for ids, _ in whole]
-    unseen = [(seen == 0).nonzero()[:, 1].tolist() for _, seen in whole]
+    # A second, shorter pass determines which axis counts classes.
+    full = [(ids, seen) for ids, seen in module.seen if ids.shape[1] == LENGTH]
+    hidden = [(ids == MASK).nonzero()[:, 1].tolist() for ids, _ in full]
+    unseen = [(seen == 0).nonzero()[:, 1].tolist() for _, seen in full]
     outside = [place for place in range(LENGTH) if place not in (5, 7)]
     assert hidden == unseen == [[6], [5, 6, 7], outside]
 
@@ -127,8 +127,8 @@ def test_hidden_tokens_may_be_left_in_the_attention() -> None:
 
 
 def test_tokens_that_training_hides_are_put_back_first() -> None:
-    whole = text()
-    tokens = whole.leading.clone()
+    full = text()
+    tokens = full.leading.clone()
     selected = torch.tensor([5, 7, LENGTH + 5])
     labels = tokens.view(-1)[selected]
     masked = tokens.clone()
@@ -137,7 +137,7 @@ def test_tokens_that_training_hides_are_put_back_first() -> None:
     settings = {"mask_token": MASK, "positions": [6], "sizes": [3]}
     assert ngram_reliance(looker(1), batch, **settings) == ngram_reliance(  # type: ignore[arg-type]
         looker(1),
-        whole,
+        full,
         **settings,  # type: ignore[arg-type]
     )
 
@@ -147,9 +147,9 @@ def test_positions_beyond_an_examples_data_are_skipped() -> None:
     valid[2:, 10:] = False
     batch = Batch(inputs=text().inputs, valid=valid)
     model = looker(1)
-    found = ngram_distances(model, batch, mask_token=MASK, positions=[6, 12, 25], sizes=[3])
+    actual = ngram_distances(model, batch, mask_token=MASK, positions=[6, 12, 25], sizes=[3])
     # Six examples reach position 6, two reach 12, none 25.
-    assert [len(distances) for distances in found.values()] == [8, 8]
+    assert [len(distances) for distances in actual.values()] == [8, 8]
     module = model.module
     assert isinstance(module, Looker)
     assert not any(bool(seen[2:, 10:].any()) for _, seen in module.seen[:3])
@@ -168,11 +168,11 @@ def test_the_statistics_are_those_of_the_samples() -> None:
     batch, model = text(), looker(1)
     settings = {"mask_token": MASK, "positions": [3, 6, 9], "sizes": [2]}
     distances = ngram_distances(model, batch, **settings)["close_2"]  # type: ignore[arg-type]
-    found = ngram_reliance(model, batch, **settings)  # type: ignore[arg-type]
+    actual = ngram_reliance(model, batch, **settings)  # type: ignore[arg-type]
     assert len(distances) == 18
-    assert found["close_2_mean"] == pytest.approx(float(distances.mean()))
+    assert actual["close_2_mean"] == pytest.approx(float(distances.mean()))
     ends = [float(distances.quantile(share)) for share in (0.25, 0.75)]
-    assert [found["close_2_p25"], found["close_2_p75"]] == pytest.approx(ends)
+    assert [actual["close_2_p25"], actual["close_2_p75"]] == pytest.approx(ends)
 
 
 @pytest.mark.parametrize(

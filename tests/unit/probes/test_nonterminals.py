@@ -1,4 +1,4 @@
-"""The probe reads off what is there, from where it is, and nothing that is not."""
+"""Accuracy of the nonterminal probe on states with and without the labels."""
 
 import math
 
@@ -15,7 +15,7 @@ from curricle.probes.nonterminals import (
     NonterminalProbe,
     PositionHeads,
     _check,
-    fitted_heads,
+    fit_heads,
     nonterminal_accuracies,
     nonterminal_probe,
     rate_share,
@@ -37,8 +37,8 @@ Labeled = tuple[Tensor, Tensor]
 def grammar(count: int, seed: int) -> Labeled:
     """Return tokens as states, with three levels above them.
 
-    Each span of four tokens has one ancestor, which its first token tells; the others are noise.
-    Level 0 is the ancestor, level 1 the token itself, level 2 something that nobody tells.
+    Each span of four tokens has one ancestor, given by its first token; the other tokens are
+    noise. Level 0 is the ancestor, level 1 the token itself, level 2 independent of all tokens.
     """
     generator = seeding.generator(seed, "grammar")
     ancestors = torch.randint(0, SYMBOLS, (count, LENGTH // SPAN), generator=generator)
@@ -50,16 +50,16 @@ def grammar(count: int, seed: int) -> Labeled:
 
 
 def test_what_stands_at_a_fixed_distance_is_found_and_what_is_not_there_is_not() -> None:
-    found = nonterminal_accuracies(*grammar(256, 0), *grammar(128, 1), settings=SMALL)
-    assert found["level_0_accuracy"] == 1
-    assert found["level_1_accuracy"] == 1
+    actual = nonterminal_accuracies(*grammar(256, 0), *grammar(128, 1), settings=SMALL)
+    assert actual["level_0_accuracy"] == 1
+    assert actual["level_1_accuracy"] == 1
     # 1,536 coins.
-    assert found["level_2_accuracy"] == pytest.approx(0.5, abs=0.05)
-    assert found["accuracy"] == pytest.approx((2 + found["level_2_accuracy"]) / 3)
+    assert actual["level_2_accuracy"] == pytest.approx(0.5, abs=0.05)
+    assert actual["accuracy"] == pytest.approx((2 + actual["level_2_accuracy"]) / 3)
 
 
 class Blocks(nn.Module):
-    """A block that keeps what tokens are, and one that forgets it."""
+    """A block that outputs token identities, and a block without them."""
 
     def __init__(self, *, forgets: bool) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class Blocks(nn.Module):
 def test_a_model_is_read_at_its_last_tap(forgets: bool) -> None:
     (states, labels), (others, held_out) = grammar(256, 0), grammar(128, 1)
     model = tapped(Blocks(forgets=forgets), blocks=["blocks.0", "blocks.1"])
-    found = nonterminal_probe(
+    actual = nonterminal_probe(
         model,
         Batch(inputs={"input_ids": others.argmax(-1)}),
         labels=held_out,
@@ -88,23 +88,23 @@ def test_a_model_is_read_at_its_last_tap(forgets: bool) -> None:
     expected = nonterminal_accuracies(
         known * states, labels, known * others, held_out, settings=SMALL
     )
-    assert found == expected
-    assert (found["level_0_accuracy"] == 1) is not forgets
+    assert actual == expected
+    assert (actual["level_0_accuracy"] == 1) is not forgets
 
 
 def test_states_that_do_not_tell_the_ancestor_give_chance() -> None:
     (_, labels), (_, held_out) = grammar(256, 0), grammar(128, 1)
     silent = torch.ones(256, LENGTH, 2), torch.ones(128, LENGTH, 2)
-    found = nonterminal_accuracies(
+    actual = nonterminal_accuracies(
         silent[0], labels[..., :1], silent[1], held_out[..., :1], settings=SMALL
     )
-    assert found["level_0_accuracy"] == pytest.approx(1 / SYMBOLS, abs=0.12)
+    assert actual["level_0_accuracy"] == pytest.approx(1 / SYMBOLS, abs=0.12)
 
 
 def test_the_same_seed_gives_the_same_probe_and_another_one_another() -> None:
     states, labels = grammar(40, 0)
     first, again, other = (
-        fitted_heads(states, labels, settings=SMALL, seed=seed).places for seed in (1, 1, 2)
+        fit_heads(states, labels, settings=SMALL, seed=seed).places for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -122,14 +122,14 @@ def test_heads_mix_by_position_and_add_up() -> None:
     with seeding.scoped(0, "heads"):
         heads = PositionHeads(SMALL, width=4, num_levels=2)
     states, labels = grammar(3, 0)
-    found = heads(states, labels[..., :2])
+    actual = heads(states, labels[..., :2])
     expected = torch.zeros(3, LENGTH, 8)
     for places, linear in zip(heads.places, heads.maps, strict=True):
         weights = torch.exp(places.T @ places)
         weights /= weights.sum(1, keepdim=True)
         expected += linear(torch.einsum("ts,esw->etw", weights, states))
-    assert found.shape == (3, LENGTH, 2, 4)
-    assert torch.allclose(found.flatten(2), expected, atol=1e-5)
+    assert actual.shape == (3, LENGTH, 2, 4)
+    assert torch.allclose(actual.flatten(2), expected, atol=1e-5)
 
 
 def test_padding_is_not_looked_at() -> None:
@@ -151,19 +151,19 @@ def test_what_has_no_label_is_neither_learned_nor_counted() -> None:
     labels[:, 1::2] = IGNORED
     held_out[:, 0] = IGNORED
     held_out[..., 2] = IGNORED
-    found = nonterminal_accuracies(states, labels, others, held_out, settings=SMALL)
-    assert list(found) == ["level_0_accuracy", "level_1_accuracy", "accuracy"]
+    actual = nonterminal_accuracies(states, labels, others, held_out, settings=SMALL)
+    assert list(actual) == ["level_0_accuracy", "level_1_accuracy", "accuracy"]
     # Positions 4 and 8 of a kind were learned at even places only, and the rest by their places.
-    assert found["level_0_accuracy"] > 0.4
+    assert actual["level_0_accuracy"] > 0.4
 
 
 def test_held_out_sequences_may_have_another_length() -> None:
     states, labels = grammar(256, 0)
     others, held_out = grammar(64, 1)
-    found = nonterminal_accuracies(
+    actual = nonterminal_accuracies(
         states, labels, others[:, :SPAN], held_out[:, :SPAN], settings=SMALL
     )
-    assert found["level_1_accuracy"] > 0.9
+    assert actual["level_1_accuracy"] > 0.9
 
 
 def test_the_rate_warms_up_and_falls_to_zero() -> None:
@@ -203,7 +203,7 @@ def test_the_probe_has_room_for_every_position() -> None:
     with pytest.raises(
         BindError, match=r"^'num_positions' must be at least the sequences' 13; got 12$"
     ):
-        fitted_heads(states, labels, settings=SMALL)
+        fit_heads(states, labels, settings=SMALL)
 
 
 @pytest.mark.parametrize("label", [4, -1])
@@ -213,7 +213,7 @@ def test_labels_are_classes(label: int) -> None:
     with pytest.raises(
         BindError, match=r"^'labels' must lie between 0 and 3, or be -100; got (0 to 4|-1 to 3)$"
     ):
-        fitted_heads(states, labels, settings=SMALL)
+        fit_heads(states, labels, settings=SMALL)
 
 
 def test_something_held_out_is_labeled() -> None:

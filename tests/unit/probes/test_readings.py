@@ -1,4 +1,4 @@
-"""Probes read any model as it is, and leave it as it was."""
+"""Forward passes of probes on models in any mode, which is restored."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from curricle.probes.readings import (
 
 
 class Tokens(nn.Module):
-    """Shows each token as a vector of two numbers, which are also its logits."""
+    """Embeds each token as a vector of two numbers, which are also its logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,8 +30,8 @@ class Tokens(nn.Module):
         self.head = nn.Dropout(0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        shown: Tensor = self.head(self.embedding(tokens))
-        return shown
+        activations: Tensor = self.head(self.embedding(tokens))
+        return activations
 
 
 TOKENS = Batch(
@@ -71,7 +71,7 @@ def test_selected_rows_are_those_that_are_scored() -> None:
 def test_rows_of_sequences_must_be_selected() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'selected' must be given where tap 'embedding' has more than one position an "
+        match=r"^'selected' must be set for tap 'embedding', which has more than one position per "
         r"example; got 6 positions of 2 examples$",
     ):
         selected_rows(tapped(Tokens()), Batch(inputs=TOKENS.inputs), ["embedding"])
@@ -89,19 +89,19 @@ def test_a_model_in_training_is_read_without_dropout_and_goes_on_training() -> N
     assert all(part.training for part in model.module.modules())
 
 
-def test_portions_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_give_the_states_of_the_full_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tapped(Tokens())
-    whole = hidden_states(model, TOKENS, ["embedding"])["embedding"]
+    full = hidden_states(model, TOKENS, ["embedding"])["embedding"]
     monkeypatch.setattr(readings, "MOST_POSITIONS", 3)
-    parts = list(readings.portions(TOKENS, device_of(model)))
+    parts = list(readings.chunks(TOKENS, device_of(model)))
     assert [part.num_examples for part in parts] == [1, 1]
-    assert torch.equal(hidden_states(model, TOKENS, ["embedding"])["embedding"], whole)
+    assert torch.equal(hidden_states(model, TOKENS, ["embedding"])["embedding"], full)
     assert selected_logits(model, TOKENS).tolist() == [[2, 3], [10, 11]]
 
 
 def test_flat_examples_count_one_place_each() -> None:
     batch = Batch(inputs=torch.zeros(5000, 3))
-    sizes = [part.num_examples for part in readings.portions(batch, torch.device("cpu"))]
+    sizes = [part.num_examples for part in readings.chunks(batch, torch.device("cpu"))]
     assert sizes == [4096, 904]
 
 

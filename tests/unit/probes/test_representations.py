@@ -1,4 +1,4 @@
-"""Similarity, readability and rank of states whose relation is known."""
+"""Similarity, readability and rank of states with a known relation."""
 
 import math
 
@@ -75,8 +75,8 @@ def test_a_stretched_representation_is_not_the_same() -> None:
     # Two independent columns of variance 1; stretching one by 3 gives variances 1 and 9 against
     # 1 and 1: CKA = (1 + 9) / (sqrt(1 + 81) sqrt(1 + 1)).
     states = drawn(100_000, 2).double()
-    found = linear_cka(states, states * torch.tensor([1.0, 3.0]))
-    assert found == pytest.approx(10 / math.sqrt(82 * 2), abs=5e-3)
+    actual = linear_cka(states, states * torch.tensor([1.0, 3.0]))
+    assert actual == pytest.approx(10 / math.sqrt(82 * 2), abs=5e-3)
 
 
 def test_unrelated_wide_states_are_near_zero_without_bias_only() -> None:
@@ -87,7 +87,7 @@ def test_unrelated_wide_states_are_near_zero_without_bias_only() -> None:
 
 
 def song(kernel: np.ndarray, other: np.ndarray) -> float:
-    """Return the unbiased HSIC as Song et al. write it, with matrices of rows x rows."""
+    """Return the unbiased HSIC by the formula of Song et al., with matrices of rows x rows."""
     n = len(kernel)
     k, l = kernel - np.diag(np.diag(kernel)), other - np.diag(np.diag(other))  # noqa: E741
     one = np.ones(n)
@@ -100,8 +100,8 @@ def test_the_debiased_form_is_that_of_the_formula() -> None:
     second[:, :2] += first[:, :2]
     k, l = first @ first.T, second @ second.T  # noqa: E741
     expected = song(k, l) / math.sqrt(song(k, k) * song(l, l))
-    found = linear_cka(torch.from_numpy(first), torch.from_numpy(second))
-    assert found == pytest.approx(expected, abs=1e-10)
+    actual = linear_cka(torch.from_numpy(first), torch.from_numpy(second))
+    assert actual == pytest.approx(expected, abs=1e-10)
 
 
 def test_the_biased_form_is_that_of_the_formula() -> None:
@@ -109,15 +109,15 @@ def test_the_biased_form_is_that_of_the_formula() -> None:
     centering = np.eye(15) - 1 / 15
     k, l = (centering @ x @ x.T @ centering for x in (first, second))  # noqa: E741
     expected = np.sum(k * l) / math.sqrt(np.sum(k * k) * np.sum(l * l))
-    found = linear_cka(torch.from_numpy(first), torch.from_numpy(second), debiased=False)
-    assert found == pytest.approx(float(expected), abs=1e-10)
+    actual = linear_cka(torch.from_numpy(first), torch.from_numpy(second), debiased=False)
+    assert actual == pytest.approx(float(expected), abs=1e-10)
 
 
 @FORMS
 def test_constant_states_cannot_be_compared(debiased: bool) -> None:
     with pytest.raises(
         DataError,
-        match=r"^'second' must vary from row to row to be compared; got 9 rows alike$",
+        match=r"^'second' must vary from row to row to be compared; got 9 equal rows$",
     ):
         linear_cka(drawn(9, 3), torch.full((9, 3), 0.1), debiased=debiased)
 
@@ -136,11 +136,11 @@ def test_the_debiased_form_needs_four_rows() -> None:
 
 def test_every_pair_of_taps_is_compared() -> None:
     batch = Batch(inputs=drawn(64, 4))
-    found = tap_similarity(network((5,)), batch, teacher=network((6, 7), seed=1))
-    assert list(found) == [f"cka_{one}_{two}" for one in (0, 1) for two in (0, 1, 2)]
+    actual = tap_similarity(network((5,)), batch, teacher=network((6, 7), seed=1))
+    assert list(actual) == [f"cka_{one}_{two}" for one in (0, 1) for two in (0, 1, 2)]
     # Tap 0 is the input of both.
-    assert found["cka_0_0"] == pytest.approx(1)
-    assert all(number < 1 for name, number in found.items() if name != "cka_0_0")
+    assert actual["cka_0_0"] == pytest.approx(1)
+    assert all(number < 1 for name, number in actual.items() if name != "cka_0_0")
 
 
 def test_a_dead_layer_is_left_out_and_the_others_are_compared() -> None:
@@ -149,18 +149,18 @@ def test_a_dead_layer_is_left_out_and_the_others_are_compared() -> None:
         last = student.module.get_submodule("blocks.1.0")
         assert isinstance(last, nn.Linear)
         last.bias.fill_(-100.0)
-    found = tap_similarity(student, Batch(inputs=drawn(40, 4)), teacher=teacher)
-    assert set(found) == {"cka_0_0", "cka_0_1", "cka_1_0", "cka_1_1"}
+    actual = tap_similarity(student, Batch(inputs=drawn(40, 4)), teacher=teacher)
+    assert set(actual) == {"cka_0_0", "cka_0_1", "cka_1_0", "cka_1_1"}
     with pytest.raises(DataError, match="at least 4 rows"):
         tap_similarity(student, Batch(inputs=drawn(3, 4)), teacher=teacher)
 
 
 def test_chosen_taps_alone_are_compared() -> None:
     model = network((5, 5))
-    found = tap_similarity(
+    actual = tap_similarity(
         model, Batch(inputs=drawn(64, 4)), teacher=model, student_taps=[2], teacher_taps=[2]
     )
-    assert found == pytest.approx({"cka_2_2": 1})
+    assert actual == pytest.approx({"cka_2_2": 1})
 
 
 def test_taps_with_other_positions_are_not_compared() -> None:
@@ -222,13 +222,15 @@ def test_the_same_states_give_the_same_accuracy_without_touching_gradients() -> 
 def test_labels_are_read_off_each_tap() -> None:
     inputs = drawn(200, 4)
     batch = Batch(inputs=inputs, labels=(inputs[:, 0] > 0).long())
-    found = linear_probe(network((6,)), batch)
-    assert list(found) == ["linear_0_accuracy", "linear_1_accuracy"]
-    assert found["linear_0_accuracy"] > 0.95
+    actual = linear_probe(network((6,)), batch)
+    assert list(actual) == ["linear_0_accuracy", "linear_1_accuracy"]
+    assert actual["linear_0_accuracy"] > 0.95
 
 
 def test_a_linear_probe_needs_labels() -> None:
-    with pytest.raises(BindError, match=r"^'labels' must be given for a linear probe; got none$"):
+    with pytest.raises(
+        BindError, match=r"^'labels' must be in the batch for a linear probe; got none$"
+    ):
         linear_probe(network((6,)), Batch(inputs=drawn(8, 4)))
 
 
@@ -246,7 +248,7 @@ def test_wrong_settings_are_told(settings: dict[str, float], sentence: str) -> N
 
 def test_both_sides_of_the_cut_need_rows() -> None:
     with pytest.raises(
-        DataError, match=r"^'states' must have rows on both sides of a cut at 0\.25; got 1$"
+        DataError, match=r"^'states' must have rows on both sides of a split at 0\.25; got 1$"
     ):
         linear_accuracy(drawn(1, 2), torch.zeros(1, dtype=torch.long))
 

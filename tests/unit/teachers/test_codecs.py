@@ -130,14 +130,14 @@ def test_the_likeliest_classes_come_back_with_the_rest_as_one(temperature: float
     target = back(TopK(k=4, temperature=temperature), logits)
     assert torch.equal(target.ids, ids)
     torch.testing.assert_close(target.weights, mass, rtol=1e-2, atol=0)
-    assert target.rest is not None
-    torch.testing.assert_close(target.rest, 1 - mass.sum(-1), rtol=0, atol=1e-2)
+    assert target.remaining_mass is not None
+    torch.testing.assert_close(target.remaining_mass, 1 - mass.sum(-1), rtol=0, atol=1e-2)
     assert target.temperature == temperature
 
 
 def test_renormalized_classes_have_all_mass() -> None:
     target = back(TopK(k=4, missing="renormalize"), drawn(3, CLASSES))
-    assert target.rest is None
+    assert target.remaining_mass is None
     torch.testing.assert_close(target.weights.sum(-1), torch.ones(3))
 
 

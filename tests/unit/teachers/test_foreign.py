@@ -84,8 +84,8 @@ def test_lines_of_vllm_are_read(tmp_path: Path, line: dict[str, Any]) -> None:
     assert manifest.is_complete
     found = target(tmp_path / "store", IDS, [0, 2])
     assert agrees(found, [0, 2])
-    assert found.rest is not None
-    torch.testing.assert_close(found.rest, torch.tensor([0.25, 0.25]), atol=1e-3, rtol=0)
+    assert found.remaining_mass is not None
+    torch.testing.assert_close(found.remaining_mass, torch.tensor([0.25, 0.25]), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_raw_columns_are_read(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "data_0.parquet")
     import_targets(tmp_path, tmp_path / "store", num_classes=CLASSES, missing="renormalize")
     found = target(tmp_path / "store", IDS, [0, 1, 2])
-    assert found.rest is None
+    assert found.remaining_mass is None
     torch.testing.assert_close(found.weights.sum(-1), torch.ones(3))
 
 

@@ -1,4 +1,4 @@
-"""Predicted moments and spreads against sums over all inputs and against draws."""
+"""Predicted moments and spreads against sums over all inputs and against samples."""
 
 import itertools
 import math
@@ -33,25 +33,25 @@ def test_moments_of_each_unit_are_the_means_over_all_inputs(degree: int) -> None
     network = teacher(degree)
     hidden = network.hidden(ALL_EIGHT)
     units = np.abs(hidden.T @ ALL_EIGHT / 256)
-    known = [unit_moments(8, degree, bias=bias) for bias in network.biases.tolist()]
-    assert np.allclose(hidden.mean(axis=0), [unit.mean for unit in known])
-    assert np.allclose(hidden.var(axis=0), [unit.variance for unit in known])
-    assert np.allclose(units[:, :degree].T, [unit.in_support for unit in known])
-    assert np.allclose(units[:, degree:].T, [unit.off_support for unit in known])
+    expected = [unit_moments(8, degree, bias=bias) for bias in network.biases.tolist()]
+    assert np.allclose(hidden.mean(axis=0), [unit.mean for unit in expected])
+    assert np.allclose(hidden.var(axis=0), [unit.variance for unit in expected])
+    assert np.allclose(units[:, :degree].T, [unit.in_support for unit in expected])
+    assert np.allclose(units[:, degree:].T, [unit.off_support for unit in expected])
 
 
 def test_the_spread_over_many_rows_is_the_predicted_one() -> None:
     network = teacher(4)
     rows = numpy_generator(0, "rows").standard_normal((4000, 60)) / math.sqrt(60)
-    found = projected_correlations(network.hidden(ALL_EIGHT), ALL_EIGHT, rows)
-    wanted = predicted_spread(8, 4, biases=network.biases.tolist())
-    assert found.shape == (4000, 8)
-    assert found[:, :4].std() == pytest.approx(wanted.in_support, rel=0.05)
-    assert found[:, 4:].std() == pytest.approx(wanted.off_support, rel=0.05)
+    actual = projected_correlations(network.hidden(ALL_EIGHT), ALL_EIGHT, rows)
+    expected = predicted_spread(8, 4, biases=network.biases.tolist())
+    assert actual.shape == (4000, 8)
+    assert actual[:, :4].std() == pytest.approx(expected.in_support, rel=0.05)
+    assert actual[:, 4:].std() == pytest.approx(expected.off_support, rel=0.05)
 
 
 def test_correlations_are_those_of_the_centered_layer() -> None:
-    # Coordinate 0 is +1 in both examples: uncentered it would correlate with what is constant.
+    # Coordinate 0 is +1 in both examples: uncentered it would correlate with a constant.
     inputs = np.array([[1.0, 1.0], [1.0, -1.0]])
     hidden = np.array([[5.0, 3.0], [5.0, 1.0]])
     rows = np.array([[1.0, 0.0], [1.0, 2.0]])

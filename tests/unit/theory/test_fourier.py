@@ -25,9 +25,11 @@ def all_inputs(num_inputs: int) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("bias", SIDES)
 @pytest.mark.parametrize("num_inputs", [1, 2, 5, 8])
 def test_a_gate_is_expanded_as_the_sum_over_all_inputs(num_inputs: int, bias: Fraction) -> None:
-    found = [threshold_coefficient(num_inputs, order, bias=bias) for order in range(num_inputs + 1)]
+    actual = [
+        threshold_coefficient(num_inputs, order, bias=bias) for order in range(num_inputs + 1)
+    ]
     open_inputs = [x for x in all_inputs(num_inputs) if sum(x) + bias > 0]
-    assert found == [
+    assert actual == [
         Fraction(sum(math.prod(x[:order]) for x in open_inputs), 2**num_inputs)
         for order in range(num_inputs + 1)
     ]

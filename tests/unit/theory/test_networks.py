@@ -1,4 +1,4 @@
-"""Two-layer networks, their symmetric start and their data."""
+"""Two-layer networks, their symmetric initialization and their data."""
 
 import numpy as np
 import pytest

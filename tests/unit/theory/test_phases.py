@@ -14,7 +14,7 @@ from curricle.theory.phases import (
     CHUNK_EXAMPLES,
     gated_gradient,
     population_phase,
-    rescaled,
+    rescale_gradient,
     sampled_phase,
 )
 
@@ -30,7 +30,7 @@ def start(*, num_inputs: int = 8, degree: int = 4, width: int = 60) -> TwoLayer:
 
 def step_on_all_inputs(network: TwoLayer, degree: int) -> Float64[np.ndarray, "neuron input"]:
     gradient = gated_gradient(network, ALL_EIGHT, parity(ALL_EIGHT, degree)[:, None])
-    return rescaled(np.sign(network.top)[:, None] * gradient, degree)
+    return rescale_gradient(np.sign(network.top)[:, None] * gradient, degree)
 
 
 def test_the_gradient_is_that_of_the_hinge_loss_at_the_start() -> None:
@@ -39,18 +39,18 @@ def test_the_gradient_is_that_of_the_hinge_loss_at_the_start() -> None:
     inputs, labels = torch.tensor(ALL_EIGHT), torch.tensor(parity(ALL_EIGHT, 4))
     hidden = torch.relu(inputs @ weights.T + torch.tensor(network.biases))
     loss = (1 - labels * (hidden @ torch.tensor(network.top))).clamp_min(0).mean()
-    (wanted,) = torch.autograd.grad(loss, weights)
-    found = gated_gradient(network, ALL_EIGHT, labels.numpy()[:, None])
-    assert np.allclose(-network.top[:, None] * found, wanted.numpy(), atol=1e-15)
+    (expected,) = torch.autograd.grad(loss, weights)
+    actual = gated_gradient(network, ALL_EIGHT, labels.numpy()[:, None])
+    assert np.allclose(-network.top[:, None] * actual, expected.numpy(), atol=1e-15)
 
 
 def test_each_neuron_may_follow_its_own_target() -> None:
     network = start(width=6)
     targets = numpy_generator(0, "targets").standard_normal((256, 6))
-    found = gated_gradient(network, ALL_EIGHT, targets)
+    actual = gated_gradient(network, ALL_EIGHT, targets)
     for neuron in range(6):
         alone = gated_gradient(network, ALL_EIGHT, targets[:, [neuron]])
-        assert np.allclose(found[neuron], alone[neuron], atol=1e-15)
+        assert np.allclose(actual[neuron], alone[neuron], atol=1e-15)
 
 
 @pytest.mark.parametrize("degree", [2, 3, 4, 5])
@@ -87,14 +87,14 @@ def test_sampling_approaches_the_closed_form() -> None:
 def test_a_sample_larger_than_a_chunk_is_read_to_its_end() -> None:
     network = start(width=4)
     count = CHUNK_EXAMPLES + 8
-    found = sampled_phase(network, 4, num_examples=count, generator=numpy_generator(0, "sample"))
+    actual = sampled_phase(network, 4, num_examples=count, generator=numpy_generator(0, "sample"))
     generator = numpy_generator(0, "sample")
     words = [generator.bytes(CHUNK_EXAMPLES), generator.bytes(8)]
     bits = np.concatenate([np.unpackbits(np.frombuffer(word, np.uint8)) for word in words])
     inputs = 1.0 - 2.0 * bits.reshape(count, 8)
     gradient = gated_gradient(network, inputs, parity(inputs, 4)[:, None])
-    wanted = rescaled(np.sign(network.top)[:, None] * gradient, 4)
-    assert np.allclose(found.weights, wanted, atol=1e-12)
+    expected = rescale_gradient(np.sign(network.top)[:, None] * gradient, 4)
+    assert np.allclose(actual.weights, expected, atol=1e-12)
 
 
 def test_a_wrong_number_of_targets_is_refused() -> None:
@@ -104,7 +104,7 @@ def test_a_wrong_number_of_targets_is_refused() -> None:
 
 def test_a_gradient_without_support_is_refused() -> None:
     with pytest.raises(DataError, match="'gradient' must not vanish on the support"):
-        rescaled(np.zeros((3, 8)), 4)
+        rescale_gradient(np.zeros((3, 8)), 4)
 
 
 def test_a_sample_without_examples_is_refused() -> None:

@@ -50,8 +50,8 @@ def test_steps_on_the_hinge_loss_lower_it(problem: Problem) -> None:
 
 def test_one_step_on_the_hinge_loss_is_the_mean_of_the_signed_units(problem: Problem) -> None:
     hidden, labels = problem
-    wanted = 0.5 * (labels @ hidden) / len(labels) / np.mean(np.sum(hidden**2, axis=1))
-    assert np.allclose(fit_hinge(hidden, labels, num_steps=1, rate=0.5), wanted)
+    expected = 0.5 * (labels @ hidden) / len(labels) / np.mean(np.sum(hidden**2, axis=1))
+    assert np.allclose(fit_hinge(hidden, labels, num_steps=1, rate=0.5), expected)
 
 
 @pytest.mark.parametrize("fit", [fit_ridge, fit_hinge])

@@ -248,7 +248,7 @@ def test_a_frozen_first_layer_is_not_overwritten() -> None:
 
 
 def test_a_student_wider_than_its_teacher_has_no_principal_start() -> None:
-    with pytest.raises(BindError, match=r"not wider than its teacher; got widths 12 and 8$"):
+    with pytest.raises(BindError, match=r"no wider than its teacher; got widths 12 and 8$"):
         started(PrincipalStart(), language("bert", TEACHER), language("bert", STUDENT))
 
 
