@@ -261,5 +261,5 @@ def test_tied_adapters_are_kept_in_a_run_folder(tmp_path: Path) -> None:
 def test_a_student_whose_adapter_cannot_learn_is_refused(change: Callable[[Any], object]) -> None:
     student = adapted(lora())
     change(student)
-    with pytest.raises(BindError, match="'trains' must leave something to train; got 'up_to' wher"):
+    with pytest.raises(BindError, match="'trains' must leave something to train; got 'up_to'"):
         taught(student, llama(24, seed=1))
