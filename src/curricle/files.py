@@ -128,6 +128,9 @@ def new_folder(path: Path, *, keep_if_holds: str | None = None) -> Iterator[Path
 def remove_folder(path: Path) -> None:
     """Remove a folder with all that is in it; links inside are removed, never what they point to.
 
+    It leaves its place in one step: a kill leaves the whole folder, or a hidden one beside, which
+    `remove_leftovers` removes.
+
     Raises:
         CheckpointError: If it is a symbolic link itself, or the disk refuses.
     """
@@ -137,7 +140,9 @@ def remove_folder(path: Path) -> None:
             f"{str(path.resolve())!r}"
         )
     with disk_errors(path):
-        shutil.rmtree(path)
+        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        path.rename(hidden / "removed")
+        shutil.rmtree(hidden)
 
 
 def remove_leftovers(folder: Path, names: str) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,31 @@ def test_nothing_is_written_through_a_link_of_the_temporary_name(tmp_path: Path)
     write_text(tmp_path / "a", "text")
     assert (tmp_path / "precious").read_text() == "mine"
     assert not (tmp_path / "a").is_symlink()
+
+
+def test_a_folder_is_removed_with_its_content(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "b" / "c", "text")
+    remove_folder(tmp_path / "a")
+    assert names(tmp_path) == []
+
+
+def test_a_removal_that_is_cut_off_leaves_what_the_next_writer_removes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(BaseException):
+        pass
+
+    def killed(_path: Path) -> None:
+        raise KilledError
+
+    write_text(tmp_path / "a" / "b", "text")
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(shutil, "rmtree", killed)
+        remove_folder(tmp_path / "a")
+    assert "a" not in names(tmp_path)
+    assert names(tmp_path)
+    remove_leftovers(tmp_path, "a")
+    assert names(tmp_path) == []
 
 
 def test_a_link_is_neither_replaced_nor_removed_as_a_folder(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from typing import final
 from torch import nn
 
 from curricle.errors import BindError, CheckpointError, reason
-from curricle.files import content_digest, inside
+from curricle.files import content_digest, inside, remove_leftovers
 from curricle.models.weights import check_weights, load_weights, save_weights
 from curricle.seals import read_sealed, write_sealed
 from curricle.teachers.pretrained import (
@@ -110,6 +110,10 @@ class TrajectoryWriter:
         """Choose the steps; the folder is made at the first checkpoint."""
         self._folder = folder
         self.steps = frozenset(steps)
+
+    def remove_leftovers(self) -> None:
+        """Remove temporary files of a killed process; only the one writer of the run may do so."""
+        remove_leftovers(self._folder, rf"step-\d+\.safetensors|{re.escape(MANIFEST)}")
 
     def save(self, module: nn.Module, step: int, loss: float | None = None) -> None:
         """Write the checkpoint of a step and list it in the manifest.

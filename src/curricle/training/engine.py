@@ -523,6 +523,8 @@ class TrainingRun:
             return end
         # What was read above may be of a process that has written since.
         files.open_for_writing(lock)
+        if self.outputs.trajectory is not None:
+            self.outputs.trajectory.remove_leftovers()
         if not self._resume:
             files.check_free()
         end = self._finished(files, opening)

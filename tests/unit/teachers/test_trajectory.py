@@ -293,3 +293,14 @@ def test_a_folder_without_weights_is_refused(folders: list[Path]) -> None:
     (folders[1] / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"checkpoint-100.* is listed as a checkpoint"):
         hugging_face_trajectory(folders)
+
+
+def test_temporary_files_of_a_killed_process_are_removed_and_no_others(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path, [1])
+    writer.save(mlp(), 1)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    for name in (".step-000000002.safetensors.12.tmp", ".manifest.json.12.tmp", ".tmpAb12Cd"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / ".notes").write_bytes(b"of the user")
+    writer.remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, ".notes"])
