@@ -152,7 +152,7 @@ def test_a_label_in_a_later_batch_that_is_no_class_is_refused(label: int, step: 
 
     stream = Listed(*[labeled(1)] * step, labeled(label))
     batches = RunBatches(stream, labeled(1), labels=[(0, 9, 4)])
-    sentence = rf"^'labels' must lie between 0 and 3, .*; got {label}; positions without"
+    sentence = rf"^'labels' must lie between 0 and 3, .*; got {label}; mark positions without"
     with pytest.raises(DataError, match=sentence) as caught:
         batches.batch(step)
     assert caught.value.step == step
@@ -275,7 +275,7 @@ def test_a_run_checks_the_labels_and_ids_that_its_models_read() -> None:
         run.stream.batch(1)
     first, second = (Batch(inputs=drawn(2, 6), labels=torch.tensor([0, label])) for label in (1, 2))
     run = bound(from_labels(total="2 steps"), teacher=None, stream=Listed(first, second))
-    with pytest.raises(DataError, match=r"'labels' must lie between 0 and 1, .*; got 2; pos"):
+    with pytest.raises(DataError, match=r"'labels' must lie between 0 and 1, .*; got 2; mark"):
         run.stream.batch(1)
 
 
