@@ -44,7 +44,10 @@ class StudentGroups:
             if (key := self._key(run.stepper)) is not None:
                 candidates.setdefault(key, []).append(run)
         losses_of_runs: dict[int, list[StepLoss]] = {}
+        places = {stepper: place for place, stepper in enumerate(self._keys)}
         for key, group in candidates.items():
+            # Runs come in turns; a group keeps its model only if its students keep their order.
+            group.sort(key=lambda run: -1 if run.stepper is None else places[run.stepper])
             if len(group) > 1 and (losses := self._losses(key, group, step)) is not None:
                 for place, run in enumerate(group):
                     losses_of_runs[id(run)] = [row[place] for row in losses]

@@ -162,5 +162,7 @@ def test_whatever_reads_labels_names_those_among_the_inputs(name: str) -> None:
         run_on(batch, learned, Tolerant)
     with pytest.raises(DataError, match="^'evaluation' must hold labels; got 1 batches .*" + words):
         label_metrics([batch], torch.device("cpu"))
-    with pytest.raises(BindError, match="^'labels' must be in the batch for a linear probe; .*" + words):
+    with pytest.raises(
+        BindError, match="^'labels' must be in the batch for a linear probe; .*" + words
+    ):
         linear_probe(model(Tolerant, 4), batch)

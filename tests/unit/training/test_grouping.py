@@ -1,0 +1,107 @@
+"""Groups of students: who steps together, and what a group keeps."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum
+from curricle.curriculum.strategies import from_labels, one_shot
+from curricle.models.tapped import TappedModel
+from curricle.teachers.live import LiveTeacher
+from curricle.training import grouping
+from curricle.training.binding import BoundRun
+from curricle.training.classroom import Seat, execute_together
+from curricle.training.engine import Outputs, TrainingRun
+from curricle.training.grouping import StudentGroups
+from curricle.training.stacking import Group
+from curricle.training.stage_loss import StepLoss
+from curricle.training.stepping import Stepper
+from tests.parts import bound, mlp, parity
+
+TEACHER = mlp(16, 12, seed=1)
+
+
+def run_of(
+    seed: int, curriculum: Callable[..., Curriculum] = one_shot, *, steps: int = 6
+) -> BoundRun:
+    return bound(
+        curriculum(total=Duration(number=steps)),
+        student=mlp(5, 4, seed=seed),
+        teacher=LiveTeacher(TEACHER),
+        stream=parity(),
+        seed=seed,
+    )
+
+
+def evaluate(model: TappedModel) -> dict[str, float]:
+    return {"accuracy": float(model.module(torch.ones(3, 6)).square().mean())}
+
+
+def training(run: BoundRun, groups: StudentGroups) -> TrainingRun:
+    return TrainingRun(
+        run, evaluate, metric="accuracy", outputs=Outputs(), stage_steps=groups.joining
+    )
+
+
+def advance_alone(run: TrainingRun, losses: object = None) -> None:
+    assert losses is None
+    run.advance()
+
+
+def test_the_first_step_of_a_stage_is_taken_singly() -> None:
+    groups = StudentGroups()
+    with training(run_of(2), groups) as first, training(run_of(3), groups) as second:
+        groups.advance([first, second], advance_alone)
+        assert (first.num_steps, second.num_steps) == (1, 1)
+        grouped: list[int] = []
+
+        def advance(run: TrainingRun, losses: Sequence[StepLoss] | None) -> None:
+            grouped.append(len(losses or ()))
+            run.advance(losses)
+
+        groups.advance([first, second], advance)
+        assert grouped == [1, 1]
+        assert (first.num_steps, second.num_steps) == (2, 2)
+
+
+def test_each_group_builds_its_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+
+    class Counted(Group):  # type: ignore[misc]
+        def __init__(self, steppers: list[Stepper], number: int) -> None:
+            built.append(len(steppers))
+            super().__init__(steppers, number)
+
+    monkeypatch.setattr(grouping, "Group", Counted)
+    teacher = LiveTeacher(TEACHER)
+    runs = [
+        bound(
+            curriculum(total=Duration(number=8)),
+            student=mlp(5, 4, seed=seed),
+            teacher=teacher,
+            stream=parity(),
+            seed=seed,
+        )
+        for curriculum in (one_shot, from_labels)
+        for seed in (2, 3)
+    ]
+    seats = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in runs]
+    execute_together(seats, metric="accuracy", stacked=True)
+    assert built == [2, 2]
+
+
+def test_after_a_stage_students_share_no_memory() -> None:
+    groups = StudentGroups()
+    runs = [run_of(seed) for seed in (2, 3)]
+    with training(runs[0], groups) as first, training(runs[1], groups) as second:
+        groups.advance([first, second], advance_alone)
+        weights = [next(run.student.module.parameters()) for run in runs]
+        groups.advance([first, second], lambda run, losses: run.advance(losses))
+        shared = [weight.untyped_storage().data_ptr() for weight in weights]
+        assert shared[0] == shared[1]
+        while first.end is None:
+            groups.advance([first, second], lambda run, losses: run.advance(losses))
+    apart = [weight.untyped_storage().data_ptr() for weight in weights]
+    assert apart[0] != apart[1]
