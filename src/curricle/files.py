@@ -133,6 +133,7 @@ def remove_folder(path: Path) -> None:
 
     Raises:
         CheckpointError: If it is a symbolic link itself, or the disk refuses.
+        OSError: Never; a `CheckpointError` takes its place.
     """
     if path.is_symlink():
         raise CheckpointError(
@@ -140,8 +141,17 @@ def remove_folder(path: Path) -> None:
             f"{str(path.resolve())!r}"
         )
     with disk_errors(path):
-        hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        path.rename(hidden / "removed")
+        try:
+            hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        except OSError:
+            # A full disk has no room for a folder, and a long name none for a longer one.
+            shutil.rmtree(path)
+            return
+        try:
+            path.rename(hidden / "removed")
+        except OSError:
+            hidden.rmdir()
+            raise
         shutil.rmtree(hidden)
 
 
@@ -196,9 +206,13 @@ def inside(folder: Path, name: str) -> Path:
 
 def is_plain_name(name: str) -> bool:
     """Return whether a text is the name of a file, without a folder in front of it."""
-    # A backslash and a colon lead elsewhere on Windows; surrogates are no text of any file system.
+    try:
+        length = len(os.fsencode(name))
+    except UnicodeEncodeError:
+        return False
+    # A backslash and a colon lead elsewhere on Windows.
     is_name = name not in {"", ".", ".."} and not set(name) & set("/\\:\0")
-    return is_name and len(name.encode(errors="replace")) <= LONGEST_NAME
+    return is_name and length <= LONGEST_NAME
 
 
 def usable_folder(folder: str | Path, name: str) -> Path:

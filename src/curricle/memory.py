@@ -34,10 +34,15 @@ def check_memory(needed: int, subject: str) -> None:
 
 
 def memory_limit() -> int | None:
-    """Return the bytes that this process could get at most; None where the system tells none."""
+    """Return the smaller of physical memory, without swap, and the limit of the process, in bytes.
+
+    None where the system knows neither. Limits of containers are not read.
+    """
     limits = []
     if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", {}):
-        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+        # Negative where the system does not know.
+        limits += [pages * size] if min(pages, size) > 0 else []
     if resource is not None:
         limits += [
             soft

@@ -76,7 +76,7 @@ DECLARED = {
 TEXTS = {
     "vocabularies": (
         "student.config.vocab_size=310",
-        "'vocabulary' of student and teacher must be equal to match logits, unless 'num_classes'",
+        "'vocabulary' of student and teacher must be equal to match logits; for padded vo",
     ),
     "small vocabulary": ("student.config.vocab_size=99", "'vocab_size' of the model must be at le"),
     "few positions": (

@@ -259,7 +259,8 @@ def test_a_link_is_neither_replaced_nor_removed_as_a_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "/x", "a/x", "..", ".", "", "a\\x", "c:x", "a\0", "x" * 256, "ü" * 130]
+    "name",
+    ["../x", "/x", "a/x", "..", ".", "", "a\\x", "c:x", "a\0", "x" * 256, "ü" * 130, "\ud800"],
 )
 def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=r"must list plain names of files inside it; got "):

@@ -167,14 +167,19 @@ class TeacherQuery:
         stage = self.stage
         with self._open() as loss:
             for step in range(stage.start, min(stage.start + steps, stage.end)):
-                with located(stage.declared.name, step, self.run.seed):
-                    batch = self.run.stream.batch(step)
-                for part in batch.split(self.run.settings.accumulation):
-                    moved = part.to(self.run.settings.torch_device())
-                    targets = loss.targets(moved)
-                    for section, number in self.wanted:
-                        rows = _rows(loss, targets[number])
-                        yield section, loss.terms[number].objective, moved, rows
+                for part in self._parts(step):
+                    with located(stage.declared.name, step, self.run.seed):
+                        targets = loss.targets(part)
+                        rows = [_rows(loss, targets[number]) for _, number in self.wanted]
+                    for (section, number), target in zip(self.wanted, rows, strict=True):
+                        yield section, loss.terms[number].objective, part, target
+
+    def _parts(self, step: int) -> list[Batch]:
+        """Return the parts of the batch of a step on the device."""
+        run = self.run
+        with located(self.stage.declared.name, step, run.seed):
+            parts = run.stream.batch(step).split(run.settings.accumulation)
+            return [part.to(run.settings.torch_device()) for part in parts]
 
     @contextmanager
     def _open(self) -> Iterator[StageLoss]:

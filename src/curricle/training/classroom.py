@@ -175,22 +175,25 @@ class _Turn:
         turn = self._number % len(active) if active else 0
         return active[turn:] + active[:turn]
 
-    def advance(self, run: TrainingRun, losses: Sequence[StepLoss] | None = None) -> None:
+    def advance(
+        self, run: TrainingRun, losses: Sequence[StepLoss] | None = None, seconds: float = 0.0
+    ) -> None:
         """Advance a run.
 
         Args:
             run: The run.
             losses: Losses of steps that were taken in a group.
+            seconds: The run's share of the seconds of these steps.
 
         Raises:
             Interrupted: If a signal has ended the run and nothing is saved.
         """
-        run.skip(time.perf_counter() - self._paused_at[id(run)])
+        run.skip(time.perf_counter() - self._paused_at[id(run)] - seconds)
         try:
             run.advance(losses)
         except Interrupted as error:
-            # Without a checkpoint there is nothing that the others should save.
-            if error.checkpoint is None:
+            # Without a folder there is nothing that the others should save.
+            if all(other.outputs.folder is None for other in self._runs):
                 raise
             self._interrupted[id(run)] = error
         self._paused_at[id(run)] = time.perf_counter()

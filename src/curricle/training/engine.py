@@ -120,19 +120,20 @@ def execute(
     check_speed(run)
     number = run.settings.compiled_steps
     interrupts = Interrupts(saves=outputs.folder is not None)
-    training = TrainingRun(
-        run,
-        evaluate,
-        metric=metric,
-        outputs=outputs,
-        resume=resume,
-        until=until,
-        stage_steps=single_steps if number == 1 else compiled_blocks(number),
-        interrupts=interrupts,
-    )
-    with run.settings.stated_threads(), interrupts, training:
-        while training.end is None:
-            training.advance()
+    with run.settings.stated_threads(), interrupts:
+        training = TrainingRun(
+            run,
+            evaluate,
+            metric=metric,
+            outputs=outputs,
+            resume=resume,
+            until=until,
+            stage_steps=single_steps if number == 1 else compiled_blocks(number),
+            interrupts=interrupts,
+        )
+        with training:
+            while training.end is None:
+                training.advance()
         return training.end
 
 
@@ -211,8 +212,9 @@ class TrainingRun:
         """
         with ExitStack() as stack:
             self._open_run(stack)
-            # Only a run that has opened is left open.
-            self._stack = stack.pop_all()
+            # Only a run that has opened, and goes on, is left open.
+            if self.end is None:
+                self._stack = stack.pop_all()
         return self
 
     def __exit__(
@@ -267,6 +269,8 @@ class TrainingRun:
         Args:
             losses: Losses of steps that were taken with those of other students; None takes them.
         """
+        if self.end is not None:
+            return
         if self.stepper is None:
             if not self._coming or self._has_ended:
                 self._finish()
@@ -290,6 +294,8 @@ class TrainingRun:
         self.stop = min(self._due, stepper.stage.end)
         if is_over or self.num_steps == stepper.stage.end:
             self._close_stage(stepper)
+            # The teacher of the stage goes before the next one is loaded.
+            del stepper
             if not self._coming or self._has_ended:
                 self._finish()
 
@@ -310,9 +316,10 @@ class TrainingRun:
         resumed = self._resumed if self._before.steps > stage.start else None
         with ExitStack() as stack:
             opened = stepping(self.run, stage, self._optimizer, resumed=resumed)
-            self.stepper = stack.enter_context(opened)
-            self._take = stack.enter_context(self._stage_steps(self.stepper))
+            stepper = stack.enter_context(opened)
+            self._take = stack.enter_context(self._stage_steps(stepper))
             self._stage_stack = stack.pop_all()
+        self.stepper = stepper
         if self._before.steps == stage.start:
             self._before += self.stepper.calibration
         self.num_steps = self._before.steps
@@ -325,6 +332,7 @@ class TrainingRun:
         stepper.check_trained(self.num_steps - 1)
         self.stepper = None
         self._stage_stack.close()
+        del self._take
 
     def _spend(self, at: float) -> None:
         """Note what the stage has consumed by a time of `_now`."""
@@ -351,6 +359,8 @@ class TrainingRun:
             self._writer.sync()
             files.seal()
         self.end = end
+        # The folder is free and the student in its own modes while other runs go on.
+        self._stack.close()
 
     def _now(self) -> float:
         return now(self.run.settings.torch_device())

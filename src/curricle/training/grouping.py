@@ -8,13 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
 
+from curricle.training.costs import now
 from curricle.training.engine import TrainingRun
 from curricle.training.stacking import Group, batching_key, has_state, is_batchable, separate
 from curricle.training.stage_loss import StepLoss
 from curricle.training.stepping import Stepper, TakeSteps
 
-Advance = Callable[[TrainingRun, Sequence[StepLoss] | None], None]
-"""Advances a run by losses of steps that were taken in a group, or by a step of its own."""
+Advance = Callable[[TrainingRun, Sequence[StepLoss] | None, float], None]
+"""Advances a run by losses of steps that were taken in a group and its share of their seconds, or,
+without losses, by a step of its own."""
 
 
 @final
@@ -43,16 +45,22 @@ class StudentGroups:
         for run in runs:
             if (key := self._key(run.stepper)) is not None:
                 candidates.setdefault(key, []).append(run)
-        losses_of_runs: dict[int, list[StepLoss]] = {}
+        losses_of_runs: dict[int, tuple[list[StepLoss], float]] = {}
+        device = runs[0].run.settings.torch_device()
         places = {stepper: place for place, stepper in enumerate(self._keys)}
         for key, group in candidates.items():
             # Runs come in turns; a group keeps its model only if its students keep their order.
             group.sort(key=lambda run: -1 if run.stepper is None else places[run.stepper])
-            if len(group) > 1 and (losses := self._losses(key, group, step)) is not None:
+            if len(group) < 2:  # noqa: PLR2004 - alone it steps as ever
+                continue
+            started = now(device)
+            losses = self._losses(key, group, step)
+            share = (now(device) - started) / len(group)
+            if losses is not None:
                 for place, run in enumerate(group):
-                    losses_of_runs[id(run)] = [row[place] for row in losses]
+                    losses_of_runs[id(run)] = [row[place] for row in losses], share
         for run in runs:
-            advance(run, losses_of_runs.get(id(run)))
+            advance(run, *losses_of_runs.get(id(run), (None, 0.0)))
 
     def _losses(
         self, key: str, runs: Sequence[TrainingRun], step: int

@@ -60,6 +60,10 @@ class Interrupted(KeyboardInterrupt):
         self.checkpoint = checkpoint
         """What was saved to resume from; None if nothing could be."""
 
+    def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, Path | None]]:
+        """Return how a copy is made in another process."""
+        return Interrupted, (self.signal_number, self.checkpoint)
+
 
 @final
 class Stopped(Interrupted):

@@ -1,5 +1,6 @@
 """Signals end a run after the step at hand, with a checkpoint, and nothing is left installed."""
 
+import copy
 import os
 import re
 import shutil
@@ -254,3 +255,11 @@ def test_ctrl_c_is_no_exit_so_that_an_interactive_python_stays() -> None:
     with pytest.raises(Interrupted) as raised, Interrupts(saves=True):
         signal.raise_signal(signal.SIGINT)
     assert not isinstance(raised.value, SystemExit)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_an_interrupt_survives_the_way_between_processes(number: signal.Signals) -> None:
+    # A copy is made as for another process.
+    copied = copy.copy(Interrupted(number, Path("checkpoint")))
+    assert type(copied) is type(Interrupted(number))
+    assert str(copied) == str(Interrupted(number, Path("checkpoint")))
