@@ -4,6 +4,7 @@ Design: groups are formed anew at every step, so students begin, change stages a
 times; a group whose students stay the same keeps its model.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import final
@@ -32,6 +33,9 @@ class StudentGroups:
         self._number = number
         self._keys: dict[Stepper, str | None] = {}
         self._groups: dict[str, Group] = {}
+        # In the order in which the stages were opened.
+        self._places: dict[Stepper, int] = {}
+        self._opened = itertools.count()
 
     def advance(self, runs: Sequence[TrainingRun], advance: Advance) -> None:
         """Advance runs that have taken equally many steps.
@@ -47,10 +51,9 @@ class StudentGroups:
                 candidates.setdefault(key, []).append(run)
         losses_of_runs: dict[int, tuple[list[StepLoss], float]] = {}
         device = runs[0].run.settings.torch_device()
-        places = {stepper: place for place, stepper in enumerate(self._keys)}
         for key, group in candidates.items():
             # Runs come in turns; a group keeps its model only if its students keep their order.
-            group.sort(key=lambda run: -1 if run.stepper is None else places[run.stepper])
+            group.sort(key=lambda run: -1 if run.stepper is None else self._places[run.stepper])
             if len(group) < 2:  # noqa: PLR2004 - alone it steps as ever
                 continue
             started = now(device)
@@ -105,9 +108,11 @@ class StudentGroups:
         Yields:
             The way to take single steps.
         """
+        self._places[stepper] = next(self._opened)
         try:
             yield stepper.take
         finally:
+            del self._places[stepper]
             key = self._keys.pop(stepper, None)
             if key is not None:
                 # The student gets memory of its own again.
