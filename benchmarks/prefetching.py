@@ -83,11 +83,10 @@ def timed(  # noqa: PLR0917 - what the command line gives
             optimizer = run.optimizer.build(student.module.parameters())
             teaching = teacher.teaching(run.settings.teacher_inference)
             with teaching, stepping(run, stage, optimizer) as stepper:
-                stepper.until = steps + 1
-                stepper.step(0)
+                stepper.step(0, stop=steps + 1)
                 started = now(run.settings.torch_device())
                 for step in range(1, steps + 1):
-                    stepper.step(step)
+                    stepper.step(step, stop=steps + 1)
                 return (now(run.settings.torch_device()) - started) / steps
 
         student = encoder(4, 128, data)
