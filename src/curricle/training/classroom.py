@@ -145,7 +145,7 @@ def _finished(runs: Sequence[TrainingRun], groups: StudentGroups | None) -> list
         Interrupted: If a signal has ended them.
     """
     turn = _Turn(runs)
-    while active := turn.active:
+    while active := turn.next_round():
         behind = min(run.num_steps for run in active)
         waiting = [run for run in active if run.num_steps == behind]
         if groups is None:
@@ -166,8 +166,7 @@ class _Turn:
         self._paused_at = {id(run): time.perf_counter() for run in runs}
         self._interrupted: dict[int, Interrupted] = {}
 
-    @property
-    def active(self) -> list[TrainingRun]:
+    def next_round(self) -> list[TrainingRun]:
         """Return the runs that go on, each time beginning with another."""
         active = [run for run in self._runs if run.end is None and id(run) not in self._interrupted]
         # The first at a batch waits for the teacher, so its place rotates.
@@ -204,7 +203,8 @@ class _Turn:
         Raises:
             Interrupted: If one has.
         """
-        for error in self._interrupted.values():
+        # A run without a folder has no checkpoint to name, so it comes last.
+        for error in sorted(self._interrupted.values(), key=lambda error: not error.checkpoint):
             raise error
 
 

@@ -9,7 +9,6 @@ Results agree with those of separate runs and single steps within rounding: a ba
 adds up in another order. Students that can be neither batched nor compiled take single steps:
 models with buffers or noise, clipped gradients, gradient accumulation, logits in chunks, objectives
 with adapters.
-
 """
 
 from collections.abc import Callable, Iterator
