@@ -20,11 +20,11 @@ from curricle import seeding
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import BoundRun, bind
-from curricle.training.classroom import Seat, execute_together
-from curricle.training.engine import Outputs, execute
+from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.loop.engine import Outputs, execute
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
+from curricle.training.sharing.classroom import Seat, execute_together
 
 INPUTS, DEGREE, BATCH, RATE = 100, 4, 64, 0.3
 TEACHER, STUDENT = 2000, 100

@@ -28,14 +28,14 @@ from encoders import encoder
 from target_store import POSITIONS
 
 import curricle
-from curricle.experiments.tasks import TextTask
 from curricle.models.tapped import TappedModel
-from curricle.teachers.codecs import BFloat16, Sampled
+from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import bind
-from curricle.training.engine import Outputs, execute
+from curricle.teachers.store.codecs import BFloat16, Sampled
+from curricle.training.binding.bound_run import bind
+from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.stepping import stepping
 from curricle.training.settings import EngineSettings
-from curricle.training.stepping import stepping
 
 Row = dict[str, float]
 

@@ -35,7 +35,7 @@ from curricle.seals import (
     sealed_lines,
     sealed_names,
 )
-from curricle.specs import parse, plain, value
+from curricle.values import parse, plain, value
 
 
 @final

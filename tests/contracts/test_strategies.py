@@ -12,7 +12,7 @@ from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import STRATEGIES, build
 from curricle.errors import SpecError
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 Arguments = Callable[[Duration], dict[str, Any]]
 TRAJECTORY = PlannedCheckpoints((100, 200, 400))

@@ -31,10 +31,10 @@ from curricle.objectives.temperature import LearnedTemperature
 from curricle.records import Record
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
-from curricle.training.binding import BoundRun
-from curricle.training.classroom import Seat, execute_together
-from curricle.training.engine import Outputs, execute
-from curricle.training.evaluation import label_metrics
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.evaluation import label_metrics
+from curricle.training.sharing.classroom import Seat, execute_together
 from tests.golden.cases import (
     TOTAL,
     Case,

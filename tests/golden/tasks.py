@@ -18,15 +18,15 @@ from curricle import (
     one_shot,
     seeding,
 )
-from curricle.experiments.comparison import compare
-from curricle.experiments.runner import teach
-from curricle.experiments.spec import RunSpec
-from curricle.experiments.tasks import ParityTask, PcfgTask, TaskData, TextTask
-from curricle.models.hf import HuggingFaceSpec
+from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel
 from curricle.records import read_records
-from curricle.specs import parse
+from curricle.runs.compare import compare
+from curricle.runs.spec import RunSpec
+from curricle.runs.train import teach
+from curricle.tasks import ParityTask, PcfgTask, TaskData, TextTask
+from curricle.values import parse
 from tests.golden.cases import RECORDS, Case, Run, cases, distilled, of, only, weight_files
 from tests.golden.outcomes import Performance
 from tests.runs import tiny_comparison

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, final, get_args, ove
 from pydantic import BeforeValidator, Field
 
 from curricle.errors import SpecError
-from curricle.specs import value
+from curricle.values import value
 
 Unit = Literal["steps", "examples", "tokens"]
 LONGEST = 1e18

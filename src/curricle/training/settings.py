@@ -13,7 +13,7 @@ from pydantic import Field
 
 from curricle.errors import BindError, SpecError
 from curricle.models.inference import Inference
-from curricle.specs import value
+from curricle.values import value
 
 Precision = Literal["float32", "bfloat16"]
 

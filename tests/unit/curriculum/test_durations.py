@@ -8,7 +8,7 @@ import curricle
 from curricle.curriculum.durations import AnyDuration, Duration, Unit, duration
 from curricle.curriculum.strategies import staged
 from curricle.errors import SpecError
-from curricle.specs import parse, value
+from curricle.values import parse, value
 
 
 @final

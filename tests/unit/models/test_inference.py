@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from curricle import seeding
 from curricle.extras import COMPILERS
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.inference import HeldLinear, Inference, undo
 from curricle.models.tapped import TappedModel
 from tests.parts import drawn
