@@ -22,7 +22,7 @@ from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel
 from curricle.records import read_records
-from curricle.runs.compare import compare
+from curricle.runs.pool import compare
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import teach
 from curricle.tasks import ParityTask, PcfgTask, TaskData, TextTask

@@ -114,11 +114,12 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
             f"got {type(data).__name__!r}"
         )
-    _require_parts(curriculum, optimizer, evaluation)
-    _require_kind("settings", settings, EngineSettings, "prefetch='batch'")
-    _require_model("student", student)
+    _require_curriculum(curriculum)
+    require_parts(optimizer, evaluation)
+    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    require_model("student", student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
-        _require_model("teacher", teacher)
+        require_model("teacher", teacher)
     _require_direction(better)
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
@@ -127,15 +128,13 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     run = bind(
         curriculum,
         student=model,
-        teacher=_teaching(teacher, trajectory),
+        teacher=as_teacher(teacher, trajectory),
         stream=data,
         optimizer=optimizer,
         settings=settings,
         seed=seed,
     )
-    evaluate = (
-        evaluation if callable(evaluation) else label_metrics(evaluation, settings.torch_device())
-    )
+    evaluate = evaluator_of(evaluation, settings)
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
     with _told_how_to_go_on(folder):
         end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
@@ -184,10 +183,10 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         BindError: If models, curriculum and data do not fit, or an argument is of another kind.
         CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
-    _require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
-    _require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
-    _require_model("student", student)
-    _require_model("teacher", teacher)
+    require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
+    require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
+    require_model("student", student)
+    require_model("teacher", teacher)
     run = bind(
         curriculum,
         student=tapped(student),
@@ -231,25 +230,45 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
         raise
 
 
-def _teaching(
+def evaluator_of(evaluation: Sequence[Batch] | Evaluator, settings: EngineSettings) -> Evaluator:
+    """Return the evaluation of held-out batches, or one that is a function already."""
+    if callable(evaluation):
+        return evaluation
+    return label_metrics(evaluation, settings.torch_device())
+
+
+def as_teacher(
     teacher: AnyModel | StoredTeacher | None, trajectory: Trajectory | None
 ) -> LiveTeacher | StoredTeacher | None:
+    """Return the teacher of a run: a live one of a model, a stored one as it is."""
     if teacher is None or isinstance(teacher, StoredTeacher):
         return teacher
     return LiveTeacher(tapped(teacher), trajectory)
 
 
-def _require_parts(curriculum: object, optimizer: object, evaluation: object) -> None:
-    """Check that the parts are of the kinds that `distill` takes.
+def _require_curriculum(curriculum: object) -> None:
+    """Check that an argument is a curriculum.
 
     Raises:
-        BindError: If one is not; what to pass is said.
+        BindError: If it is something else.
     """
     if not isinstance(curriculum, Curriculum):
         raise BindError(
             f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
             f"steps'); got {_called(curriculum)}"
         )
+
+
+def require_parts(optimizer: object, evaluation: object) -> None:
+    """Check that optimizer and evaluation are of the kinds that `distill` takes.
+
+    Args:
+        optimizer: `AdamW` or `SGD` of this package.
+        evaluation: Batches or a function.
+
+    Raises:
+        BindError: If they are something else; the sentence names what to pass.
+    """
     if not isinstance(optimizer, (AdamW, SGD)):
         raise BindError(
             f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
@@ -271,8 +290,12 @@ def _require_parts(curriculum: object, optimizer: object, evaluation: object) ->
         )
 
 
-def _require_model(name: str, model: object) -> None:
+def require_model(name: str, model: object) -> None:
     """Check that an argument is a model.
+
+    Args:
+        name: Name of the argument.
+        model: The argument.
 
     Raises:
         BindError: If it is something else.
@@ -297,8 +320,14 @@ def _require_direction(better: object) -> None:
         raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
 
 
-def _require_kind(name: str, given: object, kind: type, example: str) -> None:
-    """Check that an argument is a value of ours and not, say, a dictionary.
+def require_kind(name: str, given: object, kind: type, example: str) -> None:
+    """Check that an argument is a value of this package and not, say, a dictionary.
+
+    Args:
+        name: Name of the argument.
+        given: The argument.
+        kind: Its class.
+        example: Arguments of the class, for the error.
 
     Raises:
         BindError: If it is not.
