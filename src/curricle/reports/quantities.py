@@ -182,5 +182,5 @@ def goal_text(metric: str, target: float) -> str:
     """
     words = metric.replace("_", " ")
     number = 100 * target if is_share(metric) else target
-    told = f"{round(number, 3):g}" if len(f"{number:.10g}") > MOST_DIGITS else f"{number:.10g}"
-    return f"{told} % {words}" if is_share(metric) else f"{words} {told}"
+    text = f"{round(number, 3):g}" if len(f"{number:.10g}") > MOST_DIGITS else f"{number:.10g}"
+    return f"{text} % {words}" if is_share(metric) else f"{words} {text}"

@@ -217,9 +217,12 @@ class Summary:
         """Return in a sentence which runs are missing; empty if none is."""
         if not self.missing:
             return ""
-        wanted = len(self.missing) + sum(len(method.seeds) for method in self.methods.values())
+        num_requested = len(self.missing) + sum(
+            len(method.seeds) for method in self.methods.values()
+        )
         verb = "is" if len(self.missing) == 1 else "are"
-        return f"{len(self.missing)} of {wanted} runs {verb} missing: {', '.join(self.missing)}."
+        names = ", ".join(self.missing)
+        return f"{len(self.missing)} of {num_requested} runs {verb} missing: {names}."
 
     @property
     def is_wide(self) -> bool:
@@ -306,10 +309,10 @@ def _check_task(runs: Sequence[Run]) -> None:
         if run.opening.task and not run.is_teacher:
             seen.setdefault(run.opening.task, run)
     if len(seen) > 1:
-        (task, run), (other, second), *_ = seen.items()
+        (task, run), (second_task, second), *_ = seen.items()
         raise CheckpointError(
             f"runs of one report must be of one task; got {task!r} in {str(run.path)!r} and "
-            f"{other!r} in {str(second.path)!r}"
+            f"{second_task!r} in {str(second.path)!r}"
         )
 
 
@@ -358,7 +361,12 @@ def _final(runs: Sequence[Run], metric: str) -> Final:
 
 
 def _over_seeds(costs: Sequence[Costs], reduce: Callable[[Sequence[float]], float | None]) -> Costs:
-    return Costs(**{name: reduce([getattr(each, name) for each in costs]) for name in COSTS})
+    return Costs(
+        **{
+            name: reduce([getattr(costs_of_seed, name) for costs_of_seed in costs])
+            for name in COSTS
+        }
+    )
 
 
 def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:
