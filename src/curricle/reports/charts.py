@@ -4,8 +4,8 @@ Static figures of matplotlib, one panel a comparison or one for all points. Mean
 intervals over repetitions (Student's t), spreads their quartiles and whiskers around the middle
 95 % of them.
 
-Design: a chart says by a word (`Chart.kind`) how it is drawn and from what (`Chart.of`); numbers
-of comparisons become points first, so that there is one way to draw them.
+Design: `Chart.kind` names the form of a chart and `Chart.of` its numbers; numbers of comparisons
+become points first, so that there is a single way to draw them.
 """
 
 import math
@@ -44,7 +44,7 @@ class Statistic:
     panel: str
     """Panel of the figure."""
     series: str
-    """What is compared."""
+    """Strategy or series."""
     x: float | str
     """Where on the horizontal axis."""
     mean: float
@@ -65,7 +65,7 @@ class Slope:
     panel: str
     """Panel of the figure."""
     series: str
-    """What is compared."""
+    """Strategy or series."""
     slope: float
     """The exponent, by least squares of log y on log x."""
     factor: float
@@ -77,11 +77,11 @@ class Slope:
 def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Point, ...]:
     """Return the numbers of comparisons as points.
 
-    A strategy counts in a panel only if all its runs have the number: a mean over those that
-    happened to reach the target would flatter it.
+    A strategy counts in a panel only if all its runs have the number: a mean over the runs that
+    reached the target would flatter it.
 
     Args:
-        chart: Says which numbers, for panels without a chart of their own.
+        chart: Names the numbers, for panels without a separate chart.
         panels: Comparisons with their summaries.
     """
     points: list[Point] = []
@@ -130,8 +130,8 @@ def statistics(points: Sequence[Point]) -> tuple[Statistic, ...]:
 def slopes(points: Sequence[Point]) -> tuple[Slope, ...]:
     """Return the power law of each series that has points at three places at least.
 
-    The line goes through the means of log y, one a place: the repetitions at a place may share what
-    they were made with, as students share their teacher, and are no independent evidence of it.
+    The line is fitted to the means of log y at each place: repetitions at a place may share a part,
+    such as their teacher, and are not independent.
     """
     groups: dict[tuple[str, str], dict[float, list[float]]] = {}
     for point in points:
@@ -167,8 +167,8 @@ def save_chart(
 
     Args:
         chart: How they are drawn; not `curves`.
-        points: What is drawn; without any the figure says so.
-        path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+        points: Points to draw; an empty figure has a note.
+        path_without_suffix: Path to which `.png` and `.svg` are appended.
         panels: Comparisons that the points come from, with their summaries; bars name the
             strategies that have no number.
     """
@@ -212,7 +212,7 @@ def _limits(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[floa
 
 
 def _errors(statistics_: Sequence[Statistic], ends: tuple[float, float]) -> list[list[float]]:
-    """Return how far intervals reach down and up, clipped to what the numbers can be."""
+    """Return the lower and upper parts of intervals, clipped to the possible range."""
     low, high = ends
     half = [statistic.ci95 or 0.0 for statistic in statistics_]
     down = [
@@ -315,13 +315,13 @@ def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
 
 
 def _name_absent(axes: Axes, absent: Iterable[str]) -> None:
-    """Say which strategies did not reach the target on every seed."""
+    """Name the strategies that did not reach the target with every seed."""
     if names := sorted(absent):
         axes.set_xlabel(f"not on every seed: {', '.join(map(label, names))}", wrap=True)
 
 
 def _dress(axes: Axes, chart: Chart, title: str, points: Sequence[Point]) -> None:
-    """Name the axes; logarithmic ones are told in plain numbers, along x where points stand."""
+    """Label the axes; logarithmic axes have plain numbers, on x at the points."""
     places = sorted({point.x for point in points if isinstance(point.x, float)})
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)

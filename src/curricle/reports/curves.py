@@ -9,7 +9,7 @@ are averaged as the metric is.
 Design: a curve that loses a seed on its way would jump. So a run that has ended, at its target or
 because its budget was spent, counts with its last value from there on, and the axis goes on as the
 other seeds do. Incomplete runs stay out of the mean as soon as one run of the strategy is complete;
-whoever draws shows them apart, one by one. Where none is complete, the mean goes as far as the
+a figure draws them one by one. Where none is complete, the mean goes as far as the
 shortest. Between a run's own points the metric is interpolated, as a line through them would.
 """
 
@@ -39,16 +39,16 @@ MOST_SEEDS, MOST_STRATEGIES = 10, 12
 """Seeds of a strategy up to which each is a line of its own, and strategies up to which figures
 have such lines and bands; more would hide each other."""
 Points = Sequence[tuple[Spent, float]]
-"""A number of one run, and what the run had consumed by then, in order."""
+"""A number of one run with the cost of the run until then, in order."""
 
 
 @final
 @value
 class Curve:
-    """The mean of a number over seeds, against what was consumed."""
+    """The mean of a number over seeds against the cost."""
 
     spent: dict[str, tuple[float, ...]]
-    """For each field of `Costs`, and `steps`, what had been consumed at each point."""
+    """For each field of `Costs`, and `steps`, the cost at each point."""
     middle: tuple[float, ...]
     """Mean over seeds at each point."""
     low: tuple[float, ...]
@@ -114,7 +114,7 @@ def loss_curve(runs: Sequence[Run], stage: str, *, max_points: int = MOST_POINTS
 
 
 def stage_starts(runs: Sequence[Run]) -> tuple[tuple[str, dict[str, float]], ...]:
-    """Return each stage with what had been consumed before it, mean over runs."""
+    """Return each stage with the cost before it, mean over runs."""
     names = dict.fromkeys(record.stage for run in runs for record in run.stages)
     return tuple(
         (
@@ -190,7 +190,7 @@ def _at(steps: Sequence[int], points: Points, numbers: Sequence[float]) -> NDArr
 
 
 def _consumed(steps: Sequence[int], curves: Sequence[Points], name: str) -> tuple[float, ...]:
-    """Return the mean of what was consumed; a run that has ended goes on as the others do."""
+    """Return the mean cost; a run that has ended continues like the other runs."""
     amounts = np.array(
         [_at(steps, curve, [getattr(spent, name) for spent, _ in curve]) for curve in curves]
     )
@@ -239,7 +239,7 @@ def has_bands(runs: Sequence[Run]) -> bool:
 
 
 def band_range(runs: Sequence[Run], metric: str, ends: tuple[float, float]) -> tuple[float, float]:
-    """Return where intervals of a metric end: at those of the axis, or what the metric can be."""
+    """Return the ends of intervals of a metric: those of the axis, or its possible range."""
     smallest, largest = limits(metric, _students_numbers(runs, metric))
     return max(smallest, ends[0]), min(largest, ends[1])
 

@@ -2,7 +2,7 @@
 
 One HTML file with everything inside: it can be opened without a network, mailed, or put beside a
 paper. A page forbids itself to load anything (Content-Security-Policy), so this does not rest on
-good intentions. Everything that is told is escaped; nothing depends on the clock.
+good intentions. All text is escaped; nothing depends on the clock.
 """
 
 import html
@@ -25,7 +25,7 @@ def document(title: str, elements: Sequence[str], *, plots: bool = False) -> str
     Args:
         title: Its title; escaped here.
         elements: Its sections as HTML; empty ones are left out.
-        plots: Whether it holds figures of plotly, whose library then goes in.
+        plots: Whether it holds figures of plotly, which embeds its library.
     """
     library = f"<script>{get_plotlyjs()}</script>" if plots else ""
     script = f"<script>{SCRIPT}</script>" if plots else ""

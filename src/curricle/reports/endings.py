@@ -1,7 +1,7 @@
 """Warnings about students that end badly: at chance, or below training without a teacher.
 
-A comparison ranks strategies and says nothing of their level; the best of four may still be worth
-nothing. Each warning is one sentence about one strategy.
+A comparison ranks strategies without regard to their level; the best of four may still be
+useless. Each warning is a sentence about a strategy.
 """
 
 from collections.abc import Mapping, Sequence

@@ -61,7 +61,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "
 @final
 @value
 class _Look:
-    """What the traces of one strategy share."""
+    """Properties shared by the traces of a strategy."""
 
     name: str
     """Name of the strategy, safe to show."""
@@ -233,7 +233,7 @@ def _add(figure: go.Figure, traces: Iterable[go.Scatter], look: _Look) -> None:
 
 
 def _line(curve: Curve, look: _Look, *, hint: str = "", **style: Any) -> go.Scatter:  # noqa: ANN401
-    """Return the mean; `style` overrides what plotly is told."""
+    """Return the trace of the mean; `style` overrides its properties."""
     label = hint or f"{look.name}, {seed_count(curve.num_seeds)}"
     trace: dict[str, Any] = {
         "name": look.name,

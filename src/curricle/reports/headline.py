@@ -2,13 +2,13 @@
 
 The strategy that reached the target with the fewest examples leads the line; those that needed
 equally many lead it together. A strategy that did not reach the target gives a lower bound: its
-mean would be at least what its runs have consumed. The line says so when the subject did not lead,
-when another strategy needed fewer FLOPs or seconds, and when runs are incomplete or missing. Where
-the numbers may not be compared at all, the line says that and nothing else.
+mean would be at least the cost of its runs. The line mentions a subject that did not lead,
+another strategy that needed fewer FLOPs or seconds, and runs that are incomplete or missing. Where
+the numbers are not comparable, the line consists of that caution.
 
 Design: every word of it follows from a `Summary`, so a summary read back from JSON gives it again.
 A difference that lies inside its 95 % interval over seeds is no verdict (see `comparisons`); both
-means stand there with their intervals instead. One seed has no interval, and the line says so.
+means stand there with their intervals instead. A single seed has no interval, which is mentioned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ NOISE = "no difference measurable"
 
 
 def headline(summary: Summary, *, subject: str = "extraction") -> str:
-    """Return in one line what the comparison found.
+    """Return the verdict of a comparison in one line.
 
-    Where the target is the final value of a strategy, the line also says which share of that
-    strategy's seconds and FLOPs the leader needed.
+    Where the target is the final value of a strategy, the line includes the share of that
+    strategy's seconds and FLOPs that the leader needed.
 
     Args:
         summary: The comparison.
-        subject: The strategy that one expects to lead.
+        subject: The strategy expected to lead.
     """
     if summary.caution:
         return f"{summary.caution}."
@@ -66,7 +66,7 @@ def _leaders(
 ) -> list[str]:
     """Return the strategies that needed the fewest examples, equally many each.
 
-    One alone where shares of another's cost are told, which differ from one to the next.
+    A single one where shares of another cost follow, which differ between leaders.
     """
     first = reached[ranking[0]]
     if any(_share(summary, ranking[0])):
@@ -85,7 +85,7 @@ def _together(names: Sequence[str]) -> str:
 
 
 def _opening(summary: Summary, leaders: Sequence[str], subject: str) -> str:
-    """Return what the leaders reached, and before it whether the subject was measurably behind."""
+    """Return the result of the leaders, preceded by a note if the subject was measurably behind."""
     first = summary.methods[leaders[0]]
     subject_summary = summary.methods.get(subject)
     is_behind = (
@@ -106,7 +106,7 @@ def _is_decided(first: MethodSummary, second: MethodSummary) -> bool:
 
 
 def _floors(method: MethodSummary) -> Mapping[int, float]:
-    """Return what each seed had read at the target, or at least would have to read."""
+    """Return the examples of each seed at the target, or a lower bound of them."""
     costs = method.costs("examples")
     return costs or dict(zip((seed.seed for seed in method.seeds), method.examples, strict=True))
 
@@ -121,7 +121,7 @@ def _shortened(clauses: Sequence[str]) -> list[str]:
 
 
 def _share(summary: Summary, leader: str) -> tuple[str, str]:
-    """Return which part of the cost of the strategy that set the target the leader needed.
+    """Return the leader's share of the cost of the strategy that set the target.
 
     Returns:
         The measurable parts, and after them the costs whose difference is inside the noise.
@@ -277,7 +277,7 @@ def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> st
 
 
 def _seeds(summary: Summary) -> str:
-    """Return over how many seeds the line speaks, and how many runs are not whole."""
+    """Return the number of seeds behind the line, and of incomplete runs."""
     counts = sorted({len(method.seeds) for method in summary.methods.values()})
     seeds = [seed for method in summary.methods.values() for seed in method.seeds]
     unfinished = sum(not seed.complete for seed in seeds)

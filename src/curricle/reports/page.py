@@ -105,7 +105,7 @@ def write_page(
 
     Args:
         runs: Runs as `load_runs` gives them.
-        summary: What `summarize` makes of them.
+        summary: Their summary, from `summarize`.
         path: File to write.
         title: Heading of the page.
         command: How to make these runs again, to be shown as it is.
@@ -160,7 +160,7 @@ def _header(summary: Summary, title: str) -> str:
 
 
 def _budget(budget: Mapping[str, object]) -> str:
-    """Return a budget in words; a number with its unit is told as one."""
+    """Return a budget in words, a number together with its unit."""
     number, unit = budget.get("number"), str(budget.get("unit"))
     if set(budget) == {"number", "unit"} and isinstance(number, (int, float)):
         return f"{short(number)} {unit.replace('flops', 'FLOPs')}"
@@ -168,7 +168,7 @@ def _budget(budget: Mapping[str, object]) -> str:
 
 
 def _reading(runs: Sequence[Run], summary: Summary) -> list[str]:
-    """Return what a reader of the table has to know."""
+    """Return the notes needed to read the table."""
     notes = [READING] if summary.target is None else [READING, TARGET]
     if is_share(summary.metric) and len(runs) > 1:
         notes.append(CLIPPED)
@@ -243,7 +243,7 @@ def _figure(figure: go.Figure, name: str) -> str:
 
 
 def _explanation(runs: Sequence[Run], metric: str) -> str:
-    """Return what the lines and bands of the learning curves are."""
+    """Return the meaning of lines and bands of the learning curves."""
     counts = {method: len(averaged(group)) for method, group in grouped(runs).items()}
     ends = sorted({min(counts.values()), max(counts.values())})
     seeds = (
@@ -297,7 +297,7 @@ def _stage_notes(runs: Sequence[Run]) -> list[str]:
 def _plans(runs: Sequence[Run]) -> list[str]:
     """Return the stages of each strategy.
 
-    Runs that planned the same have one table, whatever they are called; costs may differ, since the
+    Runs with equal plans have one table, independent of their names; costs may differ, since the
     first batch of a seed may be longer than that of another. Runs of a strategy that planned
     differently stand apart.
     """
@@ -339,12 +339,12 @@ def _with_seeds(method: str, runs: Sequence[Run], counts: Mapping[str, int]) -> 
 
 
 def _notes(runs: Sequence[Run]) -> dict[str, None]:
-    """Return what binding decided, each sentence once."""
+    """Return the decisions made at binding, each sentence once."""
     return dict.fromkeys(text for run in runs if not run.is_teacher for text in run.opening.notes)
 
 
 def _planned_and_done(runs: Sequence[Run]) -> str:
-    """Return what runs were to consume and what they have consumed, in words."""
+    """Return planned and actual cost of runs in words."""
     planned = [
         Spent(
             steps=sum(stage.steps for stage in run.opening.stages),

@@ -1,10 +1,10 @@
-"""Tables and figures of what probes measured.
+"""Tables and figures of probe measurements.
 
 One table a probe, one row a network, students as means over their seeds; and a static figure of
 the teacher's training, one panel a probe.
 
-Design: a probe gives more numbers than a table holds. What is shown of each is listed here;
-everything stays in `probes.jsonl`.
+Design: a probe gives more numbers than a table holds. The numbers in tables are listed here; all
+of them stay in `probes.jsonl`.
 """
 
 import re
@@ -53,7 +53,7 @@ SHOWN = MappingProxyType(
         ),
     }
 )
-"""For each probe the numbers that are shown, what they are called, and what they are."""
+"""For each probe its printed numbers with name and meaning."""
 WIDE = 30.0
 """Ratio of the largest number to the smallest from which on an axis is logarithmic."""
 WIDTH, HEIGHT = 5.2, 3.6
@@ -71,13 +71,13 @@ def probe_grids(records: Sequence[ProbeRecord]) -> list[Grid]:
 def save_probe_figure(
     records: Sequence[ProbeRecord], path_without_suffix: Path
 ) -> tuple[Path, ...]:
-    """Return the paths of a PNG and an SVG of what probes have found along the teacher's training.
+    """Return the paths of a PNG and an SVG of probe measurements along the teacher's training.
 
     Nothing is drawn if there are fewer than two checkpoints of the teacher.
 
     Args:
-        records: What probes have found.
-        path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+        records: Probe measurements.
+        path_without_suffix: Path to which `.png` and `.svg` are appended.
     """
     names = [
         name
@@ -124,7 +124,7 @@ def _row(model: str, group: Sequence[ProbeRecord], columns: Sequence[str]) -> tu
 
 
 def _shown(record: ProbeRecord) -> Mapping[str, float]:
-    """Return the numbers that are shown, by what they are called; all of a probe not listed."""
+    """Return the numbers to print by name; all numbers of a probe that is not listed."""
     if record.probe not in SHOWN:
         return record.numbers
     pattern, called, _ = SHOWN[record.probe]
@@ -137,7 +137,7 @@ def _words(probe: str) -> str:
 
 
 def _trajectory(records: Sequence[ProbeRecord], probe: str) -> list[ProbeRecord]:
-    """Return what a probe has found in the teacher's checkpoints, by step."""
+    """Return the measurements of a probe on the teacher's checkpoints, by step."""
     trajectory = [record for record in records if record.probe == probe and record.is_teacher]
     return sorted(trajectory, key=lambda record: record.step)
 

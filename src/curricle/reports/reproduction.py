@@ -1,8 +1,8 @@
 """Report of a reproduced figure.
 
 In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
-numbers behind them, and `report.html`, which says what the original showed beside what was found.
-All are made from the records in the folder.
+numbers behind them, and `report.html`, which puts the original beside the reproduction. All are
+made from the records in the folder.
 """
 
 import base64
@@ -53,11 +53,11 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     """Write figure, summary and page of a recipe.
 
     Args:
-        folder: The recipe's folder, with what has been run.
+        folder: The recipe's folder with its runs.
         summaries: Those of its panels, in order.
 
     Returns:
-        What was found, a line each.
+        Results, a line each.
     """
     recipe = read_recipe(folder)
     panels = list(zip(recipe.panels, summaries, strict=True))
@@ -81,7 +81,7 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
 
 
 def points_tables(folder: Path) -> list[Table]:
-    """Return what a recipe has measured besides its panels in short form; none if nothing."""
+    """Return the measurements of a recipe besides its panels; empty if there are none."""
     statistics_ = statistics(tuple(read_points(folder)))
     return [to_rich(points_grid(read_recipe(folder).chart, statistics_))] if statistics_ else []
 
@@ -90,7 +90,7 @@ def points_grid(chart: Chart, statistics_: Sequence[Statistic]) -> Grid:
     """Return one row a panel and place, and one column a series.
 
     Args:
-        chart: How they are drawn; of a spread the deviations are told, of others the means.
+        chart: Form of the figure; a spread is printed by its deviations, others by their means.
         statistics_: Measurements over their repetitions.
     """
     is_spread = chart.kind == "spread"
@@ -120,7 +120,7 @@ def recipe_table(rows: Sequence[Sequence[str]]) -> Table:
     """Return the recipes for a terminal.
 
     Args:
-        rows: Name, what it shows, source, what is known of the original and costs of each.
+        rows: Name, subject, source, knowledge of the original and costs of each.
     """
     return to_rich(
         Grid(

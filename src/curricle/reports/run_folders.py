@@ -39,7 +39,7 @@ InStage = TypeVar("InStage", StageRecord, StepRecord, EvaluationRecord)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """The metrics of a student and what it had consumed by then."""
+    """The metrics of a student and its cost until then."""
 
     spent: Spent
     """Consumed before the evaluation."""
@@ -59,7 +59,7 @@ class Run:
     method: str
     """Name under which runs with different seeds belong together."""
     opening: RunRecord
-    """What was run."""
+    """First record: curriculum, models, seed."""
     stages: tuple[StageRecord, ...] = ()
     """Where the stages began."""
     steps: tuple[StepRecord, ...] = ()
@@ -107,7 +107,7 @@ class Run:
 
     @property
     def spent(self) -> Spent:
-        """Return what the run has consumed as far as its records tell."""
+        """Return the cost of the run as far as it is recorded."""
         if self.end is not None:
             return self.end.spent
         usages = [record.spent for record in self.stages]

@@ -2,9 +2,9 @@
 
 A `Grid` is a table as plain text: a title, columns and rows. Functions ending in `_grid` make
 grids from summaries, runs and plans; `to_rich` and `to_markdown` lay any grid out, and the page
-does the same in HTML, so that all three always tell the same.
+does the same in HTML, so that all three always agree.
 
-Design: texts in records come from users and are never read as markup, whatever they contain.
+Design: texts in records come from users and are never read as markup.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ COST_WORDS = {
     "total_flops": "total FLOPs",
     "seconds": "seconds",
 }
-"""What each field of `Costs` is called in tables and figures."""
+"""Name of each field of `Costs` in tables and figures."""
 SEED_COSTS = ("examples", "total FLOPs")
-"""Costs of a single run that are told beside its seconds, and to a target if there is one."""
+"""Costs of a single run, printed beside its seconds, and to a target if there is one."""
 MOST_WHOLE = 20
 """Characters of a word that a narrow terminal does not break."""
 STEP_FLOPS = ("student FLOPs a step", "teacher FLOPs a step")
@@ -56,7 +56,7 @@ class Grid:
     """A table as plain text."""
 
     title: str
-    """What the table shows; may be empty."""
+    """Heading; may be empty."""
     columns: tuple[str, ...]
     """Headings."""
     rows: tuple[tuple[str, ...], ...]
@@ -105,7 +105,7 @@ def _costs(method: MethodSummary) -> list[str]:
 
 
 def seed_grid(summary: Summary) -> Grid:
-    """Return one row a run: final metrics, costs to a target if any, and what was consumed."""
+    """Return one row a run: final metrics, costs to a target if any, and total costs."""
     rows = [
         (name, *_seed_row(seed, summary))
         for name, method in summary.methods.items()
@@ -144,7 +144,7 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
 
     Args:
         stages: The bound stages, in order.
-        title: What the table shows.
+        title: Heading of the table.
     """
     total = sum(_stage_flops(stage) for stage in stages)
     rows = [
