@@ -144,7 +144,7 @@ def _tell(console: Console, manifest: "Manifest") -> None:
     for one in described(manifest):
         codec = one.section.codec
         row = (f"{one.examples}", f"{one.rows}", f"{one.bytes_a_row:.1f}")
-        whole = "yes" if manifest.is_whole(one.section) else "no"
+        whole = "yes" if manifest.has_all(one.section) else "no"
         table.add_row(visible(str(one.section)), whole, codec.kind, codec.words, *row)
     console.print(table)
 

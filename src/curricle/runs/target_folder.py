@@ -13,7 +13,7 @@ from curricle.runs.assemble import open_task
 from curricle.runs.spec import RunSpec, given
 from curricle.runs.train import captured_runs
 from curricle.teachers.live import LiveTeacher
-from curricle.teachers.store.manifest import DataFacts, Manifest, Section
+from curricle.teachers.store.manifest import DataFacts, Manifest, TargetSet
 from curricle.teachers.stored import open_targets
 from curricle.training.targets.capture import Watch, capture
 from curricle.training.targets.verification import Agreement, agreement
@@ -27,7 +27,7 @@ STEPS = 4
 class Described:
     """What one kind of stored target is, in words and numbers."""
 
-    section: Section
+    section: TargetSet
     """The kind of target."""
     examples: int
     """Number of examples."""
