@@ -11,6 +11,7 @@ FINISHED = (
     "curricle/curriculum",
     "curricle/objectives",
     "curricle/probes",
+    "curricle/reports",
     "curricle_papers/theory",
 )
 """Packages that hold the rules; a package is added when it is rewritten."""
