@@ -31,7 +31,6 @@ from curricle.seals import (
     LineChain,
     check_sealed,
     is_cut,
-    read_lines,
     sealed_lines,
     sealed_names,
 )
@@ -344,25 +343,6 @@ def _told(path: Path, rule: str) -> str:
 def write_probes(path: Path, records: Iterable[ProbeRecord]) -> None:
     """Write what probes have found, in place of what was there."""
     write_bytes(path, sealed_lines(map(plain, records)))
-
-
-def read_probes(path: Path) -> list[ProbeRecord]:
-    """Return what probes have found, in the order in which it was written.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged, or a line is not a probe's record.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
-    records: list[ProbeRecord] = []
-    try:
-        records.extend(parse(ProbeRecord, line) for line in read_lines(path.read_bytes()))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{str(path)!r} line {len(records) + 1} is not a record: {error}; 'curricle probe' "
-            f"writes the file anew"
-        ) from None
-    return records
 
 
 def _chain_of(path: Path, size: int, head: str | None) -> LineChain:

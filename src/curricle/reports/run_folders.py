@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 from curricle.errors import CheckpointError, visible
 from curricle.points import where_runs_are
@@ -232,12 +232,15 @@ def _shown_opening(record: RunRecord) -> RunRecord:
 
 
 def _shown_plan(stage: StagePlan) -> StagePlan:
-    texts: dict[str, Any] = {
-        name: visible(text)
-        for name in ("name", "teacher", "taps", "objective", "projection", "widths")
-        for text in [getattr(stage, name)]
-    }
-    return replace(stage, **texts)
+    return replace(
+        stage,
+        name=visible(stage.name),
+        teacher=visible(stage.teacher),
+        taps=visible(stage.taps),
+        objective=visible(stage.objective),
+        projection=visible(stage.projection),
+        widths=visible(stage.widths),
+    )
 
 
 def _shown_stage(record: InStage) -> InStage:
