@@ -1,8 +1,8 @@
 """Execution of a bound curriculum.
 
 One loop runs every curriculum: stage by stage, step by step, with evaluations, records and
-checkpoints at their intervals. It knows objectives and durations, not strategies. A `TrainingRun`
-advances by a step at a time, so that several runs can take turns at one teacher.
+checkpoints at their intervals. A `Timeline` says which stage runs and when something is due. A
+`TrainingRun` advances by a step at a time, so that several runs can take turns at one teacher.
 
 Design: observers receive the immutable records of `curricle.records`, the same values that go
 to disk. Training time stands still while the student is evaluated or saved. While it trains, every
@@ -22,6 +22,7 @@ from typing import Literal, NoReturn, final
 import torch
 
 from curricle import seeding
+from curricle.curriculum.durations import Duration, UntilMetric
 from curricle.errors import CheckpointError, DivergenceError
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
@@ -32,6 +33,7 @@ from curricle.records import (
     RecordWriter,
     RunRecord,
     Spent,
+    StageEndRecord,
     StageRecord,
 )
 from curricle.specs import fingerprint
@@ -56,6 +58,7 @@ from curricle.training.stacking import compiled_blocks
 from curricle.training.stage_loss import StepLoss
 from curricle.training.starting import begun
 from curricle.training.stepping import Stepper, TakeSteps, stepping
+from curricle.training.timeline import StageEnd, Timeline
 
 StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
@@ -183,22 +186,31 @@ class TrainingRun:
         """The last record; None until the run is complete."""
         self.stepper: Stepper | None = None
         """The steps of the open stage; None between stages."""
+        self.timeline = Timeline(
+            [stage.span for stage in run.stages],
+            intervals=run.settings.intervals,
+            moments=() if outputs.trajectory is None else outputs.trajectory.steps,
+        )
+        """Stages as they follow each other."""
         self.stop = 0
-        """Step before which the weights are neither recorded, evaluated nor saved."""
+        """Number of steps after which something is due or the stage ends."""
         self.num_steps = -1
         """Steps taken; -1 before the first stage is open."""
         self.run, self.evaluate, self.metric, self.outputs = run, evaluate, metric, outputs
+        rules = [stage.declared.duration for stage in run.stages]
+        self._metric_names = (
+            metric,
+            *(rule.metric for rule in rules if isinstance(rule, UntilMetric)),
+        )
         self._resume, self._until = resume, until
         self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
-        self._has_ended = False
         self._spent = Spent()
         self._writer: RecordWriter | None = None
         self._resumed: Path | None = None
         self._modes: Modes = ()
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
-        self._before, self._started, self._due = Spent(), 0.0, 0
-        self._coming = list(run.stages)
+        self._before, self._started = Spent(), 0.0
         self._optimizer = run.optimizer.build(run.student.module.parameters())
         self._facts = run_facts(run)
         self._digest = fingerprint(self._facts)
@@ -255,7 +267,6 @@ class TrainingRun:
         if run.teacher is not None:
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
         self._spent = begun(run.start, self._spent, run.settings.torch_device())
-        self._coming = [stage for stage in run.stages if self._spent.steps < stage.end]
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -272,32 +283,42 @@ class TrainingRun:
         if self.end is not None:
             return
         if self.stepper is None:
-            if not self._coming or self._has_ended:
+            if not self.timeline.remaining():
                 self._finish()
                 return
-            self._open_stage(self._coming.pop(0))
+            self._open_stage(self.run.stages[self.timeline.remaining()[0]])
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - opened above
         taken = self._take(self.num_steps, self.stop) if losses is None else losses
-        self.num_steps += len(taken)
-        is_over = False
-        if self.num_steps == self._due:
-            self._due = self._next_due(self._due)
-            paused = self._now()
-            self._spend(paused)
-            self._after(stepper, taken[-1], self.num_steps - 1)
-            is_over = self._has_ended
-            self._started += self._now() - paused
-        if not is_over and self._interrupts.requested is not None:
-            self._spend(self._now())
-            self._interrupt(self._interrupts.requested, stepper, taken[-1], self.num_steps - 1)
-        self.stop = min(self._due, stepper.stage.end)
-        if is_over or self.num_steps == stepper.stage.end:
+        if self._count(stepper, taken) is not None:
             self._close_stage(stepper)
             # The teacher of the stage goes before the next one is loaded.
             del stepper
-            if not self._coming or self._has_ended:
+            if not self.timeline.remaining():
                 self._finish()
+
+    def _count(self, stepper: Stepper, taken: Sequence[StepLoss]) -> StageEnd | None:
+        """Count steps, write what is due after them, and heed a signal.
+
+        Returns:
+            The end of the stage, if these were its last steps.
+        """
+        self.num_steps += len(taken)
+        self.timeline.add(loss.loss for loss in taken)
+        end, last = None, self.num_steps - 1
+        is_due = self.num_steps == self.stop
+        if is_due:
+            paused = self._now()
+            self._spend(paused)
+            end = self._after(stepper, taken[-1], last)
+            self._started += self._now() - paused
+        is_over = end is not None and end.why == "goal"
+        if not is_over and self._interrupts.requested is not None:
+            self._spend(self._now())
+            self._interrupt(self._interrupts.requested, stepper, taken[-1], last)
+        if is_due and end is None:
+            self.stop = self.timeline.due(self.num_steps)
+        return end
 
     def skip(self, seconds: float) -> None:
         """Leave out of the training time what has passed while other runs advanced.
@@ -308,27 +329,25 @@ class TrainingRun:
         self._started += seconds
 
     def _open_stage(self, stage: BoundStage) -> None:
-        if self._spent.steps == stage.start:
+        start = self.timeline.start
+        if self._spent.steps == start:
             if stage.declared.optimizer_state == "reset":
                 self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
             self._tell(StageRecord(stage=stage.declared.name, spent=self._spent))
         self._before = self._spent
-        resumed = self._resumed if self._before.steps > stage.start else None
+        resumed = self._resumed if self._before.steps > start else None
         with ExitStack() as stack:
-            opened = stepping(self.run, stage, self._optimizer, resumed=resumed)
+            opened = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
             stepper = stack.enter_context(opened)
             self._take = stack.enter_context(self._stage_steps(stepper))
             self._stage_stack = stack.pop_all()
         self.stepper = stepper
-        if self._before.steps == stage.start:
+        if self._before.steps == start:
             self._before += self.stepper.calibration
         self.num_steps = self._before.steps
-        self._started, self._due = self._now(), self._next_due(self.num_steps)
-        self.stop = min(self._due, stage.end)
+        self._started, self.stop = self._now(), self.timeline.due(self.num_steps)
 
     def _close_stage(self, stepper: Stepper) -> None:
-        if not self._has_ended:
-            self._spend(self._now())
         stepper.check_trained(self.num_steps - 1)
         self.stepper = None
         self._stage_stack.close()
@@ -365,15 +384,12 @@ class TrainingRun:
     def _now(self) -> float:
         return now(self.run.settings.torch_device())
 
-    def _next_due(self, done: int) -> int:
-        """Return after how many steps, more than are done, something is to be written."""
-        settings, trajectory = self.run.settings, self.outputs.trajectory
-        every = (settings.record_every, settings.evaluate_every, settings.checkpoint_every)
-        due = [done - done % interval + interval for interval in every if interval is not None]
-        kept = () if trajectory is None else trajectory.steps
-        return min([*due, *(step for step in kept if step > done)])
+    def _after(self, stepper: Stepper, loss: StepLoss, step: int) -> StageEnd | None:
+        """Write what is due after a step.
 
-    def _after(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
+        Returns:
+            The end of the stage, if it ends after this step.
+        """
         settings, stage, done = self.run.settings, stepper.stage, step + 1
         if done % settings.record_every == 0:
             stepper.check(loss, step)
@@ -387,17 +403,44 @@ class TrainingRun:
         metrics: dict[str, float] = {}
         if is_due or is_kept:
             metrics = self._metrics_or_save(stage, stepper, loss, step)
+        reaches_goal = False
         if is_due:
             name = stage.declared.name
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
             is_taught = stage.plan.reads_logits
-            self._has_ended = is_taught and self._until is not None and self._until(metrics)
+            reaches_goal = is_taught and self._until is not None and self._until(metrics)
+        # Before the checkpoint, which counts the record of an end as written.
+        end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
         if trajectory is not None and is_kept:
             trajectory.save(self.run.student.module, done, metrics.get(LOSS))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.
-        if every is not None and done % every == 0 and not self._has_ended:
+        if every is not None and done % every == 0 and not reaches_goal:
             self._save(stepper, loss, step)
+        return end
+
+    def _look(
+        self,
+        stage: BoundStage,
+        done: int,
+        metrics: Mapping[str, float],
+        *,
+        reaches_goal: bool = False,
+    ) -> StageEnd | None:
+        """Return the end of a stage, if it ends here, after recording it."""
+        end = self.timeline.look(done, metrics, reaches_goal=reaches_goal)
+        # That of a fixed length follows from the plan.
+        if end is not None and not isinstance(stage.declared.duration, Duration):
+            self._tell(
+                StageEndRecord(
+                    stage=end.stage,
+                    planned=end.planned,
+                    done=end.done,
+                    why=end.why,
+                    spent=self._spent,
+                )
+            )
+        return end
 
     def _interrupt(
         self, signal_number: int, stepper: Stepper, loss: StepLoss, step: int
@@ -425,6 +468,7 @@ class TrainingRun:
             records_bytes=self._writer.size,
             records_head=self._writer.head,
             run=self._digest,
+            timeline=self.timeline.state(),
         )
         folder, module = self.outputs.folder / CHECKPOINTS, self.run.student.module
         save_checkpoint(folder, state, module, self._optimizer, adapters=stepper.loss.adapters)
@@ -445,6 +489,8 @@ class TrainingRun:
             stepper.check(loss, step)
             raise
         except Exception as error:
+            # The checkpoint goes on after this step, which may be the last of a window or stage.
+            self._look(stage, step + 1, {})
             self._save(stepper, loss, step)
             if self.outputs.folder is not None:
                 error.add_note(f"a checkpoint is in {str(self.outputs.folder / CHECKPOINTS)!r}")
@@ -460,7 +506,7 @@ class TrainingRun:
 
         Evaluators of ours are not run once more for it.
         """
-        if self._is_ours and self.metric in OUR_METRICS:
+        if self._is_ours and set(self._metric_names) <= set(OUR_METRICS):
             return
         module = self.run.student.module
         with (
@@ -475,7 +521,7 @@ class TrainingRun:
         module.eval()
         try:
             with torch.no_grad(), self.run.settings.autocast():
-                return plain_metrics(self.evaluate(self.run.student), self.metric)
+                return plain_metrics(self.evaluate(self.run.student), *self._metric_names)
         finally:
             module.train()
             set_modes(self._modes)
@@ -577,7 +623,7 @@ class TrainingRun:
             self._writer = RecordWriter(files.records)
             self._tell(opening)
             return
-        state = read_state(self._resumed, planned=self.run.stages[-1].end)
+        state = read_state(self._resumed, timeline=self.timeline)
         self._writer = RecordWriter(
             files.records, keep_bytes=state.records_bytes, head=state.records_head
         )

@@ -70,8 +70,7 @@ class EngineSettings:
                     f"{name!r} must be {plain!r} where several steps are compiled as one; got "
                     f"{given!r} with 'compiled_steps' {self.compiled_steps}"
                 )
-        intervals = (self.record_every, self.evaluate_every, self.checkpoint_every)
-        shortest = min(one for one in intervals if one is not None)
+        shortest = min(self.intervals)
         if self.prefetch != "none" and shortest == 1:
             raise SpecError(
                 f"'prefetch' must be 'none' where every step is recorded, evaluated or saved, "
@@ -94,6 +93,11 @@ class EngineSettings:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """Return the steps between records, evaluations and, if any are written, checkpoints."""
+        return tuple(filter(None, (self.record_every, self.evaluate_every, self.checkpoint_every)))
 
     @property
     def precisions(self) -> tuple[Precision, ...]:
