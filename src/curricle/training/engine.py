@@ -23,36 +23,28 @@ import torch
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration, UntilMetric
-from curricle.errors import CheckpointError, DivergenceError
+from curricle.errors import DivergenceError
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
 from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
-    RecordWriter,
-    RunRecord,
     Spent,
     StageEndRecord,
     StageRecord,
 )
-from curricle.specs import fingerprint
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.ambient import standard_state
 from curricle.training.binding import BoundRun, BoundStage
-from curricle.training.checkpoints import (
-    RunState,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
 from curricle.training.costs import now
 from curricle.training.evaluation import LOSS, Evaluator, chance_of
-from curricle.training.facts import differences, run_facts, write_facts
+from curricle.training.facts import run_facts
 from curricle.training.interrupts import Interrupted, Interrupts
+from curricle.training.journal import Journal
 from curricle.training.recording import run_record, spend, step_record
 from curricle.training.results import plain_metrics
-from curricle.training.resuming import RunFolder, owner_of
+from curricle.training.resuming import RunFolder
 from curricle.training.speed import check_speed
 from curricle.training.stacking import compiled_blocks
 from curricle.training.stage_loss import StepLoss
@@ -205,15 +197,18 @@ class TrainingRun:
         self._resume, self._until = resume, until
         self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
         self._spent = Spent()
-        self._writer: RecordWriter | None = None
-        self._resumed: Path | None = None
         self._modes: Modes = ()
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
         self._before, self._started = Spent(), 0.0
         self._optimizer = run.optimizer.build(run.student.module.parameters())
-        self._facts = run_facts(run)
-        self._digest = fingerprint(self._facts)
+        self._journal = Journal(
+            _files(outputs.folder),
+            run.student.module,
+            self.timeline,
+            observers=outputs.observers,
+            facts=run_facts(run),
+        )
 
     def __enter__(self) -> "TrainingRun":
         """Open the run folder, go on from a checkpoint if there is one, and open the teacher.
@@ -255,22 +250,23 @@ class TrainingRun:
             self._try_evaluation()
         # Closed in the opposite order: the writer first, the lock of the folder after it.
         lock = stack.enter_context(ExitStack())
-        stack.callback(self._close_writer)
-        self.end = self._open(lock)
+        stack.callback(self._journal.close)
+        self._open_journal(lock)
         if self.end is not None:
             return
-        folder = self.outputs.folder
-        if folder is not None and self._resumed is None:
-            write_facts(folder, self._facts)
         if self._resume:
             self._try_evaluation()
         if run.teacher is not None:
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
-        self._spent = begun(run.start, self._spent, run.settings.torch_device())
+        self._spent = begun(run.start, self._journal.spent, run.settings.torch_device())
 
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def _open_journal(self, lock: ExitStack) -> None:
+        run, outputs = self.run, self.outputs
+        opening = run_record(run, self.metric, outputs.task, self._journal.digest)
+        opening = replace(opening, better=outputs.better, chance=chance_of(self.evaluate))
+        self.end = self._journal.open(opening, self._optimizer, resume=self._resume, lock=lock)
+        if self.end is None and outputs.folder is not None and outputs.trajectory is not None:
+            outputs.trajectory.remove_leftovers()
 
     def advance(self, losses: Sequence[StepLoss] | None = None) -> None:
         """Take the next step or compiled block of steps, and write what is due after it.
@@ -333,9 +329,9 @@ class TrainingRun:
         if self._spent.steps == start:
             if stage.declared.optimizer_state == "reset":
                 self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
-            self._tell(StageRecord(stage=stage.declared.name, spent=self._spent))
+            self._journal.write(StageRecord(stage=stage.declared.name, spent=self._spent))
         self._before = self._spent
-        resumed = self._resumed if self._before.steps > start else None
+        resumed = self._journal.resumed if self._before.steps > start else None
         with ExitStack() as stack:
             opened = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
             stepper = stack.enter_context(opened)
@@ -363,7 +359,7 @@ class TrainingRun:
         )
 
     def _finish(self) -> None:
-        files, module = self._files(), self.run.student.module
+        files, module = self._journal.files, self.run.student.module
         try:
             metrics = self._metrics(self.run.stages[-1])
         except Exception as error:
@@ -373,10 +369,7 @@ class TrainingRun:
             raise
         weights = "" if files is None else files.save_student(module)
         end = EndRecord(metrics=metrics, spent=self._spent, weights=weights)
-        self._tell(end)
-        if files is not None and self._writer is not None:
-            self._writer.sync()
-            files.seal()
+        self._journal.finish(end)
         self.end = end
         # The folder is free and the student in its own modes while other runs go on.
         self._stack.close()
@@ -394,7 +387,7 @@ class TrainingRun:
         if done % settings.record_every == 0:
             stepper.check(loss, step)
             rate = stepper.learning_rate(step)
-            self._tell(step_record(stage, loss, learning_rate=rate, spent=self._spent))
+            self._journal.write(step_record(stage, loss, learning_rate=rate, spent=self._spent))
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.evaluate_every == 0
@@ -406,7 +399,7 @@ class TrainingRun:
         reaches_goal = False
         if is_due:
             name = stage.declared.name
-            self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
+            self._journal.write(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
             is_taught = stage.plan.reads_logits
             reaches_goal = is_taught and self._until is not None and self._until(metrics)
         # Before the checkpoint, which counts the record of an end as written.
@@ -431,7 +424,7 @@ class TrainingRun:
         end = self.timeline.look(done, metrics, reaches_goal=reaches_goal)
         # That of a fixed length follows from the plan.
         if end is not None and not isinstance(stage.declared.duration, Duration):
-            self._tell(
+            self._journal.write(
                 StageEndRecord(
                     stage=end.stage,
                     planned=end.planned,
@@ -451,27 +444,17 @@ class TrainingRun:
             Interrupted: Always.
         """
         self._save(stepper, loss, step)
-        files = self._files()
+        files = self._journal.files
         saved = None if files is None else files.newest()
         raise Interrupted(signal_number, saved)
 
     def _save(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
-        if self.outputs.folder is None or self._writer is None:
+        if self.outputs.folder is None:
             return
         # A run that has diverged must not replace its last good checkpoint.
         stepper.check(loss, step)
         stepper.check_weights(step)
-        # Not even a crash of the machine may leave a checkpoint whose records are lost.
-        self._writer.sync()
-        state = RunState(
-            spent=self._spent,
-            records_bytes=self._writer.size,
-            records_head=self._writer.head,
-            run=self._digest,
-            timeline=self.timeline.state(),
-        )
-        folder, module = self.outputs.folder / CHECKPOINTS, self.run.student.module
-        save_checkpoint(folder, state, module, self._optimizer, adapters=stepper.loss.adapters)
+        self._journal.save(self._spent, self._optimizer, adapters=stepper.loss.adapters)
 
     def _metrics_or_save(
         self, stage: BoundStage, stepper: Stepper, loss: StepLoss, step: int
@@ -544,99 +527,11 @@ class TrainingRun:
                 )
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
 
-    def _files(self) -> RunFolder | None:
-        """Return the places of the run's files; None if nothing is written."""
-        folder = self.outputs.folder
-        if folder is None:
-            return None
-        return RunFolder(
-            records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
-        )
 
-    def _open(self, lock: ExitStack) -> EndRecord | None:
-        """Open the records at the newest checkpoint.
-
-        Args:
-            lock: Gives the folder back when it closes.
-
-        Returns:
-            The end of the run if it is complete; nothing is open then.
-
-        Raises:
-            CheckpointError: If the folder holds a run that is not to be resumed, or another one, or
-                a damaged one, or another process writes into it.
-        """
-        opening = run_record(self.run, self.metric, self.outputs.task, self._digest)
-        opening = replace(opening, better=self.outputs.better, chance=chance_of(self.evaluate))
-        files = self._files()
-        if files is None:
-            self._tell(opening)
-            return None
-        if not self._resume:
-            files.check_free()
-        end = self._finished(files, opening)
-        if end is not None:
-            return end
-        # What was read above may be of a process that has written since.
-        files.open_for_writing(lock)
-        if self.outputs.trajectory is not None:
-            self.outputs.trajectory.remove_leftovers()
-        if not self._resume:
-            files.check_free()
-        end = self._finished(files, opening)
-        if end is None:
-            self._go_on(files, opening)
-        return end
-
-    def _finished(self, files: RunFolder, opening: RunRecord) -> EndRecord | None:
-        """Return the end of a complete run, whose student gets its weights; else None.
-
-        Raises:
-            CheckpointError: If the folder holds another run or a damaged one.
-        """
-        known, newest = files.known_records(), files.newest()
-        owner = owner_of(known, self._digest) if newest is None else read_state(newest).run
-        if owner != self._digest:
-            raise CheckpointError(
-                f"{str(newest or files.records)!r} must belong to this run; its digest is "
-                f"{owner!r}, not {self._digest!r}{self._reason(files.folder, known)}"
-            )
-        if not known or not isinstance(end := known[-1], EndRecord):
-            return None
-        files.load_student(self.run.student.module, end)
-        self._notify(opening)
-        self._notify(end)
-        return end
-
-    def _reason(self, folder: Path, known: Sequence[Record]) -> str:
-        """Return what a refusal to go on adds: what has changed, and whether that can be helped."""
-        changes = differences(folder, self._facts)
-        is_finished = bool(known) and isinstance(known[-1], EndRecord)
-        end = "; a finished run cannot be prolonged or changed, take another folder"
-        return (f": {changes}" if changes else "") + (end if is_finished else "")
-
-    def _go_on(self, files: RunFolder, opening: RunRecord) -> None:
-        """Go on from the newest checkpoint, or begin if there is none."""
-        self._resumed = files.newest()
-        if self._resumed is None:
-            files.begin()
-            self._writer = RecordWriter(files.records)
-            self._tell(opening)
-            return
-        state = read_state(self._resumed, timeline=self.timeline)
-        self._writer = RecordWriter(
-            files.records, keep_bytes=state.records_bytes, head=state.records_head
-        )
-        load_checkpoint(self._resumed, self.run.student.module, self._optimizer)
-        self._spent = state.spent
-        # It is on disk already, but these observers have not seen it.
-        self._notify(opening)
-
-    def _tell(self, record: Record) -> None:
-        if self._writer is not None:
-            self._writer.write(record)
-        self._notify(record)
-
-    def _notify(self, record: Record) -> None:
-        for observer in self.outputs.observers:
-            observer(record)
+def _files(folder: Path | None) -> RunFolder | None:
+    """Return the places of a run's files; None if nothing is written."""
+    if folder is None:
+        return None
+    return RunFolder(
+        records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
+    )
