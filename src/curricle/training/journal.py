@@ -8,7 +8,7 @@ Design: a checkpoint counts the records before it, so these are flushed to the d
 run is resumed, records after the checkpoint are dropped and written again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, final
@@ -22,6 +22,7 @@ from curricle.specs import fingerprint
 from curricle.training.checkpoints import RunState, load_checkpoint, read_state, save_checkpoint
 from curricle.training.facts import differences, write_facts
 from curricle.training.resuming import RunFolder, owner_of
+from curricle.training.timeline import Timeline
 
 
 @final
@@ -31,17 +32,23 @@ class Journal:
     def __init__(
         self,
         files: RunFolder | None,
-        observers: Sequence[Callable[[Record], None]],
-        facts: dict[str, Any],
+        student: nn.Module,
+        timeline: Timeline,
+        *,
+        observers: Sequence[Callable[[Record], None]] = (),
+        facts: Mapping[str, Any],
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.
 
         Args:
             files: Places of the run's files; None writes nothing.
+            student: The student.
+            timeline: Stages of the run, before the first step.
             observers: Functions that receive every record.
             facts: Facts on which the result of the run depends.
         """
         self.files = files
+        self._student, self._timeline = student, timeline
         self.digest = fingerprint(dict(facts))
         """Digest of the facts."""
         self.resumed: Path | None = None

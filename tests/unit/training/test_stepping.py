@@ -299,7 +299,10 @@ def rates(run: BoundRun, number: int) -> list[float]:
     own = run.optimizer.build(run.student.module.parameters())
     bound_stage = run.stages[number]
     with stepping(run, bound_stage, own) as stepper:
-        return [stepper.learning_rate(step) for step in range(bound_stage.start, bound_stage.end)]
+        return [
+            stepper.learning_rate(step)
+            for step in range(bound_stage.span.start, bound_stage.span.end)
+        ]
 
 
 FALLING = SGD(learning_rate=0.8, schedule=Schedule(decay="linear"))
