@@ -37,6 +37,8 @@ _HOMES = MappingProxyType(
         "Stream": "curricle.data.streams",
         "TargetCodecs": "curricle.training.capturing",
         "Trajectory": "curricle.teachers.trajectory",
+        "UntilMetric": "curricle.curriculum.durations",
+        "UntilPlateau": "curricle.curriculum.durations",
         "capture_targets": "curricle.training.distillation",
         "distill": "curricle.training.distillation",
         "extraction": "curricle.curriculum.strategies",
@@ -56,6 +58,8 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
+    from curricle.curriculum.durations import UntilMetric as UntilMetric
+    from curricle.curriculum.durations import UntilPlateau as UntilPlateau
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
     from curricle.curriculum.starts import PrincipalStart as PrincipalStart

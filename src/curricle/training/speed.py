@@ -4,6 +4,7 @@ Asked before anything is written, of a run alone and of each in a classroom. Wha
 settings themselves is checked where they are declared.
 """
 
+from curricle.curriculum.durations import UntilPlateau
 from curricle.data.loaders import LoaderStream
 from curricle.errors import BindError
 from curricle.extras import check_compiler
@@ -19,6 +20,7 @@ def check_speed(run: BoundRun) -> None:
         BindError: If not.
     """
     _check_prefetch(run)
+    _check_windows(run)
     if run.settings.compiled_teacher and isinstance(run.teacher, LiveTeacher):
         _check_compiled_teacher(run, run.teacher)
     if run.settings.compiled_steps > 1:
@@ -33,6 +35,30 @@ def _check_prefetch(run: BoundRun) -> None:
             f"'prefetch' must be 'none' for a loader with 'num_workers', which reads ahead already "
             f"and must not be forked beside a second thread; got {prefetch!r}"
         )
+
+
+def _check_windows(run: BoundRun) -> None:
+    """Check that steps can be taken or prefetched between two checks of a plateau.
+
+    Raises:
+        BindError: If not.
+    """
+    prefetch, steps = run.settings.prefetch, run.settings.compiled_steps
+    for stage in run.stages:
+        duration = stage.declared.duration
+        if not isinstance(duration, UntilPlateau):
+            continue
+        window = f"the window of {duration.window} steps of stage {stage.declared.name!r}"
+        if steps > duration.window:
+            raise BindError(
+                f"'compiled_steps' must not exceed {window}, after which a compiled call ends; got "
+                f"{steps}"
+            )
+        if prefetch != "none" and duration.window == 1:
+            raise BindError(
+                f"'prefetch' must be 'none' for {window}, before whose end nothing is prefetched; "
+                f"got {prefetch!r}"
+            )
 
 
 def _check_compiled_teacher(run: BoundRun, teacher: LiveTeacher) -> None:

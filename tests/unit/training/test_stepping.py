@@ -59,7 +59,7 @@ def stepped(
 ) -> list[StepLoss]:
     """Run the first steps of a stage; the student is changed."""
     own = optimizer or run.optimizer.build(run.student.module.parameters())
-    start = run.stages[number].start
+    start = run.stages[number].span.start
     run.student.module.train()
     with stepping(run, run.stages[number], own) as stepper:
         return [stepper.step(step) for step in range(start, start + steps)]
