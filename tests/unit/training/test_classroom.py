@@ -371,7 +371,7 @@ def test_students_of_a_classroom_that_share_a_layer_are_refused() -> None:
 
 def until_plateau() -> Curriculum:
     """Return a layer stage that ends early, and the logits."""
-    rule = UntilPlateau(at_most="12 steps", window=2, patience=1, min_improvement=0.7)
+    rule = UntilPlateau(at_most="12 steps", window=2, patience=1, min_improvement=0.05)
     return extraction(total=TOTAL, durations=(rule,))
 
 
