@@ -96,12 +96,12 @@ same values go to `observers`. This page is made of the source by `make docs`.
 
 The first record of a run is `run`. Each stage begins with `stage`, followed by `step` every
 `record_every` steps and `evaluation` every `evaluate_every` steps. A stage whose duration is a rule
-closes with `stage_end`; one of a fixed length ends as planned, or earlier with the whole run if that
-has reached its goal. `end` closes a complete run and holds the last evaluation.
+closes with `stage_end`; one of a fixed length ends as planned, or earlier with the whole run if
+that has reached its goal. `end` closes a complete run and holds the last evaluation.
 
 In the file each line ends with a `check`, a hash of the line and all lines before it, which finds
-damage and mixed-up files (it is no protection against forgery). Reports, tables and figures are made
-from these records and nothing else:
+damage and mixed-up files (it is no protection against forgery). Reports, tables and figures are
+made from these records and nothing else:
 
 ```python
 import json
