@@ -229,6 +229,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         raise SpecError(
             f"'speed' has no effect without 'refresh'; set 'refresh' or remove it (got {speed})"
         )
+    plan: Sequence[tuple[int, StageDuration]]
     if refresh is not None:
         plan = _refresh_plan(steps, total, refresh, speed)
     else:

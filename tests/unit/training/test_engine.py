@@ -1005,7 +1005,7 @@ def test_a_run_ends_at_its_target_only_where_the_output_is_taught(tmp_path: Path
     )
     layer, last = run.stages
     assert (layer.plan.reads_logits, last.plan.reads_logits) == (False, True)
-    assert end.spent.steps == layer.end + 1
+    assert end.spent.steps == layer.span.end + 1
 
 
 # --- evaluations and final weights ----------------------------------------------------------------

@@ -57,7 +57,9 @@ class Desk:
         return self.journal.open(first, self.optimizer, resume=resume, lock=lock)
 
     def step(self) -> None:
-        sum(weight.square().sum() for weight in self.student.parameters()).backward()
+        torch.stack(
+            [weight.square().sum() for weight in self.student.parameters()]
+        ).sum().backward()
         self.optimizer.step()
 
     def save(self, steps: int) -> None:

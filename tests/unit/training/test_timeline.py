@@ -1,7 +1,10 @@
 """Timelines: planned steps, what is due, rules by hand, and states that do not fit."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch import Tensor
 
 from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
@@ -175,14 +178,14 @@ def test_losses_are_read_only_where_a_rule_needs_them() -> None:
     loss = StepLoss([torch.tensor(2.0)], [1], [1.0])
     read: list[int] = []
 
-    def losses() -> object:
+    def losses() -> Iterator[Tensor]:
         read.append(1)
         yield loss.loss
 
-    for rule, expected in (("5 steps", []), (METRIC, []), (PLATEAU, [1])):
-        timeline = Timeline(spans(rule))  # type: ignore[arg-type]
-        timeline.add(losses())  # type: ignore[arg-type]
-        assert read == expected
+    rules: list[StageDuration] = [Duration(number=5), METRIC, PLATEAU]
+    for rule in rules:
+        Timeline(spans(rule)).add(losses())
+        assert bool(read) == (rule is PLATEAU)
 
 
 def test_a_state_of_fixed_lengths_is_empty() -> None:
