@@ -30,7 +30,7 @@ demo: install  ## Run the demonstration on the sample data
 	$(BIN)/curricle demo
 
 test: install  ## Run the tests on two cores, with coverage
-	$(PYTEST) -n 2 --cov=curricle
+	$(PYTEST) -n 2 --cov=curricle --cov=curricle_papers
 
 # The tables of docs/theory.md take minutes and time nothing; encoders are what others run.
 QUIET := benchmarks/theorem_tables.py benchmarks/encoders.py
@@ -59,8 +59,8 @@ spelling: install  ## Check spelling
 	$(BIN)/codespell
 
 docs: install  ## Make docs/spec.md and docs/records.md from the source
-	$(BIN)/python -m curricle.experiments.reference spec > docs/spec.md
-	$(BIN)/python -m curricle.experiments.reference records > docs/records.md
+	$(BIN)/python -m curricle.runs.reference spec > docs/spec.md
+	$(BIN)/python -m curricle.runs.reference records > docs/records.md
 
 format: install  ## Format the code and mend what can be mended automatically
 	$(BIN)/ruff check --fix

@@ -20,12 +20,12 @@ import torch
 from encoders import encoder
 
 import curricle
-from curricle.experiments.tasks import TextTask
 from curricle.records import StagePlan
+from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import BoundRun, bind
+from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.loop.stepping import stepping
 from curricle.training.settings import EngineSettings, Precision
-from curricle.training.stepping import stepping
 
 Size = tuple[int, int, int, int]
 SIZES: tuple[Size, ...] = ((12, 768, 256, 4), (12, 768, 256, 16), (4, 256, 64, 32))

@@ -1,9 +1,9 @@
 """Which encoders do the benchmarks run? BERTs that are not trained; nothing is measured here."""
 
 from curricle import seeding
-from curricle.experiments.tasks import TaskData
-from curricle.models.hf import HuggingFaceSpec
+from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.tapped import TappedModel
+from curricle.tasks import TaskData
 
 
 def encoder(layers: int, width: int, data: TaskData) -> TappedModel:

@@ -27,8 +27,8 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.records import Record, StepRecord
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import bind
-from curricle.training.engine import Outputs, execute
+from curricle.training.binding.bound_run import bind
+from curricle.training.loop.engine import Outputs, execute
 from curricle.training.settings import EngineSettings
 
 INPUTS, DEGREE, STUDENT, TEACHER, RATE = 100, 4, 100, 2000, 0.1

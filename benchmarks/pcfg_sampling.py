@@ -13,9 +13,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from curricle.data.derivations import Sampler
-from curricle.data.grammars import GRAMMARS, Grammar
-from curricle.data.pcfg import CausalStrings, MaskedStrings
+from curricle.data.synthetic.derivations import Sampler
+from curricle.data.synthetic.grammars import GRAMMARS, Grammar
+from curricle.data.synthetic.pcfg import CausalStrings, MaskedStrings
 from curricle.seeding import numpy_generator
 
 Draw = Callable[[int], int]

@@ -19,13 +19,13 @@ import torch
 from encoders import encoder
 
 import curricle
-from curricle.experiments.tasks import TextTask
 from curricle.models.tapped import TappedModel
+from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import bind
-from curricle.training.costs import now
+from curricle.training.binding.bound_run import bind
+from curricle.training.loop.stepping import stepping
+from curricle.training.process.costs import now
 from curricle.training.settings import EngineSettings, Precision
-from curricle.training.stepping import stepping
 
 Ahead = Literal["none", "batch", "targets"]
 WAYS: tuple[Ahead, ...] = ("none", "batch", "targets")

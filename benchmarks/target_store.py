@@ -27,18 +27,18 @@ from torch import Tensor
 
 import curricle
 from curricle import seeding
-from curricle.data.digests import example_keys
-from curricle.experiments.tasks import TaskData, TextTask
+from curricle.data.example_keys import example_keys
 from curricle.models.tapped import TappedModel
-from curricle.teachers.codecs import BFloat16, Codec, Exact, Int8, Sampled, TopK
+from curricle.tasks import TaskData, TextTask
 from curricle.teachers.live import LiveTeacher
-from curricle.teachers.manifest import Manifest, Section
-from curricle.teachers.shards import ShardWriter, uniforms
+from curricle.teachers.store.codecs import BFloat16, Codec, Exact, Int8, Sampled, TopK
+from curricle.teachers.store.manifest import Manifest, Section
+from curricle.teachers.store.shards import ShardWriter, uniforms
 from curricle.teachers.stored import StoredTeacher, open_targets
-from curricle.training.binding import BoundRun, bind
-from curricle.training.capturing import TargetCodecs, capture
+from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.loop.stepping import Stepper, stepping
 from curricle.training.settings import EngineSettings
-from curricle.training.stepping import Stepper, stepping
+from curricle.training.targets.capture import TargetCodecs, capture
 
 POSITIONS, CLASSES, WIDTH = 64, 131_072, 768
 Size = tuple[int, int, int, int]

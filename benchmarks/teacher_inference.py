@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 from curricle import seeding
-from curricle.models.hf import HuggingFaceSpec
+from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.inference import Inference
 from curricle.teachers.live import LiveTeacher
 

@@ -11,29 +11,29 @@ from dataclasses import replace
 
 import numpy as np
 
-from curricle.experiments.theorem import (
+from curricle.objectives.projections import Gaussian, Sign
+from curricle.seeding import numpy_generator
+from curricle_papers.theorem import (
     TheoremRow,
     TheoremSpec,
     correlation_gap,
     theorem_check,
     trained_teacher,
 )
-from curricle.objectives.projections import Gaussian, Sign
-from curricle.seeding import numpy_generator
-from curricle.theory.correlations import (
-    extraction_examples,
-    label_examples,
-    predicted_gradient_ratio,
-    predicted_spread,
-)
-from curricle.theory.fourier import (
+from curricle_papers.theory.fourier import (
     bias_grid,
     off_support_factor,
     root_mean_square,
     threshold_coefficient,
     unit_coefficient,
 )
-from curricle.theory.networks import draw_inputs
+from curricle_papers.theory.gradient_correlations import (
+    extraction_examples,
+    label_examples,
+    predicted_gradient_ratio,
+    predicted_spread,
+)
+from curricle_papers.theory.networks import draw_inputs
 
 SEEDS = (0, 1, 2)
 LARGE = TheoremSpec(

@@ -1,6 +1,6 @@
 """Settings of all tests, and the guard against global state.
 
-Curricle itself is not imported here: the hook that checks shapes has to see the package first.
+Curricle itself is not imported here before the hook that checks the shapes of every call.
 """
 
 from collections.abc import Iterator
@@ -8,6 +8,14 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# As for mypy, an int will do where a float is asked for. The option of jaxtyping's pytest plugin
+# splits at commas, so it takes either two packages or a checker with arguments.
+install_import_hook(
+    ["curricle", "curricle_papers"],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 # The first calls of torch are slow, so a deadline would fail tests by chance.
 settings.register_profile("curricle", deadline=None, max_examples=50)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
-from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
-from curricle.models.adapters import tapped
+from curricle.data.synthetic.parity import ParityStream
+from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.seals import CHECK, SEAL, LineChain
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding import BoundRun, bind
+from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
 

@@ -30,7 +30,7 @@ import torch
 from work import BETAS, Clock, Lesson, Work
 
 import curricle
-from curricle.training.evaluation import label_metrics
+from curricle.training.loop.evaluation import label_metrics
 
 ONE_SHOT, EXTRACTION = 0.003, 0.012
 Curve = list[tuple[int, float, float]]

@@ -23,7 +23,7 @@ from torch.utils.data import SequentialSampler
 from work import BETAS, IGNORED, Lesson, kl
 
 import curricle
-from curricle.data.text import open_tokenizer
+from curricle.data.text.tokenizing import open_tokenizer
 from curricle.objectives.projections import Learned
 from curricle.records import Record, StepRecord
 

@@ -22,9 +22,9 @@ from torch.utils.data import DataLoader, Dataset
 import curricle
 from curricle import seeding
 from curricle.data.streams import Batch, Stream
-from curricle.data.text import open_or_build
-from curricle.data.windows import CausalWindows, MaskedWindows, evaluation_batches
-from curricle.models.hf import HuggingFaceSpec, PretrainedSpec
+from curricle.data.text.tokenizing import open_or_build
+from curricle.data.text.windows import CausalWindows, MaskedWindows, evaluation_batches
+from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
 from curricle.objectives.projections import Learned
 
 IGNORED = -100

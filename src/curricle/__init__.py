@@ -18,29 +18,31 @@ _HOMES = MappingProxyType(
     {
         "AdamW": "curricle.training.optimizers",
         "Batch": "curricle.data.streams",
+        "Comparison": "curricle.runs.compare",
         "CurricleError": "curricle.errors",
         "Curriculum": "curricle.curriculum.stages",
         "Duration": "curricle.curriculum.durations",
         "EngineSettings": "curricle.training.settings",
-        "FitLabels": "curricle.objectives.outputs",
+        "FitLabels": "curricle.objectives.logits",
         "LayerPair": "curricle.objectives.hidden",
         "MLP": "curricle.models.mlp",
         "MatchHidden": "curricle.objectives.hidden",
-        "MatchLogits": "curricle.objectives.outputs",
-        "ParityStream": "curricle.data.parity",
-        "PrincipalStart": "curricle.curriculum.starts",
-        "RandomStart": "curricle.curriculum.starts",
-        "Result": "curricle.training.distillation",
+        "MatchLogits": "curricle.objectives.logits",
+        "ParityStream": "curricle.data.synthetic.parity",
+        "PrincipalStart": "curricle.curriculum.initialization",
+        "RandomStart": "curricle.curriculum.initialization",
+        "Result": "curricle.training.distill",
         "SGD": "curricle.training.optimizers",
         "Schedule": "curricle.training.optimizers",
         "Stage": "curricle.curriculum.stages",
         "Stream": "curricle.data.streams",
-        "TargetCodecs": "curricle.training.capturing",
+        "TargetCodecs": "curricle.training.targets.capture",
         "Trajectory": "curricle.teachers.trajectory",
         "UntilMetric": "curricle.curriculum.durations",
         "UntilPlateau": "curricle.curriculum.durations",
-        "capture_targets": "curricle.training.distillation",
-        "distill": "curricle.training.distillation",
+        "capture_targets": "curricle.training.distill",
+        "compare": "curricle.runs.compare",
+        "distill": "curricle.training.distill",
         "extraction": "curricle.curriculum.strategies",
         "from_labels": "curricle.curriculum.strategies",
         "hugging_face_trajectory": "curricle.teachers.trajectory",
@@ -48,8 +50,8 @@ _HOMES = MappingProxyType(
         "open_targets": "curricle.teachers.stored",
         "open_trajectory": "curricle.teachers.trajectory",
         "progressive": "curricle.curriculum.strategies",
-        "stream": "curricle.data.loaders",
-        "tapped": "curricle.models.adapters",
+        "stream": "curricle.data.dataloaders",
+        "tapped": "curricle.models.families",
         "uniform": "curricle.curriculum.strategies",
     }
 )
@@ -60,38 +62,40 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
     from curricle.curriculum.durations import UntilMetric as UntilMetric
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
+    from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
+    from curricle.curriculum.initialization import RandomStart as RandomStart
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
-    from curricle.curriculum.starts import PrincipalStart as PrincipalStart
-    from curricle.curriculum.starts import RandomStart as RandomStart
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import one_shot as one_shot
     from curricle.curriculum.strategies import progressive as progressive
     from curricle.curriculum.strategies import uniform as uniform
-    from curricle.data.loaders import stream as stream
-    from curricle.data.parity import ParityStream as ParityStream
+    from curricle.data.dataloaders import stream as stream
     from curricle.data.streams import Batch as Batch
     from curricle.data.streams import Stream as Stream
+    from curricle.data.synthetic.parity import ParityStream as ParityStream
     from curricle.errors import CurricleError as CurricleError
-    from curricle.models.adapters import tapped as tapped
+    from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
-    from curricle.objectives.outputs import FitLabels as FitLabels
-    from curricle.objectives.outputs import MatchLogits as MatchLogits
+    from curricle.objectives.logits import FitLabels as FitLabels
+    from curricle.objectives.logits import MatchLogits as MatchLogits
+    from curricle.runs.compare import Comparison as Comparison
+    from curricle.runs.compare import compare as compare
     from curricle.teachers.stored import open_targets as open_targets
     from curricle.teachers.trajectory import Trajectory as Trajectory
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
     from curricle.teachers.trajectory import open_trajectory as open_trajectory
-    from curricle.training.capturing import TargetCodecs as TargetCodecs
-    from curricle.training.distillation import Result as Result
-    from curricle.training.distillation import capture_targets as capture_targets
-    from curricle.training.distillation import distill as distill
+    from curricle.training.distill import Result as Result
+    from curricle.training.distill import capture_targets as capture_targets
+    from curricle.training.distill import distill as distill
     from curricle.training.optimizers import SGD as SGD
     from curricle.training.optimizers import AdamW as AdamW
     from curricle.training.optimizers import Schedule as Schedule
     from curricle.training.settings import EngineSettings as EngineSettings
+    from curricle.training.targets.capture import TargetCodecs as TargetCodecs
 
 else:
 

@@ -1,6 +1,6 @@
 """The command line as `python -m curricle`."""
 
-from curricle.cli import main
+from curricle.cli.app import main
 
 # Worker processes import this module again under another name.
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pydantic import Field
 from curricle.errors import CheckpointError, SpecError, reason
 from curricle.files import write_bytes
 from curricle.seals import read_lines, read_sealed, sealed_lines, write_sealed
-from curricle.specs import parse, plain, value
+from curricle.values import parse, plain, value
 
 POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"
 SMOKE = "scale smoke only shows that everything runs; its numbers say nothing about the methods"

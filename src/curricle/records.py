@@ -37,7 +37,7 @@ from curricle.seals import (
     sealed_lines,
     sealed_names,
 )
-from curricle.specs import parse, plain, value
+from curricle.values import parse, plain, value
 
 
 @final

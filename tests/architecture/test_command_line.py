@@ -10,9 +10,10 @@ import typer
 from typer.models import OptionInfo
 from typer.testing import CliRunner
 
-from curricle import cli, cli_targets
+from curricle.cli import app as cli
+from curricle.cli import targets as cli_targets
 from curricle.errors import SpecError
-from curricle.experiments import spec
+from curricle.runs import spec
 
 # Verb: arguments in order, then options.
 FROZEN = {

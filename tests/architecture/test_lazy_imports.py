@@ -10,15 +10,16 @@ import pytest
 
 import curricle
 
-HELP = "import sys; sys.argv = ['curricle', '--help']; from curricle.cli import main; main()"
+HELP = "import sys; sys.argv = ['curricle', '--help']; from curricle.cli.app import main; main()"
 WITHOUT_TORCH = (
     "import curricle",
     "import curricle.errors",
-    "import curricle.specs",
+    "import curricle.values",
     "import curricle.records",
     "import curricle.reports.page, curricle.reports.printed, curricle.reports.headline",
-    "import curricle.theory.correlations, curricle.theory.phases, curricle.theory.readouts",
-    "import curricle.cli",
+    "import curricle_papers.theory.gradient_correlations, curricle_papers.theory.phases",
+    "import curricle_papers.theory.readouts",
+    "import curricle.cli.app",
     HELP,
 )
 

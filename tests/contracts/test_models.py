@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import Place, Tap, TappedModel
 from tests.parts import Shared, drawn

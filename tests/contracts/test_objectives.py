@@ -21,14 +21,14 @@ from curricle.errors import SpecError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import adapter_of
+from curricle.objectives.base import BoundObjective, Objective, Reads, Sample, pending_calibration
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.divergences import JSD, ReverseKL, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.logits import FitLabels, MatchLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.objectives.terms import BoundObjective, Objective, Reads, Sample, pending_calibration
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 Array = np.ndarray
 Formula = Callable[[Array, Array, Array], float]

@@ -15,7 +15,7 @@ from curricle.objectives.projections import (
     Projection,
     Sign,
 )
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 Law = Gaussian | Sign | Orthogonal | Identity
 RANDOM: list[Law] = [Gaussian(), Sign(), Orthogonal()]

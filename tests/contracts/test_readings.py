@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.models.adapters import tapped
-from curricle.models.hf import Head, HuggingFaceSpec
+from curricle.models.families import tapped
+from curricle.models.huggingface import Head, HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import Inputs, Place, Tap, TappedModel
 from tests.parts import Shared

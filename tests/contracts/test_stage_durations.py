@@ -21,13 +21,13 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import BindError, CheckpointError, SpecError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import MatchLogits
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
 from curricle.records import Record, StageEndRecord, StageRecord, StepRecord, read_records
-from curricle.specs import parse, plain, to_yaml
-from curricle.training.binding import BoundRun
-from curricle.training.engine import RECORDS, Outputs, execute
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.loop.engine import RECORDS, Outputs, execute
 from curricle.training.optimizers import SGD, AdamW, Schedule
+from curricle.values import parse, plain, to_yaml
 from tests.parts import bound
 
 MOST, LAST = 12, 5

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from curricle.data.grammars import shipped
-from curricle.data.loaders import stream
-from curricle.data.parity import ParityStream
-from curricle.data.pcfg import CausalStrings, MaskedStrings
-from curricle.data.store import TokenStore, Vocabulary, in_memory
+from curricle.data.dataloaders import stream
 from curricle.data.streams import Batch, Stream
-from curricle.data.windows import CausalWindows, MaskedWindows
+from curricle.data.synthetic.grammars import shipped
+from curricle.data.synthetic.parity import ParityStream
+from curricle.data.synthetic.pcfg import CausalStrings, MaskedStrings
+from curricle.data.text.token_store import TokenStore, Vocabulary, in_memory
+from curricle.data.text.windows import CausalWindows, MaskedWindows
 
 Make = Callable[[int], Stream]
 STRINGS = shipped("cfg3b", start=13)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.hf import HuggingFaceSpec
+from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.inference import Inference
 from curricle.models.tapped import Place, TappedModel, check_head
 from curricle.teachers.live import LiveTeacher

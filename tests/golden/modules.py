@@ -22,9 +22,9 @@ from curricle import (
     progressive,
     seeding,
 )
-from curricle.experiments.tasks import TaskData
 from curricle.models.tapped import Activations, TappedModel
-from curricle.objectives.terms import Reads, Sample
+from curricle.objectives.base import Reads, Sample
+from curricle.tasks import TaskData
 from tests.golden.cases import Run, cases, distilled, of, only
 from tests.golden.outcomes import Performance
 from tests.golden.tasks import transformer

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle.records import EndRecord, EvaluationRecord, Record, RunRecord, StepRecord
-from curricle.specs import plain
+from curricle.values import plain
 
 Numbers = dict[str, list[float]]
 DIGESTS = ("weights", "records", "notes", "files")

@@ -19,10 +19,10 @@ from curricle import (
     open_targets,
     progressive,
 )
-from curricle.teachers.codecs import BFloat16, Exact, Int8, Sampled, TopK
-from curricle.teachers.foreign import import_targets
 from curricle.teachers.live import LiveTeacher
-from curricle.training.verifying import agreement
+from curricle.teachers.store.codecs import BFloat16, Exact, Int8, Sampled, TopK
+from curricle.teachers.store.importing import import_targets
+from curricle.training.targets.verification import agreement
 from tests.golden.cases import (
     TOTAL,
     Case,
@@ -131,7 +131,7 @@ def stored_class(folder: Path) -> Performance:
     return together(
         folder,
         lambda place, _live: equal_students(place, teacher),
-        stacked=True,
+        batch_students=True,
     )
 
 

@@ -5,8 +5,8 @@ They come from another dynamic program over the published rules.
 
 import pytest
 
-from curricle.data.grammar_statistics import StringStatistics, string_statistics
-from curricle.data.grammars import shipped
+from curricle.data.synthetic.grammar_statistics import StringStatistics, string_statistics
+from curricle.data.synthetic.grammars import shipped
 
 # Of the symbols 7 to 22.
 MEAN_LENGTHS = {

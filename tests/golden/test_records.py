@@ -11,10 +11,10 @@ import torch
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction
-from curricle.data.parity import ParityStream
+from curricle.data.synthetic.parity import ParityStream
 from curricle.models.mlp import MLP
 from curricle.records import EndRecord, StepRecord
-from curricle.training.distillation import distill
+from curricle.training.distill import distill
 from curricle.training.optimizers import AdamW
 from curricle.training.settings import EngineSettings
 

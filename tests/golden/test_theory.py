@@ -8,7 +8,8 @@ from fractions import Fraction
 
 import pytest
 
-from curricle.experiments.theorem import (
+from curricle.seeding import numpy_generator
+from curricle_papers.theorem import (
     Method,
     TheoremRow,
     TheoremSpec,
@@ -16,16 +17,19 @@ from curricle.experiments.theorem import (
     theorem_check,
     trained_teacher,
 )
-from curricle.seeding import numpy_generator
-from curricle.theory.correlations import label_examples, predicted_gradient_ratio, predicted_spread
-from curricle.theory.fourier import (
+from curricle_papers.theory.fourier import (
     bias_grid,
     off_support_factor,
     root_mean_square,
     threshold_coefficient,
     unit_coefficient,
 )
-from curricle.theory.networks import draw_inputs
+from curricle_papers.theory.gradient_correlations import (
+    label_examples,
+    predicted_gradient_ratio,
+    predicted_spread,
+)
+from curricle_papers.theory.networks import draw_inputs
 
 
 @pytest.mark.parametrize(

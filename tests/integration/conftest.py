@@ -58,7 +58,7 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
     """Return a function from arguments to exit code, output and error output; it runs here."""
-    from curricle.cli import main
+    from curricle.cli.app import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -9,14 +9,14 @@ import transformers as hf
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.curriculum.starts import PrincipalStart
+from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import RunRecord
-from curricle.training.distillation import distill
+from curricle.training.distill import distill
 from curricle.training.settings import EngineSettings
 from tests.parts import Listed, drawn
 

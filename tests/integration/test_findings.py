@@ -13,20 +13,20 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import from_labels
 from curricle.curriculum.transitions import find_transition
-from curricle.experiments.budgets import Budget
-from curricle.experiments.folders import TEACHER, end_of
-from curricle.experiments.resources import TRAJECTORY
-from curricle.experiments.runner import student_runs, teach, train_student
-from curricle.experiments.spec import RunSpec, StrategySpec, Target, TeacherSpec
-from curricle.experiments.tasks import ParityTask, PcfgTask
-from curricle.models.hf import HuggingFaceSpec
+from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel
 from curricle.probes.evaluators import with_probes
 from curricle.probes.ngrams import ngram_reliance
+from curricle.runs.assemble import TRAJECTORY
+from curricle.runs.budget import Budget
+from curricle.runs.folder import TEACHER, end_of
+from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
+from curricle.runs.train import student_runs, teach, train_student
+from curricle.tasks import ParityTask, PcfgTask
 from curricle.teachers.trajectory import open_trajectory
-from curricle.training.distillation import distill
-from curricle.training.evaluation import label_metrics
+from curricle.training.distill import distill
+from curricle.training.loop.evaluation import label_metrics
 from curricle.training.optimizers import SGD, AdamW, Schedule
 from curricle.training.settings import EngineSettings
 

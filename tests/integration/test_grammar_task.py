@@ -11,12 +11,12 @@ import yaml
 
 from curricle import seeding
 from curricle.data.streams import Batch
-from curricle.experiments.tasks import PcfgTask
-from curricle.models.hf import Head, HuggingFaceSpec
+from curricle.models.huggingface import Head, HuggingFaceSpec
 from curricle.models.tapped import Activations, TappedModel
+from curricle.objectives.base import Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.terms import Sample
 from curricle.records import EndRecord, read_records
+from curricle.tasks import PcfgTask
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from curricle import seeding
-from curricle.curriculum.starts import PrincipalStart
+from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.weights import load_weights, weights_digest
-from curricle.objectives.outputs import MatchLogits
-from curricle.training.distillation import distill
+from curricle.objectives.logits import MatchLogits
+from curricle.training.distill import distill
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
 from tests.parts import Listed

@@ -10,7 +10,7 @@ import yaml
 
 from curricle.curriculum.durations import AnyDuration
 from curricle.records import EndRecord, RunRecord, read_records
-from curricle.specs import parse
+from curricle.values import parse
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.experiments.recipes.catalog import RECIPES
+from curricle_papers.recipes.index import RECIPES
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]

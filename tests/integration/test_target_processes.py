@@ -12,13 +12,13 @@ import pytest
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import CheckpointError
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import MatchLogits
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.sparse import SparseTarget
-from curricle.teachers.codecs import Int8, Sampled
-from curricle.teachers.manifest import read_manifest
+from curricle.teachers.store.codecs import Int8, Sampled
+from curricle.teachers.store.manifest import read_manifest
+from curricle.teachers.store.target_sets import open_store
 from curricle.teachers.stored import open_targets
-from curricle.teachers.targets import open_store
-from curricle.training.capturing import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCodecs, capture
 from tests.parts import bound
 
 pytestmark = pytest.mark.integration

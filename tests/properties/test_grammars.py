@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricle.data.derivations import Derivations, Sampler
-from curricle.data.grammar_statistics import num_derivations, string_statistics
-from curricle.data.grammars import GRAMMARS, Grammar, shipped
+from curricle.data.synthetic.derivations import Derivations, Sampler
+from curricle.data.synthetic.grammar_statistics import num_derivations, string_statistics
+from curricle.data.synthetic.grammars import GRAMMARS, Grammar, shipped
 from curricle.seeding import numpy_generator
 
 # Names and symbols rather than grammars: the shape checks draw from Python's own generator, which

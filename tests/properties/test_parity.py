@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from curricle.data.parity import ParityStream
+from curricle.data.synthetic.parity import ParityStream
 
 sizes = st.integers(1, 24).flatmap(
     lambda num_inputs: st.tuples(st.just(num_inputs), st.integers(1, num_inputs))

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from curricle.specs import fingerprint, override, parse, plain, to_yaml, value
+from curricle.values import fingerprint, override, parse, plain, to_yaml, value
 
 
 @final

@@ -6,13 +6,13 @@ from fractions import Fraction
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from curricle.theory.correlations import predicted_spread, unit_moments
-from curricle.theory.fourier import (
+from curricle_papers.theory.fourier import (
     bias_grid,
     off_support_factor,
     threshold_coefficient,
     unit_coefficient,
 )
+from curricle_papers.theory.gradient_correlations import predicted_spread, unit_moments
 
 biases = st.fractions(Fraction(-49, 50), Fraction(49, 50), max_denominator=50)
 numbers = st.integers(1, 60)

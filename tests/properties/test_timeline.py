@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
 from curricle.curriculum.stages import Stage
-from curricle.objectives.outputs import FitLabels
+from curricle.objectives.logits import FitLabels
 from curricle.training.timeline import Span, Timeline, plan_spans
 
 LENGTHS = st.builds(

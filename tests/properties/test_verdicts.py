@@ -12,7 +12,7 @@ from curricle.records import EndRecord, EvaluationRecord, RunRecord, Spent
 from curricle.reports.headline import headline
 from curricle.reports.page import page_text
 from curricle.reports.quantities import mean
-from curricle.reports.runs import Run
+from curricle.reports.run_folders import Run
 from curricle.reports.summary import summarize
 
 Finals = Mapping[str, Sequence[tuple[float, int]]]

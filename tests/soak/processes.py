@@ -23,16 +23,16 @@ PATIENCE = 120.0
 IMPORTED = (
     # Optimizers import it at their first step; it is half of the time of a tiny run.
     "torch._dynamo",
-    "curricle.cli",
-    "curricle.experiments.comparison",
-    "curricle.experiments.demos",
-    "curricle.experiments.probing",
-    "curricle.experiments.recipes.catalog",
-    "curricle.experiments.recipes.running",
-    "curricle.experiments.targets",
-    "curricle.reporting",
-    "curricle.reports.probes",
-    "curricle.training.observers",
+    "curricle.cli.app",
+    "curricle.runs.pool",
+    "curricle.runs.demo",
+    "curricle.runs.probe",
+    "curricle_papers.recipes.index",
+    "curricle_papers.recipes.running",
+    "curricle.runs.target_folder",
+    "curricle.runs.report",
+    "curricle.reports.probe_tables",
+    "curricle.training.process.observers",
 )
 HUNG = -1
 POLL_SECONDS = 0.002
@@ -141,7 +141,7 @@ def _run_in_child(action: Callable[[], int], folder: Path, log: Path) -> NoRetur
 
 
 def _command(arguments: Sequence[str]) -> int:
-    from curricle.cli import main
+    from curricle.cli.app import main
 
     sys.argv = ["curricle", *arguments]
     try:

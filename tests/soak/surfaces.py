@@ -118,8 +118,8 @@ def _make_spec(folder: Path, generator: np.random.Generator) -> Path:
 
 
 def _read_spec(folder: Path, path: Path, generator: np.random.Generator) -> None:
-    from curricle.experiments.runner import first_runs, rehearse, single_run
-    from curricle.experiments.spec import load_spec
+    from curricle.runs.spec import load_spec
+    from curricle.runs.train import first_runs, rehearse, single_run
 
     spec = load_spec(path)
     if generator.random() < BOUND and spec.task.kind == "parity":
@@ -143,9 +143,9 @@ def _make_records(folder: Path, generator: np.random.Generator) -> Path:
 
 
 def _read_records(folder: Path, path: Path, generator: np.random.Generator) -> None:
-    from curricle.reporting import summarized, write_report
     from curricle.reports.headline import headline
     from curricle.reports.tables import summary_table
+    from curricle.runs.report import summarized, write_report
 
     run = folder / path.relative_to(folder).parts[0]
     if generator.random() < PAGES:
@@ -199,7 +199,7 @@ def _read_manifest(folder: Path, path: Path, generator: np.random.Generator) -> 
 
 
 def _read_run(folder: Path) -> None:
-    from curricle.experiments.folders import is_claimed, read_origin, stored_spec
+    from curricle.runs.folder import is_claimed, read_origin, stored_spec
     from curricle.teachers.trajectory import open_trajectory
 
     open_trajectory(folder / "run" / "teacher" / "trajectory")
@@ -208,7 +208,7 @@ def _read_run(folder: Path) -> None:
 
 
 def _read_states(folder: Path) -> None:
-    from curricle.training.checkpoints import latest_checkpoint, read_state
+    from curricle.training.loop.checkpoints import latest_checkpoint, read_state
 
     for run in (folder / "run" / "teacher", folder / "stored"):
         checkpoint = latest_checkpoint(run / "checkpoints")
@@ -217,8 +217,8 @@ def _read_states(folder: Path) -> None:
 
 
 def _read_targets(folder: Path) -> None:
-    from curricle.experiments.targets import described, verified
-    from curricle.teachers.manifest import read_manifest
+    from curricle.runs.target_folder import described, verified
+    from curricle.teachers.store.manifest import read_manifest
 
     manifest = read_manifest(folder / "targets")
     described(manifest)
@@ -255,7 +255,7 @@ def _with_document(data: bytes, generator: np.random.Generator) -> bytes:
 
 
 def _read_corpus(folder: Path, path: Path, generator: np.random.Generator) -> None:
-    from curricle.experiments.tasks import TextTask
+    from curricle.tasks import TextTask
 
     task = TextTask(
         corpus=str(path), vocabulary_size=270, window=8, batch_size=2, evaluation_batches=1

@@ -21,7 +21,7 @@ from curricle.records import (
     read_records,
     write_probes,
 )
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 SPENT = Spent(steps=2, examples=64, tokens=640, student_flops=300, teacher_flops=100, seconds=0.5)
 PLAN = StagePlan(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, final, get_args, ove
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from curricle.errors import SpecError
-from curricle.specs import LONGEST_NAME, Line, value
+from curricle.values import LONGEST_NAME, Line, value
 
 Unit = Literal["steps", "examples", "tokens"]
 LONGEST = 1e18

@@ -24,7 +24,7 @@ from curricle.curriculum.transitions import (
 )
 from curricle.errors import SpecError
 from curricle.protocols import conforms
-from curricle.specs import parse
+from curricle.values import parse
 
 DIGITS = range(2, 10)
 """Significant digits of losses in notes: the fewest at which the two losses differ."""

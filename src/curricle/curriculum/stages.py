@@ -2,8 +2,8 @@
 
 A *curriculum* is an ordered tuple of stages. A *stage* has constant settings: a teacher,
 objectives, trainable parameters and a duration. Both are frozen values without models or data;
-`training.binding` binds them to these and checks that they fit. A curriculum may have a *warm
-start* before its first stage, which takes no step.
+`training.binding.bound_run` binds them to these and checks that they fit. A curriculum may have a
+*warm start* before its first stage, which takes no step.
 
 Design: the depth of a stage's forward pass is not a field. It follows from the taps of its
 objectives, so it cannot contradict them; `trains="all"` always runs the full student.
@@ -14,12 +14,12 @@ from typing import Literal, TypeGuard, final
 from pydantic import Field
 
 from curricle.curriculum.durations import StageDurationField
-from curricle.curriculum.starts import START, RandomStart, WarmStart
+from curricle.curriculum.initialization import START, RandomStart, WarmStart
 from curricle.errors import SpecError
+from curricle.objectives.base import Objective
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.terms import Objective
-from curricle.specs import LONGEST_NAME, Line, value
+from curricle.values import LONGEST_NAME, Line, value
 
 TeacherReference = Literal["final"] | int
 """`final`, or the training step of a checkpoint of the teacher's trajectory."""

@@ -32,15 +32,15 @@ from curricle.curriculum.durations import (
     StageDurationText,
     duration,
 )
+from curricle.curriculum.initialization import RandomStart, WarmStart
 from curricle.curriculum.selection import HasSteps, Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.curriculum.starts import RandomStart, WarmStart
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
-from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.logits import FitLabels, MatchLogits
 from curricle.objectives.projections import Gaussian, Projection
-from curricle.specs import checked
+from curricle.values import checked
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Schedule = Literal["global", "own"]

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curricle.errors import SpecError
-from curricle.specs import value
+from curricle.values import value
 
 FEWEST_CHECKPOINTS = 4
 """Two on the upper plateau and two more; fewer cannot separate a transition from a slope."""

@@ -33,7 +33,7 @@ from curricle.models.axes import (
 from curricle.models.heads import HeadEnd, LinearHead
 from curricle.models.inference import HeldLinear
 from curricle.models.nesting import padded_inside
-from curricle.models.returned import first_tensor, logits_in, logits_note
+from curricle.models.outputs import first_tensor, logits_in, logits_note
 from curricle.models.stacks import Numbering
 from curricle.models.tapped import Activations, Inputs, Place, Reader, Tap, tap_number
 from curricle.models.tuners import is_tuned

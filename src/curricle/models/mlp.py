@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from curricle.memory import check_memory
 from curricle.models.hooked import HookedModel
-from curricle.specs import value
+from curricle.values import value
 
 MOST_LAYERS = 1_000
 """Longer networks take minutes to build, and train no better."""

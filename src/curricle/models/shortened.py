@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from curricle import seeding
 from curricle.errors import CurricleError
+from curricle.models.outputs import first_tensor, logits_in
 from curricle.models.restoring import buffers_kept, modes_kept
-from curricle.models.returned import first_tensor, logits_in
 from curricle.models.tapped import REFUSALS, Inputs, Place
 
 FEATURES_LAST = (

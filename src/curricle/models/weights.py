@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from curricle.errors import CheckpointError
 from curricle.files import new_file
 from curricle.models.tuners import tuner_settings
-from curricle.specs import fingerprint
+from curricle.values import fingerprint
 
 
 @contextmanager

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 from pydantic import Field, SerializeAsAny, WrapSerializer, WrapValidator
 from pydantic_core import to_jsonable_python
 
+from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.logits import FitLabels, MatchLogits
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.objectives.terms import Objective
 from curricle.protocols import conforms
 
 Shipped = Annotated[

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.objectives import losses
-from curricle.specs import value
+from curricle.values import value
 
 
 @final

@@ -30,9 +30,7 @@ from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
 from curricle.objectives.adapters import LinearMap
-from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
-from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
-from curricle.objectives.terms import (
+from curricle.objectives.base import (
     MOST_WEIGHT,
     BoundObjective,
     Reads,
@@ -41,7 +39,9 @@ from curricle.objectives.terms import (
     check_positions,
     require,
 )
-from curricle.specs import Plain, plain, value
+from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
+from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
+from curricle.values import Plain, plain, value
 
 Positions = Literal["all", "selected"]
 Normalize = Literal["auto", "none", "layernorm", "rms"]

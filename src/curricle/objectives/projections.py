@@ -37,7 +37,7 @@ from curricle.errors import BindError
 from curricle.memory import check_memory
 from curricle.objectives.adapters import LinearMap
 from curricle.seeding import derive
-from curricle.specs import value
+from curricle.values import value
 
 SHARED = "shared"
 """Name of the projection shared by several layer pairs."""

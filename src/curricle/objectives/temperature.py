@@ -32,10 +32,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import LinearMap
-from curricle.objectives.losses import cross_entropy, tempered_kl
-from curricle.objectives.outputs import BoundLogits, MatchLogits
-from curricle.objectives.projections import Gaussian
-from curricle.objectives.terms import (
+from curricle.objectives.base import (
     MOST_WEIGHT,
     BoundObjective,
     Reads,
@@ -43,7 +40,10 @@ from curricle.objectives.terms import (
     logits_of,
     require,
 )
-from curricle.specs import Plain, value
+from curricle.objectives.logits import BoundLogits, MatchLogits
+from curricle.objectives.losses import cross_entropy, tempered_kl
+from curricle.objectives.projections import Gaussian
+from curricle.values import Plain, value
 
 FIRST_RAW = 1.0
 """u before training, as in the code of [L22]; with its range the temperature starts at 15.6."""

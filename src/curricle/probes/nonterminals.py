@@ -35,7 +35,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import TappedModel
 from curricle.probes.readings import hidden_states, numbered_taps
-from curricle.specs import value
+from curricle.values import value
 
 IGNORED: Final = -100
 """Label excluded from training and accuracy."""

@@ -20,7 +20,7 @@ from curricle.errors import BindError
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at
 from curricle.models.tapped import Place, Tap, TappedModel
-from curricle.objectives.terms import logits_of
+from curricle.objectives.base import logits_of
 
 Probe = Callable[[TappedModel, Batch], dict[str, float]]
 """A function from a model and a batch to named numbers; settings are bound beforehand."""

@@ -24,7 +24,7 @@ from curricle.reports.curves import colors
 from curricle.reports.printed import MARKERS, SETTINGS, label, save
 from curricle.reports.quantities import half_width, limits, mean, short, t_quantile
 from curricle.reports.summary import Summary
-from curricle.specs import value
+from curricle.values import value
 
 WIDTH, HEIGHT = 5.2, 3.8
 """Inches of one panel."""

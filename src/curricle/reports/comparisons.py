@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Literal, final
 
 from curricle.reports.quantities import half_width, mean, t_quantile
-from curricle.specs import value
+from curricle.values import value
 
 Verdict = Literal["equal", "less", "more", "unclear", "single"]
 """`less` and `more` are measurable differences of the first from the second. `unclear` is inside

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 from curricle.records import Spent
 from curricle.reports.quantities import limits, mean, t_quantile
-from curricle.reports.runs import Run, grouped
+from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.thinning import extremes
-from curricle.specs import value
+from curricle.values import value
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
 """Colors that stay apart for color-blind readers, after Okabe and Ito 2008, with a gray."""

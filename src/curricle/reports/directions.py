@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from curricle.errors import CheckpointError
-from curricle.reports.runs import Run
+from curricle.reports.run_folders import Run
 
 Direction = Literal["higher", "lower"]
 """Which values of a metric are better."""

@@ -10,7 +10,7 @@ from typing import Final
 from curricle.reports.comparisons import verdict
 from curricle.reports.directions import Direction
 from curricle.reports.quantities import mean_text
-from curricle.reports.runs import Run
+from curricle.reports.run_folders import Run
 
 WORSE: Final[Mapping[Direction, str]] = {"higher": "less", "lower": "more"}
 """Verdict on a strategy that is worse than another."""

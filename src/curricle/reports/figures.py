@@ -38,10 +38,10 @@ from curricle.reports.curves import (
 )
 from curricle.reports.names import shortened
 from curricle.reports.quantities import goal_text, is_share, seed_count
-from curricle.reports.runs import Run, grouped
+from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.tables import COST_WORDS
-from curricle.specs import value
+from curricle.values import value
 
 GRID = "rgba(128, 128, 128, 0.22)"
 GRAY = "#7f7f7f"

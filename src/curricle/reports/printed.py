@@ -34,9 +34,9 @@ from curricle.reports.curves import (
 )
 from curricle.reports.names import shortened
 from curricle.reports.quantities import goal_text, is_share, seed_count, short
-from curricle.reports.runs import Run, grouped
+from curricle.reports.run_folders import Run, grouped
 from curricle.reports.tables import COST_WORDS
-from curricle.specs import value
+from curricle.values import value
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 SETTINGS: Any = {

@@ -38,8 +38,8 @@ from curricle.reports.quantities import (
     mean_text,
     metric_text,
 )
-from curricle.reports.runs import Measurement, Run, grouped
-from curricle.specs import plain, value
+from curricle.reports.run_folders import Measurement, Run, grouped
+from curricle.values import plain, value
 
 
 @final

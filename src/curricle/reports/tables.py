@@ -21,7 +21,7 @@ from curricle.errors import visible
 from curricle.records import StagePlan
 from curricle.reports.quantities import NONE, metric_text, short, with_interval
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
-from curricle.specs import value
+from curricle.values import value
 
 NOT_REACHED = "not reached"
 COST_WORDS = {

@@ -25,14 +25,14 @@ from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
-from curricle.objectives.terms import BoundObjective, Reads, Storable, Target
+from curricle.objectives.base import BoundObjective, Reads, Storable, Target
 from curricle.protocols import conforms
-from curricle.specs import Plain
-from curricle.teachers.codecs import Sampled, TopK
 from curricle.teachers.live import PLAIN, Reference
-from curricle.teachers.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
-from curricle.teachers.targets import SectionReader, TargetStore, open_store
+from curricle.teachers.store.codecs import Sampled, TopK
+from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
+from curricle.teachers.store.target_sets import SectionReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
+from curricle.values import Plain
 
 
 def open_targets(folder: str | Path) -> "StoredTeacher":

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.errors import SpecError
-from curricle.specs import value
+from curricle.values import value
 
 Moments = Mapping[str, Tensor]
 """What is kept for a weight, by torch's names."""

@@ -31,7 +31,7 @@ from curricle.curriculum.durations import (
 from curricle.curriculum.stages import Stage
 from curricle.errors import BindError
 from curricle.records import EndReason
-from curricle.specs import value
+from curricle.values import value
 
 
 @final

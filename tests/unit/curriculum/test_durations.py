@@ -15,7 +15,7 @@ from curricle.curriculum.durations import (
 )
 from curricle.curriculum.strategies import staged
 from curricle.errors import SpecError
-from curricle.specs import parse, value
+from curricle.values import parse, value
 
 
 @final

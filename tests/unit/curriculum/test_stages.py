@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.initialization import PrincipalStart, RandomStart
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.curriculum.starts import PrincipalStart, RandomStart
 from curricle.errors import SpecError
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.logits import FitLabels, MatchLogits
 from curricle.objectives.projections import Sign
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 
 def stage(name: str, /, **fields: Any) -> Stage:

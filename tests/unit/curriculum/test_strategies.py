@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.initialization import PrincipalStart, RandomStart, WarmStart
 from curricle.curriculum.selection import HasSteps, PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.curriculum.starts import PrincipalStart, RandomStart, WarmStart
 from curricle.curriculum.strategies import (
     build,
     extraction,
@@ -25,7 +25,7 @@ from curricle.curriculum.strategies import (
 from curricle.errors import SpecError
 from curricle.models.tapped import tap_number
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import FitLabels, MatchLogits
+from curricle.objectives.logits import FitLabels, MatchLogits
 from curricle.objectives.projections import Orthogonal, Sign
 from curricle.teachers.trajectory import Trajectory
 

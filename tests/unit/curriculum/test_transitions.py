@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from curricle.curriculum.transitions import Curve, Transition, find_transition
 from curricle.errors import SpecError
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 HIGH, LOW = 0.69, 0.01
 PARITY = [(2500, 0.69), (5000, 0.69), (7500, 0.69), (10_000, 0.3), (12_500, 0.01)]

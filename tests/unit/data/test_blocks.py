@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.data.blocks import Joins, read_block
-from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
+from curricle.data.synthetic.parity import ParityStream
 from tests.parts import Listed, drawn
 
 CPU = torch.device("cpu")

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.adapters import tapped
 from curricle.models.decisions import (
     Role,
     check_pair,
@@ -17,6 +16,7 @@ from curricle.models.decisions import (
     model_notes,
     probability_note,
 )
+from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from tests.parts import drawn
 

@@ -12,8 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from curricle import seeding
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.errors import BindError
-from curricle.models.adapters import tapped
 from curricle.models.eligibility import check_present, check_trainable, weight_notes
+from curricle.models.families import tapped
 from curricle.training.optimizers import SGD, AdamW
 from tests.parts import bound
 

@@ -8,7 +8,7 @@ from torch import nn
 from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.embeddings import EmbeddingTables, embedding_tables, matching_tables
-from curricle.models.hf import Head, HuggingFaceSpec
+from curricle.models.huggingface import Head, HuggingFaceSpec
 from curricle.models.mlp import MLP
 
 TINY: dict[str, object] = {

@@ -9,7 +9,7 @@ from torch import nn
 from curricle import seeding
 from curricle.errors import BindError, SpecError
 from curricle.models.mlp import MLP, MLPSpec
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 from tests.parts import drawn
 
 

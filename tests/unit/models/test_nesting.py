@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.nesting import padded_inside
 from tests.parts import drawn
 

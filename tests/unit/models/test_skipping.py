@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from curricle.errors import BindError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.skipping import check_always_runs
 from curricle.objectives.hidden import LayerPair, MatchHidden
 

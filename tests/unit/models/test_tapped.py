@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError, DataError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.tapped import (
     Activations,
     Inputs,

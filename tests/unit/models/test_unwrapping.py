@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.unwrapping import unwrapped
 from tests.parts import mlp

@@ -8,11 +8,11 @@ import pytest
 from curricle.curriculum.stages import Stage
 from curricle.errors import SpecError
 from curricle.models.tapped import TappedModel
+from curricle.objectives.base import BoundObjective, Reads, Sample
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.objectives.terms import BoundObjective, Reads, Sample
-from curricle.specs import fingerprint, parse, plain
+from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.values import fingerprint, parse, plain
 
 
 class Own:

@@ -17,7 +17,7 @@ from curricle.objectives.divergences import (
     ReverseKL,
     TotalVariation,
 )
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 VALUES = [ForwardKL(), ReverseKL(), JSD(), TotalVariation()]
 

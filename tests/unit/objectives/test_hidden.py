@@ -14,9 +14,9 @@ from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import LinearMap, adapter_of
+from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Gaussian, Identity, Learned, Orthogonal
-from curricle.objectives.terms import BoundObjective, Reads, Sample, pending_calibration
 from tests.parts import drawn
 
 STUDENT, TEACHER = Place("s", tap="1"), Place("t", tap="3")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curricle.errors import BindError, SpecError
 from curricle.objectives.projections import Gaussian, Identity, Orthogonal, Projection, Sign
-from curricle.specs import parse, plain
+from curricle.values import parse, plain
 
 LAWS = [Gaussian(), Sign(), Orthogonal()]
 MASK = 2**64 - 1

@@ -18,8 +18,8 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations
 from curricle.objectives.adapters import CountsSteps, adapter_of
+from curricle.objectives.base import BoundObjective, Reads, Sample
 from curricle.objectives.temperature import FIRST_RAW, LearnedTemperature, Temperature
-from curricle.objectives.terms import BoundObjective, Reads, Sample
 from tests.parts import drawn
 
 ROWS, CLASSES = 4, 3

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.probes.correlations import (

@@ -9,8 +9,8 @@ from torch import Tensor
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import from_labels
-from curricle.data.parity import ParityStream
 from curricle.data.streams import Batch
+from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import SpecError
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
@@ -19,9 +19,9 @@ from curricle.probes.evaluators import with_probes
 from curricle.probes.readings import Probe
 from curricle.probes.representations import linear_probe
 from curricle.records import EvaluationRecord
-from curricle.training.distillation import distill
-from curricle.training.engine import Observer
-from curricle.training.evaluation import Evaluator, label_metrics
+from curricle.training.distill import distill
+from curricle.training.loop.engine import Observer
+from curricle.training.loop.evaluation import Evaluator, label_metrics
 from curricle.training.settings import EngineSettings
 
 HELD_OUT = ParityStream(num_inputs=6, degree=2, batch_size=64, seed=0, purpose="evaluation").batch(

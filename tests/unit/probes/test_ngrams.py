@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError, SpecError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.probes.ngrams import ngram_distances, ngram_reliance
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import BindError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.probes import readings
 from curricle.probes.readings import (

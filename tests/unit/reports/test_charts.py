@@ -16,7 +16,7 @@ from curricle.reports.charts import (
     slopes,
     statistics,
 )
-from curricle.reports.runs import load_runs
+from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary, summarize
 
 LINES = Chart(kind="lines", of="examples", slopes=True)

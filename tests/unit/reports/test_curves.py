@@ -20,7 +20,7 @@ from curricle.reports.curves import (
     stages_without_loss,
     value_range,
 )
-from curricle.reports.runs import Run, load_runs
+from curricle.reports.run_folders import Run, load_runs
 from curricle.reports.summary import summarize
 from tests.parts import edit_records
 

@@ -5,7 +5,7 @@ import pytest
 
 from curricle.errors import CheckpointError
 from curricle.reports.directions import direction_by_name, direction_of
-from curricle.reports.runs import load_runs
+from curricle.reports.run_folders import load_runs
 
 WriteRun = Callable[..., Path]
 LOWER = [

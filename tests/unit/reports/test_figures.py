@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from curricle.reports.figures import learning_figure, loss_figure, metrics_figure
-from curricle.reports.runs import Run, load_runs
+from curricle.reports.run_folders import Run, load_runs
 from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]

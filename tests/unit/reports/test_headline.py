@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from curricle.reports.headline import MOST_NAMED, headline
-from curricle.reports.runs import load_runs
+from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary, summarize
 from tests.parts import edit_records
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from curricle.reports.page import page_text, write_page
-from curricle.reports.runs import load_runs
+from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import summarize
 from tests.parts import edit_records
 

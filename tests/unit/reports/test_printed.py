@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from curricle.reports.printed import CAPTION, save_learning_curves
-from curricle.reports.runs import load_runs
+from curricle.reports.run_folders import load_runs
 
 WriteRun = Callable[..., Path]
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import CheckpointError, SpecError
-from curricle.reports.runs import load_runs
+from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Costs, Summary, summarize, write_summary
-from curricle.specs import parse
+from curricle.values import parse
 
 WriteRun = Callable[..., Path]
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from curricle.records import StagePlan
-from curricle.reports.runs import load_runs
+from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary, summarize
 from curricle.reports.tables import (
     Grid,

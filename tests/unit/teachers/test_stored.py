@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 import torch
 
+from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.curriculum.starts import PrincipalStart
 from curricle.errors import BindError, CheckpointError
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.outputs import MatchLogits
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Sign
 from curricle.objectives.sparse import SparseTarget
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.teachers.codecs import Exact, Sampled, TopK
-from curricle.teachers.manifest import read_manifest, write_manifest
+from curricle.teachers.store.codecs import Exact, Sampled, TopK
+from curricle.teachers.store.manifest import read_manifest, write_manifest
 from curricle.teachers.stored import StoredTeacher, open_targets
-from curricle.training.capturing import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCodecs, capture
 from tests.parts import bound, mlp
 
 STATES = MatchHidden(pair=LayerPair(student=1, teacher=1))

@@ -11,7 +11,7 @@ from torch import nn
 
 from curricle import seeding
 from curricle.errors import BindError, CheckpointError
-from curricle.models.adapters import tapped
+from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.teachers.trajectory import (
     MANIFEST,

@@ -9,8 +9,8 @@ from torch import Tensor
 from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import BindError
-from curricle.objectives.outputs import FitLabels, MatchLogits
-from curricle.training.stage_loss import StepLoss
+from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.timeline import Span, StageEnd, Timeline, TimelineState, plan_spans
 from tests.parts import bound
 

@@ -1,0 +1,473 @@
+"""The command line.
+
+One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
+`reproduce`, and `targets`, which has verbs of its own. Every verb that takes a spec also takes
+`--set path=value`. A mistake of the user's is one line and exit code 2; a traceback means that the
+mistake is ours. A signal that ends a command is one line and 128 more than its number.
+
+Design: the command line only connects experiments, which write records, with reports, which read
+them; neither knows the other. Modules that need torch are imported by the command that needs
+them, so that help appears at once. Names and paths come from users: no console reads markup.
+"""
+
+import shlex
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperGroup
+
+from curricle.cli import targets as cli_targets
+from curricle.errors import CurricleError, SpecError, visible
+from curricle.extras import package_version
+
+if TYPE_CHECKING:
+    from curricle.records import Record
+    from curricle.runs.folder import Origin
+    from curricle.runs.spec import RunSpec
+    from curricle.runs.train import StudentRun
+
+WIDE = 140
+"""Columns of tables that do not go to a terminal."""
+
+
+@final
+class _Verbs(TyperGroup):
+    """The verbs; each ends with 128 and the signal's number if a signal ends it."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own signature
+        """Return what the verb returns.
+
+        Raises:
+            Exit: If a signal has ended it.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            print(f"curricle: stopped{_by(error)}; the same command starts again", file=sys.stderr)
+            raise typer.Exit(_code(error)) from None
+
+
+app = typer.Typer(
+    name="curricle",
+    cls=_Verbs,
+    help="Make a small network learn from a large one by giving it a curriculum.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(cli_targets.app, name="targets")
+console = Console(markup=False, emoji=False)
+if not console.is_terminal:
+    # Tables in a file or a pipe need not fit a terminal.
+    console = Console(width=WIDE, markup=False, emoji=False)
+
+Spec = Annotated[Path, typer.Argument(help="YAML file that says what to run.", show_default=False)]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the spec; repeatable."),
+]
+Jobs = Annotated[
+    int, typer.Option(min=1, help="Students trained at the same time, one CPU thread each.")
+]
+Folder = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one line and exit code 2.
+
+    Raises:
+        SystemExit: Always, with the exit code.
+    """
+    from curricle.data.text.progress import watched
+    from curricle.training.process.interrupts import interruptible
+    from curricle.training.process.observers import PreparationBar
+
+    # Beside the bars of runs, and out of the way of what is piped on.
+    bar = PreparationBar(Console(stderr=True))
+    try:
+        with interruptible(), watched(bar):
+            app()
+    except CurricleError as error:
+        bar.close()
+        # What other libraries say inside a sentence may have several lines.
+        print(f"curricle: {visible(' '.join(str(error).split()))}", file=sys.stderr)
+        sys.exit(2)
+    finally:
+        bar.close()
+
+
+def _code(error: KeyboardInterrupt) -> int:
+    """Return the exit code of a process that a signal has ended, as shells give it."""
+    return 128 + int(getattr(error, "signal_number", signal.SIGINT))
+
+
+def _by(error: KeyboardInterrupt) -> str:
+    """Return by which signal, but for the one from the keyboard, which needs no name."""
+    number = getattr(error, "signal_number", signal.SIGINT)
+    return "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+
+
+def _say(text: object) -> None:
+    """Print a line with names from users in it, whatever they contain."""
+    console.print(visible(str(text), keep="\n"), soft_wrap=True)
+
+
+def _tell_version(wanted: bool) -> bool:  # noqa: FBT001 - typer's own signature
+    if wanted:
+        print(f"curricle {package_version()}")
+        raise typer.Exit
+    return wanted
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: FBT002 - a flag of the command line
+        bool,
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_tell_version),
+    ] = False,
+) -> None:
+    """Take what comes before a verb."""
+
+
+@app.command()
+def demo(
+    name: Annotated[str, typer.Argument(help="parity or text.")] = "parity",
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Run folder; a new one below runs/ by default.")
+    ] = None,
+    sets: Sets = None,
+    jobs: Jobs = 2,
+) -> None:
+    """Train a small teacher and compare four ways to teach a student, in minutes."""
+    from curricle.runs.demo import demo_spec
+    from curricle.runs.folder import unused_folder
+    from curricle.runs.spec import changed
+
+    usual = Path("runs") / ("demo" if name == "parity" else f"demo-{name}")
+    folder = output_dir or unused_folder(usual)
+    spec = changed(demo_spec(name, str(folder)), sets or [])
+    _compare(spec, jobs, title=f"curricle demo: {name}", line=_line("demo", name, sets, output_dir))
+
+
+@app.command()
+def plan(spec: Spec, sets: Sets = None) -> None:
+    """Print what each stage reads, trains and costs, without training."""
+    from curricle.reports.tables import plan_table
+    from curricle.runs.spec import load_spec
+    from curricle.runs.train import first_runs, planned_student, single_run
+
+    chosen = load_spec(spec, sets)
+    runs = first_runs(chosen) if chosen.strategies else []
+    # A spec may serve both `distill` and `compare`.
+    if chosen.curriculum is not None or not runs:
+        runs = [single_run(chosen), *runs]
+    for run in runs:
+        bound = planned_student(chosen, run)
+        console.print(plan_table(bound.plans, title=run.name))
+        for note in bound.notes:
+            _say(note)
+
+
+@app.command()
+def teach(spec: Spec, sets: Sets = None) -> None:
+    """Train the spec's teacher from labels and keep its checkpoints."""
+    from curricle.runs.folder import Origin
+    from curricle.runs.spec import given, load_spec
+
+    chosen = load_spec(spec, sets)
+    given(chosen.teacher.total, "teacher.total", "teach")
+    origin = Origin(command="teach", title=spec.stem, line=_line("teach", spec, sets))
+    _start(chosen, origin, [])
+    _go_on("teach", chosen)
+
+
+@app.command()
+def distill(spec: Spec, sets: Sets = None) -> None:
+    """Train one student by the spec's curriculum, after its teacher if need be."""
+    from curricle.runs.folder import Origin
+    from curricle.runs.spec import load_spec
+    from curricle.runs.train import single_run
+
+    chosen = load_spec(spec, sets)
+    origin = Origin(command="distill", title=spec.stem, line=_line("distill", spec, sets))
+    _start(chosen, origin, [single_run(chosen)])
+    _go_on("distill", chosen)
+
+
+@app.command()
+def compare(spec: Spec, sets: Sets = None, jobs: Jobs = 1) -> None:
+    """Train students by several strategies on equal budgets and report."""
+    from curricle.runs.spec import load_spec
+
+    _compare(load_spec(spec, sets), jobs, title=spec.stem, line=_line("compare", spec, sets))
+
+
+@app.command()
+def resume(run: Folder, jobs: Jobs = 1) -> None:
+    """Go on with an interrupted run, from its newest checkpoints."""
+    from curricle.runs.folder import read_origin, stored_spec
+
+    _go_on(read_origin(run).command, stored_spec(run), jobs)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="Recipe; see --list.", show_default=False)] = "",
+    *,
+    scale: Annotated[str, typer.Option(help="smoke, small or paper.")] = "small",
+    output_dir: Annotated[
+        Path | None, typer.Option(help="Folder; runs/reproduce/NAME-SCALE by default.")
+    ] = None,
+    sets: Sets = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="As of compare; by default 1 at smoke, otherwise 2.")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="Show the recipes.")] = False,
+) -> None:
+    """Make a figure of a paper again; a second call goes on where the first was stopped."""
+    from curricle.points import line_again, read_recipe, usual_folder
+    from curricle.reports.reproduction import recipe_table
+    from curricle_papers.recipes.index import RECIPES, recipe_named
+    from curricle_papers.recipes.recipe import checked_scale
+    from curricle_papers.recipes.running import claim, measure, panels
+
+    if listed or not name:
+        console.print(recipe_table([recipe.told() for recipe in RECIPES.values()]))
+        return
+    recipe, size = recipe_named(name), checked_scale(scale)
+    _refuse_several_processes()
+    folder = output_dir or usual_folder(name, scale)
+    line = f"{_line('reproduce', name, sets)} --scale {scale}"
+    claim(recipe, size, folder, line, assignments=sets or [])
+    measure(recipe, size, folder)
+    again = line_again(read_recipe(folder), folder)
+    for panel, spec in panels(recipe, size, folder, sets or []):
+        # At smoke a process takes longer to start than to run.
+        _panel(spec, jobs or (1 if size == "smoke" else 2), title=f"{name}: {panel}", line=again)
+    _report_figure(folder)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="HTML file; by default report.html in the folder, of several in joint-report."
+        ),
+    ] = None,
+) -> None:
+    """Make tables, figures and the HTML page again from the records of runs.
+
+    Target and budget are those of the spec in the first folder, if it holds one. All runs must be
+    of one task. Of a recipe's folder the recipe's figure is made again.
+    """
+    from curricle.points import RECIPE
+
+    if len(runs) == 1 and (runs[0] / RECIPE).is_file():
+        _report_figure(runs[0], output)
+    else:
+        _report(runs, output)
+
+
+@app.command()
+def probe(
+    run: Folder,
+    examples: Annotated[
+        int | None,
+        typer.Option(min=4, help="Held-out examples to read; by default as many as suit the task."),
+    ] = None,
+    *,
+    train_probes: Annotated[
+        bool,
+        typer.Option(
+            "--train-probes",
+            help="Also train probes that read labels, and symbols of a grammar, off hidden states.",
+        ),
+    ] = False,
+) -> None:
+    """Look inside the teacher's checkpoints and the finished students of a run."""
+    from curricle.reports.probe_tables import probe_grids, save_probe_figure
+    from curricle.reports.tables import to_rich
+    from curricle.runs.probe import probe_run
+
+    with console.status("reading the run") as status:
+        records = probe_run(
+            run,
+            examples=examples,
+            # A status reads texts as markup, and a strategy may have any name.
+            watch=lambda name: status.update(Text(visible(name))),
+            trains_probes=train_probes,
+        )
+    for grid in probe_grids(records):
+        console.print(to_rich(grid))
+    for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):
+        _say(path)
+
+
+def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:
+    """Return what to type to run something again."""
+    options = [part for assignment in sets or [] for part in ("--set", assignment)]
+    options += [] if output_dir is None else ["--output-dir", str(output_dir)]
+    return shlex.join(["curricle", verb, str(what), *options])
+
+
+def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") -> None:
+    """Claim the run folder after everything that can be checked beforehand has been."""
+    from curricle.runs.folder import refuse_taken, start
+    from curricle.runs.train import rehearse
+
+    _refuse_several_processes()
+    refuse_taken(spec, origin.command)
+    rehearse(spec, students)
+    start(spec, origin)
+
+
+def _refuse_several_processes() -> None:
+    """Refuse a launcher of several processes before anything is written."""
+    from curricle.training.process.ambient import check_single_process
+
+    check_single_process()
+
+
+def _compare(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
+    _start_comparison(spec, title=title, line=line)
+    _go_on("compare", spec, jobs)
+
+
+def _start_comparison(spec: "RunSpec", *, title: str, line: str) -> None:
+    from curricle.runs.folder import Origin
+    from curricle.runs.train import first_runs
+
+    _start(spec, Origin(command="compare", title=title, line=line), first_runs(spec))
+
+
+def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
+    """Run what is left of a recipe's comparison."""
+    from curricle.runs.folder import has_spec
+
+    if not has_spec(spec.folder):
+        _start_comparison(spec, title=title, line=line)
+    _go_on("compare", spec, jobs, again=line)
+
+
+def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> None:
+    """Run what is not finished yet in the spec's folder.
+
+    Raises:
+        Exit: If interrupted, after printing what resuming will do.
+    """
+    from curricle.runs.folder import working
+
+    _refuse_several_processes()
+    try:
+        with working(spec.folder):
+            _run(command, spec, jobs)
+    except KeyboardInterrupt as error:
+        has_saved = getattr(error, "checkpoint", None) is not None
+        remedy = _remedy(spec, again, has_saved=has_saved)
+        print(f"curricle: stopped{_by(error)}; {visible(remedy)}", file=sys.stderr)
+        raise typer.Exit(_code(error)) from None
+
+
+def _run(command: str, spec: "RunSpec", jobs: int) -> None:
+    _teach(spec)
+    if command == "compare":
+        _compare_students(spec, jobs)
+    elif command == "distill":
+        _distill(spec)
+    else:
+        _say(f"teacher in {spec.folder / 'teacher'}")
+
+
+def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
+    """Return what goes on with an interrupted run, and from where."""
+    line = again or shlex.join(["curricle", "resume", str(spec.folder)])
+    if spec.engine.checkpoint_every is None and not has_saved:
+        return (
+            f"'{line}' keeps what is finished and starts the rest anew, since the spec sets no "
+            f"'engine.checkpoint_every'"
+        )
+    return f"'{line}' goes on from the newest checkpoint"
+
+
+def _compare_students(spec: "RunSpec", jobs: int) -> None:
+    from curricle.runs.pool import compare as run_all
+    from curricle.runs.train import student_runs
+    from curricle.training.process.observers import NoteLine
+
+    tell = NoteLine(console)
+    with _bars() as new_bar:
+        bars = {str(run): new_bar(str(run)) for run in student_runs(spec)}
+
+        def watch(run: "StudentRun", record: "Record") -> None:
+            tell(record, run.name)
+            bars[str(run)](record)
+
+        run_all(spec, jobs=jobs, watch=watch)
+    _report([spec.folder])
+
+
+def _teach(spec: "RunSpec") -> None:
+    from curricle.runs.train import teach as train_teacher
+
+    with _bars() as new_bar:
+        train_teacher(spec, [new_bar("teacher")])
+
+
+def _distill(spec: "RunSpec") -> None:
+    from curricle.runs.train import single_run, train_student
+    from curricle.training.process.observers import NoteLine
+
+    run = single_run(spec)
+    with _bars() as new_bar:
+        end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
+    metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
+    _say(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
+
+
+def _report(folders: list[Path], output: Path | None = None) -> None:
+    """Write and print a report of what lies in run folders; the first one says what was wanted."""
+    from curricle.reports.headline import headline
+    from curricle.reports.tables import summary_table
+    from curricle.runs.report import usual_page, write_report
+
+    page = output or usual_page(folders)
+    summary = write_report(folders, page)
+    console.print(summary_table(summary))
+    lines = (summary.gap, *summary.notes, headline(summary), f"report: {page}")
+    for line in filter(None, lines):
+        _say(line)
+
+
+def _report_figure(folder: Path, output: Path | None = None) -> None:
+    """Write the report of a recipe's folder and print what was found.
+
+    Raises:
+        SpecError: If it is wanted elsewhere.
+    """
+    from curricle.reports.reproduction import points_tables
+    from curricle.runs.report import write_figure
+
+    if output is not None:
+        raise SpecError(f"'--output' must be left out for a recipe's folder; got {str(output)!r}")
+    lines = write_figure(folder)
+    for table in points_tables(folder):
+        console.print(table)
+    for line in (*lines, f"report: {folder / 'report.html'}"):
+        _say(line)
+
+
+@contextmanager
+def _bars() -> "Iterator[Callable[[str], Callable[[Record], None]]]":
+    from curricle.training.process.observers import ProgressBar, new_progress
+
+    with new_progress(console) as progress:
+        yield lambda name: ProgressBar(progress, name)

@@ -1,0 +1,156 @@
+"""How are stored targets made and looked at from a shell?
+
+`curricle targets capture` asks the finished teacher of a spec, `info` tells what a folder holds,
+`verify` whether it is whole and the teacher's, and `import` reads what other programs have written.
+
+Design: as in `cli`, modules that need torch are imported by the command that needs them.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from curricle.errors import SpecError, visible
+
+if TYPE_CHECKING:
+    from curricle.teachers.store.manifest import Manifest
+
+app = typer.Typer(
+    help="Ask a teacher once and keep what it says for any number of students.",
+    no_args_is_help=True,
+)
+WIDE = 140
+"""Columns of tables that do not go to a terminal."""
+Folder = Annotated[Path, typer.Argument(help="Folder of stored targets.", show_default=False)]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the spec; repeatable."),
+]
+
+
+@app.command()
+def capture(
+    spec: Annotated[Path, typer.Argument(help="YAML file with `targets`.", show_default=False)],
+    sets: Sets = None,
+) -> None:
+    """Ask the spec's finished teacher for all targets that its students will read.
+
+    A second call goes on where the first was stopped.
+    """
+    from curricle.runs.spec import load_spec
+    from curricle.runs.target_folder import capture_targets
+
+    console = _console()
+    with console.status("asking the teacher") as status:
+        manifest = capture_targets(
+            load_spec(spec, sets),
+            lambda done, total: status.update(f"step {done} of {total}"),
+        )
+    _tell(console, manifest)
+
+
+@app.command()
+def verify(
+    folder: Folder,
+    spec: Annotated[
+        Path | None, typer.Option(help="Spec whose teacher is asked again about some batches.")
+    ] = None,
+    sets: Sets = None,
+) -> None:
+    """Read every file of a folder; with a spec, compare with what its teacher says."""
+    from curricle.runs.spec import load_spec
+    from curricle.runs.target_folder import verified
+    from curricle.teachers.store.manifest import read_manifest
+
+    console = _console()
+    found = verified(folder, None if spec is None else load_spec(spec, sets))
+    for one in found:
+        console.print(f"{one.section.name}: {one.share:.1%} of {one.rows} rows agree")
+    rest = "" if read_manifest(folder).is_complete else " but for what capturing again will add"
+    console.print(visible(f"{folder} is whole{rest}"), soft_wrap=True)
+
+
+@app.command()
+def info(folder: Folder) -> None:
+    """Tell what a folder holds, and whether its files are there, without reading them."""
+    from curricle.teachers.store.manifest import MANIFEST, missing_files, read_manifest
+
+    console, manifest = _console(), read_manifest(folder)
+    _tell(console, manifest)
+    missing = missing_files(folder, manifest)
+    if missing:
+        console.print(
+            f"damaged: {len(missing)} of {len(manifest.shards)} files are missing or of another "
+            f"size, the first is {missing[0]}; they or {MANIFEST} are of another store or damaged: "
+            f"restore them, or capture into a new folder",
+            soft_wrap=True,
+            markup=False,
+        )
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="DistillKit's Parquet files, or vLLM's JSON lines.", show_default=False
+        ),
+    ],
+    folder: Folder,
+    *,
+    num_classes: Annotated[
+        int | None, typer.Option(min=1, help="Size of the vocabulary, if the source has none.")
+    ] = None,
+    temperature: Annotated[float, typer.Option(help="With which the source was made.")] = 1.0,
+    missing: Annotated[
+        str, typer.Option(help="What becomes of the mass of other classes: rest or renormalize.")
+    ] = "rest",
+) -> None:
+    """Make stored targets of top-k log-probabilities that another program has written.
+
+    Raises:
+        SpecError: If there is no such policy of the missing mass.
+    """
+    from curricle.teachers.store.importing import import_targets
+
+    if missing not in {"rest", "renormalize"}:
+        raise SpecError(f"'--missing' must be 'rest' or 'renormalize'; got {missing!r}")
+    policy: Any = missing
+    manifest = import_targets(
+        source, folder, num_classes=num_classes, temperature=temperature, missing=policy
+    )
+    _tell(_console(), manifest)
+
+
+def _tell(console: Console, manifest: "Manifest") -> None:
+    """Print whose targets are kept, and how."""
+    from curricle.runs.target_folder import described
+
+    teacher, data = manifest.teacher, manifest.data
+    state = "complete" if manifest.is_complete else "not complete: capturing again goes on"
+    told: dict[str, Any] = {
+        "state": state,
+        "teacher": f"{teacher.weights.get('final', 'unknown')[:16]}, {teacher.parameters} "
+        f"parameters, {teacher.precision or 'unknown precision'}",
+        "data": f"{data.name or 'unknown'} {data.fingerprint}",
+        "tokenizer": data.tokenizer[:16] or "none",
+    }
+    for name, found in told.items():
+        console.print(visible(f"{name}: {found}"), soft_wrap=True)
+    table = Table("targets", "whole", "codec", "error", "examples", "rows", "bytes a row")
+    for one in described(manifest):
+        codec = one.section.codec
+        row = (f"{one.examples}", f"{one.rows}", f"{one.bytes_a_row:.1f}")
+        whole = "yes" if manifest.is_whole(one.section) else "no"
+        table.add_row(visible(str(one.section)), whole, codec.kind, codec.words, *row)
+    console.print(table)
+
+
+def _console() -> Console:
+    # Names of files and tasks are no markup.
+    console = Console(markup=False, emoji=False)
+    # Tables in a file or a pipe need not fit a terminal.
+    return console if console.is_terminal else Console(width=WIDE, markup=False, emoji=False)

@@ -1,0 +1,306 @@
+"""How does a user's `DataLoader` become a stream that can be resumed at any step?
+
+A loader is a data set, an order and a way to collate. `stream` keeps the three and takes over the
+drawing: the order of epoch e is listed under the named stream (seed, `loader`, e), and each batch
+is fetched under (seed, `loader batch`, step), so also augmentation and masking by the collate
+function are the same whenever, and by whichever worker, the step is read. The loader itself and
+the global generators are left as they were.
+
+Design: batches are fetched by a loader of our own whose items are whole batches. With workers, one
+iterator runs ahead as long as steps come in order; any other step is fetched in this process.
+What an item of the loader may be is said in `items`. The last short batch of an epoch is dropped,
+for batches have one size.
+
+Limits: draws from numpy's or Python's own global generators are not named streams; two readings
+of the first batch are compared, and a loader that gives different ones is refused.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from curricle import seeding
+from curricle.data.collation import batch_of, check_first
+from curricle.data.orders import IndexOrder, Order, epoch_order, order_digest
+from curricle.data.streams import Batch
+from curricle.errors import DataError
+from curricle.values import fingerprint
+
+
+def stream(loader: DataLoader[Any], *, seed: int = 0, next_token: bool = False) -> "LoaderStream":
+    """Return a loader as a stream whose batch is a pure function of the step.
+
+    Items may be `Batch`, inputs alone, `(inputs, labels)`, or a mapping of named tensors with
+    optional `labels` and `attention_mask`. Labels with one axis are one class an example; with two
+    axes, one class a position, where -100 is not scored.
+
+    Args:
+        loader: Over a data set with a length; its order, collate function and workers are used.
+        seed: Seed of the order and of what the data set draws from torch.
+        next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
+            models of transformers have it; the shift is made here, once.
+
+    Raises:
+        DataError: If it is not a `DataLoader`.
+    """
+    if not isinstance(loader, DataLoader):
+        raise DataError(f"'loader' must be a DataLoader; got {type(loader).__name__!r}")
+    return LoaderStream(loader, seed=seed, next_token=next_token)
+
+
+@final
+class LoaderStream:
+    """A `DataLoader` read by step."""
+
+    def __init__(self, loader: DataLoader[Any], *, seed: int, next_token: bool) -> None:
+        """Check the loader and read its first batch.
+
+        Args:
+            loader: As in `stream`.
+            seed: As in `stream`.
+            next_token: As in `stream`.
+
+        Raises:
+            DataError: If the loader's batches cannot be found again by step.
+        """
+        if isinstance(loader.dataset, IterableDataset):
+            raise DataError(
+                "'loader' must have a data set with a length and indexes, for a step must be found "
+                f"again when a run resumes; got the IterableDataset {_name(loader.dataset)!r}"
+            )
+        if loader.batch_sampler is None:
+            raise DataError("'loader' must make batches; got batch_size=None")
+        self._loader = loader
+        self._seed = seed
+        self._next_token = next_token
+        self._epoch = -1
+        self._batches: Order = []
+        self._steps_per_epoch = 0
+        self._ahead: Iterator[object] | None = None
+        self._last = -1
+        self._batches = self._listed(0)
+        self._epoch, self._steps_per_epoch = 0, len(self._batches)
+        self._batch_size = len(self._batches[0])
+        item = self._fetch(0)
+        first = self._built(item)
+        check_first(item, first, next_token=next_token)
+        if _digest(first) != _digest(self._built(self._fetch(0))):
+            raise DataError(
+                "'loader' must give the same first batch twice; got different ones, so its data "
+                "set or collate function draws from something else than torch's generators"
+            )
+        self._tokens_per_batch = first.num_read_tokens
+        self._fingerprint = self._described(first)
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of examples of every batch."""
+        return self._batch_size
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the number of positions of the first batch, padding included.
+
+        A collate function that pads to the longest example gives batches around this number, so
+        records count the positions of each batch that is read.
+        """
+        return self._tokens_per_batch
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Return the number of whole batches of an epoch."""
+        return self._steps_per_epoch
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Return whether the loader has workers of its own."""
+        return self._loader.num_workers > 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of the loader's description, the first epoch's order and first batch.
+
+        It covers the data set's class and length, the classes of the samplers, the batch size, the
+        seed and `next_token`. Data that differ only after the first batch are not noticed.
+        """
+        return self._fingerprint
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step."""
+        return self._built(self._read(step))
+
+    def _read(self, step: int) -> object:
+        """Return the item of a step: from the workers if steps come in order, or fetched here."""
+        in_order, self._last = step == self._last + 1, step
+        if not self._loader.num_workers or not in_order:
+            # Whatever the workers have read ahead belongs to other steps.
+            self._ahead = None
+            return self._fetch(step)
+        if self._ahead is None or step % self._steps_per_epoch == 0:
+            self._ahead = self._workers(step)
+        return next(self._ahead)
+
+    def _fetch(self, step: int) -> object:
+        return _Batches(self._loader, self._seed)[step, self._indexes(step)]
+
+    def _workers(self, start: int) -> Iterator[object]:
+        """Return the items from a step to the end of its epoch, read ahead by workers."""
+        epoch = start // self._steps_per_epoch
+        steps = range(start, (epoch + 1) * self._steps_per_epoch)
+        source = self._loader
+        ahead: DataLoader[object] = DataLoader(
+            _Batches(source, self._seed),
+            batch_size=None,
+            sampler=_Keys(self._indexes, steps),
+            collate_fn=_unchanged,
+            num_workers=source.num_workers,
+            prefetch_factor=source.prefetch_factor,
+            pin_memory=source.pin_memory,
+            timeout=source.timeout,
+            worker_init_fn=source.worker_init_fn,
+            multiprocessing_context=source.multiprocessing_context,
+            # Workers get their seeds from here, and not from the global generator.
+            generator=seeding.generator(self._seed, "loader workers", start),
+        )
+        return iter(ahead)
+
+    def _indexes(self, step: int) -> list[Any]:
+        epoch, place = divmod(step, self._steps_per_epoch)
+        if epoch != self._epoch:
+            self._batches, self._epoch = self._listed(epoch), epoch
+        indexes: list[Any] = self._batches[place]
+        return indexes
+
+    def _listed(self, epoch: int) -> Order:
+        """Return the indexes of the whole batches of an epoch."""
+        batch_sampler = self._loader.batch_sampler
+        with ExitStack() as stack:
+            for generator in _generators(self._loader):
+                stack.enter_context(_lent(generator, self._seed, epoch))
+            stack.enter_context(seeding.scoped(self._seed, "loader", epoch))
+            for sampler in (batch_sampler, self._loader.sampler):
+                # Samplers of distributed training are told the epoch in this way.
+                if callable(set_epoch := getattr(sampler, "set_epoch", None)):
+                    set_epoch(epoch)
+            batches = epoch_order(batch_sampler)
+        return self._whole(batches, epoch)
+
+    def _whole(self, batches: Order, epoch: int) -> Order:
+        size = self._loader.batch_size or (len(batches[0]) if batches else 0)
+        whole = batches[:-1] if batches and len(batches[-1]) < size else batches
+        if not whole:
+            raise DataError(
+                f"'loader' must give at least one whole batch of {size} examples; "
+                f"got {sum(map(len, batches))} examples"
+            )
+        if not isinstance(whole, IndexOrder) and any(len(batch) != size for batch in whole):
+            sizes = ", ".join(map(str, sorted({len(batch) for batch in whole})))
+            raise DataError(f"'loader' must give batches of one size; got sizes {sizes}")
+        if self._steps_per_epoch not in {0, len(whole)}:
+            raise DataError(
+                f"'loader' must give the same number of batches in every epoch: "
+                f"{self._steps_per_epoch}; got {len(whole)} in epoch {epoch}"
+            )
+        return whole
+
+    def _built(self, item: object) -> Batch:
+        batch = batch_of(item, next_token=self._next_token)
+        if batch.num_examples != self._batch_size:
+            raise DataError(
+                f"'loader' must collate {self._batch_size} examples into as many rows; "
+                f"got {batch.num_examples} rows"
+            )
+        return batch
+
+    def _described(self, first: Batch) -> str:
+        loader = self._loader
+        dataset: Any = loader.dataset
+        return fingerprint(
+            {
+                "stream": "loader",
+                "dataset": [_name(dataset), len(dataset) if hasattr(dataset, "__len__") else None],
+                "samplers": [_name(loader.batch_sampler), _name(loader.sampler)],
+                "shape": [self._steps_per_epoch, self._batch_size],
+                "order": order_digest(self._batches),
+                "first": _digest(first),
+                "seed": self._seed,
+                "next_token": self._next_token,
+            }
+        )
+
+
+@final
+class _Batches(Dataset[object]):
+    """A data set whose items are the collated batches of another; the key holds the step."""
+
+    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
+        self._dataset: Any = loader.dataset
+        self._collate = loader.collate_fn
+        self._seed = seed
+
+    def __getitem__(self, key: tuple[int, list[Any]]) -> object:
+        step, indexes = key
+        with seeding.scoped(self._seed, "loader batch", step):
+            if callable(getattr(self._dataset, "__getitems__", None)):
+                return self._collate(self._dataset.__getitems__(indexes))
+            return self._collate([self._dataset[index] for index in indexes])
+
+
+@final
+class _Keys:
+    """Keys of `_Batches` for some steps, each made when a worker is given it."""
+
+    def __init__(self, indexes: Callable[[int], list[Any]], steps: range) -> None:
+        self._indexes, self._steps = indexes, steps
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
+        return ((step, self._indexes(step)) for step in self._steps)
+
+
+def _unchanged(item: object) -> object:
+    return item
+
+
+def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+    """Return the explicit generators from which a loader's order may be drawn."""
+    batch_sampler = loader.batch_sampler
+    owners = (loader, loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+    found = [getattr(owner, "generator", None) for owner in owners]
+    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+
+
+@contextmanager
+def _lent(generator: torch.Generator, seed: int, epoch: int) -> Iterator[None]:
+    """Seed a user's generator inside the block and restore it afterwards."""
+    state = generator.get_state()
+    generator.manual_seed(seeding.derive(seed, "loader", epoch))
+    try:
+        yield
+    finally:
+        generator.set_state(state)
+
+
+def _digest(batch: Batch) -> str:
+    """Return a digest of everything in a batch."""
+    inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else dict(batch.inputs)
+    parts = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
+    digest = hashlib.sha256()
+    for name, tensor in [*inputs.items(), *parts.items()]:
+        digest.update(name.encode())
+        if tensor is not None:
+            digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+            content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(content.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _name(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}"

@@ -1,0 +1,1 @@
+"""Synthetic data: sparse parity and grammars."""

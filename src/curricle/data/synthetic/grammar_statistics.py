@@ -1,0 +1,169 @@
+"""What is known about the strings of a grammar without drawing any?
+
+The law of the lengths, the expected number of each terminal and the entropy follow from the rules
+by a dynamic program over the levels: subtrees are independent once the rule above them is known.
+`num_derivations` counts the derivation trees of one string.
+
+Axes: length (number of terminals, from 0), terminal.
+
+Design: float64 throughout. The numbers are exact but for its rounding, about one part in 10^15.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import final
+
+import numpy as np
+from jaxtyping import Float
+
+from curricle.data.synthetic.grammars import Grammar
+from curricle.errors import DataError, SpecError
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StringStatistics:
+    """The law of the strings that a symbol gives."""
+
+    length_probabilities: Float[np.ndarray, " length"]
+    """Chance of each length, from 0 to the largest; the last one is positive."""
+    token_counts: Mapping[int, float]
+    """Expected number of each terminal in a string."""
+    entropy: float
+    """Entropy of the derivation in bits; that of the string if no string has two derivations."""
+
+    @property
+    def min_length(self) -> int:
+        """Return the length of the shortest string, in tokens."""
+        return int(np.flatnonzero(self.length_probabilities)[0])
+
+    @property
+    def max_length(self) -> int:
+        """Return the length of the longest string, in tokens."""
+        return len(self.length_probabilities) - 1
+
+    @property
+    def mean_length(self) -> float:
+        """Return the expected length, in tokens."""
+        return float(self.length_probabilities @ np.arange(len(self.length_probabilities)))
+
+    @property
+    def sd_length(self) -> float:
+        """Return the standard deviation of the length, in tokens."""
+        squared = (np.arange(len(self.length_probabilities)) - self.mean_length) ** 2
+        return math.sqrt(float(self.length_probabilities @ squared))
+
+    @property
+    def token_frequencies(self) -> dict[int, float]:
+        """Return the share of each terminal in all tokens."""
+        return {token: count / self.mean_length for token, count in self.token_counts.items()}
+
+    @property
+    def entropy_per_token(self) -> float:
+        """Return the entropy of the derivation divided by the expected length, in bits."""
+        return self.entropy / self.mean_length
+
+    def length_quantile(self, share: float) -> int:
+        """Return the smallest length that a given share of the strings does not exceed.
+
+        Args:
+            share: Between 0 and 1.
+
+        Raises:
+            SpecError: If it is not.
+        """
+        if not 0 <= share <= 1:
+            raise SpecError(f"'share' must lie between 0 and 1; got {share}")
+        # Chances that sum up to a share exactly may miss it by rounding.
+        reached = np.cumsum(self.length_probabilities) >= share - 1e-12
+        return max(int(reached.argmax()), self.min_length)
+
+    def expected_longest(self, num_strings: int) -> float:
+        """Return the expected length of the longest of some independent strings, in tokens.
+
+        E max = sum over l >= 0 of 1 - P(length <= l)^n.
+
+        Args:
+            num_strings: n; positive.
+
+        Raises:
+            SpecError: If it is not.
+        """
+        if num_strings < 1:
+            raise SpecError(f"'num_strings' must be positive; got {num_strings}")
+        shorter = np.cumsum(self.length_probabilities[:-1]) ** num_strings
+        return float(np.sum(1 - shorter))
+
+
+def string_statistics(grammar: Grammar) -> StringStatistics:
+    """Return the law of the strings of a grammar from its start."""
+    terminals, rules = grammar.terminals, grammar.alternatives
+    unit = np.array([0.0, 1.0])
+    known = {
+        one: StringStatistics(
+            length_probabilities=unit,
+            token_counts={token: float(token == one) for token in terminals},
+            entropy=0.0,
+        )
+        for one in terminals
+    }
+    for level in grammar.levels[1:]:
+        for symbol in level:
+            rights = [[known[child] for child in right] for right in rules[symbol]]
+            known[symbol] = _mixed(rights, terminals)
+    return known[grammar.start]
+
+
+def _mixed(
+    rights: Sequence[Sequence[StringStatistics]], terminals: Sequence[int]
+) -> StringStatistics:
+    """Return the law of equally likely rows of independent symbols."""
+    lengths = [reduce(np.convolve, (one.length_probabilities for one in row)) for row in rights]
+    mixture = np.zeros(max(map(len, lengths)))
+    for one in lengths:
+        mixture[: len(one)] += one / len(rights)
+    every = [one for row in rights for one in row]
+    return StringStatistics(
+        length_probabilities=mixture,
+        token_counts={
+            token: sum(one.token_counts[token] for one in every) / len(rights)
+            for token in terminals
+        },
+        entropy=math.log2(len(rights)) + sum(one.entropy for one in every) / len(rights),
+    )
+
+
+def num_derivations(grammar: Grammar, string: Sequence[int]) -> int:
+    """Return the number of derivations of a string from the start; 0 if it is not in the grammar.
+
+    N_s[i, j], the number of ways in which symbol s becomes the tokens from i up to j, is the sum
+    over the rules of s of the matrix product of the replacements' N. Exact below 2^53; takes about
+    a second for a string of 400 tokens.
+
+    Args:
+        grammar: The grammar.
+        string: Terminals, as symbols of the grammar.
+
+    Raises:
+        DataError: If a token is no terminal.
+    """
+    foreign = set(string) - set(grammar.terminals)
+    if foreign:
+        raise DataError(
+            f"'string' must hold the terminals {grammar.terminals} only; got {min(foreign)}"
+        )
+    size, tokens = len(string), np.array(string, dtype=np.int64)
+    ways = {one: np.zeros((size + 1, size + 1)) for one in grammar.terminals}
+    for one, matrix in ways.items():
+        places = np.flatnonzero(tokens == one)
+        matrix[places, places + 1] = 1
+    rules = grammar.alternatives
+    for level in grammar.levels[1:]:
+        for symbol in level:
+            products = [
+                reduce(np.matmul, (ways[child] for child in right)) for right in rules[symbol]
+            ]
+            ways[symbol] = np.sum(products, axis=0)
+    return int(ways[grammar.start][0, size])

@@ -1,0 +1,1 @@
+"""Text as batches: corpora, tokenizers and windows of tokens."""

@@ -1,0 +1,314 @@
+"""Corpora: where the documents of a text come from.
+
+`open_corpus` gives the documents of one split: of a text file, a folder with a file for each split,
+the sample shipped with the package, a data set of the Hugging Face Hub, or several of these, one
+after another.
+
+Design: documents are read one by one and a text file in chunks, anew for every reading, since a
+Wikipedia does not fit into memory. With them goes a digest of the bytes that they are read from and
+of how, which names what is made of them in the cache. Of a text file every reading compares the
+bytes that it has read with it. For a data set these are the Arrow files into which `datasets` has
+put it: they are opened once and give both digest and documents, so that neither a new version on
+the Hub nor an old one in its cache can come between the two. The package is imported when a corpus
+needs it; it is an extra.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+from curricle.data.text import progress
+from curricle.data.text.chunks import TextFile, between, count_lines, lines, open_text
+from curricle.errors import DataError, SpecError, near_names
+from curricle.extras import imported
+from curricle.files import content_digest
+from curricle.values import fingerprint
+from curricle.yaml_specs import from_json
+
+Split = Literal["train", "valid", "test"]
+Corpus = str | Path | Sequence[str | Path]
+SAMPLE = "sample"
+"""Word that stands for the text shipped with the package."""
+HUB = "datasets:"
+"""What the name of a data set begins with."""
+SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+TEXT = "text"
+"""Field of a JSON line, or column of a data set, that holds a document."""
+AT_ONCE = 1000
+"""Rows of a data set read in one call; one by one takes fifty times as long."""
+_TEXT = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ufeff]")
+"""A character that makes a document one with text: neither blank nor control character."""
+Pieces = Iterable[str]
+"""A document in order, in parts of any length."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Documents:
+    """The documents of one split, read anew each time they are iterated."""
+
+    read: Callable[[], Iterator[Pieces]]
+    """Yields them in order; each must be read to its end before the next."""
+    digest: str
+    """Equal only for equal documents."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the documents in order, each whole."""
+        return ("".join(pieces) for pieces in self.read())
+
+
+def open_corpus(corpus: Corpus, split: Split) -> Documents:
+    """Return the documents of one split; those without text are left out.
+
+    A text file is one document; in a JSON-lines file each line's field `text` is one. A folder
+    holds one file for each split (`train.txt`, `valid.jsonl.gz`, ...); a single file is cut 90/5/5
+    by lines, in order. In a data set each row's column `text` is a document, and its split
+    `validation` is `valid`; if it has only `train`, that is cut 90/5/5 by rows.
+
+    What a file or row holds is first looked at when the documents are read; errors of it are raised
+    there.
+
+    Args:
+        corpus: A folder, a file, the word `sample` for the text shipped with the package,
+            `datasets:NAME` or `datasets:NAME:CONFIG`, or several of these, which must each hold the
+            split.
+        split: `train`, `valid` or `test`.
+    """
+    parts = [_open(one, split) for one in names(corpus)]
+    return Documents(
+        read=lambda: itertools.chain.from_iterable(part.read() for part in parts),
+        digest=fingerprint([part.digest for part in parts]),
+    )
+
+
+def names(corpus: Corpus) -> list[str]:
+    """Return the names of the texts that a corpus is made of, in order.
+
+    Raises:
+        SpecError: If it is made of none.
+    """
+    found = [str(one) for one in ([corpus] if isinstance(corpus, str | Path) else corpus)]
+    if not found:
+        raise SpecError(f"'corpus' must name at least one text; got {corpus!r}")
+    return found
+
+
+def _open(name: str, split: Split) -> Documents:
+    if name.startswith(HUB):
+        return _open_data_set(name, split)
+    return _open_file(name, split)
+
+
+def _with_text(documents: Iterable[str], name: str, split: Split) -> Iterator[Pieces]:
+    """Yield the documents that hold text.
+
+    Raises:
+        DataError: If none does, or one holds half of a character.
+    """
+    is_empty = True
+    for number, document in enumerate(documents, start=1):
+        if _TEXT.search(document) is None:
+            continue
+        is_empty = False
+        if not _is_encodable(document):
+            raise DataError(
+                f"split {split!r} of {name!r} must hold whole characters; document {number} has "
+                f"a lone surrogate, half of one; write the text again as UTF-8"
+            )
+        yield (document,)
+    if is_empty:
+        raise DataError(_empty(name, split))
+
+
+def _is_encodable(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: JSON may hold half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _empty(name: str, split: Split) -> str:
+    return (
+        f"split {split!r} of {name!r} must hold text; it is empty, or holds nothing but blanks "
+        f"and control characters"
+    )
+
+
+def _digest(content: list[str], form: str, cut: Split | None) -> str:
+    """Return a digest of documents.
+
+    Args:
+        content: Digests of the files that they are read from.
+        form: How they stand in it.
+        cut: Split that is cut from the files; None if they are read whole.
+    """
+    return fingerprint({"content": content, "form": form, "cut": cut or ""})
+
+
+def _share(split: Split, count: int) -> tuple[int, int]:
+    """Return where a split begins and ends if 90, 5 and 5 percent are cut, in order."""
+    borders = [count * percent // 100 for percent in (0, 90, 95, 100)]
+    return list(itertools.pairwise(borders))[get_args(Split).index(split)]
+
+
+def _open_file(name: str, split: Split) -> Documents:
+    path, is_folder = _locate(name, split)
+    cut = None if is_folder else split
+    form = ".jsonl" if ".jsonl" in path.suffixes else ".txt"
+    file = open_text(path)
+    chunks = partial(_chunks, file, cut, name)
+    if form == ".jsonl":
+        read = partial(_read_records, chunks, file, name, split)
+    else:
+        read = partial(_read_whole, chunks, name, split)
+    return Documents(read=read, digest=_digest([file.sha256], form, cut))
+
+
+def _locate(name: str, split: Split) -> tuple[Path, bool]:
+    """Return the file that holds a split and whether it holds nothing else.
+
+    Raises:
+        DataError: If there is no such file or more than one.
+    """
+    root = Path(__file__).parent / "sample" / "shakespeare.txt.gz" if name == SAMPLE else Path(name)
+    if root.is_file():
+        return root, False
+    if not root.is_dir():
+        raise DataError(
+            f"corpus {name!r} must be a folder or a text file; there is none; "
+            f"'--set task.corpus={SAMPLE}' takes the shipped text"
+        )
+    possible = [split + suffix for suffix in SUFFIXES]
+    found = [root / one for one in possible if (root / one).is_file()]
+    if len(found) != 1:
+        raise DataError(
+            f"corpus {name!r} must hold exactly one file for split {split!r} "
+            f"({', '.join(possible)}); got {' and '.join(file.name for file in found) or 'none'}"
+        )
+    return found[0], True
+
+
+def _chunks(file: TextFile, cut: Split | None, name: str) -> Iterator[str]:
+    """Yield a file, or the lines of a split that is cut from it.
+
+    Raises:
+        DataError: If the file has too few lines for that split.
+    """
+    if cut is None:
+        yield from file.chunks()
+        return
+    count = count_lines(file.chunks())
+    first, last = _share(cut, count)
+    if count and first == last:
+        raise DataError(
+            f"{_empty(name, cut)}; a single file is cut 90/5/5 by lines, in order, and this has "
+            f"{count}; a folder with {cut}.txt and the other splits is read as it is"
+        )
+    yield from between(file.chunks(), first, last)
+
+
+def _read_whole(chunks: Callable[[], Iterator[str]], name: str, split: Split) -> Iterator[Pieces]:
+    """Yield the one document that a text file holds.
+
+    Raises:
+        DataError: If it has no text.
+    """
+    if not any(_TEXT.search(chunk) for chunk in chunks()):
+        raise DataError(_empty(name, split))
+    yield chunks()
+
+
+def _read_records(
+    chunks: Callable[[], Iterator[str]], file: TextFile, name: str, split: Split
+) -> Iterator[Pieces]:
+    records = (
+        _record(line, file.path, number)
+        for number, line in enumerate(lines(chunks(), file.path), start=1)
+        if line.strip()
+    )
+    return _with_text(records, name, split)
+
+
+def _record(line: str, file: Path, number: int) -> str:
+    """Return the document in a JSON line.
+
+    Raises:
+        DataError: If there is none.
+    """
+    where = f"{str(file)!r} must hold"
+    try:
+        record = from_json(line)
+    except json.JSONDecodeError as error:
+        raise DataError(
+            f"{where} one JSON object a line: line {number}, column {error.colno}: {error.msg}"
+        ) from None
+    text = record.get(TEXT) if isinstance(record, dict) else None
+    if not isinstance(text, str):
+        raise DataError(f"{where} a field 'text' in every line; got {line[:60]!r} in line {number}")
+    return text
+
+
+def _open_data_set(name: str, split: Split) -> Documents:
+    """Return the documents of a data set.
+
+    Raises:
+        DataError: If it has no such split or no texts.
+    """
+    splits = _load(name)
+    cut = split if set(splits) == {"train"} else None
+    wanted = "train" if cut else "validation" if split == "valid" else split
+    if wanted not in splits:
+        raise DataError(f"{name!r} must have a split {wanted!r}; {near_names(wanted, splits)}")
+    table = splits[wanted]
+    if TEXT not in table.column_names:
+        known = near_names(TEXT, table.column_names)
+        raise DataError(f"{name!r} must have a column {TEXT!r}; {known}")
+    files = [Path(file["filename"]) for file in table.cache_files]
+    digest = _digest([content_digest(file) for file in files], "arrow", cut)
+    rows = (table.select(range(*_share(cut, len(table)))) if cut else table).select_columns([TEXT])
+    return Documents(read=lambda: _with_text(_read_rows(rows, name), name, split), digest=digest)
+
+
+def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and with it the type
+    """Return the splits of a data set by name, mapped from the cache of `datasets`.
+
+    Raises:
+        DataError: If it cannot be loaded, for whatever reason.
+    """
+    path, _, config = name.removeprefix(HUB).partition(":")
+    if not path:
+        raise DataError(f"corpus {name!r} must name a data set after the colon; got nothing")
+    datasets = imported(
+        "datasets", package="datasets", extra="datasets", use="a corpus of that kind"
+    )
+    why: object
+    try:
+        # In memory a data set would have no files, and a digest of none is the same for all.
+        return datasets.load_dataset(path, config or None, keep_in_memory=False)
+    except datasets.exceptions.DatasetGenerationError as error:
+        # The error itself says no more than that there is one.
+        why = error.__cause__ or error
+    except Exception as error:  # noqa: BLE001 - what fails may be network, disk, name or format
+        why = error
+    raise DataError(f"{name!r} cannot be loaded: {' '.join(str(why).split())}")
+
+
+def _read_rows(rows: Any, name: str) -> Iterator[str]:  # noqa: ANN401 - as above
+    """Yield the texts of a data set.
+
+    Raises:
+        DataError: If something else stands in the column.
+    """
+    for number, batch in enumerate(rows.iter(AT_ONCE)):
+        progress.advance(min((number + 1) * AT_ONCE, len(rows)), len(rows))
+        for text in batch[TEXT]:
+            if not isinstance(text, str):
+                raise DataError(f"{name!r} must hold a text in every row; got {text!r}")
+            yield text

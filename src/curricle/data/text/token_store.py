@@ -1,0 +1,265 @@
+"""Tokenized texts on disk, kept between runs.
+
+A `TokenStore` is one long row of token ids with the facts about its vocabulary. On disk it is a
+folder with `tokens.bin` (little-endian, two or four bytes a token), which is mapped into memory
+and not read into it, and `manifest.json`, which says what the file must look like.
+
+Axes: token (places in the whole text).
+
+Design: a folder is written beside its final place, flushed and renamed, so it exists whole or not
+at all; opening it compares size and SHA-256 with the manifest, so a damaged one is refused instead
+of trained on. The fingerprint depends on the tokens and the vocabulary alone, not on where or by
+which version they were made. Nothing here needs the `tokenizers` package.
+"""
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import numpy as np
+from filelock import FileLock
+from jaxtyping import Integer, UInt
+
+from curricle.errors import CheckpointError, DataError, SpecError, reason
+from curricle.files import content_digest, new_folder
+from curricle.values import Plain, fingerprint, parse, plain, value
+from curricle.yaml_specs import from_json
+
+FORMAT = 1
+"""Version of the layout of a store; one more whenever old folders can no longer be read."""
+MANIFEST = "manifest.json"
+TOKENS = "tokens.bin"
+LOCK = "lock"
+"""File beside a folder that is being written, locked by the process that writes it."""
+NEWBORN_SECONDS = 5.0
+"""Age up to which the lock of an unfinished folder may not be locked yet."""
+
+
+@final
+@value
+class Vocabulary:
+    """What a stream has to know about token ids."""
+
+    size: int
+    """Number of ids; every token is smaller."""
+    special: tuple[int, ...] = ()
+    """Ids that are never scored, masked or drawn: padding, unknown, mask, start of a document."""
+    mask: int | None = None
+    """Id that replaces a masked token; None if the vocabulary has none."""
+
+    def __post_init__(self) -> None:
+        """Check that the named ids exist and that something is left to score.
+
+        Raises:
+            SpecError: If they do not.
+        """
+        named = (*self.special, *(() if self.mask is None else (self.mask,)))
+        for number in named:
+            if not 0 <= number < self.size:
+                raise SpecError(
+                    f"'special' and 'mask' must be ids below the size {self.size}; got {number}"
+                )
+        if len(set(named)) >= self.size:
+            raise SpecError(f"'size' must leave an id that is not special; got {self.size}")
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TokenStore:
+    """A tokenised text and the facts about its vocabulary."""
+
+    tokens: UInt[np.ndarray, " token"]
+    """The text as ids; mapped from disk, or an array in memory."""
+    vocabulary: Vocabulary
+    """What the ids mean to a stream."""
+    fingerprint: str
+    """Digest of the tokens and the vocabulary."""
+
+
+def in_memory(tokens: Integer[np.ndarray, " token"], vocabulary: Vocabulary) -> TokenStore:
+    """Return a store of an array, with the same fingerprint as the same tokens on disk.
+
+    Args:
+        tokens: The text as ids.
+        vocabulary: What the ids mean; no id may lie outside.
+    """
+    kept = _narrowed(tokens, vocabulary)
+    return TokenStore(
+        tokens=kept,
+        vocabulary=vocabulary,
+        fingerprint=_digest(hashlib.sha256(kept.data).hexdigest(), vocabulary),
+    )
+
+
+def write_store(
+    folder: Path, pieces: Iterable[Integer[np.ndarray, " _"]], vocabulary: Vocabulary
+) -> None:
+    """Write a store, piece after piece; if the folder exists by then, that one is kept.
+
+    Args:
+        folder: Final place; its parent is made if needed.
+        pieces: The text as ids, in order.
+        vocabulary: What the ids mean; no id may lie outside.
+    """
+
+    def fill(building: Path) -> Plain:
+        dtype, digest, count = _dtype(vocabulary), hashlib.sha256(), 0
+        with (building / TOKENS).open("wb") as file:
+            for piece in pieces:
+                content = _narrowed(piece, vocabulary).tobytes()
+                digest.update(content)
+                count += len(content) // dtype.itemsize
+                file.write(content)
+        facts: Plain = {"tokens": count, "sha256": digest.hexdigest()}
+        return facts | {"vocabulary": plain(vocabulary)}
+
+    write_folder(folder, fill)
+
+
+def open_store(folder: Path) -> TokenStore:
+    """Return the store in a folder, its tokens mapped from disk.
+
+    Args:
+        folder: Where `write_store` has written.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged or of another format; it is named.
+    """
+    manifest = read_manifest(folder)
+    try:
+        vocabulary = parse(Vocabulary, manifest["vocabulary"])
+        count, sha256 = int(manifest["tokens"]), str(manifest["sha256"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(folder / MANIFEST)!r} does not describe a token store: {error}"
+        ) from None
+    path, dtype = folder / TOKENS, _dtype(vocabulary)
+    size = path.stat().st_size if path.is_file() else 0
+    if size != count * dtype.itemsize:
+        raise CheckpointError(
+            f"{str(path)!r} must hold {count * dtype.itemsize} bytes as its manifest says; "
+            f"got {size}; delete the folder to build it again"
+        )
+    require_digest(path, sha256)
+    # An empty file cannot be mapped.
+    tokens = np.memmap(path, dtype=dtype, mode="r") if count else np.empty(0, dtype=dtype)
+    return TokenStore(tokens=tokens, vocabulary=vocabulary, fingerprint=_digest(sha256, vocabulary))
+
+
+def write_folder(folder: Path, fill: Callable[[Path], Plain]) -> None:
+    """Make a folder that exists whole or not at all.
+
+    Args:
+        folder: Final place; if another process has made it meanwhile, that one is kept.
+        fill: Writes the files into the folder it is given and returns the manifest.
+    """
+    with (
+        new_folder(folder, keep_if_holds=MANIFEST) as building,
+        _locked(building.parent / LOCK),
+    ):
+        manifest = {"format": FORMAT} | fill(building)
+        (building / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process; see `remove_leftovers`."""
+    lock = FileLock(path)
+    # Some network file systems know no locks; there, leftovers of a kill just stay.
+    with suppress(OSError, NotImplementedError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove folders that processes were writing when they were killed.
+
+    What another process is still writing is locked by it and stays. Links are not followed.
+
+    Args:
+        parent: Where stores lie; need not exist.
+    """
+    for hidden in parent.glob(f".*/{LOCK}"):
+        folder = hidden.parent
+        if folder.is_symlink() or not (folder / "new").is_dir():
+            continue
+        # Another process may remove it first, and `Timeout` is an `OSError` too.
+        with suppress(OSError, NotImplementedError):
+            is_newborn = time.time() - hidden.stat().st_mtime < NEWBORN_SECONDS
+            if not is_newborn:
+                with FileLock(hidden, blocking=False):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_manifest(folder: Path) -> Plain:
+    """Return the manifest of a folder that `write_folder` has made.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        CheckpointError: If the manifest is missing, damaged or of another format.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as a manifest: {reason(error)}"
+        ) from None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{str(path)!r} must have format {FORMAT}; got {found!r}")
+    return manifest
+
+
+def require_digest(path: Path, sha256: str) -> None:
+    """Refuse a file whose content is not what its manifest says.
+
+    Args:
+        path: The file.
+        sha256: SHA-256 of its content in hexadecimal.
+
+    Raises:
+        CheckpointError: If the file is missing or differs.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{str(path)!r} must exist as its manifest says; there is none")
+    if (found := content_digest(path)) != sha256:
+        raise CheckpointError(
+            f"{str(path)!r} is damaged: its SHA-256 must be {sha256[:16]}...; "
+            f"got {found[:16]}...; delete the folder to build it again"
+        )
+
+
+def _narrowed(
+    tokens: Integer[np.ndarray, " token"], vocabulary: Vocabulary
+) -> UInt[np.ndarray, " token"]:
+    """Return ids in the type that they have on disk.
+
+    Raises:
+        DataError: If an id lies outside the vocabulary.
+    """
+    if tokens.size and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary.size:
+        raise DataError(
+            f"'tokens' must lie between 0 and the vocabulary's last id {vocabulary.size - 1}; "
+            f"got {int(tokens.min())} to {int(tokens.max())}"
+        )
+    return np.ascontiguousarray(tokens, dtype=_dtype(vocabulary))
+
+
+def _dtype(vocabulary: Vocabulary) -> np.dtype[np.unsignedinteger]:
+    return np.dtype("<u2" if vocabulary.size <= 1 << 16 else "<u4")
+
+
+def _digest(sha256: str, vocabulary: Vocabulary) -> str:
+    return fingerprint({"tokens": sha256, "vocabulary": plain(vocabulary)})

@@ -1,0 +1,249 @@
+"""Tokenizers trained on a corpus, and its text as tokens.
+
+`train_tokenizer` fits a byte-level BPE on the training split of a corpus, `encode` makes tokens of
+documents; `open_or_build` does both once, keeps the result on disk and gives a `TokenStore`.
+Documents come from `curricle.data.text.corpora`.
+
+Design: a text is read piece by piece, so memory holds neither a book nor its tokens. The tokenizer
+is trained on the training split only and serves all splits. The folders in the cache are named by a
+digest of everything they depend on (the documents, split, vocabulary size, versions), so another
+corpus never meets an old tokenizer. Documents are joined to one row of tokens, each after a
+`<bos>`. WikiText writes rare words as a literal `<unk>`: that is the tokenizer's unknown token, one
+id, and like all special tokens it is never scored.
+
+This is the only module of the package's data part that needs `tokenizers` (the `hf` extra).
+"""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from curricle.data.text import progress
+from curricle.data.text.corpora import Corpus, Documents, Pieces, Split, open_corpus
+from curricle.data.text.pieces import pieces
+from curricle.data.text.token_store import (
+    TokenStore,
+    Vocabulary,
+    open_store,
+    read_manifest,
+    remove_leftovers,
+    require_digest,
+    write_folder,
+    write_store,
+)
+from curricle.errors import DataError, SpecError
+from curricle.files import content_digest, write_text
+from curricle.values import Plain, fingerprint
+
+SPECIAL = ("<pad>", "<unk>", "<mask>", "<bos>")
+"""Special tokens; the place is the id."""
+PAD, UNKNOWN, MASK, START = range(4)
+ALGORITHM = 3
+"""Version of the way from text to tokens; one more whenever the same text gives other tokens."""
+SMALLEST = len(SPECIAL) + 256
+"""Smallest vocabulary: every byte must have a token."""
+AT_ONCE = 2**18
+"""Characters given to the tokenizer in one call, which needs a hundred bytes for each."""
+
+
+def train_tokenizer(texts: Iterable[str | Pieces], vocabulary_size: int) -> Tokenizer:
+    """Return a byte-level BPE tokenizer trained on texts; the same texts give the same one.
+
+    The special tokens take the first ids in the order of `SPECIAL`. A text too short for that many
+    merges gives a smaller vocabulary; the tokenizer knows its size.
+
+    Args:
+        texts: Documents or lines, whole or in parts.
+        vocabulary_size: Largest number of ids, special tokens included.
+
+    Raises:
+        SpecError: If there would be no room for every byte.
+    """
+    if vocabulary_size < SMALLEST:
+        raise SpecError(
+            f"'vocabulary_size' must be at least {SMALLEST}, which is every byte and "
+            f"{len(SPECIAL)} special tokens; got {vocabulary_size}"
+        )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        # The blank before WikiText's `<unk>` belongs to it, as the blank before any word does.
+        special_tokens=[AddedToken(name, lstrip=name == SPECIAL[UNKNOWN]) for name in SPECIAL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    # The trainer does not know special tokens in the text and would learn their letters.
+    parts = (piece.replace(SPECIAL[UNKNOWN], "") for text in texts for piece in _pieces(text))
+    _train(tokenizer, parts, trainer)
+    return tokenizer
+
+
+def _train(tokenizer: Tokenizer, parts: Iterator[str], trainer: trainers.BpeTrainer) -> None:
+    """Train a tokenizer in a second thread, so that a signal can end this one's waiting.
+
+    The package reads its iterator in threads of its own, in which Python handles no signals.
+    """
+    context, is_stopped = copy_context(), threading.Event()
+
+    def read() -> Iterator[str]:
+        # Those threads know nothing of whoever watches the progress either.
+        while (part := context.run(next, parts, None)) is not None:
+            if is_stopped.is_set():
+                raise DataError("'corpus' was read in part only: training was stopped")
+            yield part
+
+    with ThreadPoolExecutor(1) as pool:
+        trained = pool.submit(tokenizer.train_from_iterator, read(), trainer=trainer)
+        try:
+            trained.result()
+        finally:
+            is_stopped.set()
+
+
+def encode(
+    tokenizer: Tokenizer, documents: Iterable[str | Pieces]
+) -> Iterator[Int[np.ndarray, " _"]]:
+    """Yield the ids of documents in pieces; each document begins with `<bos>`.
+
+    Args:
+        tokenizer: From `train_tokenizer`.
+        documents: Texts in order, whole or in parts.
+    """
+    for document in documents:
+        yield np.array([START])
+        for batch in _batches(_pieces(document)):
+            encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            yield np.array([number for piece in encoded for number in piece.ids], dtype=np.int64)
+
+
+def _pieces(document: str | Pieces) -> Iterator[str]:
+    return pieces([document] if isinstance(document, str) else document)
+
+
+def _batches(parts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield pieces in lists of about `AT_ONCE` characters."""
+    batch: list[str] = []
+    count = 0
+    for part in parts:
+        batch.append(part)
+        count += len(part)
+        if count >= AT_ONCE:
+            yield batch
+            batch, count = [], 0
+    if batch:
+        yield batch
+
+
+def open_tokenizer(corpus: Corpus, *, vocabulary_size: int, cache_dir: Path) -> Tokenizer:
+    """Return the tokenizer of a corpus, trained on its training split the first time.
+
+    Args:
+        corpus: As in `open_corpus`.
+        vocabulary_size: As in `train_tokenizer`.
+        cache_dir: Folder that keeps what was made.
+    """
+    return _tokenizer(open_corpus(corpus, "train"), vocabulary_size, cache_dir)
+
+
+def open_or_build(
+    corpus: Corpus, split: Split, *, vocabulary_size: int, cache_dir: Path
+) -> TokenStore:
+    """Return the tokens of one split, made the first time and mapped from disk afterwards.
+
+    Args:
+        corpus: As in `open_corpus`.
+        split: `train`, `valid` or `test`; all use the tokenizer of the training split.
+        vocabulary_size: As in `train_tokenizer`.
+        cache_dir: Folder that keeps what was made.
+    """
+    remove_leftovers(cache_dir)
+    train = open_corpus(corpus, "train")
+    documents = train if split == "train" else open_corpus(corpus, split)
+    key = fingerprint(
+        {
+            "tokenizer": _tokenizer_key(train, vocabulary_size),
+            "split": split,
+            "documents": documents.digest,
+        }
+    )
+    folder = cache_dir / f"tokens-{split}-{key}"
+    if not folder.is_dir():
+        tokenizer = _tokenizer(train, vocabulary_size, cache_dir)
+        with progress.job(f"tokenizing {split}"):
+            write_store(folder, encode(tokenizer, documents.read()), vocabulary_of(tokenizer))
+    return open_store(folder)
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, window: int) -> None:
+    """Write a tokenizer as `AutoTokenizer.from_pretrained` of transformers reads it.
+
+    It gives the ids of `encode` without the `<bos>` that begins a document there.
+
+    Args:
+        tokenizer: From `train_tokenizer`; stays as it is.
+        folder: Where the model lies.
+        window: Tokens that the model reads at once.
+    """
+    exported = Tokenizer.from_str(tokenizer.to_str())
+    # `encode` takes line by line, so no token may reach beyond the end of one.
+    by_line = pre_tokenizers.Split("\n", behavior="merged_with_previous")
+    exported.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            by_line,
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    write_text(folder / "tokenizer.json", exported.to_str(pretty=True))
+    facts = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": SPECIAL[PAD],
+        "unk_token": SPECIAL[UNKNOWN],
+        "mask_token": SPECIAL[MASK],
+        "bos_token": SPECIAL[START],
+        "model_max_length": window,
+        "clean_up_tokenization_spaces": False,
+    }
+    write_text(folder / "tokenizer_config.json", json.dumps(facts, indent=2))
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Return the facts about the ids of a tokenizer from `train_tokenizer`."""
+    return Vocabulary(
+        size=tokenizer.get_vocab_size(), special=tuple(range(len(SPECIAL))), mask=MASK
+    )
+
+
+def _tokenizer(train: Documents, vocabulary_size: int, cache_dir: Path) -> Tokenizer:
+    folder = cache_dir / f"tokenizer-{_tokenizer_key(train, vocabulary_size)}"
+
+    def fill(building: Path) -> Plain:
+        path = building / "tokenizer.json"
+        with progress.job("training the tokenizer"):
+            train_tokenizer(train.read(), vocabulary_size).save(str(path))
+        return {"tokenizers": tokenizers.__version__, "sha256": content_digest(path)}
+
+    if not folder.is_dir():
+        write_folder(folder, fill)
+    require_digest(folder / "tokenizer.json", str(read_manifest(folder).get("sha256")))
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+
+def _tokenizer_key(train: Documents, vocabulary_size: int) -> str:
+    return fingerprint(
+        {
+            "documents": train.digest,
+            "vocabulary_size": vocabulary_size,
+            "algorithm": ALGORITHM,
+            "tokenizers": tokenizers.__version__,
+        }
+    )

@@ -1,1 +1,0 @@
-"""Run specs, the runner, equal-budget comparisons and the demos."""

@@ -1,0 +1,230 @@
+"""How is a Hugging Face model built or loaded for a run?
+
+Two values: `HuggingFaceSpec` builds a model of any family from scratch, `PretrainedSpec` loads a
+local folder. Both become tapped models through `adapters.tapped`, which needs no table of
+families. This is the only module that uses transformers' model classes; the package is an extra,
+so it is imported when a model is asked for.
+"""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, final
+
+from pydantic import Field
+
+from curricle.errors import BindError, CheckpointError, SpecError, near_names
+from curricle.extras import imported
+from curricle.models.families import tapped
+from curricle.models.tapped import TappedModel
+from curricle.values import value
+from curricle.yaml_specs import from_json
+
+Head = Literal["masked_lm", "causal_lm"]
+SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+LONGEST_REASON = 200
+"""Characters that are shown of an error of transformers, some of which list every family."""
+
+
+@final
+@value
+class HuggingFaceSpec:
+    """A model of a Hugging Face family with fresh weights."""
+
+    kind: Literal["hf"] = "hf"
+    model_type: str
+    """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
+    head: Head = "masked_lm"
+    """What the model predicts."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the family's configuration; vocabulary and positions follow the task."""
+
+    def build(
+        self,
+        *,
+        num_inputs: int,
+        num_classes: int,
+        num_positions: int,
+        padding_token: int | None = 0,
+    ) -> TappedModel:
+        """Return the model with weights from torch's global generator.
+
+        Args:
+            num_inputs: Size of the vocabulary.
+            num_classes: Not used; a language model predicts its vocabulary.
+            num_positions: Length of the sequences.
+            padding_token: Id whose embedding some families keep at zero; None if there is none.
+
+        Raises:
+            SpecError: If the family, or a field of its configuration, does not exist, or if
+                transformers builds no model from it.
+        """
+        del num_classes
+        transformers = _transformers()
+        try:
+            known = transformers.AutoConfig.for_model(self.model_type)
+        except ValueError:
+            raise SpecError(
+                f"'model_type' must be a family of transformers; got {self.model_type!r}"
+            ) from None
+        fields = [*known.to_dict(), *known.attribute_map]
+        for name in self.config:
+            if name not in fields:
+                raise SpecError(
+                    f"{name!r} is not a field of the {self.model_type} configuration; "
+                    f"{near_names(name, fields)}"
+                )
+        given = {
+            "vocab_size": num_inputs,
+            # Some families number positions from the padding id on and need a few more.
+            "max_position_embeddings": num_positions + 8,
+            "pad_token_id": padding_token,
+            **{name: None for name in SPECIAL_TOKENS if name in fields},
+        } | self.config
+        try:
+            config = transformers.AutoConfig.for_model(self.model_type, **given)
+            model = _auto(transformers, self.head).from_config(config, trust_remote_code=False)
+        except Exception as error:
+            # What families raise for a wrong field has no common base.
+            raise SpecError(
+                f"'config' must describe a {self.model_type} model with head {self.head!r}; "
+                f"transformers says: {_reason(error)}"
+            ) from error
+        _check_sizes(model.config, num_inputs, num_positions)
+        return tapped(model)
+
+
+@final
+@value
+class PretrainedSpec:
+    """A model loaded from a local Hugging Face folder."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    """Folder with `config.json` and `model.safetensors`."""
+    head: Head = "masked_lm"
+    """What the model predicts."""
+
+    def build(
+        self,
+        *,
+        num_inputs: int,
+        num_classes: int,
+        num_positions: int,
+        padding_token: int | None = 0,
+    ) -> TappedModel:
+        """Return the model in float32.
+
+        Args:
+            num_inputs: Size of the task's vocabulary.
+            num_classes: Not used; a language model predicts its vocabulary.
+            num_positions: Length of the sequences.
+            padding_token: Not used; the folder's configuration knows it.
+
+        Raises:
+            BindError: If the folder is missing or its vocabulary is not the task's.
+            CheckpointError: If transformers cannot read the model or weights are missing.
+        """
+        del num_classes, padding_token
+        if not Path(self.path, "config.json").is_file():
+            raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
+        _check_safetensors(Path(self.path))
+        transformers = _transformers()
+        _refuse_code(transformers, self.path)
+        try:
+            # Version 5 loads in the dtype of the file by default; a student needs float32.
+            model, loaded = _auto(transformers, self.head).from_pretrained(
+                self.path,
+                dtype="float32",
+                local_files_only=True,
+                use_safetensors=True,
+                output_loading_info=True,
+                # Left out, transformers asks on the standard input whether to run the code.
+                trust_remote_code=False,
+            )
+        except Exception as error:
+            # What families raise for a damaged folder has no common base.
+            raise CheckpointError(
+                f"'path' {self.path!r} must hold a model with head {self.head!r}; "
+                f"transformers says: {_reason(error)}"
+            ) from error
+        if loaded["missing_keys"]:
+            # Transformers would leave them at random numbers.
+            raise CheckpointError(
+                f"'path' {self.path!r} must hold all weights of {type(model).__name__}; "
+                f"{min(loaded['missing_keys'])!r} is missing"
+            )
+        if model.config.vocab_size != num_inputs:
+            raise BindError(
+                f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries; "
+                f"got {model.config.vocab_size}"
+            )
+        _check_sizes(model.config, num_inputs, num_positions)
+        return tapped(model)
+
+
+def _check_safetensors(folder: Path) -> None:
+    """Check that weights are not only there as a pickle, which is never read.
+
+    Raises:
+        CheckpointError: If they are.
+    """
+    pickles = sorted(path.name for path in folder.glob("*.bin"))
+    if pickles and not any(folder.glob("*.safetensors")):
+        raise CheckpointError(
+            f"'path' {str(folder)!r} must hold 'model.safetensors'; got {pickles[0]!r}, a pickle, "
+            f"which is not read since reading one can run code; 'save_pretrained' of the model "
+            f"writes safetensors"
+        )
+
+
+def _refuse_code(transformers: ModuleType, path: str) -> None:
+    """Refuse a folder whose model is code in the folder.
+
+    Raises:
+        CheckpointError: If transformers has no such family.
+    """
+    try:
+        config = from_json(Path(path, "config.json").read_bytes())
+        has_code, family = "auto_map" in config, config.get("model_type")
+    except (OSError, ValueError, TypeError, AttributeError):
+        # Not a configuration: transformers says why.
+        return
+    if has_code and family not in transformers.CONFIG_MAPPING:
+        raise CheckpointError(
+            f"'path' {path!r} must hold a model of a family that transformers brings along; its "
+            f"'model_type' {family!r} is code in the folder ('auto_map'), which is never run"
+        )
+
+
+def _check_sizes(config: Any, num_inputs: int, num_positions: int) -> None:  # noqa: ANN401
+    """Check that a model has room for a task's tokens and positions.
+
+    Raises:
+        BindError: If not; the field of its configuration is named.
+    """
+    least = {"vocab_size": num_inputs, "max_position_embeddings": num_positions}
+    for name, number in least.items():
+        found = getattr(config, name, number)
+        if isinstance(found, int) and found < number:
+            raise BindError(
+                f"{name!r} of the model must be at least the task's {number}; got {found}"
+            )
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:LONGEST_REASON]
+
+
+def _auto(transformers: ModuleType, head: Head) -> Any:  # noqa: ANN401 - a class chosen by name
+    if head == "masked_lm":
+        return transformers.AutoModelForMaskedLM
+    return transformers.AutoModelForCausalLM
+
+
+def _transformers() -> ModuleType:
+    transformers = imported(
+        "transformers", package="transformers", extra="hf", use="Hugging Face models"
+    )
+    # Bars for single small files would stand between those of the runs.
+    transformers.utils.logging.disable_progress_bar()
+    return transformers

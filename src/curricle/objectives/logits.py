@@ -1,0 +1,375 @@
+"""Objectives on logits: matching a teacher's, or fitting the labels of the data.
+
+Both objectives read logits at the selected positions only, so a masked language model computes its
+head at masked tokens and nowhere else. If the data select no positions, all positions with logits
+and data count.
+
+Axes: leading (example, position), row (counted positions), class.
+
+Unit: nats a counted position.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from curricle.data.labels import misplaced
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CurricleError, DataError
+from curricle.models.decisions import check_problem_type
+from curricle.models.heads import LinearHead
+from curricle.models.tapped import Activations, TappedModel
+from curricle.objectives.base import (
+    MOST_WEIGHT,
+    BoundObjective,
+    Reads,
+    Rows,
+    Sample,
+    Target,
+    check_classes,
+    check_positions,
+    logits_of,
+    require,
+)
+from curricle.objectives.chunked import (
+    Chunk,
+    RowLoss,
+    chunked_cross_entropy,
+    chunked_divergence,
+    chunked_total,
+)
+from curricle.objectives.divergences import Divergence, ForwardKL
+from curricle.objectives.losses import cross_entropy
+from curricle.objectives.sparse import SparseTarget, sparse_forward_kl
+from curricle.values import Plain, value
+
+LOGIT_AXES = 2
+"""Minimum number of axes of logits: rows and classes."""
+FEWEST_CLASSES = 2
+"""Minimum number of classes; a distribution over a single class is constant."""
+
+
+@final
+@value
+class MatchLogits:
+    """Bring the student's output distribution close to the teacher's.
+
+    Mean over selected positions, in nats, times `student_temperature**2` with `scale`
+    `temperature_squared`.
+
+    Source:
+        Hinton et al. 2015 (arXiv 1503.02531) for the temperature; both papers of the curricula use
+        student temperature 1 and no squared factor. Deviation: KL instead of soft cross-entropy
+        (same gradient), so that the value is zero at a match.
+    """
+
+    kind: Literal["logits"] = "logits"
+    divergence: Divergence = ForwardKL()
+    """Divergence of the two distributions."""
+    teacher_temperature: float = Field(default=1.0, ge=0)
+    """Softening of the teacher; dimensionless; 0 uses its arg-max as a label."""
+    student_temperature: float = Field(default=1.0, gt=0)
+    """Softening of the student; dimensionless, positive."""
+    scale: Literal["none", "temperature_squared"] = "none"
+    """`temperature_squared` multiplies by the squared student temperature, which keeps the
+    gradient's size if both temperatures are equal."""
+    num_classes: int | None = Field(default=None, gt=0)
+    """Number of leading classes to compare, for vocabularies padded to different sizes; None
+    compares all, and requires equal vocabularies."""
+    chunk: Chunk | None = None
+    """Number of positions with logits in memory at one time, for large vocabularies: a number,
+    `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads
+    must end in a linear map."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
+
+    def __post_init__(self) -> None:
+        """Check that the divergence is finite at the temperatures."""
+        self.divergence.check(
+            student_temperature=self.student_temperature,
+            teacher_temperature=self.teacher_temperature,
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return True: the target is the teacher's distribution."""
+        return True
+
+    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
+        """Return both logits, or both heads with `chunk`."""
+        check_problem_type(student, "student")
+        check_problem_type(require(teacher, "teacher"), "teacher")
+        if self.chunk is None:
+            return Reads(student_logits=True, teacher_logits=True)
+        return Reads(student_head=True, teacher_head=True)
+
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "BoundLogits":
+        """Return the term after checking the vocabularies.
+
+        Raises:
+            BindError: If the numbers of classes differ without `num_classes`, there are fewer than
+                two classes, or the positions of the logits are not those of the data.
+        """
+        del reads, is_residual
+        teacher_activations = require(sample.teacher, "teacher")
+        *leading, student = check_scores("student", _shape(self.chunk, sample.student))
+        *teacher_leading, teacher = check_scores("teacher", _shape(self.chunk, teacher_activations))
+        if self.num_classes is None and student != teacher:
+            raise BindError(
+                f"'vocabulary' of student and teacher must be equal to match logits; for padded "
+                f"vocabularies set 'num_classes' to the number of real classes; got {student} and "
+                f"{teacher} classes"
+            )
+        if self.num_classes is not None and self.num_classes > min(student, teacher):
+            raise BindError(
+                f"'num_classes' must be at most the {student} and {teacher} classes of student and "
+                f"teacher; got {self.num_classes}"
+            )
+        for owner, positions in (
+            ("student", sample.student.positions),
+            ("teacher", teacher_activations.positions),
+        ):
+            check_positions(f"'logits' of the {owner}", positions, sample.batch, kind=BindError)
+        if leading != teacher_leading:
+            raise BindError(
+                f"'logits' of student and teacher must have the same positions; "
+                f"got {tuple(leading)} and {tuple(teacher_leading)}"
+            )
+        selects_none = sample.batch.selected is None
+        rows = Rows.of("'logits'", leading, sample.batch) if selects_none else None
+        return BoundLogits(declared=self, rows=rows, num_classes=self.num_classes or teacher)
+
+
+def check_scores(role: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of logits after checking that they define a distribution.
+
+    Args:
+        role: `student` or `teacher`.
+        shape: Their shape; classes on the last axis.
+
+    Raises:
+        BindError: If there is only a single value per example or position.
+    """
+    if len(shape) < LOGIT_AXES or shape[-1] < FEWEST_CLASSES:
+        raise BindError(
+            f"'logits' of the {role} must have two classes or more to define probabilities; got "
+            f"shape {shape}, a single value each, as in regression or for a binary logit; for a "
+            f"binary logit z return torch.cat([torch.zeros_like(z), z], dim=-1), and for other "
+            f"models match hidden states by MatchHidden"
+        )
+    return shape
+
+
+def _shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ...]:
+    """Return the shape of logits; with `chunk` from the head, without computing them."""
+    if chunk is None:
+        return tuple(logits_of(activations).shape)
+    head = require(activations.head, "head")
+    return (*head.states.shape[:-1], head.num_classes)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundLogits:
+    """`MatchLogits` with equal vocabularies."""
+
+    declared: MatchLogits
+    rows: Rows | None
+    """Rows with counted logits; None for the selected positions."""
+    num_classes: int
+    """Number of classes to compare."""
+
+    @property
+    def target_facts(self) -> Plain:
+        """Return the dependencies of the target besides the teacher and the data."""
+        return {"kind": "logits", "num_classes": self.num_classes}
+
+    @property
+    def reads_selected(self) -> bool:
+        """Return whether only selected positions count."""
+        return self.rows is None
+
+    @property
+    def sparse_temperature(self) -> float | None:
+        """Return the teacher's temperature; None for a divergence that needs all classes."""
+        declared = self.declared
+        return declared.teacher_temperature if isinstance(declared.divergence, ForwardKL) else None
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of selected positions; without selection, of all with data."""
+        return batch.num_selected if self.rows is None else self.rows.count(batch)
+
+    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"] | LinearHead:
+        """Return the teacher's logits, or its head with `chunk`."""
+        if self.declared.chunk is None:
+            return self.logits(teacher, batch)
+        return self._head(teacher, batch).detached
+
+    def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
+        """Return the divergence summed over selected positions, in nats."""
+        declared = self.declared
+        target = require(target, "target")
+        if not isinstance(target, LinearHead):
+            total = self._divergence(student, target, batch)
+        else:
+            total = chunked_divergence(
+                self._head(student, batch),
+                target,
+                declared.divergence,
+                student_temperature=declared.student_temperature,
+                teacher_temperature=declared.teacher_temperature,
+                chunk=declared.chunk or "auto",
+            )
+        squared = declared.student_temperature**2
+        return total * squared if declared.scale == "temperature_squared" else total
+
+    def _divergence(
+        self, student: Activations, target: Tensor | SparseTarget, batch: Batch
+    ) -> Float[Tensor, ""]:
+        """Return the divergence from computed logits or a sparse target."""
+        chunk, compare = self.declared.chunk, self._comparison(target)
+        if chunk is not None:
+            return chunked_total(self._head(student, batch), compare, chunk=chunk)
+        return compare(self.logits(student, batch), slice(None))
+
+    def _comparison(self, target: Tensor | SparseTarget) -> RowLoss:
+        declared = self.declared
+        if isinstance(target, Tensor):
+            return lambda logits, rows: declared.divergence(
+                logits,
+                target[rows],
+                student_temperature=declared.student_temperature,
+                teacher_temperature=declared.teacher_temperature,
+            )
+        if target.temperature != declared.teacher_temperature:
+            raise BindError(
+                f"'teacher_temperature' must be {target.temperature:g}, the temperature of the "
+                f"stored targets; got {declared.teacher_temperature:g}"
+            )
+        return lambda logits, rows: sparse_forward_kl(
+            logits, target.at(rows), student_temperature=declared.student_temperature
+        )
+
+    def logits(self, activations: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+        """Return the counted logits of either model."""
+        logits = logits_of(activations)
+        check_positions("'logits'", activations.positions, batch)
+        if self.declared.num_classes is not None:
+            logits = logits[..., : self.declared.num_classes]
+        return logits if self.rows is None else self.rows.take(logits, batch)
+
+    def _head(self, activations: Activations, batch: Batch) -> LinearHead:
+        check_positions("'logits'", activations.positions, batch)
+        head = require(activations.head, "head").first(self.declared.num_classes)
+        if self.rows is None:
+            return head
+        return replace(head, states=self.rows.take(head.states, batch))
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """Return taps, objective, projection and widths in words."""
+        declared = self.declared
+        softening = f"T={declared.teacher_temperature:g}"
+        return "logits", f"{declared.weight:g} x {declared.divergence.kind} {softening}", "-", "-"
+
+
+@final
+@value
+class FitLabels:
+    """Fit the data's labels by cross-entropy; mean over labeled positions, in nats."""
+
+    kind: Literal["labels"] = "labels"
+    chunk: Chunk | None = None
+    """As in `MatchLogits`. If both set it, each computes the student's logits."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return False: the target is in the data."""
+        return False
+
+    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
+        """Return the student's logits, or its head with `chunk`."""
+        del teacher
+        check_problem_type(student, "student")
+        return Reads(student_logits=self.chunk is None, student_head=self.chunk is not None)
+
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
+        """Return the term after checking the labels of the first batch.
+
+        Raises:
+            BindError: If the student's logits and the labels have different positions, or there are
+                fewer than two classes.
+        """
+        del reads, is_residual
+        batch, student = sample.batch, sample.student
+        *leading, classes = check_scores("student", _shape(self.chunk, student))
+        check_positions("'logits' of the student", student.positions, batch, kind=BindError)
+        # Missing labels raise an error in `count`.
+        if batch.labels is not None:
+            _check_places(leading, batch, kind=BindError)
+            check_classes(batch.labels, classes)
+        return _BoundLabels(declared=self, label_classes=classes)
+
+
+def _check_places(
+    leading: Sequence[int], batch: Batch, *, kind: type[CurricleError] = DataError
+) -> None:
+    """Check that each label has logits; see `check_positions`."""
+    if math.prod(leading) != batch.num_selected:
+        places = "examples" if batch.selected is None else "selected positions"
+        raise kind(
+            f"'logits' must have one row for each label, for {batch.num_selected} {places}; got "
+            f"shape {tuple(leading)}; to select positions, give labels two axes (example, position)"
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BoundLabels:
+    """`FitLabels` with the student's number of classes."""
+
+    declared: FitLabels
+    label_classes: int
+    """Number of classes of the student."""
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of labeled positions.
+
+        Raises:
+            BindError: If the data have no labels.
+        """
+        if batch.labels is None:
+            names = "" if isinstance(batch.inputs, Tensor) else f" of {[*batch.inputs]}"
+            raise BindError(
+                f"'labels' must be in the data for FitLabels, under that name; got batches{names} "
+                f"without labels{misplaced(batch.inputs)}"
+            )
+        return batch.num_selected
+
+    def target(self, teacher: Activations, batch: Batch) -> Tensor:
+        """Return the labels; never called, since no teacher is needed."""
+        del teacher
+        return require(batch.labels, "labels")
+
+    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
+        """Return the cross-entropy summed over labeled positions, in nats."""
+        del target
+        labels, chunk = require(batch.labels, "labels"), self.declared.chunk
+        check_positions("'logits'", student.positions, batch)
+        if chunk is None:
+            logits = logits_of(student)
+            _check_places(logits.shape[:-1], batch)
+            return cross_entropy(logits, labels)
+        head = require(student.head, "head")
+        _check_places(head.states.shape[:-1], batch)
+        return chunked_cross_entropy(head, labels, chunk=chunk)
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """Return taps, objective, projection and widths in words."""
+        return "labels", f"{self.declared.weight:g} x cross-entropy", "-", "-"

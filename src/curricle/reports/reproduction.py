@@ -1,0 +1,230 @@
+"""Report of a reproduced figure.
+
+In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
+numbers behind them, and `report.html`, which says what the original showed beside what was found.
+All are made from the records in the folder.
+"""
+
+import base64
+import html
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from curricle.files import write_text
+from curricle.points import (
+    PANELS,
+    Chart,
+    Panel,
+    Point,
+    RecipeRecord,
+    line_again,
+    read_points,
+    read_recipe,
+)
+from curricle.reports.charts import (
+    Slope,
+    Statistic,
+    points_of,
+    save_chart,
+    slopes,
+    statistics,
+)
+from curricle.reports.document import again, document, note, section, table
+from curricle.reports.headline import headline
+from curricle.reports.printed import View, save_panels
+from curricle.reports.quantities import NONE, short, with_interval
+from curricle.reports.run_folders import load_runs
+from curricle.reports.summary import Summary
+from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
+from curricle.values import plain
+
+FIGURE, SUMMARY, PAGE = "figure", "summary.json", "report.html"
+INTERVALS = (
+    "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
+    "one. A strategy that did not reach the target on every seed has no point."
+)
+
+
+def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str, ...]:
+    """Write figure, summary and page of a recipe.
+
+    Args:
+        folder: The recipe's folder, with what has been run.
+        summaries: Those of its panels, in order.
+
+    Returns:
+        What was found, a line each.
+    """
+    recipe = read_recipe(folder)
+    panels = list(zip(recipe.panels, summaries, strict=True))
+    points = (*read_points(folder), *_derived(recipe, panels))
+    found = statistics(points)
+    fits = slopes(points) if recipe.chart.slopes else ()
+    _draw(folder, recipe, panels, points)
+    _write_summary(folder, recipe, panels, (found, fits))
+    told = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    lines = (recipe.caution,) if recipe.caution else told
+    text = document(recipe.title, [
+        _header(recipe),
+        section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
+        section("Figure", _image(folder)),
+        section("Numbers", table(_grid(found)), note(INTERVALS)) if found else "",
+        *(_panel(panel, summary) for panel, summary in panels),
+        section("Made with", again(line_again(recipe, folder))) if recipe.line else "",
+    ])  # fmt: skip
+    write_text(folder / PAGE, text)
+    return lines
+
+
+def points_tables(folder: Path) -> list[Table]:
+    """Return what a recipe has measured besides its panels in short form; none if nothing."""
+    found = statistics(tuple(read_points(folder)))
+    return [to_rich(points_grid(read_recipe(folder).chart, found))] if found else []
+
+
+def points_grid(chart: Chart, found: Sequence[Statistic]) -> Grid:
+    """Return one row a panel and place, and one column a series.
+
+    Args:
+        chart: How they are drawn; of a spread the deviations are told, of others the means.
+        found: Measurements over their repetitions.
+    """
+    is_spread = chart.kind == "spread"
+    cells = {
+        (one.panel, _place(one), one.series): short(one.deviation)
+        if is_spread
+        else with_interval(one.mean, one.ci95)
+        for one in found
+    }
+    series = list(dict.fromkeys(one.series for one in found))
+    panels = list(dict.fromkeys(one.panel for one in found))
+    rows = dict.fromkeys((one.panel, _place(one)) for one in found)
+    what = "deviation" if is_spread else "mean"
+    grid = Grid(
+        title=f"{chart.y}: {what} over repetitions".removeprefix(": "),
+        columns=("panel", chart.x or "x", *series),
+        rows=tuple(
+            (*row, *(cells.get((*row, name), NONE) for name in series))
+            for row in sorted(rows, key=lambda row: panels.index(row[0]))
+        ),
+        numeric=(False, False, *[True] * len(series)),
+    )
+    return without_empty(grid)
+
+
+def recipe_table(rows: Sequence[Sequence[str]]) -> Table:
+    """Return the recipes for a terminal.
+
+    Args:
+        rows: Name, what it shows, source, what is known of the original and costs of each.
+    """
+    return to_rich(
+        Grid(
+            title="",
+            columns=("recipe", "shows", "source", "the original", "cost"),
+            rows=tuple(map(tuple, rows)),
+            numeric=(False,) * 5,
+        )
+    )
+
+
+def _derived(recipe: RecipeRecord, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Point, ...]:
+    return () if recipe.chart.of == "points" else points_of(recipe.chart, panels)
+
+
+def _draw(
+    folder: Path,
+    recipe: RecipeRecord,
+    panels: Sequence[tuple[Panel, Summary]],
+    points: Sequence[Point],
+) -> None:
+    if recipe.chart.kind != "curves":
+        save_chart(recipe.chart, points, folder / FIGURE, panels)
+        return
+    rows = [
+        (
+            panel.name if len(panels) > 1 else "",
+            load_runs([folder / PANELS / panel.name]),
+            View(metric=summary.metric, target=summary.target, log_x=summary.is_wide),
+        )
+        for panel, summary in panels
+    ]
+    save_panels(rows, folder / FIGURE)
+
+
+def _write_summary(
+    folder: Path,
+    recipe: RecipeRecord,
+    panels: Sequence[tuple[Panel, Summary]],
+    numbers: tuple[Sequence[Statistic], Sequence[Slope]],
+) -> None:
+    found, fits = numbers
+    told: dict[str, Any] = {
+        "recipe": recipe.name,
+        "scale": recipe.scale,
+        "source": recipe.source,
+        "panels": {panel.name: plain(summary) for panel, summary in panels},
+        "points": [plain(one) for one in found],
+        "slopes": [plain(one) for one in fits],
+    }
+    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+    write_text(folder / SUMMARY, text + "\n")
+
+
+def _told(panel: Panel, summary: Summary) -> str:
+    return f"{panel.name}: {headline(summary)}"
+
+
+def _slope(fit: Slope) -> str:
+    name = f"{fit.panel} {fit.series}".strip()
+    return f"{name}: slope {fit.slope:.2f} ± {fit.ci95:.2f}"
+
+
+def _header(recipe: RecipeRecord) -> str:
+    facts = f"{recipe.source} · scale {recipe.scale}"
+    return (
+        f'<header><h1>{html.escape(recipe.title)}</h1><p class="facts">{html.escape(facts)}</p>'
+        f"<p>The original: {html.escape(recipe.known)}.</p></header>"
+    )
+
+
+def _image(folder: Path) -> str:
+    data = base64.b64encode((folder / f"{FIGURE}.svg").read_bytes()).decode()
+    return f'<img alt="figure" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
+
+
+def _grid(found: Sequence[Statistic]) -> Grid:
+    grid = Grid(
+        title="",
+        columns=("panel", "series", "x", "mean", "deviation", "repetitions"),
+        rows=tuple(
+            (
+                one.panel,
+                one.series,
+                _place(one),
+                with_interval(one.mean, one.ci95),
+                short(one.deviation),
+                str(one.count),
+            )
+            for one in found
+        ),
+        numeric=(False, False, False, True, True, True),
+    )
+    return without_empty(grid)
+
+
+def _place(one: Statistic) -> str:
+    return one.x if isinstance(one.x, str) else short(one.x)
+
+
+def _panel(panel: Panel, summary: Summary) -> str:
+    link = f"{PANELS}/{panel.name}/{PAGE}"
+    return section(
+        html.escape(panel.name),
+        table(summary_grid(summary)),
+        f'<p><a href="{html.escape(link)}">Curves, stages and runs of this comparison</a></p>',
+    )

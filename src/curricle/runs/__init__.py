@@ -1,0 +1,1 @@
+"""Runs on disk: specs, comparisons, budgets, probes and reports."""

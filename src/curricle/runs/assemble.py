@@ -1,0 +1,95 @@
+"""What has to be at hand before a run of a spec can be bound?
+
+Its opened task, models with their first weights, and who teaches: the finished teacher of the run
+folder, or in its place the targets that were captured of it.
+"""
+
+from pathlib import Path
+
+from curricle import seeding
+from curricle.errors import BindError
+from curricle.models.tapped import TappedModel
+from curricle.runs.folder import TEACHER, end_of, is_claimed, load_finished
+from curricle.runs.spec import Model, RunSpec
+from curricle.tasks import TaskData
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.stored import StoredTeacher, open_targets
+from curricle.teachers.trajectory import hugging_face_trajectory, open_trajectory
+
+TRAJECTORY = "trajectory"
+Teacher = LiveTeacher | StoredTeacher
+"""Who may teach a student."""
+
+
+def is_ready(spec: RunSpec) -> bool:
+    """Return whether there is nothing to teach the teacher any more."""
+    if spec.teacher.total is None:
+        return True
+    return is_claimed(spec) and end_of(spec.folder / TEACHER) is not None
+
+
+def data_seed(spec: RunSpec, student_seed: int) -> int:
+    """Return the seed of the data that a student reads."""
+    return student_seed if spec.data_seed is None else spec.data_seed
+
+
+def open_task(spec: RunSpec, seed: int, reader: str) -> TaskData:
+    """Return the data of a seed."""
+    return spec.task.open(seed=seed, cache_dir=Path(spec.cache_dir), reader=reader)
+
+
+def build_model(model: Model, data: TaskData, seed: int, purpose: str) -> TappedModel:
+    """Return a model of the task's sizes with the first weights of a seed."""
+    with seeding.scoped(seed, purpose):
+        return model.build(
+            num_inputs=data.num_inputs,
+            num_classes=data.num_classes,
+            num_positions=data.num_positions,
+            padding_token=data.padding_token,
+        )
+
+
+def taught(spec: RunSpec, data: TaskData) -> LiveTeacher:
+    """Return the finished teacher with its trajectory."""
+    model = build_model(spec.teacher.model, data, spec.seed, "teacher")
+    folder = spec.folder / TEACHER
+    if spec.teacher.total is None:
+        folders = [Path(one) for one in spec.teacher.folders]
+        return LiveTeacher(model, hugging_face_trajectory(folders) if folders else None)
+    load_finished(model.module, folder)
+    return LiveTeacher(model, open_trajectory(folder / TRAJECTORY))
+
+
+def asked_teacher(spec: RunSpec, data: TaskData) -> Teacher:
+    """Return who teaches: the finished teacher, or its stored targets if the spec names some.
+
+    Raises:
+        BindError: If the targets are those of another teacher or tokenizer.
+    """
+    live = taught(spec, data)
+    if spec.targets is None:
+        return live
+    stored = open_targets(spec.targets.folder)
+    stored.store.check_teacher(live)
+    stored.trajectory = live.trajectory
+    told, found = stored.store.manifest.data.tokenizer, spec.task.tokenizer(Path(spec.cache_dir))
+    if told and found and told != found:
+        raise BindError(
+            f"'targets.folder' {spec.targets.folder!r} must hold targets of this tokenizer, whose "
+            f"SHA-256 is {found[:16]}...; got {told[:16]}..."
+        )
+    return stored
+
+
+def refuse_targets(spec: RunSpec) -> None:
+    """Check that no targets are asked for of a teacher that is still to be taught.
+
+    Raises:
+        BindError: If they are.
+    """
+    if spec.targets is not None:
+        raise BindError(
+            f"'targets' must come with the finished teacher that made them in 'output_dir', whose "
+            f"weights are compared; got none in {str(spec.folder)!r}: 'curricle teach' makes it, "
+            f"and then 'curricle targets capture' the targets if there are none yet"
+        )

@@ -1,0 +1,192 @@
+"""How long may each strategy run if all shall cost the same?
+
+A budget is a number of examples, tokens, steps, FLOPs or seconds. For examples, tokens and steps
+every strategy runs equally long. For FLOPs (student and teacher together) and seconds the cost of
+one step of each stage is measured first, and each strategy gets as many steps as the budget pays
+for: cheap stages buy more of them.
+"""
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Annotated, Literal, final
+
+from pydantic import BeforeValidator, Field
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum
+from curricle.errors import SpecError
+from curricle.models.restoring import modes_kept, train
+from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.loop.stepping import stepping
+from curricle.training.process.costs import now
+from curricle.values import parse, value
+
+SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+PROVISIONAL = Duration(number=1_000_000)
+"""Length with which a strategy is built to look at its stages before its length is known."""
+WARM_UP_STEPS, TIMED_STEPS = 5, 15
+
+
+@final
+@value
+class Budget:
+    """What each strategy may consume."""
+
+    number: float = Field(gt=0)
+    """How much; positive."""
+    unit: Literal["steps", "examples", "tokens", "flops", "seconds"]
+    """Of what; FLOPs count student and teacher, seconds only training."""
+
+    @property
+    def is_length(self) -> bool:
+        """Return whether the budget says how long to train, whatever a step costs."""
+        return self.unit not in ("flops", "seconds")
+
+    def duration(self) -> Duration:
+        """Return the length that a budget of steps, examples or tokens stands for.
+
+        Raises:
+            SpecError: If it is a budget of FLOPs or seconds, or not a whole number.
+        """
+        unit = self.unit
+        # Not `unit in (...)`, which would not tell the type checker what is left.
+        if unit == "flops" or unit == "seconds" or self.number != int(self.number):
+            raise SpecError(
+                f"'budget' must be a whole number of steps, examples or tokens; got {self}"
+            )
+        return Duration(number=int(self.number), unit=unit)
+
+    def __str__(self) -> str:
+        """Return the form that specs use."""
+        return f"{self.number:g} {self.unit}"
+
+
+def budget(text: object) -> object:
+    """Return the fields of a budget written as `2.5M examples` or `30 seconds`.
+
+    A `Budget` or its fields are returned as they are, for pydantic to judge.
+
+    Raises:
+        SpecError: If the text is not a number and a unit.
+    """
+    if isinstance(text, (Budget, Mapping)):
+        return text
+    found = re.fullmatch(r"\s*(-?[\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
+    try:
+        number, suffix, unit = found.groups() if found is not None else ("", "", "")
+        amount = float(number.replace("_", "")) * SUFFIXES[suffix]
+    except ValueError:
+        raise SpecError(
+            f"a budget must read like '1500 steps', '2.5M examples', '4T flops' or '60 seconds', "
+            f"with a blank; got {text!r}"
+        ) from None
+    return {"number": round(amount, 6), "unit": unit}
+
+
+def budget_of(text: Budget | str) -> Budget:
+    """Return a budget, or that of a text such as `2.5M examples`."""
+    parsed: Budget = text if isinstance(text, Budget) else parse(Budget, budget(text))
+    return parsed
+
+
+AnyBudget = Annotated[Budget, BeforeValidator(budget)]
+"""Field type that takes a `Budget`, its fields, or a text such as `2.5M examples`."""
+
+
+def fitted(
+    limit: Budget,
+    build: Callable[[Duration], Curriculum],
+    bound: Callable[[Curriculum], BoundRun],
+) -> Curriculum:
+    """Return a strategy's curriculum at the length that a budget pays for.
+
+    Args:
+        limit: The budget.
+        build: Gives the strategy's curriculum of a length.
+        bound: Binds a curriculum, which measures its stages.
+
+    Raises:
+        SpecError: If the budget does not pay for the shortest curriculum.
+    """
+    if limit.is_length:
+        return build(limit.duration())
+    run = bound(build(PROVISIONAL))
+    each: Sequence[float]
+    if limit.unit == "flops":
+        each = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
+    else:
+        each = seconds_per_step(run)
+    names = [stage.declared.name for stage in run.stages]
+    return build(Duration(number=_longest(limit, build, run, dict(zip(names, each, strict=True)))))
+
+
+def _longest(
+    limit: Budget,
+    build: Callable[[Duration], Curriculum],
+    run: BoundRun,
+    costs: Mapping[str, float],
+) -> int:
+    """Return the largest number of steps whose cost stays within the budget, by bisection.
+
+    Raises:
+        SpecError: If the budget does not pay for the shortest curriculum.
+    """
+    dearest = max(costs.values())
+
+    def cost(steps: int) -> float:
+        try:
+            stages = build(Duration(number=steps)).stages
+        except SpecError:
+            # Too short for the strategy's fixed stages.
+            return 0.0 if steps < run.num_steps else float("inf")
+        # How many stages there are may depend on the length; only far beyond the provisional one
+        # can there be stages that have not been measured.
+        return sum(
+            stage.duration.at_most.number * costs.get(stage.name, dearest) for stage in stages
+        )
+
+    low, high = 0, 1
+    while cost(high) <= limit.number and high < 10**12:
+        low, high = high, high * 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) <= limit.number else (low, middle)
+    if low == 0 or cost(low) == 0:
+        raise SpecError(
+            f"'budget' {limit} must pay for every stage; the stages before the last cost more"
+        )
+    return low
+
+
+def seconds_per_step(run: BoundRun) -> list[float]:
+    """Return the median seconds of one step of each stage; the student comes back as it was."""
+    module = run.student.module
+    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    teacher, settings = run.teacher, run.settings
+    teaching = nullcontext() if teacher is None else teacher.teaching(settings.teacher_inference)
+    with settings.stated_threads(), modes_kept(module), teaching:
+        train(module)
+        try:
+            return [statistics.median(_times(run, stage)) for stage in run.stages]
+        finally:
+            module.load_state_dict(kept)
+
+
+def _times(run: BoundRun, stage: BoundStage) -> list[float]:
+    """Return the seconds of some steps of a stage."""
+    # A step costs the same with any weights, and the checkpoints need not be there yet.
+    timed = dataclasses.replace(
+        stage, declared=dataclasses.replace(stage.declared, teacher="final")
+    )
+    device = run.settings.torch_device()
+    times = []
+    with stepping(run, timed, run.optimizer.build(run.student.module.parameters())) as stepper:
+        for number in range(WARM_UP_STEPS + TIMED_STEPS):
+            started = now(device)
+            # A stage may be shorter than that, and a schedule has no rate for steps outside it.
+            stepper.take(stage.span.start + number % stage.span.most, stage.span.end)
+            times.append(now(device) - started)
+    return times[WARM_UP_STEPS:]

@@ -1,0 +1,259 @@
+"""What do probes find in the networks of a run folder?
+
+The teacher is looked at at every checkpoint of its training and each finished student once, on
+held-out data that are the same for all:
+
+- `correlations` (parity): the output against monomials of the input bits;
+- `ngrams` (masked tokens): how much predictions lean on the nearest tokens;
+- `similarity` (all): the CKA of every student tap with every tap of the finished teacher.
+
+Two more are themselves trained for every network, which takes longer, so they are asked for:
+
+- `linear` (parity, grammars): how well the task's labels can be read off each tap;
+- `nonterminals` (grammars): how well the symbols above each token, level by level, can be read off
+  the last tap.
+
+What is found goes to `probes.jsonl` in the folder; tables and figures are made from that alone.
+
+Design: nothing that the run has written is changed, and probing again gives the same numbers. The
+labels of a text are left out of `linear`: its vocabulary has about as many entries as there are
+places to read.
+
+Source:
+    Panigrahi et al. 2024 (arXiv 2410.05464) for the probe of nonterminals, which learns from 10,240
+    sequences in 4 epochs with 16 heads and is judged by 4,096. Deviations: 640 and 256 by default,
+    16 epochs in batches of 32, and 4 heads, so that small networks take seconds; strings are shown
+    whole; the start symbol, which is above every token, is not asked for.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, final
+
+from curricle.data.streams import Batch
+from curricle.data.synthetic.grammars import Grammar
+from curricle.data.synthetic.pcfg import labeled_strings
+from curricle.errors import BindError
+from curricle.models.tapped import TappedModel
+from curricle.probes.correlations import output_correlations
+from curricle.probes.ngrams import POSITIONS, ngram_reliance
+from curricle.probes.nonterminals import NonterminalProbe, nonterminal_probe
+from curricle.probes.readings import Probe
+from curricle.probes.representations import linear_probe, tap_similarity
+from curricle.records import ProbeRecord, write_probes
+from curricle.runs.folder import TEACHER, end_of, read_origin, stored_spec
+from curricle.runs.spec import RunSpec
+from curricle.runs.train import (
+    StudentRun,
+    finished_student,
+    finished_teacher,
+    single_run,
+    student_runs,
+)
+from curricle.tasks import (
+    EVALUATION_SEED,
+    ParityTask,
+    PcfgTask,
+    Task,
+    TaskData,
+    TextTask,
+)
+from curricle.teachers.live import LiveTeacher
+
+FINAL: Final = 0
+"""Step of a pretrained teacher without checkpoints."""
+PROBES: Final = "probes.jsonl"
+EXAMPLES: Final = MappingProxyType({"signs": 100_000, "tokens": 16_384, "sequences": 256})
+"""Held-out examples by default: parity as in the paper, parity as tokens, and language."""
+MOST_PLACES: Final = 16_384
+"""Places at which taps are compared or labels read off them; more change no digit shown."""
+LEARNED_FROM: Final = 2.5
+"""Strings that a probe learns from for each held-out one."""
+NONTERMINALS: Final = NonterminalProbe(num_heads=4, batch_size=32, epochs=16)
+"""The paper's probe with a quarter of its heads, and more steps for the fewer strings."""
+
+Watcher = Callable[[str], None]
+"""Is told of every network before it is looked at."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """A probe and what it reads."""
+
+    probe: Probe
+    batch: Batch
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Subject:
+    """A network in the state in which it is looked at."""
+
+    name: str
+    seed: int
+    step: int
+    model: TappedModel
+    is_teacher: bool = False
+
+    def __str__(self) -> str:
+        """Return what people call it."""
+        seed = "" if self.is_teacher else f" seed {self.seed}"
+        return f"{self.name}{seed} after {self.step} steps"
+
+
+def probe_run(
+    folder: Path, *, examples: int | None, watch: Watcher, trains_probes: bool = False
+) -> list[ProbeRecord]:
+    """Return what the probes that fit a run's task find, after writing it into the run folder.
+
+    Args:
+        folder: Run folder of `teach`, `distill` or `compare`; students that are not finished are
+            left out.
+        examples: Held-out examples that are read; None takes the default of the task.
+        watch: Told of every network.
+        trains_probes: Whether probes that are trained themselves look as well.
+
+    Raises:
+        BindError: If no probe fits the task and there is no student.
+    """
+    command, spec = read_origin(folder).command, stored_spec(folder)
+    with spec.engine.stated_threads():
+        data, batch = _opened(spec, examples)
+        teacher = finished_teacher(spec, data)
+        looks = _fitting(spec, data, batch)
+        if trains_probes:
+            looks |= _trained(spec, data, batch)
+        alike = _Look(
+            partial(tap_similarity, teacher=teacher.model),
+            _shortened(batch, math.prod(batch.positions)),
+        )
+        records: list[ProbeRecord] = []
+        for subject in _subjects(spec, command, data, teacher):
+            watch(str(subject))
+            chosen = looks if subject.is_teacher else looks | {"similarity": alike}
+            records += [_record(subject, name, look) for name, look in chosen.items()]
+    if not records:
+        raise BindError(
+            f"{str(folder)!r} must hold a finished student, or a task that probes know (parity or "
+            f"masked tokens); got {data.name!r} without a student"
+        )
+    write_probes(folder / PROBES, records)
+    return records
+
+
+def _opened(spec: RunSpec, examples: int | None) -> tuple[TaskData, Batch]:
+    """Return the task, and one batch of held-out examples that no spec's sizes depend on."""
+    task = spec.task
+    kind = task.encoding if isinstance(task, ParityTask) else "sequences"
+    count = EXAMPLES[kind] if examples is None else examples
+    chosen: Task = (
+        replace(task, batch_size=count, evaluation_examples=count)
+        if isinstance(task, ParityTask)
+        else replace(task, batch_size=count, evaluation_batches=1)
+    )
+    data = chosen.open(seed=EVALUATION_SEED, cache_dir=Path(spec.cache_dir))
+    return data, data.evaluation[0]
+
+
+def _fitting(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
+    """Return the probes of single networks that fit the task and need no training."""
+    task = spec.task
+    if isinstance(task, ParityTask):
+        # A tree has a parity for every node, and its labels follow none alone.
+        probe = partial(output_correlations, support=range(task.degree))
+        return {"correlations": _Look(probe, batch)} if task.depth == 1 else {}
+    if data.mask_token is None:
+        return {}
+    length = batch.leading.shape[1]
+    # Texts shorter than the paper's strings are looked at in their middle.
+    positions = [one for one in POSITIONS if one < length] or [length // 2]
+    probe = partial(
+        ngram_reliance,
+        mask_token=data.mask_token,
+        positions=positions,
+        # As in training: a network that never met a gap in its attention is thrown off by one.
+        hides_attention=isinstance(task, PcfgTask) and task.masking_quirk,
+    )
+    return {"ngrams": _Look(probe, batch)}
+
+
+def _trained(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
+    """Return the probes of single networks that fit the task and are trained.
+
+    Raises:
+        BindError: If none does.
+    """
+    task = spec.task
+    if isinstance(task, TextTask):
+        raise BindError(
+            f"'--train-probes' must be left out but for parity and strings of a grammar; "
+            f"got {data.name!r}"
+        )
+    looks = {"linear": _Look(linear_probe, _shortened(batch, batch.num_selected))}
+    if isinstance(task, PcfgTask):
+        looks["nonterminals"] = _nonterminals(task.rules, held_out=batch.num_examples)
+    return looks
+
+
+def _nonterminals(grammar: Grammar, *, held_out: int) -> _Look:
+    judged, learned = (
+        labeled_strings(grammar, number=number, seed=EVALUATION_SEED, purpose=purpose)
+        for number, purpose in (
+            (held_out, "probe evaluation"),
+            (round(LEARNED_FROM * held_out), "probe"),
+        )
+    )
+    probe = partial(
+        nonterminal_probe,
+        labels=judged.symbols,
+        training_batch=learned.batch,
+        training_labels=learned.symbols,
+        settings=replace(NONTERMINALS, num_positions=judged.symbols.shape[1]),
+    )
+    return _Look(probe, judged.batch)
+
+
+def _subjects(
+    spec: RunSpec, command: str, data: TaskData, teacher: LiveTeacher
+) -> Iterator[_Subject]:
+    """Yield every network, the teacher's checkpoints first; while one is used it stays as it is."""
+    device = spec.engine.torch_device()
+    teacher.model.module.to(device)
+    with teacher.teaching():
+        for step in spec.trajectory_steps() or (FINAL,):
+            model = teacher.at(step or "final")
+            yield _Subject(name=TEACHER, seed=spec.seed, step=step, model=model, is_teacher=True)
+        for run in _students(spec, command):
+            end = end_of(run.folder)
+            if end is not None:
+                model = finished_student(spec, run, data)
+                model.module.to(device)
+                yield _Subject(name=run.name, seed=run.seed, step=end.spent.steps, model=model)
+
+
+def _students(spec: RunSpec, command: str) -> list[StudentRun]:
+    if command == "compare":
+        return student_runs(spec)
+    return [single_run(spec)] if command == "distill" else []
+
+
+def _shortened(batch: Batch, places: int) -> Batch:
+    """Return no more examples than needed, if all together have so many places."""
+    return batch.chunks(max(1, MOST_PLACES * batch.num_examples // places))[0]
+
+
+def _record(subject: _Subject, name: str, look: _Look) -> ProbeRecord:
+    return ProbeRecord(
+        probe=name,
+        model=subject.name,
+        is_teacher=subject.is_teacher,
+        seed=subject.seed,
+        step=subject.step,
+        examples=look.batch.num_examples,
+        numbers=look.probe(subject.model, look.batch),
+    )

@@ -1,0 +1,320 @@
+"""Reference pages of run specs and of records, made from the source.
+
+`python -m curricle.runs.reference spec` prints docs/spec.md: every field of every value that
+a spec can hold, with its type, default and meaning, and every strategy with its arguments;
+`records` prints docs/records.md, the fields of `records.jsonl`. `make docs` writes both pages, and
+a test compares them with the code.
+
+Design: everything is read from where it is declared: fields and the strings under them from the
+values, arguments from the strategies' signatures and docstrings. Here stands only the order.
+"""
+
+import inspect
+import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from curricle.curriculum.durations import Duration, Rule, duration
+from curricle.curriculum.initialization import WarmStart
+from curricle.curriculum.stages import Stage
+from curricle.curriculum.strategies import STRATEGIES
+from curricle.data.text.windows import Masking
+from curricle.objectives.catalog import Shipped
+from curricle.objectives.divergences import Divergence
+from curricle.objectives.hidden import LayerPair
+from curricle.objectives.projections import Projection
+from curricle.records import Record, Spent, StagePlan
+from curricle.runs.budget import Budget, budget
+from curricle.runs.spec import (
+    Model,
+    RunSpec,
+    StrategySpec,
+    Target,
+    TargetsSpec,
+    TeacherSpec,
+    from_folder,
+)
+from curricle.tasks import Task
+from curricle.teachers.store.codecs import Codec
+from curricle.training.optimizers import Optimizer, Schedule
+from curricle.training.settings import EngineSettings
+from curricle.training.targets.capture import TargetCodecs
+from curricle.values import plain
+
+INTRODUCTION = """\
+# Run specs
+
+Every field that a spec can hold. This page is made of the source by `make docs`; specs to start
+from are in [recipes](../recipes/).
+
+A field without a default must be given; `null` is None. What has a `kind` is chosen by it, as in
+`optimizer: {kind: sgd, learning_rate: 0.3}`. `curriculum` is one of the [curricula](#curricula)
+with its arguments; how long it lasts is the `budget`. A length is written as `1500 steps`, `2.5M
+examples` or `64k tokens`; a budget also as `40T flops` or `60 seconds`. The `duration` of a stage
+may also be a [rule](#rules-that-end-a-stage), as in `{kind: plateau, at_most: 5k steps}`. On the
+command line a field is set by its path: `--set optimizer.learning_rate=0.1`.
+"""
+KIND = "kind"
+SECTIONS: Mapping[str, Any] = types.MappingProxyType(
+    {
+        "Run": RunSpec,
+        "Length": Duration,
+        "Rules that end a stage": Annotated[Rule, KIND],
+        "Budget": Budget,
+        "Target": Target,
+        "Tasks": Task,
+        "Masking": Masking,
+        "Teacher": TeacherSpec,
+        "Models": Model,
+        "Strategy": StrategySpec,
+        "Curricula": STRATEGIES,
+        "Layer pair": LayerPair,
+        "Stage": Stage,
+        "Stored targets": TargetsSpec,
+        "Target codecs": TargetCodecs,
+        "Codecs": Codec,
+        "Starts": WarmStart,
+        "Objectives": Shipped,
+        "Divergences": Divergence,
+        "Projections": Projection,
+        "Optimizers": Optimizer,
+        "Schedule": Schedule,
+        "Engine": EngineSettings,
+    }
+)
+"""Headings of the page, with the value or the union of values that each is about."""
+RECORDS_INTRODUCTION = """\
+# Records
+
+A run with an `output_dir` appends to `records.jsonl` in its folder, one JSON object a line; the
+same values go to `observers`. This page is made of the source by `make docs`.
+
+The first record of a run is `run`. Each stage begins with `stage`, followed by `step` every
+`record_every` steps and `evaluation` every `evaluate_every` steps. A stage whose duration is a rule
+closes with `stage_end`; one of a fixed length ends as planned, or earlier with the whole run if
+that has reached its goal. `end` closes a complete run and holds the last evaluation.
+
+In the file each line ends with a `check`, a hash of the line and all lines before it, which finds
+damage and mixed-up files (it is no protection against forgery). Reports, tables and figures are
+made from these records and nothing else:
+
+```python
+import json
+
+with open("runs/mine/records.jsonl") as lines:
+    records = [json.loads(line) for line in lines]
+curve = [
+    (record["spent"]["examples"], record["metrics"]["accuracy"])
+    for record in records
+    if record["kind"] in ("evaluation", "end")
+]
+```
+"""
+RECORDS_SECTIONS: Mapping[str, Any] = types.MappingProxyType(
+    {"Kinds of records": Record, "Spent": Spent, "Stage plan": StagePlan}
+)
+"""Headings of the page about records."""
+WRITTEN: Mapping[Any, str] = types.MappingProxyType(
+    {
+        duration: "[length](#length)",
+        budget: "[budget](#budget)",
+        from_folder: "[stored targets](#stored-targets), or their folder",
+    }
+)
+"""Values that are written as one text, by the function that reads it."""
+WORDS: Mapping[Any, str] = types.MappingProxyType(
+    {
+        int: "whole number",
+        float: "number",
+        str: "text",
+        bool: "`true`, `false`",
+        Any: "list: whole number",
+        dict[str, Any]: "fields",
+    }
+)
+SIGNS = types.MappingProxyType(
+    {
+        "Gt": " > {0.gt}",
+        "Ge": " ≥ {0.ge}",
+        "Lt": ", < {0.lt}",
+        "Le": ", ≤ {0.le:.3g}",
+        "MinLen": ", not empty",
+    }
+)
+"""How the ranges of pydantic's fields are written, by the names of their classes."""
+END = "\n..."
+"""How YAML ends a single text or number."""
+TOTAL, TRAJECTORY = "total", "trajectory"
+"""What is not a field like others: the heading is the kind; a curriculum's total is the budget, and
+its trajectory the teacher's checkpoints unless the spec says otherwise."""
+
+
+def spec_reference() -> str:
+    """Return the page about run specs in Markdown."""
+    return "\n".join([INTRODUCTION, *_sections(SECTIONS)])
+
+
+def records_reference() -> str:
+    """Return the page about records in Markdown."""
+    return "\n".join([RECORDS_INTRODUCTION, *_sections(RECORDS_SECTIONS)])
+
+
+PAGES: Mapping[str, Callable[[], str]] = types.MappingProxyType(
+    {"spec": spec_reference, "records": records_reference}
+)
+"""What makes each page, by the name of its file in docs without the suffix."""
+
+
+def _sections(sections: Mapping[str, Any]) -> Iterator[str]:
+    for title, about in sections.items():
+        yield f"## {title}\n"
+        if isinstance(about, Mapping):
+            for name, strategy in about.items():
+                yield _section(f"### `{name}`\n", strategy, _arguments(strategy))
+        elif isinstance(about, type):
+            yield _section("", about, _fields(about))
+        else:
+            for one in _members(about):
+                yield _section(f"### `{_kind(one)}`\n", one, _fields(one))
+
+
+def _section(heading: str, about: object, rows: list[tuple[str, ...]]) -> str:
+    """Return heading, first sentence and table of a value or a strategy."""
+    text = (inspect.getdoc(about) or "").partition("\n\n")[0].removeprefix("Return ")
+    text = text[:1].upper() + text[1:]
+    table = [("field", "type", "default", "meaning"), ("---",) * 4, *rows] if rows else []
+    lines = [f"| {' | '.join(map(_cell, row))} |\n" for row in table]
+    return "\n".join(filter(None, [heading, f"{_line(text)}\n", "".join(lines)]))
+
+
+def _fields(kind: Any) -> list[tuple[str, ...]]:  # noqa: ANN401 - any value class
+    """Return a row for each field of a value class."""
+    fields: dict[str, FieldInfo] = kind.__pydantic_fields__
+    return [
+        (
+            f"`{name}`",
+            _words(info.annotation, info.metadata),
+            _default(... if info.is_required() else info.get_default(call_default_factory=True)),
+            info.description or "",
+        )
+        for name, info in fields.items()
+        if name != KIND
+    ]
+
+
+def _arguments(strategy: Callable[..., object]) -> list[tuple[str, ...]]:
+    """Return a row for each argument of a strategy that a spec may give."""
+    hints = get_type_hints(strategy, include_extras=True)
+    told = _told(strategy)
+    return [
+        (
+            f"`{name}`",
+            _words(hints[name], []),
+            "the teacher's" if name == TRAJECTORY else _default(_given(one.default)),
+            told[name],
+        )
+        for name, one in inspect.signature(strategy).parameters.items()
+        if name != TOTAL
+    ]
+
+
+def _given(default: object) -> object:
+    return ... if default is inspect.Parameter.empty else default
+
+
+def _told(function: Callable[..., object]) -> dict[str, str]:
+    """Return what a docstring says of each argument."""
+    told: dict[str, str] = {}
+    name = ""
+    for line in (inspect.getdoc(function) or "").partition("Args:\n")[2].splitlines():
+        if not line.startswith("    "):
+            break
+        begins = line[4] != " "
+        name = line.partition(":")[0].strip() if begins else name
+        told[name] = line.partition(": ")[2] if begins else f"{told[name]} {line.strip()}"
+    return told
+
+
+def _words(kind: Any, metadata: list[Any]) -> str:  # noqa: ANN401 - any annotation
+    """Return a type in words, with the range that its metadata allow."""
+    if get_origin(kind) is Annotated:
+        kind, *own = get_args(kind)
+        return _words(kind, [*own, *metadata])
+    flat = [part for one in metadata for part in getattr(one, "metadata", [one])]
+    readers = [one.func for one in flat if isinstance(one, BeforeValidator)]
+    written = next((WRITTEN[reader] for reader in readers if reader in WRITTEN), None)
+    names = [type(one).__name__ for one in flat]
+    limits = [
+        SIGNS[name].format(one) for name, one in zip(names, flat, strict=True) if name in SIGNS
+    ]
+    return "".join([written or _plain_words(kind), *dict.fromkeys(limits)])
+
+
+def _plain_words(kind: Any) -> str:  # noqa: ANN401 - any annotation
+    if kind in WORDS:
+        return WORDS[kind]
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return ", ".join(f"`{one}`" for one in inner)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(one, []) for one in inner if one is not types.NoneType)
+    if origin is tuple:
+        number = "" if inner[-1] is ... else f" of {len(inner)}"
+        return f"list{number}: {_words(inner[0], [])}"
+    if origin is dict:
+        return f"{_words(inner[1], [])} by name"
+    return f"[{_title(kind)}](#{_title(kind).replace(' ', '-')})"
+
+
+def _title(kind: Any) -> str:  # noqa: ANN401 - a value class
+    """Return what a value is called in links: its kind, or the heading that is about it alone."""
+    headings = {**SECTIONS, **RECORDS_SECTIONS}
+    return _kind(kind) or next(title.lower() for title, about in headings.items() if about is kind)
+
+
+def _kind(kind: Any) -> str:  # noqa: ANN401 - a value class
+    info = kind.__pydantic_fields__.get(KIND)
+    return "" if info is None else str(info.default)
+
+
+def _members(union: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an annotated union
+    """Return the values of a union that `kind` tells apart."""
+    return get_args(get_args(union)[0])
+
+
+def _default(default: object) -> str:
+    """Return a default as a spec would write it; nothing for one that is required."""
+    if default is ...:
+        return ""
+    text = yaml.safe_dump(_short(default), default_flow_style=True, sort_keys=False, width=999)
+    return f"`{text.partition(END)[0].strip()}`"
+
+
+def _short(given: Any) -> Any:  # noqa: ANN401 - any default
+    """Return plain data in which a value has its kind and what differs from its own defaults."""
+    fields: Mapping[str, FieldInfo] = getattr(type(given), "__pydantic_fields__", {})
+    if not fields:
+        return list(given) if isinstance(given, tuple) else given
+    whole: dict[str, Any] = plain(given)
+    return {
+        name: whole[name]
+        for name, info in fields.items()
+        if name == KIND or getattr(given, name) != info.default
+    }
+
+
+def _cell(text: str) -> str:
+    return _line(text).replace("|", "\\|")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(PAGES[sys.argv[1]]())

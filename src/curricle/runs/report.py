@@ -1,0 +1,154 @@
+"""Reports of run folders.
+
+Experiments know what was asked for, reports what was recorded; here both come together. The first
+folder says which target and budget were wanted.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from curricle.errors import CheckpointError, visible
+from curricle.points import PANELS, caution, read_recipe
+from curricle.reports.directions import Direction
+from curricle.reports.page import write_page
+from curricle.reports.printed import save_learning_curves
+from curricle.reports.reproduction import write_recipe_report
+from curricle.reports.run_folders import Run, load_runs
+from curricle.reports.summary import Summary, summarize, write_summary
+from curricle.runs.folder import STUDENTS, has_spec, read_origin, stored_spec
+from curricle.runs.request import Request, read_request
+from curricle.runs.train import student_runs
+from curricle.values import plain
+
+MOST_NAMED = 6
+"""Folders that a title names."""
+
+
+def write_report(
+    folders: Sequence[Path], page: Path, *, better: Direction | None = None
+) -> Summary:
+    """Write page, summary and learning curves of what lies in run folders.
+
+    Args:
+        folders: Run folders, at least one; the first one says what was wanted.
+        page: The HTML file; the others are put beside it.
+        better: Which values of the metric are better; None takes what the runs declare, else what
+            the metric's name says.
+
+    Returns:
+        The comparison in numbers.
+
+    Raises:
+        CheckpointError: If it cannot be written.
+    """
+    runs, summary = summarized(folders, better=better)
+    heading = _heading(folders, page)
+    try:
+        _write(runs, summary, page, heading=heading)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(page)!r} must be a file that can be written; got {error}"
+        ) from None
+    return summary
+
+
+def summarized(
+    folders: Sequence[Path], *, better: Direction | None = None
+) -> tuple[tuple[Run, ...], Summary]:
+    """Return the runs in folders and what they come to.
+
+    Args:
+        folders: Run folders, at least one; the first one says what was wanted.
+        better: Which values of the metric are better, if that is to be declared here.
+    """
+    runs = load_runs(folders)
+    request = read_request(folders[0])
+    summary = summarize(
+        runs,
+        metric=request.metric,
+        target=request.target,
+        target_of=_source(request, folders[0], runs),
+        budget={} if request.budget is None else dict(plain(request.budget)),
+        missing=_missing(folders, runs),
+        caution=next(filter(None, map(caution, folders)), ""),
+        better=better or request.better,
+    )
+    return runs, summary
+
+
+def write_figure(folder: Path) -> tuple[str, ...]:
+    """Write figure, summary and page of a recipe from the records in its folder.
+
+    Args:
+        folder: The recipe's folder.
+
+    Returns:
+        What was found, a line each.
+
+    Raises:
+        CheckpointError: If a panel holds no records yet, or something cannot be written.
+    """
+    panels = [folder / PANELS / panel.name for panel in read_recipe(folder).panels]
+    summaries = [summarized([panel])[1] for panel in panels]
+    try:
+        return write_recipe_report(folder, summaries)
+    except OSError as error:
+        raise CheckpointError(
+            f"{str(folder)!r} must be a folder that can be written; got {error}"
+        ) from None
+
+
+def _write(runs: Sequence[Run], summary: Summary, page: Path, *, heading: tuple[str, str]) -> None:
+    title, line = heading
+    write_page(runs, summary, page, title=title, command=line)
+    write_summary(summary, page.with_name("summary.json"))
+    save_learning_curves(
+        runs,
+        page.with_name("learning-curves"),
+        metric=summary.metric,
+        target=summary.target,
+        log_x=summary.is_wide,
+    )
+
+
+def usual_page(folders: Sequence[Path]) -> Path:
+    """Return the page of a report that is given none."""
+    return (folders[0] if len(folders) == 1 else Path("joint-report")) / "report.html"
+
+
+def _heading(folders: Sequence[Path], page: Path) -> tuple[str, str]:
+    """Return the title of a report, and what to type to make its runs or itself again."""
+    is_usual = page.resolve() == usual_page(folders).resolve()
+    place = [] if is_usual else ["--output", str(page)]
+    again = shlex.join(["curricle", "report", *map(str, folders), *place])
+    if len(folders) == 1 and has_spec(folders[0]):
+        origin = read_origin(folders[0])
+        return origin.title, origin.line if is_usual else f"{origin.line}\n{again}"
+    names = [visible(folder.name or str(folder)) for folder in folders]
+    title = " and ".join(names) if len(names) <= 2 else f"{len(names)} folders: {_listed(names)}"  # noqa: PLR2004 - a pair
+    return title, again
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the names that fit into a title, and how many more there are."""
+    rest = len(names) - MOST_NAMED
+    return ", ".join([*names[:MOST_NAMED], *([f"and {rest} more"] if rest > 0 else [])])
+
+
+def _source(request: Request, folder: Path, runs: Sequence[Run]) -> str | None:
+    """Return what the strategy whose final value is the target is called among the runs."""
+    source = (folder / STUDENTS / str(request.target_of)).resolve()
+    return next((run.method for run in runs if run.path.resolve().parent == source), None)
+
+
+def _missing(folders: Sequence[Path], runs: Sequence[Run]) -> list[str]:
+    """Return the runs of comparisons that are not among those found, in words."""
+    found = {run.path.resolve() for run in runs}
+    comparisons = [one for one in folders if (one / STUDENTS).is_dir() and has_spec(one)]
+    return [
+        str(run) if len(folders) == 1 else f"{run} in {folder}"
+        for folder in comparisons
+        for run in student_runs(stored_spec(folder))
+        if run.folder.resolve() not in found
+    ]

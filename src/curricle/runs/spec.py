@@ -1,0 +1,343 @@
+"""The spec of a run, as a YAML file holds it.
+
+One format serves every command. `curricle teach` needs `task` and `teacher`; `distill` also
+`student`, `curriculum` and `budget`; `compare` reads `strategies` and `seeds` instead of
+`curriculum`. A stored spec can be run again as it is.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, final
+
+from pydantic import BeforeValidator, Field
+
+from curricle.curriculum.durations import AnyDuration, Duration
+from curricle.curriculum.selection import PlannedCheckpoints
+from curricle.curriculum.strategies import build
+from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
+from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
+from curricle.models.mlp import MLPSpec
+from curricle.runs.budget import PROVISIONAL, AnyBudget
+from curricle.tasks import PcfgTask, Task, TextTask
+from curricle.teachers.trajectory import hugging_face_steps
+from curricle.training.compatibility import check_compatible
+from curricle.training.optimizers import Optimizer
+from curricle.training.settings import EngineSettings
+from curricle.training.targets.capture import TargetCodecs
+from curricle.values import LONGEST_NAME, Line, override, parse, plain, read_yaml, value
+
+Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
+Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
+MOST_CHECKPOINTS = 100_000
+"""Checkpoints of a teacher's training that a spec may ask for."""
+CHECKPOINTS = 5
+"""Checkpoints that are kept of a teacher's training unless the spec says otherwise."""
+SEEDS = (0, 1, 2)
+"""Seeds of the students of a comparison that says none."""
+
+
+@final
+@value
+class TeacherSpec:
+    """The model that teaches, and how it was or will be trained."""
+
+    model: Model
+    """The model; larger than the student."""
+    total: AnyDuration | None = None
+    """Length of its training from labels; None takes the model as it is (`pretrained`)."""
+    optimizer: Optimizer | None = None
+    """How it is trained; None takes the run's optimizer."""
+    checkpoints: int = Field(default=CHECKPOINTS, gt=0, le=MOST_CHECKPOINTS)
+    """Checkpoints kept of its training, equally spaced; the last is the finished teacher."""
+    folders: tuple[str, ...] = ()
+    """Hugging Face folders that serve as the trajectory of a pretrained teacher."""
+
+    def __post_init__(self) -> None:
+        """Check that a teacher is either trained here or already trained.
+
+        Raises:
+            SpecError: If neither or both is said, it has an optimizer that nothing uses, or its
+                checkpoints are not in order.
+        """
+        is_pretrained = isinstance(self.model, PretrainedSpec)
+        if is_pretrained == (self.total is not None):
+            raise SpecError(
+                f"'total' must be given exactly for teachers that are not pretrained; "
+                f"got {self.total} for kind {self.model.kind!r}"
+            )
+        if is_pretrained:
+            self._check_untrained()
+        if self.folders and not is_pretrained:
+            raise SpecError(f"'folders' must go with a pretrained teacher; got {self.model.kind!r}")
+        try:
+            self.pretrained_steps()
+        except CheckpointError as error:
+            raise SpecError(str(error)) from None
+
+    def _check_untrained(self) -> None:
+        """Refuse what only training would heed.
+
+        Raises:
+            SpecError: If there is any.
+        """
+        rule = "must be left out for a teacher that is not trained here"
+        if self.optimizer is not None:
+            raise SpecError(f"'optimizer' {rule}; got {self.optimizer.kind!r}")
+        if self.checkpoints != CHECKPOINTS:
+            raise SpecError(f"'checkpoints' {rule}; got {self.checkpoints}")
+
+    def pretrained_steps(self) -> tuple[int, ...]:
+        """Return the steps that the names of `folders` stand for."""
+        return hugging_face_steps([Path(one) for one in self.folders])
+
+
+@final
+@value
+class StrategySpec:
+    """One strategy of a comparison."""
+
+    curriculum: dict[str, Any]
+    """`kind` names the strategy, the other fields are its arguments."""
+    optimizer: Optimizer | None = None
+    """How the student is trained; None takes the run's optimizer."""
+
+
+@final
+@value
+class Target:
+    """What counts as having learned."""
+
+    metric: Literal["accuracy", "nll"] = "accuracy"
+    """Metric by which runs are judged; accuracy is better when higher, nll when lower."""
+    number: float | None = None
+    """Value to be reached; None sets no target."""
+    final_of: str | None = None
+    """Strategy whose final value, mean over seeds, is the value to be reached."""
+    ends_run: bool = False
+    """Whether a student's run ends at the first evaluation that reaches `number`, which saves time;
+    final values are then those at the target."""
+
+    def __post_init__(self) -> None:
+        """Check that the target is said once.
+
+        Raises:
+            SpecError: If it is said twice, no accuracy can reach it, or runs are to end at a number
+                that is not given.
+        """
+        if self.number is not None and self.final_of is not None:
+            raise SpecError(f"'number' must not be given with 'final_of'; got {self.number}")
+        if self.metric == "accuracy" and self.number is not None and not 0 <= self.number <= 1:
+            raise SpecError(f"'number' must lie between 0 and 1 for an accuracy; got {self.number}")
+        if self.ends_run and self.number is None:
+            raise SpecError("'ends_run' must come with a 'number'; got none")
+
+    def is_reached(self, metrics: Mapping[str, float]) -> bool:
+        """Return whether metrics are at the target number or better."""
+        if self.number is None:
+            return False
+        found = metrics[self.metric]
+        return found >= self.number if self.metric == "accuracy" else found <= self.number
+
+
+@final
+@value
+class TargetsSpec:
+    """Where a teacher's targets are kept, and how."""
+
+    folder: Line = Field(min_length=1)
+    """Folder that `curricle targets capture` fills and that students then read."""
+    codecs: TargetCodecs = TargetCodecs()
+    """In which form a capture keeps them; who reads is told by the folder itself."""
+
+
+def from_folder(given: object) -> object:
+    """Return what a plain text means: the folder."""
+    return {"folder": given} if isinstance(given, str) else given
+
+
+@final
+@value
+class RunSpec:
+    """Everything about a run, or about a comparison of runs."""
+
+    seed: int = 0
+    """Seed of the teacher, and of the student in `distill`."""
+    output_dir: Line = Field(min_length=1)
+    """Run folder; must not hold a run yet."""
+    cache_dir: Line = "runs/cache"
+    """Where tokenized texts are kept for all runs."""
+    task: Task
+    """What is learned."""
+    teacher: TeacherSpec
+    """Who teaches."""
+    student: Model | None = None
+    """Who learns."""
+    curriculum: dict[str, Any] | None = None
+    """For `distill`: the strategy's name as `kind`, and its arguments."""
+    strategies: dict[Name, StrategySpec] = Field(default_factory=dict)
+    """For `compare`: strategies by name."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """For `compare`: seeds of the students; None takes 0, 1 and 2."""
+    data_seed: int | None = None
+    """Seed of the data that students read; None gives each the data of its own seed."""
+    share_teacher: bool = False
+    """For `compare`: train students of the same data in turns, with one forward pass of the teacher
+    for all of them: the strategies of a seed, or with `data_seed` all students. Results do not
+    change; all these students are in memory."""
+    batch_students: bool = False
+    """For `compare`: as `share_teacher`, and students of one architecture and strategy also take
+    their steps as one batched model, which is faster for small models. Results agree within
+    rounding. Needs `data_seed`."""
+    targets: Annotated[TargetsSpec, BeforeValidator(from_folder)] | None = None
+    """Stored targets that students read instead of asking the teacher; a text is their folder. They
+    are captured from the finished teacher for the data of this spec, so with several seeds and
+    fresh or masked data give all students one `data_seed`. None asks the teacher at each step."""
+    budget: AnyBudget | None = None
+    """What each student may consume."""
+    target: Target = Target()
+    """What counts as having learned."""
+    optimizer: Optimizer
+    """How students are trained, and the teacher unless it has its own."""
+    engine: EngineSettings = EngineSettings()
+    """Device, precision and intervals."""
+
+    def __post_init__(self) -> None:
+        """Check what can be seen without opening the task or building a model.
+
+        Raises:
+            SpecError: If models do not suit the task, a strategy does not exist or take its
+                arguments, the target names none, seeds are equal or have no strategies, or two
+                features exclude each other.
+        """
+        self._check_models()
+        self._check_seeds()
+        self._check_features()
+        total = self._total()
+        for path, call in self._calls().items():
+            try:
+                build(call, total=total, trajectory=PlannedCheckpoints(self.trajectory_steps()))
+            except CurricleError as error:
+                raise SpecError(f"{path!r}: {error}") from None
+        if self.target.final_of not in (None, *self.strategies):
+            raise SpecError(
+                f"'target.final_of' must name a strategy; got {self.target.final_of!r}; "
+                f"{near_names(str(self.target.final_of), self.strategies)}"
+            )
+
+    def _check_seeds(self) -> None:
+        if self.seeds is None:
+            return
+        if len(set(self.seeds)) != len(self.seeds):
+            raise SpecError(f"'seeds' must differ; got {list(self.seeds)}")
+        if not self.strategies:
+            raise SpecError(
+                f"'seeds' must come with 'strategies' for 'curricle compare'; got "
+                f"{list(self.seeds)} without; 'seed' is that of 'curricle distill'"
+            )
+
+    def _check_features(self) -> None:
+        """Check that shared teacher, budget, stored targets and settings fit.
+
+        Raises:
+            SpecError: If two exclude each other, or a shared teacher lacks what it needs.
+        """
+        way = "batch_students" if self.batch_students else "share_teacher"
+        is_shared = self.batch_students or self.share_teacher
+        features = self.engine.features("engine.")
+        if is_shared:
+            features[way] = f"'{way}=true'"
+        if self.budget is not None and not self.budget.is_length:
+            features[self.budget.unit] = f"a budget of {self.budget}"
+        if self.targets is not None:
+            features["stored targets"] = "'targets'"
+        check_compatible(features, SpecError)
+        if is_shared and not self.strategies:
+            raise SpecError(f"{way!r} needs 'strategies', for 'curricle compare'; got none")
+        if self.batch_students and self.data_seed is None:
+            raise SpecError(
+                "'batch_students' needs 'data_seed': students of one strategy, which differ in "
+                "their seeds, must read the same data"
+            )
+
+    def _check_models(self) -> None:
+        models = {"teacher.model": self.teacher.model, "student": self.student}
+        suitable = self.task.models
+        for path, model in models.items():
+            if model is not None and model.kind not in suitable:
+                raise SpecError(
+                    f"'{path}.kind' must be {' or '.join(map(repr, suitable))} for the task "
+                    f"{self.task.kind!r}; got {model.kind!r}"
+                )
+            if _sees_the_answer(self.task, model):
+                raise SpecError(
+                    f"'{path}.head' must be 'causal_lm' to predict the next token, which a model "
+                    f"with head 'masked_lm' sees"
+                )
+
+    def _calls(self) -> dict[str, dict[str, Any]]:
+        """Return every strategy with its arguments by its path in the spec."""
+        calls = {
+            f"strategies.{name}.curriculum": one.curriculum for name, one in self.strategies.items()
+        }
+        return calls if self.curriculum is None else calls | {"curriculum": self.curriculum}
+
+    def _total(self) -> Duration:
+        """Return the length of a student's training as far as the spec alone tells it."""
+        if self.budget is None or not self.budget.is_length:
+            return PROVISIONAL
+        return self.budget.duration()
+
+    def teacher_steps(self) -> int:
+        """Return the length of the teacher's training in steps; 0 if it is pretrained."""
+        if self.teacher.total is None:
+            return 0
+        tokens = self.task.tokens_per_batch
+        return self.teacher.total.steps(batch_size=self.task.batch_size, tokens_per_batch=tokens)
+
+    def trajectory_steps(self) -> tuple[int, ...]:
+        """Return the steps at which the teacher's checkpoints are or will be kept."""
+        total = self.teacher_steps()
+        if total == 0:
+            return self.teacher.pretrained_steps()
+        number = min(self.teacher.checkpoints, total)
+        return tuple(sorted({round(total * i / number) for i in range(1, number + 1)}))
+
+    @property
+    def folder(self) -> Path:
+        """Return the run folder."""
+        return Path(self.output_dir)
+
+
+def _sees_the_answer(task: Task, model: Model | None) -> bool:
+    """Return whether a model reads the token that it is to predict."""
+    predicts_next = isinstance(task, (TextTask, PcfgTask)) and task.objective == "next_token"
+    return predicts_next and getattr(model, "head", None) == "masked_lm"
+
+
+def load_spec(path: Path, assignments: list[str] | None = None) -> RunSpec:
+    """Return the spec in a YAML file, with `path=value` overrides applied.
+
+    Args:
+        path: The file.
+        assignments: Overrides.
+    """
+    data = override(read_yaml(path, listed="docs/spec.md"), assignments or [])
+    spec: RunSpec = parse(RunSpec, data, source=str(path))
+    return spec
+
+
+def changed(spec: RunSpec, assignments: list[str]) -> RunSpec:
+    """Return a spec with `path=value` overrides applied."""
+    result: RunSpec = parse(RunSpec, override(plain(spec), assignments), source="--set")
+    return result
+
+
+def given(found: Any, name: str, command: str) -> Any:  # noqa: ANN401 - any field of a spec
+    """Return a field that a command needs.
+
+    Raises:
+        SpecError: If the spec does not have it.
+    """
+    if not found:
+        raise SpecError(f"{name!r} must be in the spec for 'curricle {command}'; it is not")
+    return found

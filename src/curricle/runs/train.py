@@ -1,0 +1,396 @@
+"""How does a run spec become runs on disk?
+
+A run folder holds `spec.yaml` (what was asked for), `run.json` (by which command), `teacher/` (the
+teacher's own run with its trajectory) and the student's run: at the top for `distill`, below
+`students/<strategy>/seed-<n>` for `compare`. A teacher that is there already, taught by the same
+spec, is used again.
+
+Design: `rehearse` binds everything that will be trained before the first step, so that a mistake
+in the last strategy does not show only after the teacher and all others have cost their time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+from torch import nn
+
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.selection import PlannedCheckpoints
+from curricle.curriculum.stages import Curriculum, TeacherReference
+from curricle.curriculum.strategies import build, from_labels
+from curricle.errors import BindError, CheckpointError
+from curricle.models.tapped import TappedModel
+from curricle.records import EndRecord, Record
+from curricle.runs.assemble import (
+    TRAJECTORY,
+    Teacher,
+    asked_teacher,
+    build_model,
+    data_seed,
+    is_ready,
+    open_task,
+    refuse_targets,
+    taught,
+)
+from curricle.runs.budget import PROVISIONAL, fitted
+from curricle.runs.export import export
+from curricle.runs.folder import (
+    STUDENTS,
+    TEACHER,
+    checked_end,
+    claim_teacher,
+    load_finished,
+    recorded_steps,
+)
+from curricle.runs.spec import SEEDS, RunSpec, given
+from curricle.tasks import TaskData
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.trajectory import TrajectoryWriter
+from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.loop.engine import Observer, Outputs, execute
+from curricle.training.loop.evaluation import label_metrics
+from curricle.training.optimizers import Optimizer
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudentRun:
+    """One student to be trained."""
+
+    name: str
+    """Name of the strategy."""
+    curriculum: Mapping[str, Any]
+    """The strategy's `kind` and arguments."""
+    optimizer: Optimizer
+    """How the student is trained."""
+    seed: int
+    """Seed of the student."""
+    folder: Path
+    """Where the run is written."""
+
+    def __str__(self) -> str:
+        """Return strategy and seed, as progress bars show them."""
+        return f"{self.name} seed {self.seed}"
+
+
+def student_runs(spec: RunSpec) -> list[StudentRun]:
+    """Return the runs of a comparison, strategy by strategy within each seed."""
+    strategies = given(spec.strategies, "strategies", "compare")
+    return [
+        StudentRun(
+            name=name,
+            curriculum=strategy.curriculum,
+            optimizer=strategy.optimizer or spec.optimizer,
+            seed=seed,
+            folder=spec.folder / STUDENTS / name / f"seed-{seed}",
+        )
+        for seed in spec.seeds or SEEDS
+        for name, strategy in strategies.items()
+    ]
+
+
+def classes(spec: RunSpec) -> list[list[StudentRun]]:
+    """Return the runs of a comparison by who is taught together: alone, unless the spec says so."""
+    runs = student_runs(spec)
+    if not (spec.share_teacher or spec.batch_students):
+        return [[run] for run in runs]
+    found: dict[int, list[StudentRun]] = {}
+    for run in runs:
+        found.setdefault(data_seed(spec, run.seed), []).append(run)
+    return list(found.values())
+
+
+def first_runs(spec: RunSpec) -> list[StudentRun]:
+    """Return the runs of a comparison with its first seed; those of the others bind as they do."""
+    return student_runs(spec)[: len(spec.strategies)]
+
+
+def single_run(spec: RunSpec) -> StudentRun:
+    """Return the run of `distill`."""
+    call = given(spec.curriculum, "curriculum", "distill")
+    return StudentRun(
+        name=str(call["kind"]),
+        curriculum=call,
+        optimizer=spec.optimizer,
+        seed=spec.seed,
+        folder=spec.folder,
+    )
+
+
+def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
+    """Bind the teacher's training and students as they will be bound, without training.
+
+    Args:
+        spec: What is to be run.
+        students: Students whose mistakes shall show now.
+    """
+    if spec.teacher.total is not None:
+        _teaching(spec, open_task(spec, spec.seed, "train"))
+    # To measure seconds a student has to train; everything else can be checked without.
+    length = PROVISIONAL if _is_timed(spec) else None
+    for student in students:
+        _planned(spec, student, length)
+
+
+def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
+    """Train the spec's teacher from labels, unless that is done or it is pretrained.
+
+    Args:
+        spec: What to run.
+        observers: Told of every record.
+    """
+    folder = spec.folder / TEACHER
+    if is_ready(spec):
+        if spec.teacher.total is not None:
+            checked_end(folder)
+        return
+    data = open_task(spec, spec.seed, "train")
+    run = _teaching(spec, data)
+    claim_teacher(spec)
+    writer = TrajectoryWriter(folder / TRAJECTORY, spec.trajectory_steps())
+    outputs = Outputs(folder=folder, observers=tuple(observers), trajectory=writer, task=data.name)
+    _execute(spec, run, data, outputs)
+
+
+def train_student(
+    spec: RunSpec, student: StudentRun, observers: Sequence[Observer] = ()
+) -> EndRecord:
+    """Return the last record of a student after training it, or the rest of it.
+
+    Args:
+        spec: What to run.
+        student: Which student.
+        observers: Told of every record.
+    """
+    end = checked_end(student.folder)
+    if end is not None:
+        return end
+    data = open_task(spec, data_seed(spec, student.seed), "student")
+    # What seconds pay for is measured once; a run that goes on keeps the length it began with.
+    begun = recorded_steps(student.folder) if _is_timed(spec) else None
+    length = None if begun is None else Duration(number=begun)
+    run = _bound(spec, student, data, asked_teacher(spec, data), length=length)
+    outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
+    return _execute(spec, run, data, outputs, _until(spec))
+
+
+def train_class(
+    spec: RunSpec, students: Sequence[StudentRun], watch: Callable[[StudentRun, Record], None]
+) -> None:
+    """Train students that read the same data, or what is left of them, with one teacher.
+
+    Args:
+        spec: What to run.
+        students: Which students; see `classes`.
+        watch: Told of every record of every student.
+    """
+    left = [student for student in students if checked_end(student.folder) is None]
+    if len(left) < 2:  # noqa: PLR2004 - one is no class
+        for student in left:
+            train_student(spec, student, [partial(watch, student)])
+        return
+    data = open_task(spec, data_seed(spec, left[0].seed), "student")
+    teacher = asked_teacher(spec, data)
+    evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
+    seats = [
+        SharedRun(
+            run=_bound(spec, student, data, teacher, length=None),
+            evaluate=evaluate,
+            outputs=Outputs(
+                folder=student.folder, observers=(partial(watch, student),), task=data.name
+            ),
+        )
+        for student in left
+    ]
+    execute_shared(
+        seats,
+        metric=spec.target.metric,
+        resume=True,
+        until=_until(spec),
+        batch_students=spec.batch_students,
+    )
+    for seat in seats:
+        _export(spec, seat.run.student.module, seat.outputs.folder)
+
+
+def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
+    """Return a student's run bound as it will be, with a teacher that need not be taught yet.
+
+    Args:
+        spec: What to run.
+        student: Which student.
+    """
+    return _planned(spec, student, None)
+
+
+def finished_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
+    """Return the taught teacher in a run folder, or the pretrained one, with its trajectory.
+
+    Args:
+        spec: What was run.
+        data: The opened task.
+
+    Raises:
+        CheckpointError: If it is not taught yet.
+    """
+    if not is_ready(spec):
+        raise CheckpointError(
+            f"{str(spec.folder)!r} must hold a finished teacher; it does not, 'curricle teach' "
+            f"makes one and 'curricle resume {spec.folder}' goes on with an interrupted run"
+        )
+    return taught(spec, data)
+
+
+def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> TappedModel:
+    """Return a finished student with its weights.
+
+    Args:
+        spec: What was run.
+        student: Which student.
+        data: The opened task.
+    """
+    chosen = given(spec.student, "student", "distill")
+    model = build_model(chosen, data, student.seed, "student")
+    load_finished(model.module, student.folder)
+    return model
+
+
+def captured_runs(spec: RunSpec) -> list[BoundRun]:
+    """Return the runs of a spec whose targets are captured, bound to the finished teacher.
+
+    Of a comparison those of every strategy and of all data that students read, with the projections
+    of the first seed.
+    """
+    students = [single_run(spec)] if spec.curriculum is not None else []
+    if spec.strategies or not students:
+        students += student_runs(spec)
+    teacher: LiveTeacher | None = None
+    runs: dict[tuple[str, Path, int], BoundRun] = {}
+    for student in students:
+        seed = data_seed(spec, student.seed)
+        # Of one strategy only the data tell seeds apart.
+        kind = (student.name, student.folder.parent, seed)
+        if kind in runs:
+            continue
+        data = open_task(spec, seed, "student")
+        teacher = teacher or finished_teacher(spec, data)
+        first = student.seed if student.folder == spec.folder else (spec.seeds or SEEDS)[0]
+        runs[kind] = _bound(spec, replace(student, seed=first), data, teacher, length=None)
+    return list(runs.values())
+
+
+def _is_timed(spec: RunSpec) -> bool:
+    return spec.budget is not None and spec.budget.unit == "seconds"
+
+
+def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> BoundRun:
+    data = open_task(spec, data_seed(spec, student.seed), "student")
+    if is_ready(spec):
+        teacher = asked_teacher(spec, data)
+        run = _bound(spec, student, data, teacher, length=length)
+        teacher.check(run.teachers)
+        return run
+    refuse_targets(spec)
+    teacher = LiveTeacher(build_model(spec.teacher.model, data, spec.seed, "teacher"))
+    run = _bound(spec, student, data, teacher, length=length)
+    _check_checkpoints(spec, student, run.teachers)
+    return run
+
+
+def _check_checkpoints(
+    spec: RunSpec, student: StudentRun, references: Sequence[TeacherReference]
+) -> None:
+    """Check that a student reads only checkpoints which the teacher's training will keep.
+
+    Raises:
+        BindError: If not.
+    """
+    kept = spec.trajectory_steps()
+    for reference in references:
+        if reference not in ("final", *kept):
+            raise BindError(
+                f"{student.name!r}: 'teacher' checkpoint must be one of {list(kept)}; "
+                f"got {reference}"
+            )
+
+
+def _bound(
+    spec: RunSpec,
+    student: StudentRun,
+    data: TaskData,
+    teacher: Teacher,
+    *,
+    length: Duration | None,
+) -> BoundRun:
+    """Return a student's run bound to its models and data, at the budget's length by default.
+
+    Raises:
+        BindError: If the parts do not fit; the strategy is named.
+    """
+    model = build_model(given(spec.student, "student", "distill"), data, student.seed, "student")
+
+    # What a teacher that is still to be taught will have lost is not known yet.
+    trajectory = teacher.trajectory or PlannedCheckpoints(spec.trajectory_steps())
+
+    def curriculum(total: Duration) -> Curriculum:
+        return build(student.curriculum, total=total, trajectory=trajectory)
+
+    def bound(chosen: Curriculum) -> BoundRun:
+        return bind(
+            chosen,
+            student=model,
+            teacher=teacher,
+            stream=data.stream,
+            optimizer=student.optimizer,
+            settings=spec.engine,
+            seed=student.seed,
+        )
+
+    limit = given(spec.budget, "budget", "distill")
+    try:
+        if length is not None:
+            return bound(curriculum(length))
+        return bound(fitted(limit, curriculum, bound))
+    except BindError as error:
+        raise BindError(f"{student.name!r}: {error}") from None
+
+
+def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
+    """Return the teacher's training, bound."""
+    return bind(
+        from_labels(total=given(spec.teacher.total, "teacher.total", "teach"), name="teacher"),
+        student=build_model(spec.teacher.model, data, spec.seed, "teacher"),
+        teacher=None,
+        stream=data.stream,
+        optimizer=spec.teacher.optimizer or spec.optimizer,
+        settings=spec.engine,
+        seed=spec.seed,
+    )
+
+
+def _execute(  # noqa: PLR0917 - private, always called in this order
+    spec: RunSpec,
+    run: BoundRun,
+    data: TaskData,
+    outputs: Outputs,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
+) -> EndRecord:
+    evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
+    # A folder whose run was cut off before its first checkpoint starts anew.
+    metric = spec.target.metric
+    end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)
+    _export(spec, run.student.module, outputs.folder)
+    return end
+
+
+def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:
+    return spec.target.is_reached if spec.target.ends_run else None
+
+
+def _export(spec: RunSpec, module: nn.Module, folder: Path | None) -> None:
+    """Write a finished model with the tokenizer of its task."""
+    export(module, folder, partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)))

@@ -1,0 +1,164 @@
+"""How do several students read one teacher at the cost of one?
+
+A `SharedTeacher` stands where each of their runs had the same `LiveTeacher`. The first student that
+reads a batch makes the teacher run, as deep as the deepest of all open readings needs; the others
+find what it has shown. What is kept is that of one batch, or of its parts.
+
+Students that follow different checkpoints take turns without weights being loaded at every step.
+This costs memory: one teacher for each checkpoint that is read at the same time.
+
+A batch is recognized by where its inputs lie in memory, so the students must be given the very same
+tensors, or the same slices of them; `training.sharing.shared_runs` sees to it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import final
+
+from torch import Tensor
+
+from curricle.models.inference import Inference
+from curricle.models.tapped import Activations, Inputs, Place, Reader, TappedModel
+from curricle.teachers.live import PLAIN, LiveTeacher, Reference
+
+Wanted = tuple[tuple[Place, ...], bool, bool]
+"""Places that are read, whether the logits are, and whether what they come from is."""
+
+
+@final
+class SharedTeacher:
+    """One teacher whose every forward pass serves several students."""
+
+    def __init__(self, teacher: LiveTeacher) -> None:
+        """Take the teacher, which must be left alone from now on."""
+        self._teacher = teacher
+        self._desks: dict[Reference, _Desk] = {}
+
+    @property
+    def model(self) -> TappedModel:
+        """Return the finished model."""
+        return self._teacher.model
+
+    @property
+    def digest(self) -> str:
+        """Return the digest of the finished weights."""
+        return self._teacher.digest
+
+    def check(self, references: Iterable[Reference]) -> None:
+        """Check that every checkpoint that stages name is there and fits."""
+        self._teacher.check(references)
+
+    def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
+        """Return a block that does nothing: evaluation mode is held around all students."""
+        del inference
+        return nullcontext()
+
+    def forget(self) -> None:
+        """Let go of what has been shown; the next batch comes."""
+        for desk in self._desks.values():
+            desk.shown.clear()
+
+    @contextmanager
+    def reading(
+        self,
+        reference: Reference,
+        places: Iterable[Place],
+        *,
+        logits: bool,
+        head: bool = False,
+    ) -> Iterator[Reader]:
+        """Open a reading of a checkpoint, or of the finished teacher.
+
+        Args:
+            reference: `final`, or the step of a checkpoint.
+            places: What is read.
+            logits: Whether the logits are read, too.
+            head: Whether what the logits come from is.
+
+        Yields:
+            A forward pass, or what another student's has shown.
+        """
+        desk = self._desks.get(reference)
+        if desk is None:
+            desk = self._desks[reference] = _Desk(self._at(reference))
+        wanted = (tuple(places), logits, head)
+        desk.join(wanted)
+        try:
+            yield lambda inputs, selected=None: desk.show(wanted, inputs, selected)
+        finally:
+            desk.leave(wanted)
+            if not desk.readings:
+                del self._desks[reference]
+
+    def _at(self, reference: Reference) -> TappedModel:
+        finished = self._desks.get("final")
+        if finished is not None and reference != "final":
+            # The finished model is about to be copied, and a copy shall have no hooks.
+            finished.close()
+        return self._teacher.at(reference)
+
+
+@final
+class _Desk:
+    """The open readings of one checkpoint."""
+
+    def __init__(self, model: TappedModel) -> None:
+        self._model = model
+        self._opened = ExitStack()
+        self._reader: Reader | None = None
+        self.readings: list[Wanted] = []
+        self.shown: dict[object, Activations] = {}
+
+    def join(self, wanted: Wanted) -> None:
+        self.readings.append(wanted)
+        self.close()
+
+    def leave(self, wanted: Wanted) -> None:
+        self.readings.remove(wanted)
+        self.close()
+
+    def show(self, wanted: Wanted, inputs: Inputs, selected: Tensor | None) -> Activations:
+        places, logits, head = wanted
+        batch = _whereabouts(inputs)
+        found = self.shown.get(batch)
+        # A stage that has opened since may want more than was asked for then.
+        if found is None or not _suffices(found, wanted):
+            found = self.shown[batch] = self._open()(inputs, selected)
+        hidden = {place: found.hidden[place] for place in places}
+        return Activations(
+            hidden,
+            found.logits if logits else None,
+            found.head if head else None,
+            found.positions,
+            found.obscurity,
+        )
+
+    def _open(self) -> Reader:
+        """Return the reading of all that is wanted by now."""
+        if self._reader is None:
+            places = dict.fromkeys(place for places, *_ in self.readings for place in places)
+            logits = any(logits for _, logits, _ in self.readings)
+            head = any(head for *_, head in self.readings)
+            self._reader = self._opened.enter_context(
+                self._model.reading(places, logits=logits, head=head)
+            )
+        return self._reader
+
+    def close(self) -> None:
+        self._reader = None
+        self._opened.close()
+
+
+def _suffices(found: Activations, wanted: Wanted) -> bool:
+    places, logits, head = wanted
+    has_places = all(place in found.hidden for place in places)
+    has_output = (found.logits is not None or not logits) and (found.head is not None or not head)
+    return has_places and has_output
+
+
+def _whereabouts(inputs: Inputs) -> object:
+    """Return what tells the inputs of a batch, or of a part of it, as long as they are kept."""
+    named: Mapping[str, Tensor] = {"": inputs} if isinstance(inputs, Tensor) else inputs
+    return tuple(
+        (name, one.data_ptr(), tuple(one.shape), one.stride()) for name, one in named.items()
+    )

@@ -1,0 +1,1 @@
+"""Models, data and curriculum bound to each other, with every check before training."""

@@ -1,0 +1,390 @@
+"""Batches as a run reads them: checked on the CPU, and counted.
+
+A wrong label or token id ends on a CPU in torch's own words and on a GPU in an assertion that
+leaves the device useless. So each batch is looked at where it is made, before it is moved. The same
+reading counts positions: padded batches differ, and what a run has consumed is a sum over those
+that it has read.
+
+Axes: example, position (as in `data.streams`).
+
+Units: tokens are positions with padding, since a model computes on padding, too.
+"""
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
+from typing import Protocol, final, runtime_checkable
+
+from torch import Tensor, nn
+
+from curricle.curriculum.stages import Stage
+from curricle.data.blocks import Joins
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError, DataError
+from curricle.models.tapped import Inputs, Reader, shown_in_training
+from curricle.objectives.base import check_classes
+from curricle.protocols import conforms
+
+PEEKED = 8
+"""Batches whose numbers of positions are compared before a length in tokens becomes steps."""
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A stream that knows how many positions were read."""
+
+    def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the positions of some steps, and those that as many first batches would have."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TableLimit:
+    """What an embedding can look up of an input."""
+
+    owner: str
+    """`student` or `teacher`."""
+    path: str
+    """Module path of the embedding."""
+    rows: int
+    """Number of its rows."""
+    name: str
+    """Name of the input; empty for the only one."""
+    offset: int | None = None
+    """First row that a position takes, in a table of positions; None in a table of ids."""
+
+    def check(self, inputs: Mapping[str, Tensor]) -> None:
+        """Check the ids of a batch that a table of ids looks up.
+
+        Raises:
+            DataError: If the embedding has no row for one.
+        """
+        tensor = inputs.get(self.name)
+        if self.offset is not None or tensor is None or not tensor.numel():
+            return
+        if tensor.device.type == "cpu":
+            lowest, highest = map(int, tensor.aminmax())
+            if lowest < 0 or highest >= self.rows:
+                raise DataError(
+                    f"{self.name or 'inputs'!r} must lie between 0 and {self.rows - 1}, the last "
+                    f"row of the {self.owner}'s table {self.path!r}; got "
+                    f"{lowest if lowest < 0 else highest}"
+                )
+
+    def excess(self, inputs: Inputs) -> str:
+        """Return the words for an input with more positions than rows; empty if it has not.
+
+        One batch does not show whether a model counts positions without end: they may be clamped,
+        or the table may be one of queries whose number is that of the positions by chance. So the
+        words explain a pass that has failed, and refuse nothing themselves.
+        """
+        tensor = inputs if isinstance(inputs, Tensor) else inputs.get(self.name)
+        if self.offset is None or tensor is None or tensor.shape[-1] <= self.rows - self.offset:
+            return ""
+        return (
+            f"{self.name or 'inputs'!r} must have at most the {self.rows - self.offset} positions "
+            f"of the {self.owner}'s table {self.path!r}; got {tensor.shape[-1]}; truncate them in "
+            f"the collate function"
+        )
+
+
+def excess(tables: Iterable[TableLimit], owner: str, inputs: Inputs) -> str:
+    """Return the words for a table of a model with too few positions; empty if none has.
+
+    Args:
+        tables: Those of all models.
+        owner: `student` or `teacher`.
+        inputs: What the model is to read.
+    """
+    words = (table.excess(inputs) for table in tables if table.owner == owner)
+    return next(filter(None, words), "")
+
+
+def guarded(tables: Sequence[TableLimit], owner: str, read: Reader) -> Reader:
+    """Return a reader that turns a failing pass of a model into an error of the data.
+
+    Args:
+        tables: Those of all models.
+        owner: `student` or `teacher`.
+        read: The reader.
+    """
+    return partial(shown_in_training, owner, read, excess=partial(excess, tables, owner))
+
+
+@final
+class RunBatches:
+    """The stream of a run, whose batches are checked and counted as they are read."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        first: Batch,
+        *,
+        tables: Sequence[TableLimit] = (),
+        labels: Sequence[tuple[int, int, int]] = (),
+        is_uniform: bool = False,
+    ) -> None:
+        """Take the stream.
+
+        Args:
+            stream: Where batches are read.
+            first: Its first batch, whose FLOPs were measured.
+            tables: What embeddings of ids can look up.
+            labels: First step, step after the last, and number of classes, where labels are read.
+            is_uniform: Whether a length in tokens relies on batches of equally many positions.
+        """
+        self.stream = stream
+        self._first = first.num_read_tokens
+        self._tables, self._labels = tuple(tables), tuple(labels)
+        self._is_uniform = is_uniform
+        # At index i the positions of the steps before i beyond those of as many first batches; the
+        # last holds for all later steps, so that batches of equal length take no memory. A sum over
+        # any interval is a difference of two.
+        self._excess = array("q", [0])
+
+    @property
+    def batch_size(self) -> int:
+        """Return the number of examples of every batch."""
+        return self.stream.batch_size
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the number of positions that the stream gives for every batch."""
+        return self.stream.tokens_per_batch
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of everything the batches depend on."""
+        return self.stream.fingerprint
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step.
+
+        Raises:
+            DataError: If a label is no class of the student, or an embedding has no row for an id,
+                or positions are not those on which a length in tokens relies; it knows the step.
+        """
+        batch = self.stream.batch(step)
+        try:
+            self._look(batch, step, batch.num_read_tokens)
+        except DataError as error:
+            error.step = step
+            raise
+        return batch
+
+    def joined(self, step: int, number: int) -> Batch | None:
+        """Return the batches of some steps one below the other, if the stream joins them.
+
+        Raises:
+            DataError: As in `batch`.
+        """
+        whole = self.stream.joined(step, number) if conforms(self.stream, Joins) else None
+        if whole is not None:
+            try:
+                self._look(whole, step, whole.num_read_tokens // number, number=number)
+            except DataError:
+                # One by one they tell which of them is at fault.
+                for each in range(step, step + number):
+                    self.batch(each)
+                raise
+        return whole
+
+    def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the positions of some steps, and those that as many first batches would have.
+
+        Args:
+            start: The first step.
+            stop: The step after the last; all of them have been read.
+        """
+        expected = self._first * (stop - start)
+        return expected + self._excess_before(stop) - self._excess_before(start), expected
+
+    def _excess_before(self, step: int) -> int:
+        return self._excess[min(step, len(self._excess) - 1)]
+
+    def _count(self, step: int, tokens: int) -> None:
+        """Add the positions of a batch to the running sums."""
+        excess = tokens - self._first
+        if step + 1 >= len(self._excess):
+            if excess:
+                missing = step + 1 - len(self._excess)
+                self._excess.extend([self._excess[-1]] * missing)
+                self._excess.append(self._excess[-1] + excess)
+            return
+        change = excess - (self._excess[step + 1] - self._excess[step])
+        if change:
+            # A step before others that were read already, as after a calibration further on.
+            for later in range(step + 1, len(self._excess)):
+                self._excess[later] += change
+
+    def _look(self, batch: Batch, step: int, tokens: int, *, number: int = 1) -> None:
+        if self._is_uniform and tokens != self._first:
+            raise DataError(_unequal(self._first, tokens, "this one"))
+        for read in range(step, step + number):
+            self._count(read, tokens)
+        inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
+        for table in self._tables:
+            table.check(inputs)
+        # A look at values would wait for a GPU; batches are made on the CPU.
+        if batch.labels is None or batch.labels.device.type != "cpu":
+            return
+        for start, stop, classes in self._labels:
+            if start <= step < stop:
+                check_classes(batch.labels, classes, where="")
+
+
+def _unequal(first: int, other: int, where: str) -> str:
+    return (
+        f"'duration' must be in steps or examples for batches of unequal numbers of positions, of "
+        f"which tokens make no number of steps; got {first} in the first batch and {other} in "
+        f"{where}"
+    )
+
+
+def has_token_lengths(stages: Sequence[Stage]) -> bool:
+    """Return whether the length of a stage is declared in tokens."""
+    return any(stage.duration.at_most.unit == "tokens" for stage in stages)
+
+
+def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
+    """Check that lengths in tokens can become numbers of steps.
+
+    Later batches are checked when they are read, by `RunBatches`.
+
+    Args:
+        stages: The stages as declared.
+        stream: Training data.
+
+    Raises:
+        BindError: If the data have no positions, or the first batches unequal numbers of them.
+    """
+    if not has_token_lengths(stages):
+        return
+    first = stream.batch(0)
+    if not first.has_tokens:
+        raise BindError(
+            f"'duration' must be in steps or examples for data without positions, of which tokens "
+            f"are not defined; got inputs of shape {tuple(first.leading.shape)} and type "
+            f"{first.leading.dtype}"
+        )
+    if stream.tokens_per_batch != first.num_read_tokens:
+        raise BindError(_unequal(first.num_read_tokens, stream.tokens_per_batch, "that of step 1"))
+    for step in range(1, PEEKED):
+        tokens = stream.batch(step).num_read_tokens
+        if tokens != first.num_read_tokens:
+            raise BindError(_unequal(first.num_read_tokens, tokens, f"that of step {step}"))
+
+
+def length_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
+    """Return what to know of the numbers of a run whose batches differ in length."""
+    other = stream.batch(1).num_read_tokens if first.has_tokens else first.num_read_tokens
+    if other == first.num_read_tokens:
+        return ()
+    note = (
+        f"batches differ in their number of positions ({first.num_read_tokens} and {other} in the "
+        f"first two): tokens are counted as they are read, and FLOPs are those of the first batch "
+        f"in proportion to tokens"
+    )
+    return (note,)
+
+
+@contextmanager
+def located(stage: str, step: int, seed: int) -> Iterator[None]:
+    """Add to an error of the data where in the run it has come up.
+
+    Args:
+        stage: Name of the stage.
+        step: The step, unless the error knows it, as of batches that are read ahead.
+        seed: Seed of the run.
+
+    Raises:
+        DataError: If the block raises one.
+    """
+    try:
+        yield
+    except DataError as error:
+        fault = step if error.step is None else error.step
+        raise DataError(f"stage {stage!r}, step {fault}, seed {seed}: {error}") from error
+
+
+@final
+class TableWatch:
+    """Finds the embeddings that read inputs or positions, in passes that run anyway."""
+
+    def __init__(self) -> None:
+        """Start with none."""
+        self._limits: dict[tuple[str, str, str], TableLimit] = {}
+
+    @property
+    def limits(self) -> tuple[TableLimit, ...]:
+        """Return the limits of the embeddings that were watched."""
+        return tuple(self._limits.values())
+
+    @contextmanager
+    def watching(self, owner: str, module: nn.Module, batch: Batch) -> Iterator[None]:
+        """Watch the embeddings of a model.
+
+        Args:
+            owner: Whose model it is.
+            module: The model.
+            batch: What it reads in the block.
+        """
+        inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else dict(batch.inputs)
+        # A mask or token types have the shape of ids, and are looked up in tables of their own.
+        read: list[str] = []
+
+        def look(path: str, embedding: nn.Embedding, argument: object) -> None:
+            if not isinstance(argument, Tensor) or not argument.numel():
+                return
+            name = next((name for name, ids in inputs.items() if _is_same(ids, argument)), None)
+            if name is not None:
+                read.append(name)
+                self._add(TableLimit(owner=owner, path=path, rows=_rows(embedding), name=name))
+            elif len(set(read)) == 1 and (offset := _offset(argument, inputs[read[0]])) is not None:
+                rows = _rows(embedding)
+                self._add(
+                    TableLimit(owner=owner, path=path, rows=rows, name=read[0], offset=offset)
+                )
+
+        with ExitStack() as stack:
+            for path, part in module.named_modules():
+                # Tables of positions as in BART are given ids, too, with more arguments.
+                if isinstance(part, nn.Embedding) and len(signature(part.forward).parameters) == 1:
+                    hook = _hook(look, path)
+                    stack.callback(part.register_forward_pre_hook(hook).remove)
+            yield
+
+    def _add(self, limit: TableLimit) -> None:
+        self._limits[limit.owner, limit.path, limit.name] = limit
+
+
+def _hook(
+    look: Callable[[str, nn.Embedding, object], None], path: str
+) -> Callable[[nn.Module, tuple[object, ...]], None]:
+    def before(module: nn.Module, args: tuple[object, ...]) -> None:
+        if args and isinstance(module, nn.Embedding):
+            look(path, module, args[0])
+
+    return before
+
+
+def _rows(embedding: nn.Embedding) -> int:
+    return embedding.weight.shape[0]
+
+
+def _is_same(tensor: Tensor, argument: Tensor) -> bool:
+    """Return whether a tensor is an input, perhaps seen in another shape."""
+    return tensor.numel() == argument.numel() and tensor.data_ptr() == argument.data_ptr()
+
+
+def _offset(argument: Tensor, ids: Tensor) -> int | None:
+    """Return the first row that positions take if a tensor counts them; None if it does not."""
+    length = ids.shape[-1]
+    if argument.shape[-1] != length or argument.is_floating_point() or length < 2:  # noqa: PLR2004
+        return None
+    steps = argument.reshape(-1, length)[0].diff()
+    return int(argument.min()) if bool((steps == 1).all()) else None

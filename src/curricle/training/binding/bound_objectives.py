@@ -1,0 +1,145 @@
+"""What is one objective of a stage once it is bound, and what trains beside the student?
+
+A `Term` is a bound objective with its weight. If the objective owns an adapter, the term holds its
+first values; `opened` gives each stage copies to train, so that entering a stage, also again after
+an interrupt, always starts from the same.
+"""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import final
+
+import torch
+from torch import nn
+
+from curricle.data.streams import Batch
+from curricle.models.tapped import Activations
+from curricle.objectives.adapters import CountsSteps, adapter_of
+from curricle.objectives.base import BoundObjective, Objective, Reads, Sample, Target
+from curricle.protocols import conforms
+from curricle.teachers.live import Reference
+from curricle.teachers.stored import StoredTargets, StoredTeacher
+from curricle.training.optimizers import decay_groups
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Term:
+    """One objective of a stage, bound."""
+
+    weight: float
+    """Factor in the stage's loss."""
+    needs_teacher: bool
+    """Whether it has a target from a teacher."""
+    objective: BoundObjective
+    """The bound objective."""
+    stored: StoredTargets | None = None
+    """Where its targets are kept; None asks the teacher, if it needs one."""
+
+    @property
+    def asks_teacher(self) -> bool:
+        """Return whether a teacher has to run for its target."""
+        return self.needs_teacher and self.stored is None
+
+    def target(self, shown: Activations | None, batch: Batch) -> Target:
+        """Return what the student is compared with; None without a teacher.
+
+        Args:
+            shown: What the teacher shows; None if it was not asked.
+            batch: The batch.
+        """
+        if self.stored is not None:
+            return self.stored.target(batch, self.objective.count(batch))
+        if shown is None or not self.needs_teacher:
+            return None
+        return self.objective.target(shown, batch)
+
+    def blank(self, shown: Activations | None, batch: Batch) -> Target:
+        """Return a target while binding, when nothing is read from a store yet; see `target`."""
+        if self.stored is not None:
+            return self.stored.blank(self.objective.count(batch), batch.leading.device)
+        return self.target(shown, batch)
+
+
+def bound_term(
+    objective: Objective,
+    reads: Reads,
+    sample: Sample,
+    *,
+    residual: bool,
+    source: tuple[StoredTeacher | None, Reference, str],
+) -> Term:
+    """Return an objective bound to what both models show, and to stored targets if there are any.
+
+    Args:
+        objective: The objective.
+        reads: What it reads.
+        sample: What both models show.
+        residual: Whether both are residual streams.
+        source: The stored teacher, or None for one that runs, which of its checkpoints, and the
+            digest of the stream.
+    """
+    bound = objective.bind(reads, sample, is_residual=residual)
+    teacher, reference, stream = source
+    needs = objective.needs_teacher
+    stored = teacher.serving(bound, reference, stream) if needs and teacher is not None else None
+    return Term(weight=objective.weight, needs_teacher=needs, objective=bound, stored=stored)
+
+
+def opened(terms: Iterable[Term]) -> tuple[Term, ...]:
+    """Return terms to train with: those that own an adapter are copies."""
+    return tuple(
+        term if adapter_of(term.objective) is None else copy.deepcopy(term) for term in terms
+    )
+
+
+def adapters_of(terms: Iterable[Term]) -> nn.ModuleList:
+    """Return the adapters of some terms in order; empty if there are none."""
+    found = [adapter_of(term.objective) for term in terms]
+    return nn.ModuleList(adapter for adapter in found if adapter is not None)
+
+
+def described(terms: Iterable[Term]) -> dict[str, str]:
+    """Return what `plan` says of the objectives of a stage: taps, objective, projection, widths."""
+    each = [term.objective.describe() for term in terms]
+    joined = [" + ".join(dict.fromkeys(words)) for words in zip(*each, strict=True)]
+    return dict(zip(("taps", "objective", "projection", "widths"), joined, strict=True))
+
+
+@contextmanager
+def trained_beside(
+    optimizer: torch.optim.Optimizer, adapters: nn.ModuleList, *, weight_decay: float
+) -> Iterator[None]:
+    """Let the student's optimizer move adapters too, and tell them of its updates.
+
+    At the end of the block the optimizer forgets them, and what it kept for them.
+
+    Args:
+        optimizer: The student's.
+        adapters: What is trained besides; none cost nothing.
+        weight_decay: Decay of their matrices.
+
+    Yields:
+        Nothing.
+    """
+    own = list(adapters.parameters())
+    before = len(optimizer.param_groups)
+    for group in decay_groups(own, weight_decay) if own else []:
+        optimizer.add_param_group(group)
+    counting = [adapter for adapter in adapters if conforms(adapter, CountsSteps)]
+    hooks = [optimizer.register_step_post_hook(partial(_advance, one)) for one in counting]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        del optimizer.param_groups[before:]
+        for parameter in own:
+            optimizer.state.pop(parameter, None)
+
+
+def _advance(adapter: CountsSteps, *_: object) -> None:
+    adapter.advance()

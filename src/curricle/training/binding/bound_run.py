@@ -1,0 +1,567 @@
+"""Do the declared parts fit together, and what does each stage cost?
+
+Binding gives a curriculum its models, data and device. It resolves taps to places, draws the
+projections, checks widths and vocabularies, finds which parameters each stage reaches, and
+measures the FLOPs and memory of one step of each stage, all before a weight has moved. `curricle
+plan` prints what it finds, also while the teacher's checkpoints are still to be made: that they are
+there is checked by `engine.execute`.
+
+Design: what a stage reaches is found by running one step of it and asking autograd, so it is
+right for every module, tied weights and unused branches included.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError
+from curricle.models.aliasing import check_apart
+from curricle.models.axes import observing
+from curricle.models.decisions import check_pair, model_notes, probability_note
+from curricle.models.eligibility import (
+    check_present,
+    check_real,
+    check_trainable,
+    readable,
+    weight_notes,
+)
+from curricle.models.heads import LinearHead
+from curricle.models.restoring import buffers_kept, frozen_but, mode_notes, modes_kept, train
+from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number
+from curricle.objectives.base import (
+    Objective,
+    Reads,
+    ReadsLabels,
+    Sample,
+    Target,
+    merge_reads,
+    require,
+)
+from curricle.objectives.hidden import MatchHidden
+from curricle.protocols import conforms
+from curricle.records import StagePlan
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.shared import SharedTeacher
+from curricle.teachers.stored import StoredTeacher
+from curricle.training.binding.batches import (
+    RunBatches,
+    TableLimit,
+    TableWatch,
+    check_token_lengths,
+    has_token_lengths,
+    length_notes,
+)
+from curricle.training.binding.bound_objectives import (
+    Term,
+    adapters_of,
+    bound_term,
+    described,
+    opened,
+)
+from curricle.training.binding.orientation import check_decoder_inputs, check_orientation
+from curricle.training.binding.recomputing import check_recomputation, without_reentrant_checkpoints
+from curricle.training.binding.starting import BoundStart, bind_start
+from curricle.training.binding.trials import tried_on
+from curricle.training.optimizers import AdamW, Optimizer
+from curricle.training.process.ambient import standard_state, surrounding_notes
+from curricle.training.process.costs import Meter
+from curricle.training.settings import EngineSettings
+from curricle.training.timeline import Span, check_rule, plan_spans
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundStage:
+    """A stage with its models known."""
+
+    declared: Stage
+    """The stage as declared."""
+    span: Span
+    """Planned steps of the stage; a `Timeline` has the real ones."""
+    terms: tuple[Term, ...]
+    """The bound objectives."""
+    reads: Reads
+    """What both models must show, all objectives together."""
+    trained: frozenset[str]
+    """Names of the student parameters that the stage changes."""
+    plan: StagePlan
+    """What the stage is and costs, for people."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundRun:
+    """Everything that the engine executes."""
+
+    name: str
+    """Name of the curriculum."""
+    student: TappedModel
+    """The model that learns."""
+    teacher: LiveTeacher | SharedTeacher | StoredTeacher | None
+    """The model that teaches, or its stored targets, if any stage needs one."""
+    stages: tuple[BoundStage, ...]
+    """The bound stages, in order."""
+    stream: Stream
+    """Training data."""
+    optimizer: Optimizer
+    """How the weights move."""
+    settings: EngineSettings
+    """How the engine runs."""
+    seed: int
+    """Seed of the run."""
+    draws_noise: bool
+    """Whether the student's forward pass draws from torch's global generator, as dropout does."""
+    draws_foreign_noise: bool = False
+    """Whether it depends on the global generators of Python or numpy."""
+    start: BoundStart | None = None
+    """What is set before the first step, if anything is."""
+    notes: tuple[str, ...] = ()
+    """What was decided and the user did not ask for, one sentence each; see `RunRecord.notes`."""
+    tables: tuple[TableLimit, ...] = ()
+    """What the embeddings of the models can look up."""
+
+    @property
+    def teachers(self) -> tuple[TeacherReference, ...]:
+        """Return the teachers that the stages read."""
+        stages = tuple(stage.declared for stage in self.stages)
+        start = None if self.start is None else self.start.declared
+        return Curriculum(name=self.name, stages=stages, start=start).teachers
+
+    @property
+    def plans(self) -> tuple[StagePlan, ...]:
+        """Return what the start, if there is one, and the stages are and cost."""
+        start = () if self.start is None else (self.start.plan,)
+        return (*start, *(stage.plan for stage in self.stages))
+
+    @property
+    def num_steps(self) -> int:
+        """Return the length of the run if every stage takes its longest."""
+        return self.stages[-1].span.end
+
+
+@standard_state(trains=False)
+def bind(
+    curriculum: Curriculum,
+    *,
+    student: TappedModel,
+    teacher: LiveTeacher | StoredTeacher | None,
+    stream: Stream,
+    optimizer: Optimizer,
+    settings: EngineSettings,
+    seed: int,
+) -> BoundRun:
+    """Return a curriculum bound to models and data.
+
+    Args:
+        curriculum: What to run.
+        student: The model that learns; moved to the device.
+        teacher: The model that teaches, which is moved to the device, or its stored targets.
+        stream: Training data.
+        optimizer: How the weights move.
+        settings: How the engine runs.
+        seed: Seed of the run.
+
+    Raises:
+        BindError: If the parts do not fit; the stage is named.
+    """
+    device = settings.torch_device()
+    live = None if isinstance(teacher, StoredTeacher) else teacher
+    _check_models(student.module, None if live is None else live.model.module, optimizer)
+    student.module.to(device)
+    if live is not None:
+        live.model.module.to(device)
+    elif curriculum.start is not None and teacher is not None:
+        raise BindError(f"'start' {curriculum.start.kind!r} needs a teacher with weights; got none")
+    elif teacher is None and curriculum.teachers:
+        raise BindError(f"'teacher' must be given to run {curriculum.name!r}; got none")
+    probe = _Probe(
+        student=student,
+        teacher=teacher,
+        stream=stream,
+        optimizer=optimizer,
+        settings=settings,
+        seed=seed,
+    )
+    check_token_lengths(curriculum.stages, stream)
+    bound: list[BoundStage] = []
+    reached: frozenset[str] = frozenset()
+    spans = plan_spans(
+        curriculum.stages, batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
+    )
+    for stage, span in zip(curriculum.stages, spans, strict=True):
+        try:
+            check_rule(span, evaluate_every=settings.evaluate_every)
+            next_stage = probe.stage(stage, span, reached=reached)
+        except BindError as error:
+            raise BindError(f"stage {stage.name!r}: {error}") from None
+        bound.append(next_stage)
+        reached |= next_stage.trained
+    _check_order(curriculum.stages, student)
+    return BoundRun(
+        name=curriculum.name,
+        student=student,
+        teacher=teacher,
+        stages=tuple(bound),
+        stream=probe.checked(bound),
+        optimizer=optimizer,
+        settings=settings,
+        seed=seed,
+        draws_noise=probe.draws_noise,
+        draws_foreign_noise=probe.draws_foreign_noise,
+        start=bind_start(curriculum.start, student, live, stream=stream, seed=seed),
+        notes=(
+            *((curriculum.note,) if curriculum.note else ()),
+            *surrounding_notes(),
+            *weight_notes(student.module),
+            *mode_notes(student.module),
+            *probe.notes(),
+            *length_notes(stream, stream.batch(0)),
+            *probe.decisions(live),
+        ),
+        tables=probe.tables.limits,
+    )
+
+
+def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:
+    """Check that the models can be trained and read, and that they have nothing in common."""
+    check_present(student, "student")
+    check_trainable(student)
+    if isinstance(optimizer, AdamW):
+        check_real(student)
+    if teacher is not None:
+        check_present(teacher, "teacher")
+        check_apart(student, teacher, names=("student", "teacher"))
+
+
+def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
+    """Refuse two fractions that mean one tap, which `uniform` gives if blocks run out.
+
+    Taps given as numbers or paths may repeat: then somebody has meant it.
+
+    Raises:
+        BindError: If there are two.
+    """
+    seen: dict[Place, tuple[str, float]] = {}
+    for stage in stages:
+        for objective in stage.objectives:
+            tap = objective.pair.student if isinstance(objective, MatchHidden) else None
+            if not isinstance(tap, float):
+                continue
+            name, first = seen.setdefault(student.place(tap), (stage.name, tap))
+            if first != tap:
+                raise BindError(
+                    f"stages {name!r} and {stage.name!r} must read different taps of the student; "
+                    f"fractions {first:.3g} and {tap:.3g} of its {student.depth} blocks are both "
+                    f"tap {tap_number(tap, student.depth)}"
+                )
+
+
+@final
+class _Probe:
+    """Runs one step of each stage without changing anything."""
+
+    def __init__(
+        self,
+        *,
+        student: TappedModel,
+        teacher: LiveTeacher | StoredTeacher | None,
+        stream: Stream,
+        optimizer: Optimizer,
+        settings: EngineSettings,
+        seed: int,
+    ) -> None:
+        self._student, self._teacher = student, teacher
+        self._optimizer, self._settings, self._seed = optimizer, settings, seed
+        self._stream, self.tables = stream, TableWatch()
+        self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
+        self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
+        self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
+        self._compares_logits = False
+        self._logits_notes = {"student": "", "teacher": ""}
+        check_decoder_inputs(student.module, self._whole)
+
+    def notes(self) -> Iterator[str]:
+        """Yield what the passes have shown and the owner of the models may not know."""
+        if self.draws_foreign_noise:
+            yield (
+                "the student draws from the global generator of Python or numpy, which is seeded "
+                "for every step of the run and put back after it"
+            )
+        if self._teacher_draws:
+            yield (
+                "the teacher draws random numbers in evaluation mode, so targets differ from run "
+                "to run"
+            )
+
+    def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
+        """Return the stream with the checks that the bound stages need."""
+        limits = [
+            (stage.span.earliest, stage.span.end, term.objective.label_classes)
+            for stage in stages
+            for term in stage.terms
+            if conforms(term.objective, ReadsLabels)
+        ]
+        return RunBatches(
+            self._stream,
+            self._whole,
+            tables=self.tables.limits,
+            labels=[(start, end, count) for start, end, count in limits if count is not None],
+            is_uniform=has_token_lengths([stage.declared for stage in stages]),
+        )
+
+    def stage(self, stage: Stage, span: Span, *, reached: frozenset[str]) -> BoundStage:
+        each = [self._reads(objective) for objective in stage.objectives]
+        reads = merge_reads(each, full_student=stage.trains == "all")
+        needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
+        if stage.teacher != "final" and not needs_teacher:
+            raise BindError(
+                f"'teacher' must be given only where an objective reads it; got {stage.teacher}"
+            )
+        if stage.optimizer_state == "reset" and not self._optimizer.moments:
+            raise BindError(
+                "'optimizer_state' must be 'keep' for an optimizer without state, as SGD without "
+                "momentum is, where a reset has no effect; got 'reset'"
+            )
+        student_meter = Meter([*self._student.module.parameters(), *_data(self._part)])
+        teacher_meter = Meter()
+        with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
+            student = self._learn(reads, student_meter)
+            shown = self._teach(each, student, teacher_meter) if needs_teacher else None
+            sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
+            terms = self._terms(stage, each, replace(sample, num_steps=span.most))
+            self._note_logits(each, student, shown)
+            tried = opened(terms)
+            adapters = list(adapters_of(tried).parameters())
+            student_meter.know(adapters)
+            with teacher_meter.running():
+                targets = self._targets(tried, shown)
+            with student_meter.running():
+                trained = self._reached(tried, student, targets)
+            # The teacher's logits of a chunk are made while the student's are.
+            for target in targets:
+                if isinstance(target, LinearHead):
+                    student_meter.cede(target.flops, teacher_meter)
+        if not trained:
+            raise BindError(
+                f"'trains' must leave something to train; got {stage.trains!r} where "
+                f"{self._untrained(stage, reached)}"
+            )
+        own = sum(parameter.numel() for parameter in adapters)
+        plan = StagePlan(
+            name=stage.name,
+            teacher=_teacher_words(stage) if needs_teacher else "none",
+            **described(terms),
+            steps=span.most,
+            until="" if isinstance(stage.duration, Duration) else str(stage.duration),
+            student_flops=student_meter.flops * self._settings.accumulation,
+            teacher_flops=teacher_meter.flops * self._settings.accumulation,
+            trained_parameters=self._count(trained),
+            adapter_parameters=own,
+            reads_logits=any(one.student_logits or one.student_head for one in each),
+            memory_bytes=self._memory(self._count(trained) + own, student_meter.saved_bytes),
+        )
+        return BoundStage(
+            declared=stage,
+            span=span,
+            terms=terms,
+            reads=reads,
+            trained=trained,
+            plan=plan,
+        )
+
+    def _untrained(self, stage: Stage, reached: frozenset[str]) -> str:
+        """Return in words why a stage trains nothing after others that have reached weights."""
+        named = self._student.module.named_parameters()
+        free = [name for name, one in named if one.requires_grad]
+        if not free:
+            return (
+                "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
+                "without is_trainable=True or adapters are switched off"
+            )
+        if stage.trains == "own" and reached:
+            return "all that the objectives reach is frozen"
+        return (
+            f"the objectives reach none of the student's {len(free)} weights with requires_grad, "
+            f"of which {free[0]!r} is the first: they lie behind what is read, or belong to an "
+            f"adapter that is merged or not active"
+        )
+
+    def _note_logits(
+        self, each: Sequence[Reads], student: Activations, teacher: Activations | None
+    ) -> None:
+        """Keep what was taken for logits, where an objective reads them."""
+        shown = {"student": student, "teacher": teacher}
+        is_read = {
+            "student": any(reads.student_logits for reads in each),
+            "teacher": any(reads.teacher_logits for reads in each),
+        }
+        for who, activations in shown.items():
+            if activations is None or activations.logits is None or not is_read[who]:
+                continue
+            self._logits_notes[who] = activations.logits_note or probability_note(
+                activations.logits
+            )
+        self._compares_logits |= any(reads.teacher_logits or reads.teacher_head for reads in each)
+
+    def decisions(self, teacher: LiveTeacher | None) -> tuple[str, ...]:
+        """Return what was decided about the models.
+
+        Args:
+            teacher: The model that teaches, if one runs.
+        """
+        inputs, taken = self._part.inputs, self._logits_notes
+        notes = model_notes(self._student, "student", inputs, taken["student"])
+        if teacher is None:
+            return notes
+        pair = check_pair(self._student, teacher.model) if self._compares_logits else ()
+        return (*notes, *model_notes(teacher.model, "teacher", inputs, taken["teacher"]), *pair)
+
+    def _reads(self, objective: Objective) -> Reads:
+        teacher = None if self._teacher is None else self._teacher.model
+        return objective.reads(self._student, teacher)
+
+    def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
+        if isinstance(self._teacher, StoredTeacher):
+            self._teacher.check_precision(self._settings.precisions[-1])
+            return self._teacher.shown(each, student)
+        reads = merge_reads(each, full_student=False)
+        model, head = require(self._teacher, "teacher").model, reads.teacher_head
+        if head:
+            check_head(model, self._part.inputs)
+        with (
+            torch.no_grad(),
+            self._settings.teacher_autocast(),
+            meter.running(),
+            readable(
+                "teacher", model.reading(reads.teacher, logits=reads.teacher_logits, head=head)
+            ) as read,
+        ):
+            before = seeding.global_state()
+            shown = tried_on("teacher", read, self._part)
+        self._teacher_draws |= before != seeding.global_state()
+        check_orientation("teacher", model, shown, self._part)
+        return shown
+
+    def _learn(self, reads: Reads, meter: Meter) -> Activations:
+        model, head = self._student, reads.student_head
+        if head:
+            check_head(model, self._part.inputs)
+        before, foreign = seeding.global_state(), seeding.foreign_state()
+        with (
+            self._settings.autocast(),
+            meter.running(),
+            readable(
+                "student", model.reading(reads.student, logits=reads.student_logits, head=head)
+            ) as read,
+        ):
+            shown = tried_on("student", read, self._part)
+        self.draws_noise |= before != seeding.global_state()
+        if foreign != seeding.foreign_state():
+            self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
+        check_orientation("student", model, shown, self._part)
+        return shown
+
+    @torch.no_grad()
+    def _depends_on_foreign_state(self, reads: Reads) -> bool:
+        """Return whether the student's activations depend on Python's and numpy's generators.
+
+        Others than the model may draw from them during a pass, as checks of types do.
+        """
+        model, passes = self._student, list[Activations]()
+        with model.reading(
+            reads.student, logits=reads.student_logits, head=reads.student_head
+        ) as read:
+            for number in range(2):
+                with seeding.scoped(self._seed, "probe/noise"), seeding.foreign(number):
+                    passes.append(read(self._part.inputs, self._part.selected))
+        first, second = map(_tensors, passes)
+        return not all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+    def _terms(self, stage: Stage, each: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
+        residual = self._student.is_residual and (
+            self._teacher is None or self._teacher.model.is_residual
+        )
+        stored = self._teacher if isinstance(self._teacher, StoredTeacher) else None
+        source = stored, stage.teacher, self._fingerprint
+        return tuple(
+            bound_term(objective, reads, sample, residual=residual, source=source)
+            for objective, reads in zip(stage.objectives, each, strict=True)
+        )
+
+    def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Target]:
+        with torch.no_grad():
+            return [term.blank(shown, self._part) for term in terms]
+
+    def _reached(
+        self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]
+    ) -> frozenset[str]:
+        """Return the names of the parameters to which the loss has a gradient."""
+        for term in terms:
+            term.objective.count(self._whole)
+        losses = [
+            term.objective.total(student, target, self._part)
+            for term, target in zip(terms, targets, strict=True)
+        ]
+        loss = torch.stack(losses).sum()
+        if not loss.requires_grad:
+            return frozenset()
+        check_recomputation(loss)
+        named = dict(self._student.module.named_parameters())
+        free = {name: one for name, one in named.items() if one.requires_grad}
+        # Adapters too, since their gradient costs as it will in training.
+        moved = [*free.values(), *adapters_of(terms).parameters()]
+        grads = torch.autograd.grad(loss, moved, allow_unused=True)
+        return frozenset(name for name, grad in zip(free, grads, strict=False) if grad is not None)
+
+    @contextmanager
+    def _undisturbed(self, *, frozen: frozenset[str]) -> Iterator[None]:
+        """Put back what a step changes: buffers, modes, generators, and what is frozen."""
+        module = self._student.module
+        names = {name for name, _ in module.named_parameters()}
+        with ExitStack() as stack:
+            stack.enter_context(buffers_kept(module))
+            stack.enter_context(modes_kept(module))
+            stack.enter_context(frozen_but(module, names - frozen))
+            stack.enter_context(self.tables.watching("student", module, self._part))
+            stack.enter_context(observing(self._student))
+            train(module)
+            if self._teacher is not None:
+                teacher = self._teacher.model.module
+                stack.enter_context(modes_kept(teacher))
+                stack.enter_context(observing(self._teacher.model))
+                stack.enter_context(self.tables.watching("teacher", teacher, self._part))
+                teacher.eval()
+            stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))
+            stack.enter_context(without_reentrant_checkpoints())
+            yield
+
+    def _count(self, names: frozenset[str]) -> int:
+        named = dict(self._student.module.named_parameters())
+        return sum(named[name].numel() for name in names)
+
+    def _memory(self, parameters: int, saved_bytes: int) -> int:
+        """Return bytes of trained weights, gradients, optimizer state and saved activations."""
+        return parameters * 4 * (2 + self._optimizer.moments) + saved_bytes
+
+
+def _tensors(shown: Activations) -> list[Tensor]:
+    logits = [] if shown.logits is None else [shown.logits]
+    head = [] if shown.head is None else [shown.head.states]
+    return [*shown.hidden.values(), *logits, *head]
+
+
+def _data(batch: Batch) -> Iterable[Tensor]:
+    inputs = [batch.inputs] if isinstance(batch.inputs, Tensor) else [*batch.inputs.values()]
+    return inputs if batch.labels is None else [*inputs, batch.labels]
+
+
+def _teacher_words(stage: Stage) -> str:
+    return "final" if stage.teacher == "final" else f"step {stage.teacher}"

@@ -1,0 +1,116 @@
+"""What the result of a run depends on, as plain data and as one digest.
+
+A run goes on only as the run that it was. The digest decides, and the facts from which it is made
+are kept beside the records, so that a refusal can name what has changed.
+
+Settings that change speed or what is written down are no facts; the interval between evaluations
+is one only where a metric may end a stage.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from curricle.curriculum.durations import UntilMetric
+from curricle.files import write_text
+from curricle.models.tuners import tuner_settings
+from curricle.models.weights import architecture
+from curricle.teachers.stored import StoredTeacher
+from curricle.training.binding.bound_run import BoundRun
+from curricle.values import changes, fingerprint, plain
+from curricle.yaml_specs import from_json
+
+FACTS = "run-facts.json"
+"""File in the run folder that holds the facts."""
+MOST_CHANGES = 3
+"""Changes that are named; a run with more is another run altogether."""
+DIGESTS: Mapping[str, str] = {
+    "student": "the student has another architecture",
+    "student_frozen": "other weights of the student are frozen",
+    "student_adapters": "other adapters of the student are active, or with other factors",
+    "teacher": "the teacher has other weights or adapters",
+    "data": "the data differ",
+}
+"""What is said of facts that are digests, whose values mean nothing to people."""
+
+
+def run_facts(run: BoundRun) -> dict[str, Any]:
+    """Return everything on which the result of a run depends, as plain data with stable keys."""
+    start = [] if run.start is None else [plain(run.start.declared)]
+    return {
+        "curriculum": [*start, *(plain(stage.declared) for stage in run.stages)],
+        "optimizer": plain(run.optimizer),
+        "settings": {
+            "precisions": list(run.settings.precisions),
+            "accumulation": run.settings.accumulation,
+            "clip_norm": run.settings.clip_norm or 0,
+            **_rule_settings(run),
+        },
+        "data": run.stream.fingerprint,
+        "student": architecture(run.student.module),
+        **_student_settings(run.student.module),
+        "teacher": _teacher_digest(run),
+        "seed": run.seed,
+    }
+
+
+def _rule_settings(run: BoundRun) -> dict[str, int]:
+    """Return the interval at which metrics are evaluated if one may end a stage."""
+    has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
+    return {"evaluate_every": run.settings.evaluate_every} if has_metric else {}
+
+
+def run_fingerprint(run: BoundRun) -> str:
+    """Return a digest of everything on which the result of a run depends."""
+    return fingerprint(run_facts(run))
+
+
+def _student_settings(module: nn.Module) -> dict[str, str]:
+    """Return digests of what is frozen and of which adapters are active, where there are any."""
+    frozen = sorted(name for name, one in module.named_parameters() if not one.requires_grad)
+    held = {"student_frozen": frozen, "student_adapters": tuner_settings(module)}
+    return {name: fingerprint(one) for name, one in held.items() if one}
+
+
+def _teacher_digest(run: BoundRun) -> str:
+    if isinstance(run.teacher, StoredTeacher):
+        return run.teacher.fingerprint(term.stored for stage in run.stages for term in stage.terms)
+    if run.teacher is None or not run.teachers:
+        return "none"
+    return run.teacher.digest
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Keep the facts of a run that begins in its folder."""
+    write_text(folder / FACTS, json.dumps(facts, indent=1))
+
+
+def differences(folder: Path, facts: Mapping[str, Any]) -> str:
+    """Return in words what has changed since a folder's run began; empty if that is not known.
+
+    Args:
+        folder: The run folder.
+        facts: Those of the run that would go on.
+    """
+    try:
+        then = from_json((folder / FACTS).read_bytes())
+    except (OSError, ValueError):
+        # A folder of an older version, or a damaged one: the digests still differ.
+        return ""
+    return "; ".join(_named(then, facts)) if isinstance(then, dict) else ""
+
+
+def _named(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the changes of facts in words, at most `MOST_CHANGES` of them."""
+    words = [words for name, words in DIGESTS.items() if then.get(name) != now.get(name)]
+    words += changes(_legible(then), _legible(now))
+    more = len(words) - MOST_CHANGES
+    return words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"]
+
+
+def _legible(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts that are no digests."""
+    return {name: fact for name, fact in facts.items() if name not in DIGESTS}

@@ -1,0 +1,74 @@
+"""Checks that the fast paths in the settings of a run can be taken with its models and data.
+
+They run before anything is written, for a run alone and for each student of a shared teacher.
+"""
+
+from curricle.curriculum.durations import UntilPlateau
+from curricle.data.dataloaders import LoaderStream
+from curricle.errors import BindError
+from curricle.extras import check_compiler
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.batches import RunBatches
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.compatibility import check_compatible
+
+
+def check_speed(run: BoundRun) -> None:
+    """Check that a run can be made as fast as its settings ask for.
+
+    Args:
+        run: The bound run.
+
+    Raises:
+        BindError: If models, data or stages exclude a fast path, or there is no compiler.
+    """
+    settings = run.settings
+    check_compatible(settings.features() | _features(run), BindError)
+    for window in _windows(run):
+        if settings.compiled_steps > window:
+            raise BindError(
+                f"'compiled_steps' must not exceed the {window} steps of a plateau's 'window', at "
+                f"which it ends; got {settings.compiled_steps}"
+            )
+    kind = settings.torch_device().type
+    if settings.compiled_steps > 1:
+        check_compiler(kind, setting="compiled_steps", plain=1)
+    if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":
+        check_compiler(kind, setting="compile", plain="'none'")
+
+
+def _windows(run: BoundRun) -> list[int]:
+    """Return the steps after which the rules of stages are checked."""
+    durations = [stage.declared.duration for stage in run.stages]
+    return [duration.window for duration in durations if isinstance(duration, UntilPlateau)]
+
+
+def _compiles_teacher(run: BoundRun) -> bool:
+    return run.settings.compile in {"teacher", "both"} and isinstance(run.teacher, LiveTeacher)
+
+
+def _features(run: BoundRun) -> dict[str, str]:
+    """Return what models and data of a run bring with them, by the names of the table."""
+    stream = run.stream.stream if isinstance(run.stream, RunBatches) else run.stream
+    teacher = run.teacher
+    present = {
+        "num_workers": isinstance(stream, LoaderStream) and stream.reads_ahead,
+        "noise": run.draws_noise or run.draws_foreign_noise,
+        "buffers": any(True for _ in run.student.module.buffers()),
+        "stored targets": any(
+            term.stored is not None for stage in run.stages for term in stage.terms
+        ),
+        "every step": 1 in _windows(run),
+        "no student blocks": not run.student.depth,
+        "no teacher blocks": isinstance(teacher, LiveTeacher) and not teacher.model.depth,
+    }
+    words = {
+        "num_workers": "a loader with 'num_workers'",
+        "noise": "a student that draws noise, as dropout does",
+        "buffers": "a student that has buffers",
+        "stored targets": "stored targets",
+        "every step": "a plateau's 'window' of 1 step",
+        "no student blocks": "a student without numbered blocks",
+        "no teacher blocks": "a teacher without numbered blocks",
+    }
+    return {name: words[name] for name, is_present in present.items() if is_present}

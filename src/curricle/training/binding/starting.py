@@ -1,0 +1,319 @@
+"""What does a warm start set, in which models?
+
+Binding finds the weights that a `curriculum.initialization` value reaches and checks that they fit;
+`apply` sets them, once, before the first step of a run.
+
+- Language models: the token table, tables of positions and the like that the teacher has with as
+  many rows, the bias of the output, and its weight unless that is the token table. Everything
+  else, layer normalizations included, stays as it was drawn. Rows are mapped one by one, r -> A r.
+- `MLP`: the first linear map becomes the least-squares fit of A h to the inputs, where h is the
+  teacher's first hidden layer, over the first `BATCHES` batches of the stream.
+
+Axes: row, student_width, teacher_width, example, input.
+
+Design: a bound start holds weights by reference, since those of the finished teacher are in place
+only when the run begins. It is told as a `StagePlan` of zero steps, so it appears wherever stages
+do.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from curricle.curriculum.initialization import START, Map, WarmStart
+from curricle.data.streams import Stream
+from curricle.errors import BindError
+from curricle.models.embeddings import embedding_tables, matching_tables
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.objectives.base import require
+from curricle.records import Spent, StagePlan
+from curricle.teachers.live import LiveTeacher
+from curricle.training.process.costs import Meter, now
+
+BATCHES = 64
+"""Batches of the stream that a first linear map is fitted on."""
+
+
+@runtime_checkable
+class BoundStart(Protocol):
+    """A warm start with its models known."""
+
+    @property
+    def declared(self) -> WarmStart:
+        """Return the start as declared."""
+        ...
+
+    @property
+    def plan(self) -> StagePlan:
+        """Return what it sets, told as a stage of zero steps."""
+        ...
+
+    def apply(self) -> Spent:
+        """Set the student's weights from those that the teacher has now; return what was read."""
+        ...
+
+
+def begun(start: BoundStart | None, spent: Spent, device: torch.device) -> Spent:
+    """Return what has been spent when training begins or goes on, after a start if it begins.
+
+    A run that goes on has its start behind it: the checkpoint's weights come from there.
+
+    Args:
+        start: The start, if there is one.
+        spent: What has been consumed so far.
+        device: Where the models are.
+    """
+    if start is None or spent.steps:
+        return spent
+    begins, meter = now(device), Meter()
+    with meter.running():
+        read = start.apply()
+    return replace(read, teacher_flops=meter.flops, seconds=now(device) - begins)
+
+
+def bind_start(
+    start: WarmStart | None,
+    student: TappedModel,
+    teacher: LiveTeacher | None,
+    *,
+    stream: Stream,
+    seed: int,
+) -> BoundStart | None:
+    """Return a warm start bound to models and data, or None if there is none.
+
+    Args:
+        start: The start as declared.
+        student: The model that learns.
+        teacher: The model that teaches.
+        stream: Training data.
+        seed: Seed of the run.
+
+    Raises:
+        BindError: If the models have nothing to start from, or do not fit.
+    """
+    if start is None:
+        return None
+    known = require(teacher, "teacher").model
+    if isinstance(student.module, MLP) and isinstance(known.module, MLP):
+        return _bind_map(start, student.module, known, known.module, stream=stream, seed=seed)
+    return _bind_tables(start, student.module, known.module, seed=seed)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Setting:
+    """One weight of the student and the teacher's that it is set from."""
+
+    label: str
+    """What it is, for people."""
+    target: Tensor
+    """The student's weight, one row a vector."""
+    source: Tensor
+    """The teacher's."""
+    is_mapped: bool
+    """Whether its rows go through the map; a bias is copied."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _TableStart:
+    """Embeddings set from embeddings."""
+
+    declared: WarmStart
+    map: Map
+    settings: Sequence[_Setting]
+    """The token table first: the map is made for its rows."""
+
+    @property
+    def plan(self) -> StagePlan:
+        tokens = self.settings[0]
+        return _told(
+            self.declared,
+            taps=", ".join(one.label for one in self.settings),
+            objective="set from the teacher's",
+            widths=(tokens.target.shape[1], tokens.source.shape[1]),
+            count=sum(one.target.numel() for one in self.settings),
+        )
+
+    @torch.no_grad()
+    def apply(self) -> Spent:
+        tokens = self.settings[0].source
+        matrix = self.map(tokens).to(tokens.device)
+        for one in self.settings:
+            rows = one.source.to(matrix.dtype)
+            one.target.copy_(rows @ matrix.mT if one.is_mapped else rows)
+        return Spent()
+
+
+def _bind_tables(
+    start: WarmStart, student: nn.Module, teacher: nn.Module, *, seed: int
+) -> BoundStart:
+    """Return a start of language models, bound.
+
+    Raises:
+        BindError: If one of them has no token table, the vocabularies differ, or the student's
+            tables are frozen.
+    """
+    ours, theirs = embedding_tables(student, "student"), embedding_tables(teacher, "teacher")
+    if ours.tokens.num_embeddings != theirs.tokens.num_embeddings:
+        raise BindError(
+            f"'start' must have a student with the teacher's vocabulary; got "
+            f"{ours.tokens.num_embeddings} and {theirs.tokens.num_embeddings} entries"
+        )
+    tables = [(ours.path, ours.tokens, theirs.tokens), *matching_tables(ours, theirs)]
+    settings = [
+        _setting(path.rpartition(".")[2], table.weight, other.weight)
+        for path, table, other in tables
+    ]
+    if ours.output is not None and theirs.output is not None:
+        if not ours.is_tied:
+            settings.append(_setting("output", ours.output.weight, theirs.output.weight))
+        # Modules without a bias hold None there, whatever their types say.
+        biases: tuple[Tensor | None, ...] = (ours.output.bias, theirs.output.bias)
+        if biases[0] is not None and biases[1] is not None:
+            settings.append(_setting("output bias", biases[0], biases[1], is_mapped=False))
+    _check_trained(student, [setting.target for setting in settings])
+    chosen = start.map(
+        seed=seed,
+        student_width=ours.tokens.embedding_dim,
+        teacher_width=theirs.tokens.embedding_dim,
+    )
+    return _TableStart(declared=start, map=chosen, settings=settings)
+
+
+def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
+    """Check that a start sets only weights that the run may change.
+
+    The adapter of a PEFT model, for one, is saved without the frozen weights below it.
+
+    Raises:
+        BindError: If one is frozen.
+    """
+    frozen = {id(weight): name for name, weight in student.named_parameters()}
+    for target in targets:
+        if not target.requires_grad:
+            raise BindError(
+                f"'start' must set weights that are trained, since frozen ones would be "
+                f"overwritten; got {frozen.get(id(target), 'a buffer')!r} frozen; set its "
+                f"requires_grad, or leave 'start' out, as for students with LoRA"
+            )
+
+
+def _setting(label: str, target: Tensor, source: Tensor, *, is_mapped: bool = True) -> _Setting:
+    return _Setting(label=label, target=target, source=source, is_mapped=is_mapped)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _MapStart:
+    """A first linear map fitted to the projection of the teacher's first layer."""
+
+    declared: WarmStart
+    map: Map
+    linear: nn.Linear
+    teacher: TappedModel
+    teacher_width: int
+    stream: Stream
+
+    @property
+    def plan(self) -> StagePlan:
+        return _told(
+            self.declared,
+            taps="1 <- 1",
+            objective="least squares",
+            widths=(self.linear.out_features, self.teacher_width),
+            count=sum(one.numel() for one in self.linear.parameters()),
+        )
+
+    @torch.no_grad()
+    def apply(self) -> Spent:
+        inputs, states = self._examples()
+        matrix = self.map(states).to(states)
+        # The bias is the weight of one more input, which is always 1.
+        rows = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+        # This driver also takes inputs that depend on each other, or are few.
+        fit = torch.linalg.lstsq(rows, states @ matrix.mT, driver="gelsd").solution
+        self.linear.weight.copy_(fit[:-1].mT)
+        self.linear.bias.copy_(fit[-1])
+        stream = self.stream
+        return Spent(examples=BATCHES * stream.batch_size, tokens=BATCHES * stream.tokens_per_batch)
+
+    def _examples(
+        self,
+    ) -> tuple[Float[Tensor, "example input"], Float[Tensor, "example teacher_width"]]:
+        """Return the inputs and the teacher's states, in float64 on the CPU."""
+        place = self.teacher.place(1)
+        inputs, states = [], []
+        with self.teacher.reading([place], logits=False) as read:
+            for step in range(BATCHES):
+                batch = self.stream.batch(step).to(self.linear.weight.device)
+                states.append(read(batch.inputs).hidden[place])
+                inputs.append(batch.inputs)
+        return _joined(inputs), _joined(states)
+
+
+def _joined(parts: Sequence[object]) -> Float[Tensor, "example width"]:
+    return torch.cat([torch.as_tensor(part) for part in parts]).to("cpu", torch.float64)
+
+
+def _bind_map(
+    start: WarmStart,
+    student: MLP,
+    teacher: TappedModel,
+    network: MLP,
+    *,
+    stream: Stream,
+    seed: int,
+) -> BoundStart:
+    """Return a start of fully connected networks, bound.
+
+    Raises:
+        BindError: If their inputs differ, or the student's first layer is frozen.
+    """
+    ours, theirs = (_first(one) for one in (student, network))
+    if ours.in_features != theirs.in_features:
+        raise BindError(
+            f"'start' must have a student with the teacher's inputs; got {ours.in_features} and "
+            f"{theirs.in_features}"
+        )
+    _check_trained(student, list(ours.parameters()))
+    chosen = start.map(
+        seed=seed, student_width=ours.out_features, teacher_width=theirs.out_features
+    )
+    return _MapStart(
+        declared=start,
+        map=chosen,
+        linear=ours,
+        teacher=teacher,
+        teacher_width=theirs.out_features,
+        stream=stream,
+    )
+
+
+def _first(network: MLP) -> nn.Linear:
+    """Return the first linear map of a network."""
+    return next(part for part in network.modules() if isinstance(part, nn.Linear))
+
+
+def _told(
+    start: WarmStart, *, taps: str, objective: str, widths: tuple[int, int], count: int
+) -> StagePlan:
+    student, teacher = widths
+    return StagePlan(
+        name=START,
+        teacher="final",
+        taps=taps,
+        objective=objective,
+        projection=f"{start.law} {student}x{teacher}",
+        widths=f"{student} <- {teacher}",
+        steps=0,
+        student_flops=0,
+        teacher_flops=0,
+        trained_parameters=count,
+        memory_bytes=0,
+    )

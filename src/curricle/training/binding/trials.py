@@ -1,0 +1,68 @@
+"""First passes of the models of a run, whose failures may lie with the labels.
+
+A model that is given labels as an input fails in words about the input, and so does one whose
+logits are looked up where only the labels have places. Nothing here costs a pass that succeeds.
+"""
+
+import torch
+
+from curricle.data.collation import IGNORED
+from curricle.data.labels import misplaced, way_out
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CurricleError, DataError
+from curricle.models.tapped import REFUSALS, Activations, Reader, tried
+
+
+def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
+    """Return what a model shows of a first batch; see `models.tapped.tried`.
+
+    Args:
+        who: Whose model it is, for people.
+        read: An open reading of it.
+        batch: The batch.
+
+    Raises:
+        BindError: If its forward pass fails; labels are named if they are the reason.
+        DataError: If the batch selects more places than there are, and has no labels.
+    """
+    try:
+        return tried(who, read, batch.inputs, batch.selected)
+    except (BindError, DataError) as error:
+        check_places(f"the {who}", read, batch, kind=BindError)
+        if batch.labels is None and isinstance(error.__cause__, TypeError):
+            raise BindError(f"{error}{misplaced(batch.inputs)}") from error.__cause__
+        raise
+
+
+def check_places(
+    owner: str, read: Reader, batch: Batch, *, kind: type[CurricleError], name: str = "'labels'"
+) -> None:
+    """Check that a model gives logits where the labels are, after a pass that has failed.
+
+    Args:
+        owner: Whose model it is, for people.
+        read: An open reading of it.
+        batch: The batch.
+        kind: What to raise.
+        name: What to call the labels.
+
+    Raises:
+        CurricleError: If it gives them elsewhere, of the given kind.
+    """
+    if batch.labels is None or batch.selected is None:
+        return
+    try:
+        found = read(batch.inputs, batch.selected.new_zeros(1)).positions
+    except (CurricleError, *REFUSALS):
+        # Whatever the labels are, it cannot take these inputs.
+        return
+    if found is None or found == batch.positions:
+        return
+    labels = torch.full(batch.positions, IGNORED).flatten()
+    labels[batch.selected.cpu()] = batch.labels.cpu().long()
+    labels = labels.view(batch.positions)
+    several = "; several labels of an example are not there yet" if len(found) == 1 else ""
+    raise kind(
+        f"{name} must be one for each place with logits of {owner}, of shape {found}; got shape "
+        f"{batch.positions}{way_out(labels) or several}"
+    )

@@ -1,0 +1,348 @@
+"""What is the one call that distils?
+
+`distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
+those of the strategy. `capture_targets` takes the same and asks the teacher all that `distill`
+would ask, so that students can be taught without it. `curricle plan` on the command line stops
+after binding.
+"""
+
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, final
+
+from torch import nn
+
+from curricle.curriculum.stages import Curriculum
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError
+from curricle.files import usable_folder
+from curricle.models.families import tapped
+from curricle.models.tapped import TappedModel
+from curricle.protocols import conforms
+from curricle.records import AT_CHANCE, Spent
+from curricle.seals import sealed_names
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.store.manifest import Manifest
+from curricle.teachers.stored import StoredTeacher
+from curricle.teachers.trajectory import Trajectory
+from curricle.training.binding.bound_run import bind
+from curricle.training.loop.checkpoints import latest_checkpoint
+from curricle.training.loop.engine import CHECKPOINTS, Observer, Outputs, execute
+from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
+from curricle.training.optimizers import SGD, AdamW, Optimizer
+from curricle.training.process.ambient import standard_state
+from curricle.training.process.interrupts import LOGGER, Terminated
+from curricle.training.settings import EngineSettings
+from curricle.training.targets.capture import TargetCodecs, Watch, capture
+
+AnyModel = nn.Module | TappedModel
+"""A plain module, or one whose taps are known."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """What a run has given."""
+
+    student: nn.Module
+    """The trained student, the very module that was passed in."""
+    metrics: dict[str, float]
+    """Metrics at the end."""
+    spent: Spent
+    """What the run consumed."""
+    notes: tuple[str, ...] = ()
+    """What was decided without being asked, one sentence each, such as which output was taken for
+    the logits, what is frozen, or that the student ends at chance."""
+
+
+@standard_state()
+def distill(  # noqa: PLR0913 - the public call; everything but four has a default
+    student: AnyModel,
+    teacher: AnyModel | StoredTeacher | None,
+    curriculum: Curriculum,
+    data: Stream,
+    *,
+    evaluation: Sequence[Batch] | Evaluator,
+    metric: str = "accuracy",
+    better: Literal["higher", "lower"] | None = None,
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
+    trajectory: Trajectory | None = None,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    seed: int = 0,
+    output_dir: str | Path | None = None,
+    observers: Sequence[Observer] = (),
+    resume: bool = False,
+) -> Result:
+    """Train a student by a curriculum.
+
+    Args:
+        student: The model that learns; trained in place.
+        teacher: The finished teacher, or its stored targets as `open_targets` gives them; None for
+            curricula that need none.
+        curriculum: What a strategy such as `extraction` returned.
+        data: Training batches; `curricle.stream` makes them from a `DataLoader`.
+        evaluation: Held-out batches with labels, or a function from the model to metrics. The
+            metric by which the run is judged must be finite; of the others, records and the result
+            hold those that are.
+        metric: Name of the metric by which the run is judged; the evaluation must give it.
+        better: Which values of the metric are better. None leaves it to the metric's name, which
+            reports know of losses, errors, accuracies and other usual metrics; by a metric of
+            unknown direction they rank nothing.
+        optimizer: How the weights move.
+        trajectory: The teacher's checkpoints, for curricula that follow them.
+        settings: Device, precision, intervals.
+        seed: Seed of everything random in the run.
+        output_dir: Run folder for records, checkpoints and the student; None writes nothing.
+        observers: Functions that are told of every record.
+        resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
+            student gets the finished weights.
+
+    Returns:
+        The student with its metrics and what the run consumed.
+
+    Raises:
+        BindError: If models, curriculum and data do not fit, an argument is of another kind, or the
+            evaluation does not give the metric.
+        CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
+        DivergenceError: If a loss is not finite, or the metric by which the run is judged.
+    """
+    if not conforms(data, Stream):
+        raise BindError(
+            f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
+            f"got {type(data).__name__!r}"
+        )
+    _require_curriculum(curriculum)
+    require_parts(optimizer, evaluation)
+    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    require_model("student", student)
+    if teacher is not None and not isinstance(teacher, StoredTeacher):
+        require_model("teacher", teacher)
+    _require_direction(better)
+    if student is teacher:
+        raise BindError("'student' must be another module than 'teacher'; got the same twice")
+    folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
+    model = tapped(student)
+    run = bind(
+        curriculum,
+        student=model,
+        teacher=as_teacher(teacher, trajectory),
+        stream=data,
+        optimizer=optimizer,
+        settings=settings,
+        seed=seed,
+    )
+    evaluate = evaluator_of(evaluation, settings)
+    outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
+    with _told_how_to_go_on(folder):
+        end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
+    chance, accuracy = chance_of(evaluate), end.metrics.get("accuracy")
+    at_chance = chance is not None and accuracy is not None and accuracy < chance
+    return Result(
+        student=model.module,
+        metrics=end.metrics,
+        spent=end.spent,
+        notes=(*run.notes, AT_CHANCE) if at_chance else run.notes,
+    )
+
+
+@standard_state()
+def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets depend on
+    student: AnyModel,
+    teacher: AnyModel,
+    curriculum: Curriculum,
+    data: Stream,
+    *,
+    folder: str | Path,
+    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
+    trajectory: Trajectory | None = None,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    seed: int = 0,
+    watch: Watch | None = None,
+) -> Manifest:
+    """Store the targets that a run would read, or what the folder lacks of them.
+
+    Args:
+        student: A model like those that will learn; it tells the widths and is not trained.
+        teacher: The finished teacher.
+        curriculum: As in `distill`.
+        data: As in `distill`; students may read it in other batches and another order.
+        folder: Where targets are kept; `open_targets` opens it in place of the teacher.
+        codecs: In which form targets are kept.
+        trajectory: The teacher's checkpoints, for curricula that follow them.
+        settings: Device, precision and accumulation of the teacher's passes.
+        seed: Seed of the projections.
+        watch: Told of how many steps of how many are captured.
+
+    Returns:
+        What the folder says about itself.
+
+    Raises:
+        BindError: If models, curriculum and data do not fit, or an argument is of another kind.
+        CheckpointError: If the folder holds targets of another teacher, or in another form.
+    """
+    require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
+    require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
+    require_model("student", student)
+    require_model("teacher", teacher)
+    run = bind(
+        curriculum,
+        student=tapped(student),
+        teacher=LiveTeacher(tapped(teacher), trajectory),
+        stream=data,
+        # No weight moves.
+        optimizer=SGD(learning_rate=1.0),
+        settings=settings,
+        seed=seed,
+    )
+    return capture([run], Path(folder), codecs=codecs, watch=watch)
+
+
+@contextmanager
+def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
+    """Add to an interruption what a second call would do.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        KeyboardInterrupt: If interrupted, with the note.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        call = f"curricle.distill(..., output_dir={str(folder)!r}, resume=True)"
+        if folder is None:
+            note = "nothing was written, since 'output_dir' is None"
+        elif sealed_names(folder):
+            note = f"the run is finished, and {call} returns its student"
+        elif latest_checkpoint(folder / CHECKPOINTS) is None:
+            note = f"{call} starts anew, since no checkpoint was written yet"
+        else:
+            note = f"{call} goes on from the newest checkpoint"
+        if isinstance(error, Terminated):
+            # Python prints neither a traceback nor notes of what ends a process.
+            name = signal.Signals(error.signal_number).name
+            LOGGER.warning("curricle: stopped by %s; %s", name, note)
+        error.add_note(f"curricle: stopped; {note}")
+        raise
+
+
+def evaluator_of(evaluation: Sequence[Batch] | Evaluator, settings: EngineSettings) -> Evaluator:
+    """Return the evaluation of held-out batches, or one that is a function already."""
+    if callable(evaluation):
+        return evaluation
+    return label_metrics(evaluation, settings.torch_device())
+
+
+def as_teacher(
+    teacher: AnyModel | StoredTeacher | None, trajectory: Trajectory | None
+) -> LiveTeacher | StoredTeacher | None:
+    """Return the teacher of a run: a live one of a model, a stored one as it is."""
+    if teacher is None or isinstance(teacher, StoredTeacher):
+        return teacher
+    return LiveTeacher(tapped(teacher), trajectory)
+
+
+def _require_curriculum(curriculum: object) -> None:
+    """Check that an argument is a curriculum.
+
+    Raises:
+        BindError: If it is something else.
+    """
+    if not isinstance(curriculum, Curriculum):
+        raise BindError(
+            f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
+            f"steps'); got {_called(curriculum)}"
+        )
+
+
+def require_parts(optimizer: object, evaluation: object) -> None:
+    """Check that optimizer and evaluation are of the kinds that `distill` takes.
+
+    Args:
+        optimizer: `AdamW` or `SGD` of this package.
+        evaluation: Batches or a function.
+
+    Raises:
+        BindError: If they are something else; the sentence names what to pass.
+    """
+    if not isinstance(optimizer, (AdamW, SGD)):
+        raise BindError(
+            f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
+            f"learning_rate=...); got {_called(optimizer)}"
+        )
+    if callable(evaluation):
+        return
+    if not isinstance(evaluation, Sequence):
+        raise BindError(
+            f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
+            f"in range(4)] of held_out = curricle.stream(loader), or a function; "
+            f"got {_called(evaluation)}"
+        )
+    wrong = [one for one in evaluation if type(one) is not Batch]
+    if wrong:
+        raise BindError(
+            f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
+            f"got {_called(wrong[0])}"
+        )
+
+
+def require_model(name: str, model: object) -> None:
+    """Check that an argument is a model.
+
+    Args:
+        name: Name of the argument.
+        model: The argument.
+
+    Raises:
+        BindError: If it is something else.
+    """
+    if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
+        stored = (
+            " (curricle.open_targets opens a folder of stored targets, as teacher of 'distill')"
+        )
+        raise BindError(
+            f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
+            f"{_called(model)}{stored if name == 'teacher' else ''}"
+        )
+
+
+def _require_direction(better: object) -> None:
+    """Check the direction of a metric.
+
+    Raises:
+        BindError: If it is none.
+    """
+    if better not in (None, "higher", "lower"):
+        raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
+
+
+def require_kind(name: str, given: object, kind: type, example: str) -> None:
+    """Check that an argument is a value of this package and not, say, a dictionary.
+
+    Args:
+        name: Name of the argument.
+        given: The argument.
+        kind: Its class.
+        example: Arguments of the class, for the error.
+
+    Raises:
+        BindError: If it is not.
+    """
+    if not isinstance(given, kind):
+        raise BindError(
+            f"{name!r} must be curricle.{kind.__name__}(...), as curricle.{kind.__name__}"
+            f"({example}); got {_called(given)}"
+        )
+
+
+def _called(given: object) -> str:
+    """Return what a wrong argument is, for people."""
+    if given is None or isinstance(given, str):
+        return repr(given)
+    # A module tells torch's AdamW from ours.
+    name = f"{type(given).__module__}.{type(given).__qualname__}"
+    return repr(name.removeprefix("builtins."))

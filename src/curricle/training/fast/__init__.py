@@ -1,0 +1,1 @@
+"""Fused optimizer steps for models limited by Python overhead."""

@@ -1,0 +1,266 @@
+"""Many optimizer steps of a small student in one compiled call.
+
+The batches of K steps are read at once and passed through the teacher in one forward pass. Then one
+function takes the student's K steps, forward passes, losses, gradients and updates, from weights,
+moments, inputs, targets and rates to new weights, new moments and losses. Its graph is traced once,
+K times over, and compiled by torch; the calls from Python that dominate a small step are made once
+a block.
+
+Axes: step (of the block), then those of a single step.
+
+Design: the traced code is `StageLoss.sums` as a function of the weights, so there is no second
+forward pass or loss. Nothing is changed before the losses of the block are known: if one is not
+finite the steps are taken singly, and the error names the right step. Equal graphs are compiled
+once in a process.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, fx
+from torch.func import vmap
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from curricle.data.blocks import Block, read_block
+from curricle.data.streams import Batch
+from curricle.errors import BindError
+from curricle.models.tapped import Activations
+from curricle.objectives.base import BoundObjective, Target, check_positions
+from curricle.training.binding.batches import excess
+from curricle.training.fast.joined import Joined, is_counter
+from curricle.training.loop.stage_loss import StageLoss, StepLoss
+from curricle.training.optimizers import Moments
+
+BlockInputs = tuple[
+    dict[str, Tensor],
+    dict[str, Tensor],
+    dict[str, Moments],
+    dict[str, Any],
+    dict[str, Tensor],
+    dict[str, Tensor],
+]
+"""Trained and frozen weights, moments, batches, targets, and the optimizer's factors of each step.
+All tensors are inputs: a constant of the graph would belong to another run in an equal graph."""
+BlockOutputs = tuple[dict[str, Tensor], dict[str, Moments], Tensor]
+"""Weights, moments and losses after a block."""
+
+
+@final
+class CompiledSteps:
+    """A fixed number of steps at once."""
+
+    def __init__(self, joined: Joined, number: int) -> None:
+        """Take the students; nothing is compiled before the first block.
+
+        Args:
+            joined: One or several students; their optimizer has all moments already.
+            number: Steps in one call.
+        """
+        self._joined, self._number = joined, number
+        self._run = joined.steppers[0].run
+        named = joined.weights.items()
+        self._moving = {name: weight for name, weight in named if weight.requires_grad}
+        self._frozen = {name: weight.detach() for name, weight in named if name not in self._moving}
+        self._decays = {
+            name: group["weight_decay"]
+            for group in joined.optimizer.param_groups
+            for name, weight in self._moving.items()
+            if any(weight is parameter for parameter in group["params"])
+        }
+        self._compiled: tuple[object, Callable[[BlockInputs], BlockOutputs]] | None = None
+
+    def step(self, step: int) -> list[list[StepLoss]] | None:
+        """Take the steps from one on.
+
+        Returns:
+            For each step the loss of each student; None if nothing was done and the steps must be
+            taken singly, because batches differ in shape or a loss is not finite.
+
+        Raises:
+            BindError: If the steps of the stage cannot be compiled.
+        """
+        steppers = self._joined.steppers
+        block = read_block(self._run.stream, step, self._number, self._run.settings.torch_device())
+        # Compiled look-ups are not bounded; steps that may exceed a table are taken one by one.
+        if block is None or excess(self._run.tables, "student", block.first.inputs):
+            return None
+        targets = self._joined.gathered(
+            [block_targets(stepper.loss, block) for stepper in steppers], axis=1
+        )
+        weights, moments = self._state()
+        factors = self._factors(step)
+        inputs: BlockInputs = (weights, self._frozen, moments, block.parts, targets, factors)
+        try:
+            with torch.no_grad():
+                new_weights, new_moments, totals = self._function(block, inputs)(inputs)
+        except (AssertionError, RuntimeError) as error:
+            raise BindError(
+                f"'compiled_steps' must be 1 in stage {steppers[0].stage.declared.name!r}, whose "
+                f"steps torch cannot compile; got {self._number}: {error}"
+            ) from error
+        if not bool(totals.isfinite().all()):
+            return None
+        self._commit(new_weights, new_moments)
+        self._joined.set_rate(steppers[0].learning_rate(step + self._number - 1))
+        counts = steppers[0].loss.counts(block.first)
+        return [self._joined.losses(sums.unbind(0), counts) for sums in totals.clone().unbind(0)]
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Moments]]:
+        """Return the trained weights and the optimizer's moments of each."""
+        state = self._joined.optimizer.state
+        moments: dict[str, Moments] = {
+            name: {
+                key: moment
+                for key, moment in state.get(weight, {}).items()
+                if isinstance(moment, Tensor) and not is_counter(key, moment)
+            }
+            for name, weight in self._moving.items()
+        }
+        return {name: weight.detach() for name, weight in self._moving.items()}, moments
+
+    def _factors(self, step: int) -> dict[str, Tensor]:
+        """Return the optimizer's factors of each step, such as rates, for each weight."""
+        first, device = self._joined.steppers[0], self._run.settings.torch_device()
+        rates = [first.learning_rate(step + offset) for offset in range(self._number)]
+        following = torch.arange(1, self._number + 1, dtype=torch.float64)
+        factors_by_count: dict[float, Tensor] = {}
+        factors: dict[str, Tensor] = {}
+        for name, weight in self._moving.items():
+            updates = float(self._joined.optimizer.state.get(weight, {}).get("step", 0))
+            if updates not in factors_by_count:
+                exact = self._run.optimizer.factors(
+                    torch.tensor(rates, dtype=torch.float64), updates + following
+                )
+                factors_by_count[updates] = exact.to(device, weight.dtype)
+            factors[name] = factors_by_count[updates]
+        return factors
+
+    def _commit(self, new_weights: dict[str, Tensor], new_moments: dict[str, Moments]) -> None:
+        """Copy new weights and moments into the places of the old."""
+        weights, moments = self._state()
+        places, values = [*weights.values()], [new_weights[name] for name in weights]
+        for name, moments_of_weight in moments.items():
+            places += moments_of_weight.values()
+            values += [new_moments[name][key] for key in moments_of_weight]
+        torch._foreach_copy_(places, values)
+        for weight in self._moving.values():
+            counter = self._joined.optimizer.state.get(weight, {}).get("step")
+            if counter is not None:
+                counter += self._number
+
+    def _function(self, block: Block, inputs: BlockInputs) -> Callable[[BlockInputs], BlockOutputs]:
+        """Return the compiled function of a block; shapes besides the block's never change."""
+        if self._compiled is None or self._compiled[0] != block.shapes:
+            loss = self._joined.steppers[0].loss
+            scales = loss.scales(loss.counts(block.first))
+            graph = make_fx(partial(self._steps, scales), tracing_mode="fake")(inputs)
+            device = self._run.settings.torch_device().type
+            key = "\n".join([device, repr(_shapes(inputs)), graph.code, *_constants(graph)])
+            self._compiled = block.shapes, compiled(Traced(key=key, device=device, graph=graph))
+        return self._compiled[1]
+
+    def _steps(self, scales: Sequence[float], inputs: BlockInputs) -> BlockOutputs:
+        """Return weights, moments and losses after the steps of a block, as a pure function."""
+        weights, frozen, moments, parts, targets, factors = inputs
+        totals = []
+        for number in range(self._number):
+            batch, target, factor = (_at(tensors, number) for tensors in (parts, targets, factors))
+            with torch.enable_grad():
+                moving = {
+                    name: weight.detach().requires_grad_() for name, weight in weights.items()
+                }
+                sums = self._joined.totals({**frozen, **moving}, Batch(**batch), target)
+                seeds = [
+                    torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)
+                ]
+                gradients = torch.autograd.grad(sums, list(moving.values()), seeds)
+            totals.append(torch.stack([total.detach() for total in sums]))
+            updated = {
+                name: self._run.optimizer.moved(
+                    weights[name],
+                    gradient,
+                    moments[name],
+                    decay=self._decays[name],
+                    factors=factor[name],
+                )
+                for name, gradient in zip(moving, gradients, strict=True)
+            }
+            weights = {name: weight for name, (weight, _) in updated.items()}
+            moments = {name: moment for name, (_, moment) in updated.items()}
+        return weights, moments, torch.stack(totals)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """A graph of tensor operations, identified by its code and shapes."""
+
+    key: str
+    """Its code, device, and the shapes of its inputs."""
+    device: str = field(compare=False)
+    """Where it runs."""
+    graph: fx.GraphModule = field(compare=False)
+    """The graph."""
+
+
+@lru_cache(maxsize=64)
+def compiled(traced: Traced) -> Callable[[BlockInputs], BlockOutputs]:
+    """Return a compiled graph; equal graphs share it."""
+    # As one CUDA graph, or without Python between kernels.
+    option = "triton.cudagraphs" if traced.device == "cuda" else "cpp_wrapper"
+    # A module's own call would cost every block its hooks.
+    function: Callable[[BlockInputs], BlockOutputs] = torch.compile(
+        traced.graph.forward, fullgraph=True, dynamic=False, options={option: True}
+    )
+    return function
+
+
+def _constants(graph: fx.GraphModule) -> list[str]:
+    """Return the tensors that a graph holds itself, which its code only names."""
+    names = [str(node.target) for node in graph.graph.nodes if node.op == "get_attr"]
+    return [f"{name} = {getattr(graph, name).tolist()}" for name in dict.fromkeys(names)]
+
+
+def _at(named: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return the tensors of one step of a block."""
+    return {
+        name: tensors[number] if isinstance(tensors, Tensor) else _at(tensors, number)
+        for name, tensors in named.items()
+    }
+
+
+def _shapes(tensors: object) -> object:
+    """Return the names, shapes and types of nested tensors."""
+    if isinstance(tensors, Tensor):
+        return tuple(tensors.shape), tensors.stride(), tensors.dtype
+    if isinstance(tensors, Mapping):
+        return [(name, _shapes(value)) for name, value in tensors.items()]
+    return [_shapes(value) for value in tensors] if isinstance(tensors, tuple) else tensors
+
+
+def block_targets(loss: StageLoss, block: Block) -> list[Target]:
+    """Return the targets of each batch of a block, along a new first axis; None without a teacher.
+
+    Args:
+        loss: Loss of the stage.
+        block: The batches.
+    """
+    states = loss.teacher_states(block.whole)
+    if states is None:
+        return [None] * len(loss.terms)
+    # Inside `vmap` the number of positions can no longer be checked.
+    check_positions("'logits'", states.positions, block.whole)
+    logits = {} if states.logits is None else {"logits": states.logits}
+    tensors = block.cut({"hidden": states.hidden, **logits}), block.parts
+    with torch.no_grad(), loss.teacher_autocast():
+        return [
+            vmap(partial(_target, term.objective))(*tensors) if term.needs_teacher else None
+            for term in loss.terms
+        ]
+
+
+def _target(objective: BoundObjective, states: dict[str, Any], batch: dict[str, Any]) -> Target:
+    return objective.target(Activations(**states), Batch(**batch))

@@ -1,0 +1,1 @@
+"""Loop that executes a bound curriculum."""

@@ -1,0 +1,396 @@
+"""Checkpoints from which an interrupted run goes on exactly where it stopped.
+
+A checkpoint is a folder: the student's weights and the optimizer's tensors as safetensors, a
+`state.json` with the step, what was spent and how long the records were, and a `manifest.json` with
+size and SHA-256 of each file. What the objectives of the stage train beside the student lies in
+files of its own, with its part of the optimizer's state. A checkpoint is written beside its final
+name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
+
+Design: nothing is read before its hash is checked, and nothing goes into an optimizer whose shape
+or type is not that of the optimizer's own state: fused kernels read past the end of what is short.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from curricle.errors import CheckpointError
+from curricle.files import new_folder, remove_folder, remove_leftovers
+from curricle.models.weights import load_weights, save_weights, serializing
+from curricle.records import Spent
+from curricle.seals import SEAL, check_sealed, folder_seal
+from curricle.training.timeline import Timeline, TimelineState
+from curricle.values import parse, plain
+from curricle.yaml_specs import from_json, kind_of
+
+STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
+ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
+FOLDER = re.compile(r"step-(\d{9,})")
+"""Name of a checkpoint: the number of steps done."""
+Slots = dict[str, tuple[bool, torch.dtype]]
+"""State of a parameter by name: whether it has the parameter's shape, else none, and its type."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunState:
+    """Where a run stands."""
+
+    spent: Spent
+    """Consumed so far; its steps are the next step to run."""
+    records_bytes: int
+    """Length of the records file, to which it is cut when resuming."""
+    records_head: str = ""
+    """Check of the last of those records, which covers all of them."""
+    run: str
+    """Digest of everything the run depends on."""
+    timeline: TimelineState = field(default_factory=TimelineState)
+    """Where the stages have ended, and the sums of the rule of the open one."""
+
+
+def save_checkpoint(
+    folder: Path,
+    state: RunState,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    adapters: nn.ModuleList | None = None,
+) -> Path:
+    """Write a checkpoint and remove the one before it.
+
+    Args:
+        folder: Where the checkpoints of the run lie.
+        state: Where the run stands.
+        module: The student.
+        optimizer: Whose state is kept.
+        adapters: What the stage trains beside the student, if anything.
+
+    Returns:
+        The folder of the checkpoint.
+    """
+    path = folder / _name(state.spent.steps)
+    check_layout(folder)
+    older = [old for old in _checkpoints(folder) if old != path]
+    with new_folder(path) as temporary:
+        save_weights(module, temporary / STUDENT)
+        counts = {OPTIMIZER: _save_optimizer(temporary / OPTIMIZER, optimizer, module)}
+        if adapters is not None and len(adapters):
+            save_weights(adapters, temporary / ADAPTERS)
+            file = temporary / ADAPTERS_OPTIMIZER
+            counts[ADAPTERS_OPTIMIZER] = _save_optimizer(file, optimizer, adapters)
+        content = {
+            "spent": plain(state.spent),
+            "records_bytes": state.records_bytes,
+            "records_head": state.records_head,
+            "run": state.run,
+            "timeline": plain(state.timeline),
+            "tensors": counts,
+        }
+        (temporary / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        seal = folder_seal(temporary, [file.name for file in temporary.iterdir()])
+        (temporary / SEAL).write_text(seal, encoding="utf-8")
+    for old in older:
+        remove_folder(old)
+    return path
+
+
+def check_layout(folder: Path) -> None:
+    """Check that checkpoints lie in the run folder itself.
+
+    Args:
+        folder: Where the checkpoints of the run lie.
+
+    Raises:
+        CheckpointError: If the folder or a checkpoint in it is a symbolic link: older checkpoints
+            are removed, and nothing is removed through a link.
+    """
+    links = [path for path in (folder, *_named(folder)) if path.is_symlink()]
+    if links:
+        raise CheckpointError(
+            f"{str(links[0])!r} must be a folder of the run, whose older checkpoints are removed; "
+            f"it is a symbolic link to {str(links[0].readlink())!r}; move the folder itself here"
+        )
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a process that was killed while it wrote a checkpoint has left."""
+    remove_leftovers(folder, FOLDER.pattern.replace("(", "(?:"))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """Return the newest checkpoint below a folder, if there is one."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def read_state(path: Path, *, timeline: Timeline | None = None) -> RunState:
+    """Return where the run of a checkpoint stands.
+
+    Args:
+        path: The checkpoint.
+        timeline: Timeline of the run before its first step, which goes on from the checkpoint.
+
+    Raises:
+        CheckpointError: If the state cannot be read, is damaged, or contradicts the folder's name
+            or the stages of the run.
+    """
+    with _remedied(path):
+        state = _parsed_state(path)
+        check_sealed(path, [STATE])
+        _check_state(path, state, None if timeline is None else timeline.num_steps)
+        if timeline is not None:
+            _restore_timeline(path, state, timeline)
+        return state
+
+
+def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
+    """Let a timeline go on from a checkpoint.
+
+    Raises:
+        CheckpointError: If the state does not fit its stages.
+    """
+    try:
+        timeline.restore(state.timeline, state.spent.steps)
+    except ValueError as error:
+        raise CheckpointError(
+            f"'timeline' in {str(path / STATE)!r} must fit the stages of the run: {error}"
+        ) from None
+
+
+@contextmanager
+def _remedied(path: Path) -> Iterator[None]:
+    """Add to an error inside the block what can be done about a checkpoint.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        CheckpointError: With the remedy, if one was raised inside.
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; remove the folder {str(path)!r}: an unfinished run goes on from an older "
+            f"checkpoint if there is one, else anew"
+        ) from None
+
+
+def _parsed_state(path: Path) -> RunState:
+    """Return the content of a state.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    content = _content(path)
+    try:
+        return RunState(
+            spent=parse(Spent, content["spent"]),
+            records_bytes=int(content["records_bytes"]),
+            records_head=str(content.get("records_head", "")),
+            run=str(content["run"]),
+            timeline=parse(TimelineState, content.get("timeline", {})),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise CheckpointError(
+            f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
+        ) from None
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = from_json((path / STATE).read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(
+            f"{str(path / STATE)!r} must tell where a run stands: it must hold named fields; got "
+            f"{kind_of(content)}"
+        )
+    return content
+
+
+def _check_state(path: Path, state: RunState, planned: int | None) -> None:
+    """Check the numbers of a state.
+
+    Raises:
+        CheckpointError: If one cannot be.
+    """
+    steps, file = state.spent.steps, str(path / STATE)
+    if steps <= 0 or (planned is not None and steps > planned):
+        most = "" if planned is None else f" and at most the planned {planned}"
+        raise CheckpointError(f"'steps' in {file!r} must be positive{most}; got {steps}")
+    if path.name != _name(steps):
+        raise CheckpointError(
+            f"'steps' in {file!r} must be those of its folder {path.name!r}; got {steps}"
+        )
+    numbers = {**plain(state.spent), "records_bytes": state.records_bytes}
+    for name, number in numbers.items():
+        if number < 0 or not math.isfinite(number):
+            raise CheckpointError(f"{name!r} in {file!r} must not be negative; got {number}")
+
+
+def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's weights and optimizer state into place.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged or does not fit.
+    """
+    with _remedied(path):
+        check_sealed(path, [STUDENT, OPTIMIZER])
+        load_weights(module, path / STUDENT)
+        optimizer.state.clear()
+        _restore_optimizer(optimizer, module, path / OPTIMIZER)
+
+
+def load_adapters(path: Path, adapters: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
+    """Put what a checkpoint holds of a stage's adapters into place.
+
+    Args:
+        path: The checkpoint.
+        adapters: Those of the stage that it was written in.
+        optimizer: Gets their part of the state; the student's is left as it is.
+
+    Raises:
+        CheckpointError: If a file is missing, damaged or does not fit.
+    """
+    with _remedied(path):
+        check_sealed(path, [ADAPTERS, ADAPTERS_OPTIMIZER])
+        load_weights(adapters, path / ADAPTERS)
+        _restore_optimizer(optimizer, adapters, path / ADAPTERS_OPTIMIZER)
+
+
+def _name(steps: int) -> str:
+    return f"step-{steps:09d}"
+
+
+def _named(folder: Path) -> list[Path]:
+    """Return what has the name of a checkpoint, in the order of steps."""
+    paths = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    # A link may lead anywhere, so what lies behind it is neither read nor removed.
+    return [
+        path
+        for path in _named(folder)
+        if not path.is_symlink() and any((path / name).is_file() for name in (STATE, SEAL))
+    ]
+
+
+def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer, module: nn.Module) -> int:
+    """Return the number of tensors after writing a state, as `parameter name/state name`."""
+    tensors = {
+        f"{name}/{key}": torch.as_tensor(kept).detach().clone().contiguous()
+        for name, parameter in module.named_parameters()
+        for key, kept in optimizer.state.get(parameter, {}).items()
+        if kept is not None
+    }
+    # The folder around it is flushed and renamed as a whole.
+    with serializing(path):
+        save_file(tensors, path)
+    return len(tensors)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path: Path) -> None:
+    """Add the state of a module's parameters to an optimizer.
+
+    Raises:
+        CheckpointError: If the file cannot be read, or its state is incomplete, of another shape or
+            type, or of another model or optimizer.
+    """
+    try:
+        tensors = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from None
+    counts = _content(path.parent).get("tensors")
+    count = counts.get(path.name) if isinstance(counts, dict) else None
+    if count != len(tensors):
+        raise CheckpointError(
+            f"{str(path)!r} must hold the {count} tensors that {STATE!r} counts; got {len(tensors)}"
+        )
+    named = dict(module.named_parameters())
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, _, state = key.rpartition("/")
+        if name not in named:
+            raise CheckpointError(f"'optimizer' state must be of this model; got {name!r}")
+        states.setdefault(name, {})[state] = tensor
+    slots = _SlotTable(optimizer)
+    for name, state_of_one in states.items():
+        _check_slots(f"{name!r} in {str(path)!r}", named[name], state_of_one, slots.of(named[name]))
+    for name, state_of_one in states.items():
+        # The step count too: the fused AdamW keeps it beside the parameter.
+        device = named[name].device
+        optimizer.state[named[name]] = {key: one.to(device) for key, one in state_of_one.items()}
+
+
+@final
+class _SlotTable:
+    """State that an optimizer keeps for a parameter, found by a step on a tiny one."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+        self._groups = {
+            parameter: number
+            for number, group in enumerate(optimizer.param_groups)
+            for parameter in group["params"]
+        }
+        self._known: dict[object, Slots] = {}
+
+    def of(self, parameter: nn.Parameter) -> Slots:
+        """Return the state of a parameter; none if the optimizer does not move it."""
+        number = self._groups.get(parameter)
+        if number is None:
+            return {}
+        key = (number, parameter.dtype, parameter.device)
+        if key not in self._known:
+            self._known[key] = self._slots(parameter, self._optimizer.param_groups[number])
+        return self._known[key]
+
+    def _slots(self, parameter: nn.Parameter, group: dict[str, Any]) -> Slots:
+        sample = nn.Parameter(torch.zeros(2, 3, dtype=parameter.dtype, device=parameter.device))
+        sample.grad = torch.zeros_like(sample)
+        trial: Any = type(self._optimizer)
+        optimizer = trial([sample], lr=0.0)
+        optimizer.param_groups[0].update({k: v for k, v in group.items() if k != "params"})
+        optimizer.step()
+        return {
+            name: (one.shape == sample.shape, one.dtype)
+            for name, one in optimizer.state[sample].items()
+            if isinstance(one, Tensor)
+        }
+
+
+def _check_slots(
+    place: str, parameter: nn.Parameter, state: dict[str, Tensor], slots: Slots
+) -> None:
+    """Check the state of one parameter.
+
+    Raises:
+        CheckpointError: If something is missing or foreign, or has another shape or type.
+    """
+    if state.keys() != slots.keys():
+        raise CheckpointError(
+            f"'optimizer' state of {place} must be {sorted(slots)}; got {sorted(state)}"
+        )
+    for name, (is_shaped, dtype) in slots.items():
+        shape = tuple(parameter.shape) if is_shaped else ()
+        if tuple(state[name].shape) != shape or state[name].dtype != dtype:
+            raise CheckpointError(
+                f"'optimizer' state {name!r} of {place} must have shape {shape} and type {dtype}; "
+                f"got {tuple(state[name].shape)} and {state[name].dtype}"
+            )

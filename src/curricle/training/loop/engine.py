@@ -1,0 +1,537 @@
+"""Execution of a bound curriculum.
+
+One loop runs every curriculum: stage by stage, step by step, with evaluations, records and
+checkpoints at their intervals. A `Timeline` says which stage runs and when something is due. A
+`TrainingRun` advances by a step at a time, so that several runs can take turns at one teacher.
+
+Design: observers receive the immutable records of `curricle.records`, the same values that go
+to disk. Training time stands still while the student is evaluated or saved. While it trains, every
+submodule of the student is in training mode if the student was in evaluation mode at the call. Of a
+student in training mode, submodules that its owner has put in evaluation mode, such as frozen batch
+normalizations, stay there, also after each evaluation. After the run all modes are as they were.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, NoReturn, final
+
+import torch
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration, UntilMetric
+from curricle.errors import DivergenceError
+from curricle.models.eligibility import check_savable
+from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
+from curricle.records import (
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    Spent,
+    StageEndRecord,
+    StageRecord,
+)
+from curricle.teachers.trajectory import TrajectoryWriter
+from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.facts import run_facts
+from curricle.training.binding.speed import check_speed
+from curricle.training.binding.starting import begun
+from curricle.training.fast.stacking import compiled_blocks
+from curricle.training.loop.evaluation import LOSS, Evaluator, chance_of
+from curricle.training.loop.journal import Journal
+from curricle.training.loop.recording import run_record, spend, step_record
+from curricle.training.loop.results import plain_metrics
+from curricle.training.loop.resuming import RunFolder
+from curricle.training.loop.stage_loss import StepLoss
+from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
+from curricle.training.process.ambient import standard_state
+from curricle.training.process.costs import now
+from curricle.training.process.interrupts import Interrupted, Interrupts
+from curricle.training.timeline import StageEnd, Timeline
+
+StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
+"""Opens the way in which the steps of a stage are taken."""
+Observer = Callable[[Record], None]
+"""A function that is told what happens; it gets immutable records and cannot reach the engine."""
+RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
+OUR_METRICS = ("accuracy", LOSS)
+"""What every evaluator of ours gives, which need not be tried before training."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outputs:
+    """Where a run writes, and what else is told of it."""
+
+    folder: Path | None = None
+    """Run folder; None writes nothing."""
+    observers: tuple[Observer, ...] = ()
+    """Told of every record."""
+    trajectory: TrajectoryWriter | None = None
+    """Keeps the student's weights at chosen steps, as teaching does."""
+    task: str = ""
+    """What the data are, in a few words."""
+    better: Literal["higher", "lower"] | None = None
+    """Which values of the metric are better, if declared; None leaves it to the metric's name."""
+
+
+@standard_state()
+def execute(
+    run: BoundRun,
+    evaluate: Evaluator,
+    *,
+    metric: str,
+    outputs: Outputs,
+    resume: bool = False,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
+) -> EndRecord:
+    """Run a bound curriculum to its end.
+
+    Args:
+        run: What to run; the student is trained in place.
+        evaluate: Gives the student's metrics.
+        metric: The metric by which the run is judged.
+        outputs: Where to write.
+        resume: Whether to go on from the newest checkpoint in the run folder; if the run is
+            complete, the student gets its finished weights and nothing is run.
+        until: Says of the metrics of an evaluation whether the run may end there; not asked in
+            stages that leave the logits alone.
+
+    Returns:
+        The last record.
+
+    Raises:
+        BindError: If the evaluator does not give the metric, or steps that are to be compiled
+            cannot be.
+        CheckpointError: If the folder already holds a run and `resume` is off, or holds another
+            run and `resume` is on.
+        DivergenceError: If a loss is not finite.
+        Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
+            folder.
+    """
+    check_speed(run)
+    number = run.settings.compiled_steps
+    interrupts = Interrupts(saves=outputs.folder is not None)
+    with run.settings.stated_threads(), interrupts:
+        training = TrainingRun(
+            run,
+            evaluate,
+            metric=metric,
+            outputs=outputs,
+            resume=resume,
+            until=until,
+            stage_steps=single_steps if number == 1 else compiled_blocks(number),
+            interrupts=interrupts,
+        )
+        with training:
+            while training.end is None:
+                training.advance()
+        return training.end
+
+
+@contextmanager
+def single_steps(stepper: Stepper) -> Iterator[TakeSteps]:
+    """Open single steps of a stage.
+
+    Yields:
+        The way to take them.
+    """
+    yield stepper.take
+
+
+@final
+class TrainingRun:
+    """One run that advances from step to step, so that several can take turns.
+
+    A context: entering opens the run folder and the teacher, leaving closes them and puts back the
+    modes of the student. Whoever advances it sees to the number of threads.
+    """
+
+    def __init__(  # noqa: PLR0913 - everything but the first two has a name
+        self,
+        run: BoundRun,
+        evaluate: Evaluator,
+        *,
+        metric: str,
+        outputs: Outputs,
+        resume: bool = False,
+        until: Callable[[Mapping[str, float]], bool] | None = None,
+        stage_steps: StageSteps = single_steps,
+        interrupts: Interrupts | None = None,
+    ) -> None:
+        """Declare a run; arguments and errors are those of `execute`.
+
+        Args:
+            run: What to run.
+            evaluate: Gives the student's metrics.
+            metric: The metric by which the run is judged.
+            outputs: Where to write.
+            resume: Whether to go on from the newest checkpoint.
+            until: Says of the metrics of an evaluation whether the run may end there.
+            stage_steps: Opens the way in which steps are taken.
+            interrupts: Signals that end the run.
+        """
+        self.end: EndRecord | None = None
+        """The last record; None until the run is complete."""
+        self.stepper: Stepper | None = None
+        """The steps of the open stage; None between stages."""
+        self.timeline = Timeline(
+            [stage.span for stage in run.stages],
+            intervals=run.settings.intervals,
+            moments=() if outputs.trajectory is None else outputs.trajectory.steps,
+        )
+        """Stages as they follow each other."""
+        self.stop = 0
+        """Number of steps after which something is due or the stage ends."""
+        self.num_steps = -1
+        """Steps taken; -1 before the first stage is open."""
+        self.run, self.evaluate, self.metric, self.outputs = run, evaluate, metric, outputs
+        rules = [stage.declared.duration for stage in run.stages]
+        self._metric_names = (
+            metric,
+            *(rule.metric for rule in rules if isinstance(rule, UntilMetric)),
+        )
+        self._resume, self._until = resume, until
+        self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
+        self._spent = Spent()
+        self._modes: Modes = ()
+        self._stack, self._stage_stack = ExitStack(), ExitStack()
+        self._take: TakeSteps
+        self._before, self._started = Spent(), 0.0
+        self._optimizer = run.optimizer.build(run.student.module.parameters())
+        self._journal = Journal(
+            _files(outputs.folder),
+            run.student.module,
+            self.timeline,
+            observers=outputs.observers,
+            facts=run_facts(run),
+        )
+
+    def __enter__(self) -> "TrainingRun":
+        """Open the run folder, go on from a checkpoint if there is one, and open the teacher.
+
+        Returns:
+            The run; one that is complete already has an `end`, and its student the finished
+            weights.
+        """
+        with ExitStack() as stack:
+            self._open_run(stack)
+            # Only a run that has opened, and goes on, is left open.
+            if self.end is None:
+                self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the stage and the run."""
+        try:
+            self._stage_stack.__exit__(kind, error, trace)
+        finally:
+            self._stack.__exit__(kind, error, trace)
+
+    def _open_run(self, stack: ExitStack) -> None:
+        run, module = self.run, self.run.student.module
+        # Every checkpoint that will be read is looked at now, before a weight moves.
+        if run.teacher is not None:
+            run.teacher.check(run.teachers)
+        if self.outputs.folder is not None:
+            check_savable(module)
+        stack.enter_context(modes_kept(module))
+        self._modes = train(module)
+        if not self._resume:
+            # Before the folder is taken: a call with another evaluation may write there.
+            self._try_evaluation()
+        # Closed in the opposite order: the writer first, the lock of the folder after it.
+        lock = stack.enter_context(ExitStack())
+        stack.callback(self._journal.close)
+        self._open_journal(lock)
+        if self.end is not None:
+            return
+        if self._resume:
+            self._try_evaluation()
+        if run.teacher is not None:
+            stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
+        self._spent = begun(run.start, self._journal.spent, run.settings.torch_device())
+
+    def _open_journal(self, lock: ExitStack) -> None:
+        run, outputs = self.run, self.outputs
+        opening = run_record(run, self.metric, outputs.task, self._journal.digest)
+        opening = replace(opening, better=outputs.better, chance=chance_of(self.evaluate))
+        self.end = self._journal.open(opening, self._optimizer, resume=self._resume, lock=lock)
+        if self.end is None and outputs.folder is not None and outputs.trajectory is not None:
+            outputs.trajectory.remove_leftovers()
+
+    def advance(self, losses: Sequence[StepLoss] | None = None) -> None:
+        """Take the next step or compiled block of steps, and write what is due after it.
+
+        The first call opens a stage, the last one closes the run.
+
+        Args:
+            losses: Losses of steps that were taken with those of other students; None takes them.
+        """
+        if self.end is not None:
+            return
+        if self.stepper is None:
+            if not self.timeline.remaining():
+                self._finish()
+                return
+            self._open_stage(self.run.stages[self.timeline.remaining()[0]])
+        stepper = self.stepper
+        assert stepper is not None  # noqa: S101 - opened above
+        taken = self._take(self.num_steps, self.stop) if losses is None else losses
+        if self._count(stepper, taken) is not None:
+            self._close_stage(stepper)
+            # The teacher of the stage goes before the next one is loaded.
+            del stepper
+            if not self.timeline.remaining():
+                self._finish()
+
+    def _count(self, stepper: Stepper, taken: Sequence[StepLoss]) -> StageEnd | None:
+        """Count steps, write what is due after them, and heed a signal.
+
+        Returns:
+            The end of the stage, if these were its last steps.
+        """
+        self.num_steps += len(taken)
+        self.timeline.add(loss.loss for loss in taken)
+        end, last = None, self.num_steps - 1
+        is_due = self.num_steps == self.stop
+        if is_due:
+            paused = self._now()
+            self._spend(paused)
+            end = self._after(stepper, taken[-1], last)
+            self._started += self._now() - paused
+        is_over = end is not None and end.why == "goal"
+        if not is_over and self._interrupts.requested is not None:
+            self._spend(self._now())
+            self._interrupt(self._interrupts.requested, stepper, taken[-1], last)
+        if is_due and end is None:
+            self.stop = self.timeline.due(self.num_steps)
+        return end
+
+    def skip(self, seconds: float) -> None:
+        """Leave out of the training time what has passed while other runs advanced.
+
+        Args:
+            seconds: Seconds since the last step.
+        """
+        self._started += seconds
+
+    def _open_stage(self, stage: BoundStage) -> None:
+        start = self.timeline.start
+        if self._spent.steps == start:
+            if stage.declared.optimizer_state == "reset":
+                self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
+            self._journal.write(StageRecord(stage=stage.declared.name, spent=self._spent))
+        self._before = self._spent
+        resumed = self._journal.resumed if self._before.steps > start else None
+        with ExitStack() as stack:
+            opened = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
+            stepper = stack.enter_context(opened)
+            self._take = stack.enter_context(self._stage_steps(stepper))
+            self._stage_stack = stack.pop_all()
+        self.stepper = stepper
+        if self._before.steps == start:
+            self._before += self.stepper.calibration
+        self.num_steps = self._before.steps
+        self._started, self.stop = self._now(), self.timeline.due(self.num_steps)
+
+    def _close_stage(self, stepper: Stepper) -> None:
+        stepper.check_trained(self.num_steps - 1)
+        self.stepper = None
+        self._stage_stack.close()
+        del self._take
+
+    def _spend(self, at: float) -> None:
+        """Note what the stage has consumed by a time of `_now`."""
+        stepper = self.stepper
+        assert stepper is not None  # noqa: S101 - called while a stage is open
+        seconds = self._before.seconds + at - self._started
+        self._spent = spend(
+            self.run, self._before, stepper.stage, done=self.num_steps, seconds=seconds
+        )
+
+    def _finish(self) -> None:
+        files, module = self._journal.files, self.run.student.module
+        try:
+            metrics = self._metrics(self.run.stages[-1])
+        except Exception as error:
+            if files is not None:
+                files.save_student(module)
+                error.add_note(f"the trained weights are in {str(files.weights)!r}")
+            raise
+        weights = "" if files is None else files.save_student(module)
+        end = EndRecord(metrics=metrics, spent=self._spent, weights=weights)
+        self._journal.finish(end)
+        self.end = end
+        # The folder is free and the student in its own modes while other runs go on.
+        self._stack.close()
+
+    def _now(self) -> float:
+        return now(self.run.settings.torch_device())
+
+    def _after(self, stepper: Stepper, loss: StepLoss, step: int) -> StageEnd | None:
+        """Write what is due after a step.
+
+        Returns:
+            The end of the stage, if it ends after this step.
+        """
+        settings, stage, done = self.run.settings, stepper.stage, step + 1
+        if done % settings.record_every == 0:
+            stepper.check(loss, step)
+            rate = stepper.learning_rate(step)
+            self._journal.write(step_record(stage, loss, learning_rate=rate, spent=self._spent))
+        trajectory = self.outputs.trajectory
+        is_kept = trajectory is not None and done in trajectory.steps
+        is_due = done % settings.evaluate_every == 0
+        if is_kept:
+            stepper.check_weights(step)
+        metrics: dict[str, float] = {}
+        if is_due or is_kept:
+            metrics = self._metrics_or_save(stage, stepper, loss, step)
+        reaches_goal = False
+        if is_due:
+            name = stage.declared.name
+            self._journal.write(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
+            is_taught = stage.plan.reads_logits
+            reaches_goal = is_taught and self._until is not None and self._until(metrics)
+        # Before the checkpoint, which counts the record of an end as written.
+        end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
+        if trajectory is not None and is_kept:
+            trajectory.save(self.run.student.module, done, metrics.get(LOSS))
+        every = settings.checkpoint_every
+        # Nothing is resumed from where a run has ended.
+        if every is not None and done % every == 0 and not reaches_goal:
+            self._save(stepper, loss, step)
+        return end
+
+    def _look(
+        self,
+        stage: BoundStage,
+        done: int,
+        metrics: Mapping[str, float],
+        *,
+        reaches_goal: bool = False,
+    ) -> StageEnd | None:
+        """Return the end of a stage, if it ends here, after recording it."""
+        end = self.timeline.look(done, metrics, reaches_goal=reaches_goal)
+        # That of a fixed length follows from the plan.
+        if end is not None and not isinstance(stage.declared.duration, Duration):
+            self._journal.write(
+                StageEndRecord(
+                    stage=end.stage,
+                    planned=end.planned,
+                    done=end.done,
+                    why=end.why,
+                    spent=self._spent,
+                )
+            )
+        return end
+
+    def _interrupt(
+        self, signal_number: int, stepper: Stepper, loss: StepLoss, step: int
+    ) -> NoReturn:
+        """End the run after a step, of which a checkpoint is left.
+
+        Raises:
+            Interrupted: Always.
+        """
+        self._save(stepper, loss, step)
+        files = self._journal.files
+        saved = None if files is None else files.newest()
+        raise Interrupted(signal_number, saved)
+
+    def _save(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
+        if self.outputs.folder is None:
+            return
+        # A run that has diverged must not replace its last good checkpoint.
+        stepper.check(loss, step)
+        stepper.check_weights(step)
+        self._journal.save(self._spent, self._optimizer, adapters=stepper.loss.adapters)
+
+    def _metrics_or_save(
+        self, stage: BoundStage, stepper: Stepper, loss: StepLoss, step: int
+    ) -> dict[str, float]:
+        """Return the student's metrics; if the evaluation fails, a checkpoint is left.
+
+        Raises:
+            DivergenceError: If one is not finite; then nothing is saved.
+            Exception: What the evaluation has raised.
+        """
+        try:
+            return self._metrics(stage)
+        except DivergenceError:
+            # Where not every loss is looked at, that of the step says more.
+            stepper.check(loss, step)
+            raise
+        except Exception as error:
+            # The checkpoint goes on after this step, which may be the last of a window or stage.
+            self._look(stage, step + 1, {})
+            self._save(stepper, loss, step)
+            if self.outputs.folder is not None:
+                error.add_note(f"a checkpoint is in {str(self.outputs.folder / CHECKPOINTS)!r}")
+            raise
+
+    @property
+    def _is_ours(self) -> bool:
+        """Return whether the evaluation is one of this package."""
+        return str(getattr(self.evaluate, "__module__", "")).startswith("curricle.")
+
+    def _try_evaluation(self) -> None:
+        """Check what the evaluation returns before a weight moves; nothing of it is recorded.
+
+        Evaluators of ours are not run once more for it.
+        """
+        if self._is_ours and set(self._metric_names) <= set(OUR_METRICS):
+            return
+        module = self.run.student.module
+        with (
+            buffers_kept(module),
+            seeding.scoped(self.run.seed, "evaluation/trial", beyond_torch=True),
+        ):
+            self._evaluated()
+
+    def _evaluated(self) -> dict[str, float]:
+        """Return what the evaluation gives of the student as it is; its modes come back after."""
+        module = self.run.student.module
+        module.eval()
+        try:
+            with torch.no_grad(), self.run.settings.autocast():
+                return plain_metrics(self.evaluate(self.run.student), *self._metric_names)
+        finally:
+            module.train()
+            set_modes(self._modes)
+
+    def _metrics(self, stage: BoundStage) -> dict[str, float]:
+        """Return the student's finite metrics.
+
+        Raises:
+            DivergenceError: If the metric by which the run is judged, or any metric of an
+                evaluation of this package, is not finite.
+        """
+        metrics = self._evaluated()
+        for name, number in metrics.items():
+            # Metrics of the caller may be undefined for some students, as a precision without
+            # positive predictions; ours are finite for every student that has not diverged.
+            if not math.isfinite(number) and (name == self.metric or self._is_ours):
+                raise DivergenceError(
+                    f"{name!r} must be finite; got {number} in stage {stage.declared.name!r} "
+                    f"after step {self._spent.steps - 1} with seed {self.run.seed}"
+                )
+        return {name: number for name, number in metrics.items() if math.isfinite(number)}
+
+
+def _files(folder: Path | None) -> RunFolder | None:
+    """Return the places of a run's files; None if nothing is written."""
+    if folder is None:
+        return None
+    return RunFolder(
+        records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
+    )

@@ -1,0 +1,207 @@
+"""Loss of one stage: counts, targets and differentiable sums of its objectives.
+
+`StageLoss` holds the forward passes of both models, opened as deep as the stage reads, and the
+bound objectives. It knows nothing of optimizers, schedules, streams and devices, so the same object
+serves the eager loop, prefetching (`targets` in a second thread), several students in one batched
+model (`sums` as a function of the weights), target capture (`targets` alone) and compiled steps.
+
+Axes: as in `data.streams`; a sum has none.
+
+Design: `sums` returns sums over positions and not means. Whoever takes the gradient divides by the
+number of positions of the whole batch, so that the gradient depends neither on the number of
+micro-batches nor, later, on the number of processes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import final
+
+import torch
+from torch import Tensor
+
+from curricle.data.streams import Batch
+from curricle.models.tapped import Activations, Reader
+from curricle.objectives.base import Target, pending_calibration
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.shared import SharedTeacher
+from curricle.training.binding.batches import guarded
+from curricle.training.binding.bound_objectives import adapters_of, opened
+from curricle.training.binding.bound_run import BoundRun, BoundStage
+
+CALIBRATION_BATCHES = 8
+"""Batches of the stream over which an objective may take statistics of the teacher."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class StepLoss:
+    """The loss of one step, still on its device."""
+
+    totals: list[Tensor]
+    """Each objective's sum over the positions of the whole batch."""
+    counts: list[int]
+    """Number of those positions, at least 1."""
+    weights: list[float]
+    """Factor of each objective in the stage's loss."""
+
+    @property
+    def terms(self) -> list[Tensor]:
+        """Return the mean of each objective, unweighted."""
+        return [total / count for total, count in zip(self.totals, self.counts, strict=True)]
+
+    @property
+    def loss(self) -> Tensor:
+        """Return the weighted sum of the means."""
+        weighted = zip(self.weights, self.terms, strict=True)
+        return torch.stack([weight * term for weight, term in weighted]).sum()
+
+    @property
+    def is_finite(self) -> bool:
+        """Return whether every sum is finite; waits for the device."""
+        return all(math.isfinite(total.item()) for total in self.totals)
+
+
+@final
+class StageLoss:
+    """Loss of one stage as a function of a batch."""
+
+    def __init__(
+        self, run: BoundRun, stage: BoundStage, *, student: Reader | None, teacher: Reader | None
+    ) -> None:
+        """Take opened forward passes.
+
+        Args:
+            run: The run.
+            stage: One of its stages.
+            student: Forward pass of the student; None where only targets are made.
+            teacher: Forward pass of the teacher; None if the stage needs none.
+        """
+        self.terms = opened(stage.terms)
+        """The objectives; those with an adapter are copies of the declared ones."""
+        self.adapters = adapters_of(self.terms)
+        """Modules of the objectives that train beside the student."""
+        self.weights = [term.weight for term in stage.terms]
+        """Factor of each objective in the loss."""
+        self._student = student
+        self._guarded = None if student is None else guarded(run.tables, "student", student)
+        self._teacher = None if teacher is None else guarded(run.tables, "teacher", teacher)
+        self._autocast: Callable[[], AbstractContextManager[object]] = run.settings.autocast
+        self.teacher_autocast: Callable[[], AbstractContextManager[object]] = (
+            run.settings.teacher_autocast
+        )
+        """Context in which targets are computed."""
+
+    @property
+    def has_teacher(self) -> bool:
+        """Return whether targets need a forward pass of the teacher."""
+        return self._teacher is not None
+
+    def counts(self, batch: Batch) -> list[int]:
+        """Return the number of positions of each objective's mean, at least 1."""
+        return [term.objective.count(batch) or 1 for term in self.terms]
+
+    def scales(self, counts: Sequence[int]) -> list[float]:
+        """Return the factor of each objective's sum in the loss.
+
+        Args:
+            counts: Number of positions of the whole batch for each objective.
+        """
+        return [weight / count for weight, count in zip(self.weights, counts, strict=True)]
+
+    def teacher_states(self, batch: Batch) -> Activations | None:
+        """Return the teacher's hidden states and logits, without gradient; None without one."""
+        if self._teacher is None:
+            return None
+        with torch.no_grad(), self.teacher_autocast():
+            return self._teacher(batch.inputs, batch.selected)
+
+    def targets(self, batch: Batch) -> list[Target]:
+        """Return the target of each objective, without gradient; None for one without a teacher."""
+        with torch.no_grad(), self.teacher_autocast():
+            states = None
+            if self._teacher is not None:
+                states = self._teacher(batch.inputs, batch.selected)
+            return [term.target(states, batch) for term in self.terms]
+
+    def sums(
+        self, batch: Batch, targets: Sequence[Target], *, is_traced: bool = False
+    ) -> list[Tensor]:
+        """Return each objective's sum over the positions of a batch, with gradient.
+
+        Args:
+            batch: The batch, or a part of it.
+            targets: Result of `targets` for the same part.
+            is_traced: Whether the pass is traced or batched, where errors of the model cannot be
+                explained by looking at the batch.
+        """
+        forward = self._student if is_traced else self._guarded
+        assert forward is not None  # noqa: S101 - opened for targets alone
+        with self._autocast():
+            states = forward(batch.inputs, batch.selected)
+        return [
+            term.objective.total(states, target, batch)
+            for term, target in zip(self.terms, targets, strict=True)
+        ]
+
+    def calibrate(self, batches: Callable[[], Iterator[Batch]]) -> bool:
+        """Give the objectives that need them the teacher's statistics.
+
+        Args:
+            batches: Returns the first batches of the stream; not called if nothing is needed.
+
+        Returns:
+            Whether the teacher was run.
+        """
+        # Stored targets contain the statistics of the capture already.
+        pending = [
+            None if term.stored is not None else pending_calibration(term.objective)
+            for term in self.terms
+        ]
+        if not any(pending):
+            return False
+        states = [(self.teacher_states(batch) or Activations({}), batch) for batch in batches()]
+        with torch.no_grad():
+            self.terms = tuple(
+                term if objective is None else replace(term, objective=objective.calibrated(states))
+                for term, objective in zip(self.terms, pending, strict=True)
+            )
+        return True
+
+
+@contextmanager
+def open_stage_loss(
+    run: BoundRun, stage: BoundStage, *, only_targets: bool = False
+) -> Iterator[StageLoss]:
+    """Open the forward passes of a stage: load its teacher and register hooks.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        only_targets: Whether the student stays closed.
+
+    Yields:
+        The loss of the stage.
+    """
+    reads = stage.reads
+    with ExitStack() as stack:
+        teacher: Reader | None = None
+        if isinstance(run.teacher, (LiveTeacher, SharedTeacher)) and any(
+            term.asks_teacher for term in stage.terms
+        ):
+            opening = run.teacher.reading(
+                stage.declared.teacher,
+                reads.teacher,
+                logits=reads.teacher_logits,
+                head=reads.teacher_head,
+            )
+            teacher = stack.enter_context(opening)
+        student: Reader | None = None
+        if not only_targets:
+            student = stack.enter_context(
+                run.student.reading(
+                    reads.student, logits=reads.student_logits, head=reads.student_head
+                )
+            )
+        yield StageLoss(run, stage, student=student, teacher=teacher)

@@ -1,0 +1,303 @@
+"""Optimizer steps of one stage.
+
+A step reads its batch, computes the targets and the sums of `StageLoss` for each micro-batch, takes
+the gradient of the weighted means over the whole batch, clips it and updates the weights. A
+`Stepper` lives as long as its stage: hooks are registered and parameters frozen when it opens, and
+everything is put back when it closes.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.data.finiteness import non_finite_words
+from curricle.data.streams import Batch
+from curricle.errors import DivergenceError
+from curricle.models.inference import compiled_blocks
+from curricle.models.restoring import frozen_but
+from curricle.objectives.base import Target
+from curricle.records import Spent
+from curricle.training.binding.batches import located
+from curricle.training.binding.bound_objectives import trained_beside
+from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.loop.checkpoints import load_adapters
+from curricle.training.loop.prefetching import Prefetcher
+from curricle.training.loop.stage_loss import (
+    CALIBRATION_BATCHES,
+    StageLoss,
+    StepLoss,
+    open_stage_loss,
+)
+from curricle.training.process.costs import now
+
+MOST_INSPECTED_STEPS = 100
+"""Steps whose inputs are inspected after a non-finite loss, where not every loss is checked."""
+
+TakeSteps = Callable[[int, int], list[StepLoss]]
+"""Takes one or more steps from `first` on, at most up to `stop`, the step before which the weights
+are neither recorded, evaluated nor saved; returns the loss of each."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Inputs of one step."""
+
+    counts: list[int]
+    """Number of positions of each objective's mean, at least 1."""
+    parts: list[tuple[Batch, list[Target] | None]]
+    """The micro-batches, each with the targets of all objectives; None if they are not computed
+    yet."""
+
+
+@final
+class Stepper:
+    """Eager steps of one stage."""
+
+    def __init__(
+        self,
+        run: BoundRun,
+        stage: BoundStage,
+        optimizer: torch.optim.Optimizer,
+        loss: StageLoss,
+        *,
+        start: int,
+    ) -> None:
+        """Take the parts that `stepping` has opened."""
+        self.start = start
+        """First step of the stage."""
+        self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
+        self.calibration = Spent()
+        """Cost of the teacher's statistics, for objectives that need them."""
+        self.prefetcher: Prefetcher[Prepared] | None = None
+        """Prepares the next step in a second thread; None prepares each step when it is taken."""
+        self.num_taken = 0
+        """Steps taken since the stage was opened."""
+        self._parts = run.settings.accumulation
+        self._device = run.settings.torch_device()
+        self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
+        # On a GPU a look at every loss would wait for each step.
+        self._checks_each_step = self._device.type == "cpu"
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of a step."""
+        run, stage = self.run, self.stage
+        optimizer, declared = run.optimizer, stage.declared
+        if declared.schedule == "own":
+            factor = optimizer.schedule.factor(step - self.start, stage.span.most)
+        else:
+            factor = optimizer.schedule.factor(step, run.num_steps)
+        return optimizer.learning_rate * factor * declared.learning_rate_scale
+
+    def take(self, first: int, stop: int) -> list[StepLoss]:
+        """Take one step; the following is prefetched unless it is `stop`; see `TakeSteps`.
+
+        Returns:
+            The loss of the step, in a list.
+        """
+        return [self.step(first, stop=stop)]
+
+    def step(self, step: int, *, stop: int = 0) -> StepLoss:
+        """Take one step.
+
+        Args:
+            step: Its number, counted over the whole run.
+            stop: Step before which steps may be prefetched.
+
+        Returns:
+            The loss of the step.
+
+        Raises:
+            DataError: If a batch cannot be read by a model; the stage and the step are named.
+            DivergenceError: If the loss is not finite; the weights are those before the step.
+        """
+        with located(self.stage.declared.name, step, self.run.seed):
+            if self.prefetcher is None:
+                prepared = self.prepared(step)
+            else:
+                prepared = self.prefetcher.take(step, ahead=step + 1 < stop)
+            return self._update(prepared, step)
+
+    def prepared(self, step: int) -> Prepared:
+        """Return the inputs of a step, with targets if these are prefetched."""
+        batch = self.run.stream.batch(step)
+        # Counted before the batch is split: every micro-batch is divided by the whole count.
+        counts = self.loss.counts(batch)
+        parts = [part.to(self._device) for part in batch.split(self._parts)]
+        is_early = self.run.settings.prefetch == "targets"
+        return Prepared(
+            counts, [(part, self.loss.targets(part) if is_early else None) for part in parts]
+        )
+
+    def _update(self, prepared: Prepared, step: int) -> StepLoss:
+        for parameter in self._parameters:
+            parameter.grad = None
+        with self._noise(step):
+            loss = self._accumulate(prepared)
+        if self._checks_each_step:
+            # Before the update, so that the weights stay those before the step.
+            self.check(loss, step)
+        clip = self.run.settings.clip_norm
+        if clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters, clip)
+        rate = self.learning_rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.num_taken += 1
+        return loss
+
+    def _noise(self, step: int) -> AbstractContextManager[None]:
+        """Return the context of a step: seeded if the model draws from global generators."""
+        run = self.run
+        if not run.draws_noise and not run.draws_foreign_noise:
+            return nullcontext()
+        return seeding.scoped(run.seed, "noise", step, beyond_torch=run.draws_foreign_noise)
+
+    def _accumulate(self, prepared: Prepared) -> StepLoss:
+        counts = prepared.counts
+        scales = self.loss.scales(counts)
+        sums_of_parts = [
+            self._backward(batch, targets, scales) for batch, targets in prepared.parts
+        ]
+        totals = (
+            sums_of_parts[0]
+            if len(sums_of_parts) == 1
+            else [torch.stack(sums).sum() for sums in zip(*sums_of_parts, strict=True)]
+        )
+        return StepLoss(totals, counts, self.loss.weights)
+
+    def _backward(
+        self, batch: Batch, targets: list[Target] | None, scales: list[float]
+    ) -> list[Tensor]:
+        if targets is None:
+            targets = self.loss.targets(batch)
+        sums = self.loss.sums(batch, targets)
+        # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
+        torch.autograd.backward(
+            sums, [torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)]
+        )
+        return [total.detach() for total in sums]
+
+    def check(self, loss: StepLoss, step: int) -> None:
+        """Check that a loss is finite.
+
+        Raises:
+            DivergenceError: If it is not; it says so if inputs were not before.
+        """
+        if not loss.is_finite:
+            raise DivergenceError(
+                f"'loss' must be finite; got {loss.loss.item()} in stage "
+                f"{self.stage.declared.name!r} at step {step} with seed {self.run.seed}"
+                f"{self._blamed(step)}"
+            )
+
+    def _blamed(self, step: int) -> str:
+        """Return the end of an error sentence for inputs that were not finite; empty if all were.
+
+        Args:
+            step: The step after which something is not.
+        """
+        if self.prefetcher is not None:
+            self.prefetcher.settle()
+        # Where each loss is checked, no step before was at fault.
+        number = 1 if self._checks_each_step else self.run.settings.record_every
+        number = min(number, MOST_INSPECTED_STEPS)
+        for read in range(max(self.start, step + 1 - number), step + 1):
+            if words := non_finite_words(self.run.stream.batch(read), f"step {read}"):
+                return words
+        return ""
+
+    def check_weights(self, step: int) -> None:
+        """Check that the weights after a step are finite, which a finite loss does not show.
+
+        Raises:
+            DivergenceError: If they are not.
+        """
+        if not all(bool(parameter.isfinite().all()) for parameter in self._parameters):
+            raise DivergenceError(
+                f"'weights' must be finite; they are not in stage {self.stage.declared.name!r} "
+                f"after step {step} with seed {self.run.seed}{self._blamed(step)}"
+            )
+
+    def check_trained(self, step: int) -> None:
+        """Check that the weights that the stage has trained are finite when it ends.
+
+        Raises:
+            DivergenceError: If they are not; the first weight is named.
+        """
+        named = self.run.student.module.named_parameters()
+        trained = [(name, weight) for name, weight in named if name in self.stage.trained]
+        for name, weight in [*trained, *self.loss.adapters.named_parameters("adapters")]:
+            if not bool(weight.isfinite().all()):
+                raise DivergenceError(
+                    f"'weights' must be finite; {name!r} is not in stage "
+                    f"{self.stage.declared.name!r} after step {step} with seed {self.run.seed}"
+                    f"{self._blamed(step)}"
+                )
+
+    def calibrate(self) -> None:
+        """Give the objectives that need them the teacher's statistics over the first batches."""
+        begins = now(self._device)
+        with located(self.stage.declared.name, self.start, self.run.seed):
+            was_needed = self.loss.calibrate(
+                lambda: (self.batch(step) for step in range(CALIBRATION_BATCHES))
+            )
+        if was_needed:
+            stream = self.run.stream
+            self.calibration = Spent(
+                examples=CALIBRATION_BATCHES * stream.batch_size,
+                tokens=CALIBRATION_BATCHES * stream.tokens_per_batch,
+                teacher_flops=CALIBRATION_BATCHES * self.stage.plan.teacher_flops,
+                seconds=now(self._device) - begins,
+            )
+
+    def batch(self, step: int) -> Batch:
+        """Return the batch of a step on the device."""
+        return self.run.stream.batch(step).to(self._device)
+
+
+@contextmanager
+def stepping(
+    run: BoundRun,
+    stage: BoundStage,
+    optimizer: torch.optim.Optimizer,
+    *,
+    start: int | None = None,
+    resumed: Path | None = None,
+) -> Iterator[Stepper]:
+    """Open a stage: load its teacher, register hooks, freeze the weights that it does not train.
+
+    Args:
+        run: The run.
+        stage: One of its stages.
+        optimizer: Moves the student, and the adapters of the stage as long as it is open.
+        start: First step of the stage; None takes the planned one.
+        resumed: Checkpoint from which the stage goes on; None begins it.
+
+    Yields:
+        The steps of the stage.
+    """
+    with ExitStack() as stack:
+        loss = stack.enter_context(open_stage_loss(run, stage))
+        stack.enter_context(frozen_but(run.student.module, stage.trained))
+        if run.settings.compile in {"student", "both"}:
+            stack.enter_context(compiled_blocks(run.student))
+        stack.callback(run.student.module.zero_grad)
+        first = stage.span.start if start is None else start
+        stepper = Stepper(run, stage, optimizer, loss, start=first)
+        decay = run.optimizer.weight_decay
+        stack.enter_context(trained_beside(optimizer, loss.adapters, weight_decay=decay))
+        if resumed is not None and len(loss.adapters):
+            load_adapters(resumed, loss.adapters, optimizer)
+        stepper.calibrate()
+        if run.settings.prefetch != "none":
+            prefetcher = Prefetcher(stepper.prepared, run.settings.torch_device())
+            stepper.prefetcher = stack.enter_context(prefetcher)
+        yield stepper

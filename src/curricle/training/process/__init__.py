@@ -1,0 +1,1 @@
+"""Process and machine that surround a run: random state, signals, clock, progress."""

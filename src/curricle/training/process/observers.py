@@ -1,0 +1,158 @@
+"""Observers of runs: functions that receive records.
+
+Here are those for people: a progress bar with stage, loss and metric, a line that says why the
+stages are as they are, and a bar of what comes before the first step. Trackers are written the same
+way, outside the engine.
+
+Design: names come from users and are never read as markup, whatever they contain.
+"""
+
+from typing import final
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from curricle.errors import visible
+from curricle.records import (
+    AT_CHANCE,
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RunRecord,
+    StageEndRecord,
+    StageRecord,
+    StepRecord,
+)
+
+
+def new_progress(console: Console | None = None) -> Progress:
+    """Return an empty set of progress bars for training runs."""
+    return Progress(
+        TextColumn("{task.description:<22}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=console,
+    )
+
+
+@final
+class ProgressBar:
+    """Shows one run as a bar, from its first record on: a run that is finished shows none."""
+
+    def __init__(self, progress: Progress, name: str) -> None:
+        """Name a bar of a set that is already shown."""
+        self._progress, self._name = progress, visible(name)
+        self._bar: TaskID | None = None
+        self._num_steps = 0
+        self._stage, self._loss, self._metric, self._end = "", "", "", ""
+
+    def __call__(self, record: Record) -> None:
+        """Move the bar."""
+        if self._bar is None:
+            self._bar = self._progress.add_task(self._name, total=None, note="")
+        match record:
+            case RunRecord():
+                self._num_steps = sum(stage.steps for stage in record.stages)
+                self._progress.update(self._bar, total=self._num_steps)
+                return
+            case StageRecord():
+                self._stage = record.stage
+            case StepRecord():
+                self._loss = f"loss {record.loss:.4f}"
+            case StageEndRecord():
+                self._num_steps -= record.planned - record.done
+                self._progress.update(self._bar, total=self._num_steps)
+                self._end = "target reached" if record.why == "goal" else ""
+            case EvaluationRecord() | EndRecord():
+                self._metric = " ".join(f"{name} {one:.3f}" for name, one in record.metrics.items())
+        if isinstance(record, EndRecord) and record.spent.steps < self._num_steps:
+            self._end = "target reached"
+            self._progress.update(self._bar, total=record.spent.steps)
+        note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
+        self._progress.update(self._bar, completed=record.spent.steps, note=visible(note))
+
+
+@final
+class NoteLine:
+    """Prints the notes of runs, each sentence once for all runs that share it."""
+
+    def __init__(self, console: Console) -> None:
+        """Take the console that also shows the bars."""
+        self._console = console
+        self._told: set[str] = set()
+        # Runs of a comparison share their held-out data, and so this number.
+        self._chance = -1.0
+
+    def __call__(self, record: Record, name: str | None = None) -> None:
+        """Print the notes of a run that opens.
+
+        Args:
+            record: Any record of the run.
+            name: Of the run's strategy in its spec; by default the curriculum's own name.
+        """
+        if isinstance(record, EndRecord) and record.metrics.get("accuracy", 1.0) < self._chance:
+            self._console.print(AT_CHANCE, soft_wrap=True, markup=False, emoji=False)
+        if not isinstance(record, RunRecord):
+            return
+        self._chance = -1.0 if record.chance is None else record.chance
+        for note in record.notes:
+            line = f"{name or record.method}: {note}"
+            if line not in self._told:
+                self._told.add(line)
+                self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
+
+
+@final
+class PreparationBar:
+    """Shows how far the preparation of data is, on a terminal; elsewhere nothing.
+
+    It is a `curricle.data.text.progress.Watcher`.
+    """
+
+    def __init__(self, console: Console) -> None:
+        """Take a console; nothing is shown before the first call."""
+        self._console = console
+        self._progress: Progress | None = None
+        self._bar = TaskID(0)
+
+    def __call__(self, job: str, done: int, total: int) -> None:
+        """Move the bar, which goes at the end of a job.
+
+        Args:
+            job: Name of what is being done.
+            done: How much of it.
+            total: How much it is in all.
+        """
+        if not self._console.is_terminal:
+            return
+        if done >= total:
+            self.close()
+            return
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description:<22}", markup=False),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TimeRemainingColumn(compact=True),
+                console=self._console,
+                transient=True,
+            )
+            self._progress.start()
+            self._bar = self._progress.add_task(visible(job), total=total)
+        self._progress.update(self._bar, description=visible(job), completed=done, total=total)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

@@ -1,0 +1,1 @@
+"""Capture and verification of stored targets."""

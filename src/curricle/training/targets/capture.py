@@ -1,0 +1,372 @@
+"""How are a teacher's targets made once, for any number of students?
+
+`capture` walks through a run as training would, stage by stage and step by step, but no student
+moves: the teacher is asked, and what each objective would compare with is packed and written. What
+the folder holds already is not made again, so a capture that was killed goes on where it stopped,
+epochs after the first cost nothing, and several runs may be captured into one folder.
+
+Axes: example (rows of a batch), row (counted positions).
+
+Design: targets come from the same passes as in training, of whole batches, so that with the codec
+`float32` a student trained from the store is the student that the teacher itself would have taught.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from curricle.data.example_keys import example_keys
+from curricle.data.finiteness import non_finite_words
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CheckpointError, DataError
+from curricle.files import usable_folder
+from curricle.locks import locked
+from curricle.models.heads import LinearHead
+from curricle.models.tapped import TappedModel
+from curricle.models.weights import weights_digest
+from curricle.objectives.base import BoundObjective, Storable, Target
+from curricle.protocols import conforms
+from curricle.teachers.live import LiveTeacher, Reference, num_parameters
+from curricle.teachers.store.codecs import BFloat16, Codec, HiddenCodec, Sampled
+from curricle.teachers.store.manifest import (
+    MANIFEST,
+    DataFacts,
+    Manifest,
+    Section,
+    TeacherFacts,
+    facts_of,
+    read_manifest,
+)
+from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
+from curricle.teachers.stored import check_readable
+from curricle.training.binding.batches import located
+from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
+from curricle.training.process.ambient import standard_state
+from curricle.values import value
+
+Watch = Callable[[int, int], None]
+"""Is told how many steps of how many are captured."""
+
+
+@final
+@value
+class TargetCodecs:
+    """In which form targets are kept."""
+
+    hidden: HiddenCodec = BFloat16()
+    """Codec of hidden states: `float32`, `bfloat16` or `int8`."""
+    logits: Codec = Sampled()
+    """Codec of logits: `sampled`, `top_k`, or one of hidden states."""
+    shard_bytes: int = SHARD_BYTES
+    """Bytes of targets after which a file is written; a kill costs at most as much."""
+
+    def of(self, kind: str) -> Codec:
+        """Return the codec of a kind of target."""
+        return self.hidden if kind == "hidden" else self.logits
+
+
+@standard_state()
+def capture(
+    runs: Sequence[BoundRun],
+    folder: Path,
+    *,
+    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
+    data: DataFacts = DataFacts(),  # noqa: B008 - a frozen value
+    watch: Watch | None = None,
+) -> Manifest:
+    """Make the targets that some runs read, or what is missing of them.
+
+    Args:
+        runs: Runs of one live teacher.
+        folder: Where the store is or will be.
+        codecs: In which form targets are kept.
+        data: What is known of the data.
+        watch: Told of every step.
+
+    Returns:
+        The manifest of the store.
+
+    Raises:
+        BindError: If a run has no live teacher or an objective has no targets to store.
+        CheckpointError: If the folder holds targets of another teacher, or in another form, or
+            somebody else writes into it.
+    """
+    teacher = runs[0].teacher
+    if not isinstance(teacher, LiveTeacher):
+        raise BindError(
+            f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
+        )
+    queries = queries_of(runs, codecs)
+    if not any(query.wanted for query in queries):
+        raise BindError(
+            f"'curriculum' must compare with a teacher somewhere to have targets to capture; got "
+            f"{runs[0].name!r}"
+        )
+    _check_readable(runs, codecs)
+    folder = usable_folder(folder, "folder")
+    wanted = Manifest(
+        teacher=_facts(teacher, runs),
+        data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
+        sections=tuple(
+            {section.name: section for query in queries for section, _ in query.wanted}.values()
+        ),
+    )
+    with locked(folder, remedy="wait for its end or take another folder"):
+        writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
+        done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
+        for query in queries:
+            with query.run.settings.stated_threads():
+                for _ in query.captured(writer):
+                    done += 1
+                    if watch is not None:
+                        watch(done, total)
+        return writer.finish(wanted.sections)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherQuery:
+    """Targets that a stage needs from its teacher."""
+
+    run: BoundRun
+    """The run."""
+    stage: BoundStage
+    """One of its stages."""
+    wanted: list[tuple[Section, int]]
+    """Each kind of target, and the number of the objective that reads it."""
+
+    def captured(self, writer: ShardWriter) -> Iterator[None]:
+        """Store the targets of the stage; yield after each step."""
+        run, stage = self.run, self.stage
+        with self._open() as loss:
+            # If an earlier stage may end early, a student may read any of these steps.
+            for step in stage.span.possible_steps:
+                with located(stage.declared.name, step, run.seed):
+                    for part in run.stream.batch(step).split(run.settings.accumulation):
+                        self._store(writer, loss, part)
+                yield
+
+    def compared(
+        self, steps: int
+    ) -> Iterator[tuple[Section, BoundObjective, Batch, Float[Tensor, "row width"]]]:
+        """Yield the targets of the first steps as the teacher computes them now.
+
+        Args:
+            steps: Number of steps.
+
+        Yields:
+            The kind of target, its objective, the batch and the target.
+        """
+        stage = self.stage
+        with self._open() as loss:
+            for step in stage.span.possible_steps[:steps]:
+                for part in self._parts(step):
+                    with located(stage.declared.name, step, self.run.seed):
+                        targets = loss.targets(part)
+                        rows = [_rows(loss, targets[number]) for _, number in self.wanted]
+                    for (section, number), target in zip(self.wanted, rows, strict=True):
+                        yield section, loss.terms[number].objective, part, target
+
+    def _parts(self, step: int) -> list[Batch]:
+        """Return the parts of the batch of a step on the device."""
+        run = self.run
+        with located(self.stage.declared.name, step, run.seed):
+            parts = run.stream.batch(step).split(run.settings.accumulation)
+            return [part.to(run.settings.torch_device()) for part in parts]
+
+    @contextmanager
+    def _open(self) -> Iterator[StageLoss]:
+        """Open the teacher as the stage reads it, with calibrated objectives.
+
+        Yields:
+            The loss of the stage, which can give targets only.
+        """
+        run, stage = self.run, self.stage
+        teacher, device = run.teacher, run.settings.torch_device()
+        assert isinstance(teacher, LiveTeacher)  # noqa: S101 - checked by `capture`
+        with (
+            teacher.teaching(run.settings.teacher_inference),
+            open_stage_loss(run, stage, only_targets=True) as loss,
+        ):
+            with located(stage.declared.name, stage.span.start, run.seed):
+                loss.calibrate(
+                    lambda: (
+                        run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)
+                    )
+                )
+            yield loss
+
+    def _store(self, writer: ShardWriter, loss: StageLoss, part: Batch) -> None:
+        keys = [example_keys(part, selected=section.selected) for section, _ in self.wanted]
+        missing = [
+            writer.lacks(section, keys_of_section)
+            for (section, _), keys_of_section in zip(self.wanted, keys, strict=True)
+        ]
+        if not any(is_missing.any() for is_missing in missing):
+            return
+        moved = part.to(self.run.settings.torch_device())
+        targets = loss.targets(moved)
+        columns = zip(self.wanted, keys, missing, strict=True)
+        for (section, number), keys_of_section, is_missing in columns:
+            if not is_missing.any():
+                continue
+            target = _rows(loss, targets[number])
+            _check_numbers(target, moved)
+            counts = counts_of(loss.terms[number].objective, part)
+            rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
+            random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
+            entries = section.codec.encode(target[rows.to(target.device)], random)
+            writer.add(section, keys_of_section[is_missing], counts[is_missing], entries)
+
+
+def _rows(loss: StageLoss, target: Target) -> Float[Tensor, "row width"]:
+    """Return a target as rows; of a head whose logits are made in chunks, all logits."""
+    with torch.no_grad(), loss.teacher_autocast():
+        rows: Tensor = target.logits() if isinstance(target, LinearHead) else target.flatten(0, -2)
+        return rows
+
+
+def queries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[TeacherQuery]:
+    """Return the targets that the stages of some runs need; stages without a teacher have none."""
+    queries = [_query(run, stage, codecs) for run in runs for stage in run.stages]
+    return [query for query in queries if query.wanted]
+
+
+def _query(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> TeacherQuery:
+    # Several objectives may need the same targets.
+    distinct = {section.name: (section, number) for section, number in _asked(run, stage, codecs)}
+    return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
+
+
+def _asked(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Iterator[tuple[Section, int]]:
+    """Yield the kind of target of each objective with a teacher, and the objective's number."""
+    for number, term in enumerate(stage.terms):
+        if term.needs_teacher:
+            reference, stream = stage.declared.teacher, run.stream.fingerprint
+            yield _section(term.objective, reference, stream, codecs), number
+
+
+def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
+    """Check that objectives can read what would be kept, before a teacher is asked.
+
+    Raises:
+        BindError: If one cannot; its stage is named.
+    """
+    for run in runs:
+        for stage in run.stages:
+            for section, number in _asked(run, stage, codecs):
+                try:
+                    check_readable(stage.terms[number].objective, section)
+                except BindError as error:
+                    raise BindError(
+                        f"stage {stage.declared.name!r}: {error}; 'codecs.logits' says how they "
+                        f"are kept"
+                    ) from None
+
+
+def _section(
+    objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
+) -> Section:
+    """Return what an objective's targets are."""
+    facts = facts_of(objective, stream)
+    assert conforms(objective, Storable)  # noqa: S101 - or it would have no facts
+    return Section(
+        reference=reference,
+        facts=facts,
+        selected=objective.reads_selected,
+        codec=codecs.of(str(facts["kind"])),
+        width=int(facts["num_classes"] if facts["kind"] == "logits" else facts["width"]),
+    )
+
+
+def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
+    """Return what is known of a teacher, after looking at all of its weights."""
+    references = dict.fromkeys(one for run in runs for one in run.teachers)
+    teacher.check(references)
+    digests = {
+        str(reference): weights_digest(teacher.at(reference).module)
+        for reference in dict.fromkeys(("final", *references))
+    }
+    settings = runs[0].settings
+    return TeacherFacts(
+        weights=digests,
+        taps=_taps(teacher.model),
+        is_residual=teacher.model.is_residual,
+        parameters=num_parameters(teacher.model),
+        precision=settings.teacher_precision or settings.precision,
+    )
+
+
+def _taps(model: TappedModel) -> tuple[str, ...]:
+    numbers = range(model.depth + 1) if model.depth else ()
+    return tuple(str(model.place(number)) for number in numbers)
+
+
+def _merged(folder: Path, wanted: Manifest) -> Manifest:
+    """Return what a folder will hold: what it does, and what is wanted besides.
+
+    Raises:
+        CheckpointError: If the two do not go together.
+    """
+    if not (folder / MANIFEST).is_file():
+        return wanted
+    there = read_manifest(folder)
+    both = {**there.teacher.weights, **wanted.teacher.weights}
+    for reference, digest in there.teacher.weights.items():
+        if both[reference] != digest:
+            raise CheckpointError(
+                f"{str(folder)!r} must hold targets of this teacher {reference!r}, whose weights "
+                f"have the SHA-256 {both[reference][:16]}...; got {digest[:16]}...; capture into "
+                f"another folder"
+            )
+    if there.teacher.precision != wanted.teacher.precision:
+        raise CheckpointError(
+            f"{str(folder)!r} must hold targets of a teacher in {wanted.teacher.precision!r}; got "
+            f"{there.teacher.precision!r}; capture into another folder"
+        )
+    for section in wanted.sections:
+        found = there.section(section.name)
+        if found is not None and found != section:
+            raise CheckpointError(
+                f"{str(folder)!r} must hold targets packed as {section.codec}; got {found.codec}; "
+                f"capture into another folder"
+            )
+    sections = {one.name: one for one in (*there.sections, *wanted.sections)}
+    return replace(
+        there,
+        teacher=replace(wanted.teacher, weights=both),
+        sections=tuple(sections.values()),
+    )
+
+
+def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
+    """Check that targets are numbers, which whoever reads them will rely on.
+
+    Infinities that come of finite inputs are left alone: some heads give them for classes that they
+    rule out.
+
+    Raises:
+        DataError: If they are not.
+    """
+    if bool(target.isfinite().all()):
+        return
+    words = non_finite_words(batch)
+    if words or bool(target.isnan().any()):
+        wrong = int((~target.isfinite()).any(-1).sum())
+        raise DataError(
+            f"'targets' must be finite; got {wrong} of {len(target)} rows of the teacher that are "
+            f"not{words}"
+        )
+
+
+def counts_of(objective: BoundObjective, batch: Batch) -> Int[np.ndarray, " example"]:
+    """Return the number of rows of each example of a batch, as an objective counts them."""
+    return np.array([objective.count(one) for one in batch.chunks(1)], dtype=np.int64)

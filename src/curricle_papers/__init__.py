@@ -1,0 +1,1 @@
+"""Figures and theory of the two papers, on top of curricle."""

@@ -1,0 +1,101 @@
+"""Does a temperature that works against the student help where it follows layers?
+
+A learned temperature is a curriculum of difficulty: it needs neither checkpoints nor layers, so it
+competes with one-shot distillation and can be the last objective of extraction. Arms with `T4`
+have the same two losses in the same proportion at a fixed temperature, which tells the learning of
+the temperature from its being high and from the labels. All arms of a panel share a learning rate
+but `one_shot-fast` on parity, which has twice of it: a high temperature makes gradients larger, and
+plain SGD does not even that out.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from curricle.points import Chart
+from curricle.runs.spec import StrategySpec
+from curricle.training.settings import EngineSettings
+from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
+from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
+from curricle_papers.recipes.text_and_grammars import GRAMMAR_STEPS, grammar_layers, pcfg_comparison
+
+LEARNED: dict[str, Any] = {"kind": "learned_temperature"}
+FIXED: tuple[dict[str, Any], ...] = (
+    {
+        "kind": "logits",
+        "student_temperature": 4.0,
+        "teacher_temperature": 4.0,
+        "scale": "temperature_squared",
+        "weight": 0.9,
+    },
+    {"kind": "labels", "weight": 0.1},
+)
+"""What the paper compares itself with: the same weights at temperature 4."""
+
+
+def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
+    """Return the strategies of a panel.
+
+    Args:
+        total: Steps of each student.
+        extraction: Arguments of extraction without its last objective.
+    """
+    instances = LEARNED | {"variant": "instance"}
+    fixed = {"name": "logits", "duration": f"{total} steps", "objectives": list(FIXED)}
+    layers = {"kind": "extraction", **extraction}
+    calls: dict[str, dict[str, Any]] = {
+        "one_shot": {"kind": "one_shot"},
+        "one_shot+T4": {"kind": "staged", "stages": [fixed]},
+        "one_shot+temperature": {"kind": "one_shot", "objective": LEARNED},
+        "one_shot+instances": {"kind": "one_shot", "objective": instances},
+        "extraction": layers,
+        "extraction+temperature": layers | {"last": LEARNED},
+    }
+    return {name: StrategySpec(curriculum=call) for name, call in calls.items()}
+
+
+def _parity(scale: Scale) -> Comparison:
+    layer, total = {"smoke": (20, 60), "small": (750, 6000), "paper": (15_000, 200_000)}[scale]
+    spec = replace(
+        parity_size(scale),
+        strategies=_arms(total, {"durations": [f"{layer} steps"]}),
+        seeds=SEEDS[scale],
+        budget=steps(total),
+        target=PARITY_TARGET,
+        engine=EngineSettings(
+            evaluate_every=max(total // 60, 10),
+            record_every=max(total // 60, 10),
+            threads=1,
+            device="cuda" if scale == "paper" else "cpu",
+        ),
+    )
+    fast = replace(
+        spec.strategies["one_shot"],
+        optimizer=replace(spec.optimizer, learning_rate=2 * spec.optimizer.learning_rate),
+    )
+    strategies = {**spec.strategies, "one_shot-fast": fast}
+    return Comparison(spec=replace(spec, strategies=strategies), chart=PARITY_CHART)
+
+
+def _panels(scale: Scale) -> Mapping[str, Comparison]:
+    total, layers = GRAMMAR_STEPS[scale], grammar_layers(scale, 3, 0.3)
+    return {
+        "parity": _parity(scale),
+        "pcfg": pcfg_comparison(scale, total, _arms(total, layers)),
+    }
+
+
+LEARNED_TEMPERATURE = Recipe(
+    name="learned-temperature",
+    title="What a temperature learned against the student adds to one-shot and to extraction",
+    source="2211.16231, on the tasks of 2503.17494 and 2410.05464",
+    known=(
+        "on CIFAR-100 0.3 to 0.6 points above a fixed temperature of 4 (ResNet-56 to ResNet-20: "
+        "70.66 to 71.19 %), on ImageNet 70.83 to 71.32 %; nothing is known of our tasks"
+    ),
+    costs={"smoke": "seconds", "small": "20 min", "paper": "one GPU, some hours"},
+    chart=Chart(kind="bars", of="final", y="final accuracy"),
+    panels=_panels,
+)
+
+RECIPES = (LEARNED_TEMPERATURE,)

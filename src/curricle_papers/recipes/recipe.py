@@ -1,0 +1,139 @@
+"""What is needed to reproduce a figure?
+
+A `Recipe` is a value: what is shown, where, what is known of the original, and two functions of
+the scale. `panels` gives the comparisons to run, as ordinary run specs; `measure` gives numbers
+that no training run leaves behind. One dial, the scale, sets all sizes: `smoke` really trains for
+some steps, `small` gives the qualitative result on two CPU cores, `paper` is the original size.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, final, get_args
+
+from curricle.curriculum.durations import Duration
+from curricle.errors import SpecError
+from curricle.points import Chart, Panel, Point, RecipeRecord
+from curricle.runs.budget import Budget
+from curricle.runs.spec import RunSpec, StrategySpec
+
+Scale = Literal["smoke", "small", "paper"]
+SCALES: tuple[Scale, ...] = get_args(Scale)
+Measure = Callable[[Scale, Path], Iterable[Point]]
+"""Gives the points of a figure at a scale; what it trains on the way goes below the folder."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One panel of a figure: strategies and seeds on one task."""
+
+    spec: RunSpec
+    """What is run; its folder is set when it runs."""
+    x: float | str | None = None
+    """Where its numbers stand on the chart's horizontal axis; None takes the panel's name."""
+    chart: Chart | None = None
+    """How it is drawn, if otherwise than the recipe's other panels."""
+
+
+Panels = Callable[[Scale], Mapping[str, Comparison]]
+"""Gives the comparisons of a figure at a scale, by name."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a figure of a paper is made again."""
+
+    name: str
+    """Name on the command line."""
+    title: str
+    """What it shows, in one sentence."""
+    source: str
+    """Paper and figure."""
+    known: str
+    """What is known of the original numbers."""
+    costs: Mapping[Scale, str]
+    """Expected cost at each scale, in words."""
+    chart: Chart
+    """How the figure is drawn."""
+    panels: Panels = lambda _scale: {}
+    """Comparisons to run."""
+    measure: Measure | None = None
+    """Numbers to measure besides."""
+
+    def told(self) -> tuple[str, ...]:
+        """Return name, what it shows, source, what is known of the original and costs."""
+        costs = "; ".join(f"{scale}: {self.costs[scale]}" for scale in SCALES)
+        return self.name, self.title, self.source, self.known, costs
+
+    def record(self, scale: Scale, line: str = "") -> RecipeRecord:
+        """Return what a folder of this recipe says about itself.
+
+        Args:
+            scale: Size at which it is run.
+            line: What to type to run it again.
+        """
+        return RecipeRecord(
+            name=self.name,
+            scale=scale,
+            title=self.title,
+            source=self.source,
+            known=self.known,
+            panels=tuple(
+                Panel(name=name, x=one.x, chart=one.chart)
+                for name, one in self.panels(scale).items()
+            ),
+            chart=self.chart,
+            line=line,
+        )
+
+
+def checked_scale(scale: str) -> Scale:
+    """Return a scale.
+
+    Raises:
+        SpecError: If there is none of that name.
+    """
+    for known in SCALES:
+        if scale == known:
+            return known
+    raise SpecError(f"'scale' must be one of {list(SCALES)}; got {scale!r}")
+
+
+def placed(comparison: Comparison, folder: Path) -> RunSpec:
+    """Return the spec of a panel with its run folder."""
+    return replace(comparison.spec, output_dir=str(folder))
+
+
+def four_strategies(
+    extraction: Mapping[str, Any], progressive: Mapping[str, Any] | None = None
+) -> dict[str, StrategySpec]:
+    """Return the four strategies that most figures compare.
+
+    Args:
+        extraction: Arguments of `extraction`.
+        progressive: Arguments of `progressive`; by default it has none.
+    """
+    arguments: dict[str, Mapping[str, Any]] = {
+        "from_labels": {},
+        "one_shot": {},
+        "progressive": progressive or {},
+        "extraction": extraction,
+    }
+    return {kind: StrategySpec(curriculum={"kind": kind, **one}) for kind, one in arguments.items()}
+
+
+def taps(*numbers: int) -> list[dict[str, int]]:
+    """Return layer pairs between equal taps of student and teacher, as specs write them."""
+    return [{"student": number, "teacher": number} for number in numbers]
+
+
+def steps(number: int) -> Budget:
+    """Return a budget of steps."""
+    return Budget(number=number, unit="steps")
+
+
+def length(number: int) -> Duration:
+    """Return a length in steps."""
+    return Duration(number=number)

@@ -1,0 +1,88 @@
+"""Maps of warm starts; the random map is that of a shared projection."""
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from curricle.curriculum.initialization import PrincipalStart, RandomStart, WarmStart
+from curricle.errors import BindError, SpecError
+from curricle.objectives.principal import principal_map
+from curricle.objectives.projections import Gaussian, Identity, Orthogonal, Sign
+from curricle.runs.spec import RunSpec
+from curricle.values import parse, plain, to_yaml
+from tests.parts import drawn
+from tests.runs import tiny_comparison
+
+ROWS = drawn(20, 8)
+
+
+@pytest.mark.parametrize("law", [Gaussian(), Sign(), Orthogonal()], ids=lambda law: law.kind)
+def test_the_random_map_is_the_projection_that_layers_share(law: Any) -> None:
+    start = RandomStart(projection=law)
+    shared = law.matrix(seed=3, name="shared", student_width=5, teacher_width=8)
+    assert torch.equal(start.map(seed=3, student_width=5, teacher_width=8)(ROWS), shared)
+    assert start.law == f"{law.kind} shared"
+
+
+def test_another_seed_gives_another_random_map() -> None:
+    first, second = (
+        RandomStart().map(seed=seed, student_width=5, teacher_width=8)(ROWS) for seed in (0, 1)
+    )
+    assert not torch.equal(first, second)
+
+
+def test_the_principal_map_is_that_of_the_rows_for_every_seed() -> None:
+    for seed in (0, 1):
+        actual = PrincipalStart().map(seed=seed, student_width=5, teacher_width=8)(ROWS)
+        assert torch.equal(actual, principal_map(ROWS, 5))
+
+
+def test_a_student_wider_than_its_teacher_has_no_principal_start() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'start' by principal components needs a student no wider than its teacher; "
+        r"got widths 9 and 8$",
+    ):
+        PrincipalStart().map(seed=0, student_width=9, teacher_width=8)
+
+
+def test_a_random_start_may_widen() -> None:
+    matrix = RandomStart().map(seed=0, student_width=9, teacher_width=8)(ROWS)
+    assert matrix.shape == (9, 8)
+
+
+def test_an_identity_needs_equal_widths_when_it_is_bound() -> None:
+    with pytest.raises(BindError, match="must pair equal widths; got student width 5"):
+        RandomStart(projection=Identity()).map(seed=0, student_width=5, teacher_width=8)
+
+
+@pytest.mark.parametrize(
+    "start", [RandomStart(), RandomStart(projection=Sign()), PrincipalStart()], ids=str
+)
+def test_a_start_survives_plain_data(start: Any) -> None:
+    assert parse(WarmStart, plain(start)) == start
+
+
+def test_a_projection_that_is_trained_is_no_start() -> None:
+    with pytest.raises(SpecError, match="learned"):
+        parse(WarmStart, {"kind": "random", "projection": {"kind": "learned"}})
+
+
+def test_a_principal_start_has_no_projection() -> None:
+    with pytest.raises(SpecError, match="'projection' is not a field"):
+        parse(WarmStart, {"kind": "principal", "projection": {"kind": "sign"}})
+
+
+@pytest.mark.parametrize("start", [{"kind": "random"}, {"kind": "principal"}], ids=str)
+def test_a_run_spec_with_a_start_survives_yaml(start: dict[str, str]) -> None:
+    call = {"kind": "extraction", "shared_projection": True, "start": start}
+    spec = parse(RunSpec, tiny_comparison() | {"curriculum": call})
+    assert parse(RunSpec, yaml.safe_load(to_yaml(spec))) == spec
+
+
+def test_a_start_that_is_none_is_found_when_the_spec_is_read() -> None:
+    call = {"kind": "one_shot", "start": {"kind": "warm"}}
+    with pytest.raises(SpecError, match=r"'curriculum'.*start.*'random', 'principal'"):
+        parse(RunSpec, tiny_comparison() | {"curriculum": call})

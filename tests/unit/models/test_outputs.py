@@ -1,0 +1,168 @@
+"""The tensor in what a module has returned; models that return each form are in `test_hooked`."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from curricle.errors import BindError
+from curricle.models.outputs import first_tensor, logits_in, logits_note
+
+FIRST, SECOND = torch.zeros(1), torch.ones(1)
+SCORES, OTHER = torch.zeros(2, 3), torch.zeros(2, 3, 4)
+
+
+@dataclass
+class Answer:
+    note: str
+    first: Tensor
+    logits: Tensor
+
+
+@pytest.mark.parametrize(
+    "output",
+    [FIRST, (FIRST, SECOND), [None, FIRST], {"a": 1, "b": FIRST}, Answer("x", FIRST, SECOND)],
+    ids=lambda output: type(output).__name__,
+)
+def test_the_first_tensor_is_found(output: object) -> None:
+    assert first_tensor(output, "x") is FIRST
+
+
+@pytest.mark.parametrize("output", [Answer("x", FIRST, SECOND), {"a": FIRST, "logits": SECOND}])
+def test_logits_are_found_by_name(output: object) -> None:
+    assert logits_in(output) is SECOND
+
+
+class Pair(NamedTuple):
+    start: Tensor
+    logits: Tensor
+
+
+@dataclass
+class Span:
+    start_logits: Tensor
+    end_logits: Tensor
+
+
+class Holder:
+    """An object of no known kind that names its logits."""
+
+    logits = SCORES
+
+
+@pytest.mark.parametrize("output", [Pair(OTHER, SCORES), Holder()], ids=["tuple", "object"])
+def test_any_object_may_name_its_logits(output: object) -> None:
+    assert logits_in(output) is SCORES
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        SCORES,
+        (SCORES,),
+        (FIRST, SCORES),
+        (SCORES, FIRST, None, (OTHER,)),
+        {"out": SCORES, "ids": torch.ones(2, 3, dtype=torch.int64)},
+    ],
+    ids=["alone", "in a tuple", "after a loss", "before states", "beside ids"],
+)
+def test_the_only_scores_are_the_logits(output: object) -> None:
+    assert logits_in(output) is SCORES
+
+
+@pytest.mark.parametrize(
+    ("output", "listed"),
+    [
+        ((OTHER, SCORES), r"item 0 \(2, 3, 4\), item 1 \(2, 3\)"),
+        (Span(SCORES, SCORES), r"start_logits \(2, 3\), end_logits \(2, 3\)"),
+        ({"digits": SCORES, "sex": SCORES}, r"digits \(2, 3\), sex \(2, 3\)"),
+        ({"last_hidden_state": OTHER}, r"last_hidden_state \(2, 3, 4\)"),
+        ({"image_embeds": SCORES}, r"image_embeds \(2, 3\)"),
+        ({"pooler_output": SCORES}, r"pooler_output \(2, 3\)"),
+        ({"logits": OTHER, "pred_boxes": OTHER}, r"logits \(2, 3, 4\), pred_boxes \(2, 3, 4\)"),
+        ({"logits": [SCORES, SCORES]}, r"logits \(list\)"),
+        ([{"boxes": SCORES}, {"boxes": SCORES}], r"item 0 \(dict\), item 1 \(dict\)"),
+        ({"loss": FIRST}, r"loss \(1,\)"),
+        ({}, r"nothing"),
+    ],
+)
+def test_logits_are_never_one_of_several_outputs(output: object, listed: str) -> None:
+    with pytest.raises(
+        BindError,
+        match=rf"^'logits' must be what Net returns alone or under that name; got {listed}; let a "
+        rf"module around it return the logits, or name the module that makes them by "
+        rf"curricle.tapped\(model, head=...\)$",
+    ):
+        logits_in(output, "Net")
+
+
+@pytest.mark.parametrize(
+    ("output", "note"),
+    [
+        (SCORES, ""),
+        ({"logits": SCORES, "last_hidden_state": OTHER}, ""),
+        (
+            {"logits": SCORES, "mc_logits": SCORES},
+            "only 'logits' are taught, 'mc_logits' is left out",
+        ),
+        (
+            {"out": SCORES},
+            "'out' of the output is taken for the logits, since nothing has that name",
+        ),
+        (
+            (SCORES, FIRST),
+            "'item 0' of the output is taken for the logits, since nothing has that name",
+        ),
+    ],
+)
+def test_what_was_taken_for_the_logits_is_noted(output: object, note: str) -> None:
+    assert logits_note(output) == note
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"last_hidden_state": SCORES, "pooler_output": OTHER},
+        {"ids": torch.ones(2, 3, dtype=torch.int64), "state": SCORES},
+        (SCORES, OTHER),
+    ],
+    ids=["named", "only state", "first of a tuple"],
+)
+def test_a_state_is_found_among_other_outputs(output: object) -> None:
+    assert first_tensor(output, "x") is SCORES
+
+
+@pytest.mark.parametrize(
+    ("output", "listed"),
+    [
+        (
+            {"input_ids": torch.ones(2, 3, dtype=torch.int64), "tokens": OTHER, "text": SCORES},
+            r"input_ids \(2, 3\), tokens \(2, 3, 4\), text \(2, 3\)",
+        ),
+        (Span(SCORES, SCORES), r"start_logits \(2, 3\), end_logits \(2, 3\)"),
+        ((torch.ones(2, dtype=torch.int64), SCORES), r"item 0 \(2,\), item 1 \(2, 3\)"),
+    ],
+)
+def test_a_state_is_never_one_of_several_outputs(output: object, listed: str) -> None:
+    with pytest.raises(
+        BindError, match=rf"^tap 'pool' must give one state; got {listed}; name a module inside"
+    ):
+        first_tensor(output, "pool")
+
+
+def test_something_without_a_tensor_is_refused() -> None:
+    with pytest.raises(BindError, match=r"^tap 'blocks.1' must give a tensor; got int$"):
+        first_tensor(3, "blocks.1")
+
+
+def test_a_prediction_beside_the_logits_is_no_box() -> None:
+    assert logits_in({"logits": SCORES, "pred_labels": SCORES.argmax(-1)}) is SCORES
+
+
+def test_a_single_column_is_no_candidate_for_the_logits() -> None:
+    value = torch.zeros(2, 1)
+    assert logits_in((SCORES, value)) is SCORES
+    assert logits_in((value, SCORES)) is SCORES
+    assert "'item 1' of the output is taken" in logits_note((value, SCORES))

@@ -1,0 +1,235 @@
+"""The comparison for models of one's own: what it trains, equalizes, writes and refuses."""
+
+import inspect
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import curricle
+from curricle import seeding
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError, CheckpointError, SpecError
+from curricle.models.mlp import MLP
+from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.reports.run_folders import load_runs
+from curricle.runs.compare import Comparison, compare
+from curricle.runs.report import summarized
+from curricle.training.optimizers import SGD
+from curricle.training.settings import EngineSettings
+from tests.parts import INPUTS, parity
+
+CPU = EngineSettings(device="cpu")
+
+
+def small(_seed: int = 0) -> MLP:
+    """Return a student whose weights come from torch's generators."""
+    return MLP(INPUTS, (5,), 2)
+
+
+def data_of(seed: int) -> Stream:
+    return parity(seed=seed)
+
+
+def compared(**parts: Any) -> Comparison:
+    """Return a small comparison; the shape checks of the tests would refuse wrong kinds first."""
+    with seeding.scoped(1, "model"):
+        teacher = MLP(INPUTS, (16,), 2)
+    defaults: dict[str, Any] = {
+        "student": small,
+        "teacher": teacher,
+        "data": parity(),
+        "evaluation": [parity(purpose="evaluation").batch(step) for step in range(2)],
+        "budget": "12 steps",
+        "strategies": ["one_shot", "extraction"],
+        "seeds": (0, 1),
+        "settings": CPU,
+    }
+    result: Comparison = inspect.unwrap(compare)(**(defaults | parts))
+    return result
+
+
+def test_every_strategy_is_trained_with_every_seed() -> None:
+    result = compared()
+    assert set(result.students) == {
+        (name, seed) for name in ("one_shot", "extraction") for seed in (0, 1)
+    }
+    assert set(result.summary.methods) == {"one_shot", "extraction"}
+    assert all(len(method.seeds) == 2 for method in result.summary.methods.values())
+    assert result.report is None
+
+
+def test_strategies_of_a_seed_begin_with_the_same_weights_and_seeds_do_not() -> None:
+    built = []
+
+    def student(seed: int) -> MLP:
+        model = small()
+        built.append((seed, model.head.weight.detach().clone()))
+        return model
+
+    compared(student=student)
+    first = dict(reversed(built))
+    assert all(torch.equal(weight, first[seed]) for seed, weight in built)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_a_module_is_copied_and_left_as_it_was() -> None:
+    with seeding.scoped(0, "model"):
+        student = small()
+    before = student.head.weight.detach().clone()
+    result = compared(student=student)
+    assert torch.equal(student.head.weight, before)
+    assert all(trained is not student for trained in result.students.values())
+    assert not torch.equal(result.students["one_shot", 0].state_dict()["head.weight"], before)
+
+
+def test_a_budget_of_flops_pays_for_more_steps_of_cheap_stages(tmp_path: Path) -> None:
+    def deep(_seed: int) -> MLP:
+        return MLP(INPUTS, (8, 64, 64), 2)
+
+    compared(student=deep, budget="3M flops", seeds=(0,), output_dir=tmp_path / "run")
+    steps, flops = {}, {}
+    for run in load_runs([tmp_path / "run"]):
+        stages = run.opening.stages
+        steps[run.method] = sum(stage.steps for stage in stages)
+        flops[run.method] = sum(
+            stage.steps * (stage.student_flops + stage.teacher_flops) for stage in stages
+        )
+    assert steps["extraction"] > steps["one_shot"]
+    assert all(2.5e6 < cost <= 3e6 for cost in flops.values())
+
+
+def test_a_shared_teacher_gives_the_same_students() -> None:
+    apart, shared = compared(data=data_of), compared(data=data_of, share_teacher=True)
+    for run, student in apart.students.items():
+        for name, weight in student.state_dict().items():
+            assert torch.equal(weight, shared.students[run].state_dict()[name])
+
+
+def test_strategies_take_arguments_and_functions() -> None:
+    result = compared(
+        strategies={
+            "half": {"kind": "extraction", "share": 0.5},
+            "labels": partial(curricle.from_labels, name="labels"),
+        },
+        seeds=(0,),
+    )
+    assert set(result.summary.methods) == {"half", "labels"}
+
+
+def test_the_folder_holds_runs_and_a_report_that_knows_target_and_budget(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = compared(output_dir=folder, target="one_shot", better="higher")
+    assert result.report == folder / "report.html"
+    assert "extraction" in (folder / "report.html").read_text(encoding="utf-8")
+    again = summarized([folder])[1]
+    assert again == result.summary
+    assert again.target_of == "one_shot"
+    assert again.budget == {"number": 12.0, "unit": "steps"}
+    records = read_records(folder / "students" / "extraction" / "seed-1" / "records.jsonl")
+    first, *_, last = records
+    assert isinstance(first, RunRecord)
+    assert isinstance(last, EndRecord)
+
+
+def test_a_finished_comparison_is_resumed_without_training(tmp_path: Path) -> None:
+    first = compared(output_dir=tmp_path / "run")
+    seen: list[tuple[str, int]] = []
+
+    def watch(name: str, seed: int, record: Record) -> None:
+        if not isinstance(record, RunRecord | EndRecord):
+            seen.append((name, seed))
+
+    again = compared(output_dir=tmp_path / "run", resume=True, watch=watch)
+    assert not seen
+    for run, student in first.students.items():
+        weights = again.students[run].state_dict()
+        assert all(
+            torch.equal(weight, weights[name]) for name, weight in student.state_dict().items()
+        )
+
+
+def test_every_record_comes_with_strategy_and_seed() -> None:
+    ends: list[tuple[str, int]] = []
+
+    def watch(name: str, seed: int, record: Record) -> None:
+        if isinstance(record, EndRecord):
+            ends.append((name, seed))
+
+    compared(watch=watch)
+    assert ends == [("one_shot", 0), ("extraction", 0), ("one_shot", 1), ("extraction", 1)]
+
+
+def test_the_text_holds_the_table_and_the_verdict() -> None:
+    text = str(compared())
+    assert "| one_shot" in text
+    assert "| extraction" in text
+    assert text.splitlines()[-1]
+
+
+def test_a_mistake_in_the_last_strategy_shows_before_the_first_is_trained() -> None:
+    trained: list[str] = []
+    with pytest.raises(BindError, match=r"'wrong': .*tap"):
+        compared(
+            strategies={
+                "one_shot": {"kind": "one_shot"},
+                "wrong": {"kind": "extraction", "pairs": [{"student": 7, "teacher": 1}]},
+            },
+            watch=lambda name, _seed, _record: trained.append(name),
+        )
+    assert not trained
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "sentence"),
+    [
+        ({"seeds": ()}, SpecError, r"'seeds' must be different numbers, at least one; got \[\]"),
+        ({"seeds": (1, 1)}, SpecError, r"'seeds' must be different .* got \[1, 1\]"),
+        ({"strategies": []}, SpecError, "'strategies' must be names such as"),
+        ({"strategies": "one_shot"}, SpecError, "'strategies' must be names .* got 'one_shot'"),
+        ({"strategies": ["one_shto"]}, SpecError, "'one_shto' is not a strategy.*'one_shot'"),
+        ({"strategies": {"a/b": {"kind": "one_shot"}}}, SpecError, "names of folders; got 'a/b'"),
+        (
+            {"strategies": {"fixed": curricle.one_shot(total="3 steps")}},
+            SpecError,
+            "'fixed' to .* got 'Curriculum', whose length no budget can set",
+        ),
+        ({"budget": "12 stpes"}, SpecError, "stpes"),
+        ({"target": "labels"}, SpecError, "'target' must be a number or one of the strategies"),
+        ({"student": "bert"}, BindError, "'student' must be a torch.nn.Module"),
+        ({"teacher": "bert"}, BindError, "'teacher' must be a torch.nn.Module"),
+        ({"data": 3}, BindError, "'data' must be a stream or a function from a seed to one"),
+        ({"evaluation": 3}, BindError, "'evaluation' must be a sequence of curricle.Batch"),
+    ],
+)
+def test_wrong_arguments_are_refused(parts: Any, kind: type[Exception], sentence: str) -> None:
+    with pytest.raises(kind, match=sentence):
+        compared(**parts)
+
+
+def test_a_folder_with_another_comparison_is_refused(tmp_path: Path) -> None:
+    compared(output_dir=tmp_path / "run", seeds=(0,))
+    with pytest.raises(CheckpointError, match="must not hold a comparison already; 'resume=True'"):
+        compared(output_dir=tmp_path / "run", seeds=(0,))
+    with pytest.raises(CheckpointError, match="must hold the metric, target and budget of this"):
+        compared(output_dir=tmp_path / "run", seeds=(0,), budget="13 steps", resume=True)
+
+
+def test_evaluation_and_optimizer_are_those_of_the_call() -> None:
+    result = compared(
+        evaluation=lambda _model: {"score": 0.25},
+        metric="score",
+        better="higher",
+        optimizer=SGD(learning_rate=0.1),
+        seeds=(0,),
+    )
+    assert result.summary.metric == "score"
+    assert {method.final.mean for method in result.summary.methods.values()} == {0.25}
+
+
+def test_held_out_batches_may_be_given_as_batches() -> None:
+    batch = parity(purpose="evaluation").batch(0)
+    assert isinstance(batch, Batch)
+    assert compared(evaluation=[batch], seeds=(0,)).summary.metric == "accuracy"

@@ -1,0 +1,203 @@
+"""One teacher for several readings: what each is shown, and how often the teacher runs."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.errors import BindError
+from curricle.models.families import tapped
+from curricle.models.mlp import MLP
+from curricle.models.tapped import Activations, Inputs, Reader, TappedModel
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.shared import SharedTeacher
+from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
+
+INPUTS = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
+
+
+def mlp(seed: int = 0) -> TappedModel:
+    with seeding.scoped(seed, "teacher"):
+        return MLP(3, (4, 5), 2).tapped()
+
+
+@pytest.fixture
+def trajectory(tmp_path: Path) -> Trajectory:
+    """Return two checkpoints; checkpoint n holds the weights of seed n."""
+    writer = TrajectoryWriter(tmp_path, [10, 20])
+    for step in (10, 20):
+        writer.save(mlp(step).module, step)
+    return open_trajectory(tmp_path)
+
+
+@pytest.fixture
+def shared(trajectory: Trajectory) -> SharedTeacher:
+    return SharedTeacher(LiveTeacher(mlp(), trajectory))
+
+
+def passes(shared: SharedTeacher, path: str = "blocks.0") -> list[int]:
+    """Return a list that grows with each pass of the finished teacher through a layer."""
+    counted: list[int] = []
+    layer = shared.model.module.get_submodule(path)
+    layer.register_forward_hook(lambda *_: counted.append(1))
+    return counted
+
+
+def logits(model: TappedModel) -> Tensor:
+    shown: Tensor = model.module(INPUTS)
+    return shown
+
+
+def test_two_readings_of_a_batch_cost_one_pass(shared: SharedTeacher) -> None:
+    counted = passes(shared)
+    with (
+        shared.reading("final", (), logits=True) as one,
+        shared.reading("final", (), logits=True) as other,
+    ):
+        first, second = one(INPUTS), other(INPUTS)
+    assert len(counted) == 1
+    assert first.logits is second.logits
+    torch.testing.assert_close(first.logits, logits(mlp()), rtol=0, atol=0)
+
+
+def test_each_reading_is_shown_only_what_it_asked_for(shared: SharedTeacher) -> None:
+    first, second = (shared.model.place(tap) for tap in (1, 2))
+    with (
+        shared.reading("final", (first,), logits=False) as one,
+        shared.reading("final", (second,), logits=True) as other,
+    ):
+        shown, more = one(INPUTS), other(INPUTS)
+    assert (list(shown.hidden), shown.logits) == ([first], None)
+    assert list(more.hidden) == [second]
+    assert more.logits is not None
+
+
+def test_a_pass_is_as_deep_as_the_deepest_open_reading(shared: SharedTeacher) -> None:
+    place = shared.model.place(1)
+    shallow, deep = passes(shared), passes(shared, "blocks.1")
+    with shared.reading("final", (place,), logits=False) as one:
+        one(INPUTS)
+        assert (len(shallow), len(deep)) == (1, 0)
+        with shared.reading("final", (), logits=True) as other:
+            # What was shown of this batch does not suffice any more.
+            other(INPUTS)
+            one(INPUTS)
+        assert (len(shallow), len(deep)) == (2, 1)
+        shared.forget()
+        one(INPUTS)
+    assert (len(shallow), len(deep)) == (3, 1)
+
+
+def test_parts_of_a_batch_are_told_apart_and_kept(shared: SharedTeacher) -> None:
+    counted = passes(shared)
+    with shared.reading("final", (), logits=True) as one:
+        halves = [one(INPUTS[:2]).logits, one(INPUTS[2:]).logits]
+        again = [one(INPUTS[:2]).logits, one(INPUTS[2:]).logits]
+    assert len(counted) == 2
+    assert all(left is right for left, right in zip(halves, again, strict=True))
+    assert halves[0] is not halves[1]
+    torch.testing.assert_close(halves[1], logits(mlp())[2:])
+
+
+def test_inputs_by_name_are_recognized(shared: SharedTeacher) -> None:
+    counted = passes(shared)
+    with shared.reading("final", (), logits=True) as one:
+        one({"inputs": INPUTS})
+        one({"inputs": INPUTS})
+    assert len(counted) == 1
+
+
+def test_a_batch_that_was_let_go_is_read_anew(shared: SharedTeacher) -> None:
+    counted = passes(shared)
+    with shared.reading("final", (), logits=True) as one:
+        one(INPUTS)
+        shared.forget()
+        one(INPUTS)
+    assert len(counted) == 2
+
+
+def test_readings_of_several_checkpoints_are_open_at_once(shared: SharedTeacher) -> None:
+    with ExitStack() as stack:
+        readers = [
+            stack.enter_context(shared.reading(step, (), logits=True)) for step in (10, "final", 20)
+        ]
+        shown = [reader(INPUTS).logits for reader in (*readers, *readers)]
+    wanted = [logits(mlp(seed)) for seed in (10, 0, 20, 10, 0, 20)]
+    for one, other in zip(shown, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def test_a_copy_is_made_while_the_finished_teacher_is_read(shared: SharedTeacher) -> None:
+    with shared.reading("final", (), logits=True) as one:
+        one(INPUTS)
+        with shared.reading(10, (), logits=True) as other:
+            torch.testing.assert_close(other(INPUTS).logits, logits(mlp(10)), rtol=0, atol=0)
+        torch.testing.assert_close(one(INPUTS).logits, logits(mlp()), rtol=0, atol=0)
+    assert not any(module._forward_hooks for module in shared.model.module.modules())
+
+
+def test_readings_stay_open_when_another_teacher_is_read_but_for_that_of_which_a_copy_is_made(
+    shared: SharedTeacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[TappedModel] = []
+    passed: list[TappedModel] = []
+    kind = type(shared.model)
+    original = kind.reading
+
+    @contextmanager
+    def reading(self: TappedModel, *given: Any, **named: Any) -> Iterator[Reader]:
+        opened.append(self)
+        with original(self, *given, **named) as read:
+
+            def counted(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+                passed.append(self)
+                return read(inputs, selected)
+
+            yield counted
+
+    monkeypatch.setattr(kind, "reading", reading)
+    with ExitStack() as stack:
+
+        def read(*known: Reader) -> tuple[int, int]:
+            shared.forget()
+            for one in known:
+                one(INPUTS)
+            return len(opened), len(passed)
+
+        ten = stack.enter_context(shared.reading(10, (), logits=True))
+        assert read(ten) == (1, 1)
+        final = stack.enter_context(shared.reading("final", (), logits=True))
+        assert read(ten, final) == (2, 3)
+        twenty = stack.enter_context(shared.reading(20, (), logits=True))
+        # That of 20, and anew that of the finished teacher.
+        assert read(ten, final, twenty) == (4, 6)
+
+
+def test_a_checkpoint_that_is_not_there_is_refused(shared: SharedTeacher) -> None:
+    with (
+        pytest.raises(BindError, match=r"^'teacher' checkpoint must be one of \[10, 20\]; got 15$"),
+        shared.reading(15, (), logits=True),
+    ):
+        pass
+    with pytest.raises(BindError, match="got 15"):
+        shared.check([10, 15])
+
+
+def test_one_student_may_read_logits_and_another_what_they_come_from() -> None:
+    with seeding.scoped(0, "model"):
+        module = nn.Sequential(nn.Linear(INPUTS.shape[-1], 5), nn.Linear(5, 3))
+    shared = SharedTeacher(LiveTeacher(tapped(module, head="1")))
+    with (
+        shared.reading("final", (), logits=True) as one,
+        shared.reading("final", (), logits=False, head=True) as other,
+    ):
+        first, second = one(INPUTS), other(INPUTS)
+    assert first.head is None
+    assert second.logits is None
+    assert second.head is not None
+    torch.testing.assert_close(second.head.logits(), first.logits)

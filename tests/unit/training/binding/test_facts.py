@@ -1,0 +1,135 @@
+"""A run is known by what its result depends on, and a change is named."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from curricle.curriculum.strategies import one_shot
+from curricle.errors import CheckpointError
+from curricle.models.families import tapped
+from curricle.models.tapped import TappedModel
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.facts import (
+    FACTS,
+    MOST_CHANGES,
+    differences,
+    run_facts,
+    run_fingerprint,
+    write_facts,
+)
+from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.evaluation import label_metrics
+from curricle.training.optimizers import SGD
+from tests.parts import Tuned, bound, mlp, parity
+
+
+def facts(**parts: Any) -> dict[str, Any]:
+    return run_facts(bound(one_shot(total="4 steps"), **parts))
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        ({"optimizer": SGD(learning_rate=0.2)}, "'optimizer.learning_rate' was 0.1 and is 0.2"),
+        ({"seed": 3}, "'seed' was 0 and is 3"),
+        ({"student": mlp(5, 5)}, "the student has another architecture"),
+        (
+            {"teacher": LiveTeacher(mlp(16, 12, seed=2))},
+            "the teacher has other weights or adapters",
+        ),
+        ({"stream": parity(seed=1)}, "the data differ"),
+        ({"settings": {"accumulation": 2}}, "'settings.accumulation' was 1 and is 2"),
+    ],
+)
+def test_what_has_changed_is_named(tmp_path: Path, parts: dict[str, Any], words: str) -> None:
+    write_facts(tmp_path, facts())
+    assert differences(tmp_path, facts(**parts)) == words
+
+
+def test_equal_runs_have_equal_facts_also_from_a_file(tmp_path: Path) -> None:
+    write_facts(tmp_path, facts())
+    assert differences(tmp_path, facts()) == ""
+    assert "'seed'" in differences(tmp_path, facts(seed=1))
+
+
+def adapted(change: Callable[[Any], object] | None = None) -> TappedModel:
+    """Return a network with adapters `a`, which is active, and `b` at its first layer."""
+    model = mlp(5, 4)
+    module: Any = model.module
+    module.blocks[0][0] = Tuned(module.blocks[0][0], "a", "b")
+    if change is not None:
+        change(module.blocks[0][0])
+    return tapped(module)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda layer: setattr(layer, "active_adapters", ["b"]), "other adapters of the student"),
+        (lambda layer: layer.scaling.update(a=3.0), "other adapters of the student"),
+        (lambda layer: layer.low.requires_grad_(False), "other weights of the student are frozen"),
+        (lambda layer: layer.scaling.update(b=3.0), ""),
+    ],
+    ids=["active", "factor", "frozen", "factor of another"],
+)
+def test_what_a_student_trains_is_part_of_a_run(
+    tmp_path: Path, change: Callable[[Any], object], words: str
+) -> None:
+    write_facts(tmp_path, facts(student=adapted()))
+    found = differences(tmp_path, facts(student=adapted(change)))
+    assert found.startswith(words)
+    assert bool(found) == bool(words)
+
+
+def test_a_student_without_adapters_has_the_facts_that_it_had() -> None:
+    assert not {"student_frozen", "student_adapters"} & facts().keys()
+
+
+def test_a_length_is_named_by_its_place(tmp_path: Path) -> None:
+    write_facts(tmp_path, facts())
+    longer = run_facts(bound(one_shot(total="9 steps")))
+    assert differences(tmp_path, longer) == "'curriculum.0.duration.number' was 4 and is 9"
+
+
+def test_many_changes_are_counted(tmp_path: Path) -> None:
+    then, now = ({str(number): start + number for number in range(5)} for start in (0, 10))
+    write_facts(tmp_path, then)
+    assert differences(tmp_path, now).split("; ")[MOST_CHANGES:] == ["and 2 more"]
+
+
+def test_a_long_value_is_named_in_part(tmp_path: Path) -> None:
+    write_facts(tmp_path, {"pattern": "a" * 500})
+    assert len(differences(tmp_path, {"pattern": "b"})) < 120
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_folder_without_facts_names_nothing(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / FACTS).write_text(content)
+    assert differences(tmp_path, facts()) == ""
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_every_number_of_the_teacher_counts(place: int) -> None:
+    teacher = mlp(40, 40, seed=1)
+    before = run_fingerprint(bound(one_shot(total="4 steps"), teacher=LiveTeacher(teacher)))
+    with torch.no_grad():
+        teacher.module.get_parameter("blocks.1.0.weight")[place, place] += 1e-6
+    after = run_fingerprint(bound(one_shot(total="4 steps"), teacher=LiveTeacher(teacher)))
+    assert before != after
+
+
+def executed(folder: Path, total: str) -> None:
+    evaluate = label_metrics([parity().batch(0)], torch.device("cpu"))
+    run = bound(one_shot(total=total))
+    execute(run, evaluate, metric="accuracy", outputs=Outputs(folder=folder), resume=True)
+
+
+def test_a_finished_run_cannot_be_prolonged(tmp_path: Path) -> None:
+    executed(tmp_path, "2 steps")
+    sentence = r"'curriculum.0.duration.number' was 2 and is 5; a finished run cannot be prolonged"
+    with pytest.raises(CheckpointError, match=sentence):
+        executed(tmp_path, "5 steps")

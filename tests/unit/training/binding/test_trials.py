@@ -1,0 +1,168 @@
+"""First passes of models that fail for the labels say so."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from curricle import seeding
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.curriculum.strategies import from_labels, one_shot
+from curricle.data.dataloaders import stream
+from curricle.data.streams import Batch
+from curricle.errors import BindError, DataError
+from curricle.models.families import tapped
+from curricle.models.tapped import TappedModel
+from curricle.objectives.temperature import LearnedTemperature
+from curricle.probes.representations import linear_probe
+from curricle.teachers.live import LiveTeacher
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.loop.evaluation import label_metrics
+from tests.parts import Listed, bound, drawn
+
+CLASSES = torch.tensor([0, 1, 2, 0])
+IDS = torch.arange(12).view(4, 3) % 11
+
+
+class Classifier(nn.Module):
+    """Classifies texts by the mean over positions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(11, width)
+        self.block = nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        found: Tensor = self.head(self.block(self.embedding(input_ids)).tanh().mean(1))
+        return found
+
+
+class Features(nn.Module):
+    """Classifies rows of numbers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.block = nn.Linear(6, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        found: Tensor = self.head(self.block(inputs).tanh())
+        return found
+
+
+class Tolerant(Classifier):
+    """Takes inputs of any name, as many models of transformers do."""
+
+    def forward(self, input_ids: Tensor, **_: Any) -> Tensor:
+        return super().forward(input_ids)
+
+
+def model(kind: type[Any], width: int) -> TappedModel:
+    with seeding.scoped(width, "model"):
+        return tapped(kind(width), blocks=["block"], head="head")
+
+
+def run_on(batch: Batch, curriculum: Any, kind: type[Any] = Classifier) -> BoundRun:
+    teacher = LiveTeacher(model(kind, 6))
+    return bound(curriculum, student=model(kind, 4), teacher=teacher, stream=Listed(batch))
+
+
+ONE_HOT = torch.eye(3)[CLASSES].long()
+SEVERAL = torch.tensor([[1, 0, 1], [1, 1, 0], [0, 0, 0], [0, 1, 0]])
+PADDED = torch.tensor([[2, -100, -100], [0, 1, -100], [1, -100, -100], [0, -100, 1]])
+PLACES = [
+    (ONE_HOT, r"\(4, 3\); they are one-hot, and labels.argmax\(-1\) gives the classes$"),
+    (SEVERAL, r"\(4, 3\); several labels of an example are not there yet$"),
+    (SEVERAL[:, :2], r"\(4, 2\); several labels of an example are not there yet$"),
+    (PADDED, r"\(4, 3\); several labels of an example are not there yet$"),
+]
+
+
+def read_by(kind: type[nn.Module], labels: Tensor) -> Batch:
+    """Return labels as a loader gives them beside the inputs of a model."""
+    inputs = drawn(4, 6) if kind is Features else IDS
+    loader: DataLoader[Any] = DataLoader(TensorDataset(inputs, labels), batch_size=4)
+    return stream(loader).batch(0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "words"),
+    # Of other shapes than that of the ids a loader refuses them itself.
+    [
+        (kind, labels, words)
+        for labels, words in PLACES
+        for kind in (Features, Classifier)
+        if kind is Features or labels.shape == IDS.shape
+    ],
+)
+@pytest.mark.parametrize("curriculum", [from_labels, one_shot], ids=lambda one: one.__name__)
+def test_labels_where_no_logits_are_are_to_blame_and_not_the_inputs(
+    curriculum: Any, kind: type[Any], labels: Tensor, words: str
+) -> None:
+    batch = read_by(kind, labels)
+    sentence = (
+        r"^stage '\w+': 'labels' must be one for each place with logits of the student, of shape "
+        rf"\(4,\); got shape {words}"
+    )
+    with pytest.raises(BindError, match=sentence):
+        run_on(batch, curriculum(total="2 steps"), kind)
+
+
+@pytest.mark.parametrize(("labels", "words"), PLACES)
+def test_labels_of_an_evaluation_where_no_logits_are_are_named(labels: Tensor, words: str) -> None:
+    evaluate = label_metrics([read_by(Features, labels)], torch.device("cpu"))
+    sentence = (
+        r"^'labels' of 'evaluation' must be one for each place .*, of shape \(4,\); got shape "
+    )
+    with pytest.raises(DataError, match=sentence + words):
+        evaluate(model(Features, 4))
+
+
+@pytest.mark.parametrize("kind", [Features, Classifier])
+def test_a_model_that_cannot_take_the_inputs_is_named_whatever_the_labels(kind: type[Any]) -> None:
+    wrong = Batch(inputs=drawn(4, 5), labels=CLASSES, selected=torch.arange(4), length=1)
+    with pytest.raises(
+        BindError, match="'student' must take the inputs of the stream; its forward"
+    ):
+        run_on(wrong, from_labels(total="2 steps"), kind)
+
+
+def test_a_column_of_labels_beside_features_is_one_an_example() -> None:
+    run_on(read_by(Features, CLASSES[:, None]), from_labels(total="2 steps"), Features)
+
+
+def misnamed(name: str) -> Batch:
+    return Batch(inputs={"input_ids": IDS, name: CLASSES})
+
+
+WORDS = r"; '{}' of shape \(4,\) is among the inputs, and labels go under 'labels' in what a loader"
+
+
+@pytest.mark.parametrize("name", ["labels", "label", "target"])
+@pytest.mark.parametrize("curriculum", [from_labels, one_shot], ids=lambda one: one.__name__)
+def test_a_model_that_takes_no_labels_is_not_to_blame_for_those_among_its_inputs(
+    name: str, curriculum: Any
+) -> None:
+    sentence = rf"its forward pass says: .* unexpected keyword argument '{name}'" + WORDS
+    with pytest.raises(BindError, match=sentence.format(name)):
+        run_on(misnamed(name), curriculum(total="2 steps"))
+
+
+@pytest.mark.parametrize("name", ["labels", "label", "y"])
+def test_whatever_reads_labels_names_those_among_the_inputs(name: str) -> None:
+    batch, words = misnamed(name), WORDS.format(name)
+    with pytest.raises(BindError, match="^stage 'labels': 'labels' must be in the data .*" + words):
+        run_on(batch, from_labels(total="2 steps"), Tolerant)
+    stage = Stage(name="only", duration="2 steps", objectives=(LearnedTemperature(),))
+    learned = Curriculum(name="own", stages=(stage,))
+    with pytest.raises(BindError, match="^stage 'only': 'labels' must be .*" + words):
+        run_on(batch, learned, Tolerant)
+    with pytest.raises(DataError, match="^'evaluation' must hold labels; got 1 batches .*" + words):
+        label_metrics([batch], torch.device("cpu"))
+    with pytest.raises(
+        BindError, match="^'labels' must be in the batch for a linear probe; .*" + words
+    ):
+        linear_probe(model(Tolerant, 4), batch)

@@ -1,0 +1,179 @@
+"""The progress bar shows what the records say."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from rich.progress import Progress
+
+from curricle.records import (
+    EndReason,
+    EndRecord,
+    EvaluationRecord,
+    Record,
+    RunRecord,
+    Spent,
+    StageEndRecord,
+    StagePlan,
+    StageRecord,
+    StepRecord,
+)
+from curricle.training.process.observers import NoteLine, PreparationBar, ProgressBar, new_progress
+
+
+def opening(*steps: int) -> RunRecord:
+    words = {"teacher": "final", "taps": "logits", "objective": "-", "projection": "-"}
+    costs = {"student_flops": 1, "teacher_flops": 1, "trained_parameters": 1, "memory_bytes": 1}
+    plans = [
+        StagePlan(name=str(place), widths="-", steps=one, **words, **costs)  # type: ignore[arg-type]
+        for place, one in enumerate(steps)
+    ]
+    return RunRecord(
+        method="extraction",
+        seed=0,
+        task="parity",
+        metric="accuracy",
+        batch_size=8,
+        stages=tuple(plans),
+        student_parameters=1,
+        teacher_parameters=1,
+        versions={},
+        device="cpu",
+    )
+
+
+STAGE = StageRecord(stage="layer 1", spent=Spent(steps=0))
+STEP = StepRecord(
+    stage="layer 1", loss=0.123456, terms={}, learning_rate=0.1, spent=Spent(steps=20)
+)
+EVALUATION = EvaluationRecord(stage="layer 1", metrics={"accuracy": 0.5}, spent=Spent(steps=30))
+END = EndRecord(metrics={"accuracy": 0.75, "nll": 0.6}, spent=Spent(steps=100))
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return new_progress(Console(file=io.StringIO(), width=120))
+
+
+def shown(progress: Progress, *records: Record) -> tuple[float | None, float, str]:
+    """Return total, completed and note after some records."""
+    bar = ProgressBar(progress, "extraction seed 0")
+    for record in records:
+        bar(record)
+    (task,) = progress.tasks
+    return task.total, task.completed, task.fields["note"]
+
+
+def test_a_run_of_which_nothing_is_told_has_no_bar(progress: Progress) -> None:
+    ProgressBar(progress, "extraction seed 0")
+    assert not progress.tasks
+
+
+def test_a_run_that_ends_before_its_length_has_reached_its_target(progress: Progress) -> None:
+    told = shown(progress, opening(100), STAGE, replace(END, spent=Spent(steps=30)))
+    assert told == (30, 30, "layer 1  accuracy 0.750 nll 0.600  target reached")
+
+
+def test_the_length_is_that_of_all_stages(progress: Progress) -> None:
+    assert shown(progress, opening(25, 75)) == (100, 0, "")
+
+
+@pytest.mark.parametrize(
+    ("record", "completed", "note"),
+    [
+        (STAGE, 0, "layer 1"),
+        (STEP, 20, "layer 1  loss 0.1235"),
+        (EVALUATION, 30, "layer 1  loss 0.1235  accuracy 0.500"),
+        (END, 100, "layer 1  loss 0.1235  accuracy 0.750 nll 0.600"),
+    ],
+)
+def test_each_record_adds_what_it_knows(
+    progress: Progress, record: Record, completed: int, note: str
+) -> None:
+    everything: list[Record] = [STAGE, STEP, EVALUATION, END]
+    told = everything[: everything.index(record) + 1]
+    assert shown(progress, opening(100), *told) == (100, completed, note)
+
+
+def test_several_runs_share_one_set_of_bars(progress: Progress) -> None:
+    for name in ("a", "b"):
+        ProgressBar(progress, name)(opening(10))
+    assert [task.description for task in progress.tasks] == ["a", "b"]
+
+
+def test_the_bar_is_drawn_with_name_and_note() -> None:
+    file = io.StringIO()
+    with new_progress(Console(file=file, width=120, force_terminal=True)) as progress:
+        bar = ProgressBar(progress, "extraction seed 0")
+        for record in (opening(100), STAGE, STEP):
+            bar(record)
+    assert "extraction seed 0" in file.getvalue()
+    assert "loss 0.1235" in file.getvalue()
+
+
+def test_a_note_is_told_once_for_all_runs_that_share_it() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    tell = NoteLine(console)
+    noted = replace(opening(5), notes=("checkpoint 7 lies inside",))
+    for record in (
+        opening(5),
+        noted,
+        STAGE,
+        replace(noted, seed=1),
+        replace(noted, notes=("one", "two")),
+    ):
+        tell(record)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == (
+        "extraction: checkpoint 7 lies inside\nextraction: one\nextraction: two\n"
+    )
+
+
+def test_a_note_begins_with_the_name_that_the_spec_gives() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    NoteLine(console)(replace(opening(5), notes=("checkpoint 7 lies inside",)), "two-shot")
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue() == "two-shot: checkpoint 7 lies inside\n"
+
+
+@pytest.mark.parametrize("name", ["a[red]b", "x[/bold]", "[link=x]y", ":smile:"])
+def test_names_are_not_read_as_markup(name: str) -> None:
+    file = io.StringIO()
+    console = Console(file=file, width=120, force_terminal=True, color_system=None)
+    with new_progress(console) as progress:
+        bar = ProgressBar(progress, name)
+        for record in (opening(100), replace(STAGE, stage=name)):
+            bar(record)
+    NoteLine(console)(replace(opening(1), notes=("note",)), name)
+    assert file.getvalue().count(name) >= 3
+
+
+def test_escape_sequences_in_names_do_not_reach_the_terminal(progress: Progress) -> None:
+    assert shown(progress, opening(100), replace(STAGE, stage="\x1b[2J"))[2] == r"\x1b[2J"
+
+
+def test_preparation_is_shown_on_a_terminal_until_it_is_done() -> None:
+    file = io.StringIO()
+    bar = PreparationBar(Console(file=file, width=120, force_terminal=True))
+    bar("tokenizing [train]", 1, 4)
+    assert "tokenizing [train]" in file.getvalue()
+    bar("tokenizing [train]", 4, 4)
+    # The cursor is back and the line is gone.
+    assert "\x1b[2K" in file.getvalue()
+
+
+def test_preparation_is_silent_where_there_is_no_terminal() -> None:
+    file = io.StringIO()
+    bar = PreparationBar(Console(file=file))
+    bar("tokenizing", 1, 4)
+    bar.close()
+    assert not file.getvalue()
+
+
+@pytest.mark.parametrize(("why", "word"), [("plateau", ""), ("goal", "  target reached")])
+def test_a_stage_that_its_rule_ends_shortens_the_bar(
+    progress: Progress, why: EndReason, word: str
+) -> None:
+    end = StageEndRecord(stage="layer 1", planned=40, done=30, why=why, spent=Spent(steps=30))
+    assert shown(progress, opening(40, 60), STAGE, end) == (90, 30, f"layer 1{word}")

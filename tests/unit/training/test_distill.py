@@ -1,0 +1,414 @@
+"""The one call that distils: what it takes, gives, writes and refuses."""
+
+import inspect
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
+from curricle.data.streams import Batch
+from curricle.errors import BindError, CheckpointError
+from curricle.models.families import tapped
+from curricle.models.mlp import MLP
+from curricle.models.tapped import TappedModel
+from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.teachers.store.codecs import Exact
+from curricle.teachers.stored import open_targets
+from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
+from curricle.training.distill import (
+    Result,
+    _require_direction,
+    capture_targets,
+    distill,
+)
+from curricle.training.loop.engine import FINISHED, RECORDS
+from curricle.training.loop.evaluation import label_metrics
+from curricle.training.optimizers import SGD
+from curricle.training.settings import EngineSettings
+from curricle.training.targets.capture import TargetCodecs
+from tests.parts import INPUTS, Listed, parity
+
+TOTAL = Duration(number=12)
+CPU = EngineSettings(device="cpu")
+
+
+def mlp(*widths: int, seed: int = 0) -> MLP:
+    with seeding.scoped(seed, "model"):
+        return MLP(INPUTS, widths, 2)
+
+
+def held_out() -> list[Batch]:
+    return [parity(purpose="evaluation").batch(step) for step in range(3)]
+
+
+def distilled(**parts: Any) -> Result:
+    defaults: dict[str, Any] = {
+        "student": mlp(5),
+        "teacher": mlp(16, seed=1),
+        "curriculum": extraction(total=TOTAL),
+        "data": parity(),
+        "evaluation": held_out(),
+        "settings": CPU,
+    }
+    return distill(**(defaults | parts))
+
+
+def test_the_student_that_was_passed_is_trained_in_place() -> None:
+    student = mlp(5)
+    before = student.head.weight.clone()
+    result = distilled(student=student)
+    assert result.student is student
+    assert not torch.equal(student.head.weight, before)
+
+
+def test_metrics_are_those_of_the_trained_student() -> None:
+    result = distilled()
+    wanted = label_metrics(held_out(), torch.device("cpu"))
+    with torch.no_grad():
+        assert result.metrics == wanted(tapped(result.student))
+
+
+def test_the_result_says_what_was_spent() -> None:
+    spent = distilled().spent
+    assert (spent.steps, spent.examples) == (12, 96)
+    assert spent.student_flops > 0
+    assert spent.teacher_flops > 0
+
+
+def test_an_evaluator_of_ones_own_is_used() -> None:
+    def evaluate(model: TappedModel) -> dict[str, float]:
+        return {"accuracy": 0.25, "depth": float(model.depth)}
+
+    assert distilled(evaluation=evaluate).metrics == {"accuracy": 0.25, "depth": 1.0}
+
+
+def test_the_metric_of_ones_own_judges_the_run() -> None:
+    seen: list[Record] = []
+    distilled(evaluation=lambda _: {"f1": 0.5}, metric="f1", observers=[seen.append])
+    assert isinstance(seen[0], RunRecord)
+    assert seen[0].metric == "f1"
+
+
+def test_a_declared_direction_of_the_metric_is_recorded() -> None:
+    seen: list[Record] = []
+    distilled(
+        evaluation=lambda _: {"xyz": 0.5}, metric="xyz", better="lower", observers=[seen.append]
+    )
+    assert isinstance(seen[0], RunRecord)
+    assert (seen[0].metric, seen[0].better) == ("xyz", "lower")
+
+
+def test_a_direction_of_another_name_is_refused() -> None:
+    with pytest.raises(BindError, match="'better' must be 'higher', 'lower' or None; got 'up'"):
+        _require_direction("up")
+
+
+def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:
+    with pytest.raises(
+        BindError, match=r"must be one of the evaluator's \['f1'\]; got 'accuracy'$"
+    ):
+        distilled(evaluation=lambda _: {"f1": 0.5})
+
+
+def test_a_loader_is_told_how_to_become_a_stream() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'data' must be a stream, as curricle.stream\(loader\) makes one of a DataLoader; "
+        r"got 'DataLoader'$",
+    ):
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(distill)(
+            mlp(5),
+            None,
+            from_labels(total=TOTAL),
+            DataLoader(TensorDataset(torch.ones(8, INPUTS))),
+            evaluation=held_out(),
+        )
+
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "settings": (
+        {"settings": {"prefetch": "batch"}},
+        "must be curricle.EngineSettings(...), as curricle.EngineSettings(prefetch='batch'); got",
+    ),
+    "curriculum": (
+        {"curriculum": "extraction"},
+        "as curricle.extraction(total='10k steps'); got 'extraction'",
+    ),
+    "optimizer": (
+        {"optimizer": torch.optim.AdamW([torch.ones(1)])},
+        "curricle.AdamW(learning_rate=...) or curricle.SGD(learning_rate=...); got 'torch.optim.",
+    ),
+    "stream": ({"evaluation": parity()}, "'evaluation' must be a sequence of curricle.Batch, as ["),
+    "batch": ({"evaluation": held_out()[0]}, "'evaluation' must be a sequence of curricle.Batch"),
+    "loader": (
+        {"evaluation": DataLoader(TensorDataset(torch.ones(8, INPUTS)))},
+        "of held_out = curricle.stream(loader), or a function; got 'torch.utils.data.dataloader.Da",
+    ),
+    "items": ({"evaluation": [{"labels": 1}]}, "'evaluation' must hold batches, written curricle."),
+}
+
+
+@pytest.mark.parametrize(("parts", "told"), WRONG.values(), ids=WRONG)
+def test_what_to_pass_instead_is_told(parts: dict[str, Any], told: str) -> None:
+    usual = {"curriculum": from_labels(total=TOTAL), "evaluation": held_out(), "settings": CPU}
+    with pytest.raises(BindError) as error:
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(distill)(mlp(5), None, data=parity(), **(usual | parts))
+    assert told in str(error.value)
+
+
+def test_any_module_can_be_distilled_at_module_paths() -> None:
+    with seeding.scoped(0, "model"):
+        student = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
+    pairs: Any = ({"student": "1", "teacher": "blocks.0"},)
+    assert distilled(student=student, curriculum=extraction(total=TOTAL, pairs=pairs)).metrics
+
+
+def test_a_tapped_model_is_taken_as_it_is() -> None:
+    with seeding.scoped(0, "model"):
+        module = nn.Sequential(nn.Linear(INPUTS, 4), nn.Tanh(), nn.Linear(4, 2))
+    assert distilled(student=tapped(module, blocks=["1"])).student is module
+
+
+def test_labels_need_no_teacher() -> None:
+    result = distilled(teacher=None, curriculum=from_labels(total=TOTAL))
+    assert result.spent.teacher_flops == 0
+
+
+def test_a_teacher_that_is_needed_must_be_given() -> None:
+    with pytest.raises(BindError, match=r"^'teacher' must be given to run 'extraction'; got none$"):
+        distilled(teacher=None)
+
+
+def test_a_trajectory_that_is_needed_must_be_given() -> None:
+    with pytest.raises(BindError, match=r"^'trajectory' must be given to read teacher checkpoint"):
+        distilled(curriculum=progressive(total=TOTAL, trajectory=(1, 2)))
+
+
+def test_a_student_follows_a_trajectory(tmp_path: Path) -> None:
+    writer = TrajectoryWriter(tmp_path, [1, 2])
+    for step in (1, 2):
+        writer.save(mlp(16, seed=step), step)
+    found = open_trajectory(tmp_path)
+    curriculum = progressive(total=TOTAL, trajectory=found)
+    assert distilled(curriculum=curriculum, trajectory=found).spent.steps == 12
+
+
+def test_a_run_folder_holds_records_and_the_student(tmp_path: Path) -> None:
+    result = distilled(output_dir=str(tmp_path / "run"))
+    *_, end = read_records(tmp_path / "run" / RECORDS)
+    assert isinstance(end, EndRecord)
+    assert end.metrics == result.metrics
+    assert (tmp_path / "run" / FINISHED).is_file()
+
+
+def test_a_run_folder_is_not_used_twice(tmp_path: Path) -> None:
+    distilled(output_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"must not hold a run already"):
+        distilled(output_dir=tmp_path)
+
+
+def test_resuming_a_complete_run_gives_the_same_student(tmp_path: Path) -> None:
+    settings = EngineSettings(device="cpu", checkpoint_every=5)
+    first = distilled(output_dir=tmp_path, settings=settings)
+    again = distilled(output_dir=tmp_path, settings=settings, resume=True, student=mlp(5, seed=9))
+    torch.testing.assert_close(
+        dict(again.student.state_dict()), dict(first.student.state_dict()), rtol=0, atol=0
+    )
+
+
+def test_observers_are_told() -> None:
+    seen: list[Record] = []
+    distilled(observers=[seen.append])
+    assert [record.kind for record in seen] == ["run", "stage", "stage", "end"]
+
+
+def test_everything_follows_from_the_seed() -> None:
+    def head(seed: int) -> torch.Tensor:
+        student = distilled(seed=seed).student
+        return student.get_parameter("head.weight")
+
+    assert torch.equal(head(0), head(0))
+    assert not torch.equal(head(0), head(1))
+
+
+@pytest.mark.parametrize("curriculum", [extraction(total="300 steps"), one_shot(total="300 steps")])
+def test_a_student_comes_close_to_its_teacher(curriculum: Any) -> None:
+    def gap(student: nn.Module) -> float:
+        inputs = parity(purpose="evaluation").batch(0).inputs
+        with torch.no_grad():
+            target, found = (model(inputs).log_softmax(-1) for model in (teacher, student))
+        return float((target.exp() * (target - found)).sum(-1).mean())
+
+    teacher, student = mlp(16, seed=1), mlp(12)
+    before = gap(student)
+    fast = SGD(learning_rate=0.5, momentum=0.9)
+    result = distilled(student=student, teacher=teacher, curriculum=curriculum, optimizer=fast)
+    assert gap(result.student) < before / 10
+
+
+def test_nobody_teaches_itself() -> None:
+    model = mlp(5)
+    with pytest.raises(
+        BindError, match=r"^'student' must be another module than 'teacher'; got the same twice$"
+    ):
+        distilled(student=model, teacher=model)
+
+
+def test_stored_targets_are_not_for_compiled_steps(tmp_path: Path) -> None:
+    curriculum = one_shot(total=TOTAL)
+    capture_targets(
+        mlp(5),
+        mlp(16, seed=1),
+        curriculum,
+        parity(),
+        folder=tmp_path / "store",
+        codecs=TargetCodecs(hidden=Exact(), logits=Exact()),
+        settings=CPU,
+    )
+    with pytest.raises(
+        BindError, match=r"^'compiled_steps' must be 1 where targets are stored, .*; got 2$"
+    ):
+        distilled(
+            curriculum=curriculum,
+            teacher=open_targets(tmp_path / "store"),
+            settings=EngineSettings(device="cpu", compiled_steps=2),
+        )
+
+
+def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
+    wanted = distilled(student=mlp(5, seed=3))
+    told: list[tuple[int, int]] = []
+    capture_targets(
+        mlp(5),
+        mlp(16, seed=1),
+        extraction(total=TOTAL),
+        parity(),
+        folder=tmp_path / "store",
+        codecs=TargetCodecs(hidden=Exact(), logits=Exact()),
+        settings=CPU,
+        watch=lambda done, total: told.append((done, total)),
+    )
+    found = distilled(student=mlp(5, seed=3), teacher=open_targets(tmp_path / "store"))
+    assert told[-1] == (12, 12)
+    for ours, theirs in zip(found.student.parameters(), wanted.student.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_codecs_are_a_value_of_ours(tmp_path: Path) -> None:
+    parts: Any = {"folder": tmp_path, "codecs": {"logits": {"kind": "bfloat16"}}}
+    with pytest.raises(BindError, match=r"^'codecs' must be curricle.TargetCodecs.*got 'dict'$"):
+        # The shape checks of the tests would refuse it first.
+        inspect.unwrap(capture_targets)(
+            mlp(5), mlp(8), one_shot(total=TOTAL), parity(), settings=CPU, **parts
+        )
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "sentence"),
+    [
+        (None, mlp(4), "'student' must be a torch.nn.Module, .*got None"),
+        (mlp(4), "runs/teacher", "'teacher' must be a torch.nn.Module, .*got 'runs/teacher'"),
+    ],
+    ids=["student", "teacher"],
+)
+def test_what_is_no_model_is_called_by_its_argument(
+    student: Any, teacher: Any, sentence: str
+) -> None:
+    with pytest.raises(BindError, match=sentence):
+        inspect.unwrap(distill)(
+            student,
+            teacher,
+            one_shot(total="1 steps"),
+            parity(),
+            evaluation=[parity().batch(0)],
+        )
+
+
+def test_a_student_around_its_teacher_is_refused() -> None:
+    teacher = mlp(4)
+    with pytest.raises(
+        BindError, match=r"must not share memory.*'0.blocks.0.0.weight' of the stud"
+    ):
+        distill(
+            nn.Sequential(teacher),
+            teacher,
+            one_shot(total="1 steps"),
+            parity(),
+            evaluation=[parity().batch(0)],
+        )
+
+
+@pytest.mark.parametrize("folder", ["", "a\0b", "x" * 300])
+def test_a_run_folder_that_cannot_be_is_told(folder: str) -> None:
+    with pytest.raises(CheckpointError, match=r"^'output_dir' must be a folder that can be writ"):
+        distilled(output_dir=folder)
+
+
+def test_a_run_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "run").touch()
+    with pytest.raises(CheckpointError, match=r"where the file '.*run' exists$"):
+        distilled(output_dir=tmp_path / "run")
+
+
+def interrupt(record: Record) -> None:
+    if record.kind == "step" and record.spent.steps == 8:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("written", "every", "told"),
+    [
+        (False, None, "nothing was written, since 'output_dir' is None"),
+        (True, None, "resume=True) starts anew, since no checkpoint was written yet"),
+        (True, 5, "resume=True) goes on from the newest checkpoint"),
+    ],
+)
+def test_an_interruption_says_what_a_second_call_would_do(
+    tmp_path: Path, written: bool, every: int | None, told: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        distilled(
+            output_dir=tmp_path if written else None,
+            settings=EngineSettings(device="cpu", checkpoint_every=every, record_every=1),
+            observers=[interrupt],
+        )
+    assert told in stopped.value.__notes__[0]
+
+
+def test_an_interruption_at_the_end_says_that_the_run_is_finished(tmp_path: Path) -> None:
+    def interrupt_at_the_end(record: Record) -> None:
+        if record.kind == "end":
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        distilled(output_dir=tmp_path, observers=[interrupt_at_the_end])
+    assert "the run is finished, and curricle.distill(" in stopped.value.__notes__[0]
+    assert distilled(output_dir=tmp_path, resume=True).spent.steps > 0
+
+
+@pytest.mark.parametrize(("steps", "at_chance"), [(1, True), (300, False)])
+def test_a_student_that_ends_at_chance_is_noted(steps: int, at_chance: bool) -> None:
+    held_out = parity(1).batch(0)
+    batch = Batch(inputs=held_out.inputs, labels=held_out.labels)
+    stream = Listed(batch)
+    with seeding.scoped(0, "models"):
+        student = nn.Sequential(nn.Linear(INPUTS, 64), nn.ReLU(), nn.Linear(64, 2))
+    result = distill(
+        student,
+        None,
+        from_labels(total=f"{steps} steps"),
+        stream,
+        evaluation=[batch],
+        optimizer=SGD(learning_rate=0.5 if steps > 1 else 1e-9),
+        settings=EngineSettings(device="cpu"),
+    )
+    assert any("ends at chance" in note for note in result.notes) == at_chance
