@@ -419,7 +419,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(
     def syncing(_: RecordWriter) -> None:
         told.append("sync")
 
-    monkeypatch.setattr("curricle.training.loop.engine.save_checkpoint", saving)
+    monkeypatch.setattr("curricle.training.loop.journal.save_checkpoint", saving)
     monkeypatch.setattr(RecordWriter, "sync", syncing)
     executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}), tmp_path)
     # The last record too, before the manifest that counts it.
