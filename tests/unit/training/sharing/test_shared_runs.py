@@ -408,7 +408,7 @@ def test_students_of_a_class_end_their_stages_at_their_own_times(tmp_path: Path)
 
 
 def test_batched_students_end_their_stages_at_their_own_times(tmp_path: Path) -> None:
-    together(ruled_runs(range(4)), tmp_path / "together", stacked=True)
+    together(ruled_runs(range(4)), tmp_path / "together", batch_students=True)
     alone(ruled_runs(range(4)), tmp_path / "alone")
     for number in range(4):
         assert ends(tmp_path / "together", number) == ends(tmp_path / "alone", number)
