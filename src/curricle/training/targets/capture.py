@@ -121,7 +121,7 @@ def capture(
     )
     with locked(folder, remedy="wait for its end or take another folder"):
         writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
-        done, total = 0, sum(query.stage.end - query.stage.start for query in queries)
+        done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
             with query.run.settings.stated_threads():
                 for _ in query.captured(writer):
@@ -147,7 +147,8 @@ class TeacherQuery:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
         with self._open() as loss:
-            for step in range(stage.start, stage.end):
+            # If an earlier stage may end early, a student may read any of these steps.
+            for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
                     for part in run.stream.batch(step).split(run.settings.accumulation):
                         self._store(writer, loss, part)
@@ -166,7 +167,7 @@ class TeacherQuery:
         """
         stage = self.stage
         with self._open() as loss:
-            for step in range(stage.start, min(stage.start + steps, stage.end)):
+            for step in stage.span.possible_steps[:steps]:
                 for part in self._parts(step):
                     with located(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(part)
@@ -195,7 +196,7 @@ class TeacherQuery:
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):
-            with located(stage.declared.name, stage.start, run.seed):
+            with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
                     lambda: (
                         run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
 from curricle.data.streams import Batch
@@ -22,7 +23,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.records import Record, StepRecord
+from curricle.records import Record, StageEndRecord, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import BFloat16, Exact, Int8, Sampled, TopK
 from curricle.teachers.store.manifest import DataFacts
@@ -520,3 +521,16 @@ def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
     run = bound(EXTRACTION, teacher=open_targets(tmp_path), stream=parity(5))
     with pytest.raises(ValueError, match="'targets' must hold every example that is read"):
         trained(run)
+
+
+def test_what_is_stored_suffices_whenever_a_stage_ends(tmp_path: Path) -> None:
+    rule = UntilPlateau(at_most="9 steps", window=2, patience=1, min_improvement=0.9)
+    curriculum = extraction(total="14 steps", durations=(rule,))
+    seen: list[Record] = []
+    live = bound(curriculum)
+    execute(live, judge, metric="none", outputs=Outputs(observers=(seen.append,)))
+    assert [one.done for one in seen if isinstance(one, StageEndRecord)] == [4]
+    # The logits are then read at steps 4 to 8, which are none of their stage as planned.
+    capture([bound(curriculum)], tmp_path, codecs=EXACT)
+    stored = bound(curriculum, teacher=open_targets(tmp_path))
+    assert torch.equal(trained(stored), weights(live))
