@@ -14,11 +14,11 @@ from torch import Tensor
 
 from curricle.data.finiteness import non_finite_words
 from curricle.data.labels import misplaced
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, check_positions
 from curricle.errors import DataError
 from curricle.models.axes import observing
 from curricle.models.tapped import Activations, Reader, TappedModel
-from curricle.objectives.base import check_positions, logits_of, require
+from curricle.objectives.base import logits_of, require
 from curricle.objectives.losses import cross_entropy
 from curricle.training.binding.trials import check_places
 
