@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from torch import Tensor
 
+from curricle.data.labels import require_classes
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
@@ -55,6 +56,7 @@ def check_classes(labels: Tensor, num_classes: int, where: str = " in the first 
     Raises:
         DataError: If a label is not a class.
     """
+    require_classes(labels)
     if not labels.numel():
         return
     lowest, highest = map(int, labels.aminmax())

@@ -275,10 +275,8 @@ HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
             False,
             r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\)",
         ),
-        ((IDS, HOT.float()), False, r"float32 of shape \(2, 4\); they are one-hot, and labels.arg"),
         ((IDS, HOT[:, None]), False, r"got shape \(2, 1, 4\); they are one-hot, and labels.argmax"),
-        ((IDS, torch.ones(2)), False, r"'labels' must be whole numbers; got torch.float32"),
-        ((IDS, IDS[:, :2]), False, r"one a position of \(2, 3\); got shape \(2, 2\)"),
+        (({"input_ids": IDS}, IDS[:, :2]), False, r"one a position of \(2, 3\); got .* \(2, 2\)"),
         ((IDS, IDS[0]), False, r"one an example or .*; got shape \(3,\)"),
         ((IDS, torch.tensor(1)), False, r"one an example or .*; got shape \(\)"),
         ((IDS, torch.tensor([1, -100])), False, "of whole examples cannot be ignored; got -100"),
@@ -339,14 +337,14 @@ def test_labels_give_the_positions_that_inputs_do_not_have(shape: tuple[int, ...
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (torch.tensor([[3], [4]]), r"\(2, 1\); got \(2, 9\); labels.squeeze\(1\) gives one an"),
-        (HOT, r"\(2, 4\); got \(2, 9\); they are one-hot, and labels.argmax\(-1\) gives"),
-        (torch.tensor([[3, 4], [4, 2]]), r"\(2, 2\); got \(2, 9\)$"),
+        (torch.tensor([[3], [4]]), r"shape \(2, 1\); labels.squeeze\(1\) gives one an"),
+        (HOT, r"shape \(2, 4\); they are one-hot, and labels.argmax\(-1\) gives"),
+        (torch.tensor([[3, 4], [4, 2]]), r"positions of 'labels', \(2, 2\); got \(2, 9\)$"),
     ],
 )
 def test_a_mask_is_not_to_blame_for_the_form_of_the_labels(wrong: Tensor, words: str) -> None:
     item = {"values": torch.zeros(2, 9), "attention_mask": torch.ones(2, 9), "labels": wrong}
-    with pytest.raises(DataError, match=rf"must have the positions of 'labels', {words}"):
+    with pytest.raises(DataError, match=words):
         of_item(item)
 
 
