@@ -319,7 +319,7 @@ def _require_labels(
     expected = leading[:1]
     if positions == "token" and labels.ndim == SEQUENCE_AXES:
         # Without token inputs, as with images, the labels declare the positions.
-        is_free = not plain.has_positions and not next_token and not way_out(labels)
+        is_free = not plain.has_positions and not next_token
         expected = shape if is_free and shape[:1] == leading[:1] else leading[:SEQUENCE_AXES]
     if (shape if positions == "token" else shape[:1]) != expected or not shape:
         raise DataError(

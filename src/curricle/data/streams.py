@@ -83,7 +83,7 @@ class Batch:
             DataError: If there are no examples, or not one label for each place with logits, or
                 the teacher's inputs have other examples or, without alignment, other positions.
         """
-        if not self.leading.ndim:
+        if not _leading(self.inputs).ndim:
             raise DataError("'inputs' must have the examples on their first axis; got a 0-dim one")
         if self.selected is not None and len(self.positions) < SEQUENCE_AXES:
             raise DataError(
@@ -130,9 +130,7 @@ class Batch:
 
         Inputs of a decoder come before token ids, and these before all others, such as images.
         """
-        if isinstance(self.inputs, Tensor):
-            return self.inputs
-        return self.inputs[_token_input(self.inputs) or next(iter(self.inputs))]
+        return _leading(self.inputs)
 
     @property
     def is_decoded(self) -> bool:
@@ -337,6 +335,12 @@ def data_mask(inputs: Inputs) -> Tensor | None:
     is_decoded = any(name in named(inputs) for name in DECODER_INPUTS)
     mask = named(inputs).get("decoder_attention_mask" if is_decoded else "attention_mask")
     return None if mask is None or mask.ndim != SEQUENCE_AXES else mask
+
+
+def _leading(inputs: Inputs) -> Tensor:
+    if isinstance(inputs, Tensor):
+        return inputs
+    return inputs[_token_input(inputs) or next(iter(inputs))]
 
 
 def _token_input(inputs: Inputs) -> str | None:

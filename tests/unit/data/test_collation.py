@@ -264,14 +264,18 @@ HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
         ({"input_ids": IDS, "name": "a"}, False, "'name' must be a tensor .*; got str"),
         ((IDS, [1, 2]), False, "'labels' must be a tensor; got list"),
         (
-            (IDS, IDS[:, :1]),
+            ({"input_ids": IDS}, IDS[:, :1]),
             False,
             r"got shape \(2, 1\); labels.squeeze\(1\) gives one an example$",
         ),
         ((IDS, IDS[:, :1]), True, r"one a position of \(2, 3\); got shape \(2, 1\)$"),
-        ((IDS, HOT), False, r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\) gives"),
         (
-            (IDS, HOT.bool()),
+            ({"input_ids": IDS}, HOT),
+            False,
+            r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\) gives",
+        ),
+        (
+            ({"input_ids": IDS}, HOT.bool()),
             False,
             r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\)",
         ),
@@ -337,14 +341,14 @@ def test_labels_give_the_positions_that_inputs_do_not_have(shape: tuple[int, ...
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (torch.tensor([[3], [4]]), r"shape \(2, 1\); labels.squeeze\(1\) gives one an"),
-        (HOT, r"shape \(2, 4\); they are one-hot, and labels.argmax\(-1\) gives"),
-        (torch.tensor([[3, 4], [4, 2]]), r"positions of 'labels', \(2, 2\); got \(2, 9\)$"),
+        (torch.tensor([[3], [4]]), r"\(2, 1\); got \(2, 9\); labels.squeeze\(1\) gives one an"),
+        (HOT, r"\(2, 4\); got \(2, 9\); they are one-hot, and labels.argmax\(-1\) gives"),
+        (torch.tensor([[3, 4], [4, 2]]), r"\(2, 2\); got \(2, 9\)$"),
     ],
 )
 def test_a_mask_is_not_to_blame_for_the_form_of_the_labels(wrong: Tensor, words: str) -> None:
     item = {"values": torch.zeros(2, 9), "attention_mask": torch.ones(2, 9), "labels": wrong}
-    with pytest.raises(DataError, match=words):
+    with pytest.raises(DataError, match=rf"must have the positions of 'labels', {words}"):
         of_item(item)
 
 

@@ -63,7 +63,7 @@ def check_places(
     labels = labels.view(batch.positions)
     several = ""
     if len(found) == 1:
-        several = "; positions='example' of curricle.stream takes them as several of an example"
+        several = "; positions='example' of curricle.stream reads them as labels of examples"
     raise kind(
         f"{name} must be one for each place with logits of {owner}, of shape {found}; got shape "
         f"{batch.positions}{way_out(labels) or several}"

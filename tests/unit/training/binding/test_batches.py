@@ -163,8 +163,8 @@ def test_a_label_in_a_later_batch_that_is_no_class_is_refused(label: int, step: 
 def test_ids_without_a_row_are_refused(wrong: int) -> None:
     sentence = rf"^'x' must lie between 0 and 6, .* student's table 'e'; got {wrong}$"
     with pytest.raises(DataError, match=sentence):
-        limit().check({"x": torch.tensor([[0, 6], [wrong, 2]])})
-    limit().check({"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])})
+        limit().check(Batch(inputs={"x": torch.tensor([[0, 6], [wrong, 2]])}))
+    limit().check(Batch(inputs={"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])}))
 
 
 def test_more_positions_than_rows_are_named() -> None:
@@ -178,7 +178,7 @@ def test_more_positions_than_rows_are_named() -> None:
 
 @pytest.mark.parametrize("offset", [0, 2])
 def test_a_batch_is_not_refused_for_its_positions(offset: int) -> None:
-    limit(offset=offset).check({"x": torch.full((1, 60), 99)})
+    limit(offset=offset).check(Batch(inputs={"x": torch.full((1, 60), 99)}))
 
 
 @pytest.mark.parametrize("offset", [0, 2])
@@ -290,7 +290,7 @@ def test_a_run_over_batches_of_unequal_length_says_so() -> None:
 def test_labels_that_no_objective_reads_are_left_alone() -> None:
     batch = Batch(inputs=drawn(2, 6), labels=torch.tensor([0, 99]))
     run = bound(one_shot(total="2 steps"), stream=Listed(batch))
-    assert run.stream.batch(0) is batch
+    assert run.stream.batch(0).labels is batch.labels
 
 
 def test_ids_are_checked_for_the_teacher_too() -> None:

@@ -102,7 +102,7 @@ def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any)
     with LiveTeacher(embedder(6, 9)).reading(
         "final", live.stages[0].reads.teacher, logits=False
     ) as r:
-        wanted = live.stages[0].terms[0].objective.target(r(batch.inputs), batch)
+        wanted = live.stages[0].terms[0].objective.target(r(batch.inputs, None, None), batch)
     found = stored_target(stored, batch)
     assert ((found - wanted).abs() <= codec.bound(wanted)).all()
     assert not torch.equal(found, wanted)
@@ -130,7 +130,7 @@ def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_pat
         "final", whole.stages[0].reads.teacher, logits=False
     ) as r:
         for part in parts:
-            wanted = whole.stages[0].terms[0].objective.target(r(part.inputs), part)
+            wanted = whole.stages[0].terms[0].objective.target(r(part.inputs, None, None), part)
             found = stored_target(run, part)
             torch.testing.assert_close(found, wanted)
 
