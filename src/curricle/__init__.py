@@ -37,7 +37,9 @@ _HOMES = MappingProxyType(
         "Stream": "curricle.data.streams",
         "TargetCodecs": "curricle.training.targets.capture",
         "Trajectory": "curricle.teachers.trajectory",
+        "Comparison": "curricle.runs.compare",
         "capture_targets": "curricle.training.distill",
+        "compare": "curricle.runs.compare",
         "distill": "curricle.training.distill",
         "extraction": "curricle.curriculum.strategies",
         "from_labels": "curricle.curriculum.strategies",
@@ -76,6 +78,8 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.logits import FitLabels as FitLabels
     from curricle.objectives.logits import MatchLogits as MatchLogits
+    from curricle.runs.compare import Comparison as Comparison
+    from curricle.runs.compare import compare as compare
     from curricle.teachers.stored import open_targets as open_targets
     from curricle.teachers.trajectory import Trajectory as Trajectory
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory

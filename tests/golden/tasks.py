@@ -22,7 +22,7 @@ from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel
 from curricle.records import read_records
-from curricle.runs.compare import compare
+from curricle.runs.pool import compare
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import teach
 from curricle.tasks import ParityTask, PcfgTask, TaskData, TextTask
@@ -159,8 +159,8 @@ def compared(folder: Path, **fields: Any) -> Performance:
 
 COMPARISONS: dict[str, Run] = {
     "comparison": compared,
-    "comparison with a shared teacher": of(compared, classroom=True, data_seed=5),
-    "comparison of batched students": of(compared, classroom="stacked", data_seed=5),
+    "comparison with a shared teacher": of(compared, share_teacher=True, data_seed=5),
+    "comparison of batched students": of(compared, batch_students=True, data_seed=5),
 }
 CASES: tuple[Case, ...] = (
     *cases(TASKS),

@@ -24,7 +24,7 @@ IMPORTED = (
     # Optimizers import it at their first step; it is half of the time of a tiny run.
     "torch._dynamo",
     "curricle.cli.app",
-    "curricle.runs.compare",
+    "curricle.runs.pool",
     "curricle.runs.demo",
     "curricle.runs.probe",
     "curricle_papers.recipes.index",

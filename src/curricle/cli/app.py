@@ -399,7 +399,7 @@ def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
 
 
 def _compare_students(spec: "RunSpec", jobs: int) -> None:
-    from curricle.runs.compare import compare as run_all
+    from curricle.runs.pool import compare as run_all
     from curricle.runs.train import student_runs
     from curricle.training.process.observers import NoteLine
 

@@ -22,7 +22,7 @@ from curricle.models.restoring import modes_kept, train
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.loop.stepping import stepping
 from curricle.training.process.costs import now
-from curricle.values import value
+from curricle.values import parse, value
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 PROVISIONAL = Duration(number=1_000_000)
@@ -84,6 +84,12 @@ def budget(text: object) -> object:
             f"with a blank; got {text!r}"
         ) from None
     return {"number": round(amount, 6), "unit": unit}
+
+
+def budget_of(text: Budget | str) -> Budget:
+    """Return a budget, or that of a text such as `2.5M examples`."""
+    parsed: Budget = text if isinstance(text, Budget) else parse(Budget, budget(text))
+    return parsed
 
 
 AnyBudget = Annotated[Budget, BeforeValidator(budget)]

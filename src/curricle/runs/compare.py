@@ -1,155 +1,361 @@
-"""How are several strategies and seeds run side by side?
+"""Comparison of strategies for models and data of the caller: strategies x seeds, equal budgets.
 
-Every run is independent and deterministic, so they may run in any order and in several processes
-at once; with more than one process each uses one thread, which keeps their seconds comparable. The
-students of a classroom share a process.
-Finished runs are left alone, so a comparison that was interrupted goes on where it stopped.
-
-Design: the parent holds one end of a pipe and every worker waits at the other. When the parent
-closes its end, or is killed and the system closes it, the workers end at once.
+`compare` is for Python what `curricle compare` is for specs. It binds every strategy before the
+first step, trains each student from the same data and seed within the same budget, and returns
+students, numbers and, with a folder, the report. Strategies are functions of the length of training
+because a budget of FLOPs or seconds pays for more steps of cheap stages.
 """
 
-import multiprocessing
-import os
-import queue
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
-from typing import Any
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal, final
 
-from curricle.errors import CheckpointError
+from torch import nn
+from torch.utils.data import DataLoader
+
+from curricle import seeding
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum
+from curricle.curriculum.strategies import build
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError, SpecError
+from curricle.files import usable_folder
+from curricle.models.families import tapped
+from curricle.protocols import conforms
 from curricle.records import Record
-from curricle.runs.spec import RunSpec
-from curricle.runs.train import StudentRun, classes, train_class
-from curricle.training.process.interrupts import Interrupted
+from curricle.reports.headline import headline
+from curricle.reports.summary import Summary
+from curricle.reports.tables import summary_markdown
+from curricle.runs.budget import Budget, budget_of, fitted
+from curricle.runs.folder import STUDENTS, recorded_steps
+from curricle.runs.report import summarized, write_report
+from curricle.runs.request import Request, write_request
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.stored import StoredTeacher
+from curricle.teachers.trajectory import Trajectory
+from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.distill import (
+    AnyModel,
+    as_stream,
+    as_teacher,
+    evaluator_of,
+    require_kind,
+    require_model,
+    require_parts,
+)
+from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.evaluation import Evaluator
+from curricle.training.optimizers import AdamW, Optimizer
+from curricle.training.process.ambient import standard_state
+from curricle.training.settings import EngineSettings
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
-Watcher = Callable[[StudentRun, Record], None]
-"""Is told of every record of every run."""
-POLL_SECONDS = 0.2
-STOPPED = 1
-"""Exit code of a worker whose parent has gone or wants no more of it."""
+Strategy = Mapping[str, Any] | Callable[..., Curriculum]
+"""A strategy's `kind` with its arguments, or a function that takes `total=` and, if it has that
+argument, `trajectory=`."""
+Watcher = Callable[[str, int, Record], None]
+"""Receives the name of a strategy, a seed, and a record of that run."""
+REPORT = "report.html"
+NAME = re.compile(r"[\w+-][\w.+-]*")
+DEFAULT_STRATEGIES = ("from_labels", "one_shot", "extraction")
 
 
-def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
-    """Train every student of a comparison.
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Students and numbers of a comparison."""
+
+    students: Mapping[tuple[str, int], nn.Module]
+    """Trained students by strategy and seed."""
+    summary: Summary
+    """Final metrics, costs to the target and intervals over seeds."""
+    report: Path | None = None
+    """HTML page; None if nothing was written."""
+
+    def __str__(self) -> str:
+        """Return the table of strategies and the verdict."""
+        notes = "\n".join(filter(None, (self.summary.gap, *self.summary.notes)))
+        return "\n\n".join(
+            filter(None, (summary_markdown(self.summary), notes, headline(self.summary)))
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """Arguments of a comparison that all its runs share."""
+
+    student: nn.Module | Callable[[int], AnyModel]
+    teacher: LiveTeacher | StoredTeacher | None
+    data: Stream | Callable[[int], Stream]
+    strategies: Mapping[str, Strategy]
+    budget: Budget
+    trajectory: Trajectory | None
+    optimizer: Optimizer
+    settings: EngineSettings
+    shares_teacher: bool
+    evaluate: Evaluator
+    metric: str
+    better: Literal["higher", "lower"] | None
+    watch: Watcher | None
+
+    def build_student(self, seed: int) -> AnyModel:
+        """Return the student of a seed, always of the same weights."""
+        if isinstance(self.student, nn.Module):
+            return deepcopy(self.student)
+        # The caller's constructor draws from torch's global generator.
+        with seeding.scoped(seed, "model"):
+            return self.student(seed)
+
+    def stream(self, seed: int) -> Stream:
+        """Return the training data of a seed."""
+        return self.data(seed) if callable(self.data) else self.data
+
+    def curriculum(self, name: str, total: Duration) -> Curriculum:
+        """Return the curriculum of a strategy at a length."""
+        strategy = self.strategies[name]
+        if isinstance(strategy, Mapping):
+            return build(strategy, total=total, trajectory=self.trajectory)
+        takes_trajectory = "trajectory" in inspect.signature(strategy).parameters
+        arguments = {"trajectory": self.trajectory} if takes_trajectory and self.trajectory else {}
+        return strategy(total=total, **arguments)
+
+    def groups(self, runs: Sequence[tuple[str, int]]) -> list[list[tuple[str, int]]]:
+        """Return the runs that are trained in turns: each alone, or all that read the same data."""
+        if not self.shares_teacher:
+            return [[run] for run in runs]
+        if not callable(self.data):
+            return [list(runs)]
+        seeds = dict.fromkeys(seed for _, seed in runs)
+        return [[run for run in runs if run[1] == seed] for seed in seeds]
+
+    def train(
+        self, runs: Sequence[tuple[str, int]], folder: Path, *, resume: bool
+    ) -> dict[tuple[str, int], nn.Module]:
+        """Return the students of runs, trained.
+
+        Args:
+            runs: Strategies and seeds.
+            folder: Folder of the comparison.
+            resume: Whether each run continues from its newest checkpoint.
+        """
+        students: dict[tuple[str, int], nn.Module] = {}
+        for group in self.groups(runs):
+            seats = [self.seat(*run, folder) for run in group]
+            if len(seats) > 1:
+                execute_shared(seats, metric=self.metric, resume=resume)
+            else:
+                execute(
+                    seats[0].run,
+                    self.evaluate,
+                    metric=self.metric,
+                    outputs=seats[0].outputs,
+                    resume=resume,
+                )
+            students |= {
+                run: seat.run.student.module for run, seat in zip(group, seats, strict=True)
+            }
+        return students
+
+    def seat(self, name: str, seed: int, folder: Path) -> SharedRun:
+        """Return a bound run with its evaluation and outputs."""
+        place = run_folder(folder, name, seed)
+        observers = () if self.watch is None else (partial(self.watch, name, seed),)
+        return SharedRun(
+            run=self.bound(name, seed, place),
+            evaluate=self.evaluate,
+            outputs=Outputs(folder=place, observers=observers, better=self.better),
+        )
+
+    def bound(self, name: str, seed: int, folder: Path) -> BoundRun:
+        """Return the run of a strategy and a seed at the length that the budget pays for.
+
+        Raises:
+            BindError: If the parts do not fit; the strategy is named.
+        """
+        model, stream = tapped(self.build_student(seed)), self.stream(seed)
+
+        def bind_curriculum(curriculum: Curriculum) -> BoundRun:
+            return bind(
+                curriculum,
+                student=model,
+                teacher=self.teacher,
+                stream=stream,
+                optimizer=self.optimizer,
+                settings=self.settings,
+                seed=seed,
+            )
+
+        strategy = partial(self.curriculum, name)
+        # Seconds are measured once: a resumed run keeps the length that it began with.
+        steps = recorded_steps(folder) if self.budget.unit == "seconds" else None
+        try:
+            if steps is not None:
+                return bind_curriculum(strategy(Duration(number=steps)))
+            return bind_curriculum(fitted(self.budget, strategy, bind_curriculum))
+        except (BindError, SpecError) as error:
+            raise type(error)(f"{name!r}: {error}") from None
+
+
+@standard_state()
+def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
+    student: nn.Module | Callable[[int], AnyModel],
+    teacher: AnyModel | StoredTeacher | None,
+    data: Stream | DataLoader[Any] | Callable[[int], Stream],
+    *,
+    evaluation: Sequence[Batch] | Evaluator,
+    budget: Budget | str,
+    strategies: Sequence[str] | Mapping[str, Strategy] = DEFAULT_STRATEGIES,
+    seeds: Sequence[int] = (0, 1, 2),
+    metric: str = "accuracy",
+    better: Literal["higher", "lower"] | None = None,
+    target: float | str | None = None,
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
+    trajectory: Trajectory | None = None,
+    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    output_dir: str | Path | None = None,
+    share_teacher: bool = False,
+    watch: Watcher | None = None,
+    resume: bool = False,
+) -> Comparison:
+    """Train a student by each strategy with each seed, within equal budgets, and compare them.
 
     Args:
-        spec: What to run; its teacher must be taught.
-        jobs: Processes at once; 1 runs in this process.
-        watch: Told of every record.
+        student: Function from a seed to a new student; it runs with torch's generators seeded. A
+            module is copied for each run, so that its seeds differ in data and projections only.
+        teacher: The finished teacher, stored targets, or None if no strategy needs one.
+        data: Training batches, or a function from a seed to them; a `DataLoader` is read in an
+            order of each seed.
+        evaluation: Held-out batches with labels, or a function from the model to metrics.
+        budget: Limit for each student, as `'2000 steps'`, `'1M examples'`, `'4T flops'` or
+            `'60 seconds'`. FLOPs count student and teacher; seconds count training only.
+        strategies: Names of strategies, or strategies by name: a `kind` with arguments such as
+            `{"kind": "extraction", "pairs": 3}`, or a function of `total`.
+        seeds: Seeds of the runs; intervals need two or more.
+        metric: Metric by which the runs are judged.
+        better: Direction of the metric; None derives it from the name.
+        target: Value of the metric that counts as learned, or the strategy whose final value does.
+        optimizer: Optimizer of every student.
+        trajectory: Checkpoints of the teacher, for `progressive`.
+        settings: Device, precision, intervals.
+        output_dir: Folder for runs and report; None keeps nothing on disk.
+        share_teacher: Whether students that read the same data are trained in turns, with one pass
+            of the teacher for all. Results are the same; memory holds all these students.
+        watch: Receives strategy, seed and record of everything that happens.
+        resume: Whether to continue an interrupted comparison in `output_dir`.
+
+    Returns:
+        Trained students, their numbers and the report.
 
     Raises:
-        CheckpointError: If a process is killed, for example because memory has run out.
+        BindError: If models, strategies and data do not fit.
+        CheckpointError: If `output_dir` already holds runs and `resume` is off.
+        DivergenceError: If a loss or the metric is not finite.
+        SpecError: If a strategy or the budget does not exist or does not pay for its stages.
     """
-    taught = classes(spec)
-    if jobs == 1:
-        for students in taught:
-            train_class(spec, students, watch)
-        return
-    runs = {str(run): run for students in taught for run in students}
-    single = replace(spec, engine=replace(spec.engine, threads=1))
-    context = multiprocessing.get_context("spawn")
-    # Python's own process that cleans up after the others ends by a closed terminal otherwise.
-    with _ignoring("SIGINT", "SIGHUP"):
-        resource_tracker.ensure_running()
-    messages, (parent, own_end) = context.Queue(), context.Pipe(duplex=False)
-    strangers = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_connect, initargs=(messages, parent)
+    require_parts(optimizer, evaluation)
+    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    if not callable(student):
+        require_model("student", student)
+    if teacher is not None and not isinstance(teacher, StoredTeacher):
+        require_model("teacher", teacher)
+    if isinstance(data, DataLoader):
+        data = partial(as_stream, data)
+    if not conforms(data, Stream) and not callable(data):
+        raise BindError(
+            "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "
+            f"got {type(data).__name__!r}"
+        )
+    plan = _Plan(
+        student=student,
+        teacher=as_teacher(teacher, trajectory),
+        data=data,
+        strategies=_named(strategies),
+        budget=budget_of(budget),
+        trajectory=trajectory,
+        optimizer=optimizer,
+        settings=settings,
+        shares_teacher=share_teacher,
+        evaluate=evaluator_of(evaluation, settings),
+        metric=metric,
+        better=better,
+        watch=watch,
     )
-    try:
-        # Workers stay as deaf as they are born: this process hears of an interrupt, and ends them.
-        with _ignoring("SIGINT"):
-            futures = [pool.submit(_work, single, number) for number in range(len(taught))]
-        _listen(futures, messages, lambda name, record: watch(runs[name], record))
-    except BrokenProcessPool:
-        raise CheckpointError(
-            f"'jobs' {jobs} must be as many as memory has room for; a process was killed, "
-            f"'curricle resume {spec.folder}' goes on"
-        ) from None
-    finally:
-        # One that failed or was interrupted does not wait for the others to finish.
-        with _ignoring("SIGINT"):
-            own_end.close()
-            # Those that are still starting do not listen yet.
-            for worker in set(multiprocessing.active_children()) - strangers:
-                worker.terminate()
-            pool.shutdown(cancel_futures=True)
+    if not seeds or len(set(seeds)) != len(seeds):
+        raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")
+    request = Request(
+        metric=metric,
+        better=better,
+        budget=plan.budget,
+        target=target if isinstance(target, float | int) else None,
+        target_of=target if isinstance(target, str) else None,
+    )
+    if request.target_of not in (None, *plan.strategies):
+        raise SpecError(
+            f"'target' must be a number or one of the strategies {list(plan.strategies)}; "
+            f"got {target!r}"
+        )
+    with _opened(output_dir) as folder:
+        # A mistake in the last strategy shows before the first student has cost its time.
+        for name in plan.strategies:
+            plan.bound(name, seeds[0], run_folder(folder, name, seeds[0]))
+        write_request(folder, request, resume=resume)
+        runs = [(name, seed) for seed in seeds for name in plan.strategies]
+        students = plan.train(runs, folder, resume=resume)
+        page = None if output_dir is None else folder / REPORT
+        summary = summarized([folder])[1] if page is None else write_report([folder], page)
+    return Comparison(students=students, summary=summary, report=page)
+
+
+def _named(strategies: Sequence[str] | Mapping[str, object]) -> dict[str, Strategy]:
+    """Return strategies by name.
+
+    Raises:
+        SpecError: If there is none, or a name stands for no strategy.
+    """
+    if isinstance(strategies, str) or not strategies:
+        raise SpecError(
+            "'strategies' must be names such as ['one_shot', 'extraction'] or a mapping from names "
+            f"to strategies; got {strategies!r}"
+        )
+    by_name = (
+        strategies
+        if isinstance(strategies, Mapping)
+        else {name: {"kind": name} for name in strategies}
+    )
+    checked: dict[str, Strategy] = {}
+    for name, strategy in by_name.items():
+        if not isinstance(strategy, Mapping) and not callable(strategy):
+            raise SpecError(
+                f"'strategies' must map {name!r} to {{'kind': ..., arguments}} or to a function of "
+                f"'total'; got {type(strategy).__name__!r}, whose length no budget can set"
+            )
+        if not NAME.fullmatch(name):
+            raise SpecError(
+                f"'strategies' must have names of letters, digits and '+', '-', '.', '_', since "
+                f"they are names of folders; got {name!r}"
+            )
+        checked[name] = strategy
+    return checked
 
 
 @contextmanager
-def _ignoring(*names: str) -> Iterator[None]:
-    """Ignore signals during what takes a moment and must not be torn apart.
-
-    Processes that are started within ignore them for ever.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        # Only the main thread is ever interrupted.
-        yield
+def _opened(output_dir: str | Path | None) -> Iterator[Path]:
+    """Yield the folder of the comparison, which goes at the end if none is given."""
+    if output_dir is not None:
+        yield usable_folder(output_dir, "output_dir")
         return
-    # Windows has no SIGHUP.
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            signal.signal(number, action)
+    with TemporaryDirectory(prefix="curricle-") as folder:
+        yield Path(folder)
 
 
-def _listen(
-    futures: list[Future[None]],
-    messages: Any,  # noqa: ANN401 - a multiprocessing queue has no public type
-    tell: Callable[[str, Record], None],
-) -> None:
-    """Pass messages on until every run has ended and nothing more comes, or one has failed."""
-    pending = set(futures)
-    while True:
-        done, pending = wait(pending, timeout=0, return_when=FIRST_EXCEPTION)
-        for future in done:
-            future.result()
-        try:
-            tell(*messages.get(timeout=POLL_SECONDS))
-        except queue.Empty:
-            if not pending:
-                return
-
-
-_MESSAGES: list[Any] = []
-"""In a worker process: the queue to the parent."""
-
-
-def _connect(messages: Any, parent: Connection) -> None:  # noqa: ANN401 - as above
-    _MESSAGES[:] = [messages]
-    # A parent that no longer listens must not keep the process from ending.
-    messages.cancel_join_thread()
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: Connection) -> None:
-    """End this process, wherever it is, once the parent's end of the pipe is closed.
-
-    Nothing is lost but the steps since the last checkpoint: files are written in one piece.
-    """
-    with suppress(EOFError, OSError):
-        parent.recv_bytes()
-    os._exit(STOPPED)
-
-
-def _work(spec: RunSpec, number: int) -> None:
-    """Train one student, or those taught with it, and send the parent its records."""
-    try:
-        train_class(
-            spec,
-            classes(spec)[number],
-            lambda run, record: _MESSAGES[0].put((str(run), record)),
-        )
-    except Interrupted as error:
-        # A signal to the whole group; the parent has it too and says what to do.
-        os._exit(128 + error.signal_number)
+def run_folder(folder: Path, name: str, seed: int) -> Path:
+    """Return the folder of one run below that of its comparison."""
+    return folder / STUDENTS / name / f"seed-{seed}"

@@ -17,7 +17,7 @@ from curricle.reports.reproduction import write_recipe_report
 from curricle.reports.run_folders import Run, load_runs
 from curricle.reports.summary import Summary, summarize, write_summary
 from curricle.runs.folder import STUDENTS, has_spec, read_origin, stored_spec
-from curricle.runs.spec import RunSpec
+from curricle.runs.request import Request, read_request
 from curricle.runs.train import student_runs
 from curricle.values import plain
 
@@ -63,16 +63,16 @@ def summarized(
         better: Which values of the metric are better, if that is to be declared here.
     """
     runs = load_runs(folders)
-    spec = stored_spec(folders[0]) if has_spec(folders[0]) else None
+    request = read_request(folders[0])
     summary = summarize(
         runs,
-        metric=None if spec is None else spec.target.metric,
-        target=None if spec is None else spec.target.number,
-        target_of=None if spec is None else _source(spec, runs),
-        budget={} if spec is None or spec.budget is None else dict(plain(spec.budget)),
+        metric=request.metric,
+        target=request.target,
+        target_of=_source(request, folders[0], runs),
+        budget={} if request.budget is None else dict(plain(request.budget)),
         missing=_missing(folders, runs),
         caution=next(filter(None, map(caution, folders)), ""),
-        better=better,
+        better=better or request.better,
     )
     return runs, summary
 
@@ -136,10 +136,10 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join([*names[:MOST_NAMED], *([f"and {rest} more"] if rest > 0 else [])])
 
 
-def _source(spec: RunSpec, runs: Sequence[Run]) -> str | None:
+def _source(request: Request, folder: Path, runs: Sequence[Run]) -> str | None:
     """Return what the strategy whose final value is the target is called among the runs."""
-    folder = (spec.folder / STUDENTS / str(spec.target.final_of)).resolve()
-    return next((run.method for run in runs if run.path.resolve().parent == folder), None)
+    source = (folder / STUDENTS / str(request.target_of)).resolve()
+    return next((run.method for run in runs if run.path.resolve().parent == source), None)
 
 
 def _missing(folders: Sequence[Path], runs: Sequence[Run]) -> list[str]:

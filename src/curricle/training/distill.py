@@ -112,12 +112,13 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
-    batches = _stream(data, seed)
-    _require_parts(curriculum, optimizer, evaluation)
-    _require_kind("settings", settings, EngineSettings, "prefetch='batch'")
-    _require_model("student", student)
+    batches = as_stream(data, seed)
+    _require_curriculum(curriculum)
+    require_parts(optimizer, evaluation)
+    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    require_model("student", student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
-        _require_model("teacher", teacher)
+        require_model("teacher", teacher)
     _require_direction(better)
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
@@ -126,15 +127,13 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     run = bind(
         curriculum,
         student=model,
-        teacher=_teaching(teacher, trajectory),
+        teacher=as_teacher(teacher, trajectory),
         stream=batches,
         optimizer=optimizer,
         settings=settings,
         seed=seed,
     )
-    evaluate = (
-        evaluation if callable(evaluation) else label_metrics(evaluation, settings.torch_device())
-    )
+    evaluate = evaluator_of(evaluation, settings)
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
     with _told_how_to_go_on(folder):
         end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
@@ -183,15 +182,15 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         BindError: If models, curriculum and data do not fit, or an argument is of another kind.
         CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
-    _require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
-    _require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
-    _require_model("student", student)
-    _require_model("teacher", teacher)
+    require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
+    require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
+    require_model("student", student)
+    require_model("teacher", teacher)
     run = bind(
         curriculum,
         student=tapped(student),
         teacher=LiveTeacher(tapped(teacher), trajectory),
-        stream=_stream(data, seed),
+        stream=as_stream(data, seed),
         # No weight moves.
         optimizer=SGD(learning_rate=1.0),
         settings=settings,
@@ -230,16 +229,28 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
         raise
 
 
-def _teaching(
+def evaluator_of(evaluation: Sequence[Batch] | Evaluator, settings: EngineSettings) -> Evaluator:
+    """Return the evaluation of held-out batches, or one that is a function already."""
+    if callable(evaluation):
+        return evaluation
+    return label_metrics(evaluation, settings.torch_device())
+
+
+def as_teacher(
     teacher: AnyModel | StoredTeacher | None, trajectory: Trajectory | None
 ) -> LiveTeacher | StoredTeacher | None:
+    """Return the teacher of a run: a live one of a model, a stored one as it is."""
     if teacher is None or isinstance(teacher, StoredTeacher):
         return teacher
     return LiveTeacher(tapped(teacher), trajectory)
 
 
-def _stream(data: object, seed: int) -> Stream:
+def as_stream(data: object, seed: int) -> Stream:
     """Return training data as a stream.
+
+    Args:
+        data: A stream, or a loader, which is read by `curricle.stream(data, seed=seed)`.
+        seed: Seed of the order of a loader.
 
     Raises:
         BindError: If they are neither a stream nor a loader.
@@ -251,17 +262,29 @@ def _stream(data: object, seed: int) -> Stream:
     return data
 
 
-def _require_parts(curriculum: object, optimizer: object, evaluation: object) -> None:
-    """Check that the parts are of the kinds that `distill` takes.
+def _require_curriculum(curriculum: object) -> None:
+    """Check that an argument is a curriculum.
 
     Raises:
-        BindError: If one is not; what to pass is said.
+        BindError: If it is something else.
     """
     if not isinstance(curriculum, Curriculum):
         raise BindError(
             f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
             f"steps'); got {_called(curriculum)}"
         )
+
+
+def require_parts(optimizer: object, evaluation: object) -> None:
+    """Check that optimizer and evaluation are of the kinds that `distill` takes.
+
+    Args:
+        optimizer: `AdamW` or `SGD` of this package.
+        evaluation: Batches or a function.
+
+    Raises:
+        BindError: If they are something else; the sentence names what to pass.
+    """
     if not isinstance(optimizer, (AdamW, SGD)):
         raise BindError(
             f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
@@ -283,8 +306,12 @@ def _require_parts(curriculum: object, optimizer: object, evaluation: object) ->
         )
 
 
-def _require_model(name: str, model: object) -> None:
+def require_model(name: str, model: object) -> None:
     """Check that an argument is a model.
+
+    Args:
+        name: Name of the argument.
+        model: The argument.
 
     Raises:
         BindError: If it is something else.
@@ -309,8 +336,14 @@ def _require_direction(better: object) -> None:
         raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
 
 
-def _require_kind(name: str, given: object, kind: type, example: str) -> None:
-    """Check that an argument is a value of ours and not, say, a dictionary.
+def require_kind(name: str, given: object, kind: type, example: str) -> None:
+    """Check that an argument is a value of this package and not, say, a dictionary.
+
+    Args:
+        name: Name of the argument.
+        given: The argument.
+        kind: Its class.
+        example: Arguments of the class, for the error.
 
     Raises:
         BindError: If it is not.

@@ -1,203 +1,235 @@
-"""Comparisons: every run once, in this process or in several."""
+"""The comparison for models of one's own: what it trains, equalizes, writes and refuses."""
 
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
+import inspect
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from curricle.errors import CheckpointError, DivergenceError
-from curricle.records import EndRecord, Record
-from curricle.runs import compare as comparison
-from curricle.runs.compare import compare
-from curricle.runs.folder import Origin, end_of, start
-from curricle.runs.spec import RunSpec
-from curricle.runs.train import StudentRun, student_runs, teach
+import curricle
+from curricle import seeding
+from curricle.data.streams import Batch, Stream
+from curricle.errors import BindError, CheckpointError, SpecError
+from curricle.models.mlp import MLP
+from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.reports.run_folders import load_runs
+from curricle.runs.compare import Comparison, compare
+from curricle.runs.report import summarized
+from curricle.training.optimizers import SGD
+from curricle.training.settings import EngineSettings
+from tests.parts import INPUTS, parity
 
-MakeSpec = Callable[..., RunSpec]
-
-
-def finished(told: list[tuple[StudentRun, Record]]) -> list[str]:
-    return [str(run) for run, record in told if isinstance(record, EndRecord)]
-
-
-def collect(told: list[tuple[StudentRun, Record]]) -> Callable[[StudentRun, Record], None]:
-    return lambda run, record: told.append((run, record))
+CPU = EngineSettings(device="cpu")
 
 
-def test_every_run_is_trained_and_told_of(make_spec: MakeSpec) -> None:
-    spec = make_spec()
-    teach(spec)
-    told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=1, watch=collect(told))
-    assert finished(told) == [str(run) for run in student_runs(spec)]
+def small(_seed: int = 0) -> MLP:
+    """Return a student whose weights come from torch's generators."""
+    return MLP(INPUTS, (5,), 2)
 
 
-def test_finished_runs_are_left_alone(make_spec: MakeSpec) -> None:
-    spec = make_spec()
-    teach(spec)
-    compare(make_spec("seeds=[1]"), jobs=1, watch=lambda run, record: None)
-    told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=1, watch=collect(told))
-    assert finished(told) == ["one_shot seed 0", "progressive seed 0"]
+def data_of(seed: int) -> Stream:
+    return parity(seed=seed)
 
 
-def test_classes_are_trained_and_told_of(make_spec: MakeSpec) -> None:
-    spec = make_spec("classroom=true")
-    teach(spec)
-    told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=1, watch=collect(told))
-    assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
+def compared(**parts: Any) -> Comparison:
+    """Return a small comparison; the shape checks of the tests would refuse wrong kinds first."""
+    with seeding.scoped(1, "model"):
+        teacher = MLP(INPUTS, (16,), 2)
+    defaults: dict[str, Any] = {
+        "student": small,
+        "teacher": teacher,
+        "data": parity(),
+        "evaluation": [parity(purpose="evaluation").batch(step) for step in range(2)],
+        "budget": "12 steps",
+        "strategies": ["one_shot", "extraction"],
+        "seeds": (0, 1),
+        "settings": CPU,
+    }
+    result: Comparison = inspect.unwrap(compare)(**(defaults | parts))
+    return result
 
 
-@pytest.mark.integration
-def test_classes_are_trained_in_several_processes(make_spec: MakeSpec) -> None:
-    spec = make_spec("classroom=true")
-    teach(spec)
-    told: list[tuple[StudentRun, Record]] = []
-    compare(spec, jobs=2, watch=collect(told))
-    assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
+def test_every_strategy_is_trained_with_every_seed() -> None:
+    result = compared()
+    assert set(result.students) == {
+        (name, seed) for name in ("one_shot", "extraction") for seed in (0, 1)
+    }
+    assert set(result.summary.methods) == {"one_shot", "extraction"}
+    assert all(len(method.seeds) == 2 for method in result.summary.methods.values())
+    assert result.report is None
 
 
-@pytest.mark.integration
-def test_a_failure_in_a_process_ends_the_comparison(make_spec: MakeSpec) -> None:
-    spec = make_spec(
-        "strategies.one_shot.optimizer={kind: sgd, learning_rate: 1.0e+30}",
-        "strategies.progressive.curriculum.refresh=1000000",
-        "budget=5000000 steps",
-        "seeds=[3]",
+def test_strategies_of_a_seed_begin_with_the_same_weights_and_seeds_do_not() -> None:
+    built = []
+
+    def student(seed: int) -> MLP:
+        model = small()
+        built.append((seed, model.head.weight.detach().clone()))
+        return model
+
+    compared(student=student)
+    first = dict(reversed(built))
+    assert all(torch.equal(weight, first[seed]) for seed, weight in built)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_a_module_is_copied_and_left_as_it_was() -> None:
+    with seeding.scoped(0, "model"):
+        student = small()
+    before = student.head.weight.detach().clone()
+    result = compared(student=student)
+    assert torch.equal(student.head.weight, before)
+    assert all(trained is not student for trained in result.students.values())
+    assert not torch.equal(result.students["one_shot", 0].state_dict()["head.weight"], before)
+
+
+def test_a_budget_of_flops_pays_for_more_steps_of_cheap_stages(tmp_path: Path) -> None:
+    def deep(_seed: int) -> MLP:
+        return MLP(INPUTS, (8, 64, 64), 2)
+
+    compared(student=deep, budget="3M flops", seeds=(0,), output_dir=tmp_path / "run")
+    steps, flops = {}, {}
+    for run in load_runs([tmp_path / "run"]):
+        stages = run.opening.stages
+        steps[run.method] = sum(stage.steps for stage in stages)
+        flops[run.method] = sum(
+            stage.steps * (stage.student_flops + stage.teacher_flops) for stage in stages
+        )
+    assert steps["extraction"] > steps["one_shot"]
+    assert all(2.5e6 < cost <= 3e6 for cost in flops.values())
+
+
+def test_a_shared_teacher_gives_the_same_students() -> None:
+    apart, shared = compared(data=data_of), compared(data=data_of, share_teacher=True)
+    for run, student in apart.students.items():
+        for name, weight in student.state_dict().items():
+            assert torch.equal(weight, shared.students[run].state_dict()[name])
+
+
+def test_strategies_take_arguments_and_functions() -> None:
+    result = compared(
+        strategies={
+            "half": {"kind": "extraction", "share": 0.5},
+            "labels": partial(curricle.from_labels, name="labels"),
+        },
+        seeds=(0,),
     )
-    teach(spec)
-    with pytest.raises(DivergenceError, match=r"stage 'logits' .*seed 3"):
-        compare(spec, jobs=2, watch=lambda run, record: None)
-    # The other one would go on for minutes; it was asked to stop.
-    assert end_of(student_runs(spec)[1].folder) is None
+    assert set(result.summary.methods) == {"half", "labels"}
 
 
-def without_processes(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
-    """Replace the pool by one that trains nothing, and listening to it by an error."""
-
-    def listen(*_: object) -> None:
-        raise error
-
-    monkeypatch.setattr(comparison, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(comparison, "_listen", listen)
-
-
-class Pool:
-    """A pool without processes, which is interrupted while it shuts down."""
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.submitted = 0
-
-    def submit(self, *_: object) -> None:
-        self.submitted += 1
-
-    def shutdown(self, **_: object) -> None:
-        assert self.submitted == 4
-        signal.raise_signal(signal.SIGINT)
+def test_the_folder_holds_runs_and_a_report_that_knows_target_and_budget(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = compared(output_dir=folder, target="one_shot", better="higher")
+    assert result.report == folder / "report.html"
+    assert "extraction" in (folder / "report.html").read_text(encoding="utf-8")
+    again = summarized([folder])[1]
+    assert again == result.summary
+    assert again.target_of == "one_shot"
+    assert again.budget == {"number": 12.0, "unit": "steps"}
+    records = read_records(folder / "students" / "extraction" / "seed-1" / "records.jsonl")
+    first, *_, last = records
+    assert isinstance(first, RunRecord)
+    assert isinstance(last, EndRecord)
 
 
-def test_a_process_that_is_killed_is_told(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_processes(monkeypatch, BrokenProcessPool)
-    with pytest.raises(
-        CheckpointError, match=r"'jobs' 2 must be .*'curricle resume .*run' goes on"
-    ):
-        compare(make_spec(), jobs=2, watch=lambda run, record: None)
+def test_a_finished_comparison_is_resumed_without_training(tmp_path: Path) -> None:
+    first = compared(output_dir=tmp_path / "run")
+    seen: list[tuple[str, int]] = []
+
+    def watch(name: str, seed: int, record: Record) -> None:
+        if not isinstance(record, RunRecord | EndRecord):
+            seen.append((name, seed))
+
+    again = compared(output_dir=tmp_path / "run", resume=True, watch=watch)
+    assert not seen
+    for run, student in first.students.items():
+        weights = again.students[run].state_dict()
+        assert all(
+            torch.equal(weight, weights[name]) for name, weight in student.state_dict().items()
+        )
 
 
-def test_a_second_interrupt_does_not_tear_the_end_apart(
-    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    without_processes(monkeypatch, KeyboardInterrupt)
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt) as first:
-        compare(make_spec(), jobs=2, watch=lambda run, record: None)
-    assert first.value.__context__ is None
-    assert signal.getsignal(signal.SIGINT) == before
+def test_every_record_comes_with_strategy_and_seed() -> None:
+    ends: list[tuple[str, int]] = []
+
+    def watch(name: str, seed: int, record: Record) -> None:
+        if isinstance(record, EndRecord):
+            ends.append((name, seed))
+
+    compared(watch=watch)
+    assert ends == [("one_shot", 0), ("extraction", 0), ("one_shot", 1), ("extraction", 1)]
 
 
-PARENT = """
-import signal
-import sys
-from pathlib import Path
-
-from curricle.runs.compare import compare
-from curricle.runs.folder import stored_spec
-from curricle.training.process.interrupts import interruptible
+def test_the_text_holds_the_table_and_the_verdict() -> None:
+    text = str(compared())
+    assert "| one_shot" in text
+    assert "| extraction" in text
+    assert text.splitlines()[-1]
 
 
-def watch(run, record):
-    if record.kind == "run":
-        print(run, flush=True)
+def test_a_mistake_in_the_last_strategy_shows_before_the_first_is_trained() -> None:
+    trained: list[str] = []
+    with pytest.raises(BindError, match=r"'wrong': .*tap"):
+        compared(
+            strategies={
+                "one_shot": {"kind": "one_shot"},
+                "wrong": {"kind": "extraction", "pairs": [{"student": 7, "teacher": 1}]},
+            },
+            watch=lambda name, _seed, _record: trained.append(name),
+        )
+    assert not trained
 
 
-if __name__ == "__main__":
-    # A shell that starts the tests in the background has them ignore interrupts.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with interruptible():
-            compare(stored_spec(Path(sys.argv[1])), jobs=2, watch=watch)
-    except KeyboardInterrupt:
-        print("interrupted")
-"""
+@pytest.mark.parametrize(
+    ("parts", "kind", "sentence"),
+    [
+        ({"seeds": ()}, SpecError, r"'seeds' must be different numbers, at least one; got \[\]"),
+        ({"seeds": (1, 1)}, SpecError, r"'seeds' must be different .* got \[1, 1\]"),
+        ({"strategies": []}, SpecError, "'strategies' must be names such as"),
+        ({"strategies": "one_shot"}, SpecError, "'strategies' must be names .* got 'one_shot'"),
+        ({"strategies": ["one_shto"]}, SpecError, "'one_shto' is not a strategy.*'one_shot'"),
+        ({"strategies": {"a/b": {"kind": "one_shot"}}}, SpecError, "names of folders; got 'a/b'"),
+        (
+            {"strategies": {"fixed": curricle.one_shot(total="3 steps")}},
+            SpecError,
+            "'fixed' to .* got 'Curriculum', whose length no budget can set",
+        ),
+        ({"budget": "12 stpes"}, SpecError, "stpes"),
+        ({"target": "labels"}, SpecError, "'target' must be a number or one of the strategies"),
+        ({"student": "bert"}, BindError, "'student' must be a torch.nn.Module"),
+        ({"teacher": "bert"}, BindError, "'teacher' must be a torch.nn.Module"),
+        ({"data": 3}, BindError, "'data' must be a stream or a function from a seed to one"),
+        ({"evaluation": 3}, BindError, "'evaluation' must be a sequence of curricle.Batch"),
+    ],
+)
+def test_wrong_arguments_are_refused(parts: Any, kind: type[Exception], sentence: str) -> None:
+    with pytest.raises(kind, match=sentence):
+        compared(**parts)
 
 
-@contextmanager
-def long_comparison(spec: RunSpec, folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """Run a comparison in a group of processes of its own, until both of its students train."""
-    script = folder / "parent.py"
-    script.write_text(PARENT)
-    teach(spec)
-    start(spec, Origin(command="compare", title="long", line=""))
-    with subprocess.Popen(
-        [sys.executable, str(script), str(spec.folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as parent:
-        try:
-            assert parent.stdout is not None
-            begun = {parent.stdout.readline().strip() for _ in student_runs(spec)}
-            assert begun == {str(run) for run in student_runs(spec)}
-            yield parent
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(parent.pid, signal.SIGKILL)
+def test_a_folder_with_another_comparison_is_refused(tmp_path: Path) -> None:
+    compared(output_dir=tmp_path / "run", seeds=(0,))
+    with pytest.raises(CheckpointError, match="must not hold a comparison already; 'resume=True'"):
+        compared(output_dir=tmp_path / "run", seeds=(0,))
+    with pytest.raises(CheckpointError, match="must hold the metric, target and budget of this"):
+        compared(output_dir=tmp_path / "run", seeds=(0,), budget="13 steps", resume=True)
 
 
-@pytest.fixture
-def long_spec(make_spec: MakeSpec) -> RunSpec:
-    """Return a comparison of two students that takes hours."""
-    refresh = "strategies.progressive.curriculum.refresh=50000000"
-    return make_spec("seeds=[3]", "budget=500000000 steps", refresh)
+def test_evaluation_and_optimizer_are_those_of_the_call() -> None:
+    result = compared(
+        evaluation=lambda _model: {"score": 0.25},
+        metric="score",
+        better="higher",
+        optimizer=SGD(learning_rate=0.1),
+        seeds=(0,),
+    )
+    assert result.summary.metric == "score"
+    assert {method.final.mean for method in result.summary.methods.values()} == {0.25}
 
 
-@pytest.mark.integration
-def test_workers_end_with_a_parent_that_is_killed(long_spec: RunSpec, tmp_path: Path) -> None:
-    with long_comparison(long_spec, tmp_path) as parent:
-        parent.kill()
-        # What they print into stays open as long as one of them lives.
-        parent.communicate(timeout=120)
-    assert parent.returncode == -signal.SIGKILL
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_of_all_processes_ends_them_without_a_traceback(
-    long_spec: RunSpec, tmp_path: Path, number: signal.Signals
-) -> None:
-    with long_comparison(long_spec, tmp_path) as parent:
-        # As a terminal or a scheduler does it: parent and workers are told.
-        os.killpg(parent.pid, number)
-        shown = parent.communicate(timeout=120)
-    assert shown == ("interrupted\n", "")
-    assert parent.returncode == 0
+def test_held_out_batches_may_be_given_as_batches() -> None:
+    batch = parity(purpose="evaluation").batch(0)
+    assert isinstance(batch, Batch)
+    assert compared(evaluation=[batch], seeds=(0,)).summary.metric == "accuracy"

@@ -1,0 +1,203 @@
+"""Comparisons: every run once, in this process or in several."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from curricle.errors import CheckpointError, DivergenceError
+from curricle.records import EndRecord, Record
+from curricle.runs import pool
+from curricle.runs.folder import Origin, end_of, start
+from curricle.runs.pool import compare
+from curricle.runs.spec import RunSpec
+from curricle.runs.train import StudentRun, student_runs, teach
+
+MakeSpec = Callable[..., RunSpec]
+
+
+def finished(told: list[tuple[StudentRun, Record]]) -> list[str]:
+    return [str(run) for run, record in told if isinstance(record, EndRecord)]
+
+
+def collect(told: list[tuple[StudentRun, Record]]) -> Callable[[StudentRun, Record], None]:
+    return lambda run, record: told.append((run, record))
+
+
+def test_every_run_is_trained_and_told_of(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    teach(spec)
+    told: list[tuple[StudentRun, Record]] = []
+    compare(spec, jobs=1, watch=collect(told))
+    assert finished(told) == [str(run) for run in student_runs(spec)]
+
+
+def test_finished_runs_are_left_alone(make_spec: MakeSpec) -> None:
+    spec = make_spec()
+    teach(spec)
+    compare(make_spec("seeds=[1]"), jobs=1, watch=lambda run, record: None)
+    told: list[tuple[StudentRun, Record]] = []
+    compare(spec, jobs=1, watch=collect(told))
+    assert finished(told) == ["one_shot seed 0", "progressive seed 0"]
+
+
+def test_classes_are_trained_and_told_of(make_spec: MakeSpec) -> None:
+    spec = make_spec("share_teacher=true")
+    teach(spec)
+    told: list[tuple[StudentRun, Record]] = []
+    compare(spec, jobs=1, watch=collect(told))
+    assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
+
+
+@pytest.mark.integration
+def test_classes_are_trained_in_several_processes(make_spec: MakeSpec) -> None:
+    spec = make_spec("share_teacher=true")
+    teach(spec)
+    told: list[tuple[StudentRun, Record]] = []
+    compare(spec, jobs=2, watch=collect(told))
+    assert sorted(finished(told)) == sorted(str(run) for run in student_runs(spec))
+
+
+@pytest.mark.integration
+def test_a_failure_in_a_process_ends_the_comparison(make_spec: MakeSpec) -> None:
+    spec = make_spec(
+        "strategies.one_shot.optimizer={kind: sgd, learning_rate: 1.0e+30}",
+        "strategies.progressive.curriculum.refresh=1000000",
+        "budget=5000000 steps",
+        "seeds=[3]",
+    )
+    teach(spec)
+    with pytest.raises(DivergenceError, match=r"stage 'logits' .*seed 3"):
+        compare(spec, jobs=2, watch=lambda run, record: None)
+    # The other one would go on for minutes; it was asked to stop.
+    assert end_of(student_runs(spec)[1].folder) is None
+
+
+def without_processes(monkeypatch: pytest.MonkeyPatch, error: type[BaseException]) -> None:
+    """Replace the pool by one that trains nothing, and listening to it by an error."""
+
+    def listen(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(pool, "_listen", listen)
+
+
+class Pool:
+    """A pool without processes, which is interrupted while it shuts down."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.submitted = 0
+
+    def submit(self, *_: object) -> None:
+        self.submitted += 1
+
+    def shutdown(self, **_: object) -> None:
+        assert self.submitted == 4
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_process_that_is_killed_is_told(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_processes(monkeypatch, BrokenProcessPool)
+    with pytest.raises(
+        CheckpointError, match=r"'jobs' 2 must be .*'curricle resume .*run' goes on"
+    ):
+        compare(make_spec(), jobs=2, watch=lambda run, record: None)
+
+
+def test_a_second_interrupt_does_not_tear_the_end_apart(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_processes(monkeypatch, KeyboardInterrupt)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt) as first:
+        compare(make_spec(), jobs=2, watch=lambda run, record: None)
+    assert first.value.__context__ is None
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+PARENT = """
+import signal
+import sys
+from pathlib import Path
+
+from curricle.runs.pool import compare
+from curricle.runs.folder import stored_spec
+from curricle.training.process.interrupts import interruptible
+
+
+def watch(run, record):
+    if record.kind == "run":
+        print(run, flush=True)
+
+
+if __name__ == "__main__":
+    # A shell that starts the tests in the background has them ignore interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interruptible():
+            compare(stored_spec(Path(sys.argv[1])), jobs=2, watch=watch)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+@contextmanager
+def long_comparison(spec: RunSpec, folder: Path) -> Iterator["subprocess.Popen[str]"]:
+    """Run a comparison in a group of processes of its own, until both of its students train."""
+    script = folder / "parent.py"
+    script.write_text(PARENT)
+    teach(spec)
+    start(spec, Origin(command="compare", title="long", line=""))
+    with subprocess.Popen(
+        [sys.executable, str(script), str(spec.folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as parent:
+        try:
+            assert parent.stdout is not None
+            begun = {parent.stdout.readline().strip() for _ in student_runs(spec)}
+            assert begun == {str(run) for run in student_runs(spec)}
+            yield parent
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(parent.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def long_spec(make_spec: MakeSpec) -> RunSpec:
+    """Return a comparison of two students that takes hours."""
+    refresh = "strategies.progressive.curriculum.refresh=50000000"
+    return make_spec("seeds=[3]", "budget=500000000 steps", refresh)
+
+
+@pytest.mark.integration
+def test_workers_end_with_a_parent_that_is_killed(long_spec: RunSpec, tmp_path: Path) -> None:
+    with long_comparison(long_spec, tmp_path) as parent:
+        parent.kill()
+        # What they print into stays open as long as one of them lives.
+        parent.communicate(timeout=120)
+    assert parent.returncode == -signal.SIGKILL
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_of_all_processes_ends_them_without_a_traceback(
+    long_spec: RunSpec, tmp_path: Path, number: signal.Signals
+) -> None:
+    with long_comparison(long_spec, tmp_path) as parent:
+        # As a terminal or a scheduler does it: parent and workers are told.
+        os.killpg(parent.pid, number)
+        shown = parent.communicate(timeout=120)
+    assert shown == ("interrupted\n", "")
+    assert parent.returncode == 0
