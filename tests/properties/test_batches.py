@@ -1,6 +1,8 @@
 """Batches cut into micro-batches and put together again, for any shape."""
 
+from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 from hypothesis import given
@@ -11,39 +13,49 @@ from curricle.data.streams import Batch, concatenate, named
 
 
 @st.composite
-def batches(draw: st.DrawFn) -> tuple[Batch, int]:
+def sizes(draw: st.DrawFn) -> dict[str, Any]:
+    """Return the sizes and choices of a batch."""
+    return {
+        "parts": draw(st.integers(1, 4)),
+        "size": draw(st.integers(1, 4)),
+        "length": draw(st.integers(1, 4)),
+        "longest": draw(st.integers(1, 5)),
+        "features": draw(st.sampled_from([(), (2,), (2, 3)])),
+        "values": draw(st.sampled_from([None, (), (3,), (3, 2)])),
+        "share": draw(st.none() | st.floats(0, 1)),
+        "step": draw(st.none() | st.integers(0, 9)),
+        "seed": draw(st.integers(0, 99)),
+    } | {name: draw(st.booleans()) for name in ("named", "whole", "padded", "apart")}
+
+
+def built(sizes: Mapping[str, Any]) -> tuple[Batch, int]:
     """Return a batch and a number of parts that divides its examples."""
-    parts, size, length = (draw(st.integers(1, 4)) for _ in range(3))
-    examples = parts * size
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 99)))
-    shape = (examples, length, *draw(st.sampled_from([(), (2,), (2, 3)])))
-    inputs = torch.rand(shape, generator=generator)
+    examples, length = sizes["parts"] * sizes["size"], sizes["length"]
+    generator = torch.Generator().manual_seed(sizes["seed"])
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator)
+
+    inputs = rand(examples, length, *sizes["features"])
     selected = None
-    if draw(st.booleans()):
-        is_selected = torch.rand(examples * length, generator=generator) < draw(st.floats(0, 1))
-        selected = is_selected.nonzero().squeeze(1)
-    count = examples if selected is None else len(selected)
-    values = draw(st.sampled_from([None, (), (3,), (3, 2)]))
-    labels = None if values is None else torch.rand((count, *values), generator=generator)
-    longest = draw(st.integers(1, 5))
-    alignment = torch.randint(longest, (examples, length), generator=generator)
-    is_valid = torch.rand((examples, length), generator=generator) < 0.5
-    is_apart = draw(st.booleans())
-    return (
-        Batch(
-            inputs={"x": inputs, "y": inputs[:, 0]} if draw(st.booleans()) else inputs,
-            labels=labels if draw(st.booleans()) or labels is None else (labels * 9).long(),
-            selected=selected,
-            valid=is_valid if draw(st.booleans()) else None,
-            length=length,
-            teacher_inputs=torch.rand((examples, longest), generator=generator)
-            if is_apart
-            else None,
-            alignment=alignment if is_apart else None,
-            step=draw(st.none() | st.integers(0, 9)),
-        ),
-        parts,
+    if sizes["share"] is not None:
+        selected = (rand(examples * length) < sizes["share"]).nonzero().squeeze(1)
+    labels = None
+    if sizes["values"] is not None:
+        labels = rand(examples if selected is None else len(selected), *sizes["values"])
+        labels = (labels * 9).long() if sizes["whole"] else labels
+    alignment = (rand(examples, length) * sizes["longest"]).long()
+    batch = Batch(
+        inputs={"x": inputs, "y": inputs[:, 0]} if sizes["named"] else inputs,
+        labels=labels,
+        selected=selected,
+        valid=rand(examples, length) < 0.5 if sizes["padded"] else None,
+        length=length,
+        teacher_inputs=rand(examples, sizes["longest"]) if sizes["apart"] else None,
+        alignment=alignment if sizes["apart"] else None,
+        step=sizes["step"],
     )
+    return batch, sizes["parts"]
 
 
 def tensors(batch: Batch) -> dict[str, Tensor]:
@@ -55,9 +67,9 @@ def tensors(batch: Batch) -> dict[str, Tensor]:
     }
 
 
-@given(drawn=batches())
-def test_parts_put_together_are_the_batch(drawn: tuple[Batch, int]) -> None:
-    batch, number = drawn
+@given(sizes=sizes())
+def test_parts_put_together_are_the_batch(sizes: dict[str, Any]) -> None:
+    batch, number = built(sizes)
     parts = batch.split(number)
     whole = concatenate(parts)
     torch.testing.assert_close(tensors(whole), tensors(batch), rtol=0, atol=0)
@@ -68,9 +80,9 @@ def test_parts_put_together_are_the_batch(drawn: tuple[Batch, int]) -> None:
     )
 
 
-@given(drawn=batches())
-def test_counts_of_parts_add_up(drawn: tuple[Batch, int]) -> None:
-    batch, number = drawn
+@given(sizes=sizes())
+def test_counts_of_parts_add_up(sizes: dict[str, Any]) -> None:
+    batch, number = built(sizes)
     parts = batch.split(number)
     for count in ("num_examples", "num_selected", "num_tokens", "num_read_tokens"):
         assert sum(getattr(part, count) for part in parts) == getattr(batch, count)
@@ -79,11 +91,11 @@ def test_counts_of_parts_add_up(drawn: tuple[Batch, int]) -> None:
     ]
 
 
-@given(drawn=batches())
+@given(sizes=sizes())
 def test_the_teacher_selects_in_parts_what_it_selects_in_the_whole(
-    drawn: tuple[Batch, int],
+    sizes: dict[str, Any],
 ) -> None:
-    batch, number = drawn
+    batch, number = built(sizes)
     sides = [part.for_teacher for part in batch.split(number)]
     whole = batch.for_teacher
     assert whole.num_examples == sum(side.num_examples for side in sides)

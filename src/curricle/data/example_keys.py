@@ -124,7 +124,7 @@ def _contents(
     if not len(array):
         return []
     # At once, for small models are faster than a call for each example.
-    head, whole = _head(name, array[0]), np.ascontiguousarray(array).tobytes()
+    head, whole = _head(name, array[0, ...]), np.ascontiguousarray(array).tobytes()
     size = len(whole) // len(array)
     return [head + whole[start : start + size] for start in range(0, size * len(array), size)]
 

@@ -105,17 +105,20 @@ class Batch:
                 f"'alignment' must have the examples and positions of 'inputs', {self.positions}; "
                 f"got shape {tuple(self.alignment.shape)}"
             )
-        teacher = self.for_teacher
-        if teacher.num_examples != self.num_examples:
+        inputs = self.inputs if self.teacher_inputs is None else self.teacher_inputs
+        shape = tuple(_leading(inputs).shape)
+        if shape[:1] != (self.num_examples,):
             raise DataError(
                 f"'teacher_inputs' must have the {self.num_examples} examples of 'inputs'; got "
-                f"{teacher.num_examples}"
+                f"shape {shape}"
             )
-        if self.alignment is not None and self.selected is not None and teacher.leading.ndim < 2:  # noqa: PLR2004 - and position
+        is_placed = self.alignment is not None and self.selected is not None
+        if is_placed and len(shape) < SEQUENCE_AXES:
             raise DataError(
                 f"'teacher_inputs' must have positions where 'alignment' and 'selected' refer to "
-                f"them; got shape {tuple(teacher.leading.shape)}"
+                f"them; got shape {shape}"
             )
+        teacher = self.for_teacher
         are_known = self.has_positions and teacher.has_positions
         if self.alignment is None and are_known and teacher.positions != self.positions:
             raise DataError(
@@ -210,10 +213,12 @@ class Batch:
         mask = data_mask(inputs)
         length = None if mask is None else mask.shape[1]
         teacher = Batch(inputs=inputs, length=length)
-        if self.selected is None:
-            return teacher
+        if self.alignment is None and not teacher.has_positions:
+            # Without alignment the positions are those of the student.
+            length = self.positions[1] if self.has_positions else None
+            return Batch(inputs=inputs, length=length, selected=self.selected)
         selected = self.selected
-        if self.alignment is not None:
+        if selected is not None and self.alignment is not None:
             shape = teacher.positions if teacher.has_positions else tuple(teacher.leading.shape)
             rows = selected.div(self.positions[1], rounding_mode="floor")
             selected = rows * shape[1] + self.alignment.flatten()[selected]
