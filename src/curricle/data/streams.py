@@ -232,7 +232,7 @@ class Batch:
         def moved(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
 
-        return self._changed(moved, *(_each(one, moved) for one in (self.labels, self.selected)))
+        return self._changed(moved, _each(self.labels, moved), _each(self.selected, moved))
 
     def split(self, parts: int) -> tuple["Batch", ...]:
         """Return the batch cut along the examples into `parts` of equal size.
@@ -315,13 +315,14 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         None if batch.selected is None else batch.selected + start * width
         for batch, start in zip(batches, starts, strict=False)
     ]
+    teacher_inputs = [batch.teacher_inputs for batch in batches if batch.teacher_inputs is not None]
     return Batch(
-        inputs=_below([batch.inputs for batch in batches]),
+        inputs=_inputs_below([batch.inputs for batch in batches]),
         labels=_below([batch.labels for batch in batches]),
         selected=_below(selected),
         valid=_below([batch.valid for batch in batches]),
         length=first.length,
-        teacher_inputs=_below([batch.teacher_inputs for batch in batches]),
+        teacher_inputs=_inputs_below(teacher_inputs) if teacher_inputs else None,
         alignment=_below([batch.alignment for batch in batches]),
         step=first.step,
         offset=first.offset,
@@ -360,11 +361,9 @@ def _each(tensors: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor: ...
 @overload
 def _each(tensors: None, change: Callable[[Tensor], Tensor]) -> None: ...
 @overload
-def _each(tensors: Tensor | None, change: Callable[[Tensor], Tensor]) -> Tensor | None: ...
-@overload
-def _each(tensors: Inputs, change: Callable[[Tensor], Tensor]) -> Inputs: ...
-@overload
-def _each(tensors: Inputs | None, change: Callable[[Tensor], Tensor]) -> Inputs | None: ...
+def _each(
+    tensors: Mapping[str, Tensor], change: Callable[[Tensor], Tensor]
+) -> Mapping[str, Tensor]: ...
 def _each(tensors: Inputs | None, change: Callable[[Tensor], Tensor]) -> Inputs | None:
     """Return one tensor or named tensors changed; None for none."""
     if tensors is None or isinstance(tensors, Tensor):
@@ -372,19 +371,18 @@ def _each(tensors: Inputs | None, change: Callable[[Tensor], Tensor]) -> Inputs 
     return {name: change(tensor) for name, tensor in tensors.items()}
 
 
-@overload
-def _below(columns: Sequence[Tensor | None]) -> Tensor | None: ...
-@overload
-def _below(columns: Sequence[Inputs]) -> Inputs: ...
-@overload
-def _below(columns: Sequence[Inputs | None]) -> Inputs | None: ...
-def _below(columns: Sequence[Inputs | None]) -> Inputs | None:
-    """Return tensors, or named tensors, one below the other; None for none."""
-    first = columns[0]
-    if first is None or isinstance(first, Tensor):
-        tensors = [column for column in columns if isinstance(column, Tensor)]
-        return torch.cat(tensors) if tensors else None
-    return {name: torch.cat([named(column)[name] for column in columns]) for name in first}
+def _below(columns: Sequence[Tensor | None]) -> Tensor | None:
+    """Return tensors one below the other; None for none."""
+    tensors = [column for column in columns if column is not None]
+    return torch.cat(tensors) if tensors else None
+
+
+def _inputs_below(columns: Sequence[Inputs]) -> Inputs:
+    """Return inputs one below the other."""
+    joined = {
+        name: torch.cat([named(column)[name] for column in columns]) for name in named(columns[0])
+    }
+    return joined[""] if isinstance(columns[0], Tensor) else joined
 
 
 def _position_remedy(shape: tuple[int, ...], batch: Batch) -> str:

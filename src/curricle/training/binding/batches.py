@@ -25,7 +25,7 @@ from curricle.data.blocks import Joins
 from curricle.data.dataloaders import LoaderStream
 from curricle.data.streams import Batch, Inputs, Stream, named
 from curricle.errors import BindError, CurricleError, DataError
-from curricle.models.tapped import REFUSALS
+from curricle.models.tapped import REFUSALS, Activations
 from curricle.objectives.base import check_classes
 from curricle.protocols import conforms
 
@@ -115,33 +115,33 @@ def side_of(batch: Batch, owner: str) -> Batch:
     return batch.for_teacher if owner == "teacher" else batch
 
 
-@contextmanager
-def explained(tables: Sequence[TableLimit], owner: str, inputs: Inputs) -> Iterator[None]:
-    """Turn a failing forward pass of a training step into an error of the data.
+def run_forward(
+    forward: Callable[[], Activations], inputs: Inputs, owner: str, tables: Sequence[TableLimit]
+) -> Activations:
+    """Return the activations of a training step; a failing pass becomes an error of the data.
 
     Args:
-        tables: Those of all models.
+        forward: The forward pass.
+        inputs: Its inputs.
         owner: `student` or `teacher`.
-        inputs: Inputs of the pass.
-
-    Yields:
-        Nothing.
+        tables: Limits of the embeddings of all models.
 
     Raises:
+        CurricleError: If the pass raises one.
         DataError: If the pass fails, which it did not for the first batch; its error is quoted.
-            Only too little memory keeps its own error, since it is no fault of the data.
-        REFUSALS: In that case.
+        OutOfMemoryError: If memory runs out, which is no fault of the data.
     """
-    words = excess(tables, owner, inputs)
+    words = excess(tables, owner, inputs) if tables else ""
     try:
-        yield
+        activations = forward()
         if words:
             _wait(inputs)
+    except (CurricleError, torch.OutOfMemoryError):
+        raise
     except REFUSALS as error:
-        if isinstance(error, (CurricleError, torch.OutOfMemoryError)):
-            raise
         rule = words or f"{owner!r} must take every batch of the stream"
         raise DataError(f"{rule}; its forward pass says: {error}") from error
+    return activations
 
 
 def _wait(inputs: Inputs) -> None:

@@ -26,7 +26,7 @@ from curricle.models.tapped import Activations, Reader
 from curricle.objectives.base import Target, pending_calibration
 from curricle.teachers.live import LiveTeacher, TeacherForward, aligned
 from curricle.teachers.shared import SharedTeacher
-from curricle.training.binding.batches import TableLimit, explained
+from curricle.training.binding.batches import TableLimit, run_forward
 from curricle.training.binding.bound_objectives import Term, adapters_of, opened
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.settings import EngineSettings
@@ -124,12 +124,14 @@ class StageLoss:
             is_traced: Whether the pass is traced or batched, where errors of the model cannot be
                 explained by looking at the batch.
         """
-        assert self._student is not None  # noqa: S101 - opened for targets alone
+        student = self._student
+        assert student is not None  # noqa: S101 - opened for targets alone
         with self._autocast():
             if is_traced:
-                return self._student(batch.inputs, batch.selected)
-            with explained(self._tables, "student", batch.inputs):
-                return self._student(batch.inputs, batch.selected)
+                return student(batch.inputs, batch.selected)
+            return run_forward(
+                lambda: student(batch.inputs, batch.selected), batch.inputs, "student", self._tables
+            )
 
     def teacher_states(self, batch: Batch) -> Activations | None:
         """Return the teacher's activations at the student's positions, without gradient.
@@ -137,13 +139,20 @@ class StageLoss:
         Returns:
             The activations; None without a teacher.
         """
-        if self._teacher is None:
-            return None
-        inputs = batch.for_teacher
         with torch.no_grad(), self.teacher_autocast():
-            with explained(self._tables, "teacher", inputs.inputs):
-                states = self._teacher(inputs.inputs, inputs.selected, batch.key)
-            return states if inputs is batch else aligned(states, batch)
+            return self._teacher_states(batch)
+
+    def _teacher_states(self, batch: Batch) -> Activations | None:
+        teacher, side = self._teacher, batch.for_teacher
+        if teacher is None:
+            return None
+        states = run_forward(
+            lambda: teacher(side.inputs, side.selected, batch.key),
+            side.inputs,
+            "teacher",
+            self._tables,
+        )
+        return states if side is batch else aligned(states, batch)
 
     def targets(self, batch: Batch, objectives: Container[int] | None = None) -> list[Target]:
         """Return the target of each objective, without gradient; None for one without a teacher.
@@ -152,9 +161,9 @@ class StageLoss:
             batch: The batch, or a part of it.
             objectives: Numbers of the objectives whose targets are computed; None for all.
         """
-        states = self.teacher_states(batch)
         chosen = range(len(self.terms)) if objectives is None else objectives
         with torch.no_grad(), self.teacher_autocast():
+            states = self._teacher_states(batch)
             return [
                 _target(term, states, batch) if number in chosen else None
                 for number, term in enumerate(self.terms)

@@ -13,7 +13,7 @@ from curricle.curriculum.strategies import from_labels, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.logits import FitLabels
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import (
@@ -23,6 +23,7 @@ from curricle.training.binding.batches import (
     check_token_lengths,
     excess,
     located,
+    run_forward,
 )
 from curricle.training.loop.engine import Outputs, execute
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
@@ -373,3 +374,49 @@ def test_students_stepped_as_one_model_are_explained_too() -> None:
     ]
     with pytest.raises(DataError, match=r"at most the 4 positions of the student's table 'places'"):
         execute_shared(seats, metric="accuracy", batch_students=True)
+
+
+# --- forward passes -------------------------------------------------------------------------------
+
+
+def failing(error: BaseException) -> Activations:
+    raise error
+
+
+@pytest.mark.parametrize("error", [IndexError("out of range"), RuntimeError("sizes"), TypeError()])
+def test_a_later_forward_pass_that_fails_is_an_error_of_the_data(error: Exception) -> None:
+    with pytest.raises(DataError, match=rf"^'student' must take every batch .* says: {error}$"):
+        run_forward(lambda: failing(error), torch.zeros(1), "student", ())
+
+
+def test_a_limit_that_inputs_exceed_explains_a_pass_that_fails_and_no_other() -> None:
+    ids, tables = torch.zeros(1, 6), [limit(name="", offset=0, rows=5)]
+    with pytest.raises(
+        DataError, match=r"^'inputs' must have at most the 5 .*; its for.*: index 7"
+    ):
+        run_forward(lambda: failing(IndexError("index 7")), ids, "student", tables)
+    activations = Activations(hidden={})
+    assert run_forward(lambda: activations, ids, "student", tables) is activations
+
+
+@pytest.mark.parametrize(
+    "error", [BindError("ours"), torch.OutOfMemoryError("full"), KeyboardInterrupt()]
+)
+def test_errors_that_no_data_can_mend_stay_what_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        run_forward(lambda: failing(error), torch.zeros(1), "student", ())
+
+
+# --- steps and the inputs of the teacher ----------------------------------------------------------
+
+
+def test_every_batch_of_a_run_carries_its_step() -> None:
+    batches = RunBatches(Listed(SHORT, SHORT), SHORT)
+    assert [batches.batch(step).key for step in (0, 1, 5)] == [(0, 0, 4), (1, 0, 4), (5, 0, 4)]
+
+
+def test_ids_of_the_teacher_are_looked_up_in_its_own_table() -> None:
+    batch = Batch(inputs={"x": torch.tensor([[9]])}, teacher_inputs={"x": torch.tensor([[7]])})
+    limit(rows=10).check(batch)
+    with pytest.raises(DataError, match=r"the teacher's table 'e'; got 7$"):
+        limit(owner="teacher").check(batch)
