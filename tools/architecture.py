@@ -170,8 +170,8 @@ def drawn(plan: House, top: int) -> list[str]:
         middle = left + width / 2
         lines += [
             (
-                f"<rect x='{left:.1f}' y='{above}' width='{width:.1f}' height='{BOX_HEIGHT}' rx='6' "
-                f"fill='{'#dbe9ff' if files > 1 else '#f1f4f8'}' stroke='#5b6b82'/>"
+                f"<rect x='{left:.1f}' y='{above}' width='{width:.1f}' height='{BOX_HEIGHT}' "
+                f"rx='6' fill='{'#dbe9ff' if files > 1 else '#f1f4f8'}' stroke='#5b6b82'/>"
             ),
             (
                 f"<text x='{middle:.1f}' y='{above + 18}' {FONT} font-size='13' "
@@ -216,8 +216,8 @@ def picture(plans: Sequence[House]) -> str:
             ),
             (
                 "<defs><marker id='tip' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' "
-                "markerHeight='7' orient='auto'><path d='M0 0 L8 4 L0 8 z' fill='#8795a8'/></marker>"
-                "</defs>"
+                "markerHeight='7' orient='auto'><path d='M0 0 L8 4 L0 8 z' fill='#8795a8'/>"
+                "</marker></defs>"
             ),
             f"<rect width='{WIDTH}' height='{top}' fill='white'/>",
             *lines,
