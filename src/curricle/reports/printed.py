@@ -28,7 +28,7 @@ from curricle.reports.tables import COST_WORDS
 from curricle.values import value
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SETTINGS: Mapping[str, float | bool | str] = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
     "axes.spines.top": False,
