@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import classroom
+import shared_teacher
 import target_store
 import torch
 from chunked_head import MEBIBYTE, Case, alone, in_process, peak, peak_from_now
@@ -162,13 +162,15 @@ def text_step(layers: int, batch: int, length: int, stage: int) -> tuple[float, 
 def students(number: int) -> Row:
     """Return what a step of some students of one 2,000-wide teacher costs, all together."""
     ways: dict[str, dict[str, Any]] = {
-        "one after another": {"is_classroom": False},
-        "classroom": {"is_classroom": True},
-        "stacked": {"is_classroom": True, "stacked": True},
+        "one after another": {"is_shared": False},
+        "shared teacher": {"is_shared": True},
+        "batched": {"is_shared": True, "batch_students": True},
     }
     found: Row = {}
     for name, way in ways.items():
-        taken = [classroom.timed(classroom.runs(number, 100), **way) / 100 for _ in range(3)]
+        taken = [
+            shared_teacher.timed(shared_teacher.runs(number, 100), **way) / 100 for _ in range(3)
+        ]
         found[f"{name}, ms"] = statistics.median(taken) * 1e3
     return found
 

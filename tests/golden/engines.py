@@ -34,7 +34,7 @@ from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.engine import Outputs, execute
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.golden.cases import (
     TOTAL,
     Case,
@@ -235,18 +235,21 @@ RESUMED = tuple(
 
 
 def together(
-    folder: Path, runs: Callable[[Path, LiveTeacher], list[BoundRun]], *, stacked: bool = False
+    folder: Path,
+    runs: Callable[[Path, LiveTeacher], list[BoundRun]],
+    *,
+    batch_students: bool = False,
 ) -> Performance:
-    """Return the performance of a classroom."""
+    """Return the performance of students of one teacher."""
     teacher = LiveTeacher(mlp(16, 12, seed=1), trajectory(folder))
     students = runs(folder, teacher)
     evaluate = label_metrics(held_out(), torch.device("cpu"))
     seen: list[list[Record]] = [[] for _ in students]
     seats = [
-        Seat(run=run, evaluate=evaluate, outputs=Outputs(observers=(records.append,)))
+        SharedRun(run=run, evaluate=evaluate, outputs=Outputs(observers=(records.append,)))
         for run, records in zip(students, seen, strict=True)
     ]
-    execute_together(seats, metric="accuracy", stacked=stacked)
+    execute_shared(seats, metric="accuracy", batch_students=batch_students)
     return Performance(
         modules={str(number): run.student.module for number, run in enumerate(students)},
         records={f"student {number}": records for number, records in enumerate(seen)},
@@ -300,14 +303,14 @@ def equal_students(
 
 CLASSES: dict[str, Run] = {
     "classroom of different students": of(together, different_students),
-    "classroom of batched students": of(together, equal_students, stacked=True),
+    "classroom of batched students": of(together, equal_students, batch_students=True),
     "classroom of batched students with momentum": of(
         together,
         partial(equal_students, curriculum=several_objectives(), optimizer=MOMENTUM),
-        stacked=True,
+        batch_students=True,
     ),
     "classroom of batched students with AdamW": of(
-        together, partial(equal_students, optimizer=AdamW(learning_rate=0.01)), stacked=True
+        together, partial(equal_students, optimizer=AdamW(learning_rate=0.01)), batch_students=True
     ),
 }
 CASES = (

@@ -131,7 +131,7 @@ def stored_class(folder: Path) -> Performance:
     return together(
         folder,
         lambda place, _live: equal_students(place, teacher),
-        stacked=True,
+        batch_students=True,
     )
 
 

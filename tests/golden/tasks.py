@@ -159,8 +159,8 @@ def compared(folder: Path, **fields: Any) -> Performance:
 
 COMPARISONS: dict[str, Run] = {
     "comparison": compared,
-    "comparison with a shared teacher": of(compared, classroom=True, data_seed=5),
-    "comparison of batched students": of(compared, classroom="stacked", data_seed=5),
+    "comparison with a shared teacher": of(compared, share_teacher=True, data_seed=5),
+    "comparison of batched students": of(compared, batch_students=True, data_seed=5),
 }
 CASES: tuple[Case, ...] = (
     *cases(TASKS),

@@ -152,7 +152,7 @@ JOBS = (
     Job(name="compare", spec=COMPARISON, arguments=("compare", SPEC)),
     Job(
         name="compare, shared teacher",
-        spec=COMPARISON | {"classroom": True, "data_seed": 5},
+        spec=COMPARISON | {"share_teacher": True, "data_seed": 5},
         arguments=("compare", SPEC),
         share=4,
     ),

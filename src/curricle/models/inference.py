@@ -1,11 +1,12 @@
-"""How is a model made fast that only answers, as a teacher does?
+"""Speed-ups of forward passes: cached low-precision weights and compiled blocks, undone on exit.
 
-Its linear maps may keep a copy of their weights in lower precision, instead of casting the same
-weights at every pass, and its blocks may be compiled. Whoever reads a weight, wants a gradient or
-runs the model in another precision finds it as it was, and in the end everything is put back.
+Linear maps of a frozen model may keep a copy of their weights in lower precision, instead of a cast
+at every pass. Reading a weight, a pass with gradient and a pass in another precision are as without
+the copy. Blocks may be compiled: those of a frozen model for passes without gradient, those of a
+student for passes with gradient, so that evaluations stay as they are.
 
-Design: compiled is one block, not the model. Hooks on blocks, by which taps are read and a pass is
-stopped early, stay outside the graph, and blocks of the same kind share one.
+Design: the compiled unit is one block, not the model. Hooks on blocks, which serve taps and early
+exit, stay outside the graph, and blocks of the same kind share one.
 """
 
 from collections.abc import Callable, Iterator
@@ -57,10 +58,31 @@ class Inference:
                 if type(part) is nn.Linear and _is_plain(part):
                     HeldLinear.take(part, self.linear)
         if self.compiled:
-            for number in range(1, model.depth + 1):
-                block = model.module.get_submodule(model.place(number).path)
-                if "forward" not in vars(block):
-                    vars(block)["forward"] = _Compiled(block)
+            _compile_blocks(model, with_gradient=False)
+
+
+@contextmanager
+def compiled_blocks(model: TappedModel) -> Iterator[None]:
+    """Compile the blocks of a model for passes with gradient, until the end of the context.
+
+    Args:
+        model: A model with numbered blocks; those with hooks inside stay as they are.
+
+    Yields:
+        Nothing.
+    """
+    _compile_blocks(model, with_gradient=True)
+    try:
+        yield
+    finally:
+        undo(model.module)
+
+
+def _compile_blocks(model: TappedModel, *, with_gradient: bool) -> None:
+    for number in range(1, model.depth + 1):
+        block = model.module.get_submodule(model.place(number).path)
+        if "forward" not in vars(block):
+            vars(block)["forward"] = _Compiled(block, with_gradient=with_gradient)
 
 
 def undo(module: nn.Module) -> None:
@@ -115,17 +137,18 @@ class HeldLinear(nn.Linear):
 
 @final
 class _Compiled:
-    """The forward pass of a block, compiled where nothing reads inside of it."""
+    """The forward pass of a block, compiled where no hook is inside of it."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, *, with_gradient: bool) -> None:
+        self._with_gradient = with_gradient
         self._plain: Callable[..., Any] = block.forward
         self._inner = [part for part in block.modules() if part is not block]
         self._compiled: Callable[..., Any] = torch.compile(block.forward)
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as torch's
         # A hook inside may end the pass, which a graph cannot.
-        run = self._plain if torch.is_grad_enabled() or self._is_read() else self._compiled
-        return run(*args, **keywords)
+        is_compiled = torch.is_grad_enabled() == self._with_gradient and not self._is_read()
+        return (self._compiled if is_compiled else self._plain)(*args, **keywords)
 
     def _is_read(self) -> bool:
         return any(

@@ -53,7 +53,7 @@ from curricle.training.loop.evaluation import Evaluator
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state
 from curricle.training.settings import EngineSettings
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 Strategy = Mapping[str, Any] | Callable[..., Curriculum]
 """A strategy's `kind` with its arguments, or a function that takes `total=` and, if it has that
@@ -148,7 +148,7 @@ class _Plan:
         for group in self.groups(runs):
             seats = [self.seat(*run, folder) for run in group]
             if len(seats) > 1:
-                execute_together(seats, metric=self.metric, resume=resume)
+                execute_shared(seats, metric=self.metric, resume=resume)
             else:
                 execute(
                     seats[0].run,
@@ -162,11 +162,11 @@ class _Plan:
             }
         return students
 
-    def seat(self, name: str, seed: int, folder: Path) -> Seat:
+    def seat(self, name: str, seed: int, folder: Path) -> SharedRun:
         """Return a bound run with its evaluation and outputs."""
         place = run_folder(folder, name, seed)
         observers = () if self.watch is None else (partial(self.watch, name, seed),)
-        return Seat(
+        return SharedRun(
             run=self.bound(name, seed, place),
             evaluate=self.evaluate,
             outputs=Outputs(folder=place, observers=observers, better=self.better),

@@ -2,7 +2,7 @@
 
 Every run is independent and deterministic, so they may run in any order and in several processes
 at once; with more than one process each uses one thread, which keeps their seconds comparable. The
-students of a classroom share a process.
+students of a shared teacher share a process.
 Finished runs are left alone, so a comparison that was interrupted goes on where it stopped.
 
 Design: the parent holds one end of a pipe and every worker waits at the other. When the parent

@@ -20,6 +20,7 @@ from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
 from curricle.tasks import PcfgTask, Task, TextTask
 from curricle.teachers.trajectory import hugging_face_steps
+from curricle.training.compatibility import check_compatible
 from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
 from curricle.training.targets.capture import TargetCodecs
@@ -179,11 +180,14 @@ class RunSpec:
     """For `compare`: seeds of the students; None takes 0, 1 and 2."""
     data_seed: int | None = None
     """Seed of the data that students read; None gives each the data of its own seed."""
-    classroom: bool | Literal["stacked"] = False
-    """For `compare`: whether students that read the same data are taught together, so that the
-    teacher runs once for all of them. Those are the strategies of a seed, or with `data_seed` all
-    students. Results stay the same; memory holds all of them. With `stacked` those of one shape
-    and method step as one model, which is faster for small ones; results agree within rounding."""
+    share_teacher: bool = False
+    """For `compare`: train students of the same data in turns, with one forward pass of the teacher
+    for all of them: the strategies of a seed, or with `data_seed` all students. Results do not
+    change; all these students are in memory."""
+    batch_students: bool = False
+    """For `compare`: as `share_teacher`, and students of one architecture and strategy also take
+    their steps as one batched model, which is faster for small models. Results agree within
+    rounding. Needs `data_seed`."""
     targets: Annotated[TargetsSpec, BeforeValidator(from_folder)] | None = None
     """Stored targets that students read instead of asking the teacher; a text is their folder. They
     are captured from the finished teacher for the data of this spec, so with several seeds and
@@ -202,17 +206,12 @@ class RunSpec:
 
         Raises:
             SpecError: If models do not suit the task, a strategy does not exist or take its
-                arguments, the target names none, seeds differ not or have no strategies, or a
-                classroom has none or a budget of seconds.
+                arguments, the target names none, seeds are equal or have no strategies, or two
+                features exclude each other.
         """
         self._check_models()
         self._check_seeds()
-        self._check_classroom()
-        if self.targets is not None and self.budget is not None and not self.budget.is_length:
-            raise SpecError(
-                f"'targets' must be used with a budget of steps, examples or tokens, which is "
-                f"the same whether the teacher runs or not; got {self.budget}"
-            )
+        self._check_features()
         total = self._total()
         for path, call in self._calls().items():
             try:
@@ -236,43 +235,28 @@ class RunSpec:
                 f"{list(self.seeds)} without; 'seed' is that of 'curricle distill'"
             )
 
-    def _check_classroom(self) -> None:
-        if not self.classroom:
-            return
-        if not self.strategies:
-            raise SpecError(
-                "'classroom' must come with 'strategies' for 'curricle compare'; got none"
-            )
-        if self.engine.prefetch != "none":
-            raise SpecError(
-                f"'engine.prefetch' must be left out where there is a 'classroom', whose students "
-                f"ask for the same batch in turns; got {self.engine.prefetch!r}"
-            )
-        if self.classroom == "stacked":
-            self._check_stacked()
-        elif self.engine.compiled_steps > 1:
-            raise SpecError(
-                f"'engine.compiled_steps' must be left out where 'classroom' is not 'stacked', "
-                f"whose students wait for each other at every step; got "
-                f"{self.engine.compiled_steps}"
-            )
-        if self.budget is not None and self.budget.unit == "seconds":
-            raise SpecError(
-                f"'classroom' must not be used with a budget of seconds, which are not one "
-                f"student's there; got {self.budget}"
-            )
+    def _check_features(self) -> None:
+        """Check that shared teacher, budget, stored targets and settings fit.
 
-    def _check_stacked(self) -> None:
-        for name, default in (("clip_norm", None), ("accumulation", 1)):
-            if (found := getattr(self.engine, name)) != default:
-                raise SpecError(
-                    f"'engine.{name}' must be left out where 'classroom' is 'stacked', since "
-                    f"students with it step alone; got {found}"
-                )
-        if self.data_seed is None:
+        Raises:
+            SpecError: If two exclude each other, or a shared teacher lacks what it needs.
+        """
+        way = "batch_students" if self.batch_students else "share_teacher"
+        is_shared = self.batch_students or self.share_teacher
+        features = self.engine.features("engine.")
+        if is_shared:
+            features[way] = f"'{way}=true'"
+        if self.budget is not None and not self.budget.is_length:
+            features[self.budget.unit] = f"a budget of {self.budget}"
+        if self.targets is not None:
+            features["stored targets"] = "'targets'"
+        check_compatible(features, SpecError)
+        if is_shared and not self.strategies:
+            raise SpecError(f"{way!r} needs 'strategies', for 'curricle compare'; got none")
+        if self.batch_students and self.data_seed is None:
             raise SpecError(
-                "'data_seed' must be given where 'classroom' is 'stacked', so that students of one "
-                "method, which differ in their seeds, read the same data; got none"
+                "'batch_students' needs 'data_seed': students of one strategy, which differ in "
+                "their seeds, must read the same data"
             )
 
     def _check_models(self) -> None:

@@ -53,7 +53,7 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.engine import Observer, Outputs, execute
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.optimizers import Optimizer
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 
 @final
@@ -96,7 +96,7 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
 def classes(spec: RunSpec) -> list[list[StudentRun]]:
     """Return the runs of a comparison by who is taught together: alone, unless the spec says so."""
     runs = student_runs(spec)
-    if not spec.classroom:
+    if not (spec.share_teacher or spec.batch_students):
         return [[run] for run in runs]
     found: dict[int, list[StudentRun]] = {}
     for run in runs:
@@ -197,7 +197,7 @@ def train_class(
     teacher = asked_teacher(spec, data)
     evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
     seats = [
-        Seat(
+        SharedRun(
             run=_bound(spec, student, data, teacher, length=None),
             evaluate=evaluate,
             outputs=Outputs(
@@ -206,12 +206,12 @@ def train_class(
         )
         for student in left
     ]
-    execute_together(
+    execute_shared(
         seats,
         metric=spec.target.metric,
         resume=True,
         until=_until(spec),
-        stacked=spec.classroom == "stacked",
+        batch_students=spec.batch_students,
     )
     for seat in seats:
         _export(spec, seat.run.student.module, seat.outputs.folder)

@@ -8,7 +8,7 @@ Students that follow different checkpoints take turns without weights being load
 This costs memory: one teacher for each checkpoint that is read at the same time.
 
 A batch is recognized by where its inputs lie in memory, so the students must be given the very same
-tensors, or the same slices of them; `training.sharing.classroom` sees to it.
+tensors, or the same slices of them; `training.sharing.shared_runs` sees to it.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,11 +1,11 @@
-"""How is a curriculum executed, whatever it teaches?
+"""Settings of training: precision, memory, speed, intervals.
 
-These settings change speed, memory and what is written down; but for precision, accumulation
-rounding and clipping they do not change what is learned.
+Except for precision, clipping and the rounding of accumulation they do not change what is learned.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import MappingProxyType
 from typing import Literal, final
 
 import torch
@@ -13,9 +13,14 @@ from pydantic import Field
 
 from curricle.errors import BindError, SpecError
 from curricle.models.inference import Inference
+from curricle.training.compatibility import check_compatible
 from curricle.values import value
 
 Precision = Literal["float32", "bfloat16"]
+EXCLUSIVE = MappingProxyType(
+    {"compiled_steps": 1, "clip_norm": None, "accumulation": 1, "prefetch": "none"}
+)
+"""Settings that exclude others, with the value that switches them off."""
 
 
 @final
@@ -42,46 +47,54 @@ class EngineSettings:
     """Steps between checkpoints to resume from; None writes none."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
-    compiled_teacher: bool = False
-    """Whether each block of the teacher is compiled while it teaches, which takes seconds when a
-    run begins; blocks that are read inside are not. Results agree within rounding."""
+    compile: Literal["none", "student", "teacher", "both"] = "none"
+    """Models whose blocks are compiled by `torch.compile`. Compiling takes seconds to minutes at
+    the first steps of a stage; blocks with taps inside stay as they are. Results agree within
+    rounding; the noise of compiled dropout is another."""
     prefetch: Literal["none", "batch", "targets"] = "none"
-    """What a second thread makes ready for the next step while a step runs: its batch, or also what
-    the teacher says of it, on a GPU beside the student's step. Results are the same; what
-    two steps read is held at a time, of all parts of a batch, and on a CPU as many threads again
-    run."""
+    """Prefetch in a background thread. `batch` prepares the next batch; `targets` also runs the
+    teacher on it, on a GPU beside the student's step. Results do not change; inputs and targets of
+    two steps are in memory, and on a CPU twice as many threads run."""
     compiled_steps: int = Field(default=1, gt=0)
-    """Steps that one compiled call takes, for small students, whose time goes into calls; 1
-    compiles nothing. Results agree with those of single steps within rounding."""
+    """Number of optimizer steps fused into one compiled graph. Helps small models that are limited
+    by Python overhead. 1 disables it. Results agree with single steps within rounding."""
 
     def __post_init__(self) -> None:
-        """Check that nothing asks for single steps where several are compiled as one.
+        """Check that no two settings exclude each other.
 
         Raises:
-            SpecError: If something does.
+            SpecError: If two do, or fused steps do not fit between what is recorded.
         """
-        for name, given, plain in (
-            ("clip_norm", self.clip_norm, None),
-            ("accumulation", self.accumulation, 1),
-            ("prefetch", self.prefetch, "none"),
-        ):
-            if self.compiled_steps > 1 and given != plain:
-                raise SpecError(
-                    f"{name!r} must be {plain!r} where several steps are compiled as one; got "
-                    f"{given!r} with 'compiled_steps' {self.compiled_steps}"
-                )
-        intervals = (self.record_every, self.evaluate_every, self.checkpoint_every)
-        shortest = min(one for one in intervals if one is not None)
-        if self.prefetch != "none" and shortest == 1:
-            raise SpecError(
-                f"'prefetch' must be 'none' where every step is recorded, evaluated or saved, "
-                f"before which nothing is made ahead; got {self.prefetch!r}"
-            )
+        check_compatible(self.features(), SpecError)
+        shortest = self._shortest_interval
         if self.compiled_steps > 1 and self.compiled_steps > shortest:
             raise SpecError(
                 f"'compiled_steps' must not exceed the {shortest} steps between two records, "
                 f"evaluations or checkpoints, at which it ends; got {self.compiled_steps}"
             )
+
+    @property
+    def _shortest_interval(self) -> int:
+        """Return the steps between two records, evaluations or checkpoints."""
+        intervals = (self.record_every, self.evaluate_every, self.checkpoint_every)
+        return min(interval for interval in intervals if interval is not None)
+
+    def features(self, path: str = "") -> dict[str, str]:
+        """Return the settings that are on, for `compatibility.check_compatible`.
+
+        Args:
+            path: Prefix of their names in error sentences, such as `engine.`.
+        """
+        features = {
+            name: f"'{path}{name}={getattr(self, name)}'"
+            for name, default in EXCLUSIVE.items()
+            if getattr(self, name) != default
+        }
+        sides = ("student", "teacher") if self.compile == "both" else (self.compile,)
+        features |= {f"compile {side}": f"'{path}compile={self.compile}'" for side in sides}
+        if self._shortest_interval == 1:
+            features["every step"] = "an interval of 1 step between records or evaluations"
+        return features
 
     def torch_device(self) -> torch.device:
         """Return the device.
@@ -104,7 +117,9 @@ class EngineSettings:
     def teacher_inference(self) -> Inference:
         """Return how the teacher is made fast while it teaches."""
         is_wide = (self.teacher_precision or self.precision) == "float32"
-        return Inference(linear=None if is_wide else torch.bfloat16, compiled=self.compiled_teacher)
+        return Inference(
+            linear=None if is_wide else torch.bfloat16, compiled=self.compile in ("teacher", "both")
+        )
 
     @contextmanager
     def stated_threads(self) -> Iterator[None]:

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from curricle import seeding
 from curricle.extras import COMPILERS
 from curricle.models.families import tapped
-from curricle.models.inference import HeldLinear, Inference, undo
+from curricle.models.inference import HeldLinear, Inference, compiled_blocks, undo
 from curricle.models.tapped import TappedModel
 from tests.parts import drawn
 
@@ -264,3 +264,27 @@ def test_compiled_blocks_give_what_they_gave_within_rounding(blocks: TappedModel
     with COMPILED.held(blocks):
         found = read(blocks, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_of_a_student_are_compiled_for_passes_with_gradient_only(
+    router: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[bool] = []
+
+    def compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any) -> Any:
+            passes.append(torch.is_grad_enabled())
+            return function(*args)
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    ids = torch.tensor([[0, 1, 2]])
+    with compiled_blocks(model(router)):
+        router(ids).sum().backward()
+        with torch.no_grad():
+            router(ids)
+    assert passes == [True]
+    router(ids)
+    assert passes == [True]
+    assert router.first.weight.grad is not None

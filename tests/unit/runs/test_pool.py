@@ -48,7 +48,7 @@ def test_finished_runs_are_left_alone(make_spec: MakeSpec) -> None:
 
 
 def test_classes_are_trained_and_told_of(make_spec: MakeSpec) -> None:
-    spec = make_spec("classroom=true")
+    spec = make_spec("share_teacher=true")
     teach(spec)
     told: list[tuple[StudentRun, Record]] = []
     compare(spec, jobs=1, watch=collect(told))
@@ -57,7 +57,7 @@ def test_classes_are_trained_and_told_of(make_spec: MakeSpec) -> None:
 
 @pytest.mark.integration
 def test_classes_are_trained_in_several_processes(make_spec: MakeSpec) -> None:
-    spec = make_spec("classroom=true")
+    spec = make_spec("share_teacher=true")
     teach(spec)
     told: list[tuple[StudentRun, Record]] = []
     compare(spec, jobs=2, watch=collect(told))

@@ -197,19 +197,19 @@ def test_a_strategy_may_bring_its_own_optimizer(make_spec: MakeSpec) -> None:
     [
         (
             ("strategies={}", "seeds=null"),
-            r"'classroom' must come with 'strategies' for 'curricle compare'; got none",
+            r"'share_teacher' needs 'strategies', for 'curricle compare'; got none",
         ),
         (
             ("budget=5 seconds",),
-            r"'classroom' must not be used with a budget of seconds, .*; got 5 seconds",
+            r"'share_teacher=true' cannot be used with a budget of 5 seconds: .*; remove one of",
         ),
     ],
 )
-def test_a_classroom_needs_students_and_a_budget_that_each_has_for_itself(
+def test_a_shared_teacher_needs_students_and_a_budget_that_each_has_for_itself(
     make_spec: MakeSpec, fields: tuple[str, ...], sentence: str
 ) -> None:
     with pytest.raises(SpecError, match=sentence):
-        make_spec("classroom=true", *fields)
+        make_spec("share_teacher=true", *fields)
 
 
 def test_a_field_that_a_command_needs_is_given() -> None:
@@ -232,22 +232,22 @@ def test_a_spec_without_a_student_can_still_teach(make_spec: MakeSpec) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ((), r"'data_seed' must be given where 'classroom' is 'stacked', .*; got none"),
+        ((), r"'batch_students' needs 'data_seed': students of one strategy"),
         (
             ("data_seed=0", "engine.clip_norm=1.0"),
-            r"'engine.clip_norm' must be left out where 'classroom' is 'stacked', .*; got 1.0",
+            r"'batch_students=true' cannot be used with 'engine.clip_norm=1.0': ",
         ),
         (
             ("data_seed=0", "engine.accumulation=2"),
-            r"'engine.accumulation' must be left out where 'classroom' is 'stacked', .*; got 2",
+            r"'batch_students=true' cannot be used with 'engine.accumulation=2': ",
         ),
     ],
 )
-def test_a_classroom_that_could_not_be_stacked_is_told(
+def test_students_that_could_not_be_batched_are_refused(
     make_spec: MakeSpec, fields: tuple[str, ...], sentence: str
 ) -> None:
     with pytest.raises(SpecError, match=sentence):
-        make_spec("classroom=stacked", *fields)
+        make_spec("batch_students=true", *fields)
 
 
 @pytest.mark.parametrize("field", ["output_dir", "cache_dir", "targets"])

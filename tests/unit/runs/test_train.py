@@ -63,9 +63,9 @@ def test_a_comparison_runs_every_strategy_of_a_seed_before_the_next_seed(
     [
         ([], [1, 1, 1, 1]),
         (["data_seed=5"], [1, 1, 1, 1]),
-        (["classroom=true"], [2, 2]),
-        (["classroom=true", "data_seed=5"], [4]),
-        (["classroom=stacked", "data_seed=5"], [4]),
+        (["share_teacher=true"], [2, 2]),
+        (["share_teacher=true", "data_seed=5"], [4]),
+        (["batch_students=true", "data_seed=5"], [4]),
     ],
 )
 def test_students_of_the_same_data_make_a_class(
@@ -91,7 +91,7 @@ def test_a_stacked_class_leaves_what_its_students_alone_would_leave_within_round
     make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     found = []
-    for name, fields in (("alone", []), ("class", ["classroom=stacked"])):
+    for name, fields in (("alone", []), ("class", ["batch_students=true"])):
         spec = make_spec(f"output_dir={tmp_path / name}", "data_seed=5", *fields)
         teach(spec)
         for students in classes(spec):
@@ -105,7 +105,7 @@ def test_a_class_leaves_what_its_students_alone_would_leave(
     make_spec: MakeSpec, tmp_path: Path
 ) -> None:
     weights = []
-    for name, fields in (("alone", []), ("class", ["classroom=true"])):
+    for name, fields in (("alone", []), ("class", ["share_teacher=true"])):
         spec = make_spec(f"output_dir={tmp_path / name}", "data_seed=5", *fields)
         teach(spec)
         for students in classes(spec):
@@ -116,7 +116,7 @@ def test_a_class_leaves_what_its_students_alone_would_leave(
 
 
 def test_a_class_goes_on_where_it_stopped(make_spec: MakeSpec, tmp_path: Path) -> None:
-    fields = ("classroom=true", "data_seed=5", "engine.checkpoint_every=4")
+    fields = ("share_teacher=true", "data_seed=5", "engine.checkpoint_every=4")
     whole, cut = (make_spec(f"output_dir={tmp_path / n}", *fields) for n in ("whole", "cut"))
     for spec in (whole, cut):
         teach(spec)
@@ -135,7 +135,7 @@ def test_a_class_goes_on_where_it_stopped(make_spec: MakeSpec, tmp_path: Path) -
 
 
 def test_a_class_of_one_is_no_class(make_spec: MakeSpec) -> None:
-    spec = make_spec("classroom=true")
+    spec = make_spec("share_teacher=true")
     teach(spec)
     run = classes(spec)[0][0]
     told: list[Record] = []

@@ -82,8 +82,13 @@ def test_a_wrong_setting_is_named(field: str, wrong: object) -> None:
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
-        ({"clip_norm": 1.0}, r"'clip_norm' must be None where .*; got 1.0 with 'compiled_steps' 4"),
-        ({"accumulation": 2}, r"'accumulation' must be 1 where .*; got 2 with 'compiled_steps' 4"),
+        (
+            {"clip_norm": 1.0},
+            r"'compiled_steps=4' cannot .* with 'clip_norm=1.0': .*clipping",
+        ),
+        ({"accumulation": 2}, r"'compiled_steps=4' cannot be used with 'accumulation=2': .*whole"),
+        ({"prefetch": "batch"}, r"cannot be used with 'prefetch=batch': .*; remove one of them$"),
+        ({"compile": "both"}, r"'compiled_steps=4' cannot be used with 'compile=both': "),
     ],
 )
 def test_what_needs_single_steps_is_refused_with_compiled_ones(
@@ -112,14 +117,17 @@ def test_compiled_steps_fit_between_what_is_written(name: str) -> None:
         ({"precision": "bfloat16", "teacher_precision": "float32"}, None),
     ],
 )
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    ("compile_", "compiled"),
+    [("none", False), ("student", False), ("teacher", True), ("both", True)],
+)
 def test_settings_say_how_the_teacher_is_made_fast(
-    settings: dict[str, Any], linear: torch.dtype | None, compiled: bool
+    settings: dict[str, Any], linear: torch.dtype | None, compile_: Any, compiled: bool
 ) -> None:
-    found = EngineSettings(**settings, compiled_teacher=compiled).teacher_inference
+    found = EngineSettings(**settings, compile=compile_).teacher_inference
     assert found == Inference(linear=linear, compiled=compiled)
 
 
 def test_nothing_can_be_made_ahead_where_every_step_is_written_down() -> None:
-    with pytest.raises(SpecError, match=r"'prefetch' must be 'none' where every step is recorded"):
+    with pytest.raises(SpecError, match=r"'prefetch=batch' cannot be used with an interval of 1"):
         EngineSettings(prefetch="batch", record_every=1)

@@ -1,7 +1,6 @@
-"""Can a run be made as fast as its settings ask for?
+"""Checks that the fast paths in the settings of a run can be taken with its models and data.
 
-Asked before anything is written, of a run alone and of each in a classroom. What can be seen of the
-settings themselves is checked where they are declared.
+They run before anything is written, for a run alone and for each student of a shared teacher.
 """
 
 from curricle.data.dataloaders import LoaderStream
@@ -10,52 +9,51 @@ from curricle.extras import check_compiler
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import RunBatches
 from curricle.training.binding.bound_run import BoundRun
+from curricle.training.compatibility import check_compatible
 
 
 def check_speed(run: BoundRun) -> None:
     """Check that a run can be made as fast as its settings ask for.
 
+    Args:
+        run: The bound run.
+
     Raises:
-        BindError: If not.
+        BindError: If models or data exclude a fast path, or there is no compiler.
     """
-    _check_prefetch(run)
-    if run.settings.compiled_teacher and isinstance(run.teacher, LiveTeacher):
-        _check_compiled_teacher(run, run.teacher)
-    if run.settings.compiled_steps > 1:
-        _check_compiled_steps(run)
+    settings = run.settings
+    check_compatible(settings.features() | _features(run), BindError)
+    kind = settings.torch_device().type
+    if settings.compiled_steps > 1:
+        check_compiler(kind, setting="compiled_steps", plain=1)
+    if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":
+        check_compiler(kind, setting="compile", plain="'none'")
 
 
-def _check_prefetch(run: BoundRun) -> None:
-    prefetch = run.settings.prefetch
+def _compiles_teacher(run: BoundRun) -> bool:
+    return run.settings.compile in {"teacher", "both"} and isinstance(run.teacher, LiveTeacher)
+
+
+def _features(run: BoundRun) -> dict[str, str]:
+    """Return what models and data of a run bring with them, by the names of the table."""
     stream = run.stream.stream if isinstance(run.stream, RunBatches) else run.stream
-    if prefetch != "none" and isinstance(stream, LoaderStream) and stream.reads_ahead:
-        raise BindError(
-            f"'prefetch' must be 'none' for a loader with 'num_workers', which reads ahead already "
-            f"and must not be forked beside a second thread; got {prefetch!r}"
-        )
-
-
-def _check_compiled_teacher(run: BoundRun, teacher: LiveTeacher) -> None:
-    check_compiler(run.settings.torch_device().type, setting="compiled_teacher", plain="false")
-    if not teacher.model.depth:
-        raise BindError(
-            "'compiled_teacher' must be false for a teacher without numbered 'blocks', which are "
-            "what is compiled; got true"
-        )
-
-
-def _check_compiled_steps(run: BoundRun) -> None:
-    steps = run.settings.compiled_steps
-    draws_noise = run.draws_noise or run.draws_foreign_noise
-    if draws_noise or any(True for _ in run.student.module.buffers()):
-        what = "draws noise" if draws_noise else "has buffers"
-        raise BindError(
-            f"'compiled_steps' must be 1 for a student that {what}, whose steps are taken one by "
-            f"one; got {steps}"
-        )
-    if any(term.stored is not None for stage in run.stages for term in stage.terms):
-        raise BindError(
-            f"'compiled_steps' must be 1 where targets are stored, which are looked up step by "
-            f"step; got {steps}"
-        )
-    check_compiler(run.settings.torch_device().type, setting="compiled_steps", plain=1)
+    teacher = run.teacher
+    present = {
+        "num_workers": isinstance(stream, LoaderStream) and stream.reads_ahead,
+        "noise": run.draws_noise or run.draws_foreign_noise,
+        "buffers": any(True for _ in run.student.module.buffers()),
+        "stored targets": any(
+            term.stored is not None for stage in run.stages for term in stage.terms
+        ),
+        "no student blocks": not run.student.depth,
+        "no teacher blocks": isinstance(teacher, LiveTeacher) and not teacher.model.depth,
+    }
+    words = {
+        "num_workers": "a loader with 'num_workers'",
+        "noise": "a student that draws noise, as dropout does",
+        "buffers": "a student that has buffers",
+        "stored targets": "stored targets",
+        "no student blocks": "a student without numbered blocks",
+        "no teacher blocks": "a teacher without numbered blocks",
+    }
+    return {name: words[name] for name, is_present in present.items() if is_present}

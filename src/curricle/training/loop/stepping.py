@@ -19,6 +19,7 @@ from curricle import seeding
 from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
+from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.objectives.base import Target
 from curricle.records import Spent
@@ -276,6 +277,8 @@ def stepping(
     with ExitStack() as stack:
         loss = stack.enter_context(open_stage_loss(run, stage))
         stack.enter_context(frozen_but(run.student.module, stage.trained))
+        if run.settings.compile in {"student", "both"}:
+            stack.enter_context(compiled_blocks(run.student))
         stack.callback(run.student.module.zero_grad)
         stepper = Stepper(run, stage, optimizer, loss)
         decay = run.optimizer.weight_decay

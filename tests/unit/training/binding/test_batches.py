@@ -25,7 +25,7 @@ from curricle.training.binding.batches import (
     located,
 )
 from curricle.training.loop.engine import Outputs, execute
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, embedder, parity, texts
 
 
@@ -368,6 +368,8 @@ def test_students_stepped_as_one_model_are_explained_too() -> None:
         texts(one_shot(total="4 steps"), student=positioned(Ids), teacher=teacher, stream=stream)
         for _ in range(2)
     ]
-    seats = [Seat(run=run, evaluate=lambda _: {"accuracy": 0.5}, outputs=Outputs()) for run in runs]
+    seats = [
+        SharedRun(run=run, evaluate=lambda _: {"accuracy": 0.5}, outputs=Outputs()) for run in runs
+    ]
     with pytest.raises(DataError, match=r"at most the 4 positions of the student's table 'places'"):
-        execute_together(seats, metric="accuracy", stacked=True)
+        execute_shared(seats, metric="accuracy", batch_students=True)

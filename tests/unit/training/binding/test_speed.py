@@ -33,7 +33,7 @@ def test_a_loader_with_workers_takes_no_prefetch() -> None:
         stream=stream(DataLoader(data, batch_size=8, num_workers=1)),
         settings={"prefetch": "batch"},
     )
-    with pytest.raises(BindError, match=r"^'prefetch' must be 'none' for a loader with 'num_work"):
+    with pytest.raises(BindError, match=r"^'prefetch=batch' cannot .* a loader with 'num_work"):
         check_speed(run)
 
 
@@ -49,11 +49,11 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return found
 
 
-def quick(teacher: TappedModel) -> BoundRun:
+def quick(teacher: TappedModel, compile_: str = "teacher") -> BoundRun:
     return bound(
         one_shot(total="2 steps"),
         teacher=LiveTeacher(teacher),
-        settings={"compiled_teacher": True},
+        settings={"compile": compile_},
     )
 
 
@@ -69,7 +69,9 @@ def test_without_a_compiler_nothing_is_begun(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     run, outputs = quick(mlp(16)), Outputs(folder=tmp_path / "run")
-    with pytest.raises(BindError, match=r"^'compiled_teacher' must be false on a machine without"):
+    with pytest.raises(
+        BindError, match=r"^'compile' must be 'none' on a machine without"
+    ):
         execute(run, evaluate, metric="accuracy", outputs=outputs)
     assert not (tmp_path / "run").exists()
 
@@ -77,6 +79,8 @@ def test_without_a_compiler_nothing_is_begun(
 def test_a_teacher_without_blocks_has_nothing_to_compile(compiled: list[object]) -> None:
     with seeding.scoped(0, "model"):
         run = quick(tapped(nn.Linear(6, 2)))
-    with pytest.raises(BindError, match=r"^'compiled_teacher' must be false for a teacher without"):
+    with pytest.raises(
+        BindError, match=r"^'compile=teacher' cannot be used with a teacher"
+    ):
         execute(run, evaluate, metric="accuracy", outputs=Outputs())
     assert not compiled

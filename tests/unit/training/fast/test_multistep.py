@@ -30,7 +30,7 @@ from curricle.training.fast import multistep as compiling
 from curricle.training.fast.multistep import CompiledSteps, Traced
 from curricle.training.loop.engine import Outputs, execute
 from curricle.training.optimizers import SGD, AdamW, Schedule
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, mlp, parity
 
 TOTAL = Duration(number=24)
@@ -285,8 +285,8 @@ def test_students_of_a_stacked_class_take_steps_ahead_together(
     apart, stacked = seats(1, optimizer), seats(AHEAD, optimizer)
     for run in apart:
         finished(run)
-    chairs = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in stacked]
-    execute_together(chairs, metric="accuracy", stacked=True)
+    chairs = [SharedRun(run=run, evaluate=evaluate, outputs=Outputs()) for run in stacked]
+    execute_shared(chairs, metric="accuracy", batch_students=True)
     # One block for all three, and not one for each.
     assert blocks == sorted(set(blocks))
     assert len(blocks) == 4
@@ -295,9 +295,13 @@ def test_students_of_a_stacked_class_take_steps_ahead_together(
 
 
 def test_a_class_that_is_not_stacked_takes_no_steps_ahead() -> None:
-    chairs = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in seats(AHEAD, "plain")]
-    with pytest.raises(BindError, match=r"^'compiled_steps' must be 1 in a classroom that is not"):
-        execute_together(chairs, metric="accuracy")
+    chairs = [
+        SharedRun(run=run, evaluate=evaluate, outputs=Outputs()) for run in seats(AHEAD, "plain")
+    ]
+    with pytest.raises(
+        BindError, match=r"^'compiled_steps=\d+' cannot .* with 'share_teacher': "
+    ):
+        execute_shared(chairs, metric="accuracy")
 
 
 def test_equal_graphs_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.errors import DivergenceError
+from curricle.errors import BindError, DivergenceError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
@@ -23,7 +23,7 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.fast.joined import Joined
 from curricle.training.loop.engine import Outputs, execute
 from curricle.training.optimizers import SGD, AdamW
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity
 
 TOTAL = Duration(number=12)
@@ -60,14 +60,14 @@ def runs(
 
 def together(chosen: list[BoundRun], folder: Path | None = None, **options: Any) -> list[Any]:
     seats = [
-        Seat(
+        SharedRun(
             run=run,
             evaluate=evaluate,
             outputs=Outputs(folder=None if folder is None else folder / str(number)),
         )
         for number, run in enumerate(chosen)
     ]
-    return execute_together(seats, metric="accuracy", stacked=True, **options)
+    return execute_shared(seats, metric="accuracy", batch_students=True, **options)
 
 
 def assert_close(ones: list[BoundRun], others: list[BoundRun]) -> None:
@@ -192,8 +192,6 @@ def headed(seed: int) -> TappedModel:
 ALONE: dict[str, dict[str, Any]] = {
     "noise": {"student": noisy},
     "buffers": {"student": counting},
-    "clipping": {"settings": {"clip_norm": 0.1}},
-    "parts": {"settings": {"accumulation": 2}},
     "chunks": {
         "curriculum": lambda total: Curriculum(
             name="chunks",
@@ -215,6 +213,12 @@ def test_what_cannot_be_stacked_steps_alone_and_ends_the_same(
     assert joined == []
     assert_close(stacked, apart)
     assert all(stage.plan.reads_logits for run in stacked for stage in run.stages)
+
+
+@pytest.mark.parametrize("settings", [{"clip_norm": 0.1}, {"accumulation": 2}])
+def test_settings_that_batched_students_lack_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(BindError, match=r"^'batch_students' cannot be used with '[a-z_]*=[0-9.]*'"):
+        together(runs(settings=settings))
 
 
 class Scaled(nn.Module):

@@ -23,7 +23,7 @@ from curricle.training.binding.batches import RunBatches
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.engine import Outputs, execute
 from curricle.training.loop.prefetching import Prefetcher
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import drawn, mlp, parity
 
 CPU = torch.device("cpu")
@@ -234,7 +234,9 @@ def test_the_casts_of_a_pass_of_the_student_are_left_alone() -> None:
     assert all(map(torch.equal, run("targets"), run("none")))
 
 
-def test_a_classroom_takes_no_prefetch() -> None:
-    seat = Seat(run=run_of(prefetch="batch"), evaluate=lambda _: {}, outputs=Outputs())
-    with pytest.raises(BindError, match=r"^'prefetch' must be 'none' in a classroom, .*'batch'$"):
-        execute_together([seat], metric="accuracy")
+def test_students_of_one_teacher_take_no_prefetch() -> None:
+    seat = SharedRun(run=run_of(prefetch="batch"), evaluate=lambda _: {}, outputs=Outputs())
+    with pytest.raises(
+        BindError, match=r"^'prefetch=batch' cannot .* with 'share_teacher': .*turns"
+    ):
+        execute_shared([seat], metric="accuracy")

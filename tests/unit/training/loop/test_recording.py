@@ -10,7 +10,7 @@ from curricle.records import Spent
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.recording import run_record, spend, step_record
 from curricle.training.loop.stepping import stepping
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, texts
 
 STEPS = Duration(number=8)
@@ -79,6 +79,6 @@ def test_batches_of_unequal_length_are_spent_as_they_are(per_record: int) -> Non
 def test_a_student_in_a_classroom_spends_what_it_would_alone() -> None:
     ids = [torch.zeros(4, length).long() for length in (2, 6)]
     run = texts(one_shot(total="2 steps"), stream=Listed(*[Batch(inputs=one) for one in ids]))
-    seats = [Seat(run=run, evaluate=lambda _: {"accuracy": 0.0}, outputs=Outputs())]
-    (end,) = execute_together(seats, metric="accuracy")
+    seats = [SharedRun(run=run, evaluate=lambda _: {"accuracy": 0.0}, outputs=Outputs())]
+    (end,) = execute_shared(seats, metric="accuracy")
     assert end.spent.tokens == 8 + 24

@@ -23,7 +23,7 @@ from curricle.training.fast import multistep as compiling
 from curricle.training.loop.checkpoints import latest_checkpoint, read_state
 from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs, execute
 from curricle.training.process.interrupts import Interrupted, Interrupts
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity
 
 STEPS = 12
@@ -156,7 +156,7 @@ def test_in_another_thread_nothing_is_installed() -> None:
 def test_every_student_of_a_classroom_saves_where_it_stands(stacked: bool, tmp_path: Path) -> None:
     teacher, stream = LiveTeacher(mlp(16, 12, seed=1)), Signals(signal.SIGTERM)
     seats = [
-        Seat(
+        SharedRun(
             run=bound(
                 one_shot(total=f"{STEPS} steps"),
                 student=mlp(5, 4, seed=number),
@@ -170,7 +170,7 @@ def test_every_student_of_a_classroom_saves_where_it_stands(stacked: bool, tmp_p
         for number in (2, 3)
     ]
     with pytest.raises(Interrupted):
-        execute_together(seats, metric="accuracy", stacked=stacked)
+        execute_shared(seats, metric="accuracy", batch_students=stacked)
     for number in (2, 3):
         saved = latest_checkpoint(tmp_path / str(number) / CHECKPOINTS)
         assert saved is not None

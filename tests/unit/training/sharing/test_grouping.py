@@ -19,8 +19,8 @@ from curricle.training.loop.engine import Outputs, TrainingRun
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper
 from curricle.training.sharing import grouping
-from curricle.training.sharing.classroom import Seat, execute_together
 from curricle.training.sharing.grouping import StudentGroups
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity
 
 TEACHER = mlp(16, 12, seed=1)
@@ -97,8 +97,8 @@ def test_each_group_builds_its_model_once(monkeypatch: pytest.MonkeyPatch) -> No
         for curriculum in (one_shot, from_labels)
         for seed in (2, 3)
     ]
-    seats = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in runs]
-    execute_together(seats, metric="accuracy", stacked=True)
+    seats = [SharedRun(run=run, evaluate=evaluate, outputs=Outputs()) for run in runs]
+    execute_shared(seats, metric="accuracy", batch_students=True)
     assert built == [2, 2]
 
 
@@ -123,8 +123,8 @@ def test_the_seconds_of_a_group_are_shared_among_its_students(
     clock = itertools.count(step=6.0)
     monkeypatch.setattr(grouping, "now", lambda _device: next(clock))
     runs = [run_of(seed, from_labels, steps=11) for seed in (2, 3)]
-    seats = [Seat(run=run, evaluate=evaluate, outputs=Outputs()) for run in runs]
-    ends = execute_together(seats, metric="accuracy", stacked=True)
+    seats = [SharedRun(run=run, evaluate=evaluate, outputs=Outputs()) for run in runs]
+    ends = execute_shared(seats, metric="accuracy", batch_students=True)
     # Ten steps in a group, of 6 seconds by that clock, half of which each student is charged.
     assert [round(end.spent.seconds, -1) for end in ends] == [30, 30]
 

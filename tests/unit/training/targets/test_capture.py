@@ -30,7 +30,7 @@ from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.engine import Outputs, execute
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.training.targets.capture import TargetCodecs, capture
 from curricle.training.targets.verification import agreement
 from tests.parts import Listed, bound, drawn, embedder, mlp, parity, texts, tokens
@@ -432,8 +432,8 @@ def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, co
     stored = open_targets(tmp_path)
     apart = [trained(bound(chosen, teacher=stored, student=mlp(5, 4, seed=s))) for s in (2, 3)]
     together = [bound(chosen, teacher=stored, student=mlp(5, 4, seed=s)) for s in (2, 3)]
-    seats = [Seat(run=run, evaluate=judge, outputs=Outputs()) for run in together]
-    execute_together(seats, metric="none", stacked=stacked)
+    seats = [SharedRun(run=run, evaluate=judge, outputs=Outputs()) for run in together]
+    execute_shared(seats, metric="none", batch_students=stacked)
     for run, alone in zip(together, apart, strict=True):
         torch.testing.assert_close(weights(run), alone)
 

@@ -1,21 +1,20 @@
-"""How are several students taught at once by one teacher?
+"""Students of one teacher, trained in turns.
 
-Students that read the same batches ask the same teacher about them. Taught side by side, step by
-step, they need one forward pass of the teacher a batch, as deep as the deepest of them reads, and a
-comparison of n students costs little more than one where the teacher is what costs.
+Students that read the same batches need the same targets. Trained step by step beside each other
+they need one forward pass of the teacher for each batch, as deep as the deepest of them reads, so a
+comparison of n students costs little more than one student where the teacher dominates the cost.
 
-Every student runs as it would by itself: with its own stages, optimizer, noise, records and
-checkpoints, which may be resumed here or alone. Results are equal, and on a CPU bit-equal: the
-teacher's pass is the same computation, only its depth may be greater, and a prefix does not depend
-on what comes after it. There is one exception: if one student reads a tap inside the teacher's
-head, which then runs at all positions, the logits of the others may differ in the last digits.
+Every student runs as it would alone: with its own stages, optimizer, noise, records and
+checkpoints, from which it can be resumed here or alone. Results are equal, on a CPU bit-equal: the
+pass of the teacher is the same computation except for its depth, and a prefix does not depend on
+the layers after it. Exception: if one student has a tap inside the head of the teacher, which then
+runs at all positions, logits of the others may differ in the last digits.
 
-Seconds are each student's own. Who comes first at a batch also waits for the teacher, so they take
-turns at that, and each is told an equal part of the teacher's time; on a GPU, which works behind
-the program's back, seconds are only right for all students together. FLOPs are those of the plan,
-as if each had been taught alone.
+Seconds are counted for each student. The first student at a batch also waits for the teacher, so
+the order rotates and each student gets an equal part of that time; on a GPU, whose work is
+asynchronous, only the sum over students is right. FLOPs are those of the plan of a run alone.
 
-Design: no second engine. The runs with the fewest steps advance next, by a step each.
+Design: there is no second engine. The runs with the fewest steps advance next, by one step each.
 """
 
 import itertools
@@ -36,12 +35,12 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import CountsTokens
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.speed import check_speed
+from curricle.training.compatibility import check_compatible
 from curricle.training.loop.engine import Outputs, TrainingRun, single_steps
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.process.ambient import standard_state
 from curricle.training.process.interrupts import Interrupted, Interrupts
-from curricle.training.settings import EngineSettings
 from curricle.training.sharing.grouping import StudentGroups
 
 SHARED = (
@@ -51,16 +50,16 @@ SHARED = (
     "accumulation",
     "threads",
     "compiled_steps",
-    "compiled_teacher",
+    "compile",
     "prefetch",
 )
-"""Settings that students of a classroom have in common."""
+"""Settings that students of one teacher have in common."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Seat:
-    """One student of a classroom."""
+class SharedRun:
+    """One student of a shared teacher."""
 
     run: BoundRun
     """What to run; the student is trained in place."""
@@ -71,13 +70,13 @@ class Seat:
 
 
 @standard_state()
-def execute_together(
-    seats: Sequence[Seat],
+def execute_shared(
+    seats: Sequence[SharedRun],
     *,
     metric: str,
     resume: bool = False,
     until: Callable[[Mapping[str, float]], bool] | None = None,
-    stacked: bool = False,
+    batch_students: bool = False,
 ) -> list[EndRecord]:
     """Run several bound curricula to their ends with one pass of the teacher a batch.
 
@@ -86,8 +85,8 @@ def execute_together(
         metric: The metric by which the runs are judged.
         resume: Whether each goes on from the newest checkpoint in its run folder.
         until: Says of the metrics of an evaluation whether a run may end there.
-        stacked: Whether students that can be are stepped as one model, by `stacking`; results then
-            agree with those of separate runs within rounding.
+        batch_students: Whether students of one architecture and method take their steps as one
+            batched model; results then agree with those of separate runs within rounding.
 
     Returns:
         The last record of each, in the order of the seats.
@@ -99,7 +98,7 @@ def execute_together(
     """
     if not seats:
         return []
-    _check(seats, stacked=stacked)
+    _check(seats, batch_students=batch_students)
     teachers = [one.run.teacher for one in seats]
     live = next((one for one in teachers if isinstance(one, LiveTeacher)), None)
     shared = None if live is None else SharedTeacher(live)
@@ -107,7 +106,7 @@ def execute_together(
     if live is not None:
         # Before the first student moves, also for the last.
         live.check(step for one in seats for step in one.run.teachers)
-    groups = StudentGroups(seats[0].run.settings.compiled_steps) if stacked else None
+    groups = StudentGroups(seats[0].run.settings.compiled_steps) if batch_students else None
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
         interrupts = stack.enter_context(
@@ -134,7 +133,7 @@ def execute_together(
 
 
 def _seated(run: BoundRun, shared: SharedTeacher | None) -> SharedTeacher | StoredTeacher | None:
-    """Return who teaches a student of a classroom."""
+    """Return the teacher of one of the students."""
     return run.teacher if isinstance(run.teacher, StoredTeacher) else run.teacher and shared
 
 
@@ -251,34 +250,22 @@ class _SharedStream:
         return self._batch
 
 
-def _check_steps(settings: EngineSettings, *, stacked: bool) -> None:
-    if settings.compiled_steps > 1 and not stacked:
-        raise BindError(
-            f"'compiled_steps' must be 1 in a classroom that is not stacked, where students wait "
-            f"for each other at every step; got {settings.compiled_steps}"
-        )
-    if settings.prefetch != "none":
-        raise BindError(
-            f"'prefetch' must be 'none' in a classroom, where students ask for the same batch in "
-            f"turns; got {settings.prefetch!r}"
-        )
-
-
-def _check(seats: Sequence[Seat], *, stacked: bool) -> None:
+def _check(seats: Sequence[SharedRun], *, batch_students: bool) -> None:
     """Check that students can be taught together.
 
     Raises:
         BindError: If not.
     """
     first = seats[0].run
-    _check_steps(first.settings, stacked=stacked)
+    way = "batch_students" if batch_students else "share_teacher"
+    check_compatible(first.settings.features() | {way: f"{way!r}"}, BindError)
     teachers = [one.run.teacher for one in seats if one.run.teacher is not None]
     if any(one is not teachers[0] for one in teachers):
-        raise BindError("students of a classroom must have one 'teacher'; got several")
+        raise BindError("students that are trained together must have one 'teacher'; got several")
     for run in (one.run for one in seats):
         if run.stream.fingerprint != first.stream.fingerprint:
             raise BindError(
-                f"students of a classroom must read the same 'stream'; {run.name!r} with seed "
+                f"students of one teacher must read the same 'stream'; {run.name!r} with seed "
                 f"{run.seed} and {first.name!r} with seed {first.seed} do not"
             )
         check_speed(run)
@@ -286,10 +273,12 @@ def _check(seats: Sequence[Seat], *, stacked: bool) -> None:
             one, other = getattr(run.settings, name), getattr(first.settings, name)
             if one != other:
                 raise BindError(
-                    f"students of a classroom must have the same {name!r}; got {other} and {one}"
+                    f"students of one teacher must have the same {name!r}; got {other} and {one}"
                 )
     if len({id(one.run.student.module) for one in seats}) < len(seats):
-        raise BindError("each 'student' of a classroom must be a module of its own; got one twice")
+        raise BindError(
+            "each 'student' of a shared teacher must be a module of its own; got one twice"
+        )
     for seat, other in itertools.combinations(seats, 2):
         names = f"student with seed {seat.run.seed}", f"student with seed {other.run.seed}"
         check_apart(seat.run.student.module, other.run.student.module, names=names)

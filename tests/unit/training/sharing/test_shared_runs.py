@@ -26,7 +26,7 @@ from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_traj
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.engine import RECORDS, Outputs, execute
 from curricle.training.optimizers import SGD, AdamW
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.values import plain
 from tests.parts import bound, mlp, parity
 
@@ -95,9 +95,11 @@ def evaluate(model: TappedModel) -> dict[str, float]:
     return {"accuracy": float(model.module(torch.ones(3, 6)).square().mean())}
 
 
-def seats(chosen: Sequence[BoundRun], folder: Path | None = None, *observers: Any) -> list[Seat]:
+def seats(
+    chosen: Sequence[BoundRun], folder: Path | None = None, *observers: Any
+) -> list[SharedRun]:
     return [
-        Seat(
+        SharedRun(
             run=run,
             evaluate=evaluate,
             outputs=Outputs(
@@ -109,7 +111,7 @@ def seats(chosen: Sequence[BoundRun], folder: Path | None = None, *observers: An
 
 
 def together(chosen: Sequence[BoundRun], folder: Path | None = None, **options: Any) -> Any:
-    return execute_together(seats(chosen, folder), metric="accuracy", **options)
+    return execute_shared(seats(chosen, folder), metric="accuracy", **options)
 
 
 def alone(chosen: Sequence[BoundRun], folder: Path) -> None:
@@ -227,7 +229,7 @@ def test_an_interrupted_class_ends_as_an_uninterrupted_one(
     whole, cut, again = (runs(trajectory, checkpoint_every=4) for _ in range(3))
     together(whole, tmp_path / "whole")
     with pytest.raises(CutError):
-        execute_together(seats(cut, tmp_path / "cut", cut_at(step)), metric="accuracy")
+        execute_shared(seats(cut, tmp_path / "cut", cut_at(step)), metric="accuracy")
     together(again, tmp_path / "cut", resume=True)
     assert_equal(again, whole)
 
@@ -252,7 +254,7 @@ def test_a_class_can_be_gone_on_with_one_by_one(tmp_path: Path, trajectory: Traj
     whole, cut, again = (runs(trajectory, checkpoint_every=4) for _ in range(3))
     together(whole, tmp_path / "whole")
     with pytest.raises(CutError):
-        execute_together(seats(cut, tmp_path / "cut", cut_at(9)), metric="accuracy")
+        execute_shared(seats(cut, tmp_path / "cut", cut_at(9)), metric="accuracy")
     for seat in seats(again, tmp_path / "cut"):
         execute(seat.run, evaluate, metric="accuracy", outputs=seat.outputs, resume=True)
     assert_equal(again, whole)
@@ -312,7 +314,7 @@ def test_a_class_runs_under_the_same_settings() -> None:
 
 def test_each_student_is_a_module_of_its_own() -> None:
     run = bound(from_labels(total=TOTAL))
-    with pytest.raises(BindError, match="each 'student' of a classroom must be a module of its"):
+    with pytest.raises(BindError, match="each 'student' of a shared teacher must be a module"):
         together([run, run])
 
 
@@ -356,7 +358,7 @@ def test_students_of_a_classroom_that_share_a_layer_are_refused() -> None:
     shared = first.module.get_parameter("head.weight")
     second.module.get_submodule("head").register_parameter("weight", nn.Parameter(shared))
     seats = [
-        Seat(
+        SharedRun(
             run=bound(one_shot(total="1 steps"), student=one, seed=number),
             evaluate=lambda _: {"accuracy": 1.0},
             outputs=Outputs(),
@@ -366,4 +368,4 @@ def test_students_of_a_classroom_that_share_a_layer_are_refused() -> None:
     seats[1] = replace(seats[1], run=replace(seats[1].run, teacher=seats[0].run.teacher))
     sentence = "'student with seed 0' and 'student with seed 1' must not share memory"
     with pytest.raises(BindError, match=sentence):
-        execute_together(seats, metric="accuracy")
+        execute_shared(seats, metric="accuracy")

@@ -4,7 +4,7 @@ Task: (100,4)-parity in batches of 64. Teacher: MLP, 2,000 wide; students: MLPs,
 different seeds, learning its logits with SGD. One student alone, twelve one after another, twelve
 in a classroom, and twelve stacked in one take turns; the ratios are those of the medians,
 evaluation left out. The teacher is not trained, which changes nothing about the time.
-Run: python benchmarks/classroom.py [--quick] [--students N]
+Run: python benchmarks/shared_teacher.py [--quick] [--students N]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.engine import Outputs, execute
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
-from curricle.training.sharing.classroom import Seat, execute_together
+from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 INPUTS, DEGREE, BATCH, RATE = 100, 4, 64, 0.3
 TEACHER, STUDENT = 2000, 100
@@ -40,10 +40,10 @@ def main() -> None:
     steps, repetitions = (100, 3) if given.quick else (1000, 7)
     one, apart, together, stacked = [], [], [], []
     for _ in range(repetitions):
-        one.append(timed(runs(1, steps), is_classroom=False))
-        apart.append(timed(runs(given.students, steps), is_classroom=False))
-        together.append(timed(runs(given.students, steps), is_classroom=True))
-        stacked.append(timed(runs(given.students, steps), is_classroom=True, stacked=True))
+        one.append(timed(runs(1, steps), is_shared=False))
+        apart.append(timed(runs(given.students, steps), is_shared=False))
+        together.append(timed(runs(given.students, steps), is_shared=True))
+        stacked.append(timed(runs(given.students, steps), is_shared=True, batch_students=True))
     alone = statistics.median(one)
     print(f"torch {torch.__version__}, {platform.machine()}, 1 thread")
     print(f"{repetitions} interleaved repetitions of {steps} steps")
@@ -74,12 +74,12 @@ def runs(number: int, steps: int) -> list[BoundRun]:
     ]
 
 
-def timed(chosen: Sequence[BoundRun], *, is_classroom: bool, stacked: bool = False) -> float:
+def timed(chosen: Sequence[BoundRun], *, is_shared: bool, batch_students: bool = False) -> float:
     """Return the seconds in which students are taught."""
     started = time.process_time()
-    if is_classroom:
-        seats = [Seat(run=run, evaluate=nothing, outputs=Outputs()) for run in chosen]
-        execute_together(seats, metric="none", stacked=stacked)
+    if is_shared:
+        seats = [SharedRun(run=run, evaluate=nothing, outputs=Outputs()) for run in chosen]
+        execute_shared(seats, metric="none", batch_students=batch_students)
     else:
         for run in chosen:
             execute(run, nothing, metric="none", outputs=Outputs())

@@ -1,0 +1,65 @@
+"""Features of a run that exclude each other, with the reason, in one table.
+
+A feature is a setting that differs from its default, or a property of models and data. Settings,
+specs, runs and students of a shared teacher collect the features that they know and pass them to
+`check_compatible`.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from curricle.errors import CurricleError
+
+_ORDER = "students of one teacher read the same batch in turns"
+_FUSED = "several steps in one compiled graph"
+_BATCHED = "batched students take their steps as one model"
+_SECONDS = "students that are trained in turns share the machine, so their seconds say little"
+_COST = "FLOPs and seconds depend on whether the teacher runs"
+
+INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
+    {
+        ("compiled_steps", "clip_norm"): f"{_FUSED} have no gradient clipping",
+        ("compiled_steps", "accumulation"): f"{_FUSED} read whole batches",
+        ("compiled_steps", "prefetch"): f"{_FUSED} read all their batches at once",
+        ("compiled_steps", "compile student"): f"{_FUSED} compile the student already",
+        ("compiled_steps", "share_teacher"): "students of one teacher wait for each other at "
+        "every step, unless 'batch_students' joins them",
+        ("compiled_steps", "noise"): f"{_FUSED} cannot draw the noise of single steps",
+        ("compiled_steps", "buffers"): f"{_FUSED} do not update buffers",
+        ("compiled_steps", "stored targets"): f"{_FUSED} cannot look up stored targets",
+        ("prefetch", "every step"): "nothing is prepared before a step at which weights are "
+        "recorded, evaluated or saved",
+        ("prefetch", "num_workers"): "forking workers beside the prefetch thread can deadlock, and "
+        "the workers read ahead already",
+        ("prefetch", "share_teacher"): _ORDER,
+        ("prefetch", "batch_students"): _ORDER,
+        ("batch_students", "clip_norm"): f"{_BATCHED}, without clipping",
+        ("batch_students", "accumulation"): f"{_BATCHED}, on whole batches",
+        ("batch_students", "compile student"): f"{_BATCHED}, whose blocks are not compiled",
+        ("share_teacher", "seconds"): _SECONDS,
+        ("batch_students", "seconds"): _SECONDS,
+        ("stored targets", "seconds"): _COST,
+        ("stored targets", "flops"): _COST,
+        ("compile student", "no student blocks"): "the blocks are compiled, one by one",
+        ("compile teacher", "no teacher blocks"): "the blocks are compiled, one by one",
+    }
+)
+"""Reason for each pair of features that cannot be used together."""
+
+
+def check_compatible(features: Mapping[str, str], error: type[CurricleError]) -> None:
+    """Check that no two features exclude each other.
+
+    Args:
+        features: Features that are on, by their name in the table, with the text for the user.
+        error: Kind of the error.
+
+    Raises:
+        CurricleError: If two exclude each other; the sentence names both and the reason.
+    """
+    for (first, second), why in INCOMPATIBLE.items():
+        if first in features and second in features:
+            raise error(
+                f"{features[first]} cannot be used with {features[second]}: {why}; remove one of "
+                f"them"
+            )
