@@ -176,15 +176,13 @@ class Batch:
             and torch.equal(tokens.flatten()[self.selected].long(), self.labels.long())
         )
 
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on another device; nothing is copied if it is there already."""
-        if self.leading.device == device:
-            return self
+    def map(self, change: "TensorMap") -> "Batch":
+        """Return the batch with each of its tensors changed, as by a move to other memory."""
         return Batch(
-            inputs=_each(self.inputs, lambda tensor: tensor.to(device, non_blocking=True)),
-            labels=None if self.labels is None else self.labels.to(device, non_blocking=True),
-            selected=None if self.selected is None else self.selected.to(device, non_blocking=True),
-            valid=None if self.valid is None else self.valid.to(device, non_blocking=True),
+            inputs=_each(self.inputs, change),
+            labels=None if self.labels is None else change(self.labels),
+            selected=None if self.selected is None else change(self.selected),
+            valid=None if self.valid is None else change(self.valid),
             length=self.length,
         )
 

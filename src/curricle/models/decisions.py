@@ -57,7 +57,7 @@ def probability_note(logits: Tensor) -> str:
     rows = logits.detach().flatten(0, -2)[:PROBED_ROWS].float()
     if rows.shape[-1] < 2 or not len(rows) or bool((rows < 0).any()):  # noqa: PLR2004 - classes
         return ""
-    if not torch.allclose(rows.sum(-1), torch.ones(len(rows), device=rows.device), atol=1e-3):
+    if not torch.allclose(rows.sum(-1), rows.new_ones(len(rows)), atol=1e-3):
         return ""
     return "its logits look like probabilities: rows are positive and sum to 1; return the logits"
 

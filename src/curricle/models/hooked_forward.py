@@ -22,6 +22,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from curricle.colocation import processor_kind
 from curricle.errors import BindError, DataError
 from curricle.models.axes import (
     SEQUENCE_AXES,
@@ -305,7 +306,7 @@ class HookedForward:
             return
         states = self._select(first_tensor(args or keywords, "head"))
         # Frozen maps may hold a cast copy of their weight, which spares a cast of it here.
-        cast = module.held(states.device.type) if isinstance(module, HeldLinear) else None
+        cast = module.held(processor_kind(states)) if isinstance(module, HeldLinear) else None
         weight, bias = cast or (module.weight, module.bias)
         self._head = LinearHead(
             states=_autocast(states),
@@ -461,7 +462,7 @@ def _version(state: Tensor) -> int:
 
 def _autocast(states: Tensor) -> Tensor:
     """Return states in the precision in which a linear map would multiply them here."""
-    kind = states.device.type
+    kind = processor_kind(states)
     # Autocast leaves double precision alone.
     if states.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return states

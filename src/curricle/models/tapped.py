@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from curricle.colocation import synchronize
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import modes_kept
@@ -201,8 +202,7 @@ def shown_in_training(
 def _wait(inputs: Inputs) -> None:
     """Wait for the pass on a GPU, where a failed look-up shows only at the next synchronization."""
     tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
+    synchronize(tensor)
 
 
 def check_head(model: TappedModel, inputs: Inputs) -> None:
@@ -213,7 +213,7 @@ def check_head(model: TappedModel, inputs: Inputs) -> None:
             what the map gives.
     """
     given = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    selected = torch.zeros(1, dtype=torch.int64, device=given.device)
+    selected = given.new_zeros(1, dtype=torch.int64)
     with (
         torch.no_grad(),
         modes_kept(model.module),

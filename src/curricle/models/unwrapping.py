@@ -20,7 +20,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         model = inner
         notes.append(
             f"the wrapper {wrapper} of {type(model).__name__} was taken off: taps are read from "
-            f"the module itself, which runs uncompiled and on one device"
+            f"the module itself, which runs uncompiled and without replicas"
         )
     return model, tuple(notes)
 

@@ -18,8 +18,9 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
@@ -68,17 +69,17 @@ class StoredTargets:
         """
         return self.reader.target(batch, selected=self.selected, rows=rows)
 
-    def blank(self, rows: int, device: torch.device) -> Target:
+    def blank(self, rows: int, like: Tensor) -> Target:
         """Return targets of rows of zeros, in the form in which stored ones come.
 
         Args:
             rows: How many.
-            device: Where.
+            like: A tensor that lies where they are to lie.
         """
         codec, width = self.reader.section.codec, self.reader.section.width
         one = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
         repeated = {name: kept.expand(rows, *kept.shape[1:]) for name, kept in one.items()}
-        return codec.decode({name: kept.to(device) for name, kept in repeated.items()}, width)
+        return codec.decode({name: beside(entry, like) for name, entry in repeated.items()}, width)
 
 
 @final

@@ -24,6 +24,7 @@ from jaxtyping import Float, Float64, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.errors import DataError
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.store.packing import bits_of, packed, unpacked
@@ -163,7 +164,7 @@ class Sampled:
         """Return what is kept of some rows."""
         strata = (torch.from_numpy(uniforms(self.draws)) + torch.arange(self.draws)) / self.draws
         parts = [
-            self._drawn(logits, part.to(logits.device))
+            self._drawn(logits, beside(part, logits))
             for logits, part in zip(*_in_parts(target, strata), strict=True)
         ]
         ids, weights, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -189,7 +190,7 @@ class Sampled:
         weights = entries.get("weights")
         return SparseTarget(
             ids=ids,
-            weights=torch.full(ids.shape, 1 / self.draws, device=ids.device)
+            weights=torch.full_like(ids, 1 / self.draws, dtype=torch.get_default_dtype())
             if weights is None
             else weights.float(),
             constant=-entries["entropy"],

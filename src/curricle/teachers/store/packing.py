@@ -11,6 +11,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from curricle.colocation import count_beside
+
 MOST_BITS = 48
 """Bits of the largest numbers; with the neighbors in their bytes they still fit into 64."""
 
@@ -27,11 +29,10 @@ def packed(numbers: Int[Tensor, "row number"], bits: int) -> UInt8[Tensor, "row 
         numbers: Not negative and less than two to the power of `bits`.
         bits: Of each number, 1 to `MOST_BITS`.
     """
-    device = numbers.device
-    highest_first = torch.arange(bits - 1, -1, -1, device=device)
+    highest_first = bits - 1 - count_beside(numbers, bits)
     single = ((numbers.unsqueeze(-1) >> highest_first) & 1).flatten(1)
     filled = functional.pad(single, (0, -single.shape[1] % 8)).unflatten(1, (-1, 8))
-    joined: Tensor = (filled << torch.arange(7, -1, -1, device=device)).sum(-1)
+    joined: Tensor = (filled << (7 - count_beside(numbers, 8))).sum(-1)
     return joined.to(torch.uint8)
 
 
@@ -45,12 +46,11 @@ def unpacked(
         bits: Of each number.
         count: Numbers of a row.
     """
-    device = content.device
-    starts = torch.arange(count, device=device) * bits
+    starts = count_beside(content, count) * bits
     # As many bytes as a number may touch, from its first one on.
     touched = (bits + 14) // 8
-    places = (starts // 8).unsqueeze(-1) + torch.arange(touched, device=device)
+    places = (starts // 8).unsqueeze(-1) + count_beside(content, touched)
     whole = functional.pad(content, (0, touched))[:, places].long()
-    joined: Tensor = (whole << torch.arange(8 * (touched - 1), -1, -8, device=device)).sum(-1)
+    joined: Tensor = (whole << 8 * (touched - 1 - count_beside(content, touched))).sum(-1)
     shifted: Tensor = joined >> (8 * touched - bits - starts % 8)
     return shifted & ((1 << bits) - 1)

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.example_keys import KEYS, data_counts, example_keys, selected_places
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
@@ -167,8 +168,7 @@ class SectionReader:
             )
         chosen_rows = np.repeat(self._starts[places], lengths) + inside
         entries = self._gather(chosen_rows, np.repeat(self._shards[places], lengths))
-        device = batch.leading.device
-        moved = {name: one.to(device, non_blocking=True) for name, one in entries.items()}
+        moved = {name: beside(entry, batch.leading) for name, entry in entries.items()}
         return self.section.codec.decode(moved, self.section.width)
 
     def _find(self, keys: Shaped[np.ndarray, " example"]) -> Int[np.ndarray, " example"]:

@@ -1,7 +1,7 @@
 """Batches as a run reads them: checked on the CPU, and counted.
 
 A wrong label or token id ends on a CPU in torch's own words and on a GPU in an assertion that
-leaves the device useless. So each batch is looked at where it is made, before it is moved. The same
+leaves the GPU useless. So each batch is looked at where it is made, before it is moved. The same
 reading counts positions: padded batches differ, and what a run has consumed is a sum over those
 that it has read.
 
@@ -66,7 +66,7 @@ class TableLimit:
         tensor = inputs.get(self.name)
         if self.offset is not None or tensor is None or not tensor.numel():
             return
-        if tensor.device.type == "cpu":
+        if tensor.is_cpu:
             lowest, highest = map(int, tensor.aminmax())
             if lowest < 0 or highest >= self.rows:
                 raise DataError(
@@ -230,7 +230,7 @@ class RunBatches:
         for table in self._tables:
             table.check(inputs)
         # A look at values would wait for a GPU; batches are made on the CPU.
-        if batch.labels is None or batch.labels.device.type != "cpu":
+        if batch.labels is None or not batch.labels.is_cpu:
             return
         for start, stop, classes in self._labels:
             if start <= step < stop:

@@ -60,7 +60,7 @@ class Term:
     def blank(self, shown: Activations | None, batch: Batch) -> Target:
         """Return a target while binding, when nothing is read from a store yet; see `target`."""
         if self.stored is not None:
-            return self.stored.blank(self.objective.count(batch), batch.leading.device)
+            return self.stored.blank(self.objective.count(batch), batch.leading)
         return self.target(shown, batch)
 
 

@@ -23,7 +23,7 @@ def check_speed(run: BoundRun) -> None:
     """
     settings = run.settings
     check_compatible(settings.features() | _features(run), BindError)
-    kind = settings.torch_device().type
+    kind = settings.placement.kind
     if settings.compiled_steps > 1:
         check_compiler(kind, setting="compiled_steps", plain=1)
     if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":

@@ -53,7 +53,6 @@ from curricle.training.loop.resuming import RunFolder, owner_of
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
 from curricle.training.process.ambient import standard_state
-from curricle.training.process.costs import now
 from curricle.training.process.interrupts import Interrupted, Interrupts
 from curricle.values import fingerprint
 
@@ -254,7 +253,7 @@ class TrainingRun:
             self._try_evaluation()
         if run.teacher is not None:
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
-        self._spent = begun(run.start, self._spent, run.settings.torch_device())
+        self._spent = begun(run.start, self._spent, run.settings.placement)
         self._coming = [stage for stage in run.stages if self._spent.steps < stage.end]
 
     def _close_writer(self) -> None:
@@ -363,7 +362,7 @@ class TrainingRun:
         self._stack.close()
 
     def _now(self) -> float:
-        return now(self.run.settings.torch_device())
+        return self.run.settings.placement.now()
 
     def _next_due(self, done: int) -> int:
         """Return after how many steps, more than are done, something is to be written."""

@@ -213,7 +213,7 @@ class _SharedStream:
 
     def __init__(self, run: BoundRun, teacher: SharedTeacher | None) -> None:
         self._stream: Stream = run.stream
-        self._device = run.settings.torch_device()
+        self._placement = run.settings.placement
         self._teacher = teacher
         self._step: int | None = None
         self._batch: Batch | None = None
@@ -241,12 +241,12 @@ class _SharedStream:
         return expected, expected
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, on the device of the runs; the same for all who ask."""
+        """Return the batch of a step where the models lie, the same tensors for every run."""
         if self._batch is None or step != self._step:
             if self._teacher is not None:
                 # Before the old tensors go, by whose places it knows what it has shown.
                 self._teacher.forget()
-            self._step, self._batch = step, self._stream.batch(step).to(self._device)
+            self._step, self._batch = step, self._placement.part_of(self._stream.batch(step))
         return self._batch
 
 
