@@ -78,12 +78,12 @@ def test_one_process_writes(group: list[Placement]) -> None:
 @groups
 def test_passes_run_in_the_precision_that_is_asked_for(group: list[Placement]) -> None:
     for placement in group:
-        linear: Any = placement.place(linear(4, 2))
+        placed: Any = placement.place(linear(4, 2))
         inputs = drawn(3, 4).to(placement.kind)
         for precision in ("float32", "bfloat16"):
             with placement.autocast(precision):
-                assert linear(inputs).dtype == getattr(torch, precision)
-        assert linear.weight.dtype == torch.float32
+                assert placed(inputs).dtype == getattr(torch, precision)
+        assert placed.weight.dtype == torch.float32
 
 
 @groups

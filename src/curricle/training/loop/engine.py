@@ -198,6 +198,8 @@ class TrainingRun:
         self._take: TakeSteps
         self._before, self._started, self._due = Spent(), 0.0, 0
         self._coming = list(run.stages)
+        # Every process takes the same steps and reads the same checkpoints; one of them writes.
+        self._is_writer = run.settings.placement.is_writer
         self._optimizer = run.optimizer.build(run.student.module.parameters())
         self._facts = run_facts(run)
         self._digest = fingerprint(self._facts)
@@ -247,7 +249,7 @@ class TrainingRun:
         if self.end is not None:
             return
         folder = self.outputs.folder
-        if folder is not None and self._resumed is None:
+        if folder is not None and self._resumed is None and self._is_writer:
             write_facts(folder, self._facts)
         if self._resume:
             self._try_evaluation()
@@ -347,11 +349,11 @@ class TrainingRun:
         try:
             metrics = self._metrics(self.run.stages[-1])
         except Exception as error:
-            if files is not None:
+            if files is not None and self._is_writer:
                 files.save_student(module)
                 error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
-        weights = "" if files is None else files.save_student(module)
+        weights = "" if files is None or not self._is_writer else files.save_student(module)
         end = EndRecord(metrics=metrics, spent=self._spent, weights=weights)
         self._tell(end)
         if files is not None and self._writer is not None:
@@ -391,7 +393,7 @@ class TrainingRun:
             self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
             is_taught = stage.plan.reads_logits
             self._has_ended = is_taught and self._until is not None and self._until(metrics)
-        if trajectory is not None and is_kept:
+        if trajectory is not None and is_kept and self._is_writer:
             trajectory.save(self.run.student.module, done, metrics.get(LOSS))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.
@@ -531,8 +533,9 @@ class TrainingRun:
         if end is not None:
             return end
         # What was read above may be of a process that has written since.
-        files.open_for_writing(lock)
-        if self.outputs.trajectory is not None:
+        if self._is_writer:
+            files.open_for_writing(lock)
+        if self.outputs.trajectory is not None and self._is_writer:
             self.outputs.trajectory.remove_leftovers()
         if not self._resume:
             files.check_free()
@@ -572,14 +575,16 @@ class TrainingRun:
         """Go on from the newest checkpoint, or begin if there is none."""
         self._resumed = files.newest()
         if self._resumed is None:
-            files.begin()
-            self._writer = RecordWriter(files.records)
+            if self._is_writer:
+                files.begin()
+                self._writer = RecordWriter(files.records)
             self._tell(opening)
             return
         state = read_state(self._resumed, planned=self.run.stages[-1].end)
-        self._writer = RecordWriter(
-            files.records, keep_bytes=state.records_bytes, head=state.records_head
-        )
+        if self._is_writer:
+            self._writer = RecordWriter(
+                files.records, keep_bytes=state.records_bytes, head=state.records_head
+            )
         load_checkpoint(self._resumed, self.run.student.module, self._optimizer)
         self._spent = state.spent
         # It is on disk already, but these observers have not seen it.
