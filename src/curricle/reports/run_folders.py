@@ -39,7 +39,7 @@ InStage = TypeVar("InStage", StageRecord, StepRecord, EvaluationRecord)
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """The metrics of a student and what it had consumed by then."""
+    """The metrics of a student and its cost until then."""
 
     spent: Spent
     """Consumed before the evaluation."""
@@ -59,7 +59,7 @@ class Run:
     method: str
     """Name under which runs with different seeds belong together."""
     opening: RunRecord
-    """What was run."""
+    """First record: curriculum, models, seed."""
     stages: tuple[StageRecord, ...] = ()
     """Where the stages began."""
     steps: tuple[StepRecord, ...] = ()
@@ -91,27 +91,29 @@ class Run:
     def measurements(self) -> tuple[Measurement, ...]:
         """Return all evaluations in order; the end counts as one unless it repeats the last."""
         taught = {plan.name: plan.reads_logits for plan in self.opening.stages}
-        found = [
+        measurements = [
             Measurement(
-                spent=each.spent, metrics=each.metrics, is_taught=taught.get(each.stage, True)
+                spent=evaluation.spent,
+                metrics=evaluation.metrics,
+                is_taught=taught.get(evaluation.stage, True),
             )
-            for each in self.evaluations
+            for evaluation in self.evaluations
         ]
         if self.end is not None:
-            if found and found[-1].spent.steps == self.end.spent.steps:
-                found.pop()
-            found.append(Measurement(spent=self.end.spent, metrics=self.end.metrics))
-        return tuple(found)
+            if measurements and measurements[-1].spent.steps == self.end.spent.steps:
+                measurements.pop()
+            measurements.append(Measurement(spent=self.end.spent, metrics=self.end.metrics))
+        return tuple(measurements)
 
     @property
     def spent(self) -> Spent:
-        """Return what the run has consumed as far as its records tell."""
+        """Return the cost of the run as far as it is recorded."""
         if self.end is not None:
             return self.end.spent
-        known = [each.spent for each in self.stages]
-        known += [each.spent for each in self.steps]
-        known += [each.spent for each in self.evaluations]
-        return max(known, key=lambda spent: spent.steps, default=Spent())
+        usages = [record.spent for record in self.stages]
+        usages += [record.spent for record in self.steps]
+        usages += [record.spent for record in self.evaluations]
+        return max(usages, key=lambda spent: spent.steps, default=Spent())
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:

@@ -2,9 +2,9 @@
 
 A `Grid` is a table as plain text: a title, columns and rows. Functions ending in `_grid` make
 grids from summaries, runs and plans; `to_rich` and `to_markdown` lay any grid out, and the page
-does the same in HTML, so that all three always tell the same.
+does the same in HTML, so that all three always agree.
 
-Design: texts in records come from users and are never read as markup, whatever they contain.
+Design: texts in records come from users and are never read as markup.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,9 +30,9 @@ COST_WORDS = {
     "total_flops": "total FLOPs",
     "seconds": "seconds",
 }
-"""What each field of `Costs` is called in tables and figures."""
+"""Name of each field of `Costs` in tables and figures."""
 SEED_COSTS = ("examples", "total FLOPs")
-"""Costs of a single run that are told beside its seconds, and to a target if there is one."""
+"""Costs of a single run, printed beside its seconds, and to a target if there is one."""
 MOST_WHOLE = 20
 """Characters of a word that a narrow terminal does not break."""
 STEP_FLOPS = ("student FLOPs a step", "teacher FLOPs a step")
@@ -56,7 +56,7 @@ class Grid:
     """A table as plain text."""
 
     title: str
-    """What the table shows; may be empty."""
+    """Heading; may be empty."""
     columns: tuple[str, ...]
     """Headings."""
     rows: tuple[tuple[str, ...], ...]
@@ -105,7 +105,7 @@ def _costs(method: MethodSummary) -> list[str]:
 
 
 def seed_grid(summary: Summary) -> Grid:
-    """Return one row a run: final metrics, costs to a target if any, and what was consumed."""
+    """Return one row a run: final metrics, costs to a target if any, and total costs."""
     rows = [
         (name, *_seed_row(seed, summary))
         for name, method in summary.methods.items()
@@ -144,9 +144,9 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
 
     Args:
         stages: The bound stages, in order.
-        title: What the table shows.
+        title: Heading of the table.
     """
-    whole = sum(_stage_flops(stage) for stage in stages)
+    total = sum(_stage_flops(stage) for stage in stages)
     rows = [
         (
             stage.name,
@@ -158,7 +158,7 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
             f"{stage.steps:,}",
             short(stage.student_flops),
             short(stage.teacher_flops),
-            _share(_stage_flops(stage), whole),
+            _share(_stage_flops(stage), total),
             short(stage.memory_bytes, "B"),
         )
         for stage in stages
@@ -168,8 +168,8 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
         "whole run", "", "", "", "", "",
         f"{sum(stage.steps for stage in stages):,}",
         f"{short(student)} in all",
-        f"{short(whole - student)} in all",
-        _share(whole, whole),
+        f"{short(total - student)} in all",
+        _share(total, total),
         short(max((stage.memory_bytes for stage in stages), default=0), "B"),
     ))  # fmt: skip
     heads = ("steps", *STEP_FLOPS, FLOPS_SHARE, "memory")
@@ -185,16 +185,20 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
 
 def _objective(stage: StagePlan) -> str:
     """Return a stage's objectives, with the number of parameters that they train themselves."""
-    own = stage.adapter_parameters
-    return f"{stage.objective}; {short(own)} own parameters" if own else stage.objective
+    num_parameters = stage.adapter_parameters
+    return (
+        f"{stage.objective}; {short(num_parameters)} own parameters"
+        if num_parameters
+        else stage.objective
+    )
 
 
 def _stage_flops(stage: StagePlan) -> int:
     return stage.steps * (stage.student_flops + stage.teacher_flops)
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else NONE
+def _share(amount: int, total: int) -> str:
+    return f"{100 * amount / total:.1f} %" if total else NONE
 
 
 def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
@@ -212,12 +216,12 @@ def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
 
 def without_empty(grid: Grid) -> Grid:
     """Return a grid without the columns that are empty in every row."""
-    kept = [at for at in range(len(grid.columns)) if any(row[at] for row in grid.rows)]
+    columns = [at for at in range(len(grid.columns)) if any(row[at] for row in grid.rows)]
     return replace(
         grid,
-        columns=tuple(grid.columns[at] for at in kept),
-        rows=tuple(tuple(row[at] for at in kept) for row in grid.rows),
-        numeric=tuple(grid.numeric[at] for at in kept),
+        columns=tuple(grid.columns[at] for at in columns),
+        rows=tuple(tuple(row[at] for at in columns) for row in grid.rows),
+        numeric=tuple(grid.numeric[at] for at in columns),
     )
 
 
@@ -232,9 +236,9 @@ def to_rich(grid: Grid, *, leading: int = 0) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, leading=leading)
     for at, (column, right) in enumerate(zip(grid.columns, grid.numeric, strict=True)):
         # Headings and names break between words only, however narrow the terminal.
-        kept = [column] if right else [column, *(row[at] for row in grid.rows)]
+        texts = [column] if right else [column, *(row[at] for row in grid.rows)]
         widest = min(
-            MOST_WHOLE, max((len(word) for cell in kept for word in cell.split()), default=1)
+            MOST_WHOLE, max((len(word) for text in texts for word in text.split()), default=1)
         )
         justify: JustifyMethod = "right" if right else "left"
         heading = Text(visible(column, keep="\n"))
