@@ -4,12 +4,12 @@ Design: where models and batches of a run lie is decided by `training.process.pl
 Everything else makes its tensors where those lie that it was given.
 """
 
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
-Movable = TypeVar("Movable", Tensor, nn.Module)
+Movable = TypeVar("Movable", bound=Tensor | nn.Module)
 
 
 def beside(movable: Movable, like: Tensor) -> Movable:
@@ -20,7 +20,7 @@ def beside(movable: Movable, like: Tensor) -> Movable:
         like: A tensor that lies where the result is to lie.
     """
     # Copies to a GPU need not be waited for; a copy to the CPU would be read before it is there.
-    return movable.to(like.device, non_blocking=not like.is_cpu)
+    return cast("Movable", movable.to(like.device, non_blocking=not like.is_cpu))
 
 
 def processor_kind(tensor: Tensor) -> str:

@@ -1,16 +1,16 @@
 """Models of any kind, read at taps through forward hooks.
 
 `HookedModel` reads the outputs of submodules through forward hooks and ends the forward pass as
-soon as everything that a reading asks for is collected, so an early stage costs only the layers it
-uses. The prefix that runs is the module's own code: values and gradients equal those of the full
-pass exactly.
+soon as everything in the reading is collected, so an early stage costs only the layers it uses. The
+prefix that runs is the module's own code: values and gradients equal those of the full pass
+exactly.
 
 Axes: example, position, width, selected, class (see `tapped`).
 
 Design: hooks live as long as a reading, not as long as a pass, so that a training loop registers
 them once a stage; they are gone when the reading closes, also after an exception. Nothing is added
-to the module. What surrounds its forward pass wraps the `StoppableModule` around it, through which
-no early exit passes; see `hooked_forward`.
+to the module. Parallel wrappers surround the `StoppableModule` around it, through which no early
+exit passes; see `hooked_forward`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,16 +57,16 @@ class HookedModel:
         Args:
             module: The model; it stays as it is.
             blocks: Paths of the blocks in forward order; block l is tap l, tap 0 is the first
-                block's input. A `Numbering` also holds why there are none, and notes.
+                block's input. A `Numbering` also holds the reason for none, and notes.
             head: Path of the module that turns hidden states into logits, position by position,
                 or of all such modules between the last block and the logits. If given, they run
                 at the selected positions only.
             head_end: None if the output of the (last) head is the logits and the pass ends there.
-                Otherwise logits are what `forward` returns, and this says how they come of the last
-                linear map of the head.
+                Otherwise logits are the output of `forward`, made of the last linear map of the
+                head as described here.
             is_residual: Whether the blocks write into one residual stream.
             width_axis: Axis of the hidden states that counts features, and of the logits that
-                counts classes unless a linear map makes them; 1 for convolutions, whose
+                counts classes unless a linear map makes them; 1 for convolutions: their
                 logits cannot be selected by position.
             keywords: Fixed keyword arguments of every forward call.
 
@@ -74,6 +74,7 @@ class HookedModel:
             BindError: If a path does not exist.
         """
         self._module = module
+        # Apart from the module, so that hooks of its owner do not see the outcome of an early exit.
         self._outermost: nn.Module = StoppableModule(module)
         self._modules = dict(module.named_modules())
         self._numbering = (
@@ -81,6 +82,7 @@ class HookedModel:
         )
         self._blocks = self._numbering.paths
         self._head = (head,) if isinstance(head, str) else tuple(head)
+        # After a head that ends in logits nothing is left to run; otherwise `forward` goes on.
         self._ends_at_head = bool(self._head) and head_end is None
         self._head_end = HeadEnd(path=self._head[-1]) if self._ends_at_head else head_end
         self._is_residual = is_residual
@@ -90,6 +92,7 @@ class HookedModel:
         self._observed = ObservedAxes(
             module, has_known_states=is_residual and hasattr(module, "config")
         )
+        # A wrong path is an error now, not in the middle of the first pass.
         for path in (*self._blocks, *self._head):
             self._place_at(path)
 
@@ -101,11 +104,11 @@ class HookedModel:
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
         """Run readings through a wrapper, such as `DistributedDataParallel`.
 
-        The wrapper gets a module whose forward pass always returns, also where a reading ends it
-        early; `module`, and the names in its state, stay as they are.
+        The wrapper gets a module with a forward pass that always returns, also where a reading ends
+        it early; `module`, and the names in its state, stay as they are.
 
         Args:
-            wrapper: Returns what is called in the place of a module; may return the module itself.
+            wrapper: Returns the replacement of a module in calls; may return the module itself.
         """
         self._outermost = wrapper(self._outermost)
 
@@ -116,11 +119,11 @@ class HookedModel:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what was decided about the model, one sentence each."""
+        """Return the decisions about the model, one sentence each."""
         return self._numbering.notes
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the module's
-        """Return what the module returns for the same arguments."""
+        """Return the output of the module for the same arguments."""
         return self._module(*args, **keywords)
 
     @property
@@ -149,6 +152,7 @@ class HookedModel:
                 f"'blocks', so name a module path: {near_names('', filter(None, self._modules))}"
             )
         number = tap_number(tap, self.depth)
+        # Embeddings have no name that all families share; the input of block 1 is their output.
         if number == 0:
             first = self._place_at(self._blocks[0])
             return Place(first.path, first.call, "input", tap="0")
@@ -164,6 +168,7 @@ class HookedModel:
             BindError: If the head is wanted and does not end in a linear map.
         """
         end = self._linear_end() if head else None
+        # Several objectives may read one place, which is collected once.
         return self._open(tuple(dict.fromkeys(places)), logits=logits, end=end)
 
     @contextmanager
@@ -193,6 +198,7 @@ class HookedModel:
                     else target.register_forward_hook(hook.after)
                 )
                 stack.callback(handle.remove)
+            # Without logits the head is not reached, or runs on all positions for a tap behind it.
             for path in self._head if logits or end else ():
                 head = self._modules[path]
                 handle = head.register_forward_pre_hook(collector.gather_rows, with_kwargs=True)
@@ -234,6 +240,7 @@ class HookedModel:
         return end
 
     def _is_linear(self, end: HeadEnd | None) -> bool:
+        # A subclass may compute something else of its weight than a product.
         return end is not None and type(self._modules[end.path]) in (nn.Linear, HeldLinear)
 
     def _place_at(self, name: str) -> Place:

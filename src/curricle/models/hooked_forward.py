@@ -1,6 +1,6 @@
 """Forward passes that collect hidden states by hooks and end early.
 
-`HookedForward` is the state of one open reading: its hooks collect what the reading asks for, and
+`HookedForward` is the state of one open reading: its hooks collect states and logits, and
 raise `EarlyExit` as soon as the collection is complete. `StoppableModule` is the outermost module
 of every pass: it catches the exit inside its own `forward`.
 
@@ -9,7 +9,7 @@ Axes: example, position, width, selected, class (see `tapped`).
 Design: wrappers such as `DistributedDataParallel` and `fully_shard` work before and after the
 forward pass of the module that they wrap. An exception that passes through them skips their work:
 gradients are not synchronised, gathered weights are not freed, and neither raises an error. So they
-wrap the `StoppableModule`, which always returns, and whose output holds every state that the
+wrap the `StoppableModule`, which always returns, and its output holds every state that the
 loss may use: wrappers find the parameters of a pass by following the graph of its output. Only the
 weight of a head that is multiplied in chunks is used outside of the pass, which they do not see.
 """
@@ -49,7 +49,7 @@ class EarlyExit(BaseException):
 
 @final
 class StoppableModule(nn.Module):
-    """Outermost module of a hooked model, which returns also where a pass ends early."""
+    """Outermost module of a hooked model, which returns also when a pass ends early."""
 
     def __init__(self, module: nn.Module) -> None:
         """Hold a model, which stays as it is and keeps the names of its weights.
@@ -88,7 +88,7 @@ class HookedForward:
         axes: tuple[int, int | None],
         observed: ObservedAxes,
     ) -> None:
-        """Describe what is collected.
+        """Describe the collection.
 
         Args:
             places: Places of the hidden states.
@@ -118,6 +118,7 @@ class HookedForward:
         self._positions: tuple[int, ...] | None = None
         self._hidden: dict[Place, Tensor] = {}
         self._collected: tuple[Place, ...] = ()
+        # In the order in which the pass reaches them, which need not be that of `places`.
         self._versions: list[int] = []
         self._head: LinearHead | None = None
         self._calls: Counter[tuple[str, str]] = Counter()
@@ -141,14 +142,15 @@ class HookedForward:
         selected: Tensor | None,
         keywords: Mapping[str, object],
     ) -> Activations:
-        """Return what one forward pass has collected.
+        """Return states and logits of one forward pass.
 
         Args:
-            outermost: The `StoppableModule` of the model, or what wraps it.
+            outermost: The `StoppableModule` of the model, or its wrapper.
             inputs: Inputs of the model.
             selected: Positions of the logits; None for all.
             keywords: Fixed keyword arguments of the model.
         """
+        # At the start too: a pass that has failed may have left something.
         self._clear(selected)
         self._is_running = True
         try:
@@ -185,7 +187,7 @@ class HookedForward:
     def collect(
         self, module: nn.Module, inputs: Inputs, keywords: Mapping[str, object]
     ) -> PassOutput:
-        """Return what a pass of the model shows; called by `StoppableModule`.
+        """Return states and logits of a pass of the model; called by `StoppableModule`.
 
         Args:
             module: The model.
@@ -196,6 +198,7 @@ class HookedForward:
             BindError: If the pass does not reach a tap or the head, changes a tap in place, or
                 leaves open which axis counts features.
         """
+        # A declared axis is trusted; the default is checked against the layers of the first pass.
         traced: list[Place | None] = list(self._places) if self._width_axis == -1 else []
         if self._reads_logits and self._class_axis == -1:
             traced.append(None)
@@ -216,6 +219,7 @@ class HookedForward:
             self._settle_axes(traced, inputs, keywords)
         self._check_states()
         logits = self._read_logits(inputs)
+        # After the pass, when a later module has changed a tap in place if any does.
         self._check_unchanged()
         self._collected = tuple(self._hidden)
         hidden = [with_features_last(state, self._width_axis) for state in self._hidden.values()]
@@ -246,6 +250,7 @@ class HookedForward:
 
     def _ungathered_logits(self) -> Tensor | None:
         """Return the logits of the output before any are selected; None if it has none."""
+        # Rows of gathered logits are positions: their axes show nothing.
         if self._output is None or self._has_gathered:
             return None
         try:
@@ -262,6 +267,7 @@ class HookedForward:
         # Activation checkpointing runs modules again in the backward pass, after the pass itself.
         if not self._is_running:
             return
+        # A module that is used several times is a place in each of its calls.
         call = self._calls[path, side]
         self._calls[path, side] += 1
         place = Place(path, call, side)
@@ -288,6 +294,7 @@ class HookedForward:
         state = args[0] if args else next(iter(keywords.values()), None)
         if not isinstance(state, Tensor):
             raise BindError(f"'head' must receive hidden states first; got {type(state).__name__}")
+        # For a large vocabulary the head costs more than the blocks: it runs on few rows only.
         rows = self._rows(state, self._selected)
         self._has_gathered = True
         if args:
@@ -323,6 +330,7 @@ class HookedForward:
         Raises:
             EarlyExit: If the collection is complete.
         """
+        # The hook also fires in passes of other readings of the same model.
         if not self._is_running:
             return
         self._output = output, module
@@ -374,7 +382,7 @@ class HookedForward:
         return rows
 
     def _rows(self, state: Tensor, selected: Tensor) -> Tensor:
-        """Return the selected rows of a state, whose positions the caller can compare.
+        """Return the selected rows of a state, and note the shape of all positions.
 
         Raises:
             DataError: If more are selected than there are, which a GPU would not survive.
@@ -389,6 +397,7 @@ class HookedForward:
         return rows[selected]
 
     def _exit_if_complete(self) -> None:
+        # The cheapest test first: it runs after every hooked module.
         if len(self._hidden) < len(self._places):
             return
         has_head = self._end is None or self._head is not None

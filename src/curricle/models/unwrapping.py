@@ -2,7 +2,7 @@
 
 Hooks belong to the module itself: a compiled graph cannot be stopped at a tap, and the replicas of
 `DataParallel` write their states over each other's. Weights are shared with the wrapper, which
-therefore holds what was trained.
+therefore holds the trained weights.
 """
 
 from torch import nn
