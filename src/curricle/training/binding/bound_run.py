@@ -449,7 +449,7 @@ class _Probe:
     def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
             self._teacher.check_precision(self._settings.precisions[-1])
-            return self._teacher.shown(each, student)
+            return self._teacher.placeholders(each, student)
         reads = merge_reads(each, full_student=False)
         model, head = require(self._teacher, "teacher").model, reads.teacher_head
         if head:

@@ -40,10 +40,10 @@ from curricle.teachers.store.manifest import (
     MANIFEST,
     DataFacts,
     Manifest,
-    Section,
+    TargetSet,
     TeacherFacts,
-    facts_of,
     read_manifest,
+    target_key,
 )
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
@@ -141,7 +141,7 @@ class TeacherQuery:
     """The run."""
     stage: BoundStage
     """One of its stages."""
-    wanted: list[tuple[Section, int]]
+    wanted: list[tuple[TargetSet, int]]
     """Each kind of target, and the number of the objective that reads it."""
 
     def captured(self, writer: ShardWriter) -> Iterator[None]:
@@ -156,7 +156,7 @@ class TeacherQuery:
 
     def compared(
         self, steps: int
-    ) -> Iterator[tuple[Section, BoundObjective, Batch, Float[Tensor, "row width"]]]:
+    ) -> Iterator[tuple[TargetSet, BoundObjective, Batch, Float[Tensor, "row width"]]]:
         """Yield the targets of the first steps as the teacher computes them now.
 
         Args:
@@ -205,7 +205,7 @@ class TeacherQuery:
     def _store(self, writer: ShardWriter, loss: StageLoss, part: Batch) -> None:
         keys = [example_keys(part, selected=section.selected) for section, _ in self.wanted]
         missing = [
-            writer.lacks(section, keys_of_section)
+            writer.find_missing(section, keys_of_section)
             for (section, _), keys_of_section in zip(self.wanted, keys, strict=True)
         ]
         if not any(is_missing.any() for is_missing in missing):
@@ -244,7 +244,9 @@ def _query(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> TeacherQue
     return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
 
 
-def _asked(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Iterator[tuple[Section, int]]:
+def _asked(
+    run: BoundRun, stage: BoundStage, codecs: TargetCodecs
+) -> Iterator[tuple[TargetSet, int]]:
     """Yield the kind of target of each objective with a teacher, and the objective's number."""
     for number, term in enumerate(stage.terms):
         if term.needs_teacher:
@@ -272,11 +274,11 @@ def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
 
 def _section(
     objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
-) -> Section:
+) -> TargetSet:
     """Return what an objective's targets are."""
-    facts = facts_of(objective, stream)
+    facts = target_key(objective, stream)
     assert conforms(objective, Storable)  # noqa: S101 - or it would have no facts
-    return Section(
+    return TargetSet(
         reference=reference,
         facts=facts,
         selected=objective.reads_selected,
@@ -331,7 +333,7 @@ def _merged(folder: Path, wanted: Manifest) -> Manifest:
             f"{there.teacher.precision!r}; capture into another folder"
         )
     for section in wanted.sections:
-        found = there.section(section.name)
+        found = there.target_set(section.name)
         if found is not None and found != section:
             raise CheckpointError(
                 f"{str(folder)!r} must hold targets packed as {section.codec}; got {found.codec}; "

@@ -281,7 +281,7 @@ def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path
     whole = capture([bound(EXTRACTION)], tmp_path / "whole", codecs=codecs)
     with pytest.raises(KeyboardInterrupt):
         capture([bound(EXTRACTION)], tmp_path / "killed", codecs=codecs, watch=kill_after(5))
-    with pytest.raises(CheckpointError, match="must be captured to its end"):
+    with pytest.raises(CheckpointError, match="must hold a finished capture"):
         open_targets(tmp_path / "killed")
     again, passes = counted(bound(EXTRACTION))
     resumed = capture([again], tmp_path / "killed", codecs=codecs)
@@ -315,7 +315,7 @@ def test_a_second_capture_that_is_killed_leaves_the_first_readable(
         capture([bound(first)], tmp_path, codecs=codecs)
     stored = open_targets(tmp_path)
     assert torch.equal(trained(bound(first, teacher=stored)), live)
-    rule = "stored: hidden of final, .*; not captured to the end, capturing again goes on: logits"
+    rule = "stored: hidden of final, .*; not captured to the end, capture again: logits"
     with pytest.raises(BindError, match=rule):
         bound(second, teacher=stored)
     assert capture([bound(second)], tmp_path, codecs=codecs).is_complete
@@ -335,7 +335,9 @@ def test_more_data_of_a_capture_that_is_killed_leave_the_first_readable(tmp_path
         capture([more()], tmp_path, codecs=codecs, watch=kill_after(1))
     stored = open_targets(tmp_path)
     assert torch.equal(trained(texts(chosen, teacher=stored)), live)
-    with pytest.raises(DataError, match="a capture of them was stopped, and capturing again goes"):
+    with pytest.raises(
+        DataError, match="their capture was stopped; run `curricle targets capture`"
+    ):
         trained(more(teacher=stored))
     capture([more()], tmp_path, codecs=codecs)
     trained(more(teacher=open_targets(tmp_path)))
@@ -347,7 +349,7 @@ def test_a_capture_of_some_does_not_end_what_another_has_begun(tmp_path: Path) -
         capture([bound(staged(HIDDEN))], tmp_path, codecs=codecs, watch=kill_after(2))
     manifest = capture([bound(staged(MatchLogits()))], tmp_path, codecs=codecs)
     assert not manifest.is_complete
-    with pytest.raises(BindError, match="capturing again goes on: hidden of final"):
+    with pytest.raises(BindError, match="capture again: hidden of final"):
         bound(staged(HIDDEN), teacher=open_targets(tmp_path))
 
 
