@@ -101,6 +101,13 @@ class Listed:
         return self.batches[step % len(self.batches)]
 
 
+def stored_target(run: BoundRun, batch: Batch, number: int = 0) -> Any:
+    """Return the stored target of an objective of the first stage of a run."""
+    term = run.stages[0].terms[number]
+    assert term.stored is not None
+    return term.stored.target(batch, term.objective.count(batch))
+
+
 class Shared(nn.Module):
     """One block that is called three times, under a head."""
 

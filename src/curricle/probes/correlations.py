@@ -117,7 +117,7 @@ def signs(batch: Batch) -> Float[Tensor, "example input"]:
         BindError: If the inputs are not rows of bits.
     """
     inputs = batch.leading
-    bits = inputs if batch.is_flat else (1 - 2 * inputs).to(torch.float32)
+    bits = (1 - 2 * inputs).to(torch.float32) if batch.has_positions else inputs
     if bits.ndim != 2 or not bool((bits.abs() == 1).all()):  # noqa: PLR2004 - example and input
         raise BindError(
             f"'batch' must hold rows of bits, -1 and +1 or tokens 0 and 1; got shape "

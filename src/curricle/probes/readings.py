@@ -102,8 +102,8 @@ def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected
 def chunks(model: TappedModel, batch: Batch) -> Iterator[Batch]:
     """Yield the batch where the weights of a model lie, in chunks for one forward pass each."""
     weight = next(model.module.parameters(), None)
-    tokens = max(1, batch.leading[0].numel()) if not batch.is_flat else 1
-    for chunk in batch.chunks(max(1, MOST_POSITIONS // tokens)):
+    positions = max(1, batch.num_read_tokens // batch.num_examples)
+    for chunk in batch.chunks(max(1, MOST_POSITIONS // positions)):
         yield chunk if weight is None else chunk.map(partial(beside, like=weight))
 
 

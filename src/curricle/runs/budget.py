@@ -143,7 +143,9 @@ def _longest(
             return 0.0 if steps < run.num_steps else float("inf")
         # How many stages there are may depend on the length; only far beyond the provisional one
         # can there be stages that have not been measured.
-        return sum(stage.duration.number * costs.get(stage.name, dearest) for stage in stages)
+        return sum(
+            stage.duration.at_most.number * costs.get(stage.name, dearest) for stage in stages
+        )
 
     low, high = 0, 1
     while cost(high) <= limit.number and high < 10**12:
@@ -184,6 +186,6 @@ def _times(run: BoundRun, stage: BoundStage) -> list[float]:
         for number in range(WARM_UP_STEPS + TIMED_STEPS):
             started = placement.now()
             # A stage may be shorter than that, and a schedule has no rate for steps outside it.
-            stepper.take(stage.start + number % (stage.end - stage.start), stage.end)
+            stepper.take(stage.span.start + number % stage.span.most, stage.span.end)
             times.append(placement.now() - started)
     return times[WARM_UP_STEPS:]

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from curricle.data.finiteness import non_finite_words
-from curricle.data.labels import misplaced
-from curricle.data.streams import Batch
+from curricle.data.labels import misplaced, require_classes
+from curricle.data.streams import Batch, check_positions
 from curricle.errors import DataError
 from curricle.models.axes import observing
 from curricle.models.tapped import Activations, Reader, TappedModel
-from curricle.objectives.base import check_positions, logits_of, require
+from curricle.objectives.base import logits_of, require
 from curricle.objectives.losses import cross_entropy
 from curricle.training.binding.trials import check_places
 from curricle.training.process.placement import HOST, Placement
@@ -45,8 +45,8 @@ def label_metrics(batches: Sequence[Batch], placement: Placement = HOST) -> Eval
     """Return an evaluator that gives `accuracy` and `nll` against the labels of fixed batches.
 
     Raises:
-        DataError: If there is no labeled position, or all labels are the tokens at their own
-            positions; from the evaluator, if a label is no class of
+        DataError: If there is no labeled position, labels are no classes, or all are the tokens at
+            their own positions; from the evaluator, if a label is no class of
             the model, if the model gives logits elsewhere, or if a metric is not finite for inputs
             that are not.
     """
@@ -60,6 +60,9 @@ def label_metrics(batches: Sequence[Batch], placement: Placement = HOST) -> Eval
             "'evaluation' must not have the input ids as labels, which a model only copies; "
             "curricle.stream(loader, next_token=True) shifts them by one position"
         )
+    for batch in batches:
+        if batch.labels is not None:
+            require_classes(batch.labels, "'labels' of 'evaluation'")
     moved = [placement.part_of(batch) for batch in batches]
     labels = torch.cat([one.labels.long().cpu() for one in batches if one.labels is not None])
     lowest, highest = int(labels.min()), int(labels.max())

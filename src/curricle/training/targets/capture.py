@@ -122,7 +122,7 @@ def capture(
     )
     with locked(folder, remedy="wait for its end or take another folder"):
         writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
-        done, total = 0, sum(query.stage.end - query.stage.start for query in queries)
+        done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
             with query.run.settings.stated_threads():
                 for _ in query.captured(writer):
@@ -148,7 +148,8 @@ class TeacherQuery:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
         with self._open() as loss:
-            for step in range(stage.start, stage.end):
+            # If an earlier stage may end early, a student may read any of these steps.
+            for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
                     for part in run.stream.batch(step).split(run.settings.accumulation):
                         self._store(writer, loss, part)
@@ -167,7 +168,7 @@ class TeacherQuery:
         """
         stage = self.stage
         with self._open() as loss:
-            for step in range(stage.start, min(stage.start + steps, stage.end)):
+            for step in stage.span.possible_steps[:steps]:
                 for part in self._parts(step):
                     with located(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(part)
@@ -196,7 +197,7 @@ class TeacherQuery:
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):
-            with located(stage.declared.name, stage.start, run.seed):
+            with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
                     lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
                 )
@@ -211,7 +212,12 @@ class TeacherQuery:
         if not any(is_missing.any() for is_missing in missing):
             return
         moved = self.run.settings.placement.part_of(part)
-        targets = loss.targets(moved)
+        numbers = {
+            number
+            for (_, number), is_missing in zip(self.wanted, missing, strict=True)
+            if is_missing.any()
+        }
+        targets = loss.targets(moved, numbers)
         columns = zip(self.wanted, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
             if not is_missing.any():
