@@ -241,7 +241,7 @@ class _SharedStream:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step where the models lie, the same tensors for every run."""
         if self._batch is None or self._batch[0] != step:
-            self._batch = step, self._stream.batch(step).to(self._device)
+            self._batch = step, self._placement.part_of(self._stream.batch(step))
         return self._batch[1]
 
 
