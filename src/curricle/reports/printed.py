@@ -9,10 +9,10 @@ The same runs give the same bytes.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
