@@ -11,8 +11,10 @@ FINISHED = (
     "curricle/curriculum",
     "curricle/objectives",
     "curricle/probes",
+    "curricle/cli",
     "curricle/reports",
-    "curricle_papers/theory",
+    "curricle/runs",
+    "curricle_papers",
 )
 """Packages that hold the rules; a package is added when it is rewritten."""
 VAGUE = frozenset(

@@ -89,7 +89,7 @@ def capture(
         folder: Where the store is or will be.
         codecs: In which form targets are kept.
         data: What is known of the data.
-        watch: Told of every step.
+        watch: Receives the progress after every step.
 
     Returns:
         The manifest of the store.
