@@ -10,24 +10,29 @@ Padded batches, whose numbers of positions differ, make no block.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from curricle.data.streams import Batch, Inputs, Stream
-from curricle.protocols import conforms
 
 
-@runtime_checkable
-class Joins(Protocol):
-    """A stream that gives the batches of several steps at once faster than one by one."""
+def joined(stream: Stream, step: int, number: int) -> Batch | None:
+    """Return the concatenated batches of steps, if the stream has a method of this name.
 
-    def joined(self, step: int, number: int) -> Batch | None:
-        """Return the batches of some steps one below the other; None if it is not faster."""
-        ...
+    Args:
+        stream: The stream.
+        step: The first step.
+        number: Number of steps.
+
+    Returns:
+        The batches; None if the stream cannot read them faster than one by one.
+    """
+    read: Callable[[int, int], Batch | None] | None = getattr(stream, "joined", None)
+    return None if read is None else read(step, number)
 
 
 @final
@@ -77,7 +82,7 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
         device: Where they are put.
     """
     first = stream.batch(step).to(device)
-    found = stream.joined(step, number) if conforms(stream, Joins) else None
+    found = joined(stream, step, number)
     if found is not None:
         return Block(first=first, whole=found.to(device), number=number, shapes=_shapes(first))
     # Parts of a block are tensors alone, which do not have a number of positions with them.

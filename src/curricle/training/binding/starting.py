@@ -18,7 +18,7 @@ do.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -39,26 +39,7 @@ BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""
 
 
-@runtime_checkable
-class BoundStart(Protocol):
-    """A warm start with its models known."""
-
-    @property
-    def declared(self) -> WarmStart:
-        """Return the start as declared."""
-        ...
-
-    @property
-    def plan(self) -> StagePlan:
-        """Return what it sets, told as a stage of zero steps."""
-        ...
-
-    def apply(self) -> Spent:
-        """Set the student's weights from those that the teacher has now; return what was read."""
-        ...
-
-
-def begun(start: BoundStart | None, spent: Spent, device: torch.device) -> Spent:
+def begun(start: "BoundStart | None", spent: Spent, device: torch.device) -> Spent:
     """Return what has been spent when training begins or goes on, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.
@@ -83,7 +64,7 @@ def bind_start(
     *,
     stream: Stream,
     seed: int,
-) -> BoundStart | None:
+) -> "BoundStart | None":
     """Return a warm start bound to models and data, or None if there is none.
 
     Args:
@@ -152,7 +133,7 @@ class _TableStart:
 
 def _bind_tables(
     start: WarmStart, student: nn.Module, teacher: nn.Module, *, seed: int
-) -> BoundStart:
+) -> "BoundStart":
     """Return a start of language models, bound.
 
     Raises:
@@ -269,7 +250,7 @@ def _bind_map(
     *,
     stream: Stream,
     seed: int,
-) -> BoundStart:
+) -> "BoundStart":
     """Return a start of fully connected networks, bound.
 
     Raises:
@@ -317,3 +298,7 @@ def _told(
         trained_parameters=count,
         memory_bytes=0,
     )
+
+
+BoundStart = _TableStart | _MapStart
+"""A warm start bound to its models."""
