@@ -133,7 +133,7 @@ def in_turns(live: BoundRun, stored: BoundRun, number: int) -> tuple[float, floa
     with ExitStack() as stack:
         both = [stack.enter_context(stepping_of(run, number)) for run in (live, stored)]
         taken: tuple[list[float], list[float]] = ([], [])
-        for step in range(stage.start, stage.end):
+        for step in range(stage.span.start, stage.span.end):
             for stepper, seconds in zip(both, taken, strict=True):
                 started = time.perf_counter()
                 stepper.step(step)

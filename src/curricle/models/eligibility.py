@@ -47,8 +47,8 @@ def check_present(module: nn.Module, role: str) -> None:
             )
         if tensor.is_meta:
             raise BindError(
-                f"{role!r} must have weights; {name!r} is on the meta device, without data; build "
-                f"the model on the CPU or load the weights"
+                f"{role!r} must have weights; {name!r} is a meta tensor, without data; build the "
+                f"model on the CPU or load the weights"
             )
 
 

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
@@ -120,7 +121,7 @@ def capture(
     )
     with locked(folder, remedy="wait for its end or take another folder"):
         writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
-        done, total = 0, sum(query.stage.end - query.stage.start for query in queries)
+        done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
             with query.run.settings.stated_threads():
                 for _ in query.captured(writer):
@@ -146,7 +147,8 @@ class TeacherQuery:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
         with self._open() as loss:
-            for step in range(stage.start, stage.end):
+            # If an earlier stage may end early, a student may read any of these steps.
+            for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
                     for part in run.stream.batch(step).split(run.settings.accumulation):
                         self._store(writer, loss, part)
@@ -165,7 +167,7 @@ class TeacherQuery:
         """
         stage = self.stage
         with self._open() as loss:
-            for step in range(stage.start, min(stage.start + steps, stage.end)):
+            for step in stage.span.possible_steps[:steps]:
                 for part in self._parts(step):
                     with located(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(part)
@@ -174,11 +176,11 @@ class TeacherQuery:
                         yield section, loss.terms[number].objective, part, target
 
     def _parts(self, step: int) -> list[Batch]:
-        """Return the parts of the batch of a step on the device."""
+        """Return the parts of the batch of a step where the teacher lies."""
         run = self.run
         with located(self.stage.declared.name, step, run.seed):
             parts = run.stream.batch(step).split(run.settings.accumulation)
-            return [part.to(run.settings.torch_device()) for part in parts]
+            return [run.settings.placement.part_of(part) for part in parts]
 
     @contextmanager
     def _open(self) -> Iterator[StageLoss]:
@@ -188,17 +190,15 @@ class TeacherQuery:
             The loss of the stage, which can give targets only.
         """
         run, stage = self.run, self.stage
-        teacher, device = run.teacher, run.settings.torch_device()
+        teacher, place = run.teacher, run.settings.placement.part_of
         assert isinstance(teacher, LiveTeacher)  # noqa: S101 - checked by `capture`
         with (
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):
-            with located(stage.declared.name, stage.start, run.seed):
+            with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
-                    lambda: (
-                        run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)
-                    )
+                    lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
                 )
             yield loss
 
@@ -210,8 +210,13 @@ class TeacherQuery:
         ]
         if not any(is_missing.any() for is_missing in missing):
             return
-        moved = part.to(self.run.settings.torch_device())
-        targets = loss.targets(moved)
+        moved = self.run.settings.placement.part_of(part)
+        numbers = {
+            number
+            for (_, number), is_missing in zip(self.wanted, missing, strict=True)
+            if is_missing.any()
+        }
+        targets = loss.targets(moved, numbers)
         columns = zip(self.wanted, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
             if not is_missing.any():
@@ -221,7 +226,7 @@ class TeacherQuery:
             counts = counts_of(loss.terms[number].objective, part)
             rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
             random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
-            entries = section.codec.encode(target[rows.to(target.device)], random)
+            entries = section.codec.encode(target[beside(rows, target)], random)
             writer.add(section, keys_of_section[is_missing], counts[is_missing], entries)
 
 
