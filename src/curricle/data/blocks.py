@@ -12,22 +12,27 @@ Padded batches, whose numbers of positions differ, make no block.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 from torch import Tensor
 
 from curricle.colocation import count_beside
 from curricle.data.streams import SEQUENCE_AXES, Batch, Stream, concatenate, named
-from curricle.protocols import conforms
 
 
-@runtime_checkable
-class Joins(Protocol):
-    """A stream that gives the batches of several steps at once faster than one by one."""
+def joined(stream: Stream, step: int, number: int) -> Batch | None:
+    """Return the concatenated batches of steps, if the stream has a method of this name.
 
-    def joined(self, step: int, number: int) -> Batch | None:
-        """Return the batches of some steps one below the other; None if it is not faster."""
-        ...
+    Args:
+        stream: The stream.
+        step: The first step.
+        number: Number of steps.
+
+    Returns:
+        The batches; None if the stream cannot read them faster than one by one.
+    """
+    read: Callable[[int, int], Batch | None] | None = getattr(stream, "joined", None)
+    return None if read is None else read(step, number)
 
 
 @final
@@ -85,7 +90,7 @@ def read_block(
         place: Puts a batch where it is read.
     """
     first = place(stream.batch(step))
-    found = stream.joined(step, number) if conforms(stream, Joins) else None
+    found = joined(stream, step, number)
     if found is not None:
         whole = place(replace(found, step=step))
         return Block(first=first, whole=whole, number=number, shapes=_shapes(first))
