@@ -14,6 +14,7 @@ FINISHED = (
     "curricle/cli",
     "curricle/reports",
     "curricle/runs",
+    "curricle/teachers",
     "curricle_papers",
 )
 """Packages that hold the rules; a package is added when it is rewritten."""

@@ -1,11 +1,11 @@
-"""Where do targets come from while a student trains?
+"""Teachers that run beside the student.
 
 A `LiveTeacher` is a model in evaluation mode with the weights of the finished teacher or of a
 checkpoint of its trajectory.
 
-Design: the finished weights are never changed. A checkpoint is a copy of the model, made when a
-stage that reads it opens and dropped when that closes. So other readers, evaluations and probes
-among them, always find the finished teacher.
+Design: the finished weights are never changed. A checkpoint is a copy of the model, created when a
+stage that reads it starts and dropped at its end. Evaluations and probes therefore always read the
+finished teacher.
 """
 
 import copy
@@ -23,9 +23,9 @@ from curricle.models.weights import weights_digest
 from curricle.teachers.trajectory import Trajectory
 
 PLAIN = Inference()
-"""Makes nothing faster."""
+"""Inference without speed-ups."""
 Reference = Literal["final"] | int
-"""Which teacher: the finished one, or the checkpoint of a step."""
+"""The finished teacher, or the checkpoint of a step."""
 
 
 @final
@@ -41,13 +41,13 @@ class LiveTeacher:
 
     @property
     def digest(self) -> str:
-        """Return the digest of all finished weights; they are read once, since they stay."""
+        """Return the digest of all finished weights, computed once."""
         if self._digest is None:
             self._digest = weights_digest(self.model.module)
         return self._digest
 
     def check(self, references: Iterable[Reference]) -> None:
-        """Check that every checkpoint that stages name is there and fits.
+        """Check that every checkpoint named by a stage exists and fits the model.
 
         Raises:
             BindError: If a checkpoint is named and there is no trajectory.
@@ -89,22 +89,22 @@ class LiveTeacher:
         logits: bool,
         head: bool = False,
     ) -> AbstractContextManager[Reader]:
-        """Return an open reading of a checkpoint, or of the finished teacher.
+        """Return a forward function of a checkpoint, or of the finished teacher.
 
         Args:
             reference: `final`, or the step of a checkpoint.
-            places: What is read.
-            logits: Whether the logits are read, too.
-            head: Whether what the logits come from is.
+            places: Places of the hidden states to return.
+            logits: Whether the logits are returned.
+            head: Whether the input and the weight of the output layer are returned.
         """
         return self.at(reference).reading(places, logits=logits, head=head)
 
     @contextmanager
     def teaching(self, inference: Inference = PLAIN) -> Iterator[None]:
-        """Hold the model in evaluation mode; its modes come back after.
+        """Set the model to evaluation mode and restore its modes on exit.
 
         Args:
-            inference: How it, and each of its checkpoints, is made fast meanwhile.
+            inference: Speed-ups of the model, and of each of its checkpoints, inside the block.
 
         Yields:
             Nothing.

@@ -1,9 +1,9 @@
-"""Hugging Face folders as checkpoints of a module that is there already.
+"""Hugging Face folders as checkpoints of an existing module.
 
-A folder with one `model.safetensors` whose names are the module's is read as any weights file. All
-others are read through `from_pretrained` of the module's own class, which knows how the names and
-shapes of its files become those of the module (several files, experts that are kept one by one),
-into a second module whose weights are then copied.
+A folder with a single `model.safetensors` and the module's parameter names is read like any weights
+file. All other folders are read by `from_pretrained` of the module's class, which maps the names
+and shapes in the files to those of the module (sharded files, experts stored separately). It builds
+a second module, from which the weights are copied.
 
 Design: the class comes from the module, so transformers is not imported here. Only safetensors are
 read, from the local disk, and no code of the folder is run. Links are allowed: the folders of the
@@ -28,7 +28,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 PICKLE = "pytorch_model"
 LONGEST_REASON = 200
-"""Characters that are shown of an error of transformers."""
+"""Number of characters quoted from an error of transformers."""
 
 
 def pretrained_files(folder: Path) -> list[Path]:
@@ -49,11 +49,11 @@ def pretrained_files(folder: Path) -> list[Path]:
                 f"{str(folder)!r} must hold a whole model; it holds an adapter of PEFT alone; load "
                 f"it with its base, and keep what merge_and_unload().save_pretrained(...) writes"
             )
-        found = sorted(path.name for path in folder.glob(f"{PICKLE}*"))
+        pickles = sorted(path.name for path in folder.glob(f"{PICKLE}*"))
         pickled = (
-            f"; got {found[0]!r}, a pickle, which is not read since reading one can run code; "
+            f"; got {pickles[0]!r}, a pickle, which is not read since reading one can run code; "
             f"'save_pretrained' of the model writes safetensors"
-            if found
+            if pickles
             else ""
         )
         raise CheckpointError(
@@ -114,10 +114,10 @@ def load_pretrained(module: nn.Module, folder: Path) -> None:
 
 
 def _has_names(module: nn.Module, file: Path) -> bool:
-    """Return whether all names of a file are the module's; damage is found by who reads it."""
+    """Return whether the module has all names of a file; damage is left to the later read."""
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            return set(opened.keys()) <= set(shapes(module))
+        with safetensors.safe_open(file, framework="pt") as file_reader:
+            return set(file_reader.keys()) <= set(shapes(module))
     except safetensors.SafetensorError:
         return True
 
@@ -129,12 +129,15 @@ def _loaded(module: nn.Module, folder: Path) -> nn.Module:
         CheckpointError: If the class cannot read it, or weights are missing or left over.
     """
     pretrained_files(folder)
-    made: Any = type(module)
-    dtype = next((one.dtype for one in module.parameters() if one.is_floating_point()), None)
+    model_class: Any = type(module)
+    dtype = next(
+        (parameter.dtype for parameter in module.parameters() if parameter.is_floating_point()),
+        None,
+    )
     try:
         # Weights that a folder lacks are drawn at first, which must not move the run's generators.
         with seeding.scoped(0, "pretrained"):
-            loaded, report = made.from_pretrained(
+            loaded, report = model_class.from_pretrained(
                 str(folder),
                 config=copy.deepcopy(module.config),
                 dtype=dtype,
@@ -144,10 +147,10 @@ def _loaded(module: nn.Module, folder: Path) -> nn.Module:
                 output_loading_info=True,
             )
     except Exception as error:
-        # What families raise for a folder that is not theirs has no common base.
-        told = " ".join(reason(error).split())[:LONGEST_REASON]
+        # The exceptions of the model families for a foreign folder have no common base class.
+        cause = " ".join(reason(error).split())[:LONGEST_REASON]
         raise CheckpointError(
-            f"{str(folder)!r} must hold weights of {made.__name__}; its loader says: {told}"
+            f"{str(folder)!r} must hold weights of {model_class.__name__}; its loader says: {cause}"
         ) from error
     for kind, rule in (("missing_keys", "is missing"), ("unexpected_keys", "is not in the model")):
         names = sorted(report.get(kind, ()))

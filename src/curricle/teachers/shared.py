@@ -1,14 +1,14 @@
-"""How do several students read one teacher at the cost of one?
+"""One teacher forward pass for several students.
 
-A `SharedTeacher` stands where each of their runs had the same `LiveTeacher`. The first student that
-reads a batch makes the teacher run, as deep as the deepest of all open readings needs; the others
-find what it has shown. What is kept is that of one batch, or of its parts.
+A `SharedTeacher` replaces the `LiveTeacher` of several runs. The first student that reads a batch
+triggers the forward pass, up to the deepest place that any student reads; the other students get
+the cached activations. The cache holds one batch, or its micro-batches.
 
-Students that follow different checkpoints take turns without weights being loaded at every step.
-This costs memory: one teacher for each checkpoint that is read at the same time.
+Students that follow different checkpoints take turns without reloading weights at every step. The
+price is memory: one teacher per checkpoint in use.
 
-A batch is recognized by where its inputs lie in memory, so the students must be given the very same
-tensors, or the same slices of them; `training.sharing.shared_runs` sees to it.
+A batch is identified by the memory addresses of its inputs, so the students must share the same
+tensors, or the same slices of them; `training.sharing.shared_runs` ensures that.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,15 +22,15 @@ from curricle.models.tapped import Activations, Inputs, Place, Reader, TappedMod
 from curricle.teachers.live import PLAIN, LiveTeacher, Reference
 
 Wanted = tuple[tuple[Place, ...], bool, bool]
-"""Places that are read, whether the logits are, and whether what they come from is."""
+"""Places to read, whether to read the logits, and whether to read the output layer."""
 
 
 @final
 class SharedTeacher:
-    """One teacher whose every forward pass serves several students."""
+    """Teacher with one forward pass for several students."""
 
     def __init__(self, teacher: LiveTeacher) -> None:
-        """Take the teacher, which must be left alone from now on."""
+        """Wrap a teacher, which must not be used directly from here on."""
         self._teacher = teacher
         self._desks: dict[Reference, _Desk] = {}
 
@@ -45,16 +45,16 @@ class SharedTeacher:
         return self._teacher.digest
 
     def check(self, references: Iterable[Reference]) -> None:
-        """Check that every checkpoint that stages name is there and fits."""
+        """Check that every checkpoint named by a stage exists and fits the model."""
         self._teacher.check(references)
 
     def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
-        """Return a block that does nothing: evaluation mode is held around all students."""
+        """Return an empty context: evaluation mode is set once around all students."""
         del inference
         return nullcontext()
 
     def forget(self) -> None:
-        """Let go of what has been shown; the next batch comes."""
+        """Clear the cached activations before the next batch."""
         for desk in self._desks.values():
             desk.shown.clear()
 
@@ -67,40 +67,40 @@ class SharedTeacher:
         logits: bool,
         head: bool = False,
     ) -> Iterator[Reader]:
-        """Open a reading of a checkpoint, or of the finished teacher.
+        """Open a forward function of a checkpoint, or of the finished teacher.
 
         Args:
             reference: `final`, or the step of a checkpoint.
-            places: What is read.
-            logits: Whether the logits are read, too.
-            head: Whether what the logits come from is.
+            places: Places of the hidden states to return.
+            logits: Whether the logits are returned.
+            head: Whether the input and the weight of the output layer are returned.
 
         Yields:
-            A forward pass, or what another student's has shown.
+            The forward function; it returns cached activations where another student has run it.
         """
         desk = self._desks.get(reference)
         if desk is None:
             desk = self._desks[reference] = _Desk(self._at(reference))
-        wanted = (tuple(places), logits, head)
-        desk.join(wanted)
+        query = (tuple(places), logits, head)
+        desk.join(query)
         try:
-            yield lambda inputs, selected=None: desk.show(wanted, inputs, selected)
+            yield lambda inputs, selected=None: desk.show(query, inputs, selected)
         finally:
-            desk.leave(wanted)
+            desk.leave(query)
             if not desk.readings:
                 del self._desks[reference]
 
     def _at(self, reference: Reference) -> TappedModel:
         finished = self._desks.get("final")
         if finished is not None and reference != "final":
-            # The finished model is about to be copied, and a copy shall have no hooks.
+            # The finished model is about to be copied, and its hooks must not be copied with it.
             finished.close()
         return self._teacher.at(reference)
 
 
 @final
 class _Desk:
-    """The open readings of one checkpoint."""
+    """The open forward functions of one checkpoint."""
 
     def __init__(self, model: TappedModel) -> None:
         self._model = model
@@ -109,32 +109,32 @@ class _Desk:
         self.readings: list[Wanted] = []
         self.shown: dict[object, Activations] = {}
 
-    def join(self, wanted: Wanted) -> None:
-        self.readings.append(wanted)
+    def join(self, query: Wanted) -> None:
+        self.readings.append(query)
         self.close()
 
-    def leave(self, wanted: Wanted) -> None:
-        self.readings.remove(wanted)
+    def leave(self, query: Wanted) -> None:
+        self.readings.remove(query)
         self.close()
 
-    def show(self, wanted: Wanted, inputs: Inputs, selected: Tensor | None) -> Activations:
-        places, logits, head = wanted
+    def show(self, query: Wanted, inputs: Inputs, selected: Tensor | None) -> Activations:
+        places, logits, head = query
         batch = _whereabouts(inputs)
-        found = self.shown.get(batch)
-        # A stage that has opened since may want more than was asked for then.
-        if found is None or not _suffices(found, wanted):
-            found = self.shown[batch] = self._open()(inputs, selected)
-        hidden = {place: found.hidden[place] for place in places}
+        activations = self.shown.get(batch)
+        # A stage that started after this forward pass may read more than it returned.
+        if activations is None or not _suffices(activations, query):
+            activations = self.shown[batch] = self._open()(inputs, selected)
+        hidden = {place: activations.hidden[place] for place in places}
         return Activations(
             hidden,
-            found.logits if logits else None,
-            found.head if head else None,
-            found.positions,
-            found.obscurity,
+            activations.logits if logits else None,
+            activations.head if head else None,
+            activations.positions,
+            activations.obscurity,
         )
 
     def _open(self) -> Reader:
-        """Return the reading of all that is wanted by now."""
+        """Return the forward function that serves all current queries."""
         if self._reader is None:
             places = dict.fromkeys(place for places, *_ in self.readings for place in places)
             logits = any(logits for _, logits, _ in self.readings)
@@ -149,16 +149,19 @@ class _Desk:
         self._opened.close()
 
 
-def _suffices(found: Activations, wanted: Wanted) -> bool:
-    places, logits, head = wanted
-    has_places = all(place in found.hidden for place in places)
-    has_output = (found.logits is not None or not logits) and (found.head is not None or not head)
+def _suffices(activations: Activations, query: Wanted) -> bool:
+    places, logits, head = query
+    has_places = all(place in activations.hidden for place in places)
+    has_output = (activations.logits is not None or not logits) and (
+        activations.head is not None or not head
+    )
     return has_places and has_output
 
 
 def _whereabouts(inputs: Inputs) -> object:
-    """Return what tells the inputs of a batch, or of a part of it, as long as they are kept."""
+    """Return a key of the inputs of a batch or micro-batch, valid as long as they are alive."""
     named: Mapping[str, Tensor] = {"": inputs} if isinstance(inputs, Tensor) else inputs
     return tuple(
-        (name, one.data_ptr(), tuple(one.shape), one.stride()) for name, one in named.items()
+        (name, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        for name, tensor in named.items()
     )

@@ -1,13 +1,13 @@
-"""Where do targets come from if the teacher has spoken before?
+"""Teacher that reads precomputed targets from disk.
 
-A `StoredTeacher` stands where a `LiveTeacher` stands, and no network does: its targets were made
-once and are read by any number of students, seeds and epochs. Binding finds for each objective
-the stored targets that serve it; a projection of another draw serves as well, so students of other
-seeds are taught by that of the store.
+A `StoredTeacher` is a drop-in replacement for `LiveTeacher` that loads no network: its targets were
+captured once and serve any number of students, seeds and epochs. Binding finds the stored targets
+of each objective. A projection drawn with another seed serves as well, so students of other seeds
+use the projection of the store.
 
-Design: to bind, a stage has to see shapes. `shown` gives zeros of the teacher's widths at the
-student's positions, and `blank` targets tell whether an objective can read what is kept. The
-engine asks `StoredTargets` for the targets of a batch and knows nothing of codecs.
+Design: binding a stage needs shapes. `shown` returns zeros of the teacher's widths at the student's
+positions, and `blank` targets check that an objective can read the stored form. The engine reads
+the targets of a batch from `StoredTargets` and does not depend on codecs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,7 +36,7 @@ from curricle.values import Plain
 
 
 def open_targets(folder: str | Path) -> "StoredTeacher":
-    """Return the teacher whose targets lie in a folder, to be passed in place of a model.
+    """Return the teacher of the targets in a folder, to be passed in place of a model.
 
     Args:
         folder: Where targets were captured or imported.
@@ -50,17 +50,17 @@ class StoredTargets:
     """The targets of one objective."""
 
     reader: SectionReader
-    """Where they are."""
+    """Reader of their target set."""
     selected: bool
-    """Whether the objective counts selected positions only."""
+    """Whether the objective reads selected positions only."""
 
     @property
     def is_dense(self) -> bool:
-        """Return whether targets are tensors that stand for all numbers of a row."""
+        """Return whether the targets hold all numbers of a row."""
         return not self.reader.section.is_sparse
 
     def target(self, batch: Batch, rows: int) -> Target:
-        """Return what the objective compares the student with.
+        """Return the targets of a batch.
 
         Args:
             batch: The batch.
@@ -69,43 +69,44 @@ class StoredTargets:
         return self.reader.target(batch, selected=self.selected, rows=rows)
 
     def blank(self, rows: int, device: torch.device) -> Target:
-        """Return targets of rows of zeros, in the form in which stored ones come.
+        """Return targets of all-zero rows, in the form of decoded targets.
 
         Args:
-            rows: How many.
-            device: Where.
+            rows: Number of rows.
+            device: Device of the tensors.
         """
+        # One row is encoded and repeated: all rows are equal, and encoding is the slow step.
         codec, width = self.reader.section.codec, self.reader.section.width
-        one = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
-        repeated = {name: kept.expand(rows, *kept.shape[1:]) for name, kept in one.items()}
-        return codec.decode({name: kept.to(device) for name, kept in repeated.items()}, width)
+        entries = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
+        repeated = {name: entry.expand(rows, *entry.shape[1:]) for name, entry in entries.items()}
+        return codec.decode({name: entry.to(device) for name, entry in repeated.items()}, width)
 
 
 @final
 class StoredTeacher:
-    """A teacher of whom only targets are left."""
+    """Teacher without a network, represented by its stored targets."""
 
     def __init__(self, store: TargetStore) -> None:
         """Take an opened store."""
         self.store = store
         self.model = _Described(store.manifest)
         self.trajectory: Trajectory | None = None
-        """Checkpoints of the teacher, by which a strategy may choose; their targets are stored."""
+        """Checkpoints of the teacher for strategies that select among them."""
 
     def fingerprint(self, targets: Iterable[StoredTargets | None]) -> str:
-        """Return a digest of what some of its targets depend on.
+        """Return a digest of the provenance of some of its targets.
 
         Args:
-            targets: Those of each objective of a run; None where it reads none.
+            targets: The targets of each objective of a run; None for an objective without any.
         """
-        read = [one.reader.section for one in targets if one is not None]
+        read = [target_set.reader.section for target_set in targets if target_set is not None]
         return self.store.manifest.fingerprint(read)
 
     def check(self, references: Iterable[Reference]) -> None:
-        """Check that every checkpoint that stages name has been asked.
+        """Check that targets of every checkpoint named by a stage are stored.
 
         Raises:
-            BindError: If one has not.
+            BindError: If a checkpoint has none.
         """
         stored = sorted({str(section.reference) for section in self.store.manifest.sections})
         for reference in references:
@@ -116,20 +117,20 @@ class StoredTeacher:
                 )
 
     def check_precision(self, precision: str) -> None:
-        """Check that the teacher has spoken in the precision in which it is to be asked.
+        """Check that the targets were captured in the precision that the run requires.
 
         Raises:
-            BindError: If it has spoken in another one.
+            BindError: If they were captured in another precision.
         """
-        told = self.store.manifest.teacher.precision
-        if told and told != precision:
+        captured = self.store.manifest.teacher.precision
+        if captured and captured != precision:
             raise BindError(
-                f"'teacher_precision' must be {told!r}, in which the targets in "
+                f"'teacher_precision' must be {captured!r}, in which the targets in "
                 f"{str(self.store.folder)!r} were captured; got {precision!r}"
             )
 
     def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
-        """Return a block that does nothing: no model is to be held in a mode or precision."""
+        """Return an empty context: there is no model with a mode or precision to set."""
         del inference
         return nullcontext()
 
@@ -140,11 +141,11 @@ class StoredTeacher:
 
         Args:
             objective: A bound objective that needs a teacher.
-            reference: The teacher that its stage asks.
+            reference: The teacher of its stage.
             stream: Digest of the stream that it reads.
 
         Raises:
-            BindError: If there are none, or it cannot read what was kept.
+            BindError: If there are none, or it cannot read their form.
         """
         facts = facts_of(objective, stream)
         storable = objective
@@ -156,45 +157,62 @@ class StoredTeacher:
     def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
         manifest = self.store.manifest
         readable = tuple(filter(manifest.is_readable, manifest.sections))
-        # Of all positions some can be selected, but not the other way round.
-        known = tuple(one for one in readable if not one.selected or objective.reads_selected)
-        # Targets of another draw teach as well, and so do those centered on the mean of other data.
+        # Targets of all positions contain those of selected positions, but not the other way round.
+        candidates = tuple(
+            section for section in readable if not section.selected or objective.reads_selected
+        )
+        # Another draw of the projection or another calibration mean serves as well, so exact
+        # matches are tried first and the match is relaxed step by step.
         for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
-            found = [one for one in known if one.matches(reference, facts, but=but)]
-            found = [one for one in found if one.selected == objective.reads_selected] or found
-            if found:
+            matches = [
+                section for section in candidates if section.matches(reference, facts, but=but)
+            ]
+            matches = [
+                section for section in matches if section.selected == objective.reads_selected
+            ] or matches
+            if matches:
                 break
-        if len(found) == 1:
-            return found[0]
+        if len(matches) == 1:
+            return matches[0]
         stored = "; ".join(map(str, readable)) or "none"
-        begun = "; ".join(str(one) for one in manifest.sections if one not in readable)
-        remedy = f"; not captured to the end, capturing again goes on: {begun}" if begun else ""
-        wanted = " ".join(f"{name}={fact}" for name, fact in facts.items())
-        many = f", and be one; there are {len(found)}" if found else ""
+        incomplete = "; ".join(
+            str(section) for section in manifest.sections if section not in readable
+        )
+        remedy = (
+            f"; not captured to the end, capturing again goes on: {incomplete}"
+            if incomplete
+            else ""
+        )
+        description = " ".join(f"{name}={fact}" for name, fact in facts.items())
+        many = f", and be one; there are {len(matches)}" if matches else ""
         raise BindError(
             f"{str(self.store.folder)!r} must hold targets of teacher {reference!r} with "
-            f"{wanted}{many}; stored: {stored}{remedy}"
+            f"{description}{many}; stored: {stored}{remedy}"
         )
 
-    def shown(self, each: Sequence[Reads], student: Activations) -> Activations:
-        """Return zeros in the shapes of what the teacher would show.
+    def shown(self, readings: Sequence[Reads], student: Activations) -> Activations:
+        """Return zeros in the shapes of the teacher's activations.
 
         Args:
-            each: What each objective of a stage reads.
-            student: What the student shows there, which tells the positions.
+            readings: The places that each objective of a stage reads.
+            student: The student's activations, whose positions are used.
         """
+        # The teacher's positions are not stored. They equal the student's, as each row of targets
+        # belongs to one position of the student.
         hidden = {
-            theirs: student.hidden[ours].new_zeros(
-                (*student.hidden[ours].shape[:-1], self.model.width(theirs))
+            teacher_place: student.hidden[student_place].new_zeros(
+                (*student.hidden[student_place].shape[:-1], self.model.width(teacher_place))
             )
-            for reads in each
-            for ours, theirs in zip(reads.student, reads.teacher, strict=False)
+            for reads in readings
+            for student_place, teacher_place in zip(reads.student, reads.teacher, strict=False)
         }
         logits = head = None
-        if student.logits is not None and any(reads.teacher_logits for reads in each):
+        if student.logits is not None and any(reads.teacher_logits for reads in readings):
+            # One expanded number: the teacher's classes at every position could fill the memory.
             shape = (*student.logits.shape[:-1], self.model.num_classes)
             logits = student.logits.new_zeros(1).expand(shape)
-        if student.head is not None and any(reads.teacher_head for reads in each):
+        if student.head is not None and any(reads.teacher_head for reads in readings):
+            # A head of width 1 suffices, since only the number of classes is read from it.
             states = student.head.states[..., :1].detach()
             weight = states.new_zeros((self.model.num_classes, 1))
             head = LinearHead(states=states, weight=weight)
@@ -202,11 +220,11 @@ class StoredTeacher:
 
 
 def check_readable(objective: BoundObjective, section: Section) -> None:
-    """Check that an objective can read targets in the form in which they are kept.
+    """Check that an objective can read targets in their stored form.
 
     Args:
-        objective: A bound objective that says its facts.
-        section: Its targets.
+        objective: A bound objective with `target_facts`.
+        section: Its target set.
 
     Raises:
         BindError: If it cannot.
@@ -214,6 +232,8 @@ def check_readable(objective: BoundObjective, section: Section) -> None:
     codec = section.codec
     if not isinstance(codec, (Sampled, TopK)):
         return
+    # The stored classes are drawn from, or ranked by, probabilities at one temperature. They cannot
+    # be softened again, because the other logits are lost.
     softening = objective.sparse_temperature if conforms(objective, Storable) else None
     if softening is None:
         raise BindError(
@@ -229,22 +249,23 @@ def check_readable(objective: BoundObjective, section: Section) -> None:
 
 @final
 class _Described:
-    """What a manifest tells of a model: taps and widths, and not a weight."""
+    """Model as described by a manifest: taps and widths without weights."""
 
     def __init__(self, manifest: Manifest) -> None:
+        # An empty module, so that counting parameters or switching modes needs no special case.
         self.module = nn.Module()
         self.is_residual = manifest.teacher.is_residual
         self._taps = manifest.teacher.taps
         facts = [section.facts for section in manifest.sections]
         try:
             self._widths = {
-                str(known["place"]): int(known["teacher_width"])
-                for known in facts
-                if {"place", "teacher_width"} <= known.keys()
+                str(fact["place"]): int(fact["teacher_width"])
+                for fact in facts
+                if {"place", "teacher_width"} <= fact.keys()
             }
-            counts = {int(known["num_classes"]) for known in facts if "num_classes" in known}
+            counts = {int(fact["num_classes"]) for fact in facts if "num_classes" in fact}
         except (ValueError, TypeError, OverflowError) as error:
-            # A check covers the manifest, but whoever wrote it may have been another program.
+            # The seal only covers accidental damage: another program may have written the file.
             raise CheckpointError(
                 f"'facts' of a set of stored targets must hold whole numbers: {error}"
             ) from None
@@ -293,7 +314,7 @@ class _Described:
     def reading(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
     ) -> AbstractContextManager[Reader]:
-        """Refuse to run.
+        """Raise, because there is no network to run.
 
         Raises:
             BindError: Always.

@@ -2,9 +2,9 @@
 
 A *trajectory* is the ordered list of checkpoints of one teacher. On disk it is a folder of
 safetensors files and a `manifest.json` with the hash of each; a list of Hugging Face folders, such
-as the `checkpoint-<step>` folders of its Trainer, serves as well. Hugging Face folders whose files
-are not named as the module's weights (sharded ones, mixtures of experts) are read through the
-`from_pretrained` of the module's own class.
+as the `checkpoint-<step>` folders of its Trainer, serves as well. Hugging Face folders with other
+parameter names than the module (sharded files, mixtures of experts) are read through the
+`from_pretrained` of the module's class.
 
 The manifest keeps the teacher's loss on held-out data at each checkpoint, in nats a scored
 position. Not its training loss: that of one batch is noisy, and smoothing it over earlier steps
@@ -61,10 +61,10 @@ class Trajectory:
         Raises:
             BindError: If the trajectory has no checkpoint of that step.
         """
-        found = dict(self.files).get(step)
-        if found is None:
+        path = dict(self.files).get(step)
+        if path is None:
             raise BindError(f"'teacher' checkpoint must be one of {list(self.steps)}; got {step}")
-        return found
+        return path
 
     def check(self, module: nn.Module, steps: Iterable[int]) -> None:
         """Check that checkpoints exist, can be read and belong to a model."""
@@ -126,13 +126,13 @@ class TrajectoryWriter:
         file = self._folder / _file_name(step)
         save_weights(module, file)
         manifest = self._folder / MANIFEST
-        known = _read_manifest(manifest) if manifest.is_file() else _Listed()
-        losses, digests = dict(known.losses), dict(known.digests)
+        listed = _read_manifest(manifest) if manifest.is_file() else _Listed()
+        losses, digests = dict(listed.losses), dict(listed.digests)
         if loss is not None:
             losses[step] = loss
         digests[step] = content_digest(file)
         document = {
-            "steps": sorted({*known.steps, step}),
+            "steps": sorted({*listed.steps, step}),
             "losses": sorted(losses.items()),
             "sha256": sorted(digests.items()),
         }
@@ -195,10 +195,10 @@ def hugging_face_trajectory(folders: Sequence[Path | str]) -> Trajectory:
         CheckpointError: If there is none, one holds no safetensors or a damaged state, or a step
             comes twice.
     """
-    chosen = [Path(folder) for folder in folders]
-    if not chosen:
+    paths = [Path(folder) for folder in folders]
+    if not paths:
         raise CheckpointError("'folders' must be at least one; got none")
-    ordered = _ordered(chosen)
+    ordered = _ordered(paths)
     for _, folder in ordered:
         pretrained_files(folder)
     noted = [(step, _noted_loss(folder, step)) for step, folder in ordered]
@@ -219,7 +219,7 @@ def _ordered(folders: Sequence[Path]) -> list[tuple[int, Path]]:
     names = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
     named = [int(match.group(1)) for match in names if match is not None]
     if len(named) < len(folders):
-        # Names without steps say nothing about the order, so the user's stands.
+        # Names without steps imply no order, so the order of the argument is used.
         return list(enumerate(folders, start=1))
     twice = sorted({step for step in named if named.count(step) > 1})
     if twice:
@@ -238,8 +238,12 @@ def _noted_loss(folder: Path, step: int) -> float | None:
         return None
     try:
         history = from_json(state.read_bytes())["log_history"]
-        found = [one["eval_loss"] for one in history if "eval_loss" in one and one["step"] == step]
-        return float(found[-1]) if found else None
+        losses = [
+            entry["eval_loss"]
+            for entry in history
+            if "eval_loss" in entry and entry["step"] == step
+        ]
+        return float(losses[-1]) if losses else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{str(state)!r} must hold the 'log_history' of a Trainer: {error!r}"

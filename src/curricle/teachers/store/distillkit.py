@@ -1,10 +1,10 @@
-"""How does DistillKit pack the top-k log-probabilities of its Parquet files?
+"""Reader of the packed top-k log-probabilities in DistillKit's Parquet files.
 
-Its capture writes the configuration of the packing beside the files. A position's k
-log-probabilities fall from the first on. The first `exact_k` are plain floating-point numbers. The
-others are the sum of a polynomial in their number, whose coefficients follow, and residuals, which
-are whole numbers of few bits in bins, each bin with its scale before it. With `delta_encoding` all
-these numbers are the differences to the one before. Ids are packed with the highest bit first.
+DistillKit writes the configuration of the packing beside the files. The k log-probabilities of a
+position are in descending order. The first `exact_k` are plain floating-point numbers. The others
+are the sum of a polynomial in their index, with the coefficients next in the row, and of quantized
+residuals in bins, each bin preceded by its scale. With `delta_encoding` every number is the
+difference to the previous number. Ids are packed with the highest bit first.
 
 Axes: row (positions), byte, draw (the k classes), term (of the polynomial).
 
@@ -38,7 +38,7 @@ DTYPES: dict[str, torch.dtype] = {
 @final
 @value
 class Bin:
-    """Some residuals of one scale."""
+    """Residuals with a common scale."""
 
     scale_dtype: Number
     """Type of the scale."""
@@ -51,26 +51,26 @@ class Bin:
 @final
 @value
 class Compression:
-    """What `compression_config.yaml` holds."""
+    """Content of `compression_config.yaml`."""
 
     d: int = Field(gt=0)
     """Size of the vocabulary."""
     k: int = Field(gt=0)
     """Classes of a position."""
     exact_k: int = Field(ge=0)
-    """How many are plain numbers."""
+    """Number of log-probabilities stored as plain numbers."""
     exact_dtype: Number = "float32"
     """Their type."""
     polynomial_terms: tuple[int | Literal["sqrt", "exp"], ...] | None = None
-    """Powers and functions whose sum approximates the others."""
+    """Powers and functions of the polynomial that approximates the other log-probabilities."""
     term_dtype: Number = "float32"
     """Type of the coefficients."""
     residual_bins: tuple[Bin, ...] = ()
-    """How what is left is packed."""
+    """Packing of the residuals of the approximation."""
     delta_encoding: bool = True
-    """Whether numbers are differences."""
+    """Whether each number is the difference to the previous number."""
     error_diffusion: bool = False
-    """How residuals were rounded; of no effect for a reader."""
+    """Rounding method of the writer; without effect on reading."""
     normalize_t: bool = False
     """Whether the polynomial's variable runs from 0 to 1 instead of by ones."""
 
@@ -80,22 +80,25 @@ class Compression:
 
     def log_probabilities(self, content: UInt8[Tensor, "row byte"]) -> Float[Tensor, "row draw"]:
         """Return the log-probabilities in the bytes of `compressed_logprobs`."""
+        # The order of these reads is the layout: exact numbers, coefficients, bins of residuals.
         bytes_left = _Bytes(content)
         exact = bytes_left.numbers(self.exact_k, self.exact_dtype)
         terms = self.polynomial_terms or ()
         coefficients = bytes_left.numbers(len(terms), self.term_dtype)
-        others = self.k - self.exact_k
-        curve = torch.zeros(len(content), others)
+        num_approximated = self.k - self.exact_k
+        curve = torch.zeros(len(content), num_approximated)
         if terms:
-            shape = self._terms(others)
+            shape = self._terms(num_approximated)
             curve = (shape * coefficients.unsqueeze(1)).sum(-1)
+        # Bins cover the approximated classes from the most likely on. Classes after the last bin
+        # keep the polynomial alone.
         start = 0
-        for one in self.residual_bins:
-            residuals = bytes_left.residuals(one)
-            curve[:, start : start + one.num_elements] += residuals
-            start += one.num_elements
-        whole = torch.cat([exact, curve], dim=-1)
-        return whole.cumsum(-1) if self.delta_encoding else whole
+        for residual_bin in self.residual_bins:
+            residuals = bytes_left.residuals(residual_bin)
+            curve[:, start : start + residual_bin.num_elements] += residuals
+            start += residual_bin.num_elements
+        numbers = torch.cat([exact, curve], dim=-1)
+        return numbers.cumsum(-1) if self.delta_encoding else numbers
 
     def _terms(self, count: int) -> Float[Tensor, "draw term"]:
         points = torch.linspace(0, 1, count) if self.normalize_t else torch.arange(count).float()
@@ -112,32 +115,37 @@ def read_compression(folder: Path) -> Compression | None:
     path = folder / CONFIGURATION
     if not path.is_file():
         return None
-    found: Compression = parse(Compression, read_yaml(path), source=str(path))
-    return found
+    compression: Compression = parse(Compression, read_yaml(path), source=str(path))
+    return compression
 
 
 @final
 class _Bytes:
-    """Takes what is packed off the front of some rows."""
+    """Packed rows that are consumed from the front."""
 
     def __init__(self, content: UInt8[Tensor, "row byte"]) -> None:
         self._left = content
 
     def numbers(self, count: int, dtype: Number) -> Float[Tensor, "row draw"]:
         size = DTYPES[dtype].itemsize
-        taken = self._take(count * size)
+        content = self._take(count * size)
         if not count:
-            return torch.zeros(len(taken), 0)
-        # A slice of one row keeps strides that a view in other units would refuse.
-        plain = taken.flatten().clone().view(DTYPES[dtype])
-        return plain.reshape(len(taken), count).float()
+            return torch.zeros(len(content), 0)
+        # A slice of a single row keeps its strides, with which a view as another type fails.
+        plain = content.flatten().clone().view(DTYPES[dtype])
+        return plain.reshape(len(content), count).float()
 
-    def residuals(self, one: Bin) -> Float[Tensor, "row draw"]:
-        scale = self.numbers(1, one.scale_dtype)
-        taken = self._take(-(-one.element_bits * one.num_elements // 8))
-        steps = unpacked(taken, one.element_bits, one.num_elements).float()
-        # One bit is a sign; more are counted from the middle.
-        middle = steps * 2 - 1 if one.element_bits == 1 else steps - 2 ** (one.element_bits - 1)
+    def residuals(self, residual_bin: Bin) -> Float[Tensor, "row draw"]:
+        scale = self.numbers(1, residual_bin.scale_dtype)
+        content = self._take(-(-residual_bin.element_bits * residual_bin.num_elements // 8))
+        steps = unpacked(content, residual_bin.element_bits, residual_bin.num_elements).float()
+        # A single bit encodes the sign, -1 or 1; wider residuals are unsigned with an offset of
+        # half their range.
+        middle = (
+            steps * 2 - 1
+            if residual_bin.element_bits == 1
+            else steps - 2 ** (residual_bin.element_bits - 1)
+        )
         return middle * scale
 
     def _take(self, count: int) -> UInt8[Tensor, "row byte"]:
@@ -151,5 +159,5 @@ class _Bytes:
                 f"'compressed_logprobs' must have {count} more bytes by its configuration; got "
                 f"{self._left.shape[1]}"
             )
-        taken, self._left = self._left[:, :count], self._left[:, count:]
-        return taken
+        content, self._left = self._left[:, :count], self._left[:, count:]
+        return content

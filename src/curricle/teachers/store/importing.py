@@ -1,13 +1,13 @@
-"""How do targets that other programs have written become a store?
+"""Import of targets captured by other programs.
 
-Two layouts of top-k log-probabilities are read and written anew as stored targets of codec `top_k`,
-so that whoever reads needs to know one layout only:
+Two layouts of top-k log-probabilities are converted to stored targets of codec `top_k`, so that
+readers handle a single layout:
 
 - Parquet files as DistillKit's capture with vLLM writes them, beside a `compression_config.yaml`:
   columns `input_ids`, `compressed_logprobs` and `bytepacked_indices`; or the raw columns
   `input_ids`, `token_ids` and `top_values`. See `teachers.store.distillkit` for the packed form.
-- JSON lines, each an object with the ids that were shown (`prompt_token_ids` or `input_ids`) and
-  the log-probabilities at them (`prompt_logprobs` or `logprobs`), one entry a position: a mapping
+- JSON lines, each an object with the input ids (`prompt_token_ids` or `input_ids`) and the
+  log-probabilities at them (`prompt_logprobs` or `logprobs`), one entry per position: a mapping
   from id to `{"logprob", "rank"}` as vLLM's server answers, or a list of `{"token": "token_id:7",
   "logprob"}` as a chat answer with `return_tokens_as_token_ids` holds. The first entry of
   `prompt_logprobs` is null, since nothing comes before it. Whole answers of vLLM's server hold
@@ -15,9 +15,9 @@ so that whoever reads needs to know one layout only:
 
 Axes: row (positions of one sequence), draw (known classes, the most likely first).
 
-Design: row i is what the teacher says after having read the ids up to i, as everywhere here. vLLM
-files it under the position that is predicted, i + 1. Lists whose first entry is no null and that
-are as long as the ids are refused, since it cannot be told which of the two they mean.
+Design: row i is the teacher's prediction after the ids up to i, as everywhere in this package. vLLM
+stores it at the predicted position, i + 1. Lists as long as the ids without a leading null are
+rejected as ambiguous.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,7 +49,7 @@ BATCH_ROWS = 64
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spoken:
-    """What a teacher has said of one sequence."""
+    """The teacher's predictions on one sequence."""
 
     ids: tuple[int, ...]
     """The sequence."""
@@ -68,22 +68,22 @@ def import_targets(
     missing: Missing = "rest",
     inputs: str = "input_ids",
 ) -> Manifest:
-    """Write what another program has captured as a store; return its manifest.
+    """Convert targets captured by another program to a store; return its manifest.
 
     Args:
         source: A folder of Parquet files, one such file, or a file of JSON lines.
         folder: Where the store will be.
         num_classes: Size of the vocabulary; None takes that of DistillKit's configuration.
         temperature: Softening with which the log-probabilities were made.
-        missing: What becomes of the mass of classes that are not known.
-        inputs: Name under which the model that reads gets its ids.
+        missing: Treatment of the mass of classes that are not known.
+        inputs: Name of the ids among the inputs of the student.
 
     Returns:
         The manifest of the store.
 
     Raises:
-        DataError: If the layout is another one, or the size of the vocabulary is not known.
-        CheckpointError: If the folder holds targets already, or somebody else writes into it.
+        DataError: If the layout is not supported, or the size of the vocabulary is not known.
+        CheckpointError: If the folder holds targets already, or another process writes into it.
     """
     is_lines = source.suffix in {".jsonl", ".json"}
     config = None if is_lines else read_compression(source if source.is_dir() else source.parent)
@@ -93,6 +93,8 @@ def import_targets(
             f"'num_classes' must be given where {str(source)!r} does not tell it; got none"
         )
     spoken = _from_lines(source) if is_lines else _from_parquet(source, config)
+    # The first sequence fixes the number of classes per row, which the manifest states before any
+    # shard is written.
     first = next(spoken, None)
     if first is None:
         raise DataError(f"{str(source)!r} must hold at least one sequence; got none")
@@ -103,22 +105,24 @@ def import_targets(
         width=classes,
     )
     manifest = Manifest(sections=(section,), data=DataFacts(name=source.name))
+    # Two writers in one folder would overwrite each other's shards and manifest.
     with locked(folder, remedy="wait for its end or take another folder"):
         _make_room(folder)
         writer = ShardWriter(folder, manifest)
-        for one in _and_first(first, spoken):
-            _add(writer, section, one, inputs)
+        for sequence in _and_first(first, spoken):
+            _add(writer, section, sequence, inputs)
         return writer.finish([section])
 
 
 def _make_room(folder: Path) -> None:
-    """Forget what an import that failed has left; it is made anew.
+    """Remove the manifest of a failed import, which starts again from the beginning.
 
     Raises:
-        CheckpointError: If the folder holds other targets, also those of a capture that goes on.
+        CheckpointError: If the folder holds other targets, or those of an unfinished capture.
     """
     if not (folder / MANIFEST).is_file():
         return
+    # An import has no teacher weights, so a digest marks an unfinished capture, which is resumable.
     there = read_manifest(folder)
     if there.finished or there.teacher.weights:
         raise CheckpointError(
@@ -127,19 +131,20 @@ def _make_room(folder: Path) -> None:
     (folder / MANIFEST).unlink()
 
 
-def _and_first(first: Spoken, others: Iterator[Spoken]) -> Iterator[Spoken]:
+def _and_first(first: Spoken, sequences: Iterator[Spoken]) -> Iterator[Spoken]:
     yield first
-    yield from others
+    yield from sequences
 
 
 def _add(writer: ShardWriter, section: Section, spoken: Spoken, inputs: str) -> None:
-    """Add one sequence, with as many classes a row as the first one has.
+    """Add a sequence, with as many classes per row as the first sequence.
 
     Raises:
         DataError: If an id is no class.
     """
     codec, ids = section.codec, torch.tensor([spoken.ids])
     assert isinstance(codec, TopK)  # noqa: S101 - made above
+    # A sequence that occurs twice in the data is stored once.
     keys = example_keys(Batch(inputs={inputs: ids}), selected=False)
     if not writer.lacks(section, keys)[0]:
         return
@@ -148,7 +153,9 @@ def _add(writer: ShardWriter, section: Section, spoken: Spoken, inputs: str) -> 
             f"'num_classes' must be more than every id; got {section.width} and the id "
             f"{int(spoken.classes.max())}"
         )
-    classes, log_known = (one[:, : codec.k] for one in (spoken.classes, spoken.log_known))
+    classes, log_known = (rows[:, : codec.k] for rows in (spoken.classes, spoken.log_known))
+    # Shards hold rectangular tensors, so rows with fewer classes are padded with log-probability
+    # minus infinity, which `TopK.decode` treats as unknown.
     lacking = codec.k - classes.shape[1]
     classes = torch.nn.functional.pad(classes, (0, lacking))
     log_known = torch.nn.functional.pad(log_known, (0, lacking), value=float("-inf"))
@@ -160,7 +167,7 @@ def _from_parquet(source: Path, config: Compression | None) -> Iterator[Spoken]:
     """Yield the sequences of Parquet files.
 
     Raises:
-        DataError: If there is no file, or its columns are others.
+        DataError: If there is no file, or its columns are not those of a known layout.
     """
     parquet = imported("pyarrow.parquet", package="pyarrow", extra="datasets", use="Parquet files")
     files = [source] if source.is_file() else sorted(source.glob("*.parquet"))
@@ -174,12 +181,13 @@ def _from_parquet(source: Path, config: Compression | None) -> Iterator[Spoken]:
         elif {"input_ids", "compressed_logprobs", "bytepacked_indices"} <= names and config:
             columns = ["input_ids", "compressed_logprobs", "bytepacked_indices"]
         else:
+            # Packed columns cannot be decoded without the configuration.
             raise DataError(
                 f"{str(path)!r} must have the columns of DistillKit, and its "
                 f"'compression_config.yaml' beside it for packed ones; got {sorted(names)}"
             )
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-            for ids, first, second in zip(*(one.to_pylist() for one in batch), strict=True):
+            for ids, first, second in zip(*(column.to_pylist() for column in batch), strict=True):
                 yield _parquet_row(ids, first, second, config if "token_ids" not in names else None)
 
 
@@ -198,25 +206,25 @@ def _from_lines(path: Path) -> Iterator[Spoken]:
     """Yield the sequences of a file of JSON lines.
 
     Raises:
-        DataError: If a line is another layout; it is numbered.
+        DataError: If a line has another layout, with the number of the line.
     """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
             for answer in _answers(from_json(line)):
                 yield _line(answer)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            said = error if isinstance(error, DataError) else repr(error)
+            cause = error if isinstance(error, DataError) else repr(error)
             raise DataError(
                 f"line {number} of {str(path)!r} must hold token ids and their log-probabilities "
-                f"as vLLM writes them: {said}"
+                f"as vLLM writes them: {cause}"
             ) from None
 
 
 def _answers(line: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what a line holds: itself, or the choices of a server's whole answer.
+    """Yield the answers in a line: the line itself, or the choices of a server's complete answer.
 
-    A batch of requests is answered with `response.body` around each answer. What stands beside the
-    choices, as the ids of a chat, belongs to all of them.
+    A batch of requests is answered with `response.body` around each answer. Fields beside the
+    choices, such as the ids of a chat, belong to every choice.
 
     Raises:
         DataError: If a server has not returned the ids.
@@ -239,26 +247,29 @@ def _answers(line: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         yield answer
 
 
-def _line(found: Mapping[str, Any]) -> Spoken:
-    """Return what one line tells.
+def _line(fields: Mapping[str, Any]) -> Spoken:
+    """Return the predictions in one line.
 
     Raises:
-        DataError: If it cannot be told which position an entry means.
+        DataError: If the position of the entries is ambiguous.
     """
-    ids = found["prompt_token_ids"] if "prompt_token_ids" in found else found["input_ids"]
-    told = found["prompt_logprobs"] if "prompt_logprobs" in found else found["logprobs"]
-    if told and told[0] is None:
-        told = told[1:]
-    if len(told) >= len(ids):
+    ids = fields["prompt_token_ids"] if "prompt_token_ids" in fields else fields["input_ids"]
+    entries = fields["prompt_logprobs"] if "prompt_logprobs" in fields else fields["logprobs"]
+    # A leading null marks vLLM's convention of storing a prediction at the predicted position.
+    if entries and entries[0] is None:
+        entries = entries[1:]
+    if len(entries) >= len(ids):
         raise DataError(
-            f"'logprobs' must begin with null, or be fewer than the {len(ids)} ids; got {len(told)}"
+            f"'logprobs' must begin with null, or be fewer than the {len(ids)} ids; "
+            f"got {len(entries)}"
         )
-    rows = [sorted(_known(entry), key=lambda one: -one[1]) for entry in told]
-    most = max(map(len, rows), default=0)
-    classes = torch.zeros(len(rows), most, dtype=torch.int64)
-    log_known = torch.full((len(rows), most), float("-inf"))
-    for row, known in enumerate(rows):
-        for place, (number, likely) in enumerate(known):
+    # Decoding relies on the most likely class being first; JSON objects have no order.
+    rows = [sorted(_known(entry), key=lambda pair: -pair[1]) for entry in entries]
+    num_known = max(map(len, rows), default=0)
+    classes = torch.zeros(len(rows), num_known, dtype=torch.int64)
+    log_known = torch.full((len(rows), num_known), float("-inf"))
+    for row, pairs in enumerate(rows):
+        for place, (number, likely) in enumerate(pairs):
             classes[row, place], log_known[row, place] = number, likely
     return Spoken(ids=tuple(map(int, ids)), classes=classes, log_known=log_known)
 
@@ -266,11 +277,12 @@ def _line(found: Mapping[str, Any]) -> Spoken:
 def _known(entry: Any) -> Iterable[tuple[int, float]]:  # noqa: ANN401 - parsed JSON
     """Yield the ids of one position with their log-probabilities."""
     if isinstance(entry, Mapping):
-        for number, told in entry.items():
-            if isinstance(told, Mapping) and (told.get("rank") or 0) > len(entry):
-                # The id that came next is told even if it is none of the most likely.
+        for number, answer in entry.items():
+            if isinstance(answer, Mapping) and (answer.get("rank") or 0) > len(entry):
+                # vLLM adds the actual next id even if it is not among the most likely. Keeping it
+                # would reveal the label at some positions only.
                 continue
-            yield int(number), float(told["logprob"] if isinstance(told, Mapping) else told)
+            yield int(number), float(answer["logprob"] if isinstance(answer, Mapping) else answer)
     else:
-        for told in entry:
-            yield int(str(told["token"]).removeprefix("token_id:")), float(told["logprob"])
+        for answer in entry:
+            yield int(str(answer["token"]).removeprefix("token_id:")), float(answer["logprob"])

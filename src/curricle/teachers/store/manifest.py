@@ -1,15 +1,15 @@
 """Manifest of a folder of stored targets.
 
-`manifest.json` holds whose targets they are (a digest of the teacher's weights, its taps), of which
-data (digests of the data and of the tokenizer), how they were made and packed (one `Section` for
-each kind of target), and every file with its size and SHA-256. A reader needs nothing else.
+`manifest.json` describes the teacher (a digest of its weights, its taps), the data (digests of the
+data and of the tokenizer), each kind of target with its codec (one `Section`), and every file with
+its size and SHA-256. A reader needs nothing else.
 
 Axes: example (rows of a batch), row (counted positions of all examples).
 
-Design: the manifest is written after each shard, in one step. What it does not list does not exist,
-so a capture that was killed goes on after its last whole shard. A section that was once captured to
-its end stays readable, whatever becomes of later captures into the same folder. The manifest ends
-with a check of itself, and no file that it lists may lie outside of its folder.
+Design: the manifest is written after each shard, atomically. Unlisted files are ignored, so an
+interrupted capture continues after its last complete shard. A section that was once captured
+completely stays readable, independent of later captures into the same folder. The manifest ends
+with a checksum of its own content, and all listed files must lie inside its folder.
 """
 
 from collections.abc import Iterable
@@ -30,20 +30,20 @@ from curricle.values import Plain, fingerprint, parse, plain, value
 
 MANIFEST = "manifest.json"
 DRAW = "projection_"
-"""How facts begin that tell one draw of a projection from another."""
+"""Prefix of the facts that identify the draw of a projection."""
 CALIBRATION = "calibrated_on"
-"""Fact that tells on which stream an objective was calibrated, if it was."""
+"""Fact with the digest of the stream on which an objective was calibrated."""
 
 
 @final
 @value
 class TeacherFacts:
-    """Whose targets are stored."""
+    """Identity of the teacher."""
 
     weights: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of the weights by reference; empty if the targets were made elsewhere."""
     taps: tuple[str, ...] = ()
-    """Places of the numbered taps, from 0 on; empty if they have no numbers."""
+    """Places of the numbered taps, starting at 0; empty if they have no numbers."""
     is_residual: bool = False
     """Whether the taps lie on one residual stream."""
     parameters: int = 0
@@ -55,10 +55,10 @@ class TeacherFacts:
 @final
 @value
 class DataFacts:
-    """Of which data."""
+    """Identity of the data."""
 
     name: str = ""
-    """The data in a few words."""
+    """Short description of the data."""
     fingerprint: str = ""
     """Digest of the stream that was captured; empty if the targets were made elsewhere."""
     tokenizer: str = ""
@@ -71,22 +71,23 @@ class Section:
     """One kind of target."""
 
     reference: Reference = "final"
-    """Which teacher was asked."""
+    """The teacher: the finished one, or a checkpoint."""
     facts: Plain
-    """What the targets are, as the objective says it: tap, projection and its draw, or classes."""
+    """Description by the objective: tap, projection and its draw, or number of classes."""
     selected: bool
     """Whether rows are those of selected positions; else of all with data, or the first of them."""
     codec: Codec
-    """How they are packed."""
+    """Encoding of the rows."""
     width: int = Field(gt=0)
-    """Numbers of a row before it was packed: width of a state, or classes."""
+    """Length of a row before encoding: width of a state, or number of classes."""
 
     def __post_init__(self) -> None:
-        """Check that the targets have a kind, with which the names of their files begin.
+        """Check that the facts have a kind, the prefix of the file names.
 
         Raises:
-            SpecError: If not.
+            SpecError: If they have none, or it is not a plain file name.
         """
+        # The kind enters file names, so a manifest of foreign origin must not smuggle in a path.
         kind = self.facts.get("kind")
         if not isinstance(kind, str) or not is_plain_name(kind):
             raise SpecError(
@@ -96,9 +97,11 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Return what its files begin with: the kind and a digest of all but the codec."""
-        told = [self.reference, self.facts, self.selected]
-        return f"{self.facts['kind']}-{fingerprint(told)[:8]}"
+        """Return the prefix of its files: the kind and a digest of everything but the codec."""
+        # Without the codec, so that capturing again with another codec meets the stored section
+        # and is rejected instead of silently storing both.
+        identity = [self.reference, self.facts, self.selected]
+        return f"{self.facts['kind']}-{fingerprint(identity)[:8]}"
 
     @property
     def is_sparse(self) -> bool:
@@ -109,33 +112,34 @@ class Section:
         """Return whether the targets serve an objective.
 
         Args:
-            reference: The teacher that it asks.
-            facts: What it says of its targets.
+            reference: The teacher of its stage.
+            facts: Its description of the targets.
             but: Beginnings of facts that may differ.
         """
-        own, wanted = (
-            {name: found for name, found in one.items() if not name.startswith(but)}
-            for one in (self.facts, facts)
+        stored, required = (
+            {name: fact for name, fact in named_facts.items() if not name.startswith(but)}
+            for named_facts in (self.facts, facts)
         )
-        return self.reference == reference and own == wanted
+        return self.reference == reference and stored == required
 
     def __str__(self) -> str:
-        """Return what it is in a few words."""
-        told = " ".join(f"{name}={found}" for name, found in self.facts.items() if name != "kind")
+        """Return a short description."""
+        details = " ".join(f"{name}={fact}" for name, fact in self.facts.items() if name != "kind")
         where = "selected" if self.selected else "all"
-        return f"{self.facts['kind']} of {self.reference}, {where} positions, {told}"
+        return f"{self.facts['kind']} of {self.reference}, {where} positions, {details}"
 
 
 def facts_of(objective: BoundObjective, stream: str) -> Plain:
-    """Return what an objective says of its targets, and on what it is calibrated if it is to be.
+    """Return an objective's description of its targets, with its calibration stream if it has one.
 
     Args:
         objective: A bound objective.
         stream: Digest of the stream that it reads.
 
     Raises:
-        BindError: If it says nothing.
+        BindError: If it has no `target_facts`.
     """
+    # Centered targets depend on the mean over the calibration stream, which names them as well.
     calibrated = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
     if not conforms(objective, Storable):
         raise BindError(
@@ -167,66 +171,73 @@ class Shard:
 @final
 @value
 class Manifest:
-    """All that is known of a folder of stored targets."""
+    """Description of a folder of stored targets."""
 
     format: Literal[1] = 1
     """Version of the layout."""
     teacher: TeacherFacts = TeacherFacts()
-    """Whose targets."""
+    """Identity of the teacher."""
     data: DataFacts = DataFacts()
-    """Of which data."""
+    """Identity of the data."""
     sections: tuple[Section, ...] = ()
     """The kinds of targets."""
     shards: tuple[Shard, ...] = ()
     """The files."""
     finished: dict[str, int] = Field(default_factory=dict)
-    """Files that each section had when a capture of it last came to its end."""
+    """Number of files of each section at the end of its last complete capture."""
 
     @property
     def is_complete(self) -> bool:
-        """Return whether all sections are whole."""
+        """Return whether all sections are complete."""
         return all(map(self.is_whole, self.sections))
 
     def is_whole(self, section: Section) -> bool:
-        """Return whether a capture came to its end when all files of a section were there."""
+        """Return whether no capture of a section was interrupted after the last complete one."""
+        # An interrupted capture adds files without raising the count in `finished`.
         return self.finished.get(section.name) == len(self.of(section))
 
     def is_readable(self, section: Section) -> bool:
-        """Return whether a section was captured to its end; later files do not change that."""
+        """Return whether a section was captured completely; later files do not change that."""
         return section.name in self.finished
 
     def fingerprint(self, sections: Iterable[Section]) -> str:
-        """Return a digest of what some kinds of targets depend on, but not of which are there.
+        """Return a digest of the provenance of some sections, independent of the stored examples.
 
         Args:
-            sections: The kinds that are read; what else is stored does not matter.
+            sections: The sections of the run; others do not change the digest.
         """
+        # A folder can be extended by further captures. Checkpoints of runs that read it stay valid,
+        # because neither new sections nor weights of other references enter the digest.
         read = {section.name: section for section in sections}
-        asked = {str(section.reference) for section in read.values()}
-        weights = {name: one for name, one in self.teacher.weights.items() if name in asked}
+        references = {str(section.reference) for section in read.values()}
+        weights = {
+            name: digest for name, digest in self.teacher.weights.items() if name in references
+        }
         teacher = replace(self.teacher, weights=weights)
-        return fingerprint([plain(teacher), {name: plain(one) for name, one in read.items()}])
+        return fingerprint(
+            [plain(teacher), {name: plain(section) for name, section in read.items()}]
+        )
 
     def section(self, name: str) -> Section | None:
         """Return the section of a name; None if there is none."""
-        return next((one for one in self.sections if one.name == name), None)
+        return next((section for section in self.sections if section.name == name), None)
 
     def of(self, section: Section) -> tuple[Shard, ...]:
         """Return the files of a section."""
-        return tuple(one for one in self.shards if one.section == section.name)
+        return tuple(shard for shard in self.shards if shard.section == section.name)
 
     def with_shard(self, shard: Shard) -> "Manifest":
         """Return the manifest with one more file."""
         return replace(self, shards=(*self.shards, shard))
 
     def with_end(self, sections: Iterable[Section]) -> "Manifest":
-        """Return the manifest after a capture of some sections that has come to its end."""
-        ends = {one.name: len(self.of(one)) for one in sections}
+        """Return the manifest after a complete capture of some sections."""
+        ends = {section.name: len(self.of(section)) for section in sections}
         return replace(self, finished={**self.finished, **ends})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a folder in one step."""
+    """Write the manifest of a folder atomically."""
     write_sealed(folder / MANIFEST, plain(manifest))
 
 
@@ -234,18 +245,19 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder.
 
     Raises:
-        CheckpointError: If there is none, or it is damaged or of another format, or lists a file
-            outside of the folder.
+        CheckpointError: If it is missing, damaged, of another format, or lists a file outside of
+            the folder.
     """
     path = folder / MANIFEST
     try:
-        # Version 0.1 wrote no check.
+        # Version 0.1 wrote no checksum.
         manifest: Manifest = parse(Manifest, read_sealed(path, needs_check=False))
     except (OSError, ValueError, CurricleError) as error:
         raise CheckpointError(
             f"{str(path)!r} must describe stored targets, as 'curricle targets capture' writes "
             f"it: {reason(error)}; capture into a new folder"
         ) from None
+    # A shared folder may come from elsewhere: `../` in a listed name must not reach other files.
     for shard in manifest.shards:
         inside(folder, shard.file)
     return manifest

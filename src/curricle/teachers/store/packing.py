@@ -1,7 +1,7 @@
-"""How are whole numbers of any width put into bytes without waste?
+"""Bit packing of integers of any width.
 
-The numbers of a row follow one another, each with its highest bit first, and the last byte is
-filled with zeros. An id of a vocabulary of 128k takes 17 bits instead of 32.
+The numbers of a row are concatenated, each with its highest bit first, and the last byte is padded
+with zeros. An id of a vocabulary of 128k takes 17 bits instead of 32.
 
 Axes: row, number (of a row), byte.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 MOST_BITS = 48
-"""Bits of the largest numbers; with the neighbors in their bytes they still fit into 64."""
+"""Largest width in bits; a number and its neighbors in the same bytes still fit into 64 bits."""
 
 
 def bits_of(num_classes: int) -> int:
@@ -28,6 +28,7 @@ def packed(numbers: Int[Tensor, "row number"], bits: int) -> UInt8[Tensor, "row 
         bits: Of each number, 1 to `MOST_BITS`.
     """
     device = numbers.device
+    # Expand to single bits and regroup by eight; a vectorized form without a loop over numbers.
     highest_first = torch.arange(bits - 1, -1, -1, device=device)
     single = ((numbers.unsqueeze(-1) >> highest_first) & 1).flatten(1)
     filled = functional.pad(single, (0, -single.shape[1] % 8)).unflatten(1, (-1, 8))
@@ -38,7 +39,7 @@ def packed(numbers: Int[Tensor, "row number"], bits: int) -> UInt8[Tensor, "row 
 def unpacked(
     content: UInt8[Tensor, "row byte"], bits: int, count: int
 ) -> Int[Tensor, "row number"]:
-    """Return the numbers in bytes that `packed` has made.
+    """Return the numbers in bytes of `packed`.
 
     Args:
         content: The bytes.
@@ -47,10 +48,12 @@ def unpacked(
     """
     device = content.device
     starts = torch.arange(count, device=device) * bits
-    # As many bytes as a number may touch, from its first one on.
+    # Number of bytes that a number can touch: it starts at any of the 8 bits of its first byte.
     touched = (bits + 14) // 8
     places = (starts // 8).unsqueeze(-1) + torch.arange(touched, device=device)
-    whole = functional.pad(content, (0, touched))[:, places].long()
-    joined: Tensor = (whole << torch.arange(8 * (touched - 1), -1, -8, device=device)).sum(-1)
+    # Padding keeps the windows of the last numbers inside the row; the padding bits are cut below.
+    windows = functional.pad(content, (0, touched))[:, places].long()
+    joined: Tensor = (windows << torch.arange(8 * (touched - 1), -1, -8, device=device)).sum(-1)
+    # Drop the bits of the next number on the right, then those of the previous number by the mask.
     shifted: Tensor = joined >> (8 * touched - bits - starts % 8)
     return shifted & ((1 << bits) - 1)

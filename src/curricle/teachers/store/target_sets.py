@@ -1,13 +1,13 @@
-"""How are stored targets read, in whatever order and by however many students?
+"""Reader of stored targets, independent of batch order and number of students.
 
-A `TargetStore` is an opened folder. It is asked with a batch: the keys of the examples say which
-rows are wanted, so the reader's order, batch size, seed and number of processes do not matter. A
-row that is not there is an error, never a guess.
+A `TargetStore` is an open folder. Rows are looked up by the keys of the examples in a batch, so
+order, batch size, seed and number of processes may differ from the capture. A missing row is an
+error.
 
 Axes: example (rows of a batch), row (counted positions).
 
 Design: opening compares every file with its digest, so a damaged or foreign store is refused before
-training; after that, files are mapped, and only the rows that are asked for are read.
+training; after that, files are memory-mapped, and only the rows of the batch are read.
 """
 
 from pathlib import Path
@@ -26,20 +26,20 @@ from curricle.objectives.base import Target
 from curricle.teachers.live import LiveTeacher, Reference
 from curricle.teachers.store.codecs import Entries
 from curricle.teachers.store.manifest import Manifest, Section, read_manifest
-from curricle.teachers.store.shards import check_content, opened
+from curricle.teachers.store.shards import check_content, open_shard
 
 
 @final
 class TargetStore:
-    """A folder of stored targets, open for reading."""
+    """Folder of stored targets, open for reading."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Take what `open_store` has checked."""
+        """Create a store from a folder checked by `open_store`."""
         self.folder, self.manifest = folder, manifest
         self._readers: dict[str, SectionReader] = {}
 
     def reader(self, section: Section) -> "SectionReader":
-        """Return what reads a section; its keys are loaded once."""
+        """Return the reader of a section, with its keys loaded once."""
         if section.name not in self._readers:
             self._readers[section.name] = SectionReader(self.folder, self.manifest, section)
         return self._readers[section.name]
@@ -48,19 +48,20 @@ class TargetStore:
         """Check that the targets are those of a teacher and of its checkpoints.
 
         Raises:
-            BindError: If some are another's.
+            BindError: If some belong to another teacher.
         """
         steps = () if teacher.trajectory is None else teacher.trajectory.steps
-        known: tuple[Reference, ...] = ("final", *steps)
-        for reference in known:
-            told = self.manifest.teacher.weights.get(str(reference))
-            if told is None:
+        references: tuple[Reference, ...] = ("final", *steps)
+        for reference in references:
+            stored = self.manifest.teacher.weights.get(str(reference))
+            # Imported targets have no digest, and not every checkpoint has to be captured.
+            if stored is None:
                 continue
-            if (found := weights_digest(teacher.at(reference).module)) != told:
+            if (digest := weights_digest(teacher.at(reference).module)) != stored:
                 raise BindError(
                     f"{str(self.folder)!r} must hold targets of this teacher {reference!r}, whose "
-                    f"weights and adapters have the SHA-256 {found[:16]}...; got "
-                    f"{told[:16]}...; capture into another folder"
+                    f"weights and adapters have the SHA-256 {digest[:16]}...; got "
+                    f"{stored[:16]}...; capture into another folder"
                 )
 
 
@@ -68,9 +69,9 @@ def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStor
     """Return the store in a folder.
 
     Args:
-        folder: Where targets were captured or imported.
-        checks_content: Whether every file is read once to compare its digest; without, its size
-            and shape are looked at.
+        folder: Folder of captured or imported targets.
+        checks_content: Whether every file is read once to compare its digest; otherwise only its
+            size and shapes are checked.
 
     Raises:
         CheckpointError: If no capture was finished, or a file is missing or damaged.
@@ -83,7 +84,7 @@ def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStor
             f"after its {len(manifest.shards)} files"
         )
     for shard in manifest.shards:
-        opened(folder, shard)
+        open_shard(folder, shard)
         if checks_content:
             check_content(folder, shard)
     return TargetStore(folder, manifest)
@@ -97,19 +98,20 @@ class SectionReader:
         """Map the files and load the keys.
 
         Args:
-            folder: Of the store.
+            folder: Folder of the store.
             manifest: Its manifest.
-            section: One of its sections.
+            section: A section of the manifest.
         """
         self.section = section
         self._is_whole = manifest.is_whole(section)
-        files = [opened(folder, shard) for shard in manifest.of(section)]
-        keys = [one.pop("keys").numpy().reshape(-1).view(KEYS) for one in files]
-        counts = [one.pop("counts").numpy().astype(np.int64) for one in files]
-        starts = [np.cumsum(one) - one for one in counts]
-        numbers = [np.full(len(one), number) for number, one in enumerate(counts)]
+        files = [open_shard(folder, shard) for shard in manifest.of(section)]
+        keys = [tensors.pop("keys").numpy().reshape(-1).view(KEYS) for tensors in files]
+        counts = [tensors.pop("counts").numpy().astype(np.int64) for tensors in files]
+        starts = [np.cumsum(lengths) - lengths for lengths in counts]
+        numbers = [np.full(len(lengths), number) for number, lengths in enumerate(counts)]
         empty = np.empty(0, dtype=np.int64)
         joined = np.concatenate([np.empty(0, dtype=KEYS), *keys])
+        # Sorted keys allow a binary search over all shards at once, with 40 bytes per example.
         order = np.argsort(joined, kind="stable")
         self._files: list[dict[str, Tensor]] = files
         self._keys = joined[order]
@@ -123,17 +125,17 @@ class SectionReader:
         return len(self._keys)
 
     def check_content(self) -> None:
-        """Check that no example is there twice and that every number is one.
+        """Check that no example is stored twice and that no number is NaN.
 
         Raises:
-            CheckpointError: If not.
+            CheckpointError: If an example is stored twice, or a number is NaN.
         """
         if len(np.unique(self._keys)) != len(self._keys):
             raise CheckpointError(
                 f"{self.section.name!r} must hold every example once; got one twice"
             )
-        for kept in (one for file in self._files for one in file.values()):
-            if kept.is_floating_point() and bool(kept.isnan().any()):
+        for entry in (tensor for file in self._files for tensor in file.values()):
+            if entry.is_floating_point() and bool(entry.isnan().any()):
                 raise CheckpointError(f"{self.section.name!r} must hold numbers; some are 'nan'")
 
     def target(self, batch: Batch, *, selected: bool, rows: int) -> Target:
@@ -141,22 +143,23 @@ class SectionReader:
 
         Args:
             batch: The batch.
-            selected: Whether only its selected positions are wanted.
-            rows: Number of rows that are wanted, as the objective counts them.
+            selected: Whether only its selected positions are read.
+            rows: Number of rows, as the objective counts them.
 
         Raises:
-            DataError: If an example or a position is not stored; it is named. If other rows are
-                stored than are wanted.
+            DataError: If an example or a position is not stored, or the number of stored rows
+                differs from `rows`.
         """
         places = self._find(example_keys(batch, selected=self.section.selected))
         counts = self._counts[places]
         if selected and not self.section.selected:
-            chosen = selected_places(batch)
-            lengths = np.array([len(one) for one in chosen])
-            inside = np.concatenate(chosen)
+            selection = selected_places(batch)
+            lengths = np.array([len(positions) for positions in selection])
+            inside = np.concatenate(selection)
         else:
-            # Where a model has other positions than the data, as after pooling or with patches, it
-            # alone knows their number, and the capture has counted them.
+            # After pooling or with patches the positions of a model differ from those of the data,
+            # and only the counts of the capture are valid. Otherwise the data's counts are used,
+            # since a batch may be shorter than the captured example.
             is_counted = self.section.selected or counts.sum() == rows
             lengths = counts if is_counted else data_counts(batch)
             inside = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
@@ -165,15 +168,18 @@ class SectionReader:
             raise DataError(
                 f"'targets' must hold the {rows} rows of the batch that are read; got {len(inside)}"
             )
-        chosen_rows = np.repeat(self._starts[places], lengths) + inside
-        entries = self._gather(chosen_rows, np.repeat(self._shards[places], lengths))
+        # Row of the shard: first row of the example plus the number within the example.
+        stored_rows = np.repeat(self._starts[places], lengths) + inside
+        entries = self._gather(stored_rows, np.repeat(self._shards[places], lengths))
         device = batch.leading.device
-        moved = {name: one.to(device, non_blocking=True) for name, one in entries.items()}
-        return self.section.codec.decode(moved, self.section.width)
+        on_device = {name: entry.to(device, non_blocking=True) for name, entry in entries.items()}
+        return self.section.codec.decode(on_device, self.section.width)
 
     def _find(self, keys: Shaped[np.ndarray, " example"]) -> Int[np.ndarray, " example"]:
         if not len(self._keys):
             raise DataError(f"'targets' must hold some of {self.section.name!r}; got none")
+        # The insertion point of a missing key may be past the end or at another key, so the keys
+        # found are compared.
         places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         missing = np.flatnonzero(self._keys[places] != keys)
         if len(missing):
@@ -190,20 +196,21 @@ class SectionReader:
         return places
 
     def _gather(self, rows: Int[np.ndarray, " row"], shards: Int[np.ndarray, " row"]) -> Entries:
-        """Return what is kept of some rows of some files, in their order."""
+        """Return the encoded rows at some places of some files, in their order."""
         used = np.unique(shards)
+        # The common case needs no second copy of the rows.
         if len(used) == 1:
-            chosen = torch.from_numpy(rows)
-            return {name: one[chosen] for name, one in self._files[used[0]].items()}
-        found: dict[str, Tensor] = {}
+            numbers = torch.from_numpy(rows)
+            return {name: tensor[numbers] for name, tensor in self._files[used[0]].items()}
+        gathered: dict[str, Tensor] = {}
         for shard in used:
             places = torch.from_numpy(np.flatnonzero(shards == shard))
-            chosen = torch.from_numpy(rows[shards == shard])
-            for name, one in self._files[shard].items():
-                if name not in found:
-                    found[name] = one.new_empty((len(rows), *one.shape[1:]))
-                found[name][places] = one[chosen]
-        return found
+            numbers = torch.from_numpy(rows[shards == shard])
+            for name, tensor in self._files[shard].items():
+                if name not in gathered:
+                    gathered[name] = tensor.new_empty((len(rows), *tensor.shape[1:]))
+                gathered[name][places] = tensor[numbers]
+        return gathered
 
 
 def _check_rows(
@@ -211,10 +218,15 @@ def _check_rows(
     counts: Int[np.ndarray, " row"],
     lengths: Int[np.ndarray, " example"],
 ) -> None:
-    """Check that every row is stored, given its number in its example and how many are there.
+    """Check that every row is stored.
+
+    Args:
+        inside: Number of each row within its example.
+        counts: Number of stored rows of its example.
+        lengths: Number of rows of each example, to name the missing row.
 
     Raises:
-        DataError: If one is not; it is named.
+        DataError: If a row is not stored.
     """
     missing = np.flatnonzero(inside >= counts)
     if len(missing):

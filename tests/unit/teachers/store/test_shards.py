@@ -14,7 +14,7 @@ from curricle.errors import CheckpointError
 from curricle.locks import locked
 from curricle.teachers.store.codecs import Exact, Sampled
 from curricle.teachers.store.manifest import Manifest, Section, read_manifest
-from curricle.teachers.store.shards import ShardWriter, opened, uniforms
+from curricle.teachers.store.shards import ShardWriter, open_shard, uniforms
 
 SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=2)
 OTHER = replace(SECTION, facts={"kind": "logits"})
@@ -39,7 +39,7 @@ def add(writer: ShardWriter, *examples: int) -> None:
 
 def stored(folder: Path) -> list[float]:
     manifest = read_manifest(folder)
-    parts = [opened(folder, shard)["values"][:, 0] for shard in manifest.shards]
+    parts = [open_shard(folder, shard)["values"][:, 0] for shard in manifest.shards]
     found: list[float] = torch.cat(parts).tolist()
     return found
 
@@ -117,13 +117,13 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / shard.file
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"must hold {shard.size} bytes"):
-        opened(tmp_path, shard)
+        open_shard(tmp_path, shard)
     path.write_bytes(b"x" * shard.size)
     with pytest.raises(CheckpointError, match="must be a safetensors file"):
-        opened(tmp_path, shard)
+        open_shard(tmp_path, shard)
     path.unlink()
     with pytest.raises(CheckpointError, match="got no file"):
-        opened(tmp_path, shard)
+        open_shard(tmp_path, shard)
 
 
 def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
     (shard,) = writer.finish(MANIFEST.sections).shards
     wrong = replace(shard, rows=2)
     with pytest.raises(CheckpointError, match="must hold 1 examples and 2 rows"):
-        opened(tmp_path, wrong)
+        open_shard(tmp_path, wrong)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "other"])
@@ -156,7 +156,7 @@ def test_a_file_that_leads_elsewhere_is_not_opened(tmp_path: Path) -> None:
     (shard,) = writer.finish(MANIFEST.sections).shards
     (tmp_path / "store" / shard.file).rename(tmp_path / shard.file)
     with pytest.raises(CheckpointError, match=r"must list plain names of files inside it"):
-        opened(tmp_path / "store", replace(shard, file=f"../{shard.file}"))
+        open_shard(tmp_path / "store", replace(shard, file=f"../{shard.file}"))
 
 
 def test_who_adds_to_a_store_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
