@@ -1,12 +1,12 @@
-"""How are the batches of several steps read at once?
+"""Blocks: the batches of several steps, read at once.
 
-A `Block` holds the examples of consecutive batches one below the other, as one batch that a teacher
-reads in one pass, and gives what belongs to each step along a new first axis.
+A `Block` concatenates the examples of consecutive batches into a single batch, which a teacher
+reads in one forward pass, and splits tensors by step along a new first axis.
 
 Axes: step (of the block), then those of the batch.
 
 Design: all batches of a block have one shape, so nothing about it depends on a tensor's values.
-Padded batches, whose numbers of positions differ, make no block.
+Padded batches have different numbers of positions and make no block.
 """
 
 import math
@@ -48,62 +48,64 @@ class Block:
         """Return tensors, which may lie deeper, with a first axis of steps.
 
         Args:
-            rows: What belongs to the whole block, step after step along the first axis.
+            rows: Tensors of the whole block, step after step along the first axis.
         """
         return {
-            name: one.unflatten(0, (self.number, -1)) if isinstance(one, Tensor) else self.cut(one)
-            for name, one in rows.items()
+            name: tensor.unflatten(0, (self.number, -1))
+            if isinstance(tensor, Tensor)
+            else self.cut(tensor)
+            for name, tensor in rows.items()
         }
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Return what a batch is made of, each with a first axis of steps."""
-        whole = self.whole
-        named = {"inputs": whole.inputs, "labels": whole.labels, "selected": whole.selected}
-        found = self.cut({name: one for name, one in named.items() if one is not None})
-        if whole.selected is not None:
-            offsets = _offsets(self.first, self.number, whole.selected.device)
-            found["selected"] = found["selected"] - offsets[:, None]
-        return found
+        """Return the tensors of a batch, each with a first axis of steps."""
+        batch = self.whole
+        named = {"inputs": batch.inputs, "labels": batch.labels, "selected": batch.selected}
+        tensors = self.cut({name: tensor for name, tensor in named.items() if tensor is not None})
+        if batch.selected is not None:
+            offsets = _offsets(self.first, self.number, batch.selected.device)
+            tensors["selected"] = tensors["selected"] - offsets[:, None]
+        return tensors
 
 
 def read_block(stream: Stream, step: int, number: int, device: torch.device) -> Block | None:
     """Return the batches of some steps from one on, or None if they make no block.
 
     Args:
-        stream: Where they are read.
+        stream: Stream of the batches.
         step: The first step.
-        number: How many there are.
-        device: Where they are put.
+        number: Number of steps.
+        device: Device of the returned tensors.
     """
     first = stream.batch(step).to(device)
-    found = stream.joined(step, number) if conforms(stream, Joins) else None
-    if found is not None:
-        return Block(first=first, whole=found.to(device), number=number, shapes=_shapes(first))
+    joined = stream.joined(step, number) if conforms(stream, Joins) else None
+    if joined is not None:
+        return Block(first=first, whole=joined.to(device), number=number, shapes=_shapes(first))
     # Parts of a block are tensors alone, which do not have a number of positions with them.
     if first.valid is not None or first.length is not None:
         return None
     following = range(step + 1, step + number)
-    batches = [first, *(stream.batch(one).to(device) for one in following)]
+    batches = [first, *(stream.batch(later_step).to(device) for later_step in following)]
     shapes = _shapes(first)
     if any(_shapes(batch) != shapes for batch in batches):
         return None
-    whole = Batch(
+    merged = Batch(
         inputs=_below([batch.inputs for batch in batches]),
         labels=None
         if first.labels is None
         else torch.cat([batch.labels for batch in batches if batch.labels is not None]),
         selected=_selected(batches),
     )
-    return Block(first=first, whole=whole, number=number, shapes=shapes)
+    return Block(first=first, whole=merged, number=number, shapes=shapes)
 
 
 def _selected(batches: Sequence[Batch]) -> Tensor | None:
-    each = [batch.selected for batch in batches if batch.selected is not None]
-    if not each:
+    selections = [batch.selected for batch in batches if batch.selected is not None]
+    if not selections:
         return None
-    offsets = _offsets(batches[0], len(each), each[0].device)
-    return (torch.stack(each) + offsets[:, None]).flatten()
+    offsets = _offsets(batches[0], len(selections), selections[0].device)
+    return (torch.stack(selections) + offsets[:, None]).flatten()
 
 
 def _offsets(batch: Batch, number: int, device: torch.device) -> Tensor:
@@ -116,15 +118,16 @@ def _shapes(batch: Batch) -> tuple[object, ...]:
     named = () if isinstance(inputs, Tensor) else tuple(inputs)
     tensors = (inputs,) if isinstance(inputs, Tensor) else inputs.values()
     return named, *(
-        None if one is None else (one.shape, one.dtype)
-        for one in (*tensors, batch.labels, batch.selected)
+        None if tensor is None else (tensor.shape, tensor.dtype)
+        for tensor in (*tensors, batch.labels, batch.selected)
     )
 
 
-def _below(each: Sequence[Inputs]) -> Inputs:
-    first = each[0]
+def _below(inputs: Sequence[Inputs]) -> Inputs:
+    first = inputs[0]
     if isinstance(first, Tensor):
-        return torch.cat([one for one in each if isinstance(one, Tensor)])
+        return torch.cat([tensor for tensor in inputs if isinstance(tensor, Tensor)])
     return {
-        name: torch.cat([one[name] for one in each if isinstance(one, Mapping)]) for name in first
+        name: torch.cat([tensors[name] for tensors in inputs if isinstance(tensors, Mapping)])
+        for name in first
     }

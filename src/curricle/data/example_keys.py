@@ -1,14 +1,13 @@
-"""By what is an example known again, whoever reads it and in whatever batch?
+"""Content-based example keys, independent of order, batch size, padding and seed.
 
-By a digest of what a model is shown of it: the inputs where the row holds data and, if wanted,
-which of these places are selected. Order, batch size, seed and number of readers do not enter;
-neither does the padding that a row got because of its neighbors.
+A key is a digest of an example's model inputs: the inputs at positions with data and, optionally,
+which of these positions are selected.
 
 Axes: example (rows of a batch).
 
-Design: integers are digested as 64-bit ones, so ids mean the same in any type. An attention mask
-that tells no more than `valid` is left out, since it changes nothing that a model shows. What a row
-is to teach (its labels) is not what a teacher is shown.
+Design: integers are digested as 64-bit integers, so that ids are equal in any type. An attention
+mask equal to `valid` is left out, since it does not change the outputs of a model. Labels are not
+part of a key, because they are no input of the teacher.
 """
 
 import hashlib
@@ -32,13 +31,13 @@ def example_keys(batch: Batch, *, selected: bool) -> Shaped[np.ndarray, " exampl
 
     Args:
         batch: The batch.
-        selected: Whether it matters which positions are selected.
+        selected: Whether the selected positions are part of the key.
     """
     rows = list(_rows(batch))
     places = selected_places(batch) if selected and batch.selected is not None else None
-    for number, found in enumerate(places or ()):
+    for number, positions in enumerate(places or ()):
         rows[number].update(b"selected")
-        rows[number].update(found.tobytes())
+        rows[number].update(positions.tobytes())
     # `bytes` would lose zeros at the end.
     return np.frombuffer(b"".join(row.digest() for row in rows), dtype=KEYS)
 
@@ -66,41 +65,46 @@ def data_counts(batch: Batch) -> Int[np.ndarray, " example"]:
 
 def _rows(batch: Batch) -> Iterator[hashlib.blake2b]:
     """Yield for each example a digest of its inputs, to which more may be added."""
-    held = None
+    data_places = None
     columns: list[list[bytes]] = []
     if batch.valid is not None:
         valid = batch.valid.cpu().numpy()
-        held = [np.flatnonzero(row) for row in valid]
+        data_places = [np.flatnonzero(row) for row in valid]
         # Where the data are matters only if they are not all in front.
-        in_front = [len(one) == 0 or one[-1] < len(one) for one in held]
+        in_front = [
+            len(row_places) == 0 or row_places[-1] < len(row_places) for row_places in data_places
+        ]
         columns.append(
-            [b"" if is_so else one.tobytes() for one, is_so in zip(held, in_front, strict=True)]
+            [
+                b"" if is_so else row_places.tobytes()
+                for row_places, is_so in zip(data_places, in_front, strict=True)
+            ]
         )
     for name, tensor in sorted(_told(batch).items()):
         array = _plain(tensor)
         # What an encoder reads has other positions than the decoder's, be they equally many.
         is_side = not batch.is_decoded or name.startswith("decoder_")
-        is_masked = held is not None and is_side and array.shape[:2] == batch.positions
-        columns.append(_contents(name, array, held if is_masked else None))
-    for parts in zip(*columns, strict=True):
-        yield hashlib.blake2b(b"".join(parts), digest_size=KEY_BYTES)
+        is_masked = data_places is not None and is_side and array.shape[:2] == batch.positions
+        columns.append(_contents(name, array, data_places if is_masked else None))
+    for contents in zip(*columns, strict=True):
+        yield hashlib.blake2b(b"".join(contents), digest_size=KEY_BYTES)
 
 
 def _contents(
     name: str,
     array: Shaped[np.ndarray, "example ..."],
-    held: "list[Int[np.ndarray, ' _']] | None",
+    data_places: "list[Int[np.ndarray, ' _']] | None",
 ) -> list[bytes]:
     """Return for each example its part of an array, or only the places that hold data."""
-    if held is not None:
-        chosen = [row[places] for row, places in zip(array, held, strict=True)]
-        return [_head(name, row) + np.ascontiguousarray(row).tobytes() for row in chosen]
+    if data_places is not None:
+        data = [row[places] for row, places in zip(array, data_places, strict=True)]
+        return [_head(name, row) + np.ascontiguousarray(row).tobytes() for row in data]
     if not len(array):
         return []
     # At once, for small models are faster than a call for each example.
-    head, whole = _head(name, array[0]), np.ascontiguousarray(array).tobytes()
-    size = len(whole) // len(array)
-    return [head + whole[start : start + size] for start in range(0, size * len(array), size)]
+    head, content = _head(name, array[0]), np.ascontiguousarray(array).tobytes()
+    size = len(content) // len(array)
+    return [head + content[start : start + size] for start in range(0, size * len(array), size)]
 
 
 def _head(name: str, row: Shaped[np.ndarray, "..."]) -> bytes:
@@ -108,21 +112,21 @@ def _head(name: str, row: Shaped[np.ndarray, "..."]) -> bytes:
 
 
 def _told(batch: Batch) -> Mapping[str, Tensor]:
-    """Return the inputs by name, without a mask that tells what `valid` does."""
+    """Return the inputs by name, without a mask equal to `valid`."""
     if isinstance(batch.inputs, Tensor):
         return {"": batch.inputs}
     name = f"decoder_{MASK}" if batch.is_decoded else MASK
     mask = batch.inputs.get(name)
     if mask is None:
         return batch.inputs
-    wanted = torch.ones_like(mask, dtype=torch.bool) if batch.valid is None else batch.valid
-    if mask.shape != wanted.shape or not torch.equal(mask.bool(), wanted):
+    implied = torch.ones_like(mask, dtype=torch.bool) if batch.valid is None else batch.valid
+    if mask.shape != implied.shape or not torch.equal(mask.bool(), implied):
         return batch.inputs
-    return {known: tensor for known, tensor in batch.inputs.items() if known != name}
+    return {input_name: tensor for input_name, tensor in batch.inputs.items() if input_name != name}
 
 
 def _plain(tensor: Tensor) -> Shaped[np.ndarray, "example ..."]:
-    kept = tensor.detach().cpu()
+    host = tensor.detach().cpu()
     array: Shaped[np.ndarray, "example ..."]
-    array = (kept.float() if kept.is_floating_point() else kept.long()).numpy()
+    array = (host.float() if host.is_floating_point() else host.long()).numpy()
     return array

@@ -2,10 +2,10 @@
 
 An epoch's order is listed once. torch's own samplers are recognized, and their order is kept as one
 tensor of indexes: a list of lists of Python numbers takes minutes and gigabytes for millions of
-examples. Every other sampler is asked for all of its batches.
+examples. Every other sampler is iterated once for all of its batches.
 
-Design: a recognized sampler draws exactly what torch's code would draw, so that orders, and with
-them the results of runs, do not depend on the form in which they are kept.
+Design: a recognized sampler draws the same numbers as torch's code, so that orders, and with them
+the results of runs, do not depend on the form of storage.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
 
 LISTED_EXAMPLES = 2**20
-"""Most examples of an order whose digest is that of its list, as earlier versions have made it."""
+"""Largest order, in examples, with the digest of its list, for compatibility."""
 
 
 @final
@@ -89,7 +89,7 @@ def _batches(batch_sampler: Any) -> Iterator[Any]:  # noqa: ANN401 - as above
 
 
 def _indexes(sampler: object) -> Int64[Tensor, " example"] | None:
-    """Return what a sampler of torch gives; None for others."""
+    """Return the indexes of a sampler of torch; None for other samplers."""
     if type(sampler) is SequentialSampler:
         return torch.arange(len(sampler))
     if type(sampler) is not RandomSampler or sampler.replacement:

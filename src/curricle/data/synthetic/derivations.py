@@ -1,8 +1,8 @@
-"""How are strings of a grammar drawn, together with the trees above them?
+"""Random strings of a grammar, with their derivation trees.
 
 All strings of a draw are expanded at once, level by level: one random number a symbol picks its
 rule, and the replacements of all symbols make the row of the next level. A draw is therefore a few
-dozen calls of numpy, whatever its size.
+dozen calls of numpy, independent of its size.
 
 Axes: example (strings of a draw), token (all tokens of all strings, one string after the other),
 level (0 for the tokens themselves, up to the level of the start), position (places of a padded
@@ -46,15 +46,15 @@ class Derivations:
     def strings(self) -> list[list[int]]:
         """Return the terminals of each string."""
         borders = np.cumsum(self.lengths)[:-1]
-        return [part.tolist() for part in np.split(self.tokens, borders)]
+        return [tokens.tolist() for tokens in np.split(self.tokens, borders)]
 
     def padded(
-        self, each: Shaped[np.ndarray, " token"], *, num_positions: int, fill: int
+        self, values: Shaped[np.ndarray, " token"], *, num_positions: int, fill: int
     ) -> Shaped[np.ndarray, "example position"]:
-        """Return something known of each token as rows of equal length, one for each string.
+        """Return values of the tokens as rows of equal length, one row per string.
 
         Args:
-            each: One value a token, for example `ancestors[2]`.
+            values: One value a token, for example `ancestors[2]`.
             num_positions: Length of the rows.
             fill: Value after the end of a string.
 
@@ -66,9 +66,9 @@ class Derivations:
                 f"'num_positions' must hold the longest string, {self.lengths.max()} tokens; "
                 f"got {num_positions}"
             )
-        rows = np.full((len(self.lengths), num_positions), fill, dtype=each.dtype)
+        rows = np.full((len(self.lengths), num_positions), fill, dtype=values.dtype)
         # Rows are filled in the order in which the strings follow each other.
-        rows[np.arange(num_positions) < self.lengths[:, None]] = each
+        rows[np.arange(num_positions) < self.lengths[:, None]] = values
         return rows
 
     def ancestor_labels(self, *, num_positions: int) -> Int[np.ndarray, "example position level"]:
@@ -78,7 +78,8 @@ class Derivations:
             num_positions: Length of the rows; labels are -100 after the end of a string.
         """
         rows = [
-            self.padded(each, num_positions=num_positions, fill=IGNORED) for each in self.ancestors
+            self.padded(symbols, num_positions=num_positions, fill=IGNORED)
+            for symbols in self.ancestors
         ]
         return np.stack(rows, axis=-1).astype(np.int64)
 
@@ -117,7 +118,7 @@ class Sampler:
             generator: Where the random numbers come from; read once a level.
 
         Raises:
-            SpecError: If no string is asked for.
+            SpecError: If the number of strings is not positive.
         """
         if num_strings < 1:
             raise SpecError(f"'num_strings' must be positive; got {num_strings}")

@@ -1,4 +1,4 @@
-"""What is known about the strings of a grammar without drawing any?
+"""Exact statistics of the strings of a grammar.
 
 The law of the lengths, the expected number of each terminal and the entropy follow from the rules
 by a dynamic program over the levels: subtrees are independent once the rule above them is known.
@@ -101,37 +101,36 @@ def string_statistics(grammar: Grammar) -> StringStatistics:
     """Return the law of the strings of a grammar from its start."""
     terminals, rules = grammar.terminals, grammar.alternatives
     unit = np.array([0.0, 1.0])
-    known = {
-        one: StringStatistics(
+    laws = {
+        terminal: StringStatistics(
             length_probabilities=unit,
-            token_counts={token: float(token == one) for token in terminals},
+            token_counts={token: float(token == terminal) for token in terminals},
             entropy=0.0,
         )
-        for one in terminals
+        for terminal in terminals
     }
     for level in grammar.levels[1:]:
         for symbol in level:
-            rights = [[known[child] for child in right] for right in rules[symbol]]
-            known[symbol] = _mixed(rights, terminals)
-    return known[grammar.start]
+            rights = [[laws[child] for child in right] for right in rules[symbol]]
+            laws[symbol] = _mixed(rights, terminals)
+    return laws[grammar.start]
 
 
 def _mixed(
     rights: Sequence[Sequence[StringStatistics]], terminals: Sequence[int]
 ) -> StringStatistics:
     """Return the law of equally likely rows of independent symbols."""
-    lengths = [reduce(np.convolve, (one.length_probabilities for one in row)) for row in rights]
+    lengths = [reduce(np.convolve, (law.length_probabilities for law in row)) for row in rights]
     mixture = np.zeros(max(map(len, lengths)))
-    for one in lengths:
-        mixture[: len(one)] += one / len(rights)
-    every = [one for row in rights for one in row]
+    for probabilities in lengths:
+        mixture[: len(probabilities)] += probabilities / len(rights)
+    laws = [law for row in rights for law in row]
     return StringStatistics(
         length_probabilities=mixture,
         token_counts={
-            token: sum(one.token_counts[token] for one in every) / len(rights)
-            for token in terminals
+            token: sum(law.token_counts[token] for law in laws) / len(rights) for token in terminals
         },
-        entropy=math.log2(len(rights)) + sum(one.entropy for one in every) / len(rights),
+        entropy=math.log2(len(rights)) + sum(law.entropy for law in laws) / len(rights),
     )
 
 
@@ -155,9 +154,9 @@ def num_derivations(grammar: Grammar, string: Sequence[int]) -> int:
             f"'string' must hold the terminals {grammar.terminals} only; got {min(foreign)}"
         )
     size, tokens = len(string), np.array(string, dtype=np.int64)
-    ways = {one: np.zeros((size + 1, size + 1)) for one in grammar.terminals}
-    for one, matrix in ways.items():
-        places = np.flatnonzero(tokens == one)
+    ways = {terminal: np.zeros((size + 1, size + 1)) for terminal in grammar.terminals}
+    for terminal, matrix in ways.items():
+        places = np.flatnonzero(tokens == terminal)
         matrix[places, places + 1] = 1
     rules = grammar.alternatives
     for level in grammar.levels[1:]:

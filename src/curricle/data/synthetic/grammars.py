@@ -1,9 +1,8 @@
-"""Which grammars does the grammar task know?
+"""Probabilistic context-free grammars of the grammar task.
 
-A `Grammar` is a probabilistic context-free grammar whose symbols lie on levels: the rules of a
-symbol replace it by symbols one level below, and all rules of a symbol are equally likely. Level 0
-holds the terminals, so a level is also the number of rules above a token, and every derivation is
-a tree whose leaves are equally deep.
+The symbols of a `Grammar` lie on levels: the rules of a symbol replace it by symbols one level
+below, and all rules of a symbol are equally likely. Level 0 holds the terminals, so a level is also
+the number of rules above a token, and all leaves of a derivation tree are equally deep.
 
 Axes: none; symbols are positive numbers.
 
@@ -28,7 +27,7 @@ from curricle.values import value
 
 Symbol = Annotated[int, Field(gt=0, lt=2**15)]
 Rule = tuple[Symbol, Annotated[tuple[Symbol, ...], Field(min_length=1)]]
-"""A symbol and what replaces it."""
+"""A symbol and its replacement."""
 
 
 @final
@@ -37,11 +36,11 @@ class Grammar:
     """Rules that turn a start symbol into strings of terminals, level by level."""
 
     name: str
-    """What people call it."""
+    """Name of the grammar."""
     start: Symbol
     """Symbol that every derivation begins with."""
     rules: tuple[Rule, ...]
-    """Symbols with what replaces them; those of one symbol are equally likely."""
+    """Symbols with their replacements; the rules of a symbol are equally likely."""
 
     def __post_init__(self) -> None:
         """Check that the rules lead down level by level.
@@ -62,11 +61,11 @@ class Grammar:
 
     @property
     def alternatives(self) -> dict[int, tuple[tuple[int, ...], ...]]:
-        """Return for each symbol with rules what may replace it."""
-        found: dict[int, tuple[tuple[int, ...], ...]] = {}
+        """Return the replacements of each symbol with rules."""
+        alternatives: dict[int, tuple[tuple[int, ...], ...]] = {}
         for symbol, replacement in self.rules:
-            found[symbol] = (*found.get(symbol, ()), replacement)
-        return found
+            alternatives[symbol] = (*alternatives.get(symbol, ()), replacement)
+        return alternatives
 
     @property
     def terminals(self) -> tuple[int, ...]:
@@ -78,11 +77,11 @@ class Grammar:
     def levels(self) -> tuple[tuple[int, ...], ...]:
         """Return the symbols that the start leads to by level, from terminals to the start."""
         rules = self.alternatives
-        found: list[tuple[int, ...]] = [(self.start,)]
-        while found[-1][0] in rules:
-            below = {child for symbol in found[-1] for right in rules[symbol] for child in right}
-            found.append(tuple(sorted(below)))
-        return tuple(reversed(found))
+        levels: list[tuple[int, ...]] = [(self.start,)]
+        while levels[-1][0] in rules:
+            below = {child for symbol in levels[-1] for right in rules[symbol] for child in right}
+            levels.append(tuple(sorted(below)))
+        return tuple(reversed(levels))
 
     @property
     def num_levels(self) -> int:
@@ -119,11 +118,11 @@ def _check_levels(alternatives: Mapping[int, tuple[tuple[int, ...], ...]]) -> No
             levels[symbol] = below.pop() + 1
 
 
-def written(text: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
+def parse_rules(text: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Return the rules in a text such as `7 = 3 1 | 1 2 3`, one symbol a line.
 
     Args:
-        text: Lines with a symbol, an equals sign, and what replaces it, parted by bars.
+        text: Lines with a symbol, an equals sign, and its replacements, separated by bars.
 
     Raises:
         SpecError: If a line does not read like this.
@@ -132,13 +131,13 @@ def written(text: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
             symbol, rights = line.split("=")
-            rules += [(int(symbol), tuple(map(int, one.split()))) for one in rights.split("|")]
+            rules += [(int(symbol), tuple(map(int, right.split()))) for right in rights.split("|")]
         except ValueError:
             raise SpecError(f"a rule must read like '7 = 3 1 | 1 2 3'; got {line!r}") from None
     return tuple(rules)
 
 
-_CFG3B: Final = written(
+_CFG3B: Final = parse_rules(
     """
     22 = 21 20    | 20 19
     19 = 16 17 18 | 17 18 16
@@ -158,7 +157,7 @@ _CFG3B: Final = written(
      9 = 3 2 1    | 2 1
     """
 )
-_CFG3F: Final = written(
+_CFG3F: Final = parse_rules(
     """
     22 = 20 21    | 20 19 21 | 21 19 19 | 20 20
     19 = 18 16 18 | 17 18    | 18 18
@@ -180,8 +179,8 @@ _CFG3F: Final = written(
 )
 GRAMMARS: Final = MappingProxyType(
     {
-        one.name: one
-        for one in (
+        grammar.name: grammar
+        for grammar in (
             Grammar(name="cfg3b", start=22, rules=_CFG3B),
             Grammar(
                 name="cfg3b-p2",

@@ -1,4 +1,4 @@
-"""What are the data of the sparse-parity experiments?
+"""Data of the sparse-parity experiments.
 
 x is uniform in {-1, +1}^d; the label is 0 if the product of the support's coordinates is +1 and 1
 otherwise. Samples are fresh at every step: there is no training set to run out of.
@@ -7,7 +7,7 @@ With `depth` D > 1 the label is one of the 2^D leaves of a complete binary tree.
 (the root is 1, the children of v are 2v and 2v + 1) has k coordinates of its own, from (v - 1) k
 on, and the way goes left where their product is +1. Depth 1 is the plain parity.
 
-Models that read token ids get 0 for +1 and 1 for -1, and are asked at the last position.
+Models that read token ids get 0 for +1 and 1 for -1; the last position is scored.
 
 Axes: example, input.
 
@@ -143,7 +143,7 @@ class ParityStream:
 def _leaves(
     bits: UInt8[np.ndarray, "step example input"], degree: int, depth: int
 ) -> Int64[np.ndarray, "step example"]:
-    """Return the leaf of each example: at every node the parity of its bits says where to go."""
+    """Return the leaf of each example: the parity of a node's bits selects its child."""
     parities = [
         np.bitwise_xor.reduce(bits[..., start : start + degree], axis=-1)
         for start in range(0, (2**depth - 1) * degree, degree)

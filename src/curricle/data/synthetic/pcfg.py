@@ -1,4 +1,4 @@
-"""How do strings of a grammar become masked or causal training batches?
+"""Masked and causal training batches of the strings of a grammar.
 
 Strings are fresh at every step: those of step s are drawn from the named stream (seed,
 `pcfg/<purpose>`, s), so there is no training set to run out of and nothing to store. A sequence is
@@ -13,7 +13,7 @@ hold the same strings and masks.
 
 Source:
     Panigrahi et al. 2024 (arXiv 2410.05464), section on PCFGs, and its code for token ids, rates
-    and what is scored. Deviations: masks are drawn anew at every step and rows follow from the
+    and scored positions. Deviations: masks are drawn anew at every step and rows follow from the
     seed; there, a fixed set of sequences is masked once.
 """
 
@@ -128,13 +128,13 @@ class GrammarSequences:
         return self._sampler.draw(self.batch_size, generator)
 
     def rows(
-        self, drawn: Derivations
+        self, derivations: Derivations
     ) -> tuple[Int[np.ndarray, "example position"], Bool[np.ndarray, "example position"]]:
         """Return the token ids of strings in rows, and where the rows hold data."""
-        num_positions = self._num_positions or int(drawn.lengths.max()) + 1
+        num_positions = self._num_positions or int(derivations.lengths.max()) + 1
         rows = np.full((self.batch_size, num_positions), self.ids.begin)
-        rows[:, 1:] = drawn.padded(
-            self._id_of[drawn.tokens], num_positions=num_positions - 1, fill=self.ids.padding
+        rows[:, 1:] = derivations.padded(
+            self._id_of[derivations.tokens], num_positions=num_positions - 1, fill=self.ids.padding
         )
         return rows, rows != self.ids.padding
 
@@ -176,10 +176,10 @@ def labeled_strings(grammar: Grammar, *, number: int, seed: int, purpose: str) -
     sequences = GrammarSequences(
         grammar, batch_size=number, seed=seed, purpose=purpose, pad_to="grammar"
     )
-    drawn = sequences.derivations(0)
-    rows, valid = sequences.rows(drawn)
+    derivations = sequences.derivations(0)
+    rows, valid = sequences.rows(derivations)
     symbols = np.full((*rows.shape, grammar.num_levels), IGNORED)
-    symbols[:, 1:] = drawn.ancestor_labels(num_positions=rows.shape[1] - 1)[..., :-1]
+    symbols[:, 1:] = derivations.ancestor_labels(num_positions=rows.shape[1] - 1)[..., :-1]
     return LabeledStrings(
         batch=Batch(inputs=_inputs(rows, valid), valid=torch.from_numpy(valid)),
         symbols=torch.from_numpy(symbols),
@@ -188,7 +188,7 @@ def labeled_strings(grammar: Grammar, *, number: int, seed: int, purpose: str) -
 
 @final
 class MaskedStrings:
-    """Sequences with hidden tokens, which are to be told from both sides."""
+    """Sequences with masked tokens, predicted from both sides."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class MaskedStrings:
             seed: Seed of the strings and masks.
             masking: How tokens are hidden.
             masking_quirk: Whether the attention mask is 0 also at all selected positions, as in the
-                paper's code, so that no other position sees what is shown there.
+                paper's code, so that no other position sees the replacement tokens.
             pad_to: How long rows are.
             purpose: Names the streams, so that training and evaluation differ.
         """
@@ -242,7 +242,7 @@ class MaskedStrings:
         return self._fingerprint
 
     def derivations(self, step: int) -> Derivations:
-        """Return what is above the tokens of a step; position p of a row is token p - 1 there."""
+        """Return the derivations of a step; position p of a row is token p - 1 there."""
         return self._sequences.derivations(step)
 
     def batch(self, step: int) -> Batch:
@@ -256,18 +256,18 @@ class MaskedStrings:
             # A mean over selected positions must exist; the first terminal can always be hidden.
             selected = np.array([1])
         labels = rows.reshape(-1)[selected]
-        shown, seen = rows.copy(), valid.copy()
-        shown.reshape(-1)[selected] = self._masking.shown(
+        inputs, seen = rows.copy(), valid.copy()
+        inputs.reshape(-1)[selected] = self._masking.shown(
             labels, generator, mask=self._sequences.ids.mask, ordinary=self._terminals
         )
         if self._masking_quirk:
             seen.reshape(-1)[selected] = False
-        return _batch(shown, selected, labels, seen=seen, valid=valid)
+        return _batch(inputs, selected, labels, seen=seen, valid=valid)
 
 
 @final
 class CausalStrings:
-    """Sequences whose tokens are to be told from those before them."""
+    """Sequences with each token predicted from the tokens before it."""
 
     def __init__(
         self,
@@ -285,8 +285,8 @@ class CausalStrings:
             grammar: The grammar.
             batch_size: Sequences a step.
             seed: Seed of the strings.
-            span_level: Only the last token under each symbol of this level is to be told; 0 for
-                every token, 1 for the last under the lowest symbols with rules, and so on.
+            span_level: Only the last token under each symbol of this level is scored; 0 for every
+                token, 1 for the last under the lowest symbols with rules, and so on.
             pad_to: How long rows are.
             purpose: Names the stream, so that training and evaluation differ.
 
@@ -320,18 +320,18 @@ class CausalStrings:
         return self._fingerprint
 
     def derivations(self, step: int) -> Derivations:
-        """Return what is above the tokens of a step; position p of a row is token p - 1 there."""
+        """Return the derivations of a step; position p of a row is token p - 1 there."""
         return self._sequences.derivations(step)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step; labels are the next tokens that end a span."""
-        drawn = self.derivations(step)
-        rows, valid = self._sequences.rows(drawn)
-        ends = drawn.ends[self._span_level]
-        # Position p of a row is asked for the token at p + 1, which is token p of the string.
-        wanted = np.zeros(rows.shape, dtype=np.bool_)
-        wanted[:, :-1] = drawn.padded(ends, num_positions=rows.shape[1] - 1, fill=False)
-        selected = np.flatnonzero(wanted)
+        derivations = self.derivations(step)
+        rows, valid = self._sequences.rows(derivations)
+        ends = derivations.ends[self._span_level]
+        # Position p of a row predicts the token at p + 1, which is token p of the string.
+        is_scored = np.zeros(rows.shape, dtype=np.bool_)
+        is_scored[:, :-1] = derivations.padded(ends, num_positions=rows.shape[1] - 1, fill=False)
+        selected = np.flatnonzero(is_scored)
         labels = rows.reshape(-1)[selected + 1]
         return _batch(rows, selected, labels, seen=valid, valid=valid)
 

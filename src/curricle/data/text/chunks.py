@@ -1,9 +1,9 @@
-"""Text files read in chunks, with a digest of the very bytes that were read.
+"""Text files read in chunks, with a digest of the bytes read.
 
-`TextFile` opens a file, compressed or not, and yields its text in parts of bounded length. What is
-made of a text is kept under the digest of its bytes; a file that changes between the digest and the
-reading, even if it is restored afterwards, would leave something wrong under a right name. So every
-reading hashes what it reads, and one that reaches the end of another content raises an error.
+`TextFile` opens a file, compressed or not, and yields its text in chunks of bounded length. Results
+derived from a text are cached under the digest of its bytes. A file that changes between digest and
+reading, even if it is restored afterwards, would leave a wrong result under a valid name. Every
+reading therefore hashes the bytes it reads and raises an error at the end if they differ.
 """
 
 import codecs
@@ -70,11 +70,11 @@ class TextFile:
         """Yield the content, uncompressed; an empty part closes it.
 
         Raises:
-            DataError: If what was read is not what the file held when it was opened.
+            DataError: If the bytes read differ from those at the time of opening.
         """
         size = self.path.stat().st_size
-        with self.path.open("rb") as opened:
-            raw = _Hashing(opened)
+        with self.path.open("rb") as file:
+            raw = _Hashing(file)
             with gzip.open(raw) if self.path.suffix == ".gz" else io.BytesIO() as unpacked:
                 source: _Readable = unpacked if self.path.suffix == ".gz" else raw
                 while data := source.read(CHUNK_BYTES):
@@ -140,15 +140,15 @@ def lines(chunks: Iterable[str], source: object) -> Iterator[str]:
     Raises:
         DataError: If a line has more than `LONGEST_LINE` characters.
     """
-    parts: list[str] = []
+    line: list[str] = []
     count = number = 0
     for chunk in chunks:
         # Joined once, at its end: a line of many chunks is copied only once.
         for position, text in enumerate(chunk.split("\n")):
             if position:
-                yield "".join(parts)
-                parts, count, number = [], 0, number + 1
-            parts.append(text)
+                yield "".join(line)
+                line, count, number = [], 0, number + 1
+            line.append(text)
             count += len(text)
             if count > LONGEST_LINE:
                 raise DataError(
@@ -156,7 +156,7 @@ def lines(chunks: Iterable[str], source: object) -> Iterator[str]:
                     f"{number + 1} is longer; a '.txt' file may hold one text of any length"
                 )
     if count:
-        yield "".join(parts)
+        yield "".join(line)
 
 
 def count_lines(chunks: Iterable[str]) -> int:
@@ -191,5 +191,5 @@ def between(chunks: Iterable[str], first: int, last: int) -> Iterator[str]:
 
 
 def _with_ends(chunk: str) -> Iterator[str]:
-    *whole, rest = chunk.split("\n")
-    return itertools.chain((line + "\n" for line in whole), [rest])
+    *complete, tail = chunk.split("\n")
+    return itertools.chain((line + "\n" for line in complete), [tail])

@@ -1,16 +1,15 @@
-"""Corpora: where the documents of a text come from.
+"""Corpora: sources of the documents of a text.
 
 `open_corpus` gives the documents of one split: of a text file, a folder with a file for each split,
 the sample shipped with the package, a data set of the Hugging Face Hub, or several of these, one
 after another.
 
-Design: documents are read one by one and a text file in chunks, anew for every reading, since a
-Wikipedia does not fit into memory. With them goes a digest of the bytes that they are read from and
-of how, which names what is made of them in the cache. Of a text file every reading compares the
-bytes that it has read with it. For a data set these are the Arrow files into which `datasets` has
-put it: they are opened once and give both digest and documents, so that neither a new version on
-the Hub nor an old one in its cache can come between the two. The package is imported when a corpus
-needs it; it is an extra.
+Design: documents are read one at a time and text files in chunks, anew for every reading, since a
+Wikipedia does not fit into memory. A digest of the source bytes and of the way of reading names the
+derived files in the cache. Every reading of a text file compares its bytes with the digest. The
+source of a data set are its Arrow files in the cache of `datasets`: they are opened once for both
+digest and documents, so that the two always belong to the same version. The package is imported on
+first use; it is an extra.
 """
 
 import itertools
@@ -35,7 +34,7 @@ Corpus = str | Path | Sequence[str | Path]
 SAMPLE = "sample"
 """Word that stands for the text shipped with the package."""
 HUB = "datasets:"
-"""What the name of a data set begins with."""
+"""Prefix of the name of a data set."""
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 TEXT = "text"
 """Field of a JSON line, or column of a data set, that holds a document."""
@@ -70,8 +69,8 @@ def open_corpus(corpus: Corpus, split: Split) -> Documents:
     by lines, in order. In a data set each row's column `text` is a document, and its split
     `validation` is `valid`; if it has only `train`, that is cut 90/5/5 by rows.
 
-    What a file or row holds is first looked at when the documents are read; errors of it are raised
-    there.
+    The content of files and rows is first checked when the documents are read; its errors are
+    raised there.
 
     Args:
         corpus: A folder, a file, the word `sample` for the text shipped with the package,
@@ -79,10 +78,10 @@ def open_corpus(corpus: Corpus, split: Split) -> Documents:
             split.
         split: `train`, `valid` or `test`.
     """
-    parts = [_open(one, split) for one in names(corpus)]
+    texts = [_open(name, split) for name in names(corpus)]
     return Documents(
-        read=lambda: itertools.chain.from_iterable(part.read() for part in parts),
-        digest=fingerprint([part.digest for part in parts]),
+        read=lambda: itertools.chain.from_iterable(documents.read() for documents in texts),
+        digest=fingerprint([documents.digest for documents in texts]),
     )
 
 
@@ -92,10 +91,10 @@ def names(corpus: Corpus) -> list[str]:
     Raises:
         SpecError: If it is made of none.
     """
-    found = [str(one) for one in ([corpus] if isinstance(corpus, str | Path) else corpus)]
-    if not found:
+    texts = [str(text) for text in ([corpus] if isinstance(corpus, str | Path) else corpus)]
+    if not texts:
         raise SpecError(f"'corpus' must name at least one text; got {corpus!r}")
-    return found
+    return texts
 
 
 def _open(name: str, split: Split) -> Documents:
@@ -186,13 +185,13 @@ def _locate(name: str, split: Split) -> tuple[Path, bool]:
             f"'--set task.corpus={SAMPLE}' takes the shipped text"
         )
     possible = [split + suffix for suffix in SUFFIXES]
-    found = [root / one for one in possible if (root / one).is_file()]
-    if len(found) != 1:
+    files = [root / name for name in possible if (root / name).is_file()]
+    if len(files) != 1:
         raise DataError(
             f"corpus {name!r} must hold exactly one file for split {split!r} "
-            f"({', '.join(possible)}); got {' and '.join(file.name for file in found) or 'none'}"
+            f"({', '.join(possible)}); got {' and '.join(file.name for file in files) or 'none'}"
         )
-    return found[0], True
+    return files[0], True
 
 
 def _chunks(file: TextFile, cut: Split | None, name: str) -> Iterator[str]:
@@ -263,13 +262,15 @@ def _open_data_set(name: str, split: Split) -> Documents:
     """
     splits = _load(name)
     cut = split if set(splits) == {"train"} else None
-    wanted = "train" if cut else "validation" if split == "valid" else split
-    if wanted not in splits:
-        raise DataError(f"{name!r} must have a split {wanted!r}; {near_names(wanted, splits)}")
-    table = splits[wanted]
+    source_split = "train" if cut else "validation" if split == "valid" else split
+    if source_split not in splits:
+        raise DataError(
+            f"{name!r} must have a split {source_split!r}; {near_names(source_split, splits)}"
+        )
+    table = splits[source_split]
     if TEXT not in table.column_names:
-        known = near_names(TEXT, table.column_names)
-        raise DataError(f"{name!r} must have a column {TEXT!r}; {known}")
+        suggestion = near_names(TEXT, table.column_names)
+        raise DataError(f"{name!r} must have a column {TEXT!r}; {suggestion}")
     files = [Path(file["filename"]) for file in table.cache_files]
     digest = _digest([content_digest(file) for file in files], "arrow", cut)
     rows = (table.select(range(*_share(cut, len(table)))) if cut else table).select_columns([TEXT])
@@ -280,7 +281,7 @@ def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and wi
     """Return the splits of a data set by name, mapped from the cache of `datasets`.
 
     Raises:
-        DataError: If it cannot be loaded, for whatever reason.
+        DataError: If it cannot be loaded for any reason.
     """
     path, _, config = name.removeprefix(HUB).partition(":")
     if not path:

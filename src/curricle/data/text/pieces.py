@@ -4,8 +4,8 @@ A byte-level BPE first splits a text into words and then merges letters within e
 training takes grows with the square of the longest word, and the memory of a call with the length
 of its text. `pieces` therefore yields lines, and cuts those longer than `LONGEST`.
 
-Design: a line is cut where the tokenizer's own split has a border whatever stands around it, so
-tokens stay those of the whole line. Only a run without any such border in `LONGEST` characters
+Design: a line is cut at a border of the tokenizer's own split, independent of the text around it,
+so tokens stay those of the whole line. Only a run without any such border in `LONGEST` characters
 (text without blanks, zeros of a damaged file) is cut inside, and its tokens with it.
 """
 
@@ -28,31 +28,31 @@ def pieces(chunks: Iterable[str], longest: int = LONGEST) -> Iterator[str]:
         chunks: The text in order, in parts of any length.
         longest: Characters after which a line is cut; a piece has at most two more.
     """
-    rest = ""
+    tail = ""
     for chunk in chunks:
         # Not `splitlines`, which also breaks at characters that are no line ends in a book.
-        *lines, rest = (rest + chunk).split("\n")
+        *lines, tail = (tail + chunk).split("\n")
         for line in lines:
             *cut, end = _cut(line, longest)
             yield from cut
             yield end + "\n"
-        *cut, rest = _cut(rest, longest)
+        *cut, tail = _cut(tail, longest)
         yield from cut
-    if rest:
-        yield rest
+    if tail:
+        yield tail
 
 
 def _cut(line: str, longest: int) -> list[str]:
-    """Return the pieces of a line; the last may still grow with what follows in the text."""
+    """Return the pieces of a line; the last may still grow with the following text."""
     if len(line) <= longest + 1:
         return [line]
-    parts, start = [], 0
+    segments, start = [], 0
     # A border is judged by the character after it, so that must be there for the last cut.
     while len(line) - start > longest + 1:
         end = _border(line, start, start + longest)
-        parts.append(line[start:end])
+        segments.append(line[start:end])
         start = end
-    return [*parts, line[start:]]
+    return [*segments, line[start:]]
 
 
 def _border(line: str, start: int, latest: int) -> int:

@@ -1,4 +1,4 @@
-"""Progress of preparing data, for whoever shows it.
+"""Progress of data preparation, reported to a watcher.
 
 Preparation runs deep below the calls that start it, in a library that prints nothing. A caller that
 wants a bar installs a watcher with `watched`; readers report how far they are with `advance`, and
@@ -38,7 +38,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 @contextmanager
 def job(name: str) -> Iterator[None]:
-    """Name what is being done within the block; without a name nothing is reported.
+    """Name the job inside the block; without a name nothing is reported.
 
     Args:
         name: A few words, such as `tokenizing train`.

@@ -2,7 +2,7 @@
 
 A `TokenStore` is one long row of token ids with the facts about its vocabulary. On disk it is a
 folder with `tokens.bin` (little-endian, two or four bytes a token), which is mapped into memory
-and not read into it, and `manifest.json`, which says what the file must look like.
+and not read into it, and `manifest.json`, which describes the file.
 
 Axes: token (places in the whole text).
 
@@ -44,7 +44,7 @@ NEWBORN_SECONDS = 5.0
 @final
 @value
 class Vocabulary:
-    """What a stream has to know about token ids."""
+    """Facts about token ids that a stream needs."""
 
     size: int
     """Number of ids; every token is smaller."""
@@ -77,7 +77,7 @@ class TokenStore:
     tokens: UInt[np.ndarray, " token"]
     """The text as ids; mapped from disk, or an array in memory."""
     vocabulary: Vocabulary
-    """What the ids mean to a stream."""
+    """Meaning of the ids for a stream."""
     fingerprint: str
     """Digest of the tokens and the vocabulary."""
 
@@ -87,13 +87,13 @@ def in_memory(tokens: Integer[np.ndarray, " token"], vocabulary: Vocabulary) -> 
 
     Args:
         tokens: The text as ids.
-        vocabulary: What the ids mean; no id may lie outside.
+        vocabulary: Meaning of the ids; no id may lie outside.
     """
-    kept = _narrowed(tokens, vocabulary)
+    narrowed = _narrowed(tokens, vocabulary)
     return TokenStore(
-        tokens=kept,
+        tokens=narrowed,
         vocabulary=vocabulary,
-        fingerprint=_digest(hashlib.sha256(kept.data).hexdigest(), vocabulary),
+        fingerprint=_digest(hashlib.sha256(narrowed.data).hexdigest(), vocabulary),
     )
 
 
@@ -105,7 +105,7 @@ def write_store(
     Args:
         folder: Final place; its parent is made if needed.
         pieces: The text as ids, in order.
-        vocabulary: What the ids mean; no id may lie outside.
+        vocabulary: Meaning of the ids; no id may lie outside.
     """
 
     def fill(building: Path) -> Plain:
@@ -183,7 +183,7 @@ def _locked(path: Path) -> Iterator[None]:
 def remove_leftovers(parent: Path) -> None:
     """Remove folders that processes were writing when they were killed.
 
-    What another process is still writing is locked by it and stays. Links are not followed.
+    Folders still written by another process are locked by it and stay. Links are not followed.
 
     Args:
         parent: Where stores lie; need not exist.
@@ -217,13 +217,13 @@ def read_manifest(folder: Path) -> Plain:
             f"{str(path)!r} cannot be read as a manifest: {reason(error)}"
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(f"{str(path)!r} must have format {FORMAT}; got {found!r}")
+        version = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{str(path)!r} must have format {FORMAT}; got {version!r}")
     return manifest
 
 
 def require_digest(path: Path, sha256: str) -> None:
-    """Refuse a file whose content is not what its manifest says.
+    """Reject a file with content that differs from its manifest.
 
     Args:
         path: The file.
@@ -234,10 +234,10 @@ def require_digest(path: Path, sha256: str) -> None:
     """
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} must exist as its manifest says; there is none")
-    if (found := content_digest(path)) != sha256:
+    if (digest := content_digest(path)) != sha256:
         raise CheckpointError(
             f"{str(path)!r} is damaged: its SHA-256 must be {sha256[:16]}...; "
-            f"got {found[:16]}...; delete the folder to build it again"
+            f"got {digest[:16]}...; delete the folder to build it again"
         )
 
 

@@ -82,13 +82,15 @@ def train_tokenizer(texts: Iterable[str | Pieces], vocabulary_size: int) -> Toke
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # The trainer does not know special tokens in the text and would learn their letters.
-    parts = (piece.replace(SPECIAL[UNKNOWN], "") for text in texts for piece in _pieces(text))
-    _train(tokenizer, parts, trainer)
+    # The trainer does not recognize special tokens in the text and would learn their letters.
+    training_texts = (
+        piece.replace(SPECIAL[UNKNOWN], "") for text in texts for piece in _pieces(text)
+    )
+    _train(tokenizer, training_texts, trainer)
     return tokenizer
 
 
-def _train(tokenizer: Tokenizer, parts: Iterator[str], trainer: trainers.BpeTrainer) -> None:
+def _train(tokenizer: Tokenizer, texts: Iterator[str], trainer: trainers.BpeTrainer) -> None:
     """Train a tokenizer in a second thread, so that a signal can end this one's waiting.
 
     The package reads its iterator in threads of its own, in which Python handles no signals.
@@ -96,11 +98,11 @@ def _train(tokenizer: Tokenizer, parts: Iterator[str], trainer: trainers.BpeTrai
     context, is_stopped = copy_context(), threading.Event()
 
     def read() -> Iterator[str]:
-        # Those threads know nothing of whoever watches the progress either.
-        while (part := context.run(next, parts, None)) is not None:
+        # Context variables such as the progress watcher are not set in those threads either.
+        while (text := context.run(next, texts, None)) is not None:
             if is_stopped.is_set():
                 raise DataError("'corpus' was read in part only: training was stopped")
-            yield part
+            yield text
 
     with ThreadPoolExecutor(1) as pool:
         trained = pool.submit(tokenizer.train_from_iterator, read(), trainer=trainer)
@@ -130,13 +132,13 @@ def _pieces(document: str | Pieces) -> Iterator[str]:
     return pieces([document] if isinstance(document, str) else document)
 
 
-def _batches(parts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     """Yield pieces in lists of about `AT_ONCE` characters."""
     batch: list[str] = []
     count = 0
-    for part in parts:
-        batch.append(part)
-        count += len(part)
+    for text in texts:
+        batch.append(text)
+        count += len(text)
         if count >= AT_ONCE:
             yield batch
             batch, count = [], 0
@@ -150,7 +152,7 @@ def open_tokenizer(corpus: Corpus, *, vocabulary_size: int, cache_dir: Path) -> 
     Args:
         corpus: As in `open_corpus`.
         vocabulary_size: As in `train_tokenizer`.
-        cache_dir: Folder that keeps what was made.
+        cache_dir: Cache folder of tokenizers and token stores.
     """
     return _tokenizer(open_corpus(corpus, "train"), vocabulary_size, cache_dir)
 
@@ -164,7 +166,7 @@ def open_or_build(
         corpus: As in `open_corpus`.
         split: `train`, `valid` or `test`; all use the tokenizer of the training split.
         vocabulary_size: As in `train_tokenizer`.
-        cache_dir: Folder that keeps what was made.
+        cache_dir: Cache folder of tokenizers and token stores.
     """
     remove_leftovers(cache_dir)
     train = open_corpus(corpus, "train")

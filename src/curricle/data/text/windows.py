@@ -1,4 +1,4 @@
-"""How does a tokenised text become masked or causal training batches?
+"""Masked and causal training batches of a tokenised text.
 
 The text is cut into windows that do not overlap. The windows of an epoch are a permutation drawn
 from the named stream (seed, `windows/<purpose>`, epoch), and step s reads batch_size places of the
@@ -42,9 +42,9 @@ class Masking:
     rate: float = Field(default=0.15, gt=0, le=1)
     """Chance that a scorable position is selected; between 0 and 1."""
     mask_share: float = Field(default=0.8, ge=0, le=1)
-    """Share of the selected positions whose token becomes the mask token."""
+    """Share of the selected positions that get the mask token."""
     random_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of the selected positions whose token becomes a random one; the rest is kept."""
+    """Share of the selected positions that get a random token; the others keep their token."""
 
     def __post_init__(self) -> None:
         """Check that the shares leave nothing negative for the tokens that are kept.
@@ -66,7 +66,7 @@ class Masking:
         mask: int,
         ordinary: Int[np.ndarray, " class"],
     ) -> Int[np.ndarray, " selected"]:
-        """Return what is shown in place of hidden tokens.
+        """Return the replacements of hidden tokens.
 
         Args:
             labels: The hidden tokens.
@@ -76,8 +76,10 @@ class Masking:
         """
         fate = generator.random(labels.shape)
         replaced = generator.integers(len(ordinary), size=labels.shape)
-        shown = np.where(fate < self.mask_share + self.random_share, ordinary[replaced], labels)
-        return np.where(fate < self.mask_share, mask, shown)
+        replacements = np.where(
+            fate < self.mask_share + self.random_share, ordinary[replaced], labels
+        )
+        return np.where(fate < self.mask_share, mask, replacements)
 
 
 BERT_MASKING = Masking()
@@ -86,7 +88,7 @@ BERT_MASKING = Masking()
 
 @final
 class WindowOrder:
-    """Says which windows of a text a step reads."""
+    """Order of the windows of a text, by step."""
 
     def __init__(
         self, store: TokenStore, *, window: int, batch_size: int, seed: int, purpose: str
@@ -127,8 +129,8 @@ class WindowOrder:
         first, last = int(epochs[0]), int(epochs[-1])
         if first == last:
             return self._permutation(first)[offsets]
-        parts = [self._permutation(e)[offsets[epochs == e]] for e in range(first, last + 1)]
-        return np.concatenate(parts)
+        windows = [self._permutation(e)[offsets[epochs == e]] for e in range(first, last + 1)]
+        return np.concatenate(windows)
 
     def rows(self, step: int) -> Int[np.ndarray, "example position"]:
         """Return the tokens of a step."""
@@ -143,7 +145,7 @@ class WindowOrder:
 
 @final
 class MaskedWindows:
-    """Windows with hidden tokens, which are to be told from both sides."""
+    """Windows with masked tokens, predicted from both sides."""
 
     def __init__(
         self,
@@ -218,22 +220,22 @@ class MaskedWindows:
         """Return the batch of a step; labels are the hidden tokens."""
         rows = self._order.rows(step)
         generator = numpy_generator(self._seed, self._purpose, step)
-        wanted = self._scorable[rows]
-        drawn = generator.random(rows.shape) < self._masking.rate
-        selected = np.flatnonzero(drawn & wanted)
+        is_scorable = self._scorable[rows]
+        is_drawn = generator.random(rows.shape) < self._masking.rate
+        selected = np.flatnonzero(is_drawn & is_scorable)
         if not selected.size:
-            selected = np.flatnonzero(wanted)[:1]
+            selected = np.flatnonzero(is_scorable)[:1]
         labels = rows.reshape(-1)[selected]
-        shown = rows.copy()
-        shown.reshape(-1)[selected] = self._masking.shown(
+        inputs = rows.copy()
+        inputs.reshape(-1)[selected] = self._masking.shown(
             labels, generator, mask=self._mask_token, ordinary=self._ordinary
         )
-        return _batch(shown, selected, labels)
+        return _batch(inputs, selected, labels)
 
 
 @final
 class CausalWindows:
-    """Windows whose every token is to be told from those before it."""
+    """Windows with each token predicted from the tokens before it."""
 
     def __init__(
         self,
@@ -300,9 +302,9 @@ class CausalWindows:
         """Return the batch of a step; labels are the next tokens inside each window."""
         rows = self._order.rows(step)
         following = np.roll(rows, -1, axis=1)
-        wanted = self._scorable[following]
-        wanted[:, -1] = False
-        selected = np.flatnonzero(wanted)
+        is_scorable = self._scorable[following]
+        is_scorable[:, -1] = False
+        selected = np.flatnonzero(is_scorable)
         return _batch(rows, selected, following.reshape(-1)[selected])
 
 
@@ -314,7 +316,7 @@ def evaluation_batches(stream: Stream, num_batches: int) -> tuple[Batch, ...]:
         num_batches: How many; positive.
 
     Raises:
-        SpecError: If no batch is asked for.
+        SpecError: If the number of batches is not positive.
     """
     if num_batches < 1:
         raise SpecError(f"'num_batches' must be positive; got {num_batches}")
@@ -333,7 +335,7 @@ def scorable(vocabulary: Vocabulary) -> Bool[np.ndarray, " class"]:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
-    """What a stream says about itself."""
+    """Public facts of a stream."""
 
     batch_size: int
     tokens_per_batch: int
