@@ -23,7 +23,7 @@ def check_apart(first: nn.Module, second: nn.Module, *, names: tuple[str, str]) 
     Args:
         first: One model.
         second: The other.
-        names: What they are called, for people.
+        names: Names of the two models, for the error sentence.
 
     Raises:
         BindError: If they have; both paths are named.
@@ -31,10 +31,12 @@ def check_apart(first: nn.Module, second: nn.Module, *, names: tuple[str, str]) 
     pair = _shared_tensor(first, second) or _shared_module(first, second)
     if pair is None:
         return
-    one, other = names
+    first_name, second_name = names
     raise BindError(
-        f"{one!r} and {other!r} must not share memory, or training one changes the other; "
-        f"{pair[0]!r} of the {one} is {pair[1]!r} of the {other}; build one of them on "
+        f"{first_name!r} and {second_name!r} must not share memory, or training one changes the "
+        f"other; "
+        f"{pair[0]!r} of the {first_name} is {pair[1]!r} of the {second_name}; build one of them "
+        f"on "
         f"copy.deepcopy of the other, or freeze in both what they share (requires_grad_(False))"
     )
 
@@ -50,11 +52,11 @@ def _shared_tensor(first: nn.Module, second: nn.Module) -> tuple[str, str] | Non
         by_device.setdefault(device, []).append((start, end, name))
     frozen = _frozen(first), _frozen(second)
     for name, (device, start, end) in _extents(first):
-        for other_start, other_end, other in by_device.get(device, []):
+        for other_start, other_end, second_name in by_device.get(device, []):
             if other_start >= end:
                 break
-            if start < other_end and not (name in frozen[0] and other in frozen[1]):
-                return name, other
+            if start < other_end and not (name in frozen[0] and second_name in frozen[1]):
+                return name, second_name
     return None
 
 
@@ -73,7 +75,7 @@ def _extents(module: nn.Module) -> Iterator[tuple[str, Extent]]:
 
 
 def _extent(tensor: Tensor) -> Extent | None:
-    """Return what a tensor occupies; None if it has no memory of its own to compare."""
+    """Return the memory range of a tensor; None if it has no memory of its own to compare."""
     try:
         start = tensor.data_ptr()
         last = sum(
@@ -88,19 +90,19 @@ def _extent(tensor: Tensor) -> Extent | None:
 
 
 def _shared_module(first: nn.Module, second: nn.Module) -> tuple[str, str] | None:
-    """Return the paths in each of a module of both whose mode matters, if there is one."""
-    paths = {id(part): path for path, part in second.named_modules()}
-    for path, part in first.named_modules():
-        if id(part) in paths and _has_modes(part):
-            return path, paths[id(part)]
+    """Return both paths of a shared module with a mode that matters, if there is one."""
+    paths = {id(submodule): path for path, submodule in second.named_modules()}
+    for path, submodule in first.named_modules():
+        if id(submodule) in paths and _has_modes(submodule):
+            return path, paths[id(submodule)]
     return None
 
 
-def _has_modes(part: nn.Module) -> bool:
+def _has_modes(module: nn.Module) -> bool:
     """Return whether a module without weights computes something else in evaluation mode.
 
     An activation function that models have as a default argument is one module for all of them, and
     does no harm.
     """
-    code = getattr(type(part).forward, "__code__", None)
+    code = getattr(type(module).forward, "__code__", None)
     return code is None or "training" in code.co_names

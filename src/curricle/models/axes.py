@@ -1,8 +1,8 @@
 """The axis of a tensor that counts features or classes.
 
 Objectives read features and classes on the last axis. A tensor of examples, or of examples and
-positions, has them there. Of a map with four axes or more, and of what a one-dimensional
-convolution returns, the last axis may as well count image columns or samples in time; a loss over
+positions, has them there. In a map with four axes or more, and in the output of a
+one-dimensional convolution, the last axis may count image columns or samples in time; a loss over
 it would be a plausible number for something else.
 
 Axes: example, position, row, column, feature, class.
@@ -19,7 +19,7 @@ from curricle.models.shortened import LayerTrace, has_features_last, width_axes
 from curricle.models.tapped import Inputs, Place, TappedModel
 
 CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
-"""Modules whose output has its channels on axis 1; those of maps have four axes in any case."""
+"""Modules with channels on axis 1 of their output; outputs of maps have four axes in any case."""
 SEQUENCE_AXES = 3
 """Axes of a state with examples, positions and features."""
 
@@ -132,7 +132,7 @@ def _is_last(tensor: Tensor, observed: int | None, *, guess: Callable[[], bool])
 
 
 def _evidence(observed: int | None) -> str:
-    """Return what passes have shown, for an error sentence."""
+    """Return the observed axis in words, for an error sentence."""
     if observed is None:
         return ""
     if observed == 0:
@@ -204,7 +204,7 @@ class ObservedAxes:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Let passes inside the block observe axes; others read what was observed before.
+        """Let passes inside the block observe axes; later passes read the observed axes.
 
         Yields:
             Nothing.
@@ -220,7 +220,7 @@ class ObservedAxes:
 
         Args:
             place: Place of the tensor; None for logits.
-            tensor: What is there.
+            tensor: Tensor at the place.
         """
         return self._axes.get((place, tensor.ndim))
 
@@ -229,7 +229,7 @@ class ObservedAxes:
         """Observe the layers of a pass that reads places for the first time.
 
         Args:
-            places: What the pass reads; None for logits.
+            places: Places that the pass reads; None for logits.
 
         Yields:
             Nothing.
@@ -254,7 +254,7 @@ class ObservedAxes:
         """Observe the axes of tensors that are new and have three axes or more.
 
         Args:
-            tensors: What a pass has shown at its places; None for logits.
+            tensors: Tensors of a pass at its places; None for logits.
             inputs: Inputs of the pass.
             keywords: Its other arguments.
         """
@@ -268,17 +268,17 @@ class ObservedAxes:
         if not fresh:
             return
         axes = {place: self._axis_of_layers(place, tensor) for place, tensor in fresh.items()}
-        left = {
+        unsettled = {
             place: tuple(tensor.shape)
             for place, tensor in fresh.items()
             if axes[place] is None and not self._is_exempt(place)
         }
-        if left:
-            axes |= width_axes(self.module, inputs, keywords, left)
+        if unsettled:
+            axes |= width_axes(self.module, inputs, keywords, unsettled)
         self._axes |= {(place, fresh[place].ndim): axis for place, axis in axes.items()}
 
     def _axis_of_layers(self, place: Place | None, tensor: Tensor) -> int | None:
-        """Return the axis that the type of the tap, or the layers of the pass, tell."""
+        """Return the axis that follows from the type of the tap or from the layers of the pass."""
         if place is not None and place.side == "output":
             last = _last_layer(self.module.get_submodule(place.path))
             if has_features_last(last):
@@ -290,7 +290,7 @@ class ObservedAxes:
 
 
 def observing(model: TappedModel) -> AbstractContextManager[None]:
-    """Return a block in which passes of a model observe the axes of what they read.
+    """Return a block in which passes of a model observe the axes of the tensors read.
 
     Args:
         model: A model; one of another kind than `HookedModel` knows its axes itself.

@@ -1,4 +1,4 @@
-"""Models that a run can take: what a student and a teacher must be like before anything runs.
+"""Requirements of a run on its student and teacher, checked before anything runs.
 
 Each rule is about one kind of weights or wrapper for which torch itself would give an error that
 does not name the cause, or none at all.
@@ -15,39 +15,39 @@ from curricle.models.tapped import Reader
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 SHARDED = ("torch.nn.parallel.distributed", "torch.distributed")
-"""Modules of torch whose classes spread a model over processes."""
+"""Modules of torch with classes that shard a model over processes."""
 
 
-def check_present(module: nn.Module, who: str) -> None:
+def check_present(module: nn.Module, role: str) -> None:
     """Check that a model has all of its weights, in this process.
 
     Args:
         module: The model.
-        who: `student` or `teacher`.
+        role: `student` or `teacher`.
 
     Raises:
         BindError: If not; the first weight or part is named.
     """
-    for path, part in module.named_modules():
-        if type(part).__module__.startswith(SHARDED):
+    for path, submodule in module.named_modules():
+        if type(submodule).__module__.startswith(SHARDED):
             raise BindError(
-                f"{who!r} must not be wrapped for several processes, since a run is one process; "
-                f"{path or who!r} is a {type(part).__name__}; pass the module inside"
+                f"{role!r} must not be wrapped for several processes, since a run is one process; "
+                f"{path or role!r} is a {type(submodule).__name__}; pass the module inside"
             )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if type(tensor).__module__.startswith(SHARDED):
             raise BindError(
-                f"{who!r} must have whole weights; {name!r} is a {type(tensor).__name__}, a part "
+                f"{role!r} must have whole weights; {name!r} is a {type(tensor).__name__}, a part "
                 f"of one that several processes share"
             )
         if nn.parameter.is_lazy(tensor):
             raise BindError(
-                f"{who!r} must have weights; {name!r} gets its shape from the first forward pass; "
+                f"{role!r} must have weights; {name!r} gets its shape from the first forward pass; "
                 f"run one on a batch before"
             )
         if tensor.is_meta:
             raise BindError(
-                f"{who!r} must have weights; {name!r} is on the meta device, which holds none; "
+                f"{role!r} must have weights; {name!r} is on the meta device, which holds none; "
                 f"build it on the CPU or load them"
             )
 
@@ -98,7 +98,7 @@ def check_savable(module: nn.Module) -> None:
     """Check that a student's whole state can be written as tensors.
 
     Raises:
-        BindError: If not; what cannot be is named.
+        BindError: If an entry of the state is no tensor; it is named.
     """
     for name, item in module.state_dict().items():
         if not isinstance(item, torch.Tensor):
@@ -109,19 +109,19 @@ def check_savable(module: nn.Module) -> None:
 
 
 @contextmanager
-def readable(who: str, reading: AbstractContextManager[Reader]) -> Iterator[Reader]:
+def readable(role: str, reading: AbstractContextManager[Reader]) -> Iterator[Reader]:
     """Open a reading, which scripted modules refuse.
 
     Args:
-        who: Whose model it is, for people.
+        role: Role of the model, for the error sentence.
         reading: A reading that is not open yet.
 
     Yields:
         Its forward pass.
 
     Raises:
-        BindError: If torch lets nobody read inside the model.
-        RuntimeError: If an error of ours, which is one, says what is wrong.
+        BindError: If torch does not allow hooks inside the model.
+        RuntimeError: If an error of this package is one; it is passed on.
     """
     with ExitStack() as stack:
         try:
@@ -130,26 +130,32 @@ def readable(who: str, reading: AbstractContextManager[Reader]) -> Iterator[Read
             if isinstance(error, CurricleError):
                 raise
             raise BindError(
-                f"{who!r} must be a module in Python for its hidden states to be read; torch says: "
+                f"{role!r} must be a module in Python for its hidden states to be read; torch says: "
                 f"{error}; pass the module that it was scripted from"
             ) from error
         yield forward
 
 
 def weight_notes(module: nn.Module) -> Iterator[str]:
-    """Yield what about a student's weights its owner may not know, one sentence each."""
+    """Yield notes on unexpected properties of a student's weights, one sentence each."""
     parameters = list(module.parameters())
-    wide = [one for one in parameters if one.requires_grad and one.dtype == torch.float64]
+    wide = [
+        parameter
+        for parameter in parameters
+        if parameter.requires_grad and parameter.dtype == torch.float64
+    ]
     if wide:
         yield "the student is float64; student.float() makes it float32, which is faster"
-    frozen = sum(one.numel() for one in parameters if not one.requires_grad)
+    frozen = sum(parameter.numel() for parameter in parameters if not parameter.requires_grad)
     if frozen:
-        total = sum(one.numel() for one in parameters)
+        total = sum(parameter.numel() for parameter in parameters)
         yield (
             f"{frozen:,} of the student's {total:,} parameters are frozen (requires_grad is off) "
             f"and stay as they are"
         )
-    low = {one.dtype for one in parameters if not one.requires_grad} & {*LOW_PRECISION}
+    low = {parameter.dtype for parameter in parameters if not parameter.requires_grad} & {
+        *LOW_PRECISION
+    }
     if low:
-        names = " and ".join(sorted(str(one).removeprefix("torch.") for one in low))
+        names = " and ".join(sorted(str(parameter).removeprefix("torch.") for parameter in low))
         yield f"frozen parameters of the student are {names}"

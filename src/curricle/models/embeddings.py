@@ -1,4 +1,4 @@
-"""Where does a language model turn ids into vectors, and vectors back into scores of ids?
+"""Embedding tables and output maps of language models.
 
 `embedding_tables` finds the tables of a model without a list of families. A Hugging Face model
 names its token table and its output map itself; every other `nn.Embedding` of the token table's
@@ -8,7 +8,7 @@ relative positions inside the blocks, are none of these.
 Axes: id (a token), row (of any table), width.
 
 Design: modules are found, never changed, and nothing here imports transformers. Weights that two
-roles share are the very same parameter in both, so that who sets one can respect the tie.
+roles share are the same parameter object in both, so that a caller can respect the tie.
 """
 
 from collections.abc import Iterator, Mapping
@@ -46,7 +46,7 @@ class EmbeddingTables:
     others: Mapping[str, nn.Embedding]
     """Tables of positions and the like, by module path, in the order of the modules."""
     output: nn.Linear | None
-    """What makes the logits, if it is a linear map of the shape of the token table."""
+    """Output layer, if it is a linear map of the shape of the token table."""
 
     @property
     def is_tied(self) -> bool:
@@ -59,20 +59,21 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
 
     Args:
         model: A Hugging Face model, or one with its two methods.
-        role: Whose model it is, for the error sentence.
+        role: Role of the model, for the error sentence.
 
     Raises:
-        BindError: If the model does not say which module holds its token embeddings, that is no
-            table, or PEFT has put an adapter around a table or the output.
+        BindError: If the model does not name the module of its token embeddings, that is no table,
+            or PEFT has put an adapter around a table or the output.
     """
     named, output = _named_modules(model)
     if named is not None:
         _check_untuned(model, role, named, output)
     if not isinstance(named, nn.Embedding):
-        held = "" if named is None else f" with embeddings in a {type(named).__name__}"
+        kind = type(model).__name__
+        addition = "" if named is None else f" with embeddings in a {type(named).__name__}"
         raise BindError(
             f"{role!r} must have token embeddings in an nn.Embedding and name it by "
-            f"'get_input_embeddings', as Hugging Face models do; got {type(model).__name__}{held}"
+            f"'get_input_embeddings', as Hugging Face models do; got {kind}{addition}"
         )
     tables = {
         path: table
@@ -85,21 +86,21 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
     return EmbeddingTables(
         path=path,
         tokens=named,
-        others={other: table for other, table in tables.items() if other != path},
+        others={table_path: table for table_path, table in tables.items() if table_path != path},
         output=output,
     )
 
 
 def _check_untuned(model: nn.Module, role: str, named: nn.Module, output: nn.Module | None) -> None:
-    """Check that no table has an adapter, beside which its own weights are not what counts.
+    """Check that no table has an adapter, since its own weights would be incomplete.
 
     Raises:
         BindError: If one has.
     """
-    for path, part in model.named_modules():
-        is_read = part is named or part is output
-        holds = any(isinstance(inner, nn.Embedding) for inner in part.modules())
-        if is_tuned(part) and (is_read or holds):
+    for path, submodule in model.named_modules():
+        is_read = submodule is named or submodule is output
+        holds = any(isinstance(inner, nn.Embedding) for inner in submodule.modules())
+        if is_tuned(submodule) and (is_read or holds):
             raise BindError(
                 f"{role!r} must have tables without adapters for a start; PEFT has wrapped "
                 f"{path!r}; merge the adapter into it (merge_and_unload), or leave 'start' out"
@@ -107,7 +108,7 @@ def _check_untuned(model: nn.Module, role: str, named: nn.Module, output: nn.Mod
 
 
 def _named_modules(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return what a model names as its token embeddings and its output, if it names any."""
+    """Return the token embeddings and the output that a model names, if it names any."""
     if not conforms(model, HasEmbeddings):
         return None, None
     try:
@@ -132,8 +133,12 @@ def matching_tables(
     Yields:
         Module path of the student's table, the table, and the teacher's.
     """
-    left = dict(teacher.others)
+    unused = dict(teacher.others)
     for path, table in student.others.items():
-        fitting = [other for other in left if left[other].num_embeddings == table.num_embeddings]
+        fitting = [
+            candidate
+            for candidate in unused
+            if unused[candidate].num_embeddings == table.num_embeddings
+        ]
         if fitting:
-            yield path, table, left.pop(path if path in fitting else fitting[0])
+            yield path, table, unused.pop(path if path in fitting else fitting[0])

@@ -24,7 +24,7 @@ from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-"""What configurations call the bound of their logits."""
+"""Names of the bound of the logits in configurations."""
 
 
 class _HuggingFaceModel(Protocol):
@@ -50,7 +50,7 @@ def tapped(
     is_residual: bool | None = None,
     width_axis: int = -1,
 ) -> TappedModel:
-    """Return a model whose hidden states can be read.
+    """Return a model with readable hidden states.
 
     A tapped model is returned as it is; an `MLP` and Hugging Face models are recognized; any
     other module is read at module paths.
@@ -60,8 +60,8 @@ def tapped(
         blocks: Paths of the blocks in forward order; needed only for modules that are not
             recognized, and only if taps shall have numbers.
         head: Path of the module that makes the logits position by position, after which the pass
-            ends; see `HookedModel`. That of Hugging Face models is found, and what they do with
-            the logits after it is done.
+            ends; see `HookedModel`. For Hugging Face models it is found, and their scaling and
+            capping of the logits is applied.
         is_residual: Whether the blocks share a residual stream; None means yes for Hugging Face
             models and no for others.
         width_axis: Axis that counts features in hidden states and classes in logits; 1 for
@@ -108,11 +108,11 @@ def tapped(
 def _output_embeddings(model: nn.Module) -> nn.Module | None:
     """Return the module that makes the logits, if the model has one."""
     try:
-        found: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+        output: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
     except NotImplementedError:
         # Families without a vocabulary may leave the method to their subclasses.
         return None
-    return found
+    return output
 
 
 def _head_paths(model: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
@@ -120,7 +120,7 @@ def _head_paths(model: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
     if output is None:
         return ()
     inner: Any = base_of(model)
-    place = next(path for path, part in model.named_modules() if part is inner)
+    place = next(path for path, submodule in model.named_modules() if submodule is inner)
     base: object = inner.base_model
     paths: tuple[str, ...] = ()
     follows_base = False
@@ -136,29 +136,29 @@ def _head_paths(model: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
 
 
 def _head_end(model: nn.Module, output: nn.Module | None) -> HeadEnd | None:
-    """Return where the output embeddings are and what the configuration says of their logits.
+    """Return the path of the output embeddings and the configured scaling of their logits.
 
-    Whether `forward` does as the configuration says is not taken on trust: see `check_head`.
+    `check_head` verifies that `forward` agrees with the configuration.
     """
     paths = [path for path, module in model.named_modules() if module is output]
     if not paths:
         return None
-    said = {
-        name: found
+    fields = {
+        name: field
         for name in (*SOFT_CAPS, "logit_scale", "logits_scaling")
-        if isinstance(found := getattr(model.config, name, None), (int, float)) and found
+        if isinstance(field := getattr(model.config, name, None), (int, float)) and field
     }
     return HeadEnd(
         path=paths[0],
-        scale=said.get("logit_scale", 1.0) / said.get("logits_scaling", 1.0),
-        soft_cap=next((said[name] for name in SOFT_CAPS if name in said), None),
+        scale=fields.get("logit_scale", 1.0) / fields.get("logits_scaling", 1.0),
+        soft_cap=next((fields[name] for name in SOFT_CAPS if name in fields), None),
     )
 
 
 def _keywords(model: nn.Module) -> dict[str, object]:
     """Return fixed keyword arguments of every pass of a Hugging Face model.
 
-    Training must not pay for a key-value cache, and only named outputs tell the logits.
+    Training must not pay for a key-value cache, and logits are identified by the output's names.
     """
     keywords: dict[str, object] = {}
     if _takes(model, "use_cache"):
@@ -174,5 +174,7 @@ def _takes(model: nn.Module, name: str) -> bool:
     inner = base_of(model)
     if name in parameters or inner is model:
         return name in parameters
-    passes = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    passes = any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
     return passes and _takes(inner, name)

@@ -1,8 +1,8 @@
-"""What does the last linear map of a model's head receive, and how do logits come of it?
+"""Last linear map of a model's head, with its input and the postprocessing of the logits.
 
 A `LinearHead` stands for logits that have not been computed: the states that enter the map, its
-weights, and what the model does with its output. For a large vocabulary it is far smaller than the
-logits, and a loss can go through it a few positions at a time (`objectives.chunked`).
+weights, and the scaling and capping of its output. For a large vocabulary it is far smaller than
+the logits, and a loss can go through it a few positions at a time (`objectives.chunked`).
 
 Axes: selected (positions, any number of axes), width (of a state), class.
 
@@ -23,7 +23,7 @@ from torch.nn import functional
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadEnd:
-    """Where the last linear map of a head is, and what `forward` makes of its output."""
+    """Path of the last linear map of a head, and the postprocessing of its output."""
 
     path: str
     """Module path of the `nn.Linear`."""
@@ -39,7 +39,7 @@ class LinearHead:
     """Logits before they are multiplied out."""
 
     states: Float[Tensor, "*selected width"]
-    """What the linear map receives, in the precision in which it multiplies."""
+    """Input of the linear map, in the precision in which it multiplies."""
     weight: Float[Tensor, "class width"]
     """Its weight: the model's own parameter, tied or not."""
     bias: Float[Tensor, " class"] | None = None
@@ -103,7 +103,7 @@ class LinearHead:
     def finished(
         self, product: Float[Tensor, "*selected class"]
     ) -> Float[Tensor, "*selected class"]:
-        """Return the logits that `forward` makes of the output of the linear map."""
+        """Return the logits for an output of the linear map."""
         scaled = product if self.scale == 1 else product * self.scale
         if self.soft_cap is None:
             return scaled
@@ -115,10 +115,10 @@ class LinearHead:
 
     def gives(self, logits: Float[Tensor, "*selected class"]) -> bool:
         """Return whether logits are those of the head, but for rounding."""
-        found = self.logits()
-        if found.shape != logits.shape:
+        expected = self.logits()
+        if expected.shape != logits.shape:
             return False
         size = logits.abs().max().item() if logits.numel() else 0.0
-        # A root of the precision is far above what rounding makes and far below a forgotten factor.
-        tolerance = math.sqrt(torch.finfo(found.dtype).eps) / 10 * size
-        return torch.allclose(found.to(logits.dtype), logits, rtol=0.0, atol=tolerance)
+        # A root of the precision is far above rounding errors and far below a forgotten factor.
+        tolerance = math.sqrt(torch.finfo(expected.dtype).eps) / 10 * size
+        return torch.allclose(expected.to(logits.dtype), logits, rtol=0.0, atol=tolerance)

@@ -1,9 +1,9 @@
-"""How is a Hugging Face model built or loaded for a run?
+"""Specs that build or load Hugging Face models.
 
 Two values: `HuggingFaceSpec` builds a model of any family from scratch, `PretrainedSpec` loads a
 local folder. Both become tapped models through `adapters.tapped`, which needs no table of
 families. This is the only module that uses transformers' model classes; the package is an extra,
-so it is imported when a model is asked for.
+so it is imported when a model is built.
 """
 
 from pathlib import Path
@@ -34,7 +34,7 @@ class HuggingFaceSpec:
     model_type: str
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
-    """What the model predicts."""
+    """Prediction task of the model."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
@@ -52,7 +52,7 @@ class HuggingFaceSpec:
             num_inputs: Size of the vocabulary.
             num_classes: Not used; a language model predicts its vocabulary.
             num_positions: Length of the sequences.
-            padding_token: Id whose embedding some families keep at zero; None if there is none.
+            padding_token: Id with an embedding fixed at zero in some families; None without one.
 
         Raises:
             SpecError: If the family, or a field of its configuration, does not exist, or if
@@ -61,19 +61,19 @@ class HuggingFaceSpec:
         del num_classes
         transformers = _transformers()
         try:
-            known = transformers.AutoConfig.for_model(self.model_type)
+            defaults = transformers.AutoConfig.for_model(self.model_type)
         except ValueError:
             raise SpecError(
                 f"'model_type' must be a family of transformers; got {self.model_type!r}"
             ) from None
-        fields = [*known.to_dict(), *known.attribute_map]
+        fields = [*defaults.to_dict(), *defaults.attribute_map]
         for name in self.config:
             if name not in fields:
                 raise SpecError(
                     f"{name!r} is not a field of the {self.model_type} configuration; "
                     f"{near_names(name, fields)}"
                 )
-        given = {
+        settings = {
             "vocab_size": num_inputs,
             # Some families number positions from the padding id on and need a few more.
             "max_position_embeddings": num_positions + 8,
@@ -81,10 +81,10 @@ class HuggingFaceSpec:
             **{name: None for name in SPECIAL_TOKENS if name in fields},
         } | self.config
         try:
-            config = transformers.AutoConfig.for_model(self.model_type, **given)
+            config = transformers.AutoConfig.for_model(self.model_type, **settings)
             model = _auto(transformers, self.head).from_config(config, trust_remote_code=False)
         except Exception as error:
-            # What families raise for a wrong field has no common base.
+            # The exceptions of the model families for a wrong field have no common base class.
             raise SpecError(
                 f"'config' must describe a {self.model_type} model with head {self.head!r}; "
                 f"transformers says: {_reason(error)}"
@@ -102,7 +102,7 @@ class PretrainedSpec:
     path: str
     """Folder with `config.json` and `model.safetensors`."""
     head: Head = "masked_lm"
-    """What the model predicts."""
+    """Prediction task of the model."""
 
     def build(
         self,
@@ -178,7 +178,7 @@ def _check_safetensors(folder: Path) -> None:
 
 
 def _refuse_code(transformers: ModuleType, path: str) -> None:
-    """Refuse a folder whose model is code in the folder.
+    """Reject a folder with a model defined by code in the folder.
 
     Raises:
         CheckpointError: If transformers has no such family.
@@ -187,7 +187,7 @@ def _refuse_code(transformers: ModuleType, path: str) -> None:
         config = from_json(Path(path, "config.json").read_bytes())
         has_code, family = "auto_map" in config, config.get("model_type")
     except (OSError, ValueError, TypeError, AttributeError):
-        # Not a configuration: transformers says why.
+        # Not a configuration: transformers raises an error with the cause.
         return
     if has_code and family not in transformers.CONFIG_MAPPING:
         raise CheckpointError(
@@ -202,12 +202,12 @@ def _check_sizes(config: Any, num_inputs: int, num_positions: int) -> None:  # n
     Raises:
         BindError: If not; the field of its configuration is named.
     """
-    least = {"vocab_size": num_inputs, "max_position_embeddings": num_positions}
-    for name, number in least.items():
-        found = getattr(config, name, number)
-        if isinstance(found, int) and found < number:
+    required = {"vocab_size": num_inputs, "max_position_embeddings": num_positions}
+    for name, number in required.items():
+        size = getattr(config, name, number)
+        if isinstance(size, int) and size < number:
             raise BindError(
-                f"{name!r} of the model must be at least the task's {number}; got {found}"
+                f"{name!r} of the model must be at least the task's {number}; got {size}"
             )
 
 

@@ -24,17 +24,17 @@ from curricle.models.tapped import TappedModel
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inference:
-    """What is done to a model while it only answers."""
+    """Speed-ups of a model that is not trained."""
 
     linear: torch.dtype | None = None
     """Precision in which the weights of linear maps are held besides: that of the autocast in
     which the model is run. None holds none."""
     compiled: bool = False
-    """Whether blocks are compiled, where no gradient is wanted."""
+    """Whether blocks are compiled for passes without gradient."""
 
     @contextmanager
     def held(self, model: TappedModel) -> Iterator[None]:
-        """Make a model fast whose weights do not change until the end of the block.
+        """Speed up a model with weights that stay fixed inside the block.
 
         Yields:
             Nothing.
@@ -46,17 +46,17 @@ class Inference:
             undo(model.module)
 
     def apply(self, model: TappedModel) -> None:
-        """Make a model fast whose weights do not change from now on.
+        """Speed up a model with weights that stay fixed from here on.
 
-        It may be the copy of one that is fast already. Left alone are linear maps of other classes,
-        subclasses too, those that are not in float32 or whose weight is made anew at every pass,
-        and whatever has a forward pass that somebody has replaced.
+        It may be the copy of a model with speed-ups. Skipped are linear maps of other classes,
+        subclasses included, those that are not in float32 or recompute their weight at every pass,
+        and modules with a replaced forward method.
         """
         undo(model.module)
         if self.linear is not None:
-            for part in model.module.modules():
-                if type(part) is nn.Linear and _is_plain(part):
-                    HeldLinear.take(part, self.linear)
+            for submodule in model.module.modules():
+                if type(submodule) is nn.Linear and _is_plain(submodule):
+                    HeldLinear.take(submodule, self.linear)
         if self.compiled:
             _compile_blocks(model, with_gradient=False)
 
@@ -87,11 +87,11 @@ def _compile_blocks(model: TappedModel, *, with_gradient: bool) -> None:
 
 def undo(module: nn.Module) -> None:
     """Put a model back that `Inference` has made fast."""
-    for part in module.modules():
-        if isinstance(part, HeldLinear):
-            part.let_go()
-        if isinstance(vars(part).get("forward"), _Compiled):
-            del vars(part)["forward"]
+    for submodule in module.modules():
+        if isinstance(submodule, HeldLinear):
+            submodule.let_go()
+        if isinstance(vars(submodule).get("forward"), _Compiled):
+            del vars(submodule)["forward"]
 
 
 @final
@@ -105,11 +105,11 @@ class HeldLinear(nn.Linear):
     _low: tuple[Tensor, Tensor | None]
 
     @staticmethod
-    def take(part: nn.Linear, dtype: torch.dtype) -> None:
+    def take(linear: nn.Linear, dtype: torch.dtype) -> None:
         """Let a plain linear map hold its weights in another precision."""
-        bias = None if part.bias is None else part.bias.detach().to(dtype)
-        vars(part)["_low"] = part.weight.detach().to(dtype), bias
-        part.__class__ = HeldLinear
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        vars(linear)["_low"] = linear.weight.detach().to(dtype), bias
+        linear.__class__ = HeldLinear
 
     def let_go(self) -> None:
         """Become a plain linear map again."""
@@ -118,16 +118,16 @@ class HeldLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product in the precision of the autocast, bit-equal to that with casts."""
-        held = self.held(input.device.type)
-        return super().forward(input) if held is None else functional.linear(input, *held)
+        low = self.held(input.device.type)
+        return super().forward(input) if low is None else functional.linear(input, *low)
 
     def held(self, kind: str) -> tuple[Tensor, Tensor | None] | None:
         """Return weight and bias as an autocast would cast them here; None if it would not.
 
-        Where gradients are wanted they flow to the weight itself, so there it is None, too.
+        With gradients enabled it is None too, since they flow to the weight itself.
 
         Args:
-            kind: That of the device.
+            kind: Type of the device.
         """
         is_cast = torch.is_autocast_enabled(kind) and not torch.is_grad_enabled()
         return (
@@ -142,7 +142,7 @@ class _Compiled:
     def __init__(self, block: nn.Module, *, with_gradient: bool) -> None:
         self._with_gradient = with_gradient
         self._plain: Callable[..., Any] = block.forward
-        self._inner = [part for part in block.modules() if part is not block]
+        self._inner = [submodule for submodule in block.modules() if submodule is not block]
         self._compiled: Callable[..., Any] = torch.compile(block.forward)
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as torch's
@@ -152,15 +152,15 @@ class _Compiled:
 
     def _is_read(self) -> bool:
         return any(
-            part._forward_hooks or part._forward_pre_hooks  # noqa: SLF001 - no other name
-            for part in self._inner
+            submodule._forward_hooks or submodule._forward_pre_hooks  # noqa: SLF001 - no other name
+            for submodule in self._inner
         )
 
 
-def _is_plain(part: nn.Linear) -> bool:
-    """Return whether a linear map is in float32 and nobody has changed it, as weight norms do."""
-    named = dict(part.named_parameters(recurse=False))
-    is_wide = all(one.dtype == torch.float32 for one in named.values())
+def _is_plain(linear: nn.Linear) -> bool:
+    """Return whether a linear map is in float32 and unmodified, unlike those with weight norm."""
+    named = dict(linear.named_parameters(recurse=False))
+    is_wide = all(parameter.dtype == torch.float32 for parameter in named.values())
     return (
-        is_wide and {"weight"} <= set(named) <= {"weight", "bias"} and "forward" not in vars(part)
+        is_wide and {"weight"} <= set(named) <= {"weight", "bias"} and "forward" not in vars(linear)
     )

@@ -1,4 +1,4 @@
-"""What is the small fully connected network of the parity experiments?
+"""Small fully connected network of the parity experiments.
 
 Blocks of linear map and ReLU, then a linear head; PyTorch's default initialization, as in both
 papers' code. Block l is tap l.
@@ -73,7 +73,7 @@ class MLPSpec:
 
         Args:
             num_inputs: Features an example.
-            num_classes: Classes to tell apart.
+            num_classes: Number of classes.
             num_positions: Not used; an MLP has no positions.
             padding_token: Not used, either.
 

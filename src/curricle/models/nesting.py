@@ -1,7 +1,7 @@
 """Nested tensors of `torch.nn.TransformerEncoder`, which no tap can read.
 
 In evaluation mode the encoder packs padded data into a nested tensor. A hook on one of its layers
-switches the layer's fast path off, and the slow path fails on what was packed already.
+switches the layer's fast path off, and the slow path fails on the packed tensor.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""States and logits in what a module returns.
+"""States and logits in the output of a module.
 
 Modules return tensors, tuples, mappings and dataclasses. Logits are a tensor that is returned
 alone, one under the name `logits`, or the only tensor that can be scores. Of several candidates
@@ -22,10 +22,10 @@ LEAST_AXES = 2
 
 
 def logits_in(output: object, model: str = "the model") -> Tensor:
-    """Return the logits in what a model has returned.
+    """Return the logits in the output of a model.
 
     Args:
-        output: What `forward` returned.
+        output: Return value of `forward`.
         model: Name of the model, for the error sentence.
 
     Raises:
@@ -34,12 +34,12 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    parts = _parts(output)
-    if parts is None:
+    items = _items(output)
+    if items is None:
         raise BindError(f"tap 'logits' must give a tensor; got {type(output).__name__}")
-    logits = parts.get("logits")
-    boxes = [name for name in parts if "box" in name]
-    scores = _candidates(parts)
+    logits = items.get("logits")
+    boxes = [name for name in items if "box" in name]
+    scores = _candidates(items)
     if isinstance(logits, Tensor) and not boxes:
         return logits
     if logits is None and len(scores) == 1:
@@ -47,7 +47,7 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
         if not any(word in name for word in STATE_NAMES):
             return tensor
     raise BindError(
-        f"'logits' must be what {model} returns alone or under that name; got {_listed(parts)}; "
+        f"'logits' must be what {model} returns alone or under that name; got {_listed(items)}; "
         f"let a module around it return the logits, or name the module that makes them by "
         f"curricle.tapped(model, head=...)"
     )
@@ -57,31 +57,33 @@ def logits_note(output: object) -> str:
     """Return which part of an output was taken for the logits; empty if it was the only one.
 
     Args:
-        output: What `forward` returned and `logits_in` accepts.
+        output: Return value of `forward`, accepted by `logits_in`.
     """
     if isinstance(output, Tensor):
         return ""
-    parts = _parts(output) or {}
-    if "logits" in parts:
-        left = [
+    items = _items(output) or {}
+    if "logits" in items:
+        unused = [
             name
-            for name, part in parts.items()
-            if isinstance(part, Tensor) and part.is_floating_point() and part.ndim
+            for name, item in items.items()
+            if isinstance(item, Tensor) and item.is_floating_point() and item.ndim
             if not any(word in name for word in (*STATE_NAMES, "loss"))
             if name != "logits"
         ]
-        return f"only 'logits' are taught, {_names(left)} left out" if left else ""
-    others = [name for name in _candidates(parts) if not any(word in name for word in STATE_NAMES)]
-    if not others:
+        return f"only 'logits' are taught, {_names(unused)} left out" if unused else ""
+    candidates = [
+        name for name in _candidates(items) if not any(word in name for word in STATE_NAMES)
+    ]
+    if not candidates:
         return ""
-    return f"{others[0]!r} of the output is taken for the logits, since nothing has that name"
+    return f"{candidates[0]!r} of the output is taken for the logits, since nothing has that name"
 
 
 def first_tensor(output: object, name: str) -> Tensor:
     """Return the hidden state in an output: a tensor, the first of a tuple, the only named one.
 
     Args:
-        output: What a module returned, or received.
+        output: Output or input of a module.
         name: Name of the tap, for the error sentence.
 
     Raises:
@@ -90,8 +92,8 @@ def first_tensor(output: object, name: str) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    parts = _parts(output)
-    tensors = {key: part for key, part in (parts or {}).items() if isinstance(part, Tensor)}
+    items = _items(output)
+    tensors = {key: item for key, item in (items or {}).items() if isinstance(item, Tensor)}
     if not tensors:
         raise BindError(f"tap {name!r} must give a tensor; got {type(output).__name__}")
     if isinstance(output, (tuple, list)):
@@ -100,8 +102,8 @@ def first_tensor(output: object, name: str) -> Tensor:
     named = [key for key in STATES_OF_BLOCKS if key in tensors]
     candidates = [*named[:1]] or list(_scores(tensors))
     if not candidates:
-        # Statistics of one axis: whoever asks for them gets the first.
-        candidates = [key for key, part in tensors.items() if part.is_floating_point()][:1]
+        # Only statistics of one axis are left: the first is returned.
+        candidates = [key for key, item in tensors.items() if item.is_floating_point()][:1]
     return _state(tensors, candidates[0] if len(candidates) == 1 else None, name)
 
 
@@ -114,10 +116,10 @@ def _state(tensors: Mapping[str, Tensor], key: str | None, name: str) -> Tensor:
     return tensors[key]
 
 
-def _parts(output: object) -> dict[str, object] | None:
-    """Return the parts of an output by name; None for what has no parts."""
+def _items(output: object) -> dict[str, object] | None:
+    """Return the items of an output by name; None for an output without items."""
     if isinstance(output, Mapping):
-        return {str(name): part for name, part in output.items()}
+        return {str(name): item for name, item in output.items()}
     if isinstance(output, (tuple, list)):
         names: Any = getattr(output, "_fields", None)
         return dict(
@@ -129,29 +131,29 @@ def _parts(output: object) -> dict[str, object] | None:
     return None if logits is None else {"logits": logits}
 
 
-def _candidates(parts: Mapping[str, object]) -> dict[str, Tensor]:
+def _candidates(items: Mapping[str, object]) -> dict[str, Tensor]:
     """Return the scores that may be those of classes; a single column, as of values, is none."""
-    scores = _scores(parts)
-    several = {name: part for name, part in scores.items() if part.shape[-1] > 1}
+    scores = _scores(items)
+    several = {name: item for name, item in scores.items() if item.shape[-1] > 1}
     return several or scores
 
 
-def _scores(parts: Mapping[str, object]) -> dict[str, Tensor]:
+def _scores(items: Mapping[str, object]) -> dict[str, Tensor]:
     """Return the parts that may be scores or states by their type and axes."""
     return {
-        name: part
-        for name, part in parts.items()
-        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim >= LEAST_AXES
+        name: item
+        for name, item in items.items()
+        if isinstance(item, Tensor) and item.is_floating_point() and item.ndim >= LEAST_AXES
     }
 
 
-def _listed(parts: Mapping[str, object]) -> str:
+def _listed(items: Mapping[str, object]) -> str:
     words = [
-        f"{name} {tuple(part.shape)}"
-        if isinstance(part, Tensor)
-        else f"{name} ({type(part).__name__})"
-        for name, part in parts.items()
-        if part is not None
+        f"{name} {tuple(item.shape)}"
+        if isinstance(item, Tensor)
+        else f"{name} ({type(item).__name__})"
+        for name, item in items.items()
+        if item is not None
     ]
     return ", ".join(words) or "nothing"
 

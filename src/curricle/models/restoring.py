@@ -1,8 +1,8 @@
-"""How is a module changed for a while and given back as it was?
+"""Temporary changes of a module, undone on exit.
 
-Binding runs a student once to look at it, a stage freezes what it does not train, a teacher is
-held in evaluation mode. Each of these is a block; when it ends, also by an exception, everything is
-what it was before, submodule by submodule.
+Binding runs a student once to inspect it, a stage freezes all weights that it does not train, a
+teacher runs in evaluation mode. Each of these is a context manager; on exit, also by an exception,
+the previous state is restored, submodule by submodule.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -19,18 +19,18 @@ Modes = Sequence[tuple[nn.Module, bool]]
 
 def modes_of(module: nn.Module) -> Modes:
     """Return the training mode of every submodule."""
-    return [(part, part.training) for part in module.modules()]
+    return [(submodule, submodule.training) for submodule in module.modules()]
 
 
 def set_modes(modes: Modes) -> None:
     """Put submodules into the modes that `modes_of` has returned."""
-    for part, mode in modes:
+    for submodule, mode in modes:
         # Some modules do more than set a flag, as those that merge an adapter for evaluation.
-        if part.training is not mode:
-            part.train(mode)
+        if submodule.training is not mode:
+            submodule.train(mode)
     # A part of two modules follows the later one, and some refuse a mode.
-    for part, mode in modes:
-        part.training = mode
+    for submodule, mode in modes:
+        submodule.training = mode
 
 
 def train(module: nn.Module) -> Modes:
@@ -49,8 +49,8 @@ def mode_notes(module: nn.Module) -> Iterator[str]:
     """Yield a note about submodules that stay in evaluation mode while the module is trained."""
     with modes_kept(module):
         train(module)
-        names = {id(part): path for path, part in module.named_modules()}
-        frozen = [names[id(part)] for part in module.modules() if not part.training]
+        names = {id(submodule): path for path, submodule in module.named_modules()}
+        frozen = [names[id(submodule)] for submodule in module.modules() if not submodule.training]
     if frozen:
         yield (
             f"{len(frozen)} submodules of the student stay in evaluation mode, as they were "

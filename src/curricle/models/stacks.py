@@ -24,7 +24,7 @@ class Numbering:
     reason: str = ""
     """Why they are unknown, for the error of a numbered tap."""
     notes: tuple[str, ...] = ()
-    """What was decided about the model, one sentence each."""
+    """Decisions about the model, one sentence each."""
 
 
 def numbered_blocks(model: nn.Module, config: Any) -> Numbering:  # noqa: ANN401 - untyped
@@ -45,11 +45,11 @@ def numbered_blocks(model: nn.Module, config: Any) -> Numbering:  # noqa: ANN401
     elif len(lists) != 1:
         rule = f"one list of {depth} modules is expected; got {lists}"
     else:
-        others = [path for path in stacks if path != lists[0]]
+        skipped = [path for path in stacks if path != lists[0]]
         note = f"numbered taps are the {depth} blocks of {lists[0]!r}, not those of "
         return Numbering(
             paths=tuple(f"{lists[0]}.{number}" for number in range(depth or 0)),
-            notes=(f"{note}{', '.join(map(repr, others))}",) if others else (),
+            notes=(f"{note}{', '.join(map(repr, skipped))}",) if skipped else (),
         )
     return Numbering(
         reason=f"'blocks' must be given for {name}: {rule}; lists of blocks: {listed}; "
@@ -71,13 +71,13 @@ def _is_stack(blocks: nn.ModuleList) -> bool:
     kinds = {type(block) for block in blocks}
     if len(kinds) != 1:
         return False
-    maps = [part for part in blocks[0].modules() if _is_map(part)]
+    maps = [submodule for submodule in blocks[0].modules() if _is_map(submodule)]
     return len(maps) >= FEWEST_MAPS
 
 
-def _is_map(part: nn.Module) -> bool:
+def _is_map(module: nn.Module) -> bool:
     """Return whether a module is a linear map, also one that transformers stores transposed."""
-    return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _lists_of(model: nn.Module, length: int) -> list[str]:

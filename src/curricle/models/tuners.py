@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from torch import nn
 
 Settings = dict[str, dict[str, object]]
-"""What is set of the adapters at a module, by module path."""
+"""Settings of the adapters at a module, by module path."""
 
 
 def base_of(module: nn.Module) -> nn.Module:
@@ -23,31 +23,33 @@ def base_of(module: nn.Module) -> nn.Module:
     return model if isinstance(model, nn.Module) else module
 
 
-def is_tuned(part: nn.Module) -> bool:
+def is_tuned(module: nn.Module) -> bool:
     """Return whether a module is a layer that PEFT has wrapped to add to it or to replace it."""
-    return isinstance(getattr(part, "disable_adapters", None), bool)
+    return isinstance(getattr(module, "disable_adapters", None), bool)
 
 
 def tuner_settings(module: nn.Module) -> Settings:
-    """Return what decides, beside the weights, what adapters do; empty without adapters.
+    """Return the settings that determine, with the weights, the outputs of adapters.
+
+    The result is empty for a model without adapters.
 
     Args:
         module: A model.
     """
-    found = ((path, _settings(part)) for path, part in module.named_modules())
-    return {path: settings for path, settings in found if settings}
+    named = ((path, _settings(submodule)) for path, submodule in module.named_modules())
+    return {path: settings for path, settings in named if settings}
 
 
-def _settings(part: nn.Module) -> dict[str, object]:
-    active = getattr(part, "active_adapters", None)
+def _settings(module: nn.Module) -> dict[str, object]:
+    active = getattr(module, "active_adapters", None)
     if not isinstance(active, (list, tuple)):
         return {}
     names = [str(name) for name in active]
     settings: dict[str, object] = {"active": names}
-    if is_tuned(part):
-        merged = getattr(part, "merged_adapters", None)
-        factors = getattr(part, "scaling", None)
-        settings["disabled"] = bool(part.disable_adapters)
+    if is_tuned(module):
+        merged = getattr(module, "merged_adapters", None)
+        factors = getattr(module, "scaling", None)
+        settings["disabled"] = bool(module.disable_adapters)
         settings["merged"] = [str(name) for name in merged or ()]
         settings["scaling"] = {
             str(name): float(factor)

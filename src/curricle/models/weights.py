@@ -1,8 +1,8 @@
-"""How are a model's weights kept on disk?
+"""Weights of a model on disk.
 
-As one safetensors file, written in one step and without pickle. Tied weights are stored once.
-`check_weights` compares names and shapes without reading the numbers, so that a whole trajectory
-can be checked before training starts.
+They are a single safetensors file, written atomically and without pickle. Tied weights are stored
+once. `check_weights` compares names and shapes without reading the numbers, so that a whole
+trajectory can be checked before training starts.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from curricle.values import fingerprint
 
 @contextmanager
 def serializing(path: Path) -> Iterator[None]:
-    """Turn what safetensors says of a full disk, which is no `OSError`, into a sentence.
+    """Turn the error of safetensors for a full disk, which is no `OSError`, into a sentence.
 
     Yields:
         Nothing.
@@ -42,7 +42,7 @@ def serializing(path: Path) -> Iterator[None]:
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of a module."""
     state = module.state_dict()
-    if any(_is_slice(one) or not one.is_contiguous() for one in state.values()):
+    if any(_is_slice(tensor) or not tensor.is_contiguous() for tensor in state.values()):
         # Weights of stacked students, and transposed ones of tied adapters: safetensors writes
         # neither a part of a storage nor names that share one in another order.
         owned = {
@@ -79,22 +79,22 @@ def check_weights(module: nn.Module, path: Path) -> None:
         raise CheckpointError(f"{str(path)!r} must be a safetensors file; there is none")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{str(path)!r} must be a safetensors file: {error}") from None
-    wanted = shapes(module)
+    expected = shapes(module)
     # Of names that share their memory the file holds one.
-    missing = [names[0] for names in _owners(module) if not any(name in found for name in names)]
-    foreign = [name for name in found if name not in wanted]
-    other = [name for name in found if name in wanted and wanted[name] != found[name]]
+    missing = [names[0] for names in _owners(module) if not any(name in stored for name in names)]
+    foreign = [name for name in stored if name not in expected]
+    misshaped = [name for name in stored if name in expected and expected[name] != stored[name]]
     if missing or foreign:
         name = (missing or foreign)[0]
         rule = "is missing" if missing else "is not in the model"
         raise CheckpointError(f"{str(path)!r} must hold this model's weights; {name!r} {rule}")
-    if other:
+    if misshaped:
         raise CheckpointError(
-            f"{str(path)!r} must hold this model's weights; {other[0]!r} has shape "
-            f"{found[other[0]]} instead of {wanted[other[0]]}"
+            f"{str(path)!r} must hold this model's weights; {misshaped[0]!r} has shape "
+            f"{stored[misshaped[0]]} instead of {expected[misshaped[0]]}"
         )
 
 
@@ -135,21 +135,21 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _add(digest: "hashlib._Hash", name: str, content: object) -> None:
-    """Add an entry of a state dictionary, with what it holds, to a digest."""
+    """Add an entry of a state dictionary, with its content, to a digest."""
     if isinstance(content, Tensor):
         digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
-        parts = _parts(content)
-        if parts is None:
+        components = _parts(content)
+        if components is None:
             flat = content.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
         else:
-            _add(digest, f"{name}/parts", parts)
+            _add(digest, f"{name}/parts", components)
     elif isinstance(content, Mapping):
-        for key, part in content.items():
-            _add(digest, f"{name}/{key}", part)
+        for key, component in content.items():
+            _add(digest, f"{name}/{key}", component)
     elif isinstance(content, (list, tuple)):
-        for number, part in enumerate(content):
-            _add(digest, f"{name}/{number}", part)
+        for number, component in enumerate(content):
+            _add(digest, f"{name}/{number}", component)
     else:
         # An address in the text would make every process's digest another.
         text = re.sub(r" at 0x[0-9a-f]+", "", repr(content))
@@ -157,7 +157,7 @@ def _add(digest: "hashlib._Hash", name: str, content: object) -> None:
 
 
 def _parts(tensor: Tensor) -> list[object] | None:
-    """Return what a tensor consists of, if it is not one stretch of plain numbers."""
+    """Return the components of a tensor that is not a single array of plain numbers."""
     if tensor.is_quantized:
         return [tensor.int_repr(), *_quantization(tensor)]
     if tensor.layout != torch.strided:
