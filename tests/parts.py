@@ -5,21 +5,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.streams import Batch
 from curricle.data.synthetic.parity import ParityStream
+from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
-from curricle.seals import CHECK, SEAL, LineChain
+from curricle.records import ProbeRecord
+from curricle.seals import CHECK, SEAL, LineChain, read_lines
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
+from curricle.values import fingerprint, parse, plain
 
 INPUTS, CLASSES = 6, 2
 
@@ -40,6 +45,15 @@ def parity(seed: int = 0, *, purpose: str = "train") -> ParityStream:
     return ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=seed, purpose=purpose)
 
 
+def token_store(tokens: Integer[np.ndarray, " token"], vocabulary: Vocabulary) -> TokenStore:
+    """Return a store of tokens in memory."""
+    return TokenStore(
+        tokens=tokens.astype(np.uint16),
+        vocabulary=vocabulary,
+        fingerprint=fingerprint([tokens.tolist(), plain(vocabulary)]),
+    )
+
+
 def bound(
     curriculum: Curriculum, *, settings: Mapping[str, Any] | None = None, **parts: Any
 ) -> BoundRun:
@@ -53,6 +67,11 @@ def bound(
     }
     chosen = EngineSettings(device="cpu", **(settings or {}))
     return bind(curriculum, settings=chosen, **(defaults | parts))
+
+
+def read_probes(path: Path) -> list[ProbeRecord]:
+    """Return the records of probes in a file."""
+    return [parse(ProbeRecord, line) for line in read_lines(path.read_bytes())]
 
 
 def edit_records(path: Path, text: str) -> None:
@@ -86,6 +105,13 @@ class Listed:
     def batch(self, step: int) -> Batch:
         self.read.append(step)
         return self.batches[step % len(self.batches)]
+
+
+def stored_target(run: BoundRun, batch: Batch, number: int = 0) -> Any:
+    """Return the stored target of an objective of the first stage of a run."""
+    term = run.stages[0].terms[number]
+    assert term.stored is not None
+    return term.stored.target(batch, term.objective.count(batch))
 
 
 class Shared(nn.Module):

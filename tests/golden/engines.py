@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import curricle
@@ -13,6 +12,8 @@ from curricle import (
     SGD,
     AdamW,
     Curriculum,
+    Duration,
+    FitLabels,
     LayerPair,
     MatchHidden,
     MatchLogits,
@@ -20,6 +21,8 @@ from curricle import (
     RandomStart,
     Schedule,
     Stage,
+    UntilMetric,
+    UntilPlateau,
     extraction,
     from_labels,
     one_shot,
@@ -151,7 +154,7 @@ def executed(
 ) -> Performance:
     """Return the performance of a bound run."""
     seen: list[Record] = []
-    evaluate = label_metrics(held_out(), torch.device("cpu"))
+    evaluate = label_metrics(held_out())
     outputs = Outputs(folder=folder, observers=(seen.append,), trajectory=writer, task="parity")
     execute(run, evaluate, metric="nll", outputs=outputs, until=until)
     files = {} if folder is None else weight_files(folder)
@@ -233,6 +236,60 @@ RESUMED = tuple(
     )
 )
 
+# Windows of 3 steps from step 4 on; the second does not fall by half.
+PLATEAU = UntilPlateau(
+    at_most="14 steps",
+    at_least=Duration(number=5),
+    window=3,
+    patience=1,
+    min_improvement=0.5,
+)
+LABELS_THEN_PLATEAU = Curriculum(
+    name="labels, then layers until a plateau, then logits",
+    stages=(
+        Stage(name="labels", duration="4 steps", objectives=(FitLabels(),)),
+        Stage(
+            name="layer",
+            duration=PLATEAU,
+            objectives=(MatchHidden(pair=PAIR, projection=Learned(), center=True),),
+            schedule="own",
+        ),
+        Stage(name="logits", duration="6 steps", objectives=(MatchLogits(),)),
+    ),
+)
+NLL = UntilMetric(metric="nll", reaches=0.675, direction="below", at_most="20 steps")
+LABELS_UNTIL_METRIC = Curriculum(
+    name="labels until a metric, then logits",
+    stages=(
+        Stage(name="labels", duration=NLL, objectives=(FitLabels(),)),
+        Stage(name="logits", duration="4 steps", objectives=(MatchLogits(),)),
+    ),
+)
+UNREACHED = UntilMetric(metric="accuracy", reaches=1, direction="above", at_most="8 steps")
+RULES: dict[str, Run] = {
+    # The third evaluation, after 18 steps.
+    "stage until a metric": of(distilled, LABELS_UNTIL_METRIC, optimizer=AdamW(learning_rate=0.05)),
+    "stage until a metric that is not reached": of(
+        distilled, extraction(total="20 steps", durations=(UNREACHED,))
+    ),
+}
+UNTIL_PLATEAU = "stage until a plateau"
+RESUMED_RULES = tuple(
+    Case(
+        name=name,
+        run=partial(
+            resumed, distill=interruptible(lambda: mlp(5, 4), LABELS_THEN_PLATEAU), stops=stops
+        ),
+        same_weights=twin,
+        same_records=bool(twin),
+    )
+    for name, stops, twin in (
+        (UNTIL_PLATEAU, (), ""),
+        ("stage until a plateau, resumed in a window", (9,), UNTIL_PLATEAU),
+        ("stage until a plateau, resumed at its first step and after it", (6, 15), UNTIL_PLATEAU),
+    )
+)
+
 
 def together(
     folder: Path,
@@ -243,7 +300,7 @@ def together(
     """Return the performance of students of one teacher."""
     teacher = LiveTeacher(mlp(16, 12, seed=1), trajectory(folder))
     students = runs(folder, teacher)
-    evaluate = label_metrics(held_out(), torch.device("cpu"))
+    evaluate = label_metrics(held_out())
     seen: list[list[Record]] = [[] for _ in students]
     seats = [
         SharedRun(run=run, evaluate=evaluate, outputs=Outputs(observers=(records.append,)))
@@ -314,7 +371,7 @@ CLASSES: dict[str, Run] = {
     ),
 }
 CASES = (
-    *cases(SETTINGS | STARTS),
+    *cases(SETTINGS | STARTS | RULES),
     *(
         Case(
             name=name,
@@ -332,6 +389,7 @@ CASES = (
     Case(name="target reached", run=ended_early),
     Case(name="teacher with a trajectory", run=taught),
     *RESUMED,
+    *RESUMED_RULES,
     *cases(CLASSES, is_slow=True),
     Case(
         name="steps in compiled blocks",

@@ -147,7 +147,7 @@ def _tell(console: Console, manifest: "Manifest") -> None:
     for row in described(manifest):
         codec = row.section.codec
         sizes = (f"{row.examples}", f"{row.rows}", f"{row.bytes_a_row:.1f}")
-        intact = "yes" if manifest.is_whole(row.section) else "no"
+        intact = "yes" if manifest.has_all(row.section) else "no"
         table.add_row(visible(str(row.section)), intact, codec.kind, codec.words, *sizes)
     console.print(table)
 

@@ -10,14 +10,14 @@ Padded batches have different numbers of positions and make no block.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final, runtime_checkable
 
-import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch, Inputs, Stream
+from curricle.colocation import count_beside
+from curricle.data.streams import SEQUENCE_AXES, Batch, Stream, concatenate, named
 from curricle.protocols import conforms
 
 
@@ -44,6 +44,12 @@ class Block:
     shapes: tuple[object, ...]
     """Names, shapes and types of all that a batch holds; the same for every step."""
 
+    @property
+    def length(self) -> int | None:
+        """Return the number of positions of an example, which parts may not have themselves."""
+        positions = self.first.positions
+        return positions[1] if len(positions) == SEQUENCE_AXES else None
+
     def cut(self, rows: Mapping[Any, Any]) -> dict[Any, Any]:
         """Return tensors, which may lie deeper, with a first axis of steps.
 
@@ -59,75 +65,57 @@ class Block:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Return the tensors of a batch, each with a first axis of steps."""
+        """Return the tensors of the student's side of a batch, each with a first axis of steps."""
         batch = self.whole
-        named = {"inputs": batch.inputs, "labels": batch.labels, "selected": batch.selected}
-        tensors = self.cut({name: tensor for name, tensor in named.items() if tensor is not None})
+        fields = {"inputs": batch.inputs, "labels": batch.labels, "selected": batch.selected}
+        tensors = self.cut({name: field for name, field in fields.items() if field is not None})
         if batch.selected is not None:
-            offsets = _offsets(self.first, self.number, batch.selected.device)
+            offsets = _offsets(self.first, self.number, batch.selected)
             tensors["selected"] = tensors["selected"] - offsets[:, None]
         return tensors
 
 
-def read_block(stream: Stream, step: int, number: int, device: torch.device) -> Block | None:
+def read_block(
+    stream: Stream, step: int, number: int, place: Callable[[Batch], Batch]
+) -> Block | None:
     """Return the batches of some steps from one on, or None if they make no block.
 
     Args:
-        stream: Stream of the batches.
+        stream: Where they are read.
         step: The first step.
-        number: Number of steps.
-        device: Device of the returned tensors.
+        number: How many there are.
+        place: Puts a batch where it is read.
     """
-    first = stream.batch(step).to(device)
+    first = place(stream.batch(step))
     joined = stream.joined(step, number) if conforms(stream, Joins) else None
     if joined is not None:
-        return Block(first=first, whole=joined.to(device), number=number, shapes=_shapes(first))
-    # Parts of a block are tensors alone, which do not have a number of positions with them.
-    if first.valid is not None or first.length is not None:
+        merged = place(replace(joined, step=step))
+        return Block(first=first, whole=merged, number=number, shapes=_shapes(first))
+    if first.valid is not None:
         return None
     following = range(step + 1, step + number)
-    batches = [first, *(stream.batch(later_step).to(device) for later_step in following)]
+    batches = [first, *(place(stream.batch(later)) for later in following)]
     shapes = _shapes(first)
     if any(_shapes(batch) != shapes for batch in batches):
         return None
-    merged = Batch(
-        inputs=_below([batch.inputs for batch in batches]),
-        labels=None
-        if first.labels is None
-        else torch.cat([batch.labels for batch in batches if batch.labels is not None]),
-        selected=_selected(batches),
-    )
+    merged = concatenate(batches)
     return Block(first=first, whole=merged, number=number, shapes=shapes)
 
 
-def _selected(batches: Sequence[Batch]) -> Tensor | None:
-    selections = [batch.selected for batch in batches if batch.selected is not None]
-    if not selections:
-        return None
-    offsets = _offsets(batches[0], len(selections), selections[0].device)
-    return (torch.stack(selections) + offsets[:, None]).flatten()
-
-
-def _offsets(batch: Batch, number: int, device: torch.device) -> Tensor:
+def _offsets(batch: Batch, number: int, like: Tensor) -> Tensor:
     """Return the number of positions before each of some batches like one."""
-    return torch.arange(number, device=device) * math.prod(batch.positions)
+    return count_beside(like, number) * math.prod(batch.positions)
 
 
 def _shapes(batch: Batch) -> tuple[object, ...]:
-    inputs = batch.inputs
-    named = () if isinstance(inputs, Tensor) else tuple(inputs)
-    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs.values()
-    return named, *(
-        None if tensor is None else (tensor.shape, tensor.dtype)
-        for tensor in (*tensors, batch.labels, batch.selected)
+    inputs, teacher_inputs = named(batch.inputs), named(batch.teacher_inputs)
+    tensors = (*inputs.values(), *teacher_inputs.values())
+    return (
+        tuple(inputs),
+        tuple(teacher_inputs),
+        batch.length,
+        *(
+            None if tensor is None else (tensor.shape, tensor.dtype)
+            for tensor in (*tensors, batch.labels, batch.selected, batch.alignment)
+        ),
     )
-
-
-def _below(inputs: Sequence[Inputs]) -> Inputs:
-    first = inputs[0]
-    if isinstance(first, Tensor):
-        return torch.cat([tensor for tensor in inputs if isinstance(tensor, Tensor)])
-    return {
-        name: torch.cat([tensors[name] for tensors in inputs if isinstance(tensors, Mapping)])
-        for name in first
-    }

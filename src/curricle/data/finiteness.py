@@ -6,11 +6,9 @@ finite looks whether the data were not finite before it.
 Axes: example (rows of a batch).
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, named
 
 
 def non_finite_words(batch: Batch, owner: str = "the batch") -> str:
@@ -21,19 +19,22 @@ def non_finite_words(batch: Batch, owner: str = "the batch") -> str:
 
     Args:
         batch: The batch.
-        owner: Whose inputs they are, for people.
+        owner: Owner of the inputs, for the error sentence.
 
     Returns:
         The words, after a semicolon; empty if all inputs are finite.
     """
-    inputs = batch.inputs
-    named = {"inputs": inputs} if not isinstance(inputs, Mapping) else inputs
-    found = [words for name, one in named.items() if (words := _words(name, one))]
-    return f"; inputs of {owner} are not finite: {'; '.join(found)}" if found else ""
+    tensors = [(name or "inputs", tensor) for name, tensor in named(batch.inputs).items()]
+    teacher_inputs = named(batch.teacher_inputs)
+    tensors += [(name or "teacher_inputs", tensor) for name, tensor in teacher_inputs.items()]
+    if batch.labels is not None:
+        tensors.append(("labels", batch.labels))
+    words = list(filter(None, (_words(name, tensor) for name, tensor in tensors)))
+    return f"; inputs of {owner} are not finite: {'; '.join(words)}" if words else ""
 
 
 def _words(name: str, tensor: Tensor) -> str:
-    """Return what an input holds besides finite numbers; empty if it holds nothing else."""
+    """Return a description of the non-finite numbers of an input; empty if there are none."""
     wrong = tensor.isnan() if "mask" in name else ~tensor.isfinite()
     if not bool(wrong.any()):
         return ""

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from curricle.errors import DataError
+
 RENAMED = ("label", "label_ids")
 """Names under which data sets for transformers have labels, and which its collators rename."""
 USUAL = ("labels", *RENAMED, "target", "targets", "y")
@@ -17,7 +19,7 @@ TABLE_AXES = 2
 
 
 def way_out(labels: Tensor) -> str:
-    """Return the end of an error sentence that says how labels of another form are given.
+    """Return the end of an error sentence on the correct form of labels.
 
     It looks at values, so on a GPU it waits.
 
@@ -34,6 +36,23 @@ def way_out(labels: Tensor) -> str:
     return ""
 
 
+def require_classes(labels: Tensor, owner: str = "'labels'") -> None:
+    """Check that labels are classes: whole numbers, one for each place.
+
+    Args:
+        labels: The labels.
+        owner: Name of the labels in the error message.
+
+    Raises:
+        DataError: If they are floats or several values each.
+    """
+    if labels.is_floating_point() or labels.ndim > 1:
+        raise DataError(
+            f"{owner} must be whole numbers, one for each place with logits, to be classes; got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}{way_out(labels)}"
+        )
+
+
 def is_one_hot(labels: Tensor) -> bool:
     """Return whether each row of the last axis is a single one among zeros."""
     if labels.ndim < TABLE_AXES or labels.shape[-1] < TABLE_AXES or not labels.numel():
@@ -46,14 +65,14 @@ def misplaced(inputs: Tensor | Mapping[str, Tensor]) -> str:
     """Return the end of an error sentence for labels that are among the inputs; empty if none are.
 
     Args:
-        inputs: What a model is given of a batch without labels.
+        inputs: Model inputs of a batch without labels.
     """
     if isinstance(inputs, Tensor):
         return ""
-    found = [f"{name!r} of shape {tuple(inputs[name].shape)}" for name in USUAL if name in inputs]
-    if not found:
+    likely = [f"{name!r} of shape {tuple(inputs[name].shape)}" for name in USUAL if name in inputs]
+    if not likely:
         return ""
     return (
-        f"; {found[0]} is among the inputs, and labels go under 'labels' in what a loader collates "
-        f"or to the argument of that name of curricle.Batch"
+        f"; {likely[0]} is among the inputs, and labels go under 'labels' in what a loader "
+        f"collates or to the argument of that name of curricle.Batch"
     )

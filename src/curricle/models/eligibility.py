@@ -47,7 +47,7 @@ def check_present(module: nn.Module, role: str) -> None:
             )
         if tensor.is_meta:
             raise BindError(
-                f"{role!r} must have weights; {name!r} is on the meta device, which holds none; "
+                f"{role!r} must have weights; {name!r} is a meta tensor, which holds none; "
                 f"build it on the CPU or load them"
             )
 
@@ -130,8 +130,8 @@ def readable(role: str, reading: AbstractContextManager[Reader]) -> Iterator[Rea
             if isinstance(error, CurricleError):
                 raise
             raise BindError(
-                f"{role!r} must be a module in Python for its hidden states to be read; torch says: "
-                f"{error}; pass the module that it was scripted from"
+                f"{role!r} must be a module in Python for its hidden states to be read; torch "
+                f"says: {error}; pass the module that it was scripted from"
             ) from error
         yield forward
 

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.data.labels import misplaced
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.decisions import check_problem_type
 from curricle.models.heads import LinearHead
@@ -28,11 +28,9 @@ from curricle.objectives.base import (
     MOST_WEIGHT,
     BoundObjective,
     Reads,
-    Rows,
     Sample,
     Target,
     check_classes,
-    check_positions,
     logits_of,
     require,
 )

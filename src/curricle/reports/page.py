@@ -312,7 +312,7 @@ def _plans(runs: Sequence[Run]) -> list[str]:
     for members in plans.values():
         names = [_with_seeds(method, group, counts) for method, group in grouped(members).items()]
         sections.append(f"<h3>{html.escape(', '.join(names))}</h3>")
-        sections.append(table(plan_grid(members[0].opening.stages)))
+        sections.append(table(plan_grid(members[0].opening.stages, outcomes=_outcomes(members))))
         if any(run.opening.stages != members[0].opening.stages for run in members):
             sections.append(
                 note(f"FLOPs and memory are those of seed {members[0].seed}; others differ.")
@@ -322,6 +322,24 @@ def _plans(runs: Sequence[Run]) -> list[str]:
     return sections + [
         note(f"{capitalized(text, all_names).rstrip('.')}.") for text in _notes(runs)
     ]
+
+
+def _outcomes(runs: Sequence[Run]) -> dict[str, tuple[str, str]] | None:
+    """Return what each stage has done and why it ended; None if all have had a fixed length."""
+    outcomes = [run.outcomes for run in runs]
+    reasons = {outcome.why for stages in outcomes for outcome in stages.values()}
+    has_rule = any(stage.until for run in runs for stage in run.opening.stages)
+    if not has_rule and "goal" not in reasons:
+        return None
+    found: dict[str, tuple[str, str]] = {}
+    for name in _stage_names(runs[0]):
+        stages = [run_stages[name] for run_stages in outcomes if name in run_stages]
+        done = [stage.done for stage in stages]
+        ends = dict.fromkeys(f"{end:,}" for end in (min(done, default=0), max(done, default=0)))
+        counts = Counter(stage.why or "not ended" for stage in stages)
+        words = [f"{why} {count}" if len(counts) > 1 else why for why, count in counts.items()]
+        found[name] = " to ".join(ends), ", ".join(words) or "not begun"
+    return found
 
 
 def _stage_names(run: Run) -> list[str]:

@@ -14,15 +14,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 from curricle.errors import CheckpointError, visible
 from curricle.points import where_runs_are
 from curricle.records import (
+    EndReason,
     EndRecord,
     EvaluationRecord,
     RunRecord,
     Spent,
+    StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
@@ -33,7 +35,7 @@ from curricle.reports.thinning import extremes
 FILE_NAME = "records.jsonl"
 MOST_STEPS = 10_000
 """Training losses of one run that are kept for figures."""
-InStage = TypeVar("InStage", StageRecord, StepRecord, EvaluationRecord)
+InStage = TypeVar("InStage", StageRecord, StageEndRecord, StepRecord, EvaluationRecord)
 
 
 @final
@@ -51,6 +53,17 @@ class Measurement:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutcome:
+    """Steps that a stage has taken, and the reason of its end."""
+
+    done: int
+    """Number of steps."""
+    why: EndReason | None
+    """Reason of the end; None for a stage that has not ended."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
     """The records of one run, by kind."""
 
@@ -62,6 +75,8 @@ class Run:
     """First record: curriculum, models, seed."""
     stages: tuple[StageRecord, ...] = ()
     """Where the stages began."""
+    stage_ends: tuple[StageEndRecord, ...] = ()
+    """Ends of stages whose duration is a rule."""
     steps: tuple[StepRecord, ...] = ()
     """Training losses."""
     evaluations: tuple[EvaluationRecord, ...] = ()
@@ -84,8 +99,28 @@ class Run:
     @property
     def has_ended_early(self) -> bool:
         """Return whether the run ended before its planned length, because it reached its target."""
-        planned = sum(stage.steps for stage in self.opening.stages)
-        return self.end is not None and self.end.spent.steps < planned
+        return any(outcome.why == "goal" for outcome in self.outcomes.values())
+
+    @property
+    def outcomes(self) -> dict[str, StageOutcome]:
+        """Return the outcome of each stage that has begun, by its name.
+
+        A stage of a fixed length has no record of its end: only the target can have ended it before
+        its planned steps, or the stages after it.
+        """
+        reasons = {end.stage: end.why for end in self.stage_ends}
+        planned = {plan.name: plan.steps for plan in self.opening.stages}
+        starts = [record.spent.steps for record in self.stages]
+        outcomes: dict[str, StageOutcome] = {}
+        for number, record in enumerate(self.stages):
+            is_last = number + 1 == len(self.stages)
+            done = (self.spent.steps if is_last else starts[number + 1]) - starts[number]
+            why = reasons.get(record.stage)
+            if why is None and (not is_last or self.is_complete):
+                is_cut = is_last and record.stage != self.opening.stages[-1].name
+                why = "goal" if is_cut or done < planned[record.stage] else "length"
+            outcomes[record.stage] = StageOutcome(done=done, why=why)
+        return outcomes
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -177,6 +212,7 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
         raise CheckpointError(f"{str(path)!r} must begin with a record of kind 'run'; it does not")
     opening = _shown_opening(first)
     stages: list[StageRecord] = []
+    stage_ends: list[StageEndRecord] = []
     steps: list[StepRecord] = []
     evaluations: list[EvaluationRecord] = []
     end: EndRecord | None = None
@@ -184,10 +220,10 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
         match record:
             case StageRecord():
                 stages.append(_shown_stage(record))
+            case StageEndRecord():
+                stage_ends.append(_shown_stage(record))
             case StepRecord():
-                steps.append(_shown_stage(record))
-                if len(steps) >= 2 * MOST_STEPS:
-                    steps = _thinned(steps)
+                _add_step(steps, _shown_stage(record))
             case EvaluationRecord():
                 metrics = _shown_names(record.metrics)
                 evaluations.append(replace(_shown_stage(record), metrics=metrics))
@@ -198,11 +234,19 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
         method=opening.method if method is None else visible(method),
         opening=opening,
         stages=tuple(stages),
+        stage_ends=tuple(stage_ends),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
         end=end,
         is_teacher=is_teacher,
     )
+
+
+def _add_step(steps: list[StepRecord], step: StepRecord) -> None:
+    """Append a training loss, and halve the list where it has grown too long."""
+    steps.append(step)
+    if len(steps) >= 2 * MOST_STEPS:
+        steps[:] = _thinned(steps)
 
 
 def _thinned(steps: Sequence[StepRecord]) -> list[StepRecord]:
@@ -232,12 +276,16 @@ def _shown_opening(record: RunRecord) -> RunRecord:
 
 
 def _shown_plan(stage: StagePlan) -> StagePlan:
-    texts: dict[str, Any] = {
-        name: visible(text)
-        for name in ("name", "teacher", "taps", "objective", "projection", "widths")
-        for text in [getattr(stage, name)]
-    }
-    return replace(stage, **texts)
+    return replace(
+        stage,
+        name=visible(stage.name),
+        teacher=visible(stage.teacher),
+        taps=visible(stage.taps),
+        objective=visible(stage.objective),
+        projection=visible(stage.projection),
+        widths=visible(stage.widths),
+        until=visible(stage.until),
+    )
 
 
 def _shown_stage(record: InStage) -> InStage:

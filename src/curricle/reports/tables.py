@@ -37,11 +37,12 @@ MOST_WHOLE = 20
 """Characters of a word that a narrow terminal does not break."""
 STEP_FLOPS = ("student FLOPs a step", "teacher FLOPs a step")
 FLOPS_SHARE = "share of FLOPs"
+RULE = "rule"
 STACKED = MappingProxyType(
     {
         "stage\nteacher": ("stage", "teacher"),
         "taps\nwidths": ("taps", "widths"),
-        "objective\nprojection": ("objective", "projection"),
+        "objective\nprojection": ("objective", "projection", RULE),
         "steps": ("steps",),
         "FLOPs a step:\nstudent\nteacher": STEP_FLOPS,
         "of all\nFLOPs\nmemory": (FLOPS_SHARE, "memory"),
@@ -139,12 +140,19 @@ def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
     )
 
 
-def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
+def plan_grid(
+    stages: Sequence[StagePlan],
+    *,
+    title: str = "Stages",
+    outcomes: Mapping[str, tuple[str, str]] | None = None,
+) -> Grid:
     """Return one row a stage and a last row with the sums; shares are of the whole run's FLOPs.
 
     Args:
         stages: The bound stages, in order.
         title: Heading of the table.
+        outcomes: Steps done and reason of the end of each stage by its name, in words; None leaves
+            these columns out.
     """
     total = sum(_stage_flops(stage) for stage in stages)
     rows = [
@@ -155,7 +163,9 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
             stage.widths,
             stage.projection,
             _objective(stage),
-            f"{stage.steps:,}",
+            f"{'at most ' if stage.until else ''}{stage.steps:,}",
+            f"until {stage.until}" if stage.until else "",
+            *(outcomes or {}).get(stage.name, ("", "")),
             short(stage.student_flops),
             short(stage.teacher_flops),
             _share(_stage_flops(stage), total),
@@ -166,21 +176,24 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
     student = sum(stage.steps * stage.student_flops for stage in stages)
     rows.append((
         "whole run", "", "", "", "", "",
-        f"{sum(stage.steps for stage in stages):,}",
+        f"{sum(stage.steps for stage in stages):,}", "", "", "",
         f"{short(student)} in all",
         f"{short(total - student)} in all",
         _share(total, total),
         short(max((stage.memory_bytes for stage in stages), default=0), "B"),
     ))  # fmt: skip
-    heads = ("steps", *STEP_FLOPS, FLOPS_SHARE, "memory")
     words = ("stage", "teacher", "taps", "widths", "projection", "objective")
-    return Grid(
+    ends = (RULE, "steps done", "ended by")
+    heads = (*STEP_FLOPS, FLOPS_SHARE, "memory")
+    grid = Grid(
         title=title,
-        columns=(*words, *heads),
+        columns=(*words, "steps", *ends, *heads),
         rows=tuple(rows),
-        numeric=(*[False] * len(words), *[True] * len(heads)),
+        numeric=(*[False] * len(words), True, False, True, False, *[True] * len(heads)),
         total=True,
     )
+    # Columns of ends are empty where every stage has its fixed length.
+    return without_empty(grid, among=ends)
 
 
 def _objective(stage: StagePlan) -> str:
@@ -203,7 +216,10 @@ def _share(amount: int, total: int) -> str:
 
 def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
     """Return a grid of fewer columns, in which several stand above each other."""
-    places = [[grid.columns.index(name) for name in names] for names in stacks.values()]
+    places = [
+        [grid.columns.index(name) for name in names if name in grid.columns]
+        for names in stacks.values()
+    ]
     return replace(
         grid,
         columns=tuple(stacks),
@@ -214,9 +230,18 @@ def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
     )
 
 
-def without_empty(grid: Grid) -> Grid:
-    """Return a grid without the columns that are empty in every row."""
-    columns = [at for at in range(len(grid.columns)) if any(row[at] for row in grid.rows)]
+def without_empty(grid: Grid, *, among: Sequence[str] | None = None) -> Grid:
+    """Return a grid without the columns that are empty in every row.
+
+    Args:
+        grid: The table.
+        among: Headings of the columns that may go; None means all.
+    """
+    columns = [
+        at
+        for at, name in enumerate(grid.columns)
+        if (among is not None and name not in among) or any(row[at] for row in grid.rows)
+    ]
     return replace(
         grid,
         columns=tuple(grid.columns[at] for at in columns),
@@ -277,8 +302,3 @@ def summary_markdown(summary: Summary) -> str:
 def plan_table(stages: Sequence[StagePlan], *, title: str = "Stages") -> Table:
     """Return the table of stages for the terminal."""
     return to_rich(_stacked(plan_grid(stages, title=title), STACKED), leading=1)
-
-
-def plan_markdown(stages: Sequence[StagePlan]) -> str:
-    """Return the table of stages in Markdown."""
-    return to_markdown(plan_grid(stages))

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from curricle.curriculum.durations import Duration, duration
+from curricle.curriculum.durations import Duration, Rule, duration
 from curricle.curriculum.initialization import WarmStart
 from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import STRATEGIES
@@ -55,13 +55,16 @@ from are in [recipes](../recipes/).
 A field without a default must be given; `null` is None. What has a `kind` is chosen by it, as in
 `optimizer: {kind: sgd, learning_rate: 0.3}`. `curriculum` is one of the [curricula](#curricula)
 with its arguments; how long it lasts is the `budget`. A length is written as `1500 steps`, `2.5M
-examples` or `64k tokens`; a budget also as `40T flops` or `60 seconds`. On the command line a field
-is set by its path: `--set optimizer.learning_rate=0.1`.
+examples` or `64k tokens`; a budget also as `40T flops` or `60 seconds`. The `duration` of a stage
+may also be a [rule](#rules-that-end-a-stage), as in `{kind: plateau, at_most: 5k steps}`. On the
+command line a field is set by its path: `--set optimizer.learning_rate=0.1`.
 """
+KIND = "kind"
 SECTIONS: Mapping[str, Any] = types.MappingProxyType(
     {
         "Run": RunSpec,
         "Length": Duration,
+        "Rules that end a stage": Annotated[Rule, KIND],
         "Budget": Budget,
         "Target": Target,
         "Tasks": Task,
@@ -92,10 +95,13 @@ A run with an `output_dir` appends to `records.jsonl` in its folder, one JSON ob
 same values go to `observers`. This page is made of the source by `make docs`.
 
 The first record of a run is `run`. Each stage begins with `stage`, followed by `step` every
-`record_every` steps and `evaluation` every `evaluate_every` steps; `end` closes a complete run and
-holds the last evaluation. In the file each line ends with a `check`, a hash of the line and all
-lines before it, which finds damage and mixed-up files (it is no protection against forgery).
-Reports, tables and figures are made from these records and nothing else:
+`record_every` steps and `evaluation` every `evaluate_every` steps. A stage whose duration is a rule
+closes with `stage_end`; one of a fixed length ends as planned, or earlier with the whole run if
+that has reached its goal. `end` closes a complete run and holds the last evaluation.
+
+In the file each line ends with a `check`, a hash of the line and all lines before it, which finds
+damage and mixed-up files (it is no protection against forgery). Reports, tables and figures are
+made from these records and nothing else:
 
 ```python
 import json
@@ -143,7 +149,7 @@ SIGNS = types.MappingProxyType(
 """How the ranges of pydantic's fields are written, by the names of their classes."""
 END = "\n..."
 """How YAML ends a single text or number."""
-KIND, TOTAL, TRAJECTORY = "kind", "total", "trajectory"
+TOTAL, TRAJECTORY = "total", "trajectory"
 """Parameters without a field: the heading is the kind; a curriculum's total is the budget, and its
 trajectory the teacher's checkpoints by default."""
 

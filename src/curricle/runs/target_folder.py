@@ -13,7 +13,7 @@ from curricle.runs.assemble import open_task
 from curricle.runs.spec import RunSpec, given
 from curricle.runs.train import captured_runs
 from curricle.teachers.live import LiveTeacher
-from curricle.teachers.store.manifest import DataFacts, Manifest, Section
+from curricle.teachers.store.manifest import DataFacts, Manifest, TargetSet
 from curricle.teachers.stored import open_targets
 from curricle.training.targets.capture import Watch, capture
 from curricle.training.targets.verification import Agreement, agreement
@@ -27,7 +27,7 @@ STEPS = 4
 class Described:
     """Kind of stored target, in words and numbers."""
 
-    section: Section
+    section: TargetSet
     """The kind of target."""
     examples: int
     """Number of examples."""
@@ -93,7 +93,7 @@ def verified(folder: Path, spec: RunSpec | None = None) -> list[Agreement]:
         if not agreement_.holds:
             raise CheckpointError(
                 f"{str(folder)!r} must hold the teacher's targets; of {agreement_.section.name!r} "
-                f"only {agreement_.share:.1%} of {agreement_.rows} rows agree; capture into another "
+                f"only {agreement_.share:.1%} of {agreement_.rows} rows agree; capture into a new "
                 f"folder"
             )
     return agreements

@@ -1,31 +1,36 @@
-"""Teachers that run beside the student.
+"""Teacher that runs beside the student.
 
 A `LiveTeacher` is a model in evaluation mode with the weights of the finished teacher or of a
 checkpoint of its trajectory.
 
-Design: the finished weights are never changed. A checkpoint is a copy of the model, created when a
-stage that reads it starts and dropped at its end. Evaluations and probes therefore always read the
-finished teacher.
+Design: the finished weights are never changed. A checkpoint is a copy of the model, made when a
+stage that reads it opens and dropped when that closes. So other readers, evaluations and probes
+among them, always find the finished teacher.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
+from torch import Tensor
 
-from curricle.errors import BindError
+from curricle.data.streams import Batch, BatchKey, Inputs, check_positions
+from curricle.errors import BindError, DataError
 from curricle.models.inference import Inference
 from curricle.models.restoring import modes_kept
-from curricle.models.tapped import Place, Reader, TappedModel
+from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.models.weights import weights_digest
 from curricle.teachers.trajectory import Trajectory
 
 PLAIN = Inference()
-"""Inference without speed-ups."""
+"""Makes nothing faster."""
 Reference = Literal["final"] | int
-"""The finished teacher, or the checkpoint of a step."""
+"""Which teacher: the finished one, or the checkpoint of a step."""
+TeacherForward = Callable[[Inputs, Tensor | None, BatchKey | None], Activations]
+"""A forward pass of a teacher: inputs, positions with logits, and the key of the batch."""
 
 
 @final
@@ -41,13 +46,13 @@ class LiveTeacher:
 
     @property
     def digest(self) -> str:
-        """Return the digest of all finished weights, computed once."""
+        """Return the digest of all finished weights; they are read once, since they stay."""
         if self._digest is None:
             self._digest = weights_digest(self.model.module)
         return self._digest
 
     def check(self, references: Iterable[Reference]) -> None:
-        """Check that every checkpoint named by a stage exists and fits the model.
+        """Check that every checkpoint that stages name is there and fits.
 
         Raises:
             BindError: If a checkpoint is named and there is no trajectory.
@@ -81,6 +86,7 @@ class LiveTeacher:
         self._inference.apply(copied)
         return copied
 
+    @contextmanager
     def reading(
         self,
         reference: Reference,
@@ -88,23 +94,27 @@ class LiveTeacher:
         *,
         logits: bool,
         head: bool = False,
-    ) -> AbstractContextManager[Reader]:
-        """Return a forward function of a checkpoint, or of the finished teacher.
+    ) -> Iterator[TeacherForward]:
+        """Open a checkpoint, or the finished teacher, for forward passes.
 
         Args:
             reference: `final`, or the step of a checkpoint.
-            places: Places of the hidden states to return.
-            logits: Whether the logits are returned.
-            head: Whether the input and the weight of the output layer are returned.
+            places: Places of the hidden states.
+            logits: Whether the logits are read, too.
+            head: Whether the head is read.
+
+        Yields:
+            The forward pass.
         """
-        return self.at(reference).reading(places, logits=logits, head=head)
+        with self.at(reference).reading(places, logits=logits, head=head) as read:
+            yield lambda inputs, selected, _: read(inputs, selected)
 
     @contextmanager
     def teaching(self, inference: Inference = PLAIN) -> Iterator[None]:
-        """Set the model to evaluation mode and restore its modes on exit.
+        """Hold the model in evaluation mode; its modes come back after.
 
         Args:
-            inference: Speed-ups of the model, and of each of its checkpoints, inside the block.
+            inference: How it, and each of its checkpoints, is made fast meanwhile.
 
         Yields:
             Nothing.
@@ -123,6 +133,62 @@ class LiveTeacher:
                 f"'trajectory' must be given to read teacher checkpoint {step}; got none"
             )
         return self.trajectory
+
+
+def aligned(teacher: Activations, batch: Batch) -> Activations:
+    """Return activations of a teacher at the positions of the student.
+
+    Args:
+        teacher: Activations of `batch.for_teacher`.
+        batch: The batch.
+
+    Raises:
+        DataError: If the model has other positions than its inputs, or the alignment exceeds them.
+    """
+    if batch.selected is not None:
+        check_positions("'logits' of the teacher", teacher.positions, batch.for_teacher)
+        teacher = replace(teacher, positions=teacher.positions and batch.positions)
+    if batch.alignment is None:
+        return teacher
+    hidden = {
+        place: _aligned(f"tap {place}", state, batch) for place, state in teacher.hidden.items()
+    }
+    if batch.selected is not None:
+        return replace(teacher, hidden=hidden)
+    logits, head = teacher.logits, teacher.head
+    return replace(
+        teacher,
+        hidden=hidden,
+        logits=None if logits is None else _aligned("logits", logits, batch),
+        head=head and replace(head, states=_aligned("logits", head.states, batch)),
+    )
+
+
+def _aligned(name: str, states: Tensor, batch: Batch) -> Tensor:
+    """Return the aligned positions of states; a state without positions stays as it is.
+
+    Raises:
+        DataError: If the states have other axes, or the alignment exceeds their positions.
+    """
+    alignment = batch.alignment
+    assert alignment is not None  # noqa: S101 - checked by the caller
+    if states.ndim == 2:  # noqa: PLR2004 - example and width
+        return states
+    if states.ndim != 3 or len(states) != batch.num_examples:  # noqa: PLR2004 - and position
+        raise DataError(
+            f"{name!r} of the teacher must have the axes example and position to be aligned; got "
+            f"shape {tuple(states.shape[:-1])}"
+        )
+    # Out of range, a GPU would fail in an assertion and stay unusable; there only shapes are read.
+    if alignment.is_cpu and alignment.numel():
+        lowest, highest = map(int, alignment.aminmax())
+        if lowest < 0 or highest >= states.shape[1]:
+            raise DataError(
+                f"'alignment' must lie between 0 and {states.shape[1] - 1}, the last position of "
+                f"the teacher; got {lowest if lowest < 0 else highest}"
+            )
+    index = alignment.long()[..., None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, index)
 
 
 def num_parameters(model: TappedModel) -> int:

@@ -1,25 +1,26 @@
-"""One teacher forward pass for several students.
+"""Teacher that several students share, at the cost of one.
 
-A `SharedTeacher` replaces the `LiveTeacher` of several runs. The first student that reads a batch
-triggers the forward pass, up to the deepest place that any student reads; the other students get
-the cached activations. The cache holds one batch, or its micro-batches.
+A `SharedTeacher` replaces the same `LiveTeacher` in each of their runs. The first student of a
+batch runs the teacher, as deep as the deepest of all open readings needs; the others get the same
+activations. Those of one step, or of the parts of its batch, are in memory.
 
-Students that follow different checkpoints take turns without reloading weights at every step. The
-price is memory: one teacher per checkpoint in use.
+Students that follow different checkpoints take turns without weights being loaded at every step.
+This costs memory: one teacher for each checkpoint that is read at the same time.
 
-A batch is identified by the memory addresses of its inputs, so the students must share the same
-tensors, or the same slices of them; `training.sharing.shared_runs` ensures that.
+A batch is recognized by its key, which is its step and its examples, so the students must read the
+same stream.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import final
 
 from torch import Tensor
 
+from curricle.data.streams import BatchKey, Inputs
 from curricle.models.inference import Inference
-from curricle.models.tapped import Activations, Inputs, Place, Reader, TappedModel
-from curricle.teachers.live import PLAIN, LiveTeacher, Reference
+from curricle.models.tapped import Activations, Place, Reader, TappedModel
+from curricle.teachers.live import PLAIN, LiveTeacher, Reference, TeacherForward
 
 Wanted = tuple[tuple[Place, ...], bool, bool]
 """Places to read, whether to read the logits, and whether to read the output layer."""
@@ -30,7 +31,7 @@ class SharedTeacher:
     """Teacher with one forward pass for several students."""
 
     def __init__(self, teacher: LiveTeacher) -> None:
-        """Wrap a teacher, which must not be used directly from here on."""
+        """Take the teacher, which must be left alone from now on."""
         self._teacher = teacher
         self._desks: dict[Reference, _Desk] = {}
 
@@ -45,18 +46,13 @@ class SharedTeacher:
         return self._teacher.digest
 
     def check(self, references: Iterable[Reference]) -> None:
-        """Check that every checkpoint named by a stage exists and fits the model."""
+        """Check that every checkpoint that stages name is there and fits."""
         self._teacher.check(references)
 
     def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
-        """Return an empty context: evaluation mode is set once around all students."""
+        """Return a block that does nothing: evaluation mode is held around all students."""
         del inference
         return nullcontext()
-
-    def forget(self) -> None:
-        """Clear the cached activations before the next batch."""
-        for desk in self._desks.values():
-            desk.shown.clear()
 
     @contextmanager
     def reading(
@@ -66,17 +62,17 @@ class SharedTeacher:
         *,
         logits: bool,
         head: bool = False,
-    ) -> Iterator[Reader]:
-        """Open a forward function of a checkpoint, or of the finished teacher.
+    ) -> Iterator[TeacherForward]:
+        """Open a checkpoint, or the finished teacher, for forward passes; see `LiveTeacher`.
 
         Args:
             reference: `final`, or the step of a checkpoint.
-            places: Places of the hidden states to return.
-            logits: Whether the logits are returned.
-            head: Whether the input and the weight of the output layer are returned.
+            places: Places of the hidden states.
+            logits: Whether the logits are read, too.
+            head: Whether the head is read.
 
         Yields:
-            The forward function; it returns cached activations where another student has run it.
+            The forward pass, or the activations of another student's.
         """
         desk = self._desks.get(reference)
         if desk is None:
@@ -84,7 +80,7 @@ class SharedTeacher:
         query = (tuple(places), logits, head)
         desk.join(query)
         try:
-            yield lambda inputs, selected=None: desk.show(query, inputs, selected)
+            yield lambda inputs, selected, key: desk.show(query, inputs, selected, key)
         finally:
             desk.leave(query)
             if not desk.readings:
@@ -93,21 +89,22 @@ class SharedTeacher:
     def _at(self, reference: Reference) -> TappedModel:
         finished = self._desks.get("final")
         if finished is not None and reference != "final":
-            # The finished model is about to be copied, and its hooks must not be copied with it.
+            # The finished model is about to be copied, and a copy shall have no hooks.
             finished.close()
         return self._teacher.at(reference)
 
 
 @final
 class _Desk:
-    """The open forward functions of one checkpoint."""
+    """The open readings of one checkpoint."""
 
     def __init__(self, model: TappedModel) -> None:
         self._model = model
         self._opened = ExitStack()
         self._reader: Reader | None = None
         self.readings: list[Wanted] = []
-        self.shown: dict[object, Activations] = {}
+        self.shown: dict[BatchKey, Activations] = {}
+        self._step: int | None = None
 
     def join(self, query: Wanted) -> None:
         self.readings.append(query)
@@ -117,13 +114,20 @@ class _Desk:
         self.readings.remove(query)
         self.close()
 
-    def show(self, query: Wanted, inputs: Inputs, selected: Tensor | None) -> Activations:
+    def show(
+        self, query: Wanted, inputs: Inputs, selected: Tensor | None, key: BatchKey | None
+    ) -> Activations:
         places, logits, head = query
-        batch = _whereabouts(inputs)
-        activations = self.shown.get(batch)
-        # A stage that started after this forward pass may read more than it returned.
+        if key is None or key[0] != self._step:
+            # Activations of earlier steps are not read again.
+            self.shown.clear()
+            self._step = None if key is None else key[0]
+        activations = None if key is None else self.shown.get(key)
+        # A stage that was opened since may need more than the earlier pass has given.
         if activations is None or not _suffices(activations, query):
-            activations = self.shown[batch] = self._open()(inputs, selected)
+            activations = self._open()(inputs, selected)
+            if key is not None:
+                self.shown[key] = activations
         hidden = {place: activations.hidden[place] for place in places}
         return Activations(
             hidden,
@@ -134,7 +138,7 @@ class _Desk:
         )
 
     def _open(self) -> Reader:
-        """Return the forward function that serves all current queries."""
+        """Return the reading of all that is wanted by now."""
         if self._reader is None:
             places = dict.fromkeys(place for places, *_ in self.readings for place in places)
             logits = any(logits for _, logits, _ in self.readings)
@@ -156,12 +160,3 @@ def _suffices(activations: Activations, query: Wanted) -> bool:
         activations.head is not None or not head
     )
     return has_places and has_output
-
-
-def _whereabouts(inputs: Inputs) -> object:
-    """Return a key of the inputs of a batch or micro-batch, valid as long as they are alive."""
-    named: Mapping[str, Tensor] = {"": inputs} if isinstance(inputs, Tensor) else inputs
-    return tuple(
-        (name, tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
-        for name, tensor in named.items()
-    )

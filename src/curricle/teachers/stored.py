@@ -1,13 +1,14 @@
 """Teacher that reads precomputed targets from disk.
 
-A `StoredTeacher` is a drop-in replacement for `LiveTeacher` that loads no network: its targets were
+A `StoredTeacher` is a drop-in replacement for `LiveTeacher`; no network is loaded. Its targets were
 captured once and serve any number of students, seeds and epochs. Binding finds the stored targets
-of each objective. A projection drawn with another seed serves as well, so students of other seeds
-use the projection of the store.
+of each objective. Those of another random projection are equally valid, so students of all seeds
+are trained with the projection of the store.
 
-Design: binding a stage needs shapes. `shown` returns zeros of the teacher's widths at the student's
-positions, and `blank` targets check that an objective can read the stored form. The engine reads
-the targets of a batch from `StoredTargets` and does not depend on codecs.
+Design: binding needs shapes. `placeholders` returns zeros of the teacher's widths at the student's
+positions, and `blank` returns targets of zeros, which show whether an objective can read the
+compressed form. The training loop reads the targets of a batch from `StoredTargets` and does not
+depend on codecs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,8 +19,9 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
@@ -29,17 +31,17 @@ from curricle.objectives.base import BoundObjective, Reads, Storable, Target
 from curricle.protocols import conforms
 from curricle.teachers.live import PLAIN, Reference
 from curricle.teachers.store.codecs import Sampled, TopK
-from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
-from curricle.teachers.store.target_sets import SectionReader, TargetStore, open_store
+from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, TargetSet, target_key
+from curricle.teachers.store.target_sets import TargetSetReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
 from curricle.values import Plain
 
 
 def open_targets(folder: str | Path) -> "StoredTeacher":
-    """Return the teacher of the targets in a folder, to be passed in place of a model.
+    """Return the teacher of stored targets, to be passed in place of a model.
 
     Args:
-        folder: Where targets were captured or imported.
+        folder: Folder of captured or imported targets.
     """
     return StoredTeacher(open_store(folder))
 
@@ -47,66 +49,67 @@ def open_targets(folder: str | Path) -> "StoredTeacher":
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTargets:
-    """The targets of one objective."""
+    """The stored targets of an objective."""
 
-    reader: SectionReader
+    reader: TargetSetReader
     """Reader of their target set."""
     selected: bool
-    """Whether the objective reads selected positions only."""
+    """Whether the objective counts selected positions only."""
 
     @property
     def is_dense(self) -> bool:
-        """Return whether the targets hold all numbers of a row."""
-        return not self.reader.section.is_sparse
+        """Return whether targets are tensors with all numbers of a row."""
+        return not self.reader.target_set.is_sparse
 
     def target(self, batch: Batch, rows: int) -> Target:
         """Return the targets of a batch.
 
         Args:
             batch: The batch.
-            rows: Number of its rows, as the objective counts them.
+            rows: Number of its rows, as counted by the objective.
         """
         return self.reader.target(batch, selected=self.selected, rows=rows)
 
-    def blank(self, rows: int, device: torch.device) -> Target:
-        """Return targets of all-zero rows, in the form of decoded targets.
+    def blank(self, rows: int, like: Tensor) -> Target:
+        """Return targets of rows of zeros, in the same form as stored ones.
 
         Args:
             rows: Number of rows.
-            device: Device of the tensors.
+            like: A tensor that lies where the targets are to lie.
         """
-        # One row is encoded and repeated: all rows are equal, and encoding is the slow step.
-        codec, width = self.reader.section.codec, self.reader.section.width
-        entries = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
-        repeated = {name: entry.expand(rows, *entry.shape[1:]) for name, entry in entries.items()}
-        return codec.decode({name: entry.to(device) for name, entry in repeated.items()}, width)
+        codec, width = self.reader.target_set.codec, self.reader.target_set.width
+        # One row is encoded and repeated, since logits of a whole batch may exceed the memory.
+        row = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
+        repeated = {name: entry.expand(rows, *entry.shape[1:]) for name, entry in row.items()}
+        return codec.decode({name: beside(entry, like) for name, entry in repeated.items()}, width)
 
 
 @final
 class StoredTeacher:
-    """Teacher without a network, represented by its stored targets."""
+    """A teacher without a model, with targets on disk."""
 
     def __init__(self, store: TargetStore) -> None:
-        """Take an opened store."""
+        """Create the teacher of an opened store."""
         self.store = store
-        self.model = _Described(store.manifest)
+        self.model = _ManifestModel(store.manifest)
         self.trajectory: Trajectory | None = None
-        """Checkpoints of the teacher for strategies that select among them."""
+        """Checkpoints of the teacher, for strategies that select some; their targets are stored."""
 
     def fingerprint(self, targets: Iterable[StoredTargets | None]) -> str:
-        """Return a digest of the provenance of some of its targets.
+        """Return a digest of the dependencies of targets.
 
         Args:
-            targets: The targets of each objective of a run; None for an objective without any.
+            targets: Targets of each objective of a run; None for an objective without teacher.
         """
-        read = [target_set.reader.section for target_set in targets if target_set is not None]
-        return self.store.manifest.fingerprint(read)
+        return self.store.manifest.fingerprint(
+            stored.reader.target_set for stored in targets if stored is not None
+        )
 
     def check(self, references: Iterable[Reference]) -> None:
-        """Check that targets of every checkpoint named by a stage are stored.
+        """Check that targets of every checkpoint of the stages are stored.
 
         Raises:
-            BindError: If a checkpoint has none.
+            BindError: If not.
         """
         stored = sorted({str(section.reference) for section in self.store.manifest.sections})
         for reference in references:
@@ -117,11 +120,12 @@ class StoredTeacher:
                 )
 
     def check_precision(self, precision: str) -> None:
-        """Check that the targets were captured in the precision that the run requires.
+        """Check that the targets were captured in the precision of the run's teacher.
 
         Raises:
             BindError: If they were captured in another precision.
         """
+        # Imported targets have no precision on record.
         captured = self.store.manifest.teacher.precision
         if captured and captured != precision:
             raise BindError(
@@ -130,7 +134,7 @@ class StoredTeacher:
             )
 
     def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
-        """Return an empty context: there is no model with a mode or precision to set."""
+        """Return an empty context: there is no model with a mode or precision."""
         del inference
         return nullcontext()
 
@@ -142,130 +146,124 @@ class StoredTeacher:
         Args:
             objective: A bound objective that needs a teacher.
             reference: The teacher of its stage.
-            stream: Digest of the stream that it reads.
+            stream: Digest of the stream of its run.
 
         Raises:
-            BindError: If there are none, or it cannot read their form.
+            BindError: If there are none, or the objective cannot read their codec.
         """
-        facts = facts_of(objective, stream)
+        key = target_key(objective, stream)
         storable = objective
-        assert conforms(storable, Storable)  # noqa: S101 - or it would have no facts
-        section = self._find(storable, facts, reference)
-        check_readable(objective, section)
-        return StoredTargets(reader=self.store.reader(section), selected=storable.reads_selected)
+        assert conforms(storable, Storable)  # noqa: S101 - or it would have no key
+        target_set = self._find(storable, key, reference)
+        check_readable(objective, target_set)
+        return StoredTargets(reader=self.store.reader(target_set), selected=storable.reads_selected)
 
-    def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
+    def _find(self, objective: Storable, key: Plain, reference: Reference) -> TargetSet:
         manifest = self.store.manifest
         readable = tuple(filter(manifest.is_readable, manifest.sections))
-        # Targets of all positions contain those of selected positions, but not the other way round.
-        candidates = tuple(
-            section for section in readable if not section.selected or objective.reads_selected
-        )
-        # Another draw of the projection or another calibration mean serves as well, so exact
-        # matches are tried first and the match is relaxed step by step.
+        # Selected positions can be picked from all positions, but not the other way round.
+        candidates = [
+            stored for stored in readable if not stored.selected or objective.reads_selected
+        ]
+        # Another random projection is an equally valid target, and so is centering on the mean of
+        # other data; the closest match comes first.
         for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
-            matches = [
-                section for section in candidates if section.matches(reference, facts, but=but)
+            matches = [stored for stored in candidates if stored.matches(reference, key, but=but)]
+            # If targets of both all and selected positions match, the latter need no picking.
+            same_rows = [
+                stored for stored in matches if stored.selected == objective.reads_selected
             ]
-            matches = [
-                section for section in matches if section.selected == objective.reads_selected
-            ] or matches
+            matches = same_rows or matches
             if matches:
                 break
         if len(matches) == 1:
             return matches[0]
-        stored = "; ".join(map(str, readable)) or "none"
-        incomplete = "; ".join(
-            str(section) for section in manifest.sections if section not in readable
-        )
-        remedy = (
-            f"; not captured to the end, capturing again goes on: {incomplete}"
-            if incomplete
-            else ""
-        )
-        description = " ".join(f"{name}={fact}" for name, fact in facts.items())
-        many = f", and be one; there are {len(matches)}" if matches else ""
+        unfinished = [target_set for target_set in manifest.sections if target_set not in readable]
+        remedy = f"; not captured to the end, capture again: {_listed(unfinished)}"
+        ambiguity = f", and be one; there are {len(matches)}" if matches else ""
         raise BindError(
             f"{str(self.store.folder)!r} must hold targets of teacher {reference!r} with "
-            f"{description}{many}; stored: {stored}{remedy}"
+            f"{' '.join(f'{name}={entry}' for name, entry in key.items())}{ambiguity}; stored: "
+            f"{_listed(readable) or 'none'}{remedy if unfinished else ''}"
         )
 
-    def shown(self, readings: Sequence[Reads], student: Activations) -> Activations:
+    def placeholders(self, all_reads: Sequence[Reads], student: Activations) -> Activations:
         """Return zeros in the shapes of the teacher's activations.
 
         Args:
-            readings: The places that each objective of a stage reads.
-            student: The student's activations, whose positions are used.
+            all_reads: Reads of each objective of a stage.
+            student: Activations of the student, which has the same positions.
         """
-        # The teacher's positions are not stored. They equal the student's, as each row of targets
-        # belongs to one position of the student.
         hidden = {
             teacher_place: student.hidden[student_place].new_zeros(
                 (*student.hidden[student_place].shape[:-1], self.model.width(teacher_place))
             )
-            for reads in readings
+            for reads in all_reads
             for student_place, teacher_place in zip(reads.student, reads.teacher, strict=False)
         }
         logits = head = None
-        if student.logits is not None and any(reads.teacher_logits for reads in readings):
-            # One expanded number: the teacher's classes at every position could fill the memory.
+        if student.logits is not None and any(reads.teacher_logits for reads in all_reads):
             shape = (*student.logits.shape[:-1], self.model.num_classes)
+            # Expanded from one number: logits of a large vocabulary are not allocated for shapes.
             logits = student.logits.new_zeros(1).expand(shape)
-        if student.head is not None and any(reads.teacher_head for reads in readings):
-            # A head of width 1 suffices, since only the number of classes is read from it.
+        if student.head is not None and any(reads.teacher_head for reads in all_reads):
+            # Width 1 suffices: a loss on the head needs the positions and the number of classes.
             states = student.head.states[..., :1].detach()
             weight = states.new_zeros((self.model.num_classes, 1))
             head = LinearHead(states=states, weight=weight)
         return Activations(hidden, logits, head)
 
 
-def check_readable(objective: BoundObjective, section: Section) -> None:
-    """Check that an objective can read targets in their stored form.
+def _listed(target_sets: Iterable[TargetSet]) -> str:
+    return "; ".join(map(str, target_sets))
+
+
+def check_readable(objective: BoundObjective, target_set: TargetSet) -> None:
+    """Check that an objective can read the codec of its targets.
 
     Args:
-        objective: A bound objective with `target_facts`.
-        section: Its target set.
+        objective: A bound objective with stored targets.
+        target_set: Its targets.
 
     Raises:
         BindError: If it cannot.
     """
-    codec = section.codec
+    codec = target_set.codec
+    # Dense codecs decode to the tensors of a live teacher.
     if not isinstance(codec, (Sampled, TopK)):
         return
-    # The stored classes are drawn from, or ranked by, probabilities at one temperature. They cannot
-    # be softened again, because the other logits are lost.
-    softening = objective.sparse_temperature if conforms(objective, Storable) else None
-    if softening is None:
+    temperature = objective.sparse_temperature if conforms(objective, Storable) else None
+    if temperature is None:
         raise BindError(
             f"'targets' of codec {codec.kind!r} must be read by 'logits' with divergence "
             f"'forward_kl'; got {objective.describe()[1]!r}"
         )
-    if softening != codec.temperature:
+    # Probabilities were softened before most classes were dropped; this cannot be undone.
+    if temperature != codec.temperature:
         raise BindError(
             f"'teacher_temperature' must be {codec.temperature:g}, the temperature of targets of "
-            f"codec {codec.kind!r}; got {softening:g}"
+            f"codec {codec.kind!r}; got {temperature:g}"
         )
 
 
 @final
-class _Described:
-    """Model as described by a manifest: taps and widths without weights."""
+class _ManifestModel:
+    """A model without weights, with the taps and widths in a manifest."""
 
     def __init__(self, manifest: Manifest) -> None:
-        # An empty module, so that counting parameters or switching modes needs no special case.
         self.module = nn.Module()
         self.is_residual = manifest.teacher.is_residual
         self._taps = manifest.teacher.taps
-        facts = [section.facts for section in manifest.sections]
+        keys = [target_set.facts for target_set in manifest.sections]
         try:
             self._widths = {
-                str(fact["place"]): int(fact["teacher_width"])
-                for fact in facts
-                if {"place", "teacher_width"} <= fact.keys()
+                str(key["place"]): int(key["teacher_width"])
+                for key in keys
+                if {"place", "teacher_width"} <= key.keys()
             }
-            counts = {int(fact["num_classes"]) for fact in facts if "num_classes" in fact}
+            counts = {int(key["num_classes"]) for key in keys if "num_classes" in key}
         except (ValueError, TypeError, OverflowError) as error:
-            # The seal only covers accidental damage: another program may have written the file.
+            # The checksum covers the manifest, but another program may have written it.
             raise CheckpointError(
                 f"'facts' of a set of stored targets must hold whole numbers: {error}"
             ) from None
@@ -302,19 +300,19 @@ class _Described:
         """Return the width of a place.
 
         Raises:
-            BindError: If nothing of it is stored.
+            BindError: If no targets of it are stored.
         """
         if str(place) not in self._widths:
             raise BindError(
-                f"'targets' must hold those of the teacher's tap {place.label!r}; stored are those "
-                f"at {sorted(self._widths)}"
+                f"'targets' must hold hidden states at the teacher's tap {place.label!r}; got "
+                f"those at {sorted(self._widths)}"
             )
         return self._widths[str(place)]
 
     def reading(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
     ) -> AbstractContextManager[Reader]:
-        """Raise, because there is no network to run.
+        """Refuse a forward pass.
 
         Raises:
             BindError: Always.

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from curricle.curriculum.stages import Curriculum
+from curricle.data.dataloaders import stream
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.files import usable_folder
@@ -63,7 +65,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
-    data: Stream,
+    data: Stream | DataLoader[Any],
     *,
     evaluation: Sequence[Batch] | Evaluator,
     metric: str = "accuracy",
@@ -83,7 +85,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         teacher: The finished teacher, or its stored targets as `open_targets` gives them; None for
             curricula that need none.
         curriculum: What a strategy such as `extraction` returned.
-        data: Training batches; `curricle.stream` makes them from a `DataLoader`.
+        data: Training batches, or a `DataLoader`, which is read by `curricle.stream(data,
+            seed=seed)`; call it yourself for `next_token` and `positions`.
         evaluation: Held-out batches with labels, or a function from the model to metrics. The
             metric by which the run is judged must be finite; of the others, records and the result
             hold those that are.
@@ -109,11 +112,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
-    if not conforms(data, Stream):
-        raise BindError(
-            f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
-            f"got {type(data).__name__!r}"
-        )
+    batches = as_stream(data, seed)
     _require_curriculum(curriculum)
     require_parts(optimizer, evaluation)
     require_kind("settings", settings, EngineSettings, "prefetch='batch'")
@@ -129,7 +128,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         curriculum,
         student=model,
         teacher=as_teacher(teacher, trajectory),
-        stream=data,
+        stream=batches,
         optimizer=optimizer,
         settings=settings,
         seed=seed,
@@ -153,7 +152,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     student: AnyModel,
     teacher: AnyModel,
     curriculum: Curriculum,
-    data: Stream,
+    data: Stream | DataLoader[Any],
     *,
     folder: str | Path,
     codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
@@ -173,7 +172,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         codecs: In which form targets are kept.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision and accumulation of the teacher's passes.
-        seed: Seed of the projections.
+        seed: Seed of the projections, and of the order of a `DataLoader`.
         watch: Told of how many steps of how many are captured.
 
     Returns:
@@ -191,7 +190,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         curriculum,
         student=tapped(student),
         teacher=LiveTeacher(tapped(teacher), trajectory),
-        stream=data,
+        stream=as_stream(data, seed),
         # No weight moves.
         optimizer=SGD(learning_rate=1.0),
         settings=settings,
@@ -234,7 +233,7 @@ def evaluator_of(evaluation: Sequence[Batch] | Evaluator, settings: EngineSettin
     """Return the evaluation of held-out batches, or one that is a function already."""
     if callable(evaluation):
         return evaluation
-    return label_metrics(evaluation, settings.torch_device())
+    return label_metrics(evaluation, settings.placement)
 
 
 def as_teacher(
@@ -244,6 +243,23 @@ def as_teacher(
     if teacher is None or isinstance(teacher, StoredTeacher):
         return teacher
     return LiveTeacher(tapped(teacher), trajectory)
+
+
+def as_stream(data: object, seed: int) -> Stream:
+    """Return training data as a stream.
+
+    Args:
+        data: A stream, or a loader, which is read by `curricle.stream(data, seed=seed)`.
+        seed: Seed of the order of a loader.
+
+    Raises:
+        BindError: If they are neither a stream nor a loader.
+    """
+    if isinstance(data, DataLoader):
+        return stream(data, seed=seed)
+    if not conforms(data, Stream):
+        raise BindError(f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}")
+    return data
 
 
 def _require_curriculum(curriculum: object) -> None:

@@ -20,7 +20,7 @@ from curricle.teachers.store.codecs import Exact, Sampled, TopK
 from curricle.teachers.store.manifest import read_manifest, write_manifest
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.targets.capture import TargetCodecs, capture
-from tests.parts import bound, mlp
+from tests.parts import bound, mlp, stored_target
 
 STATES = MatchHidden(pair=LayerPair(student=1, teacher=1))
 
@@ -39,7 +39,7 @@ def captured(folder: Path, *objectives: Any, logits: Any = None, **parts: Any) -
 def test_a_student_of_another_seed_is_taught_by_the_draw_of_the_store(tmp_path: Path) -> None:
     teacher = captured(tmp_path, STATES)
     runs = [bound(staged(STATES), teacher=teacher, seed=seed) for seed in (0, 1)]
-    targets = [run.stages[0].terms[0].target(None, run.stream.batch(0)) for run in runs]
+    targets = [stored_target(run, run.stream.batch(0)) for run in runs]
     assert torch.equal(*targets)
 
 
@@ -70,7 +70,9 @@ def test_targets_of_another_kind_do_not_serve(tmp_path: Path, other: Any) -> Non
 def test_a_tap_that_is_not_stored_is_told(tmp_path: Path) -> None:
     teacher = captured(tmp_path, STATES)
     other = replace(STATES, pair=LayerPair(student=1, teacher=2))
-    with pytest.raises(BindError, match="must hold those of the teacher's tap '2'; stored are"):
+    with pytest.raises(
+        BindError, match="must hold hidden states at the teacher's tap '2'; got those at"
+    ):
         bound(staged(other), teacher=teacher)
     with pytest.raises(BindError, match="'targets' must hold logits to match them"):
         bound(staged(MatchLogits()), teacher=teacher)
@@ -136,7 +138,7 @@ def test_targets_are_those_of_sparse_kinds_only_where_told(tmp_path: Path) -> No
     assert logits is not None
     assert (states.is_dense, logits.is_dense) == (True, False)
     assert isinstance(logits.target(run.stream.batch(0), 8), SparseTarget)
-    assert states.blank(3, torch.device("cpu")).shape == (3, 5)
+    assert states.blank(3, torch.zeros(1)).shape == (3, 5)
 
 
 def test_an_objective_must_say_what_its_targets_are(tmp_path: Path) -> None:
@@ -156,9 +158,9 @@ def test_an_objective_must_say_what_its_targets_are(tmp_path: Path) -> None:
             return Bound()
 
     teacher = captured(tmp_path / "store", MatchLogits())
-    with pytest.raises(BindError, match="'Bound' must say its 'target_facts'"):
+    with pytest.raises(BindError, match="'Bound' must have 'target_facts'"):
         bound(staged(Own()), teacher=teacher)
-    with pytest.raises(BindError, match="'Bound' must say its 'target_facts'"):
+    with pytest.raises(BindError, match="'Bound' must have 'target_facts'"):
         captured(tmp_path / "other", Own())
 
 

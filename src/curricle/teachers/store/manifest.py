@@ -1,15 +1,16 @@
 """Manifest of a folder of stored targets.
 
-`manifest.json` describes the teacher (a digest of its weights, its taps), the data (digests of the
-data and of the tokenizer), each kind of target with its codec (one `Section`), and every file with
-its size and SHA-256. A reader needs nothing else.
+`manifest.json` describes the teacher (digests of its weights, its taps), the data (digests of the
+stream and of the tokenizer), the kinds of targets and their compression (one `TargetSet` each), and
+every file with its size and SHA-256. Reading needs nothing else.
 
 Axes: example (rows of a batch), row (counted positions of all examples).
 
-Design: the manifest is written after each shard, atomically. Unlisted files are ignored, so an
-interrupted capture continues after its last complete shard. A section that was once captured
-completely stays readable, independent of later captures into the same folder. The manifest ends
-with a checksum of its own content, and all listed files must lie inside its folder.
+Design: the manifest is written atomically after each shard. A file that it does not list is
+ignored, so a killed capture continues after its last complete shard. A target set that was once
+captured to its end stays readable, whatever happens to later captures into the same folder. The
+manifest ends with a checksum of itself, and every listed file must lie in its folder. On disk,
+target sets are named sections and their keys facts.
 """
 
 from collections.abc import Iterable
@@ -30,64 +31,63 @@ from curricle.values import Plain, fingerprint, parse, plain, value
 
 MANIFEST = "manifest.json"
 DRAW = "projection_"
-"""Prefix of the facts that identify the draw of a projection."""
+"""Prefix of the entries of a key that identify a random projection."""
 CALIBRATION = "calibrated_on"
-"""Fact with the digest of the stream on which an objective was calibrated."""
+"""Entry of a key with the stream of a calibrated objective's statistics."""
 
 
 @final
 @value
 class TeacherFacts:
-    """Identity of the teacher."""
+    """Description of the teacher."""
 
     weights: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of the weights by reference; empty if the targets were made elsewhere."""
+    """SHA-256 of the weights by reference; empty for imported targets."""
     taps: tuple[str, ...] = ()
-    """Places of the numbered taps, starting at 0; empty if they have no numbers."""
+    """Places of the numbered taps, from 0 on; empty if they have no numbers."""
     is_residual: bool = False
     """Whether the taps lie on one residual stream."""
     parameters: int = 0
-    """Number of parameters; 0 if it is not known."""
+    """Number of parameters; 0 if unknown."""
     precision: str = ""
-    """Precision of the teacher's passes."""
+    """Precision of the teacher's forward passes."""
 
 
 @final
 @value
 class DataFacts:
-    """Identity of the data."""
+    """Description of the data."""
 
     name: str = ""
-    """Short description of the data."""
+    """Short name of the data."""
     fingerprint: str = ""
-    """Digest of the stream that was captured; empty if the targets were made elsewhere."""
+    """Digest of the captured stream; empty for imported targets."""
     tokenizer: str = ""
-    """SHA-256 of the tokenizer; empty if there is none, or none is known."""
+    """SHA-256 of the tokenizer; empty if there is none or it is unknown."""
 
 
 @final
 @value
-class Section:
-    """One kind of target."""
+class TargetSet:
+    """One kind of target of one teacher."""
 
     reference: Reference = "final"
-    """The teacher: the finished one, or a checkpoint."""
+    """The finished teacher or the step of a checkpoint."""
     facts: Plain
-    """Description by the objective: tap, projection and its draw, or number of classes."""
+    """Key of the targets, from the objective: tap, projection and its draw, or classes."""
     selected: bool
     """Whether rows are those of selected positions; else of all with data, or the first of them."""
     codec: Codec
-    """Encoding of the rows."""
+    """Compression."""
     width: int = Field(gt=0)
-    """Length of a row before encoding: width of a state, or number of classes."""
+    """Numbers per row before compression: width of a state, or number of classes."""
 
     def __post_init__(self) -> None:
-        """Check that the facts have a kind, the prefix of the file names.
+        """Check that the targets have a kind, with which the names of their files begin.
 
         Raises:
-            SpecError: If they have none, or it is not a plain file name.
+            SpecError: If not.
         """
-        # The kind enters file names, so a manifest of foreign origin must not smuggle in a path.
         kind = self.facts.get("kind")
         if not isinstance(kind, str) or not is_plain_name(kind):
             raise SpecError(
@@ -97,56 +97,57 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Return the prefix of its files: the kind and a digest of everything but the codec."""
-        # Without the codec, so that capturing again with another codec meets the stored section
-        # and is rejected instead of silently storing both.
+        """Return the prefix of its file names: the kind and a digest of all but the codec."""
+        # Without the codec, a capture with another codec into the same folder collides and is
+        # refused, instead of leaving two sets that both serve an objective.
         identity = [self.reference, self.facts, self.selected]
         return f"{self.facts['kind']}-{fingerprint(identity)[:8]}"
 
     @property
     def is_sparse(self) -> bool:
-        """Return whether only some classes of a row are kept."""
+        """Return whether only some classes of a row are stored."""
         return self.codec.kind in {"sampled", "top_k"}
 
-    def matches(self, reference: Reference, facts: Plain, *, but: tuple[str, ...] = ()) -> bool:
+    def matches(self, reference: Reference, key: Plain, *, but: tuple[str, ...] = ()) -> bool:
         """Return whether the targets serve an objective.
 
         Args:
             reference: The teacher of its stage.
-            facts: Its description of the targets.
-            but: Beginnings of facts that may differ.
+            key: Key of its targets.
+            but: Prefixes of entries of the key that may differ.
         """
         stored, required = (
-            {name: fact for name, fact in named_facts.items() if not name.startswith(but)}
-            for named_facts in (self.facts, facts)
+            {name: entry for name, entry in entries.items() if not name.startswith(but)}
+            for entries in (self.facts, key)
         )
         return self.reference == reference and stored == required
 
     def __str__(self) -> str:
         """Return a short description."""
-        details = " ".join(f"{name}={fact}" for name, fact in self.facts.items() if name != "kind")
-        where = "selected" if self.selected else "all"
-        return f"{self.facts['kind']} of {self.reference}, {where} positions, {details}"
+        key = " ".join(f"{name}={entry}" for name, entry in self.facts.items() if name != "kind")
+        positions = "selected" if self.selected else "all"
+        return f"{self.facts['kind']} of {self.reference}, {positions} positions, {key}"
 
 
-def facts_of(objective: BoundObjective, stream: str) -> Plain:
-    """Return an objective's description of its targets, with its calibration stream if it has one.
+def target_key(objective: BoundObjective, stream: str) -> Plain:
+    """Return the key of an objective's targets, with the stream if it awaits calibration.
 
     Args:
         objective: A bound objective.
-        stream: Digest of the stream that it reads.
+        stream: Digest of the stream of its run.
 
     Raises:
-        BindError: If it has no `target_facts`.
+        BindError: If it has no 'target_facts'.
     """
-    # Centered targets depend on the mean over the calibration stream, which names them as well.
-    calibrated = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
+    # Statistics of other data give other targets, even of the same teacher and examples.
+    calibration = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
+    # Users' objectives need not support stored targets.
     if not conforms(objective, Storable):
         raise BindError(
-            f"{type(objective).__name__!r} must say its 'target_facts' to have targets stored or "
-            f"to read stored ones; it does not"
+            f"{type(objective).__name__!r} must have 'target_facts' to store targets or to read "
+            f"stored ones; it has none"
         )
-    return {**objective.target_facts, **calibrated}
+    return {**objective.target_facts, **calibration}
 
 
 @final
@@ -157,7 +158,7 @@ class Shard:
     file: str
     """Name in the folder."""
     section: str
-    """Name of the section."""
+    """Name of the target set."""
     examples: int = Field(ge=0)
     """Number of examples."""
     rows: int = Field(ge=0)
@@ -176,64 +177,59 @@ class Manifest:
     format: Literal[1] = 1
     """Version of the layout."""
     teacher: TeacherFacts = TeacherFacts()
-    """Identity of the teacher."""
+    """The teacher."""
     data: DataFacts = DataFacts()
-    """Identity of the data."""
-    sections: tuple[Section, ...] = ()
-    """The kinds of targets."""
+    """The data."""
+    sections: tuple[TargetSet, ...] = ()
+    """The target sets."""
     shards: tuple[Shard, ...] = ()
     """The files."""
     finished: dict[str, int] = Field(default_factory=dict)
-    """Number of files of each section at the end of its last complete capture."""
+    """Number of files of each target set at the end of its last finished capture."""
 
     @property
     def is_complete(self) -> bool:
-        """Return whether all sections are complete."""
-        return all(map(self.is_whole, self.sections))
+        """Return whether all target sets are complete."""
+        return all(map(self.has_all, self.sections))
 
-    def is_whole(self, section: Section) -> bool:
-        """Return whether no capture of a section was interrupted after the last complete one."""
-        # An interrupted capture adds files without raising the count in `finished`.
-        return self.finished.get(section.name) == len(self.of(section))
+    def has_all(self, target_set: TargetSet) -> bool:
+        """Return whether no files were added to a target set since a finished capture."""
+        return self.finished.get(target_set.name) == len(self.of(target_set))
 
-    def is_readable(self, section: Section) -> bool:
-        """Return whether a section was captured completely; later files do not change that."""
-        return section.name in self.finished
+    def is_readable(self, target_set: TargetSet) -> bool:
+        """Return whether a target set was captured to its end; later files do not change that."""
+        return target_set.name in self.finished
 
-    def fingerprint(self, sections: Iterable[Section]) -> str:
-        """Return a digest of the provenance of some sections, independent of the stored examples.
+    def fingerprint(self, target_sets: Iterable[TargetSet]) -> str:
+        """Return a digest of the dependencies of target sets, not of their examples.
 
         Args:
-            sections: The sections of the run; others do not change the digest.
+            target_sets: The target sets of a run; others do not enter.
         """
-        # A folder can be extended by further captures. Checkpoints of runs that read it stay valid,
-        # because neither new sections nor weights of other references enter the digest.
-        read = {section.name: section for section in sections}
-        references = {str(section.reference) for section in read.values()}
-        weights = {
-            name: digest for name, digest in self.teacher.weights.items() if name in references
-        }
+        # Neither data nor shards enter: a run may be resumed after more targets were captured.
+        by_name = {target_set.name: target_set for target_set in target_sets}
+        references = {str(target_set.reference) for target_set in by_name.values()}
+        weights = {name: sha for name, sha in self.teacher.weights.items() if name in references}
         teacher = replace(self.teacher, weights=weights)
-        return fingerprint(
-            [plain(teacher), {name: plain(section) for name, section in read.items()}]
-        )
+        sets = {name: plain(target_set) for name, target_set in by_name.items()}
+        return fingerprint([plain(teacher), sets])
 
-    def section(self, name: str) -> Section | None:
-        """Return the section of a name; None if there is none."""
-        return next((section for section in self.sections if section.name == name), None)
+    def target_set(self, name: str) -> TargetSet | None:
+        """Return the target set of a name; None if there is none."""
+        return next((target_set for target_set in self.sections if target_set.name == name), None)
 
-    def of(self, section: Section) -> tuple[Shard, ...]:
-        """Return the files of a section."""
-        return tuple(shard for shard in self.shards if shard.section == section.name)
+    def of(self, target_set: TargetSet) -> tuple[Shard, ...]:
+        """Return the files of a target set."""
+        return tuple(shard for shard in self.shards if shard.section == target_set.name)
 
     def with_shard(self, shard: Shard) -> "Manifest":
-        """Return the manifest with one more file."""
+        """Return the manifest with an additional file."""
         return replace(self, shards=(*self.shards, shard))
 
-    def with_end(self, sections: Iterable[Section]) -> "Manifest":
-        """Return the manifest after a complete capture of some sections."""
-        ends = {section.name: len(self.of(section)) for section in sections}
-        return replace(self, finished={**self.finished, **ends})
+    def with_finished(self, target_sets: Iterable[TargetSet]) -> "Manifest":
+        """Return the manifest after a finished capture of target sets."""
+        counts = {target_set.name: len(self.of(target_set)) for target_set in target_sets}
+        return replace(self, finished={**self.finished, **counts})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -245,8 +241,8 @@ def read_manifest(folder: Path) -> Manifest:
     """Return the manifest of a folder.
 
     Raises:
-        CheckpointError: If it is missing, damaged, of another format, or lists a file outside of
-            the folder.
+        CheckpointError: If there is none, or it is damaged or of another format, or lists a file
+            outside of the folder.
     """
     path = folder / MANIFEST
     try:
@@ -257,7 +253,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{str(path)!r} must describe stored targets, as 'curricle targets capture' writes "
             f"it: {reason(error)}; capture into a new folder"
         ) from None
-    # A shared folder may come from elsewhere: `../` in a listed name must not reach other files.
+    # A manifest from elsewhere must not make this process read, or a repair delete, other files.
     for shard in manifest.shards:
         inside(folder, shard.file)
     return manifest

@@ -1,14 +1,14 @@
-"""Files of stored targets, indexed by example.
+"""Files of stored targets, with rows indexed by example.
 
-A shard is a safetensors file with `keys` (one per example, see `data.example_keys`), `counts` (rows
-of each example) and the encoded rows. Shards are memory-mapped, so a store may be larger than the
-memory; only the key and the location of each example are loaded.
+A shard is a safetensors file with `keys` (of each example, see `data.example_keys`), `counts` (rows
+of each example) and the encoded rows. Shards are memory-mapped, so a store may exceed the memory;
+only the key and the place of every example are in memory.
 
 Axes: example (rows of a batch), row (counted positions of all examples).
 
-Design: a shard is written to a temporary name, renamed, then listed in the manifest. A killed
-process loses at most the rows of one shard, and incomplete files are never read. A writer that
-extends a store checks the hashes of the existing files, since their examples count as done.
+Design: a shard is written beside its final name, renamed, then listed in the manifest. So a killed
+process loses at most the rows of one shard, and incomplete files are never read. Adding to a store
+verifies the hashes of its files, because their examples are not captured again.
 """
 
 import re
@@ -28,149 +28,148 @@ from curricle.files import content_digest, inside, remove_leftovers
 from curricle.models.weights import save_tensors
 from curricle.seeding import numpy_generator
 from curricle.teachers.store.codecs import Entries, Uniforms
-from curricle.teachers.store.manifest import MANIFEST, Manifest, Section, Shard, write_manifest
+from curricle.teachers.store.manifest import MANIFEST, Manifest, Shard, TargetSet, write_manifest
 
 SHARD_BYTES = 2**26
-"""Bytes of targets collected in memory before a shard is written."""
+"""Bytes of targets that are collected in memory before a file is written."""
 
 
 def uniforms(
-    section: Section, keys: Shaped[np.ndarray, " example"], counts: Int[np.ndarray, " example"]
+    target_set: TargetSet, keys: Shaped[np.ndarray, " example"], counts: Int[np.ndarray, " example"]
 ) -> Uniforms:
-    """Return the random numbers of the rows of some examples.
+    """Return a source of random numbers for the rows of examples.
 
     Args:
-        section: The kind of target; its codec may have a seed.
+        target_set: The target set; its codec may have a seed.
         keys: Keys of the examples.
-        counts: Number of rows of each example.
+        counts: Rows of each example.
     """
-    # Seeding by the key makes the draws of an example independent of its batch and position, so
-    # that an interrupted capture, or one with another batch size, stores the same classes.
-    seed = getattr(section.codec, "seed", 0)
+    seed = getattr(target_set.codec, "seed", 0)
 
-    def drawn(number: int) -> Float64[np.ndarray, "row draw"]:
+    def draw(num_samples: int) -> Float64[np.ndarray, "row draw"]:
+        # One generator per example, seeded by its key: the same samples in every batch and epoch,
+        # for every number of processes, and after a capture that was continued.
         words = np.ascontiguousarray(keys).view("<u4").reshape(-1, KEY_BYTES // 4)
-        numbers = [
-            numpy_generator(seed, "targets", *map(int, word)).random((int(count), number))
+        uniforms_per_example = [
+            numpy_generator(seed, "targets", *map(int, word)).random((int(count), num_samples))
             for word, count in zip(words, counts, strict=True)
         ]
-        return np.concatenate(numbers) if numbers else np.empty((0, number))
+        # `concatenate` refuses an empty list, which a batch without new examples gives.
+        if not uniforms_per_example:
+            return np.empty((0, num_samples))
+        return np.concatenate(uniforms_per_example)
 
-    return drawn
+    return draw
 
 
 @final
 class ShardWriter:
-    """Writes targets into a new folder, or extends an existing store."""
+    """Writer of a new store or of additions to an existing one."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, shard_bytes: int = SHARD_BYTES) -> None:
-        """Create or extend a store.
+        """Open a folder for writing.
 
         Args:
             folder: Folder of the store.
-            manifest: Sections to write, and the shards that exist already.
+            manifest: Target sets of the store; its shards are the existing ones.
             shard_bytes: Bytes after which a file is written.
         """
         self._folder, self._shard_bytes = folder, shard_bytes
-        # The caller holds the lock of the store, so temporary files belong to killed processes.
+        # The caller has the lock of the store, so no other process owns these temporary files.
         remove_leftovers(folder, rf"{re.escape(MANIFEST)}|[\w-]+\.safetensors")
         self.manifest = manifest
-        self._known = {
-            section.name: _known_keys(folder, manifest, section) for section in manifest.sections
+        self._stored_keys = {
+            target_set.name: _read_keys(folder, manifest, target_set)
+            for target_set in manifest.sections
         }
-        self._pending: dict[str, list[dict[str, Tensor]]] = {name: [] for name in self._known}
-        # An existing manifest stays unchanged until the first new shard: it still describes the
-        # folder exactly.
+        self._pending: dict[str, list[dict[str, Tensor]]] = {name: [] for name in self._stored_keys}
+        # An existing manifest is replaced only with the first new shard: until then it is right,
+        # and a failing capture leaves the folder unchanged.
         if not (folder / MANIFEST).is_file():
             write_manifest(folder, manifest)
 
-    def lacks(
-        self, section: Section, keys: Shaped[np.ndarray, " example"]
+    def find_missing(
+        self, target_set: TargetSet, keys: Shaped[np.ndarray, " example"]
     ) -> Shaped[np.ndarray, " example"]:
-        """Return for each example whether it is neither stored nor earlier in the batch."""
-        stored = self._known[section.name]
-        # Of equal examples within a batch only the first is captured.
+        """Return a mask of the examples to store: neither stored nor earlier in the batch."""
+        stored = self._stored_keys[target_set.name]
         is_first = np.zeros(len(keys), dtype=np.bool_)
         is_first[np.unique(keys, return_index=True)[1]] = True
-        return is_first & np.array(
-            [bytes(key) not in stored for key in _whole(keys)], dtype=np.bool_
-        )
+        is_new = [bytes(key) not in stored for key in _raw_bytes(keys)]
+        return is_first & np.array(is_new, dtype=np.bool_)
 
     def add(
         self,
-        section: Section,
+        target_set: TargetSet,
         keys: Shaped[np.ndarray, " example"],
         counts: Int[np.ndarray, " example"],
         entries: Entries,
     ) -> None:
-        """Add the targets of new examples.
+        """Add targets of examples that are not stored yet.
 
         Args:
-            section: The kind of target.
+            target_set: The target set.
             keys: Keys of the examples.
-            counts: Number of rows of each example.
+            counts: Rows of each example.
             entries: Encoded rows of all examples, in their order.
         """
-        # Marked as stored at once, so that a repetition before the shard is written is skipped.
-        self._known[section.name].update(bytes(key) for key in _whole(keys))
-        # Pending rows wait in main memory: the accelerator is needed for the forward passes.
+        raw_keys = _raw_bytes(keys)
+        # Pending examples count as stored, or their repetition in the next batch would be added.
+        self._stored_keys[target_set.name].update(bytes(key) for key in raw_keys)
         tensors = {name: entry.detach().cpu() for name, entry in entries.items()}
-        tensors["keys"] = torch.from_numpy(
-            _whole(keys).view(np.uint8).reshape(-1, KEY_BYTES).copy()
-        )
+        tensors["keys"] = torch.from_numpy(raw_keys.view(np.uint8).reshape(-1, KEY_BYTES).copy())
         tensors["counts"] = torch.from_numpy(counts.astype(np.int32))
-        pending = self._pending[section.name]
+        pending = self._pending[target_set.name]
         pending.append(tensors)
         num_bytes = sum(tensor.nbytes for batch in pending for tensor in batch.values())
         if num_bytes >= self._shard_bytes:
-            self._write(section)
+            self._write(target_set)
 
-    def finish(self, sections: Sequence[Section]) -> Manifest:
-        """Return the manifest after writing the pending rows and marking sections as complete.
+    def finish(self, target_sets: Sequence[TargetSet]) -> Manifest:
+        """Return the manifest after writing pending targets and marking target sets as finished.
 
         Args:
-            sections: The captured sections, including those without new examples.
+            target_sets: The target sets of the capture, also those without new targets.
         """
-        for section in sections:
-            if self._pending[section.name]:
-                self._write(section)
-        self.manifest = self.manifest.with_end(sections)
+        for target_set in target_sets:
+            if self._pending[target_set.name]:
+                self._write(target_set)
+        self.manifest = self.manifest.with_finished(target_sets)
         write_manifest(self._folder, self.manifest)
         return self.manifest
 
-    def _write(self, section: Section) -> None:
-        pending = self._pending[section.name]
-        joined = {
-            name: torch.cat([tensors[name] for tensors in pending]).contiguous()
-            for name in pending[0]
+    def _write(self, target_set: TargetSet) -> None:
+        pending = self._pending[target_set.name]
+        tensors = {
+            name: torch.cat([batch[name] for batch in pending]).contiguous() for name in pending[0]
         }
-        # Continuing the count of the manifest reuses the name of a shard that was written but not
-        # listed by a killed process; it is overwritten.
-        number = len(self.manifest.of(section))
-        path = self._folder / f"{section.name}-{number:05d}.safetensors"
-        save_tensors(joined, path, metadata={"section": section.name})
+        number = len(self.manifest.of(target_set))
+        path = self._folder / f"{target_set.name}-{number:05d}.safetensors"
+        save_tensors(tensors, path, metadata={"section": target_set.name})
         shard = Shard(
             file=path.name,
-            section=section.name,
-            examples=len(joined["counts"]),
-            rows=int(joined["counts"].sum()),
+            section=target_set.name,
+            examples=len(tensors["counts"]),
+            rows=int(tensors["counts"].sum()),
             size=path.stat().st_size,
             sha256=content_digest(path),
         )
+        # The manifest follows the file: after a kill between the two, the unlisted file is
+        # overwritten by the next shard of the same number.
         self.manifest = self.manifest.with_shard(shard)
         write_manifest(self._folder, self.manifest)
         pending.clear()
 
 
-def _known_keys(folder: Path, manifest: Manifest, section: Section) -> set[bytes]:
-    for shard in manifest.of(section):
+def _read_keys(folder: Path, manifest: Manifest, target_set: TargetSet) -> set[bytes]:
+    for shard in manifest.of(target_set):
         check_content(folder, shard)
-    keys = [open_shard(folder, shard)["keys"].numpy() for shard in manifest.of(section)]
-    return {bytes(key) for shard_keys in keys for key in shard_keys}
+    shards = [open_shard(folder, shard)["keys"].numpy() for shard in manifest.of(target_set)]
+    return {bytes(key) for keys in shards for key in keys}
 
 
-def _whole(keys: Shaped[np.ndarray, " example"]) -> Shaped[np.ndarray, " example"]:
-    """Return keys as void scalars: numpy's byte strings drop trailing zeros."""
+def _raw_bytes(keys: Shaped[np.ndarray, " example"]) -> Shaped[np.ndarray, " example"]:
+    """Return keys as raw bytes; numpy's byte strings would drop zeros at their ends."""
     return np.ascontiguousarray(keys).view(f"V{KEY_BYTES}")
 
 
@@ -178,20 +177,21 @@ def check_content(folder: Path, shard: Shard) -> None:
     """Check the content of a file against the manifest.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or another one.
+        CheckpointError: If the file is missing or its content differs.
     """
     path = inside(folder, shard.file)
+    # The size alone reveals most damage, before the whole file is hashed.
     _check_size(path, shard)
     if (digest := content_digest(path)) != shard.sha256:
-        expected, actual = f"the SHA-256 {shard.sha256[:16]}...", f"{digest[:16]}..."
-        raise CheckpointError(_contradiction(path, f"must have {expected}", actual))
+        rule = f"must have the SHA-256 {shard.sha256[:16]}..."
+        raise CheckpointError(_contradiction(path, rule, f"{digest[:16]}..."))
 
 
 def _check_size(path: Path, shard: Shard) -> None:
     """Check that a file exists with the size in the manifest.
 
     Raises:
-        CheckpointError: If it is missing or has another size.
+        CheckpointError: If not.
     """
     size = path.stat().st_size if path.is_file() else None
     if size != shard.size:
@@ -200,18 +200,18 @@ def _check_size(path: Path, shard: Shard) -> None:
 
 
 def _contradiction(path: Path, rule: str, actual: str) -> str:
-    """Return the error sentence for a file that contradicts its manifest."""
+    """Return an error sentence for a file and a manifest; either may be the wrong one."""
     return (
-        f"{str(path)!r} {rule} as {str(path.with_name(MANIFEST))!r} says; got {actual}; one of the "
-        f"two is damaged or of another store: restore it, or capture into a new folder"
+        f"{str(path)!r} {rule} as listed in {str(path.with_name(MANIFEST))!r}; got {actual}; one "
+        f"of the two is damaged or of another store: restore it, or capture into a new folder"
     )
 
 
 def open_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
-    """Return the tensors of a shard, mapped from disk.
+    """Return the memory-mapped tensors of a shard.
 
     Raises:
-        CheckpointError: If the file is missing, of another size, or contradicts the manifest.
+        CheckpointError: If the file is missing, or its size or shapes differ from the manifest.
     """
     path = inside(folder, shard.file)
     _check_size(path, shard)
@@ -223,8 +223,7 @@ def open_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
             f"{str(path)!r} must be a safetensors file: {error}; restore it, or capture into a new "
             f"folder"
         ) from None
-    # A reader indexes rows by the counts in the manifest, so shapes are compared before any row is
-    # read.
+    # Everything but the keys and counts of examples has one entry a row.
     sizes = {name: len(tensor) for name, tensor in tensors.items()}
     actual = sizes.pop("keys", None), sizes.pop("counts", None), *sizes.values()
     expected = shard.examples, shard.examples, *(shard.rows for _ in sizes)

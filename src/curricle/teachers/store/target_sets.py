@@ -1,13 +1,13 @@
-"""Reader of stored targets, independent of batch order and number of students.
+"""Reading of stored targets in any order and by any number of students.
 
-A `TargetStore` is an open folder. Rows are looked up by the keys of the examples in a batch, so
-order, batch size, seed and number of processes may differ from the capture. A missing row is an
-error.
+A `TargetStore` is an opened folder. Rows are looked up by the keys of the examples of a batch, so
+they do not depend on the student's order, batch size, seed and number of processes. A missing row
+is an error.
 
 Axes: example (rows of a batch), row (counted positions).
 
 Design: opening compares every file with its digest, so a damaged or foreign store is refused before
-training; after that, files are memory-mapped, and only the rows of the batch are read.
+training; after that, files are memory-mapped, and only the rows of a batch are read.
 """
 
 from pathlib import Path
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.example_keys import KEYS, data_counts, example_keys, selected_places
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
@@ -25,36 +26,35 @@ from curricle.models.weights import weights_digest
 from curricle.objectives.base import Target
 from curricle.teachers.live import LiveTeacher, Reference
 from curricle.teachers.store.codecs import Entries
-from curricle.teachers.store.manifest import Manifest, Section, read_manifest
+from curricle.teachers.store.manifest import Manifest, TargetSet, read_manifest
 from curricle.teachers.store.shards import check_content, open_shard
 
 
 @final
 class TargetStore:
-    """Folder of stored targets, open for reading."""
+    """A folder of stored targets, open for reading."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """Create a store from a folder checked by `open_store`."""
+        """Create the store from the results of `open_store`."""
         self.folder, self.manifest = folder, manifest
-        self._readers: dict[str, SectionReader] = {}
+        self._readers: dict[str, TargetSetReader] = {}
 
-    def reader(self, section: Section) -> "SectionReader":
-        """Return the reader of a section, with its keys loaded once."""
-        if section.name not in self._readers:
-            self._readers[section.name] = SectionReader(self.folder, self.manifest, section)
-        return self._readers[section.name]
+    def reader(self, target_set: TargetSet) -> "TargetSetReader":
+        """Return the reader of a target set; its keys are loaded once."""
+        if target_set.name not in self._readers:
+            self._readers[target_set.name] = TargetSetReader(self.folder, self.manifest, target_set)
+        return self._readers[target_set.name]
 
     def check_teacher(self, teacher: LiveTeacher) -> None:
         """Check that the targets are those of a teacher and of its checkpoints.
 
         Raises:
-            BindError: If some belong to another teacher.
+            BindError: If a digest of weights differs.
         """
         steps = () if teacher.trajectory is None else teacher.trajectory.steps
         references: tuple[Reference, ...] = ("final", *steps)
         for reference in references:
             stored = self.manifest.teacher.weights.get(str(reference))
-            # Imported targets have no digest, and not every checkpoint has to be captured.
             if stored is None:
                 continue
             if (digest := weights_digest(teacher.at(reference).module)) != stored:
@@ -70,8 +70,8 @@ def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStor
 
     Args:
         folder: Folder of captured or imported targets.
-        checks_content: Whether every file is read once to compare its digest; otherwise only its
-            size and shapes are checked.
+        checks_content: Whether every file is read once to compare its digest; otherwise only sizes
+            and shapes are compared.
 
     Raises:
         CheckpointError: If no capture was finished, or a file is missing or damaged.
@@ -80,8 +80,8 @@ def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStor
     manifest = read_manifest(folder)
     if not manifest.finished:
         raise CheckpointError(
-            f"{str(folder)!r} must be captured to its end; it is not, and capturing again goes on "
-            f"after its {len(manifest.shards)} files"
+            f"{str(folder)!r} must hold a finished capture; got an unfinished one: run `curricle "
+            f"targets capture` again, which continues after its {len(manifest.shards)} files"
         )
     for shard in manifest.shards:
         open_shard(folder, shard)
@@ -91,30 +91,31 @@ def open_store(folder: str | Path, *, checks_content: bool = True) -> TargetStor
 
 
 @final
-class SectionReader:
-    """Finds the targets of examples in the files of one section."""
+class TargetSetReader:
+    """Look-up of targets by example in the files of a target set."""
 
-    def __init__(self, folder: Path, manifest: Manifest, section: Section) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, target_set: TargetSet) -> None:
         """Map the files and load the keys.
 
         Args:
             folder: Folder of the store.
             manifest: Its manifest.
-            section: A section of the manifest.
+            target_set: A target set of the manifest.
         """
-        self.section = section
-        self._is_whole = manifest.is_whole(section)
-        files = [open_shard(folder, shard) for shard in manifest.of(section)]
+        self.target_set = target_set
+        self._has_all = manifest.has_all(target_set)
+        files = [open_shard(folder, shard) for shard in manifest.of(target_set)]
         keys = [tensors.pop("keys").numpy().reshape(-1).view(KEYS) for tensors in files]
         counts = [tensors.pop("counts").numpy().astype(np.int64) for tensors in files]
-        starts = [np.cumsum(lengths) - lengths for lengths in counts]
-        numbers = [np.full(len(lengths), number) for number, lengths in enumerate(counts)]
+        starts = [np.cumsum(shard_counts) - shard_counts for shard_counts in counts]
+        numbers = [np.full(len(shard), number) for number, shard in enumerate(counts)]
+        # A set without files has empty arrays of the same types; `concatenate` needs at least one.
         empty = np.empty(0, dtype=np.int64)
-        joined = np.concatenate([np.empty(0, dtype=KEYS), *keys])
-        # Sorted keys allow a binary search over all shards at once, with 40 bytes per example.
-        order = np.argsort(joined, kind="stable")
+        all_keys = np.concatenate([np.empty(0, dtype=KEYS), *keys])
+        # Sorted keys allow a binary search for the examples of a batch.
+        order = np.argsort(all_keys, kind="stable")
         self._files: list[dict[str, Tensor]] = files
-        self._keys = joined[order]
+        self._keys = all_keys[order]
         self._counts = np.concatenate([empty, *counts])[order]
         self._starts = np.concatenate([empty, *starts])[order]
         self._shards = np.concatenate([empty, *numbers])[order]
@@ -125,18 +126,19 @@ class SectionReader:
         return len(self._keys)
 
     def check_content(self) -> None:
-        """Check that no example is stored twice and that no number is NaN.
+        """Check that examples are unique and no number is 'nan'.
 
         Raises:
-            CheckpointError: If an example is stored twice, or a number is NaN.
+            CheckpointError: If not.
         """
         if len(np.unique(self._keys)) != len(self._keys):
             raise CheckpointError(
-                f"{self.section.name!r} must hold every example once; got one twice"
+                f"{self.target_set.name!r} must hold every example once; got one twice"
             )
-        for entry in (tensor for file in self._files for tensor in file.values()):
-            if entry.is_floating_point() and bool(entry.isnan().any()):
-                raise CheckpointError(f"{self.section.name!r} must hold numbers; some are 'nan'")
+        for tensor in (tensor for file in self._files for tensor in file.values()):
+            # Infinities are legal: unused entries of `top_k` and classes ruled out by a head.
+            if tensor.is_floating_point() and bool(tensor.isnan().any()):
+                raise CheckpointError(f"{self.target_set.name!r} must hold numbers; some are 'nan'")
 
     def target(self, batch: Batch, *, selected: bool, rows: int) -> Target:
         """Return the targets of a batch.
@@ -144,95 +146,95 @@ class SectionReader:
         Args:
             batch: The batch.
             selected: Whether only its selected positions are read.
-            rows: Number of rows, as the objective counts them.
+            rows: Number of rows, as counted by the objective.
 
         Raises:
-            DataError: If an example or a position is not stored, or the number of stored rows
-                differs from `rows`.
+            DataError: If an example or a position is not stored, with its number. If the number of
+                stored rows differs.
         """
-        places = self._find(example_keys(batch, selected=self.section.selected))
+        places = self._find(example_keys(batch, selected=self.target_set.selected))
         counts = self._counts[places]
-        if selected and not self.section.selected:
-            selection = selected_places(batch)
-            lengths = np.array([len(positions) for positions in selection])
-            inside = np.concatenate(selection)
+        if selected and not self.target_set.selected:
+            # Targets of all positions serve an objective on selected ones: pick their rows.
+            row_numbers = selected_places(batch)
+            lengths = np.array([len(numbers) for numbers in row_numbers])
+            offsets = np.concatenate(row_numbers)
         else:
-            # After pooling or with patches the positions of a model differ from those of the data,
-            # and only the counts of the capture are valid. Otherwise the data's counts are used,
-            # since a batch may be shorter than the captured example.
-            is_counted = self.section.selected or counts.sum() == rows
+            # With pooling or patches the positions differ from those of the data, and only the
+            # counts of the capture are right. Otherwise the student may read shorter examples.
+            is_counted = self.target_set.selected or counts.sum() == rows
             lengths = counts if is_counted else data_counts(batch)
-            inside = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
-        _check_rows(inside, np.repeat(counts, lengths), lengths)
-        if len(inside) != rows:
+            # 0, 1, ... within each example, without a loop.
+            offsets = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+        _check_rows(offsets, np.repeat(counts, lengths), lengths)
+        if len(offsets) != rows:
             raise DataError(
-                f"'targets' must hold the {rows} rows of the batch that are read; got {len(inside)}"
+                f"'targets' must hold the {rows} rows of the batch that are read; got "
+                f"{len(offsets)}"
             )
-        # Row of the shard: first row of the example plus the number within the example.
-        stored_rows = np.repeat(self._starts[places], lengths) + inside
-        entries = self._gather(stored_rows, np.repeat(self._shards[places], lengths))
-        device = batch.leading.device
-        on_device = {name: entry.to(device, non_blocking=True) for name, entry in entries.items()}
-        return self.section.codec.decode(on_device, self.section.width)
+        shard_rows = np.repeat(self._starts[places], lengths) + offsets
+        entries = self._gather(shard_rows, np.repeat(self._shards[places], lengths))
+        # Compressed entries are moved to the batch and decoded there: fewer bytes to transfer.
+        entries = {name: beside(entry, batch.leading) for name, entry in entries.items()}
+        return self.target_set.codec.decode(entries, self.target_set.width)
 
     def _find(self, keys: Shaped[np.ndarray, " example"]) -> Int[np.ndarray, " example"]:
         if not len(self._keys):
-            raise DataError(f"'targets' must hold some of {self.section.name!r}; got none")
-        # The insertion point of a missing key may be past the end or at another key, so the keys
-        # found are compared.
+            raise DataError(f"'targets' must hold some of {self.target_set.name!r}; got none")
+        # A key greater than all stored ones would be found past the end.
         places = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
         missing = np.flatnonzero(self._keys[places] != keys)
         if len(missing):
             remedy = (
-                "capturing with this spec adds what a longer run or other data need; or read the "
-                "data that were captured ('data_seed')"
-                if self._is_whole
-                else "a capture of them was stopped, and capturing again goes on"
+                "capturing with this spec adds the targets of a longer run or of other data; or "
+                "read the captured data ('data_seed')"
+                if self._has_all
+                else "their capture was stopped; run `curricle targets capture` again to finish"
             )
             raise DataError(
                 f"'targets' must hold every example that is read; example {missing[0]} of a batch "
-                f"is not among the {len(self._keys)} of {self.section.name!r}; {remedy}"
+                f"is not among the {len(self._keys)} of {self.target_set.name!r}; {remedy}"
             )
         return places
 
     def _gather(self, rows: Int[np.ndarray, " row"], shards: Int[np.ndarray, " row"]) -> Entries:
-        """Return the encoded rows at some places of some files, in their order."""
-        used = np.unique(shards)
-        # The common case needs no second copy of the rows.
-        if len(used) == 1:
-            numbers = torch.from_numpy(rows)
-            return {name: tensor[numbers] for name, tensor in self._files[used[0]].items()}
-        gathered: dict[str, Tensor] = {}
-        for shard in used:
+        """Return encoded rows of several files, in the order of the arguments."""
+        distinct = np.unique(shards)
+        # Batches in the order of the capture come from a single file, without a copy in between.
+        if len(distinct) == 1:
+            index = torch.from_numpy(rows)
+            return {name: tensor[index] for name, tensor in self._files[distinct[0]].items()}
+        entries: dict[str, Tensor] = {}
+        for shard in distinct:
             places = torch.from_numpy(np.flatnonzero(shards == shard))
-            numbers = torch.from_numpy(rows[shards == shard])
+            index = torch.from_numpy(rows[shards == shard])
             for name, tensor in self._files[shard].items():
-                if name not in gathered:
-                    gathered[name] = tensor.new_empty((len(rows), *tensor.shape[1:]))
-                gathered[name][places] = tensor[numbers]
-        return gathered
+                if name not in entries:
+                    entries[name] = tensor.new_empty((len(rows), *tensor.shape[1:]))
+                entries[name][places] = tensor[index]
+        return entries
 
 
 def _check_rows(
-    inside: Int[np.ndarray, " row"],
+    offsets: Int[np.ndarray, " row"],
     counts: Int[np.ndarray, " row"],
     lengths: Int[np.ndarray, " example"],
 ) -> None:
     """Check that every row is stored.
 
     Args:
-        inside: Number of each row within its example.
-        counts: Number of stored rows of its example.
-        lengths: Number of rows of each example, to name the missing row.
+        offsets: Number of each row in its example.
+        counts: Stored rows of the example of each row.
+        lengths: Rows read of each example.
 
     Raises:
-        DataError: If a row is not stored.
+        DataError: If a row is not stored; the message has its position and example.
     """
-    missing = np.flatnonzero(inside >= counts)
+    missing = np.flatnonzero(offsets >= counts)
     if len(missing):
         first = missing[0]
         example = np.searchsorted(lengths.cumsum(), first, side="right")
         raise DataError(
-            f"'targets' must hold every position that is read; position {inside[first]} of example "
-            f"{example} of a batch is not among its first {counts[first]}"
+            f"'targets' must hold every position that is read; position {offsets[first]} of "
+            f"example {example} of a batch is not among its first {counts[first]}"
         )

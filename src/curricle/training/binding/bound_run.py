@@ -1,6 +1,6 @@
 """Do the declared parts fit together, and what does each stage cost?
 
-Binding gives a curriculum its models, data and device. It resolves taps to places, draws the
+Binding gives a curriculum its models, data and placement. It resolves taps to places, draws the
 projections, checks widths and vocabularies, finds which parameters each stage reaches, and
 measures the FLOPs and memory of one step of each stage, all before a weight has moved. `curricle
 plan` prints what it finds, also while the teacher's checkpoints are still to be made: that they are
@@ -10,7 +10,6 @@ Design: what a stage reaches is found by running one step of it and asking autog
 right for every module, tied weights and unused branches included.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.curriculum.durations import Duration, Unit
+from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.data.streams import Batch, Stream
-from curricle.errors import BindError
+from curricle.data.streams import Batch, Stream, named
+from curricle.errors import BindError, DataError
 from curricle.models.aliasing import check_apart
 from curricle.models.axes import observing
 from curricle.models.decisions import check_pair, model_notes, probability_note
@@ -49,7 +48,7 @@ from curricle.objectives.base import (
 from curricle.objectives.hidden import MatchHidden
 from curricle.protocols import conforms
 from curricle.records import StagePlan
-from curricle.teachers.live import LiveTeacher
+from curricle.teachers.live import LiveTeacher, aligned
 from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import (
@@ -58,7 +57,7 @@ from curricle.training.binding.batches import (
     TableWatch,
     check_token_lengths,
     has_token_lengths,
-    length_notes,
+    position_notes,
 )
 from curricle.training.binding.bound_objectives import (
     Term,
@@ -74,7 +73,9 @@ from curricle.training.binding.trials import tried_on
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state, surrounding_notes
 from curricle.training.process.costs import Meter
+from curricle.training.process.placement import place_model
 from curricle.training.settings import EngineSettings
+from curricle.training.timeline import Span, check_rule, plan_spans
 
 
 @final
@@ -84,10 +85,8 @@ class BoundStage:
 
     declared: Stage
     """The stage as declared."""
-    start: int
-    """First step of the stage, counted over the whole run."""
-    end: int
-    """Step after the last."""
+    span: Span
+    """Planned steps of the stage; a `Timeline` has the real ones."""
     terms: tuple[Term, ...]
     """The bound objectives."""
     reads: Reads
@@ -145,8 +144,8 @@ class BoundRun:
 
     @property
     def num_steps(self) -> int:
-        """Return the length of the run."""
-        return self.stages[-1].end
+        """Return the length of the run if every stage takes its longest."""
+        return self.stages[-1].span.end
 
 
 @standard_state(trains=False)
@@ -164,8 +163,8 @@ def bind(
 
     Args:
         curriculum: What to run.
-        student: The model that learns; moved to the device.
-        teacher: The model that teaches, which is moved to the device, or its stored targets.
+        student: The model that learns; it is placed.
+        teacher: The model that teaches, which is placed, or its stored targets.
         stream: Training data.
         optimizer: How the weights move.
         settings: How the engine runs.
@@ -174,12 +173,11 @@ def bind(
     Raises:
         BindError: If the parts do not fit; the stage is named.
     """
-    device = settings.torch_device()
     live = None if isinstance(teacher, StoredTeacher) else teacher
     _check_models(student.module, None if live is None else live.model.module, optimizer)
-    student.module.to(device)
+    place_model(settings.placement, student)
     if live is not None:
-        live.model.module.to(device)
+        place_model(settings.placement, live.model)
     elif curriculum.start is not None and teacher is not None:
         raise BindError(f"'start' {curriculum.start.kind!r} needs a teacher with weights; got none")
     elif teacher is None and curriculum.teachers:
@@ -195,10 +193,13 @@ def bind(
     check_token_lengths(curriculum.stages, stream)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
-    for stage, end in zip(curriculum.stages, _ends(curriculum.stages, stream), strict=True):
-        start = bound[-1].end if bound else 0
+    spans = plan_spans(
+        curriculum.stages, batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
+    )
+    for stage, span in zip(curriculum.stages, spans, strict=True):
         try:
-            next_stage = probe.stage(stage, start=start, end=end, reached=reached)
+            check_rule(span, evaluate_every=settings.evaluate_every)
+            next_stage = probe.stage(stage, span, reached=reached)
         except BindError as error:
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
@@ -222,7 +223,7 @@ def bind(
             *weight_notes(student.module),
             *mode_notes(student.module),
             *probe.notes(),
-            *length_notes(stream, stream.batch(0)),
+            *position_notes(stream, stream.batch(0)),
             *probe.decisions(live),
         ),
         tables=probe.tables.limits,
@@ -238,25 +239,6 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
     if teacher is not None:
         check_present(teacher, "teacher")
         check_apart(student, teacher, names=("student", "teacher"))
-
-
-def _ends(stages: Sequence[Stage], stream: Stream) -> list[int]:
-    """Return the step after the last of each stage: there all that was declared is covered.
-
-    Rounding each stage by itself would make a run of many stages longer than it was declared.
-    """
-    declared: Counter[Unit] = Counter()
-    ends: list[int] = []
-    for stage in stages:
-        declared[stage.duration.unit] += stage.duration.number
-        covering = sum(
-            Duration(number=number, unit=unit).steps(
-                batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
-            )
-            for unit, number in declared.items()
-        )
-        ends.append(max(covering, ends[-1] + 1 if ends else 1))
-    return ends
 
 
 def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
@@ -300,7 +282,7 @@ class _Probe:
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
         self._stream, self.tables = stream, TableWatch()
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
-        self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
+        self._part = settings.placement.part_of(self._whole.split(settings.accumulation)[0])
         self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
         self._compares_logits = False
         self._logits_notes = {"student": "", "teacher": ""}
@@ -322,7 +304,7 @@ class _Probe:
     def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
         """Return the stream with the checks that the bound stages need."""
         limits = [
-            (stage.start, stage.end, term.objective.label_classes)
+            (stage.span.earliest, stage.span.end, term.objective.label_classes)
             for stage in stages
             for term in stage.terms
             if conforms(term.objective, ReadsLabels)
@@ -335,7 +317,7 @@ class _Probe:
             is_uniform=has_token_lengths([stage.declared for stage in stages]),
         )
 
-    def stage(self, stage: Stage, *, start: int, end: int, reached: frozenset[str]) -> BoundStage:
+    def stage(self, stage: Stage, span: Span, *, reached: frozenset[str]) -> BoundStage:
         each = [self._reads(objective) for objective in stage.objectives]
         reads = merge_reads(each, full_student=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
@@ -354,7 +336,7 @@ class _Probe:
             student = self._learn(reads, student_meter)
             shown = self._teach(each, student, teacher_meter) if needs_teacher else None
             sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
-            terms = self._terms(stage, each, replace(sample, num_steps=end - start))
+            terms = self._terms(stage, each, replace(sample, num_steps=span.most))
             self._note_logits(each, student, shown)
             tried = opened(terms)
             adapters = list(adapters_of(tried).parameters())
@@ -377,7 +359,8 @@ class _Probe:
             name=stage.name,
             teacher=_teacher_words(stage) if needs_teacher else "none",
             **described(terms),
-            steps=end - start,
+            steps=span.most,
+            until="" if isinstance(stage.duration, Duration) else str(stage.duration),
             student_flops=student_meter.flops * self._settings.accumulation,
             teacher_flops=teacher_meter.flops * self._settings.accumulation,
             trained_parameters=self._count(trained),
@@ -387,8 +370,7 @@ class _Probe:
         )
         return BoundStage(
             declared=stage,
-            start=start,
-            end=end,
+            span=span,
             terms=terms,
             reads=reads,
             trained=trained,
@@ -435,12 +417,14 @@ class _Probe:
         Args:
             teacher: The model that teaches, if one runs.
         """
-        inputs, taken = self._part.inputs, self._logits_notes
-        notes = model_notes(self._student, "student", inputs, taken["student"])
+        student, taught = self._part, self._part.for_teacher
+        taken = self._logits_notes
+        notes = model_notes(self._student, "student", student.inputs, taken["student"])
         if teacher is None:
             return notes
         pair = check_pair(self._student, teacher.model) if self._compares_logits else ()
-        return (*notes, *model_notes(teacher.model, "teacher", inputs, taken["teacher"]), *pair)
+        theirs = model_notes(teacher.model, "teacher", taught.inputs, taken["teacher"])
+        return (*notes, *theirs, *pair)
 
     def _reads(self, objective: Objective) -> Reads:
         teacher = None if self._teacher is None else self._teacher.model
@@ -449,11 +433,12 @@ class _Probe:
     def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
             self._teacher.check_precision(self._settings.precisions[-1])
-            return self._teacher.shown(each, student)
+            return self._teacher.placeholders(each, student)
         reads = merge_reads(each, full_student=False)
         model, head = require(self._teacher, "teacher").model, reads.teacher_head
+        batch = self._part.for_teacher
         if head:
-            check_head(model, self._part.inputs)
+            check_head(model, batch.inputs)
         with (
             torch.no_grad(),
             self._settings.teacher_autocast(),
@@ -463,10 +448,15 @@ class _Probe:
             ) as read,
         ):
             before = seeding.global_state()
-            shown = tried_on("teacher", read, self._part)
+            shown = tried_on("teacher", read, batch)
         self._teacher_draws |= before != seeding.global_state()
-        check_orientation("teacher", model, shown, self._part)
-        return shown
+        check_orientation("teacher", model, shown, batch)
+        if batch is self._part:
+            return shown
+        try:
+            return aligned(shown, self._part)
+        except DataError as error:
+            raise BindError(str(error)) from error
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:
         model, head = self._student, reads.student_head
@@ -514,9 +504,19 @@ class _Probe:
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 
+    @torch.no_grad()
     def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Target]:
-        with torch.no_grad():
-            return [term.blank(shown, self._part) for term in terms]
+        """Return the target of each objective; of stored ones only the form."""
+        batch, targets = self._part, list[Target]()
+        for term in terms:
+            target: Target = None
+            if term.stored is not None:
+                rows = term.objective.count(batch)
+                target = term.stored.blank(rows, batch.leading)
+            elif shown is not None and term.needs_teacher:
+                target = term.objective.target(shown, batch)
+            targets.append(target)
+        return targets
 
     def _reached(
         self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]
@@ -577,7 +577,7 @@ def _tensors(shown: Activations) -> list[Tensor]:
 
 
 def _data(batch: Batch) -> Iterable[Tensor]:
-    inputs = [batch.inputs] if isinstance(batch.inputs, Tensor) else [*batch.inputs.values()]
+    inputs = [*named(batch.inputs).values()]
     return inputs if batch.labels is None else [*inputs, batch.labels]
 
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from curricle.data.finiteness import non_finite_words
-from curricle.data.labels import misplaced
-from curricle.data.streams import Batch
+from curricle.data.labels import misplaced, require_classes
+from curricle.data.streams import Batch, check_positions
 from curricle.errors import DataError
 from curricle.models.axes import observing
 from curricle.models.tapped import Activations, Reader, TappedModel
-from curricle.objectives.base import check_positions, logits_of, require
+from curricle.objectives.base import logits_of, require
 from curricle.objectives.losses import cross_entropy
 from curricle.training.binding.trials import check_places
+from curricle.training.process.placement import HOST, Placement
 
 LOSS = "nll"
 """The metric that is a loss: that of a teacher is kept with its checkpoints."""
@@ -40,12 +41,12 @@ def _chance(labels: Tensor) -> float:
     return min(1.0, share + 2.0 * math.sqrt(share * (1.0 - share) / len(labels)))
 
 
-def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
+def label_metrics(batches: Sequence[Batch], placement: Placement = HOST) -> Evaluator:
     """Return an evaluator that gives `accuracy` and `nll` against the labels of fixed batches.
 
     Raises:
-        DataError: If there is no labeled position, or all labels are the tokens at their own
-            positions; from the evaluator, if a label is no class of
+        DataError: If there is no labeled position, labels are no classes, or all are the tokens at
+            their own positions; from the evaluator, if a label is no class of
             the model, if the model gives logits elsewhere, or if a metric is not finite for inputs
             that are not.
     """
@@ -59,7 +60,10 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
             "'evaluation' must not have the input ids as labels, which a model only copies; "
             "curricle.stream(loader, next_token=True) shifts them by one position"
         )
-    moved = [batch.to(device) for batch in batches]
+    for batch in batches:
+        if batch.labels is not None:
+            require_classes(batch.labels, "'labels' of 'evaluation'")
+    moved = [placement.part_of(batch) for batch in batches]
     labels = torch.cat([one.labels.long().cpu() for one in batches if one.labels is not None])
     lowest, highest = int(labels.min()), int(labels.max())
 
@@ -75,9 +79,10 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
                 right += int((logits.argmax(-1) == labels).sum())
                 nats += float(cross_entropy(logits, labels))
                 count += batch.num_selected
-        if not math.isfinite(nats):
-            _check_inputs(moved, nats)
-        return {"accuracy": right / count, LOSS: nats / count}
+        hits, loss, number = map(placement.total, (right, nats, count))
+        if not math.isfinite(loss):
+            _check_inputs(moved, loss)
+        return {"accuracy": hits / number, LOSS: loss / number}
 
     # A function keeps it as an attribute, so that evaluators of users need not know of it.
     evaluate.chance = _chance(labels)  # type: ignore[attr-defined]

@@ -34,7 +34,6 @@ from curricle.training.loop.stage_loss import (
     StepLoss,
     open_stage_loss,
 )
-from curricle.training.process.costs import now
 
 MOST_INSPECTED_STEPS = 100
 """Steps whose inputs are inspected after a non-finite loss, where not every loss is checked."""
@@ -61,9 +60,17 @@ class Stepper:
     """Eager steps of one stage."""
 
     def __init__(
-        self, run: BoundRun, stage: BoundStage, optimizer: torch.optim.Optimizer, loss: StageLoss
+        self,
+        run: BoundRun,
+        stage: BoundStage,
+        optimizer: torch.optim.Optimizer,
+        loss: StageLoss,
+        *,
+        start: int,
     ) -> None:
         """Take the parts that `stepping` has opened."""
+        self.start = start
+        """First step of the stage."""
         self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
         self.calibration = Spent()
         """Cost of the teacher's statistics, for objectives that need them."""
@@ -72,17 +79,17 @@ class Stepper:
         self.num_taken = 0
         """Steps taken since the stage was opened."""
         self._parts = run.settings.accumulation
-        self._device = run.settings.torch_device()
+        self._placement = run.settings.placement
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
         # On a GPU a look at every loss would wait for each step.
-        self._checks_each_step = self._device.type == "cpu"
+        self._checks_each_step = not self._placement.is_queued
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         run, stage = self.run, self.stage
         optimizer, declared = run.optimizer, stage.declared
         if declared.schedule == "own":
-            factor = optimizer.schedule.factor(step - stage.start, stage.end - stage.start)
+            factor = optimizer.schedule.factor(step - self.start, stage.span.most)
         else:
             factor = optimizer.schedule.factor(step, run.num_steps)
         return optimizer.learning_rate * factor * declared.learning_rate_scale
@@ -119,9 +126,10 @@ class Stepper:
     def prepared(self, step: int) -> Prepared:
         """Return the inputs of a step, with targets if these are prefetched."""
         batch = self.run.stream.batch(step)
-        # Counted before the batch is split: every micro-batch is divided by the whole count.
+        # Counted before the batch is split among micro-batches and processes: each part of the loss
+        # is divided by the whole count.
         counts = self.loss.counts(batch)
-        parts = [part.to(self._device) for part in batch.split(self._parts)]
+        parts = [self._placement.part_of(part) for part in batch.split(self._parts)]
         is_early = self.run.settings.prefetch == "targets"
         return Prepared(
             counts, [(part, self.loss.targets(part) if is_early else None) for part in parts]
@@ -201,7 +209,7 @@ class Stepper:
         # Where each loss is checked, no step before was at fault.
         number = 1 if self._checks_each_step else self.run.settings.record_every
         number = min(number, MOST_INSPECTED_STEPS)
-        for read in range(max(self.stage.start, step + 1 - number), step + 1):
+        for read in range(max(self.start, step + 1 - number), step + 1):
             if words := non_finite_words(self.run.stream.batch(read), f"step {read}"):
                 return words
         return ""
@@ -236,8 +244,8 @@ class Stepper:
 
     def calibrate(self) -> None:
         """Give the objectives that need them the teacher's statistics over the first batches."""
-        begins = now(self._device)
-        with located(self.stage.declared.name, self.stage.start, self.run.seed):
+        begins = self._placement.now()
+        with located(self.stage.declared.name, self.start, self.run.seed):
             was_needed = self.loss.calibrate(
                 lambda: (self.batch(step) for step in range(CALIBRATION_BATCHES))
             )
@@ -247,12 +255,12 @@ class Stepper:
                 examples=CALIBRATION_BATCHES * stream.batch_size,
                 tokens=CALIBRATION_BATCHES * stream.tokens_per_batch,
                 teacher_flops=CALIBRATION_BATCHES * self.stage.plan.teacher_flops,
-                seconds=now(self._device) - begins,
+                seconds=self._placement.now() - begins,
             )
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step on the device."""
-        return self.run.stream.batch(step).to(self._device)
+        """Return the batch of a step where the models lie."""
+        return self._placement.part_of(self.run.stream.batch(step))
 
 
 @contextmanager
@@ -261,6 +269,7 @@ def stepping(
     stage: BoundStage,
     optimizer: torch.optim.Optimizer,
     *,
+    start: int | None = None,
     resumed: Path | None = None,
 ) -> Iterator[Stepper]:
     """Open a stage: load its teacher, register hooks, freeze the weights that it does not train.
@@ -269,6 +278,7 @@ def stepping(
         run: The run.
         stage: One of its stages.
         optimizer: Moves the student, and the adapters of the stage as long as it is open.
+        start: First step of the stage; None takes the planned one.
         resumed: Checkpoint from which the stage goes on; None begins it.
 
     Yields:
@@ -280,13 +290,14 @@ def stepping(
         if run.settings.compile in {"student", "both"}:
             stack.enter_context(compiled_blocks(run.student))
         stack.callback(run.student.module.zero_grad)
-        stepper = Stepper(run, stage, optimizer, loss)
+        first = stage.span.start if start is None else start
+        stepper = Stepper(run, stage, optimizer, loss, start=first)
         decay = run.optimizer.weight_decay
         stack.enter_context(trained_beside(optimizer, loss.adapters, weight_decay=decay))
         if resumed is not None and len(loss.adapters):
             load_adapters(resumed, loss.adapters, optimizer)
         stepper.calibrate()
         if run.settings.prefetch != "none":
-            prefetcher = Prefetcher(stepper.prepared, run.settings.torch_device())
+            prefetcher = Prefetcher(stepper.prepared, run.settings.placement.side_stream())
             stepper.prefetcher = stack.enter_context(prefetcher)
         yield stepper

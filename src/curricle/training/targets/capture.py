@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
@@ -39,10 +40,10 @@ from curricle.teachers.store.manifest import (
     MANIFEST,
     DataFacts,
     Manifest,
-    Section,
+    TargetSet,
     TeacherFacts,
-    facts_of,
     read_manifest,
+    target_key,
 )
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
@@ -121,7 +122,7 @@ def capture(
     )
     with locked(folder, remedy="wait for its end or take another folder"):
         writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
-        done, total = 0, sum(query.stage.end - query.stage.start for query in queries)
+        done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
             with query.run.settings.stated_threads():
                 for _ in query.captured(writer):
@@ -140,14 +141,15 @@ class TeacherQuery:
     """The run."""
     stage: BoundStage
     """One of its stages."""
-    wanted: list[tuple[Section, int]]
+    wanted: list[tuple[TargetSet, int]]
     """Each kind of target, and the number of the objective that reads it."""
 
     def captured(self, writer: ShardWriter) -> Iterator[None]:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
         with self._open() as loss:
-            for step in range(stage.start, stage.end):
+            # If an earlier stage may end early, a student may read any of these steps.
+            for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
                     for part in run.stream.batch(step).split(run.settings.accumulation):
                         self._store(writer, loss, part)
@@ -155,7 +157,7 @@ class TeacherQuery:
 
     def compared(
         self, steps: int
-    ) -> Iterator[tuple[Section, BoundObjective, Batch, Float[Tensor, "row width"]]]:
+    ) -> Iterator[tuple[TargetSet, BoundObjective, Batch, Float[Tensor, "row width"]]]:
         """Yield the targets of the first steps as the teacher computes them now.
 
         Args:
@@ -166,7 +168,7 @@ class TeacherQuery:
         """
         stage = self.stage
         with self._open() as loss:
-            for step in range(stage.start, min(stage.start + steps, stage.end)):
+            for step in stage.span.possible_steps[:steps]:
                 for part in self._parts(step):
                     with located(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(part)
@@ -175,11 +177,11 @@ class TeacherQuery:
                         yield section, loss.terms[number].objective, part, target
 
     def _parts(self, step: int) -> list[Batch]:
-        """Return the parts of the batch of a step on the device."""
+        """Return the parts of the batch of a step where the teacher lies."""
         run = self.run
         with located(self.stage.declared.name, step, run.seed):
             parts = run.stream.batch(step).split(run.settings.accumulation)
-            return [part.to(run.settings.torch_device()) for part in parts]
+            return [run.settings.placement.part_of(part) for part in parts]
 
     @contextmanager
     def _open(self) -> Iterator[StageLoss]:
@@ -189,30 +191,33 @@ class TeacherQuery:
             The loss of the stage, which can give targets only.
         """
         run, stage = self.run, self.stage
-        teacher, device = run.teacher, run.settings.torch_device()
+        teacher, place = run.teacher, run.settings.placement.part_of
         assert isinstance(teacher, LiveTeacher)  # noqa: S101 - checked by `capture`
         with (
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):
-            with located(stage.declared.name, stage.start, run.seed):
+            with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
-                    lambda: (
-                        run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)
-                    )
+                    lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
                 )
             yield loss
 
     def _store(self, writer: ShardWriter, loss: StageLoss, part: Batch) -> None:
         keys = [example_keys(part, selected=section.selected) for section, _ in self.wanted]
         missing = [
-            writer.lacks(section, keys_of_section)
+            writer.find_missing(section, keys_of_section)
             for (section, _), keys_of_section in zip(self.wanted, keys, strict=True)
         ]
         if not any(is_missing.any() for is_missing in missing):
             return
-        moved = part.to(self.run.settings.torch_device())
-        targets = loss.targets(moved)
+        moved = self.run.settings.placement.part_of(part)
+        numbers = {
+            number
+            for (_, number), is_missing in zip(self.wanted, missing, strict=True)
+            if is_missing.any()
+        }
+        targets = loss.targets(moved, numbers)
         columns = zip(self.wanted, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
             if not is_missing.any():
@@ -222,7 +227,7 @@ class TeacherQuery:
             counts = counts_of(loss.terms[number].objective, part)
             rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
             random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
-            entries = section.codec.encode(target[rows.to(target.device)], random)
+            entries = section.codec.encode(target[beside(rows, target)], random)
             writer.add(section, keys_of_section[is_missing], counts[is_missing], entries)
 
 
@@ -245,7 +250,9 @@ def _query(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> TeacherQue
     return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
 
 
-def _asked(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Iterator[tuple[Section, int]]:
+def _asked(
+    run: BoundRun, stage: BoundStage, codecs: TargetCodecs
+) -> Iterator[tuple[TargetSet, int]]:
     """Yield the kind of target of each objective with a teacher, and the objective's number."""
     for number, term in enumerate(stage.terms):
         if term.needs_teacher:
@@ -273,11 +280,11 @@ def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
 
 def _section(
     objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
-) -> Section:
+) -> TargetSet:
     """Return what an objective's targets are."""
-    facts = facts_of(objective, stream)
+    facts = target_key(objective, stream)
     assert conforms(objective, Storable)  # noqa: S101 - or it would have no facts
-    return Section(
+    return TargetSet(
         reference=reference,
         facts=facts,
         selected=objective.reads_selected,
@@ -332,7 +339,7 @@ def _merged(folder: Path, wanted: Manifest) -> Manifest:
             f"{there.teacher.precision!r}; capture into another folder"
         )
     for section in wanted.sections:
-        found = there.section(section.name)
+        found = there.target_set(section.name)
         if found is not None and found != section:
             raise CheckpointError(
                 f"{str(folder)!r} must hold targets packed as {section.codec}; got {found.codec}; "

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from curricle.data.synthetic.derivations import Derivations, Sampler
-from curricle.data.synthetic.grammars import Grammar, parse_rules, shipped
+from curricle.data.synthetic.grammars import Grammar, shipped, written
 from curricle.errors import DataError, SpecError
 from curricle.seeding import numpy_generator
 
 # Nothing is left to chance here: the only string is 1 2 2 1 1.
-CERTAIN = Grammar(name="certain", start=6, rules=parse_rules("6 = 5 4 5\n5 = 1 2\n4 = 2"))
+CERTAIN = Grammar(name="certain", start=6, rules=written("6 = 5 4 5\n5 = 1 2\n4 = 2"))
 TREES = Derivations(
     lengths=np.array([5, 5]),
     ancestors=np.array([[1, 2, 2, 1, 2] * 2, [5, 5, 4, 5, 5] * 2, [6] * 10]),

@@ -12,13 +12,13 @@ from curricle.data.synthetic.grammar_statistics import (
     num_derivations,
     string_statistics,
 )
-from curricle.data.synthetic.grammars import Grammar, parse_rules, shipped
+from curricle.data.synthetic.grammars import Grammar, shipped, written
 from curricle.errors import DataError, SpecError
 
 # 6 gives 1 2 2 and 1 2 1 1 with chance 1/4 each, then 2 and 1 1.
-SMALL = Grammar(name="small", start=6, rules=parse_rules("6 = 5 4 | 4\n5 = 1 2\n4 = 2 | 1 1"))
+SMALL = Grammar(name="small", start=6, rules=written("6 = 5 4 | 4\n5 = 1 2\n4 = 2 | 1 1"))
 # Both rules of 4 give the string 1 1, in one way each.
-DOUBLED = Grammar(name="doubled", start=4, rules=parse_rules("4 = 2 2 | 3\n2 = 1\n3 = 1 1"))
+DOUBLED = Grammar(name="doubled", start=4, rules=written("4 = 2 2 | 3\n2 = 1\n3 = 1 1"))
 
 
 def law(*chances: float) -> StringStatistics:

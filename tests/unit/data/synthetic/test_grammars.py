@@ -4,25 +4,21 @@ from dataclasses import replace
 
 import pytest
 
-from curricle.data.synthetic.grammars import GRAMMARS, Grammar, parse_rules, shipped
+from curricle.data.synthetic.grammars import GRAMMARS, Grammar, shipped, written
 from curricle.errors import SpecError
 from curricle.values import fingerprint, parse, plain
 
-SMALL = Grammar(name="small", start=6, rules=parse_rules("6 = 5 4 | 4\n5 = 1 2\n4 = 2 | 1 1"))
+SMALL = Grammar(name="small", start=6, rules=written("6 = 5 4 | 4\n5 = 1 2\n4 = 2 | 1 1"))
 
 
 def test_rules_are_read_line_by_line() -> None:
-    assert parse_rules("\n 7 = 3 1 | 1 2 3 \n\n 8 = 2\n") == (
-        (7, (3, 1)),
-        (7, (1, 2, 3)),
-        (8, (2,)),
-    )
+    assert written("\n 7 = 3 1 | 1 2 3 \n\n 8 = 2\n") == ((7, (3, 1)), (7, (1, 2, 3)), (8, (2,)))
 
 
 @pytest.mark.parametrize("line", ["7 - 3", "7 = a", "= 3", "7 = 3 = 1"])
 def test_a_line_that_is_no_rule_is_refused(line: str) -> None:
     with pytest.raises(SpecError, match=rf"^a rule must read like '7 = 3 1 .*; got '{line}'$"):
-        parse_rules(line)
+        written(line)
 
 
 def test_symbols_without_rules_are_terminals() -> None:
@@ -60,7 +56,7 @@ def test_a_grammar_is_read_back_from_plain_data() -> None:
 )
 def test_a_mistake_in_a_grammar_is_told(start: int, rules: str, sentence: str) -> None:
     with pytest.raises(SpecError, match=sentence):
-        Grammar(name="wrong", start=start, rules=parse_rules(rules))
+        Grammar(name="wrong", start=start, rules=written(rules))
 
 
 @pytest.mark.parametrize(("name", "rules"), [("cfg3b", 32), ("cfg3b-p2", 31), ("cfg3f", 54)])

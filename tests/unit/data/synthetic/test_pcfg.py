@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curricle.data.streams import Batch
 from curricle.data.synthetic.derivations import IGNORED
-from curricle.data.synthetic.grammars import Grammar, parse_rules, shipped
+from curricle.data.synthetic.grammars import Grammar, shipped, written
 from curricle.data.synthetic.pcfg import (
     CausalStrings,
     MaskedStrings,
@@ -24,7 +24,7 @@ from curricle.errors import SpecError
 
 SHORT = shipped("cfg3b", start=13)
 # The only string is 5 5 9, so ids are 0 0 1; begin 2, padding 4, mask 5.
-CERTAIN = Grammar(name="certain", start=11, rules=parse_rules("11 = 10 10 12\n10 = 5\n12 = 9"))
+CERTAIN = Grammar(name="certain", start=11, rules=written("11 = 10 10 12\n10 = 5\n12 = 9"))
 BEGIN, PAD, MASK = 3, 5, 6
 
 
