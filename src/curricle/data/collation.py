@@ -13,7 +13,7 @@ only.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, final
 
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
