@@ -56,7 +56,7 @@ from tests.parts import bound, mlp, parity
 
 PAIR = LayerPair(student=1, teacher=1)
 CENTERED = MatchHidden(pair=PAIR, center=True)
-EXTRACTION = extraction(total=TOTAL, share=0.5)
+EXTRACTION = extraction(total=TOTAL, layer_fraction=0.5)
 MOMENTUM = SGD(learning_rate=0.1, momentum=0.9)
 
 SETTINGS: dict[str, Run] = {
@@ -130,7 +130,9 @@ def ended_early(folder: Path) -> Performance:
     """Return the performance of a run that ends at its second evaluation, below its budget."""
     del folder
     run = bound(
-        extraction(total="30 steps", share=0.3), settings=plain_settings(), student=mlp(5, 4)
+        extraction(total="30 steps", layer_fraction=0.3),
+        settings=plain_settings(),
+        student=mlp(5, 4),
     )
     evaluations: list[float] = []
 

@@ -12,12 +12,12 @@ from pydantic_core import to_jsonable_python
 
 from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.logits import LabelLoss, MatchLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
 
 Shipped = Annotated[
-    MatchHidden | MatchLogits | FitLabels | LearnedTemperature, Field(discriminator="kind")
+    MatchHidden | MatchLogits | LabelLoss | LearnedTemperature, Field(discriminator="kind")
 ]
 
 
@@ -34,7 +34,7 @@ def _serialize(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: A
     Digests of runs are computed from these data. User-defined objectives are not read back, since
     only Python code can create them.
     """
-    if isinstance(objective, MatchHidden | MatchLogits | FitLabels | LearnedTemperature):
+    if isinstance(objective, MatchHidden | MatchLogits | LabelLoss | LearnedTemperature):
         return handler(objective)
     kind = type(objective)
     attributes = to_jsonable_python(objective, fallback=lambda item: getattr(item, "__dict__", {}))

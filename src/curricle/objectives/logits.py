@@ -279,7 +279,7 @@ class BoundLogits:
 
 @final
 @value
-class FitLabels:
+class LabelLoss:
     """Fit the data's labels by cross-entropy; mean over labeled positions, in nats."""
 
     kind: Literal["labels"] = "labels"
@@ -332,9 +332,9 @@ def _check_places(
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BoundLabels:
-    """`FitLabels` with the student's number of classes."""
+    """`LabelLoss` with the student's number of classes."""
 
-    declared: FitLabels
+    declared: LabelLoss
     label_classes: int
     """Number of classes of the student."""
 
@@ -347,7 +347,7 @@ class _BoundLabels:
         if batch.labels is None:
             names = "" if isinstance(batch.inputs, Tensor) else f" of {[*batch.inputs]}"
             raise BindError(
-                f"'labels' must be in the data for FitLabels, under that name; got batches{names} "
+                f"'labels' must be in the data for LabelLoss, under that name; got batches{names} "
                 f"without labels{misplaced(batch.inputs)}"
             )
         return batch.num_selected

@@ -72,7 +72,7 @@ def text_demo(output_dir: str) -> RunSpec:
                     "kind": "extraction",
                     "pairs": [{"student": tap, "teacher": tap} for tap in (1, 2)],
                     "shared_projection": True,
-                    "share": 0.3,
+                    "layer_fraction": 0.3,
                 }
             ),
         },

@@ -21,7 +21,7 @@ class Walk:
 
 def test_a_length_may_be_a_text_wherever_users_give_one() -> None:
     # Without casts, since the type checker has to accept texts as well.
-    stage = curricle.Stage(name="labels", duration="2k steps", objectives=(curricle.FitLabels(),))
+    stage = curricle.Stage(name="labels", duration="2k steps", objectives=(curricle.LabelLoss(),))
     layer = curricle.LayerPair(student=1, teacher=1)
     curricula = [
         curricle.extraction(total="2k steps", pairs=(layer,), durations=("500 steps",)),

@@ -69,9 +69,7 @@ def test_without_a_compiler_nothing_is_begun(
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
     run, outputs = quick(mlp(16)), Outputs(folder=tmp_path / "run")
-    with pytest.raises(
-        BindError, match=r"^'compile' must be 'none' on a machine without"
-    ):
+    with pytest.raises(BindError, match=r"^'compile' must be 'none' on a machine without"):
         execute(run, evaluate, metric="accuracy", outputs=outputs)
     assert not (tmp_path / "run").exists()
 
@@ -79,8 +77,6 @@ def test_without_a_compiler_nothing_is_begun(
 def test_a_teacher_without_blocks_has_nothing_to_compile(compiled: list[object]) -> None:
     with seeding.scoped(0, "model"):
         run = quick(tapped(nn.Linear(6, 2)))
-    with pytest.raises(
-        BindError, match=r"^'compile=teacher' cannot be used with a teacher"
-    ):
+    with pytest.raises(BindError, match=r"^'compile=teacher' cannot be used with a teacher"):
         execute(run, evaluate, metric="accuracy", outputs=Outputs())
     assert not compiled

@@ -298,9 +298,7 @@ def test_a_class_that_is_not_stacked_takes_no_steps_ahead() -> None:
     chairs = [
         SharedRun(run=run, evaluate=evaluate, outputs=Outputs()) for run in seats(AHEAD, "plain")
     ]
-    with pytest.raises(
-        BindError, match=r"^'compiled_steps=\d+' cannot .* with 'share_teacher': "
-    ):
+    with pytest.raises(BindError, match=r"^'compiled_steps=\d+' cannot .* with 'share_teacher': "):
         execute_shared(chairs, metric="accuracy")
 
 
