@@ -24,7 +24,7 @@ _HOMES = MappingProxyType(
         "Curriculum": "curricle.curriculum.stages",
         "Duration": "curricle.curriculum.durations",
         "EngineSettings": "curricle.training.settings",
-        "LabelLoss": "curricle.objectives.logits",
+        "LabelLoss": "curricle.objectives.labels",
         "LayerPair": "curricle.objectives.hidden",
         "MLP": "curricle.models.mlp",
         "MatchHidden": "curricle.objectives.hidden",
@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from curricle.models.mlp import MLP as MLP
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
-    from curricle.objectives.logits import LabelLoss as LabelLoss
+    from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.compare import compare as compare

@@ -25,7 +25,8 @@ from curricle.objectives.base import BoundObjective, Objective, Reads, Sample, p
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.divergences import JSD, ReverseKL, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.values import parse, plain

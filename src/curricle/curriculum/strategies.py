@@ -8,7 +8,7 @@ new method is another function, or a list of explicit stages.
 | `extraction` | per layer pair: MSE to a projected teacher layer; then KL to its logits | [CE] |
 | `progressive` | per checkpoint of the teacher's training: KL to its logits | [PD] |
 | `one_shot` | KL to the finished teacher's logits | Hinton et al. 2015 |
-| `from_labels` | cross-entropy to the labels, no teacher | |
+| `from_labels` | a loss against the labels, no teacher | |
 
 References:
     [CE] Gupta and Karmalkar 2025, arXiv 2503.17494.
@@ -32,7 +32,8 @@ from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss, LabelLossName
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Gaussian, Projection
 from curricle.renamed import name_hint
 from curricle.values import checked
@@ -265,14 +266,20 @@ def one_shot(
 
 
 @checked
-def from_labels(*, total: DurationText, name: str = "from_labels") -> Curriculum:
+def from_labels(
+    *,
+    total: DurationText,
+    loss: LabelLossName = "cross_entropy",
+    name: str = "from_labels",
+) -> Curriculum:
     """Return training from the data's labels, without a teacher.
 
     Args:
         total: Length of the curriculum.
+        loss: Loss against the labels; see `LabelLoss`.
         name: Name of the method in reports.
     """
-    stage = Stage(name="labels", duration=total, objectives=(LabelLoss(),))
+    stage = Stage(name="labels", duration=total, objectives=(LabelLoss(loss=loss),))
     return Curriculum(name=name, stages=(stage,))
 
 

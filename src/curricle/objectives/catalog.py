@@ -12,7 +12,8 @@ from pydantic_core import to_jsonable_python
 
 from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
 
@@ -35,7 +36,11 @@ def _serialize(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: A
     only Python code can create them.
     """
     if isinstance(objective, MatchHidden | MatchLogits | LabelLoss | LearnedTemperature):
-        return handler(objective)
+        data = handler(objective)
+        # The default stays unwritten, so that runs from before this field keep their digests.
+        if isinstance(objective, LabelLoss) and objective.loss == "cross_entropy":
+            data.pop("loss")
+        return data
     kind = type(objective)
     attributes = to_jsonable_python(objective, fallback=lambda item: getattr(item, "__dict__", {}))
     return {"own": f"{kind.__module__}.{kind.__qualname__}", "holds": attributes}

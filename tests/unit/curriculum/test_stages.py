@@ -10,7 +10,8 @@ from curricle.curriculum.initialization import PrincipalStart, RandomStart
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import SpecError
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Sign
 from curricle.values import parse, plain
 

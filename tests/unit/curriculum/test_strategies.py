@@ -25,7 +25,8 @@ from curricle.curriculum.strategies import (
 from curricle.errors import SpecError
 from curricle.models.tapped import tap_number
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Orthogonal, Sign
 from curricle.teachers.trajectory import Trajectory
 

@@ -19,7 +19,8 @@ from curricle.objectives.base import (
     require,
 )
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 
 
 @pytest.mark.parametrize("actual", [0, "", False, [], 3])

@@ -11,7 +11,8 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.base import BoundObjective, Reads, Sample
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.values import fingerprint, parse, plain
 
 

@@ -16,7 +16,8 @@ from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations
 from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
 from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 
 
 def bind(

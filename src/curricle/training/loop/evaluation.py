@@ -1,9 +1,6 @@
-"""How good is the student on data that it has not seen?
+"""Evaluation of the student on held-out batches, by the metrics of `curricle.metrics`.
 
-Metrics are exact means over all scored positions of the held-out batches, not means of batch
-means.
-
-Units: accuracy is a share; nll is mean nats a scored position.
+Metrics are exact over all scored positions of the held-out batches, not means of batch means.
 """
 
 import math

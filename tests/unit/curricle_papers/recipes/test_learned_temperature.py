@@ -1,5 +1,6 @@
 from curricle.objectives.catalog import AnyObjective
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.runs.spec import RunSpec
 from curricle.values import parse

@@ -5,7 +5,8 @@ import pytest
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import build
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.runs.spec import load_spec
 from curricle.tasks import PcfgTask, TextTask
 from curricle.values import plain

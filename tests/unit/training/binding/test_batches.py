@@ -14,7 +14,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
-from curricle.objectives.logits import LabelLoss
+from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import (
     RunBatches,

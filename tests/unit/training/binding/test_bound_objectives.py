@@ -12,7 +12,7 @@ from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import LinearMap, adapter_of
 from curricle.objectives.base import BoundObjective, Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss
+from curricle.objectives.labels import LabelLoss
 from curricle.objectives.projections import Learned
 from curricle.training.binding.bound_objectives import (
     Term,

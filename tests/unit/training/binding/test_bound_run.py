@@ -18,7 +18,8 @@ from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned, Sign
 from curricle.objectives.temperature import LearnedTemperature, Temperature
 from curricle.teachers.live import LiveTeacher

@@ -12,7 +12,8 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.streams import Batch
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.stage_loss import StepLoss, open_stage_loss

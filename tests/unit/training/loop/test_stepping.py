@@ -23,7 +23,8 @@ from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import LabelLoss, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Gaussian, Learned
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.records import Spent
