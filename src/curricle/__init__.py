@@ -27,6 +27,7 @@ _HOMES = MappingProxyType(
         "LabelLoss": "curricle.objectives.labels",
         "LayerPair": "curricle.objectives.hidden",
         "MLP": "curricle.models.mlp",
+        "Metric": "curricle.metrics",
         "MatchHidden": "curricle.objectives.hidden",
         "MatchLogits": "curricle.objectives.logits",
         "ParityStream": "curricle.data.synthetic.parity",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from curricle.data.streams import Stream as Stream
     from curricle.data.synthetic.parity import ParityStream as ParityStream
     from curricle.errors import CurricleError as CurricleError
+    from curricle.metrics import Metric as Metric
     from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
     from curricle.objectives.hidden import LayerPair as LayerPair

@@ -14,7 +14,7 @@ Axes: row (scored positions), class, value.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -293,16 +293,3 @@ def is_reached(metric: str, number: float, target: float) -> bool:
         target: Value to be reached.
     """
     return number >= target if METRICS[metric].better == "higher" else number <= target
-
-
-def compute_all(
-    metrics: Iterable[Metric], parts: Mapping[str, Sequence[Any]], count: int
-) -> dict[str, float]:
-    """Return the numbers of some metrics by name.
-
-    Args:
-        metrics: The metrics.
-        parts: Parts of all batches, by the metric's name.
-        count: Number of scored positions.
-    """
-    return {metric.name: metric.compute(parts[metric.name], count) for metric in metrics}

@@ -23,6 +23,7 @@ import torch
 
 from curricle import seeding
 from curricle.errors import CheckpointError, DivergenceError
+from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
 from curricle.records import (
@@ -46,7 +47,7 @@ from curricle.training.loop.checkpoints import (
     read_state,
     save_checkpoint,
 )
-from curricle.training.loop.evaluation import LOSS, Evaluator, chance_of
+from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.loop.recording import run_record, spend, step_record
 from curricle.training.loop.results import plain_metrics
 from curricle.training.loop.resuming import RunFolder, owner_of
@@ -62,7 +63,7 @@ StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
-OUR_METRICS = ("accuracy", LOSS)
+OUR_METRICS = tuple(metric.name for metric in CLASS_METRICS)
 """What every evaluator of ours gives, which need not be tried before training."""
 
 
@@ -393,7 +394,7 @@ class TrainingRun:
             is_taught = stage.plan.reads_logits
             self._has_ended = is_taught and self._until is not None and self._until(metrics)
         if trajectory is not None and is_kept:
-            trajectory.save(self.run.student.module, done, metrics.get(LOSS))
+            trajectory.save(self.run.student.module, done, metrics.get(NLL.name))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not self._has_ended:
