@@ -84,9 +84,9 @@ def timed(run: BoundRun, repetitions: int) -> list[float]:
             optimizer = run.optimizer.build(run.student.module.parameters())
             teaching = run.teacher.teaching(run.settings.teacher_inference)
             with teaching, stepping(run, stage, optimizer) as stepper:
-                stepper.step(stage.start)
+                stepper.step(stage.span.start)
                 started = time.process_time()
-                stepper.step(stage.start)
+                stepper.step(stage.span.start)
                 taken.append(time.process_time() - started)
     return [statistics.median(one) for one in found]
 

@@ -32,7 +32,7 @@ from curricle.models.tapped import TappedModel
 from curricle.tasks import TaskData, TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import BFloat16, Codec, Exact, Int8, Sampled, TopK
-from curricle.teachers.store.manifest import Manifest, Section
+from curricle.teachers.store.manifest import Manifest, TargetSet
 from curricle.teachers.store.shards import ShardWriter, uniforms
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.binding.bound_run import BoundRun, bind
@@ -72,7 +72,7 @@ def weight(codec: Codec, examples: int) -> float:
     is_hidden = isinstance(codec, (Exact, BFloat16, Int8))
     width = WIDTH if is_hidden else CLASSES
     kind = "hidden" if is_hidden else "logits"
-    section = Section(facts={"kind": kind}, selected=False, codec=codec, width=width)
+    section = TargetSet(facts={"kind": kind}, selected=False, codec=codec, width=width)
     with tempfile.TemporaryDirectory() as folder:
         writer = ShardWriter(Path(folder), Manifest(sections=(section,)))
         for number in range(examples):
@@ -133,7 +133,7 @@ def in_turns(live: BoundRun, stored: BoundRun, number: int) -> tuple[float, floa
     with ExitStack() as stack:
         both = [stack.enter_context(stepping_of(run, number)) for run in (live, stored)]
         taken: tuple[list[float], list[float]] = ([], [])
-        for step in range(stage.start, stage.end):
+        for step in range(stage.span.start, stage.span.end):
             for stepper, seconds in zip(both, taken, strict=True):
                 started = time.perf_counter()
                 stepper.step(step)

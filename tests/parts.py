@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.streams import Batch
 from curricle.data.synthetic.parity import ParityStream
+from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
@@ -20,6 +23,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
+from curricle.values import fingerprint, plain
 
 INPUTS, CLASSES = 6, 2
 
@@ -38,6 +42,15 @@ def mlp(*widths: int, seed: int = 0, num_classes: int = CLASSES) -> TappedModel:
 def parity(seed: int = 0, *, purpose: str = "train") -> ParityStream:
     """Return batches of 8 examples."""
     return ParityStream(num_inputs=INPUTS, degree=2, batch_size=8, seed=seed, purpose=purpose)
+
+
+def token_store(tokens: Integer[np.ndarray, " token"], vocabulary: Vocabulary) -> TokenStore:
+    """Return a store of tokens in memory."""
+    return TokenStore(
+        tokens=tokens.astype(np.uint16),
+        vocabulary=vocabulary,
+        fingerprint=fingerprint([tokens.tolist(), plain(vocabulary)]),
+    )
 
 
 def bound(

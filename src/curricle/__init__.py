@@ -20,6 +20,7 @@ _HOMES = MappingProxyType(
     {
         "AdamW": "curricle.training.optimizers",
         "Batch": "curricle.data.streams",
+        "Comparison": "curricle.runs.compare",
         "CurricleError": "curricle.errors",
         "Curriculum": "curricle.curriculum.stages",
         "Duration": "curricle.curriculum.durations",
@@ -40,7 +41,8 @@ _HOMES = MappingProxyType(
         "Stream": "curricle.data.streams",
         "TargetCodecs": "curricle.training.targets.capture",
         "Trajectory": "curricle.teachers.trajectory",
-        "Comparison": "curricle.runs.compare",
+        "UntilMetric": "curricle.curriculum.durations",
+        "UntilPlateau": "curricle.curriculum.durations",
         "capture_targets": "curricle.training.distill",
         "compare": "curricle.runs.compare",
         "distill": "curricle.training.distill",
@@ -61,6 +63,8 @@ __all__ = sorted(_HOMES)  # noqa: PLE0605
 
 if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
+    from curricle.curriculum.durations import UntilMetric as UntilMetric
+    from curricle.curriculum.durations import UntilPlateau as UntilPlateau
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
     from curricle.curriculum.stages import Curriculum as Curriculum

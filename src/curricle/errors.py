@@ -103,6 +103,6 @@ def near_names(name: str, known: Iterable[str], *, most: int = 12) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    shown = ", ".join(map(repr, names[:most])) or "none"
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{question}available: {shown}{rest}"
+    listing = ", ".join(map(repr, names[:most])) or "none"
+    remainder = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{question}available: {listing}{remainder}"

@@ -233,14 +233,16 @@ def usable_folder(folder: str | Path, name: str) -> Path:
     if "\0" in text:
         raise CheckpointError(f"{rule}; got {text!r} with a zero byte")
     path = Path(text)
-    longest = max(path.parts, key=lambda part: len(os.fsencode(part)))
+    longest = max(path.parts, key=lambda component: len(os.fsencode(component)))
     if len(os.fsencode(longest)) > LONGEST_NAME:
         raise CheckpointError(
             f"{rule}; got a name of {len(os.fsencode(longest))} bytes, at most {LONGEST_NAME} are "
             f"allowed: {longest[:40]!r}..."
         )
     try:
-        blocking = next((one for one in (path, *path.parents) if one.exists()), None)
+        blocking = next(
+            (candidate for candidate in (path, *path.parents) if candidate.exists()), None
+        )
     except OSError as error:
         raise CheckpointError(f"{rule}; got {text[:80]!r}: {reason(error)}") from None
     if blocking is not None and not blocking.is_dir():

@@ -25,11 +25,11 @@ def check_memory(needed: int, subject: str) -> None:
     Raises:
         BindError: If they are more than the process could ever get.
     """
-    most = memory_limit()
-    if most is not None and needed > most:
+    limit = memory_limit()
+    if limit is not None and needed > limit:
         raise BindError(
             f"{visible(subject)} must fit into memory; it takes {needed / 1e9:,.1f} GB, and a "
-            f"process gets at most {most / 1e9:,.1f} GB here"
+            f"process gets at most {limit / 1e9:,.1f} GB here"
         )
 
 

@@ -111,7 +111,9 @@ def _kl(scores: Scores) -> float:
             f"'kl' needs equal positions and classes of student and teacher; got logits of shape "
             f"{tuple(scores.student.shape)} and {tuple(teacher.shape)}"
         )
-    return float(forward_kl(scores.student, teacher))
+    return float(
+        forward_kl(scores.student, teacher, student_temperature=1.0, teacher_temperature=1.0)
+    )
 
 
 def _squared_error(scores: Scores) -> float:

@@ -135,8 +135,8 @@ def where_runs_are(folder: Path) -> str:
     """Return the end of an error about a folder that holds no run itself; empty if no recipe's."""
     if not (folder / RECIPE).is_file():
         return ""
-    found = ", ".join(repr(str(panel)) for panel in sorted((folder / PANELS).glob("*/")))
-    return f"; it is a recipe's folder, with {f'runs in {found}' if found else 'no runs'}"
+    panels = ", ".join(repr(str(panel)) for panel in sorted((folder / PANELS).glob("*/")))
+    return f"; it is a recipe's folder, with {f'runs in {panels}' if panels else 'no runs'}"
 
 
 def caution(folder: Path) -> str:

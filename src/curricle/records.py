@@ -7,8 +7,9 @@ Each line ends with a `check` of itself and of all lines before it (see `curricl
 damaged, missing or foreign line is noticed by whoever reads. Files of version 0.1 have none.
 
 The kinds, told apart by `kind`: `run` (once at the start: what was run), `stage` (a stage
-begins), `step` (training loss at intervals), `evaluation` (metrics at intervals) and `end` (once,
-when the run is complete). `Spent` travels with the last four: what had been consumed by then.
+begins), `step` (training loss at intervals), `evaluation` (metrics at intervals), `stage_end` (a
+stage whose duration is a rule ends) and `end` (once, when the run is complete). `Spent` travels
+with all but the first: what had been consumed by then.
 
 What probes have found in a finished run stands beside it in `probes.jsonl`, one `ProbeRecord` a
 line; it can be made again at any time and is no part of the run.
@@ -17,6 +18,7 @@ Units: steps, examples, tokens, FLOPs (multiply and add count as two), seconds o
 evaluation and checkpoints.
 """
 
+import operator
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -91,7 +93,7 @@ class StagePlan:
     widths: str
     """Student and teacher width of each pair."""
     steps: int
-    """Length of the stage, in steps."""
+    """Length of the stage, in steps; the longest if a rule may end it."""
     student_flops: int
     """FLOPs of the student in one step."""
     teacher_flops: int
@@ -105,8 +107,13 @@ class StagePlan:
     reads_logits: bool = True
     """Whether an objective reads the student's logits. Where none does, the output is what it was
     before, and a target that is reached there is reached by chance."""
+    until: str = Field(default="", exclude_if=operator.not_)
+    """Rule that may end the stage before `steps`, in words; left out of files for a fixed
+    length."""
 
 
+EndReason = Literal["length", "plateau", "metric", "goal"]
+"""Reason of a stage's end."""
 AT_CHANCE = (
     "the student ends at chance: its accuracy is that of giving the most frequent label everywhere"
 )
@@ -198,6 +205,28 @@ class EvaluationRecord:
 
 @final
 @value
+class StageEndRecord:
+    """A stage whose duration is a rule ends.
+
+    A stage of a fixed length has no such record: it ends after its planned steps, or earlier if
+    the goal of the run is reached, which ends the whole run.
+    """
+
+    kind: Literal["stage_end"] = "stage_end"
+    stage: str
+    """Name of the stage."""
+    planned: int
+    """Largest number of steps that was planned."""
+    done: int
+    """Number of steps that the stage has taken."""
+    why: EndReason
+    """Reason of the end: `length` (its maximum), `plateau`, `metric`, or `goal` of the run."""
+    spent: Spent
+    """Consumed by the end of the stage."""
+
+
+@final
+@value
 class EndRecord:
     """Closes a complete run."""
 
@@ -233,7 +262,7 @@ class ProbeRecord:
 
 
 Record = Annotated[
-    RunRecord | StageRecord | StepRecord | EvaluationRecord | EndRecord,
+    RunRecord | StageRecord | StepRecord | EvaluationRecord | StageEndRecord | EndRecord,
     Field(discriminator="kind"),
 ]
 

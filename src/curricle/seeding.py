@@ -61,8 +61,8 @@ def scoped(seed: int, purpose: str, *index: int, beyond_torch: bool = False) -> 
     """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     number = derive(seed, purpose, *index)
-    others = foreign(number) if beyond_torch else nullcontext()
-    with _GLOBAL, torch.random.fork_rng(devices=devices), others:
+    foreign_generators = foreign(number) if beyond_torch else nullcontext()
+    with _GLOBAL, torch.random.fork_rng(devices=devices), foreign_generators:
         torch.manual_seed(number)
         yield
 
@@ -96,5 +96,5 @@ def foreign_state() -> tuple[object, ...]:
     """Return a copy of the states of Python's and numpy's global generators; see `global_state`."""
     legacy = np.random.get_state(legacy=True)  # noqa: NPY002 - what models use
     return random.getstate(), *(
-        part.tobytes() if isinstance(part, np.ndarray) else part for part in legacy
+        item.tobytes() if isinstance(item, np.ndarray) else item for item in legacy
     )

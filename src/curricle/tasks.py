@@ -182,10 +182,10 @@ class TextTask:
 
     def tokenizer(self, cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer, in hexadecimal."""
-        made = _text_module().open_tokenizer(
+        tokenizer = _text_module().open_tokenizer(
             self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
         )
-        return hashlib.sha256(made.to_str().encode()).hexdigest()
+        return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
     def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
         """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it.
@@ -195,10 +195,10 @@ class TextTask:
             cache_dir: Where tokenized texts are kept.
         """
         module = _text_module()
-        made = module.open_tokenizer(
+        tokenizer = module.open_tokenizer(
             self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
         )
-        module.write_tokenizer(made, folder, window=self.window)
+        module.write_tokenizer(tokenizer, folder, window=self.window)
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed; the tokenized text is made once and reused.
@@ -210,7 +210,7 @@ class TextTask:
         """
         train, valid = self._store("train", cache_dir), self._store("valid", cache_dir)
         size = train.vocabulary.size
-        texts = " + ".join(Path(one).name for one in names(self.corpus))
+        texts = " + ".join(Path(corpus).name for corpus in names(self.corpus))
         stream = self._stream(train, "train", seed=seed, purpose=reader)
         held_out = self._stream(valid, "valid", seed=EVALUATION_SEED, purpose="evaluation")
         return TaskData(
@@ -297,10 +297,10 @@ class PcfgTask:
                 f"{self.start}; got {self.span_level}"
             )
         for name, default in self._unheeded.items():
-            found = getattr(self, name)
-            if found != default:
+            number = getattr(self, name)
+            if number != default:
                 raise SpecError(
-                    f"{name!r} must be left out with objective {self.objective!r}; got {found}"
+                    f"{name!r} must be left out with objective {self.objective!r}; got {number}"
                 )
 
     @property

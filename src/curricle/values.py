@@ -94,12 +94,12 @@ def value(cls: type[ValueType]) -> type[ValueType]:
     numbers = frozenset(name for name in names if _holds_numbers(cls.__annotations__[name]))
 
     def reject_unknown(_cls: type, data: Any) -> Any:  # noqa: ANN401 - pydantic's own signature
-        given = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
-        if isinstance(given, Mapping):
-            for name in given:
+        fields = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
+        if isinstance(fields, Mapping):
+            for name in fields:
                 if name not in names:
                     raise ValueError(f"{name!r} is not a field; {name_hint(str(name), names)}")
-            _refuse_flags(given, numbers)
+            _refuse_flags(fields, numbers)
         return data
 
     # Pydantic itself asks for a class method here; its types know the plain function only.
@@ -126,7 +126,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
 
 def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
     """Return the first mistake of a validation error as one sentence with the field's path."""
-    first, *others = error.errors(include_url=False)
+    first, *further = error.errors(include_url=False)
     place = _path(first, data)
     path = ".".join(filter(None, [prefix, place]))
     if first["type"] == "union_tag_not_found":
@@ -135,8 +135,8 @@ def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
     if first["type"] in ("value_error", "union_tag_invalid"):
         return f"{path!r}: {rule}" if path else rule
     # A field of several types breaks the rule of each.
-    choices = [_rule(one) for one in others if _path(one, data) == place]
-    rule = " or ".join(dict.fromkeys([rule, *(one.removeprefix(SHOULD) for one in choices)]))
+    choices = [_rule(detail) for detail in further if _path(detail, data) == place]
+    rule = " or ".join(dict.fromkeys([rule, *(detail.removeprefix(SHOULD) for detail in choices)]))
     got = "" if first["type"].startswith("missing") else f"; got {_short(first['input'])}"
     return f"{path!r}: {rule}{got}"
 
@@ -146,9 +146,9 @@ def _rule(error: ErrorDetails) -> str:
     if error["type"] == "value_error":
         return error["msg"].removeprefix("Value error, ")
     if error["type"] == "union_tag_invalid":
-        found, known = error["ctx"]["tag"], error["ctx"]["expected_tags"].split(", ")
-        near = near_names(found, [name.strip("'") for name in known])
-        return f"{found!r} is not a kind; {near}"
+        tag, tags = error["ctx"]["tag"], error["ctx"]["expected_tags"].split(", ")
+        near = near_names(tag, [name.strip("'") for name in tags])
+        return f"{tag!r} is not a kind; {near}"
     message = error["msg"].replace("Tuple ", "List ")
     return RULES.get(error["type"], message[0].lower() + message[1:])
 
@@ -157,16 +157,16 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
     """Return a function whose arguments are validated like the fields of a value."""
     validated = pydantic.validate_call(config=CONFIG)(function)
     signature = inspect.signature(function)
-    known = list(signature.parameters)
+    names = list(signature.parameters)
     numbers = frozenset(
-        name for name in known if _holds_numbers(signature.parameters[name].annotation)
+        name for name in names if _holds_numbers(signature.parameters[name].annotation)
     )
 
     @functools.wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         for name in kwargs:
-            if name not in known:
-                raise SpecError(f"{name!r} is not an argument; {name_hint(name, known)}")
+            if name not in names:
+                raise SpecError(f"{name!r} is not an argument; {name_hint(name, names)}")
         try:
             _refuse_flags(kwargs, numbers)
             return validated(*args, **kwargs)
@@ -215,8 +215,8 @@ def _leaves(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - any annotation
     elif not inner or get_origin(kind) is Literal:
         yield kind
     else:
-        for part in inner:
-            yield from _leaves(part)
+        for argument in inner:
+            yield from _leaves(argument)
 
 
 def _refuse_flags(fields: Mapping[Any, Any], numbers: frozenset[str]) -> None:
@@ -230,23 +230,23 @@ def _refuse_flags(fields: Mapping[Any, Any], numbers: frozenset[str]) -> None:
         SpecError: If there is any.
     """
     for name in numbers:
-        found = fields.get(name)
-        if type(found) not in (int, float, type(None)) and _has_flag(found):
-            raise SpecError(f"{name!r}: {SHOULD}a number, not true or false; got {_short(found)}")
+        field = fields.get(name)
+        if type(field) not in (int, float, type(None)) and _has_flag(field):
+            raise SpecError(f"{name!r}: {SHOULD}a number, not true or false; got {_short(field)}")
 
 
-def _has_flag(found: object) -> bool:
-    if isinstance(found, Mapping):
-        return any(map(_has_flag, found.values()))
-    if isinstance(found, list | tuple):
-        return any(map(_has_flag, found))
+def _has_flag(field: object) -> bool:
+    if isinstance(field, Mapping):
+        return any(map(_has_flag, field.values()))
+    if isinstance(field, list | tuple):
+        return any(map(_has_flag, field))
     # Arrays and tensors of one truth value count as numbers too.
-    return isinstance(found, bool | bytes) or str(getattr(found, "dtype", "")).endswith("bool")
+    return isinstance(field, bool | bytes) or str(getattr(field, "dtype", "")).endswith("bool")
 
 
 def _path(error: ErrorDetails, data: object) -> str:
     """Return the dotted path of an error without the tags that pydantic adds for unions."""
-    parts: list[str] = []
+    names: list[str] = []
     here: Any = data
     for position, item in enumerate(error["loc"]):
         in_mapping = isinstance(here, Mapping) and item in here
@@ -254,13 +254,13 @@ def _path(error: ErrorDetails, data: object) -> str:
             here = here[item]
         elif position < len(error["loc"]) - 1 or not error["type"].startswith("missing"):
             continue
-        parts.append(str(item))
-    return ".".join(parts)
+        names.append(str(item))
+    return ".".join(names)
 
 
-def _short(found: object, most: int = 80) -> str:
-    text = repr(found)
-    return text if len(text) <= most else text[: most - 3] + "..."
+def _short(item: object, max_length: int = 80) -> str:
+    text = repr(item)
+    return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
 @functools.cache

@@ -84,18 +84,18 @@ def from_json(text: str | bytes) -> Any:  # noqa: ANN401 - as above
         JSONDecodeError: If it is not JSON, nested too deeply or holds a number with too many
             digits.
     """
-    shown = text if isinstance(text, str) else repr(text)
+    printable = text if isinstance(text, str) else repr(text)
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         raise
     except RecursionError:
-        raise json.JSONDecodeError("Nested too deeply", shown, 0) from None
+        raise json.JSONDecodeError("Nested too deeply", printable, 0) from None
     except UnicodeDecodeError as error:
-        raise json.JSONDecodeError(f"Not UTF-8 ({error.reason})", shown, error.start) from None
+        raise json.JSONDecodeError(f"Not UTF-8 ({error.reason})", printable, error.start) from None
     except ValueError:
         # Python reads no integer of more than 4,300 digits.
-        raise json.JSONDecodeError("Number with too many digits", shown, 0) from None
+        raise json.JSONDecodeError("Number with too many digits", printable, 0) from None
 
 
 @final
@@ -180,5 +180,5 @@ def _unreadable(node: Node) -> str:
     return f"{_short(str(node.value))} cannot be read as a number or a date"
 
 
-def _short(text: str, most: int = 40) -> str:
-    return repr(text if len(text) <= most else f"{text[:most]}...")
+def _short(text: str, max_length: int = 40) -> str:
+    return repr(text if len(text) <= max_length else f"{text[:max_length]}...")

@@ -1,8 +1,8 @@
-"""Does one gradient step on random projections show the support of a parity where labels do not?
+"""One gradient step on random projections, labels or logits, and the support of a parity.
 
 The check behind the theorem: a teacher that has gone through its two phases, and students whose
 hidden layer takes one large step and whose output layer is then fitted to the teacher's hard
-labels. What the first step follows is the *method*:
+labels. The target of the first step is the *method*:
 
 - `vector`: neuron r follows its own row, the r-th entry of A h(x);
 - `scalar`: the output follows the one number A h(x), so all neurons share one row;
@@ -56,7 +56,7 @@ from curricle_papers.theory.phases import (
 from curricle_papers.theory.readouts import fit_hinge, fit_ridge
 
 Method = Literal["vector", "vector_uncentered", "scalar", "scalar_uncentered", "one_shot"]
-"""What the student's first step follows."""
+"""Target of the student's first step."""
 
 Law = Annotated[Gaussian | Sign, Field(discriminator="kind")]
 """Law of the rows: independent entries of mean 0 and variance 1 / teacher_width."""
@@ -74,7 +74,7 @@ class TheoremSpec:
     num_examples: tuple[Annotated[int, Field(gt=0)], ...] = (500, 2000, 8000)
     """n, examples of the student's first step; every method runs with each."""
     methods: tuple[Method, ...] = ("vector", "vector_uncentered", "one_shot")
-    """What the first step follows."""
+    """Target of the first step."""
     teacher_width: int = Field(default=512, gt=0, multiple_of=2)
     """Neurons of the teacher."""
     student_width: int = Field(default=256, gt=0, multiple_of=2)
@@ -94,10 +94,10 @@ class TheoremSpec:
 @final
 @value
 class TheoremRow:
-    """What one method made of one sample."""
+    """Result of a method on one sample."""
 
     method: Method
-    """What the first step followed."""
+    """Target of the first step."""
     num_inputs: int
     """d."""
     degree: int
@@ -111,7 +111,7 @@ class TheoremRow:
     finds_support: bool
     """Whether the k coordinates with the largest gradient norm are exactly the support."""
     accuracy: float
-    """Share of fresh examples whose parity the student tells; 0.5 is chance."""
+    """Share of fresh examples with the right parity; 0.5 is chance."""
     teacher_accuracy: float
     """The same for the teacher."""
 
@@ -150,7 +150,7 @@ class CorrelationGap:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Check:
-    """What all rows of one seed share."""
+    """Quantities shared by all rows of a seed."""
 
     spec: TheoremSpec
     seed: int
@@ -174,7 +174,7 @@ def theorem_check(spec: TheoremSpec, *, seeds: Sequence[int] = (0, 1, 2)) -> tup
 
     Source:
         [GK25], Algorithms 1 and 2, as far as they are public. Deviation: the target's part of the
-        gradient only; least squares unless `readout` says otherwise.
+        gradient only; least squares unless `readout` is another.
     """
     if spec.degree >= spec.num_inputs:
         raise SpecError(f"'degree' must be below 'num_inputs' {spec.num_inputs}; got {spec.degree}")
@@ -188,7 +188,7 @@ def trained_teacher(spec: TheoremSpec, *, seed: int) -> TwoLayer:
     the finished network.
 
     Args:
-        spec: Sizes; `teacher_examples` tells whether the first phase is sampled.
+        spec: Sizes; `teacher_examples` decides whether the first phase is sampled.
         seed: Seed of the initialization and the samples.
 
     Source:

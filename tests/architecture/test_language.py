@@ -11,7 +11,10 @@ FINISHED = (
     "curricle/curriculum",
     "curricle/objectives",
     "curricle/probes",
-    "curricle_papers/theory",
+    "curricle/cli",
+    "curricle/reports",
+    "curricle/runs",
+    "curricle_papers",
 )
 """Packages that hold the rules; a package is added when it is rewritten."""
 VAGUE = frozenset(

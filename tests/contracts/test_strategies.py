@@ -90,8 +90,8 @@ def test_every_strategy_is_in_the_catalog() -> None:
 @given(total=totals)
 def test_durations_add_up_to_the_total_exactly(arguments: Arguments, total: Duration) -> None:
     durations = [stage.duration for stage in made(arguments, total).stages]
-    assert {duration.unit for duration in durations} == {total.unit}
-    assert sum(duration.number for duration in durations) == total.number
+    assert {duration.at_most.unit for duration in durations} == {total.unit}
+    assert sum(duration.at_most.number for duration in durations) == total.number
 
 
 @every_strategy

@@ -17,8 +17,9 @@ from curricle.data.streams import Batch, Stream
 from curricle.data.synthetic.grammars import shipped
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.synthetic.pcfg import CausalStrings, MaskedStrings
-from curricle.data.text.token_store import TokenStore, Vocabulary, in_memory
+from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.data.text.windows import CausalWindows, MaskedWindows
+from tests.parts import token_store
 
 Make = Callable[[int], Stream]
 STRINGS = shipped("cfg3b", start=13)
@@ -26,7 +27,7 @@ STRINGS = shipped("cfg3b", start=13)
 
 def text() -> TokenStore:
     tokens = np.random.default_rng(0).integers(0, 40, size=3_000)
-    return in_memory(tokens, Vocabulary(size=40, special=(0, 1, 2, 3), mask=2))
+    return token_store(tokens, Vocabulary(size=40, special=(0, 1, 2, 3), mask=2))
 
 
 def collated_with_noise(rows: list[Any]) -> dict[str, Tensor]:

@@ -13,6 +13,8 @@ from curricle import (
     SGD,
     AdamW,
     Curriculum,
+    Duration,
+    LabelLoss,
     LayerPair,
     MatchHidden,
     MatchLogits,
@@ -20,6 +22,8 @@ from curricle import (
     RandomStart,
     Schedule,
     Stage,
+    UntilMetric,
+    UntilPlateau,
     extraction,
     from_labels,
     one_shot,
@@ -235,6 +239,60 @@ RESUMED = tuple(
     )
 )
 
+# Windows of 3 steps from step 4 on; the second does not fall by half.
+PLATEAU = UntilPlateau(
+    at_most="14 steps",
+    at_least=Duration(number=5),
+    window=3,
+    patience=1,
+    min_improvement=0.5,
+)
+LABELS_THEN_PLATEAU = Curriculum(
+    name="labels, then layers until a plateau, then logits",
+    stages=(
+        Stage(name="labels", duration="4 steps", objectives=(LabelLoss(),)),
+        Stage(
+            name="layer",
+            duration=PLATEAU,
+            objectives=(MatchHidden(pair=PAIR, projection=Learned(), center=True),),
+            schedule="own",
+        ),
+        Stage(name="logits", duration="6 steps", objectives=(MatchLogits(),)),
+    ),
+)
+NLL = UntilMetric(metric="nll", reaches=0.675, direction="below", at_most="20 steps")
+LABELS_UNTIL_METRIC = Curriculum(
+    name="labels until a metric, then logits",
+    stages=(
+        Stage(name="labels", duration=NLL, objectives=(LabelLoss(),)),
+        Stage(name="logits", duration="4 steps", objectives=(MatchLogits(),)),
+    ),
+)
+UNREACHED = UntilMetric(metric="accuracy", reaches=1, direction="above", at_most="8 steps")
+RULES: dict[str, Run] = {
+    # The third evaluation, after 18 steps.
+    "stage until a metric": of(distilled, LABELS_UNTIL_METRIC, optimizer=AdamW(learning_rate=0.05)),
+    "stage until a metric that is not reached": of(
+        distilled, extraction(total="20 steps", durations=(UNREACHED,))
+    ),
+}
+UNTIL_PLATEAU = "stage until a plateau"
+RESUMED_RULES = tuple(
+    Case(
+        name=name,
+        run=partial(
+            resumed, distill=interruptible(lambda: mlp(5, 4), LABELS_THEN_PLATEAU), stops=stops
+        ),
+        same_weights=twin,
+        same_records=bool(twin),
+    )
+    for name, stops, twin in (
+        (UNTIL_PLATEAU, (), ""),
+        ("stage until a plateau, resumed in a window", (9,), UNTIL_PLATEAU),
+        ("stage until a plateau, resumed at its first step and after it", (6, 15), UNTIL_PLATEAU),
+    )
+)
+
 
 def together(
     folder: Path,
@@ -316,7 +374,7 @@ CLASSES: dict[str, Run] = {
     ),
 }
 CASES = (
-    *cases(SETTINGS | STARTS),
+    *cases(SETTINGS | STARTS | RULES),
     *(
         Case(
             name=name,
@@ -334,6 +392,7 @@ CASES = (
     Case(name="target reached", run=ended_early),
     Case(name="teacher with a trajectory", run=taught),
     *RESUMED,
+    *RESUMED_RULES,
     *cases(CLASSES, is_slow=True),
     Case(
         name="steps in compiled blocks",

@@ -42,7 +42,7 @@ class _Verbs(TyperGroup):
     """The verbs; each ends with 128 and the signal's number if a signal ends it."""
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own signature
-        """Return what the verb returns.
+        """Return the result of the verb.
 
         Raises:
             Exit: If a signal has ended it.
@@ -115,15 +115,15 @@ def _by(error: KeyboardInterrupt) -> str:
 
 
 def _say(text: object) -> None:
-    """Print a line with names from users in it, whatever they contain."""
+    """Print a line that may contain names from users."""
     console.print(visible(str(text), keep="\n"), soft_wrap=True)
 
 
-def _tell_version(wanted: bool) -> bool:  # noqa: FBT001 - typer's own signature
-    if wanted:
+def _tell_version(is_requested: bool) -> bool:  # noqa: FBT001 - typer's own signature
+    if is_requested:
         print(f"curricle {package_version()}")
         raise typer.Exit
-    return wanted
+    return is_requested
 
 
 @app.callback()
@@ -133,7 +133,7 @@ def options(
         typer.Option("--version", help="Show the version.", is_eager=True, callback=_tell_version),
     ] = False,
 ) -> None:
-    """Take what comes before a verb."""
+    """Parse the options before a verb."""
 
 
 @app.command()
@@ -158,18 +158,18 @@ def demo(
 
 @app.command()
 def plan(spec: Spec, sets: Sets = None) -> None:
-    """Print what each stage reads, trains and costs, without training."""
+    """Print inputs, trained parameters and cost of each stage, without training."""
     from curricle.reports.tables import plan_table
     from curricle.runs.spec import load_spec
     from curricle.runs.train import first_runs, planned_student, single_run
 
-    chosen = load_spec(spec, sets)
-    runs = first_runs(chosen) if chosen.strategies else []
+    run_spec = load_spec(spec, sets)
+    runs = first_runs(run_spec) if run_spec.strategies else []
     # A spec may serve both `distill` and `compare`.
-    if chosen.curriculum is not None or not runs:
-        runs = [single_run(chosen), *runs]
+    if run_spec.curriculum is not None or not runs:
+        runs = [single_run(run_spec), *runs]
     for run in runs:
-        bound = planned_student(chosen, run)
+        bound = planned_student(run_spec, run)
         console.print(plan_table(bound.plans, title=run.name))
         for note in bound.notes:
             _say(note)
@@ -181,11 +181,11 @@ def teach(spec: Spec, sets: Sets = None) -> None:
     from curricle.runs.folder import Origin
     from curricle.runs.spec import given, load_spec
 
-    chosen = load_spec(spec, sets)
-    given(chosen.teacher.total, "teacher.total", "teach")
+    run_spec = load_spec(spec, sets)
+    given(run_spec.teacher.total, "teacher.total", "teach")
     origin = Origin(command="teach", title=spec.stem, line=_line("teach", spec, sets))
-    _start(chosen, origin, [])
-    _go_on("teach", chosen)
+    _start(run_spec, origin, [])
+    _go_on("teach", run_spec)
 
 
 @app.command()
@@ -195,10 +195,10 @@ def distill(spec: Spec, sets: Sets = None) -> None:
     from curricle.runs.spec import load_spec
     from curricle.runs.train import single_run
 
-    chosen = load_spec(spec, sets)
+    run_spec = load_spec(spec, sets)
     origin = Origin(command="distill", title=spec.stem, line=_line("distill", spec, sets))
-    _start(chosen, origin, [single_run(chosen)])
-    _go_on("distill", chosen)
+    _start(run_spec, origin, [single_run(run_spec)])
+    _go_on("distill", run_spec)
 
 
 @app.command()
@@ -313,8 +313,8 @@ def probe(
 
 
 def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:
-    """Return what to type to run something again."""
-    options = [part for assignment in sets or [] for part in ("--set", assignment)]
+    """Return the command that runs something again."""
+    options = [argument for assignment in sets or [] for argument in ("--set", assignment)]
     options += [] if output_dir is None else ["--output-dir", str(output_dir)]
     return shlex.join(["curricle", verb, str(what), *options])
 
@@ -350,7 +350,7 @@ def _start_comparison(spec: "RunSpec", *, title: str, line: str) -> None:
 
 
 def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
-    """Run what is left of a recipe's comparison."""
+    """Run the rest of a recipe's comparison."""
     from curricle.runs.folder import has_spec
 
     if not has_spec(spec.folder):
@@ -359,10 +359,10 @@ def _panel(spec: "RunSpec", jobs: int, *, title: str, line: str) -> None:
 
 
 def _go_on(command: str, spec: "RunSpec", jobs: int = 1, again: str = "") -> None:
-    """Run what is not finished yet in the spec's folder.
+    """Run the unfinished part of the spec's folder.
 
     Raises:
-        Exit: If interrupted, after printing what resuming will do.
+        Exit: If interrupted, after printing the effect of resuming.
     """
     from curricle.runs.folder import working
 
@@ -388,7 +388,7 @@ def _run(command: str, spec: "RunSpec", jobs: int) -> None:
 
 
 def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
-    """Return what goes on with an interrupted run, and from where."""
+    """Return the command that continues an interrupted run, and its starting point."""
     line = again or shlex.join(["curricle", "resume", str(spec.folder)])
     if spec.engine.checkpoint_every is None and not has_saved:
         return (
@@ -434,7 +434,7 @@ def _distill(spec: "RunSpec") -> None:
 
 
 def _report(folders: list[Path], output: Path | None = None) -> None:
-    """Write and print a report of what lies in run folders; the first one says what was wanted."""
+    """Write and print a report of run folders; target and budget are those of the first."""
     from curricle.reports.headline import headline
     from curricle.reports.tables import summary_table
     from curricle.runs.report import usual_page, write_report
@@ -448,7 +448,7 @@ def _report(folders: list[Path], output: Path | None = None) -> None:
 
 
 def _report_figure(folder: Path, output: Path | None = None) -> None:
-    """Write the report of a recipe's folder and print what was found.
+    """Write the report of a recipe's folder and print its results.
 
     Raises:
         SpecError: If it is wanted elsewhere.

@@ -1,7 +1,8 @@
-"""How are stored targets made and looked at from a shell?
+"""Commands for stored targets: capture, info, verify, import.
 
-`curricle targets capture` asks the finished teacher of a spec, `info` tells what a folder holds,
-`verify` whether it is whole and the teacher's, and `import` reads what other programs have written.
+`curricle targets capture` runs the finished teacher of a spec, `info` lists the content of a
+folder, `verify` checks that it is intact and equal to the teacher's, `import` reads files of other
+programs.
 
 Design: as in `cli`, modules that need torch are imported by the command that needs them.
 """
@@ -36,7 +37,7 @@ def capture(
     spec: Annotated[Path, typer.Argument(help="YAML file with `targets`.", show_default=False)],
     sets: Sets = None,
 ) -> None:
-    """Ask the spec's finished teacher for all targets that its students will read.
+    """Capture all targets of the spec's finished teacher that its students will read.
 
     A second call goes on where the first was stopped.
     """
@@ -60,22 +61,24 @@ def verify(
     ] = None,
     sets: Sets = None,
 ) -> None:
-    """Read every file of a folder; with a spec, compare with what its teacher says."""
+    """Read every file of a folder; with a spec, compare with its teacher."""
     from curricle.runs.spec import load_spec
     from curricle.runs.target_folder import verified
     from curricle.teachers.store.manifest import read_manifest
 
     console = _console()
-    found = verified(folder, None if spec is None else load_spec(spec, sets))
-    for one in found:
-        console.print(f"{one.section.name}: {one.share:.1%} of {one.rows} rows agree")
-    rest = "" if read_manifest(folder).is_complete else " but for what capturing again will add"
-    console.print(visible(f"{folder} is whole{rest}"), soft_wrap=True)
+    agreements = verified(folder, None if spec is None else load_spec(spec, sets))
+    for agreement in agreements:
+        console.print(
+            f"{agreement.section.name}: {agreement.share:.1%} of {agreement.rows} rows agree"
+        )
+    note = "" if read_manifest(folder).is_complete else " but for what capturing again will add"
+    console.print(visible(f"{folder} is whole{note}"), soft_wrap=True)
 
 
 @app.command()
 def info(folder: Folder) -> None:
-    """Tell what a folder holds, and whether its files are there, without reading them."""
+    """List the content of a folder, and missing files, without reading them."""
     from curricle.teachers.store.manifest import MANIFEST, missing_files, read_manifest
 
     console, manifest = _console(), read_manifest(folder)
@@ -126,26 +129,26 @@ def import_(
 
 
 def _tell(console: Console, manifest: "Manifest") -> None:
-    """Print whose targets are kept, and how."""
+    """Print teacher and form of the targets."""
     from curricle.runs.target_folder import described
 
     teacher, data = manifest.teacher, manifest.data
     state = "complete" if manifest.is_complete else "not complete: capturing again goes on"
-    told: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "state": state,
         "teacher": f"{teacher.weights.get('final', 'unknown')[:16]}, {teacher.parameters} "
         f"parameters, {teacher.precision or 'unknown precision'}",
         "data": f"{data.name or 'unknown'} {data.fingerprint}",
         "tokenizer": data.tokenizer[:16] or "none",
     }
-    for name, found in told.items():
-        console.print(visible(f"{name}: {found}"), soft_wrap=True)
+    for name, text in facts.items():
+        console.print(visible(f"{name}: {text}"), soft_wrap=True)
     table = Table("targets", "whole", "codec", "error", "examples", "rows", "bytes a row")
-    for one in described(manifest):
-        codec = one.section.codec
-        row = (f"{one.examples}", f"{one.rows}", f"{one.bytes_a_row:.1f}")
-        whole = "yes" if manifest.is_whole(one.section) else "no"
-        table.add_row(visible(str(one.section)), whole, codec.kind, codec.words, *row)
+    for row in described(manifest):
+        codec = row.section.codec
+        sizes = (f"{row.examples}", f"{row.rows}", f"{row.bytes_a_row:.1f}")
+        intact = "yes" if manifest.has_all(row.section) else "no"
+        table.add_row(visible(str(row.section)), intact, codec.kind, codec.words, *sizes)
     console.print(table)
 
 

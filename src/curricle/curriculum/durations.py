@@ -1,7 +1,11 @@
-"""Durations of training in steps, examples or tokens.
+"""Durations of training: a fixed length, or a rule that ends a stage earlier.
 
 A `Duration` is a number with a unit. It replaces families of `num_steps` / `num_examples`
-parameters, and only this module converts units into steps.
+parameters, and only this module converts units into steps. `UntilPlateau` and `UntilMetric` end a
+stage by what is measured while it runs, and at the latest after `at_most`.
+
+Design: every duration has an `at_most`, which budgets, plans and learning-rate schedules count with
+before a run. `training.timeline` applies the rules; here they are values.
 """
 
 import math
@@ -9,10 +13,10 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal, cast, final, get_args, overload
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from curricle.errors import SpecError
-from curricle.values import value
+from curricle.values import LONGEST_NAME, Line, value
 
 Unit = Literal["steps", "examples", "tokens"]
 LONGEST = 1e18
@@ -40,6 +44,11 @@ class Duration:
         units_per_step = {"steps": 1, "examples": batch_size, "tokens": tokens_per_batch}[self.unit]
         return math.ceil(self.number / units_per_step)
 
+    @property
+    def at_most(self) -> "Duration":
+        """Return the duration itself, the maximum of a fixed length."""
+        return self
+
     def __str__(self) -> str:
         """Return the text accepted by `duration`."""
         return f"{self.number} {self.unit}"
@@ -55,9 +64,17 @@ def duration(text: object) -> object:
     A `Duration` or its fields are returned unchanged, for validation by pydantic.
 
     Raises:
-        SpecError: If the text is not a positive whole number with a unit.
+        SpecError: If the text is not a positive whole number with a unit, or is a rule that ends a
+            stage.
     """
-    if isinstance(text, (Duration, Mapping)):
+    if _kind_of(text) in RULES:
+        raise SpecError(
+            f"a length must be fixed here, such as '1500 steps'; only the 'duration' of a stage "
+            f"may be a rule that ends it; got kind {_kind_of(text)!r}"
+        )
+    if isinstance(text, Mapping):
+        return {name: field for name, field in text.items() if (name, field) != ("kind", FIXED)}
+    if isinstance(text, Duration):
         return text
     shape = r"\s*(-?[\d_]+(?:\.\d+)?)\s*([kMG]?)(?:\s+(\S.*?))?\s*"
     match = re.fullmatch(shape, str(text))
@@ -96,3 +113,118 @@ if TYPE_CHECKING:
 
 else:
     DurationField = AnyDuration
+
+
+@final
+@value
+class UntilPlateau:
+    """A stage that ends when its training loss no longer falls.
+
+    The signal is the stage's training loss, averaged over windows of equally many steps that are
+    counted from the first step of the stage. An improvement is a mean below the best mean so far.
+    """
+
+    kind: Literal["plateau"] = "plateau"
+    at_most: DurationField
+    """Length after which the stage ends in any case; budgets, plans and schedules count with it."""
+    window: int = Field(default=100, gt=0)
+    """Number of steps over which the loss is averaged; the rule is checked after each window."""
+    patience: int = Field(default=3, gt=0)
+    """Number of successive windows without an improvement after which the stage ends."""
+    min_improvement: float = Field(default=0.01, ge=0, lt=1)
+    """Smallest improvement that counts, as a share of the best mean so far."""
+    at_least: AnyDuration | None = None
+    """Length before which the stage does not end, in the unit of `at_most`; None sets none."""
+
+    def __post_init__(self) -> None:
+        """Check that both lengths have one unit."""
+        _check_unit(self.at_least, self.at_most)
+
+    def __str__(self) -> str:
+        """Return the rule in words."""
+        share = f"{100 * self.min_improvement:g} %"
+        return f"plateau of the loss ({self.patience} windows of {self.window} steps below {share})"
+
+
+@final
+@value
+class UntilMetric:
+    """A stage that ends at the first evaluation at which a metric reaches a threshold.
+
+    The student is evaluated at the run's interval between evaluations.
+    """
+
+    kind: Literal["metric"] = "metric"
+    metric: Line = Field(min_length=1, max_length=LONGEST_NAME)
+    """Name of the metric; the evaluation of the run must return it."""
+    reaches: float
+    """Threshold, in the unit of the metric; a metric that equals it has reached it."""
+    direction: Literal["above", "below"]
+    """Side of the threshold on which the stage ends."""
+    at_most: DurationField
+    """Length after which the stage ends in any case; budgets, plans and schedules count with it."""
+    at_least: AnyDuration | None = None
+    """Length before which the stage does not end, in the unit of `at_most`; None sets none."""
+
+    def __post_init__(self) -> None:
+        """Check that both lengths have one unit."""
+        _check_unit(self.at_least, self.at_most)
+
+    def is_reached(self, number: float) -> bool:
+        """Return whether a value of the metric is at the threshold or past it."""
+        return number >= self.reaches if self.direction == "above" else number <= self.reaches
+
+    def __str__(self) -> str:
+        """Return the rule in words."""
+        return f"{self.metric} {self.direction} {self.reaches:g}"
+
+
+Rule = UntilPlateau | UntilMetric
+"""A duration that may end before its maximum."""
+StageDuration = Duration | Rule
+"""Duration of a stage."""
+FIXED, RULES = "length", ("plateau", "metric")
+"""Kinds of durations; a fixed length is written without its kind."""
+
+
+def _kind_of(length: object) -> str:
+    """Return the kind of a duration, or of its fields; that of a text is a fixed length."""
+    fields = length if isinstance(length, Mapping) else {"kind": getattr(length, "kind", FIXED)}
+    return str(fields.get("kind", FIXED))
+
+
+def _check_unit(at_least: Duration | None, at_most: Duration) -> None:
+    """Check that a minimum has the unit of the maximum and is below it.
+
+    Raises:
+        SpecError: If it does not.
+    """
+    if at_least is None:
+        return
+    if at_least.unit != at_most.unit or at_least.number >= at_most.number:
+        raise SpecError(
+            f"'at_least' must be shorter than 'at_most' and in its unit; got {at_least} and "
+            f"{at_most}"
+        )
+
+
+AnyStageDuration = Annotated[
+    Annotated[Duration, BeforeValidator(duration), Tag("length")]
+    | Annotated[UntilPlateau, Tag("plateau")]
+    | Annotated[UntilMetric, Tag("metric")],
+    Discriminator(_kind_of),
+]
+"""Field type for the duration of a stage: a fixed length as in `AnyDuration`, or a rule."""
+
+if TYPE_CHECKING:
+
+    @final
+    class StageDurationField:
+        """`AnyStageDuration` for type checkers: assignable from a text."""
+
+        def __get__(self, owner: object, kind: type | None = None) -> StageDuration: ...
+        def __set__(self, owner: object, value: StageDuration | str) -> None: ...
+
+    StageDurationText = StageDuration | str
+else:
+    StageDurationField = StageDurationText = AnyStageDuration

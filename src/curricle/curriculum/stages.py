@@ -13,7 +13,7 @@ from typing import Literal, TypeGuard, final
 
 from pydantic import Field
 
-from curricle.curriculum.durations import DurationField
+from curricle.curriculum.durations import StageDurationField
 from curricle.curriculum.initialization import START, RandomStart, WarmStart
 from curricle.errors import SpecError
 from curricle.objectives.base import Objective
@@ -32,8 +32,8 @@ class Stage:
 
     name: Line = Field(min_length=1, max_length=LONGEST_NAME)
     """Name, unique in the curriculum; records and reports use it."""
-    duration: DurationField
-    """Length of the stage, in steps, examples or tokens."""
+    duration: StageDurationField
+    """Length of the stage in steps, examples or tokens, or a rule that ends it."""
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
     """Terms of the stage's loss, a weighted sum."""
     teacher: TeacherReference = "final"

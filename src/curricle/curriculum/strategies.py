@@ -25,7 +25,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from curricle.curriculum.durations import Duration, DurationText, duration
+from curricle.curriculum.durations import (
+    Duration,
+    DurationText,
+    StageDuration,
+    StageDurationText,
+    duration,
+)
 from curricle.curriculum.initialization import RandomStart, WarmStart
 from curricle.curriculum.selection import HasSteps, Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
@@ -73,7 +79,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     total: DurationText,
     pairs: tuple[NamedPair, ...] | int = 1,
     layer_fraction: Share | None = None,
-    durations: tuple[DurationText, ...] | None = None,
+    durations: tuple[StageDurationText, ...] | None = None,
     projection: Projection = Gaussian(),  # noqa: B008 - a frozen value
     shared_projection: bool = False,
     normalize: Normalize = "auto",
@@ -94,7 +100,8 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         pairs: Layer pairs, earliest first; a number r means `evenly_spaced_pairs(r)`.
         layer_fraction: Part of `total` for all layer stages together, divided equally; a quarter if
             neither this nor `durations` is set.
-        durations: Length of each layer stage, instead of `layer_fraction`.
+        durations: Length of each layer stage, instead of `layer_fraction`; for a rule its
+            `at_most` is taken from `total`.
         projection: Law of the fixed random map from teacher to student width.
         shared_projection: Whether all pairs use the same projection.
         normalize: Normalization of both states; see `MatchHidden`.
@@ -177,7 +184,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     select: Select = "equal",
     refresh: int | None = None,
     speed: Annotated[float, Field(gt=0)] = 1.0,
-    durations: tuple[DurationText, ...] | None = None,
+    durations: tuple[StageDurationText, ...] | None = None,
     objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
     start: WarmStart | None = None,
     name: str = "progressive",
@@ -200,7 +207,8 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
             steps of the selected checkpoints.
         refresh: R, student steps between changes of the teacher.
         speed: f, teacher steps for each student step; only with `refresh`.
-        durations: Length of every stage but the last.
+        durations: Length of every stage but the last; for a rule its `at_most` is taken from
+            `total`.
         objective: Objective of every stage.
         start: Initialization of the student's embeddings from the finished teacher's, before the
             first step.
@@ -225,6 +233,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         raise SpecError(
             f"'speed' has no effect without 'refresh'; set 'refresh' or remove it (got {speed})"
         )
+    plan: Sequence[tuple[int, StageDuration]]
     if refresh is not None:
         plan = _refresh_plan(steps, total, refresh, speed)
     else:
@@ -294,7 +303,7 @@ def staged(
     """Return a curriculum of explicit stages.
 
     Args:
-        total: Length of the curriculum; the stages must add up to it.
+        total: Length of the curriculum; the stages must add up to it, a rule with its `at_most`.
         stages: The stages in order.
         start: Initialization of the student's embeddings before the first step.
         name: Name of the method in reports.
@@ -304,10 +313,10 @@ def staged(
     """
     *earlier, last = stages
     remaining = _remaining_time(duration(total), [stage.duration for stage in earlier])
-    if remaining != last.duration:
+    if remaining != last.duration.at_most:
         raise SpecError(
             f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
-            f"{remaining}; got {last.duration}"
+            f"{remaining}; got {last.duration.at_most}"
         )
     return Curriculum(name=name, stages=stages, start=start)
 
@@ -351,8 +360,10 @@ def build(
     return strategy(total=total, **arguments)
 
 
-def _lengths(durations: Sequence[Duration | str] | None) -> tuple[Duration, ...]:
-    return tuple(duration(length) for length in durations or ())
+def _lengths(durations: Sequence[StageDuration | str] | None) -> tuple[StageDuration, ...]:
+    return tuple(
+        duration(length) if isinstance(length, str) else length for length in durations or ()
+    )
 
 
 def _split_evenly(total: Duration, share: float, count: int) -> tuple[Duration, ...]:
@@ -367,12 +378,13 @@ def _split_evenly(total: Duration, share: float, count: int) -> tuple[Duration, 
     )
 
 
-def _remaining_time(total: Duration, lengths: Sequence[Duration]) -> Duration:
-    """Return the total minus the lengths.
+def _remaining_time(total: Duration, durations: Sequence[StageDuration]) -> Duration:
+    """Return the total minus the lengths, that of a rule being its maximum.
 
     Raises:
         SpecError: If no time remains or the units differ.
     """
+    lengths = [length.at_most for length in durations]
     for length in lengths:
         if length.unit != total.unit:
             raise SpecError(

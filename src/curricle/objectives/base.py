@@ -235,7 +235,7 @@ class Sample:
     seed: int
     """Seed of the run, for projections."""
     num_steps: int = 1
-    """Length of the stage, in steps."""
+    """Length of the stage, in steps; the longest if a rule may end it."""
 
 
 @runtime_checkable

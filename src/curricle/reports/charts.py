@@ -4,8 +4,8 @@ Static figures of matplotlib, one panel a comparison or one for all points. Mean
 intervals over repetitions (Student's t), spreads their quartiles and whiskers around the middle
 95 % of them.
 
-Design: a chart says by a word (`Chart.kind`) how it is drawn and from what (`Chart.of`); numbers
-of comparisons become points first, so that there is one way to draw them.
+Design: `Chart.kind` names the form of a chart and `Chart.of` its numbers; numbers of comparisons
+become points first, so that there is a single way to draw them.
 """
 
 import math
@@ -44,7 +44,7 @@ class Statistic:
     panel: str
     """Panel of the figure."""
     series: str
-    """What is compared."""
+    """Strategy or series."""
     x: float | str
     """Where on the horizontal axis."""
     mean: float
@@ -65,7 +65,7 @@ class Slope:
     panel: str
     """Panel of the figure."""
     series: str
-    """What is compared."""
+    """Strategy or series."""
     slope: float
     """The exponent, by least squares of log y on log x."""
     factor: float
@@ -77,34 +77,34 @@ class Slope:
 def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Point, ...]:
     """Return the numbers of comparisons as points.
 
-    A strategy counts in a panel only if all its runs have the number: a mean over those that
-    happened to reach the target would flatter it.
+    A strategy counts in a panel only if all its runs have the number: a mean over the runs that
+    reached the target would flatter it.
 
     Args:
-        chart: Says which numbers, for panels without a chart of their own.
+        chart: Names the numbers, for panels without a separate chart.
         panels: Comparisons with their summaries.
     """
     points: list[Point] = []
     for panel, summary in panels:
-        own = panel.chart or chart
+        layout = panel.chart or chart
         x = panel.name if panel.x is None else panel.x
-        for method, found in summary.methods.items():
+        for method, method_summary in summary.methods.items():
             numbers = {
                 seed.seed: seed.final.get(summary.metric)
-                if own.of == "final"
+                if layout.of == "final"
                 else None
                 if seed.to_target is None
                 else seed.to_target.examples
-                for seed in found.seeds
+                for seed in method_summary.seeds
             }
-            whole = {seed: number for seed, number in numbers.items() if number is not None}
-            if len(whole) == len(numbers):
+            finite = {seed: number for seed, number in numbers.items() if number is not None}
+            if len(finite) == len(numbers):
                 place = (
                     {"panel": panel.name, "series": "", "x": method}
-                    if own.kind == "bars"
+                    if layout.kind == "bars"
                     else {"series": method, "x": x}
                 )
-                points += [Point(**place, y=number, seed=seed) for seed, number in whole.items()]
+                points += [Point(**place, y=number, seed=seed) for seed, number in finite.items()]
     return tuple(points)
 
 
@@ -130,8 +130,8 @@ def statistics(points: Sequence[Point]) -> tuple[Statistic, ...]:
 def slopes(points: Sequence[Point]) -> tuple[Slope, ...]:
     """Return the power law of each series that has points at three places at least.
 
-    The line goes through the means of log y, one a place: the repetitions at a place may share what
-    they were made with, as students share their teacher, and are no independent evidence of it.
+    The line is fitted to the means of log y at each place: repetitions at a place may share a part,
+    such as their teacher, and are not independent.
     """
     groups: dict[tuple[str, str], dict[float, list[float]]] = {}
     for point in points:
@@ -152,8 +152,8 @@ def _line(places: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     center, level = (mean([place[axis] for place in places]) for axis in (0, 1))
     spread = math.fsum((x - center) ** 2 for x, _ in places)
     slope = math.fsum((x - center) * (y - level) for x, y in places) / spread
-    rest = math.fsum((y - level - slope * (x - center)) ** 2 for x, y in places)
-    ci95 = t_quantile(count - 2) * math.sqrt(rest / (count - 2) / spread)
+    residual = math.fsum((y - level - slope * (x - center)) ** 2 for x, y in places)
+    ci95 = t_quantile(count - 2) * math.sqrt(residual / (count - 2) / spread)
     return slope, level - slope * center, ci95
 
 
@@ -167,16 +167,16 @@ def save_chart(
 
     Args:
         chart: How they are drawn; not `curves`.
-        points: What is drawn; without any the figure says so.
-        path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+        points: Points to draw; an empty figure has a note.
+        path_without_suffix: Path to which `.png` and `.svg` are appended.
         panels: Comparisons that the points come from, with their summaries; bars name the
             strategies that have no number.
     """
-    own = {panel.name: panel.chart for panel, _ in panels}
+    charts = {panel.name: panel.chart for panel, _ in panels}
     # Where panels stand alone, one that has no point says so in its place.
     alone = panels if chart.kind == "bars" and chart.of != "points" else ()
-    drawn = [*(panel.name for panel, _ in alone), *(point.panel for point in points)]
-    names = list(dict.fromkeys(drawn)) or [""]
+    names = [*(panel.name for panel, _ in alone), *(point.panel for point in points)]
+    names = list(dict.fromkeys(names)) or [""]
     ends = _limits(chart, panels)
     palette = colors(dict.fromkeys(point.series for point in points))
     with mpl.rc_context(SETTINGS):
@@ -192,7 +192,7 @@ def save_chart(
             else:
                 axes.text(0.5, 0.5, NOTHING, transform=axes.transAxes, ha="center")
                 axes.set(xticks=[], yticks=[])
-            _dress(axes, own.get(name) or chart, name, inside)
+            _dress(axes, charts.get(name) or chart, name, inside)
         for axes, (panel, summary) in zip(figure.axes, alone, strict=False):
             seen = {point.x for point in points if point.panel == panel.name}
             _name_absent(axes, set(summary.methods) - seen)
@@ -211,27 +211,36 @@ def _limits(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[floa
     return min(low for low, _ in ends), max(high for _, high in ends)
 
 
-def _errors(found: Sequence[Statistic], ends: tuple[float, float]) -> list[list[float]]:
-    """Return how far intervals reach down and up, clipped to what the numbers can be."""
+def _errors(statistics_: Sequence[Statistic], ends: tuple[float, float]) -> list[list[float]]:
+    """Return the lower and upper parts of intervals, clipped to the possible range."""
     low, high = ends
-    half = [one.ci95 or 0.0 for one in found]
-    down = [max(0.0, min(x, one.mean - low)) for x, one in zip(half, found, strict=True)]
-    up = [max(0.0, min(x, high - one.mean)) for x, one in zip(half, found, strict=True)]
+    half = [statistic.ci95 or 0.0 for statistic in statistics_]
+    down = [
+        max(0.0, min(x, statistic.mean - low))
+        for x, statistic in zip(half, statistics_, strict=True)
+    ]
+    up = [
+        max(0.0, min(x, high - statistic.mean))
+        for x, statistic in zip(half, statistics_, strict=True)
+    ]
     return [down, up]
 
 
 def _bars(
     axes: Axes, points: Sequence[Point], palette: Mapping[str, str], ends: tuple[float, float]
 ) -> None:
-    found = statistics(points)
-    groups = list(dict.fromkeys(one.x for one in found))
-    series = list(dict.fromkeys(one.series for one in found))
+    statistics_ = statistics(points)
+    groups = list(dict.fromkeys(statistic.x for statistic in statistics_))
+    series = list(dict.fromkeys(statistic.series for statistic in statistics_))
     width = 0.8 / len(series)
     for number, name in enumerate(series):
-        own = [one for one in found if one.series == name]
-        places = [groups.index(one.x) + (number - (len(series) - 1) / 2) * width for one in own]
-        errors = _errors(own, ends)
-        heights = [one.mean for one in own]
+        members = [statistic for statistic in statistics_ if statistic.series == name]
+        places = [
+            groups.index(statistic.x) + (number - (len(series) - 1) / 2) * width
+            for statistic in members
+        ]
+        errors = _errors(members, ends)
+        heights = [statistic.mean for statistic in members]
         style: dict[str, Any] = {"color": palette[name], "label": label(name), "capsize": 2.5}
         axes.bar(places, heights, width=width * 0.92, yerr=errors, ecolor="#444444", **style)
     _name_groups(axes, groups)
@@ -240,12 +249,21 @@ def _bars(
 def _lines(
     axes: Axes, points: Sequence[Point], palette: Mapping[str, str], ends: tuple[float, float]
 ) -> None:
-    found = statistics(points)
+    statistics_ = statistics(points)
     for name, marker in zip(palette, cycle(MARKERS), strict=False):
-        own = sorted((one for one in found if one.series == name), key=lambda one: one.x)
-        errors = _errors(own, ends)
+        members = sorted(
+            (statistic for statistic in statistics_ if statistic.series == name),
+            key=lambda statistic: statistic.x,
+        )
+        errors = _errors(members, ends)
         style: dict[str, Any] = {"color": palette[name], "marker": marker, "label": label(name)}
-        axes.errorbar([one.x for one in own], [one.mean for one in own], errors, capsize=3, **style)
+        axes.errorbar(
+            [statistic.x for statistic in members],
+            [statistic.mean for statistic in members],
+            errors,
+            capsize=3,
+            **style,
+        )
 
 
 def _spread(
@@ -297,13 +315,13 @@ def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
 
 
 def _name_absent(axes: Axes, absent: Iterable[str]) -> None:
-    """Say which strategies did not reach the target on every seed."""
+    """Name the strategies that did not reach the target with every seed."""
     if names := sorted(absent):
         axes.set_xlabel(f"not on every seed: {', '.join(map(label, names))}", wrap=True)
 
 
 def _dress(axes: Axes, chart: Chart, title: str, points: Sequence[Point]) -> None:
-    """Name the axes; logarithmic ones are told in plain numbers, along x where points stand."""
+    """Label the axes; logarithmic axes have plain numbers, on x at the points."""
     places = sorted({point.x for point in points if isinstance(point.x, float)})
     axes.grid(axis="y", color="#dddddd", linewidth=0.7)
     axes.set_axisbelow(True)

@@ -21,7 +21,7 @@ Verdict = Literal["equal", "less", "more", "unclear", "single"]
 """`less` and `more` are measurable differences of the first from the second. `unclear` is inside
 the noise, and `single` has no interval, since a strategy has one seed only."""
 SAME = 1e-12
-"""Relative difference up to which two means are equal: what rounding leaves."""
+"""Relative difference up to which two means are equal: the effect of rounding."""
 
 
 @final

@@ -9,7 +9,7 @@ are averaged as the metric is.
 Design: a curve that loses a seed on its way would jump. So a run that has ended, at its target or
 because its budget was spent, counts with its last value from there on, and the axis goes on as the
 other seeds do. Incomplete runs stay out of the mean as soon as one run of the strategy is complete;
-whoever draws shows them apart, one by one. Where none is complete, the mean goes as far as the
+a figure draws them one by one. Where none is complete, the mean goes as far as the
 shortest. Between a run's own points the metric is interpolated, as a line through them would.
 """
 
@@ -39,16 +39,16 @@ MOST_SEEDS, MOST_STRATEGIES = 10, 12
 """Seeds of a strategy up to which each is a line of its own, and strategies up to which figures
 have such lines and bands; more would hide each other."""
 Points = Sequence[tuple[Spent, float]]
-"""A number of one run, and what the run had consumed by then, in order."""
+"""A number of one run with the cost of the run until then, in order."""
 
 
 @final
 @value
 class Curve:
-    """The mean of a number over seeds, against what was consumed."""
+    """The mean of a number over seeds against the cost."""
 
     spent: dict[str, tuple[float, ...]]
-    """For each field of `Costs`, and `steps`, what had been consumed at each point."""
+    """For each field of `Costs`, and `steps`, the cost at each point."""
     middle: tuple[float, ...]
     """Mean over seeds at each point."""
     low: tuple[float, ...]
@@ -80,37 +80,41 @@ def band(curve: Curve, ends: tuple[float, float]) -> tuple[tuple[float, ...], tu
     return _floats(low), _floats(high)
 
 
-def learning_curve(runs: Sequence[Run], metric: str, *, most: int = MOST_POINTS) -> Curve:
+def learning_curve(runs: Sequence[Run], metric: str, *, max_points: int = MOST_POINTS) -> Curve:
     """Return the curve of a metric over the given runs.
 
     Args:
         runs: Runs of one strategy.
         metric: Name of a metric of the records.
-        most: Points that are kept.
+        max_points: Points that are kept.
     """
     points = [
-        [(each.spent, each.metrics[metric]) for each in run.measurements if metric in each.metrics]
+        [
+            (measurement.spent, measurement.metrics[metric])
+            for measurement in run.measurements
+            if metric in measurement.metrics
+        ]
         for run in runs
     ]
-    return _curve(runs, points, most)
+    return _curve(runs, points, max_points)
 
 
-def loss_curve(runs: Sequence[Run], stage: str, *, most: int = MOST_POINTS) -> Curve:
+def loss_curve(runs: Sequence[Run], stage: str, *, max_points: int = MOST_POINTS) -> Curve:
     """Return the curve of the training loss in one stage over the given runs.
 
     Args:
         runs: Runs of one strategy.
         stage: Name of the stage.
-        most: Points that are kept.
+        max_points: Points that are kept.
     """
     points = [
-        [(each.spent, each.loss) for each in run.steps if each.stage == stage] for run in runs
+        [(step.spent, step.loss) for step in run.steps if step.stage == stage] for run in runs
     ]
-    return _curve(runs, points, most)
+    return _curve(runs, points, max_points)
 
 
 def stage_starts(runs: Sequence[Run]) -> tuple[tuple[str, dict[str, float]], ...]:
-    """Return each stage with what had been consumed before it, mean over runs."""
+    """Return each stage with the cost before it, mean over runs."""
     names = dict.fromkeys(record.stage for run in runs for record in run.stages)
     return tuple(
         (
@@ -138,27 +142,27 @@ def stage_names(runs: Sequence[Run]) -> tuple[str, ...]:
 
 def stages_without_loss(runs: Sequence[Run]) -> tuple[str, ...]:
     """Return the names of the stages that were run and wrote no loss, in order."""
-    begun = dict.fromkeys(record.stage for run in runs for record in run.stages)
+    stages = dict.fromkeys(record.stage for run in runs for record in run.stages)
     recorded = set(stage_names(runs))
-    return tuple(name for name in begun if name not in recorded)
+    return tuple(name for name in stages if name not in recorded)
 
 
-def _curve(runs: Sequence[Run], points: Sequence[Points], most: int) -> Curve:
-    told = [each for each in points if each]
+def _curve(runs: Sequence[Run], points: Sequence[Points], max_points: int) -> Curve:
+    curves = [curve for curve in points if curve]
     steps = _shared_steps(runs, points)
     if not steps:
         nothing: dict[str, tuple[float, ...]] = dict.fromkeys((*COSTS, "steps"), ())
-        return Curve(spent=nothing, middle=(), low=(), high=(), num_seeds=len(told))
-    numbers = np.array([_at(steps, each, [number for _, number in each]) for each in told])
-    places = extremes(_floats(numbers.mean(axis=0)), most)
+        return Curve(spent=nothing, middle=(), low=(), high=(), num_seeds=len(curves))
+    numbers = np.array([_at(steps, curve, [number for _, number in curve]) for curve in curves])
+    places = extremes(_floats(numbers.mean(axis=0)), max_points)
     steps, numbers = [steps[at] for at in places], numbers[:, places]
     middle, half = numbers.mean(axis=0), _half_widths(numbers)
     return Curve(
-        spent={name: _consumed(steps, told, name) for name in (*COSTS, "steps")},
+        spent={name: _consumed(steps, curves, name) for name in (*COSTS, "steps")},
         middle=_floats(middle),
         low=_floats(middle - half),
         high=_floats(middle + half),
-        num_seeds=len(told),
+        num_seeds=len(curves),
     )
 
 
@@ -172,12 +176,12 @@ def _half_widths(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _shared_steps(runs: Sequence[Run], points: Sequence[Points]) -> Sequence[int]:
     """Return the steps at which every run has begun, and none has stopped incomplete."""
-    told = [(run, each) for run, each in zip(runs, points, strict=True) if each]
-    first = max((each[0][0].steps for _, each in told), default=0)
-    stopped = (each[-1][0].steps for run, each in told if not run.is_complete)
+    curves = [(run, curve) for run, curve in zip(runs, points, strict=True) if curve]
+    first = max((curve[0][0].steps for _, curve in curves), default=0)
+    stopped = (curve[-1][0].steps for run, curve in curves if not run.is_complete)
     last = min(stopped, default=math.inf)
-    found = {spent.steps for _, each in told for spent, _ in each}
-    return sorted(step for step in found if first <= step <= last)
+    numbers = {spent.steps for _, curve in curves for spent, _ in curve}
+    return sorted(step for step in numbers if first <= step <= last)
 
 
 def _at(steps: Sequence[int], points: Points, numbers: Sequence[float]) -> NDArray[np.float64]:
@@ -185,12 +189,14 @@ def _at(steps: Sequence[int], points: Points, numbers: Sequence[float]) -> NDArr
     return np.interp(steps, [spent.steps for spent, _ in points], numbers)
 
 
-def _consumed(steps: Sequence[int], told: Sequence[Points], name: str) -> tuple[float, ...]:
-    """Return the mean of what was consumed; a run that has ended goes on as the others do."""
-    own = np.array([_at(steps, each, [getattr(spent, name) for spent, _ in each]) for each in told])
-    running = np.array([[step <= each[-1][0].steps for step in steps[1:]] for each in told])
-    growth = (np.diff(own, axis=1) * running).sum(axis=0) / running.sum(axis=0)
-    return _floats(own[:, 0].mean() + np.concatenate([[0.0], growth]).cumsum())
+def _consumed(steps: Sequence[int], curves: Sequence[Points], name: str) -> tuple[float, ...]:
+    """Return the mean cost; a run that has ended continues like the other runs."""
+    amounts = np.array(
+        [_at(steps, curve, [getattr(spent, name) for spent, _ in curve]) for curve in curves]
+    )
+    running = np.array([[step <= curve[-1][0].steps for step in steps[1:]] for curve in curves])
+    growth = (np.diff(amounts, axis=1) * running).sum(axis=0) / running.sum(axis=0)
+    return _floats(amounts[:, 0].mean() + np.concatenate([[0.0], growth]).cumsum())
 
 
 def _floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
@@ -198,7 +204,7 @@ def _floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
 
 
 def _means(spent: Sequence[Spent]) -> dict[str, float]:
-    return {name: mean([getattr(each, name) for each in spent]) for name in (*COSTS, "steps")}
+    return {name: mean([getattr(usage, name) for usage in spent]) for name in (*COSTS, "steps")}
 
 
 def value_range(
@@ -216,10 +222,10 @@ def value_range(
         target: Value that is marked, if any.
     """
     numbers = _students_numbers(runs, metric)
-    least, largest = limits(metric, numbers)
+    smallest, largest = limits(metric, numbers)
     numbers += [] if target is None else [target]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
-    room = (max(least, 2 * low - high), min(largest, 2 * high - low))
+    room = (max(smallest, 2 * low - high), min(largest, 2 * high - low))
     for group in grouped(runs).values() if has_bands(runs) else ():
         lows, highs = band(learning_curve(averaged(group), metric), room)
         low, high = min([low, *lows]), max([high, *highs])
@@ -233,16 +239,16 @@ def has_bands(runs: Sequence[Run]) -> bool:
 
 
 def band_range(runs: Sequence[Run], metric: str, ends: tuple[float, float]) -> tuple[float, float]:
-    """Return where intervals of a metric end: at those of the axis, or what the metric can be."""
-    least, largest = limits(metric, _students_numbers(runs, metric))
-    return max(least, ends[0]), min(largest, ends[1])
+    """Return the ends of intervals of a metric: those of the axis, or its possible range."""
+    smallest, largest = limits(metric, _students_numbers(runs, metric))
+    return max(smallest, ends[0]), min(largest, ends[1])
 
 
 def _students_numbers(runs: Sequence[Run], metric: str) -> list[float]:
     return [
-        each.metrics[metric]
+        measurement.metrics[metric]
         for run in runs
         if not run.is_teacher
-        for each in run.measurements
-        if metric in each.metrics
+        for measurement in run.measurements
+        if metric in measurement.metrics
     ]

@@ -82,9 +82,9 @@ def direction_by_name(metric: str) -> Direction | None:
     if not words or TURNING & set(words):
         return None
     head: Direction | None = _direction(words[-1])
-    known = {_direction(word) for word in words} - {None}
+    directions = {_direction(word) for word in words} - {None}
     # `accuracy_error` and `error_correlation` mix two metrics.
-    return head if len(known) == 1 else None
+    return head if len(directions) == 1 else None
 
 
 def direction_of(runs: Sequence[Run], metric: str) -> Direction | None:
@@ -123,8 +123,8 @@ def _words(metric: str) -> list[str]:
         # Acronyms such as mAP and mIoU are no camel case.
         is_word = _direction(chunk.lower()) is not None
         camel = r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+\d*|[A-Z]|\d+"
-        parts = [chunk] if is_word else re.findall(camel, chunk) or [chunk]
-        words += [part.lower() for part in parts]
+        pieces = [chunk] if is_word else re.findall(camel, chunk) or [chunk]
+        words += [piece.lower() for piece in pieces]
     text = "_".join(words)
     for phrase, word in PHRASES.items():
         text = re.sub(rf"(?<![^_]){phrase}(?![^_])", word, text)

@@ -2,7 +2,7 @@
 
 One HTML file with everything inside: it can be opened without a network, mailed, or put beside a
 paper. A page forbids itself to load anything (Content-Security-Policy), so this does not rest on
-good intentions. Everything that is told is escaped; nothing depends on the clock.
+good intentions. All text is escaped; nothing depends on the clock.
 """
 
 import html
@@ -19,13 +19,13 @@ POLICY = (
 )
 
 
-def document(title: str, parts: Sequence[str], *, plots: bool = False) -> str:
+def document(title: str, elements: Sequence[str], *, plots: bool = False) -> str:
     """Return a page.
 
     Args:
         title: Its title; escaped here.
-        parts: Its sections as HTML; empty ones are left out.
-        plots: Whether it holds figures of plotly, whose library then goes in.
+        elements: Its sections as HTML; empty ones are left out.
+        plots: Whether it holds figures of plotly, which embeds its library.
     """
     library = f"<script>{get_plotlyjs()}</script>" if plots else ""
     script = f"<script>{SCRIPT}</script>" if plots else ""
@@ -38,15 +38,15 @@ def document(title: str, parts: Sequence[str], *, plots: bool = False) -> str:
         f"<style>{STYLE}</style>",
         *filter(None, (library,)),
         "</head><body><main>",
-        *(visible(part, keep="\n\t") for part in parts if part),
+        *(visible(element, keep="\n\t") for element in elements if element),
         f"</main>{script}</body></html>",
         "",
     ))  # fmt: skip
 
 
-def section(title: str, *parts: str) -> str:
+def section(title: str, *elements: str) -> str:
     """Return a section under a heading."""
-    return f"<section><h2>{title}</h2>{''.join(parts)}</section>"
+    return f"<section><h2>{title}</h2>{''.join(elements)}</section>"
 
 
 def note(text: str) -> str:

@@ -1,7 +1,7 @@
 """Warnings about students that end badly: at chance, or below training without a teacher.
 
-A comparison ranks strategies and says nothing of their level; the best of four may still be worth
-nothing. Each warning is one sentence about one strategy.
+A comparison ranks strategies without regard to their level; the best of four may still be
+useless. Each warning is a sentence about a strategy.
 """
 
 from collections.abc import Mapping, Sequence
@@ -65,18 +65,22 @@ def _below(
     With two seeds or more each the difference has to be outside its 95 % interval.
     """
     metric, better = aim
-    ours, theirs = _finals(runs, metric), _finals(baseline, metric)
-    if not ours or not theirs:
+    values, baseline_values = _finals(runs, metric), _finals(baseline, metric)
+    if not values or not baseline_values:
         return []
-    judged = verdict(ours, theirs)
-    is_lower = sum(ours.values()) / len(ours) < sum(theirs.values()) / len(theirs)
+    judged = verdict(values, baseline_values)
+    is_lower = sum(values.values()) / len(values) < sum(baseline_values.values()) / len(
+        baseline_values
+    )
     is_worse = is_lower == (better == "higher") if judged == "single" else judged == WORSE[better]
     if not is_worse:
         return []
-    level, other = (mean_text(metric, [*found.values()]) for found in (ours, theirs))
+    level, baseline_level = (
+        mean_text(metric, [*numbers.values()]) for numbers in (values, baseline_values)
+    )
     words = metric.replace("_", " ")
     return [
-        f"ends below {name!r}, which has no teacher: {words} {level} against {other}"
+        f"ends below {name!r}, which has no teacher: {words} {level} against {baseline_level}"
         + (" (one seed)" if judged == "single" else "")
     ]
 

@@ -61,7 +61,7 @@ SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "cross", "
 @final
 @value
 class _Look:
-    """What the traces of one strategy share."""
+    """Properties shared by the traces of a strategy."""
 
     name: str
     """Name of the strategy, safe to show."""
@@ -71,7 +71,7 @@ class _Look:
     """Its marker."""
     panel: int
     """Row of the panel that the traces go to."""
-    most: int
+    max_points: int
     """Points that a curve may have."""
 
 
@@ -142,7 +142,7 @@ def _looks(runs: Sequence[Run], num_curves: int) -> dict[str, _Look]:
             color=color,
             symbol=SYMBOLS[number // len(PALETTE) % len(SYMBOLS)],
             panel=1,
-            most=most_points(num_curves),
+            max_points=most_points(num_curves),
         )
         for number, (method, color) in enumerate(palette.items())
     }
@@ -166,7 +166,7 @@ def _add_metric(
     for method, look in _looks(runs, num_curves).items():
         here = replace(look, panel=panel)
         inside = averaged(groups[method])
-        curve = learning_curve(inside, metric, most=here.most)
+        curve = learning_curve(inside, metric, max_points=here.max_points)
         if is_few:
             _add(figure, _band(curve, here, inner), here)
         if is_few and 1 < len(inside) <= MOST_SEEDS:
@@ -197,7 +197,7 @@ def loss_figure(runs: Sequence[Run], *, log_x: bool = False) -> go.Figure:
 
 def _add_losses(figure: go.Figure, runs: Sequence[Run], look: _Look) -> None:
     stages = stage_names(runs)
-    curves = {stage: loss_curve(runs, stage, most=look.most) for stage in stages}
+    curves = {stage: loss_curve(runs, stage, max_points=look.max_points) for stage in stages}
     numbers = [number for curve in curves.values() for number in curve.middle]
     if numbers:
         ends = _loss_ends(runs, min(numbers), max(numbers))
@@ -233,9 +233,9 @@ def _add(figure: go.Figure, traces: Iterable[go.Scatter], look: _Look) -> None:
 
 
 def _line(curve: Curve, look: _Look, *, hint: str = "", **style: Any) -> go.Scatter:  # noqa: ANN401
-    """Return the mean; `style` overrides what plotly is told."""
+    """Return the trace of the mean; `style` overrides its properties."""
     label = hint or f"{look.name}, {seed_count(curve.num_seeds)}"
-    told: dict[str, Any] = {
+    trace: dict[str, Any] = {
         "name": look.name,
         "legendgroup": look.name,
         "showlegend": False,
@@ -244,7 +244,7 @@ def _line(curve: Curve, look: _Look, *, hint: str = "", **style: Any) -> go.Scat
         "marker": {"size": 4.5, "symbol": look.symbol},
         "hovertemplate": f"%{{y:.4~g}} at %{{x:.3~s}}<extra>{label}</extra>",
     }
-    return _trace(curve.spent, curve.middle, **(told | style))
+    return _trace(curve.spent, curve.middle, **(trace | style))
 
 
 def _band(curve: Curve, look: _Look, ends: tuple[float, float]) -> list[go.Scatter]:
@@ -269,7 +269,7 @@ def _single_seeds(runs: Sequence[Run], metric: str, look: _Look) -> Iterator[go.
     for run in runs:
         hint = f"{look.name}, seed {run.seed}"
         line = {"color": look.color, "width": 0.8}
-        curve = learning_curve([run], metric, most=look.most)
+        curve = learning_curve([run], metric, max_points=look.max_points)
         yield _line(curve, look, hint=hint, mode="lines", line=line, opacity=0.55)
 
 
@@ -308,20 +308,20 @@ def _numbers(runs: Sequence[Run], low: float) -> list[go.Scatter]:
     Names would overlap on a narrow screen; they are listed below the figure. Of two stages that
     begin side by side the second has no number.
     """
-    found = stage_starts(runs)
-    if not 1 < len(found) <= MOST_LABELS:
+    starts = stage_starts(runs)
+    if not 1 < len(starts) <= MOST_LABELS:
         return []
     width = max(run.spent.examples for run in runs) or 1
-    shown: list[tuple[int, dict[str, float]]] = []
-    for number, (_, before) in enumerate(found, start=1):
-        if not shown or before["examples"] - shown[-1][1]["examples"] > CLOSE * width:
-            shown.append((number, before))
+    marks: list[tuple[int, dict[str, float]]] = []
+    for number, (_, before) in enumerate(starts, start=1):
+        if not marks or before["examples"] - marks[-1][1]["examples"] > CLOSE * width:
+            marks.append((number, before))
     return [
         _trace(
-            {name: [before[name] for _, before in shown] for name in COSTS},
-            [low for _ in shown],
+            {name: [before[name] for _, before in marks] for name in COSTS},
+            [low for _ in marks],
             mode="text",
-            text=[str(number) for number, _ in shown],
+            text=[str(number) for number, _ in marks],
             textposition="top right",
             textfont={"size": 11, "color": GRAY},
             cliponaxis=False,

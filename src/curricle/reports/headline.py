@@ -2,13 +2,13 @@
 
 The strategy that reached the target with the fewest examples leads the line; those that needed
 equally many lead it together. A strategy that did not reach the target gives a lower bound: its
-mean would be at least what its runs have consumed. The line says so when the subject did not lead,
-when another strategy needed fewer FLOPs or seconds, and when runs are incomplete or missing. Where
-the numbers may not be compared at all, the line says that and nothing else.
+mean would be at least the cost of its runs. The line mentions a subject that did not lead,
+another strategy that needed fewer FLOPs or seconds, and runs that are incomplete or missing. Where
+the numbers are not comparable, the line consists of that caution.
 
 Design: every word of it follows from a `Summary`, so a summary read back from JSON gives it again.
 A difference that lies inside its 95 % interval over seeds is no verdict (see `comparisons`); both
-means stand there with their intervals instead. One seed has no interval, and the line says so.
+means stand there with their intervals instead. A single seed has no interval, which is mentioned.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,14 +24,14 @@ NOISE = "no difference measurable"
 
 
 def headline(summary: Summary, *, subject: str = "extraction") -> str:
-    """Return in one line what the comparison found.
+    """Return the verdict of a comparison in one line.
 
-    Where the target is the final value of a strategy, the line also says which share of that
-    strategy's seconds and FLOPs the leader needed.
+    Where the target is the final value of a strategy, the line includes the share of that
+    strategy's seconds and FLOPs that the leader needed.
 
     Args:
         summary: The comparison.
-        subject: The strategy that one expects to lead.
+        subject: The strategy expected to lead.
     """
     if summary.caution:
         return f"{summary.caution}."
@@ -49,9 +49,9 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     if subject in reached and _is_level(reached[ranking[0]], reached[subject]):
         ranking.sort(key=lambda name: name != subject)
     leaders = _leaders(summary, reached, ranking)
-    others = [name for name in ranking if name not in leaders]
-    others += sorted(set(summary.methods) - set(reached))
-    clauses = [_against(summary.methods, leaders[0], name) for name in others]
+    followers = [name for name in ranking if name not in leaders]
+    followers += sorted(set(summary.methods) - set(reached))
+    clauses = [_against(summary.methods, leaders[0], name) for name in followers]
     opening = _opening(summary, leaders, subject)
     return (
         ", ".join([opening, *_shortened(clauses)])
@@ -66,7 +66,7 @@ def _leaders(
 ) -> list[str]:
     """Return the strategies that needed the fewest examples, equally many each.
 
-    One alone where shares of another's cost are told, which differ from one to the next.
+    A single one where shares of another cost follow, which differ between leaders.
     """
     first = reached[ranking[0]]
     if any(_share(summary, ranking[0])):
@@ -74,47 +74,54 @@ def _leaders(
     return [name for name in ranking if _is_equal(first, reached[name], "examples")]
 
 
-def _is_equal(first: MethodSummary, other: MethodSummary, cost: str) -> bool:
-    return cost_verdict(first.costs(cost), other.costs(cost)) == "equal"
+def _is_equal(first: MethodSummary, second: MethodSummary, cost: str) -> bool:
+    return cost_verdict(first.costs(cost), second.costs(cost)) == "equal"
 
 
 def _together(names: Sequence[str]) -> str:
     """Return names as one subject; the last of many are counted."""
-    *most, last = _shortened(names)
-    return f"{', '.join(most)} and {last.removeprefix('and ')}" if most else last
+    *first_names, last = _shortened(names)
+    return f"{', '.join(first_names)} and {last.removeprefix('and ')}" if first_names else last
 
 
 def _opening(summary: Summary, leaders: Sequence[str], subject: str) -> str:
-    """Return what the leaders reached, and before it whether the subject was measurably behind."""
+    """Return the result of the leaders, preceded by a note if the subject was measurably behind."""
     first = summary.methods[leaders[0]]
-    other = summary.methods.get(subject)
-    is_behind = subject not in leaders and other is not None and _is_decided(first, other)
+    subject_summary = summary.methods.get(subject)
+    is_behind = (
+        subject not in leaders
+        and subject_summary is not None
+        and _is_decided(first, subject_summary)
+    )
     lost = f"{subject} did not win: " if is_behind else ""
     share, noise = _share(summary, leaders[0])
     amount = f"{short(_examples(first))} examples{' each' if len(leaders) > 1 else ''}"
     return f"{lost}{_together(leaders)} reached {summary.goal} {share}with {amount}{noise}"
 
 
-def _is_decided(first: MethodSummary, other: MethodSummary) -> bool:
+def _is_decided(first: MethodSummary, second: MethodSummary) -> bool:
     """Return whether the leader's lead in examples is outside the noise, or noise is unknown."""
-    ahead = _examples(first) < mean([*_floors(other).values()])
-    return ahead and cost_verdict(first.costs("examples"), _floors(other)) != "unclear"
+    ahead = _examples(first) < mean([*_floors(second).values()])
+    return ahead and cost_verdict(first.costs("examples"), _floors(second)) != "unclear"
 
 
 def _floors(method: MethodSummary) -> Mapping[int, float]:
-    """Return what each seed had read at the target, or at least would have to read."""
+    """Return the examples of each seed at the target, or a lower bound of them."""
     costs = method.costs("examples")
     return costs or dict(zip((seed.seed for seed in method.seeds), method.examples, strict=True))
 
 
 def _shortened(clauses: Sequence[str]) -> list[str]:
     """Return the first clauses, and how many are left out."""
-    rest = len(clauses) - MOST_NAMED
-    return [*clauses[:MOST_NAMED], *([f"and {rest} more in the table"] if rest > 0 else [])]
+    num_hidden = len(clauses) - MOST_NAMED
+    return [
+        *clauses[:MOST_NAMED],
+        *([f"and {num_hidden} more in the table"] if num_hidden > 0 else []),
+    ]
 
 
 def _share(summary: Summary, leader: str) -> tuple[str, str]:
-    """Return which part of the cost of the strategy that set the target the leader needed.
+    """Return the leader's share of the cost of the strategy that set the target.
 
     Returns:
         The measurable parts, and after them the costs whose difference is inside the noise.
@@ -122,14 +129,14 @@ def _share(summary: Summary, leader: str) -> tuple[str, str]:
     source = summary.target_of
     if source in (None, leader):
         return "", ""
-    least, whole = (summary.methods[name] for name in (leader, source or leader))
+    cheapest, reference = (summary.methods[name] for name in (leader, source or leader))
     measurable, unclear = [], []
     for cost, words in (("seconds", "seconds"), ("total_flops", "total FLOPs")):
-        numbers, others = least.costs(cost), whole.costs(cost)
-        if cost_verdict(numbers, others) == "unclear":
-            unclear.append(f"{NOISE} in {words} ({_both(least, whole, cost)})")
+        numbers, reference_numbers = cheapest.costs(cost), reference.costs(cost)
+        if cost_verdict(numbers, reference_numbers) == "unclear":
+            unclear.append(f"{NOISE} in {words} ({_both(cheapest, reference, cost)})")
         else:
-            ratio = mean([*numbers.values()]) / (mean([*others.values()]) or 1.0)
+            ratio = mean([*numbers.values()]) / (mean([*reference_numbers.values()]) or 1.0)
             measurable.append(f"{ratio:.2g} of its {words}" if ratio < 1 else _more(ratio, words))
     share = f"in {' and '.join(measurable)}, " if measurable else ""
     return share, "".join(f", {clause}" for clause in unclear)
@@ -139,11 +146,11 @@ def _more(ratio: float, words: str) -> str:
     return f"{_times(ratio)} times its {words}"
 
 
-def _both(first: MethodSummary, other: MethodSummary, cost: str) -> str:
+def _both(first: MethodSummary, second: MethodSummary, cost: str) -> str:
     """Return the mean costs of two strategies with their intervals."""
     return " against ".join(
         with_interval(getattr(method.to_target, cost), getattr(method.to_target_ci95, cost))
-        for method in (first, other)
+        for method in (first, second)
     )
 
 
@@ -192,58 +199,58 @@ def _flops(method: MethodSummary) -> float:
 
 def _against(methods: Mapping[str, MethodSummary], leader: str, name: str) -> str:
     """Return how many times fewer examples the leader needed than another strategy."""
-    first, other = methods[leader], methods[name]
-    if other.to_target.examples is None:
-        return _bound(first, name, other)
-    if _is_equal(first, other, "examples"):
+    first, second = methods[leader], methods[name]
+    if second.to_target.examples is None:
+        return _bound(first, name, second)
+    if _is_equal(first, second, "examples"):
         return f"as many as {name}"
-    if cost_verdict(first.costs("examples"), other.costs("examples")) == "unclear":
-        return f"{NOISE} from {name} ({_both(first, other, 'examples')})"
-    ratio = _examples(other) / max(_examples(first), 1.0)
-    told = short(_examples(other))
-    has_seeds = len(first.examples) > 1 and len(other.examples) > 1
-    overlap = "; seeds overlap" if has_seeds and _overlap(first, other) else ""
-    if _is_level(first, other):
-        return f"about as many as {name} ({told}{overlap})"
-    return f"{_times(ratio)} times fewer than {name} ({told}{overlap})"
+    if cost_verdict(first.costs("examples"), second.costs("examples")) == "unclear":
+        return f"{NOISE} from {name} ({_both(first, second, 'examples')})"
+    ratio = _examples(second) / max(_examples(first), 1.0)
+    phrase = short(_examples(second))
+    has_seeds = len(first.examples) > 1 and len(second.examples) > 1
+    overlap = "; seeds overlap" if has_seeds and _overlap(first, second) else ""
+    if _is_level(first, second):
+        return f"about as many as {name} ({phrase}{overlap})"
+    return f"{_times(ratio)} times fewer than {name} ({phrase}{overlap})"
 
 
 LEVEL = 1.1
 """Ratio of examples up to which two strategies count as level."""
 
 
-def _is_level(first: MethodSummary, other: MethodSummary) -> bool:
+def _is_level(first: MethodSummary, second: MethodSummary) -> bool:
     """Return whether two needed about as much: a tenth apart at most, and their seeds overlap."""
-    ratio = _examples(other) / max(_examples(first), 1.0)
-    return _overlap(first, other) and _overlap(other, first) and 1 / LEVEL <= ratio <= LEVEL
+    ratio = _examples(second) / max(_examples(first), 1.0)
+    return _overlap(first, second) and _overlap(second, first) and 1 / LEVEL <= ratio <= LEVEL
 
 
-def _overlap(first: MethodSummary, other: MethodSummary) -> bool:
+def _overlap(first: MethodSummary, second: MethodSummary) -> bool:
     """Return whether some seed of the other needed no more than the worst of the first."""
-    return max(first.examples) >= min(other.examples)
+    return max(first.examples) >= min(second.examples)
 
 
-def _bound(first: MethodSummary, name: str, other: MethodSummary) -> str:
+def _bound(first: MethodSummary, name: str, second: MethodSummary) -> str:
     """Return by how much at least the leader was ahead of one that did not get there."""
-    floors = _floors(other)
+    floors = _floors(second)
     floor = mean([*floors.values()])
     ratio = floor / max(_examples(first), 1.0)
-    so_far = "" if all(seed.complete for seed in other.seeds) else " so far"
-    if other.reached.startswith("0/"):
-        told = f"{name} (not reached in {short(floor)}{so_far})"
+    so_far = "" if all(seed.complete for seed in second.seeds) else " so far"
+    if second.reached.startswith("0/"):
+        phrase = f"{name} (not reached in {short(floor)}{so_far})"
     else:
-        told = f"{name} (reached by {other.reached} seeds, {short(floor)}{so_far} on average)"
+        phrase = f"{name} (reached by {second.reached} seeds, {short(floor)}{so_far} on average)"
     if ratio <= 1.0 or cost_verdict(first.costs("examples"), floors) == "unclear":
-        return f"undecided against {told}"
-    return f"at least {_times(ratio, down=True)} times fewer than {told}"
+        return f"undecided against {phrase}"
+    return f"at least {_times(ratio, down=True)} times fewer than {phrase}"
 
 
 def _times(ratio: float, *, down: bool = False) -> str:
     """Return a ratio with one digit after the point below ten, none above."""
     scale = 10 if ratio < 10 else 1  # noqa: PLR2004 - one digit more below ten
     # A lower bound must not be rounded up.
-    whole = int(ratio * scale) if down else round(ratio * scale)
-    return f"{whole / scale:g}" if whole < 1000 * scale else short(whole / scale)
+    rounded = int(ratio * scale) if down else round(ratio * scale)
+    return f"{rounded / scale:g}" if rounded < 1000 * scale else short(rounded / scale)
 
 
 def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> str:
@@ -260,9 +267,9 @@ def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> st
         }
         sure = [name for name, kind in cheaper.items() if kind in ("less", "single")]
         if sure:
-            least = reached[sure[0]]
-            names = _together([name for name in sure if _is_equal(least, reached[name], cost)])
-            clauses.append(f"fewer {words} by {names} ({_both(least, first, cost)})")
+            cheapest = reached[sure[0]]
+            names = _together([name for name in sure if _is_equal(cheapest, reached[name], cost)])
+            clauses.append(f"fewer {words} by {names} ({_both(cheapest, first, cost)})")
         elif "unclear" in cheaper.values():
             name = next(name for name, kind in cheaper.items() if kind == "unclear")
             clauses.append(f"{NOISE} in {words} from {name} ({_both(first, reached[name], cost)})")
@@ -270,15 +277,15 @@ def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> st
 
 
 def _seeds(summary: Summary) -> str:
-    """Return over how many seeds the line speaks, and how many runs are not whole."""
+    """Return the number of seeds behind the line, and of incomplete runs."""
     counts = sorted({len(method.seeds) for method in summary.methods.values()})
     seeds = [seed for method in summary.methods.values() for seed in method.seeds]
     unfinished = sum(not seed.complete for seed in seeds)
-    most = counts[-1] if counts else 0
-    span = str(most) if len(counts) <= 1 else f"{counts[0]} to {most}"
-    notes = [f"{span} seed{'' if most == 1 else 's'} each"]
+    largest = counts[-1] if counts else 0
+    span = str(largest) if len(counts) <= 1 else f"{counts[0]} to {largest}"
+    notes = [f"{span} seed{'' if largest == 1 else 's'} each"]
     if counts[:1] == [1] and len(summary.methods) > 1:
-        notes.append("too few to measure noise" if most == 1 else "one too few to measure noise")
+        notes.append("too few to measure noise" if largest == 1 else "one too few to measure noise")
     if unfinished:
         notes.append(f"{unfinished} of {len(seeds)} runs incomplete")
     if summary.missing:

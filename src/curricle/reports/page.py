@@ -105,7 +105,7 @@ def write_page(
 
     Args:
         runs: Runs as `load_runs` gives them.
-        summary: What `summarize` makes of them.
+        summary: Their summary, from `summarize`.
         path: File to write.
         title: Heading of the page.
         command: How to make these runs again, to be shown as it is.
@@ -125,7 +125,7 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
     log_x = summary.is_wide
     curves = learning_figure(runs, metric=summary.metric, target=summary.target, log_x=log_x)
     losses = loss_figure(runs, log_x=log_x)
-    parts = [
+    sections = [
         _header(summary, title),
         _missing(summary),
         _unfinished(runs),
@@ -142,7 +142,7 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         section("Runs", table(seed_grid(summary))),
         section("Made with", table(_circumstances(runs)), again(command)),
     ]
-    return document(title, parts, plots=True)
+    return document(title, sections, plots=True)
 
 
 def _header(summary: Summary, title: str) -> str:
@@ -151,16 +151,16 @@ def _header(summary: Summary, title: str) -> str:
         facts.append(f"target: {summary.goal}")
     if summary.budget:
         facts.append(f"budget: {_budget(summary.budget)}")
-    told = " · ".join(html.escape(fact) for fact in facts)
+    facts_line = " · ".join(html.escape(fact) for fact in facts)
     line = headline(summary)
     return (
-        f'<header><h1>{html.escape(title)}</h1><p class="facts">{told}</p>'
+        f'<header><h1>{html.escape(title)}</h1><p class="facts">{facts_line}</p>'
         f'<p class="headline">{html.escape(capitalized(line, summary.methods))}</p></header>'
     )
 
 
 def _budget(budget: Mapping[str, object]) -> str:
-    """Return a budget in words; a number with its unit is told as one."""
+    """Return a budget in words, a number together with its unit."""
     number, unit = budget.get("number"), str(budget.get("unit"))
     if set(budget) == {"number", "unit"} and isinstance(number, (int, float)):
         return f"{short(number)} {unit.replace('flops', 'FLOPs')}"
@@ -168,7 +168,7 @@ def _budget(budget: Mapping[str, object]) -> str:
 
 
 def _reading(runs: Sequence[Run], summary: Summary) -> list[str]:
-    """Return what a reader of the table has to know."""
+    """Return the notes needed to read the table."""
     notes = [READING] if summary.target is None else [READING, TARGET]
     if is_share(summary.metric) and len(runs) > 1:
         notes.append(CLIPPED)
@@ -189,8 +189,8 @@ def _missing(summary: Summary) -> str:
     """Return a warning that names the missing runs, or nothing."""
     if not summary.gap:
         return ""
-    told = html.escape(summary.gap)
-    return f'<aside class="warning"><strong>Missing runs.</strong> {told}</aside>'
+    sentence = html.escape(summary.gap)
+    return f'<aside class="warning"><strong>Missing runs.</strong> {sentence}</aside>'
 
 
 def _unfinished(runs: Sequence[Run]) -> str:
@@ -243,7 +243,7 @@ def _figure(figure: go.Figure, name: str) -> str:
 
 
 def _explanation(runs: Sequence[Run], metric: str) -> str:
-    """Return what the lines and bands of the learning curves are."""
+    """Return the meaning of lines and bands of the learning curves."""
     counts = {method: len(averaged(group)) for method, group in grouped(runs).items()}
     ends = sorted({min(counts.values()), max(counts.values())})
     seeds = (
@@ -264,14 +264,14 @@ def _other_metrics(runs: Sequence[Run], judged: str, *, log_x: bool) -> str:
     """Return the section of all metrics but the one by which runs are judged."""
     students = [run for run in runs if not run.is_teacher]
     names = dict.fromkeys(
-        name for run in students for each in run.measurements for name in each.metrics
+        name for run in students for measurement in run.measurements for name in measurement.metrics
     )
-    others = [name for name in names if name != judged]
-    if not others:
+    names_of_others = [name for name in names if name != judged]
+    if not names_of_others:
         return ""
-    drawn, rest = others[:MOST_METRICS], others[MOST_METRICS:]
-    figure = _figure(metrics_figure(runs, drawn, log_x=log_x), "metrics")
-    left_out = [note(f"Not drawn: {', '.join(rest)}.")] if rest else []
+    plotted, unplotted = names_of_others[:MOST_METRICS], names_of_others[MOST_METRICS:]
+    figure = _figure(metrics_figure(runs, plotted, log_x=log_x), "metrics")
+    left_out = [note(f"Not drawn: {', '.join(unplotted)}.")] if unplotted else []
     return section("Other metrics", figure, note(OTHERS), *left_out)
 
 
@@ -297,7 +297,7 @@ def _stage_notes(runs: Sequence[Run]) -> list[str]:
 def _plans(runs: Sequence[Run]) -> list[str]:
     """Return the stages of each strategy.
 
-    Runs that planned the same have one table, whatever they are called; costs may differ, since the
+    Runs with equal plans have one table, independent of their names; costs may differ, since the
     first batch of a seed may be longer than that of another. Runs of a strategy that planned
     differently stand apart.
     """
@@ -305,19 +305,41 @@ def _plans(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if not run.is_teacher:
             plans.setdefault(tuple(map(_without_costs, run.opening.stages)), []).append(run)
-    counts = Counter(method for alike in plans.values() for method in {run.method for run in alike})
-    parts: list[str] = []
-    for alike in plans.values():
-        names = [_with_seeds(method, group, counts) for method, group in grouped(alike).items()]
-        parts.append(f"<h3>{html.escape(', '.join(names))}</h3>")
-        parts.append(table(plan_grid(alike[0].opening.stages)))
-        if any(run.opening.stages != alike[0].opening.stages for run in alike):
-            parts.append(
-                note(f"FLOPs and memory are those of seed {alike[0].seed}; others differ.")
+    counts = Counter(
+        method for members in plans.values() for method in {run.method for run in members}
+    )
+    sections: list[str] = []
+    for members in plans.values():
+        names = [_with_seeds(method, group, counts) for method, group in grouped(members).items()]
+        sections.append(f"<h3>{html.escape(', '.join(names))}</h3>")
+        sections.append(table(plan_grid(members[0].opening.stages, outcomes=_outcomes(members))))
+        if any(run.opening.stages != members[0].opening.stages for run in members):
+            sections.append(
+                note(f"FLOPs and memory are those of seed {members[0].seed}; others differ.")
             )
-        parts.append(note(_planned_and_done(alike)))
-    known = {name for run in runs for name in (run.method, *_stage_names(run))}
-    return parts + [note(f"{capitalized(text, known).rstrip('.')}.") for text in _notes(runs)]
+        sections.append(note(_planned_and_done(members)))
+    all_names = {name for run in runs for name in (run.method, *_stage_names(run))}
+    return sections + [
+        note(f"{capitalized(text, all_names).rstrip('.')}.") for text in _notes(runs)
+    ]
+
+
+def _outcomes(runs: Sequence[Run]) -> dict[str, tuple[str, str]] | None:
+    """Return what each stage has done and why it ended; None if all have had a fixed length."""
+    outcomes = [run.outcomes for run in runs]
+    reasons = {outcome.why for stages in outcomes for outcome in stages.values()}
+    has_rule = any(stage.until for run in runs for stage in run.opening.stages)
+    if not has_rule and "goal" not in reasons:
+        return None
+    found: dict[str, tuple[str, str]] = {}
+    for name in _stage_names(runs[0]):
+        stages = [run_stages[name] for run_stages in outcomes if name in run_stages]
+        done = [stage.done for stage in stages]
+        ends = dict.fromkeys(f"{end:,}" for end in (min(done, default=0), max(done, default=0)))
+        counts = Counter(stage.why or "not ended" for stage in stages)
+        words = [f"{why} {count}" if len(counts) > 1 else why for why, count in counts.items()]
+        found[name] = " to ".join(ends), ", ".join(words) or "not begun"
+    return found
 
 
 def _stage_names(run: Run) -> list[str]:
@@ -335,12 +357,12 @@ def _with_seeds(method: str, runs: Sequence[Run], counts: Mapping[str, int]) -> 
 
 
 def _notes(runs: Sequence[Run]) -> dict[str, None]:
-    """Return what binding decided, each sentence once."""
+    """Return the decisions made at binding, each sentence once."""
     return dict.fromkeys(text for run in runs if not run.is_teacher for text in run.opening.notes)
 
 
 def _planned_and_done(runs: Sequence[Run]) -> str:
-    """Return what runs were to consume and what they have consumed, in words."""
+    """Return planned and actual cost of runs in words."""
     planned = [
         Spent(
             steps=sum(stage.steps for stage in run.opening.stages),
@@ -355,17 +377,17 @@ def _planned_and_done(runs: Sequence[Run]) -> str:
 
 def _amounts(spent: Sequence[Spent]) -> str:
     """Return steps and FLOPs in words, from the least to the most where they differ."""
-    told = []
+    amounts = []
     for name in ("steps", "student_flops", "teacher_flops"):
-        numbers = [getattr(one, name) for one in spent]
+        numbers = [getattr(usage, name) for usage in spent]
         ends = dict.fromkeys(short(end) for end in (min(numbers), max(numbers)))
-        told.append(f"{' to '.join(ends)} {name.replace('_flops', ' FLOPs')}")
-    return ", ".join(told)
+        amounts.append(f"{' to '.join(ends)} {name.replace('_flops', ' FLOPs')}")
+    return ", ".join(amounts)
 
 
 def _circumstances(runs: Sequence[Run]) -> Grid:
     """Return under which versions and on which device the runs were made."""
-    found: dict[str, dict[str, None]] = {}
+    values: dict[str, dict[str, None]] = {}
     for run in runs:
         facts = run.opening.versions | {"device": run.opening.device}
         if not run.is_teacher:
@@ -375,10 +397,10 @@ def _circumstances(runs: Sequence[Run]) -> Grid:
                 "batch size": f"{run.opening.batch_size:,}",
             }
         for name, fact in facts.items():
-            found.setdefault(name, {})[fact] = None
+            values.setdefault(name, {})[fact] = None
     return Grid(
         title="Made with",
         columns=("what", "value"),
-        rows=tuple((name, " / ".join(facts)) for name, facts in found.items()),
+        rows=tuple((name, " / ".join(facts)) for name, facts in values.items()),
         numeric=(False, False),
     )

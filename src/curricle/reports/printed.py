@@ -65,7 +65,7 @@ MARKER_SPACING = 0.11
 @final
 @value
 class View:
-    """What is shown of some runs."""
+    """Part of some runs that is plotted."""
 
     metric: str
     """Name of a metric of the records."""
@@ -154,7 +154,7 @@ def save(figure: Figure, path_without_suffix: Path) -> tuple[Path, Path]:
 
 
 def label(name: str) -> str:
-    """Return a name without what matplotlib reads in it: formulas, and hidden entries."""
+    """Return a name in which matplotlib sees neither formulas nor hidden entries."""
     return " " * name.startswith("_") + shortened(name).replace("$", r"\$")
 
 
@@ -163,7 +163,7 @@ def _legend_name(method: str, runs: Sequence[Run]) -> str:
 
 
 def _explain(figure: Figure, runs: Sequence[Run]) -> None:
-    """Say below a figure what bands and thin lines are, if there are any."""
+    """Explain bands and thin lines below a figure that has any."""
     if has_bands(runs) and any(len(averaged(group)) > 1 for group in grouped(runs).values()):
         figure.supxlabel(CAPTION, fontsize=7, color=GRAY)
 

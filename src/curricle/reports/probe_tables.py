@@ -1,10 +1,10 @@
-"""Tables and figures of what probes measured.
+"""Tables and figures of probe measurements.
 
 One table a probe, one row a network, students as means over their seeds; and a static figure of
 the teacher's training, one panel a probe.
 
-Design: a probe gives more numbers than a table holds. What is shown of each is listed here;
-everything stays in `probes.jsonl`.
+Design: a probe gives more numbers than a table holds. The numbers in tables are listed here; all
+of them stay in `probes.jsonl`.
 """
 
 import re
@@ -53,7 +53,7 @@ SHOWN = MappingProxyType(
         ),
     }
 )
-"""For each probe the numbers that are shown, what they are called, and what they are."""
+"""For each probe its printed numbers with name and meaning."""
 WIDE = 30.0
 """Ratio of the largest number to the smallest from which on an axis is logarithmic."""
 WIDTH, HEIGHT = 5.2, 3.6
@@ -63,7 +63,7 @@ WIDTH, HEIGHT = 5.2, 3.6
 def probe_grids(records: Sequence[ProbeRecord]) -> list[Grid]:
     """Return one table a probe, in the order of the records."""
     return [
-        _grid(name, [one for one in records if one.probe == name])
+        _grid(name, [record for record in records if record.probe == name])
         for name in dict.fromkeys(record.probe for record in records)
     ]
 
@@ -71,13 +71,13 @@ def probe_grids(records: Sequence[ProbeRecord]) -> list[Grid]:
 def save_probe_figure(
     records: Sequence[ProbeRecord], path_without_suffix: Path
 ) -> tuple[Path, ...]:
-    """Return the paths of a PNG and an SVG of what probes have found along the teacher's training.
+    """Return the paths of a PNG and an SVG of probe measurements along the teacher's training.
 
     Nothing is drawn if there are fewer than two checkpoints of the teacher.
 
     Args:
-        records: What probes have found.
-        path_without_suffix: Where to write; `.png` and `.svg` are put behind.
+        records: Probe measurements.
+        path_without_suffix: Path to which `.png` and `.svg` are appended.
     """
     names = [
         name
@@ -97,13 +97,13 @@ def save_probe_figure(
 
 
 def _grid(probe: str, records: Sequence[ProbeRecord]) -> Grid:
-    columns = list(dict.fromkeys(name for one in records for name in _shown(one)))
+    columns = list(dict.fromkeys(name for record in records for name in _shown(record)))
     groups: dict[tuple[str, bool, int], list[ProbeRecord]] = {}
-    for one in records:
+    for record in records:
         # Checkpoints of the teacher stay apart; seeds of a student belong together.
-        key = (one.model, one.is_teacher, one.step if one.is_teacher else 0)
-        groups.setdefault(key, []).append(one)
-    counts = dict.fromkeys(f"{one.examples:,}" for one in records)
+        key = (record.model, record.is_teacher, record.step if record.is_teacher else 0)
+        groups.setdefault(key, []).append(record)
+    counts = dict.fromkeys(f"{record.examples:,}" for record in records)
     return Grid(
         title=f"{probe}: {_words(probe)}; {' or '.join(counts)} held-out examples",
         columns=("network", "steps", "seeds", *columns),
@@ -113,21 +113,23 @@ def _grid(probe: str, records: Sequence[ProbeRecord]) -> Grid:
 
 
 def _row(model: str, group: Sequence[ProbeRecord], columns: Sequence[str]) -> tuple[str, ...]:
-    shown = [_shown(one) for one in group]
-    numbers = [[one[name] for one in shown if name in one] for name in columns]
-    steps = sorted({one.step for one in group})
-    told = short(steps[0]) if len(steps) == 1 else f"{short(steps[0])} to {short(steps[-1])}"
-    cells = [f"{mean(found):.4f}" if found else NONE for found in numbers]
-    return (model, told, str(len(group)), *cells)
+    readings = [_shown(record) for record in group]
+    numbers = [[record[name] for record in readings if name in record] for name in columns]
+    steps = sorted({record.step for record in group})
+    steps_text = short(steps[0]) if len(steps) == 1 else f"{short(steps[0])} to {short(steps[-1])}"
+    cells = [
+        f"{mean(column_numbers):.4f}" if column_numbers else NONE for column_numbers in numbers
+    ]
+    return (model, steps_text, str(len(group)), *cells)
 
 
 def _shown(record: ProbeRecord) -> Mapping[str, float]:
-    """Return the numbers that are shown, by what they are called; all of a probe not listed."""
+    """Return the numbers to print by name; all numbers of a probe that is not listed."""
     if record.probe not in SHOWN:
         return record.numbers
     pattern, called, _ = SHOWN[record.probe]
-    found = {name: re.fullmatch(pattern, name) for name in record.numbers}
-    return {match.expand(called): record.numbers[name] for name, match in found.items() if match}
+    matches = {name: re.fullmatch(pattern, name) for name in record.numbers}
+    return {match.expand(called): record.numbers[name] for name, match in matches.items() if match}
 
 
 def _words(probe: str) -> str:
@@ -135,9 +137,9 @@ def _words(probe: str) -> str:
 
 
 def _trajectory(records: Sequence[ProbeRecord], probe: str) -> list[ProbeRecord]:
-    """Return what a probe has found in the teacher's checkpoints, by step."""
-    found = [one for one in records if one.probe == probe and one.is_teacher]
-    return sorted(found, key=lambda one: one.step)
+    """Return the measurements of a probe on the teacher's checkpoints, by step."""
+    trajectory = [record for record in records if record.probe == probe and record.is_teacher]
+    return sorted(trajectory, key=lambda record: record.step)
 
 
 def _draw(panel: Axes, probe: str, records: Sequence[ProbeRecord]) -> None:
@@ -150,8 +152,8 @@ def _draw(panel: Axes, probe: str, records: Sequence[ProbeRecord]) -> None:
     for name in names:
         kind, size = name.split()[0], name.split()[-1]
         panel.plot(
-            [one.step for one in records],
-            [_shown(one)[name] for one in records],
+            [record.step for record in records],
+            [_shown(record)[name] for record in records],
             color=sizes[size],
             linestyle=styles[kind],
             marker=markers[kind],
@@ -160,7 +162,7 @@ def _draw(panel: Axes, probe: str, records: Sequence[ProbeRecord]) -> None:
         )
     panel.set_title(f"teacher: {probe}", fontsize=10)
     panel.set_xlabel("training steps")
-    _scale(panel, [number for one in records for number in _shown(one).values()])
+    _scale(panel, [number for record in records for number in _shown(record).values()])
     panel.grid(axis="y", color="#dddddd", linewidth=0.7)
     panel.xaxis.set_major_formatter(FuncFormatter(lambda number, _: short(number)))
     panel.legend(frameon=False, fontsize=8, ncols=2)

@@ -35,7 +35,7 @@ NEVER_NEGATIVE = frozenset(
 """Metrics of others, no shares, that have no negative values."""
 HOUR = 3600.0
 FEW = 3
-"""Seeds whose values are listed where their interval says little."""
+"""Number of seeds up to which values are listed in place of a useless interval."""
 MOST_DIGITS = 8
 """Characters of a target; a longer one was computed, not set."""
 NONE = "–"
@@ -99,10 +99,8 @@ def limits(metric: str, numbers: Sequence[float] = ()) -> tuple[float, float]:
 
 
 def is_share(metric: str) -> bool:
-    """Return whether a metric is a share of one, told in percent."""
-    if metric in METRICS:
-        return METRICS[metric].unit == "share"
-    return metric.endswith("_accuracy")
+    """Return whether a metric is a share of 1, printed in percent."""
+    return METRICS[metric].unit == "share" if metric in METRICS else metric.endswith("_accuracy")
 
 
 def seed_count(count: int) -> str:
@@ -134,7 +132,7 @@ def with_interval(number: float | None, ci95: float | None, *, kind: str = "") -
     Args:
         number: The mean; None becomes a dash.
         ci95: Half-width of the interval; left out if None.
-        kind: `seconds` for a time, which is told in hours when long; else a count.
+        kind: `seconds` for a time, printed in hours when long; else a count.
     """
     if number is None:
         return NONE
@@ -160,7 +158,7 @@ def metric_text(metric: str, number: float | None, ci95: float | None = None) ->
 def mean_text(metric: str, numbers: Sequence[float]) -> str:
     """Return the mean of a metric over seeds with its interval.
 
-    An interval that leaves the possible range says little as a half-width (50 ± 127 %): with two
+    An interval beyond the possible range is useless as a half-width (50 ± 127 %): with two
     or three seeds their values stand in its place, with more the part inside the range.
 
     Args:
@@ -185,5 +183,5 @@ def goal_text(metric: str, target: float) -> str:
     """
     words = metric.replace("_", " ")
     number = 100 * target if is_share(metric) else target
-    told = f"{round(number, 3):g}" if len(f"{number:.10g}") > MOST_DIGITS else f"{number:.10g}"
-    return f"{told} % {words}" if is_share(metric) else f"{words} {told}"
+    text = f"{round(number, 3):g}" if len(f"{number:.10g}") > MOST_DIGITS else f"{number:.10g}"
+    return f"{text} % {words}" if is_share(metric) else f"{words} {text}"

@@ -1,8 +1,8 @@
 """Report of a reproduced figure.
 
 In a recipe's folder: `figure.png` and `figure.svg` in the paper's form, `summary.json` with the
-numbers behind them, and `report.html`, which says what the original showed beside what was found.
-All are made from the records in the folder.
+numbers behind them, and `report.html`, which puts the original beside the reproduction. All are
+made from the records in the folder.
 """
 
 import base64
@@ -53,26 +53,26 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     """Write figure, summary and page of a recipe.
 
     Args:
-        folder: The recipe's folder, with what has been run.
+        folder: The recipe's folder with its runs.
         summaries: Those of its panels, in order.
 
     Returns:
-        What was found, a line each.
+        Results, a line each.
     """
     recipe = read_recipe(folder)
     panels = list(zip(recipe.panels, summaries, strict=True))
     points = (*read_points(folder), *_derived(recipe, panels))
-    found = statistics(points)
+    statistics_ = statistics(points)
     fits = slopes(points) if recipe.chart.slopes else ()
     _draw(folder, recipe, panels, points)
-    _write_summary(folder, recipe, panels, (found, fits))
-    told = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
-    lines = (recipe.caution,) if recipe.caution else told
+    _write_summary(folder, recipe, panels, (statistics_, fits))
+    lines = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    lines = (recipe.caution,) if recipe.caution else lines
     text = document(recipe.title, [
         _header(recipe),
         section("Found", *(f"<p>{html.escape(line)}</p>" for line in lines)),
         section("Figure", _image(folder)),
-        section("Numbers", table(_grid(found)), note(INTERVALS)) if found else "",
+        section("Numbers", table(_grid(statistics_)), note(INTERVALS)) if statistics_ else "",
         *(_panel(panel, summary) for panel, summary in panels),
         section("Made with", again(line_again(recipe, folder))) if recipe.line else "",
     ])  # fmt: skip
@@ -81,28 +81,28 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
 
 
 def points_tables(folder: Path) -> list[Table]:
-    """Return what a recipe has measured besides its panels in short form; none if nothing."""
-    found = statistics(tuple(read_points(folder)))
-    return [to_rich(points_grid(read_recipe(folder).chart, found))] if found else []
+    """Return the measurements of a recipe besides its panels; empty if there are none."""
+    statistics_ = statistics(tuple(read_points(folder)))
+    return [to_rich(points_grid(read_recipe(folder).chart, statistics_))] if statistics_ else []
 
 
-def points_grid(chart: Chart, found: Sequence[Statistic]) -> Grid:
+def points_grid(chart: Chart, statistics_: Sequence[Statistic]) -> Grid:
     """Return one row a panel and place, and one column a series.
 
     Args:
-        chart: How they are drawn; of a spread the deviations are told, of others the means.
-        found: Measurements over their repetitions.
+        chart: Form of the figure; a spread is printed by its deviations, others by their means.
+        statistics_: Measurements over their repetitions.
     """
     is_spread = chart.kind == "spread"
     cells = {
-        (one.panel, _place(one), one.series): short(one.deviation)
+        (statistic.panel, _place(statistic), statistic.series): short(statistic.deviation)
         if is_spread
-        else with_interval(one.mean, one.ci95)
-        for one in found
+        else with_interval(statistic.mean, statistic.ci95)
+        for statistic in statistics_
     }
-    series = list(dict.fromkeys(one.series for one in found))
-    panels = list(dict.fromkeys(one.panel for one in found))
-    rows = dict.fromkeys((one.panel, _place(one)) for one in found)
+    series = list(dict.fromkeys(statistic.series for statistic in statistics_))
+    panels = list(dict.fromkeys(statistic.panel for statistic in statistics_))
+    rows = dict.fromkeys((statistic.panel, _place(statistic)) for statistic in statistics_)
     what = "deviation" if is_spread else "mean"
     grid = Grid(
         title=f"{chart.y}: {what} over repetitions".removeprefix(": "),
@@ -120,7 +120,7 @@ def recipe_table(rows: Sequence[Sequence[str]]) -> Table:
     """Return the recipes for a terminal.
 
     Args:
-        rows: Name, what it shows, source, what is known of the original and costs of each.
+        rows: Name, subject, source, knowledge of the original and costs of each.
     """
     return to_rich(
         Grid(
@@ -162,16 +162,16 @@ def _write_summary(
     panels: Sequence[tuple[Panel, Summary]],
     numbers: tuple[Sequence[Statistic], Sequence[Slope]],
 ) -> None:
-    found, fits = numbers
-    told: dict[str, Any] = {
+    statistics_, fits = numbers
+    document_: dict[str, Any] = {
         "recipe": recipe.name,
         "scale": recipe.scale,
         "source": recipe.source,
         "panels": {panel.name: plain(summary) for panel, summary in panels},
-        "points": [plain(one) for one in found],
-        "slopes": [plain(one) for one in fits],
+        "points": [plain(statistic) for statistic in statistics_],
+        "slopes": [plain(statistic) for statistic in fits],
     }
-    text = json.dumps(told, indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(document_, indent=2, ensure_ascii=False, allow_nan=False)
     write_text(folder / SUMMARY, text + "\n")
 
 
@@ -197,28 +197,28 @@ def _image(folder: Path) -> str:
     return f'<img alt="figure" style="max-width:100%" src="data:image/svg+xml;base64,{data}">'
 
 
-def _grid(found: Sequence[Statistic]) -> Grid:
+def _grid(statistics_: Sequence[Statistic]) -> Grid:
     grid = Grid(
         title="",
         columns=("panel", "series", "x", "mean", "deviation", "repetitions"),
         rows=tuple(
             (
-                one.panel,
-                one.series,
-                _place(one),
-                with_interval(one.mean, one.ci95),
-                short(one.deviation),
-                str(one.count),
+                statistic.panel,
+                statistic.series,
+                _place(statistic),
+                with_interval(statistic.mean, statistic.ci95),
+                short(statistic.deviation),
+                str(statistic.count),
             )
-            for one in found
+            for statistic in statistics_
         ),
         numeric=(False, False, False, True, True, True),
     )
     return without_empty(grid)
 
 
-def _place(one: Statistic) -> str:
-    return one.x if isinstance(one.x, str) else short(one.x)
+def _place(statistic: Statistic) -> str:
+    return statistic.x if isinstance(statistic.x, str) else short(statistic.x)
 
 
 def _panel(panel: Panel, summary: Summary) -> str:

@@ -19,10 +19,12 @@ from typing import Any, TypeVar, final
 from curricle.errors import CheckpointError, visible
 from curricle.points import where_runs_are
 from curricle.records import (
+    EndReason,
     EndRecord,
     EvaluationRecord,
     RunRecord,
     Spent,
+    StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
@@ -33,13 +35,13 @@ from curricle.reports.thinning import extremes
 FILE_NAME = "records.jsonl"
 MOST_STEPS = 10_000
 """Training losses of one run that are kept for figures."""
-InStage = TypeVar("InStage", StageRecord, StepRecord, EvaluationRecord)
+InStage = TypeVar("InStage", StageRecord, StageEndRecord, StepRecord, EvaluationRecord)
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """The metrics of a student and what it had consumed by then."""
+    """The metrics of a student and its cost until then."""
 
     spent: Spent
     """Consumed before the evaluation."""
@@ -47,6 +49,17 @@ class Measurement:
     """Metrics on held-out data."""
     is_taught: bool = True
     """Whether the stage reads the student's logits; elsewhere no target counts as reached."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageOutcome:
+    """Steps that a stage has taken, and the reason of its end."""
+
+    done: int
+    """Number of steps."""
+    why: EndReason | None
+    """Reason of the end; None for a stage that has not ended."""
 
 
 @final
@@ -59,9 +72,11 @@ class Run:
     method: str
     """Name under which runs with different seeds belong together."""
     opening: RunRecord
-    """What was run."""
+    """First record: curriculum, models, seed."""
     stages: tuple[StageRecord, ...] = ()
     """Where the stages began."""
+    stage_ends: tuple[StageEndRecord, ...] = ()
+    """Ends of stages whose duration is a rule."""
     steps: tuple[StepRecord, ...] = ()
     """Training losses."""
     evaluations: tuple[EvaluationRecord, ...] = ()
@@ -84,34 +99,56 @@ class Run:
     @property
     def has_ended_early(self) -> bool:
         """Return whether the run ended before its planned length, because it reached its target."""
-        planned = sum(stage.steps for stage in self.opening.stages)
-        return self.end is not None and self.end.spent.steps < planned
+        return any(outcome.why == "goal" for outcome in self.outcomes.values())
+
+    @property
+    def outcomes(self) -> dict[str, StageOutcome]:
+        """Return the outcome of each stage that has begun, by its name.
+
+        A stage of a fixed length has no record of its end: only the target can have ended it before
+        its planned steps, or the stages after it.
+        """
+        reasons = {end.stage: end.why for end in self.stage_ends}
+        planned = {plan.name: plan.steps for plan in self.opening.stages}
+        starts = [record.spent.steps for record in self.stages]
+        outcomes: dict[str, StageOutcome] = {}
+        for number, record in enumerate(self.stages):
+            is_last = number + 1 == len(self.stages)
+            done = (self.spent.steps if is_last else starts[number + 1]) - starts[number]
+            why = reasons.get(record.stage)
+            if why is None and (not is_last or self.is_complete):
+                is_cut = is_last and record.stage != self.opening.stages[-1].name
+                why = "goal" if is_cut or done < planned[record.stage] else "length"
+            outcomes[record.stage] = StageOutcome(done=done, why=why)
+        return outcomes
 
     @property
     def measurements(self) -> tuple[Measurement, ...]:
         """Return all evaluations in order; the end counts as one unless it repeats the last."""
         taught = {plan.name: plan.reads_logits for plan in self.opening.stages}
-        found = [
+        measurements = [
             Measurement(
-                spent=each.spent, metrics=each.metrics, is_taught=taught.get(each.stage, True)
+                spent=evaluation.spent,
+                metrics=evaluation.metrics,
+                is_taught=taught.get(evaluation.stage, True),
             )
-            for each in self.evaluations
+            for evaluation in self.evaluations
         ]
         if self.end is not None:
-            if found and found[-1].spent.steps == self.end.spent.steps:
-                found.pop()
-            found.append(Measurement(spent=self.end.spent, metrics=self.end.metrics))
-        return tuple(found)
+            if measurements and measurements[-1].spent.steps == self.end.spent.steps:
+                measurements.pop()
+            measurements.append(Measurement(spent=self.end.spent, metrics=self.end.metrics))
+        return tuple(measurements)
 
     @property
     def spent(self) -> Spent:
-        """Return what the run has consumed as far as its records tell."""
+        """Return the cost of the run as far as it is recorded."""
         if self.end is not None:
             return self.end.spent
-        known = [each.spent for each in self.stages]
-        known += [each.spent for each in self.steps]
-        known += [each.spent for each in self.evaluations]
-        return max(known, key=lambda spent: spent.steps, default=Spent())
+        usages = [record.spent for record in self.stages]
+        usages += [record.spent for record in self.steps]
+        usages += [record.spent for record in self.evaluations]
+        return max(usages, key=lambda spent: spent.steps, default=Spent())
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
@@ -175,6 +212,7 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
         raise CheckpointError(f"{str(path)!r} must begin with a record of kind 'run'; it does not")
     opening = _shown_opening(first)
     stages: list[StageRecord] = []
+    stage_ends: list[StageEndRecord] = []
     steps: list[StepRecord] = []
     evaluations: list[EvaluationRecord] = []
     end: EndRecord | None = None
@@ -182,10 +220,10 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
         match record:
             case StageRecord():
                 stages.append(_shown_stage(record))
+            case StageEndRecord():
+                stage_ends.append(_shown_stage(record))
             case StepRecord():
-                steps.append(_shown_stage(record))
-                if len(steps) >= 2 * MOST_STEPS:
-                    steps = _thinned(steps)
+                _add_step(steps, _shown_stage(record))
             case EvaluationRecord():
                 metrics = _shown_names(record.metrics)
                 evaluations.append(replace(_shown_stage(record), metrics=metrics))
@@ -196,11 +234,19 @@ def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
         method=opening.method if method is None else visible(method),
         opening=opening,
         stages=tuple(stages),
+        stage_ends=tuple(stage_ends),
         steps=tuple(steps),
         evaluations=tuple(evaluations),
         end=end,
         is_teacher=is_teacher,
     )
+
+
+def _add_step(steps: list[StepRecord], step: StepRecord) -> None:
+    """Append a training loss, and halve the list where it has grown too long."""
+    steps.append(step)
+    if len(steps) >= 2 * MOST_STEPS:
+        steps[:] = _thinned(steps)
 
 
 def _thinned(steps: Sequence[StepRecord]) -> list[StepRecord]:
@@ -232,7 +278,7 @@ def _shown_opening(record: RunRecord) -> RunRecord:
 def _shown_plan(stage: StagePlan) -> StagePlan:
     texts: dict[str, Any] = {
         name: visible(text)
-        for name in ("name", "teacher", "taps", "objective", "projection", "widths")
+        for name in ("name", "teacher", "taps", "objective", "projection", "widths", "until")
         for text in [getattr(stage, name)]
     }
     return replace(stage, **texts)

@@ -1,4 +1,4 @@
-"""Numbers of a comparison: what each strategy reached, and at which cost.
+"""Numbers of a comparison: final metric and cost of each strategy.
 
 A `Summary` holds, for every strategy, the final metric over complete runs and the cost of the
 first evaluation at or past the target. Written as JSON it is `plain(summary)`, nothing else.
@@ -6,17 +6,17 @@ first evaluation at or past the target. Written as JSON it is `plain(summary)`, 
 Rules that keep the comparison honest:
 
 - A strategy has a cost to the target only if *every* seed reached it, complete or not; a mean over
-  the seeds that happened to get there would flatter it. `reached` tells how many did.
+  the seeds that reached it would flatter it. `reached` is their number.
 - Where the target is the mean final value of a strategy, some of that strategy's own seeds fall
   short of it. Its cost is that of its whole runs, at whose end it has that value, unless every seed
   reached it earlier.
 - The final metric is a mean over complete runs; with fewer than two there is no interval. Of a run
   that ended at its target it is the value there.
-- Runs that were wanted and are not there are named in `missing`.
-- Where it is not known whether lower or higher values of the metric are better (`better` is None),
+- Planned runs without records are named in `missing`.
+- Where the direction of the metric is unknown (`better` is None),
   no target can be reached and no strategy is called best.
-- Total FLOPs are the student's and the teacher's forward passes while distilling. What training
-  the teacher cost is reported apart, because a teacher is used more than once.
+- Total FLOPs are the student's and the teacher's forward passes while distilling. The
+  training of the teacher is reported apart, because a teacher is used more than once.
 
 Units: examples, FLOPs, seconds of training without evaluation and checkpoints.
 """
@@ -46,7 +46,7 @@ from curricle.values import plain, value
 @final
 @value
 class Costs:
-    """What it took to get somewhere; None where that is not known."""
+    """Costs up to a point of a run; None where unknown."""
 
     examples: int | float | None = None
     """Training examples read, repeats included."""
@@ -61,7 +61,7 @@ class Costs:
 @final
 @value
 class _Aim:
-    """What runs are judged by."""
+    """Metric, target and direction by which runs are judged."""
 
     metric: str
     """Name of the metric."""
@@ -109,7 +109,7 @@ class SeedSummary:
     to_target: Costs | None
     """Cost of the first evaluation at or past the target; None if there is none."""
     spent: dict[str, int | float]
-    """What the run has consumed."""
+    """Cost of the run."""
     complete: bool
     """Whether the run reached its end."""
 
@@ -131,7 +131,7 @@ class MethodSummary:
     seeds: tuple[SeedSummary, ...]
     """The runs."""
     notes: tuple[str, ...] = ()
-    """What binding decided and the user did not ask for, and warnings about how its students end,
+    """Decisions made at binding by default, and warnings about the ends of its students,
     one sentence each."""
 
     @property
@@ -161,7 +161,7 @@ class MethodSummary:
 
     @property
     def examples(self) -> tuple[int | float, ...]:
-        """Return what each run had read when it reached the target, or by its end."""
+        """Return the examples of each run at the target, or by its end."""
         return tuple(
             seed.spent["examples"] if seed.to_target is None else seed.to_target.examples or 0
             for seed in self.seeds
@@ -174,25 +174,25 @@ class Summary:
     """A comparison in numbers."""
 
     task: str
-    """What the data are."""
+    """Description of the data."""
     metric: str
     """Name of the metric by which runs are judged."""
     target: float | None
     """Value of the metric that is to be reached; None if none was set."""
     budget: dict[str, Any]
-    """What every run was allowed to consume, as plain data."""
+    """Limit for every run, as plain data."""
     methods: dict[str, MethodSummary]
     """Strategies by name."""
     teacher: SeedSummary | None = None
     """The teacher's own training, if it was recorded."""
     target_of: str | None = None
-    """Strategy whose mean final value the target is; None if the target was set as a number."""
+    """Strategy with the target as its mean final value; None if the target was set as a number."""
     missing: tuple[str, ...] = ()
     """Runs that were wanted and are not there, in words."""
     caution: str = ""
     """Why no verdict may be read from the numbers; empty if one may."""
     better: Direction | None = None
-    """Which values of the metric are better; None if neither a run nor the name says it."""
+    """Direction of the metric; None if unknown."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -218,9 +218,12 @@ class Summary:
         """Return in a sentence which runs are missing; empty if none is."""
         if not self.missing:
             return ""
-        wanted = len(self.missing) + sum(len(method.seeds) for method in self.methods.values())
+        num_requested = len(self.missing) + sum(
+            len(method.seeds) for method in self.methods.values()
+        )
         verb = "is" if len(self.missing) == 1 else "are"
-        return f"{len(self.missing)} of {wanted} runs {verb} missing: {', '.join(self.missing)}."
+        names = ", ".join(self.missing)
+        return f"{len(self.missing)} of {num_requested} runs {verb} missing: {names}."
 
     @property
     def is_wide(self) -> bool:
@@ -249,12 +252,12 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
         runs: Runs as `load_runs` gives them, at least one of a student.
         metric: Name of a metric of the records; that of the first run if None.
         target: Value of the metric that is to be reached, if any.
-        target_of: Strategy whose mean final value is the target instead.
-        budget: What every run was allowed to consume, as plain data.
-        missing: Runs that were wanted and are not there, in words.
-        caution: Why no verdict may be read from the numbers; empty if one may.
-        better: Which values of the metric are better; None takes what the runs declare, else what
-            the metric's name says.
+        target_of: Strategy with the target as its mean final value.
+        budget: Limit for every run, as plain data.
+        missing: Planned runs without records, in words.
+        caution: Reason against any verdict; empty if there is none.
+        better: Direction of the metric; None takes that declared by the runs, else derives it
+            from the name.
 
     Raises:
         CheckpointError: If there is no run of a student, or their tasks differ.
@@ -307,10 +310,10 @@ def _check_task(runs: Sequence[Run]) -> None:
         if run.opening.task and not run.is_teacher:
             seen.setdefault(run.opening.task, run)
     if len(seen) > 1:
-        (task, run), (other, second), *_ = seen.items()
+        (task, run), (second_task, second), *_ = seen.items()
         raise CheckpointError(
             f"runs of one report must be of one task; got {task!r} in {str(run.path)!r} and "
-            f"{other!r} in {str(second.path)!r}"
+            f"{second_task!r} in {str(second.path)!r}"
         )
 
 
@@ -359,7 +362,12 @@ def _final(runs: Sequence[Run], metric: str) -> Final:
 
 
 def _over_seeds(costs: Sequence[Costs], reduce: Callable[[Sequence[float]], float | None]) -> Costs:
-    return Costs(**{name: reduce([getattr(each, name) for each in costs]) for name in COSTS})
+    return Costs(
+        **{
+            name: reduce([getattr(costs_of_seed, name) for costs_of_seed in costs])
+            for name in COSTS
+        }
+    )
 
 
 def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:

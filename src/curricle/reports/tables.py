@@ -2,9 +2,9 @@
 
 A `Grid` is a table as plain text: a title, columns and rows. Functions ending in `_grid` make
 grids from summaries, runs and plans; `to_rich` and `to_markdown` lay any grid out, and the page
-does the same in HTML, so that all three always tell the same.
+does the same in HTML, so that all three always agree.
 
-Design: texts in records come from users and are never read as markup, whatever they contain.
+Design: texts in records come from users and are never read as markup.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,18 +30,19 @@ COST_WORDS = {
     "total_flops": "total FLOPs",
     "seconds": "seconds",
 }
-"""What each field of `Costs` is called in tables and figures."""
+"""Name of each field of `Costs` in tables and figures."""
 SEED_COSTS = ("examples", "total FLOPs")
-"""Costs of a single run that are told beside its seconds, and to a target if there is one."""
+"""Costs of a single run, printed beside its seconds, and to a target if there is one."""
 MOST_WHOLE = 20
 """Characters of a word that a narrow terminal does not break."""
 STEP_FLOPS = ("student FLOPs a step", "teacher FLOPs a step")
 FLOPS_SHARE = "share of FLOPs"
+RULE = "rule"
 STACKED = MappingProxyType(
     {
         "stage\nteacher": ("stage", "teacher"),
         "taps\nwidths": ("taps", "widths"),
-        "objective\nprojection": ("objective", "projection"),
+        "objective\nprojection": ("objective", "projection", RULE),
         "steps": ("steps",),
         "FLOPs a step:\nstudent\nteacher": STEP_FLOPS,
         "of all\nFLOPs\nmemory": (FLOPS_SHARE, "memory"),
@@ -56,7 +57,7 @@ class Grid:
     """A table as plain text."""
 
     title: str
-    """What the table shows; may be empty."""
+    """Heading; may be empty."""
     columns: tuple[str, ...]
     """Headings."""
     rows: tuple[tuple[str, ...], ...]
@@ -105,7 +106,7 @@ def _costs(method: MethodSummary) -> list[str]:
 
 
 def seed_grid(summary: Summary) -> Grid:
-    """Return one row a run: final metrics, costs to a target if any, and what was consumed."""
+    """Return one row a run: final metrics, costs to a target if any, and total costs."""
     rows = [
         (name, *_seed_row(seed, summary))
         for name, method in summary.methods.items()
@@ -139,14 +140,21 @@ def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
     )
 
 
-def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
+def plan_grid(
+    stages: Sequence[StagePlan],
+    *,
+    title: str = "Stages",
+    outcomes: Mapping[str, tuple[str, str]] | None = None,
+) -> Grid:
     """Return one row a stage and a last row with the sums; shares are of the whole run's FLOPs.
 
     Args:
         stages: The bound stages, in order.
-        title: What the table shows.
+        title: Heading of the table.
+        outcomes: Steps done and reason of the end of each stage by its name, in words; None leaves
+            these columns out.
     """
-    whole = sum(_stage_flops(stage) for stage in stages)
+    total = sum(_stage_flops(stage) for stage in stages)
     rows = [
         (
             stage.name,
@@ -155,10 +163,12 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
             stage.widths,
             stage.projection,
             _objective(stage),
-            f"{stage.steps:,}",
+            f"{'at most ' if stage.until else ''}{stage.steps:,}",
+            f"until {stage.until}" if stage.until else "",
+            *(outcomes or {}).get(stage.name, ("", "")),
             short(stage.student_flops),
             short(stage.teacher_flops),
-            _share(_stage_flops(stage), whole),
+            _share(_stage_flops(stage), total),
             short(stage.memory_bytes, "B"),
         )
         for stage in stages
@@ -166,40 +176,50 @@ def plan_grid(stages: Sequence[StagePlan], *, title: str = "Stages") -> Grid:
     student = sum(stage.steps * stage.student_flops for stage in stages)
     rows.append((
         "whole run", "", "", "", "", "",
-        f"{sum(stage.steps for stage in stages):,}",
+        f"{sum(stage.steps for stage in stages):,}", "", "", "",
         f"{short(student)} in all",
-        f"{short(whole - student)} in all",
-        _share(whole, whole),
+        f"{short(total - student)} in all",
+        _share(total, total),
         short(max((stage.memory_bytes for stage in stages), default=0), "B"),
     ))  # fmt: skip
-    heads = ("steps", *STEP_FLOPS, FLOPS_SHARE, "memory")
     words = ("stage", "teacher", "taps", "widths", "projection", "objective")
-    return Grid(
+    ends = (RULE, "steps done", "ended by")
+    heads = (*STEP_FLOPS, FLOPS_SHARE, "memory")
+    grid = Grid(
         title=title,
-        columns=(*words, *heads),
+        columns=(*words, "steps", *ends, *heads),
         rows=tuple(rows),
-        numeric=(*[False] * len(words), *[True] * len(heads)),
+        numeric=(*[False] * len(words), True, False, True, False, *[True] * len(heads)),
         total=True,
     )
+    # Columns of ends are empty where every stage has its fixed length.
+    return without_empty(grid, among=ends)
 
 
 def _objective(stage: StagePlan) -> str:
     """Return a stage's objectives, with the number of parameters that they train themselves."""
-    own = stage.adapter_parameters
-    return f"{stage.objective}; {short(own)} own parameters" if own else stage.objective
+    num_parameters = stage.adapter_parameters
+    return (
+        f"{stage.objective}; {short(num_parameters)} own parameters"
+        if num_parameters
+        else stage.objective
+    )
 
 
 def _stage_flops(stage: StagePlan) -> int:
     return stage.steps * (stage.student_flops + stage.teacher_flops)
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f} %" if whole else NONE
+def _share(amount: int, total: int) -> str:
+    return f"{100 * amount / total:.1f} %" if total else NONE
 
 
 def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
     """Return a grid of fewer columns, in which several stand above each other."""
-    places = [[grid.columns.index(name) for name in names] for names in stacks.values()]
+    places = [
+        [grid.columns.index(name) for name in names if name in grid.columns]
+        for names in stacks.values()
+    ]
     return replace(
         grid,
         columns=tuple(stacks),
@@ -210,14 +230,23 @@ def _stacked(grid: Grid, stacks: Mapping[str, Sequence[str]]) -> Grid:
     )
 
 
-def without_empty(grid: Grid) -> Grid:
-    """Return a grid without the columns that are empty in every row."""
-    kept = [at for at in range(len(grid.columns)) if any(row[at] for row in grid.rows)]
+def without_empty(grid: Grid, *, among: Sequence[str] | None = None) -> Grid:
+    """Return a grid without the columns that are empty in every row.
+
+    Args:
+        grid: The table.
+        among: Headings of the columns that may go; None means all.
+    """
+    columns = [
+        at
+        for at, name in enumerate(grid.columns)
+        if (among is not None and name not in among) or any(row[at] for row in grid.rows)
+    ]
     return replace(
         grid,
-        columns=tuple(grid.columns[at] for at in kept),
-        rows=tuple(tuple(row[at] for at in kept) for row in grid.rows),
-        numeric=tuple(grid.numeric[at] for at in kept),
+        columns=tuple(grid.columns[at] for at in columns),
+        rows=tuple(tuple(row[at] for at in columns) for row in grid.rows),
+        numeric=tuple(grid.numeric[at] for at in columns),
     )
 
 
@@ -232,9 +261,9 @@ def to_rich(grid: Grid, *, leading: int = 0) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, leading=leading)
     for at, (column, right) in enumerate(zip(grid.columns, grid.numeric, strict=True)):
         # Headings and names break between words only, however narrow the terminal.
-        kept = [column] if right else [column, *(row[at] for row in grid.rows)]
+        texts = [column] if right else [column, *(row[at] for row in grid.rows)]
         widest = min(
-            MOST_WHOLE, max((len(word) for cell in kept for word in cell.split()), default=1)
+            MOST_WHOLE, max((len(word) for text in texts for word in text.split()), default=1)
         )
         justify: JustifyMethod = "right" if right else "left"
         heading = Text(visible(column, keep="\n"))

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 
 
-def extremes(numbers: Sequence[float], most: int) -> list[int]:
+def extremes(numbers: Sequence[float], max_points: int) -> list[int]:
     """Return the places of at most `most` numbers, the first and the last among them.
 
     Args:
         numbers: The series.
-        most: How many may stay, at least 4; a shorter series is left as it is.
+        max_points: How many may stay, at least 4; a shorter series is left as it is.
     """
     count = len(numbers)
-    if count <= most:
+    if count <= max_points:
         return list(range(count))
     series = np.asarray(numbers, dtype=float)
     places = {0, count - 1}
-    for piece in np.array_split(np.arange(1, count - 1), (most - 2) // 2):
+    for piece in np.array_split(np.arange(1, count - 1), (max_points - 2) // 2):
         inside = series[piece]
         places |= {int(piece[inside.argmin()]), int(piece[inside.argmax()])}
     return sorted(places)

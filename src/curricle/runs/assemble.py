@@ -1,6 +1,6 @@
-"""What has to be at hand before a run of a spec can be bound?
+"""Parts of a spec that must exist before its run can be bound.
 
-Its opened task, models with their first weights, and who teaches: the finished teacher of the run
+Opened task, initial models and the teacher: the finished teacher of the run
 folder, or in its place the targets that were captured of it.
 """
 
@@ -18,7 +18,7 @@ from curricle.teachers.trajectory import hugging_face_trajectory, open_trajector
 
 TRAJECTORY = "trajectory"
 Teacher = LiveTeacher | StoredTeacher
-"""Who may teach a student."""
+"""Teacher of a student."""
 
 
 def is_ready(spec: RunSpec) -> bool:
@@ -54,14 +54,14 @@ def taught(spec: RunSpec, data: TaskData) -> LiveTeacher:
     model = build_model(spec.teacher.model, data, spec.seed, "teacher")
     folder = spec.folder / TEACHER
     if spec.teacher.total is None:
-        folders = [Path(one) for one in spec.teacher.folders]
+        folders = [Path(folder) for folder in spec.teacher.folders]
         return LiveTeacher(model, hugging_face_trajectory(folders) if folders else None)
     load_finished(model.module, folder)
     return LiveTeacher(model, open_trajectory(folder / TRAJECTORY))
 
 
 def asked_teacher(spec: RunSpec, data: TaskData) -> Teacher:
-    """Return who teaches: the finished teacher, or its stored targets if the spec names some.
+    """Return the finished teacher, or its stored targets if the spec names some.
 
     Raises:
         BindError: If the targets are those of another teacher or tokenizer.
@@ -72,17 +72,20 @@ def asked_teacher(spec: RunSpec, data: TaskData) -> Teacher:
     stored = open_targets(spec.targets.folder)
     stored.store.check_teacher(live)
     stored.trajectory = live.trajectory
-    told, found = stored.store.manifest.data.tokenizer, spec.task.tokenizer(Path(spec.cache_dir))
-    if told and found and told != found:
+    stored_tokenizer, tokenizer = (
+        stored.store.manifest.data.tokenizer,
+        spec.task.tokenizer(Path(spec.cache_dir)),
+    )
+    if stored_tokenizer and tokenizer and stored_tokenizer != tokenizer:
         raise BindError(
             f"'targets.folder' {spec.targets.folder!r} must hold targets of this tokenizer, whose "
-            f"SHA-256 is {found[:16]}...; got {told[:16]}..."
+            f"SHA-256 is {tokenizer[:16]}...; got {stored_tokenizer[:16]}..."
         )
     return stored
 
 
 def refuse_targets(spec: RunSpec) -> None:
-    """Check that no targets are asked for of a teacher that is still to be taught.
+    """Check that a teacher that is not trained yet has no stored targets.
 
     Raises:
         BindError: If they are.

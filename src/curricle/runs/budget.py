@@ -1,4 +1,4 @@
-"""How long may each strategy run if all shall cost the same?
+"""Budgets, and the length of training that a budget pays for.
 
 A budget is a number of examples, tokens, steps, FLOPs or seconds. For examples, tokens and steps
 every strategy runs equally long. For FLOPs (student and teacher together) and seconds the cost of
@@ -33,16 +33,16 @@ WARM_UP_STEPS, TIMED_STEPS = 5, 15
 @final
 @value
 class Budget:
-    """What each strategy may consume."""
+    """Limit for each strategy."""
 
     number: float = Field(gt=0)
     """How much; positive."""
     unit: Literal["steps", "examples", "tokens", "flops", "seconds"]
-    """Of what; FLOPs count student and teacher, seconds only training."""
+    """Unit; FLOPs count student and teacher, seconds only training."""
 
     @property
     def is_length(self) -> bool:
-        """Return whether the budget says how long to train, whatever a step costs."""
+        """Return whether the budget is a length of training, independent of the cost of a step."""
         return self.unit not in ("flops", "seconds")
 
     def duration(self) -> Duration:
@@ -74,9 +74,9 @@ def budget(text: object) -> object:
     """
     if isinstance(text, (Budget, Mapping)):
         return text
-    found = re.fullmatch(r"\s*(-?[\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
+    match = re.fullmatch(r"\s*(-?[\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
     try:
-        number, suffix, unit = found.groups() if found is not None else ("", "", "")
+        number, suffix, unit = match.groups() if match is not None else ("", "", "")
         amount = float(number.replace("_", "")) * SUFFIXES[suffix]
     except ValueError:
         raise SpecError(
@@ -114,13 +114,13 @@ def fitted(
     if limit.is_length:
         return build(limit.duration())
     run = bound(build(PROVISIONAL))
-    each: Sequence[float]
+    costs: Sequence[float]
     if limit.unit == "flops":
-        each = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
+        costs = [stage.plan.student_flops + stage.plan.teacher_flops for stage in run.stages]
     else:
-        each = seconds_per_step(run)
+        costs = seconds_per_step(run)
     names = [stage.declared.name for stage in run.stages]
-    return build(Duration(number=_longest(limit, build, run, dict(zip(names, each, strict=True)))))
+    return build(Duration(number=_longest(limit, build, run, dict(zip(names, costs, strict=True)))))
 
 
 def _longest(
@@ -129,7 +129,7 @@ def _longest(
     run: BoundRun,
     costs: Mapping[str, float],
 ) -> int:
-    """Return the largest number of steps whose cost stays within the budget, by bisection.
+    """Return the largest number of steps within the budget, by bisection.
 
     Raises:
         SpecError: If the budget does not pay for the shortest curriculum.
@@ -144,7 +144,9 @@ def _longest(
             return 0.0 if steps < run.num_steps else float("inf")
         # How many stages there are may depend on the length; only far beyond the provisional one
         # can there be stages that have not been measured.
-        return sum(stage.duration.number * costs.get(stage.name, dearest) for stage in stages)
+        return sum(
+            stage.duration.at_most.number * costs.get(stage.name, dearest) for stage in stages
+        )
 
     low, high = 0, 1
     while cost(high) <= limit.number and high < 10**12:
@@ -162,7 +164,7 @@ def _longest(
 def seconds_per_step(run: BoundRun) -> list[float]:
     """Return the median seconds of one step of each stage; the student comes back as it was."""
     module = run.student.module
-    kept = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     teacher, settings = run.teacher, run.settings
     teaching = nullcontext() if teacher is None else teacher.teaching(settings.teacher_inference)
     with settings.stated_threads(), modes_kept(module), teaching:
@@ -170,7 +172,7 @@ def seconds_per_step(run: BoundRun) -> list[float]:
         try:
             return [statistics.median(_times(run, stage)) for stage in run.stages]
         finally:
-            module.load_state_dict(kept)
+            module.load_state_dict(weights)
 
 
 def _times(run: BoundRun, stage: BoundStage) -> list[float]:
@@ -185,6 +187,6 @@ def _times(run: BoundRun, stage: BoundStage) -> list[float]:
         for number in range(WARM_UP_STEPS + TIMED_STEPS):
             started = now(device)
             # A stage may be shorter than that, and a schedule has no rate for steps outside it.
-            stepper.take(stage.start + number % (stage.end - stage.start), stage.end)
+            stepper.take(stage.span.start + number % stage.span.most, stage.span.end)
             times.append(now(device) - started)
     return times[WARM_UP_STEPS:]

@@ -1,6 +1,6 @@
 """Comparison of strategies for models and data of the caller: strategies x seeds, equal budgets.
 
-`compare` is for Python what `curricle compare` is for specs. It binds every strategy before the
+`compare` is the Python counterpart of `curricle compare`. It binds every strategy before the
 first step, trains each student from the same data and seed within the same budget, and returns
 students, numbers and, with a folder, the report. Strategies are functions of the length of training
 because a budget of FLOPs or seconds pays for more steps of cheap stages.
@@ -240,7 +240,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         seeds: Seeds of the runs; intervals need two or more.
         metric: Metric by which the runs are judged, or its name.
         better: Direction of the metric; None takes its own, or derives it from the name.
-        target: Value of the metric that counts as learned, or the strategy whose final value does.
+        target: Value of the metric that counts as learned, or a strategy with that final value.
         optimizer: Optimizer of every student.
         trajectory: Checkpoints of the teacher, for `progressive`.
         settings: Device, precision, intervals.

@@ -1,4 +1,4 @@
-"""What do the demos run?
+"""Specs of the demos.
 
 Two small comparisons that need no file: sparse parity, where a curriculum saves most of the
 examples, and masked language modeling on the shipped text. Both are ordinary run specs; the

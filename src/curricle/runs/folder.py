@@ -1,9 +1,9 @@
 """Run folders of the command line.
 
-`spec.yaml` holds what was asked for, `run.json` the command and the hash of the spec,
+`spec.yaml` holds the spec, `run.json` the command and the hash of the spec,
 `teacher/taught.json` the settings by which its teacher was taught, with their digest. A folder that
 already holds a run is refused before anything is written; a teacher that `curricle teach` left
-there is used again if the spec asks for the same. One command at a time works in a folder.
+there is used again if the spec has the same settings. One command at a time works in a folder.
 """
 
 import re
@@ -47,23 +47,23 @@ class Origin:
     title: str
     """Heading of its report."""
     line: str
-    """What to type to run it again."""
+    """Command that runs it again."""
 
 
 def refuse_taken(spec: RunSpec, command: str) -> None:
     """Check that a command may write into the spec's run folder; nothing is written.
 
     Args:
-        spec: What is to be run.
+        spec: Spec of the run.
         command: `teach`, `distill` or `compare`.
 
     Raises:
         CheckpointError: If the folder already holds a run, or the teacher of another spec.
     """
     folder = usable_folder(spec.output_dir, "output_dir")
-    taken = [name for name in (RECORDS, STUDENTS, COMMAND) if (folder / name).exists()]
-    only_taught = taken == [COMMAND] and read_origin(folder).command == "teach"
-    if taken and (command == "teach" or not only_taught):
+    files = [name for name in (RECORDS, STUDENTS, COMMAND) if (folder / name).exists()]
+    only_taught = files == [COMMAND] and read_origin(folder).command == "teach"
+    if files and (command == "teach" or not only_taught):
         raise CheckpointError(
             f"'output_dir' {str(folder)!r} must not hold a run already; "
             f"use 'curricle resume {folder}' or another folder{_changes(spec)}"
@@ -72,7 +72,7 @@ def refuse_taken(spec: RunSpec, command: str) -> None:
 
 
 def _changes(spec: RunSpec) -> str:
-    """Return the end of an error: in what the run that is there differs; empty if in nothing."""
+    """Return the end of an error: differences from the existing run; empty if there are none."""
     if not has_spec(spec.folder):
         return ""
     words = changes(plain(stored_spec(spec.folder)), plain(spec))
@@ -147,19 +147,19 @@ def _parsed_origin(document: dict[str, Any]) -> Origin:
         ValueError: If it holds something else.
     """
     names = [field.name for field in fields(Origin)]
-    if set(document) != set(names) or not all(isinstance(one, str) for one in document.values()):
+    if set(document) != set(names) or not all(isinstance(text, str) for text in document.values()):
         raise ValueError(f"it must hold texts {', '.join(map(repr, names))}; got {document}")
     return Origin(**document)
 
 
 def _remedy(folder: Path) -> str:
-    """Return what to do about a damaged command file."""
+    """Return the remedy for a damaged command file."""
     again = f"run {str(folder / SPEC)!r} with another 'output_dir'"
     return f"; restore it, or {again if has_spec(folder) else 'run again in another folder'}"
 
 
 def _hint(folder: Path) -> str:
-    """Return what to do instead with a folder that no command has claimed; empty if unknown."""
+    """Return the remedy for a folder that no command has claimed; empty if unknown."""
     recipe = where_runs_are(folder)
     if not recipe and (folder / RECORDS).is_file():
         return "; a run made in Python goes on with 'curricle.distill(..., resume=True)'"
@@ -216,13 +216,13 @@ def is_claimed(spec: RunSpec) -> bool:
     claim = folder / TAUGHT
     if spec.teacher.total is None or not claim.is_file():
         return False
-    found, then = _read_claim(claim)
-    if found != (digest := teacher_digest(spec)):
+    claimed, then = _read_claim(claim)
+    if claimed != (digest := teacher_digest(spec)):
         words = _taught_otherwise(then, teacher_facts(spec)) if then else []
-        told = f"it was taught by another one, where {_listed(words)}"
+        difference = f"it was taught by another one, where {_listed(words)}"
         raise CheckpointError(
             f"{str(folder)!r} must hold the teacher of this spec; "
-            f"{told if words else f'its digest is {found}, not {digest}'}; "
+            f"{difference if words else f'its digest is {claimed}, not {digest}'}; "
             f"'--set output_dir=...' takes another folder"
         )
     return True
@@ -304,27 +304,27 @@ def _digest(facts: Mapping[str, Any]) -> str:
 
 def _taught_otherwise(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return in words which settings of a teacher differ, named as a spec names them."""
-    facts = [dict(one) for one in (then, now)]
-    data = [one.pop("data", None) for one in facts]
-    tasks = [one.pop("task", None) for one in facts]
+    facts = [dict(settings) for settings in (then, now)]
+    data = [settings.pop("data", None) for settings in facts]
+    tasks = [settings.pop("task", None) for settings in facts]
     # Where a spec gives the teacher an optimizer of its own, the run's says nothing of it.
-    if any(one["teacher"].get("optimizer") for one in facts):
-        for one in facts:
-            one["teacher"] = one["teacher"] | {"optimizer": one.pop("optimizer")}
+    if any(settings["teacher"].get("optimizer") for settings in facts):
+        for settings in facts:
+            settings["teacher"] = settings["teacher"] | {"optimizer": settings.pop("optimizer")}
     words = changes(*facts)
     if data[0] != data[1]:
-        told = changes(*({"task": task} for task in tasks))
+        words = changes(*({"task": task} for task in tasks))
         # Data that are drawn depend on the seed, which is named already.
         is_drawn = then.get("seed") != now.get("seed")
-        words = [*(told or ([] if is_drawn else ["the data are others"])), *words]
+        words = [*(words or ([] if is_drawn else ["the data are others"])), *words]
     return words
 
 
 def end_of(folder: Path) -> EndRecord | None:
     """Return the last record of a finished run; None if there is no run or it is not finished."""
     records = folder / RECORDS
-    found = read_records(records) if records.is_file() else ()
-    return next((record for record in found if isinstance(record, EndRecord)), None)
+    records_ = read_records(records) if records.is_file() else ()
+    return next((record for record in records_ if isinstance(record, EndRecord)), None)
 
 
 def checked_end(folder: Path) -> EndRecord | None:

@@ -1,4 +1,4 @@
-"""How are several strategies and seeds run side by side?
+"""Runs of a comparison in one process or several.
 
 Every run is independent and deterministic, so they may run in any order and in several processes
 at once; with more than one process each uses one thread, which keeps their seconds comparable. The
@@ -30,19 +30,19 @@ from curricle.runs.train import StudentRun, classes, train_class
 from curricle.training.process.interrupts import Interrupted
 
 Watcher = Callable[[StudentRun, Record], None]
-"""Is told of every record of every run."""
+"""Receives every record of every run."""
 POLL_SECONDS = 0.2
 STOPPED = 1
-"""Exit code of a worker whose parent has gone or wants no more of it."""
+"""Exit code of a worker without a parent."""
 
 
 def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     """Train every student of a comparison.
 
     Args:
-        spec: What to run; its teacher must be taught.
+        spec: Spec of the comparison; its teacher must be trained.
         jobs: Processes at once; 1 runs in this process.
-        watch: Told of every record.
+        watch: Receives every record.
 
     Raises:
         CheckpointError: If a process is killed, for example because memory has run out.
@@ -85,7 +85,7 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
 
 @contextmanager
 def _ignoring(*names: str) -> Iterator[None]:
-    """Ignore signals during what takes a moment and must not be torn apart.
+    """Ignore signals during a short section that must not be interrupted.
 
     Processes that are started within ignore them for ever.
     """

@@ -1,4 +1,4 @@
-"""What do probes find in the networks of a run folder?
+"""Probes of the networks in a run folder.
 
 The teacher is looked at at every checkpoint of its training and each finished student once, on
 held-out data that are the same for all:
@@ -7,13 +7,13 @@ held-out data that are the same for all:
 - `ngrams` (masked tokens): how much predictions lean on the nearest tokens;
 - `similarity` (all): the CKA of every student tap with every tap of the finished teacher.
 
-Two more are themselves trained for every network, which takes longer, so they are asked for:
+Two more are themselves trained for every network, which takes longer, so they are optional:
 
 - `linear` (parity, grammars): how well the task's labels can be read off each tap;
 - `nonterminals` (grammars): how well the symbols above each token, level by level, can be read off
   the last tap.
 
-What is found goes to `probes.jsonl` in the folder; tables and figures are made from that alone.
+Measurements go to `probes.jsonl` in the folder; tables and figures are made from that alone.
 
 Design: nothing that the run has written is changed, and probing again gives the same numbers. The
 labels of a text are left out of `linear`: its vocabulary has about as many entries as there are
@@ -23,7 +23,7 @@ Source:
     Panigrahi et al. 2024 (arXiv 2410.05464) for the probe of nonterminals, which learns from 10,240
     sequences in 4 epochs with 16 heads and is judged by 4,096. Deviations: 640 and 256 by default,
     16 epochs in batches of 32, and 4 heads, so that small networks take seconds; strings are shown
-    whole; the start symbol, which is above every token, is not asked for.
+    whole; the start symbol, which is above every token, is left out.
 """
 
 import math
@@ -77,13 +77,13 @@ NONTERMINALS: Final = NonterminalProbe(num_heads=4, batch_size=32, epochs=16)
 """The paper's probe with a quarter of its heads, and more steps for the fewer strings."""
 
 Watcher = Callable[[str], None]
-"""Is told of every network before it is looked at."""
+"""Receives every network before it is measured."""
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _Look:
-    """A probe and what it reads."""
+    """A probe and its input."""
 
     probe: Probe
     batch: Batch
@@ -101,7 +101,7 @@ class _Subject:
     is_teacher: bool = False
 
     def __str__(self) -> str:
-        """Return what people call it."""
+        """Return its name for people."""
         seed = "" if self.is_teacher else f" seed {self.seed}"
         return f"{self.name}{seed} after {self.step} steps"
 
@@ -109,13 +109,13 @@ class _Subject:
 def probe_run(
     folder: Path, *, examples: int | None, watch: Watcher, trains_probes: bool = False
 ) -> list[ProbeRecord]:
-    """Return what the probes that fit a run's task find, after writing it into the run folder.
+    """Return measurements of the probes that fit a run's task, after writing them to its folder.
 
     Args:
         folder: Run folder of `teach`, `distill` or `compare`; students that are not finished are
             left out.
         examples: Held-out examples that are read; None takes the default of the task.
-        watch: Told of every network.
+        watch: Receives every network.
         trains_probes: Whether probes that are trained themselves look as well.
 
     Raises:
@@ -128,15 +128,15 @@ def probe_run(
         looks = _fitting(spec, data, batch)
         if trains_probes:
             looks |= _trained(spec, data, batch)
-        alike = _Look(
+        similarity = _Look(
             partial(tap_similarity, teacher=teacher.model),
             _shortened(batch, math.prod(batch.positions)),
         )
         records: list[ProbeRecord] = []
         for subject in _subjects(spec, command, data, teacher):
             watch(str(subject))
-            chosen = looks if subject.is_teacher else looks | {"similarity": alike}
-            records += [_record(subject, name, look) for name, look in chosen.items()]
+            selected = looks if subject.is_teacher else looks | {"similarity": similarity}
+            records += [_record(subject, name, look) for name, look in selected.items()]
     if not records:
         raise BindError(
             f"{str(folder)!r} must hold a finished student, or a task that probes know (parity or "
@@ -151,12 +151,12 @@ def _opened(spec: RunSpec, examples: int | None) -> tuple[TaskData, Batch]:
     task = spec.task
     kind = task.encoding if isinstance(task, ParityTask) else "sequences"
     count = EXAMPLES[kind] if examples is None else examples
-    chosen: Task = (
+    enlarged: Task = (
         replace(task, batch_size=count, evaluation_examples=count)
         if isinstance(task, ParityTask)
         else replace(task, batch_size=count, evaluation_batches=1)
     )
-    data = chosen.open(seed=EVALUATION_SEED, cache_dir=Path(spec.cache_dir))
+    data = enlarged.open(seed=EVALUATION_SEED, cache_dir=Path(spec.cache_dir))
     return data, data.evaluation[0]
 
 
@@ -171,7 +171,7 @@ def _fitting(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
         return {}
     length = batch.leading.shape[1]
     # Texts shorter than the paper's strings are looked at in their middle.
-    positions = [one for one in POSITIONS if one < length] or [length // 2]
+    positions = [position for position in POSITIONS if position < length] or [length // 2]
     probe = partial(
         ngram_reliance,
         mask_token=data.mask_token,

@@ -19,7 +19,7 @@ import yaml
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from curricle.curriculum.durations import Duration, duration
+from curricle.curriculum.durations import Duration, Rule, duration
 from curricle.curriculum.initialization import WarmStart
 from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import STRATEGIES
@@ -55,13 +55,16 @@ from are in [recipes](../recipes/).
 A field without a default must be given; `null` is None. What has a `kind` is chosen by it, as in
 `optimizer: {kind: sgd, learning_rate: 0.3}`. `curriculum` is one of the [curricula](#curricula)
 with its arguments; how long it lasts is the `budget`. A length is written as `1500 steps`, `2.5M
-examples` or `64k tokens`; a budget also as `40T flops` or `60 seconds`. On the command line a field
-is set by its path: `--set optimizer.learning_rate=0.1`.
+examples` or `64k tokens`; a budget also as `40T flops` or `60 seconds`. The `duration` of a stage
+may also be a [rule](#rules-that-end-a-stage), as in `{kind: plateau, at_most: 5k steps}`. On the
+command line a field is set by its path: `--set optimizer.learning_rate=0.1`.
 """
+KIND = "kind"
 SECTIONS: Mapping[str, Any] = types.MappingProxyType(
     {
         "Run": RunSpec,
         "Length": Duration,
+        "Rules that end a stage": Annotated[Rule, KIND],
         "Budget": Budget,
         "Target": Target,
         "Tasks": Task,
@@ -92,10 +95,13 @@ A run with an `output_dir` appends to `records.jsonl` in its folder, one JSON ob
 same values go to `observers`. This page is made of the source by `make docs`.
 
 The first record of a run is `run`. Each stage begins with `stage`, followed by `step` every
-`record_every` steps and `evaluation` every `evaluate_every` steps; `end` closes a complete run and
-holds the last evaluation. In the file each line ends with a `check`, a hash of the line and all
-lines before it, which finds damage and mixed-up files (it is no protection against forgery).
-Reports, tables and figures are made from these records and nothing else:
+`record_every` steps and `evaluation` every `evaluate_every` steps. A stage whose duration is a rule
+closes with `stage_end`; one of a fixed length ends as planned, or earlier with the whole run if
+that has reached its goal. `end` closes a complete run and holds the last evaluation.
+
+In the file each line ends with a `check`, a hash of the line and all lines before it, which finds
+damage and mixed-up files (it is no protection against forgery). Reports, tables and figures are
+made from these records and nothing else:
 
 ```python
 import json
@@ -143,9 +149,9 @@ SIGNS = types.MappingProxyType(
 """How the ranges of pydantic's fields are written, by the names of their classes."""
 END = "\n..."
 """How YAML ends a single text or number."""
-KIND, TOTAL, TRAJECTORY = "kind", "total", "trajectory"
-"""What is not a field like others: the heading is the kind; a curriculum's total is the budget, and
-its trajectory the teacher's checkpoints unless the spec says otherwise."""
+TOTAL, TRAJECTORY = "total", "trajectory"
+"""Parameters without a field: the heading is the kind; a curriculum's total is the budget, and its
+trajectory the teacher's checkpoints by default."""
 
 
 def spec_reference() -> str:
@@ -161,7 +167,7 @@ def records_reference() -> str:
 PAGES: Mapping[str, Callable[[], str]] = types.MappingProxyType(
     {"spec": spec_reference, "records": records_reference}
 )
-"""What makes each page, by the name of its file in docs without the suffix."""
+"""Function for each page, by the name of its file in docs without the suffix."""
 
 
 def _sections(sections: Mapping[str, Any]) -> Iterator[str]:
@@ -173,8 +179,8 @@ def _sections(sections: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(about, type):
             yield _section("", about, _fields(about))
         else:
-            for one in _members(about):
-                yield _section(f"### `{_kind(one)}`\n", one, _fields(one))
+            for member in _members(about):
+                yield _section(f"### `{_kind(member)}`\n", member, _fields(member))
 
 
 def _section(heading: str, about: object, rows: list[tuple[str, ...]]) -> str:
@@ -204,15 +210,15 @@ def _fields(kind: Any) -> list[tuple[str, ...]]:  # noqa: ANN401 - any value cla
 def _arguments(strategy: Callable[..., object]) -> list[tuple[str, ...]]:
     """Return a row for each argument of a strategy that a spec may give."""
     hints = get_type_hints(strategy, include_extras=True)
-    told = _told(strategy)
+    descriptions = _told(strategy)
     return [
         (
             f"`{name}`",
             _words(hints[name], []),
-            "the teacher's" if name == TRAJECTORY else _default(_given(one.default)),
-            told[name],
+            "the teacher's" if name == TRAJECTORY else _default(_given(parameter.default)),
+            descriptions[name],
         )
-        for name, one in inspect.signature(strategy).parameters.items()
+        for name, parameter in inspect.signature(strategy).parameters.items()
         if name != TOTAL
     ]
 
@@ -222,29 +228,33 @@ def _given(default: object) -> object:
 
 
 def _told(function: Callable[..., object]) -> dict[str, str]:
-    """Return what a docstring says of each argument."""
-    told: dict[str, str] = {}
+    """Return the description of each argument in a docstring."""
+    descriptions: dict[str, str] = {}
     name = ""
     for line in (inspect.getdoc(function) or "").partition("Args:\n")[2].splitlines():
         if not line.startswith("    "):
             break
         begins = line[4] != " "
         name = line.partition(":")[0].strip() if begins else name
-        told[name] = line.partition(": ")[2] if begins else f"{told[name]} {line.strip()}"
-    return told
+        descriptions[name] = (
+            line.partition(": ")[2] if begins else f"{descriptions[name]} {line.strip()}"
+        )
+    return descriptions
 
 
 def _words(kind: Any, metadata: list[Any]) -> str:  # noqa: ANN401 - any annotation
     """Return a type in words, with the range that its metadata allow."""
     if get_origin(kind) is Annotated:
-        kind, *own = get_args(kind)
-        return _words(kind, [*own, *metadata])
-    flat = [part for one in metadata for part in getattr(one, "metadata", [one])]
-    readers = [one.func for one in flat if isinstance(one, BeforeValidator)]
+        kind, *annotations = get_args(kind)
+        return _words(kind, [*annotations, *metadata])
+    flat = [constraint for item in metadata for constraint in getattr(item, "metadata", [item])]
+    readers = [constraint.func for constraint in flat if isinstance(constraint, BeforeValidator)]
     written = next((WRITTEN[reader] for reader in readers if reader in WRITTEN), None)
-    names = [type(one).__name__ for one in flat]
+    names = [type(constraint).__name__ for constraint in flat]
     limits = [
-        SIGNS[name].format(one) for name, one in zip(names, flat, strict=True) if name in SIGNS
+        SIGNS[name].format(constraint)
+        for name, constraint in zip(names, flat, strict=True)
+        if name in SIGNS
     ]
     return "".join([written or _plain_words(kind), *dict.fromkeys(limits)])
 
@@ -254,9 +264,9 @@ def _plain_words(kind: Any) -> str:  # noqa: ANN401 - any annotation
         return WORDS[kind]
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
-        return ", ".join(f"`{one}`" for one in inner)
+        return ", ".join(f"`{choice}`" for choice in inner)
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(one, []) for one in inner if one is not types.NoneType)
+        return " or ".join(_words(choice, []) for choice in inner if choice is not types.NoneType)
     if origin is tuple:
         number = "" if inner[-1] is ... else f" of {len(inner)}"
         return f"list{number}: {_words(inner[0], [])}"
@@ -266,7 +276,7 @@ def _plain_words(kind: Any) -> str:  # noqa: ANN401 - any annotation
 
 
 def _title(kind: Any) -> str:  # noqa: ANN401 - a value class
-    """Return what a value is called in links: its kind, or the heading that is about it alone."""
+    """Return the name of a value in links: its kind, or its own heading."""
     headings = {**SECTIONS, **RECORDS_SECTIONS}
     return _kind(kind) or next(title.lower() for title, about in headings.items() if about is kind)
 
@@ -277,7 +287,7 @@ def _kind(kind: Any) -> str:  # noqa: ANN401 - a value class
 
 
 def _members(union: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an annotated union
-    """Return the values of a union that `kind` tells apart."""
+    """Return the values of a union discriminated by `kind`."""
     return get_args(get_args(union)[0])
 
 
@@ -289,16 +299,16 @@ def _default(default: object) -> str:
     return f"`{text.partition(END)[0].strip()}`"
 
 
-def _short(given: Any) -> Any:  # noqa: ANN401 - any default
-    """Return plain data in which a value has its kind and what differs from its own defaults."""
-    fields: Mapping[str, FieldInfo] = getattr(type(given), "__pydantic_fields__", {})
+def _short(default: Any) -> Any:  # noqa: ANN401 - any default
+    """Return plain data with the kind of a value and its differences from the defaults."""
+    fields: Mapping[str, FieldInfo] = getattr(type(default), "__pydantic_fields__", {})
     if not fields:
-        return list(given) if isinstance(given, tuple) else given
-    whole: dict[str, Any] = plain(given)
+        return list(default) if isinstance(default, tuple) else default
+    data: dict[str, Any] = plain(default)
     return {
-        name: whole[name]
+        name: data[name]
         for name, info in fields.items()
-        if name == KIND or getattr(given, name) != info.default
+        if name == KIND or getattr(default, name) != info.default
     }
 
 

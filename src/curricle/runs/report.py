@@ -1,7 +1,7 @@
 """Reports of run folders.
 
-Experiments know what was asked for, reports what was recorded; here both come together. The first
-folder says which target and budget were wanted.
+A run folder holds the spec or request of its comparison beside the records. Target and budget of a
+report are those of the first folder.
 """
 
 import shlex
@@ -28,13 +28,13 @@ MOST_NAMED = 6
 def write_report(
     folders: Sequence[Path], page: Path, *, better: Direction | None = None
 ) -> Summary:
-    """Write page, summary and learning curves of what lies in run folders.
+    """Write page, summary and learning curves of run folders.
 
     Args:
-        folders: Run folders, at least one; the first one says what was wanted.
+        folders: Run folders, at least one; target and budget are those of the first.
         page: The HTML file; the others are put beside it.
-        better: Which values of the metric are better; None takes what the runs declare, else what
-            the metric's name says.
+        better: Direction of the metric; None takes that declared by the runs, else derives it
+            from the name.
 
     Returns:
         The comparison in numbers.
@@ -56,10 +56,10 @@ def write_report(
 def summarized(
     folders: Sequence[Path], *, better: Direction | None = None
 ) -> tuple[tuple[Run, ...], Summary]:
-    """Return the runs in folders and what they come to.
+    """Return the runs in folders and their summary.
 
     Args:
-        folders: Run folders, at least one; the first one says what was wanted.
+        folders: Run folders, at least one; target and budget are those of the first.
         better: Which values of the metric are better, if that is to be declared here.
     """
     runs = load_runs(folders)
@@ -84,7 +84,7 @@ def write_figure(folder: Path) -> tuple[str, ...]:
         folder: The recipe's folder.
 
     Returns:
-        What was found, a line each.
+        Results, a line each.
 
     Raises:
         CheckpointError: If a panel holds no records yet, or something cannot be written.
@@ -118,7 +118,7 @@ def usual_page(folders: Sequence[Path]) -> Path:
 
 
 def _heading(folders: Sequence[Path], page: Path) -> tuple[str, str]:
-    """Return the title of a report, and what to type to make its runs or itself again."""
+    """Return the title of a report, and the command that makes its runs or itself again."""
     is_usual = page.resolve() == usual_page(folders).resolve()
     place = [] if is_usual else ["--output", str(page)]
     again = shlex.join(["curricle", "report", *map(str, folders), *place])
@@ -132,23 +132,25 @@ def _heading(folders: Sequence[Path], page: Path) -> tuple[str, str]:
 
 def _listed(names: Sequence[str]) -> str:
     """Return the names that fit into a title, and how many more there are."""
-    rest = len(names) - MOST_NAMED
-    return ", ".join([*names[:MOST_NAMED], *([f"and {rest} more"] if rest > 0 else [])])
+    num_hidden = len(names) - MOST_NAMED
+    return ", ".join([*names[:MOST_NAMED], *([f"and {num_hidden} more"] if num_hidden > 0 else [])])
 
 
 def _source(request: Request, folder: Path, runs: Sequence[Run]) -> str | None:
-    """Return what the strategy whose final value is the target is called among the runs."""
+    """Return the name among the runs of the strategy that sets the target."""
     source = (folder / STUDENTS / str(request.target_of)).resolve()
     return next((run.method for run in runs if run.path.resolve().parent == source), None)
 
 
 def _missing(folders: Sequence[Path], runs: Sequence[Run]) -> list[str]:
     """Return the runs of comparisons that are not among those found, in words."""
-    found = {run.path.resolve() for run in runs}
-    comparisons = [one for one in folders if (one / STUDENTS).is_dir() and has_spec(one)]
+    paths = {run.path.resolve() for run in runs}
+    comparisons = [
+        folder_ for folder_ in folders if (folder_ / STUDENTS).is_dir() and has_spec(folder_)
+    ]
     return [
         str(run) if len(folders) == 1 else f"{run} in {folder}"
         for folder in comparisons
         for run in student_runs(stored_spec(folder))
-        if run.folder.resolve() not in found
+        if run.folder.resolve() not in paths
     ]

@@ -25,7 +25,7 @@ class Request:
     target: float | None = None
     """Value that counts as learned; None sets no target."""
     target_of: str | None = None
-    """Strategy whose mean final value is the target."""
+    """Strategy that sets the target by its mean final value."""
     budget: AnyBudget | None = None
     """Limit for each student."""
 
@@ -36,7 +36,7 @@ def write_request(folder: Path, request: Request, *, resume: bool) -> None:
     Args:
         folder: The comparison's folder.
         request: Metric, target and budget.
-        resume: Whether a comparison is continued, whose request must be the same.
+        resume: Whether a comparison is continued; its request must be the same.
 
     Raises:
         CheckpointError: If the folder holds another request, or any and `resume` is off.

@@ -31,11 +31,11 @@ from curricle.values import LONGEST_NAME, Line, override, parse, plain, read_yam
 Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
 Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
 MOST_CHECKPOINTS = 100_000
-"""Checkpoints of a teacher's training that a spec may ask for."""
+"""Maximum number of checkpoints of a teacher's training."""
 CHECKPOINTS = 5
-"""Checkpoints that are kept of a teacher's training unless the spec says otherwise."""
+"""Default number of checkpoints of a teacher's training."""
 SEEDS = (0, 1, 2)
-"""Seeds of the students of a comparison that says none."""
+"""Default seeds of the students of a comparison."""
 
 
 @final
@@ -58,7 +58,7 @@ class TeacherSpec:
         """Check that a teacher is either trained here or already trained.
 
         Raises:
-            SpecError: If neither or both is said, it has an optimizer that nothing uses, or its
+            SpecError: If neither or both is given, it has an optimizer without effect, or its
                 checkpoints are not in order.
         """
         is_pretrained = isinstance(self.model, PretrainedSpec)
@@ -77,7 +77,7 @@ class TeacherSpec:
             raise SpecError(str(error)) from None
 
     def _check_untrained(self) -> None:
-        """Refuse what only training would heed.
+        """Refuse settings that only affect training.
 
         Raises:
             SpecError: If there is any.
@@ -90,7 +90,7 @@ class TeacherSpec:
 
     def pretrained_steps(self) -> tuple[int, ...]:
         """Return the steps that the names of `folders` stand for."""
-        return hugging_face_steps([Path(one) for one in self.folders])
+        return hugging_face_steps([Path(folder) for folder in self.folders])
 
 
 @final
@@ -107,23 +107,23 @@ class StrategySpec:
 @final
 @value
 class Target:
-    """What counts as having learned."""
+    """Metric and value that count as learned."""
 
     metric: MetricName = ACCURACY.name  # type: ignore[assignment] # of the same names
     """Metric by which runs are judged; `kl` compares with the finished teacher."""
     number: float | None = None
     """Value to be reached; None sets no target."""
     final_of: str | None = None
-    """Strategy whose final value, mean over seeds, is the value to be reached."""
+    """Strategy that sets the value to be reached: its final value, mean over seeds."""
     ends_run: bool = False
     """Whether a student's run ends at the first evaluation that reaches `number`, which saves time;
     final values are then those at the target."""
 
     def __post_init__(self) -> None:
-        """Check that the target is said once.
+        """Check that there is a single target.
 
         Raises:
-            SpecError: If it is said twice, no value of the metric can reach it, or runs are to end
+            SpecError: If there are two, no value of the metric can reach it, or runs are to end
                 at a number that is not given.
         """
         if self.number is not None and self.final_of is not None:
@@ -152,12 +152,12 @@ class TargetsSpec:
     folder: Line = Field(min_length=1)
     """Folder that `curricle targets capture` fills and that students then read."""
     codecs: TargetCodecs = TargetCodecs()
-    """In which form a capture keeps them; who reads is told by the folder itself."""
+    """Compression used when targets are captured. Ignored when reading: the manifest records it."""
 
 
-def from_folder(given: object) -> object:
-    """Return what a plain text means: the folder."""
-    return {"folder": given} if isinstance(given, str) else given
+def from_folder(data: object) -> object:
+    """Return the fields of a plain text, which is the folder."""
+    return {"folder": data} if isinstance(data, str) else data
 
 
 @final
@@ -172,11 +172,11 @@ class RunSpec:
     cache_dir: Line = "runs/cache"
     """Where tokenized texts are kept for all runs."""
     task: Task
-    """What is learned."""
+    """Data and labels."""
     teacher: TeacherSpec
-    """Who teaches."""
+    """Model and training of the teacher."""
     student: Model | None = None
-    """Who learns."""
+    """Model of the students."""
     curriculum: dict[str, Any] | None = None
     """For `distill`: the strategy's name as `kind`, and its arguments."""
     strategies: dict[Name, StrategySpec] = Field(default_factory=dict)
@@ -196,18 +196,18 @@ class RunSpec:
     targets: Annotated[TargetsSpec, BeforeValidator(from_folder)] | None = None
     """Stored targets that students read instead of asking the teacher; a text is their folder. They
     are captured from the finished teacher for the data of this spec, so with several seeds and
-    fresh or masked data give all students one `data_seed`. None asks the teacher at each step."""
+    fresh or masked data give all students one `data_seed`. None runs the teacher at each step."""
     budget: AnyBudget | None = None
-    """What each student may consume."""
+    """Limit for each student."""
     target: Target = Target()
-    """What counts as having learned."""
+    """Metric and value that count as learned."""
     optimizer: Optimizer
     """How students are trained, and the teacher unless it has its own."""
     engine: EngineSettings = EngineSettings()
     """Device, precision and intervals."""
 
     def __post_init__(self) -> None:
-        """Check what can be seen without opening the task or building a model.
+        """Check the fields as far as possible without opening the task or building a model.
 
         Raises:
             SpecError: If models do not suit the task, a strategy does not exist or take its
@@ -282,12 +282,13 @@ class RunSpec:
     def _calls(self) -> dict[str, dict[str, Any]]:
         """Return every strategy with its arguments by its path in the spec."""
         calls = {
-            f"strategies.{name}.curriculum": one.curriculum for name, one in self.strategies.items()
+            f"strategies.{name}.curriculum": strategy.curriculum
+            for name, strategy in self.strategies.items()
         }
         return calls if self.curriculum is None else calls | {"curriculum": self.curriculum}
 
     def _total(self) -> Duration:
-        """Return the length of a student's training as far as the spec alone tells it."""
+        """Return the length of a student's training as far as the spec determines it."""
         if self.budget is None or not self.budget.is_length:
             return PROVISIONAL
         return self.budget.duration()
@@ -337,12 +338,12 @@ def changed(spec: RunSpec, assignments: list[str]) -> RunSpec:
     return result
 
 
-def given(found: Any, name: str, command: str) -> Any:  # noqa: ANN401 - any field of a spec
+def given(field: Any, name: str, command: str) -> Any:  # noqa: ANN401 - any field of a spec
     """Return a field that a command needs.
 
     Raises:
         SpecError: If the spec does not have it.
     """
-    if not found:
+    if not field:
         raise SpecError(f"{name!r} must be in the spec for 'curricle {command}'; it is not")
-    return found
+    return field

@@ -1,7 +1,7 @@
-"""How are the targets of a spec captured, told and verified?
+"""Capture, description and verification of the targets of a spec.
 
-`capture_targets` fills the folder that the spec names; `described` tells what a folder holds, and
-`verified` whether it is whole and, with the spec, whether it is what the teacher says.
+`capture_targets` fills the folder named by the spec; `described` lists its content, and `verified`
+checks that it is intact and, with the spec, equal to the targets of the teacher.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from curricle.runs.assemble import open_task
 from curricle.runs.spec import RunSpec, given
 from curricle.runs.train import captured_runs
 from curricle.teachers.live import LiveTeacher
-from curricle.teachers.store.manifest import DataFacts, Manifest, Section
+from curricle.teachers.store.manifest import DataFacts, Manifest, TargetSet
 from curricle.teachers.stored import open_targets
 from curricle.training.targets.capture import Watch, capture
 from curricle.training.targets.verification import Agreement, agreement
@@ -25,9 +25,9 @@ STEPS = 4
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Described:
-    """What one kind of stored target is, in words and numbers."""
+    """Kind of stored target, in words and numbers."""
 
-    section: Section
+    section: TargetSet
     """The kind of target."""
     examples: int
     """Number of examples."""
@@ -43,21 +43,21 @@ class Described:
 
 
 def capture_targets(spec: RunSpec, watch: Watch | None = None) -> Manifest:
-    """Return the manifest after making the targets of a spec, or what is missing of them.
+    """Return the manifest after capturing the missing targets of a spec.
 
     Args:
-        spec: What will be trained; its teacher must be finished.
-        watch: Told of every step.
+        spec: Spec of the run; its teacher must be finished.
+        watch: Receives the progress after every step.
     """
-    wanted = given(spec.targets, "targets", "targets capture")
+    targets = given(spec.targets, "targets", "targets capture")
     runs = captured_runs(spec)
-    told = open_task(spec, spec.seed, "student").name
-    facts = DataFacts(name=told, tokenizer=spec.task.tokenizer(Path(spec.cache_dir)))
-    return capture(runs, Path(wanted.folder), codecs=wanted.codecs, data=facts, watch=watch)
+    task_name = open_task(spec, spec.seed, "student").name
+    facts = DataFacts(name=task_name, tokenizer=spec.task.tokenizer(Path(spec.cache_dir)))
+    return capture(runs, Path(targets.folder), codecs=targets.codecs, data=facts, watch=watch)
 
 
 def described(manifest: Manifest) -> list[Described]:
-    """Return what a folder holds, kind by kind."""
+    """Return the content of a folder, kind by kind."""
     return [
         Described(
             section=section,
@@ -74,10 +74,10 @@ def verified(folder: Path, spec: RunSpec | None = None) -> list[Agreement]:
 
     Args:
         folder: Where targets are stored.
-        spec: What was captured; None looks at the files alone.
+        spec: Spec of the capture; None checks the files only.
 
     Raises:
-        CheckpointError: If a file is damaged, or the targets are not what the teacher says.
+        CheckpointError: If a file is damaged, or the targets are not those of the teacher.
     """
     stored = open_targets(folder)
     for section in stored.store.manifest.sections:
@@ -88,11 +88,12 @@ def verified(folder: Path, spec: RunSpec | None = None) -> list[Agreement]:
     for run in runs:
         if isinstance(run.teacher, LiveTeacher):
             stored.store.check_teacher(run.teacher)
-    found = agreement(runs, stored, steps=STEPS)
-    for one in found:
-        if not one.holds:
+    agreements = agreement(runs, stored, steps=STEPS)
+    for agreement_ in agreements:
+        if not agreement_.holds:
             raise CheckpointError(
-                f"{str(folder)!r} must hold what the teacher says; of {one.section.name!r} only "
-                f"{one.share:.1%} of {one.rows} rows agree; capture into a new folder"
+                f"{str(folder)!r} must hold the teacher's targets; of {agreement_.section.name!r} "
+                f"only {agreement_.share:.1%} of {agreement_.rows} rows agree; capture into a new "
+                f"folder"
             )
-    return found
+    return agreements

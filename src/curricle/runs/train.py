@@ -1,6 +1,6 @@
-"""How does a run spec become runs on disk?
+"""Runs of a spec on disk: teacher, students, students of a shared teacher.
 
-A run folder holds `spec.yaml` (what was asked for), `run.json` (by which command), `teacher/` (the
+A run folder holds `spec.yaml` (the spec), `run.json` (the command), `teacher/` (the
 teacher's own run with its trajectory) and the student's run: at the top for `distill`, below
 `students/<strategy>/seed-<n>` for `compare`. A teacher that is there already, taught by the same
 spec, is used again.
@@ -95,14 +95,14 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
 
 
 def classes(spec: RunSpec) -> list[list[StudentRun]]:
-    """Return the runs of a comparison by who is taught together: alone, unless the spec says so."""
+    """Return the runs of a comparison in groups that share a teacher; alone by default."""
     runs = student_runs(spec)
     if not (spec.share_teacher or spec.batch_students):
         return [[run] for run in runs]
-    found: dict[int, list[StudentRun]] = {}
+    groups: dict[int, list[StudentRun]] = {}
     for run in runs:
-        found.setdefault(data_seed(spec, run.seed), []).append(run)
-    return list(found.values())
+        groups.setdefault(data_seed(spec, run.seed), []).append(run)
+    return list(groups.values())
 
 
 def first_runs(spec: RunSpec) -> list[StudentRun]:
@@ -126,8 +126,8 @@ def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
     """Bind the teacher's training and students as they will be bound, without training.
 
     Args:
-        spec: What is to be run.
-        students: Students whose mistakes shall show now.
+        spec: Spec of the run.
+        students: Students to check.
     """
     if spec.teacher.total is not None:
         _teaching(spec, open_task(spec, spec.seed, "train"))
@@ -141,8 +141,8 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
     """Train the spec's teacher from labels, unless that is done or it is pretrained.
 
     Args:
-        spec: What to run.
-        observers: Told of every record.
+        spec: Spec of the run.
+        observers: Receive every record.
     """
     folder = spec.folder / TEACHER
     if is_ready(spec):
@@ -163,17 +163,17 @@ def train_student(
     """Return the last record of a student after training it, or the rest of it.
 
     Args:
-        spec: What to run.
+        spec: Spec of the run.
         student: Which student.
-        observers: Told of every record.
+        observers: Receive every record.
     """
     end = checked_end(student.folder)
     if end is not None:
         return end
     data = open_task(spec, data_seed(spec, student.seed), "student")
     # What seconds pay for is measured once; a run that goes on keeps the length it began with.
-    begun = recorded_steps(student.folder) if _is_timed(spec) else None
-    length = None if begun is None else Duration(number=begun)
+    steps = recorded_steps(student.folder) if _is_timed(spec) else None
+    length = None if steps is None else Duration(number=steps)
     run = _bound(spec, student, data, asked_teacher(spec, data), length=length)
     outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
     return _execute(spec, run, data, outputs, _until(spec))
@@ -182,19 +182,19 @@ def train_student(
 def train_class(
     spec: RunSpec, students: Sequence[StudentRun], watch: Callable[[StudentRun, Record], None]
 ) -> None:
-    """Train students that read the same data, or what is left of them, with one teacher.
+    """Train unfinished students that read the same data with one teacher.
 
     Args:
-        spec: What to run.
+        spec: Spec of the run.
         students: Which students; see `classes`.
-        watch: Told of every record of every student.
+        watch: Receives every record of every student.
     """
-    left = [student for student in students if checked_end(student.folder) is None]
-    if len(left) < 2:  # noqa: PLR2004 - one is no class
-        for student in left:
+    unfinished = [student for student in students if checked_end(student.folder) is None]
+    if len(unfinished) < 2:  # noqa: PLR2004 - one is no class
+        for student in unfinished:
             train_student(spec, student, [partial(watch, student)])
         return
-    data = open_task(spec, data_seed(spec, left[0].seed), "student")
+    data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
     teacher = asked_teacher(spec, data)
     evaluate = _evaluator(spec, data, teacher, spec.target.metric)
     seats = [
@@ -205,7 +205,7 @@ def train_class(
                 folder=student.folder, observers=(partial(watch, student),), task=data.name
             ),
         )
-        for student in left
+        for student in unfinished
     ]
     execute_shared(
         seats,
@@ -222,7 +222,7 @@ def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
     """Return a student's run bound as it will be, with a teacher that need not be taught yet.
 
     Args:
-        spec: What to run.
+        spec: Spec of the run.
         student: Which student.
     """
     return _planned(spec, student, None)
@@ -232,7 +232,7 @@ def finished_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
     """Return the taught teacher in a run folder, or the pretrained one, with its trajectory.
 
     Args:
-        spec: What was run.
+        spec: Spec of the run.
         data: The opened task.
 
     Raises:
@@ -250,18 +250,18 @@ def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> Tapp
     """Return a finished student with its weights.
 
     Args:
-        spec: What was run.
+        spec: Spec of the run.
         student: Which student.
         data: The opened task.
     """
-    chosen = given(spec.student, "student", "distill")
-    model = build_model(chosen, data, student.seed, "student")
+    student_spec = given(spec.student, "student", "distill")
+    model = build_model(student_spec, data, student.seed, "student")
     load_finished(model.module, student.folder)
     return model
 
 
 def captured_runs(spec: RunSpec) -> list[BoundRun]:
-    """Return the runs of a spec whose targets are captured, bound to the finished teacher.
+    """Return the runs of a spec for target capture, bound to the finished teacher.
 
     Of a comparison those of every strategy and of all data that students read, with the projections
     of the first seed.
@@ -273,7 +273,7 @@ def captured_runs(spec: RunSpec) -> list[BoundRun]:
     runs: dict[tuple[str, Path, int], BoundRun] = {}
     for student in students:
         seed = data_seed(spec, student.seed)
-        # Of one strategy only the data tell seeds apart.
+        # Runs that differ only in the student's seed share their targets; capture each once.
         kind = (student.name, student.folder.parent, seed)
         if kind in runs:
             continue
@@ -310,11 +310,11 @@ def _check_checkpoints(
     Raises:
         BindError: If not.
     """
-    kept = spec.trajectory_steps()
+    steps = spec.trajectory_steps()
     for reference in references:
-        if reference not in ("final", *kept):
+        if reference not in ("final", *steps):
             raise BindError(
-                f"{student.name!r}: 'teacher' checkpoint must be one of {list(kept)}; "
+                f"{student.name!r}: 'teacher' checkpoint must be one of {list(steps)}; "
                 f"got {reference}"
             )
 
@@ -340,9 +340,9 @@ def _bound(
     def curriculum(total: Duration) -> Curriculum:
         return build(student.curriculum, total=total, trajectory=trajectory)
 
-    def bound(chosen: Curriculum) -> BoundRun:
+    def bound(curriculum_: Curriculum) -> BoundRun:
         return bind(
-            chosen,
+            curriculum_,
             student=model,
             teacher=teacher,
             stream=data.stream,

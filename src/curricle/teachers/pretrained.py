@@ -1,9 +1,9 @@
-"""Hugging Face folders as checkpoints of a module that is there already.
+"""Hugging Face folders as checkpoints of an existing module.
 
-A folder with one `model.safetensors` whose names are the module's is read as any weights file. All
-others are read through `from_pretrained` of the module's own class, which knows how the names and
-shapes of its files become those of the module (several files, experts that are kept one by one),
-into a second module whose weights are then copied.
+A folder with a single `model.safetensors` with the module's parameter names is read as a plain
+weights file. All others (several files, separately stored experts) are read through
+`from_pretrained` of the module's class, which converts their names and shapes, into a second
+module; its weights are then copied.
 
 Design: the class comes from the module, so transformers is not imported here. Only safetensors are
 read, from the local disk, and no code of the folder is run. Links are allowed: the folders of the
@@ -28,7 +28,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 PICKLE = "pytorch_model"
 LONGEST_REASON = 200
-"""Characters that are shown of an error of transformers."""
+"""Characters of an error of transformers in a message."""
 
 
 def pretrained_files(folder: Path) -> list[Path]:
@@ -38,28 +38,28 @@ def pretrained_files(folder: Path) -> list[Path]:
         folder: The folder.
 
     Raises:
-        CheckpointError: If it holds no safetensors or an adapter alone, or its index names a file
-            that is missing or lies elsewhere.
+        CheckpointError: If it holds no safetensors or an adapter alone, or its index lists a file
+            that is missing or outside of the folder.
     """
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
         if (folder / ADAPTER).is_file():
             raise CheckpointError(
-                f"{str(folder)!r} must hold a whole model; it holds an adapter of PEFT alone; load "
-                f"it with its base, and keep what merge_and_unload().save_pretrained(...) writes"
+                f"{str(folder)!r} must hold a complete model; got an adapter of PEFT alone; load "
+                f"it with its base, then save with merge_and_unload().save_pretrained(...)"
             )
-        found = sorted(path.name for path in folder.glob(f"{PICKLE}*"))
-        pickled = (
-            f"; got {found[0]!r}, a pickle, which is not read since reading one can run code; "
+        pickles = sorted(path.name for path in folder.glob(f"{PICKLE}*"))
+        remedy = (
+            f"; got {pickles[0]!r}, a pickle, which is not read because reading it can run code; "
             f"'save_pretrained' of the model writes safetensors"
-            if found
+            if pickles
             else ""
         )
         raise CheckpointError(
-            f"{str(folder / SINGLE)!r} is listed as a checkpoint and must exist{pickled}"
+            f"{str(folder / SINGLE)!r} is listed as a checkpoint and must exist{remedy}"
         )
-    names = _indexed(folder / INDEX)
+    names = _read_index(folder / INDEX)
     for name in names:
         if not is_plain_name(name):
             raise CheckpointError(
@@ -72,7 +72,7 @@ def pretrained_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _indexed(index: Path) -> list[str]:
+def _read_index(index: Path) -> list[str]:
     try:
         listed = from_json(index.read_bytes())["weight_map"]
         names = sorted({str(name) for name in listed.values()})
@@ -86,68 +86,70 @@ def _indexed(index: Path) -> list[str]:
 
 
 def needs_own_loader(module: nn.Module, path: Path) -> bool:
-    """Return whether a checkpoint is to be read through the class of a module.
+    """Return whether a checkpoint must be read through the class of a module.
 
     Args:
         module: The module.
-        path: A weights file, which never is, or a Hugging Face folder.
+        path: A weights file, never read this way, or a Hugging Face folder.
     """
     if not path.is_dir():
         return False
     if not (callable(getattr(type(module), "from_pretrained", None)) and hasattr(module, "config")):
         return False
     if base_of(module) is not module:
-        # The method of a wrapper of PEFT loads adapters and wants their base.
+        # The method of a PEFT wrapper loads adapters into a base model.
         return False
     files = pretrained_files(path)
     return len(files) > 1 or not _has_names(module, files[0])
 
 
 def check_pretrained(module: nn.Module, folder: Path) -> None:
-    """Check that a Hugging Face folder holds the weights of a module, by reading it once."""
-    _loaded(module, folder)
+    """Check that a Hugging Face folder holds the weights of a module; reads them once."""
+    _load_copy(module, folder)
 
 
 def load_pretrained(module: nn.Module, folder: Path) -> None:
-    """Put the weights of a Hugging Face folder into a module."""
-    module.load_state_dict(_loaded(module, folder).state_dict())
+    """Copy the weights of a Hugging Face folder into a module."""
+    module.load_state_dict(_load_copy(module, folder).state_dict())
 
 
 def _has_names(module: nn.Module, file: Path) -> bool:
-    """Return whether all names of a file are the module's; damage is found by who reads it."""
+    """Return whether all names of a file are the module's; True for a damaged file."""
     try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            return set(opened.keys()) <= set(shapes(module))
+        with safetensors.safe_open(file, framework="pt") as tensors:
+            return set(tensors.keys()) <= set(shapes(module))
     except safetensors.SafetensorError:
+        # Loading as a plain weights file reports the damage.
         return True
 
 
-def _loaded(module: nn.Module, folder: Path) -> nn.Module:
+def _load_copy(module: nn.Module, folder: Path) -> nn.Module:
     """Return a second module of the same class with the weights of a folder.
 
     Raises:
         CheckpointError: If the class cannot read it, or weights are missing or left over.
     """
     pretrained_files(folder)
-    made: Any = type(module)
-    dtype = next((one.dtype for one in module.parameters() if one.is_floating_point()), None)
+    model_class: Any = type(module)
+    floats = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
     try:
-        # Weights that a folder lacks are drawn at first, which must not move the run's generators.
+        # Weights missing in a folder are initialized at random, which must not advance the
+        # generators of the run.
         with seeding.scoped(0, "pretrained"):
-            loaded, report = made.from_pretrained(
+            loaded, report = model_class.from_pretrained(
                 str(folder),
                 config=copy.deepcopy(module.config),
-                dtype=dtype,
+                dtype=next(floats, None),
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 output_loading_info=True,
             )
     except Exception as error:
-        # What families raise for a folder that is not theirs has no common base.
-        told = " ".join(reason(error).split())[:LONGEST_REASON]
+        # The errors of model families for an unsuitable folder have no common base class.
+        cause = " ".join(reason(error).split())[:LONGEST_REASON]
         raise CheckpointError(
-            f"{str(folder)!r} must hold weights of {made.__name__}; its loader says: {told}"
+            f"{str(folder)!r} must hold weights of {model_class.__name__}; loading failed: {cause}"
         ) from error
     for kind, rule in (("missing_keys", "is missing"), ("unexpected_keys", "is not in the model")):
         names = sorted(report.get(kind, ()))
@@ -157,8 +159,8 @@ def _loaded(module: nn.Module, folder: Path) -> nn.Module:
             )
     if shapes(loaded) != shapes(module):
         raise CheckpointError(
-            f"{str(folder)!r} must hold weights of this model's shapes; its configuration makes "
-            f"another model"
+            f"{str(folder)!r} must hold weights of this model's shapes; got those of another "
+            f"configuration"
         )
     result: nn.Module = loaded
     return result

@@ -1,13 +1,14 @@
-"""Where do targets come from if the teacher has spoken before?
+"""Teacher that reads precomputed targets from disk.
 
-A `StoredTeacher` stands where a `LiveTeacher` stands, and no network does: its targets were made
-once and are read by any number of students, seeds and epochs. Binding finds for each objective
-the stored targets that serve it; a projection of another draw serves as well, so students of other
-seeds are taught by that of the store.
+A `StoredTeacher` is a drop-in replacement for `LiveTeacher`; no network is loaded. Its targets were
+captured once and serve any number of students, seeds and epochs. Binding finds the stored targets
+of each objective. Those of another random projection are equally valid, so students of all seeds
+are trained with the projection of the store.
 
-Design: to bind, a stage has to see shapes. `shown` gives zeros of the teacher's widths at the
-student's positions, and `blank` targets tell whether an objective can read what is kept. The
-engine asks `StoredTargets` for the targets of a batch and knows nothing of codecs.
+Design: binding needs shapes. `placeholders` returns zeros of the teacher's widths at the student's
+positions, and `blank` returns targets of zeros, which show whether an objective can read the
+compressed form. The training loop reads the targets of a batch from `StoredTargets` and does not
+depend on codecs.
 """
 
 from collections.abc import Iterable, Sequence
@@ -29,17 +30,17 @@ from curricle.objectives.base import BoundObjective, Reads, Storable, Target
 from curricle.protocols import conforms
 from curricle.teachers.live import PLAIN, Reference
 from curricle.teachers.store.codecs import Sampled, TopK
-from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, Section, facts_of
-from curricle.teachers.store.target_sets import SectionReader, TargetStore, open_store
+from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, TargetSet, target_key
+from curricle.teachers.store.target_sets import TargetSetReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
 from curricle.values import Plain
 
 
 def open_targets(folder: str | Path) -> "StoredTeacher":
-    """Return the teacher whose targets lie in a folder, to be passed in place of a model.
+    """Return the teacher of stored targets, to be passed in place of a model.
 
     Args:
-        folder: Where targets were captured or imported.
+        folder: Folder of captured or imported targets.
     """
     return StoredTeacher(open_store(folder))
 
@@ -47,65 +48,67 @@ def open_targets(folder: str | Path) -> "StoredTeacher":
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTargets:
-    """The targets of one objective."""
+    """The stored targets of an objective."""
 
-    reader: SectionReader
-    """Where they are."""
+    reader: TargetSetReader
+    """Reader of their target set."""
     selected: bool
     """Whether the objective counts selected positions only."""
 
     @property
     def is_dense(self) -> bool:
-        """Return whether targets are tensors that stand for all numbers of a row."""
-        return not self.reader.section.is_sparse
+        """Return whether targets are tensors with all numbers of a row."""
+        return not self.reader.target_set.is_sparse
 
     def target(self, batch: Batch, rows: int) -> Target:
-        """Return what the objective compares the student with.
+        """Return the targets of a batch.
 
         Args:
             batch: The batch.
-            rows: Number of its rows, as the objective counts them.
+            rows: Number of its rows, as counted by the objective.
         """
         return self.reader.target(batch, selected=self.selected, rows=rows)
 
     def blank(self, rows: int, device: torch.device) -> Target:
-        """Return targets of rows of zeros, in the form in which stored ones come.
+        """Return targets of rows of zeros, in the same form as stored ones.
 
         Args:
-            rows: How many.
-            device: Where.
+            rows: Number of rows.
+            device: Device of the targets.
         """
-        codec, width = self.reader.section.codec, self.reader.section.width
-        one = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
-        repeated = {name: kept.expand(rows, *kept.shape[1:]) for name, kept in one.items()}
-        return codec.decode({name: kept.to(device) for name, kept in repeated.items()}, width)
+        codec, width = self.reader.target_set.codec, self.reader.target_set.width
+        # One row is encoded and repeated, since logits of a whole batch may exceed the memory.
+        row = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
+        repeated = {name: entry.expand(rows, *entry.shape[1:]) for name, entry in row.items()}
+        return codec.decode({name: entry.to(device) for name, entry in repeated.items()}, width)
 
 
 @final
 class StoredTeacher:
-    """A teacher of whom only targets are left."""
+    """A teacher without a model, with targets on disk."""
 
     def __init__(self, store: TargetStore) -> None:
-        """Take an opened store."""
+        """Create the teacher of an opened store."""
         self.store = store
-        self.model = _Described(store.manifest)
+        self.model = _ManifestModel(store.manifest)
         self.trajectory: Trajectory | None = None
-        """Checkpoints of the teacher, by which a strategy may choose; their targets are stored."""
+        """Checkpoints of the teacher, for strategies that select some; their targets are stored."""
 
     def fingerprint(self, targets: Iterable[StoredTargets | None]) -> str:
-        """Return a digest of what some of its targets depend on.
+        """Return a digest of the dependencies of targets.
 
         Args:
-            targets: Those of each objective of a run; None where it reads none.
+            targets: Targets of each objective of a run; None for an objective without teacher.
         """
-        read = [one.reader.section for one in targets if one is not None]
-        return self.store.manifest.fingerprint(read)
+        return self.store.manifest.fingerprint(
+            stored.reader.target_set for stored in targets if stored is not None
+        )
 
     def check(self, references: Iterable[Reference]) -> None:
-        """Check that every checkpoint that stages name has been asked.
+        """Check that targets of every checkpoint of the stages are stored.
 
         Raises:
-            BindError: If one has not.
+            BindError: If not.
         """
         stored = sorted({str(section.reference) for section in self.store.manifest.sections})
         for reference in references:
@@ -116,20 +119,21 @@ class StoredTeacher:
                 )
 
     def check_precision(self, precision: str) -> None:
-        """Check that the teacher has spoken in the precision in which it is to be asked.
+        """Check that the targets were captured in the precision of the run's teacher.
 
         Raises:
-            BindError: If it has spoken in another one.
+            BindError: If they were captured in another precision.
         """
-        told = self.store.manifest.teacher.precision
-        if told and told != precision:
+        # Imported targets have no precision on record.
+        captured = self.store.manifest.teacher.precision
+        if captured and captured != precision:
             raise BindError(
-                f"'teacher_precision' must be {told!r}, in which the targets in "
+                f"'teacher_precision' must be {captured!r}, in which the targets in "
                 f"{str(self.store.folder)!r} were captured; got {precision!r}"
             )
 
     def teaching(self, inference: Inference = PLAIN) -> AbstractContextManager[None]:
-        """Return a block that does nothing: no model is to be held in a mode or precision."""
+        """Return an empty context: there is no model with a mode or precision."""
         del inference
         return nullcontext()
 
@@ -140,111 +144,125 @@ class StoredTeacher:
 
         Args:
             objective: A bound objective that needs a teacher.
-            reference: The teacher that its stage asks.
-            stream: Digest of the stream that it reads.
+            reference: The teacher of its stage.
+            stream: Digest of the stream of its run.
 
         Raises:
-            BindError: If there are none, or it cannot read what was kept.
+            BindError: If there are none, or the objective cannot read their codec.
         """
-        facts = facts_of(objective, stream)
+        key = target_key(objective, stream)
         storable = objective
-        assert conforms(storable, Storable)  # noqa: S101 - or it would have no facts
-        section = self._find(storable, facts, reference)
-        check_readable(objective, section)
-        return StoredTargets(reader=self.store.reader(section), selected=storable.reads_selected)
+        assert conforms(storable, Storable)  # noqa: S101 - or it would have no key
+        target_set = self._find(storable, key, reference)
+        check_readable(objective, target_set)
+        return StoredTargets(reader=self.store.reader(target_set), selected=storable.reads_selected)
 
-    def _find(self, objective: Storable, facts: Plain, reference: Reference) -> Section:
+    def _find(self, objective: Storable, key: Plain, reference: Reference) -> TargetSet:
         manifest = self.store.manifest
         readable = tuple(filter(manifest.is_readable, manifest.sections))
-        # Of all positions some can be selected, but not the other way round.
-        known = tuple(one for one in readable if not one.selected or objective.reads_selected)
-        # Targets of another draw teach as well, and so do those centered on the mean of other data.
+        # Selected positions can be picked from all positions, but not the other way round.
+        candidates = [
+            stored for stored in readable if not stored.selected or objective.reads_selected
+        ]
+        # Another random projection is an equally valid target, and so is centering on the mean of
+        # other data; the closest match comes first.
         for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
-            found = [one for one in known if one.matches(reference, facts, but=but)]
-            found = [one for one in found if one.selected == objective.reads_selected] or found
-            if found:
+            matches = [stored for stored in candidates if stored.matches(reference, key, but=but)]
+            # If targets of both all and selected positions match, the latter need no picking.
+            same_rows = [
+                stored for stored in matches if stored.selected == objective.reads_selected
+            ]
+            matches = same_rows or matches
+            if matches:
                 break
-        if len(found) == 1:
-            return found[0]
-        stored = "; ".join(map(str, readable)) or "none"
-        begun = "; ".join(str(one) for one in manifest.sections if one not in readable)
-        remedy = f"; not captured to the end, capturing again goes on: {begun}" if begun else ""
-        wanted = " ".join(f"{name}={fact}" for name, fact in facts.items())
-        many = f", and be one; there are {len(found)}" if found else ""
+        if len(matches) == 1:
+            return matches[0]
+        unfinished = [target_set for target_set in manifest.sections if target_set not in readable]
+        remedy = f"; not captured to the end, capture again: {_listed(unfinished)}"
+        ambiguity = f", and be one; there are {len(matches)}" if matches else ""
         raise BindError(
             f"{str(self.store.folder)!r} must hold targets of teacher {reference!r} with "
-            f"{wanted}{many}; stored: {stored}{remedy}"
+            f"{' '.join(f'{name}={entry}' for name, entry in key.items())}{ambiguity}; stored: "
+            f"{_listed(readable) or 'none'}{remedy if unfinished else ''}"
         )
 
-    def shown(self, each: Sequence[Reads], student: Activations) -> Activations:
-        """Return zeros in the shapes of what the teacher would show.
+    def placeholders(self, all_reads: Sequence[Reads], student: Activations) -> Activations:
+        """Return zeros in the shapes of the teacher's activations.
 
         Args:
-            each: What each objective of a stage reads.
-            student: What the student shows there, which tells the positions.
+            all_reads: Reads of each objective of a stage.
+            student: Activations of the student, which has the same positions.
         """
         hidden = {
-            theirs: student.hidden[ours].new_zeros(
-                (*student.hidden[ours].shape[:-1], self.model.width(theirs))
+            teacher_place: student.hidden[student_place].new_zeros(
+                (*student.hidden[student_place].shape[:-1], self.model.width(teacher_place))
             )
-            for reads in each
-            for ours, theirs in zip(reads.student, reads.teacher, strict=False)
+            for reads in all_reads
+            for student_place, teacher_place in zip(reads.student, reads.teacher, strict=False)
         }
         logits = head = None
-        if student.logits is not None and any(reads.teacher_logits for reads in each):
+        if student.logits is not None and any(reads.teacher_logits for reads in all_reads):
             shape = (*student.logits.shape[:-1], self.model.num_classes)
+            # Expanded from one number: logits of a large vocabulary are not allocated for shapes.
             logits = student.logits.new_zeros(1).expand(shape)
-        if student.head is not None and any(reads.teacher_head for reads in each):
+        if student.head is not None and any(reads.teacher_head for reads in all_reads):
+            # Width 1 suffices: a loss on the head needs the positions and the number of classes.
             states = student.head.states[..., :1].detach()
             weight = states.new_zeros((self.model.num_classes, 1))
             head = LinearHead(states=states, weight=weight)
         return Activations(hidden, logits, head)
 
 
-def check_readable(objective: BoundObjective, section: Section) -> None:
-    """Check that an objective can read targets in the form in which they are kept.
+def _listed(target_sets: Iterable[TargetSet]) -> str:
+    return "; ".join(map(str, target_sets))
+
+
+def check_readable(objective: BoundObjective, target_set: TargetSet) -> None:
+    """Check that an objective can read the codec of its targets.
 
     Args:
-        objective: A bound objective that says its facts.
-        section: Its targets.
+        objective: A bound objective with stored targets.
+        target_set: Its targets.
 
     Raises:
         BindError: If it cannot.
     """
-    codec = section.codec
+    codec = target_set.codec
+    # Dense codecs decode to the tensors of a live teacher.
     if not isinstance(codec, (Sampled, TopK)):
         return
-    softening = objective.sparse_temperature if conforms(objective, Storable) else None
-    if softening is None:
+    temperature = objective.sparse_temperature if conforms(objective, Storable) else None
+    if temperature is None:
         raise BindError(
             f"'targets' of codec {codec.kind!r} must be read by 'logits' with divergence "
             f"'forward_kl'; got {objective.describe()[1]!r}"
         )
-    if softening != codec.temperature:
+    # Probabilities were softened before most classes were dropped; this cannot be undone.
+    if temperature != codec.temperature:
         raise BindError(
             f"'teacher_temperature' must be {codec.temperature:g}, the temperature of targets of "
-            f"codec {codec.kind!r}; got {softening:g}"
+            f"codec {codec.kind!r}; got {temperature:g}"
         )
 
 
 @final
-class _Described:
-    """What a manifest tells of a model: taps and widths, and not a weight."""
+class _ManifestModel:
+    """A model without weights, with the taps and widths in a manifest."""
 
     def __init__(self, manifest: Manifest) -> None:
         self.module = nn.Module()
         self.is_residual = manifest.teacher.is_residual
         self._taps = manifest.teacher.taps
-        facts = [section.facts for section in manifest.sections]
+        keys = [target_set.facts for target_set in manifest.sections]
         try:
             self._widths = {
-                str(known["place"]): int(known["teacher_width"])
-                for known in facts
-                if {"place", "teacher_width"} <= known.keys()
+                str(key["place"]): int(key["teacher_width"])
+                for key in keys
+                if {"place", "teacher_width"} <= key.keys()
             }
-            counts = {int(known["num_classes"]) for known in facts if "num_classes" in known}
+            counts = {int(key["num_classes"]) for key in keys if "num_classes" in key}
         except (ValueError, TypeError, OverflowError) as error:
-            # A check covers the manifest, but whoever wrote it may have been another program.
+            # The checksum covers the manifest, but another program may have written it.
             raise CheckpointError(
                 f"'facts' of a set of stored targets must hold whole numbers: {error}"
             ) from None
@@ -281,19 +299,19 @@ class _Described:
         """Return the width of a place.
 
         Raises:
-            BindError: If nothing of it is stored.
+            BindError: If no targets of it are stored.
         """
         if str(place) not in self._widths:
             raise BindError(
-                f"'targets' must hold those of the teacher's tap {place.label!r}; stored are those "
-                f"at {sorted(self._widths)}"
+                f"'targets' must hold hidden states at the teacher's tap {place.label!r}; got "
+                f"those at {sorted(self._widths)}"
             )
         return self._widths[str(place)]
 
     def reading(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
     ) -> AbstractContextManager[Reader]:
-        """Refuse to run.
+        """Refuse a forward pass.
 
         Raises:
             BindError: Always.

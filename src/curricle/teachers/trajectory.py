@@ -1,17 +1,17 @@
 """Checkpoints of a teacher along its training.
 
-A *trajectory* is the ordered list of checkpoints of one teacher. On disk it is a folder of
+A *trajectory* is the ordered list of checkpoints of a teacher. On disk it is a folder of
 safetensors files and a `manifest.json` with the hash of each; a list of Hugging Face folders, such
-as the `checkpoint-<step>` folders of its Trainer, serves as well. Hugging Face folders whose files
-are not named as the module's weights (sharded ones, mixtures of experts) are read through the
-`from_pretrained` of the module's own class.
+as the `checkpoint-<step>` folders of its Trainer, is also accepted. Hugging Face folders with other
+parameter names than the module (sharded ones, mixtures of experts) are read through
+`from_pretrained` of the module's class.
 
-The manifest keeps the teacher's loss on held-out data at each checkpoint, in nats a scored
-position. Not its training loss: that of one batch is noisy, and smoothing it over earlier steps
-would move and widen the very transition that `curriculum.transitions` looks for.
+The manifest records the teacher's loss on held-out data at each checkpoint, in nats per scored
+position. The training loss is not used: that of a batch is noisy, and smoothing it over earlier
+steps would shift and widen the transition that `curriculum.transitions` detects.
 
-Design: every checkpoint that a curriculum names is checked before training starts. A missing or
-unreadable one is an error then, never skipped later.
+Design: every checkpoint of a curriculum is checked before training starts. A missing or unreadable
+one is an error then, never skipped later.
 """
 
 import re
@@ -41,14 +41,14 @@ MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.json"
 @final
 @dataclass(frozen=True, slots=True)
 class Trajectory:
-    """Ordered checkpoints of one teacher."""
+    """Ordered checkpoints of a teacher."""
 
     files: tuple[tuple[int, Path], ...]
     """Training step and weights file of each checkpoint, or its Hugging Face folder; ascending."""
     losses: tuple[tuple[int, float], ...] = ()
-    """Training step and held-out loss of the checkpoints where it is known, ascending; in nats."""
+    """Training step and held-out loss of checkpoints, if known; ascending, in nats."""
     digests: tuple[tuple[int, str], ...] = ()
-    """Training step and SHA-256 of the weights file, where it is known."""
+    """Training step and SHA-256 of the weights file of checkpoints, if known."""
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -61,13 +61,13 @@ class Trajectory:
         Raises:
             BindError: If the trajectory has no checkpoint of that step.
         """
-        found = dict(self.files).get(step)
-        if found is None:
+        path = dict(self.files).get(step)
+        if path is None:
             raise BindError(f"'teacher' checkpoint must be one of {list(self.steps)}; got {step}")
-        return found
+        return path
 
     def check(self, module: nn.Module, steps: Iterable[int]) -> None:
-        """Check that checkpoints exist, can be read and belong to a model."""
+        """Check that checkpoints exist, are readable and fit a model."""
         for step in steps:
             path = self.path(step)
             if needs_own_loader(module, path):
@@ -78,7 +78,7 @@ class Trajectory:
                 self._check_digest(step, file)
 
     def load(self, module: nn.Module, step: int) -> None:
-        """Put the weights of a checkpoint into a model, after checking them."""
+        """Load the weights of a checkpoint into a model, after checking them."""
         path = self.path(step)
         if needs_own_loader(module, path):
             load_pretrained(module, path)
@@ -91,28 +91,28 @@ class Trajectory:
         """Check a weights file against the manifest.
 
         Raises:
-            CheckpointError: If it is another one.
+            CheckpointError: If its hash differs.
         """
         expected = dict(self.digests).get(step)
         if expected is not None and (digest := content_digest(path)) != expected:
             raise CheckpointError(
                 f"{str(path)!r} is damaged or of another run: its SHA-256 must be "
-                f"{expected[:16]}... as {MANIFEST!r} says; got {digest[:16]}...; teach the teacher "
-                f"again in another folder"
+                f"{expected[:16]}... as listed in {MANIFEST!r}; got {digest[:16]}...; train the "
+                f"teacher again in another folder"
             )
 
 
 @final
 class TrajectoryWriter:
-    """Keeps checkpoints of a training run at chosen steps."""
+    """Writer of the checkpoints of a training run at selected steps."""
 
     def __init__(self, folder: Path, steps: Sequence[int]) -> None:
-        """Choose the steps; the folder is made at the first checkpoint."""
+        """Set the steps; the folder is created with the first checkpoint."""
         self._folder = folder
         self.steps = frozenset(steps)
 
     def remove_leftovers(self) -> None:
-        """Remove temporary files of a killed process; only the one writer of the run may do so."""
+        """Remove temporary files of a killed process; for the only writer of the run."""
         remove_leftovers(self._folder, rf"step-\d+\.safetensors|{re.escape(MANIFEST)}")
 
     def save(self, module: nn.Module, step: int, loss: float | None = None) -> None:
@@ -121,18 +121,18 @@ class TrajectoryWriter:
         Args:
             module: The teacher.
             step: Its training step.
-            loss: Its loss on held-out data, in nats; None if it is not known.
+            loss: Its loss on held-out data, in nats; None if unknown.
         """
         file = self._folder / _file_name(step)
         save_weights(module, file)
         manifest = self._folder / MANIFEST
-        known = _read_manifest(manifest) if manifest.is_file() else _Listed()
-        losses, digests = dict(known.losses), dict(known.digests)
+        listed = _read_manifest(manifest) if manifest.is_file() else _Listed()
+        losses, digests = dict(listed.losses), dict(listed.digests)
         if loss is not None:
             losses[step] = loss
         digests[step] = content_digest(file)
         document = {
-            "steps": sorted({*known.steps, step}),
+            "steps": sorted({*listed.steps, step}),
             "losses": sorted(losses.items()),
             "sha256": sorted(digests.items()),
         }
@@ -140,15 +140,17 @@ class TrajectoryWriter:
 
 
 def open_trajectory(folder: Path | str) -> Trajectory:
-    """Return the trajectory in a folder that `TrajectoryWriter` made.
+    """Return the trajectory in a folder written by `TrajectoryWriter`.
 
     Raises:
         CheckpointError: If the manifest or a listed file is missing or damaged.
     """
-    where = Path(folder)
-    listed = _read_manifest(where / MANIFEST)
-    files = tuple((step, inside(where, _file_name(step))) for step in listed.steps)
-    _all_present(path for _, path in files)
+    folder = Path(folder)
+    listed = _read_manifest(folder / MANIFEST)
+    files = tuple((step, inside(folder, _file_name(step))) for step in listed.steps)
+    for _, path in files:
+        if not path.is_file():
+            raise CheckpointError(f"{str(path)!r} is listed as a checkpoint and must exist")
     return Trajectory(files, listed.losses, listed.digests)
 
 
@@ -164,14 +166,14 @@ class _Listed:
 
 def _read_manifest(manifest: Path) -> _Listed:
     try:
-        # Version 0.1 kept no hashes, and earlier ones no losses.
+        # Version 0.1 wrote no hashes, and earlier ones no losses.
         listed = read_sealed(manifest, needs_check=False)
         steps = tuple(int(step) for step in listed["steps"])
         losses = tuple((int(step), float(loss)) for step, loss in listed.get("losses", []))
         digests = tuple((int(step), str(digest)) for step, digest in listed.get("sha256", []))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{str(manifest)!r} must list the steps of a trajectory: {reason(error)}; teach the "
+            f"{str(manifest)!r} must list the steps of a trajectory: {reason(error)}; train the "
             f"teacher again in another folder"
         ) from None
     if list(steps) != sorted(set(steps)) or any(step < 0 for step in steps):
@@ -184,50 +186,49 @@ def _read_manifest(manifest: Path) -> _Listed:
 def hugging_face_trajectory(folders: Sequence[Path | str]) -> Trajectory:
     """Return the trajectory made of Hugging Face model folders.
 
-    Folders named `checkpoint-<step>`, as the Trainer names them, are put in the order of their
-    steps; otherwise folders keep their order and are numbered from 1. Losses are those that the
-    Trainer has noted in `trainer_state.json` where it evaluated at that step.
+    Folders named `checkpoint-<step>`, as by the Trainer, are sorted by step; otherwise folders keep
+    their order and are numbered from 1. Losses come from the evaluations at these steps in the
+    Trainer's `trainer_state.json`.
 
     Args:
         folders: Folders with `model.safetensors`, or with several files and their index.
 
     Raises:
-        CheckpointError: If there is none, one holds no safetensors or a damaged state, or a step
-            comes twice.
+        CheckpointError: If there is none, a folder has no safetensors or a damaged state, or a step
+            occurs twice.
     """
-    chosen = [Path(folder) for folder in folders]
-    if not chosen:
+    if not folders:
         raise CheckpointError("'folders' must be at least one; got none")
-    ordered = _ordered(chosen)
+    ordered = _in_step_order([Path(folder) for folder in folders])
     for _, folder in ordered:
         pretrained_files(folder)
-    noted = [(step, _noted_loss(folder, step)) for step, folder in ordered]
-    losses = tuple((step, loss) for step, loss in noted if loss is not None)
+    evaluations = [(step, _evaluation_loss(folder, step)) for step, folder in ordered]
+    losses = tuple((step, loss) for step, loss in evaluations if loss is not None)
     return Trajectory(tuple(ordered), losses)
 
 
 def hugging_face_steps(folders: Sequence[Path]) -> tuple[int, ...]:
-    """Return the steps that the names of Hugging Face model folders stand for, ascending.
+    """Return the steps in the names of Hugging Face model folders, ascending.
 
     Raises:
-        CheckpointError: If a step comes twice.
+        CheckpointError: If a step occurs twice.
     """
-    return tuple(step for step, _ in _ordered(folders))
+    return tuple(step for step, _ in _in_step_order(folders))
 
 
-def _ordered(folders: Sequence[Path]) -> list[tuple[int, Path]]:
-    names = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
-    named = [int(match.group(1)) for match in names if match is not None]
-    if len(named) < len(folders):
-        # Names without steps say nothing about the order, so the user's stands.
+def _in_step_order(folders: Sequence[Path]) -> list[tuple[int, Path]]:
+    matches = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
+    steps = [int(match.group(1)) for match in matches if match is not None]
+    if len(steps) < len(folders):
+        # Names without steps define no order, so the user's order stays.
         return list(enumerate(folders, start=1))
-    twice = sorted({step for step in named if named.count(step) > 1})
-    if twice:
-        raise CheckpointError(f"'folders' must have each step once; got step {twice[0]} twice")
-    return sorted(zip(named, folders, strict=True))
+    repeated = sorted({step for step in steps if steps.count(step) > 1})
+    if repeated:
+        raise CheckpointError(f"'folders' must have each step once; got step {repeated[0]} twice")
+    return sorted(zip(steps, folders, strict=True))
 
 
-def _noted_loss(folder: Path, step: int) -> float | None:
+def _evaluation_loss(folder: Path, step: int) -> float | None:
     """Return the evaluation loss of a step in the Trainer's state, in nats; None if it has none.
 
     Raises:
@@ -238,8 +239,8 @@ def _noted_loss(folder: Path, step: int) -> float | None:
         return None
     try:
         history = from_json(state.read_bytes())["log_history"]
-        found = [one["eval_loss"] for one in history if "eval_loss" in one and one["step"] == step]
-        return float(found[-1]) if found else None
+        evaluations = [entry for entry in history if "eval_loss" in entry and entry["step"] == step]
+        return float(evaluations[-1]["eval_loss"]) if evaluations else None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{str(state)!r} must hold the 'log_history' of a Trainer: {error!r}"
@@ -247,15 +248,9 @@ def _noted_loss(folder: Path, step: int) -> float | None:
 
 
 def _weights_file(path: Path) -> Path:
-    """Return the one weights file of a checkpoint."""
+    """Return the weights file of a checkpoint."""
     return path / SINGLE if path.is_dir() else path
 
 
 def _file_name(step: int) -> str:
     return f"step-{step:09d}.safetensors"
-
-
-def _all_present(paths: Iterable[Path]) -> None:
-    for path in paths:
-        if not path.is_file():
-            raise CheckpointError(f"{str(path)!r} is listed as a checkpoint and must exist")

@@ -28,7 +28,7 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("compiled_steps", "buffers"): f"{_FUSED} do not update buffers",
         ("compiled_steps", "stored targets"): f"{_FUSED} cannot look up stored targets",
         ("prefetch", "every step"): "nothing is prepared before a step at which weights are "
-        "recorded, evaluated or saved",
+        "recorded, evaluated or saved, or a plateau is checked",
         ("prefetch", "num_workers"): "forking workers beside the prefetch thread can deadlock, and "
         "the workers read ahead already",
         ("prefetch", "share_teacher"): _ORDER,

@@ -76,8 +76,7 @@ class EngineSettings:
     @property
     def _shortest_interval(self) -> int:
         """Return the steps between two records, evaluations or checkpoints."""
-        intervals = (self.record_every, self.evaluate_every, self.checkpoint_every)
-        return min(interval for interval in intervals if interval is not None)
+        return min(self.intervals)
 
     def features(self, path: str = "") -> dict[str, str]:
         """Return the settings that are on, for `compatibility.check_compatible`.
@@ -107,6 +106,11 @@ class EngineSettings:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+    @property
+    def intervals(self) -> tuple[int, ...]:
+        """Return the steps between records, evaluations and, if any are written, checkpoints."""
+        return tuple(filter(None, (self.record_every, self.evaluate_every, self.checkpoint_every)))
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

@@ -1,7 +1,7 @@
-"""What does each decision that the papers leave open do to extraction?
+"""Ablations of the decisions that the papers leave open for extraction.
 
 Every arm differs from the first, `reference`, in one thing; `learned-projections` differs so from
-`own-projections`, since what is learned cannot be shared. On parity arms are told apart by the
+`own-projections`, since what is learned cannot be shared. On parity arms differ by the
 examples to the target, elsewhere by their final accuracy. On the grammar and on text two arms tell
 the *order* of layers from the matching of hidden states: one stage on the last layer alone, with
 the same share of the steps, and the same layers matched, through the same projection, beside the
@@ -83,28 +83,30 @@ def _grammar(scale: Scale) -> Comparison:
             "selected-positions": {"positions": "selected"},
         },
     )
-    others = {
+    strategies = {
         "hidden-all-along": _hidden_all_along(total, reference),
         "one_shot": StrategySpec(curriculum={"kind": "one_shot"}),
     }
-    comparison = pcfg_comparison(scale, total, arms | others)
+    comparison = pcfg_comparison(scale, total, arms | strategies)
     spec = comparison.spec
-    strategies = {**spec.strategies, **_slower(others, spec.optimizer)}
+    strategies = {**spec.strategies, **_slower(strategies, spec.optimizer)}
     return replace(comparison, spec=replace(spec, strategies=strategies))
 
 
 def _text(scale: Scale) -> Comparison:
-    whole = text_comparison(scale)
-    assert whole.spec.budget is not None  # noqa: S101 - tells the type checker what it is
-    methods = whole.spec.strategies
+    comparison = text_comparison(scale)
+    assert comparison.spec.budget is not None  # noqa: S101 - tells the type checker what it is
+    methods = comparison.spec.strategies
     extraction = methods["extraction"]
     last = {"smoke": 2, "small": 3, "paper": 12}[scale]
-    optimizer = extraction.optimizer or whole.spec.optimizer
-    others = {
-        "hidden-all-along": _hidden_all_along(int(whole.spec.budget.number), extraction.curriculum),
+    optimizer = extraction.optimizer or comparison.spec.optimizer
+    strategies = {
+        "hidden-all-along": _hidden_all_along(
+            int(comparison.spec.budget.number), extraction.curriculum
+        ),
         "one_shot": methods["one_shot"],
     }
-    fast = {name: replace(one, optimizer=optimizer) for name, one in others.items()}
+    fast = {name: replace(strategy, optimizer=optimizer) for name, strategy in strategies.items()}
     arms = {
         "reference": extraction,
         **{
@@ -114,7 +116,9 @@ def _text(scale: Scale) -> Comparison:
         **fast,
         **_slower(fast, optimizer),
     }
-    return Comparison(spec=replace(whole.spec, output_dir="runs/ablation-text", strategies=arms))
+    return Comparison(
+        spec=replace(comparison.spec, output_dir="runs/ablation-text", strategies=arms)
+    )
 
 
 def _hidden_all_along(total: int, extraction: Mapping[str, Any]) -> StrategySpec:
@@ -141,10 +145,10 @@ def _slower(arms: Mapping[str, StrategySpec], optimizer: Optimizer) -> dict[str,
     """Return arms with a half and a quarter of a learning rate."""
     return {
         f"{name}-{word}": replace(
-            one, optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * part)
+            strategy, optimizer=replace(optimizer, learning_rate=optimizer.learning_rate * factor)
         )
-        for name, one in arms.items()
-        for word, part in (("half-rate", 0.5), ("quarter-rate", 0.25))
+        for name, strategy in arms.items()
+        for word, factor in (("half-rate", 0.5), ("quarter-rate", 0.25))
     }
 
 

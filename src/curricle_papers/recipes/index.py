@@ -1,4 +1,4 @@
-"""Which figures can be made again, by name?"""
+"""Recipes by name."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

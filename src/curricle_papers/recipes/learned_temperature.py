@@ -1,4 +1,4 @@
-"""Does a temperature that works against the student help where it follows layers?
+"""Learned temperature of Li et al. (adversarial to the student) combined with extraction.
 
 A learned temperature is a curriculum of difficulty: it needs neither checkpoints nor layers, so it
 competes with one-shot distillation and can be the last objective of extraction. Arms with `T4`
@@ -30,7 +30,7 @@ FIXED: tuple[dict[str, Any], ...] = (
     },
     {"kind": "labels", "weight": 0.1},
 )
-"""What the paper compares itself with: the same weights at temperature 4."""
+"""Baseline of the paper: the same weights at temperature 4."""
 
 
 def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:

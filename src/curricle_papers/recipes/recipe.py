@@ -1,6 +1,6 @@
-"""What is needed to reproduce a figure?
+"""Recipe of a figure: its comparisons and measurements at a scale.
 
-A `Recipe` is a value: what is shown, where, what is known of the original, and two functions of
+A `Recipe` is a value: subject, source, knowledge of the original, and two functions of
 the scale. `panels` gives the comparisons to run, as ordinary run specs; `measure` gives numbers
 that no training run leaves behind. One dial, the scale, sets all sizes: `smoke` really trains for
 some steps, `small` gives the qualitative result on two CPU cores, `paper` is the original size.
@@ -20,7 +20,7 @@ from curricle.runs.spec import RunSpec, StrategySpec
 Scale = Literal["smoke", "small", "paper"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 Measure = Callable[[Scale, Path], Iterable[Point]]
-"""Gives the points of a figure at a scale; what it trains on the way goes below the folder."""
+"""Gives the points of a figure at a scale; models trained for them go below the folder."""
 
 
 @final
@@ -29,7 +29,7 @@ class Comparison:
     """One panel of a figure: strategies and seeds on one task."""
 
     spec: RunSpec
-    """What is run; its folder is set when it runs."""
+    """Spec of the comparison; its folder is set when it runs."""
     x: float | str | None = None
     """Where its numbers stand on the chart's horizontal axis; None takes the panel's name."""
     chart: Chart | None = None
@@ -48,11 +48,11 @@ class Recipe:
     name: str
     """Name on the command line."""
     title: str
-    """What it shows, in one sentence."""
+    """Subject, in one sentence."""
     source: str
     """Paper and figure."""
     known: str
-    """What is known of the original numbers."""
+    """Knowledge of the original numbers."""
     costs: Mapping[Scale, str]
     """Expected cost at each scale, in words."""
     chart: Chart
@@ -63,16 +63,16 @@ class Recipe:
     """Numbers to measure besides."""
 
     def told(self) -> tuple[str, ...]:
-        """Return name, what it shows, source, what is known of the original and costs."""
+        """Return name, subject, source, knowledge of the original and costs."""
         costs = "; ".join(f"{scale}: {self.costs[scale]}" for scale in SCALES)
         return self.name, self.title, self.source, self.known, costs
 
     def record(self, scale: Scale, line: str = "") -> RecipeRecord:
-        """Return what a folder of this recipe says about itself.
+        """Return the record of this recipe for its folder.
 
         Args:
             scale: Size at which it is run.
-            line: What to type to run it again.
+            line: Command that runs it again.
         """
         return RecipeRecord(
             name=self.name,
@@ -81,8 +81,8 @@ class Recipe:
             source=self.source,
             known=self.known,
             panels=tuple(
-                Panel(name=name, x=one.x, chart=one.chart)
-                for name, one in self.panels(scale).items()
+                Panel(name=name, x=comparison.x, chart=comparison.chart)
+                for name, comparison in self.panels(scale).items()
             ),
             chart=self.chart,
             line=line,
@@ -95,9 +95,9 @@ def checked_scale(scale: str) -> Scale:
     Raises:
         SpecError: If there is none of that name.
     """
-    for known in SCALES:
-        if scale == known:
-            return known
+    for name in SCALES:
+        if scale == name:
+            return name
     raise SpecError(f"'scale' must be one of {list(SCALES)}; got {scale!r}")
 
 
@@ -121,7 +121,9 @@ def four_strategies(
         "progressive": progressive or {},
         "extraction": extraction,
     }
-    return {kind: StrategySpec(curriculum={"kind": kind, **one}) for kind, one in arguments.items()}
+    return {
+        kind: StrategySpec(curriculum={"kind": kind, **call}) for kind, call in arguments.items()
+    }
 
 
 def taps(*numbers: int) -> list[dict[str, int]]:

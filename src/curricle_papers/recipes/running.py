@@ -1,8 +1,8 @@
-"""How is a recipe run, and gone on with after an interruption?
+"""Running of recipes, also after an interruption.
 
 A recipe's folder holds `recipe.json`, one comparison below `panels/` for each panel, and
 `points.jsonl` if the recipe measures something besides. Finished panels are left alone. Panels
-that ask for the same teacher share it: it is taught in the first and copied to the others.
+with the same teacher share it: it is trained in the first and copied to the others.
 """
 
 import shutil
@@ -20,13 +20,13 @@ from curricle_papers.recipes.recipe import Recipe, Scale, placed
 def claim(
     recipe: Recipe, scale: Scale, folder: Path, line: str, *, assignments: Sequence[str] = ()
 ) -> None:
-    """Note in a folder what is reproduced there, once every panel's spec is known to be right.
+    """Write the recipe's record into a folder, after a check of every panel's spec.
 
     Args:
-        recipe: What is reproduced.
+        recipe: The recipe.
         scale: At which size.
         folder: Where; new, or that of the same command.
-        line: What to type to run it again.
+        line: Command that runs it again.
         assignments: `path=value` overrides of every panel's spec.
 
     Raises:
@@ -34,11 +34,11 @@ def claim(
     """
     _specs(recipe, scale, folder, assignments)
     if (folder / RECIPE).exists():
-        found = read_recipe(folder)
-        if found.line != line:
+        stored = read_recipe(folder)
+        if stored.line != line:
             raise CheckpointError(
                 f"'output_dir' {str(folder)!r} must be new or hold what {line!r} makes; it holds "
-                f"what {found.line!r} made"
+                f"what {stored.line!r} made"
             )
     elif folder.exists() and any(folder.iterdir()):
         raise CheckpointError(
@@ -54,7 +54,7 @@ def panels(
     """Yield each panel's name and spec; a teacher that an earlier panel has taught is there.
 
     Args:
-        recipe: What is reproduced.
+        recipe: The recipe.
         scale: At which size.
         folder: The recipe's folder.
         assignments: `path=value` overrides of every panel's spec.
@@ -80,7 +80,8 @@ def _specs(
         SpecError: If there is no spec that overrides could change, or one would leave its folder.
     """
     places = {
-        name: placed(one, folder / PANELS / name) for name, one in recipe.panels(scale).items()
+        name: placed(comparison, folder / PANELS / name)
+        for name, comparison in recipe.panels(scale).items()
     }
     if assignments and not places:
         raise SpecError(

@@ -1,4 +1,4 @@
-"""How do the figures on sparse parity come about?
+"""Recipes of the figures on sparse parity.
 
 At scale `small` the degree is 4 and the teacher 2,000 wide, with the step sizes of the demo. The
 papers take single examples at learning rate 0.005; here a step reads 64 at 64 times that rate,
@@ -251,7 +251,7 @@ PARITY_HIERARCHICAL = Recipe(
 
 
 LAYER_STEPS_PER_INPUT = 7.5
-"""Length of the layer stage for each input; the theory asks for a number proportional to them."""
+"""Length of the layer stage for each input; proportional to them in the theory."""
 
 
 def _sample_complexity(scale: Scale) -> Mapping[str, Comparison]:

@@ -1,4 +1,4 @@
-"""How do the figures on grammars and on text come about?
+"""Recipes of the figures on grammars and on text.
 
 At scale `small` the grammar is started two levels lower, which makes strings of about 49 instead
 of 276 tokens, the encoders are narrower, and they are ModernBERTs: a BERT, whose positions are
@@ -73,7 +73,7 @@ def pcfg_comparison(scale: Scale, total: int, strategies: Mapping[str, StrategyS
     Args:
         scale: Size.
         total: Steps of each student.
-        strategies: What is compared.
+        strategies: The strategies.
     """
     start, batch, held_out = {"smoke": (10, 8, 4), "small": (16, 16, 16), "paper": (22, 512, 4)}[
         scale
@@ -131,7 +131,7 @@ GRAMMAR_STEPS: Mapping[Scale, int] = {"smoke": 12, "small": 1000, "paper": 6000}
 FIRST_CHOICE = {"kind": "logits", "teacher_temperature": 0.0}
 """The teacher's arg-max as target, which temperature 1e-4 of the second paper comes to."""
 TARGETS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
-"""By strategy, the argument that says what is learned from logits."""
+"""By strategy, the argument with the objective on logits."""
 LAYERS: Mapping[int, tuple[int, ...]] = {1: (4,), 2: (2, 4), 3: (1, 3, 4)}
 """Blocks of four that are followed, equally spaced with the last among them, by their number."""
 
@@ -154,16 +154,16 @@ def _extraction(scale: Scale, number: int, share: float) -> StrategySpec:
 
 def _pcfg_mlm(scale: Scale) -> Mapping[str, Comparison]:
     share = 0.45  # 2,700 of 6,000 steps.
-    found: dict[str, Comparison] = {}
+    panels: dict[str, Comparison] = {}
     for number, total in enumerate(BUDGETS[scale], start=1):
-        found[f"steps-{total}"] = pcfg_comparison(
+        panels[f"steps-{total}"] = pcfg_comparison(
             scale,
             total,
             four_strategies(grammar_layers(scale, number, share)),
         )
     if scale != "smoke":
         total = GRAMMAR_STEPS[scale]
-        found["layers"] = pcfg_comparison(
+        panels["layers"] = pcfg_comparison(
             scale,
             total,
             {
@@ -173,12 +173,12 @@ def _pcfg_mlm(scale: Scale) -> Mapping[str, Comparison]:
             },
         )
     if scale != "small":
-        found["official"] = _as_published(found[f"steps-{max(BUDGETS[scale])}"])
-    return found
+        panels["official"] = _as_published(panels[f"steps-{max(BUDGETS[scale])}"])
+    return panels
 
 
 def _as_published(comparison: Comparison) -> Comparison:
-    """Return a comparison on what the second paper's code samples, hides and takes as target."""
+    """Return a comparison with the sampling, masking and targets of the second paper's code."""
     spec = comparison.spec
     assert isinstance(spec.task, PcfgTask)  # noqa: S101 - tells the type checker what it is
     strategies = dict(spec.strategies)
@@ -308,8 +308,8 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         ),
         student=narrow,
         strategies={
-            name: replace(one, optimizer=rates.get(name))
-            for name, one in four_strategies(
+            name: replace(call, optimizer=rates.get(name))
+            for name, call in four_strategies(
                 {"pairs": taps(*read), "shared_projection": True, "layer_fraction": 0.3}
             ).items()
         },
@@ -331,10 +331,10 @@ def text_comparison(scale: Scale) -> Comparison:
     Args:
         scale: Size.
     """
-    (whole,) = _wikipedia(scale).values()
+    (comparison,) = _wikipedia(scale).values()
     if scale != "small":
-        return whole
-    demo = text_demo(whole.spec.output_dir)
+        return comparison
+    demo = text_demo(comparison.spec.output_dir)
     return Comparison(
         spec=replace(demo, seeds=SEEDS[scale], engine=replace(demo.engine, precision="float32"))
     )

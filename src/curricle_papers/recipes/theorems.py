@@ -1,4 +1,4 @@
-"""How are the statements about random projections of a hidden layer checked?
+"""Checks of the statements about random projections of a hidden layer.
 
 `correlation-gap` looks at a network trained by gradient descent along its training, and beside it
 at the closed form of the analysis; `theorem-check` runs the two-stage training of the theorem.
@@ -47,8 +47,8 @@ def _gaps(scale: Scale, folder: Path) -> Iterator[Point]:
     with scoped(0, "recipe/network"):
         network = MLP(task.num_inputs, model.widths, 2)
     trajectory = open_trajectory(spec.folder / TEACHER / TRAJECTORY)
-    shown = np.linspace(0, len(trajectory.steps) - 1, NUM_CHECKPOINTS).round().astype(int)
-    for step in dict.fromkeys(trajectory.steps[place] for place in shown):
+    checkpoints = np.linspace(0, len(trajectory.steps) - 1, NUM_CHECKPOINTS).round().astype(int)
+    for step in dict.fromkeys(trajectory.steps[place] for place in checkpoints):
         trajectory.load(network, step)
         with torch.no_grad():
             hidden = network.blocks[0](torch.from_numpy(inputs).float()).double().numpy()
@@ -76,14 +76,17 @@ def _points(
         seed=0,
     )
     for series, values in _parts(gap, degree).items():
-        for number, one in enumerate(values):
-            yield Point(series=series, x=place, y=one, seed=number)
+        for number, number_ in enumerate(values):
+            yield Point(series=series, x=place, y=number_, seed=number)
 
 
 def _parts(gap: CorrelationGap, degree: int) -> dict[str, list[float]]:
     """Return the correlations with the support, and with as many other coordinates."""
-    others = gap.off_support[:, :degree]
-    return {"in support": gap.in_support.ravel().tolist(), "off support": others.ravel().tolist()}
+    off_support = gap.off_support[:, :degree]
+    return {
+        "in support": gap.in_support.ravel().tolist(),
+        "off support": off_support.ravel().tolist(),
+    }
 
 
 CORRELATION_GAP = Recipe(

@@ -1,4 +1,4 @@
-"""What is it worth to begin with the teacher's embeddings instead of random ones?
+"""Value of an initialization from the teacher's embeddings.
 
 Tasks, teachers and rates of the recipes for text, grammar and parities; on parities arms are told
 apart by the examples to the target. Every arm with a start differs
@@ -33,7 +33,7 @@ STARTS: Mapping[str, tuple[str, dict[str, str]]] = {
     "one_shot+principal": ("one_shot", PRINCIPAL),
     "extraction+random": ("extraction", RANDOM),
 }
-"""Arms by name: the method, and what it begins with."""
+"""Arms by name: the method and its initialization."""
 PARITY_STEPS: Mapping[str, Mapping[Scale, int]] = {
     "parity": {"smoke": 60, "small": 3000, "paper": 60_000},
     "transformer": {"smoke": 30, "small": 1200, "paper": 60_000},
@@ -44,13 +44,13 @@ PARITY_STEPS: Mapping[str, Mapping[Scale, int]] = {
 def _panels(scale: Scale) -> Mapping[str, Comparison]:
     extraction = grammar_layers(scale, 3, 0.3)
     grammar = pcfg_comparison(scale, GRAMMAR_STEPS[scale], four_strategies(extraction))
-    found = {"text": _compared(text_comparison(scale)), "grammar": _compared(grammar)}
+    panels = {"text": _compared(text_comparison(scale)), "grammar": _compared(grammar)}
     for recipe in (PARITY_MLP, PARITY_TRANSFORMER):
         ((name, comparison),) = recipe.panels(scale).items()
         budget = steps(PARITY_STEPS[name][scale])
         spec = replace(comparison.spec, budget=budget, target=PARITY_TARGET)
-        found[name] = _compared(replace(comparison, spec=spec, chart=PARITY_CHART))
-    return found
+        panels[name] = _compared(replace(comparison, spec=spec, chart=PARITY_CHART))
+    return panels
 
 
 def _compared(comparison: Comparison) -> Comparison:

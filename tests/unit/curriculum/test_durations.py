@@ -5,7 +5,14 @@ from typing import final
 import pytest
 
 import curricle
-from curricle.curriculum.durations import AnyDuration, Duration, Unit, duration
+from curricle.curriculum.durations import (
+    AnyDuration,
+    Duration,
+    Unit,
+    UntilMetric,
+    UntilPlateau,
+    duration,
+)
 from curricle.curriculum.strategies import staged
 from curricle.errors import SpecError
 from curricle.values import parse, value
@@ -21,6 +28,7 @@ class Walk:
 
 def test_a_length_may_be_a_text_wherever_users_give_one() -> None:
     # Without casts, since the type checker has to accept texts as well.
+    exact = curricle.Duration(number=2000)
     stage = curricle.Stage(name="labels", duration="2k steps", objectives=(curricle.LabelLoss(),))
     layer = curricle.LayerPair(student=1, teacher=1)
     curricula = [
@@ -30,10 +38,10 @@ def test_a_length_may_be_a_text_wherever_users_give_one() -> None:
         curricle.from_labels(total="2k steps"),
         staged(total="2k steps", stages=(stage,)),
     ]
-    exact = curricle.Duration(number=2000)
-    assert stage.duration.number == 2000
+    assert stage.duration == exact
     assert curricula[2] == curricle.one_shot(total=exact)
-    assert [sum(one.duration.number for one in each.stages) for each in curricula] == [2000] * 5
+    lengths = [sum(one.duration.at_most.number for one in each.stages) for each in curricula]
+    assert lengths == [2000] * 5
 
 
 @pytest.mark.parametrize(
@@ -143,3 +151,69 @@ def test_a_wrong_text_in_a_field_is_told_with_its_path() -> None:
 def test_a_bare_number_in_a_field_is_refused() -> None:
     with pytest.raises(SpecError, match=r"^'length': .*got 3$"):
         parse(Walk, {"length": 3})
+
+
+def test_a_rule_takes_the_place_of_a_length_in_a_stage_and_in_strategies() -> None:
+    rule = curricle.UntilPlateau(at_most="500 steps")
+    curricula = [
+        curricle.extraction(total="2k steps", durations=(rule,)),
+        curricle.progressive(total="2k steps", trajectory=[1, 2], durations=(rule,)),
+    ]
+    for curriculum in curricula:
+        assert [stage.duration for stage in curriculum.stages] == [rule, Duration(number=1500)]
+
+
+def test_stages_with_rules_add_up_by_their_maxima() -> None:
+    rule = curricle.UntilMetric(
+        metric="accuracy", reaches=0.9, direction="above", at_most="500 steps"
+    )
+    stage = curricle.Stage(name="labels", duration=rule, objectives=(curricle.LabelLoss(),))
+    assert staged(total="500 steps", stages=(stage,)).stages == (stage,)
+    with pytest.raises(SpecError, match=r"'labels' would have to last 501 steps; got 500 steps$"):
+        staged(total="501 steps", stages=(stage,))
+
+
+@pytest.mark.parametrize("at_least", ["50 steps", "60 steps", "1 examples"])
+def test_a_minimum_is_shorter_than_the_maximum_and_in_its_unit(at_least: str) -> None:
+    sentence = rf"'at_least' must be shorter than 'at_most' and in its unit; got {at_least} and 50"
+    with pytest.raises(SpecError, match=sentence):
+        UntilPlateau(at_most="50 steps", at_least=duration(at_least))
+    with pytest.raises(SpecError, match=sentence):
+        UntilMetric(
+            metric="x",
+            reaches=0,
+            direction="above",
+            at_most="50 steps",
+            at_least=duration(at_least),
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"kind": "plateu"}, "'duration': 'plateu' is not a kind; did you mean 'plateau'?"),
+        ({"kind": "plateau", "at_most": "5 steps", "window": 0}, "'duration.window': .*got 0"),
+        ({"kind": "plateau"}, "'duration.at_most': field required"),
+        ({"kind": "metric", "at_most": "5 steps"}, "'duration.metric': field required"),
+        (
+            {"kind": "plateau", "at_most": {"kind": "metric"}},
+            "'duration.at_most': a length must be fixed here, such as '1500 steps'; .*'metric'",
+        ),
+    ],
+)
+def test_a_wrong_rule_is_told_with_its_path(fields: dict[str, object], sentence: str) -> None:
+    data = {"name": "x", "duration": fields, "objectives": [{"kind": "labels"}]}
+    with pytest.raises(SpecError, match=sentence.replace("?", r"\?")):
+        parse(curricle.Stage, data)
+
+
+def test_a_fixed_length_may_name_its_kind() -> None:
+    fields = {"kind": "length", "number": 3, "unit": "tokens"}
+    assert parse(Walk, {"length": fields}).length == Duration(number=3, unit="tokens")
+
+
+def test_rules_are_printed_in_words() -> None:
+    plateau = UntilPlateau(at_most="50 steps", window=7, patience=2, min_improvement=0.05)
+    metric = UntilMetric(metric="nll", reaches=0.25, direction="below", at_most="50 steps")
+    assert str(plateau) == "plateau of the loss (2 windows of 7 steps below 5 %)"
+    assert str(metric) == "nll below 0.25"

@@ -36,11 +36,11 @@ def steps(number: int) -> Duration:
 
 
 def lengths(curriculum: Curriculum) -> list[int]:
-    return [stage.duration.number for stage in curriculum.stages]
+    return [stage.duration.at_most.number for stage in curriculum.stages]
 
 
 def plan(curriculum: Curriculum) -> list[tuple[Any, int]]:
-    return [(stage.teacher, stage.duration.number) for stage in curriculum.stages]
+    return [(stage.teacher, stage.duration.at_most.number) for stage in curriculum.stages]
 
 
 def hidden(stage: Stage) -> MatchHidden:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def listed(sampler: BatchSampler) -> list[list[int]]:
         return [list(indexes) for indexes in sampler]
 
 
-def ordered(sampler: object) -> orders.Order:
+def ordered(sampler: Any) -> orders.Order:
     with seeding.scoped(0, "order"):
         return epoch_order(sampler)
 

@@ -83,7 +83,7 @@ def test_missing_labels_have_no_loss_and_no_gradient() -> None:
     missing = target.clone()
     missing[:, 2] = torch.nan
     total = binary_cross_entropy(student, missing)
-    assert float(total) == pytest.approx(float(whole), rel=1e-12)
+    assert total.item() == pytest.approx(whole.item(), rel=1e-12)
     (gradient,) = torch.autograd.grad(total, student)
     assert not gradient[:, 2].any()
     assert gradient.isfinite().all()
@@ -93,34 +93,32 @@ def test_a_zero_vector_has_distance_one() -> None:
     assert cosine_distance(torch.zeros(1, 3), torch.ones(1, 3)) == 1
 
 
+FLOATS = (
+    "'labels' must be whole numbers, one class for each position, for loss='cross_entropy'; got "
+    "torch.float32 of shape (5,); other labels have the losses 'binary', 'squared_error' and "
+    "'cosine'"
+)
+OTHER_SHAPE = (
+    "'labels' must have the 3 values of the student's output at each position for loss='{}'; got "
+    "shape {}"
+)
+OUT_OF_RANGE = (
+    "'labels' must lie between 0 and 1 for loss='binary', or be NaN where missing; got 0 to 1.5 in "
+    "the first batch"
+)
+
+
 @pytest.mark.parametrize(
     ("loss", "target", "sentence"),
     [
-        (
-            "cross_entropy",
-            torch.zeros(ROWS),
-            "'labels' must be whole numbers, one class for each position, for loss='cross_entropy'; "
-            "got torch.float32 of shape (5,); other labels have the losses 'binary', "
-            "'squared_error' and 'cosine'",
-        ),
+        ("cross_entropy", torch.zeros(ROWS), FLOATS),
         (
             "squared_error",
             torch.zeros(ROWS, dtype=torch.int64),
-            "'labels' must have the 3 values of the student's output at each position for "
-            "loss='squared_error'; got shape (5,)",
+            OTHER_SHAPE.format("squared_error", (5,)),
         ),
-        (
-            "binary",
-            torch.tensor([[0.0, 1.5, torch.nan]]),
-            "'labels' must lie between 0 and 1 for loss='binary', or be NaN where missing; got 0 to "
-            "1.5 in the first batch",
-        ),
-        (
-            "cosine",
-            torch.zeros(ROWS, 2),
-            "'labels' must have the 3 values of the student's output at each position for "
-            "loss='cosine'; got shape (5, 2)",
-        ),
+        ("binary", torch.tensor([[0.0, 1.5, torch.nan]]), OUT_OF_RANGE),
+        ("cosine", torch.zeros(ROWS, 2), OTHER_SHAPE.format("cosine", (5, 2))),
     ],
 )
 def test_labels_that_are_not_those_of_a_loss_are_refused(

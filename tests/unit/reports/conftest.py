@@ -10,11 +10,13 @@ from typing import Literal
 import pytest
 
 from curricle.records import (
+    EndReason,
     EndRecord,
     EvaluationRecord,
     RecordWriter,
     RunRecord,
     Spent,
+    StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
@@ -35,7 +37,7 @@ def spent(step: int) -> Spent:
     )
 
 
-def plan(name: str, steps: int, *, reads_logits: bool = True) -> StagePlan:
+def plan(name: str, steps: int, *, reads_logits: bool = True, until: str = "") -> StagePlan:
     """Return a stage that costs what the synthetic runs write."""
     return StagePlan(
         name=name,
@@ -50,6 +52,7 @@ def plan(name: str, steps: int, *, reads_logits: bool = True) -> StagePlan:
         trained_parameters=64,
         memory_bytes=2_500_000,
         reads_logits=reads_logits,
+        until=until,
     )
 
 
@@ -66,7 +69,10 @@ def loss(stage: str, step: int) -> StepRecord:
 
 @pytest.fixture
 def write_run() -> WriteRun:
-    """Return a function that writes the records of a run of two stages, by default equal."""
+    """Return a function that writes the records of a run of two stages, by default equal.
+
+    With a `rule`, a number of steps and a reason, the first stage was planned so long and ended so.
+    """
 
     def write(
         folder: Path,
@@ -80,6 +86,7 @@ def write_run() -> WriteRun:
         every: int = 1,
         planned: int | None = None,
         first: int | None = None,
+        rule: tuple[int, EndReason] | None = None,
         notes: tuple[str, ...] = (),
         begins_with_layers: bool = False,
         better: Literal["higher", "lower"] | None = None,
@@ -99,7 +106,12 @@ def write_run() -> WriteRun:
                 better=better,
                 batch_size=10,
                 stages=(
-                    plan("first", half, reads_logits=not begins_with_layers),
+                    plan(
+                        "first",
+                        half if rule is None else rule[0],
+                        reads_logits=not begins_with_layers,
+                        until="" if rule is None else "plateau of the loss",
+                    ),
                     plan("second", rest),
                 ),
                 student_parameters=64,
@@ -120,6 +132,11 @@ def write_run() -> WriteRun:
             if step in measured:
                 metrics = {metric: measured[step]}
                 writer.write(EvaluationRecord(stage=stage, metrics=metrics, spent=spent(step)))
+            if rule is not None and step == half:
+                most, why = rule
+                writer.write(
+                    StageEndRecord(stage=stage, planned=most, done=half, why=why, spent=spent(half))
+                )
         if finished:
             writer.write(EndRecord(metrics={metric: measured[last]}, spent=spent(last)))
         writer.close()

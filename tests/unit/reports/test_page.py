@@ -297,3 +297,24 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
         _write(comparison, path, title="other")
     assert path.read_bytes() == before
     assert not [file for file in comparison.iterdir() if file.suffix == ".tmp"]
+
+
+def test_the_table_of_stages_tells_what_was_done_and_why_a_rule_ended_it(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, (first, why) in enumerate([(30, "plateau"), (1200, "length")]):
+        folder = tmp_path / f"students/extraction/seed-{seed}"
+        last = first + 20
+        write_run(folder, {last: 0.9}, seed=seed, first=first, every=50, rule=(1200, why))
+    told = _write(tmp_path, tmp_path / "page.html").text
+    for words in (
+        "at most 1,200",
+        "until plateau of the loss",
+        "30 to 1,200",
+        "plateau 1, length 1",
+    ):
+        assert words in told
+
+
+def test_the_table_of_stages_of_fixed_lengths_says_nothing_of_ends(page: _Reader) -> None:
+    assert "ended by" not in page.text

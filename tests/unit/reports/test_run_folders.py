@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import CheckpointError
-from curricle.reports.run_folders import grouped, load_runs
+from curricle.reports.run_folders import Run, grouped, load_runs
 from tests.parts import edit_records
 
 WriteRun = Callable[..., Path]
@@ -197,3 +197,54 @@ def test_numbers_that_are_not_finite_are_an_error_of_their_line(
     records.write_text(text.replace('"accuracy": 0.5', f'"accuracy": {number}'))
     with pytest.raises(CheckpointError, match=r"line .* is not a record: .*finite"):
         load_runs([tmp_path])
+
+
+Outcomes = dict[str, tuple[int, str | None]]
+
+
+def outcomes(run: Run) -> Outcomes:
+    return {name: (end.done, end.why) for name, end in run.outcomes.items()}
+
+
+@pytest.mark.parametrize(
+    ("last", "why", "expected", "early"),
+    [
+        (7, "plateau", {"first": (5, "plateau"), "second": (2, "length")}, False),
+        (5, "goal", {"first": (5, "goal")}, True),
+    ],
+)
+def test_the_reason_of_an_end_is_the_recorded_one(
+    tmp_path: Path,
+    write_run: WriteRun,
+    *,
+    last: int,
+    why: str,
+    expected: Outcomes,
+    early: bool,
+) -> None:
+    folder = write_run(tmp_path, {last: 0.9}, first=5, planned=7, rule=(8, why))
+    (run,) = load_runs([folder])
+    assert outcomes(run) == expected
+    assert run.has_ended_early == early
+
+
+@pytest.mark.parametrize(
+    ("first", "planned", "expected"),
+    [
+        (5, 10, {"first": (5, "length"), "second": (5, "length")}),
+        (5, 11, {"first": (5, "length"), "second": (5, "goal")}),
+        # At the border the second stage does not begin.
+        (10, 15, {"first": (10, "goal")}),
+    ],
+)
+def test_only_the_target_ends_a_stage_of_a_fixed_length_early(
+    tmp_path: Path, write_run: WriteRun, first: int, planned: int, expected: Outcomes
+) -> None:
+    (run,) = load_runs([write_run(tmp_path, {10: 0.7}, first=first, planned=planned)])
+    assert outcomes(run) == expected
+    assert run.has_ended_early == ("goal" in {why for _, why in expected.values()})
+
+
+def test_a_stage_that_goes_on_has_no_reason_of_an_end(tmp_path: Path, write_run: WriteRun) -> None:
+    (run,) = load_runs([write_run(tmp_path, {10: 0.7}, finished=False)])
+    assert outcomes(run) == {"first": (5, "length"), "second": (5, None)}

@@ -216,3 +216,25 @@ def test_columns_that_are_empty_in_every_row_are_left_out() -> None:
     assert shown.columns == ("b", "c")
     assert shown.rows == (("1", ""), ("", "2"))
     assert shown.numeric == (True, False)
+
+
+def test_a_stage_with_a_rule_has_a_longest_length(stages: tuple[StagePlan, ...]) -> None:
+    ruled = [replace(stages[0], until="accuracy above 0.9"), stages[1]]
+    grid = plan_grid(ruled, outcomes={"first": ("700", "metric")})
+    columns = ("steps", "rule", "steps done", "ended by")
+    places = [grid.columns.index(name) for name in columns]
+    assert [grid.rows[0][at] for at in places] == [
+        "at most 1,000",
+        "until accuracy above 0.9",
+        "700",
+        "metric",
+    ]
+    assert [grid.rows[1][at] for at in places] == ["3,000", "", "", ""]
+    assert not set(columns[1:]) & set(plan_grid(stages).columns)
+
+
+def test_a_terminal_shows_the_rule_of_a_stage(stages: tuple[StagePlan, ...]) -> None:
+    ruled = [replace(stages[0], until="accuracy above 0.9"), stages[1]]
+    shown = _shown(plan_table(ruled), width=120)
+    assert "at most 1,000" in shown
+    assert "until accuracy above 0.9" in shown

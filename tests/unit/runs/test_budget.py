@@ -63,7 +63,7 @@ def parts(call: dict[str, Any], trajectory: tuple[int, ...] = (10, 20)) -> Parts
 
 def steps(limit: str, call: dict[str, Any]) -> list[int]:
     fit = fitted(parse(AnyBudget, limit), *parts(call))
-    return [stage.duration.number for stage in fit.stages]
+    return [stage.duration.at_most.number for stage in fit.stages]
 
 
 EXTRACTION = {
@@ -248,3 +248,10 @@ def test_a_budget_is_written_as_it_is_read() -> None:
 def test_a_number_without_a_unit_is_told_how_a_budget_reads() -> None:
     with pytest.raises(SpecError, match=r"must read like '1500 steps', '2.5M examples'.*got 3000"):
         budgets.budget(3000)
+
+
+def test_a_budget_pays_for_the_longest_stages() -> None:
+    rule = {"kind": "plateau", "at_most": "4 steps", "window": 1, "patience": 1}
+    fixed = steps("100 steps", EXTRACTION), steps("100k flops", EXTRACTION)
+    ruled = EXTRACTION | {"durations": [rule]}
+    assert (steps("100 steps", ruled), steps("100k flops", ruled)) == fixed

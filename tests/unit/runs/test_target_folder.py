@@ -140,7 +140,7 @@ def test_forged_targets_are_found(spec: RunSpec) -> None:
     folder = Path(spec.targets.folder)
     forged(folder, lambda tensors: tensors["values"].add_(1.0))
     assert verified(folder) == []
-    with pytest.raises(CheckpointError, match="must hold what the teacher says; of 'logits-"):
+    with pytest.raises(CheckpointError, match=r"must hold the teacher's targets; of 'logits-"):
         verified(folder, spec)
     forged(folder, lambda tensors: tensors["values"].fill_(float("nan")))
     with pytest.raises(CheckpointError, match="must hold numbers; some are 'nan'"):

@@ -356,7 +356,7 @@ def test_a_transition_is_provisional_until_the_teacher_is_taught(make_spec: Make
     assert before.teachers == (10, 20)
     assert "provisional" in " ".join(before.notes)
     assert "provisional" not in " ".join(after.notes)
-    assert [stage.end for stage in after.stages] == [stage.end for stage in before.stages]
+    assert [stage.span.end for stage in after.stages] == [stage.span.end for stage in before.stages]
 
 
 def test_a_student_is_taught_by_the_checkpoint_inside_the_transition(make_spec: MakeSpec) -> None:

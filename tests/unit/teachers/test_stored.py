@@ -70,7 +70,9 @@ def test_targets_of_another_kind_do_not_serve(tmp_path: Path, other: Any) -> Non
 def test_a_tap_that_is_not_stored_is_told(tmp_path: Path) -> None:
     teacher = captured(tmp_path, STATES)
     other = replace(STATES, pair=LayerPair(student=1, teacher=2))
-    with pytest.raises(BindError, match="must hold those of the teacher's tap '2'; stored are"):
+    with pytest.raises(
+        BindError, match="must hold hidden states at the teacher's tap '2'; got those at"
+    ):
         bound(staged(other), teacher=teacher)
     with pytest.raises(BindError, match="'targets' must hold logits to match them"):
         bound(staged(MatchLogits()), teacher=teacher)
@@ -156,9 +158,9 @@ def test_an_objective_must_say_what_its_targets_are(tmp_path: Path) -> None:
             return Bound()
 
     teacher = captured(tmp_path / "store", MatchLogits())
-    with pytest.raises(BindError, match="'Bound' must say its 'target_facts'"):
+    with pytest.raises(BindError, match="'Bound' must have 'target_facts'"):
         bound(staged(Own()), teacher=teacher)
-    with pytest.raises(BindError, match="'Bound' must say its 'target_facts'"):
+    with pytest.raises(BindError, match="'Bound' must have 'target_facts'"):
         captured(tmp_path / "other", Own())
 
 

@@ -1,14 +1,14 @@
-"""How are strings of a grammar drawn, together with the trees above them?
+"""Random strings of a grammar with their derivation trees.
 
-All strings of a draw are expanded at once, level by level: one random number a symbol picks its
-rule, and the replacements of all symbols make the row of the next level. A draw is therefore a few
-dozen calls of numpy, whatever its size.
+All strings of a draw are expanded together, level by level: a random number for each symbol picks
+its rule, and the replacements of all symbols are the row of the next level. So a draw of any size
+takes a few dozen calls of numpy.
 
 Axes: example (strings of a draw), token (all tokens of all strings, one string after the other),
 level (0 for the tokens themselves, up to the level of the start), position (places of a padded
 string).
 
-Design: ancestors and the ends of spans are made for every token and level, in a layout without
+Design: ancestors and the ends of spans are computed for every token and level, in a layout without
 padding, because labels of probes and losses at the ends of spans are then plain selections.
 """
 
@@ -33,28 +33,28 @@ class Derivations:
     lengths: Int[np.ndarray, " example"]
     """Tokens of each string."""
     ancestors: Int[np.ndarray, "level token"]
-    """Symbol above each token at each level, as numbered in the grammar."""
+    """Symbol above each token at each level, with the numbers of the grammar."""
     ends: Bool[np.ndarray, "level token"]
-    """True where a token is the last that the symbol above it covers; always, at level 0."""
+    """True at the last token below each symbol of a level; everywhere at level 0."""
 
     @property
     def tokens(self) -> Int[np.ndarray, " token"]:
-        """Return the terminals, as numbered in the grammar."""
+        """Return the terminals, with the numbers of the grammar."""
         tokens: Int[np.ndarray, " token"] = self.ancestors[0]
         return tokens
 
     def strings(self) -> list[list[int]]:
         """Return the terminals of each string."""
         borders = np.cumsum(self.lengths)[:-1]
-        return [part.tolist() for part in np.split(self.tokens, borders)]
+        return [string.tolist() for string in np.split(self.tokens, borders)]
 
     def padded(
-        self, each: Shaped[np.ndarray, " token"], *, num_positions: int, fill: int
+        self, values: Shaped[np.ndarray, " token"], *, num_positions: int, fill: int
     ) -> Shaped[np.ndarray, "example position"]:
-        """Return something known of each token as rows of equal length, one for each string.
+        """Return values of tokens as a row of equal length for each string.
 
         Args:
-            each: One value a token, for example `ancestors[2]`.
+            values: A value for each token, for example `ancestors[2]`.
             num_positions: Length of the rows.
             fill: Value after the end of a string.
 
@@ -66,9 +66,9 @@ class Derivations:
                 f"'num_positions' must hold the longest string, {self.lengths.max()} tokens; "
                 f"got {num_positions}"
             )
-        rows = np.full((len(self.lengths), num_positions), fill, dtype=each.dtype)
-        # Rows are filled in the order in which the strings follow each other.
-        rows[np.arange(num_positions) < self.lengths[:, None]] = each
+        rows = np.full((len(self.lengths), num_positions), fill, dtype=values.dtype)
+        # Assignment by a mask fills rows in order, as the strings follow each other.
+        rows[np.arange(num_positions) < self.lengths[:, None]] = values
         return rows
 
     def ancestor_labels(self, *, num_positions: int) -> Int[np.ndarray, "example position level"]:
@@ -78,20 +78,21 @@ class Derivations:
             num_positions: Length of the rows; labels are -100 after the end of a string.
         """
         rows = [
-            self.padded(each, num_positions=num_positions, fill=IGNORED) for each in self.ancestors
+            self.padded(symbols, num_positions=num_positions, fill=IGNORED)
+            for symbols in self.ancestors
         ]
         return np.stack(rows, axis=-1).astype(np.int64)
 
 
 @final
 class Sampler:
-    """Draws derivations of a grammar."""
+    """Sampler of derivations of a grammar."""
 
     def __init__(self, grammar: Grammar) -> None:
-        """Turn the rules into tables.
+        """Convert the rules to tables.
 
         Args:
-            grammar: The grammar; the draws begin at its start.
+            grammar: The grammar.
         """
         self.grammar = grammar
         alternatives = grammar.alternatives
@@ -113,15 +114,15 @@ class Sampler:
         """Return independent derivations.
 
         Args:
-            num_strings: How many; positive.
-            generator: Where the random numbers come from; read once a level.
+            num_strings: Number of derivations; positive.
+            generator: Source of random numbers; read once a level.
 
         Raises:
-            SpecError: If no string is asked for.
+            SpecError: If the number is not positive.
         """
         if num_strings < 1:
             raise SpecError(f"'num_strings' must be positive; got {num_strings}")
-        # From the start down: the symbols of each level, and how many symbols replace each.
+        # From the start down: the symbols of each level, and the number of their replacements.
         rows = [np.full(num_strings, self.grammar.start, dtype=np.int16)]
         counts: list[Int[np.ndarray, " symbol"]] = []
         for _ in range(self._num_levels):

@@ -1,12 +1,12 @@
-"""What is known about the strings of a grammar without drawing any?
+"""Exact statistics of the strings of a grammar.
 
-The law of the lengths, the expected number of each terminal and the entropy follow from the rules
-by a dynamic program over the levels: subtrees are independent once the rule above them is known.
-`num_derivations` counts the derivation trees of one string.
+The distribution of the lengths, the expected number of each terminal and the entropy follow from
+the rules by a dynamic program over the levels: given the rule above them, subtrees are independent.
+`num_derivations` counts the derivation trees of a string.
 
 Axes: length (number of terminals, from 0), terminal.
 
-Design: float64 throughout. The numbers are exact but for its rounding, about one part in 10^15.
+Design: float64 throughout. The numbers are exact up to its rounding, about one part in 10^15.
 """
 
 import math
@@ -25,14 +25,14 @@ from curricle.errors import DataError, SpecError
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StringStatistics:
-    """The law of the strings that a symbol gives."""
+    """Distribution of the strings of a symbol."""
 
     length_probabilities: Float[np.ndarray, " length"]
-    """Chance of each length, from 0 to the largest; the last one is positive."""
+    """Probability of each length, from 0 to the largest with a positive probability."""
     token_counts: Mapping[int, float]
     """Expected number of each terminal in a string."""
     entropy: float
-    """Entropy of the derivation in bits; that of the string if no string has two derivations."""
+    """Entropy of the derivation in bits; equal to that of the string in unambiguous grammars."""
 
     @property
     def min_length(self) -> int:
@@ -66,7 +66,7 @@ class StringStatistics:
         return self.entropy / self.mean_length
 
     def length_quantile(self, share: float) -> int:
-        """Return the smallest length that a given share of the strings does not exceed.
+        """Return the smallest length not exceeded by a share of the strings.
 
         Args:
             share: Between 0 and 1.
@@ -76,12 +76,12 @@ class StringStatistics:
         """
         if not 0 <= share <= 1:
             raise SpecError(f"'share' must lie between 0 and 1; got {share}")
-        # Chances that sum up to a share exactly may miss it by rounding.
+        # Probabilities with the exact sum of a share may miss it by rounding.
         reached = np.cumsum(self.length_probabilities) >= share - 1e-12
         return max(int(reached.argmax()), self.min_length)
 
     def expected_longest(self, num_strings: int) -> float:
-        """Return the expected length of the longest of some independent strings, in tokens.
+        """Return the expected length of the longest of n independent strings, in tokens.
 
         E max = sum over l >= 0 of 1 - P(length <= l)^n.
 
@@ -98,56 +98,55 @@ class StringStatistics:
 
 
 def string_statistics(grammar: Grammar) -> StringStatistics:
-    """Return the law of the strings of a grammar from its start."""
+    """Return the distribution of the strings of a grammar."""
     terminals, rules = grammar.terminals, grammar.alternatives
     unit = np.array([0.0, 1.0])
-    known = {
-        one: StringStatistics(
+    laws = {
+        terminal: StringStatistics(
             length_probabilities=unit,
-            token_counts={token: float(token == one) for token in terminals},
+            token_counts={token: float(token == terminal) for token in terminals},
             entropy=0.0,
         )
-        for one in terminals
+        for terminal in terminals
     }
     for level in grammar.levels[1:]:
         for symbol in level:
-            rights = [[known[child] for child in right] for right in rules[symbol]]
-            known[symbol] = _mixed(rights, terminals)
-    return known[grammar.start]
+            rights = [[laws[child] for child in right] for right in rules[symbol]]
+            laws[symbol] = _mixture(rights, terminals)
+    return laws[grammar.start]
 
 
-def _mixed(
+def _mixture(
     rights: Sequence[Sequence[StringStatistics]], terminals: Sequence[int]
 ) -> StringStatistics:
-    """Return the law of equally likely rows of independent symbols."""
-    lengths = [reduce(np.convolve, (one.length_probabilities for one in row)) for row in rights]
+    """Return the distribution of equally likely rows of independent symbols."""
+    lengths = [reduce(np.convolve, (law.length_probabilities for law in row)) for row in rights]
     mixture = np.zeros(max(map(len, lengths)))
-    for one in lengths:
-        mixture[: len(one)] += one / len(rights)
-    every = [one for row in rights for one in row]
+    for probabilities in lengths:
+        mixture[: len(probabilities)] += probabilities / len(rights)
+    laws = [law for row in rights for law in row]
     return StringStatistics(
         length_probabilities=mixture,
         token_counts={
-            token: sum(one.token_counts[token] for one in every) / len(rights)
-            for token in terminals
+            token: sum(law.token_counts[token] for law in laws) / len(rights) for token in terminals
         },
-        entropy=math.log2(len(rights)) + sum(one.entropy for one in every) / len(rights),
+        entropy=math.log2(len(rights)) + sum(law.entropy for law in laws) / len(rights),
     )
 
 
 def num_derivations(grammar: Grammar, string: Sequence[int]) -> int:
     """Return the number of derivations of a string from the start; 0 if it is not in the grammar.
 
-    N_s[i, j], the number of ways in which symbol s becomes the tokens from i up to j, is the sum
-    over the rules of s of the matrix product of the replacements' N. Exact below 2^53; takes about
-    a second for a string of 400 tokens.
+    N_s[i, j], the number of derivations of the tokens from i up to j from symbol s, is the sum over
+    the rules of s of the matrix product of the replacements' N. Exact below 2^53; takes about a
+    second for a string of 400 tokens.
 
     Args:
         grammar: The grammar.
         string: Terminals, as symbols of the grammar.
 
     Raises:
-        DataError: If a token is no terminal.
+        DataError: If a token is not a terminal.
     """
     foreign = set(string) - set(grammar.terminals)
     if foreign:
@@ -155,15 +154,15 @@ def num_derivations(grammar: Grammar, string: Sequence[int]) -> int:
             f"'string' must hold the terminals {grammar.terminals} only; got {min(foreign)}"
         )
     size, tokens = len(string), np.array(string, dtype=np.int64)
-    ways = {one: np.zeros((size + 1, size + 1)) for one in grammar.terminals}
-    for one, matrix in ways.items():
-        places = np.flatnonzero(tokens == one)
+    counts = {terminal: np.zeros((size + 1, size + 1)) for terminal in grammar.terminals}
+    for terminal, matrix in counts.items():
+        places = np.flatnonzero(tokens == terminal)
         matrix[places, places + 1] = 1
     rules = grammar.alternatives
     for level in grammar.levels[1:]:
         for symbol in level:
             products = [
-                reduce(np.matmul, (ways[child] for child in right)) for right in rules[symbol]
+                reduce(np.matmul, (counts[child] for child in right)) for right in rules[symbol]
             ]
-            ways[symbol] = np.sum(products, axis=0)
-    return int(ways[grammar.start][0, size])
+            counts[symbol] = np.sum(products, axis=0)
+    return int(counts[grammar.start][0, size])

@@ -1,14 +1,13 @@
-"""Which grammars does the grammar task know?
+"""Probabilistic context-free grammars of the grammar task.
 
-A `Grammar` is a probabilistic context-free grammar whose symbols lie on levels: the rules of a
-symbol replace it by symbols one level below, and all rules of a symbol are equally likely. Level 0
-holds the terminals, so a level is also the number of rules above a token, and every derivation is
-a tree whose leaves are equally deep.
+The symbols of a `Grammar` have levels: the rules of a symbol replace it by symbols of the next
+lower level, and all rules of a symbol are equally likely. Level 0 has the terminals, so a level is
+also the number of rules above a token, and all leaves of a derivation tree are equally deep.
 
 Axes: none; symbols are positive numbers.
 
-Design: the rules are kept for all symbols, also above the start, so that a grammar that starts
-lower has the same terminals, hence the same vocabulary, and shorter strings.
+Design: a grammar has the rules of all symbols, also above its start, so that a grammar with a lower
+start has the same terminals, hence the same vocabulary, and shorter strings.
 
 Source:
     Allen-Zhu and Li 2023, Physics of Language Models, part 1 (arXiv 2305.13673), for `cfg3b` and
@@ -28,27 +27,27 @@ from curricle.values import value
 
 Symbol = Annotated[int, Field(gt=0, lt=2**15)]
 Rule = tuple[Symbol, Annotated[tuple[Symbol, ...], Field(min_length=1)]]
-"""A symbol and what replaces it."""
+"""A symbol and its replacement."""
 
 
 @final
 @value
 class Grammar:
-    """Rules that turn a start symbol into strings of terminals, level by level."""
+    """Rules from a start symbol to strings of terminals, level by level."""
 
     name: str
-    """What people call it."""
+    """Name in reports."""
     start: Symbol
-    """Symbol that every derivation begins with."""
+    """First symbol of every derivation."""
     rules: tuple[Rule, ...]
-    """Symbols with what replaces them; those of one symbol are equally likely."""
+    """Symbols with their replacements; rules of the same symbol are equally likely."""
 
     def __post_init__(self) -> None:
         """Check that the rules lead down level by level.
 
         Raises:
-            SpecError: If the start has no rule, a rule stands twice, or rules go round in a circle
-                or to several levels.
+            SpecError: If the start has no rule, a rule occurs twice, or rules form a cycle or lead
+                to several levels.
         """
         if self.start not in self.alternatives:
             raise SpecError(
@@ -56,45 +55,47 @@ class Grammar:
                 f"got {self.start}"
             )
         if len(set(self.rules)) != len(self.rules):
-            twice = next(rule for rule in self.rules if self.rules.count(rule) > 1)
-            raise SpecError(f"'rules' must differ, for all are equally likely; got {twice} twice")
+            repeated = next(rule for rule in self.rules if self.rules.count(rule) > 1)
+            raise SpecError(
+                f"'rules' must differ, for all are equally likely; got {repeated} twice"
+            )
         _check_levels(self.alternatives)
 
     @property
     def alternatives(self) -> dict[int, tuple[tuple[int, ...], ...]]:
-        """Return for each symbol with rules what may replace it."""
-        found: dict[int, tuple[tuple[int, ...], ...]] = {}
+        """Return the replacements of each symbol with rules."""
+        replacements: dict[int, tuple[tuple[int, ...], ...]] = {}
         for symbol, replacement in self.rules:
-            found[symbol] = (*found.get(symbol, ()), replacement)
-        return found
+            replacements[symbol] = (*replacements.get(symbol, ()), replacement)
+        return replacements
 
     @property
     def terminals(self) -> tuple[int, ...]:
-        """Return the symbols that no rule replaces, in ascending order."""
+        """Return the symbols without rules, in ascending order."""
         used = {symbol for _, replacement in self.rules for symbol in replacement}
         return tuple(sorted(used - self.alternatives.keys()))
 
     @property
     def levels(self) -> tuple[tuple[int, ...], ...]:
-        """Return the symbols that the start leads to by level, from terminals to the start."""
+        """Return the symbols below the start by level, from terminals to the start."""
         rules = self.alternatives
-        found: list[tuple[int, ...]] = [(self.start,)]
-        while found[-1][0] in rules:
-            below = {child for symbol in found[-1] for right in rules[symbol] for child in right}
-            found.append(tuple(sorted(below)))
-        return tuple(reversed(found))
+        levels: list[tuple[int, ...]] = [(self.start,)]
+        while levels[-1][0] in rules:
+            below = {child for symbol in levels[-1] for right in rules[symbol] for child in right}
+            levels.append(tuple(sorted(below)))
+        return tuple(reversed(levels))
 
     @property
     def num_levels(self) -> int:
-        """Return the number of rules above every token, which is the level of the start."""
+        """Return the number of rules above every token, the level of the start."""
         return len(self.levels) - 1
 
 
 def _check_levels(alternatives: Mapping[int, tuple[tuple[int, ...], ...]]) -> None:
-    """Check that every symbol has a level one above that of all symbols which replace it.
+    """Check that all replacements of a symbol are of the next lower level.
 
     Raises:
-        SpecError: If one has not.
+        SpecError: If not.
     """
     waiting = {
         symbol: {child for right in rights for child in right}
@@ -123,16 +124,16 @@ def written(text: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Return the rules in a text such as `7 = 3 1 | 1 2 3`, one symbol a line.
 
     Args:
-        text: Lines with a symbol, an equals sign, and what replaces it, parted by bars.
+        text: Lines with a symbol, an equals sign, and its replacements, separated by bars.
 
     Raises:
-        SpecError: If a line does not read like this.
+        SpecError: If a line has another form.
     """
     rules: list[tuple[int, tuple[int, ...]]] = []
     for line in filter(None, map(str.strip, text.splitlines())):
         try:
             symbol, rights = line.split("=")
-            rules += [(int(symbol), tuple(map(int, one.split()))) for one in rights.split("|")]
+            rules += [(int(symbol), tuple(map(int, right.split()))) for right in rights.split("|")]
         except ValueError:
             raise SpecError(f"a rule must read like '7 = 3 1 | 1 2 3'; got {line!r}") from None
     return tuple(rules)
@@ -180,8 +181,8 @@ _CFG3F: Final = written(
 )
 GRAMMARS: Final = MappingProxyType(
     {
-        one.name: one
-        for one in (
+        grammar.name: grammar
+        for grammar in (
             Grammar(name="cfg3b", start=22, rules=_CFG3B),
             Grammar(
                 name="cfg3b-p2",
@@ -196,14 +197,15 @@ GRAMMARS: Final = MappingProxyType(
 
 
 def shipped(name: str, *, start: int | None = None) -> Grammar:
-    """Return a shipped grammar, begun at any of its symbols.
+    """Return a shipped grammar with any of its symbols as start.
 
     Args:
-        name: One of `GRAMMARS`.
-        start: Symbol to begin with; None takes the grammar's own, lower ones give shorter strings.
+        name: A key of `GRAMMARS`.
+        start: First symbol of derivations; None for the grammar's own. Lower ones give shorter
+            strings.
 
     Raises:
-        SpecError: If there is no grammar of that name; a wrong start is one as well.
+        SpecError: If there is no grammar of that name, or no such symbol.
     """
     if name not in GRAMMARS:
         raise SpecError(f"'grammar' {name!r} is not shipped; {near_names(name, GRAMMARS)}")

@@ -1,17 +1,17 @@
-"""What are the data of the sparse-parity experiments?
+"""Data of the sparse-parity experiments.
 
 x is uniform in {-1, +1}^d; the label is 0 if the product of the support's coordinates is +1 and 1
-otherwise. Samples are fresh at every step: there is no training set to run out of.
+otherwise. Every step has fresh samples instead of a finite training set.
 
 With `depth` D > 1 the label is one of the 2^D leaves of a complete binary tree. Its inner node v
 (the root is 1, the children of v are 2v and 2v + 1) has k coordinates of its own, from (v - 1) k
-on, and the way goes left where their product is +1. Depth 1 is the plain parity.
+on, and the path goes left if their product is +1. Depth 1 is the plain parity.
 
-Models that read token ids get 0 for +1 and 1 for -1, and are asked at the last position.
+Models with token ids get 0 for +1 and 1 for -1, and the label belongs to the last position.
 
 Axes: example, input.
 
-Design: drawing one small batch costs more in calls than in numbers, so batches are drawn in
+Design: a small batch takes longer for its calls than for its numbers, so batches are drawn in
 blocks of steps. The block of a step is a function of (seed, step), hence so is its batch.
 
 Source:
@@ -34,9 +34,9 @@ from curricle.seeding import numpy_generator
 from curricle.values import fingerprint
 
 BLOCK_EXAMPLES: Final = 16_384
-"""Examples drawn at once; about 6 MB at 100 inputs."""
+"""Examples of a block; about 6 MB at 100 inputs."""
 Encoding = Literal["signs", "tokens"]
-"""How a bit is read: as -1 or +1, or as a token id."""
+"""Form of a bit: -1 or +1, or a token id."""
 
 
 @final
@@ -54,16 +54,16 @@ class ParityStream:
         depth: int = 1,
         encoding: Encoding = "signs",
     ) -> None:
-        """Declare the stream; nothing is drawn yet.
+        """Declare the stream without drawing samples.
 
         Args:
             num_inputs: d, the number of coordinates.
-            degree: k, the number of coordinates of one parity.
+            degree: k, the number of coordinates of a parity.
             batch_size: Examples a step.
             seed: Seed of the run.
-            purpose: Names the stream, so that training and evaluation differ.
+            purpose: Name of the stream, so that training and evaluation differ.
             depth: D, levels of the tree of parities; the label is one of 2^D.
-            encoding: How models read the coordinates.
+            encoding: Form of the coordinates.
 
         Raises:
             SpecError: If the parities have no coordinates, or more than there are.
@@ -100,8 +100,8 @@ class ParityStream:
 
     @property
     def fingerprint(self) -> str:
-        """Return a digest of everything the batches depend on."""
-        # A plain parity keeps the digest that earlier versions have written.
+        """Return a digest of all dependencies of the batches."""
+        # A plain parity keeps its digest of earlier versions.
         form = (
             [] if (self._depth, self._encoding) == (1, "signs") else [self._depth, self._encoding]
         )
@@ -114,7 +114,7 @@ class ParityStream:
         return Batch(inputs=inputs[row], labels=labels[row], selected=self._selected)
 
     def joined(self, step: int, number: int) -> Batch | None:
-        """Return the batches of some steps one below the other, if they were drawn together."""
+        """Return the concatenated batches of steps; None if they are of several blocks."""
         first = step % self._shape[0]
         if self._selected is not None or first + number > self._shape[0]:
             return None
@@ -143,7 +143,7 @@ class ParityStream:
 def _leaves(
     bits: UInt8[np.ndarray, "step example input"], degree: int, depth: int
 ) -> Int64[np.ndarray, "step example"]:
-    """Return the leaf of each example: at every node the parity of its bits says where to go."""
+    """Return the leaf of each example: the parity at every node selects the next one."""
     parities = [
         np.bitwise_xor.reduce(bits[..., start : start + degree], axis=-1)
         for start in range(0, (2**depth - 1) * degree, degree)

@@ -1,19 +1,19 @@
-"""How do strings of a grammar become masked or causal training batches?
+"""Masked and causal training batches of the strings of a grammar.
 
-Strings are fresh at every step: those of step s are drawn from the named stream (seed,
-`pcfg/<purpose>`, s), so there is no training set to run out of and nothing to store. A sequence is
-the begin token and a string; rows are padded at their end, and `valid` is false there.
+Every step has fresh strings, drawn for step s from the named stream (seed, `pcfg/<purpose>`, s), so
+there is no finite training set and nothing to store. A sequence is the begin token and a string;
+rows are padded at their end, and `valid` is false there.
 
 Axes: example (rows of a batch), position (places in a padded row; 0 holds the begin token),
 selected (scored positions), token (all tokens of all strings), level (see `Derivations`).
 
-Design: rows are as long as the grammar's longest string, so that all batches have one shape, which
-compiled models want; cutting them at the longest string of the batch saves time otherwise. Both
-hold the same strings and masks.
+Design: rows are as long as the grammar's longest string, so that all batches have the same shape,
+as compiled models need; cutting them at the longest string of the batch saves time otherwise. Both
+have the same strings and masks.
 
 Source:
     Panigrahi et al. 2024 (arXiv 2410.05464), section on PCFGs, and its code for token ids, rates
-    and what is scored. Deviations: masks are drawn anew at every step and rows follow from the
+    and scored positions. Deviations: masks are drawn anew at every step and rows follow from the
     seed; there, a fixed set of sequences is masked once.
 """
 
@@ -35,7 +35,7 @@ from curricle.seeding import numpy_generator
 from curricle.values import Plain, fingerprint, plain
 
 PadTo = Literal["grammar", "batch"]
-"""How long rows are: as the grammar's longest string, or as the longest of the batch."""
+"""Length of rows: that of the grammar's longest string, or of the longest of the batch."""
 PCFG_MASKING = Masking(rate=0.3)
 """Masking with the rates of the paper's code."""
 
@@ -55,7 +55,7 @@ class TokenIds:
 
     @property
     def end(self) -> int:
-        """Return the id that is kept for the end of a string and never emitted."""
+        """Return the id reserved for the end of a string, which is never used."""
         return self.num_terminals + 1
 
     @property
@@ -65,7 +65,7 @@ class TokenIds:
 
     @property
     def mask(self) -> int:
-        """Return the id that hides a token."""
+        """Return the mask token."""
         return self.num_terminals + 3
 
     @property
@@ -85,7 +85,7 @@ def sequence_tokens(grammar: Grammar, *, batch_size: int, pad_to: PadTo = "gramm
     Args:
         grammar: The grammar.
         batch_size: Sequences of a batch.
-        pad_to: How long rows are; with `batch` the number is an expectation, rounded.
+        pad_to: Length of rows; with `batch` the number is an expectation, rounded.
     """
     law = string_statistics(grammar)
     longest = law.max_length if pad_to == "grammar" else law.expected_longest(batch_size)
@@ -94,7 +94,7 @@ def sequence_tokens(grammar: Grammar, *, batch_size: int, pad_to: PadTo = "gramm
 
 @final
 class GrammarSequences:
-    """Draws the strings of a step and lays them out in rows."""
+    """Strings of steps in padded rows."""
 
     def __init__(
         self, grammar: Grammar, *, batch_size: int, seed: int, purpose: str, pad_to: PadTo
@@ -105,8 +105,8 @@ class GrammarSequences:
             grammar: The grammar.
             batch_size: Strings of a batch.
             seed: Seed of the strings.
-            purpose: Names their stream.
-            pad_to: How long rows are.
+            purpose: Name of their stream.
+            pad_to: Length of rows.
 
         Raises:
             SpecError: If the batch size is not positive.
@@ -123,18 +123,18 @@ class GrammarSequences:
         self._seed, self._purpose = seed, f"pcfg/{purpose}"
 
     def derivations(self, step: int) -> Derivations:
-        """Return the strings of a step with the trees above them."""
+        """Return the strings of a step with their trees."""
         generator = numpy_generator(self._seed, self._purpose, step)
         return self._sampler.draw(self.batch_size, generator)
 
     def rows(
-        self, drawn: Derivations
+        self, derivations: Derivations
     ) -> tuple[Int[np.ndarray, "example position"], Bool[np.ndarray, "example position"]]:
-        """Return the token ids of strings in rows, and where the rows hold data."""
-        num_positions = self._num_positions or int(drawn.lengths.max()) + 1
+        """Return the token ids of strings in rows, and a mask of their data."""
+        num_positions = self._num_positions or int(derivations.lengths.max()) + 1
         rows = np.full((self.batch_size, num_positions), self.ids.begin)
-        rows[:, 1:] = drawn.padded(
-            self._id_of[drawn.tokens], num_positions=num_positions - 1, fill=self.ids.padding
+        rows[:, 1:] = derivations.padded(
+            self._id_of[derivations.tokens], num_positions=num_positions - 1, fill=self.ids.padding
         )
         return rows, rows != self.ids.padding
 
@@ -155,31 +155,31 @@ class GrammarSequences:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class LabeledStrings:
-    """Strings with nothing hidden, and the symbols above their tokens."""
+    """Unmasked strings and the symbols above their tokens."""
 
     batch: Batch
     """The strings in rows as long as the grammar's longest, without labels."""
     symbols: Int[Tensor, "example position level"]
-    """Symbol above each position, from level 0, the token itself, to the level below the start,
-    which is above all; -100 at the begin token and after the end of a string."""
+    """Symbol above each position, from level 0, the token itself, to the level below the start;
+    -100 at the begin token and after the end of a string."""
 
 
 def labeled_strings(grammar: Grammar, *, number: int, seed: int, purpose: str) -> LabeledStrings:
-    """Return fresh strings of a grammar for a probe that reads symbols off hidden states.
+    """Return fresh strings of a grammar for a probe of hidden states.
 
     Args:
         grammar: The grammar.
-        number: How many strings.
+        number: Number of strings.
         seed: Seed of the strings.
-        purpose: Names their stream, so that those a probe learns from and is judged by differ.
+        purpose: Name of their stream, so that training and evaluation of a probe differ.
     """
     sequences = GrammarSequences(
         grammar, batch_size=number, seed=seed, purpose=purpose, pad_to="grammar"
     )
-    drawn = sequences.derivations(0)
-    rows, valid = sequences.rows(drawn)
+    derivations = sequences.derivations(0)
+    rows, valid = sequences.rows(derivations)
     symbols = np.full((*rows.shape, grammar.num_levels), IGNORED)
-    symbols[:, 1:] = drawn.ancestor_labels(num_positions=rows.shape[1] - 1)[..., :-1]
+    symbols[:, 1:] = derivations.ancestor_labels(num_positions=rows.shape[1] - 1)[..., :-1]
     return LabeledStrings(
         batch=Batch(inputs=_inputs(rows, valid), valid=torch.from_numpy(valid)),
         symbols=torch.from_numpy(symbols),
@@ -188,7 +188,7 @@ def labeled_strings(grammar: Grammar, *, number: int, seed: int, purpose: str) -
 
 @final
 class MaskedStrings:
-    """Sequences with hidden tokens, which are to be told from both sides."""
+    """Sequences with masked tokens, predicted from both sides."""
 
     def __init__(
         self,
@@ -201,20 +201,20 @@ class MaskedStrings:
         pad_to: PadTo = "grammar",
         purpose: str = "train",
     ) -> None:
-        """Declare the stream; nothing is drawn yet.
+        """Declare the stream without drawing strings.
 
-        Every token may be hidden, the begin token too, as in the paper's code; a random token is a
+        Every token may be masked, also the begin token, as in the paper's code; a random token is a
         terminal.
 
         Args:
             grammar: The grammar.
             batch_size: Sequences a step.
             seed: Seed of the strings and masks.
-            masking: How tokens are hidden.
+            masking: Rates of the masking.
             masking_quirk: Whether the attention mask is 0 also at all selected positions, as in the
-                paper's code, so that no other position sees what is shown there.
-            pad_to: How long rows are.
-            purpose: Names the streams, so that training and evaluation differ.
+                paper's code, so that no other position attends to them.
+            pad_to: Length of rows.
+            purpose: Name of the streams, so that training and evaluation differ.
         """
         self._sequences = GrammarSequences(
             grammar, batch_size=batch_size, seed=seed, purpose=purpose, pad_to=pad_to
@@ -242,32 +242,32 @@ class MaskedStrings:
         return self._fingerprint
 
     def derivations(self, step: int) -> Derivations:
-        """Return what is above the tokens of a step; position p of a row is token p - 1 there."""
+        """Return the trees of a step; position p of a row is their token p - 1."""
         return self._sequences.derivations(step)
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step; labels are the hidden tokens."""
+        """Return the batch of a step; labels are the original tokens."""
         rows, valid = self._sequences.rows(self.derivations(step))
         generator = numpy_generator(self._seed, self._purpose, step)
-        # Drawn for data alone, so that what is hidden does not depend on the length of the rows.
+        # Drawn for data alone, so that the masks do not depend on the length of the rows.
         places = np.flatnonzero(valid)
         selected = places[generator.random(len(places)) < self._masking.rate]
         if not selected.size:
-            # A mean over selected positions must exist; the first terminal can always be hidden.
+            # A mean over selected positions must exist; position 1 has a terminal in every row.
             selected = np.array([1])
         labels = rows.reshape(-1)[selected]
-        shown, seen = rows.copy(), valid.copy()
-        shown.reshape(-1)[selected] = self._masking.shown(
+        inputs, attention_mask = rows.copy(), valid.copy()
+        inputs.reshape(-1)[selected] = self._masking.replace_tokens(
             labels, generator, mask=self._sequences.ids.mask, ordinary=self._terminals
         )
         if self._masking_quirk:
-            seen.reshape(-1)[selected] = False
-        return _batch(shown, selected, labels, seen=seen, valid=valid)
+            attention_mask.reshape(-1)[selected] = False
+        return _batch(inputs, selected, labels, attention_mask=attention_mask, valid=valid)
 
 
 @final
 class CausalStrings:
-    """Sequences whose tokens are to be told from those before them."""
+    """Sequences with tokens predicted from their predecessors."""
 
     def __init__(
         self,
@@ -279,16 +279,16 @@ class CausalStrings:
         pad_to: PadTo = "grammar",
         purpose: str = "train",
     ) -> None:
-        """Declare the stream; nothing is drawn yet.
+        """Declare the stream without drawing strings.
 
         Args:
             grammar: The grammar.
             batch_size: Sequences a step.
             seed: Seed of the strings.
-            span_level: Only the last token under each symbol of this level is to be told; 0 for
-                every token, 1 for the last under the lowest symbols with rules, and so on.
-            pad_to: How long rows are.
-            purpose: Names the stream, so that training and evaluation differ.
+            span_level: Only the last token below each symbol of this level is scored; 0 for every
+                token, 1 for the last below the lowest symbols with rules, and so on.
+            pad_to: Length of rows.
+            purpose: Name of the stream, so that training and evaluation differ.
 
         Raises:
             SpecError: If the grammar has no such level.
@@ -320,20 +320,20 @@ class CausalStrings:
         return self._fingerprint
 
     def derivations(self, step: int) -> Derivations:
-        """Return what is above the tokens of a step; position p of a row is token p - 1 there."""
+        """Return the trees of a step; position p of a row is their token p - 1."""
         return self._sequences.derivations(step)
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step; labels are the next tokens that end a span."""
-        drawn = self.derivations(step)
-        rows, valid = self._sequences.rows(drawn)
-        ends = drawn.ends[self._span_level]
-        # Position p of a row is asked for the token at p + 1, which is token p of the string.
-        wanted = np.zeros(rows.shape, dtype=np.bool_)
-        wanted[:, :-1] = drawn.padded(ends, num_positions=rows.shape[1] - 1, fill=False)
-        selected = np.flatnonzero(wanted)
+        derivations = self.derivations(step)
+        rows, valid = self._sequences.rows(derivations)
+        ends = derivations.ends[self._span_level]
+        # Position p of a row predicts the token at p + 1, which is token p of the string.
+        is_selected = np.zeros(rows.shape, dtype=np.bool_)
+        is_selected[:, :-1] = derivations.padded(ends, num_positions=rows.shape[1] - 1, fill=False)
+        selected = np.flatnonzero(is_selected)
         labels = rows.reshape(-1)[selected + 1]
-        return _batch(rows, selected, labels, seen=valid, valid=valid)
+        return _batch(rows, selected, labels, attention_mask=valid, valid=valid)
 
 
 def _batch(
@@ -341,11 +341,11 @@ def _batch(
     selected: Int[np.ndarray, " selected"],
     labels: Int[np.ndarray, " selected"],
     *,
-    seen: Bool[np.ndarray, "example position"],
+    attention_mask: Bool[np.ndarray, "example position"],
     valid: Bool[np.ndarray, "example position"],
 ) -> Batch:
     return Batch(
-        inputs=_inputs(rows, seen),
+        inputs=_inputs(rows, attention_mask),
         labels=torch.from_numpy(labels),
         selected=torch.from_numpy(selected),
         valid=torch.from_numpy(valid),
@@ -353,9 +353,9 @@ def _batch(
 
 
 def _inputs(
-    rows: Int[np.ndarray, "example position"], seen: Bool[np.ndarray, "example position"]
+    rows: Int[np.ndarray, "example position"], attention_mask: Bool[np.ndarray, "example position"]
 ) -> dict[str, Tensor]:
     return {
         "input_ids": torch.from_numpy(rows),
-        "attention_mask": torch.from_numpy(seen.astype(np.int64)),
+        "attention_mask": torch.from_numpy(attention_mask.astype(np.int64)),
     }

@@ -1,9 +1,9 @@
-"""Text files read in chunks, with a digest of the very bytes that were read.
+"""Text files read in chunks, with a digest of the bytes that were read.
 
-`TextFile` opens a file, compressed or not, and yields its text in parts of bounded length. What is
-made of a text is kept under the digest of its bytes; a file that changes between the digest and the
-reading, even if it is restored afterwards, would leave something wrong under a right name. So every
-reading hashes what it reads, and one that reaches the end of another content raises an error.
+`TextFile` opens a file, compressed or not, and yields its text in chunks of bounded length. Tokens
+are cached under the digest of the text's bytes; if the file changed between the digest and the
+reading, even temporarily, wrong tokens would be cached under a right name. So every reading hashes
+its bytes and raises an error at the end if the content differs.
 """
 
 import codecs
@@ -13,27 +13,28 @@ import io
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, final
+from typing import final
 
 from curricle.data.text import progress
 from curricle.errors import DataError, reason
 from curricle.files import content_digest
 
 CHUNK_BYTES = 2**20
-"""Bytes read at once."""
+"""Bytes per read."""
 LONGEST_LINE = 2**26
-"""Characters of the longest line that is read as one: a document of a JSON-lines file."""
+"""Maximum number of characters of a line, which is a document in a JSON-lines file."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextFile:
-    """A text file with the content that it had when it was opened."""
+    """A text file with the digest of its content at opening."""
 
     path: Path
-    """The file; one that ends in `.gz` is compressed."""
+    """The file, compressed if its name ends in `.gz`."""
     sha256: str
     """Digest of its bytes, in hexadecimal."""
 
@@ -49,7 +50,7 @@ class TextFile:
             raise DataError(f"{str(self.path)!r} cannot be read: {reason(error)}") from None
 
     def _decoded(self) -> Iterator[str]:
-        # A byte order mark is not text; "utf-8-sig" drops it where there is one.
+        # A byte order mark is not text; "utf-8-sig" drops it.
         utf8 = codecs.getincrementaldecoder("utf-8-sig")()
         decoder = io.IncrementalNewlineDecoder(utf8, translate=True)
         line = 1
@@ -67,38 +68,29 @@ class TextFile:
                 yield text
 
     def _bytes(self) -> Iterator[bytes]:
-        """Yield the content, uncompressed; an empty part closes it.
+        """Yield the content, uncompressed; ends with an empty chunk.
 
         Raises:
-            DataError: If what was read is not what the file held when it was opened.
+            DataError: If the content differs from that at opening.
         """
         size = self.path.stat().st_size
-        with self.path.open("rb") as opened:
-            raw = _Hashing(opened)
-            with gzip.open(raw) if self.path.suffix == ".gz" else io.BytesIO() as unpacked:
-                source: _Readable = unpacked if self.path.suffix == ".gz" else raw
+        with self.path.open("rb") as file:
+            raw = _Hashing(file)
+            with gzip.open(raw) if self.path.suffix == ".gz" else nullcontext(raw) as source:
                 while data := source.read(CHUNK_BYTES):
                     progress.advance(raw.count, size)
                     yield data
         if raw.digest.hexdigest() != self.sha256:
             raise DataError(
-                f"{str(self.path)!r} must not change while it is read; it did, and nothing that "
-                f"was made of it is kept; start again once it stays as it is"
+                f"{str(self.path)!r} must not change while it is read; it did, and nothing made "
+                f"from it is kept; start again when the file is complete"
             )
         yield b""
 
 
-class _Readable(Protocol):
-    """Something with bytes."""
-
-    def read(self, size: int = -1, /) -> bytes:
-        """Return the next bytes."""
-        ...
-
-
 @final
 class _Hashing(io.RawIOBase):
-    """A file that hashes everything that is read from it, in order."""
+    """A file that hashes all bytes read from it, in order."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         self._file = file
@@ -134,21 +126,21 @@ def lines(chunks: Iterable[str], source: object) -> Iterator[str]:
     """Yield the lines of a text without their ends.
 
     Args:
-        chunks: The text in order, in parts of any length.
+        chunks: The text in order, in chunks of any length.
         source: The file, for errors.
 
     Raises:
         DataError: If a line has more than `LONGEST_LINE` characters.
     """
-    parts: list[str] = []
+    fragments: list[str] = []
     count = number = 0
     for chunk in chunks:
-        # Joined once, at its end: a line of many chunks is copied only once.
+        # Fragments are joined at the end of a line, so a line of many chunks is copied once.
         for position, text in enumerate(chunk.split("\n")):
             if position:
-                yield "".join(parts)
-                parts, count, number = [], 0, number + 1
-            parts.append(text)
+                yield "".join(fragments)
+                fragments, count, number = [], 0, number + 1
+            fragments.append(text)
             count += len(text)
             if count > LONGEST_LINE:
                 raise DataError(
@@ -156,14 +148,14 @@ def lines(chunks: Iterable[str], source: object) -> Iterator[str]:
                     f"{number + 1} is longer; a '.txt' file may hold one text of any length"
                 )
     if count:
-        yield "".join(parts)
+        yield "".join(fragments)
 
 
 def count_lines(chunks: Iterable[str]) -> int:
     """Return the number of lines of a text; a last one without an end counts.
 
     Args:
-        chunks: The text in order, in parts of any length; none is empty.
+        chunks: The text in order, in chunks of any length except 0.
     """
     count, last = 0, "\n"
     for chunk in chunks:
@@ -172,11 +164,11 @@ def count_lines(chunks: Iterable[str]) -> int:
 
 
 def between(chunks: Iterable[str], first: int, last: int) -> Iterator[str]:
-    """Yield the part of a text that some of its lines make up.
+    """Yield a range of the lines of a text.
 
     Args:
-        chunks: The text in order, in parts of any length; all of it is read.
-        first: Number of the first line, from 0 on.
+        chunks: The text in order, in chunks of any length; all of it is read.
+        first: Number of the first line, counted from 0.
         last: Number of the line after the last.
     """
     number = 0
@@ -191,5 +183,5 @@ def between(chunks: Iterable[str], first: int, last: int) -> Iterator[str]:
 
 
 def _with_ends(chunk: str) -> Iterator[str]:
-    *whole, rest = chunk.split("\n")
-    return itertools.chain((line + "\n" for line in whole), [rest])
+    *complete, remainder = chunk.split("\n")
+    return itertools.chain((line + "\n" for line in complete), [remainder])

@@ -1,16 +1,15 @@
-"""Corpora: where the documents of a text come from.
+"""Corpora of documents: text files, folders, the shipped sample, and data sets of the Hub.
 
-`open_corpus` gives the documents of one split: of a text file, a folder with a file for each split,
-the sample shipped with the package, a data set of the Hugging Face Hub, or several of these, one
-after another.
+`open_corpus` returns the documents of a split from a text file, a folder with a file for each
+split, the sample shipped with the package, a data set of the Hugging Face Hub, or several of these
+in order.
 
-Design: documents are read one by one and a text file in chunks, anew for every reading, since a
-Wikipedia does not fit into memory. With them goes a digest of the bytes that they are read from and
-of how, which names what is made of them in the cache. Of a text file every reading compares the
-bytes that it has read with it. For a data set these are the Arrow files into which `datasets` has
-put it: they are opened once and give both digest and documents, so that neither a new version on
-the Hub nor an old one in its cache can come between the two. The package is imported when a corpus
-needs it; it is an extra.
+Design: every iteration reads documents again, one at a time and text files in chunks, since a
+Wikipedia does not fit into memory. A digest of the source bytes and of their interpretation is the
+cache key of all derived data. Every reading of a text file is verified against it. For a data set,
+the bytes are the Arrow files of `datasets`: they are opened once for both digest and documents, so
+a new version on the Hub or an old one in its cache cannot come between the two. The package is an
+extra, imported when a corpus needs it.
 """
 
 import itertools
@@ -33,24 +32,24 @@ from curricle.yaml_specs import from_json
 Split = Literal["train", "valid", "test"]
 Corpus = str | Path | Sequence[str | Path]
 SAMPLE = "sample"
-"""Word that stands for the text shipped with the package."""
+"""Name of the text shipped with the package."""
 HUB = "datasets:"
-"""What the name of a data set begins with."""
+"""Prefix of the names of data sets."""
 SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
 TEXT = "text"
 """Field of a JSON line, or column of a data set, that holds a document."""
 AT_ONCE = 1000
-"""Rows of a data set read in one call; one by one takes fifty times as long."""
+"""Rows of a data set per call; single rows take fifty times as long."""
 _TEXT = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ufeff]")
-"""A character that makes a document one with text: neither blank nor control character."""
+"""A character of text: neither blank nor control character."""
 Pieces = Iterable[str]
-"""A document in order, in parts of any length."""
+"""A document in order, in pieces of any length."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Documents:
-    """The documents of one split, read anew each time they are iterated."""
+    """The documents of a split; every iteration reads them again."""
 
     read: Callable[[], Iterator[Pieces]]
     """Yields them in order; each must be read to its end before the next."""
@@ -58,44 +57,43 @@ class Documents:
     """Equal only for equal documents."""
 
     def __iter__(self) -> Iterator[str]:
-        """Return the documents in order, each whole."""
+        """Return the documents in order, as single strings."""
         return ("".join(pieces) for pieces in self.read())
 
 
 def open_corpus(corpus: Corpus, split: Split) -> Documents:
-    """Return the documents of one split; those without text are left out.
+    """Return the documents of a split, without documents that have no text.
 
-    A text file is one document; in a JSON-lines file each line's field `text` is one. A folder
-    holds one file for each split (`train.txt`, `valid.jsonl.gz`, ...); a single file is cut 90/5/5
-    by lines, in order. In a data set each row's column `text` is a document, and its split
-    `validation` is `valid`; if it has only `train`, that is cut 90/5/5 by rows.
+    A text file is a single document; in a JSON-lines file the field `text` of each line is a
+    document. A folder has a file for each split (`train.txt`, `valid.jsonl.gz`, ...); a single file
+    is cut 90/5/5 by lines, in order. In a data set the column `text` of each row is a document, and
+    its split `validation` is `valid`; if it has only `train`, that is cut 90/5/5 by rows.
 
-    What a file or row holds is first looked at when the documents are read; errors of it are raised
-    there.
+    The content of files and rows is validated while the documents are read; its errors are raised
+    then.
 
     Args:
         corpus: A folder, a file, the word `sample` for the text shipped with the package,
-            `datasets:NAME` or `datasets:NAME:CONFIG`, or several of these, which must each hold the
-            split.
+            `datasets:NAME` or `datasets:NAME:CONFIG`, or several of these, each with the split.
         split: `train`, `valid` or `test`.
     """
-    parts = [_open(one, split) for one in names(corpus)]
+    sources = [_open(name, split) for name in names(corpus)]
     return Documents(
-        read=lambda: itertools.chain.from_iterable(part.read() for part in parts),
-        digest=fingerprint([part.digest for part in parts]),
+        read=lambda: itertools.chain.from_iterable(source.read() for source in sources),
+        digest=fingerprint([source.digest for source in sources]),
     )
 
 
 def names(corpus: Corpus) -> list[str]:
-    """Return the names of the texts that a corpus is made of, in order.
+    """Return the names of the texts of a corpus, in order.
 
     Raises:
-        SpecError: If it is made of none.
+        SpecError: If there is none.
     """
-    found = [str(one) for one in ([corpus] if isinstance(corpus, str | Path) else corpus)]
-    if not found:
+    texts = [corpus] if isinstance(corpus, str | Path) else corpus
+    if not texts:
         raise SpecError(f"'corpus' must name at least one text; got {corpus!r}")
-    return found
+    return list(map(str, texts))
 
 
 def _open(name: str, split: Split) -> Documents:
@@ -105,10 +103,10 @@ def _open(name: str, split: Split) -> Documents:
 
 
 def _with_text(documents: Iterable[str], name: str, split: Split) -> Iterator[Pieces]:
-    """Yield the documents that hold text.
+    """Yield the documents with text.
 
     Raises:
-        DataError: If none does, or one holds half of a character.
+        DataError: If there is none, or a document has an incomplete character.
     """
     is_empty = True
     for number, document in enumerate(documents, start=1):
@@ -126,7 +124,7 @@ def _with_text(documents: Iterable[str], name: str, split: Split) -> Iterator[Pi
 
 
 def _is_encodable(text: str) -> bool:
-    """Return whether a text can be written as UTF-8: JSON may hold half a character."""
+    """Return whether a text can be written as UTF-8; strings in JSON may have lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -145,15 +143,15 @@ def _digest(content: list[str], form: str, cut: Split | None) -> str:
     """Return a digest of documents.
 
     Args:
-        content: Digests of the files that they are read from.
-        form: How they stand in it.
-        cut: Split that is cut from the files; None if they are read whole.
+        content: Digests of their files.
+        form: Format of the files.
+        cut: Split that is cut from the files; None if the files have nothing else.
     """
     return fingerprint({"content": content, "form": form, "cut": cut or ""})
 
 
 def _share(split: Split, count: int) -> tuple[int, int]:
-    """Return where a split begins and ends if 90, 5 and 5 percent are cut, in order."""
+    """Return the first item of a split, and the first after it, if 90, 5 and 5 percent are cut."""
     borders = [count * percent // 100 for percent in (0, 90, 95, 100)]
     return list(itertools.pairwise(borders))[get_args(Split).index(split)]
 
@@ -172,7 +170,7 @@ def _open_file(name: str, split: Split) -> Documents:
 
 
 def _locate(name: str, split: Split) -> tuple[Path, bool]:
-    """Return the file that holds a split and whether it holds nothing else.
+    """Return the file with a split and whether it has nothing else.
 
     Raises:
         DataError: If there is no such file or more than one.
@@ -185,14 +183,14 @@ def _locate(name: str, split: Split) -> tuple[Path, bool]:
             f"corpus {name!r} must be a folder or a text file; there is none; "
             f"'--set task.corpus={SAMPLE}' takes the shipped text"
         )
-    possible = [split + suffix for suffix in SUFFIXES]
-    found = [root / one for one in possible if (root / one).is_file()]
-    if len(found) != 1:
+    file_names = [split + suffix for suffix in SUFFIXES]
+    files = [root / file_name for file_name in file_names if (root / file_name).is_file()]
+    if len(files) != 1:
         raise DataError(
             f"corpus {name!r} must hold exactly one file for split {split!r} "
-            f"({', '.join(possible)}); got {' and '.join(file.name for file in found) or 'none'}"
+            f"({', '.join(file_names)}); got {' and '.join(file.name for file in files) or 'none'}"
         )
-    return found[0], True
+    return files[0], True
 
 
 def _chunks(file: TextFile, cut: Split | None, name: str) -> Iterator[str]:
@@ -215,7 +213,7 @@ def _chunks(file: TextFile, cut: Split | None, name: str) -> Iterator[str]:
 
 
 def _read_whole(chunks: Callable[[], Iterator[str]], name: str, split: Split) -> Iterator[Pieces]:
-    """Yield the one document that a text file holds.
+    """Yield the single document of a text file.
 
     Raises:
         DataError: If it has no text.
@@ -263,13 +261,13 @@ def _open_data_set(name: str, split: Split) -> Documents:
     """
     splits = _load(name)
     cut = split if set(splits) == {"train"} else None
-    wanted = "train" if cut else "validation" if split == "valid" else split
-    if wanted not in splits:
-        raise DataError(f"{name!r} must have a split {wanted!r}; {near_names(wanted, splits)}")
-    table = splits[wanted]
+    source = "train" if cut else "validation" if split == "valid" else split
+    if source not in splits:
+        raise DataError(f"{name!r} must have a split {source!r}; {near_names(source, splits)}")
+    table = splits[source]
     if TEXT not in table.column_names:
-        known = near_names(TEXT, table.column_names)
-        raise DataError(f"{name!r} must have a column {TEXT!r}; {known}")
+        similar = near_names(TEXT, table.column_names)
+        raise DataError(f"{name!r} must have a column {TEXT!r}; {similar}")
     files = [Path(file["filename"]) for file in table.cache_files]
     digest = _digest([content_digest(file) for file in files], "arrow", cut)
     rows = (table.select(range(*_share(cut, len(table)))) if cut else table).select_columns([TEXT])
@@ -280,7 +278,7 @@ def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and wi
     """Return the splits of a data set by name, mapped from the cache of `datasets`.
 
     Raises:
-        DataError: If it cannot be loaded, for whatever reason.
+        DataError: If it cannot be loaded.
     """
     path, _, config = name.removeprefix(HUB).partition(":")
     if not path:
@@ -288,23 +286,23 @@ def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and wi
     datasets = imported(
         "datasets", package="datasets", extra="datasets", use="a corpus of that kind"
     )
-    why: object
+    cause: object
     try:
-        # In memory a data set would have no files, and a digest of none is the same for all.
+        # Data sets in memory have no files, so the digests of all of them would be equal.
         return datasets.load_dataset(path, config or None, keep_in_memory=False)
     except datasets.exceptions.DatasetGenerationError as error:
-        # The error itself says no more than that there is one.
-        why = error.__cause__ or error
-    except Exception as error:  # noqa: BLE001 - what fails may be network, disk, name or format
-        why = error
-    raise DataError(f"{name!r} cannot be loaded: {' '.join(str(why).split())}")
+        # This error has no information of its own.
+        cause = error.__cause__ or error
+    except Exception as error:  # noqa: BLE001 - network, disk, name or format may be wrong
+        cause = error
+    raise DataError(f"{name!r} cannot be loaded: {' '.join(str(cause).split())}")
 
 
 def _read_rows(rows: Any, name: str) -> Iterator[str]:  # noqa: ANN401 - as above
     """Yield the texts of a data set.
 
     Raises:
-        DataError: If something else stands in the column.
+        DataError: If a value of the column is not a text.
     """
     for number, batch in enumerate(rows.iter(AT_ONCE)):
         progress.advance(min((number + 1) * AT_ONCE, len(rows)), len(rows))

@@ -1,66 +1,66 @@
 """Pieces of a text that are short enough for a tokenizer.
 
-A byte-level BPE first splits a text into words and then merges letters within each; the time that
-training takes grows with the square of the longest word, and the memory of a call with the length
-of its text. `pieces` therefore yields lines, and cuts those longer than `LONGEST`.
+A byte-level BPE first splits a text into words and then merges letters within each; its training
+time grows with the square of the longest word, and the memory of a call with the length of its
+text. `pieces` therefore yields lines, and cuts those longer than `LONGEST`.
 
-Design: a line is cut where the tokenizer's own split has a border whatever stands around it, so
-tokens stay those of the whole line. Only a run without any such border in `LONGEST` characters
-(text without blanks, zeros of a damaged file) is cut inside, and its tokens with it.
+Design: a line is cut at a border of the tokenizer's own split that does not depend on its context,
+so tokens are those of the uncut line. Only a run of `LONGEST` characters without such a border
+(text without blanks, zeros of a damaged file) is cut inside, which may split a token.
 """
 
 import unicodedata
 from collections.abc import Iterable, Iterator
 
 LONGEST = 1000
-"""Characters of the longest piece; training on one word of so many takes under a millisecond."""
+"""Characters of the longest piece; training on a word of this length takes under a millisecond."""
 _BEFORE = frozenset("PSN")
 """First letters of the Unicode categories that end a run of letters: punctuation, symbols, digits.
 """
 
 
 def pieces(chunks: Iterable[str], longest: int = LONGEST) -> Iterator[str]:
-    """Yield a text as lines with their ends, cut where they are too long.
+    """Yield a text as lines with their ends; long lines are cut.
 
-    Where the chunks of the text begin and end does not matter.
+    The borders of the chunks have no effect.
 
     Args:
-        chunks: The text in order, in parts of any length.
+        chunks: The text in order, in chunks of any length.
         longest: Characters after which a line is cut; a piece has at most two more.
     """
-    rest = ""
+    remainder = ""
     for chunk in chunks:
-        # Not `splitlines`, which also breaks at characters that are no line ends in a book.
-        *lines, rest = (rest + chunk).split("\n")
+        # `splitlines` would also break at characters that are not line ends in a book.
+        *lines, remainder = (remainder + chunk).split("\n")
         for line in lines:
             *cut, end = _cut(line, longest)
             yield from cut
             yield end + "\n"
-        *cut, rest = _cut(rest, longest)
+        *cut, remainder = _cut(remainder, longest)
         yield from cut
-    if rest:
-        yield rest
+    if remainder:
+        yield remainder
 
 
 def _cut(line: str, longest: int) -> list[str]:
-    """Return the pieces of a line; the last may still grow with what follows in the text."""
+    """Return the pieces of a line; the last may grow with the following text."""
     if len(line) <= longest + 1:
         return [line]
-    parts, start = [], 0
-    # A border is judged by the character after it, so that must be there for the last cut.
+    cut, start = [], 0
+    # Whether a place is a border depends on the character after it, which the last cut needs too.
     while len(line) - start > longest + 1:
         end = _border(line, start, start + longest)
-        parts.append(line[start:end])
+        cut.append(line[start:end])
         start = end
-    return [*parts, line[start:]]
+    return [*cut, line[start:]]
 
 
 def _border(line: str, start: int, latest: int) -> int:
-    """Return the last place up to `latest` where a word begins, or `latest` if there is none."""
+    """Return the last beginning of a word up to `latest`, or `latest` if there is none."""
     for place in range(latest, start, -1):
         before, after = line[place - 1], line[place]
         if after == " ":
-            # Two blanks are one run, whose last belongs to the next word.
+            # The last blank of a run belongs to the next word, the others do not.
             if not before.isspace() and not line[place + 1].isspace():
                 return place
         elif (

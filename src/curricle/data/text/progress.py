@@ -1,11 +1,11 @@
-"""Progress of preparing data, for whoever shows it.
+"""Progress of data preparation, for display by a caller.
 
-Preparation runs deep below the calls that start it, in a library that prints nothing. A caller that
-wants a bar installs a watcher with `watched`; readers report how far they are with `advance`, and
-without a watcher that costs one look-up.
+Preparation runs deep below the calls that start it, in a library that prints nothing. A caller with
+a progress bar installs a watcher with `watched`; readers report their progress with `advance`,
+which costs one look-up without a watcher.
 
-Design: watcher and job are context variables, since a bar changes no result and every signature
-between the command line and a file would have to carry it otherwise.
+Design: watcher and job are context variables, since a bar changes no result and would otherwise be
+an argument of every function between the command line and a file.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 
 Watcher = Callable[[str, int, int], None]
-"""Receives the name of a job, how much of it is done, and how much it is in all."""
+"""Function of the name of a job, its progress and its total."""
 
 _WATCHER: ContextVar[Watcher | None] = ContextVar("watcher", default=None)
 _JOB: ContextVar[str] = ContextVar("job", default="")
@@ -24,7 +24,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
     """Report all preparation within the block to a watcher.
 
     Args:
-        watcher: Called after every piece of data that was read.
+        watcher: Called after every piece of data.
 
     Yields:
         Nothing.
@@ -38,7 +38,7 @@ def watched(watcher: Watcher) -> Iterator[None]:
 
 @contextmanager
 def job(name: str) -> Iterator[None]:
-    """Name what is being done within the block; without a name nothing is reported.
+    """Name the job of the block; without a name nothing is reported.
 
     Args:
         name: A few words, such as `tokenizing train`.
@@ -54,11 +54,11 @@ def job(name: str) -> Iterator[None]:
 
 
 def advance(done: int, total: int) -> None:
-    """Report how far the present job is.
+    """Report the progress of the current job.
 
     Args:
-        done: Bytes or rows read.
-        total: Bytes or rows in all.
+        done: Bytes or rows read so far.
+        total: Total number of bytes or rows.
     """
     watcher, name = _WATCHER.get(), _JOB.get()
     if watcher is not None and name:

@@ -1,15 +1,15 @@
-"""Tokenized texts on disk, kept between runs.
+"""Tokenized texts on disk, cached between runs.
 
-A `TokenStore` is one long row of token ids with the facts about its vocabulary. On disk it is a
-folder with `tokens.bin` (little-endian, two or four bytes a token), which is mapped into memory
-and not read into it, and `manifest.json`, which says what the file must look like.
+A `TokenStore` is a long row of token ids with its vocabulary. On disk it is a folder with
+`tokens.bin` (little-endian, two or four bytes a token), which is memory-mapped, and
+`manifest.json` with its size and hash.
 
 Axes: token (places in the whole text).
 
-Design: a folder is written beside its final place, flushed and renamed, so it exists whole or not
-at all; opening it compares size and SHA-256 with the manifest, so a damaged one is refused instead
-of trained on. The fingerprint depends on the tokens and the vocabulary alone, not on where or by
-which version they were made. Nothing here needs the `tokenizers` package.
+Design: a folder is written beside its final place, flushed and renamed, so it is never incomplete;
+opening compares size and SHA-256 with the manifest, so a damaged store is refused. The fingerprint
+depends on the tokens and the vocabulary alone, not on the place or the version that wrote them.
+Nothing here needs the `tokenizers` package.
 """
 
 import hashlib
@@ -32,80 +32,65 @@ from curricle.values import Plain, fingerprint, parse, plain, value
 from curricle.yaml_specs import from_json
 
 FORMAT = 1
-"""Version of the layout of a store; one more whenever old folders can no longer be read."""
+"""Version of the layout of a store; increased when old folders can no longer be read."""
 MANIFEST = "manifest.json"
 TOKENS = "tokens.bin"
 LOCK = "lock"
-"""File beside a folder that is being written, locked by the process that writes it."""
+"""File beside an unfinished folder, locked by the process that writes it."""
 NEWBORN_SECONDS = 5.0
-"""Age up to which the lock of an unfinished folder may not be locked yet."""
+"""Age up to which the lock file of an unfinished folder may not be locked yet."""
 
 
 @final
 @value
 class Vocabulary:
-    """What a stream has to know about token ids."""
+    """Properties of token ids that streams need."""
 
     size: int
     """Number of ids; every token is smaller."""
     special: tuple[int, ...] = ()
-    """Ids that are never scored, masked or drawn: padding, unknown, mask, start of a document."""
+    """Ids that are never scored, masked or sampled: padding, unknown, mask, start of a document."""
     mask: int | None = None
     """Id that replaces a masked token; None if the vocabulary has none."""
 
     def __post_init__(self) -> None:
-        """Check that the named ids exist and that something is left to score.
+        """Check that special ids exist and that others remain to be scored.
 
         Raises:
-            SpecError: If they do not.
+            SpecError: If not.
         """
-        named = (*self.special, *(() if self.mask is None else (self.mask,)))
-        for number in named:
+        special = (*self.special, *(() if self.mask is None else (self.mask,)))
+        for number in special:
             if not 0 <= number < self.size:
                 raise SpecError(
                     f"'special' and 'mask' must be ids below the size {self.size}; got {number}"
                 )
-        if len(set(named)) >= self.size:
+        if len(set(special)) >= self.size:
             raise SpecError(f"'size' must leave an id that is not special; got {self.size}")
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TokenStore:
-    """A tokenised text and the facts about its vocabulary."""
+    """A tokenized text with its vocabulary."""
 
     tokens: UInt[np.ndarray, " token"]
-    """The text as ids; mapped from disk, or an array in memory."""
+    """The text as ids; memory-mapped, or an array."""
     vocabulary: Vocabulary
-    """What the ids mean to a stream."""
+    """Vocabulary of the ids."""
     fingerprint: str
     """Digest of the tokens and the vocabulary."""
-
-
-def in_memory(tokens: Integer[np.ndarray, " token"], vocabulary: Vocabulary) -> TokenStore:
-    """Return a store of an array, with the same fingerprint as the same tokens on disk.
-
-    Args:
-        tokens: The text as ids.
-        vocabulary: What the ids mean; no id may lie outside.
-    """
-    kept = _narrowed(tokens, vocabulary)
-    return TokenStore(
-        tokens=kept,
-        vocabulary=vocabulary,
-        fingerprint=_digest(hashlib.sha256(kept.data).hexdigest(), vocabulary),
-    )
 
 
 def write_store(
     folder: Path, pieces: Iterable[Integer[np.ndarray, " _"]], vocabulary: Vocabulary
 ) -> None:
-    """Write a store, piece after piece; if the folder exists by then, that one is kept.
+    """Write a store, piece after piece; an existing folder is not replaced.
 
     Args:
-        folder: Final place; its parent is made if needed.
+        folder: Final place; its parent is created if needed.
         pieces: The text as ids, in order.
-        vocabulary: What the ids mean; no id may lie outside.
+        vocabulary: Vocabulary with all ids.
     """
 
     def fill(building: Path) -> Plain:
@@ -123,13 +108,13 @@ def write_store(
 
 
 def open_store(folder: Path) -> TokenStore:
-    """Return the store in a folder, its tokens mapped from disk.
+    """Return the store in a folder, with memory-mapped tokens.
 
     Args:
-        folder: Where `write_store` has written.
+        folder: Folder written by `write_store`.
 
     Raises:
-        CheckpointError: If a file is missing, damaged or of another format; it is named.
+        CheckpointError: If a file is missing, damaged or of another format.
     """
     manifest = read_manifest(folder)
     try:
@@ -153,11 +138,11 @@ def open_store(folder: Path) -> TokenStore:
 
 
 def write_folder(folder: Path, fill: Callable[[Path], Plain]) -> None:
-    """Make a folder that exists whole or not at all.
+    """Write a folder that is never incomplete.
 
     Args:
-        folder: Final place; if another process has made it meanwhile, that one is kept.
-        fill: Writes the files into the folder it is given and returns the manifest.
+        folder: Final place; a folder that another process wrote meanwhile is not replaced.
+        fill: Function that writes the files into a folder and returns the manifest.
     """
     with (
         new_folder(folder, keep_if_holds=MANIFEST) as building,
@@ -171,7 +156,7 @@ def write_folder(folder: Path, fill: Callable[[Path], Plain]) -> None:
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock that ends with this process; see `remove_leftovers`."""
     lock = FileLock(path)
-    # Some network file systems know no locks; there, leftovers of a kill just stay.
+    # Without locks, as on some network file systems, leftovers of killed processes stay.
     with suppress(OSError, NotImplementedError):
         lock.acquire()
     try:
@@ -181,12 +166,12 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def remove_leftovers(parent: Path) -> None:
-    """Remove folders that processes were writing when they were killed.
+    """Remove unfinished folders of killed processes.
 
-    What another process is still writing is locked by it and stays. Links are not followed.
+    Folders that another process is writing are locked and stay. Links are not followed.
 
     Args:
-        parent: Where stores lie; need not exist.
+        parent: Folder of stores; need not exist.
     """
     for hidden in parent.glob(f".*/{LOCK}"):
         folder = hidden.parent
@@ -201,7 +186,7 @@ def remove_leftovers(parent: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Plain:
-    """Return the manifest of a folder that `write_folder` has made.
+    """Return the manifest of a folder written by `write_folder`.
 
     Args:
         folder: The folder.
@@ -217,13 +202,13 @@ def read_manifest(folder: Path) -> Plain:
             f"{str(path)!r} cannot be read as a manifest: {reason(error)}"
         ) from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else manifest
-        raise CheckpointError(f"{str(path)!r} must have format {FORMAT}; got {found!r}")
+        actual = manifest.get("format") if isinstance(manifest, dict) else manifest
+        raise CheckpointError(f"{str(path)!r} must have format {FORMAT}; got {actual!r}")
     return manifest
 
 
 def require_digest(path: Path, sha256: str) -> None:
-    """Refuse a file whose content is not what its manifest says.
+    """Check a file against the hash in its manifest.
 
     Args:
         path: The file.
@@ -234,17 +219,17 @@ def require_digest(path: Path, sha256: str) -> None:
     """
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} must exist as its manifest says; there is none")
-    if (found := content_digest(path)) != sha256:
+    if (digest := content_digest(path)) != sha256:
         raise CheckpointError(
             f"{str(path)!r} is damaged: its SHA-256 must be {sha256[:16]}...; "
-            f"got {found[:16]}...; delete the folder to build it again"
+            f"got {digest[:16]}...; delete the folder to build it again"
         )
 
 
 def _narrowed(
     tokens: Integer[np.ndarray, " token"], vocabulary: Vocabulary
 ) -> UInt[np.ndarray, " token"]:
-    """Return ids in the type that they have on disk.
+    """Return ids in their type on disk.
 
     Raises:
         DataError: If an id lies outside the vocabulary.

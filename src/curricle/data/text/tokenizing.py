@@ -1,17 +1,17 @@
 """Tokenizers trained on a corpus, and its text as tokens.
 
-`train_tokenizer` fits a byte-level BPE on the training split of a corpus, `encode` makes tokens of
-documents; `open_or_build` does both once, keeps the result on disk and gives a `TokenStore`.
-Documents come from `curricle.data.text.corpora`.
+`train_tokenizer` fits a byte-level BPE on the training split of a corpus, and `encode` converts
+documents to tokens; `open_or_build` does both once, caches the result on disk and returns a
+`TokenStore`. Documents come from `curricle.data.text.corpora`.
 
-Design: a text is read piece by piece, so memory holds neither a book nor its tokens. The tokenizer
-is trained on the training split only and serves all splits. The folders in the cache are named by a
-digest of everything they depend on (the documents, split, vocabulary size, versions), so another
-corpus never meets an old tokenizer. Documents are joined to one row of tokens, each after a
-`<bos>`. WikiText writes rare words as a literal `<unk>`: that is the tokenizer's unknown token, one
-id, and like all special tokens it is never scored.
+Design: a text is read piece by piece, so neither a book nor its tokens are in memory. The tokenizer
+is trained on the training split only and serves all splits. Folders in the cache are named by a
+digest of all dependencies (documents, split, vocabulary size, versions), so a corpus is never read
+with the tokenizer of another. Documents are concatenated to a row of tokens, each after a `<bos>`.
+WikiText writes rare words as a literal `<unk>`: it is a single id, the tokenizer's unknown token,
+and like all special tokens it is never scored.
 
-This is the only module of the package's data part that needs `tokenizers` (the `hf` extra).
+This is the only data module that needs `tokenizers` (the `hf` extra).
 """
 
 import json
@@ -44,28 +44,28 @@ from curricle.files import content_digest, write_text
 from curricle.values import Plain, fingerprint
 
 SPECIAL = ("<pad>", "<unk>", "<mask>", "<bos>")
-"""Special tokens; the place is the id."""
+"""Special tokens in the order of their ids."""
 PAD, UNKNOWN, MASK, START = range(4)
 ALGORITHM = 3
-"""Version of the way from text to tokens; one more whenever the same text gives other tokens."""
+"""Version of the tokenization; increased when the same text gives other tokens."""
 SMALLEST = len(SPECIAL) + 256
 """Smallest vocabulary: every byte must have a token."""
 AT_ONCE = 2**18
-"""Characters given to the tokenizer in one call, which needs a hundred bytes for each."""
+"""Characters per call of the tokenizer, which needs a hundred bytes for each."""
 
 
 def train_tokenizer(texts: Iterable[str | Pieces], vocabulary_size: int) -> Tokenizer:
-    """Return a byte-level BPE tokenizer trained on texts; the same texts give the same one.
+    """Return a byte-level BPE tokenizer trained on texts; a deterministic function of the texts.
 
     The special tokens take the first ids in the order of `SPECIAL`. A text too short for that many
-    merges gives a smaller vocabulary; the tokenizer knows its size.
+    merges gives a smaller vocabulary, see `get_vocab_size` of the tokenizer.
 
     Args:
-        texts: Documents or lines, whole or in parts.
+        texts: Documents or lines, as strings or in pieces.
         vocabulary_size: Largest number of ids, special tokens included.
 
     Raises:
-        SpecError: If there would be no room for every byte.
+        SpecError: If the vocabulary has no room for every byte.
     """
     if vocabulary_size < SMALLEST:
         raise SpecError(
@@ -77,35 +77,35 @@ def train_tokenizer(texts: Iterable[str | Pieces], vocabulary_size: int) -> Toke
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
-        # The blank before WikiText's `<unk>` belongs to it, as the blank before any word does.
+        # The blank before WikiText's `<unk>` belongs to it, as before any word.
         special_tokens=[AddedToken(name, lstrip=name == SPECIAL[UNKNOWN]) for name in SPECIAL],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    # The trainer does not know special tokens in the text and would learn their letters.
-    parts = (piece.replace(SPECIAL[UNKNOWN], "") for text in texts for piece in _pieces(text))
-    _train(tokenizer, parts, trainer)
+    # The trainer does not recognize special tokens in the text and would learn their letters.
+    lines = (piece.replace(SPECIAL[UNKNOWN], "") for text in texts for piece in _pieces(text))
+    _train(tokenizer, lines, trainer)
     return tokenizer
 
 
-def _train(tokenizer: Tokenizer, parts: Iterator[str], trainer: trainers.BpeTrainer) -> None:
-    """Train a tokenizer in a second thread, so that a signal can end this one's waiting.
+def _train(tokenizer: Tokenizer, lines: Iterator[str], trainer: trainers.BpeTrainer) -> None:
+    """Train a tokenizer in a second thread, so that a signal can interrupt the main one.
 
     The package reads its iterator in threads of its own, in which Python handles no signals.
     """
     context, is_stopped = copy_context(), threading.Event()
 
     def read() -> Iterator[str]:
-        # Those threads know nothing of whoever watches the progress either.
-        while (part := context.run(next, parts, None)) is not None:
+        # The context variable with the watcher of the progress is not inherited by those threads.
+        while (line := context.run(next, lines, None)) is not None:
             if is_stopped.is_set():
-                raise DataError("'corpus' was read in part only: training was stopped")
-            yield part
+                raise DataError("'corpus' was not read to its end: training was stopped")
+            yield line
 
     with ThreadPoolExecutor(1) as pool:
-        trained = pool.submit(tokenizer.train_from_iterator, read(), trainer=trainer)
+        training = pool.submit(tokenizer.train_from_iterator, read(), trainer=trainer)
         try:
-            trained.result()
+            training.result()
         finally:
             is_stopped.set()
 
@@ -117,7 +117,7 @@ def encode(
 
     Args:
         tokenizer: From `train_tokenizer`.
-        documents: Texts in order, whole or in parts.
+        documents: Texts in order, as strings or in pieces.
     """
     for document in documents:
         yield np.array([START])
@@ -130,13 +130,13 @@ def _pieces(document: str | Pieces) -> Iterator[str]:
     return pieces([document] if isinstance(document, str) else document)
 
 
-def _batches(parts: Iterable[str]) -> Iterator[list[str]]:
+def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
     """Yield pieces in lists of about `AT_ONCE` characters."""
     batch: list[str] = []
     count = 0
-    for part in parts:
-        batch.append(part)
-        count += len(part)
+    for line in lines:
+        batch.append(line)
+        count += len(line)
         if count >= AT_ONCE:
             yield batch
             batch, count = [], 0
@@ -150,7 +150,7 @@ def open_tokenizer(corpus: Corpus, *, vocabulary_size: int, cache_dir: Path) -> 
     Args:
         corpus: As in `open_corpus`.
         vocabulary_size: As in `train_tokenizer`.
-        cache_dir: Folder that keeps what was made.
+        cache_dir: Folder of the cache.
     """
     return _tokenizer(open_corpus(corpus, "train"), vocabulary_size, cache_dir)
 
@@ -158,13 +158,13 @@ def open_tokenizer(corpus: Corpus, *, vocabulary_size: int, cache_dir: Path) -> 
 def open_or_build(
     corpus: Corpus, split: Split, *, vocabulary_size: int, cache_dir: Path
 ) -> TokenStore:
-    """Return the tokens of one split, made the first time and mapped from disk afterwards.
+    """Return the tokens of a split, from the cache after the first call.
 
     Args:
         corpus: As in `open_corpus`.
         split: `train`, `valid` or `test`; all use the tokenizer of the training split.
         vocabulary_size: As in `train_tokenizer`.
-        cache_dir: Folder that keeps what was made.
+        cache_dir: Folder of the cache.
     """
     remove_leftovers(cache_dir)
     train = open_corpus(corpus, "train")
@@ -185,17 +185,17 @@ def open_or_build(
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, window: int) -> None:
-    """Write a tokenizer as `AutoTokenizer.from_pretrained` of transformers reads it.
+    """Write a tokenizer in the format of `AutoTokenizer.from_pretrained` of transformers.
 
-    It gives the ids of `encode` without the `<bos>` that begins a document there.
+    It returns the ids of `encode` without the `<bos>` before a document.
 
     Args:
-        tokenizer: From `train_tokenizer`; stays as it is.
-        folder: Where the model lies.
-        window: Tokens that the model reads at once.
+        tokenizer: From `train_tokenizer`; not modified.
+        folder: Folder of the model.
+        window: Maximum number of tokens of the model's input.
     """
     exported = Tokenizer.from_str(tokenizer.to_str())
-    # `encode` takes line by line, so no token may reach beyond the end of one.
+    # `encode` reads single lines, so no token may extend over the end of a line.
     by_line = pre_tokenizers.Split("\n", behavior="merged_with_previous")
     exported.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -217,7 +217,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, window: int) -> None:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Return the facts about the ids of a tokenizer from `train_tokenizer`."""
+    """Return the vocabulary of a tokenizer from `train_tokenizer`."""
     return Vocabulary(
         size=tokenizer.get_vocab_size(), special=tuple(range(len(SPECIAL))), mask=MASK
     )

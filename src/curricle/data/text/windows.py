@@ -1,4 +1,4 @@
-"""How does a tokenised text become masked or causal training batches?
+"""Masked and causal training batches of a tokenized text.
 
 The text is cut into windows that do not overlap. The windows of an epoch are a permutation drawn
 from the named stream (seed, `windows/<purpose>`, epoch), and step s reads batch_size places of the
@@ -10,8 +10,8 @@ token (places in the whole text), window (windows of the whole text).
 
 Design: special tokens (padding, unknown, mask, start) are read but never scored. If a batch's draw
 selects nothing, its first scorable position is selected, so that a mean over selected positions
-exists; a batch with nothing scorable at all has an empty selection, which a sum over micro-batches
-divided by the whole count handles. Tokens after the last whole window are not read.
+exists; a batch without scorable positions has an empty selection, which a sum over micro-batches
+divided by the count of the full batch handles. Tokens after the last full window are not read.
 """
 
 from dataclasses import dataclass
@@ -32,25 +32,25 @@ from curricle.values import fingerprint, plain, value
 @final
 @value
 class Masking:
-    """How tokens are hidden for masked language modeling.
+    """Rates of masked language modeling.
 
     Source:
-        Devlin et al. 2018 (arXiv 1810.04805), section 3.1. Deviation: each position is drawn on
-        its own, so the number of selected positions varies between batches.
+        Devlin et al. 2018 (arXiv 1810.04805), section 3.1. Deviation: positions are drawn
+        independently, so the number of selected positions varies between batches.
     """
 
     rate: float = Field(default=0.15, gt=0, le=1)
-    """Chance that a scorable position is selected; between 0 and 1."""
+    """Probability of selection of a scorable position; between 0 and 1."""
     mask_share: float = Field(default=0.8, ge=0, le=1)
-    """Share of the selected positions whose token becomes the mask token."""
+    """Share of the selected positions with the mask token in place of their token."""
     random_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of the selected positions whose token becomes a random one; the rest is kept."""
+    """Share of the selected positions with a random token; all others are unchanged."""
 
     def __post_init__(self) -> None:
-        """Check that the shares leave nothing negative for the tokens that are kept.
+        """Check that the share of unchanged tokens is not negative.
 
         Raises:
-            SpecError: If they do.
+            SpecError: If it is.
         """
         if self.mask_share + self.random_share > 1 + 1e-9:
             raise SpecError(
@@ -58,7 +58,7 @@ class Masking:
                 f"got {self.mask_share} and {self.random_share}"
             )
 
-    def shown(
+    def replace_tokens(
         self,
         labels: Int[np.ndarray, " selected"],
         generator: np.random.Generator,
@@ -66,18 +66,18 @@ class Masking:
         mask: int,
         ordinary: Int[np.ndarray, " class"],
     ) -> Int[np.ndarray, " selected"]:
-        """Return what is shown in place of hidden tokens.
+        """Return the inputs at selected positions.
 
         Args:
-            labels: The hidden tokens.
-            generator: Where the random numbers come from.
+            labels: Original tokens of these positions.
+            generator: Source of random numbers.
             mask: Id of the mask token.
-            ordinary: Ids from which random tokens are taken.
+            ordinary: Ids of random tokens.
         """
-        fate = generator.random(labels.shape)
-        replaced = generator.integers(len(ordinary), size=labels.shape)
-        shown = np.where(fate < self.mask_share + self.random_share, ordinary[replaced], labels)
-        return np.where(fate < self.mask_share, mask, shown)
+        uniform = generator.random(labels.shape)
+        random = ordinary[generator.integers(len(ordinary), size=labels.shape)]
+        inputs = np.where(uniform < self.mask_share + self.random_share, random, labels)
+        return np.where(uniform < self.mask_share, mask, inputs)
 
 
 BERT_MASKING = Masking()
@@ -86,7 +86,7 @@ BERT_MASKING = Masking()
 
 @final
 class WindowOrder:
-    """Says which windows of a text a step reads."""
+    """The windows of a text in the order of training steps."""
 
     def __init__(
         self, store: TokenStore, *, window: int, batch_size: int, seed: int, purpose: str
@@ -94,15 +94,15 @@ class WindowOrder:
         """Cut the text into windows.
 
         Args:
-            store: The tokenised text.
+            store: The tokenized text.
             window: Tokens of a window.
             batch_size: Windows of a batch.
             seed: Seed of the permutations.
-            purpose: Names their stream.
+            purpose: Name of their stream.
 
         Raises:
             SpecError: If a size is not positive.
-            DataError: If the text is shorter than one window.
+            DataError: If the text is shorter than a window.
         """
         for name, size in (("window", window), ("batch_size", batch_size)):
             if size < 1:
@@ -127,8 +127,9 @@ class WindowOrder:
         first, last = int(epochs[0]), int(epochs[-1])
         if first == last:
             return self._permutation(first)[offsets]
-        parts = [self._permutation(e)[offsets[epochs == e]] for e in range(first, last + 1)]
-        return np.concatenate(parts)
+        return np.concatenate(
+            [self._permutation(e)[offsets[epochs == e]] for e in range(first, last + 1)]
+        )
 
     def rows(self, step: int) -> Int[np.ndarray, "example position"]:
         """Return the tokens of a step."""
@@ -143,7 +144,7 @@ class WindowOrder:
 
 @final
 class MaskedWindows:
-    """Windows with hidden tokens, which are to be told from both sides."""
+    """Windows with masked tokens, predicted from both sides."""
 
     def __init__(
         self,
@@ -158,12 +159,12 @@ class MaskedWindows:
         """Prepare the stream.
 
         Args:
-            store: The tokenised text; its vocabulary must have a mask token.
+            store: The tokenized text; its vocabulary must have a mask token.
             window: Tokens of a window.
             batch_size: Windows of a batch.
             seed: Seed of the order of the windows and of the masks.
-            masking: How tokens are hidden.
-            purpose: Names the streams, so that training and evaluation differ.
+            masking: Rates of the masking.
+            purpose: Name of the streams, so that training and evaluation differ.
 
         Raises:
             DataError: If the vocabulary has no mask token.
@@ -215,25 +216,25 @@ class MaskedWindows:
         return self._order.num_windows
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step; labels are the hidden tokens."""
+        """Return the batch of a step; labels are the original tokens."""
         rows = self._order.rows(step)
         generator = numpy_generator(self._seed, self._purpose, step)
-        wanted = self._scorable[rows]
-        drawn = generator.random(rows.shape) < self._masking.rate
-        selected = np.flatnonzero(drawn & wanted)
+        is_scorable = self._scorable[rows]
+        is_masked = generator.random(rows.shape) < self._masking.rate
+        selected = np.flatnonzero(is_masked & is_scorable)
         if not selected.size:
-            selected = np.flatnonzero(wanted)[:1]
+            selected = np.flatnonzero(is_scorable)[:1]
         labels = rows.reshape(-1)[selected]
-        shown = rows.copy()
-        shown.reshape(-1)[selected] = self._masking.shown(
+        inputs = rows.copy()
+        inputs.reshape(-1)[selected] = self._masking.replace_tokens(
             labels, generator, mask=self._mask_token, ordinary=self._ordinary
         )
-        return _batch(shown, selected, labels)
+        return _batch(inputs, selected, labels)
 
 
 @final
 class CausalWindows:
-    """Windows whose every token is to be told from those before it."""
+    """Windows with every token predicted from its predecessors."""
 
     def __init__(
         self,
@@ -247,11 +248,11 @@ class CausalWindows:
         """Prepare the stream.
 
         Args:
-            store: The tokenised text.
-            window: Tokens of a window; at least 2, for there must be a next token.
+            store: The tokenized text.
+            window: Tokens of a window; at least 2, since a label is the next token.
             batch_size: Windows of a batch.
             seed: Seed of the order of the windows.
-            purpose: Names the stream, so that training and evaluation differ.
+            purpose: Name of the stream, so that training and evaluation differ.
 
         Raises:
             SpecError: If the window has no next token.
@@ -300,21 +301,22 @@ class CausalWindows:
         """Return the batch of a step; labels are the next tokens inside each window."""
         rows = self._order.rows(step)
         following = np.roll(rows, -1, axis=1)
-        wanted = self._scorable[following]
-        wanted[:, -1] = False
-        selected = np.flatnonzero(wanted)
+        is_selected = self._scorable[following]
+        # The last position would be labeled with the first token of its own window.
+        is_selected[:, -1] = False
+        selected = np.flatnonzero(is_selected)
         return _batch(rows, selected, following.reshape(-1)[selected])
 
 
 def evaluation_batches(stream: Stream, num_batches: int) -> tuple[Batch, ...]:
-    """Return the first batches of a stream, to be measured on again and again.
+    """Return the first batches of a stream, for repeated evaluation.
 
     Args:
-        stream: Usually one over the validation split.
-        num_batches: How many; positive.
+        stream: A stream, usually over the validation split.
+        num_batches: Number of batches; positive.
 
     Raises:
-        SpecError: If no batch is asked for.
+        SpecError: If it is not positive.
     """
     if num_batches < 1:
         raise SpecError(f"'num_batches' must be positive; got {num_batches}")
@@ -333,7 +335,7 @@ def scorable(vocabulary: Vocabulary) -> Bool[np.ndarray, " class"]:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Facts:
-    """What a stream says about itself."""
+    """Common properties of a stream."""
 
     batch_size: int
     tokens_per_batch: int

@@ -1,10 +1,10 @@
-"""How does DistillKit pack the top-k log-probabilities of its Parquet files?
+"""Unpacking of the top-k log-probabilities in DistillKit's Parquet files.
 
-Its capture writes the configuration of the packing beside the files. A position's k
-log-probabilities fall from the first on. The first `exact_k` are plain floating-point numbers. The
-others are the sum of a polynomial in their number, whose coefficients follow, and residuals, which
-are whole numbers of few bits in bins, each bin with its scale before it. With `delta_encoding` all
-these numbers are the differences to the one before. Ids are packed with the highest bit first.
+A YAML file beside the Parquet files describes the packing. The k log-probabilities of a position
+are in descending order. The first `exact_k` are plain floating-point numbers. The remaining ones
+are the sum of a polynomial in their index, with its coefficients next in the row, and of residuals:
+whole numbers of few bits in bins, each bin preceded by its scale. With `delta_encoding` all numbers
+are differences to their predecessors. Ids are packed with the highest bit first.
 
 Axes: row (positions), byte, draw (the k classes), term (of the polynomial).
 
@@ -38,7 +38,7 @@ DTYPES: dict[str, torch.dtype] = {
 @final
 @value
 class Bin:
-    """Some residuals of one scale."""
+    """Residuals with one scale."""
 
     scale_dtype: Number
     """Type of the scale."""
@@ -51,28 +51,28 @@ class Bin:
 @final
 @value
 class Compression:
-    """What `compression_config.yaml` holds."""
+    """Content of `compression_config.yaml`."""
 
     d: int = Field(gt=0)
     """Size of the vocabulary."""
     k: int = Field(gt=0)
-    """Classes of a position."""
+    """Number of classes per position."""
     exact_k: int = Field(ge=0)
-    """How many are plain numbers."""
+    """Number of log-probabilities stored as plain numbers."""
     exact_dtype: Number = "float32"
     """Their type."""
     polynomial_terms: tuple[int | Literal["sqrt", "exp"], ...] | None = None
-    """Powers and functions whose sum approximates the others."""
+    """Powers and functions of the polynomial."""
     term_dtype: Number = "float32"
     """Type of the coefficients."""
     residual_bins: tuple[Bin, ...] = ()
-    """How what is left is packed."""
+    """Bins of the residuals."""
     delta_encoding: bool = True
     """Whether numbers are differences."""
     error_diffusion: bool = False
-    """How residuals were rounded; of no effect for a reader."""
+    """Rounding method of the residuals; without effect on reading."""
     normalize_t: bool = False
-    """Whether the polynomial's variable runs from 0 to 1 instead of by ones."""
+    """Whether the polynomial's variable runs from 0 to 1 instead of over the indices."""
 
     def classes(self, content: UInt8[Tensor, "row byte"]) -> Int[Tensor, "row draw"]:
         """Return the ids in the bytes of `bytepacked_indices`."""
@@ -80,24 +80,25 @@ class Compression:
 
     def log_probabilities(self, content: UInt8[Tensor, "row byte"]) -> Float[Tensor, "row draw"]:
         """Return the log-probabilities in the bytes of `compressed_logprobs`."""
-        bytes_left = _Bytes(content)
-        exact = bytes_left.numbers(self.exact_k, self.exact_dtype)
+        cursor = _ByteCursor(content)
+        exact = cursor.read_numbers(self.exact_k, self.exact_dtype)
         terms = self.polynomial_terms or ()
-        coefficients = bytes_left.numbers(len(terms), self.term_dtype)
-        others = self.k - self.exact_k
-        curve = torch.zeros(len(content), others)
+        coefficients = cursor.read_numbers(len(terms), self.term_dtype)
+        num_approximate = self.k - self.exact_k
+        curve = torch.zeros(len(content), num_approximate)
         if terms:
-            shape = self._terms(others)
-            curve = (shape * coefficients.unsqueeze(1)).sum(-1)
+            curve = (self._terms(num_approximate) * coefficients.unsqueeze(1)).sum(-1)
         start = 0
-        for one in self.residual_bins:
-            residuals = bytes_left.residuals(one)
-            curve[:, start : start + one.num_elements] += residuals
-            start += one.num_elements
-        whole = torch.cat([exact, curve], dim=-1)
-        return whole.cumsum(-1) if self.delta_encoding else whole
+        for residual_bin in self.residual_bins:
+            residuals = cursor.read_residuals(residual_bin)
+            # The bins may end early; the polynomial alone gives the last classes then.
+            curve[:, start : start + residual_bin.num_elements] += residuals
+            start += residual_bin.num_elements
+        values = torch.cat([exact, curve], dim=-1)
+        return values.cumsum(-1) if self.delta_encoding else values
 
     def _terms(self, count: int) -> Float[Tensor, "draw term"]:
+        # The variable is the index among the approximated classes, not among all k.
         points = torch.linspace(0, 1, count) if self.normalize_t else torch.arange(count).float()
         functions = {"sqrt": torch.sqrt, "exp": torch.exp}
         columns = [
@@ -108,48 +109,49 @@ class Compression:
 
 
 def read_compression(folder: Path) -> Compression | None:
-    """Return the configuration in a folder of DistillKit's; None if there is none."""
+    """Return the configuration of a folder of Parquet files; None if there is none."""
     path = folder / CONFIGURATION
     if not path.is_file():
         return None
-    found: Compression = parse(Compression, read_yaml(path), source=str(path))
-    return found
+    compression: Compression = parse(Compression, read_yaml(path), source=str(path))
+    return compression
 
 
 @final
-class _Bytes:
-    """Takes what is packed off the front of some rows."""
+class _ByteCursor:
+    """Sequential reader of packed rows."""
 
     def __init__(self, content: UInt8[Tensor, "row byte"]) -> None:
-        self._left = content
+        self._content = content
 
-    def numbers(self, count: int, dtype: Number) -> Float[Tensor, "row draw"]:
+    def read_numbers(self, count: int, dtype: Number) -> Float[Tensor, "row draw"]:
         size = DTYPES[dtype].itemsize
-        taken = self._take(count * size)
+        content = self._take(count * size)
         if not count:
-            return torch.zeros(len(taken), 0)
-        # A slice of one row keeps strides that a view in other units would refuse.
-        plain = taken.flatten().clone().view(DTYPES[dtype])
-        return plain.reshape(len(taken), count).float()
+            return torch.zeros(len(content), 0)
+        # `view` in another dtype refuses the strides of a column slice, so bytes are copied.
+        numbers = content.flatten().clone().view(DTYPES[dtype])
+        return numbers.reshape(len(content), count).float()
 
-    def residuals(self, one: Bin) -> Float[Tensor, "row draw"]:
-        scale = self.numbers(1, one.scale_dtype)
-        taken = self._take(-(-one.element_bits * one.num_elements // 8))
-        steps = unpacked(taken, one.element_bits, one.num_elements).float()
-        # One bit is a sign; more are counted from the middle.
-        middle = steps * 2 - 1 if one.element_bits == 1 else steps - 2 ** (one.element_bits - 1)
-        return middle * scale
+    def read_residuals(self, residual_bin: Bin) -> Float[Tensor, "row draw"]:
+        bits, count = residual_bin.element_bits, residual_bin.num_elements
+        scale = self.read_numbers(1, residual_bin.scale_dtype)
+        # Each bin ends at a full byte.
+        steps = unpacked(self._take(-(-bits * count // 8)), bits, count).float()
+        # A single bit is a sign, -1 or 1; wider residuals are offset binary around the middle.
+        centered = steps * 2 - 1 if bits == 1 else steps - 2 ** (bits - 1)
+        return centered * scale
 
     def _take(self, count: int) -> UInt8[Tensor, "row byte"]:
-        """Return the next bytes of each row.
+        """Return the next bytes of each row and advance.
 
         Raises:
-            DataError: If there are not so many.
+            DataError: If fewer are left.
         """
-        if self._left.shape[1] < count:
+        if self._content.shape[1] < count:
             raise DataError(
                 f"'compressed_logprobs' must have {count} more bytes by its configuration; got "
-                f"{self._left.shape[1]}"
+                f"{self._content.shape[1]}"
             )
-        taken, self._left = self._left[:, :count], self._left[:, count:]
-        return taken
+        content, self._content = self._content[:, :count], self._content[:, count:]
+        return content

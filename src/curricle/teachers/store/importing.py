@@ -1,34 +1,35 @@
-"""How do targets that other programs have written become a store?
+"""Import of top-k log-probabilities written by other programs.
 
-Two layouts of top-k log-probabilities are read and written anew as stored targets of codec `top_k`,
-so that whoever reads needs to know one layout only:
+Two layouts are converted to stored targets of codec `top_k`, so that reading needs a single layout:
 
-- Parquet files as DistillKit's capture with vLLM writes them, beside a `compression_config.yaml`:
-  columns `input_ids`, `compressed_logprobs` and `bytepacked_indices`; or the raw columns
-  `input_ids`, `token_ids` and `top_values`. See `teachers.store.distillkit` for the packed form.
-- JSON lines, each an object with the ids that were shown (`prompt_token_ids` or `input_ids`) and
-  the log-probabilities at them (`prompt_logprobs` or `logprobs`), one entry a position: a mapping
-  from id to `{"logprob", "rank"}` as vLLM's server answers, or a list of `{"token": "token_id:7",
-  "logprob"}` as a chat answer with `return_tokens_as_token_ids` holds. The first entry of
-  `prompt_logprobs` is null, since nothing comes before it. Whole answers of vLLM's server hold
+- Parquet files of DistillKit's capture with vLLM, beside a `compression_config.yaml`: columns
+  `input_ids`, `compressed_logprobs` and `bytepacked_indices`; or the raw columns `input_ids`,
+  `token_ids` and `top_values`. See `teachers.store.distillkit` for the packed form.
+- JSON lines, each an object with the input ids (`prompt_token_ids` or `input_ids`) and the
+  log-probabilities at them (`prompt_logprobs` or `logprobs`), one entry a position: a mapping from
+  id to `{"logprob", "rank"}` as in responses of vLLM's server, or a list of `{"token":
+  "token_id:7", "logprob"}` as in chat responses with `return_tokens_as_token_ids`. The first entry
+  of `prompt_logprobs` is null, since it has no context. Complete responses of vLLM's server have
   both in `choices`; requests need `prompt_logprobs` and `return_token_ids`.
 
-Axes: row (positions of one sequence), draw (known classes, the most likely first).
+Axes: row (positions of one sequence), draw (stored classes, the most likely first).
 
-Design: row i is what the teacher says after having read the ids up to i, as everywhere here. vLLM
-files it under the position that is predicted, i + 1. Lists whose first entry is no null and that
-are as long as the ids are refused, since it cannot be told which of the two they mean.
+Design: row i is the teacher's prediction after the ids up to i, as in the rest of curricle. vLLM
+files it under the predicted position, i + 1. Lists as long as the ids without null in front are
+refused, because both readings are possible.
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from curricle.data.example_keys import example_keys
 from curricle.data.streams import Batch
@@ -37,26 +38,30 @@ from curricle.extras import imported
 from curricle.locks import locked
 from curricle.teachers.store.codecs import TopK
 from curricle.teachers.store.distillkit import Compression, read_compression
-from curricle.teachers.store.manifest import MANIFEST, DataFacts, Manifest, Section, read_manifest
+from curricle.teachers.store.manifest import MANIFEST, DataFacts, Manifest, TargetSet, read_manifest
 from curricle.teachers.store.shards import ShardWriter
 from curricle.yaml_specs import from_json
 
 Missing = Literal["rest", "renormalize"]
+Record = Mapping[str, Any]
+"""Parsed JSON object."""
+Rows = list[int] | list[list[float]]
+"""A column of a Parquet row: packed bytes, or lists of numbers."""
 BATCH_ROWS = 64
-"""Sequences of a Parquet file that are read at once."""
+"""Sequences of a Parquet file that are in memory at a time."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spoken:
-    """What a teacher has said of one sequence."""
+class ScoredSequence:
+    """A sequence with a teacher's top-k predictions."""
 
     ids: tuple[int, ...]
-    """The sequence."""
+    """Token ids of the sequence."""
     classes: Int[Tensor, "row draw"]
-    """Most likely next ids after each of its first ids."""
-    log_known: Float[Tensor, "row draw"]
-    """Their log-probabilities; minus infinity where fewer are known."""
+    """Most likely next ids at each of its first positions."""
+    log_probabilities: Float[Tensor, "row draw"]
+    """Their log-probabilities; minus infinity marks an unused entry."""
 
 
 def import_targets(
@@ -68,99 +73,99 @@ def import_targets(
     missing: Missing = "rest",
     inputs: str = "input_ids",
 ) -> Manifest:
-    """Write what another program has captured as a store; return its manifest.
+    """Convert another program's captured predictions to a store; return its manifest.
 
     Args:
-        source: A folder of Parquet files, one such file, or a file of JSON lines.
-        folder: Where the store will be.
+        source: A folder of Parquet files, a single such file, or a file of JSON lines.
+        folder: Folder of the new store.
         num_classes: Size of the vocabulary; None takes that of DistillKit's configuration.
-        temperature: Softening with which the log-probabilities were made.
-        missing: What becomes of the mass of classes that are not known.
-        inputs: Name under which the model that reads gets its ids.
+        temperature: Temperature of the log-probabilities.
+        missing: Use of the missing mass; see `TopK`.
+        inputs: Name of the input with the ids in the batches of students.
 
     Returns:
         The manifest of the store.
 
     Raises:
-        DataError: If the layout is another one, or the size of the vocabulary is not known.
-        CheckpointError: If the folder holds targets already, or somebody else writes into it.
+        DataError: If the layout is not supported, or the size of the vocabulary is unknown.
+        CheckpointError: If the folder already holds targets, or another process writes into it.
     """
     is_lines = source.suffix in {".jsonl", ".json"}
     config = None if is_lines else read_compression(source if source.is_dir() else source.parent)
     classes = num_classes if config is None else config.d
     if classes is None:
         raise DataError(
-            f"'num_classes' must be given where {str(source)!r} does not tell it; got none"
+            f"'num_classes' must be given, because {str(source)!r} does not contain it; got none"
         )
-    spoken = _from_lines(source) if is_lines else _from_parquet(source, config)
-    first = next(spoken, None)
+    sequences = _read_lines(source) if is_lines else _read_parquet(source, config)
+    # The manifest is written before the targets and needs k, which the first sequence defines.
+    first = next(sequences, None)
     if first is None:
         raise DataError(f"{str(source)!r} must hold at least one sequence; got none")
-    section = Section(
+    target_set = TargetSet(
         facts={"kind": "logits", "num_classes": classes},
         selected=False,
         codec=TopK(k=first.classes.shape[1], temperature=temperature, missing=missing),
         width=classes,
     )
-    manifest = Manifest(sections=(section,), data=DataFacts(name=source.name))
+    manifest = Manifest(sections=(target_set,), data=DataFacts(name=source.name))
     with locked(folder, remedy="wait for its end or take another folder"):
-        _make_room(folder)
+        _discard_failed_import(folder)
         writer = ShardWriter(folder, manifest)
-        for one in _and_first(first, spoken):
-            _add(writer, section, one, inputs)
-        return writer.finish([section])
+        for sequence in itertools.chain([first], sequences):
+            _add(writer, target_set, sequence, inputs)
+        return writer.finish([target_set])
 
 
-def _make_room(folder: Path) -> None:
-    """Forget what an import that failed has left; it is made anew.
+def _discard_failed_import(folder: Path) -> None:
+    """Remove the manifest of a failed import, which then starts again.
 
     Raises:
-        CheckpointError: If the folder holds other targets, also those of a capture that goes on.
+        CheckpointError: If the folder holds other targets, those of an unfinished capture included.
     """
     if not (folder / MANIFEST).is_file():
         return
-    there = read_manifest(folder)
-    if there.finished or there.teacher.weights:
+    manifest = read_manifest(folder)
+    # A capture has digests of weights from its start; only imports have none.
+    if manifest.finished or manifest.teacher.weights:
         raise CheckpointError(
             f"{str(folder)!r} must not hold targets already; import into another folder"
         )
     (folder / MANIFEST).unlink()
 
 
-def _and_first(first: Spoken, others: Iterator[Spoken]) -> Iterator[Spoken]:
-    yield first
-    yield from others
-
-
-def _add(writer: ShardWriter, section: Section, spoken: Spoken, inputs: str) -> None:
-    """Add one sequence, with as many classes a row as the first one has.
+def _add(writer: ShardWriter, target_set: TargetSet, sequence: ScoredSequence, inputs: str) -> None:
+    """Add a sequence, with as many classes per row as the first sequence.
 
     Raises:
-        DataError: If an id is no class.
+        DataError: If an id is not a class.
     """
-    codec, ids = section.codec, torch.tensor([spoken.ids])
-    assert isinstance(codec, TopK)  # noqa: S101 - made above
+    codec, ids = target_set.codec, torch.tensor([sequence.ids])
+    assert isinstance(codec, TopK)  # noqa: S101 - set by the caller
+    # Students look their targets up by the content of their own batches, so keys come from it.
     keys = example_keys(Batch(inputs={inputs: ids}), selected=False)
-    if not writer.lacks(section, keys)[0]:
+    if not writer.find_missing(target_set, keys)[0]:
         return
-    if spoken.classes.numel() and not 0 <= int(spoken.classes.max()) < section.width:
+    classes, log_probabilities = sequence.classes, sequence.log_probabilities
+    if classes.numel() and not 0 <= int(classes.max()) < target_set.width:
         raise DataError(
-            f"'num_classes' must be more than every id; got {section.width} and the id "
-            f"{int(spoken.classes.max())}"
+            f"'num_classes' must be more than every id; got {target_set.width} and the id "
+            f"{int(classes.max())}"
         )
-    classes, log_known = (one[:, : codec.k] for one in (spoken.classes, spoken.log_known))
-    lacking = codec.k - classes.shape[1]
-    classes = torch.nn.functional.pad(classes, (0, lacking))
-    log_known = torch.nn.functional.pad(log_known, (0, lacking), value=float("-inf"))
-    entries = codec.entries(classes, log_known, section.width)
-    writer.add(section, keys, np.array([len(classes)]), entries)
+    # All rows of a shard have the same width: longer rows are cut, shorter ones get unused entries.
+    classes, log_probabilities = classes[:, : codec.k], log_probabilities[:, : codec.k]
+    padding = (0, codec.k - classes.shape[1])
+    classes = functional.pad(classes, padding)
+    log_probabilities = functional.pad(log_probabilities, padding, value=float("-inf"))
+    entries = codec.entries(classes, log_probabilities, target_set.width)
+    writer.add(target_set, keys, np.array([len(classes)]), entries)
 
 
-def _from_parquet(source: Path, config: Compression | None) -> Iterator[Spoken]:
+def _read_parquet(source: Path, config: Compression | None) -> Iterator[ScoredSequence]:
     """Yield the sequences of Parquet files.
 
     Raises:
-        DataError: If there is no file, or its columns are others.
+        DataError: If there is no file, or its columns are not supported.
     """
     parquet = imported("pyarrow.parquet", package="pyarrow", extra="datasets", use="Parquet files")
     files = [source] if source.is_file() else sorted(source.glob("*.parquet"))
@@ -179,47 +184,51 @@ def _from_parquet(source: Path, config: Compression | None) -> Iterator[Spoken]:
                 f"'compression_config.yaml' beside it for packed ones; got {sorted(names)}"
             )
         for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns):
-            for ids, first, second in zip(*(one.to_pylist() for one in batch), strict=True):
-                yield _parquet_row(ids, first, second, config if "token_ids" not in names else None)
+            # Raw columns need no configuration, even if a file of it lies beside them.
+            row_config = None if "token_ids" in names else config
+            for ids, *values in zip(*(column.to_pylist() for column in batch), strict=True):
+                yield _parquet_row(ids, *values, config=row_config)
 
 
 def _parquet_row(
-    ids: list[int], first: list[Any], second: list[Any], config: Compression | None
-) -> Spoken:
+    ids: list[int], first: Rows, second: Rows, *, config: Compression | None
+) -> ScoredSequence:
+    # The packed and the raw columns are in opposite order.
     if config is None:
-        classes, log_known = torch.tensor(first), torch.tensor(second).float()
+        classes, log_probabilities = torch.tensor(first), torch.tensor(second).float()
     else:
-        log_known = config.log_probabilities(torch.tensor(first, dtype=torch.uint8))
+        log_probabilities = config.log_probabilities(torch.tensor(first, dtype=torch.uint8))
         classes = config.classes(torch.tensor(second, dtype=torch.uint8))
-    return Spoken(ids=tuple(ids), classes=classes, log_known=log_known)
+    return ScoredSequence(ids=tuple(ids), classes=classes, log_probabilities=log_probabilities)
 
 
-def _from_lines(path: Path) -> Iterator[Spoken]:
+def _read_lines(path: Path) -> Iterator[ScoredSequence]:
     """Yield the sequences of a file of JSON lines.
 
     Raises:
-        DataError: If a line is another layout; it is numbered.
+        DataError: If a line has another layout; the message has its number.
     """
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:
-            for answer in _answers(from_json(line)):
-                yield _line(answer)
+            for record in _response_records(from_json(line)):
+                yield _parse_record(record)
+        # Malformed JSON can fail anywhere in the parsing, so all of these mean a wrong layout.
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            said = error if isinstance(error, DataError) else repr(error)
+            cause = error if isinstance(error, DataError) else repr(error)
             raise DataError(
                 f"line {number} of {str(path)!r} must hold token ids and their log-probabilities "
-                f"as vLLM writes them: {said}"
+                f"as vLLM writes them: {cause}"
             ) from None
 
 
-def _answers(line: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Yield what a line holds: itself, or the choices of a server's whole answer.
+def _response_records(line: Record) -> Iterator[Record]:
+    """Yield the records of a line: itself, or the choices of a complete server response.
 
-    A batch of requests is answered with `response.body` around each answer. What stands beside the
-    choices, as the ids of a chat, belongs to all of them.
+    Batches of requests have `response.body` around each response. Values beside the choices, as the
+    ids of a chat, belong to all choices.
 
     Raises:
-        DataError: If a server has not returned the ids.
+        DataError: If the server did not return the ids.
     """
     response = line.get("response")
     body = response["body"] if isinstance(response, Mapping) else line
@@ -229,48 +238,55 @@ def _answers(line: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     names = {"prompt_token_ids", "prompt_logprobs"}
     shared = {name: body[name] for name in names if body.get(name) is not None}
     for choice in body["choices"]:
-        answer = shared | {name: choice[name] for name in names if choice.get(name) is not None}
-        if answer.keys() != names:
+        record = shared | {name: choice[name] for name in names if choice.get(name) is not None}
+        if record.keys() != names:
             raise DataError(
-                f"an answer with 'choices' must hold 'prompt_token_ids' and 'prompt_logprobs', "
+                f"a response with 'choices' must hold 'prompt_token_ids' and 'prompt_logprobs', "
                 f"which vLLM's server returns if the request has 'return_token_ids': true and "
                 f"'prompt_logprobs'; got {sorted(choice)}"
             )
-        yield answer
+        yield record
 
 
-def _line(found: Mapping[str, Any]) -> Spoken:
-    """Return what one line tells.
+def _parse_record(record: Record) -> ScoredSequence:
+    """Return the sequence of a record.
 
     Raises:
-        DataError: If it cannot be told which position an entry means.
+        DataError: If the positions of its entries are ambiguous.
     """
-    ids = found["prompt_token_ids"] if "prompt_token_ids" in found else found["input_ids"]
-    told = found["prompt_logprobs"] if "prompt_logprobs" in found else found["logprobs"]
-    if told and told[0] is None:
-        told = told[1:]
-    if len(told) >= len(ids):
+    ids = record["prompt_token_ids"] if "prompt_token_ids" in record else record["input_ids"]
+    entries = record["prompt_logprobs"] if "prompt_logprobs" in record else record["logprobs"]
+    # The first token has no context. Without its null, entry i predicts id i + 1, as rows do here.
+    if entries and entries[0] is None:
+        entries = entries[1:]
+    if len(entries) >= len(ids):
         raise DataError(
-            f"'logprobs' must begin with null, or be fewer than the {len(ids)} ids; got {len(told)}"
+            f"'logprobs' must begin with null, or be fewer than the {len(ids)} ids; got "
+            f"{len(entries)}"
         )
-    rows = [sorted(_known(entry), key=lambda one: -one[1]) for entry in told]
-    most = max(map(len, rows), default=0)
-    classes = torch.zeros(len(rows), most, dtype=torch.int64)
-    log_known = torch.full((len(rows), most), float("-inf"))
-    for row, known in enumerate(rows):
-        for place, (number, likely) in enumerate(known):
-            classes[row, place], log_known[row, place] = number, likely
-    return Spoken(ids=tuple(map(int, ids)), classes=classes, log_known=log_known)
+    # The codec expects the most likely class first; servers do not promise an order.
+    rows = [sorted(_class_scores(entry), key=lambda score: -score[1]) for entry in entries]
+    longest = max(map(len, rows), default=0)
+    classes = torch.zeros(len(rows), longest, dtype=torch.int64)
+    log_probabilities = torch.full((len(rows), longest), float("-inf"))
+    for row, scores in enumerate(rows):
+        for place, (number, score) in enumerate(scores):
+            classes[row, place], log_probabilities[row, place] = number, score
+    return ScoredSequence(
+        ids=tuple(map(int, ids)), classes=classes, log_probabilities=log_probabilities
+    )
 
 
-def _known(entry: Any) -> Iterable[tuple[int, float]]:  # noqa: ANN401 - parsed JSON
-    """Yield the ids of one position with their log-probabilities."""
+def _class_scores(entry: object) -> Iterable[tuple[int, float]]:
+    """Yield the ids of a position with their log-probabilities."""
     if isinstance(entry, Mapping):
-        for number, told in entry.items():
-            if isinstance(told, Mapping) and (told.get("rank") or 0) > len(entry):
-                # The id that came next is told even if it is none of the most likely.
-                continue
-            yield int(number), float(told["logprob"] if isinstance(told, Mapping) else told)
+        for number, score in entry.items():
+            if not isinstance(score, Mapping):
+                yield int(number), float(score)
+            # vLLM adds the actual next id even if it is not among the k most likely ones. With it,
+            # rows would differ in length, and its rank would be wrong.
+            elif (score.get("rank") or 0) <= len(entry):
+                yield int(number), float(score["logprob"])
     else:
-        for told in entry:
-            yield int(str(told["token"]).removeprefix("token_id:")), float(told["logprob"])
+        for score in cast("Iterable[Record]", entry):
+            yield int(str(score["token"]).removeprefix("token_id:")), float(score["logprob"])

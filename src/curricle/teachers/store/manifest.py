@@ -1,15 +1,16 @@
 """Manifest of a folder of stored targets.
 
-`manifest.json` holds whose targets they are (a digest of the teacher's weights, its taps), of which
-data (digests of the data and of the tokenizer), how they were made and packed (one `Section` for
-each kind of target), and every file with its size and SHA-256. A reader needs nothing else.
+`manifest.json` describes the teacher (digests of its weights, its taps), the data (digests of the
+stream and of the tokenizer), the kinds of targets and their compression (one `TargetSet` each), and
+every file with its size and SHA-256. Reading needs nothing else.
 
 Axes: example (rows of a batch), row (counted positions of all examples).
 
-Design: the manifest is written after each shard, in one step. What it does not list does not exist,
-so a capture that was killed goes on after its last whole shard. A section that was once captured to
-its end stays readable, whatever becomes of later captures into the same folder. The manifest ends
-with a check of itself, and no file that it lists may lie outside of its folder.
+Design: the manifest is written atomically after each shard. A file that it does not list is
+ignored, so a killed capture continues after its last complete shard. A target set that was once
+captured to its end stays readable, whatever happens to later captures into the same folder. The
+manifest ends with a checksum of itself, and every listed file must lie in its folder. On disk,
+target sets are named sections and their keys facts.
 """
 
 from collections.abc import Iterable
@@ -30,56 +31,56 @@ from curricle.values import Plain, fingerprint, parse, plain, value
 
 MANIFEST = "manifest.json"
 DRAW = "projection_"
-"""How facts begin that tell one draw of a projection from another."""
+"""Prefix of the entries of a key that identify a random projection."""
 CALIBRATION = "calibrated_on"
-"""Fact that tells on which stream an objective was calibrated, if it was."""
+"""Entry of a key with the stream of a calibrated objective's statistics."""
 
 
 @final
 @value
 class TeacherFacts:
-    """Whose targets are stored."""
+    """Description of the teacher."""
 
     weights: dict[str, str] = Field(default_factory=dict)
-    """SHA-256 of the weights by reference; empty if the targets were made elsewhere."""
+    """SHA-256 of the weights by reference; empty for imported targets."""
     taps: tuple[str, ...] = ()
     """Places of the numbered taps, from 0 on; empty if they have no numbers."""
     is_residual: bool = False
     """Whether the taps lie on one residual stream."""
     parameters: int = 0
-    """Number of parameters; 0 if it is not known."""
+    """Number of parameters; 0 if unknown."""
     precision: str = ""
-    """Precision of the teacher's passes."""
+    """Precision of the teacher's forward passes."""
 
 
 @final
 @value
 class DataFacts:
-    """Of which data."""
+    """Description of the data."""
 
     name: str = ""
-    """The data in a few words."""
+    """Short name of the data."""
     fingerprint: str = ""
-    """Digest of the stream that was captured; empty if the targets were made elsewhere."""
+    """Digest of the captured stream; empty for imported targets."""
     tokenizer: str = ""
-    """SHA-256 of the tokenizer; empty if there is none, or none is known."""
+    """SHA-256 of the tokenizer; empty if there is none or it is unknown."""
 
 
 @final
 @value
-class Section:
-    """One kind of target."""
+class TargetSet:
+    """One kind of target of one teacher."""
 
     reference: Reference = "final"
-    """Which teacher was asked."""
+    """The finished teacher or the step of a checkpoint."""
     facts: Plain
-    """What the targets are, as the objective says it: tap, projection and its draw, or classes."""
+    """Key of the targets, from the objective: tap, projection and its draw, or classes."""
     selected: bool
     """Whether rows are those of selected positions; else of all with data, or the first of them."""
     codec: Codec
-    """How they are packed."""
+    """Compression."""
     width: int = Field(gt=0)
-    """Numbers of a row before it was packed: width of a state, or classes."""
+    """Numbers per row before compression: width of a state, or number of classes."""
 
     def __post_init__(self) -> None:
         """Check that the targets have a kind, with which the names of their files begin.
@@ -96,53 +97,57 @@ class Section:
 
     @property
     def name(self) -> str:
-        """Return what its files begin with: the kind and a digest of all but the codec."""
-        told = [self.reference, self.facts, self.selected]
-        return f"{self.facts['kind']}-{fingerprint(told)[:8]}"
+        """Return the prefix of its file names: the kind and a digest of all but the codec."""
+        # Without the codec, a capture with another codec into the same folder collides and is
+        # refused, instead of leaving two sets that both serve an objective.
+        identity = [self.reference, self.facts, self.selected]
+        return f"{self.facts['kind']}-{fingerprint(identity)[:8]}"
 
     @property
     def is_sparse(self) -> bool:
-        """Return whether only some classes of a row are kept."""
+        """Return whether only some classes of a row are stored."""
         return self.codec.kind in {"sampled", "top_k"}
 
-    def matches(self, reference: Reference, facts: Plain, *, but: tuple[str, ...] = ()) -> bool:
+    def matches(self, reference: Reference, key: Plain, *, but: tuple[str, ...] = ()) -> bool:
         """Return whether the targets serve an objective.
 
         Args:
-            reference: The teacher that it asks.
-            facts: What it says of its targets.
-            but: Beginnings of facts that may differ.
+            reference: The teacher of its stage.
+            key: Key of its targets.
+            but: Prefixes of entries of the key that may differ.
         """
-        own, wanted = (
-            {name: found for name, found in one.items() if not name.startswith(but)}
-            for one in (self.facts, facts)
+        stored, required = (
+            {name: entry for name, entry in entries.items() if not name.startswith(but)}
+            for entries in (self.facts, key)
         )
-        return self.reference == reference and own == wanted
+        return self.reference == reference and stored == required
 
     def __str__(self) -> str:
-        """Return what it is in a few words."""
-        told = " ".join(f"{name}={found}" for name, found in self.facts.items() if name != "kind")
-        where = "selected" if self.selected else "all"
-        return f"{self.facts['kind']} of {self.reference}, {where} positions, {told}"
+        """Return a short description."""
+        key = " ".join(f"{name}={entry}" for name, entry in self.facts.items() if name != "kind")
+        positions = "selected" if self.selected else "all"
+        return f"{self.facts['kind']} of {self.reference}, {positions} positions, {key}"
 
 
-def facts_of(objective: BoundObjective, stream: str) -> Plain:
-    """Return what an objective says of its targets, and on what it is calibrated if it is to be.
+def target_key(objective: BoundObjective, stream: str) -> Plain:
+    """Return the key of an objective's targets, with the stream if it awaits calibration.
 
     Args:
         objective: A bound objective.
-        stream: Digest of the stream that it reads.
+        stream: Digest of the stream of its run.
 
     Raises:
-        BindError: If it says nothing.
+        BindError: If it has no 'target_facts'.
     """
-    calibrated = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
+    # Statistics of other data give other targets, even of the same teacher and examples.
+    calibration = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
+    # Users' objectives need not support stored targets.
     if not conforms(objective, Storable):
         raise BindError(
-            f"{type(objective).__name__!r} must say its 'target_facts' to have targets stored or "
-            f"to read stored ones; it does not"
+            f"{type(objective).__name__!r} must have 'target_facts' to store targets or to read "
+            f"stored ones; it has none"
         )
-    return {**objective.target_facts, **calibrated}
+    return {**objective.target_facts, **calibration}
 
 
 @final
@@ -153,7 +158,7 @@ class Shard:
     file: str
     """Name in the folder."""
     section: str
-    """Name of the section."""
+    """Name of the target set."""
     examples: int = Field(ge=0)
     """Number of examples."""
     rows: int = Field(ge=0)
@@ -167,66 +172,68 @@ class Shard:
 @final
 @value
 class Manifest:
-    """All that is known of a folder of stored targets."""
+    """Description of a folder of stored targets."""
 
     format: Literal[1] = 1
     """Version of the layout."""
     teacher: TeacherFacts = TeacherFacts()
-    """Whose targets."""
+    """The teacher."""
     data: DataFacts = DataFacts()
-    """Of which data."""
-    sections: tuple[Section, ...] = ()
-    """The kinds of targets."""
+    """The data."""
+    sections: tuple[TargetSet, ...] = ()
+    """The target sets."""
     shards: tuple[Shard, ...] = ()
     """The files."""
     finished: dict[str, int] = Field(default_factory=dict)
-    """Files that each section had when a capture of it last came to its end."""
+    """Number of files of each target set at the end of its last finished capture."""
 
     @property
     def is_complete(self) -> bool:
-        """Return whether all sections are whole."""
-        return all(map(self.is_whole, self.sections))
+        """Return whether all target sets are complete."""
+        return all(map(self.has_all, self.sections))
 
-    def is_whole(self, section: Section) -> bool:
-        """Return whether a capture came to its end when all files of a section were there."""
-        return self.finished.get(section.name) == len(self.of(section))
+    def has_all(self, target_set: TargetSet) -> bool:
+        """Return whether no files were added to a target set since a finished capture."""
+        return self.finished.get(target_set.name) == len(self.of(target_set))
 
-    def is_readable(self, section: Section) -> bool:
-        """Return whether a section was captured to its end; later files do not change that."""
-        return section.name in self.finished
+    def is_readable(self, target_set: TargetSet) -> bool:
+        """Return whether a target set was captured to its end; later files do not change that."""
+        return target_set.name in self.finished
 
-    def fingerprint(self, sections: Iterable[Section]) -> str:
-        """Return a digest of what some kinds of targets depend on, but not of which are there.
+    def fingerprint(self, target_sets: Iterable[TargetSet]) -> str:
+        """Return a digest of the dependencies of target sets, not of their examples.
 
         Args:
-            sections: The kinds that are read; what else is stored does not matter.
+            target_sets: The target sets of a run; others do not enter.
         """
-        read = {section.name: section for section in sections}
-        asked = {str(section.reference) for section in read.values()}
-        weights = {name: one for name, one in self.teacher.weights.items() if name in asked}
+        # Neither data nor shards enter: a run may be resumed after more targets were captured.
+        by_name = {target_set.name: target_set for target_set in target_sets}
+        references = {str(target_set.reference) for target_set in by_name.values()}
+        weights = {name: sha for name, sha in self.teacher.weights.items() if name in references}
         teacher = replace(self.teacher, weights=weights)
-        return fingerprint([plain(teacher), {name: plain(one) for name, one in read.items()}])
+        sets = {name: plain(target_set) for name, target_set in by_name.items()}
+        return fingerprint([plain(teacher), sets])
 
-    def section(self, name: str) -> Section | None:
-        """Return the section of a name; None if there is none."""
-        return next((one for one in self.sections if one.name == name), None)
+    def target_set(self, name: str) -> TargetSet | None:
+        """Return the target set of a name; None if there is none."""
+        return next((target_set for target_set in self.sections if target_set.name == name), None)
 
-    def of(self, section: Section) -> tuple[Shard, ...]:
-        """Return the files of a section."""
-        return tuple(one for one in self.shards if one.section == section.name)
+    def of(self, target_set: TargetSet) -> tuple[Shard, ...]:
+        """Return the files of a target set."""
+        return tuple(shard for shard in self.shards if shard.section == target_set.name)
 
     def with_shard(self, shard: Shard) -> "Manifest":
-        """Return the manifest with one more file."""
+        """Return the manifest with an additional file."""
         return replace(self, shards=(*self.shards, shard))
 
-    def with_end(self, sections: Iterable[Section]) -> "Manifest":
-        """Return the manifest after a capture of some sections that has come to its end."""
-        ends = {one.name: len(self.of(one)) for one in sections}
-        return replace(self, finished={**self.finished, **ends})
+    def with_finished(self, target_sets: Iterable[TargetSet]) -> "Manifest":
+        """Return the manifest after a finished capture of target sets."""
+        counts = {target_set.name: len(self.of(target_set)) for target_set in target_sets}
+        return replace(self, finished={**self.finished, **counts})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of a folder in one step."""
+    """Write the manifest of a folder atomically."""
     write_sealed(folder / MANIFEST, plain(manifest))
 
 
@@ -239,13 +246,14 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
-        # Version 0.1 wrote no check.
+        # Version 0.1 wrote no checksum.
         manifest: Manifest = parse(Manifest, read_sealed(path, needs_check=False))
     except (OSError, ValueError, CurricleError) as error:
         raise CheckpointError(
             f"{str(path)!r} must describe stored targets, as 'curricle targets capture' writes "
             f"it: {reason(error)}; capture into a new folder"
         ) from None
+    # A manifest from elsewhere must not make this process read, or a repair delete, other files.
     for shard in manifest.shards:
         inside(folder, shard.file)
     return manifest

@@ -1,7 +1,7 @@
-"""How are whole numbers of any width put into bytes without waste?
+"""Bit packing of whole numbers.
 
-The numbers of a row follow one another, each with its highest bit first, and the last byte is
-filled with zeros. An id of a vocabulary of 128k takes 17 bits instead of 32.
+The numbers of a row follow one another, each with its highest bit first; zeros fill the last byte.
+An id of a vocabulary of 128k takes 17 bits instead of 32.
 
 Axes: row, number (of a row), byte.
 """
@@ -12,45 +12,48 @@ from torch import Tensor
 from torch.nn import functional
 
 MOST_BITS = 48
-"""Bits of the largest numbers; with the neighbors in their bytes they still fit into 64."""
+"""Maximum bits of a number: with the bits of its neighbors in the same bytes it fits into 64."""
 
 
 def bits_of(num_classes: int) -> int:
-    """Return the bits of one class number; at least 1."""
+    """Return the number of bits of a class id, at least 1."""
     return max(1, (num_classes - 1).bit_length())
 
 
 def packed(numbers: Int[Tensor, "row number"], bits: int) -> UInt8[Tensor, "row byte"]:
-    """Return numbers in bytes.
+    """Return numbers packed into bytes.
 
     Args:
-        numbers: Not negative and less than two to the power of `bits`.
-        bits: Of each number, 1 to `MOST_BITS`.
+        numbers: Numbers from 0 to 2**bits - 1.
+        bits: Bits per number, 1 to `MOST_BITS`.
     """
     device = numbers.device
     highest_first = torch.arange(bits - 1, -1, -1, device=device)
-    single = ((numbers.unsqueeze(-1) >> highest_first) & 1).flatten(1)
-    filled = functional.pad(single, (0, -single.shape[1] % 8)).unflatten(1, (-1, 8))
-    joined: Tensor = (filled << torch.arange(7, -1, -1, device=device)).sum(-1)
-    return joined.to(torch.uint8)
+    single_bits = ((numbers.unsqueeze(-1) >> highest_first) & 1).flatten(1)
+    # Each row begins at a byte of its own, so that rows can be read without their neighbors.
+    octets = functional.pad(single_bits, (0, -single_bits.shape[1] % 8)).unflatten(1, (-1, 8))
+    content: Tensor = (octets << torch.arange(7, -1, -1, device=device)).sum(-1)
+    return content.to(torch.uint8)
 
 
 def unpacked(
     content: UInt8[Tensor, "row byte"], bits: int, count: int
 ) -> Int[Tensor, "row number"]:
-    """Return the numbers in bytes that `packed` has made.
+    """Return the numbers in bytes written by `packed`.
 
     Args:
         content: The bytes.
-        bits: Of each number.
-        count: Numbers of a row.
+        bits: Bits per number.
+        count: Numbers per row.
     """
     device = content.device
     starts = torch.arange(count, device=device) * bits
-    # As many bytes as a number may touch, from its first one on.
-    touched = (bits + 14) // 8
-    places = (starts // 8).unsqueeze(-1) + torch.arange(touched, device=device)
-    whole = functional.pad(content, (0, touched))[:, places].long()
-    joined: Tensor = (whole << torch.arange(8 * (touched - 1), -1, -8, device=device)).sum(-1)
-    shifted: Tensor = joined >> (8 * touched - bits - starts % 8)
+    # A number that begins at the last bit of a byte touches the most bytes.
+    num_bytes = (bits + 14) // 8
+    places = (starts // 8).unsqueeze(-1) + torch.arange(num_bytes, device=device)
+    # Padding keeps the window of the last number inside of the row.
+    windows = functional.pad(content, (0, num_bytes))[:, places].long()
+    joined: Tensor = (windows << torch.arange(8 * (num_bytes - 1), -1, -8, device=device)).sum(-1)
+    # The shift drops the bits of the next number, the mask those of the previous one.
+    shifted: Tensor = joined >> (8 * num_bytes - bits - starts % 8)
     return shifted & ((1 << bits) - 1)

@@ -1,14 +1,14 @@
-"""Files of stored targets, in which rows are found by their example.
+"""Files of stored targets, with rows indexed by example.
 
-A shard is one safetensors file with `keys` (one a row of it, see `data.example_keys`), `counts`
-(rows of each example) and what the codec keeps of the rows. Shards are mapped into memory, so a
-store may be larger than it; of every example only its key and its place are held.
+A shard is a safetensors file with `keys` (of each example, see `data.example_keys`), `counts` (rows
+of each example) and the encoded rows. Shards are memory-mapped, so a store may exceed the memory;
+only the key and the place of every example are in memory.
 
 Axes: example (rows of a batch), row (counted positions of all examples).
 
-Design: a shard is written beside its final name and renamed, then listed in the manifest. So a
-kill costs at most the rows of one shard, and nothing is read that is not whole. Who adds to a store
-checks the hashes of the files that are there, since they are counted as done.
+Design: a shard is written beside its final name, renamed, then listed in the manifest. So a killed
+process loses at most the rows of one shard, and incomplete files are never read. Adding to a store
+verifies the hashes of its files, because their examples are not captured again.
 """
 
 import re
@@ -28,132 +28,148 @@ from curricle.files import content_digest, inside, remove_leftovers
 from curricle.models.weights import save_tensors
 from curricle.seeding import numpy_generator
 from curricle.teachers.store.codecs import Entries, Uniforms
-from curricle.teachers.store.manifest import MANIFEST, Manifest, Section, Shard, write_manifest
+from curricle.teachers.store.manifest import MANIFEST, Manifest, Shard, TargetSet, write_manifest
 
 SHARD_BYTES = 2**26
-"""Bytes of targets that are collected before they are written."""
+"""Bytes of targets that are collected in memory before a file is written."""
 
 
 def uniforms(
-    section: Section, keys: Shaped[np.ndarray, " example"], counts: Int[np.ndarray, " example"]
+    target_set: TargetSet, keys: Shaped[np.ndarray, " example"], counts: Int[np.ndarray, " example"]
 ) -> Uniforms:
-    """Return the random numbers of the rows of some examples, which depend on nothing else.
+    """Return a source of random numbers for the rows of examples.
 
     Args:
-        section: What is stored; its codec may have a seed.
-        keys: Of the examples.
-        counts: Rows of each.
+        target_set: The target set; its codec may have a seed.
+        keys: Keys of the examples.
+        counts: Rows of each example.
     """
-    seed = getattr(section.codec, "seed", 0)
+    seed = getattr(target_set.codec, "seed", 0)
 
-    def drawn(number: int) -> Float64[np.ndarray, "row draw"]:
+    def draw(num_samples: int) -> Float64[np.ndarray, "row draw"]:
+        # One generator per example, seeded by its key: the same samples in every batch and epoch,
+        # for every number of processes, and after a capture that was continued.
         words = np.ascontiguousarray(keys).view("<u4").reshape(-1, KEY_BYTES // 4)
-        parts = [
-            numpy_generator(seed, "targets", *map(int, word)).random((int(count), number))
+        uniforms_per_example = [
+            numpy_generator(seed, "targets", *map(int, word)).random((int(count), num_samples))
             for word, count in zip(words, counts, strict=True)
         ]
-        return np.concatenate(parts) if parts else np.empty((0, number))
+        # `concatenate` refuses an empty list, which a batch without new examples gives.
+        if not uniforms_per_example:
+            return np.empty((0, num_samples))
+        return np.concatenate(uniforms_per_example)
 
-    return drawn
+    return draw
 
 
 @final
 class ShardWriter:
-    """Writes targets into a folder, or adds to those that are there."""
+    """Writer of a new store or of additions to an existing one."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, shard_bytes: int = SHARD_BYTES) -> None:
-        """Begin or go on with a folder.
+        """Open a folder for writing.
 
         Args:
-            folder: Where the store is or will be.
-            manifest: What it is to hold; shards are those that are there.
+            folder: Folder of the store.
+            manifest: Target sets of the store; its shards are the existing ones.
             shard_bytes: Bytes after which a file is written.
         """
         self._folder, self._shard_bytes = folder, shard_bytes
-        # Whoever adds to a store holds its lock, so nobody else is writing.
+        # The caller has the lock of the store, so no other process owns these temporary files.
         remove_leftovers(folder, rf"{re.escape(MANIFEST)}|[\w-]+\.safetensors")
         self.manifest = manifest
-        self._known = {one.name: _known_keys(folder, manifest, one) for one in manifest.sections}
-        self._pending: dict[str, list[dict[str, Tensor]]] = {one: [] for one in self._known}
-        # Until there is more to read, what a manifest says of a folder stays true.
+        self._stored_keys = {
+            target_set.name: _read_keys(folder, manifest, target_set)
+            for target_set in manifest.sections
+        }
+        self._pending: dict[str, list[dict[str, Tensor]]] = {name: [] for name in self._stored_keys}
+        # An existing manifest is replaced only with the first new shard: until then it is right,
+        # and a failing capture leaves the folder unchanged.
         if not (folder / MANIFEST).is_file():
             write_manifest(folder, manifest)
 
-    def lacks(
-        self, section: Section, keys: Shaped[np.ndarray, " example"]
+    def find_missing(
+        self, target_set: TargetSet, keys: Shaped[np.ndarray, " example"]
     ) -> Shaped[np.ndarray, " example"]:
-        """Return for each example whether its targets are not there yet, nor earlier in the row."""
-        known = self._known[section.name]
-        wanted = np.zeros(len(keys), dtype=np.bool_)
-        wanted[np.unique(keys, return_index=True)[1]] = True
-        return wanted & np.array([bytes(key) not in known for key in _whole(keys)], dtype=np.bool_)
+        """Return a mask of the examples to store: neither stored nor earlier in the batch."""
+        stored = self._stored_keys[target_set.name]
+        is_first = np.zeros(len(keys), dtype=np.bool_)
+        is_first[np.unique(keys, return_index=True)[1]] = True
+        is_new = [bytes(key) not in stored for key in _raw_bytes(keys)]
+        return is_first & np.array(is_new, dtype=np.bool_)
 
     def add(
         self,
-        section: Section,
+        target_set: TargetSet,
         keys: Shaped[np.ndarray, " example"],
         counts: Int[np.ndarray, " example"],
         entries: Entries,
     ) -> None:
-        """Add the targets of examples that are not there yet.
+        """Add targets of examples that are not stored yet.
 
         Args:
-            section: Which kind of target.
-            keys: Of the examples.
-            counts: Rows of each.
-            entries: What the codec keeps of all rows, example after example.
+            target_set: The target set.
+            keys: Keys of the examples.
+            counts: Rows of each example.
+            entries: Encoded rows of all examples, in their order.
         """
-        self._known[section.name].update(bytes(key) for key in _whole(keys))
-        part = {name: one.detach().cpu() for name, one in entries.items()}
-        part["keys"] = torch.from_numpy(_whole(keys).view(np.uint8).reshape(-1, KEY_BYTES).copy())
-        part["counts"] = torch.from_numpy(counts.astype(np.int32))
-        pending = self._pending[section.name]
-        pending.append(part)
-        held = sum(one.nbytes for kept in pending for one in kept.values())
-        if held >= self._shard_bytes:
-            self._write(section)
+        raw_keys = _raw_bytes(keys)
+        # Pending examples count as stored, or their repetition in the next batch would be added.
+        self._stored_keys[target_set.name].update(bytes(key) for key in raw_keys)
+        tensors = {name: entry.detach().cpu() for name, entry in entries.items()}
+        tensors["keys"] = torch.from_numpy(raw_keys.view(np.uint8).reshape(-1, KEY_BYTES).copy())
+        tensors["counts"] = torch.from_numpy(counts.astype(np.int32))
+        pending = self._pending[target_set.name]
+        pending.append(tensors)
+        num_bytes = sum(tensor.nbytes for batch in pending for tensor in batch.values())
+        if num_bytes >= self._shard_bytes:
+            self._write(target_set)
 
-    def finish(self, sections: Sequence[Section]) -> Manifest:
-        """Return the manifest after writing what is left, and that some sections are complete.
+    def finish(self, target_sets: Sequence[TargetSet]) -> Manifest:
+        """Return the manifest after writing pending targets and marking target sets as finished.
 
         Args:
-            sections: All to which targets were added, and those of which none were lacking.
+            target_sets: The target sets of the capture, also those without new targets.
         """
-        for section in sections:
-            if self._pending[section.name]:
-                self._write(section)
-        self.manifest = self.manifest.with_end(sections)
+        for target_set in target_sets:
+            if self._pending[target_set.name]:
+                self._write(target_set)
+        self.manifest = self.manifest.with_finished(target_sets)
         write_manifest(self._folder, self.manifest)
         return self.manifest
 
-    def _write(self, section: Section) -> None:
-        parts = self._pending[section.name]
-        joined = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
-        number = len(self.manifest.of(section))
-        path = self._folder / f"{section.name}-{number:05d}.safetensors"
-        save_tensors(joined, path, metadata={"section": section.name})
+    def _write(self, target_set: TargetSet) -> None:
+        pending = self._pending[target_set.name]
+        tensors = {
+            name: torch.cat([batch[name] for batch in pending]).contiguous() for name in pending[0]
+        }
+        number = len(self.manifest.of(target_set))
+        path = self._folder / f"{target_set.name}-{number:05d}.safetensors"
+        save_tensors(tensors, path, metadata={"section": target_set.name})
         shard = Shard(
             file=path.name,
-            section=section.name,
-            examples=len(joined["counts"]),
-            rows=int(joined["counts"].sum()),
+            section=target_set.name,
+            examples=len(tensors["counts"]),
+            rows=int(tensors["counts"].sum()),
             size=path.stat().st_size,
             sha256=content_digest(path),
         )
+        # The manifest follows the file: after a kill between the two, the unlisted file is
+        # overwritten by the next shard of the same number.
         self.manifest = self.manifest.with_shard(shard)
         write_manifest(self._folder, self.manifest)
-        parts.clear()
+        pending.clear()
 
 
-def _known_keys(folder: Path, manifest: Manifest, section: Section) -> set[bytes]:
-    for shard in manifest.of(section):
+def _read_keys(folder: Path, manifest: Manifest, target_set: TargetSet) -> set[bytes]:
+    for shard in manifest.of(target_set):
         check_content(folder, shard)
-    found = [opened(folder, shard)["keys"].numpy() for shard in manifest.of(section)]
-    return {bytes(key) for part in found for key in part}
+    shards = [open_shard(folder, shard)["keys"].numpy() for shard in manifest.of(target_set)]
+    return {bytes(key) for keys in shards for key in keys}
 
 
-def _whole(keys: Shaped[np.ndarray, " example"]) -> Shaped[np.ndarray, " example"]:
-    """Return keys in a type of which no zero at the end is lost."""
+def _raw_bytes(keys: Shaped[np.ndarray, " example"]) -> Shaped[np.ndarray, " example"]:
+    """Return keys as raw bytes; numpy's byte strings would drop zeros at their ends."""
     return np.ascontiguousarray(keys).view(f"V{KEY_BYTES}")
 
 
@@ -161,55 +177,57 @@ def check_content(folder: Path, shard: Shard) -> None:
     """Check the content of a file against the manifest.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or another one.
+        CheckpointError: If the file is missing or its content differs.
     """
     path = inside(folder, shard.file)
+    # The size alone reveals most damage, before the whole file is hashed.
     _check_size(path, shard)
     if (digest := content_digest(path)) != shard.sha256:
-        expected, found = f"the SHA-256 {shard.sha256[:16]}...", f"{digest[:16]}..."
-        raise CheckpointError(_contradiction(path, f"must have {expected}", found))
+        rule = f"must have the SHA-256 {shard.sha256[:16]}..."
+        raise CheckpointError(_contradiction(path, rule, f"{digest[:16]}..."))
 
 
 def _check_size(path: Path, shard: Shard) -> None:
-    """Check that a file is there, with the size that the manifest lists.
+    """Check that a file exists with the size in the manifest.
 
     Raises:
         CheckpointError: If not.
     """
     size = path.stat().st_size if path.is_file() else None
     if size != shard.size:
-        found = "no file" if size is None else str(size)
-        raise CheckpointError(_contradiction(path, f"must hold {shard.size} bytes", found))
+        actual = "no file" if size is None else str(size)
+        raise CheckpointError(_contradiction(path, f"must hold {shard.size} bytes", actual))
 
 
-def _contradiction(path: Path, rule: str, found: str) -> str:
-    """Return the sentence about a file and a manifest of which either may be the wrong one."""
+def _contradiction(path: Path, rule: str, actual: str) -> str:
+    """Return an error sentence for a file and a manifest; either may be the wrong one."""
     return (
-        f"{str(path)!r} {rule} as {str(path.with_name(MANIFEST))!r} says; got {found}; one of the "
-        f"two is damaged or of another store: restore it, or capture into a new folder"
+        f"{str(path)!r} {rule} as listed in {str(path.with_name(MANIFEST))!r}; got {actual}; one "
+        f"of the two is damaged or of another store: restore it, or capture into a new folder"
     )
 
 
-def opened(folder: Path, shard: Shard) -> dict[str, Tensor]:
-    """Return the tensors of a shard, mapped from disk.
+def open_shard(folder: Path, shard: Shard) -> dict[str, Tensor]:
+    """Return the memory-mapped tensors of a shard.
 
     Raises:
-        CheckpointError: If the file is missing, of another size, or not as the manifest says.
+        CheckpointError: If the file is missing, or its size or shapes differ from the manifest.
     """
     path = inside(folder, shard.file)
     _check_size(path, shard)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(
             f"{str(path)!r} must be a safetensors file: {error}; restore it, or capture into a new "
             f"folder"
         ) from None
-    sizes = {name: len(one) for name, one in found.items()}
-    told = sizes.pop("keys", None), sizes.pop("counts", None), *sizes.values()
-    wanted = shard.examples, shard.examples, *(shard.rows for _ in sizes)
-    if told != wanted:
+    # Everything but the keys and counts of examples has one entry a row.
+    sizes = {name: len(tensor) for name, tensor in tensors.items()}
+    actual = sizes.pop("keys", None), sizes.pop("counts", None), *sizes.values()
+    expected = shard.examples, shard.examples, *(shard.rows for _ in sizes)
+    if actual != expected:
         rule = f"must hold {shard.examples} examples and {shard.rows} rows"
-        raise CheckpointError(_contradiction(path, rule, str(told)))
-    return found
+        raise CheckpointError(_contradiction(path, rule, str(actual)))
+    return tensors

@@ -247,7 +247,7 @@ def _unequal(first: int, other: int, where: str) -> str:
 
 def has_token_lengths(stages: Sequence[Stage]) -> bool:
     """Return whether the length of a stage is declared in tokens."""
-    return any(stage.duration.unit == "tokens" for stage in stages)
+    return any(stage.duration.at_most.unit == "tokens" for stage in stages)
 
 
 def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:

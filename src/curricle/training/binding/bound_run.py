@@ -10,7 +10,6 @@ Design: what a stage reaches is found by running one step of it and asking autog
 right for every module, tied weights and unused branches included.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.curriculum.durations import Duration, Unit
+from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
@@ -75,6 +74,7 @@ from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state, surrounding_notes
 from curricle.training.process.costs import Meter
 from curricle.training.settings import EngineSettings
+from curricle.training.timeline import Span, check_rule, plan_spans
 
 
 @final
@@ -84,10 +84,8 @@ class BoundStage:
 
     declared: Stage
     """The stage as declared."""
-    start: int
-    """First step of the stage, counted over the whole run."""
-    end: int
-    """Step after the last."""
+    span: Span
+    """Planned steps of the stage; a `Timeline` has the real ones."""
     terms: tuple[Term, ...]
     """The bound objectives."""
     reads: Reads
@@ -145,8 +143,8 @@ class BoundRun:
 
     @property
     def num_steps(self) -> int:
-        """Return the length of the run."""
-        return self.stages[-1].end
+        """Return the length of the run if every stage takes its longest."""
+        return self.stages[-1].span.end
 
 
 @standard_state(trains=False)
@@ -195,10 +193,13 @@ def bind(
     check_token_lengths(curriculum.stages, stream)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
-    for stage, end in zip(curriculum.stages, _ends(curriculum.stages, stream), strict=True):
-        start = bound[-1].end if bound else 0
+    spans = plan_spans(
+        curriculum.stages, batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
+    )
+    for stage, span in zip(curriculum.stages, spans, strict=True):
         try:
-            next_stage = probe.stage(stage, start=start, end=end, reached=reached)
+            check_rule(span, evaluate_every=settings.evaluate_every)
+            next_stage = probe.stage(stage, span, reached=reached)
         except BindError as error:
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
@@ -238,25 +239,6 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
     if teacher is not None:
         check_present(teacher, "teacher")
         check_apart(student, teacher, names=("student", "teacher"))
-
-
-def _ends(stages: Sequence[Stage], stream: Stream) -> list[int]:
-    """Return the step after the last of each stage: there all that was declared is covered.
-
-    Rounding each stage by itself would make a run of many stages longer than it was declared.
-    """
-    declared: Counter[Unit] = Counter()
-    ends: list[int] = []
-    for stage in stages:
-        declared[stage.duration.unit] += stage.duration.number
-        covering = sum(
-            Duration(number=number, unit=unit).steps(
-                batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
-            )
-            for unit, number in declared.items()
-        )
-        ends.append(max(covering, ends[-1] + 1 if ends else 1))
-    return ends
 
 
 def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
@@ -322,7 +304,7 @@ class _Probe:
     def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
         """Return the stream with the checks that the bound stages need."""
         limits = [
-            (stage.start, stage.end, term.objective.label_classes)
+            (stage.span.earliest, stage.span.end, term.objective.label_classes)
             for stage in stages
             for term in stage.terms
             if conforms(term.objective, ReadsLabels)
@@ -335,7 +317,7 @@ class _Probe:
             is_uniform=has_token_lengths([stage.declared for stage in stages]),
         )
 
-    def stage(self, stage: Stage, *, start: int, end: int, reached: frozenset[str]) -> BoundStage:
+    def stage(self, stage: Stage, span: Span, *, reached: frozenset[str]) -> BoundStage:
         each = [self._reads(objective) for objective in stage.objectives]
         reads = merge_reads(each, full_student=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
@@ -354,7 +336,7 @@ class _Probe:
             student = self._learn(reads, student_meter)
             shown = self._teach(each, student, teacher_meter) if needs_teacher else None
             sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
-            terms = self._terms(stage, each, replace(sample, num_steps=end - start))
+            terms = self._terms(stage, each, replace(sample, num_steps=span.most))
             self._note_logits(each, student, shown)
             tried = opened(terms)
             adapters = list(adapters_of(tried).parameters())
@@ -377,7 +359,8 @@ class _Probe:
             name=stage.name,
             teacher=_teacher_words(stage) if needs_teacher else "none",
             **described(terms),
-            steps=end - start,
+            steps=span.most,
+            until="" if isinstance(stage.duration, Duration) else str(stage.duration),
             student_flops=student_meter.flops * self._settings.accumulation,
             teacher_flops=teacher_meter.flops * self._settings.accumulation,
             trained_parameters=self._count(trained),
@@ -387,8 +370,7 @@ class _Probe:
         )
         return BoundStage(
             declared=stage,
-            start=start,
-            end=end,
+            span=span,
             terms=terms,
             reads=reads,
             trained=trained,
@@ -449,7 +431,7 @@ class _Probe:
     def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
             self._teacher.check_precision(self._settings.precisions[-1])
-            return self._teacher.shown(each, student)
+            return self._teacher.placeholders(each, student)
         reads = merge_reads(each, full_student=False)
         model, head = require(self._teacher, "teacher").model, reads.teacher_head
         if head:

@@ -3,7 +3,8 @@
 A run goes on only as the run that it was. The digest decides, and the facts from which it is made
 are kept beside the records, so that a refusal can name what has changed.
 
-Settings that change speed or what is written down are no facts.
+Settings that change speed or what is written down are no facts; the interval between evaluations
+is one only where a metric may end a stage.
 """
 
 import json
@@ -13,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from curricle.curriculum.durations import UntilMetric
 from curricle.files import write_text
 from curricle.models.tuners import tuner_settings
 from curricle.models.weights import architecture
@@ -45,6 +47,7 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
             "precisions": list(run.settings.precisions),
             "accumulation": run.settings.accumulation,
             "clip_norm": run.settings.clip_norm or 0,
+            **_rule_settings(run),
         },
         "data": run.stream.fingerprint,
         "student": architecture(run.student.module),
@@ -52,6 +55,12 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
         "teacher": _teacher_digest(run),
         "seed": run.seed,
     }
+
+
+def _rule_settings(run: BoundRun) -> dict[str, int]:
+    """Return the interval at which metrics are evaluated if one may end a stage."""
+    has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
+    return {"evaluate_every": run.settings.evaluate_every} if has_metric else {}
 
 
 def run_fingerprint(run: BoundRun) -> str:

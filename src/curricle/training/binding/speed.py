@@ -3,6 +3,7 @@
 They run before anything is written, for a run alone and for each student of a shared teacher.
 """
 
+from curricle.curriculum.durations import UntilPlateau
 from curricle.data.dataloaders import LoaderStream
 from curricle.errors import BindError
 from curricle.extras import check_compiler
@@ -19,15 +20,27 @@ def check_speed(run: BoundRun) -> None:
         run: The bound run.
 
     Raises:
-        BindError: If models or data exclude a fast path, or there is no compiler.
+        BindError: If models, data or stages exclude a fast path, or there is no compiler.
     """
     settings = run.settings
     check_compatible(settings.features() | _features(run), BindError)
+    for window in _windows(run):
+        if settings.compiled_steps > window:
+            raise BindError(
+                f"'compiled_steps' must not exceed the {window} steps of a plateau's 'window', at "
+                f"which it ends; got {settings.compiled_steps}"
+            )
     kind = settings.torch_device().type
     if settings.compiled_steps > 1:
         check_compiler(kind, setting="compiled_steps", plain=1)
     if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":
         check_compiler(kind, setting="compile", plain="'none'")
+
+
+def _windows(run: BoundRun) -> list[int]:
+    """Return the steps after which the rules of stages are checked."""
+    durations = [stage.declared.duration for stage in run.stages]
+    return [duration.window for duration in durations if isinstance(duration, UntilPlateau)]
 
 
 def _compiles_teacher(run: BoundRun) -> bool:
@@ -45,6 +58,7 @@ def _features(run: BoundRun) -> dict[str, str]:
         "stored targets": any(
             term.stored is not None for stage in run.stages for term in stage.terms
         ),
+        "every step": 1 in _windows(run),
         "no student blocks": not run.student.depth,
         "no teacher blocks": isinstance(teacher, LiveTeacher) and not teacher.model.depth,
     }
@@ -53,6 +67,7 @@ def _features(run: BoundRun) -> dict[str, str]:
         "noise": "a student that draws noise, as dropout does",
         "buffers": "a student that has buffers",
         "stored targets": "stored targets",
+        "every step": "a plateau's 'window' of 1 step",
         "no student blocks": "a student without numbered blocks",
         "no teacher blocks": "a teacher without numbered blocks",
     }

@@ -182,7 +182,7 @@ def batching_key(stepper: Stepper) -> str:
         [
             [type(module).__qualname__, repr(module), architecture(module)],
             [name for name, parameter in module.named_parameters() if parameter.requires_grad],
-            [plain(stage.declared), stage.start, stage.end, run.num_steps],
+            [plain(stage.declared), stepper.start, stage.span.most, run.num_steps],
             [plain(run.optimizer), _counters(stepper)],
         ]
     )

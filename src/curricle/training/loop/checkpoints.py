@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
@@ -29,6 +29,7 @@ from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Spent
 from curricle.seals import SEAL, check_sealed, folder_seal
+from curricle.training.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
 from curricle.yaml_specs import from_json, kind_of
 
@@ -53,6 +54,8 @@ class RunState:
     """Check of the last of those records, which covers all of them."""
     run: str
     """Digest of everything the run depends on."""
+    timeline: TimelineState = field(default_factory=TimelineState)
+    """Where the stages have ended, and the sums of the rule of the open one."""
 
 
 def save_checkpoint(
@@ -90,6 +93,7 @@ def save_checkpoint(
             "records_bytes": state.records_bytes,
             "records_head": state.records_head,
             "run": state.run,
+            "timeline": plain(state.timeline),
             "tensors": counts,
         }
         (temporary / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
@@ -129,22 +133,38 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read_state(path: Path, *, planned: int | None = None) -> RunState:
+def read_state(path: Path, *, timeline: Timeline | None = None) -> RunState:
     """Return where the run of a checkpoint stands.
 
     Args:
         path: The checkpoint.
-        planned: Length of the run in steps; None if it is not known.
+        timeline: Timeline of the run before its first step, which goes on from the checkpoint.
 
     Raises:
         CheckpointError: If the state cannot be read, is damaged, or contradicts the folder's name
-            or the length of the run.
+            or the stages of the run.
     """
     with _remedied(path):
         state = _parsed_state(path)
         check_sealed(path, [STATE])
-        _check_state(path, state, planned)
+        _check_state(path, state, None if timeline is None else timeline.num_steps)
+        if timeline is not None:
+            _restore_timeline(path, state, timeline)
         return state
+
+
+def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
+    """Let a timeline go on from a checkpoint.
+
+    Raises:
+        CheckpointError: If the state does not fit its stages.
+    """
+    try:
+        timeline.restore(state.timeline, state.spent.steps)
+    except ValueError as error:
+        raise CheckpointError(
+            f"'timeline' in {str(path / STATE)!r} must fit the stages of the run: {error}"
+        ) from None
 
 
 @contextmanager
@@ -179,6 +199,7 @@ def _parsed_state(path: Path) -> RunState:
             records_bytes=int(content["records_bytes"]),
             records_head=str(content.get("records_head", "")),
             run=str(content["run"]),
+            timeline=parse(TimelineState, content.get("timeline", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(

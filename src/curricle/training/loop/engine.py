@@ -1,8 +1,8 @@
 """Execution of a bound curriculum.
 
 One loop runs every curriculum: stage by stage, step by step, with evaluations, records and
-checkpoints at their intervals. It knows objectives and durations, not strategies. A `TrainingRun`
-advances by a step at a time, so that several runs can take turns at one teacher.
+checkpoints at their intervals. A `Timeline` says which stage runs and when something is due. A
+`TrainingRun` advances by a step at a time, so that several runs can take turns at one teacher.
 
 Design: observers receive the immutable records of `curricle.records`, the same values that go
 to disk. Training time stands still while the student is evaluated or saved. While it trains, every
@@ -22,7 +22,8 @@ from typing import Literal, NoReturn, final
 import torch
 
 from curricle import seeding
-from curricle.errors import CheckpointError, DivergenceError
+from curricle.curriculum.durations import Duration, UntilMetric
+from curricle.errors import DivergenceError
 from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
@@ -30,33 +31,27 @@ from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
-    RecordWriter,
-    RunRecord,
     Spent,
+    StageEndRecord,
     StageRecord,
 )
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun, BoundStage
-from curricle.training.binding.facts import differences, run_facts, write_facts
+from curricle.training.binding.facts import run_facts
 from curricle.training.binding.speed import check_speed
 from curricle.training.binding.starting import begun
 from curricle.training.fast.stacking import compiled_blocks
-from curricle.training.loop.checkpoints import (
-    RunState,
-    load_checkpoint,
-    read_state,
-    save_checkpoint,
-)
 from curricle.training.loop.evaluation import Evaluator, chance_of
+from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, spend, step_record
 from curricle.training.loop.results import plain_metrics
-from curricle.training.loop.resuming import RunFolder, owner_of
+from curricle.training.loop.resuming import RunFolder
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
 from curricle.training.process.ambient import standard_state
 from curricle.training.process.costs import now
 from curricle.training.process.interrupts import Interrupted, Interrupts
-from curricle.values import fingerprint
+from curricle.training.timeline import StageEnd, Timeline
 
 StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
@@ -184,25 +179,37 @@ class TrainingRun:
         """The last record; None until the run is complete."""
         self.stepper: Stepper | None = None
         """The steps of the open stage; None between stages."""
+        self.timeline = Timeline(
+            [stage.span for stage in run.stages],
+            intervals=run.settings.intervals,
+            moments=() if outputs.trajectory is None else outputs.trajectory.steps,
+        )
+        """Stages as they follow each other."""
         self.stop = 0
-        """Step before which the weights are neither recorded, evaluated nor saved."""
+        """Number of steps after which something is due or the stage ends."""
         self.num_steps = -1
         """Steps taken; -1 before the first stage is open."""
         self.run, self.evaluate, self.metric, self.outputs = run, evaluate, metric, outputs
+        rules = [stage.declared.duration for stage in run.stages]
+        self._metric_names = (
+            metric,
+            *(rule.metric for rule in rules if isinstance(rule, UntilMetric)),
+        )
         self._resume, self._until = resume, until
         self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
-        self._has_ended = False
         self._spent = Spent()
-        self._writer: RecordWriter | None = None
-        self._resumed: Path | None = None
         self._modes: Modes = ()
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
-        self._before, self._started, self._due = Spent(), 0.0, 0
-        self._coming = list(run.stages)
+        self._before, self._started = Spent(), 0.0
         self._optimizer = run.optimizer.build(run.student.module.parameters())
-        self._facts = run_facts(run)
-        self._digest = fingerprint(self._facts)
+        self._journal = Journal(
+            _files(outputs.folder),
+            run.student.module,
+            self.timeline,
+            observers=outputs.observers,
+            facts=run_facts(run),
+        )
 
     def __enter__(self) -> "TrainingRun":
         """Open the run folder, go on from a checkpoint if there is one, and open the teacher.
@@ -244,23 +251,23 @@ class TrainingRun:
             self._try_evaluation()
         # Closed in the opposite order: the writer first, the lock of the folder after it.
         lock = stack.enter_context(ExitStack())
-        stack.callback(self._close_writer)
-        self.end = self._open(lock)
+        stack.callback(self._journal.close)
+        self._open_journal(lock)
         if self.end is not None:
             return
-        folder = self.outputs.folder
-        if folder is not None and self._resumed is None:
-            write_facts(folder, self._facts)
         if self._resume:
             self._try_evaluation()
         if run.teacher is not None:
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
-        self._spent = begun(run.start, self._spent, run.settings.torch_device())
-        self._coming = [stage for stage in run.stages if self._spent.steps < stage.end]
+        self._spent = begun(run.start, self._journal.spent, run.settings.torch_device())
 
-    def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+    def _open_journal(self, lock: ExitStack) -> None:
+        run, outputs = self.run, self.outputs
+        opening = run_record(run, self.metric, outputs.task, self._journal.digest)
+        opening = replace(opening, better=outputs.better, chance=chance_of(self.evaluate))
+        self.end = self._journal.open(opening, self._optimizer, resume=self._resume, lock=lock)
+        if self.end is None and outputs.folder is not None and outputs.trajectory is not None:
+            outputs.trajectory.remove_leftovers()
 
     def advance(self, losses: Sequence[StepLoss] | None = None) -> None:
         """Take the next step or compiled block of steps, and write what is due after it.
@@ -273,32 +280,42 @@ class TrainingRun:
         if self.end is not None:
             return
         if self.stepper is None:
-            if not self._coming or self._has_ended:
+            if not self.timeline.remaining():
                 self._finish()
                 return
-            self._open_stage(self._coming.pop(0))
+            self._open_stage(self.run.stages[self.timeline.remaining()[0]])
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - opened above
         taken = self._take(self.num_steps, self.stop) if losses is None else losses
-        self.num_steps += len(taken)
-        is_over = False
-        if self.num_steps == self._due:
-            self._due = self._next_due(self._due)
-            paused = self._now()
-            self._spend(paused)
-            self._after(stepper, taken[-1], self.num_steps - 1)
-            is_over = self._has_ended
-            self._started += self._now() - paused
-        if not is_over and self._interrupts.requested is not None:
-            self._spend(self._now())
-            self._interrupt(self._interrupts.requested, stepper, taken[-1], self.num_steps - 1)
-        self.stop = min(self._due, stepper.stage.end)
-        if is_over or self.num_steps == stepper.stage.end:
+        if self._count(stepper, taken) is not None:
             self._close_stage(stepper)
             # The teacher of the stage goes before the next one is loaded.
             del stepper
-            if not self._coming or self._has_ended:
+            if not self.timeline.remaining():
                 self._finish()
+
+    def _count(self, stepper: Stepper, taken: Sequence[StepLoss]) -> StageEnd | None:
+        """Count steps, write what is due after them, and heed a signal.
+
+        Returns:
+            The end of the stage, if these were its last steps.
+        """
+        self.num_steps += len(taken)
+        self.timeline.add(loss.loss for loss in taken)
+        end, last = None, self.num_steps - 1
+        is_due = self.num_steps == self.stop
+        if is_due:
+            paused = self._now()
+            self._spend(paused)
+            end = self._after(stepper, taken[-1], last)
+            self._started += self._now() - paused
+        is_over = end is not None and end.why == "goal"
+        if not is_over and self._interrupts.requested is not None:
+            self._spend(self._now())
+            self._interrupt(self._interrupts.requested, stepper, taken[-1], last)
+        if is_due and end is None:
+            self.stop = self.timeline.due(self.num_steps)
+        return end
 
     def skip(self, seconds: float) -> None:
         """Leave out of the training time what has passed while other runs advanced.
@@ -309,27 +326,25 @@ class TrainingRun:
         self._started += seconds
 
     def _open_stage(self, stage: BoundStage) -> None:
-        if self._spent.steps == stage.start:
+        start = self.timeline.start
+        if self._spent.steps == start:
             if stage.declared.optimizer_state == "reset":
                 self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
-            self._tell(StageRecord(stage=stage.declared.name, spent=self._spent))
+            self._journal.write(StageRecord(stage=stage.declared.name, spent=self._spent))
         self._before = self._spent
-        resumed = self._resumed if self._before.steps > stage.start else None
+        resumed = self._journal.resumed if self._before.steps > start else None
         with ExitStack() as stack:
-            opened = stepping(self.run, stage, self._optimizer, resumed=resumed)
+            opened = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
             stepper = stack.enter_context(opened)
             self._take = stack.enter_context(self._stage_steps(stepper))
             self._stage_stack = stack.pop_all()
         self.stepper = stepper
-        if self._before.steps == stage.start:
+        if self._before.steps == start:
             self._before += self.stepper.calibration
         self.num_steps = self._before.steps
-        self._started, self._due = self._now(), self._next_due(self.num_steps)
-        self.stop = min(self._due, stage.end)
+        self._started, self.stop = self._now(), self.timeline.due(self.num_steps)
 
     def _close_stage(self, stepper: Stepper) -> None:
-        if not self._has_ended:
-            self._spend(self._now())
         stepper.check_trained(self.num_steps - 1)
         self.stepper = None
         self._stage_stack.close()
@@ -345,7 +360,7 @@ class TrainingRun:
         )
 
     def _finish(self) -> None:
-        files, module = self._files(), self.run.student.module
+        files, module = self._journal.files, self.run.student.module
         try:
             metrics = self._metrics(self.run.stages[-1])
         except Exception as error:
@@ -355,10 +370,7 @@ class TrainingRun:
             raise
         weights = "" if files is None else files.save_student(module)
         end = EndRecord(metrics=metrics, spent=self._spent, weights=weights)
-        self._tell(end)
-        if files is not None and self._writer is not None:
-            self._writer.sync()
-            files.seal()
+        self._journal.finish(end)
         self.end = end
         # The folder is free and the student in its own modes while other runs go on.
         self._stack.close()
@@ -366,20 +378,17 @@ class TrainingRun:
     def _now(self) -> float:
         return now(self.run.settings.torch_device())
 
-    def _next_due(self, done: int) -> int:
-        """Return after how many steps, more than are done, something is to be written."""
-        settings, trajectory = self.run.settings, self.outputs.trajectory
-        every = (settings.record_every, settings.evaluate_every, settings.checkpoint_every)
-        due = [done - done % interval + interval for interval in every if interval is not None]
-        kept = () if trajectory is None else trajectory.steps
-        return min([*due, *(step for step in kept if step > done)])
+    def _after(self, stepper: Stepper, loss: StepLoss, step: int) -> StageEnd | None:
+        """Write what is due after a step.
 
-    def _after(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
+        Returns:
+            The end of the stage, if it ends after this step.
+        """
         settings, stage, done = self.run.settings, stepper.stage, step + 1
         if done % settings.record_every == 0:
             stepper.check(loss, step)
             rate = stepper.learning_rate(step)
-            self._tell(step_record(stage, loss, learning_rate=rate, spent=self._spent))
+            self._journal.write(step_record(stage, loss, learning_rate=rate, spent=self._spent))
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.evaluate_every == 0
@@ -388,17 +397,44 @@ class TrainingRun:
         metrics: dict[str, float] = {}
         if is_due or is_kept:
             metrics = self._metrics_or_save(stage, stepper, loss, step)
+        reaches_goal = False
         if is_due:
             name = stage.declared.name
-            self._tell(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
+            self._journal.write(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
             is_taught = stage.plan.reads_logits
-            self._has_ended = is_taught and self._until is not None and self._until(metrics)
+            reaches_goal = is_taught and self._until is not None and self._until(metrics)
+        # Before the checkpoint, which counts the record of an end as written.
+        end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
         if trajectory is not None and is_kept:
             trajectory.save(self.run.student.module, done, metrics.get(NLL.name))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.
-        if every is not None and done % every == 0 and not self._has_ended:
+        if every is not None and done % every == 0 and not reaches_goal:
             self._save(stepper, loss, step)
+        return end
+
+    def _look(
+        self,
+        stage: BoundStage,
+        done: int,
+        metrics: Mapping[str, float],
+        *,
+        reaches_goal: bool = False,
+    ) -> StageEnd | None:
+        """Return the end of a stage, if it ends here, after recording it."""
+        end = self.timeline.look(done, metrics, reaches_goal=reaches_goal)
+        # That of a fixed length follows from the plan.
+        if end is not None and not isinstance(stage.declared.duration, Duration):
+            self._journal.write(
+                StageEndRecord(
+                    stage=end.stage,
+                    planned=end.planned,
+                    done=end.done,
+                    why=end.why,
+                    spent=self._spent,
+                )
+            )
+        return end
 
     def _interrupt(
         self, signal_number: int, stepper: Stepper, loss: StepLoss, step: int
@@ -409,26 +445,17 @@ class TrainingRun:
             Interrupted: Always.
         """
         self._save(stepper, loss, step)
-        files = self._files()
+        files = self._journal.files
         saved = None if files is None else files.newest()
         raise Interrupted(signal_number, saved)
 
     def _save(self, stepper: Stepper, loss: StepLoss, step: int) -> None:
-        if self.outputs.folder is None or self._writer is None:
+        if self.outputs.folder is None:
             return
         # A run that has diverged must not replace its last good checkpoint.
         stepper.check(loss, step)
         stepper.check_weights(step)
-        # Not even a crash of the machine may leave a checkpoint whose records are lost.
-        self._writer.sync()
-        state = RunState(
-            spent=self._spent,
-            records_bytes=self._writer.size,
-            records_head=self._writer.head,
-            run=self._digest,
-        )
-        folder, module = self.outputs.folder / CHECKPOINTS, self.run.student.module
-        save_checkpoint(folder, state, module, self._optimizer, adapters=stepper.loss.adapters)
+        self._journal.save(self._spent, self._optimizer, adapters=stepper.loss.adapters)
 
     def _metrics_or_save(
         self, stage: BoundStage, stepper: Stepper, loss: StepLoss, step: int
@@ -446,6 +473,8 @@ class TrainingRun:
             stepper.check(loss, step)
             raise
         except Exception as error:
+            # The checkpoint goes on after this step, which may be the last of a window or stage.
+            self._look(stage, step + 1, {})
             self._save(stepper, loss, step)
             if self.outputs.folder is not None:
                 error.add_note(f"a checkpoint is in {str(self.outputs.folder / CHECKPOINTS)!r}")
@@ -461,7 +490,7 @@ class TrainingRun:
 
         Evaluators of ours are not run once more for it.
         """
-        if self._is_ours and self.metric in OUR_METRICS:
+        if self._is_ours and set(self._metric_names) <= set(OUR_METRICS):
             return
         module = self.run.student.module
         with (
@@ -476,7 +505,7 @@ class TrainingRun:
         module.eval()
         try:
             with torch.no_grad(), self.run.settings.autocast():
-                return plain_metrics(self.evaluate(self.run.student), self.metric)
+                return plain_metrics(self.evaluate(self.run.student), *self._metric_names)
         finally:
             module.train()
             set_modes(self._modes)
@@ -499,99 +528,11 @@ class TrainingRun:
                 )
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
 
-    def _files(self) -> RunFolder | None:
-        """Return the places of the run's files; None if nothing is written."""
-        folder = self.outputs.folder
-        if folder is None:
-            return None
-        return RunFolder(
-            records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
-        )
 
-    def _open(self, lock: ExitStack) -> EndRecord | None:
-        """Open the records at the newest checkpoint.
-
-        Args:
-            lock: Gives the folder back when it closes.
-
-        Returns:
-            The end of the run if it is complete; nothing is open then.
-
-        Raises:
-            CheckpointError: If the folder holds a run that is not to be resumed, or another one, or
-                a damaged one, or another process writes into it.
-        """
-        opening = run_record(self.run, self.metric, self.outputs.task, self._digest)
-        opening = replace(opening, better=self.outputs.better, chance=chance_of(self.evaluate))
-        files = self._files()
-        if files is None:
-            self._tell(opening)
-            return None
-        if not self._resume:
-            files.check_free()
-        end = self._finished(files, opening)
-        if end is not None:
-            return end
-        # What was read above may be of a process that has written since.
-        files.open_for_writing(lock)
-        if self.outputs.trajectory is not None:
-            self.outputs.trajectory.remove_leftovers()
-        if not self._resume:
-            files.check_free()
-        end = self._finished(files, opening)
-        if end is None:
-            self._go_on(files, opening)
-        return end
-
-    def _finished(self, files: RunFolder, opening: RunRecord) -> EndRecord | None:
-        """Return the end of a complete run, whose student gets its weights; else None.
-
-        Raises:
-            CheckpointError: If the folder holds another run or a damaged one.
-        """
-        known, newest = files.known_records(), files.newest()
-        owner = owner_of(known, self._digest) if newest is None else read_state(newest).run
-        if owner != self._digest:
-            raise CheckpointError(
-                f"{str(newest or files.records)!r} must belong to this run; its digest is "
-                f"{owner!r}, not {self._digest!r}{self._reason(files.folder, known)}"
-            )
-        if not known or not isinstance(end := known[-1], EndRecord):
-            return None
-        files.load_student(self.run.student.module, end)
-        self._notify(opening)
-        self._notify(end)
-        return end
-
-    def _reason(self, folder: Path, known: Sequence[Record]) -> str:
-        """Return what a refusal to go on adds: what has changed, and whether that can be helped."""
-        changes = differences(folder, self._facts)
-        is_finished = bool(known) and isinstance(known[-1], EndRecord)
-        end = "; a finished run cannot be prolonged or changed, take another folder"
-        return (f": {changes}" if changes else "") + (end if is_finished else "")
-
-    def _go_on(self, files: RunFolder, opening: RunRecord) -> None:
-        """Go on from the newest checkpoint, or begin if there is none."""
-        self._resumed = files.newest()
-        if self._resumed is None:
-            files.begin()
-            self._writer = RecordWriter(files.records)
-            self._tell(opening)
-            return
-        state = read_state(self._resumed, planned=self.run.stages[-1].end)
-        self._writer = RecordWriter(
-            files.records, keep_bytes=state.records_bytes, head=state.records_head
-        )
-        load_checkpoint(self._resumed, self.run.student.module, self._optimizer)
-        self._spent = state.spent
-        # It is on disk already, but these observers have not seen it.
-        self._notify(opening)
-
-    def _tell(self, record: Record) -> None:
-        if self._writer is not None:
-            self._writer.write(record)
-        self._notify(record)
-
-    def _notify(self, record: Record) -> None:
-        for observer in self.outputs.observers:
-            observer(record)
+def _files(folder: Path | None) -> RunFolder | None:
+    """Return the places of a run's files; None if nothing is written."""
+    if folder is None:
+        return None
+    return RunFolder(
+        records=folder / RECORDS, checkpoints=folder / CHECKPOINTS, weights=folder / FINISHED
+    )

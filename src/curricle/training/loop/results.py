@@ -14,26 +14,27 @@ LONGEST = 40
 """Characters of a wrong value that are shown; of longer ones the type is named."""
 
 
-def plain_metrics(returned: object, metric: str) -> dict[str, float]:
+def plain_metrics(returned: object, *names: str) -> dict[str, float]:
     """Return the metrics of an evaluation as floats by name.
 
     Args:
         returned: What the evaluation has returned.
-        metric: The metric by which the run is judged.
+        *names: The metric by which the run is judged, and those that end stages.
 
     Raises:
-        BindError: If it is no dictionary of numbers, or lacks the metric.
+        BindError: If it is no dictionary of numbers, or lacks a metric.
     """
     if not isinstance(returned, Mapping):
         raise BindError(
-            f"'evaluation' must return a dictionary of numbers by name, as {{{metric!r}: 0.5}}; "
+            f"'evaluation' must return a dictionary of numbers by name, as {{{names[0]!r}: 0.5}}; "
             f"got {_described(returned)}"
         )
     metrics = {str(name): _number(name, item) for name, item in returned.items()}
-    if metric not in metrics:
-        raise BindError(
-            f"'metric' must be one of the evaluator's {sorted(metrics)}; got {metric!r}"
-        )
+    for name in names:
+        if name not in metrics:
+            raise BindError(
+                f"'metric' must be one of the evaluator's {sorted(metrics)}; got {name!r}"
+            )
     return metrics
 
 

@@ -61,9 +61,17 @@ class Stepper:
     """Eager steps of one stage."""
 
     def __init__(
-        self, run: BoundRun, stage: BoundStage, optimizer: torch.optim.Optimizer, loss: StageLoss
+        self,
+        run: BoundRun,
+        stage: BoundStage,
+        optimizer: torch.optim.Optimizer,
+        loss: StageLoss,
+        *,
+        start: int,
     ) -> None:
         """Take the parts that `stepping` has opened."""
+        self.start = start
+        """First step of the stage."""
         self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
         self.calibration = Spent()
         """Cost of the teacher's statistics, for objectives that need them."""
@@ -82,7 +90,7 @@ class Stepper:
         run, stage = self.run, self.stage
         optimizer, declared = run.optimizer, stage.declared
         if declared.schedule == "own":
-            factor = optimizer.schedule.factor(step - stage.start, stage.end - stage.start)
+            factor = optimizer.schedule.factor(step - self.start, stage.span.most)
         else:
             factor = optimizer.schedule.factor(step, run.num_steps)
         return optimizer.learning_rate * factor * declared.learning_rate_scale
@@ -201,7 +209,7 @@ class Stepper:
         # Where each loss is checked, no step before was at fault.
         number = 1 if self._checks_each_step else self.run.settings.record_every
         number = min(number, MOST_INSPECTED_STEPS)
-        for read in range(max(self.stage.start, step + 1 - number), step + 1):
+        for read in range(max(self.start, step + 1 - number), step + 1):
             if words := non_finite_words(self.run.stream.batch(read), f"step {read}"):
                 return words
         return ""
@@ -237,7 +245,7 @@ class Stepper:
     def calibrate(self) -> None:
         """Give the objectives that need them the teacher's statistics over the first batches."""
         begins = now(self._device)
-        with located(self.stage.declared.name, self.stage.start, self.run.seed):
+        with located(self.stage.declared.name, self.start, self.run.seed):
             was_needed = self.loss.calibrate(
                 lambda: (self.batch(step) for step in range(CALIBRATION_BATCHES))
             )
@@ -261,6 +269,7 @@ def stepping(
     stage: BoundStage,
     optimizer: torch.optim.Optimizer,
     *,
+    start: int | None = None,
     resumed: Path | None = None,
 ) -> Iterator[Stepper]:
     """Open a stage: load its teacher, register hooks, freeze the weights that it does not train.
@@ -269,6 +278,7 @@ def stepping(
         run: The run.
         stage: One of its stages.
         optimizer: Moves the student, and the adapters of the stage as long as it is open.
+        start: First step of the stage; None takes the planned one.
         resumed: Checkpoint from which the stage goes on; None begins it.
 
     Yields:
@@ -280,7 +290,8 @@ def stepping(
         if run.settings.compile in {"student", "both"}:
             stack.enter_context(compiled_blocks(run.student))
         stack.callback(run.student.module.zero_grad)
-        stepper = Stepper(run, stage, optimizer, loss)
+        first = stage.span.start if start is None else start
+        stepper = Stepper(run, stage, optimizer, loss, start=first)
         decay = run.optimizer.weight_decay
         stack.enter_context(trained_beside(optimizer, loss.adapters, weight_decay=decay))
         if resumed is not None and len(loss.adapters):

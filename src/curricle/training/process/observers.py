@@ -28,6 +28,7 @@ from curricle.records import (
     EvaluationRecord,
     Record,
     RunRecord,
+    StageEndRecord,
     StageRecord,
     StepRecord,
 )
@@ -69,6 +70,10 @@ class ProgressBar:
                 self._stage = record.stage
             case StepRecord():
                 self._loss = f"loss {record.loss:.4f}"
+            case StageEndRecord():
+                self._num_steps -= record.planned - record.done
+                self._progress.update(self._bar, total=self._num_steps)
+                self._end = "target reached" if record.why == "goal" else ""
             case EvaluationRecord() | EndRecord():
                 self._metric = " ".join(f"{name} {one:.3f}" for name, one in record.metrics.items())
         if isinstance(record, EndRecord) and record.spent.steps < self._num_steps:

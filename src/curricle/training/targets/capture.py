@@ -39,10 +39,10 @@ from curricle.teachers.store.manifest import (
     MANIFEST,
     DataFacts,
     Manifest,
-    Section,
+    TargetSet,
     TeacherFacts,
-    facts_of,
     read_manifest,
+    target_key,
 )
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
@@ -89,7 +89,7 @@ def capture(
         folder: Where the store is or will be.
         codecs: In which form targets are kept.
         data: What is known of the data.
-        watch: Told of every step.
+        watch: Receives the progress after every step.
 
     Returns:
         The manifest of the store.
@@ -121,7 +121,7 @@ def capture(
     )
     with locked(folder, remedy="wait for its end or take another folder"):
         writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
-        done, total = 0, sum(query.stage.end - query.stage.start for query in queries)
+        done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
             with query.run.settings.stated_threads():
                 for _ in query.captured(writer):
@@ -140,14 +140,15 @@ class TeacherQuery:
     """The run."""
     stage: BoundStage
     """One of its stages."""
-    wanted: list[tuple[Section, int]]
+    wanted: list[tuple[TargetSet, int]]
     """Each kind of target, and the number of the objective that reads it."""
 
     def captured(self, writer: ShardWriter) -> Iterator[None]:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
         with self._open() as loss:
-            for step in range(stage.start, stage.end):
+            # If an earlier stage may end early, a student may read any of these steps.
+            for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
                     for part in run.stream.batch(step).split(run.settings.accumulation):
                         self._store(writer, loss, part)
@@ -155,7 +156,7 @@ class TeacherQuery:
 
     def compared(
         self, steps: int
-    ) -> Iterator[tuple[Section, BoundObjective, Batch, Float[Tensor, "row width"]]]:
+    ) -> Iterator[tuple[TargetSet, BoundObjective, Batch, Float[Tensor, "row width"]]]:
         """Yield the targets of the first steps as the teacher computes them now.
 
         Args:
@@ -166,7 +167,7 @@ class TeacherQuery:
         """
         stage = self.stage
         with self._open() as loss:
-            for step in range(stage.start, min(stage.start + steps, stage.end)):
+            for step in stage.span.possible_steps[:steps]:
                 for part in self._parts(step):
                     with located(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(part)
@@ -195,7 +196,7 @@ class TeacherQuery:
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):
-            with located(stage.declared.name, stage.start, run.seed):
+            with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
                     lambda: (
                         run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)
@@ -206,7 +207,7 @@ class TeacherQuery:
     def _store(self, writer: ShardWriter, loss: StageLoss, part: Batch) -> None:
         keys = [example_keys(part, selected=section.selected) for section, _ in self.wanted]
         missing = [
-            writer.lacks(section, keys_of_section)
+            writer.find_missing(section, keys_of_section)
             for (section, _), keys_of_section in zip(self.wanted, keys, strict=True)
         ]
         if not any(is_missing.any() for is_missing in missing):
@@ -245,7 +246,9 @@ def _query(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> TeacherQue
     return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
 
 
-def _asked(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> Iterator[tuple[Section, int]]:
+def _asked(
+    run: BoundRun, stage: BoundStage, codecs: TargetCodecs
+) -> Iterator[tuple[TargetSet, int]]:
     """Yield the kind of target of each objective with a teacher, and the objective's number."""
     for number, term in enumerate(stage.terms):
         if term.needs_teacher:
@@ -273,11 +276,11 @@ def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
 
 def _section(
     objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
-) -> Section:
+) -> TargetSet:
     """Return what an objective's targets are."""
-    facts = facts_of(objective, stream)
+    facts = target_key(objective, stream)
     assert conforms(objective, Storable)  # noqa: S101 - or it would have no facts
-    return Section(
+    return TargetSet(
         reference=reference,
         facts=facts,
         selected=objective.reads_selected,
@@ -332,7 +335,7 @@ def _merged(folder: Path, wanted: Manifest) -> Manifest:
             f"{there.teacher.precision!r}; capture into another folder"
         )
     for section in wanted.sections:
-        found = there.section(section.name)
+        found = there.target_set(section.name)
         if found is not None and found != section:
             raise CheckpointError(
                 f"{str(folder)!r} must hold targets packed as {section.codec}; got {found.codec}; "

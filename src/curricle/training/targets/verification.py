@@ -22,7 +22,7 @@ from curricle.objectives.base import BoundObjective, Storable
 from curricle.objectives.sparse import SparseTarget
 from curricle.protocols import conforms
 from curricle.teachers.store.codecs import Sampled, TopK, Uniforms
-from curricle.teachers.store.manifest import Section
+from curricle.teachers.store.manifest import TargetSet
 from curricle.teachers.store.shards import uniforms
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.bound_run import BoundRun
@@ -41,7 +41,7 @@ LEAST_SHARE = 0.98
 class Agreement:
     """How one kind of target compares with what the teacher says."""
 
-    section: Section
+    section: TargetSet
     """The kind of target."""
     rows: int
     """Rows that were compared."""
@@ -63,13 +63,13 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
         steps: How many steps of each stage are looked at.
     """
     found: dict[str, list[Bool[Tensor, " row"]]] = {}
-    sections: dict[str, Section] = {}
+    sections: dict[str, TargetSet] = {}
     for query in queries_of(runs, TargetCodecs()):
         for _, objective, batch, wanted in query.compared(steps):
             targets = stored.serving(
                 objective, query.stage.declared.teacher, query.run.stream.fingerprint
             )
-            section = targets.reader.section
+            section = targets.reader.target_set
             read = targets.target(batch, objective.count(batch))
             if isinstance(section.codec, (Sampled, TopK)):
                 entries = section.codec.encode(wanted, _random(section, objective, batch))
@@ -89,7 +89,7 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     ]
 
 
-def _random(section: Section, objective: BoundObjective, batch: Batch) -> Uniforms:
+def _random(section: TargetSet, objective: BoundObjective, batch: Batch) -> Uniforms:
     """Return the random numbers of the rows that an objective reads, as they were when stored."""
     keys = example_keys(batch, selected=section.selected)
     # Which a reading of selected rows picks from those of all.

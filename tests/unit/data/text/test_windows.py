@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from curricle.data.streams import Batch, Stream
-from curricle.data.text.token_store import TokenStore, Vocabulary, in_memory
+from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.data.text.windows import (
     CausalWindows,
     MaskedWindows,
@@ -20,17 +20,18 @@ from curricle.data.text.windows import (
     scorable,
 )
 from curricle.errors import DataError, SpecError
+from tests.parts import token_store
 
 VOCABULARY = Vocabulary(size=50, special=(0, 1, 2, 3), mask=2)
 PLAIN = Vocabulary(size=1000)
 
 
 def random_store(count: int = 6_400, *, first: int = 0) -> TokenStore:
-    return in_memory(np.random.default_rng(0).integers(first, 50, size=count), VOCABULARY)
+    return token_store(np.random.default_rng(0).integers(first, 50, size=count), VOCABULARY)
 
 
 def counting_store(count: int) -> TokenStore:
-    return in_memory(np.arange(count), PLAIN)
+    return token_store(np.arange(count), PLAIN)
 
 
 def shown(batch: Batch) -> Tensor:
@@ -97,14 +98,14 @@ def test_purposes_have_different_orders_and_fingerprints() -> None:
 
 
 def test_the_same_window_is_masked_differently_in_each_epoch() -> None:
-    store = in_memory(np.full(16, 7), VOCABULARY)
+    store = token_store(np.full(16, 7), VOCABULARY)
     stream = MaskedWindows(store, window=16, batch_size=1, seed=0)
     choices = {tuple(scored(stream.batch(step))[0].tolist()) for step in range(20)}
     assert len(choices) > 10
 
 
 def test_masking_has_the_rates_of_bert() -> None:
-    store = in_memory(np.random.default_rng(0).integers(4, 50, size=64_000), VOCABULARY)
+    store = token_store(np.random.default_rng(0).integers(4, 50, size=64_000), VOCABULARY)
     batch = MaskedWindows(store, window=64, batch_size=1000, seed=0).batch(0)
     selected, labels = scored(batch)
     given_tokens = shown(batch).flatten()[selected]
@@ -117,7 +118,7 @@ def test_masking_has_the_rates_of_bert() -> None:
 
 
 def test_random_tokens_are_uniform_over_the_ordinary_ones() -> None:
-    store = in_memory(np.full(46_000, 7), VOCABULARY)
+    store = token_store(np.full(46_000, 7), VOCABULARY)
     masking = Masking(rate=1.0, mask_share=0.0, random_share=1.0)
     batch = MaskedWindows(store, window=46, batch_size=1000, seed=0, masking=masking).batch(0)
     counts = torch.bincount(shown(batch).flatten(), minlength=50)
@@ -159,7 +160,7 @@ def test_selected_positions_ascend(seed: int) -> None:
 
 
 def test_a_batch_whose_draw_is_empty_scores_its_first_scorable_position() -> None:
-    store = in_memory(np.array([3, 1, 9, 8]), VOCABULARY)
+    store = token_store(np.array([3, 1, 9, 8]), VOCABULARY)
     masking = Masking(rate=1e-9)
     batch = MaskedWindows(store, window=4, batch_size=1, seed=0, masking=masking).batch(0)
     selected, labels = scored(batch)
@@ -170,7 +171,7 @@ def test_a_batch_whose_draw_is_empty_scores_its_first_scorable_position() -> Non
 def test_a_batch_with_nothing_scorable_has_an_empty_selection(
     kind: type[MaskedWindows] | type[CausalWindows],
 ) -> None:
-    store = in_memory(np.ones(8, dtype=int), VOCABULARY)
+    store = token_store(np.ones(8, dtype=int), VOCABULARY)
     batch = kind(store, window=4, batch_size=2, seed=0).batch(0)
     selected, labels = scored(batch)
     assert (selected.shape, labels.shape, batch.num_selected) == ((0,), (0,), 0)
@@ -184,7 +185,7 @@ def test_causal_labels_are_the_next_tokens_inside_the_window() -> None:
 
 
 def test_causal_labels_are_never_special_tokens() -> None:
-    store = in_memory(np.array([3, 9, 1, 8, 0, 7]), VOCABULARY)
+    store = token_store(np.array([3, 9, 1, 8, 0, 7]), VOCABULARY)
     selected, labels = scored(CausalWindows(store, window=6, batch_size=1, seed=0).batch(0))
     assert (selected.tolist(), labels.tolist()) == ([0, 2, 4], [9, 8, 7])
 

@@ -118,7 +118,7 @@ def test_a_class_without_mass_is_never_drawn() -> None:
 def test_draws_of_many_rows_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = drawn(7, CLASSES)
     wanted = back(Sampled(), logits)
-    monkeypatch.setattr("curricle.teachers.store.codecs.AT_ONCE", 2 * CLASSES)
+    monkeypatch.setattr("curricle.teachers.store.codecs.LOGITS_PER_CHUNK", 2 * CLASSES)
     assert torch.equal(back(Sampled(), logits).ids, wanted.ids)
 
 

@@ -13,8 +13,8 @@ from curricle.teachers.store.manifest import (
     MANIFEST,
     DataFacts,
     Manifest,
-    Section,
     Shard,
+    TargetSet,
     TeacherFacts,
     missing_files,
     read_manifest,
@@ -22,13 +22,13 @@ from curricle.teachers.store.manifest import (
 )
 from curricle.values import plain
 
-STATES = Section(
+STATES = TargetSet(
     facts={"kind": "hidden", "place": "blocks.0", "projection_seed": 3},
     selected=False,
     codec=BFloat16(),
     width=4,
 )
-LOGITS = Section(
+LOGITS = TargetSet(
     reference=40,
     facts={"kind": "logits", "num_classes": 9},
     selected=True,
@@ -53,18 +53,18 @@ def test_a_manifest_comes_back_as_it_was(tmp_path: Path) -> None:
 
 def test_a_section_knows_its_files() -> None:
     assert [one.file for one in WHOLE.of(LOGITS)] == ["b"]
-    assert WHOLE.section(LOGITS.name) == LOGITS
-    assert WHOLE.section("other") is None
+    assert WHOLE.target_set(LOGITS.name) == LOGITS
+    assert WHOLE.target_set("other") is None
 
 
 def test_a_section_that_was_finished_stays_readable_but_more_files_want_an_end() -> None:
-    one = WHOLE.with_end([STATES])
+    one = WHOLE.with_finished([STATES])
     assert [one.is_readable(section) for section in (STATES, LOGITS)] == [True, False]
-    both = one.with_end([LOGITS])
+    both = one.with_finished([LOGITS])
     assert [one.is_complete, both.is_complete] == [False, True]
     more = both.with_shard(replace(WHOLE.shards[0], file="c"))
     assert more.is_readable(STATES)
-    assert [more.is_complete, more.with_end([STATES]).is_complete] == [False, True]
+    assert [more.is_complete, more.with_finished([STATES]).is_complete] == [False, True]
 
 
 def test_other_targets_have_another_name() -> None:

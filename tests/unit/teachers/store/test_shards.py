@@ -13,10 +13,10 @@ from curricle.data.streams import Batch
 from curricle.errors import CheckpointError
 from curricle.locks import locked
 from curricle.teachers.store.codecs import Exact, Sampled
-from curricle.teachers.store.manifest import Manifest, Section, read_manifest
-from curricle.teachers.store.shards import ShardWriter, opened, uniforms
+from curricle.teachers.store.manifest import Manifest, TargetSet, read_manifest
+from curricle.teachers.store.shards import ShardWriter, open_shard, uniforms
 
-SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=2)
+SECTION = TargetSet(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=2)
 OTHER = replace(SECTION, facts={"kind": "logits"})
 MANIFEST = Manifest(sections=(SECTION,))
 
@@ -39,7 +39,7 @@ def add(writer: ShardWriter, *examples: int) -> None:
 
 def stored(folder: Path) -> list[float]:
     manifest = read_manifest(folder)
-    parts = [opened(folder, shard)["values"][:, 0] for shard in manifest.shards]
+    parts = [open_shard(folder, shard)["values"][:, 0] for shard in manifest.shards]
     found: list[float] = torch.cat(parts).tolist()
     return found
 
@@ -59,7 +59,7 @@ def test_what_is_written_is_known_to_who_goes_on(tmp_path: Path) -> None:
     add(killed, 1, 2)
     assert not read_manifest(tmp_path).finished
     writer = ShardWriter(tmp_path, read_manifest(tmp_path))
-    assert writer.lacks(SECTION, keys(2, 3, 1)).tolist() == [False, True, False]
+    assert writer.find_missing(SECTION, keys(2, 3, 1)).tolist() == [False, True, False]
     add(writer, 3)
     writer.finish(MANIFEST.sections)
     assert stored(tmp_path) == [1, 2, 3]
@@ -68,7 +68,7 @@ def test_what_is_written_is_known_to_who_goes_on(tmp_path: Path) -> None:
 def test_what_was_not_written_before_a_kill_is_lacking(tmp_path: Path) -> None:
     add(ShardWriter(tmp_path, MANIFEST), 1)
     again = ShardWriter(tmp_path, read_manifest(tmp_path))
-    assert again.lacks(SECTION, keys(1)).tolist() == [True]
+    assert again.find_missing(SECTION, keys(1)).tolist() == [True]
 
 
 def test_going_on_with_a_whole_store_leaves_it_whole_until_there_is_more(tmp_path: Path) -> None:
@@ -97,15 +97,15 @@ def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
 
 def test_an_example_twice_in_a_batch_is_wanted_once(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, MANIFEST)
-    assert writer.lacks(SECTION, keys(7, 8, 7)).tolist() == [True, True, False]
+    assert writer.find_missing(SECTION, keys(7, 8, 7)).tolist() == [True, True, False]
 
 
 def test_random_numbers_belong_to_an_example() -> None:
-    section = Section(facts={"kind": "logits"}, selected=False, codec=Sampled(seed=1), width=9)
+    section = TargetSet(facts={"kind": "logits"}, selected=False, codec=Sampled(seed=1), width=9)
     together = uniforms(section, keys(1, 2, 3), np.array([2, 1, 3]))(4)
     alone = [uniforms(section, keys(one), np.array([n]))(4) for one, n in ((1, 2), (2, 1), (3, 3))]
     assert np.array_equal(together, np.concatenate(alone))
-    other = Section(facts={"kind": "logits"}, selected=False, codec=Sampled(seed=2), width=9)
+    other = TargetSet(facts={"kind": "logits"}, selected=False, codec=Sampled(seed=2), width=9)
     assert not np.array_equal(together, uniforms(other, keys(1, 2, 3), np.array([2, 1, 3]))(4))
     assert uniforms(section, keys()[:0], counts()[:0])(4).shape == (0, 4)
 
@@ -117,13 +117,13 @@ def test_a_file_of_another_size_is_refused(tmp_path: Path) -> None:
     path = tmp_path / shard.file
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=f"must hold {shard.size} bytes"):
-        opened(tmp_path, shard)
+        open_shard(tmp_path, shard)
     path.write_bytes(b"x" * shard.size)
     with pytest.raises(CheckpointError, match="must be a safetensors file"):
-        opened(tmp_path, shard)
+        open_shard(tmp_path, shard)
     path.unlink()
     with pytest.raises(CheckpointError, match="got no file"):
-        opened(tmp_path, shard)
+        open_shard(tmp_path, shard)
 
 
 def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_file_of_other_rows_is_refused(tmp_path: Path) -> None:
     (shard,) = writer.finish(MANIFEST.sections).shards
     wrong = replace(shard, rows=2)
     with pytest.raises(CheckpointError, match="must hold 1 examples and 2 rows"):
-        opened(tmp_path, wrong)
+        open_shard(tmp_path, wrong)
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone", "other"])
@@ -156,7 +156,7 @@ def test_a_file_that_leads_elsewhere_is_not_opened(tmp_path: Path) -> None:
     (shard,) = writer.finish(MANIFEST.sections).shards
     (tmp_path / "store" / shard.file).rename(tmp_path / shard.file)
     with pytest.raises(CheckpointError, match=r"must list plain names of files inside it"):
-        opened(tmp_path / "store", replace(shard, file=f"../{shard.file}"))
+        open_shard(tmp_path / "store", replace(shard, file=f"../{shard.file}"))
 
 
 def test_who_adds_to_a_store_removes_what_a_killed_writer_left(tmp_path: Path) -> None:

@@ -18,17 +18,17 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import Exact
 from curricle.teachers.store.manifest import (
     Manifest,
-    Section,
+    TargetSet,
     TeacherFacts,
     read_manifest,
     write_manifest,
 )
 from curricle.teachers.store.shards import ShardWriter
-from curricle.teachers.store.target_sets import SectionReader, TargetStore, open_store
+from curricle.teachers.store.target_sets import TargetSetReader, TargetStore, open_store
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from tests.parts import mlp
 
-SECTION = Section(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=1)
+SECTION = TargetSet(facts={"kind": "hidden"}, selected=False, codec=Exact(), width=1)
 LENGTHS = [3, 1, 4, 2, 4]
 IDS = torch.arange(20).reshape(5, 4)
 
@@ -41,7 +41,7 @@ def batch(rows: list[int], selected: list[int] | None = None) -> Batch:
     return Batch(inputs=IDS[rows][:, :width], valid=valid, selected=chosen)
 
 
-def stored(folder: Path, *, shard_bytes: int = 60, section: Section = SECTION) -> TargetStore:
+def stored(folder: Path, *, shard_bytes: int = 60, section: TargetSet = SECTION) -> TargetStore:
     """Store the token ids themselves as targets, a few examples a file."""
     writer = ShardWriter(folder, Manifest(sections=(section,)), shard_bytes=shard_bytes)
     for row in range(len(IDS)):
@@ -54,7 +54,7 @@ def stored(folder: Path, *, shard_bytes: int = 60, section: Section = SECTION) -
     return open_store(folder)
 
 
-def reader(folder: Path, shard_bytes: int = 60) -> SectionReader:
+def reader(folder: Path, shard_bytes: int = 60) -> TargetSetReader:
     return stored(folder, shard_bytes=shard_bytes).reader(SECTION)
 
 
@@ -123,7 +123,7 @@ def test_a_section_without_files_holds_nothing(tmp_path: Path) -> None:
 
 def test_a_capture_that_was_killed_is_not_opened(tmp_path: Path) -> None:
     ShardWriter(tmp_path, Manifest(sections=(SECTION,)))
-    with pytest.raises(CheckpointError, match="must be captured to its end"):
+    with pytest.raises(CheckpointError, match="must hold a finished capture"):
         open_store(tmp_path)
 
 
@@ -152,8 +152,9 @@ def test_a_manifest_of_another_store_is_named_beside_the_file(tmp_path: Path, ki
     shutil.copy(manifest, right)
     with pytest.raises(
         CheckpointError,
-        match=rf"^'{right}/[\w-]+\.safetensors' must .* as '{right}/manifest\.json' says; got .*; "
-        r"one of the two is damaged or of another store: restore it, or capture into a new folder$",
+        match=rf"^'{right}/[\w-]+\.safetensors' must .* as listed in '{right}/manifest\.json'; got "
+        r".*; one of the two is damaged or of another store: restore it, or capture into a new "
+        r"folder$",
     ):
         open_store(right)
 

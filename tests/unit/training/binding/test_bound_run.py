@@ -209,7 +209,7 @@ def test_an_objective_is_told_the_length_of_its_stage() -> None:
     for stage in bound(Curriculum(name="x", stages=stages)).stages:
         (found,) = adapters_of(stage.terms)
         assert isinstance(found, Temperature)
-        for _ in range((stage.end - stage.start) // 2 - 1):
+        for _ in range(stage.span.most // 2 - 1):
             found.advance()
         assert found.reversal < 1
         found.advance()
@@ -281,7 +281,7 @@ def test_weights_that_no_objective_reaches_are_named() -> None:
 
 def test_stages_follow_each_other() -> None:
     run = bound(extraction(total=Duration(number=40), pairs=1, layer_fraction=0.3))
-    assert [(stage.start, stage.end) for stage in run.stages] == [(0, 12), (12, 40)]
+    assert [(stage.span.start, stage.span.end) for stage in run.stages] == [(0, 12), (12, 40)]
     assert [stage.plan.steps for stage in run.stages] == [12, 28]
     assert run.num_steps == 40
 
@@ -299,7 +299,7 @@ def test_rounding_to_steps_does_not_lengthen_a_run_of_many_stages(unit: Unit) ->
     )
     run = bound(Curriculum(name="five", stages=stages), stream=Listed(batch))
     # Covered after 20, 40, 60, 80, 100 examples.
-    assert [stage.end for stage in run.stages] == [3, 5, 8, 10, 13]
+    assert [stage.span.end for stage in run.stages] == [3, 5, 8, 10, 13]
 
 
 def test_every_stage_has_a_step() -> None:

@@ -10,11 +10,14 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from curricle import seeding
+from curricle.curriculum.durations import UntilPlateau
+from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import one_shot
 from curricle.data.dataloaders import stream
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.speed import check_speed
@@ -80,3 +83,24 @@ def test_a_teacher_without_blocks_has_nothing_to_compile(compiled: list[object])
     with pytest.raises(BindError, match=r"^'compile=teacher' cannot be used with a teacher"):
         execute(run, evaluate, metric="accuracy", outputs=Outputs())
     assert not compiled
+
+
+@pytest.mark.parametrize(
+    ("window", "settings", "rule"),
+    [
+        (
+            3,
+            {"compiled_steps": 4},
+            r"^'compiled_steps' must not exceed the 3 steps of .*; got 4$",
+        ),
+        (1, {"prefetch": "batch"}, r"^'prefetch=batch' cannot be .* 'window' of 1 step: "),
+    ],
+)
+def test_steps_are_compiled_and_prefetched_within_a_window_only(
+    window: int, settings: dict[str, object], rule: str
+) -> None:
+    duration = UntilPlateau(at_most="20 steps", window=window, patience=1)
+    stage = Stage(name="logits", duration=duration, objectives=(MatchLogits(),))
+    run = bound(Curriculum(name="x", stages=(stage,)), settings=settings)
+    with pytest.raises(BindError, match=rule):
+        check_speed(run)

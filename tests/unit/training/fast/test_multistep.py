@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.curriculum.durations import Duration
+from curricle.curriculum.durations import Duration, UntilPlateau
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.data.streams import Batch
@@ -23,7 +23,7 @@ from curricle.errors import BindError, DivergenceError
 from curricle.extras import COMPILERS
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
-from curricle.records import EvaluationRecord, Record, StepRecord
+from curricle.records import EvaluationRecord, Record, StageEndRecord, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.fast import multistep as compiling
@@ -330,3 +330,19 @@ def test_a_compiled_graph_gives_the_numbers_of_single_steps(
     finished(plain)
     finished(compiled)
     assert_close(compiled, plain)
+
+
+def test_blocks_end_where_a_plateau_is_checked(blocks: list[int]) -> None:
+    def until_plateau(total: Duration) -> Curriculum:
+        rule = UntilPlateau(at_most="16 steps", window=5, patience=1, min_improvement=0.9)
+        return extraction(total=total, durations=(rule,))
+
+    compiled, single = run_of(until_plateau), run_of(until_plateau, ahead=1)
+    ends = [
+        [(one.done, one.why) for one in finished(run) if isinstance(one, StageEndRecord)]
+        for run in (compiled, single)
+    ]
+    assert ends == [[(10, "plateau")]] * 2
+    assert_close(compiled, single)
+    # Windows end after 5 and 10 steps, and with these the layer stage; records come every 6.
+    assert blocks == [0, 6, 12]

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
 from curricle.objectives.adapters import LinearMap
 from curricle.records import Spent
@@ -29,6 +30,7 @@ from curricle.training.loop.checkpoints import (
     save_checkpoint,
 )
 from curricle.training.optimizers import SGD, AdamW, Optimizer
+from curricle.training.timeline import Timeline, plan_spans
 from tests.parts import drawn
 
 OPTIMIZERS: list[Optimizer] = [
@@ -328,6 +330,10 @@ def test_a_folder_without_hashes_is_refused(tmp_path: Path) -> None:
         read_state(path)
 
 
+def forty_steps() -> Timeline:
+    return Timeline(plan_spans(one_shot(total="40 steps").stages, batch_size=1, tokens_per_batch=1))
+
+
 @pytest.mark.parametrize("steps", [-7, 0, 10, 4000])
 def test_a_number_of_steps_that_cannot_be_is_refused(tmp_path: Path, steps: int) -> None:
     path = saved(tmp_path, steps=20)
@@ -336,13 +342,13 @@ def test_a_number_of_steps_that_cannot_be_is_refused(tmp_path: Path, steps: int)
     (path / STATE).write_text(json.dumps(content))
     seal_folder(path, sealed_names(path))
     with pytest.raises(CheckpointError, match=rf"'steps' in .* must be .*; got {steps}; rem"):
-        read_state(path, planned=40)
+        read_state(path, timeline=forty_steps())
 
 
 def test_a_checkpoint_after_the_runs_end_is_refused(tmp_path: Path) -> None:
     path = saved(tmp_path, steps=4000)
     with pytest.raises(CheckpointError, match=r"at most the planned 40; got 4000; rem"):
-        read_state(path, planned=40)
+        read_state(path, timeline=forty_steps())
 
 
 @pytest.mark.parametrize("field", ["examples", "records_bytes"])

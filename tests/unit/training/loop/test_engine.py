@@ -421,7 +421,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(
     def syncing(_: RecordWriter) -> None:
         told.append("sync")
 
-    monkeypatch.setattr("curricle.training.loop.engine.save_checkpoint", saving)
+    monkeypatch.setattr("curricle.training.loop.journal.save_checkpoint", saving)
     monkeypatch.setattr(RecordWriter, "sync", syncing)
     executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}), tmp_path)
     # The last record too, before the manifest that counts it.
@@ -1007,7 +1007,7 @@ def test_a_run_ends_at_its_target_only_where_the_output_is_taught(tmp_path: Path
     )
     layer, last = run.stages
     assert (layer.plan.reads_logits, last.plan.reads_logits) == (False, True)
-    assert end.spent.steps == layer.end + 1
+    assert end.spent.steps == layer.span.end + 1
 
 
 # --- evaluations and final weights ----------------------------------------------------------------

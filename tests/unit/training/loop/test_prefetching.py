@@ -133,7 +133,7 @@ def test_a_run_is_bit_equal_to_one_without(
 def test_nothing_is_made_ahead_of_records_evaluations_and_stages() -> None:
     run = run_of(prefetch="targets")
     finished(run)
-    begins = {stage.start for stage in run.stages} | {0, 6}
+    begins = {stage.span.start for stage in run.stages} | {0, 6}
     made = {step for step, elsewhere in watched(run).elsewhere.items() if not elsewhere}
     # The first batch was read while binding, too.
     assert made == begins

@@ -69,3 +69,9 @@ def test_what_is_no_number_is_refused(item: Any) -> None:
 def test_a_metric_that_is_missing_is_named_with_those_that_are_there() -> None:
     with pytest.raises(BindError, match=r"'metric' must be one .*\['em', 'f1'\]; got 'accuracy'"):
         plain_metrics({"f1": 0.5, "em": 0.4}, "accuracy")
+
+
+def test_a_metric_that_ends_a_stage_is_needed_as_well() -> None:
+    assert plain_metrics({"nll": 1, "f1": 2}, "nll", "f1") == {"nll": 1.0, "f1": 2.0}
+    with pytest.raises(BindError, match=r"^'metric' must be one of the .*\['nll'\]; got 'f1'$"):
+        plain_metrics({"nll": 1}, "nll", "f1")

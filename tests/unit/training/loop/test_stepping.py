@@ -60,7 +60,7 @@ def stepped(
 ) -> list[StepLoss]:
     """Run the first steps of a stage; the student is changed."""
     own = optimizer or run.optimizer.build(run.student.module.parameters())
-    start = run.stages[number].start
+    start = run.stages[number].span.start
     run.student.module.train()
     with stepping(run, run.stages[number], own) as stepper:
         return [stepper.step(step) for step in range(start, start + steps)]
@@ -300,7 +300,10 @@ def rates(run: BoundRun, number: int) -> list[float]:
     own = run.optimizer.build(run.student.module.parameters())
     bound_stage = run.stages[number]
     with stepping(run, bound_stage, own) as stepper:
-        return [stepper.learning_rate(step) for step in range(bound_stage.start, bound_stage.end)]
+        return [
+            stepper.learning_rate(step)
+            for step in range(bound_stage.span.start, bound_stage.span.end)
+        ]
 
 
 FALLING = SGD(learning_rate=0.8, schedule=Schedule(decay="linear"))

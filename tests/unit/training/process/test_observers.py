@@ -8,11 +8,13 @@ from rich.console import Console
 from rich.progress import Progress
 
 from curricle.records import (
+    EndReason,
     EndRecord,
     EvaluationRecord,
     Record,
     RunRecord,
     Spent,
+    StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
@@ -167,3 +169,11 @@ def test_preparation_is_silent_where_there_is_no_terminal() -> None:
     bar("tokenizing", 1, 4)
     bar.close()
     assert not file.getvalue()
+
+
+@pytest.mark.parametrize(("why", "word"), [("plateau", ""), ("goal", "  target reached")])
+def test_a_stage_that_its_rule_ends_shortens_the_bar(
+    progress: Progress, why: EndReason, word: str
+) -> None:
+    end = StageEndRecord(stage="layer 1", planned=40, done=30, why=why, spent=Spent(steps=30))
+    assert shown(progress, opening(40, 60), STAGE, end) == (90, 30, f"layer 1{word}")

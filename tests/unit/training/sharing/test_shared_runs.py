@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.curriculum.durations import Duration
+from curricle.curriculum.durations import Duration, UntilPlateau
 from curricle.curriculum.initialization import RandomStart
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
@@ -20,7 +20,7 @@ from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Learned
-from curricle.records import Record, RunRecord, read_records
+from curricle.records import Record, RunRecord, StageEndRecord, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
@@ -369,3 +369,46 @@ def test_students_of_a_classroom_that_share_a_layer_are_refused() -> None:
     sentence = "'student with seed 0' and 'student with seed 1' must not share memory"
     with pytest.raises(BindError, match=sentence):
         execute_shared(seats, metric="accuracy")
+
+
+def until_plateau() -> Curriculum:
+    """Return a layer stage that ends early, and the logits."""
+    rule = UntilPlateau(at_most="12 steps", window=2, patience=1, min_improvement=0.05)
+    return extraction(total=TOTAL, durations=(rule,))
+
+
+def ends(folder: Path, number: int) -> list[tuple[str, int]]:
+    records = read_records(folder / f"{number}" / RECORDS)
+    return [(one.why, one.done) for one in records if isinstance(one, StageEndRecord)]
+
+
+def ruled_runs(seeds: Sequence[int]) -> list[BoundRun]:
+    teacher = LiveTeacher(mlp(16, 12, seed=1))
+    return [
+        bound(
+            until_plateau(),
+            settings={"record_every": 1, "evaluate_every": 5},
+            teacher=teacher,
+            student=mlp(5, 4, seed=seed),
+            seed=seed,
+        )
+        for seed in seeds
+    ]
+
+
+def test_students_of_a_class_end_their_stages_at_their_own_times(tmp_path: Path) -> None:
+    shared, single = ruled_runs(range(4)), ruled_runs(range(4))
+    together(shared, tmp_path / "together")
+    alone(single, tmp_path / "alone")
+    assert_equal(shared, single)
+    done = [ends(tmp_path / "together", number) for number in range(4)]
+    assert done == [ends(tmp_path / "alone", number) for number in range(4)]
+    # They do not move in step.
+    assert len({str(end) for end in done}) > 1
+
+
+def test_batched_students_end_their_stages_at_their_own_times(tmp_path: Path) -> None:
+    together(ruled_runs(range(4)), tmp_path / "together", batch_students=True)
+    alone(ruled_runs(range(4)), tmp_path / "alone")
+    for number in range(4):
+        assert ends(tmp_path / "together", number) == ends(tmp_path / "alone", number)

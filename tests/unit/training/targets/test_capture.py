@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
 from curricle.data.streams import Batch
@@ -22,7 +23,7 @@ from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.records import Record, StepRecord
+from curricle.records import Record, StageEndRecord, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import BFloat16, Exact, Int8, Sampled, TopK
 from curricle.teachers.store.manifest import DataFacts
@@ -281,7 +282,7 @@ def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path
     whole = capture([bound(EXTRACTION)], tmp_path / "whole", codecs=codecs)
     with pytest.raises(KeyboardInterrupt):
         capture([bound(EXTRACTION)], tmp_path / "killed", codecs=codecs, watch=kill_after(5))
-    with pytest.raises(CheckpointError, match="must be captured to its end"):
+    with pytest.raises(CheckpointError, match="must hold a finished capture"):
         open_targets(tmp_path / "killed")
     again, passes = counted(bound(EXTRACTION))
     resumed = capture([again], tmp_path / "killed", codecs=codecs)
@@ -315,7 +316,7 @@ def test_a_second_capture_that_is_killed_leaves_the_first_readable(
         capture([bound(first)], tmp_path, codecs=codecs)
     stored = open_targets(tmp_path)
     assert torch.equal(trained(bound(first, teacher=stored)), live)
-    rule = "stored: hidden of final, .*; not captured to the end, capturing again goes on: logits"
+    rule = "stored: hidden of final, .*; not captured to the end, capture again: logits"
     with pytest.raises(BindError, match=rule):
         bound(second, teacher=stored)
     assert capture([bound(second)], tmp_path, codecs=codecs).is_complete
@@ -335,7 +336,9 @@ def test_more_data_of_a_capture_that_is_killed_leave_the_first_readable(tmp_path
         capture([more()], tmp_path, codecs=codecs, watch=kill_after(1))
     stored = open_targets(tmp_path)
     assert torch.equal(trained(texts(chosen, teacher=stored)), live)
-    with pytest.raises(DataError, match="a capture of them was stopped, and capturing again goes"):
+    with pytest.raises(
+        DataError, match="their capture was stopped; run `curricle targets capture`"
+    ):
         trained(more(teacher=stored))
     capture([more()], tmp_path, codecs=codecs)
     trained(more(teacher=open_targets(tmp_path)))
@@ -347,7 +350,7 @@ def test_a_capture_of_some_does_not_end_what_another_has_begun(tmp_path: Path) -
         capture([bound(staged(HIDDEN))], tmp_path, codecs=codecs, watch=kill_after(2))
     manifest = capture([bound(staged(MatchLogits()))], tmp_path, codecs=codecs)
     assert not manifest.is_complete
-    with pytest.raises(BindError, match="capturing again goes on: hidden of final"):
+    with pytest.raises(BindError, match="capture again: hidden of final"):
         bound(staged(HIDDEN), teacher=open_targets(tmp_path))
 
 
@@ -518,3 +521,16 @@ def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
     run = bound(EXTRACTION, teacher=open_targets(tmp_path), stream=parity(5))
     with pytest.raises(ValueError, match="'targets' must hold every example that is read"):
         trained(run)
+
+
+def test_what_is_stored_suffices_whenever_a_stage_ends(tmp_path: Path) -> None:
+    rule = UntilPlateau(at_most="9 steps", window=2, patience=1, min_improvement=0.9)
+    curriculum = extraction(total="14 steps", durations=(rule,))
+    seen: list[Record] = []
+    live = bound(curriculum)
+    execute(live, judge, metric="none", outputs=Outputs(observers=(seen.append,)))
+    assert [one.done for one in seen if isinstance(one, StageEndRecord)] == [4]
+    # The logits are then read at steps 4 to 8, which are none of their stage as planned.
+    capture([bound(curriculum)], tmp_path, codecs=EXACT)
+    stored = bound(curriculum, teacher=open_targets(tmp_path))
+    assert torch.equal(trained(stored), weights(live))

@@ -1,0 +1,198 @@
+"""Journal of a run: its records, checkpoints and finished weights, on disk if it has a folder.
+
+A `Journal` opens the run folder, refuses one that holds another run, and restores the state of the
+newest checkpoint. From then on it appends records, which observers also receive, and saves
+checkpoints.
+
+Design: a checkpoint counts the records before it, so these are flushed to the disk first. When a
+run is resumed, records after the checkpoint are dropped and written again.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from curricle.errors import CheckpointError
+from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Spent
+from curricle.training.binding.facts import differences, write_facts
+from curricle.training.loop.checkpoints import (
+    RunState,
+    load_checkpoint,
+    read_state,
+    save_checkpoint,
+)
+from curricle.training.loop.resuming import RunFolder, owner_of
+from curricle.training.timeline import Timeline
+from curricle.values import fingerprint
+
+
+@final
+class Journal:
+    """Records and checkpoints of one run."""
+
+    def __init__(
+        self,
+        files: RunFolder | None,
+        student: nn.Module,
+        timeline: Timeline,
+        *,
+        observers: Sequence[Callable[[Record], None]] = (),
+        facts: Mapping[str, Any],
+    ) -> None:
+        """Declare a journal; nothing is read or written before it is opened.
+
+        Args:
+            files: Places of the run's files; None writes nothing.
+            student: The student.
+            timeline: Stages of the run, before the first step.
+            observers: Functions that receive every record.
+            facts: Facts on which the result of the run depends.
+        """
+        self.files = files
+        self._student, self._timeline = student, timeline
+        self.digest = fingerprint(dict(facts))
+        """Digest of the facts."""
+        self.resumed: Path | None = None
+        """Checkpoint from which the run goes on; None if it begins."""
+        self.spent = Spent()
+        """Consumed by that checkpoint."""
+        self._observers, self._facts = tuple(observers), facts
+        self._writer: RecordWriter | None = None
+
+    def open(
+        self,
+        opening: RunRecord,
+        optimizer: torch.optim.Optimizer,
+        *,
+        resume: bool,
+        lock: ExitStack,
+    ) -> EndRecord | None:
+        """Begin the run, or restore student, optimizer and timeline from its newest checkpoint.
+
+        Args:
+            opening: First record of the run.
+            optimizer: The optimizer of the student's weights.
+            resume: Whether the folder may hold the run already.
+            lock: Gives the folder back when it closes.
+
+        Returns:
+            The end of the run if it is complete; nothing is open then, and the student has the
+            finished weights.
+
+        Raises:
+            CheckpointError: If the folder holds a run that is not to be resumed, another one or a
+                damaged one, or another process writes into it.
+        """
+        files = self.files
+        if files is None:
+            self._notify(opening)
+            return None
+        if not resume:
+            files.check_free()
+        end = self._finished(files, opening)
+        if end is not None:
+            return end
+        files.open_for_writing(lock)
+        # Another process may have written between the first look and the lock.
+        if not resume:
+            files.check_free()
+        end = self._finished(files, opening)
+        if end is None:
+            self._begin(files, opening, optimizer)
+        return end
+
+    def _finished(self, files: RunFolder, opening: RunRecord) -> EndRecord | None:
+        """Return the end of a complete run, whose student gets its weights; else None.
+
+        Raises:
+            CheckpointError: If the folder holds another run or a damaged one.
+        """
+        records, newest = files.known_records(), files.newest()
+        owner = owner_of(records, self.digest) if newest is None else read_state(newest).run
+        if owner != self.digest:
+            raise CheckpointError(
+                f"{str(newest or files.records)!r} must belong to this run; its digest is "
+                f"{owner!r}, not {self.digest!r}{self._reason(files.folder, records)}"
+            )
+        if not records or not isinstance(end := records[-1], EndRecord):
+            return None
+        files.load_student(self._student, end)
+        self._notify(opening)
+        self._notify(end)
+        return end
+
+    def _reason(self, folder: Path, records: Sequence[Record]) -> str:
+        """Return the changed facts, and the remedy for a finished run, as the end of an error."""
+        changes = differences(folder, self._facts)
+        is_finished = bool(records) and isinstance(records[-1], EndRecord)
+        end = "; a finished run cannot be prolonged or changed, take another folder"
+        return (f": {changes}" if changes else "") + (end if is_finished else "")
+
+    def _begin(
+        self, files: RunFolder, opening: RunRecord, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Go on from the newest checkpoint, or begin if there is none."""
+        self.resumed = files.newest()
+        if self.resumed is None:
+            files.begin()
+            self._writer = RecordWriter(files.records)
+            self.write(opening)
+            write_facts(files.folder, self._facts)
+            return
+        state = read_state(self.resumed, timeline=self._timeline)
+        self._writer = RecordWriter(
+            files.records, keep_bytes=state.records_bytes, head=state.records_head
+        )
+        load_checkpoint(self.resumed, self._student, optimizer)
+        self.spent = state.spent
+        # The file has it already; these observers have not seen it.
+        self._notify(opening)
+
+    def write(self, record: Record) -> None:
+        """Append a record and pass it to the observers."""
+        if self._writer is not None:
+            self._writer.write(record)
+        self._notify(record)
+
+    def _notify(self, record: Record) -> None:
+        for observer in self._observers:
+            observer(record)
+
+    def save(
+        self, spent: Spent, optimizer: torch.optim.Optimizer, *, adapters: nn.ModuleList
+    ) -> None:
+        """Save a checkpoint, if there is a folder.
+
+        Args:
+            spent: Consumed so far.
+            optimizer: The optimizer of the student's weights.
+            adapters: Modules that the open stage trains beside the student.
+        """
+        if self.files is None or self._writer is None:
+            return
+        # Not even a crash of the machine may leave a checkpoint whose records are lost.
+        self._writer.sync()
+        state = RunState(
+            spent=spent,
+            records_bytes=self._writer.size,
+            records_head=self._writer.head,
+            run=self.digest,
+            timeline=self._timeline.state(),
+        )
+        save_checkpoint(self.files.checkpoints, state, self._student, optimizer, adapters=adapters)
+
+    def finish(self, end: EndRecord) -> None:
+        """Write the last record and the manifest of the folder."""
+        self.write(end)
+        if self.files is not None and self._writer is not None:
+            self._writer.sync()
+            self.files.seal()
+
+    def close(self) -> None:
+        """Close the file of records."""
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,385 @@
+"""Timeline of a run: the stage of each step, the steps at which something is due, and their ends.
+
+Binding plans a `Span` for each stage: its longest and its shortest number of steps. A `Timeline` is
+the state of one run on these spans. It closes stages, by their length, by the rule of their
+duration or because the run's goal is reached, and says how many steps may be taken before the next
+record, evaluation, checkpoint or check of a rule.
+
+Steps are counted over the whole run, and a batch belongs to a step. A stage after one that has
+ended early begins at the next step, so it may read batches that were planned for its predecessor.
+
+Design: a checkpoint holds the ends of stages with a rule alone; those of fixed lengths follow. The
+sum over an unfinished window is a float64 on the student's device, so that no step waits for a GPU
+and a resumed run continues with the same bits.
+"""
+
+import itertools
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+from torch import Tensor
+
+from curricle.curriculum.durations import (
+    Duration,
+    StageDuration,
+    Unit,
+    UntilMetric,
+    UntilPlateau,
+)
+from curricle.curriculum.stages import Stage
+from curricle.errors import BindError
+from curricle.records import EndReason
+from curricle.values import value
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """Planned steps of one stage."""
+
+    name: str
+    """Name of the stage."""
+    duration: StageDuration
+    """Duration as declared."""
+    start: int
+    """First step if all earlier stages take their longest."""
+    earliest: int
+    """First step if all earlier stages take their shortest."""
+    most: int
+    """Largest number of steps."""
+    least: int
+    """Smallest number of steps; that of a fixed length is the largest."""
+
+    @property
+    def end(self) -> int:
+        """Return the step after the last if all stages take their longest."""
+        return self.start + self.most
+
+    @property
+    def possible_steps(self) -> range:
+        """Return the steps that can belong to the stage, whenever earlier stages end."""
+        return range(self.earliest, self.end)
+
+
+def plan_spans(
+    stages: Sequence[Stage], *, batch_size: int, tokens_per_batch: int
+) -> tuple[Span, ...]:
+    """Return the planned steps of some stages.
+
+    Args:
+        stages: The stages in order.
+        batch_size: Examples per step.
+        tokens_per_batch: Tokens per step.
+    """
+
+    def steps(length: Duration) -> int:
+        return length.steps(batch_size=batch_size, tokens_per_batch=tokens_per_batch)
+
+    declared: dict[Unit, int] = {}
+    spans: list[Span] = []
+    start = earliest = 0
+    for stage in stages:
+        longest = stage.duration.at_most
+        declared[longest.unit] = declared.get(longest.unit, 0) + longest.number
+        # Borders are rounded, not lengths: many rounded stages would prolong the run.
+        covering = sum(
+            steps(Duration(number=number, unit=unit)) for unit, number in declared.items()
+        )
+        most = max(covering, start + 1) - start
+        least = most
+        if not isinstance(stage.duration, Duration):
+            at_least = stage.duration.at_least
+            least = max(_shortest(stage.duration), 0 if at_least is None else steps(at_least))
+        spans.append(
+            Span(
+                name=stage.name,
+                duration=stage.duration,
+                start=start,
+                earliest=earliest,
+                most=most,
+                least=min(least, most),
+            )
+        )
+        start, earliest = start + most, earliest + min(least, most)
+    return tuple(spans)
+
+
+def _shortest(duration: UntilPlateau | UntilMetric) -> int:
+    """Return the number of steps before which a rule cannot end a stage."""
+    # The first window has nothing to improve on.
+    return duration.window * (duration.patience + 1) if isinstance(duration, UntilPlateau) else 1
+
+
+def check_rule(span: Span, *, evaluate_every: int) -> None:
+    """Check that a rule can end a stage before its maximum.
+
+    Args:
+        span: The planned steps of the stage.
+        evaluate_every: Steps between evaluations.
+
+    Raises:
+        BindError: If it cannot, so that it would have no effect.
+    """
+    duration = span.duration
+    if isinstance(duration, UntilPlateau) and span.least >= span.most:
+        raise BindError(
+            f"'at_most' must be longer than the {_shortest(duration)} steps of 'patience' + 1 "
+            f"windows and than 'at_least', before which a plateau cannot end a stage; got "
+            f"{span.most} steps"
+        )
+    if isinstance(duration, UntilMetric) and evaluate_every > span.most:
+        raise BindError(
+            f"'evaluate_every' must not exceed the {span.most} steps of 'at_most', within which "
+            f"the metric is to be evaluated; got {evaluate_every}"
+        )
+
+
+@final
+@value
+class StageEnd:
+    """End of a stage."""
+
+    stage: str
+    """Name of the stage."""
+    planned: int
+    """Largest number of steps that was planned."""
+    done: int
+    """Number of steps taken."""
+    why: EndReason
+    """Reason of the end."""
+
+
+@final
+@value
+class TimelineState:
+    """State of a timeline in a checkpoint."""
+
+    ends: tuple[StageEnd, ...] = ()
+    """Ends of the stages with a rule."""
+    window_sum: float = 0.0
+    """Sum of the losses of the unfinished window."""
+    best_mean: float | None = None
+    """Smallest mean loss of a window of the open stage; None before the first."""
+    stale_windows: int = 0
+    """Number of windows since the last improvement."""
+
+
+@final
+class Timeline:
+    """Stages of one run as they really follow each other."""
+
+    def __init__(
+        self, spans: Sequence[Span], *, intervals: Iterable[int] = (), moments: Iterable[int] = ()
+    ) -> None:
+        """Begin before the first step.
+
+        Args:
+            spans: The planned steps of the stages, in order.
+            intervals: Numbers of steps after whose multiples something is due.
+            moments: Further numbers of steps after which something is due.
+        """
+        self._spans = tuple(spans)
+        self._intervals, self._moments = tuple(intervals), sorted(moments)
+        self._ends: list[StageEnd] = []
+        self._start = 0
+        self._losses = _LossWindows(TimelineState())
+
+    @property
+    def start(self) -> int:
+        """Return the first step of the open stage; without one, the number of steps taken."""
+        return self._start
+
+    @property
+    def ends(self) -> tuple[StageEnd, ...]:
+        """Return the ends of the closed stages."""
+        return tuple(self._ends)
+
+    def remaining(self) -> range:
+        """Return the numbers of the stages that are not closed; the first of them is open."""
+        is_over = bool(self._ends) and self._ends[-1].why == "goal"
+        return range(len(self._ends), len(self._ends) if is_over else len(self._spans))
+
+    @property
+    def num_steps(self) -> int:
+        """Return the number of steps of the run if all remaining stages take their longest."""
+        return self._start + sum(self._spans[number].most for number in self.remaining())
+
+    def stage_at(self, step: int) -> int:
+        """Return the number of the stage of a step; remaining stages take their longest.
+
+        Raises:
+            ValueError: If the run has no such step.
+        """
+        lengths = [end.done for end in self._ends]
+        lengths += [self._spans[number].most for number in self.remaining()]
+        borders = list(itertools.accumulate(lengths))
+        if not 0 <= step < borders[-1]:
+            raise ValueError(f"'step' must lie within the {borders[-1]} of the run; got {step}")
+        return bisect_right(borders, step)
+
+    def due(self, step: int) -> int:
+        """Return the next number of steps after which something is due, at most the stage's end.
+
+        Args:
+            step: Number of steps taken; the next one is in the open stage.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        span = self._open_span(step, step + 1)
+        due = [self._start + span.most]
+        due += [step - step % interval + interval for interval in self._intervals]
+        later = bisect_right(self._moments, step)
+        due += self._moments[later : later + 1]
+        if isinstance(span.duration, UntilPlateau):
+            window = span.duration.window
+            due.append(step - (step - self._start) % window + window)
+        return min(due)
+
+    def _open_span(self, *steps: int) -> Span:
+        """Return the span of the open stage.
+
+        Args:
+            *steps: Numbers of steps taken that must be possible in it.
+
+        Raises:
+            ValueError: If one is not, or all stages are closed.
+        """
+        if not self.remaining():
+            raise ValueError(f"the run of {self._start} steps is over; got step {steps[0]}")
+        span = self._spans[len(self._ends)]
+        if not all(0 <= step - self._start <= span.most for step in steps):
+            raise ValueError(
+                f"'step' must lie in stage {span.name!r}, steps {self._start} to "
+                f"{self._start + span.most}; got {steps[0]}"
+            )
+        return span
+
+    def add(self, losses: Iterable[Tensor]) -> None:
+        """Add the losses of steps of the open stage; not read unless its rule needs them."""
+        if isinstance(self._spans[len(self._ends)].duration, UntilPlateau):
+            self._losses.add(losses)
+
+    def look(
+        self,
+        step: int,
+        metrics: Mapping[str, float] | None = None,
+        *,
+        reaches_goal: bool = False,
+    ) -> StageEnd | None:
+        """Close the open stage if it ends here; called once after each step that was due.
+
+        Args:
+            step: Number of steps taken.
+            metrics: Metrics of the student if it was evaluated as its interval asks for.
+            reaches_goal: Whether the goal of the run is reached, so that all stages end.
+
+        Returns:
+            The end of the stage, or None if it goes on.
+        """
+        span = self._open_span(step)
+        why = self._reason(span, step - self._start, metrics or {})
+        if reaches_goal:
+            why = "goal"
+        return None if why is None else self.close(step, why)
+
+    def _reason(self, span: Span, done: int, metrics: Mapping[str, float]) -> EndReason | None:
+        """Return why a stage ends after some steps; None if it goes on."""
+        duration = span.duration
+        may_end = done >= span.least
+        match duration:
+            case UntilPlateau(window=window) if done % window == 0:
+                # Also called before the stage may end, since a new window begins here.
+                if self._losses.has_plateau(duration) and may_end:
+                    return "plateau"
+            case UntilMetric(metric=name) if may_end and name in metrics:
+                if duration.is_reached(metrics[name]):
+                    return "metric"
+        return "length" if done == span.most else None
+
+    def close(self, step: int, why: EndReason) -> StageEnd:
+        """Close the open stage; the next one begins at once.
+
+        Args:
+            step: Number of steps taken.
+            why: Reason of the end; `goal` closes all stages.
+
+        Returns:
+            The end of the stage.
+
+        Raises:
+            ValueError: If the stage has taken no step, or would be longer than planned.
+        """
+        span = self._open_span(step, step - 1)
+        end = StageEnd(stage=span.name, planned=span.most, done=step - self._start, why=why)
+        self._ends.append(end)
+        self._start, self._losses = step, _LossWindows(TimelineState())
+        return end
+
+    def state(self) -> TimelineState:
+        """Return the state for a checkpoint."""
+        spans = zip(self._spans, self._ends, strict=False)
+        ends = [end for span, end in spans if not isinstance(span.duration, Duration)]
+        return self._losses.state(tuple(ends))
+
+    def restore(self, state: TimelineState, step: int) -> None:
+        """Go on from a checkpoint.
+
+        Args:
+            state: Its state; empty for one of a version without rules.
+            step: Number of steps taken.
+
+        Raises:
+            ValueError: If the state does not fit the spans.
+        """
+        ends = {end.stage: end for end in state.ends}
+        for span in self._spans:
+            if isinstance(span.duration, Duration) and self._start + span.most <= step:
+                self.close(self._start + span.most, "length")
+            elif span.name in ends:
+                end = ends.pop(span.name)
+                self.close(self._start + end.done, end.why)
+            else:
+                break
+        if ends:
+            raise ValueError(f"stages {sorted(ends)} cannot have ended after {step} steps")
+        if step != self._start:
+            self._open_span(step, step + 1)
+        self._losses = _LossWindows(state)
+
+
+@final
+class _LossWindows:
+    """Mean losses over windows of steps."""
+
+    def __init__(self, state: TimelineState) -> None:
+        """Take the sums of a state."""
+        self._sum: Tensor | float = state.window_sum
+        self._best, self._stale = state.best_mean, state.stale_windows
+
+    def state(self, ends: tuple[StageEnd, ...]) -> TimelineState:
+        """Return the sums with the ends of stages."""
+        return TimelineState(
+            ends=ends,
+            window_sum=float(self._sum),
+            best_mean=self._best,
+            stale_windows=self._stale,
+        )
+
+    def add(self, losses: Iterable[Tensor]) -> None:
+        """Add losses to the window, on their device."""
+        for loss in losses:
+            self._sum = self._sum + loss.double()
+
+    def has_plateau(self, rule: UntilPlateau) -> bool:
+        """Return whether the loss has ceased to fall, and begin the next window."""
+        mean, self._sum = float(self._sum) / rule.window, 0.0
+        best = self._best
+        # A share of the absolute value, since objectives of users may be negative.
+        if best is None or mean < best - rule.min_improvement * abs(best):
+            self._best, self._stale = mean, 0
+        else:
+            self._stale += 1
+        return self._stale >= rule.patience
