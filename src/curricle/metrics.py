@@ -16,7 +16,7 @@ Axes: row (scored positions), class, value.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, final
@@ -88,7 +88,7 @@ def _mean(parts: Sequence[float], count: int) -> float:
 
 
 def _num_correct(scores: Scores) -> int:
-    return int((scores.student.argmax(-1) == scores.labels).sum())
+    return int((scores.student.argmax(-1) == _required(scores.labels)).sum())
 
 
 def _nats(scores: Scores) -> float:
@@ -159,7 +159,7 @@ def _correlation(
     parts: Sequence[tuple[list[float], list[float]]],
     count: int,
     *,
-    name: Literal["pearsonr", "spearmanr"],
+    name: str,
 ) -> float:
     """Return a correlation of all values; 0 where one side is constant."""
     from scipy import stats  # noqa: PLC0415 - imported for this metric only
@@ -205,7 +205,7 @@ _ALL: tuple[Metric, ...] = (
             better="higher",
             unit="share",
             part=_predictions,
-            compute=lambda parts, count, average=average: _f1(parts, count, average=average),
+            compute=partial(_f1, average=average),
             least=0.0,
             most=1.0,
         )
@@ -224,7 +224,7 @@ _ALL: tuple[Metric, ...] = (
             name=name,
             better="higher",
             part=_values,
-            compute=lambda parts, count, name=f"{name}r": _correlation(parts, count, name=name),
+            compute=partial(_correlation, name=f"{name}r"),
             reads="values",
             least=-1.0,
             most=1.0,

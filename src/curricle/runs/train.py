@@ -380,7 +380,7 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     outputs: Outputs,
     until: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> EndRecord:
-    metric = spec.target.metric
+    metric: str = spec.target.metric
     if run.teacher is None and METRICS[metric].reads == "teacher":
         # The teacher of the comparison has none itself.
         metric = NLL.name
