@@ -7,7 +7,7 @@ STAMP := .venv/installed
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test benchmarks check lint types contracts dependencies spelling docs
+.PHONY: help install demo test benchmarks check lint types contracts dependencies spelling docs architecture
 .PHONY: format clean
 
 help:  ## Show this list
@@ -61,6 +61,9 @@ spelling: install  ## Check spelling
 docs: install  ## Make docs/spec.md and docs/records.md from the source
 	$(BIN)/python -m curricle.runs.reference spec > docs/spec.md
 	$(BIN)/python -m curricle.runs.reference records > docs/records.md
+
+architecture: install  ## Make docs/images/architecture.svg from the imports
+	$(BIN)/python tools/architecture.py
 
 format: install  ## Format the code and mend what can be mended automatically
 	$(BIN)/ruff check --fix

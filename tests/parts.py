@@ -18,12 +18,13 @@ from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
-from curricle.seals import CHECK, SEAL, LineChain
+from curricle.records import ProbeRecord
+from curricle.seals import CHECK, SEAL, LineChain, read_lines
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
-from curricle.values import fingerprint, plain
+from curricle.values import fingerprint, parse, plain
 
 INPUTS, CLASSES = 6, 2
 
@@ -68,6 +69,11 @@ def bound(
     return bind(curriculum, settings=chosen, **(defaults | parts))
 
 
+def read_probes(path: Path) -> list[ProbeRecord]:
+    """Return the records of probes in a file."""
+    return [parse(ProbeRecord, line) for line in read_lines(path.read_bytes())]
+
+
 def edit_records(path: Path, text: str) -> None:
     """Write edited lines of records with new checks, as if a run had written them so."""
     chain = LineChain()
@@ -99,6 +105,13 @@ class Listed:
     def batch(self, step: int) -> Batch:
         self.read.append(step)
         return self.batches[step % len(self.batches)]
+
+
+def stored_target(run: BoundRun, batch: Batch, number: int = 0) -> Any:
+    """Return the stored target of an objective of the first stage of a run."""
+    term = run.stages[0].terms[number]
+    assert term.stored is not None
+    return term.stored.target(batch, term.objective.count(batch))
 
 
 class Shared(nn.Module):

@@ -107,7 +107,7 @@ def floors(units: Sequence[str], edges: Edges) -> tuple[tuple[str, ...], ...]:
     )
 
 
-def lines_of(graph: grimp.ImportGraph, modules: Iterable[str]) -> tuple[int, int]:
+def lines_of(modules: Iterable[str]) -> tuple[int, int]:
     """Return the number of files and of lines of modules."""
     counts = []
     for module in modules:
@@ -130,7 +130,7 @@ def house(graph: grimp.ImportGraph, title: str, parent: str, keep: Callable[[str
     units = sorted({unit_of(module, parent) for module in modules})
     edges = direct_imports(graph, parent, modules)
     sizes = {
-        unit: lines_of(graph, [module for module in modules if unit_of(module, parent) == unit])
+        unit: lines_of([module for module in modules if unit_of(module, parent) == unit])
         for unit in units
     }
     return House(title, floors(units, edges), edges, sizes)
@@ -151,8 +151,10 @@ def drawn(plan: House, top: int) -> list[str]:
     """Return the SVG elements of a house."""
     places = boxes(plan, top + 40)
     lines = [
-        f"<text x='{MARGIN}' y='{top + 20}' {FONT} font-size='15' font-weight='bold'>"
-        f"{escape(plan.title)}</text>"
+        (
+            f"<text x='{MARGIN}' y='{top + 20}' {FONT} font-size='15' font-weight='bold'>"
+            f"{escape(plan.title)}</text>"
+        )
     ]
     for importer, target in sorted(reduced(plan.edges)):
         left, above, width = places[importer]
@@ -167,12 +169,18 @@ def drawn(plan: House, top: int) -> list[str]:
         count = f"{files} files, {length:,} lines" if files > 1 else f"{length:,} lines"
         middle = left + width / 2
         lines += [
-            f"<rect x='{left:.1f}' y='{above}' width='{width:.1f}' height='{BOX_HEIGHT}' rx='6' "
-            f"fill='{'#dbe9ff' if files > 1 else '#f1f4f8'}' stroke='#5b6b82'/>",
-            f"<text x='{middle:.1f}' y='{above + 18}' {FONT} font-size='13' "
-            f"text-anchor='middle'>{escape(unit)}</text>",
-            f"<text x='{middle:.1f}' y='{above + 35}' {FONT} font-size='10' fill='#516073' "
-            f"text-anchor='middle'>{count}</text>",
+            (
+                f"<rect x='{left:.1f}' y='{above}' width='{width:.1f}' height='{BOX_HEIGHT}' "
+                f"rx='6' fill='{'#dbe9ff' if files > 1 else '#f1f4f8'}' stroke='#5b6b82'/>"
+            ),
+            (
+                f"<text x='{middle:.1f}' y='{above + 18}' {FONT} font-size='13' "
+                f"text-anchor='middle'>{escape(unit)}</text>"
+            ),
+            (
+                f"<text x='{middle:.1f}' y='{above + 35}' {FONT} font-size='10' fill='#516073' "
+                f"text-anchor='middle'>{count}</text>"
+            ),
         ]
     return lines
 
@@ -202,11 +210,15 @@ def picture(plans: Sequence[House]) -> str:
         top += 40 + len(plan.rows) * ROW
     return "\n".join(
         [
-            f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{top}' "
-            f"viewBox='0 0 {WIDTH} {top}'>",
-            "<defs><marker id='tip' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' "
-            "markerHeight='7' orient='auto'><path d='M0 0 L8 4 L0 8 z' fill='#8795a8'/></marker>"
-            "</defs>",
+            (
+                f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{top}' "
+                f"viewBox='0 0 {WIDTH} {top}'>"
+            ),
+            (
+                "<defs><marker id='tip' viewBox='0 0 8 8' refX='7' refY='4' markerWidth='7' "
+                "markerHeight='7' orient='auto'><path d='M0 0 L8 4 L0 8 z' fill='#8795a8'/>"
+                "</marker></defs>"
+            ),
             f"<rect width='{WIDTH}' height='{top}' fill='white'/>",
             *lines,
             "</svg>",

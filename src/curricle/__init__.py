@@ -1,13 +1,13 @@
-"""Make a small network learn from a large one by giving it a curriculum.
+"""Knowledge distillation with a curriculum, for PyTorch and Hugging Face models.
 
     result = curricle.distill(student, teacher, curriculum, data, evaluation=held_out)
 
-The curriculum comes from a strategy: `extraction`, `progressive`, `one_shot` or `from_labels`.
-Models are plain modules or Hugging Face models; `tapped` names the places of any other module.
+A curriculum comes from a strategy: `extraction`, `progressive`, `one_shot` or `from_labels`.
+Models are plain modules or Hugging Face models; `tapped` names the layers of any other module.
 `stream` makes training data of a `DataLoader`.
 
-Design: a name is imported when it is first asked for (PEP 562), so that reports, records and the
-command line's help do without torch.
+Design: public names are imported on first use (PEP 562), so that reports, records and the help of
+the command line work without torch.
 """
 
 from importlib import import_module
@@ -104,7 +104,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> object:
-        """Return a public name, imported when it is asked for.
+        """Return a public name, imported on first use.
 
         Raises:
             AttributeError: If there is no such name.

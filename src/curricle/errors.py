@@ -3,11 +3,12 @@
 Every error a user can cause is one of the kinds below. Each derives from `CurricleError` and from
 a builtin, so that both `except CurricleError` and `except ValueError` work. A message is one
 sentence: the quoted name, the rule, the actual value and, if it helps, the remedy. The command
-line prints it on one line and exits with 2; anything else is our fault and keeps its traceback.
+line prints it on one line and exits with 2; any other exception is a fault of curricle and keeps
+its traceback.
 
-Design: the kind says *when* the mistake could be seen. A value that contradicts itself is a
-`SpecError` (declare); two things that do not fit are a `BindError` (bind); what only the data or
-the disk can cause is a `DataError`, `CheckpointError` or `DivergenceError` (run).
+Design: the kind follows from *when* the mistake can be detected. A value that contradicts itself is
+a `SpecError` (declare); two values that do not fit are a `BindError` (bind); errors that only the
+data or the disk can cause are a `DataError`, `CheckpointError` or `DivergenceError` (run).
 """
 
 import difflib
@@ -49,21 +50,21 @@ class SpecError(CurricleError, ValueError):
 
 @final
 class BindError(CurricleError, ValueError):
-    """Two declared things do not fit together, for example a tap and a model."""
+    """Two declared values do not fit together, for example a tap and a model."""
 
 
 @final
 class DataError(CurricleError, ValueError):
-    """The data cannot be read or hold too little."""
+    """The data cannot be read or are too few."""
 
     step: int | None = None
-    """Step whose batch is at fault, where whoever raises knows it; the sentence leaves it out, for
-    what runs the step names it with the stage and the seed."""
+    """Step of the faulty batch, where it is known when the error is raised; the sentence leaves it
+    out, since the training loop adds it with the stage and the seed."""
 
 
 @final
 class CheckpointError(CurricleError, OSError):
-    """A checkpoint or a run folder is missing, damaged or belongs to something else."""
+    """A checkpoint or a run folder is missing, damaged or of another run."""
 
 
 @final
@@ -72,13 +73,13 @@ class DivergenceError(CurricleError, ArithmeticError):
 
 
 def reason(error: Exception) -> str:
-    """Return why something was refused, without the path that an `OSError` adds to its words."""
+    """Return the reason of an error, without the path that an `OSError` adds to its message."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
 @lru_cache(maxsize=4096)
 def visible(text: str, *, keep: str = "") -> str:
-    """Return a text whose characters can all be shown; others are written as escapes.
+    """Return a text with printable characters only; hidden characters are written as escapes.
 
     Names of files, stages and metrics come from users; an escape sequence in one would reach the
     terminal, and a control character would make a page invalid.
@@ -94,15 +95,15 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
-def near_names(name: str, known: Iterable[str], *, most: int = 12) -> str:
+def near_names(name: str, available: Iterable[str], *, limit: int = 12) -> str:
     """Return the end of an error sentence that helps to mend a misspelt name.
 
-    The closest known names come first as a question, then the known names themselves, cut after
-    `most` of them.
+    The closest available names come first as a question, then the available names themselves, cut
+    after `limit` of them.
     """
-    names = list(known)
+    names = list(available)
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     question = f"did you mean {' or '.join(map(repr, close))}? " if close else ""
-    listing = ", ".join(map(repr, names[:most])) or "none"
-    remainder = f" and {len(names) - most} more" if len(names) > most else ""
+    listing = ", ".join(map(repr, names[:limit])) or "none"
+    remainder = f" and {len(names) - limit} more" if len(names) > limit else ""
     return f"{question}available: {listing}{remainder}"

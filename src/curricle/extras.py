@@ -1,7 +1,7 @@
-"""Parts that not every installation has.
+"""Optional packages and compilers.
 
 A package of an extra is imported where it is used; a compiler is looked for before it is needed.
-Who lacks one is told what to install.
+The error about a missing one names the command that installs it.
 """
 
 import importlib
@@ -19,10 +19,10 @@ def imported(module: str, *, package: str, extra: str, use: str) -> ModuleType:
     """Return a module that may not be importable.
 
     Args:
-        module: What to import: the package itself, or a module of ours that needs it.
+        module: Name of the module: the package itself, or a module of curricle that needs it.
         package: The package that may be missing.
         extra: The extra of curricle that installs it.
-        use: What the package is needed for.
+        use: Purpose of the package, for the error.
 
     Raises:
         BindError: If the module cannot be imported.
@@ -51,8 +51,8 @@ def check_compiler(device: str, *, setting: str, plain: object) -> None:
 
     Args:
         device: Kind of the device for which is compiled.
-        setting: The setting that asks for it.
-        plain: Its value that asks for none.
+        setting: Name of the setting that needs it.
+        plain: Value of the setting that needs none.
 
     Raises:
         BindError: If there is none.

@@ -1,11 +1,11 @@
 """Atomic writing, hashing and safe removal of files and folders.
 
-Everything is written beside its final name, flushed to disk and renamed. A reader sees the old
-state or the new one, never something between; only while one folder replaces another is there a
-moment with neither, in which a crash leaves the old one in a hidden folder beside.
+Files and folders are written under a temporary name, flushed to disk and renamed. A reader sees the
+old state or the new state, never a mixture; only while a folder replaces another is there a moment
+with neither, in which a crash leaves the old folder in a hidden folder beside its place.
 
-Design: this is the one place where the disk's refusals (no space, no permission, a name too long)
-become a `CheckpointError` that names the path. Nothing is removed through a symbolic link.
+Design: only this module turns errors of the operating system (no space, no permission, a name too
+long) into a `CheckpointError` that names the path. Nothing is removed through a symbolic link.
 """
 
 import hashlib
@@ -36,13 +36,13 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a refusal of the disk inside the block into one sentence about a path.
+    """Turn an `OSError` inside the block into a `CheckpointError` about a path.
 
     Yields:
         Nothing.
 
     Raises:
-        CheckpointError: If the disk refuses.
+        CheckpointError: If the block raises an `OSError`.
     """
     try:
         yield
@@ -57,13 +57,13 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Give the name of a file to write, which becomes `path` when the block ends without an error.
+    """Provide a temporary file, which becomes `path` when the block ends without an error.
 
     Yields:
         The file to write.
 
     Raises:
-        CheckpointError: If the disk refuses; what was there stays, and nothing else is left behind.
+        CheckpointError: If it cannot be written; the old file stays, and nothing is left behind.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with disk_errors(path):
@@ -81,19 +81,19 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path, *, keep_if_holds: str | None = None) -> Iterator[Path]:
-    """Give an empty folder to fill, which becomes `path` when the block ends without an error.
+    """Provide an empty folder, which becomes `path` when the block ends without an error.
 
     Args:
         path: Final place.
-        keep_if_holds: Name of a file by which a folder that another process has made meanwhile
-            is known to be whole, and stays. None replaces whatever is there.
+        keep_if_holds: Name of a file that marks a complete folder: such a folder, made by another
+            process in the meantime, stays. None replaces any folder.
 
     Yields:
         The folder to fill.
 
     Raises:
-        CheckpointError: If the disk refuses, or `path` is a symbolic link, which is never replaced;
-            what was there stays, and nothing else is left behind.
+        CheckpointError: If it cannot be written, or `path` is a symbolic link, which is never
+            replaced; the old folder stays, and nothing is left behind.
         OSError: Never; a `CheckpointError` takes its place.
     """
     if keep_if_holds is None and path.is_symlink():
@@ -103,7 +103,7 @@ def new_folder(path: Path, *, keep_if_holds: str | None = None) -> Iterator[Path
         )
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Only its owner may enter what `mkdtemp` makes, so the folder is one inside it.
+        # `mkdtemp` makes a folder that only its owner may enter, so the new folder lies inside it.
         hidden = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         temporary, old = hidden / "new", hidden / "old"
         temporary.mkdir()
@@ -118,7 +118,7 @@ def new_folder(path: Path, *, keep_if_holds: str | None = None) -> Iterator[Path
         except OSError:
             if old.exists() and not path.exists():
                 old.rename(path)
-            # Losing the race against another process that builds the same thing is no error.
+            # Losing the race against another process that builds the same folder is no error.
             if keep_if_holds is None or not (path / keep_if_holds).is_file():
                 raise
         finally:
@@ -126,13 +126,13 @@ def new_folder(path: Path, *, keep_if_holds: str | None = None) -> Iterator[Path
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder with all that is in it; links inside are removed, never what they point to.
+    """Remove a folder with its contents; links inside are removed, never their targets.
 
-    It leaves its place in one step: a kill leaves the whole folder, or a hidden one beside, which
-    `remove_leftovers` removes.
+    The folder disappears in one step: a kill leaves it intact, or a hidden folder beside its place,
+    which `remove_leftovers` removes.
 
     Raises:
-        CheckpointError: If it is a symbolic link itself, or the disk refuses.
+        CheckpointError: If it is a symbolic link itself, or cannot be removed.
         OSError: Never; a `CheckpointError` takes its place.
     """
     if path.is_symlink():
@@ -156,17 +156,17 @@ def remove_folder(path: Path) -> None:
 
 
 def remove_leftovers(folder: Path, names: str) -> None:
-    """Remove what writers that were killed have left in a folder, which must have one writer only.
+    """Remove temporary files of killed writers from a folder with a single writer.
 
-    A folder that was set aside while another took its place comes back if its place is empty.
+    A folder that was about to be replaced is restored if its place is empty.
 
     Args:
-        folder: The folder; nothing happens if there is none.
+        folder: The folder; nothing happens if it does not exist.
         names: Regular expression of the final names of files and folders that are written there.
     """
     if folder.is_symlink() or not folder.is_dir():
         return
-    # The second is what safetensors writes beside a file before it renames it.
+    # The second is the temporary file of safetensors.
     file = re.compile(rf"\.(?:{names})\.\d+\.tmp|\.tmp[A-Za-z0-9]{{6}}")
     hidden = re.compile(rf"\.({names})-[a-z0-9_]{{8}}")
     for path in list(folder.iterdir()):
@@ -223,8 +223,8 @@ def usable_folder(folder: str | Path, name: str) -> Path:
         name: Name of the argument, for the error.
 
     Raises:
-        CheckpointError: If the path is empty, holds a zero byte or a name too long, or something
-            else than a folder is in the way.
+        CheckpointError: If the path is empty, holds a zero byte or a name too long, or a file is in
+            the way.
     """
     text = os.fspath(folder)
     rule = f"{name!r} must be a folder that can be written"

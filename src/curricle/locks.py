@@ -1,12 +1,12 @@
 """Locks of folders that have one writer at a time.
 
-The lock is that of the operating system on a hidden file, which ends with its process, however it
-ends. A note beside it holds process, machine and start of the owner, for the sentence that refuses
-a second writer; the note of a process that was killed is overwritten by the next owner.
+A lock is a file lock of the operating system on a hidden file; it ends with its process, also when
+that is killed. A note beside it holds process, machine and start of the owner, for the error of a
+second writer; the note of a killed process is overwritten by the next owner.
 
-Design: the lock file stays after its release. Removing it would give two processes two locks: one
-on the removed file and one on its successor. On file systems without locks, `filelock` falls back
-to a file whose existence is the lock.
+Design: the lock file stays after its release. Removing it would give two processes a lock each: on
+the removed file and on its successor. On file systems without locks, `filelock` falls back to the
+existence of a file.
 """
 
 import json
@@ -25,7 +25,7 @@ from curricle.files import disk_errors
 from curricle.yaml_specs import from_json
 
 LOCK: Final = ".lock"
-"""Lock of who writes the files of a folder."""
+"""Lock of the writer of a folder."""
 COMMAND_LOCK: Final = ".command.lock"
 """Lock of the command that works in a run folder, whose processes lock folders below."""
 
@@ -37,7 +37,7 @@ def locked(folder: Path, *, name: str = LOCK, remedy: str = "") -> Iterator[None
     Args:
         folder: The folder; it is made if needed.
         name: Name of the lock file.
-        remedy: What to do instead, for the end of the sentence.
+        remedy: Remedy for the end of the error.
 
     Yields:
         Nothing.
@@ -81,7 +81,7 @@ def _note_owner(note: Path) -> None:
 
 
 def _owner(note: Path) -> str:
-    """Return who holds a lock, in words."""
+    """Return the owner of a lock, in words."""
     try:
         owner = from_json(note.read_bytes())
         return f"process {owner['pid']} on {owner['host']!r}, since {owner['started']},"

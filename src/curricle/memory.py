@@ -1,8 +1,7 @@
-"""Memory that a process may take, and the refusal of what needs more.
+"""Memory limit of the process, and checks of large allocations against it.
 
-A system that hands out memory which it does not have lets a process start filling it, and ends
-that process minutes later. So what is sized by a setting is compared with the memory before it is
-made.
+A system that overcommits memory lets a process start filling it and kills the process minutes
+later. So the size of tensors that follows from a setting is compared with the limit beforehand.
 """
 
 import os
@@ -16,14 +15,14 @@ except ImportError:  # pragma: no cover - Windows has no limits of this kind
 
 
 def check_memory(needed: int, subject: str) -> None:
-    """Check that something would fit into the memory of this machine and the limits of the process.
+    """Check that an allocation fits into the memory of this machine and the limits of the process.
 
     Args:
         needed: Bytes.
-        subject: What needs them, as the beginning of a sentence.
+        subject: Subject of the error sentence.
 
     Raises:
-        BindError: If they are more than the process could ever get.
+        BindError: If they exceed the limit.
     """
     limit = memory_limit()
     if limit is not None and needed > limit:

@@ -1,8 +1,8 @@
-"""Numbers of a figure that no single run holds.
+"""Records of a reproduced figure: its description and measured points.
 
-A recipe of a paper's figure leaves `recipe.json` (what was reproduced, and how it is drawn) and,
-if it measures something besides training runs, `points.jsonl`, one JSON object a line. Reports
-make the figure from these and from the records of its runs, without torch.
+A recipe of a paper's figure writes `recipe.json` (the recipe and the chart) and, for measurements
+besides training runs, `points.jsonl`, one JSON object a line. Reports make the figure from these
+and from the records of its runs, without torch.
 
 Axes of a chart: `x` is a number or a name, `y` a number; points of one series at one `x` are
 repetitions (seeds, or draws) of the same measurement.
@@ -21,7 +21,7 @@ from curricle.seals import read_lines, read_sealed, sealed_lines, write_sealed
 from curricle.values import parse, plain, value
 
 POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"
-SMOKE = "scale smoke only shows that everything runs; its numbers say nothing about the methods"
+SMOKE = "scale smoke only shows that everything runs; its numbers do not compare the methods"
 
 
 @final
@@ -32,9 +32,9 @@ class Point:
     panel: str = ""
     """Panel of the figure; empty if there is only one."""
     series: str
-    """What is compared: one line, or one color of bars."""
+    """Name of the compared series: a line, or a color of bars."""
     x: float | str
-    """Where on the horizontal axis: a number, or the name of a group."""
+    """Place on the horizontal axis: a number, or the name of a group."""
     y: float
     """The measured number."""
     seed: int = 0
@@ -44,7 +44,7 @@ class Point:
 @final
 @value
 class Chart:
-    """How a figure is drawn."""
+    """Form and axes of a figure."""
 
     kind: Literal["curves", "bars", "lines", "spread"]
     """`curves` are the learning curves of each panel's runs; `bars` and `lines` show means with
@@ -55,15 +55,15 @@ class Chart:
     to the target as `y`, with strategies as series; in `bars` each panel stands alone and the
     strategies are names on its horizontal axis, however many there are."""
     x: str = ""
-    """What the horizontal axis shows, with its unit."""
+    """Label of the horizontal axis, with its unit."""
     y: str = ""
-    """What the vertical axis shows, with its unit."""
+    """Label of the vertical axis, with its unit."""
     log_x: bool = False
     """Whether the horizontal axis is logarithmic."""
     log_y: bool = False
     """Whether the vertical axis is logarithmic."""
     slopes: bool = False
-    """Whether a power law y ~ x^slope is fitted to every series and told with its interval."""
+    """Whether a power law y ~ x^slope is fitted to every series and given with its interval."""
 
 
 @final
@@ -74,46 +74,46 @@ class Panel:
     name: str = Field(pattern=r"^[\w+-][\w.+-]*$")
     """Name of its folder below `panels`."""
     x: float | str | None = None
-    """Where its numbers stand on a chart's horizontal axis; None takes the name."""
+    """Place of its numbers on a chart's horizontal axis; None takes the name."""
     chart: Chart | None = None
-    """How it is drawn, if otherwise than the recipe's other panels."""
+    """Chart of this panel, if it differs from that of the recipe."""
 
 
 @final
 @value
 class RecipeRecord:
-    """What was reproduced."""
+    """Description of a reproduced figure."""
 
     name: str
     """Name of the recipe."""
     scale: str
     """Size at which it was run."""
     title: str
-    """What it shows."""
+    """Title of the figure."""
     source: str
     """Paper and figure."""
     known: str
-    """What is known of the original's result."""
+    """Result of the original, as far as it is published."""
     panels: tuple[Panel, ...] = ()
     """Comparisons, in the order of the figure."""
     chart: Chart
-    """How the figure is drawn."""
+    """Chart of the figure."""
     line: str = ""
-    """What to type to run it again, without the folder; see `line_again`."""
+    """Command that runs it again, without the folder; see `line_again`."""
 
     @property
     def caution(self) -> str:
-        """Return why its numbers say nothing; empty if they may say something."""
+        """Return the reason not to compare methods by its numbers; empty if there is none."""
         return SMOKE if self.scale == "smoke" else ""
 
 
 def write_recipe(folder: Path, record: RecipeRecord) -> None:
-    """Write what is reproduced in a folder."""
+    """Write the description of a reproduced figure into its folder."""
     write_sealed(folder / RECIPE, plain(record))
 
 
 def read_recipe(folder: Path) -> RecipeRecord:
-    """Return what is reproduced in a folder.
+    """Return the description of the figure that is reproduced in a folder.
 
     Raises:
         CheckpointError: If it holds no recipe.
@@ -124,8 +124,8 @@ def read_recipe(folder: Path) -> RecipeRecord:
         data = read_sealed(path, needs_check=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{str(path)!r} must say what is reproduced: {reason(error)}; restore it, or reproduce "
-            f"into another folder"
+            f"{str(path)!r} must describe a reproduction: {reason(error)}; restore it, or "
+            f"reproduce into another folder"
         ) from None
     record: RecipeRecord = parse(RecipeRecord, data, source=str(path))
     return record
@@ -140,18 +140,18 @@ def where_runs_are(folder: Path) -> str:
 
 
 def caution(folder: Path) -> str:
-    """Return why the numbers of a run folder say nothing: those of a recipe at some scales."""
+    """Return the reason not to compare methods by the numbers of a run folder, if any."""
     recipe = folder.resolve().parent.parent
     return read_recipe(recipe).caution if (recipe / RECIPE).is_file() else ""
 
 
 def usual_folder(name: str, scale: str) -> Path:
-    """Return the folder of a recipe that is given none."""
+    """Return the default folder of a recipe."""
     return Path("runs") / "reproduce" / f"{name}-{scale}"
 
 
 def line_again(recipe: RecipeRecord, folder: Path) -> str:
-    """Return what to type to run a recipe again in its folder, as the folder is called now."""
+    """Return the command that runs a recipe again in its folder, under the present name."""
     usual = usual_folder(recipe.name, recipe.scale)
     if not recipe.line or folder.resolve() == usual.resolve():
         return recipe.line

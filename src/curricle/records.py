@@ -4,15 +4,15 @@ A run folder holds `records.jsonl`, one JSON object a line, in the order things 
 report and figure is made from these lines alone, without torch and without the models.
 
 Each line ends with a `check` of itself and of all lines before it (see `curricle.seals`), so that a
-damaged, missing or foreign line is noticed by whoever reads. Files of version 0.1 have none.
+damaged, missing or foreign line is detected on reading. Files of version 0.1 have none.
 
-The kinds, told apart by `kind`: `run` (once at the start: what was run), `stage` (a stage
-begins), `step` (training loss at intervals), `evaluation` (metrics at intervals), `stage_end` (a
-stage whose duration is a rule ends) and `end` (once, when the run is complete). `Spent` travels
-with all but the first: what had been consumed by then.
+The field `kind` names the kind of a record: `run` (once at the start: the setup of the run),
+`stage` (a stage begins), `step` (training loss at intervals), `evaluation` (metrics at intervals),
+`stage_end` (the end of a stage with a rule as duration) and `end` (once, when the run is complete).
+All but the first hold `Spent`, the cost until then.
 
-What probes have found in a finished run stands beside it in `probes.jsonl`, one `ProbeRecord` a
-line; it can be made again at any time and is no part of the run.
+Results of probes of a finished run are in `probes.jsonl` beside it, one `ProbeRecord` a line; they
+can be computed again at any time and are not part of the run.
 
 Units: steps, examples, tokens, FLOPs (multiply and add count as two), seconds of training without
 evaluation and checkpoints.
@@ -33,7 +33,6 @@ from curricle.seals import (
     LineChain,
     check_sealed,
     is_cut,
-    read_lines,
     sealed_lines,
     sealed_names,
 )
@@ -43,7 +42,7 @@ from curricle.values import parse, plain, value
 @final
 @value
 class Spent:
-    """What a run has consumed so far."""
+    """Cost of a run until some step."""
 
     steps: int = 0
     """Optimizer updates."""
@@ -64,7 +63,7 @@ class Spent:
         return self.student_flops + self.teacher_flops
 
     def __add__(self, other: "Spent") -> "Spent":
-        """Return both together."""
+        """Return the sum of two costs."""
         return Spent(
             steps=self.steps + other.steps,
             examples=self.examples + other.examples,
@@ -78,7 +77,7 @@ class Spent:
 @final
 @value
 class StagePlan:
-    """One stage as it was bound: what it reads, how long it runs and what a step costs."""
+    """A bound stage: its inputs, its length and the cost of a step."""
 
     name: str
     """Name of the stage, unique in its curriculum."""
@@ -105,8 +104,8 @@ class StagePlan:
     adapter_parameters: int = 0
     """Number of parameters that the objectives train beside the student; part of the memory."""
     reads_logits: bool = True
-    """Whether an objective reads the student's logits. Where none does, the output is what it was
-    before, and a target that is reached there is reached by chance."""
+    """Whether an objective reads the student's logits. If none does, the stage does not train the
+    output, and a target that is reached in it is reached by chance."""
     until: str = Field(default="", exclude_if=operator.not_)
     """Rule that may end the stage before `steps`, in words; left out of files for a fixed
     length."""
@@ -124,7 +123,7 @@ REMEDY = "restore it, or move the folder {!r} away and run again"
 @final
 @value
 class RunRecord:
-    """Opens a run."""
+    """Beginning of a run."""
 
     kind: Literal["run"] = "run"
     method: str
@@ -132,7 +131,7 @@ class RunRecord:
     seed: int
     """Seed of the run."""
     task: str
-    """What the data are, in a few words."""
+    """Description of the data, in a few words."""
     metric: str
     """Name of the metric by which the run is judged."""
     better: Literal["higher", "lower"] | None = None
@@ -152,17 +151,17 @@ class RunRecord:
     run: str = ""
     """Digest of everything the run depends on; empty in records of earlier versions."""
     chance: float | None = None
-    """Accuracy below which a student cannot be told from giving the most frequent held-out label
-    everywhere, at 95 %; None if the evaluation is a function of the user."""
+    """Accuracy below which a student does not differ, at 95 %, from a constant prediction of the
+    most frequent held-out label; None if the evaluation is a function of the user."""
     notes: tuple[str, ...] = ()
-    """What binding decided and the user did not ask for, one sentence each: why stages are as they
-    are, which output is taken for the logits, what stays out of the loss."""
+    """Decisions of binding, one sentence each: the choice of stages, the output that is taken for
+    the logits, positions outside the loss."""
 
 
 @final
 @value
 class StageRecord:
-    """A stage begins."""
+    """Beginning of a stage."""
 
     kind: Literal["stage"] = "stage"
     stage: str
@@ -174,7 +173,7 @@ class StageRecord:
 @final
 @value
 class StepRecord:
-    """The training loss of one step."""
+    """Training loss of a step."""
 
     kind: Literal["step"] = "step"
     stage: str
@@ -206,7 +205,7 @@ class EvaluationRecord:
 @final
 @value
 class StageEndRecord:
-    """A stage whose duration is a rule ends.
+    """End of a stage with a rule as duration.
 
     A stage of a fixed length has no such record: it ends after its planned steps, or earlier if
     the goal of the run is reached, which ends the whole run.
@@ -228,7 +227,7 @@ class StageEndRecord:
 @final
 @value
 class EndRecord:
-    """Closes a complete run."""
+    """End of a complete run."""
 
     kind: Literal["end"] = "end"
     metrics: dict[str, float]
@@ -242,7 +241,7 @@ class EndRecord:
 @final
 @value
 class ProbeRecord:
-    """What one probe has found in a finished student, or in the teacher at a checkpoint."""
+    """Result of a probe on a finished student, or on the teacher at a checkpoint."""
 
     kind: Literal["probe"] = "probe"
     probe: str
@@ -258,7 +257,7 @@ class ProbeRecord:
     examples: int
     """Held-out examples that the probe has read."""
     numbers: dict[str, float]
-    """What it has found, by name."""
+    """Measured numbers by name."""
 
 
 Record = Annotated[
@@ -269,7 +268,7 @@ Record = Annotated[
 
 @final
 class RecordWriter:
-    """Appends records to a file, one line each.
+    """Writer that appends records to a file, one line each.
 
     After every call the line is with the operating system, so it outlives this process; after
     `sync` it is on the disk and outlives the machine.
@@ -294,8 +293,8 @@ class RecordWriter:
             )
         size = path.stat().st_size if path.exists() else 0
         if size < keep_bytes:
-            rule = f"must hold the {keep_bytes} bytes that the checkpoint goes on from"
-            raise CheckpointError(_told(path, f"{rule}; got {size}"))
+            rule = f"must hold the {keep_bytes} bytes from which the checkpoint resumes"
+            raise CheckpointError(_faulty(path, f"{rule}; got {size}"))
         self._path = path
         self._chain = _chain_of(path, keep_bytes, head)
         with disk_errors(path):
@@ -346,7 +345,7 @@ def read_records(path: Path) -> Iterator[Record]:
 
     Raises:
         CheckpointError: If the file is missing, a line is damaged or not a record, or the manifest
-            of a finished run says that the file was another one.
+            of a finished run lists another file.
     """
     if path.is_file() and path.name in sealed_names(path.parent, remedy=UNSEALED):
         # Only a manifest can show that whole lines are missing at the end.
@@ -363,35 +362,16 @@ def read_records(path: Path) -> Iterator[Record]:
             except ValueError as error:
                 # A `SpecError` and wrong UTF-8 are such errors too.
                 rule = f"line {number} is not a record: {error}"
-                raise CheckpointError(_told(path, rule)) from None
+                raise CheckpointError(_faulty(path, rule)) from None
 
 
-def _told(path: Path, rule: str) -> str:
+def _faulty(path: Path, rule: str) -> str:
     return f"{str(path)!r} {rule}; {REMEDY.format(str(path.parent))}"
 
 
 def write_probes(path: Path, records: Iterable[ProbeRecord]) -> None:
-    """Write what probes have found, in place of what was there."""
+    """Write results of probes in place of earlier ones."""
     write_bytes(path, sealed_lines(map(plain, records)))
-
-
-def read_probes(path: Path) -> list[ProbeRecord]:
-    """Return what probes have found, in the order in which it was written.
-
-    Raises:
-        CheckpointError: If the file is missing or damaged, or a line is not a probe's record.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"{str(path)!r} must be a records file; there is none")
-    records: list[ProbeRecord] = []
-    try:
-        records.extend(parse(ProbeRecord, line) for line in read_lines(path.read_bytes()))
-    except ValueError as error:
-        raise CheckpointError(
-            f"{str(path)!r} line {len(records) + 1} is not a record: {error}; 'curricle probe' "
-            f"writes the file anew"
-        ) from None
-    return records
 
 
 def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
@@ -411,10 +391,10 @@ def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
             try:
                 chain.read(line)
             except ValueError as error:
-                raise CheckpointError(_told(path, f"line {number} is damaged: {error}")) from None
+                raise CheckpointError(_faulty(path, f"line {number} is damaged: {error}")) from None
     if place != size or chain.head != (chain.head if head is None else head):
-        rule = f"must begin with the {size} bytes that the checkpoint goes on from"
-        raise CheckpointError(_told(path, f"{rule}; got other lines"))
+        rule = f"must begin with the {size} bytes from which the checkpoint resumes"
+        raise CheckpointError(_faulty(path, f"{rule}; got other lines"))
     return chain
 
 

@@ -1,13 +1,13 @@
 """Checks of files that are written once and read again.
 
-Three forms, by the kind of file. A *sealed document* is a JSON object whose last field, `check`, is
-a hash of the rest. A *chain of lines* gives each line of a JSON Lines file a `check` that covers
-the line and all lines before it. A *folder seal* is a sealed document `manifest.json` with the size
-and SHA-256 of other files of the folder, weights for example.
+Three forms, by the kind of file. A *sealed document* is a JSON object with a hash of its fields as
+its last field, `check`. A *chain of lines* gives each line of a JSON Lines file a `check` that
+covers the line and all lines before it. A *folder seal* is a sealed document `manifest.json` with
+the size and SHA-256 of other files of the folder, weights for example.
 
-Design: documents are compared byte for byte with what would be written, so that a changed blank is
-noticed as well. Files of version 0.1 have no checks; they are read as they are where a report needs
-them. The checks find damage and mix-ups, not forgery: whoever changes a file can change its hash.
+Design: documents are compared byte for byte with their canonical text, so that a changed blank is
+detected as well. Files of version 0.1 have no checks; they are read as they are where a report
+needs them. The checks detect damage and mix-ups, not forgery, since hashes can be rewritten too.
 """
 
 import hashlib
@@ -26,8 +26,8 @@ SEAL: Final = "manifest.json"
 FORMAT: Final = 1
 DIGITS: Final = 16
 """Hexadecimal digits of a check."""
-UNSEALED: Final = "remove this file: what it lists is then checked by the records alone"
-"""What to do about the damaged manifest of a finished run."""
+UNSEALED: Final = "remove this file: the files it lists are then checked by the records alone"
+"""Remedy for the damaged manifest of a finished run."""
 _END = re.compile(rb', "check": "([0-9a-f]{16})"\}')
 
 Document = dict[str, Any]
@@ -60,7 +60,7 @@ def read_sealed(path: Path, *, needs_check: bool = True) -> Document:
     content = path.read_bytes()
     document = from_json(content)
     if not isinstance(document, dict):
-        # One kind of error for all that may be wrong with a file.
+        # A single kind of error for every fault of a file.
         raise ValueError(f"it must hold named fields; got {kind_of(document)}")  # noqa: TRY004
     if CHECK not in document:
         if needs_check:
@@ -77,10 +77,10 @@ class LineChain:
     """Checks of consecutive lines, each of which covers the lines before it."""
 
     def __init__(self, *, start: str = "") -> None:
-        """Begin.
+        """Start a chain.
 
         Args:
-            start: Text that all checks cover besides.
+            start: Text that all checks cover too.
         """
         self.head, self._start = "", start
 
@@ -124,7 +124,7 @@ class LineChain:
 
 
 def sealed_lines(documents: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return a whole file of JSON lines, whose checks also cover the number of lines."""
+    """Return a whole file of JSON lines with checks that also cover the number of lines."""
     listed = list(documents)
     chain = LineChain(start=str(len(listed)))
     return b"".join(map(chain.line, listed))
@@ -176,7 +176,7 @@ def sealed_names(folder: Path, *, remedy: str = "") -> tuple[str, ...]:
 
     Args:
         folder: The folder.
-        remedy: What to do about a damaged manifest, for the end of the sentence.
+        remedy: Remedy for a damaged manifest, for the end of the error.
     """
     return tuple(_entries(folder, remedy)) if (folder / SEAL).is_file() else ()
 
@@ -187,10 +187,10 @@ def check_sealed(folder: Path, names: Iterable[str], *, remedy: str = "") -> Non
     Args:
         folder: The folder.
         names: Names of files in it that are about to be read.
-        remedy: What to do about a damaged file or manifest, for the end of the sentence.
+        remedy: Remedy for a damaged file or manifest, for the end of the error.
 
     Raises:
-        CheckpointError: If a file is missing, damaged or another one; it is named.
+        CheckpointError: If a file is missing, damaged or of another run; it is named.
     """
     entries, seal = _entries(folder, remedy), str(folder / SEAL)
     # A manifest that was swapped is whole, so either file may be the wrong one.
@@ -204,14 +204,16 @@ def check_sealed(folder: Path, names: Iterable[str], *, remedy: str = "") -> Non
         size, sha256 = entries[name]
         actual = path.stat().st_size if path.is_file() else None
         if actual is None:
-            raise CheckpointError(f"{str(path)!r} must exist as {seal!r} says; it does not{end}")
+            raise CheckpointError(
+                f"{str(path)!r} must exist, as {seal!r} lists it; it does not{end}"
+            )
         if actual != size:
             raise CheckpointError(
-                f"{str(path)!r} must hold {size} bytes as {seal!r} says; got {actual}{end}"
+                f"{str(path)!r} must hold {size} bytes as in {seal!r}; got {actual}{end}"
             )
         if (digest := content_digest(path)) != sha256:
             raise CheckpointError(
-                f"{str(path)!r} must have the SHA-256 {sha256[:DIGITS]}... as {seal!r} says; got "
+                f"{str(path)!r} must have the SHA-256 {sha256[:DIGITS]}... as in {seal!r}; got "
                 f"{digest[:DIGITS]}...{end}"
             )
 

@@ -1,12 +1,12 @@
-"""Where does every random number come from?
+"""Named random streams, and the global generators seeded for a block.
 
 Each use of randomness has a *named stream*: a generator derived from (run seed, purpose, index).
-Nothing is drawn from a shared state, so a run can be resumed at any step by looking its numbers
-up, and adding one more use of randomness never shifts the others.
+No stream shares state with another, so a run can be resumed at any step by deriving its numbers
+again, and a new use of randomness never shifts existing ones.
 
-This is the only module that touches the global generators: modules draw their initial weights and
-dropout masks from torch's, and some draw from Python's or numpy's, which cannot be avoided. So
-`scoped` lends them out seeded and puts the old states back.
+Only this module touches the global generators: modules draw their initial weights and dropout masks
+from torch's, and some draw from Python's or numpy's, which cannot be avoided. `scoped` seeds them
+inside a block and restores the old states afterwards.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 _GLOBAL = threading.RLock()
-"""Is held by the thread that uses the global generators."""
+"""Lock that serializes use of the global generators; prefetching runs in a second thread."""
 if hasattr(os, "register_at_fork"):
-    # A process that is forked meanwhile has no such thread.
+    # A process that is forked in the meantime has no thread that would release the lock.
     os.register_at_fork(after_in_child=_GLOBAL._at_fork_reinit)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
@@ -37,12 +37,12 @@ def derive(seed: int, purpose: str, *index: int) -> int:
 
 
 def generator(seed: int, purpose: str, *index: int) -> torch.Generator:
-    """Return a fresh CPU generator for one named stream."""
+    """Return a fresh CPU generator for a named stream."""
     return torch.Generator().manual_seed(derive(seed, purpose, *index))
 
 
 def numpy_generator(seed: int, purpose: str, *index: int) -> np.random.Generator:
-    """Return a fresh numpy generator for one named stream."""
+    """Return a fresh numpy generator for a named stream."""
     return np.random.Generator(np.random.Philox(derive(seed, purpose, *index)))
 
 
@@ -50,12 +50,12 @@ def numpy_generator(seed: int, purpose: str, *index: int) -> np.random.Generator
 def scoped(seed: int, purpose: str, *index: int, beyond_torch: bool = False) -> Iterator[None]:
     """Seed torch's global generators inside the block and restore them afterwards.
 
-    They belong to the whole process, so one thread at a time may be in such a block.
+    They belong to the whole process, so a single thread at a time may be in such a block.
 
     Args:
         seed: Seed of the run.
         purpose: Name of the stream.
-        index: Its place in the stream.
+        index: Place in the stream.
         beyond_torch: Whether the global generators of Python and numpy are seeded, too. It takes
             some 50 microseconds, so that steps do it only for models that draw from them.
     """
@@ -74,7 +74,7 @@ def foreign(seed: int) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - what models use
+    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - used by models
     try:
         random.seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 - see above
@@ -85,7 +85,7 @@ def foreign(seed: int) -> Iterator[None]:
 
 
 def global_state() -> tuple[bytes, ...]:
-    """Return a copy of the global generators' states, to see whether a call has drawn from them."""
+    """Return a copy of the global generators' states, to detect calls that draw from them."""
     states = [torch.get_rng_state()]
     if torch.cuda.is_initialized():
         states += torch.cuda.get_rng_state_all()
@@ -94,7 +94,7 @@ def global_state() -> tuple[bytes, ...]:
 
 def foreign_state() -> tuple[object, ...]:
     """Return a copy of the states of Python's and numpy's global generators; see `global_state`."""
-    legacy = np.random.get_state(legacy=True)  # noqa: NPY002 - what models use
+    legacy = np.random.get_state(legacy=True)  # noqa: NPY002 - used by models
     return random.getstate(), *(
         item.tobytes() if isinstance(item, np.ndarray) else item for item in legacy
     )

@@ -1,4 +1,4 @@
-"""Tasks: what a run spec can train on.
+"""Tasks of run specs: parity, text and grammars.
 
 A task is a value; `open` gives the streams and held-out batches of a seed, and the sizes that a
 model must have. Held-out data never depend on the run's seed, so all runs are judged alike.
@@ -49,7 +49,7 @@ class TaskData:
     num_inputs: int
     """Features an example, or size of the vocabulary."""
     num_classes: int
-    """Classes to tell apart."""
+    """Number of classes."""
     num_positions: int
     """Length of the sequences; 1 for a task without positions."""
     name: str
@@ -103,7 +103,7 @@ class ParityTask:
         Args:
             seed: Seed of the training data.
             cache_dir: Not used; parity is drawn, not stored.
-            reader: Who reads; two readers of one seed get different data.
+            reader: Name of the reader; two readers of a seed get different data.
         """
         del cache_dir
         stream = self._stream(self.batch_size, seed, reader)
@@ -146,7 +146,7 @@ class TextTask:
     `datasets:NAME` or `datasets:NAME:CONFIG` for a data set of the Hugging Face Hub, or a list of
     these, read one after another."""
     objective: Literal["masked", "next_token"] = "masked"
-    """What is predicted: hidden tokens (BERT) or the next one (GPT)."""
+    """Predicted tokens: hidden ones (BERT) or the next one (GPT)."""
     vocabulary_size: int = Field(default=4096, gt=0)
     """Entries of the byte-pair vocabulary."""
     window: int = Field(default=64, gt=1)
@@ -159,7 +159,7 @@ class TextTask:
     """Held-out batches, from the validation part of the corpus."""
 
     def __post_init__(self) -> None:
-        """Check that there is a text, and no masking asked for where nothing is masked.
+        """Check that there is a text, and no masking with `next_token`.
 
         Raises:
             SpecError: If not.
@@ -206,7 +206,7 @@ class TextTask:
         Args:
             seed: Seed of the training data.
             cache_dir: Where tokenized texts are kept.
-            reader: Who reads; two readers of one seed get another order and other masks.
+            reader: Name of the reader; two readers of a seed get different orders and masks.
         """
         train, valid = self._store("train", cache_dir), self._store("valid", cache_dir)
         size = train.vocabulary.size
@@ -227,8 +227,8 @@ class TextTask:
         """Return the tokens of a split.
 
         Raises:
-            CurricleError: If the corpus holds no text or what the cache holds is damaged.
-            DataError: If the disk refuses; its own words are given.
+            CurricleError: If the corpus holds no text or the cache is damaged.
+            DataError: If a file cannot be read or written; the reason is given.
         """
         try:
             store: TokenStore = _text_module().open_or_build(
@@ -268,7 +268,7 @@ class PcfgTask:
     start: int = Field(default=22, gt=0)
     """Symbol that strings begin with; 22 is the highest, lower ones give shorter strings."""
     objective: Literal["masked", "next_token"] = "masked"
-    """What is predicted: hidden tokens (BERT) or the next one (GPT)."""
+    """Predicted tokens: hidden ones (BERT) or the next one (GPT)."""
     batch_size: int = Field(default=64, gt=0)
     """Examples a step."""
     masking: Masking = PCFG_MASKING
@@ -285,7 +285,7 @@ class PcfgTask:
     """Held-out batches."""
 
     def __post_init__(self) -> None:
-        """Check that the grammar has the symbols asked for, and that the objective heeds all.
+        """Check that the grammar has the symbols, and that the objective uses all fields.
 
         Raises:
             SpecError: If not.
@@ -310,7 +310,7 @@ class PcfgTask:
 
     @property
     def _unheeded(self) -> dict[str, object]:
-        """Return the fields that the objective does not heed with their defaults."""
+        """Return the fields that the objective does not use, with their defaults."""
         if self.objective == "masked":
             return {"span_level": 0}
         return {"masking": PCFG_MASKING, "masking_quirk": False}
@@ -339,7 +339,7 @@ class PcfgTask:
         Args:
             seed: Seed of the training data.
             cache_dir: Not used; strings are drawn, not stored.
-            reader: Who reads; two readers of one seed get different strings.
+            reader: Name of the reader; two readers of a seed get different strings.
         """
         del cache_dir
         rules = self.rules

@@ -1,10 +1,10 @@
-"""Frozen values, and how they become plain data, YAML and command-line overrides, and back.
+"""Frozen values, and their conversion to and from plain data, YAML and command-line overrides.
 
 A value *is* its configuration: there is no configuration class beside it. `value` makes a class
-frozen, keyword-only, slotted and validated (pydantic does the work); the string under a field is
-its only documentation. `parse` turns plain data into a value and every mistake into one sentence
-that names the path of the field. `override` applies `a.b=c` to plain data before parsing, so that
-the field's own type judges the new value.
+frozen, keyword-only, slotted and validated (by pydantic); the string under a field is its only
+documentation. `parse` turns plain data into a value and every mistake into a sentence that names
+the path of the field. `override` applies `a.b=c` to plain data before parsing, so that the type of
+the field checks the new value.
 
 Design: discriminated unions carry a literal `kind`; there are no import strings.
 """
@@ -61,7 +61,7 @@ RULES = MappingProxyType(
     | dict.fromkeys(("dict_type", "dataclass_type", "model_attributes_type"), f"{SHOULD}a mapping")
     | dict.fromkeys(("tuple_type", "list_type"), f"{SHOULD}a list")
 )
-"""What pydantic says in Python's words, said in those of a file."""
+"""Rules of pydantic, in the terms of a file instead of Python's."""
 
 
 LONGEST_NAME = 100
@@ -69,7 +69,7 @@ LONGEST_NAME = 100
 
 
 def _one_line(text: str) -> str:
-    """Return text that a terminal shows as it is.
+    """Return text that a terminal prints unchanged.
 
     Raises:
         SpecError: If it holds a line end or another control character.
@@ -87,8 +87,8 @@ Line = Annotated[str, AfterValidator(_one_line)]
 def value(cls: type[ValueType]) -> type[ValueType]:
     """Return `cls` as a frozen, keyword-only, slotted and validated value class.
 
-    Building one from wrong arguments raises `SpecError` instead of pydantic's own error, so that
-    the Python API and YAML speak the same sentences.
+    Wrong arguments raise `SpecError` instead of pydantic's own error, so that the Python API and
+    YAML have the same error sentences.
     """
     names = [name for name in cls.__annotations__ if not name.startswith("_")]
     numbers = frozenset(name for name in names if _holds_numbers(cls.__annotations__[name]))
@@ -102,7 +102,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
             _refuse_flags(fields, numbers)
         return data
 
-    # Pydantic itself asks for a class method here; its types know the plain function only.
+    # Pydantic needs a class method here, while its types accept the plain function only.
     method: Any = classmethod(reject_unknown)
     validator = pydantic.model_validator(mode="before")(method)
     setattr(cls, "_reject_unknown", validator)  # noqa: B010 - a class made by a decorator
@@ -179,7 +179,7 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
 
 
 def _readable(signature: inspect.Signature) -> inspect.Signature:
-    """Return a signature with plain types, without what validates them."""
+    """Return a signature with plain types, without validators."""
     return signature.replace(
         parameters=[
             parameter.replace(annotation=_bare(parameter.annotation))
@@ -275,7 +275,7 @@ def parse(kind: Any, data: object, *, source: str = "") -> Any:  # noqa: ANN401 
     Args:
         kind: A value class or any annotation that pydantic understands.
         data: Plain data, for example from YAML.
-        source: What the data came from, put before the message.
+        source: Origin of the data, put before the message.
 
     Raises:
         SpecError: If the data do not describe such a value; the path is named.

@@ -1,11 +1,11 @@
-"""YAML and JSON read with bounds, into plain data.
+"""Bounded readers of YAML and JSON.
 
-A spec is small, but YAML can describe a great deal in few characters: aliases of aliases that stand
-for billions of items, thousands of levels, integers that take seconds to read. `from_yaml` refuses
-them while it reads, and a key that stands twice in one mapping, whose first value would be lost
-without a word. `from_json` does for JSON what Python's own reader leaves open.
+YAML can describe a great deal in few characters: aliases of aliases that expand to billions of
+items, thousands of levels, integers that take seconds to parse. `from_yaml` refuses them while
+parsing, and duplicate keys of a mapping, of which YAML would silently drop the first. `from_json`
+turns every failure of Python's JSON reader into a `JSONDecodeError`.
 
-Design: an alias counts as everything that it stands for, so bounds hold for what later copies see.
+Design: an alias counts with the size of its expansion, so that bounds also hold for copies.
 """
 
 import json
@@ -22,7 +22,7 @@ MOST_CHARACTERS = 2**20
 MOST_LEVELS = 50
 """Levels of the deepest nesting."""
 MOST_NODES = 10_000
-"""Items of the largest text, with aliases counted as what they stand for."""
+"""Items of the largest text, aliases counted with their expansion."""
 MOST_BITS = 128
 """Bits of the largest integer."""
 MERGE = "tag:yaml.org,2002:merge"
@@ -53,14 +53,14 @@ def from_yaml(text: str) -> Any:  # noqa: ANN401 - plain data has no narrower ty
 
 
 def _sentence(error: MarkedYAMLError) -> str:
-    """Return what is wrong and where, without a copy of the text."""
+    """Return the problem and its place, without a copy of the text."""
     mark = error.problem_mark or error.context_mark
     where = "" if mark is None else f" in line {mark.line + 1}, column {mark.column + 1}"
     return f"{' '.join(filter(None, [error.context, error.problem]))}{where}"
 
 
 def kind_of(data: object) -> str:
-    """Return what plain data is, in the words of a file."""
+    """Return the kind of plain data, in words."""
     if data is None:
         return "nothing"
     kinds: dict[type, str] = {
@@ -112,7 +112,7 @@ class _BoundedLoader(yaml.SafeLoader):
         """Return the next node after counting it.
 
         Raises:
-            ComposerError: If the text is beyond a bound, or an alias stands for what it is in.
+            ComposerError: If the text is beyond a bound, or an alias contains itself.
         """
         # PyYAML's parser carries no types.
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
@@ -133,7 +133,7 @@ class _BoundedLoader(yaml.SafeLoader):
         elif node in self._sizes:
             self._count += self._sizes[node]
         else:
-            raise ComposerError(None, None, f"alias {alias!r} stands for what it is in", mark)
+            raise ComposerError(None, None, f"alias {alias!r} contains itself", mark)
         if self._count > MOST_NODES:
             raise ComposerError(
                 None,
@@ -144,7 +144,7 @@ class _BoundedLoader(yaml.SafeLoader):
         return node
 
     def compose_mapping_node(self, anchor: Any) -> MappingNode:  # noqa: ANN401 - name or None
-        """Return a mapping whose keys all differ.
+        """Return a mapping with distinct keys.
 
         Raises:
             ComposerError: If a key stands twice.
@@ -161,7 +161,7 @@ class _BoundedLoader(yaml.SafeLoader):
         return node
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - as above
-        """Return what a node stands for.
+        """Return the plain data of a node.
 
         Raises:
             ConstructorError: If it is a number or date that cannot be read.

@@ -183,7 +183,7 @@ def test_weights_held_in_lower_precision_give_exactly_what_autocast_gives(family
             teacher.teaching(inference),
             teacher.reading("final", [place], logits=True) as read,
         ):
-            found = read(ids())
+            found = read(ids(), None, None)
         assert found.logits is not None
         return found.hidden[place], found.logits
 
@@ -204,7 +204,7 @@ def test_each_block_is_traced_in_one_piece(family: str, monkeypatch: pytest.Monk
         teacher.teaching(Inference(compiled=True)),
         teacher.reading("final", [place], logits=False) as read,
     ):
-        found = read(ids()).hidden[place]
+        found = read(ids(), None, None).hidden[place]
     assert torch.equal(found, wanted)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.records import read_probes
+from tests.parts import read_probes
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]

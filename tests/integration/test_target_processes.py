@@ -19,7 +19,7 @@ from curricle.teachers.store.manifest import read_manifest
 from curricle.teachers.store.target_sets import open_store
 from curricle.teachers.stored import open_targets
 from curricle.training.targets.capture import TargetCodecs, capture
-from tests.parts import bound
+from tests.parts import bound, stored_target
 
 pytestmark = pytest.mark.integration
 SPAWN = multiprocessing.get_context("spawn")
@@ -70,8 +70,8 @@ def read(
     return {
         step: [
             one
-            for term in run.stages[0].terms
-            for one in numbers(term.target(None, run.stream.batch(step)))
+            for number in range(len(run.stages[0].terms))
+            for one in numbers(stored_target(run, run.stream.batch(step), number))
         ]
         for step in range(rank, STEPS, world)
     }

@@ -65,7 +65,7 @@ def test_a_name_unlike_any_gets_no_guess() -> None:
 
 
 def test_a_long_list_of_names_is_cut_and_counted() -> None:
-    assert near_names("xyz", ["a", "b", "c"], most=2) == "available: 'a', 'b' and 1 more"
+    assert near_names("xyz", ["a", "b", "c"], limit=2) == "available: 'a', 'b' and 1 more"
 
 
 def test_an_empty_list_of_names_says_so() -> None:

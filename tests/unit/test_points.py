@@ -78,7 +78,7 @@ def test_where_the_runs_of_a_recipe_are_is_told(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_recipe_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"recipe\.json' must say what .*; restore it, or"):
+    with pytest.raises(CheckpointError, match=r"recipe\.json' must describe .*; restore it, or"):
         read_recipe(tmp_path)
 
 

@@ -17,11 +17,11 @@ from curricle.records import (
     StagePlan,
     StageRecord,
     StepRecord,
-    read_probes,
     read_records,
     write_probes,
 )
 from curricle.values import parse, plain
+from tests.parts import read_probes
 
 SPENT = Spent(steps=2, examples=64, tokens=640, student_flops=300, teacher_flops=100, seconds=0.5)
 PLAN = StagePlan(
@@ -131,7 +131,7 @@ def test_a_file_shorter_than_the_checkpoint_says_is_refused_and_left_alone(tmp_p
     before = path.read_bytes()
     with pytest.raises(
         CheckpointError,
-        match=rf"records\.jsonl' must hold the {size + 1} bytes that the checkpoint goes on from; "
+        match=rf"records\.jsonl' must hold the {size + 1} bytes from which the checkpoint resumes; "
         rf"got {size}; restore it, or move the folder '{tmp_path}' away and run again$",
     ):
         RecordWriter(path, keep_bytes=size + 1)
@@ -139,7 +139,9 @@ def test_a_file_shorter_than_the_checkpoint_says_is_refused_and_left_alone(tmp_p
 
 
 def test_a_missing_file_cannot_be_gone_on_with(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"bytes that the checkpoint .*; got 0; restore"):
+    with pytest.raises(
+        CheckpointError, match=r"bytes from which the checkpoint .*; got 0; restore"
+    ):
         RecordWriter(tmp_path / "records.jsonl", keep_bytes=1)
     assert not (tmp_path / "records.jsonl").exists()
 
@@ -229,19 +231,6 @@ def test_the_schema_of_a_probes_record_is_frozen() -> None:
         '{"kind": "probe", "probe": "ngrams", "model": "teacher", "is_teacher": true, "seed": 3, '
         '"step": 40, "examples": 256, "numbers": {"robust_3_median": 0.5}}'
     )
-
-
-@pytest.mark.parametrize("line", ["{}", "no json", json.dumps(plain(RUN[1]))])
-def test_other_lines_are_no_probes_records(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "probes.jsonl"
-    path.write_text(line + "\n")
-    with pytest.raises(CheckpointError, match=r"probes.jsonl' line 1 is not .*probe' writes"):
-        read_probes(path)
-
-
-def test_missing_probes_are_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"must be a records file; there is none$"):
-        read_probes(tmp_path / "probes.jsonl")
 
 
 def test_the_single_note_of_an_earlier_version_is_read(tmp_path: Path) -> None:

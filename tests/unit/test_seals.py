@@ -166,14 +166,14 @@ def test_unchanged_files_agree_with_their_manifest(folder: Path) -> None:
 @pytest.mark.parametrize("content", [b"First", b"fir", b"", b"other"])
 def test_a_changed_file_is_named(folder: Path, content: bytes) -> None:
     (folder / "a").write_bytes(content)
-    told = rf"/a' must .* as '{folder}/manifest.json' says; .*; one of the two is .*; do this$"
+    told = rf"/a' must .* as in '{folder}/manifest.json'; .*; one of the two is .*; do this$"
     with pytest.raises(CheckpointError, match=told):
         check_sealed(folder, ["a"], remedy="do this")
 
 
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "a").unlink()
-    with pytest.raises(CheckpointError, match=r"/a' must exist as .*manifest.json' says; it does"):
+    with pytest.raises(CheckpointError, match=r"must exist, as .*manifest.json' lists it; it does"):
         check_sealed(folder, ["a"])
 
 

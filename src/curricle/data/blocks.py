@@ -10,14 +10,14 @@ Padded batches, whose numbers of positions differ, make no block.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch, Inputs, Stream
+from curricle.data.streams import SEQUENCE_AXES, Batch, Stream, concatenate, named
 from curricle.protocols import conforms
 
 
@@ -44,6 +44,12 @@ class Block:
     shapes: tuple[object, ...]
     """Names, shapes and types of all that a batch holds; the same for every step."""
 
+    @property
+    def length(self) -> int | None:
+        """Return the number of positions of an example, which parts may not have themselves."""
+        positions = self.first.positions
+        return positions[1] if len(positions) == SEQUENCE_AXES else None
+
     def cut(self, rows: Mapping[Any, Any]) -> dict[Any, Any]:
         """Return tensors, which may lie deeper, with a first axis of steps.
 
@@ -57,10 +63,10 @@ class Block:
 
     @property
     def parts(self) -> dict[str, Any]:
-        """Return what a batch is made of, each with a first axis of steps."""
+        """Return the tensors of the student's side of a batch, each with a first axis of steps."""
         whole = self.whole
-        named = {"inputs": whole.inputs, "labels": whole.labels, "selected": whole.selected}
-        found = self.cut({name: one for name, one in named.items() if one is not None})
+        fields = {"inputs": whole.inputs, "labels": whole.labels, "selected": whole.selected}
+        found = self.cut({name: field for name, field in fields.items() if field is not None})
         if whole.selected is not None:
             offsets = _offsets(self.first, self.number, whole.selected.device)
             found["selected"] = found["selected"] - offsets[:, None]
@@ -79,31 +85,17 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
     first = stream.batch(step).to(device)
     found = stream.joined(step, number) if conforms(stream, Joins) else None
     if found is not None:
-        return Block(first=first, whole=found.to(device), number=number, shapes=_shapes(first))
-    # Parts of a block are tensors alone, which do not have a number of positions with them.
-    if first.valid is not None or first.length is not None:
+        whole = replace(found, step=step).to(device)
+        return Block(first=first, whole=whole, number=number, shapes=_shapes(first))
+    if first.valid is not None:
         return None
     following = range(step + 1, step + number)
     batches = [first, *(stream.batch(one).to(device) for one in following)]
     shapes = _shapes(first)
     if any(_shapes(batch) != shapes for batch in batches):
         return None
-    whole = Batch(
-        inputs=_below([batch.inputs for batch in batches]),
-        labels=None
-        if first.labels is None
-        else torch.cat([batch.labels for batch in batches if batch.labels is not None]),
-        selected=_selected(batches),
-    )
+    whole = concatenate(batches)
     return Block(first=first, whole=whole, number=number, shapes=shapes)
-
-
-def _selected(batches: Sequence[Batch]) -> Tensor | None:
-    each = [batch.selected for batch in batches if batch.selected is not None]
-    if not each:
-        return None
-    offsets = _offsets(batches[0], len(each), each[0].device)
-    return (torch.stack(each) + offsets[:, None]).flatten()
 
 
 def _offsets(batch: Batch, number: int, device: torch.device) -> Tensor:
@@ -112,19 +104,14 @@ def _offsets(batch: Batch, number: int, device: torch.device) -> Tensor:
 
 
 def _shapes(batch: Batch) -> tuple[object, ...]:
-    inputs = batch.inputs
-    named = () if isinstance(inputs, Tensor) else tuple(inputs)
-    tensors = (inputs,) if isinstance(inputs, Tensor) else inputs.values()
-    return named, *(
-        None if one is None else (one.shape, one.dtype)
-        for one in (*tensors, batch.labels, batch.selected)
+    inputs, teacher_inputs = named(batch.inputs), named(batch.teacher_inputs)
+    tensors = (*inputs.values(), *teacher_inputs.values())
+    return (
+        tuple(inputs),
+        tuple(teacher_inputs),
+        batch.length,
+        *(
+            None if tensor is None else (tensor.shape, tensor.dtype)
+            for tensor in (*tensors, batch.labels, batch.selected, batch.alignment)
+        ),
     )
-
-
-def _below(each: Sequence[Inputs]) -> Inputs:
-    first = each[0]
-    if isinstance(first, Tensor):
-        return torch.cat([one for one in each if isinstance(one, Tensor)])
-    return {
-        name: torch.cat([one[name] for one in each if isinstance(one, Mapping)]) for name in first
-    }

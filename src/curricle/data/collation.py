@@ -1,36 +1,70 @@
-"""Batches made of what a user's loader collates.
+"""Batches made of the items that a user's loader collates.
 
 An item may be a `Batch`, inputs alone, `(inputs, labels)`, or a mapping of named tensors with
-optional `labels` and `attention_mask`.
+optional `labels`, `attention_mask`, `teacher_inputs` and `alignment`.
 
 Axes: example (rows of a batch), position (places in a sequence), selected (scored positions).
 
-Design: which positions are scored is said by the labels (-100 is ignored) and the attention mask,
-never by a token's id: a padding token that is also the end of a sentence must not hide real ends.
-What labels can be by chance in one batch is looked at in the first one only.
+Design: whether labels and inputs have positions is decided once, on the first item, by rules that
+the caller may override (`declared_positions`). Which positions are scored is declared by the labels
+(-100 is ignored) and the attention mask, never by a token's id: a padding token that is also the
+end of a sentence must not hide real ends. Accidents of labels are looked for in the first batch
+only.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from curricle.data.labels import RENAMED, is_one_hot, way_out
-from curricle.data.streams import ENOUGH, Batch, Inputs
+from curricle.data.labels import RENAMED, way_out
+from curricle.data.streams import ENOUGH, SEQUENCE_AXES, Batch, Inputs, data_mask, named
 from curricle.errors import DataError
 
 IGNORED = -100
 """Label of a position that is not scored, as in torch's losses and in transformers."""
-SEQUENCE_AXES = 2
-"""Axes of what has positions: example and position."""
+Positions = Literal["example", "token"]
+"""Meaning of the second axis of labels, and of inputs without a name."""
 
 
-def batch_of(item: object, *, next_token: bool) -> Batch:
+class _Parts(NamedTuple):
+    """Parts of an item."""
+
+    inputs: Inputs
+    labels: Tensor | None
+    teacher_inputs: Inputs | None = None
+    alignment: Tensor | None = None
+
+
+def declared_positions(item: object) -> Positions:
+    """Return whether examples have positions, by the first item of a loader.
+
+    With labels of two axes, `token` if they are whole numbers (classes of positions) or have the
+    positions of token inputs, and `example` for other floats (several values of an example).
+    Otherwise `token` if an input is named as tokens or there is an attention mask.
+
+    Args:
+        item: First item that the loader collates.
+    """
+    if isinstance(item, Batch):
+        return "token" if item.has_positions else "example"
+    inputs, labels, *_ = _parts(item)
+    plain = Batch(inputs=inputs)
+    if labels is not None and labels.ndim == SEQUENCE_AXES:
+        is_placed = plain.has_positions and tuple(labels.shape) == plain.positions
+        return "token" if is_placed or not labels.is_floating_point() else "example"
+    return "token" if plain.has_positions or data_mask(inputs) is not None else "example"
+
+
+def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
     """Return an item of a loader as a batch.
 
     Args:
         item: What the loader collates.
         next_token: Whether labels are those of their own position, and are to be shifted by one.
+        positions: `token` if labels of two axes belong to positions, and inputs without a name have
+            positions on their second axis; `example` if labels belong to whole examples.
 
     Raises:
         DataError: If it cannot be read.
@@ -39,26 +73,44 @@ def batch_of(item: object, *, next_token: bool) -> Batch:
         if next_token:
             raise DataError("'next_token' has no effect on a `Batch`, which says what is scored")
         return item
-    inputs, labels = _parts(item)
+    inputs, labels, teacher_inputs, alignment = _parts(item)
     plain = Batch(inputs=inputs)
-    if labels is None:
-        if next_token:
-            raise DataError("'next_token' must find labels of every position; got none")
-        return Batch(inputs=inputs, valid=_valid(plain, None))
-    _require_classes(labels, plain, next_token=next_token)
-    valid = _valid(plain, labels)
-    if labels.ndim == 1:
-        return Batch(inputs=inputs, labels=labels.long(), valid=valid)
-    selected, scored = _scored(labels.long(), valid, next_token=next_token)
-    # What inputs and mask tell already is not told twice: batches of equal shape make blocks.
-    is_told = valid is not None or tuple(plain.leading.shape[:2]) == tuple(labels.shape)
+    if labels is None and next_token:
+        raise DataError("'next_token' must find labels of every position; got none")
+    if labels is not None:
+        _require_labels(labels, plain, next_token=next_token, positions=positions)
+        labels = labels if labels.is_floating_point() else labels.long()
+    are_placed = labels is not None and labels.ndim == SEQUENCE_AXES and positions == "token"
+    valid = _valid(plain, labels, are_placed=are_placed)
+    length = selected = None
+    if labels is not None and are_placed:
+        # A length that inputs and mask have already is left out.
+        if valid is None and tuple(plain.leading.shape[:SEQUENCE_AXES]) != tuple(labels.shape):
+            length = labels.shape[1]
+        selected, labels = _scored(labels, valid, next_token=next_token)
+    elif positions == "token" and valid is None and not plain.has_positions:
+        length = _second_axis(plain)
     return Batch(
         inputs=inputs,
-        labels=scored,
+        labels=labels,
         selected=selected,
         valid=valid,
-        length=None if is_told else labels.shape[1],
+        length=length,
+        teacher_inputs=teacher_inputs,
+        alignment=alignment,
     )
+
+
+def _second_axis(plain: Batch) -> int:
+    """Return the number of positions of inputs without a name.
+
+    Raises:
+        DataError: If they have no second axis.
+    """
+    shape = tuple(plain.leading.shape)
+    if len(shape) < SEQUENCE_AXES:
+        raise DataError(f"'positions' must be 'example' for inputs of shape {shape}; got 'token'")
+    return shape[1]
 
 
 def check_first(item: object, first: Batch, *, next_token: bool) -> None:
@@ -80,86 +132,115 @@ def check_first(item: object, first: Batch, *, next_token: bool) -> None:
             f"models of transformers have them; all {first.num_selected} labels of the first "
             "batch are the token at their own position"
         )
-    _require_labels(item, first)
+    _require_no_mask(item, first)
     if next_token:
         _require_unshifted(item)
 
 
-def _parts(item: object) -> tuple[Inputs, Tensor | None]:
-    """Return what a model reads and the labels, if there are any.
+def _parts(item: object) -> _Parts:
+    """Return the inputs and labels of an item, with those of the teacher if it has any.
 
     Raises:
         DataError: If the item has none of the known forms.
     """
     inputs: object = item
-    labels: object = None
+    labels = teacher_inputs = alignment = None
     if isinstance(item, Sequence) and len(item) in {1, 2}:
         inputs, labels = item[0], item[1] if len(item) > 1 else None
     if isinstance(inputs, Mapping):
-        named = dict(inputs)
-        labels = named.pop("labels", labels)
+        fields = dict(inputs)
+        labels = fields.pop("labels", labels)
+        teacher_inputs = fields.pop("teacher_inputs", None)
+        alignment = fields.pop("alignment", None)
         if labels is None:
-            _require_known_name(named)
-        for name, tensor in named.items():
-            if not isinstance(tensor, Tensor):
-                raise DataError(
-                    f"{name!r} must be a tensor for a model to read it; got {type(tensor).__name__}"
-                )
-        # As earlier versions have ordered them, so that digests of data stay what they are.
-        inputs = dict(sorted(named.items(), key=lambda pair: pair[0] != "input_ids"))
+            _require_known_name(fields)
+        inputs = _tensors(fields)
     if not isinstance(inputs, (Tensor, dict)) or (isinstance(inputs, dict) and not inputs):
         raise DataError(
             "an item of 'loader' must be a Batch, inputs, (inputs, labels) or a mapping of named "
             f"tensors; got {type(item).__name__}"
         )
-    if labels is not None and not isinstance(labels, Tensor):
-        raise DataError(f"'labels' must be a tensor; got {type(labels).__name__}")
-    return inputs, labels
+    return _Parts(
+        inputs,
+        _tensor("labels", labels),
+        _tensors(teacher_inputs)
+        if isinstance(teacher_inputs, Mapping)
+        else _tensor("teacher_inputs", teacher_inputs),
+        _tensor("alignment", alignment),
+    )
 
 
-def _require_known_name(named: Mapping[str, object]) -> None:
+def _tensor(name: str, value: object) -> Tensor | None:
+    """Return a tensor, or None for none.
+
+    Raises:
+        DataError: If it is something else.
+    """
+    if value is not None and not isinstance(value, Tensor):
+        raise DataError(f"{name!r} must be a tensor; got {type(value).__name__}")
+    return value
+
+
+def _tensors(fields: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return named inputs in the order in which earlier versions have digested them.
+
+    Raises:
+        DataError: If one is not a tensor.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in sorted(fields.items(), key=lambda pair: pair[0] != "input_ids"):
+        if not isinstance(tensor, Tensor):
+            raise DataError(
+                f"{name!r} must be a tensor for a model to read it; got {type(tensor).__name__}"
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+def _require_known_name(fields: Mapping[str, object]) -> None:
     """Check that labels are not under a name of which models would be given them.
 
     Raises:
         DataError: If they are.
     """
     for name in RENAMED:
-        if name in named:
-            given = named[name]
-            told = (
-                f"of shape {tuple(given.shape)}"
-                if isinstance(given, Tensor)
-                else type(given).__name__
+        if name in fields:
+            column = fields[name]
+            form = (
+                f"of shape {tuple(column.shape)}"
+                if isinstance(column, Tensor)
+                else type(column).__name__
             )
             raise DataError(
-                f"'labels' must be the name of the labels in a mapping; got {name!r} {told}; "
+                f"'labels' must be the name of the labels in a mapping; got {name!r} {form}; "
                 f"batch['labels'] = batch.pop({name!r}) in the collate function renames them, and "
                 f"a curricle.Batch may have an input of that name"
             )
 
 
-def _valid(plain: Batch, labels: Tensor | None) -> Bool[Tensor, "example position"] | None:
-    """Return where the positions that are scored hold data; None if nothing tells.
+def _valid(
+    plain: Batch, labels: Tensor | None, *, are_placed: bool
+) -> Bool[Tensor, "example position"] | None:
+    """Return where the scored positions hold data; None if nothing declares it.
 
-    An encoder's mask says nothing of the decoder's positions: there counts the decoder's own mask,
+    An encoder's mask is no mask of the decoder's positions: there counts the decoder's own mask,
     and without it the labels, which are ignored where a sequence has ended.
 
     Raises:
         DataError: If a mask has other axes, or other positions than ids or labels.
     """
     name = "decoder_attention_mask" if plain.is_decoded else "attention_mask"
-    mask = plain.inputs.get(name) if isinstance(plain.inputs, Mapping) else None
+    mask = named(plain.inputs).get(name)
     if mask is None:
-        is_told = plain.is_decoded and labels is not None and labels.ndim == SEQUENCE_AXES
-        return labels != IGNORED if labels is not None and is_told else None
+        return labels != IGNORED if labels is not None and are_placed and plain.is_decoded else None
     if mask.ndim != SEQUENCE_AXES:
         raise DataError(
             f"{name!r} must have the axes example and position; got {tuple(mask.shape)}"
         )
     expected = None
-    if labels is not None and labels.ndim == SEQUENCE_AXES:
+    if labels is not None and are_placed:
         expected, owner = tuple(labels.shape), "'labels'"
-    elif plain.has_tokens:
+    elif plain.has_positions:
         expected, owner = plain.positions, "the token ids"
     if expected is not None and tuple(mask.shape) != expected:
         raise DataError(
@@ -169,7 +250,7 @@ def _valid(plain: Batch, labels: Tensor | None) -> Bool[Tensor, "example positio
     return mask.bool()
 
 
-def _require_labels(item: object, first: Batch) -> None:
+def _require_no_mask(item: object, first: Batch) -> None:
     """Check that the second of two tensors is not an attention mask.
 
     Only the first batch is looked at: a mask has this form in every batch, labels by chance in one.
@@ -179,8 +260,9 @@ def _require_labels(item: object, first: Batch) -> None:
     """
     if not isinstance(item, Sequence) or len(item) != 2 or first.selected is None:  # noqa: PLR2004
         return
-    second = item[1]
-    if first.is_flat or second.shape != first.leading.shape or not bool(second.any(1).all()):
+    second, inputs = item[1], first.leading
+    # Frames of floats may have labels of this form, as in voice detection.
+    if inputs.is_floating_point() or second.shape != inputs.shape or not bool(second.any(1).all()):
         return
     steps = second.long().diff(dim=1)
     is_binary = bool(((second == 0) | (second == 1)).all())
@@ -202,77 +284,69 @@ def _require_unshifted(item: object) -> None:
         DataError: If every scored label is the token after its position, and enough are not the
             token at it.
     """
-    inputs, labels = _parts(item)
+    inputs, labels, *_ = _parts(item)
     plain = Batch(inputs=inputs)
     ids = plain.leading
-    if labels is None or plain.is_flat or ids.ndim != SEQUENCE_AXES or ids.shape != labels.shape:
+    if labels is None or ids.ndim != SEQUENCE_AXES or ids.shape != labels.shape:
         return
     scored = labels[:, :-1] != IGNORED
-    if (valid := _valid(plain, labels)) is not None:
+    if (valid := _valid(plain, labels, are_placed=True)) is not None:
         scored = scored & valid[:, :-1] & valid[:, 1:]
-    told, here, after = (one[scored] for one in (labels[:, :-1], ids[:, :-1], ids[:, 1:]))
-    if int((told != here).sum()) >= ENOUGH and bool((told == after).all()):
+    compared, here, after = (tokens[scored] for tokens in (labels[:, :-1], ids[:, :-1], ids[:, 1:]))
+    if int((compared != here).sum()) >= ENOUGH and bool((compared == after).all()):
         raise DataError(
             f"'labels' must be the token at their own position where 'next_token=True' shifts them "
-            f"by one; all {len(told)} compared labels of the first batch are the token after it, "
-            f"as if shifted before; leave 'next_token' out, or give the input ids as labels"
+            f"by one; all {len(compared)} compared labels of the first batch are the token after "
+            f"it, as if shifted before; leave 'next_token' out, or give the input ids as labels"
         )
 
 
-def _require_classes(labels: Tensor, plain: Batch, *, next_token: bool) -> None:
-    """Check that labels are classes of the examples, or of the positions.
+def _require_labels(
+    labels: Tensor, plain: Batch, *, next_token: bool, positions: Positions
+) -> None:
+    """Check that labels belong to the examples, or to their positions.
 
     Raises:
         DataError: If not.
     """
-    if labels.is_floating_point() and is_one_hot(labels):
-        raise DataError(
-            f"'labels' must be whole numbers; got {labels.dtype} of shape {tuple(labels.shape)}"
-            f"{way_out(labels)}"
-        )
-    if labels.is_floating_point():
-        raise DataError(
-            f"'labels' must be whole numbers; got {labels.dtype}; regression, soft labels and "
-            f"several labels of an example are not there yet; without labels MatchHidden matches "
-            f"the states of such models"
-        )
     if labels.ndim > SEQUENCE_AXES:
         raise DataError(
             f"'labels' of maps, as in segmentation, cannot be fitted yet; got shape "
             f"{tuple(labels.shape)}{way_out(labels)}; leave them out to match logits and layers, "
             f"and evaluate by a function"
         )
-    leading = tuple(plain.leading.shape)
-    # Where no ids tell the positions of the logits, as with images, the labels do.
-    is_free = not plain.has_tokens and labels.ndim == SEQUENCE_AXES
-    expected = leading[:1] if is_free else leading[: labels.ndim]
-    shape = tuple(labels.shape)
-    if labels.ndim not in {1, 2} or (shape[:1] if is_free else shape) != expected:
+    leading, shape = tuple(plain.leading.shape), tuple(labels.shape)
+    expected = leading[:1]
+    if positions == "token" and labels.ndim == SEQUENCE_AXES:
+        # Without token inputs, as with images, the labels declare the positions.
+        is_free = not plain.has_positions and not next_token
+        expected = shape if is_free and shape[:1] == leading[:1] else leading[:SEQUENCE_AXES]
+    if (shape if positions == "token" else shape[:1]) != expected or not shape:
         raise DataError(
             f"'labels' must be one an example or one a position of {leading}; got shape {shape}"
             f"{'' if next_token else way_out(labels)}"
         )
-    if labels.ndim == 1 and next_token:
+    if next_token and (labels.ndim == 1 or positions == "example"):
         raise DataError("'next_token' must find labels of every position; got one an example")
-    if labels.ndim == 1 and bool((labels == IGNORED).any()):
+    if labels.ndim == 1 and not labels.is_floating_point() and bool((labels == IGNORED).any()):
         raise DataError(f"'labels' of whole examples cannot be ignored; got {IGNORED}")
 
 
 def _scored(
-    labels: Int[Tensor, "example position"],
+    labels: Shaped[Tensor, "example position"],
     valid: Bool[Tensor, "example position"] | None,
     *,
     next_token: bool,
-) -> tuple[Int[Tensor, " selected"], Int[Tensor, " selected"]]:
-    """Return the flat positions whose logits are wanted and their labels."""
-    wanted = labels != IGNORED
+) -> tuple[Int[Tensor, " selected"], Shaped[Tensor, " selected"]]:
+    """Return the flat positions with compared logits and their labels."""
+    is_scored = labels != IGNORED
     if valid is not None:
-        wanted = wanted & valid
+        is_scored = is_scored & valid
     if next_token:
-        # Logits at t tell the token at t + 1; both must hold data, as left padding shows.
-        labels, wanted = labels.roll(-1, dims=1), wanted.roll(-1, dims=1)
-        wanted[:, -1] = False
+        # Logits at t predict the token at t + 1; both must hold data, as left padding shows.
+        labels, is_scored = labels.roll(-1, dims=1), is_scored.roll(-1, dims=1)
+        is_scored[:, -1] = False
         if valid is not None:
-            wanted = wanted & valid
-    selected = wanted.flatten().nonzero().squeeze(1)
+            is_scored = is_scored & valid
+    selected = is_scored.flatten().nonzero().squeeze(1)
     return selected, labels.flatten()[selected]

@@ -21,49 +21,72 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, final
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from curricle import seeding
-from curricle.data.collation import batch_of, check_first
+from curricle.data.collation import Positions, batch_of, check_first, declared_positions
 from curricle.data.orders import IndexOrder, Order, epoch_order, order_digest
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, named
 from curricle.errors import DataError
 from curricle.values import fingerprint
 
 
-def stream(loader: DataLoader[Any], *, seed: int = 0, next_token: bool = False) -> "LoaderStream":
+def stream(
+    loader: DataLoader[Any],
+    *,
+    seed: int = 0,
+    next_token: bool = False,
+    positions: Positions | None = None,
+) -> "LoaderStream":
     """Return a loader as a stream whose batch is a pure function of the step.
 
     Items may be `Batch`, inputs alone, `(inputs, labels)`, or a mapping of named tensors with
-    optional `labels` and `attention_mask`. Labels with one axis are one class an example; with two
-    axes, one class a position, where -100 is not scored.
+    optional `labels`, `attention_mask`, and `teacher_inputs` with `alignment` as in `Batch`.
+
+    Labels with one axis belong to examples. Labels with two axes belong to positions if they are
+    whole numbers, of which -100 is not scored, or have the shape of the token ids; other floats are
+    several values of an example. Inputs have positions if one is named as tokens (`input_ids`,
+    `inputs_embeds`, those of a decoder), if there is an `attention_mask`, or if labels belong to
+    positions. The first batch decides, and `plan` and `result.notes` state the decision.
 
     Args:
         loader: Over a data set with a length; its order, collate function and workers are used.
         seed: Seed of the order and of what the data set draws from torch.
         next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
             models of transformers have it; the shift is made here, once.
+        positions: Overrides the decision: `token` where labels of two axes belong to positions, and
+            inputs without a name have positions on their second axis; `example` where labels,
+            whatever their shape, belong to whole examples.
 
     Raises:
-        DataError: If it is not a `DataLoader`.
+        DataError: If it is not a `DataLoader`, or `positions` is something else.
     """
     if not isinstance(loader, DataLoader):
         raise DataError(f"'loader' must be a DataLoader; got {type(loader).__name__!r}")
-    return LoaderStream(loader, seed=seed, next_token=next_token)
+    if positions not in (None, "example", "token"):
+        raise DataError(f"'positions' must be 'example', 'token' or None; got {positions!r}")
+    return LoaderStream(loader, seed=seed, next_token=next_token, positions=positions)
 
 
 @final
 class LoaderStream:
     """A `DataLoader` read by step."""
 
-    def __init__(self, loader: DataLoader[Any], *, seed: int, next_token: bool) -> None:
+    def __init__(
+        self,
+        loader: DataLoader[Any],
+        *,
+        seed: int,
+        next_token: bool,
+        positions: Positions | None = None,
+    ) -> None:
         """Check the loader and read its first batch.
 
         Args:
             loader: As in `stream`.
             seed: As in `stream`.
             next_token: As in `stream`.
+            positions: As in `stream`.
 
         Raises:
             DataError: If the loader's batches cannot be found again by step.
@@ -87,6 +110,11 @@ class LoaderStream:
         self._epoch, self._steps_per_epoch = 0, len(self._batches)
         self._batch_size = len(self._batches[0])
         item = self._fetch(0)
+        declared = declared_positions(item)
+        if positions is not None and isinstance(item, Batch):
+            raise DataError("'positions' has no effect on a `Batch`, which declares them itself")
+        self._positions: Positions = positions or declared
+        self._is_overridden = self._positions != declared
         first = self._built(item)
         check_first(item, first, next_token=next_token)
         if _digest(first) != _digest(self._built(self._fetch(0))):
@@ -95,6 +123,8 @@ class LoaderStream:
                 "set or collate function draws from something else than torch's generators"
             )
         self._tokens_per_batch = first.num_read_tokens
+        self.note = "" if isinstance(item, Batch) else _note(first)
+        """Decision about positions, as a sentence; empty if the batches declare them."""
         self._fingerprint = self._described(first)
 
     @property
@@ -209,7 +239,7 @@ class LoaderStream:
         return whole
 
     def _built(self, item: object) -> Batch:
-        batch = batch_of(item, next_token=self._next_token)
+        batch = batch_of(item, next_token=self._next_token, positions=self._positions)
         if batch.num_examples != self._batch_size:
             raise DataError(
                 f"'loader' must collate {self._batch_size} examples into as many rows; "
@@ -230,6 +260,8 @@ class LoaderStream:
                 "first": _digest(first),
                 "seed": self._seed,
                 "next_token": self._next_token,
+                # Only here, so that digests of other data stay those of earlier versions.
+                **({"positions": self._positions} if self._is_overridden else {}),
             }
         )
 
@@ -288,12 +320,29 @@ def _lent(generator: torch.Generator, seed: int, epoch: int) -> Iterator[None]:
         generator.set_state(state)
 
 
+def _note(first: Batch) -> str:
+    """Return the decision about positions as a sentence for `plan`."""
+    labels = "no labels"
+    if first.labels is not None:
+        values = " of several values" if first.labels.ndim > 1 else ""
+        owner = "examples" if first.selected is None else "positions"
+        labels = f"labels{values} of {owner}"
+    count = first.positions[1] if first.has_positions else "no"
+    return (
+        f"data of the loader: {count} positions in an example of the first batch, {labels}; "
+        f"'positions' of curricle.stream overrides this"
+    )
+
+
 def _digest(batch: Batch) -> str:
     """Return a digest of everything in a batch."""
-    inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else dict(batch.inputs)
     parts = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
+    # Only where they are given, so that digests of other data stay those of earlier versions.
+    apart = {f"teacher_inputs {name}": one for name, one in named(batch.teacher_inputs).items()}
+    if batch.alignment is not None:
+        apart["alignment"] = batch.alignment
     digest = hashlib.sha256()
-    for name, tensor in [*inputs.items(), *parts.items()]:
+    for name, tensor in [*named(batch.inputs).items(), *parts.items(), *apart.items()]:
         digest.update(name.encode())
         if tensor is not None:
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())

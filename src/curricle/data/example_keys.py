@@ -1,14 +1,15 @@
-"""By what is an example known again, whoever reads it and in whatever batch?
+"""Content-based keys of examples, independent of order, batch size, padding and seed.
 
-By a digest of what a model is shown of it: the inputs where the row holds data and, if wanted,
-which of these places are selected. Order, batch size, seed and number of readers do not enter;
-neither does the padding that a row got because of its neighbors.
+A key is a digest of the inputs of an example where its row holds data, of the teacher's inputs and
+their alignment if these are given apart, and optionally of the selected positions. Order, batch
+size, seed and number of processes do not enter; neither does the padding that a row got because of
+its neighbors.
 
 Axes: example (rows of a batch).
 
 Design: integers are digested as 64-bit ones, so ids mean the same in any type. An attention mask
-that tells no more than `valid` is left out, since it changes nothing that a model shows. What a row
-is to teach (its labels) is not what a teacher is shown.
+equal to `valid` is left out, since it changes no activation. Labels do not enter, since no model
+reads them.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, data_mask
 
 KEY_BYTES = 16
 """Bytes of a key; two of 1e9 examples share one by chance of 1e-21."""
@@ -66,6 +67,32 @@ def data_counts(batch: Batch) -> Int[np.ndarray, " example"]:
 
 def _rows(batch: Batch) -> Iterator[hashlib.blake2b]:
     """Yield for each example a digest of its inputs, to which more may be added."""
+    columns = _columns(batch)
+    if batch.teacher_inputs is not None:
+        mask = data_mask(batch.teacher_inputs)
+        valid = None if mask is None else mask.bool()
+        columns.append([b"teacher"] * batch.num_examples)
+        columns += _columns(Batch(inputs=batch.teacher_inputs, valid=valid))
+    if batch.alignment is not None:
+        columns.append([b"alignment" + row.tobytes() for row in _aligned_places(batch)])
+    for parts in zip(*columns, strict=True):
+        yield hashlib.blake2b(b"".join(parts), digest_size=KEY_BYTES)
+
+
+def _aligned_places(batch: Batch) -> Iterator[Int[np.ndarray, " _"]]:
+    """Return the aligned positions of each example's data, counted over the teacher's data."""
+    assert batch.alignment is not None  # noqa: S101 - checked by the caller
+    places = batch.alignment.cpu().numpy().astype(np.int64)
+    mask = None if batch.teacher_inputs is None else data_mask(batch.teacher_inputs)
+    if mask is not None:
+        ranks = np.cumsum(mask.bool().cpu().numpy(), axis=1) - 1
+        places = np.take_along_axis(ranks, places, axis=1)
+    valid = np.ones(places.shape, bool) if batch.valid is None else batch.valid.cpu().numpy()
+    return (row[is_valid] for row, is_valid in zip(places, valid, strict=True))
+
+
+def _columns(batch: Batch) -> list[list[bytes]]:
+    """Return for each input what it contains of each example."""
     held = None
     columns: list[list[bytes]] = []
     if batch.valid is not None:
@@ -82,8 +109,7 @@ def _rows(batch: Batch) -> Iterator[hashlib.blake2b]:
         is_side = not batch.is_decoded or name.startswith("decoder_")
         is_masked = held is not None and is_side and array.shape[:2] == batch.positions
         columns.append(_contents(name, array, held if is_masked else None))
-    for parts in zip(*columns, strict=True):
-        yield hashlib.blake2b(b"".join(parts), digest_size=KEY_BYTES)
+    return columns
 
 
 def _contents(
@@ -98,7 +124,7 @@ def _contents(
     if not len(array):
         return []
     # At once, for small models are faster than a call for each example.
-    head, whole = _head(name, array[0]), np.ascontiguousarray(array).tobytes()
+    head, whole = _head(name, array[0, ...]), np.ascontiguousarray(array).tobytes()
     size = len(whole) // len(array)
     return [head + whole[start : start + size] for start in range(0, size * len(array), size)]
 

@@ -6,11 +6,9 @@ finite looks whether the data were not finite before it.
 Axes: example (rows of a batch).
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, named
 
 
 def non_finite_words(batch: Batch, owner: str = "the batch") -> str:
@@ -26,10 +24,13 @@ def non_finite_words(batch: Batch, owner: str = "the batch") -> str:
     Returns:
         The words, after a semicolon; empty if all inputs are finite.
     """
-    inputs = batch.inputs
-    named = {"inputs": inputs} if not isinstance(inputs, Mapping) else inputs
-    found = [words for name, one in named.items() if (words := _words(name, one))]
-    return f"; inputs of {owner} are not finite: {'; '.join(found)}" if found else ""
+    tensors = [(name or "inputs", tensor) for name, tensor in named(batch.inputs).items()]
+    teacher_inputs = named(batch.teacher_inputs)
+    tensors += [(name or "teacher_inputs", tensor) for name, tensor in teacher_inputs.items()]
+    if batch.labels is not None:
+        tensors.append(("labels", batch.labels))
+    words = [found for name, tensor in tensors if (found := _words(name, tensor))]
+    return f"; inputs of {owner} are not finite: {'; '.join(words)}" if words else ""
 
 
 def _words(name: str, tensor: Tensor) -> str:

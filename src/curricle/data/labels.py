@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from curricle.errors import DataError
+
 RENAMED = ("label", "label_ids")
 """Names under which data sets for transformers have labels, and which its collators rename."""
 USUAL = ("labels", *RENAMED, "target", "targets", "y")
@@ -32,6 +34,23 @@ def way_out(labels: Tensor) -> str:
     if is_one_hot(labels):
         return "; they are one-hot, and labels.argmax(-1) gives the classes"
     return ""
+
+
+def require_classes(labels: Tensor, owner: str = "'labels'") -> None:
+    """Check that labels are classes: whole numbers, one for each place.
+
+    Args:
+        labels: The labels.
+        owner: Name of the labels in the error message.
+
+    Raises:
+        DataError: If they are floats or several values each.
+    """
+    if labels.is_floating_point() or labels.ndim > 1:
+        raise DataError(
+            f"{owner} must be whole numbers, one for each place with logits, to be classes; got "
+            f"{labels.dtype} of shape {tuple(labels.shape)}{way_out(labels)}"
+        )
 
 
 def is_one_hot(labels: Tensor) -> bool:

@@ -12,7 +12,7 @@ places; inside it each forward pass stops right after the deepest thing that was
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from curricle.errors import BindError, CurricleError, DataError
+from curricle.errors import BindError, CurricleError
 from curricle.models.heads import LinearHead
 from curricle.models.restoring import modes_kept
 
@@ -161,48 +161,6 @@ def tried(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> 
         raise BindError(
             f"{who!r} must take the inputs of the stream; its forward pass says: {error}"
         ) from error
-
-
-def shown_in_training(
-    who: str,
-    read: "Reader",
-    inputs: Inputs,
-    selected: Tensor | None = None,
-    *,
-    excess: Callable[[Inputs], str] = lambda _: "",
-) -> Activations:
-    """Return what a model shows of a batch while a run goes on.
-
-    Args:
-        who: Whose model it is, for people.
-        read: An open reading of it.
-        inputs: What it is given.
-        selected: Positions whose logits are wanted.
-        excess: Gives the words for a limit of the model that the inputs exceed, which explains a
-            pass that fails; empty for none.
-
-    Raises:
-        DataError: If its forward pass fails, which it did not for the first batch; what it says is
-            passed on. Only too little memory keeps its own error, which no data can mend.
-    """
-    words = excess(inputs)
-    try:
-        shown = read(inputs, selected)
-        if words:
-            _wait(inputs)
-    except REFUSALS as error:
-        if isinstance(error, (CurricleError, torch.OutOfMemoryError)):
-            raise
-        rule = words or f"{who!r} must take every batch of the stream"
-        raise DataError(f"{rule}; its forward pass says: {error}") from error
-    return shown
-
-
-def _wait(inputs: Inputs) -> None:
-    """Wait for the pass on a GPU, where a failed look-up shows only at the next synchronization."""
-    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
 
 
 def check_head(model: TappedModel, inputs: Inputs) -> None:

@@ -12,16 +12,15 @@ of the full batch, so gradient accumulation and several ranks give the mean over
 Design: user code may define objectives; any object with the methods of `Objective` is accepted.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
-from jaxtyping import Shaped
 from torch import Tensor
 
+from curricle.data.labels import require_classes
 from curricle.data.streams import Batch
-from curricle.errors import BindError, CurricleError, DataError
+from curricle.errors import BindError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.protocols import conforms
 from curricle.values import Plain
@@ -35,13 +34,6 @@ Target = Any
 """Target of an objective: usually a tensor, read by that objective only."""
 
 
-def _batch_first_remedy(shape: tuple[int, ...], data: tuple[int, ...]) -> str:
-    """Return a remedy for states with positions on the first axis; empty for other shapes."""
-    if len(data) > 1 and shape[:2] == data[1::-1]:
-        return "; its first axis are positions, modules of torch accept 'batch_first=True'"
-    return ""
-
-
 def require(value: Value | None, name: str) -> Value:
     """Return a value that an objective cannot do without.
 
@@ -51,33 +43,6 @@ def require(value: Value | None, name: str) -> Value:
     if value is None:
         raise BindError(f"{name!r} must be given, since an objective reads it; got none")
     return value
-
-
-def check_positions(
-    name: str,
-    leading: Sequence[int] | None,
-    batch: Batch,
-    *,
-    kind: type[CurricleError] = DataError,
-) -> None:
-    """Check that a state or logits have the positions of the data, the index of labels and masks.
-
-    Every objective that selects rows by position calls this in each forward pass, as do
-    evaluations. Only shapes are compared, so it causes no synchronization with a GPU.
-
-    Args:
-        name: Name of the state in error messages.
-        leading: Its shape without the width; None if the model does not report it.
-        batch: The batch of the forward pass.
-        kind: Class of the error: `BindError` while binding.
-    """
-    if leading is None or tuple(leading) in {batch.positions, (math.prod(batch.positions),)}:
-        return
-    raise kind(
-        f"{name} must have the positions {batch.positions} of the data; got {tuple(leading)}: a "
-        f"model that adds positions, as prompt tuning does, or drops some cannot be compared by "
-        f"position"
-    )
 
 
 def check_classes(labels: Tensor, num_classes: int, where: str = " in the first batch") -> None:
@@ -91,6 +56,7 @@ def check_classes(labels: Tensor, num_classes: int, where: str = " in the first 
     Raises:
         DataError: If a label is not a class.
     """
+    require_classes(labels)
     if not labels.numel():
         return
     lowest, highest = map(int, labels.aminmax())
@@ -111,75 +77,6 @@ def logits_of(activations: Activations) -> Tensor:
     if activations.logits is None and activations.obscurity:
         raise BindError(activations.obscurity)
     return require(activations.logits, "logits")
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """The counted rows of a state, determined before a batch is split and the model has run."""
-
-    per_example: int | None
-    """Positions per example defined by the model, as with images or after pooling; None for a
-    state with the positions of the data."""
-
-    @classmethod
-    def of(cls, name: str, leading: Sequence[int], batch: Batch) -> "Rows":
-        """Return the rows of a state.
-
-        Args:
-            name: Name of the state in error messages.
-            leading: Its shape without the width.
-            batch: The batch of the forward pass.
-
-        Raises:
-            BindError: If its positions belong to no example, or padding among them is unknown.
-        """
-        data, shape = batch.positions, tuple(leading)
-        if shape in {data, (math.prod(data),)}:
-            return cls(None)
-        if shape[:1] != data[:1]:
-            raise BindError(
-                f"{name} must have the {batch.num_examples} examples on its first axis; got {shape}"
-                + _batch_first_remedy(shape, data)
-            )
-        if batch.is_decoded and len(shape) > 1:
-            raise BindError(
-                f"{name} must have the positions {data} of the decoder, which masks and labels "
-                f"refer to; got {shape}; the states of an encoder cannot be matched yet"
-            )
-        if batch.valid is not None and len(shape) > 1:
-            raise BindError(
-                f"{name} must have the positions {data} of the padded data, or a single position "
-                f"per example; got {shape}"
-            )
-        return cls(math.prod(shape[1:]))
-
-    def count(self, batch: Batch) -> int:
-        """Return the number of rows in a batch."""
-        if self.per_example is None:
-            return batch.num_tokens
-        return batch.num_examples * self.per_example
-
-    def take(
-        self, states: Shaped[Tensor, "*leading width"], batch: Batch
-    ) -> Shaped[Tensor, "row width"]:
-        """Return the counted rows on a single axis.
-
-        Raises:
-            DataError: If the number of positions differs from that of the first batch.
-        """
-        leading, per_example = tuple(states.shape[:-1]), self.per_example
-        if per_example is None:
-            check_positions("a state", leading, batch)
-        elif leading[:1] != (batch.num_examples,) or math.prod(leading[1:]) != per_example:
-            raise DataError(
-                f"a state must have the same positions per example in every batch, here "
-                f"{batch.num_examples * per_example} in total; got {math.prod(leading)}"
-            )
-        rows = states.flatten(0, -2)
-        if per_example is not None or batch.valid is None:
-            return rows
-        return rows[batch.valid.flatten()]
 
 
 @final

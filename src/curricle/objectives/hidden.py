@@ -25,7 +25,7 @@ from jaxtyping import Float, Int
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
@@ -34,9 +34,7 @@ from curricle.objectives.base import (
     MOST_WEIGHT,
     BoundObjective,
     Reads,
-    Rows,
     Sample,
-    check_positions,
     require,
 )
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from curricle.data.labels import misplaced, way_out
-from curricle.data.streams import Batch
+from curricle.data.labels import misplaced
+from curricle.data.streams import Batch, check_positions
 from curricle.errors import BindError, CurricleError, DataError, SpecError
 from curricle.models.decisions import check_problem_type
 from curricle.models.tapped import Activations, TappedModel
@@ -32,7 +32,6 @@ from curricle.objectives.base import (
     Reads,
     Sample,
     check_classes,
-    check_positions,
     logits_of,
     require,
 )
@@ -119,12 +118,6 @@ def _check_labels(labels: Tensor, loss: LabelLossName, width: int) -> None:
     """
     shape = tuple(labels.shape)
     if loss == "cross_entropy":
-        if labels.is_floating_point() or labels.ndim > 1:
-            raise DataError(
-                f"'labels' must be whole numbers, one class for each position, for loss="
-                f"'cross_entropy'; got {labels.dtype} of shape {shape}{way_out(labels)}; other "
-                f"labels have the losses 'binary', 'squared_error' and 'cosine'"
-            )
         check_classes(labels, width)
     elif shape[1:] != (width,) and (width, labels.ndim, loss) != (1, 1, "squared_error"):
         raise DataError(

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError
 from curricle.models.decisions import check_problem_type
 from curricle.models.heads import LinearHead
@@ -24,10 +24,8 @@ from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import (
     MOST_WEIGHT,
     Reads,
-    Rows,
     Sample,
     Target,
-    check_positions,
     logits_of,
     require,
 )

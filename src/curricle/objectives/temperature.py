@@ -27,7 +27,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from curricle.data.labels import misplaced
+from curricle.data.labels import misplaced, require_classes
 from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, TappedModel
@@ -128,6 +128,8 @@ class LearnedTemperature:
         matched = MatchLogits().bind(reads, sample, is_residual=is_residual)
         logits = logits_of(sample.student)
         labels, rows = sample.batch.labels, logits.shape[:-1].numel()
+        if self.label_weight and labels is not None:
+            require_classes(labels)
         if self.label_weight and labels is not None and labels.numel() != rows:
             raise BindError(
                 f"'labels' must have one label for each of the {rows} positions with logits; got "

@@ -1,4 +1,4 @@
-"""Correlations of a network's outputs and hidden states with input bits and their products.
+"""Correlations of a network's outputs with input bits and their products.
 
 The probe of the sparse-parity experiments: a monomial of degree r is the product
 chi_T(x) = prod_{i in T} x_i of r input bits, each -1 or +1. A network that computes the parity of
@@ -6,7 +6,7 @@ the support S correlates with chi_S only. During training its output also correl
 of lower degree inside S, and these reveal the relevant bits to a student. So the output is compared
 with all C(k,r) monomials inside the support and with random monomials that are not inside it.
 
-Axes: example, input (bits of an example), subset (monomials), member (bits of a monomial), width.
+Axes: example, input (bits of an example), subset (monomials), member (bits of a monomial).
 
 Design: bits may come as floats (-1 and +1) or as tokens (0 stands for +1, 1 for -1, as in the
 transformer experiments). Sums are computed in float64, in chunks of the examples.
@@ -15,12 +15,10 @@ Source:
     Panigrahi et al. 2024 (arXiv 2410.05464), sparse parity: |mean(chi_T(x) p_1(x))| over 100,000
     fresh samples, 100 random subsets a degree. Deviation: random subsets are distinct; if
     there are no more than requested, all are used.
-    Gupta and Karmalkar 2025 (arXiv 2503.17494), Figure 2: correlations of hidden states with single
-    bits, here as root mean square over units, which is the spread over random projections.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import combinations
 from typing import Final
 
@@ -31,8 +29,8 @@ from torch import Tensor
 from curricle import seeding
 from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
-from curricle.models.tapped import Tap, TappedModel
-from curricle.probes.readings import selected_logits, selected_rows
+from curricle.models.tapped import TappedModel
+from curricle.probes.readings import selected_logits
 
 NUM_OUTSIDE: Final = 100
 """Number of random monomials per degree that are not inside the support."""
@@ -84,32 +82,6 @@ def output_correlations(
     return numbers
 
 
-def hidden_correlations(
-    model: TappedModel, batch: Batch, *, support: Collection[int], taps: Sequence[Tap]
-) -> dict[str, float]:
-    """Return correlations of hidden states with single bits inside and outside the support.
-
-    The numbers are `tap_<l>_in_rms` and `tap_<l>_out_rms`: the root mean square, over bits and
-    units, of mean(x_i (h_j - mean h_j)), in units of the hidden state.
-
-    Args:
-        model: Any network on bits.
-        batch: Fresh examples; one hidden state per example, or selected positions.
-        support: The bits of the label's parity.
-        taps: Taps of the model.
-    """
-    bits = signs(batch)
-    inside = torch.zeros(bits.shape[1], dtype=torch.bool)
-    inside[_members(support, bits.shape[1])] = True
-    numbers: dict[str, float] = {}
-    for label, states in selected_rows(model, batch, taps).items():
-        squares = coordinate_correlations(bits, states.cpu()).square()
-        for side, rows in (("in", inside), ("out", ~inside)):
-            if rows.any():
-                numbers[f"tap_{label}_{side}_rms"] = float(squares[rows].mean().sqrt())
-    return numbers
-
-
 def signs(batch: Batch) -> Float[Tensor, "example input"]:
     """Return the input bits of a batch as -1 and +1; tokens 0 and 1 stand for +1 and -1.
 
@@ -117,7 +89,7 @@ def signs(batch: Batch) -> Float[Tensor, "example input"]:
         BindError: If the inputs are not rows of bits.
     """
     inputs = batch.leading
-    bits = inputs if batch.is_flat else (1 - 2 * inputs).to(torch.float32)
+    bits = (1 - 2 * inputs).to(torch.float32) if batch.has_positions else inputs
     if bits.ndim != 2 or not bool((bits.abs() == 1).all()):  # noqa: PLR2004 - example and input
         raise BindError(
             f"'batch' must hold rows of bits, -1 and +1 or tokens 0 and 1; got shape "
@@ -141,14 +113,6 @@ def monomial_correlations(
             monomials *= rows[:, members]
         sums += values.double() @ monomials.double()
     return sums / len(bits)
-
-
-def coordinate_correlations(
-    bits: Float[Tensor, "example input"], states: Float[Tensor, "example width"]
-) -> Float[Tensor, "input width"]:
-    """Return mean(x_i (h_j - mean h_j)) for each bit and unit, with its sign, in float64."""
-    exact = states.double()
-    return bits.double().T @ (exact - exact.mean(0)) / len(bits)
 
 
 def inside_monomials(support: Collection[int], degree: int) -> Int[Tensor, "subset member"]:

@@ -104,8 +104,8 @@ def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected
 
 def chunks(batch: Batch, device: torch.device) -> Iterable[Batch]:
     """Yield the batch on a device, in chunks for one forward pass each."""
-    tokens = max(1, batch.leading[0].numel()) if not batch.is_flat else 1
-    for chunk in batch.chunks(max(1, MOST_POSITIONS // tokens)):
+    positions = max(1, batch.num_read_tokens // batch.num_examples)
+    for chunk in batch.chunks(max(1, MOST_POSITIONS // positions)):
         yield chunk.to(device)
 
 

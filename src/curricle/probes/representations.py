@@ -26,7 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from curricle.data.labels import misplaced
+from curricle.data.labels import misplaced, require_classes
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.tapped import Tap, TappedModel
@@ -146,6 +146,7 @@ def linear_probe(
     if batch.labels is None:
         words = misplaced(batch.inputs)
         raise BindError(f"'labels' must be in the batch for a linear probe; got none{words}")
+    require_classes(batch.labels)
     taps = numbered_taps(model) if taps is None else taps
     return {
         f"linear_{label}_accuracy": linear_accuracy(

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -241,8 +241,16 @@ def _bars(
         ]
         errors = _errors(members, ends)
         heights = [statistic.mean for statistic in members]
-        style: dict[str, Any] = {"color": palette[name], "label": label(name), "capsize": 2.5}
-        axes.bar(places, heights, width=width * 0.92, yerr=errors, ecolor="#444444", **style)
+        axes.bar(
+            places,
+            heights,
+            width=width * 0.92,
+            yerr=errors,
+            ecolor="#444444",
+            color=palette[name],
+            label=label(name),
+            capsize=2.5,
+        )
     _name_groups(axes, groups)
 
 
@@ -256,13 +264,14 @@ def _lines(
             key=lambda statistic: statistic.x,
         )
         errors = _errors(members, ends)
-        style: dict[str, Any] = {"color": palette[name], "marker": marker, "label": label(name)}
         axes.errorbar(
             [statistic.x for statistic in members],
             [statistic.mean for statistic in members],
             errors,
             capsize=3,
-            **style,
+            color=palette[name],
+            marker=marker,
+            label=label(name),
         )
 
 

@@ -1,10 +1,9 @@
 """Points of learning curves.
 
 A `Curve` is the mean of one number over the seeds of a strategy with the 95 % interval of that mean
-(Student's t), against everything a run consumes. Page and print draw the same curves and clip the
-intervals with `band`. Points belong together by their step: at one step all
-seeds have read the same number of examples, while their FLOPs and seconds may differ a little and
-are averaged as the metric is.
+(Student's t), against everything a run consumes. `metric_panel` describes a panel, which page and
+print paint. Points belong together by their step: at one step all seeds have read the same number
+of examples, while their FLOPs and seconds may differ a little and are averaged as the metric is.
 
 Design: a curve that loses a seed on its way would jump. So a run that has ended, at its target or
 because its budget was spent, counts with its last value from there on, and the axis goes on as the
@@ -57,6 +56,70 @@ class Curve:
     """Upper end of the interval."""
     num_seeds: int
     """How many runs were averaged."""
+
+
+@final
+@value
+class StrategyCurves:
+    """Curves of a strategy in a panel."""
+
+    method: str
+    """Name of the strategy."""
+    color: str
+    """Its color."""
+    num_runs: int
+    """Runs in the mean."""
+    mean: Curve
+    """Mean over the averaged runs."""
+    band: tuple[tuple[float, ...], tuple[float, ...]] | None
+    """Ends of the interval of the mean, clipped to the axis; None where it is not drawn."""
+    seeds: tuple[tuple[int, Curve], ...]
+    """Seed and curve of each averaged run, where they are drawn singly."""
+    incomplete: tuple[tuple[int, Curve], ...]
+    """Seed and curve of each run outside the mean."""
+    borders: tuple[dict[str, float], ...]
+    """Costs at each border between stages, as `stage_borders` gives them."""
+
+
+def metric_panel(
+    runs: Sequence[Run], metric: str, target: float | None, *, max_points: int = MOST_POINTS
+) -> tuple[tuple[float, float], tuple[StrategyCurves, ...]]:
+    """Return the ends of the vertical axis of a metric, and the curves of each strategy.
+
+    Args:
+        runs: Runs as `load_runs` gives them.
+        metric: Name of a metric of the records.
+        target: Value that is marked, if any.
+        max_points: Points that are kept of means and single seeds.
+    """
+    groups, is_few, ends = grouped(runs), has_bands(runs), value_range(runs, metric, target)
+    smallest, largest = limits(metric, _students_numbers(runs, metric))
+    inner = (max(smallest, ends[0]), min(largest, ends[1]))
+    strategies = []
+    for method, color in colors(groups).items():
+        members = averaged(groups[method])
+        mean_curve = learning_curve(members, metric, max_points=max_points)
+        strategies.append(
+            StrategyCurves(
+                method=method,
+                color=color,
+                num_runs=len(members),
+                mean=mean_curve,
+                band=band(mean_curve, inner) if is_few and mean_curve.num_seeds > 1 else None,
+                seeds=tuple(
+                    (run.seed, learning_curve([run], metric, max_points=max_points))
+                    for run in members
+                    if is_few and 1 < len(members) <= MOST_SEEDS
+                ),
+                incomplete=tuple(
+                    (run.seed, learning_curve([run], metric))
+                    for run in groups[method]
+                    if run not in members
+                ),
+                borders=stage_borders(members),
+            )
+        )
+    return ends, tuple(strategies)
 
 
 def colors(methods: Iterable[str]) -> dict[str, str]:
@@ -236,12 +299,6 @@ def value_range(
 def has_bands(runs: Sequence[Run]) -> bool:
     """Return whether a figure of these runs shows intervals and single seeds."""
     return len(grouped(runs)) <= MOST_STRATEGIES
-
-
-def band_range(runs: Sequence[Run], metric: str, ends: tuple[float, float]) -> tuple[float, float]:
-    """Return the ends of intervals of a metric: those of the axis, or its possible range."""
-    smallest, largest = limits(metric, _students_numbers(runs, metric))
-    return max(smallest, ends[0]), min(largest, ends[1])
 
 
 def _students_numbers(runs: Sequence[Run], metric: str) -> list[float]:

@@ -11,30 +11,26 @@ so that the page can switch the axis without a second figure. `printed` makes th
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, final
+from collections.abc import Iterable, Mapping, Sequence
+from typing import final
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from curricle.reports.curves import (
-    MOST_SEEDS,
     MOST_STRATEGIES,
     PALETTE,
     Curve,
     averaged,
     band,
-    band_range,
     colors,
     has_bands,
-    learning_curve,
     loss_curve,
+    metric_panel,
     most_points,
     stage_borders,
     stage_names,
     stage_starts,
-    value_range,
 )
 from curricle.reports.names import shortened
 from curricle.reports.quantities import goal_text, is_share, seed_count
@@ -71,8 +67,6 @@ class _Look:
     """Its marker."""
     panel: int
     """Row of the panel that the traces go to."""
-    max_points: int
-    """Points that a curve may have."""
 
 
 def learning_figure(
@@ -133,19 +127,13 @@ def _panels(titles: Sequence[str]) -> tuple[go.Figure, int]:
     return figure, height
 
 
-def _looks(runs: Sequence[Run], num_curves: int) -> dict[str, _Look]:
-    """Return how each strategy looks in the first panel, by its name."""
-    palette = colors(grouped(runs))
-    return {
-        method: _Look(
-            name=html.escape(shortened(method)),
-            color=color,
-            symbol=SYMBOLS[number // len(PALETTE) % len(SYMBOLS)],
-            panel=1,
-            max_points=most_points(num_curves),
-        )
-        for number, (method, color) in enumerate(palette.items())
-    }
+def _look(number: int, method: str, color: str, panel: int) -> _Look:
+    return _Look(
+        name=html.escape(shortened(method)),
+        color=color,
+        symbol=SYMBOLS[number // len(PALETTE) % len(SYMBOLS)],
+        panel=panel,
+    )
 
 
 def _add_metric(
@@ -158,22 +146,23 @@ def _add_metric(
     num_panels: int = 1,
 ) -> None:
     """Draw a metric of all strategies in one panel."""
-    groups = grouped(runs)
-    ends = value_range(runs, metric, target)
-    inner = band_range(runs, metric, ends)
-    is_few = has_bands(runs)
-    num_curves = num_panels * (len(runs) if is_few else 3 * len(groups))
-    for method, look in _looks(runs, num_curves).items():
-        here = replace(look, panel=panel)
-        inside = averaged(groups[method])
-        curve = learning_curve(inside, metric, max_points=here.max_points)
-        if is_few:
-            _add(figure, _band(curve, here, inner), here)
-        if is_few and 1 < len(inside) <= MOST_SEEDS:
-            _add(figure, _single_seeds(inside, metric, here), here)
-        _add(figure, [_line(curve, here, showlegend=panel == 1)], here)
-        _add(figure, _unfinished(groups[method], metric, here), here)
-        _add(figure, [_verticals(inside, here, ends)], here)
+    num_curves = num_panels * (len(runs) if has_bands(runs) else 3 * len(grouped(runs)))
+    ends, strategies = metric_panel(runs, metric, target, max_points=most_points(num_curves))
+    for number, strategy in enumerate(strategies):
+        look = _look(number, strategy.method, strategy.color, panel)
+        if strategy.band is not None:
+            _add(figure, _band(strategy.mean, strategy.band, look), look)
+        for seed, curve in strategy.seeds:
+            line = {"color": look.color, "width": 0.8}
+            hint = f"{look.name}, seed {seed}"
+            trace = _line(curve, look, hint=hint, mode="lines", line=line, opacity=0.55)
+            _add(figure, [trace], look)
+        _add(figure, [_line(strategy.mean, look, showlegend=panel == 1)], look)
+        for seed, curve in strategy.incomplete:
+            line = {"color": look.color, "width": 1.2, "dash": "dot"}
+            hint = f"{look.name}, seed {seed}, incomplete"
+            _add(figure, [_line(curve, look, hint=hint, mode="lines", line=line)], look)
+        _add(figure, [_verticals(strategy.borders, look, ends)], look)
     form = ".2~%" if is_share(metric) else None
     figure.update_yaxes(range=list(ends), tickformat=form, row=panel, col=1)
 
@@ -187,17 +176,18 @@ def loss_figure(runs: Sequence[Run], *, log_x: bool = False) -> go.Figure:
     """
     groups = grouped(runs)
     figure, height = _panels(list(groups))
-    num_curves = sum(3 * len(stage_names(group)) for group in groups.values())
-    for panel, (method, look) in enumerate(_looks(runs, num_curves).items(), start=1):
-        _add_losses(figure, averaged(groups[method]), replace(look, panel=panel))
+    max_points = most_points(sum(3 * len(stage_names(group)) for group in groups.values()))
+    for number, (method, color) in enumerate(colors(groups).items()):
+        look = _look(number, method, color, number + 1)
+        _add_losses(figure, averaged(groups[method]), look, max_points)
     _dress(figure, height=height, log_x=log_x)
     figure.update_layout(showlegend=False, hovermode="closest")
     return figure
 
 
-def _add_losses(figure: go.Figure, runs: Sequence[Run], look: _Look) -> None:
+def _add_losses(figure: go.Figure, runs: Sequence[Run], look: _Look, max_points: int) -> None:
     stages = stage_names(runs)
-    curves = {stage: loss_curve(runs, stage, max_points=look.max_points) for stage in stages}
+    curves = {stage: loss_curve(runs, stage, max_points=max_points) for stage in stages}
     numbers = [number for curve in curves.values() for number in curve.middle]
     if numbers:
         ends = _loss_ends(runs, min(numbers), max(numbers))
@@ -206,8 +196,9 @@ def _add_losses(figure: go.Figure, runs: Sequence[Run], look: _Look) -> None:
             # Neighbors differ in depth of color, so that a border is seen without its line.
             depth = 0.55 if number % 2 else 1.0
             line = _line(curve, look, opacity=depth, hint=hint, mode="lines")
-            _add(figure, [*_band(curve, look, ends), line], look)
-        _add(figure, [_verticals(runs, look, ends), *_numbers(runs, ends[0])], look)
+            interval = _band(curve, band(curve, ends), look) if curve.num_seeds > 1 else []
+            _add(figure, [*interval, line], look)
+        _add(figure, [_verticals(stage_borders(runs), look, ends), *_numbers(runs, ends[0])], look)
         figure.update_yaxes(**_loss_axis(*ends), row=look.panel, col=1)
     figure.update_yaxes(title_text="loss", row=look.panel, col=1)
 
@@ -218,7 +209,7 @@ def _loss_ends(runs: Sequence[Run], low: float, high: float) -> tuple[float, flo
     return min(low, *losses), max(high, *losses)
 
 
-def _loss_axis(low: float, high: float) -> dict[str, Any]:
+def _loss_axis(low: float, high: float) -> dict[str, object]:
     """Return a logarithmic axis with few ticks where there is one."""
     if low <= 0:
         return {"type": "linear"}
@@ -232,10 +223,10 @@ def _add(figure: go.Figure, traces: Iterable[go.Scatter], look: _Look) -> None:
         figure.add_trace(trace, row=look.panel, col=1)
 
 
-def _line(curve: Curve, look: _Look, *, hint: str = "", **style: Any) -> go.Scatter:  # noqa: ANN401
+def _line(curve: Curve, look: _Look, *, hint: str = "", **style: object) -> go.Scatter:
     """Return the trace of the mean; `style` overrides its properties."""
     label = hint or f"{look.name}, {seed_count(curve.num_seeds)}"
-    trace: dict[str, Any] = {
+    trace: dict[str, object] = {
         "name": look.name,
         "legendgroup": look.name,
         "showlegend": False,
@@ -247,10 +238,10 @@ def _line(curve: Curve, look: _Look, *, hint: str = "", **style: Any) -> go.Scat
     return _trace(curve.spent, curve.middle, **(trace | style))
 
 
-def _band(curve: Curve, look: _Look, ends: tuple[float, float]) -> list[go.Scatter]:
+def _band(
+    curve: Curve, interval: tuple[Sequence[float], Sequence[float]], look: _Look
+) -> list[go.Scatter]:
     """Return the interval of the mean as two lines with the area between them."""
-    if curve.num_seeds <= 1:
-        return []
     red, green, blue = (int(look.color[at : at + 2], 16) for at in (1, 3, 5))
     shared = {
         "mode": "lines",
@@ -260,32 +251,14 @@ def _band(curve: Curve, look: _Look, ends: tuple[float, float]) -> list[go.Scatt
         "hoverinfo": "skip",
     }
     fill = {"fill": "tonexty", "fillcolor": f"rgba({red}, {green}, {blue}, 0.13)"}
-    low, high = band(curve, ends)
+    low, high = interval
     return [_trace(curve.spent, low, **shared), _trace(curve.spent, high, **shared, **fill)]
 
 
-def _single_seeds(runs: Sequence[Run], metric: str, look: _Look) -> Iterator[go.Scatter]:
-    """Yield each seed as a thin line."""
-    for run in runs:
-        hint = f"{look.name}, seed {run.seed}"
-        line = {"color": look.color, "width": 0.8}
-        curve = learning_curve([run], metric, max_points=look.max_points)
-        yield _line(curve, look, hint=hint, mode="lines", line=line, opacity=0.55)
-
-
-def _unfinished(runs: Sequence[Run], metric: str, look: _Look) -> Iterator[go.Scatter]:
-    """Yield the incomplete runs that are no part of the mean, each on its own."""
-    inside = averaged(runs)
-    for run in runs:
-        if run not in inside:
-            hint = f"{look.name}, seed {run.seed}, incomplete"
-            line = {"color": look.color, "width": 1.2, "dash": "dot"}
-            yield _line(learning_curve([run], metric), look, hint=hint, mode="lines", line=line)
-
-
-def _verticals(runs: Sequence[Run], look: _Look, ends: tuple[float, float]) -> go.Scatter:
+def _verticals(
+    borders: Sequence[Mapping[str, float]], look: _Look, ends: tuple[float, float]
+) -> go.Scatter:
     """Return the borders between stages as one trace, so that they follow the axis' unit."""
-    borders = stage_borders(runs)
     spent = {
         name: [at for before in borders for at in (before[name], before[name], None)]
         for name in COSTS
@@ -334,7 +307,7 @@ def _numbers(runs: Sequence[Run], low: float) -> list[go.Scatter]:
 def _trace(
     spent: Mapping[str, Sequence[float | None]],
     numbers: Sequence[float | None],
-    **style: Any,  # noqa: ANN401 - plotly's own settings
+    **style: object,
 ) -> go.Scatter:
     units = {name: _rounded(spent[name]) for name in COSTS}
     return go.Scatter(x=units["examples"], y=_rounded(numbers), meta={"x": units}, **style)

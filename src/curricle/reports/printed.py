@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -20,18 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from curricle.files import new_file
-from curricle.reports.curves import (
-    MOST_SEEDS,
-    Curve,
-    averaged,
-    band,
-    band_range,
-    colors,
-    has_bands,
-    learning_curve,
-    stage_borders,
-    value_range,
-)
+from curricle.reports.curves import StrategyCurves, averaged, has_bands, metric_panel
 from curricle.reports.names import shortened
 from curricle.reports.quantities import goal_text, is_share, seed_count, short
 from curricle.reports.run_folders import Run, grouped
@@ -39,7 +28,7 @@ from curricle.reports.tables import COST_WORDS
 from curricle.values import value
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SETTINGS: Any = {
+SETTINGS: Mapping[str, float | bool | str] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
     "axes.spines.top": False,
@@ -98,7 +87,8 @@ def save_learning_curves(
     """
     width = WIDTH * len(axes)
     longest = max(
-        (len(_legend_name(name, group)) for name, group in grouped(runs).items()), default=0
+        (len(_legend_name(name, len(averaged(group)))) for name, group in grouped(runs).items()),
+        default=0,
     )
     columns = max(1, int(width / (LEGEND_LINE + LEGEND_LETTER * longest)))
     # More names than one row holds need room of their own, or they would leave none to the panels.
@@ -158,8 +148,8 @@ def label(name: str) -> str:
     return " " * name.startswith("_") + shortened(name).replace("$", r"\$")
 
 
-def _legend_name(method: str, runs: Sequence[Run]) -> str:
-    return f"{label(method)} ({seed_count(len(averaged(runs)))})"
+def _legend_name(method: str, num_runs: int) -> str:
+    return f"{label(method)} ({seed_count(num_runs)})"
 
 
 def _explain(figure: Figure, runs: Sequence[Run]) -> None:
@@ -169,9 +159,9 @@ def _explain(figure: Figure, runs: Sequence[Run]) -> None:
 
 
 def _draw_row(row: Sequence[Axes], runs: Sequence[Run], view: View) -> None:
-    ends = value_range(runs, view.metric, view.target)
+    ends, strategies = metric_panel(runs, view.metric, view.target)
     for panel, axis in zip(row, view.axes, strict=True):
-        _draw(panel, runs, view.metric, axis, ends=ends)
+        _draw(panel, strategies, axis)
         if view.target is not None:
             name = label(f"target: {goal_text(view.metric, view.target)}")
             panel.axhline(view.target, color=GRAY, linewidth=1.1, linestyle=":", label=name)
@@ -180,34 +170,28 @@ def _draw_row(row: Sequence[Axes], runs: Sequence[Run], view: View) -> None:
     row[0].set_ylabel(label(view.metric))
 
 
-def _draw(
-    panel: Axes, runs: Sequence[Run], metric: str, axis: str, *, ends: tuple[float, float]
-) -> None:
-    groups = grouped(runs)
-    inner = band_range(runs, metric, ends)
-    for (method, color), marker in zip(colors(groups).items(), cycle(MARKERS), strict=False):
-        inside = averaged(groups[method])
-        style = {"color": color, "marker": marker, "label": _legend_name(method, groups[method])}
-        curve = learning_curve(inside, metric)
-        _line(panel, curve, axis, style)
-        if curve.num_seeds > 1 and has_bands(runs):
-            low, high = band(curve, inner)
-            panel.fill_between(curve.spent[axis], low, high, color=color, alpha=0.13, lw=0)
-        alone = [(run, ":", 0.9) for run in groups[method] if run not in inside]
-        if 1 < len(inside) <= MOST_SEEDS and has_bands(runs):
-            alone += [(run, "-", 0.5) for run in inside]
-        for run, dash, width in alone:
-            curve = learning_curve([run], metric)
+def _draw(panel: Axes, strategies: Sequence[StrategyCurves], axis: str) -> None:
+    for strategy, marker in zip(strategies, cycle(MARKERS), strict=False):
+        color, along = strategy.color, strategy.mean.spent[axis]
+        panel.plot(
+            along,
+            strategy.mean.middle,
+            color=color,
+            marker=marker,
+            label=_legend_name(strategy.method, strategy.num_runs),
+            linewidth=1.8,
+            markersize=4.5,
+            # By distance on the panel: markers would crowd at an end of a logarithmic axis.
+            markevery=MARKER_SPACING if len(along) > 1 else None,
+        )
+        if strategy.band is not None:
+            panel.fill_between(along, *strategy.band, color=color, alpha=0.13, lw=0)
+        single = [(curve, ":", 0.9) for _, curve in strategy.incomplete]
+        single += [(curve, "-", 0.5) for _, curve in strategy.seeds]
+        for curve, dash, width in single:
             panel.plot(curve.spent[axis], curve.middle, color=color, linewidth=width, ls=dash)
-        for before in stage_borders(inside):
-            panel.axvline(before[axis], color=color, linewidth=0.8, linestyle="--", alpha=0.6)
-
-
-def _line(panel: Axes, curve: Curve, axis: str, style: Mapping[str, Any]) -> None:
-    along = curve.spent[axis]
-    # By distance on the panel, so that markers do not crowd at one end of a logarithmic axis.
-    every = MARKER_SPACING if len(along) > 1 else None
-    panel.plot(along, curve.middle, linewidth=1.8, markersize=4.5, markevery=every, **style)
+        for border in strategy.borders:
+            panel.axvline(border[axis], color=color, linewidth=0.8, linestyle="--", alpha=0.6)
 
 
 def _dress(panel: Axes, metric: str, axis: str, *, log_x: bool) -> None:

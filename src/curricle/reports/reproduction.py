@@ -10,7 +10,6 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
@@ -163,7 +162,7 @@ def _write_summary(
     numbers: tuple[Sequence[Statistic], Sequence[Slope]],
 ) -> None:
     statistics_, fits = numbers
-    document_: dict[str, Any] = {
+    document_: dict[str, object] = {
         "recipe": recipe.name,
         "scale": recipe.scale,
         "source": recipe.source,

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import TypeVar, final
 
 from curricle.errors import CheckpointError, visible
 from curricle.points import where_runs_are
@@ -276,12 +276,16 @@ def _shown_opening(record: RunRecord) -> RunRecord:
 
 
 def _shown_plan(stage: StagePlan) -> StagePlan:
-    texts: dict[str, Any] = {
-        name: visible(text)
-        for name in ("name", "teacher", "taps", "objective", "projection", "widths", "until")
-        for text in [getattr(stage, name)]
-    }
-    return replace(stage, **texts)
+    return replace(
+        stage,
+        name=visible(stage.name),
+        teacher=visible(stage.teacher),
+        taps=visible(stage.taps),
+        objective=visible(stage.objective),
+        projection=visible(stage.projection),
+        widths=visible(stage.widths),
+        until=visible(stage.until),
+    )
 
 
 def _shown_stage(record: InStage) -> InStage:

@@ -24,7 +24,7 @@ Units: examples, FLOPs, seconds of training without evaluation and checkpoints.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.files import write_text
@@ -179,7 +179,7 @@ class Summary:
     """Name of the metric by which runs are judged."""
     target: float | None
     """Value of the metric that is to be reached; None if none was set."""
-    budget: dict[str, Any]
+    budget: dict[str, object]
     """Limit for every run, as plain data."""
     methods: dict[str, MethodSummary]
     """Strategies by name."""

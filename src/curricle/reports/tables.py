@@ -302,8 +302,3 @@ def summary_markdown(summary: Summary) -> str:
 def plan_table(stages: Sequence[StagePlan], *, title: str = "Stages") -> Table:
     """Return the table of stages for the terminal."""
     return to_rich(_stacked(plan_grid(stages, title=title), STACKED), leading=1)
-
-
-def plan_markdown(stages: Sequence[StagePlan]) -> str:
-    """Return the table of stages in Markdown."""
-    return to_markdown(plan_grid(stages))

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, final
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
@@ -43,6 +44,7 @@ from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import (
     AnyModel,
+    as_stream,
     as_teacher,
     evaluator_of,
     judged_by,
@@ -208,7 +210,7 @@ class _Plan:
 def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
     student: nn.Module | Callable[[int], AnyModel],
     teacher: AnyModel | StoredTeacher | None,
-    data: Stream | Callable[[int], Stream],
+    data: Stream | DataLoader[Any] | Callable[[int], Stream],
     *,
     evaluation: Sequence[Batch] | Evaluator,
     budget: Budget | str,
@@ -231,7 +233,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         student: Function from a seed to a new student; it runs with torch's generators seeded. A
             module is copied for each run, so that its seeds differ in data and projections only.
         teacher: The finished teacher, stored targets, or None if no strategy needs one.
-        data: Training batches, or a function from a seed to them.
+        data: Training batches, or a function from a seed to them; a `DataLoader` is read in an
+            order of each seed.
         evaluation: Held-out batches with labels, or a function from the model to metrics.
         budget: Limit for each student, as `'2000 steps'`, `'1M examples'`, `'4T flops'` or
             `'60 seconds'`. FLOPs count student and teacher; seconds count training only.
@@ -265,6 +268,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         require_model("student", student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
+    if isinstance(data, DataLoader):
+        data = partial(as_stream, data)
     if not conforms(data, Stream) and not callable(data):
         raise BindError(
             "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "

@@ -1,4 +1,4 @@
-"""Where do targets come from while a student trains?
+"""Teacher that runs beside the student.
 
 A `LiveTeacher` is a model in evaluation mode with the weights of the finished teacher or of a
 checkpoint of its trajectory.
@@ -9,16 +9,19 @@ among them, always find the finished teacher.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
+from torch import Tensor
 
-from curricle.errors import BindError
+from curricle.data.streams import Batch, BatchKey, Inputs, check_positions
+from curricle.errors import BindError, DataError
 from curricle.models.inference import Inference
 from curricle.models.restoring import modes_kept
-from curricle.models.tapped import Place, Reader, TappedModel
+from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.models.weights import weights_digest
 from curricle.teachers.trajectory import Trajectory
 
@@ -26,6 +29,8 @@ PLAIN = Inference()
 """Makes nothing faster."""
 Reference = Literal["final"] | int
 """Which teacher: the finished one, or the checkpoint of a step."""
+TeacherForward = Callable[[Inputs, Tensor | None, BatchKey | None], Activations]
+"""A forward pass of a teacher: inputs, positions with logits, and the key of the batch."""
 
 
 @final
@@ -81,6 +86,7 @@ class LiveTeacher:
         self._inference.apply(copied)
         return copied
 
+    @contextmanager
     def reading(
         self,
         reference: Reference,
@@ -88,16 +94,20 @@ class LiveTeacher:
         *,
         logits: bool,
         head: bool = False,
-    ) -> AbstractContextManager[Reader]:
-        """Return an open reading of a checkpoint, or of the finished teacher.
+    ) -> Iterator[TeacherForward]:
+        """Open a checkpoint, or the finished teacher, for forward passes.
 
         Args:
             reference: `final`, or the step of a checkpoint.
-            places: What is read.
+            places: Places of the hidden states.
             logits: Whether the logits are read, too.
-            head: Whether what the logits come from is.
+            head: Whether the head is read.
+
+        Yields:
+            The forward pass.
         """
-        return self.at(reference).reading(places, logits=logits, head=head)
+        with self.at(reference).reading(places, logits=logits, head=head) as read:
+            yield lambda inputs, selected, _: read(inputs, selected)
 
     @contextmanager
     def teaching(self, inference: Inference = PLAIN) -> Iterator[None]:
@@ -123,6 +133,62 @@ class LiveTeacher:
                 f"'trajectory' must be given to read teacher checkpoint {step}; got none"
             )
         return self.trajectory
+
+
+def aligned(teacher: Activations, batch: Batch) -> Activations:
+    """Return activations of a teacher at the positions of the student.
+
+    Args:
+        teacher: Activations of `batch.for_teacher`.
+        batch: The batch.
+
+    Raises:
+        DataError: If the model has other positions than its inputs, or the alignment exceeds them.
+    """
+    if batch.selected is not None:
+        check_positions("'logits' of the teacher", teacher.positions, batch.for_teacher)
+        teacher = replace(teacher, positions=teacher.positions and batch.positions)
+    if batch.alignment is None:
+        return teacher
+    hidden = {
+        place: _aligned(f"tap {place}", state, batch) for place, state in teacher.hidden.items()
+    }
+    if batch.selected is not None:
+        return replace(teacher, hidden=hidden)
+    logits, head = teacher.logits, teacher.head
+    return replace(
+        teacher,
+        hidden=hidden,
+        logits=None if logits is None else _aligned("logits", logits, batch),
+        head=head and replace(head, states=_aligned("logits", head.states, batch)),
+    )
+
+
+def _aligned(name: str, states: Tensor, batch: Batch) -> Tensor:
+    """Return the aligned positions of states; a state without positions stays as it is.
+
+    Raises:
+        DataError: If the states have other axes, or the alignment exceeds their positions.
+    """
+    alignment = batch.alignment
+    assert alignment is not None  # noqa: S101 - checked by the caller
+    if states.ndim == 2:  # noqa: PLR2004 - example and width
+        return states
+    if states.ndim != 3 or len(states) != batch.num_examples:  # noqa: PLR2004 - and position
+        raise DataError(
+            f"{name!r} of the teacher must have the axes example and position to be aligned; got "
+            f"shape {tuple(states.shape[:-1])}"
+        )
+    # Out of range, a GPU would fail in an assertion and stay unusable; there only shapes are read.
+    if alignment.device.type == "cpu" and alignment.numel():
+        lowest, highest = map(int, alignment.aminmax())
+        if lowest < 0 or highest >= states.shape[1]:
+            raise DataError(
+                f"'alignment' must lie between 0 and {states.shape[1] - 1}, the last position of "
+                f"the teacher; got {lowest if lowest < 0 else highest}"
+            )
+    index = alignment.long()[..., None].expand(-1, -1, states.shape[-1])
+    return states.gather(1, index)
 
 
 def num_parameters(model: TappedModel) -> int:

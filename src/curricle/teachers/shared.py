@@ -1,25 +1,26 @@
-"""How do several students read one teacher at the cost of one?
+"""Teacher that several students share, at the cost of one.
 
-A `SharedTeacher` stands where each of their runs had the same `LiveTeacher`. The first student that
-reads a batch makes the teacher run, as deep as the deepest of all open readings needs; the others
-find what it has shown. What is kept is that of one batch, or of its parts.
+A `SharedTeacher` replaces the same `LiveTeacher` in each of their runs. The first student of a
+batch runs the teacher, as deep as the deepest of all open readings needs; the others get the same
+activations. Those of one step, or of the parts of its batch, are in memory.
 
 Students that follow different checkpoints take turns without weights being loaded at every step.
 This costs memory: one teacher for each checkpoint that is read at the same time.
 
-A batch is recognized by where its inputs lie in memory, so the students must be given the very same
-tensors, or the same slices of them; `training.sharing.shared_runs` sees to it.
+A batch is recognized by its key, which is its step and its examples, so the students must read the
+same stream.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import final
 
 from torch import Tensor
 
+from curricle.data.streams import BatchKey, Inputs
 from curricle.models.inference import Inference
-from curricle.models.tapped import Activations, Inputs, Place, Reader, TappedModel
-from curricle.teachers.live import PLAIN, LiveTeacher, Reference
+from curricle.models.tapped import Activations, Place, Reader, TappedModel
+from curricle.teachers.live import PLAIN, LiveTeacher, Reference, TeacherForward
 
 Wanted = tuple[tuple[Place, ...], bool, bool]
 """Places that are read, whether the logits are, and whether what they come from is."""
@@ -53,11 +54,6 @@ class SharedTeacher:
         del inference
         return nullcontext()
 
-    def forget(self) -> None:
-        """Let go of what has been shown; the next batch comes."""
-        for desk in self._desks.values():
-            desk.shown.clear()
-
     @contextmanager
     def reading(
         self,
@@ -66,17 +62,17 @@ class SharedTeacher:
         *,
         logits: bool,
         head: bool = False,
-    ) -> Iterator[Reader]:
-        """Open a reading of a checkpoint, or of the finished teacher.
+    ) -> Iterator[TeacherForward]:
+        """Open a checkpoint, or the finished teacher, for forward passes; see `LiveTeacher`.
 
         Args:
             reference: `final`, or the step of a checkpoint.
-            places: What is read.
+            places: Places of the hidden states.
             logits: Whether the logits are read, too.
-            head: Whether what the logits come from is.
+            head: Whether the head is read.
 
         Yields:
-            A forward pass, or what another student's has shown.
+            The forward pass, or the activations of another student's.
         """
         desk = self._desks.get(reference)
         if desk is None:
@@ -84,7 +80,7 @@ class SharedTeacher:
         wanted = (tuple(places), logits, head)
         desk.join(wanted)
         try:
-            yield lambda inputs, selected=None: desk.show(wanted, inputs, selected)
+            yield lambda inputs, selected, key: desk.show(wanted, inputs, selected, key)
         finally:
             desk.leave(wanted)
             if not desk.readings:
@@ -107,7 +103,8 @@ class _Desk:
         self._opened = ExitStack()
         self._reader: Reader | None = None
         self.readings: list[Wanted] = []
-        self.shown: dict[object, Activations] = {}
+        self.shown: dict[BatchKey, Activations] = {}
+        self._step: int | None = None
 
     def join(self, wanted: Wanted) -> None:
         self.readings.append(wanted)
@@ -117,13 +114,20 @@ class _Desk:
         self.readings.remove(wanted)
         self.close()
 
-    def show(self, wanted: Wanted, inputs: Inputs, selected: Tensor | None) -> Activations:
+    def show(
+        self, wanted: Wanted, inputs: Inputs, selected: Tensor | None, key: BatchKey | None
+    ) -> Activations:
         places, logits, head = wanted
-        batch = _whereabouts(inputs)
-        found = self.shown.get(batch)
-        # A stage that has opened since may want more than was asked for then.
+        if key is None or key[0] != self._step:
+            # Activations of earlier steps are not read again.
+            self.shown.clear()
+            self._step = None if key is None else key[0]
+        found = None if key is None else self.shown.get(key)
+        # A stage that was opened since may need more than the earlier pass has given.
         if found is None or not _suffices(found, wanted):
-            found = self.shown[batch] = self._open()(inputs, selected)
+            found = self._open()(inputs, selected)
+            if key is not None:
+                self.shown[key] = found
         hidden = {place: found.hidden[place] for place in places}
         return Activations(
             hidden,
@@ -154,11 +158,3 @@ def _suffices(found: Activations, wanted: Wanted) -> bool:
     has_places = all(place in found.hidden for place in places)
     has_output = (found.logits is not None or not logits) and (found.head is not None or not head)
     return has_places and has_output
-
-
-def _whereabouts(inputs: Inputs) -> object:
-    """Return what tells the inputs of a batch, or of a part of it, as long as they are kept."""
-    named: Mapping[str, Tensor] = {"": inputs} if isinstance(inputs, Tensor) else inputs
-    return tuple(
-        (name, one.data_ptr(), tuple(one.shape), one.stride()) for name, one in named.items()
-    )

@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 from torch import nn
+from torch.utils.data import DataLoader
 
 from curricle.curriculum.stages import Curriculum
+from curricle.data.dataloaders import stream
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.files import usable_folder
@@ -71,7 +73,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
-    data: Stream,
+    data: Stream | DataLoader[Any],
     *,
     evaluation: Sequence[Batch] | Evaluator,
     metric: str | Metric = ACCURACY,
@@ -91,7 +93,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         teacher: The finished teacher, or its stored targets as `open_targets` gives them; None for
             curricula that need none.
         curriculum: What a strategy such as `extraction` returned.
-        data: Training batches; `curricle.stream` makes them from a `DataLoader`.
+        data: Training batches, or a `DataLoader`, which is read by `curricle.stream(data,
+            seed=seed)`; call it yourself for `next_token` and `positions`.
         evaluation: Held-out batches with labels, or a function from the model to metrics. The
             metric by which the run is judged must be finite; of the others, records and the result
             hold those that are.
@@ -118,11 +121,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
-    if not conforms(data, Stream):
-        raise BindError(
-            f"'data' must be a stream, as curricle.stream(loader) makes one of a DataLoader; "
-            f"got {type(data).__name__!r}"
-        )
+    batches = as_stream(data, seed)
     _require_curriculum(curriculum)
     require_parts(optimizer, evaluation)
     require_kind("settings", settings, EngineSettings, "prefetch='batch'")
@@ -139,7 +138,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         curriculum,
         student=model,
         teacher=source,
-        stream=data,
+        stream=batches,
         optimizer=optimizer,
         settings=settings,
         seed=seed,
@@ -162,7 +161,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     student: AnyModel,
     teacher: AnyModel,
     curriculum: Curriculum,
-    data: Stream,
+    data: Stream | DataLoader[Any],
     *,
     folder: str | Path,
     codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
@@ -182,7 +181,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         codecs: In which form targets are kept.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision and accumulation of the teacher's passes.
-        seed: Seed of the projections.
+        seed: Seed of the projections, and of the order of a `DataLoader`.
         watch: Told of how many steps of how many are captured.
 
     Returns:
@@ -200,7 +199,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         curriculum,
         student=tapped(student),
         teacher=LiveTeacher(tapped(teacher), trajectory),
-        stream=data,
+        stream=as_stream(data, seed),
         # No weight moves.
         optimizer=SGD(learning_rate=1.0),
         settings=settings,
@@ -270,6 +269,23 @@ def as_teacher(
     if teacher is None or isinstance(teacher, StoredTeacher):
         return teacher
     return LiveTeacher(tapped(teacher), trajectory)
+
+
+def as_stream(data: object, seed: int) -> Stream:
+    """Return training data as a stream.
+
+    Args:
+        data: A stream, or a loader, which is read by `curricle.stream(data, seed=seed)`.
+        seed: Seed of the order of a loader.
+
+    Raises:
+        BindError: If they are neither a stream nor a loader.
+    """
+    if isinstance(data, DataLoader):
+        return stream(data, seed=seed)
+    if not conforms(data, Stream):
+        raise BindError(f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}")
+    return data
 
 
 def _require_curriculum(curriculum: object) -> None:

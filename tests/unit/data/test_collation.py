@@ -1,5 +1,6 @@
 """What a loader collates, as batches."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from curricle.data.dataloaders import stream
+from curricle.data.dataloaders import LoaderStream, stream
 from curricle.data.streams import Batch
 from curricle.errors import DataError
 
@@ -264,21 +265,23 @@ HOT = torch.tensor([[0, 0, 1, 0], [1, 0, 0, 0]])
         ({"input_ids": IDS, "name": "a"}, False, "'name' must be a tensor .*; got str"),
         ((IDS, [1, 2]), False, "'labels' must be a tensor; got list"),
         (
-            (IDS, IDS[:, :1]),
+            ({"input_ids": IDS}, IDS[:, :1]),
             False,
             r"got shape \(2, 1\); labels.squeeze\(1\) gives one an example$",
         ),
         ((IDS, IDS[:, :1]), True, r"one a position of \(2, 3\); got shape \(2, 1\)$"),
-        ((IDS, HOT), False, r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\) gives"),
         (
-            (IDS, HOT.bool()),
+            ({"input_ids": IDS}, HOT),
+            False,
+            r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\) gives",
+        ),
+        (
+            ({"input_ids": IDS}, HOT.bool()),
             False,
             r"got shape \(2, 4\); they are one-hot, and labels.argmax\(-1\)",
         ),
-        ((IDS, HOT.float()), False, r"float32 of shape \(2, 4\); they are one-hot, and labels.arg"),
         ((IDS, HOT[:, None]), False, r"got shape \(2, 1, 4\); they are one-hot, and labels.argmax"),
-        ((IDS, torch.ones(2)), False, r"'labels' must be whole numbers; got torch.float32"),
-        ((IDS, IDS[:, :2]), False, r"one a position of \(2, 3\); got shape \(2, 2\)"),
+        (({"input_ids": IDS}, IDS[:, :2]), False, r"one a position of \(2, 3\); got .* \(2, 2\)"),
         ((IDS, IDS[0]), False, r"one an example or .*; got shape \(3,\)"),
         ((IDS, torch.tensor(1)), False, r"one an example or .*; got shape \(\)"),
         ((IDS, torch.tensor([1, -100])), False, "of whole examples cannot be ignored; got -100"),
@@ -379,3 +382,140 @@ def test_a_mask_in_the_place_of_labels_is_refused(mask: list[list[int]]) -> None
 @pytest.mark.parametrize("second", [[[1, 0, 1, 0], [0, 1, 1, 1]], [[0, 0, 0, 0], [1, 1, 1, 1]]])
 def test_labels_of_two_classes_are_no_mask(second: list[list[int]]) -> None:
     assert of_item((SOURCE + 5, torch.tensor(second))).num_selected == 8
+
+
+# --- declared positions ---------------------------------------------------------------------------
+
+FEATURES = torch.zeros(2, 3)
+FLOATS = torch.rand(2, 3, generator=torch.Generator().manual_seed(0))
+
+
+def read(item: object, **options: Any) -> LoaderStream:
+    """Return the stream of a loader that collates to the given item."""
+
+    def collate(_: list[object]) -> object:
+        return item
+
+    loader: DataLoader[Any] = DataLoader(Items(range(2)), batch_size=2, collate_fn=collate)
+    return stream(loader, **options)
+
+
+@pytest.mark.parametrize(
+    ("item", "positions", "of_positions"),
+    [
+        (FEATURES, (2,), None),
+        (IDS, (2,), None),
+        ({"input_ids": IDS}, (2, 3), None),
+        ({"x": FEATURES, "attention_mask": IDS}, (2, 3), None),
+        ((FEATURES, torch.tensor([0, 1])), (2,), False),
+        ((FEATURES, torch.rand(2)), (2,), False),
+        ((FEATURES, torch.rand(2, 4)), (2,), False),
+        (({"input_ids": IDS}, torch.rand(2, 4)), (2, 3), False),
+        (({"input_ids": IDS}, FLOATS), (2, 3), True),
+        ((FEATURES, torch.tensor([[0, 2, 1, 3], [1, 0, 2, 2]])), (2, 4), True),
+    ],
+    ids=[
+        "features",
+        "unnamed ids",
+        "ids",
+        "mask",
+        "classes",
+        "values",
+        "several values",
+        "several values of a text",
+        "values of tokens",
+        "classes of positions",
+    ],
+)
+def test_positions_are_decided_by_names_masks_and_labels(
+    item: object, positions: tuple[int, ...], of_positions: bool | None
+) -> None:
+    loaded = read(item)
+    batch = loaded.batch(0)
+    assert batch.positions == positions
+    if of_positions is not None:
+        assert (batch.selected is not None) == of_positions
+    count = positions[1] if len(positions) > 1 else "no"
+    assert loaded.note.startswith(f"data of the loader: {count} positions in an example of the ")
+    words = {None: "no labels;", True: "labels of positions;", False: "of examples;"}
+    assert words[of_positions] in loaded.note
+
+
+def test_several_whole_numbers_of_an_example_are_declared() -> None:
+    several = torch.tensor([[1, 0, 1], [0, 1, 1]])
+    batch = read((FEATURES, several), positions="example").batch(0)
+    assert batch.labels is not None
+    assert (batch.labels.tolist(), batch.selected) == (several.tolist(), None)
+    text = {"input_ids": IDS, "attention_mask": IDS, "labels": several}
+    batch = read(text, positions="example").batch(0)
+    assert (batch.positions, batch.num_selected) == ((2, 3), 2)
+
+
+def test_unnamed_tokens_are_declared() -> None:
+    loaded = read(IDS, positions="token")
+    assert (loaded.batch(0).positions, loaded.tokens_per_batch) == ((2, 3), 6)
+    classes = read((IDS, torch.tensor([0, 1])), positions="token").batch(0)
+    assert (classes.positions, classes.num_selected) == ((2, 3), 2)
+    floats = read((FEATURES, FLOATS), positions="token").batch(0)
+    assert (floats.positions, floats.num_selected) == ((2, 3), 6)
+    assert floats.labels is not None
+    assert torch.equal(floats.labels, FLOATS.flatten())
+
+
+def test_only_a_decision_that_is_overridden_changes_the_fingerprint() -> None:
+    plain, declared = read({"input_ids": IDS}), read({"input_ids": IDS}, positions="token")
+    assert plain.fingerprint == declared.fingerprint
+    assert read(IDS).fingerprint != read(IDS, positions="token").fingerprint
+
+
+@pytest.mark.parametrize(
+    ("item", "options", "sentence"),
+    [
+        (IDS, {"positions": "tokens"}, r"'positions' must be 'example', 'token' or None; got 'tok"),
+        (torch.zeros(2), {"positions": "token"}, r"must be 'example' for inputs of shape \(2,\)"),
+        (
+            Batch(inputs=IDS),
+            {"positions": "token"},
+            "'positions' has no effect on a `Batch`, which declares them itself",
+        ),
+        (
+            (IDS, IDS + 1),
+            {"positions": "example", "next_token": True},
+            "'next_token' must find labels of every position; got one an example",
+        ),
+        ({"x": IDS, "teacher_inputs": [1]}, {}, "'teacher_inputs' must be a tensor; got list"),
+        (
+            {"x": IDS, "teacher_inputs": {"y": "a"}},
+            {},
+            "'y' must be a tensor for a model to read it; got str",
+        ),
+        ({"x": IDS, "alignment": 3}, {}, "'alignment' must be a tensor; got int"),
+    ],
+)
+def test_positions_and_teacher_inputs_that_cannot_be_read_are_refused(
+    item: object, options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        # The shape checks of the tests would refuse some of them first.
+        inspect.unwrap(stream)(
+            DataLoader(Items(range(2)), batch_size=2, collate_fn=lambda _: item), **options
+        )
+
+
+def test_the_teacher_s_inputs_are_read_apart() -> None:
+    other, alignment = torch.arange(8).view(2, 4), torch.tensor([[0, 1, 3], [0, 2, 3]])
+    item = {
+        "input_ids": IDS,
+        "labels": IDS + 4,
+        "teacher_inputs": {"attention_mask": torch.ones(2, 4), "input_ids": other},
+        "alignment": alignment,
+    }
+    loaded = read(item)
+    batch = loaded.batch(0)
+    assert not isinstance(batch.inputs, Tensor)
+    assert list(batch.inputs) == ["input_ids"]
+    side = batch.for_teacher
+    assert side.selected is not None
+    assert side.selected.tolist() == [0, 1, 3, 4, 6, 7]
+    assert read({**item, "alignment": alignment.flip(0)}).fingerprint != loaded.fingerprint
+    assert read({**item, "teacher_inputs": other + 1}).fingerprint != loaded.fingerprint

@@ -89,7 +89,8 @@ def test_without_a_selection_all_positions_are() -> None:
 
 def test_examples_without_positions_have_one() -> None:
     assert data_counts(Batch(inputs=torch.ones(2, 7))).tolist() == [1, 1]
-    assert data_counts(Batch(inputs=IDS)).tolist() == [4, 4, 4]
+    assert data_counts(Batch(inputs=IDS)).tolist() == [1, 1, 1]
+    assert data_counts(Batch(inputs=IDS, length=4)).tolist() == [4, 4, 4]
 
 
 def test_keys_have_their_full_length() -> None:

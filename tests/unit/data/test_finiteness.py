@@ -48,3 +48,13 @@ def assert_matches(text: str, pattern: str) -> None:
 )
 def test_of_finite_inputs_nothing_is_said(inputs: Tensor | dict[str, Tensor]) -> None:
     assert not non_finite_words(Batch(inputs=inputs))
+
+
+def test_labels_and_the_inputs_of_the_teacher_are_named_too() -> None:
+    batch = Batch(
+        inputs=torch.zeros(2, 3),
+        teacher_inputs={"y": torch.tensor([[NAN], [0.0]])},
+        labels=torch.tensor([0.0, INF]),
+    )
+    words = r"'y' holds 1 nan of 2 .* example 0; 'labels' holds 1 infinite of 2 .* example 1$"
+    assert_matches(non_finite_words(batch), words)

@@ -5,14 +5,13 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.models.tapped import (
     Activations,
     Inputs,
     Place,
     TappedModel,
-    shown_in_training,
     tap_number,
     tried,
 )
@@ -102,47 +101,3 @@ def test_an_error_of_ours_is_not_told_twice() -> None:
 
     with pytest.raises(BindError, match=r"^'tap' must be reached$"):
         tried("student", refuse, torch.zeros(1, 4), None)
-
-
-@pytest.mark.parametrize("error", [IndexError("out of range"), RuntimeError("sizes"), TypeError()])
-def test_a_later_forward_pass_that_fails_is_an_error_of_the_data(error: Exception) -> None:
-    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
-        raise error
-
-    with pytest.raises(DataError, match=rf"^'student' must take every batch .* says: {error}$"):
-        shown_in_training("student", read, torch.zeros(1), None)
-
-
-def test_a_limit_that_inputs_exceed_explains_a_pass_that_fails_and_no_other() -> None:
-    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
-        del selected
-        assert isinstance(inputs, Tensor)
-        return Activations(hidden={Place("ids"): torch.ones(4, 1)[inputs]})
-
-    def excess(inputs: Inputs) -> str:
-        return "'inputs' must be at most 3"
-
-    with pytest.raises(DataError, match=r"^'inputs' must be at most 3; its forward .*: index 7 is"):
-        shown_in_training("student", read, torch.tensor(7), excess=excess)
-    assert shown_in_training("student", read, torch.tensor(3), excess=excess).hidden
-
-
-@pytest.mark.parametrize(
-    "error", [BindError("ours"), torch.OutOfMemoryError("full"), KeyboardInterrupt()]
-)
-def test_errors_that_no_data_can_mend_stay_what_they_are(error: BaseException) -> None:
-    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
-        raise error
-
-    with pytest.raises(type(error)):
-        shown_in_training("student", read, torch.zeros(1), None)
-
-
-def test_a_later_forward_pass_that_works_is_shown() -> None:
-    shown = Activations(hidden={})
-
-    def read(inputs: Inputs, selected: Tensor | None = None) -> Activations:
-        del inputs, selected
-        return shown
-
-    assert shown_in_training("student", read, torch.zeros(1), None) is shown

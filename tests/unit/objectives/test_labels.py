@@ -28,7 +28,7 @@ def labels(loss: LabelLossName) -> Tensor:
 def formula(loss: LabelLossName, student: Tensor, target: Tensor) -> Tensor:
     match loss:
         case "cross_entropy":
-            return -student.log_softmax(-1)[range(ROWS), target].sum()
+            return -student.log_softmax(-1).gather(-1, target[:, None]).sum()
         case "binary":
             right = torch.where(target == 1, student, -student)
             return -right.sigmoid().log().mean(-1).sum()
@@ -94,9 +94,8 @@ def test_a_zero_vector_has_distance_one() -> None:
 
 
 FLOATS = (
-    "'labels' must be whole numbers, one class for each position, for loss='cross_entropy'; got "
-    "torch.float32 of shape (5,); other labels have the losses 'binary', 'squared_error' and "
-    "'cosine'"
+    "'labels' must be whole numbers, one for each place with logits, to be "
+    "classes; got torch.float32 of shape (5,)"
 )
 OTHER_SHAPE = (
     "'labels' must have the 3 values of the student's output at each position for loss='{}'; got "

@@ -15,8 +15,6 @@ from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.probes.correlations import (
-    coordinate_correlations,
-    hidden_correlations,
     inside_monomials,
     monomial_correlations,
     output_correlations,
@@ -145,25 +143,6 @@ def test_random_subsets_reach_every_bit_alike() -> None:
     # 150 of 190 pairs: 15 of each bit's 19 on average.
     assert counts.min() >= 10
     assert counts.max() <= 19
-
-
-def test_hidden_states_that_show_the_support_correlate_with_it_alone() -> None:
-    states = CUBE[:, :2] * 3 + 7
-    actual = coordinate_correlations(CUBE, states)
-    expected = torch.zeros(6, 2, dtype=torch.float64)
-    expected[0, 0] = expected[1, 1] = 3
-    assert torch.allclose(actual, expected)
-
-
-def test_hidden_correlations_are_told_apart_by_the_support() -> None:
-    batch = Batch(inputs=CUBE)
-    actual = hidden_correlations(monomial(0), batch, support=[0, 1], taps=[1])
-    # The block outputs all six bits: 2 of 2 x 6 and 4 of 4 x 6 correlations are one.
-    expected = {"tap_1_in_rms": math.sqrt(1 / 6), "tap_1_out_rms": math.sqrt(1 / 6)}
-    assert actual == pytest.approx(expected)
-    assert list(hidden_correlations(monomial(0), batch, support=range(6), taps=[0])) == [
-        "tap_0_in_rms"
-    ]
 
 
 def test_a_fresh_network_of_any_width_gives_numbers() -> None:

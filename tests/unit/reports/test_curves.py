@@ -9,10 +9,10 @@ from curricle.reports.curves import (
     MOST_POINTS,
     averaged,
     band,
-    band_range,
     colors,
     learning_curve,
     loss_curve,
+    metric_panel,
     most_points,
     stage_borders,
     stage_names,
@@ -116,8 +116,10 @@ def test_a_wide_interval_takes_no_more_than_a_third_of_the_axis_on_each_side(
         write_run(tmp_path / f"students/a/seed-{seed}", {10: final}, seed=seed, metric="nll")
     # The interval reaches from -4.85 to 7.85, the curves from 1 to 2.
     runs = load_runs([tmp_path])
-    assert value_range(runs, "nll") == pytest.approx((-0.12, 3.12))
-    assert band_range(runs, "nll", (-0.12, 3.12)) == (0.0, 3.12)
+    ends, (strategy,) = metric_panel(runs, "nll", None)
+    assert ends == value_range(runs, "nll") == pytest.approx((-0.12, 3.12))
+    # A negative log-likelihood has no negative values, so the band ends at zero.
+    assert strategy.band == ((0.0,), (ends[1],))
 
 
 def test_bands_are_clipped_to_the_axis(pair: tuple[Run, ...]) -> None:

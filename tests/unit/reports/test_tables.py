@@ -14,7 +14,6 @@ from curricle.reports.summary import Summary, summarize
 from curricle.reports.tables import (
     Grid,
     plan_grid,
-    plan_markdown,
     plan_table,
     seed_grid,
     summary_grid,
@@ -198,10 +197,6 @@ def test_a_name_longer_than_a_terminal_is_broken() -> None:
 def test_a_grid_without_title_has_none() -> None:
     grid = Grid(title="", columns=("a",), rows=(("x",),), numeric=(False,))
     assert to_rich(grid).title is None
-
-
-def test_plans_have_a_markdown_form(stages: tuple[StagePlan, ...]) -> None:
-    assert plan_markdown(stages).startswith("| stage | teacher | taps | widths | projection |")
 
 
 def test_a_target_that_a_strategy_sets_is_told_by_its_name(comparison: Path) -> None:

@@ -14,10 +14,12 @@ from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import Activations, Inputs, Reader, TappedModel
-from curricle.teachers.live import LiveTeacher
+from curricle.teachers.live import LiveTeacher, TeacherForward
 from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 
+KEY, FIRST, SECOND = (0, 0, 4), (0, 0, 2), (0, 2, 2)
+"""Keys of a batch and of its halves."""
 INPUTS = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.5], [1.0, 0.0, 0.0]])
 
 
@@ -59,7 +61,7 @@ def test_two_readings_of_a_batch_cost_one_pass(shared: SharedTeacher) -> None:
         shared.reading("final", (), logits=True) as one,
         shared.reading("final", (), logits=True) as other,
     ):
-        first, second = one(INPUTS), other(INPUTS)
+        first, second = one(INPUTS, None, KEY), other(INPUTS, None, KEY)
     assert len(counted) == 1
     assert first.logits is second.logits
     torch.testing.assert_close(first.logits, logits(mlp()), rtol=0, atol=0)
@@ -71,7 +73,7 @@ def test_each_reading_is_shown_only_what_it_asked_for(shared: SharedTeacher) -> 
         shared.reading("final", (first,), logits=False) as one,
         shared.reading("final", (second,), logits=True) as other,
     ):
-        shown, more = one(INPUTS), other(INPUTS)
+        shown, more = one(INPUTS, None, KEY), other(INPUTS, None, KEY)
     assert (list(shown.hidden), shown.logits) == ([first], None)
     assert list(more.hidden) == [second]
     assert more.logits is not None
@@ -81,44 +83,36 @@ def test_a_pass_is_as_deep_as_the_deepest_open_reading(shared: SharedTeacher) ->
     place = shared.model.place(1)
     shallow, deep = passes(shared), passes(shared, "blocks.1")
     with shared.reading("final", (place,), logits=False) as one:
-        one(INPUTS)
+        one(INPUTS, None, KEY)
         assert (len(shallow), len(deep)) == (1, 0)
         with shared.reading("final", (), logits=True) as other:
             # What was shown of this batch does not suffice any more.
-            other(INPUTS)
-            one(INPUTS)
+            other(INPUTS, None, KEY)
+            one(INPUTS, None, KEY)
         assert (len(shallow), len(deep)) == (2, 1)
-        shared.forget()
-        one(INPUTS)
+        one(INPUTS, None, (1, 0, 4))
     assert (len(shallow), len(deep)) == (3, 1)
 
 
 def test_parts_of_a_batch_are_told_apart_and_kept(shared: SharedTeacher) -> None:
     counted = passes(shared)
     with shared.reading("final", (), logits=True) as one:
-        halves = [one(INPUTS[:2]).logits, one(INPUTS[2:]).logits]
-        again = [one(INPUTS[:2]).logits, one(INPUTS[2:]).logits]
+        halves = [one(INPUTS[:2], None, FIRST).logits, one(INPUTS[2:], None, SECOND).logits]
+        again = [one(INPUTS[:2], None, FIRST).logits, one(INPUTS[2:], None, SECOND).logits]
     assert len(counted) == 2
     assert all(left is right for left, right in zip(halves, again, strict=True))
     assert halves[0] is not halves[1]
     torch.testing.assert_close(halves[1], logits(mlp())[2:])
 
 
-def test_inputs_by_name_are_recognized(shared: SharedTeacher) -> None:
+def test_a_batch_without_a_step_and_one_of_another_step_are_read_anew(
+    shared: SharedTeacher,
+) -> None:
     counted = passes(shared)
     with shared.reading("final", (), logits=True) as one:
-        one({"inputs": INPUTS})
-        one({"inputs": INPUTS})
-    assert len(counted) == 1
-
-
-def test_a_batch_that_was_let_go_is_read_anew(shared: SharedTeacher) -> None:
-    counted = passes(shared)
-    with shared.reading("final", (), logits=True) as one:
-        one(INPUTS)
-        shared.forget()
-        one(INPUTS)
-    assert len(counted) == 2
+        for key in (KEY, (1, 0, 4), KEY, None, None):
+            one(INPUTS, None, key)
+    assert len(counted) == 5
 
 
 def test_readings_of_several_checkpoints_are_open_at_once(shared: SharedTeacher) -> None:
@@ -126,7 +120,7 @@ def test_readings_of_several_checkpoints_are_open_at_once(shared: SharedTeacher)
         readers = [
             stack.enter_context(shared.reading(step, (), logits=True)) for step in (10, "final", 20)
         ]
-        shown = [reader(INPUTS).logits for reader in (*readers, *readers)]
+        shown = [reader(INPUTS, None, KEY).logits for reader in (*readers, *readers)]
     wanted = [logits(mlp(seed)) for seed in (10, 0, 20, 10, 0, 20)]
     for one, other in zip(shown, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -134,10 +128,12 @@ def test_readings_of_several_checkpoints_are_open_at_once(shared: SharedTeacher)
 
 def test_a_copy_is_made_while_the_finished_teacher_is_read(shared: SharedTeacher) -> None:
     with shared.reading("final", (), logits=True) as one:
-        one(INPUTS)
+        one(INPUTS, None, KEY)
         with shared.reading(10, (), logits=True) as other:
-            torch.testing.assert_close(other(INPUTS).logits, logits(mlp(10)), rtol=0, atol=0)
-        torch.testing.assert_close(one(INPUTS).logits, logits(mlp()), rtol=0, atol=0)
+            torch.testing.assert_close(
+                other(INPUTS, None, KEY).logits, logits(mlp(10)), rtol=0, atol=0
+            )
+        torch.testing.assert_close(one(INPUTS, None, KEY).logits, logits(mlp()), rtol=0, atol=0)
     assert not any(module._forward_hooks for module in shared.model.module.modules())
 
 
@@ -163,10 +159,9 @@ def test_readings_stay_open_when_another_teacher_is_read_but_for_that_of_which_a
     monkeypatch.setattr(kind, "reading", reading)
     with ExitStack() as stack:
 
-        def read(*known: Reader) -> tuple[int, int]:
-            shared.forget()
+        def read(*known: TeacherForward) -> tuple[int, int]:
             for one in known:
-                one(INPUTS)
+                one(INPUTS, None, (len(passed), 0, 4))
             return len(opened), len(passed)
 
         ten = stack.enter_context(shared.reading(10, (), logits=True))
@@ -196,7 +191,7 @@ def test_one_student_may_read_logits_and_another_what_they_come_from() -> None:
         shared.reading("final", (), logits=True) as one,
         shared.reading("final", (), logits=False, head=True) as other,
     ):
-        first, second = one(INPUTS), other(INPUTS)
+        first, second = one(INPUTS, None, KEY), other(INPUTS, None, KEY)
     assert first.head is None
     assert second.logits is None
     assert second.head is not None

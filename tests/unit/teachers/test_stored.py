@@ -20,7 +20,7 @@ from curricle.teachers.store.codecs import Exact, Sampled, TopK
 from curricle.teachers.store.manifest import read_manifest, write_manifest
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.targets.capture import TargetCodecs, capture
-from tests.parts import bound, mlp
+from tests.parts import bound, mlp, stored_target
 
 STATES = MatchHidden(pair=LayerPair(student=1, teacher=1))
 
@@ -39,7 +39,7 @@ def captured(folder: Path, *objectives: Any, logits: Any = None, **parts: Any) -
 def test_a_student_of_another_seed_is_taught_by_the_draw_of_the_store(tmp_path: Path) -> None:
     teacher = captured(tmp_path, STATES)
     runs = [bound(staged(STATES), teacher=teacher, seed=seed) for seed in (0, 1)]
-    targets = [run.stages[0].terms[0].target(None, run.stream.batch(0)) for run in runs]
+    targets = [stored_target(run, run.stream.batch(0)) for run in runs]
     assert torch.equal(*targets)
 
 

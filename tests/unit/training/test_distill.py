@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
+from curricle.data.dataloaders import stream
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.families import tapped
@@ -33,7 +34,7 @@ from curricle.training.loop.evaluation import label_metrics
 from curricle.training.optimizers import SGD
 from curricle.training.settings import EngineSettings
 from curricle.training.targets.capture import TargetCodecs
-from tests.parts import INPUTS, Listed, parity
+from tests.parts import CLASSES, INPUTS, Listed, drawn, parity
 
 TOTAL = Duration(number=12)
 CPU = EngineSettings(device="cpu")
@@ -117,20 +118,25 @@ def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:
         distilled(evaluation=lambda _: {"f1": 0.5})
 
 
-def test_a_loader_is_told_how_to_become_a_stream() -> None:
-    with pytest.raises(
-        BindError,
-        match=r"^'data' must be a stream, as curricle.stream\(loader\) makes one of a DataLoader; "
-        r"got 'DataLoader'$",
-    ):
+def test_a_loader_is_read_as_a_stream_of_the_seed() -> None:
+    loader = DataLoader(
+        TensorDataset(drawn(24, INPUTS), torch.arange(24) % CLASSES), batch_size=8, shuffle=True
+    )
+    weights = [
+        [
+            *distilled(
+                data=data, teacher=None, curriculum=from_labels(total=TOTAL), seed=3
+            ).student.parameters()
+        ]
+        for data in (loader, stream(loader, seed=3))
+    ]
+    assert all(map(torch.equal, *weights))
+
+
+def test_data_of_another_kind_are_refused() -> None:
+    with pytest.raises(BindError, match=r"^'data' must be a stream or a DataLoader; got 'list'$"):
         # The shape checks of the tests would refuse it first.
-        inspect.unwrap(distill)(
-            mlp(5),
-            None,
-            from_labels(total=TOTAL),
-            DataLoader(TensorDataset(torch.ones(8, INPUTS))),
-            evaluation=held_out(),
-        )
+        inspect.unwrap(distill)(mlp(5), None, from_labels(total=TOTAL), [1], evaluation=held_out())
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {

@@ -111,7 +111,7 @@ class ParityStream:
         """Return the batch of a step."""
         _, inputs, labels = self._drawn(step)
         row = step % self._shape[0]
-        return Batch(inputs=inputs[row], labels=labels[row], selected=self._selected)
+        return Batch(inputs=inputs[row], labels=labels[row], selected=self._selected, step=step)
 
     def joined(self, step: int, number: int) -> Batch | None:
         """Return the concatenated batches of steps; None if they are of several blocks."""

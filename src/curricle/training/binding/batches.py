@@ -11,20 +11,21 @@ Units: tokens are positions with padding, since a model computes on padding, too
 """
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Protocol, final, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from curricle.curriculum.stages import Stage
 from curricle.data.blocks import Joins
-from curricle.data.streams import Batch, Stream
-from curricle.errors import BindError, DataError
-from curricle.models.tapped import Inputs, Reader, shown_in_training
+from curricle.data.dataloaders import LoaderStream
+from curricle.data.streams import Batch, Inputs, Stream, named
+from curricle.errors import BindError, CurricleError, DataError
+from curricle.models.tapped import REFUSALS, Activations
 from curricle.objectives.base import check_classes
 from curricle.protocols import conforms
 
@@ -57,13 +58,13 @@ class TableLimit:
     offset: int | None = None
     """First row that a position takes, in a table of positions; None in a table of ids."""
 
-    def check(self, inputs: Mapping[str, Tensor]) -> None:
+    def check(self, batch: Batch) -> None:
         """Check the ids of a batch that a table of ids looks up.
 
         Raises:
             DataError: If the embedding has no row for one.
         """
-        tensor = inputs.get(self.name)
+        tensor = named(side_of(batch, self.owner).inputs).get(self.name)
         if self.offset is not None or tensor is None or not tensor.numel():
             return
         if tensor.device.type == "cpu":
@@ -82,7 +83,7 @@ class TableLimit:
         or the table may be one of queries whose number is that of the positions by chance. So the
         words explain a pass that has failed, and refuse nothing themselves.
         """
-        tensor = inputs if isinstance(inputs, Tensor) else inputs.get(self.name)
+        tensor = named(inputs).get(self.name)
         if self.offset is None or tensor is None or tensor.shape[-1] <= self.rows - self.offset:
             return ""
         return (
@@ -104,15 +105,50 @@ def excess(tables: Iterable[TableLimit], owner: str, inputs: Inputs) -> str:
     return next(filter(None, words), "")
 
 
-def guarded(tables: Sequence[TableLimit], owner: str, read: Reader) -> Reader:
-    """Return a reader that turns a failing pass of a model into an error of the data.
+def side_of(batch: Batch, owner: str) -> Batch:
+    """Return the batch as a model reads it.
 
     Args:
-        tables: Those of all models.
+        batch: The batch.
         owner: `student` or `teacher`.
-        read: The reader.
     """
-    return partial(shown_in_training, owner, read, excess=partial(excess, tables, owner))
+    return batch.for_teacher if owner == "teacher" else batch
+
+
+def run_forward(
+    forward: Callable[[], Activations], inputs: Inputs, owner: str, tables: Sequence[TableLimit]
+) -> Activations:
+    """Return the activations of a training step; a failing pass becomes an error of the data.
+
+    Args:
+        forward: The forward pass.
+        inputs: Its inputs.
+        owner: `student` or `teacher`.
+        tables: Limits of the embeddings of all models.
+
+    Raises:
+        CurricleError: If the pass raises one.
+        DataError: If the pass fails, which it did not for the first batch; its error is quoted.
+        OutOfMemoryError: If memory runs out, which is no fault of the data.
+    """
+    words = excess(tables, owner, inputs) if tables else ""
+    try:
+        activations = forward()
+        if words:
+            _wait(inputs)
+    except (CurricleError, torch.OutOfMemoryError):
+        raise
+    except REFUSALS as error:
+        rule = words or f"{owner!r} must take every batch of the stream"
+        raise DataError(f"{rule}; its forward pass says: {error}") from error
+    return activations
+
+
+def _wait(inputs: Inputs) -> None:
+    """Wait for the pass on a GPU, where a failed look-up shows only at the next synchronization."""
+    tensor = next(iter(named(inputs).values()))
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)
 
 
 @final
@@ -169,6 +205,8 @@ class RunBatches:
                 or positions are not those on which a length in tokens relies; it knows the step.
         """
         batch = self.stream.batch(step)
+        if batch.step != step:
+            batch = replace(batch, step=step)
         try:
             self._look(batch, step, batch.num_read_tokens)
         except DataError as error:
@@ -226,9 +264,8 @@ class RunBatches:
             raise DataError(_unequal(self._first, tokens, "this one"))
         for read in range(step, step + number):
             self._count(read, tokens)
-        inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
         for table in self._tables:
-            table.check(inputs)
+            table.check(batch)
         # A look at values would wait for a GPU; batches are made on the CPU.
         if batch.labels is None or batch.labels.device.type != "cpu":
             return
@@ -265,11 +302,11 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
     if not has_token_lengths(stages):
         return
     first = stream.batch(0)
-    if not first.has_tokens:
+    if not first.has_positions:
         raise BindError(
             f"'duration' must be in steps or examples for data without positions, of which tokens "
-            f"are not defined; got inputs of shape {tuple(first.leading.shape)} and type "
-            f"{first.leading.dtype}"
+            f"are not defined; got inputs of shape {tuple(first.leading.shape)}; positions='token' "
+            f"of curricle.stream, or 'length' of a curricle.Batch, declares positions"
         )
     if stream.tokens_per_batch != first.num_read_tokens:
         raise BindError(_unequal(first.num_read_tokens, stream.tokens_per_batch, "that of step 1"))
@@ -279,17 +316,18 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
             raise BindError(_unequal(first.num_read_tokens, tokens, f"that of step {step}"))
 
 
-def length_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
-    """Return what to know of the numbers of a run whose batches differ in length."""
-    other = stream.batch(1).num_read_tokens if first.has_tokens else first.num_read_tokens
+def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
+    """Return what was decided on positions, and a note on batches that differ in length."""
+    decided = (stream.note,) if isinstance(stream, LoaderStream) and stream.note else ()
+    other = stream.batch(1).num_read_tokens if first.has_positions else first.num_read_tokens
     if other == first.num_read_tokens:
-        return ()
+        return decided
     note = (
         f"batches differ in their number of positions ({first.num_read_tokens} and {other} in the "
         f"first two): tokens are counted as they are read, and FLOPs are those of the first batch "
         f"in proportion to tokens"
     )
-    return (note,)
+    return (*decided, note)
 
 
 @contextmanager
@@ -331,9 +369,9 @@ class TableWatch:
         Args:
             owner: Whose model it is.
             module: The model.
-            batch: What it reads in the block.
+            batch: The batch of the passes in the block.
         """
-        inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else dict(batch.inputs)
+        inputs = named(side_of(batch, owner).inputs)
         # A mask or token types have the shape of ids, and are looked up in tables of their own.
         read: list[str] = []
 

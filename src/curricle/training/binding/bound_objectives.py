@@ -15,10 +15,8 @@ from typing import final
 import torch
 from torch import nn
 
-from curricle.data.streams import Batch
-from curricle.models.tapped import Activations
 from curricle.objectives.adapters import CountsSteps, adapter_of
-from curricle.objectives.base import BoundObjective, Objective, Reads, Sample, Target
+from curricle.objectives.base import BoundObjective, Objective, Reads, Sample
 from curricle.protocols import conforms
 from curricle.teachers.live import Reference
 from curricle.teachers.stored import StoredTargets, StoredTeacher
@@ -43,25 +41,6 @@ class Term:
     def asks_teacher(self) -> bool:
         """Return whether a teacher has to run for its target."""
         return self.needs_teacher and self.stored is None
-
-    def target(self, shown: Activations | None, batch: Batch) -> Target:
-        """Return what the student is compared with; None without a teacher.
-
-        Args:
-            shown: What the teacher shows; None if it was not asked.
-            batch: The batch.
-        """
-        if self.stored is not None:
-            return self.stored.target(batch, self.objective.count(batch))
-        if shown is None or not self.needs_teacher:
-            return None
-        return self.objective.target(shown, batch)
-
-    def blank(self, shown: Activations | None, batch: Batch) -> Target:
-        """Return a target while binding, when nothing is read from a store yet; see `target`."""
-        if self.stored is not None:
-            return self.stored.blank(self.objective.count(batch), batch.leading.device)
-        return self.target(shown, batch)
 
 
 def bound_term(

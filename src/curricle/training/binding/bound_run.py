@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.data.streams import Batch, Stream
-from curricle.errors import BindError
+from curricle.data.streams import Batch, Stream, named
+from curricle.errors import BindError, DataError
 from curricle.models.aliasing import check_apart
 from curricle.models.axes import observing
 from curricle.models.decisions import check_pair, model_notes, probability_note
@@ -48,7 +48,7 @@ from curricle.objectives.base import (
 from curricle.objectives.hidden import MatchHidden
 from curricle.protocols import conforms
 from curricle.records import StagePlan
-from curricle.teachers.live import LiveTeacher
+from curricle.teachers.live import LiveTeacher, aligned
 from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import (
@@ -57,7 +57,7 @@ from curricle.training.binding.batches import (
     TableWatch,
     check_token_lengths,
     has_token_lengths,
-    length_notes,
+    position_notes,
 )
 from curricle.training.binding.bound_objectives import (
     Term,
@@ -223,7 +223,7 @@ def bind(
             *weight_notes(student.module),
             *mode_notes(student.module),
             *probe.notes(),
-            *length_notes(stream, stream.batch(0)),
+            *position_notes(stream, stream.batch(0)),
             *probe.decisions(live),
         ),
         tables=probe.tables.limits,
@@ -417,12 +417,14 @@ class _Probe:
         Args:
             teacher: The model that teaches, if one runs.
         """
-        inputs, taken = self._part.inputs, self._logits_notes
-        notes = model_notes(self._student, "student", inputs, taken["student"])
+        student, taught = self._part, self._part.for_teacher
+        taken = self._logits_notes
+        notes = model_notes(self._student, "student", student.inputs, taken["student"])
         if teacher is None:
             return notes
         pair = check_pair(self._student, teacher.model) if self._compares_logits else ()
-        return (*notes, *model_notes(teacher.model, "teacher", inputs, taken["teacher"]), *pair)
+        theirs = model_notes(teacher.model, "teacher", taught.inputs, taken["teacher"])
+        return (*notes, *theirs, *pair)
 
     def _reads(self, objective: Objective) -> Reads:
         teacher = None if self._teacher is None else self._teacher.model
@@ -434,8 +436,9 @@ class _Probe:
             return self._teacher.placeholders(each, student)
         reads = merge_reads(each, full_student=False)
         model, head = require(self._teacher, "teacher").model, reads.teacher_head
+        batch = self._part.for_teacher
         if head:
-            check_head(model, self._part.inputs)
+            check_head(model, batch.inputs)
         with (
             torch.no_grad(),
             self._settings.teacher_autocast(),
@@ -445,10 +448,15 @@ class _Probe:
             ) as read,
         ):
             before = seeding.global_state()
-            shown = tried_on("teacher", read, self._part)
+            shown = tried_on("teacher", read, batch)
         self._teacher_draws |= before != seeding.global_state()
-        check_orientation("teacher", model, shown, self._part)
-        return shown
+        check_orientation("teacher", model, shown, batch)
+        if batch is self._part:
+            return shown
+        try:
+            return aligned(shown, self._part)
+        except DataError as error:
+            raise BindError(str(error)) from error
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:
         model, head = self._student, reads.student_head
@@ -496,9 +504,19 @@ class _Probe:
             for objective, reads in zip(stage.objectives, each, strict=True)
         )
 
+    @torch.no_grad()
     def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Target]:
-        with torch.no_grad():
-            return [term.blank(shown, self._part) for term in terms]
+        """Return the target of each objective; of stored ones only the form."""
+        batch, targets = self._part, list[Target]()
+        for term in terms:
+            target: Target = None
+            if term.stored is not None:
+                rows = term.objective.count(batch)
+                target = term.stored.blank(rows, batch.leading.device)
+            elif shown is not None and term.needs_teacher:
+                target = term.objective.target(shown, batch)
+            targets.append(target)
+        return targets
 
     def _reached(
         self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]
@@ -559,7 +577,7 @@ def _tensors(shown: Activations) -> list[Tensor]:
 
 
 def _data(batch: Batch) -> Iterable[Tensor]:
-    inputs = [batch.inputs] if isinstance(batch.inputs, Tensor) else [*batch.inputs.values()]
+    inputs = [*named(batch.inputs).values()]
     return inputs if batch.labels is None else [*inputs, batch.labels]
 
 

@@ -252,7 +252,7 @@ class _MapStart:
         with self.teacher.reading([place], logits=False) as read:
             for step in range(BATCHES):
                 batch = self.stream.batch(step).to(self.linear.weight.device)
-                states.append(read(batch.inputs).hidden[place])
+                states.append(read(batch.for_teacher.inputs).hidden[place])
                 inputs.append(batch.inputs)
         return _joined(inputs), _joined(states)
 

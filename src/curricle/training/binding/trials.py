@@ -61,7 +61,9 @@ def check_places(
     labels = torch.full(batch.positions, IGNORED).flatten()
     labels[batch.selected.cpu()] = batch.labels.cpu().long()
     labels = labels.view(batch.positions)
-    several = "; several labels of an example are not there yet" if len(found) == 1 else ""
+    several = ""
+    if len(found) == 1:
+        several = "; positions='example' of curricle.stream reads them as labels of examples"
     raise kind(
         f"{name} must be one for each place with logits of {owner}, of shape {found}; got shape "
         f"{batch.positions}{way_out(labels) or several}"

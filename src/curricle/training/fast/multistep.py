@@ -25,10 +25,10 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curricle.data.blocks import Block, read_block
-from curricle.data.streams import Batch
+from curricle.data.streams import Batch, check_positions
 from curricle.errors import BindError
 from curricle.models.tapped import Activations
-from curricle.objectives.base import BoundObjective, Target, check_positions
+from curricle.objectives.base import BoundObjective, Target
 from curricle.training.binding.batches import excess
 from curricle.training.fast.joined import Joined, is_counter
 from curricle.training.loop.stage_loss import StageLoss, StepLoss
@@ -156,13 +156,15 @@ class CompiledSteps:
         if self._compiled is None or self._compiled[0] != block.shapes:
             loss = self._joined.steppers[0].loss
             scales = loss.scales(loss.counts(block.first))
-            graph = make_fx(partial(self._steps, scales), tracing_mode="fake")(inputs)
+            graph = make_fx(partial(self._steps, scales, block.length), tracing_mode="fake")(inputs)
             device = self._run.settings.torch_device().type
             key = "\n".join([device, repr(_shapes(inputs)), graph.code, *_constants(graph)])
             self._compiled = block.shapes, compiled(Traced(key=key, device=device, graph=graph))
         return self._compiled[1]
 
-    def _steps(self, scales: Sequence[float], inputs: BlockInputs) -> BlockOutputs:
+    def _steps(
+        self, scales: Sequence[float], length: int | None, inputs: BlockInputs
+    ) -> BlockOutputs:
         """Return weights, moments and losses after the steps of a block, as a pure function."""
         weights, frozen, moments, parts, targets, factors = inputs
         totals = []
@@ -172,7 +174,9 @@ class CompiledSteps:
                 moving = {
                     name: weight.detach().requires_grad_() for name, weight in weights.items()
                 }
-                sums = self._joined.totals({**frozen, **moving}, Batch(**batch), target)
+                sums = self._joined.totals(
+                    {**frozen, **moving}, Batch(**batch, length=length), target
+                )
                 seeds = [
                     torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)
                 ]
@@ -257,10 +261,14 @@ def block_targets(loss: StageLoss, block: Block) -> list[Target]:
     tensors = block.cut({"hidden": states.hidden, **logits}), block.parts
     with torch.no_grad(), loss.teacher_autocast():
         return [
-            vmap(partial(_target, term.objective))(*tensors) if term.needs_teacher else None
+            vmap(partial(_target, term.objective, block.length))(*tensors)
+            if term.needs_teacher
+            else None
             for term in loss.terms
         ]
 
 
-def _target(objective: BoundObjective, states: dict[str, Any], batch: dict[str, Any]) -> Target:
-    return objective.target(Activations(**states), Batch(**batch))
+def _target(
+    objective: BoundObjective, length: int | None, states: dict[str, Any], batch: dict[str, Any]
+) -> Target:
+    return objective.target(Activations(**states), Batch(**batch, length=length))

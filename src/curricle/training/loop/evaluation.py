@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from curricle.data.finiteness import non_finite_words
-from curricle.data.labels import misplaced
-from curricle.data.streams import Batch
+from curricle.data.labels import misplaced, require_classes
+from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError, DataError
 from curricle.metrics import CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Activations, Reader, TappedModel
-from curricle.objectives.base import Rows, check_positions, logits_of, require
+from curricle.objectives.base import logits_of, require
+from curricle.teachers.live import aligned
 from curricle.training.binding.trials import check_places
 
 Evaluator = Callable[[TappedModel], dict[str, float]]
@@ -56,9 +57,10 @@ def label_metrics(
 
     Raises:
         BindError: If a metric reads the teacher and there is none.
-        DataError: If there is no labeled position, or all labels are the tokens at their own
-            positions; from the evaluator, if labels are not those of a metric, if the model gives
-            logits elsewhere, or if a metric is not finite for inputs that are not.
+        DataError: If there is no labeled position, labels are not those of a metric, or all are the
+            tokens at their own positions; from the evaluator, if a label is no class of the model,
+            if the model gives logits elsewhere, or if a metric is not finite for inputs that are
+            not.
     """
     reads = {metric.reads for metric in metrics}
     if "teacher" in reads and teacher is None:
@@ -133,16 +135,13 @@ def _check_labels(batches: Sequence[Batch], *, are_classes: bool) -> None:
         raise DataError(
             f"'evaluation' must hold labels; got {len(batches)} batches without any{words}"
         )
-    if are_classes and any(tensor.is_floating_point() for tensor in labels):
-        raise DataError(
-            "'labels' of 'evaluation' must be whole numbers for metrics of classes; got floats, "
-            "whose metrics are 'mean_squared_error', 'pearson' and 'spearman'"
-        )
     if any(batch.repeats_inputs and not batch.is_decoded for batch in batches):
         raise DataError(
             "'evaluation' must not have the input ids as labels, which a model only copies; "
             "curricle.stream(loader, next_token=True) shifts them by one position"
         )
+    for tensor in labels if are_classes else ():
+        require_classes(tensor, "'labels' of 'evaluation'")
 
 
 def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, int]:
@@ -167,7 +166,13 @@ def _teaching(teacher: TappedModel | None) -> Iterator[Callable[[Batch], Tensor]
     with modes_kept(teacher.module), teacher.reading((), logits=True) as read:
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
-        yield lambda batch: _logits(read(batch.inputs, batch.selected), batch, name)[0]
+        yield lambda batch: _logits(_taught(read, batch), batch, name)[0]
+
+
+def _taught(read: Reader, batch: Batch) -> Activations:
+    """Return the teacher's activations at the positions of the student."""
+    side = batch.for_teacher
+    return aligned(read(side.inputs, side.selected), batch)
 
 
 def _shown(read: Reader, batch: Batch) -> Activations:

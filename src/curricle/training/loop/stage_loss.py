@@ -13,7 +13,7 @@ micro-batches nor, later, on the number of processes.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import final
@@ -24,11 +24,12 @@ from torch import Tensor
 from curricle.data.streams import Batch
 from curricle.models.tapped import Activations, Reader
 from curricle.objectives.base import Target, pending_calibration
-from curricle.teachers.live import LiveTeacher
+from curricle.teachers.live import LiveTeacher, TeacherForward, aligned
 from curricle.teachers.shared import SharedTeacher
-from curricle.training.binding.batches import guarded
-from curricle.training.binding.bound_objectives import adapters_of, opened
+from curricle.training.binding.batches import TableLimit, run_forward
+from curricle.training.binding.bound_objectives import Term, adapters_of, opened
 from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.settings import EngineSettings
 
 CALIBRATION_BATCHES = 8
 """Batches of the stream over which an objective may take statistics of the teacher."""
@@ -68,28 +69,33 @@ class StageLoss:
     """Loss of one stage as a function of a batch."""
 
     def __init__(
-        self, run: BoundRun, stage: BoundStage, *, student: Reader | None, teacher: Reader | None
+        self,
+        terms: Sequence[Term],
+        *,
+        settings: EngineSettings,
+        tables: Sequence[TableLimit] = (),
+        student: Reader | None,
+        teacher: TeacherForward | None,
     ) -> None:
         """Take opened forward passes.
 
         Args:
-            run: The run.
-            stage: One of its stages.
+            terms: The bound objectives of the stage.
+            settings: Precision of the passes.
+            tables: Limits of the embeddings, which explain a failing pass.
             student: Forward pass of the student; None where only targets are made.
             teacher: Forward pass of the teacher; None if the stage needs none.
         """
-        self.terms = opened(stage.terms)
+        self.terms = opened(terms)
         """The objectives; those with an adapter are copies of the declared ones."""
         self.adapters = adapters_of(self.terms)
         """Modules of the objectives that train beside the student."""
-        self.weights = [term.weight for term in stage.terms]
+        self.weights = [term.weight for term in terms]
         """Factor of each objective in the loss."""
-        self._student = student
-        self._guarded = None if student is None else guarded(run.tables, "student", student)
-        self._teacher = None if teacher is None else guarded(run.tables, "teacher", teacher)
-        self._autocast: Callable[[], AbstractContextManager[object]] = run.settings.autocast
+        self._student, self._teacher, self._tables = student, teacher, tables
+        self._autocast: Callable[[], AbstractContextManager[object]] = settings.autocast
         self.teacher_autocast: Callable[[], AbstractContextManager[object]] = (
-            run.settings.teacher_autocast
+            settings.teacher_autocast
         )
         """Context in which targets are computed."""
 
@@ -110,20 +116,58 @@ class StageLoss:
         """
         return [weight / count for weight, count in zip(self.weights, counts, strict=True)]
 
-    def teacher_states(self, batch: Batch) -> Activations | None:
-        """Return the teacher's hidden states and logits, without gradient; None without one."""
-        if self._teacher is None:
-            return None
-        with torch.no_grad(), self.teacher_autocast():
-            return self._teacher(batch.inputs, batch.selected)
+    def student_states(self, batch: Batch, *, is_traced: bool = False) -> Activations:
+        """Return the student's activations at the places that the stage reads, with gradient.
 
-    def targets(self, batch: Batch) -> list[Target]:
-        """Return the target of each objective, without gradient; None for one without a teacher."""
+        Args:
+            batch: The batch, or a part of it.
+            is_traced: Whether the pass is traced or batched, where errors of the model cannot be
+                explained by looking at the batch.
+        """
+        student = self._student
+        assert student is not None  # noqa: S101 - opened for targets alone
+        with self._autocast():
+            if is_traced:
+                return student(batch.inputs, batch.selected)
+            return run_forward(
+                lambda: student(batch.inputs, batch.selected), batch.inputs, "student", self._tables
+            )
+
+    def teacher_states(self, batch: Batch) -> Activations | None:
+        """Return the teacher's activations at the student's positions, without gradient.
+
+        Returns:
+            The activations; None without a teacher.
+        """
         with torch.no_grad(), self.teacher_autocast():
-            states = None
-            if self._teacher is not None:
-                states = self._teacher(batch.inputs, batch.selected)
-            return [term.target(states, batch) for term in self.terms]
+            return self._teacher_states(batch)
+
+    def _teacher_states(self, batch: Batch) -> Activations | None:
+        teacher, side = self._teacher, batch.for_teacher
+        if teacher is None:
+            return None
+        states = run_forward(
+            lambda: teacher(side.inputs, side.selected, batch.key),
+            side.inputs,
+            "teacher",
+            self._tables,
+        )
+        return states if side is batch else aligned(states, batch)
+
+    def targets(self, batch: Batch, objectives: Container[int] | None = None) -> list[Target]:
+        """Return the target of each objective, without gradient; None for one without a teacher.
+
+        Args:
+            batch: The batch, or a part of it.
+            objectives: Numbers of the objectives whose targets are computed; None for all.
+        """
+        chosen = range(len(self.terms)) if objectives is None else objectives
+        with torch.no_grad(), self.teacher_autocast():
+            states = self._teacher_states(batch)
+            return [
+                _target(term, states, batch) if number in chosen else None
+                for number, term in enumerate(self.terms)
+            ]
 
     def sums(
         self, batch: Batch, targets: Sequence[Target], *, is_traced: bool = False
@@ -133,13 +177,9 @@ class StageLoss:
         Args:
             batch: The batch, or a part of it.
             targets: Result of `targets` for the same part.
-            is_traced: Whether the pass is traced or batched, where errors of the model cannot be
-                explained by looking at the batch.
+            is_traced: As in `student_states`.
         """
-        forward = self._student if is_traced else self._guarded
-        assert forward is not None  # noqa: S101 - opened for targets alone
-        with self._autocast():
-            states = forward(batch.inputs, batch.selected)
+        states = self.student_states(batch, is_traced=is_traced)
         return [
             term.objective.total(states, target, batch)
             for term, target in zip(self.terms, targets, strict=True)
@@ -170,6 +210,14 @@ class StageLoss:
         return True
 
 
+def _target(term: Term, states: Activations | None, batch: Batch) -> Target:
+    if term.stored is not None:
+        return term.stored.target(batch, term.objective.count(batch))
+    if states is None or not term.needs_teacher:
+        return None
+    return term.objective.target(states, batch)
+
+
 @contextmanager
 def open_stage_loss(
     run: BoundRun, stage: BoundStage, *, only_targets: bool = False
@@ -186,7 +234,7 @@ def open_stage_loss(
     """
     reads = stage.reads
     with ExitStack() as stack:
-        teacher: Reader | None = None
+        teacher: TeacherForward | None = None
         if isinstance(run.teacher, (LiveTeacher, SharedTeacher)) and any(
             term.asks_teacher for term in stage.terms
         ):
@@ -204,4 +252,10 @@ def open_stage_loss(
                     reads.student, logits=reads.student_logits, head=reads.student_head
                 )
             )
-        yield StageLoss(run, stage, student=student, teacher=teacher)
+        yield StageLoss(
+            stage.terms,
+            settings=run.settings,
+            tables=run.tables,
+            student=student,
+            teacher=teacher,
+        )

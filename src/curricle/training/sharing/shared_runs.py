@@ -102,7 +102,7 @@ def execute_shared(
     teachers = [one.run.teacher for one in seats]
     live = next((one for one in teachers if isinstance(one, LiveTeacher)), None)
     shared = None if live is None else SharedTeacher(live)
-    stream = _SharedStream(seats[0].run, shared)
+    stream = _SharedStream(seats[0].run)
     if live is not None:
         # Before the first student moves, also for the last.
         live.check(step for one in seats for step in one.run.teachers)
@@ -209,14 +209,12 @@ class _Turn:
 
 @final
 class _SharedStream:
-    """The stream of several runs, which gives them the very same tensors."""
+    """Stream of several runs, each of whose batches is read and moved once."""
 
-    def __init__(self, run: BoundRun, teacher: SharedTeacher | None) -> None:
+    def __init__(self, run: BoundRun) -> None:
         self._stream: Stream = run.stream
         self._device = run.settings.torch_device()
-        self._teacher = teacher
-        self._step: int | None = None
-        self._batch: Batch | None = None
+        self._batch: tuple[int, Batch] | None = None
 
     @property
     def batch_size(self) -> int:
@@ -241,13 +239,10 @@ class _SharedStream:
         return expected, expected
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, on the device of the runs; the same for all who ask."""
-        if self._batch is None or step != self._step:
-            if self._teacher is not None:
-                # Before the old tensors go, by whose places it knows what it has shown.
-                self._teacher.forget()
-            self._step, self._batch = step, self._stream.batch(step).to(self._device)
-        return self._batch
+        """Return the batch of a step, on the device of the runs; the same for all of them."""
+        if self._batch is None or self._batch[0] != step:
+            self._batch = step, self._stream.batch(step).to(self._device)
+        return self._batch[1]
 
 
 def _check(seats: Sequence[SharedRun], *, batch_students: bool) -> None:

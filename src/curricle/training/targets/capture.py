@@ -213,7 +213,12 @@ class TeacherQuery:
         if not any(is_missing.any() for is_missing in missing):
             return
         moved = part.to(self.run.settings.torch_device())
-        targets = loss.targets(moved)
+        numbers = {
+            number
+            for (_, number), is_missing in zip(self.wanted, missing, strict=True)
+            if is_missing.any()
+        }
+        targets = loss.targets(moved, numbers)
         columns = zip(self.wanted, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
             if not is_missing.any():

@@ -13,7 +13,7 @@ from curricle.curriculum.strategies import from_labels, one_shot
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import (
@@ -23,6 +23,7 @@ from curricle.training.binding.batches import (
     check_token_lengths,
     excess,
     located,
+    run_forward,
 )
 from curricle.training.loop.engine import Outputs, execute
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
@@ -163,8 +164,8 @@ def test_a_label_in_a_later_batch_that_is_no_class_is_refused(label: int, step: 
 def test_ids_without_a_row_are_refused(wrong: int) -> None:
     sentence = rf"^'x' must lie between 0 and 6, .* student's table 'e'; got {wrong}$"
     with pytest.raises(DataError, match=sentence):
-        limit().check({"x": torch.tensor([[0, 6], [wrong, 2]])})
-    limit().check({"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])})
+        limit().check(Batch(inputs={"x": torch.tensor([[0, 6], [wrong, 2]])}))
+    limit().check(Batch(inputs={"x": torch.tensor([[0, 6]]), "y": torch.tensor([99])}))
 
 
 def test_more_positions_than_rows_are_named() -> None:
@@ -178,7 +179,7 @@ def test_more_positions_than_rows_are_named() -> None:
 
 @pytest.mark.parametrize("offset", [0, 2])
 def test_a_batch_is_not_refused_for_its_positions(offset: int) -> None:
-    limit(offset=offset).check({"x": torch.full((1, 60), 99)})
+    limit(offset=offset).check(Batch(inputs={"x": torch.full((1, 60), 99)}))
 
 
 @pytest.mark.parametrize("offset", [0, 2])
@@ -290,7 +291,7 @@ def test_a_run_over_batches_of_unequal_length_says_so() -> None:
 def test_labels_that_no_objective_reads_are_left_alone() -> None:
     batch = Batch(inputs=drawn(2, 6), labels=torch.tensor([0, 99]))
     run = bound(one_shot(total="2 steps"), stream=Listed(batch))
-    assert run.stream.batch(0) is batch
+    assert run.stream.batch(0).labels is batch.labels
 
 
 def test_ids_are_checked_for_the_teacher_too() -> None:
@@ -373,3 +374,49 @@ def test_students_stepped_as_one_model_are_explained_too() -> None:
     ]
     with pytest.raises(DataError, match=r"at most the 4 positions of the student's table 'places'"):
         execute_shared(seats, metric="accuracy", batch_students=True)
+
+
+# --- forward passes -------------------------------------------------------------------------------
+
+
+def failing(error: BaseException) -> Activations:
+    raise error
+
+
+@pytest.mark.parametrize("error", [IndexError("out of range"), RuntimeError("sizes"), TypeError()])
+def test_a_later_forward_pass_that_fails_is_an_error_of_the_data(error: Exception) -> None:
+    with pytest.raises(DataError, match=rf"^'student' must take every batch .* says: {error}$"):
+        run_forward(lambda: failing(error), torch.zeros(1), "student", ())
+
+
+def test_a_limit_that_inputs_exceed_explains_a_pass_that_fails_and_no_other() -> None:
+    ids, tables = torch.zeros(1, 6), [limit(name="", offset=0, rows=5)]
+    with pytest.raises(
+        DataError, match=r"^'inputs' must have at most the 5 .*; its for.*: index 7"
+    ):
+        run_forward(lambda: failing(IndexError("index 7")), ids, "student", tables)
+    activations = Activations(hidden={})
+    assert run_forward(lambda: activations, ids, "student", tables) is activations
+
+
+@pytest.mark.parametrize(
+    "error", [BindError("ours"), torch.OutOfMemoryError("full"), KeyboardInterrupt()]
+)
+def test_errors_that_no_data_can_mend_stay_what_they_are(error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        run_forward(lambda: failing(error), torch.zeros(1), "student", ())
+
+
+# --- steps and the inputs of the teacher ----------------------------------------------------------
+
+
+def test_every_batch_of_a_run_carries_its_step() -> None:
+    batches = RunBatches(Listed(SHORT, SHORT), SHORT)
+    assert [batches.batch(step).key for step in (0, 1, 5)] == [(0, 0, 4), (1, 0, 4), (5, 0, 4)]
+
+
+def test_ids_of_the_teacher_are_looked_up_in_its_own_table() -> None:
+    batch = Batch(inputs={"x": torch.tensor([[9]])}, teacher_inputs={"x": torch.tensor([[7]])})
+    limit(rows=10).check(batch)
+    with pytest.raises(DataError, match=r"the teacher's table 'e'; got 7$"):
+        limit(owner="teacher").check(batch)

@@ -34,7 +34,7 @@ from curricle.training.loop.engine import Outputs, execute
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.training.targets.capture import TargetCodecs, capture
 from curricle.training.targets.verification import agreement
-from tests.parts import Listed, bound, drawn, embedder, mlp, parity, texts, tokens
+from tests.parts import Listed, bound, drawn, embedder, mlp, parity, stored_target, texts, tokens
 
 EXACT = TargetCodecs(hidden=Exact(), logits=Exact())
 EXTRACTION = extraction(total="12 steps")
@@ -103,8 +103,8 @@ def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any)
     with LiveTeacher(embedder(6, 9)).reading(
         "final", live.stages[0].reads.teacher, logits=False
     ) as r:
-        wanted = live.stages[0].terms[0].target(r(batch.inputs), batch)
-    found = stored.stages[0].terms[0].target(None, batch)
+        wanted = live.stages[0].terms[0].objective.target(r(batch.inputs, None, None), batch)
+    found = stored_target(stored, batch)
     assert ((found - wanted).abs() <= codec.bound(wanted)).all()
     assert not torch.equal(found, wanted)
     torch.testing.assert_close(trained(stored), trained(texts(chosen)), rtol=0, atol=1e-3)
@@ -131,8 +131,8 @@ def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_pat
         "final", whole.stages[0].reads.teacher, logits=False
     ) as r:
         for part in parts:
-            wanted = whole.stages[0].terms[0].target(r(part.inputs), part)
-            found = run.stages[0].terms[0].target(None, part)
+            wanted = whole.stages[0].terms[0].objective.target(r(part.inputs, None, None), part)
+            found = stored_target(run, part)
             torch.testing.assert_close(found, wanted)
 
 
