@@ -4,7 +4,7 @@ A `Metric` holds its name, which values are better, its unit, and how it is comp
 goals and reports read these fields, so that a new metric is one value here or in a user's code.
 
 Design: a metric reduces each batch to a part, and the parts of all batches to a number. Accuracy,
-nll, perplexity, mean squared error and KL keep one sum a batch; F1, Pearson and Spearman keep
+nll, perplexity, mean squared error and KL keep a sum; F1, Pearson and Spearman keep
 predictions or values, one a scored position. So no metric holds the logits of several batches.
 
 Reports read names, directions and units without torch: torch, scikit-learn and scipy are imported
@@ -16,8 +16,7 @@ Axes: row (scored positions), class, value.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
-from operator import add
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, final
 
@@ -72,8 +71,11 @@ class Metric:
     """`share` for numbers between 0 and 1, which reports show in percent."""
     part: Callable[[Scores], Any]
     """Function from one batch to what the metric keeps of it."""
-    compute: Callable[[Sequence[Any], int], float]
-    """Function from the parts of all batches and the number of scored positions to the number."""
+    compute: Callable[[Any, int], float]
+    """Function from the sum or the list of parts, and the number of scored positions, to the
+    number."""
+    keeps: Literal["sum", "parts"] = "parts"
+    """Whether parts are numbers that are added, or are kept in a list, one a batch."""
     reads: Literal["classes", "values", "teacher"] = "classes"
     """What the student is compared with: classes or float values of the data, or the teacher."""
     least: float = -math.inf
@@ -82,9 +84,8 @@ class Metric:
     """Largest possible value."""
 
 
-def _mean(parts: Sequence[float], count: int) -> float:
-    # Not `sum`, which compensates rounding since Python 3.12 and so gives other last digits.
-    return reduce(add, parts, 0.0) / count
+def _mean(total: float, count: int) -> float:
+    return total / count
 
 
 def _num_correct(scores: Scores) -> int:
@@ -97,8 +98,8 @@ def _nats(scores: Scores) -> float:
     return float(cross_entropy(scores.student, _required(scores.labels)))
 
 
-def _perplexity(parts: Sequence[float], count: int) -> float:
-    nats = _mean(parts, count)
+def _perplexity(total: float, count: int) -> float:
+    nats = total / count
     return math.inf if nats > LARGEST_EXPONENT else math.exp(nats)
 
 
@@ -188,17 +189,22 @@ ACCURACY = Metric(
     better="higher",
     unit="share",
     part=_num_correct,
-    compute=lambda parts, count: sum(parts) / count,
+    compute=_mean,
+    keeps="sum",
     least=0.0,
     most=1.0,
 )
 """Share of positions whose likeliest class is the label."""
-NLL = Metric(name="nll", better="lower", unit="nats", part=_nats, compute=_mean, least=0.0)
+NLL = Metric(
+    name="nll", better="lower", unit="nats", part=_nats, compute=_mean, keeps="sum", least=0.0
+)
 """Mean negative log-likelihood of the label."""
 _ALL: tuple[Metric, ...] = (
     ACCURACY,
     NLL,
-    Metric(name="perplexity", better="lower", part=_nats, compute=_perplexity, least=0.0),
+    Metric(
+        name="perplexity", better="lower", part=_nats, compute=_perplexity, keeps="sum", least=0.0
+    ),
     *(
         Metric(
             name=name,
@@ -216,6 +222,7 @@ _ALL: tuple[Metric, ...] = (
         better="lower",
         part=_squared_error,
         compute=_mean,
+        keeps="sum",
         reads="values",
         least=0.0,
     ),
@@ -237,6 +244,7 @@ _ALL: tuple[Metric, ...] = (
         unit="nats",
         part=_kl,
         compute=_mean,
+        keeps="sum",
         reads="teacher",
         least=0.0,
     ),

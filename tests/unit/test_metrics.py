@@ -27,7 +27,8 @@ CLASSES = 4
 
 def computed(metric: Metric, batches: list[Scores]) -> float:
     count = sum(scores.student.shape[0] for scores in batches)
-    return metric.compute([metric.part(scores) for scores in batches], count)
+    parts = [metric.part(scores) for scores in batches]
+    return metric.compute(sum(parts) if metric.keeps == "sum" else parts, count)
 
 
 def class_scores(num_classes: int = CLASSES) -> list[Scores]:

@@ -8,13 +8,12 @@ occupy, so tied weights, views and wrappers around a whole model are seen alike.
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from curricle.errors import BindError
 
-Extent = tuple[torch.device, int, int]
-"""Device, first byte and byte after the last."""
+Extent = tuple[int, int, int]
+"""Number of the GPU, -1 for the CPU; first byte and byte after the last."""
 
 
 def check_apart(first: nn.Module, second: nn.Module, *, names: tuple[str, str]) -> None:
@@ -41,16 +40,12 @@ def check_apart(first: nn.Module, second: nn.Module, *, names: tuple[str, str]) 
 
 def _shared_tensor(first: nn.Module, second: nn.Module) -> tuple[str, str] | None:
     """Return the names of a parameter or buffer of each that overlap and may change, if any do."""
-    extents = sorted(
-        ((*extent, name) for name, extent in _extents(second)),
-        key=lambda item: (str(item[0]), *item[1:]),
-    )
-    by_device: dict[torch.device, list[tuple[int, int, str]]] = {}
-    for device, start, end, name in extents:
-        by_device.setdefault(device, []).append((start, end, name))
+    by_memory: dict[int, list[tuple[int, int, str]]] = {}
+    for memory, start, end, name in sorted((*extent, name) for name, extent in _extents(second)):
+        by_memory.setdefault(memory, []).append((start, end, name))
     frozen = _frozen(first), _frozen(second)
-    for name, (device, start, end) in _extents(first):
-        for other_start, other_end, other in by_device.get(device, []):
+    for name, (memory, start, end) in _extents(first):
+        for other_start, other_end, other in by_memory.get(memory, []):
             if other_start >= end:
                 break
             if start < other_end and not (name in frozen[0] and other in frozen[1]):
@@ -84,7 +79,7 @@ def _extent(tensor: Tensor) -> Extent | None:
         return None
     if not tensor.numel() or not start:
         return None
-    return tensor.device, start, start + (last + 1) * tensor.element_size()
+    return tensor.get_device(), start, start + (last + 1) * tensor.element_size()
 
 
 def _shared_module(first: nn.Module, second: nn.Module) -> tuple[str, str] | None:

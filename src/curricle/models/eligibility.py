@@ -47,7 +47,7 @@ def check_present(module: nn.Module, who: str) -> None:
             )
         if tensor.is_meta:
             raise BindError(
-                f"{who!r} must have weights; {name!r} is on the meta device, which holds none; "
+                f"{who!r} must have weights; {name!r} is a meta tensor, which holds none; "
                 f"build it on the CPU or load them"
             )
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curricle.colocation import processor_kind
 from curricle.models.tapped import TappedModel
 
 
@@ -118,7 +119,7 @@ class HeldLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product in the precision of the autocast, bit-equal to that with casts."""
-        held = self.held(input.device.type)
+        held = self.held(processor_kind(input))
         return super().forward(input) if held is None else functional.linear(input, *held)
 
     def held(self, kind: str) -> tuple[Tensor, Tensor | None] | None:
@@ -127,7 +128,7 @@ class HeldLinear(nn.Linear):
         Where gradients are wanted they flow to the weight itself, so there it is None, too.
 
         Args:
-            kind: That of the device.
+            kind: Kind of processor.
         """
         is_cast = torch.is_autocast_enabled(kind) and not torch.is_grad_enabled()
         return (

@@ -395,7 +395,7 @@ def _evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> E
     """Return the evaluation of a run that is judged by a metric."""
     return label_metrics(
         data.evaluation,
-        spec.engine.torch_device(),
+        spec.engine.placement,
         metrics=metrics_beside(metric),
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )

@@ -19,8 +19,9 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
@@ -69,18 +70,18 @@ class StoredTargets:
         """
         return self.reader.target(batch, selected=self.selected, rows=rows)
 
-    def blank(self, rows: int, device: torch.device) -> Target:
+    def blank(self, rows: int, like: Tensor) -> Target:
         """Return targets of rows of zeros, in the same form as stored ones.
 
         Args:
             rows: Number of rows.
-            device: Device of the targets.
+            like: A tensor that lies where the targets are to lie.
         """
         codec, width = self.reader.target_set.codec, self.reader.target_set.width
         # One row is encoded and repeated, since logits of a whole batch may exceed the memory.
         row = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
         repeated = {name: entry.expand(rows, *entry.shape[1:]) for name, entry in row.items()}
-        return codec.decode({name: entry.to(device) for name, entry in repeated.items()}, width)
+        return codec.decode({name: beside(entry, like) for name, entry in repeated.items()}, width)
 
 
 @final

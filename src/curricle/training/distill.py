@@ -248,7 +248,7 @@ def evaluator_of(
 
     Args:
         evaluation: Batches or a function.
-        settings: Settings with the device.
+        settings: Settings with the placement.
         metric: The metric by which the run is judged.
         teacher: Teacher of the run, for metrics that compare with it.
     """
@@ -256,7 +256,7 @@ def evaluator_of(
         return evaluation
     return label_metrics(
         evaluation,
-        settings.torch_device(),
+        settings.placement,
         metrics=metrics_beside(metric),
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )

@@ -46,7 +46,7 @@ class Wide(nn.Module):
             lambda: nn.Sequential(nn.LazyLinear(2)),
             "'0.weight' gets its shape from the first forward",
         ),
-        (lambda: linear(device="meta"), "'weight' is on the meta device"),
+        (lambda: linear(device="meta"), "'weight' is a meta tensor"),
         (made_in_inference_mode, "'weight' was made inside; build it outside"),
         (
             lambda: linear().half(),

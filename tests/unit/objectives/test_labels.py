@@ -36,7 +36,8 @@ def formula(loss: LabelLossName, student: Tensor, target: Tensor) -> Tensor:
             return (student - target).square().mean(-1).sum()
         case "cosine":
             product = (student * target).sum(-1)
-            return (1 - product / student.norm(dim=-1) / target.norm(dim=-1)).sum()
+            lengths = student.square().sum(-1).sqrt() * target.square().sum(-1).sqrt()
+            return (1 - product / lengths).sum()
 
 
 LOSSES: tuple[LabelLossName, ...] = ("cross_entropy", "binary", "squared_error", "cosine")

@@ -1,7 +1,7 @@
 """Batches as a run reads them: checked on the CPU, and counted.
 
 A wrong label or token id ends on a CPU in torch's own words and on a GPU in an assertion that
-leaves the device useless. So each batch is looked at where it is made, before it is moved. The same
+leaves the GPU useless. So each batch is looked at where it is made, before it is moved. The same
 reading counts positions: padded batches differ, and what a run has consumed is a sum over those
 that it has read.
 
@@ -20,6 +20,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
 from curricle.data.blocks import Joins
 from curricle.data.dataloaders import LoaderStream
@@ -67,7 +68,7 @@ class TableLimit:
         tensor = named(side_of(batch, self.owner).inputs).get(self.name)
         if self.offset is not None or tensor is None or not tensor.numel():
             return
-        if tensor.device.type == "cpu":
+        if tensor.is_cpu:
             lowest, highest = map(int, tensor.aminmax())
             if lowest < 0 or highest >= self.rows:
                 raise DataError(
@@ -147,8 +148,7 @@ def run_forward(
 def _wait(inputs: Inputs) -> None:
     """Wait for the pass on a GPU, where a failed look-up shows only at the next synchronization."""
     tensor = next(iter(named(inputs).values()))
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
+    synchronize(tensor)
 
 
 @final
@@ -267,7 +267,7 @@ class RunBatches:
         for table in self._tables:
             table.check(batch)
         # A look at values would wait for a GPU; batches are made on the CPU.
-        if batch.labels is None or batch.labels.device.type != "cpu":
+        if batch.labels is None or not batch.labels.is_cpu:
             return
         for start, stop, classes in self._labels:
             if start <= step < stop:

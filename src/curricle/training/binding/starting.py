@@ -18,12 +18,14 @@ do.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol, final, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.curriculum.initialization import START, Map, WarmStart
 from curricle.data.streams import Stream
 from curricle.errors import BindError
@@ -33,7 +35,8 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.base import require
 from curricle.records import Spent, StagePlan
 from curricle.teachers.live import LiveTeacher
-from curricle.training.process.costs import Meter, now
+from curricle.training.process.costs import Meter
+from curricle.training.process.placement import Placement
 
 BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""
@@ -58,7 +61,7 @@ class BoundStart(Protocol):
         ...
 
 
-def begun(start: BoundStart | None, spent: Spent, device: torch.device) -> Spent:
+def begun(start: BoundStart | None, spent: Spent, placement: Placement) -> Spent:
     """Return what has been spent when training begins or goes on, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.
@@ -66,14 +69,14 @@ def begun(start: BoundStart | None, spent: Spent, device: torch.device) -> Spent
     Args:
         start: The start, if there is one.
         spent: What has been consumed so far.
-        device: Where the models are.
+        placement: Placement of the models.
     """
     if start is None or spent.steps:
         return spent
-    begins, meter = now(device), Meter()
+    begins, meter = placement.now(), Meter()
     with meter.running():
         read = start.apply()
-    return replace(read, teacher_flops=meter.flops, seconds=now(device) - begins)
+    return replace(read, teacher_flops=meter.flops, seconds=placement.now() - begins)
 
 
 def bind_start(
@@ -143,7 +146,7 @@ class _TableStart:
     @torch.no_grad()
     def apply(self) -> Spent:
         tokens = self.settings[0].source
-        matrix = self.map(tokens).to(tokens.device)
+        matrix = beside(self.map(tokens), tokens)
         for one in self.settings:
             rows = one.source.to(matrix.dtype)
             one.target.copy_(rows @ matrix.mT if one.is_mapped else rows)
@@ -251,7 +254,7 @@ class _MapStart:
         inputs, states = [], []
         with self.teacher.reading([place], logits=False) as read:
             for step in range(BATCHES):
-                batch = self.stream.batch(step).to(self.linear.weight.device)
+                batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
                 states.append(read(batch.for_teacher.inputs).hidden[place])
                 inputs.append(batch.inputs)
         return _joined(inputs), _joined(states)

@@ -23,6 +23,7 @@ from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
 from curricle.training.binding.trials import check_places
+from curricle.training.process.placement import HOST, Placement
 
 Evaluator = Callable[[TappedModel], dict[str, float]]
 """A function from a model, in evaluation mode and without gradient, to named metrics."""
@@ -42,7 +43,7 @@ def _chance(labels: Tensor) -> float:
 
 def label_metrics(
     batches: Sequence[Batch],
-    device: torch.device,
+    placement: Placement = HOST,
     *,
     metrics: Sequence[Metric] = CLASS_METRICS,
     teacher: TappedModel | None = None,
@@ -51,9 +52,9 @@ def label_metrics(
 
     Args:
         batches: Held-out data.
-        device: Device of the model.
+        placement: Devices of the model.
         metrics: What is computed; by default accuracy and nll.
-        teacher: The finished teacher, on the same device, for metrics that compare with it.
+        teacher: The finished teacher, at the same place, for metrics that compare with it.
 
     Raises:
         BindError: If a metric reads the teacher and there is none.
@@ -70,8 +71,9 @@ def label_metrics(
     labels = [batch.labels.cpu() for batch in batches if batch.labels is not None]
     classes = torch.cat(labels).long() if "classes" in reads else None
     return _LabelEvaluator(
-        batches=tuple(batch.to(device) for batch in batches),
+        batches=tuple(map(placement.part_of, batches)),
         metrics=tuple(metrics),
+        placement=placement,
         teacher=teacher if "teacher" in reads else None,
         bounds=None if classes is None else (int(classes.min()), int(classes.max())),
         chance=None if classes is None else _chance(classes),
@@ -85,6 +87,7 @@ class _LabelEvaluator:
 
     batches: Sequence[Batch]
     metrics: Sequence[Metric]
+    placement: Placement
     teacher: TappedModel | None
     bounds: tuple[int, int] | None
     """Least and largest class; None for labels that are no classes."""
@@ -97,7 +100,9 @@ class _LabelEvaluator:
         Args:
             model: The model.
         """
-        parts: dict[str, list[Any]] = {metric.name: [] for metric in self.metrics}
+        parts: dict[str, Any] = {
+            metric.name: 0.0 if metric.keeps == "sum" else [] for metric in self.metrics
+        }
         count = 0
         with (
             observing(model),
@@ -111,11 +116,16 @@ class _LabelEvaluator:
                 teacher = None if read_teacher is None else read_teacher(batch)
                 scores = Scores(student=logits, labels=batch.labels, teacher=teacher)
                 for metric in self.metrics:
-                    parts[metric.name].append(metric.part(scores))
+                    part = metric.part(scores)
+                    # In place for lists, a new number for sums.
+                    parts[metric.name] += part if metric.keeps == "sum" else [part]
                 count += size
-        numbers = {
-            metric.name: metric.compute(parts[metric.name], count) for metric in self.metrics
-        }
+        total_count = int(self.placement.total(count))
+        numbers: dict[str, float] = {}
+        for metric in self.metrics:
+            kept = parts[metric.name]
+            kept = self.placement.total(kept) if metric.keeps == "sum" else kept
+            numbers[metric.name] = metric.compute(kept, total_count)
         for name, number in numbers.items():
             if not math.isfinite(number):
                 _check_inputs(self.batches, name, number)

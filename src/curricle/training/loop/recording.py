@@ -110,6 +110,6 @@ def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        device=f"{run.settings.torch_device()} {', teacher '.join(run.settings.precisions)}",
+        device=f"{run.settings.placement.kind} {', teacher '.join(run.settings.precisions)}",
         run=digest,
     )

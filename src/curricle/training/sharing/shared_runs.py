@@ -213,7 +213,7 @@ class _SharedStream:
 
     def __init__(self, run: BoundRun) -> None:
         self._stream: Stream = run.stream
-        self._device = run.settings.torch_device()
+        self._placement = run.settings.placement
         self._batch: tuple[int, Batch] | None = None
 
     @property
@@ -239,9 +239,9 @@ class _SharedStream:
         return expected, expected
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, on the device of the runs; the same for all of them."""
+        """Return the batch of a step where the models lie, the same tensors for every run."""
         if self._batch is None or self._batch[0] != step:
-            self._batch = step, self._stream.batch(step).to(self._device)
+            self._batch = step, self._placement.part_of(self._stream.batch(step))
         return self._batch[1]
 
 
