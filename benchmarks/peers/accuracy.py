@@ -163,7 +163,7 @@ def extraction(lesson: Lesson, budget: Budget, look: Look) -> None:
     """Train by extraction, as in the recipe."""
     pairs = tuple(curricle.LayerPair(student=tap, teacher=tap) for tap in (1, 2))
     curriculum = curricle.extraction(
-        total=f"{budget.steps} steps", pairs=pairs, shared_projection=True, share=0.3
+        total=f"{budget.steps} steps", pairs=pairs, shared_projection=True, layer_fraction=0.3
     )
     _distill(lesson, curriculum, budget, look)
 

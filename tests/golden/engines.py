@@ -13,7 +13,7 @@ from curricle import (
     AdamW,
     Curriculum,
     Duration,
-    FitLabels,
+    LabelLoss,
     LayerPair,
     MatchHidden,
     MatchLogits,
@@ -59,7 +59,7 @@ from tests.parts import bound, mlp, parity
 
 PAIR = LayerPair(student=1, teacher=1)
 CENTERED = MatchHidden(pair=PAIR, center=True)
-EXTRACTION = extraction(total=TOTAL, share=0.5)
+EXTRACTION = extraction(total=TOTAL, layer_fraction=0.5)
 MOMENTUM = SGD(learning_rate=0.1, momentum=0.9)
 
 SETTINGS: dict[str, Run] = {
@@ -133,7 +133,9 @@ def ended_early(folder: Path) -> Performance:
     """Return the performance of a run that ends at its second evaluation, below its budget."""
     del folder
     run = bound(
-        extraction(total="30 steps", share=0.3), settings=plain_settings(), student=mlp(5, 4)
+        extraction(total="30 steps", layer_fraction=0.3),
+        settings=plain_settings(),
+        student=mlp(5, 4),
     )
     evaluations: list[float] = []
 
@@ -247,7 +249,7 @@ PLATEAU = UntilPlateau(
 LABELS_THEN_PLATEAU = Curriculum(
     name="labels, then layers until a plateau, then logits",
     stages=(
-        Stage(name="labels", duration="4 steps", objectives=(FitLabels(),)),
+        Stage(name="labels", duration="4 steps", objectives=(LabelLoss(),)),
         Stage(
             name="layer",
             duration=PLATEAU,
@@ -261,7 +263,7 @@ NLL = UntilMetric(metric="nll", reaches=0.675, direction="below", at_most="20 st
 LABELS_UNTIL_METRIC = Curriculum(
     name="labels until a metric, then logits",
     stages=(
-        Stage(name="labels", duration=NLL, objectives=(FitLabels(),)),
+        Stage(name="labels", duration=NLL, objectives=(LabelLoss(),)),
         Stage(name="logits", duration="4 steps", objectives=(MatchLogits(),)),
     ),
 )

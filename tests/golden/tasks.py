@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from curricle import (
     AdamW,
-    FitLabels,
+    LabelLoss,
     LayerPair,
     MatchHidden,
     MatchLogits,
@@ -76,7 +76,7 @@ def solved(
     task: Task,
     model: Callable[..., TappedModel],
     *,
-    curriculum: Any = extraction(total=TINY, share=0.5),  # noqa: B008 - a frozen value
+    curriculum: Any = extraction(total=TINY, layer_fraction=0.5),  # noqa: B008 - a frozen value
     **arguments: Any,
 ) -> Performance:
     """Return the performance of a distillation on a task from a teacher of twice the width."""
@@ -104,7 +104,7 @@ bert, modernbert, gpt2, llama = (
 FINE = only(
     MatchHidden(pair=LayerPair(student=1, teacher=2), center=True, normalize="rms"),
     MatchLogits(weight=0.5, chunk=3),
-    FitLabels(weight=0.5),
+    LabelLoss(weight=0.5),
     duration=TINY,
 )
 TASKS: dict[str, Run] = {

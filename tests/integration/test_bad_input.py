@@ -250,7 +250,7 @@ def test_a_run_is_not_gone_on_with_by_another_spec(
         interrupt(patch, at=6)
         assert command("distill", parity)[0] == 130
     spec = tmp_path / "run" / "spec.yaml"
-    spec.write_text(spec.read_text().replace("share: 0.25", "").replace("- 8\n", "- 9\n"))
+    spec.write_text(spec.read_text().replace("layer_fraction: 0.25", "").replace("- 8\n", "- 9\n"))
     before = contents(tmp_path)
     told = sentence(command("resume", "run"))
     assert "run/spec.yaml' must be the spec with which the run was started" in told

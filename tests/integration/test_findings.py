@@ -179,7 +179,7 @@ GRAMMAR_METHODS: Mapping[str, dict[str, object]] = {
     "from_labels": {"kind": "from_labels"},
     "one_shot": {"kind": "one_shot"},
     "progressive": {"kind": "progressive"},
-    "extraction": {"kind": "extraction", "share": 0.3, "shared_projection": True},
+    "extraction": {"kind": "extraction", "layer_fraction": 0.3, "shared_projection": True},
 }
 
 

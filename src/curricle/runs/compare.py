@@ -27,6 +27,7 @@ from curricle.curriculum.strategies import build
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
+from curricle.metrics import ACCURACY, Metric
 from curricle.models.families import tapped
 from curricle.protocols import conforms
 from curricle.records import Record
@@ -46,6 +47,7 @@ from curricle.training.distill import (
     as_stream,
     as_teacher,
     evaluator_of,
+    judged_by,
     require_kind,
     require_model,
     require_parts,
@@ -214,7 +216,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     budget: Budget | str,
     strategies: Sequence[str] | Mapping[str, Strategy] = DEFAULT_STRATEGIES,
     seeds: Sequence[int] = (0, 1, 2),
-    metric: str = "accuracy",
+    metric: str | Metric = ACCURACY,
     better: Literal["higher", "lower"] | None = None,
     target: float | str | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
@@ -239,8 +241,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         strategies: Names of strategies, or strategies by name: a `kind` with arguments such as
             `{"kind": "extraction", "pairs": 3}`, or a function of `total`.
         seeds: Seeds of the runs; intervals need two or more.
-        metric: Metric by which the runs are judged.
-        better: Direction of the metric; None derives it from the name.
+        metric: Metric by which the runs are judged, or its name.
+        better: Direction of the metric; None takes its own, or derives it from the name.
         target: Value of the metric that counts as learned, or a strategy with that final value.
         optimizer: Optimizer of every student.
         trajectory: Checkpoints of the teacher, for `progressive`.
@@ -273,9 +275,11 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
             "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "
             f"got {type(data).__name__!r}"
         )
+    name, better = judged_by(metric, better)
+    source = as_teacher(teacher, trajectory)
     plan = _Plan(
         student=student,
-        teacher=as_teacher(teacher, trajectory),
+        teacher=source,
         data=data,
         strategies=_named(strategies),
         budget=budget_of(budget),
@@ -283,15 +287,15 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         optimizer=optimizer,
         settings=settings,
         shares_teacher=share_teacher,
-        evaluate=evaluator_of(evaluation, settings),
-        metric=metric,
+        evaluate=evaluator_of(evaluation, settings, metric, source),
+        metric=name,
         better=better,
         watch=watch,
     )
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")
     request = Request(
-        metric=metric,
+        metric=name,
         better=better,
         budget=plan.budget,
         target=target if isinstance(target, float | int) else None,

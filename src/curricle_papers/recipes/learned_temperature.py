@@ -49,7 +49,7 @@ def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
         "one_shot+temperature": {"kind": "one_shot", "objective": LEARNED},
         "one_shot+instances": {"kind": "one_shot", "objective": instances},
         "extraction": layers,
-        "extraction+temperature": layers | {"last": LEARNED},
+        "extraction+temperature": layers | {"final_objective": LEARNED},
     }
     return {name: StrategySpec(curriculum=call) for name, call in calls.items()}
 

@@ -130,7 +130,7 @@ GRAMMAR_STEPS: Mapping[Scale, int] = {"smoke": 12, "small": 1000, "paper": 6000}
 
 FIRST_CHOICE = {"kind": "logits", "teacher_temperature": 0.0}
 """The teacher's arg-max as target, which temperature 1e-4 of the second paper comes to."""
-TARGETS = {"one_shot": "objective", "progressive": "objective", "extraction": "last"}
+TARGETS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
 """By strategy, the argument with the objective on logits."""
 LAYERS: Mapping[int, tuple[int, ...]] = {1: (4,), 2: (2, 4), 3: (1, 3, 4)}
 """Blocks of four that are followed, equally spaced with the last among them, by their number."""
@@ -145,7 +145,7 @@ def grammar_layers(scale: Scale, number: int, share: float) -> dict[str, Any]:
         share: Their part of the steps.
     """
     read = range(1, 3) if scale == "smoke" else LAYERS[number]
-    return {"pairs": taps(*read), "share": share, "shared_projection": True}
+    return {"pairs": taps(*read), "layer_fraction": share, "shared_projection": True}
 
 
 def _extraction(scale: Scale, number: int, share: float) -> StrategySpec:
@@ -310,7 +310,7 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         strategies={
             name: replace(call, optimizer=rates.get(name))
             for name, call in four_strategies(
-                {"pairs": taps(*read), "shared_projection": True, "share": 0.3}
+                {"pairs": taps(*read), "shared_projection": True, "layer_fraction": 0.3}
             ).items()
         },
         seeds=SEEDS[scale],

@@ -111,7 +111,7 @@ def test_a_shared_teacher_gives_the_same_students() -> None:
 def test_strategies_take_arguments_and_functions() -> None:
     result = compared(
         strategies={
-            "half": {"kind": "extraction", "share": 0.5},
+            "half": {"kind": "extraction", "layer_fraction": 0.5},
             "labels": partial(curricle.from_labels, name="labels"),
         },
         seeds=(0,),

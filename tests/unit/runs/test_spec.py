@@ -91,7 +91,7 @@ def test_a_mistake_in_an_override_names_the_path(make_spec: MakeSpec) -> None:
         ("teacher.folders=[a]", "'folders' must go with a pretrained teacher; got 'mlp'"),
         (
             "target.number=99",
-            "'target': 'number' must lie between 0 and 1 for an accuracy; got 99.0",
+            "'target': 'number' must lie between 0 and 1 for 'accuracy'; got 99.0",
         ),
         ("target={ends_run: true}", "'target': 'ends_run' must come with a 'number'; got none"),
         ("optimizer.learning_rate=1e40", "'optimizer.*learning_rate': .*less than or equal to"),

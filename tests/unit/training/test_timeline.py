@@ -9,7 +9,8 @@ from torch import Tensor
 from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import BindError
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.timeline import Span, StageEnd, Timeline, TimelineState, plan_spans
 from tests.parts import bound
@@ -20,7 +21,7 @@ METRIC = UntilMetric(metric="accuracy", reaches=0.9, direction="above", at_most=
 
 def spans(*durations: StageDuration | str) -> tuple[Span, ...]:
     stages = [
-        Stage(name=f"stage {number}", duration=duration, objectives=(FitLabels(),))
+        Stage(name=f"stage {number}", duration=duration, objectives=(LabelLoss(),))
         for number, duration in enumerate(durations, start=1)
     ]
     return plan_spans(stages, batch_size=10, tokens_per_batch=50)

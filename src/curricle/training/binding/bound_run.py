@@ -241,7 +241,7 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
 
 
 def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
-    """Refuse two fractions that mean one tap, which `uniform` gives if blocks run out.
+    """Refuse two fractions that mean one tap, which `evenly_spaced_pairs` gives if blocks run out.
 
     Taps given as numbers or paths may repeat: then somebody has meant it.
 

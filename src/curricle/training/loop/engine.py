@@ -24,6 +24,7 @@ import torch
 from curricle import seeding
 from curricle.curriculum.durations import Duration, UntilMetric
 from curricle.errors import DivergenceError
+from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
 from curricle.records import (
@@ -40,7 +41,7 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.binding.speed import check_speed
 from curricle.training.binding.starting import begun
 from curricle.training.fast.stacking import compiled_blocks
-from curricle.training.loop.evaluation import LOSS, Evaluator, chance_of
+from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, spend, step_record
 from curricle.training.loop.results import plain_metrics
@@ -56,7 +57,7 @@ StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
-OUR_METRICS = ("accuracy", LOSS)
+OUR_METRICS = tuple(metric.name for metric in CLASS_METRICS)
 """What every evaluator of ours gives, which need not be tried before training."""
 
 
@@ -408,7 +409,7 @@ class TrainingRun:
         # Before the checkpoint, which counts the record of an end as written.
         end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
         if trajectory is not None and is_kept and self._is_writer:
-            trajectory.save(self.run.student.module, done, metrics.get(LOSS))
+            trajectory.save(self.run.student.module, done, metrics.get(NLL.name))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not reaches_goal:

@@ -14,7 +14,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
-from curricle.objectives.logits import FitLabels
+from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import (
     RunBatches,
@@ -42,7 +42,7 @@ LONG = Batch(inputs={"input_ids": torch.zeros(4, 64).long()})
 
 
 def staged(duration: str) -> list[Stage]:
-    return [Stage(name="a", duration=duration, objectives=(FitLabels(),))]
+    return [Stage(name="a", duration=duration, objectives=(LabelLoss(),))]
 
 
 def limit(**fields: Any) -> TableLimit:

@@ -17,7 +17,7 @@ from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair
-from curricle.objectives.logits import FitLabels
+from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.fast.joined import Joined
@@ -195,7 +195,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "chunks": {
         "curriculum": lambda total: Curriculum(
             name="chunks",
-            stages=(Stage(name="all", duration=total, objectives=(FitLabels(chunk=3),)),),
+            stages=(Stage(name="all", duration=total, objectives=(LabelLoss(chunk=3),)),),
         ),
         "student": headed,
     },

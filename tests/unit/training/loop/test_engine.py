@@ -166,19 +166,21 @@ def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
 
 CURRICULA = {
     # Borders at 3 and 5 of 20 steps.
-    "extraction": extraction(total=TOTAL, pairs=2, share=0.25),
+    "extraction": extraction(total=TOTAL, pairs=2, layer_fraction=0.25),
     # Borders at 4 and 8.
-    "frozen extraction": extraction(total=TOTAL, pairs=2, share=0.4, trains="own", center=True),
+    "frozen extraction": extraction(
+        total=TOTAL, pairs=2, layer_fraction=0.4, trains="own", center=True
+    ),
     # Borders at 7 and 13.
     "progressive": progressive(total=TOTAL, trajectory=(100, 200, 300)),
     # Borders at 4 and 8; each stage trains something beside the student.
     "learned": extraction(
         total=TOTAL,
         pairs=2,
-        share=0.4,
+        layer_fraction=0.4,
         projection=Learned(),
         center=True,
-        last=LearnedTemperature(variant="instance", ramp=0.5),
+        final_objective=LearnedTemperature(variant="instance", ramp=0.5),
     ),
 }
 OPTIMIZERS: dict[str, Optimizer] = {

@@ -23,7 +23,8 @@ from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Gaussian, Learned
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.records import Spent
@@ -115,13 +116,13 @@ def sequences(*stages: Stage, batch: Batch | None = None, **settings: Any) -> Bo
 # --- accumulation ---------------------------------------------------------------------------------
 
 TERMS: dict[str, tuple[Any, ...]] = {
-    "labels": (FitLabels(),),
+    "labels": (LabelLoss(),),
     "logits": (MatchLogits(),),
     "valid states": hidden(1, 1),
     "selected states": hidden(1, 1, positions="selected"),
     "logits in chunks": (MatchLogits(chunk=1),),
-    "labels in chunks": (FitLabels(chunk=2),),
-    "several": (*hidden(1, 1, weight=0.3), MatchLogits(weight=2.0), FitLabels(weight=0.1)),
+    "labels in chunks": (LabelLoss(chunk=2),),
+    "several": (*hidden(1, 1, weight=0.3), MatchLogits(weight=2.0), LabelLoss(weight=0.1)),
 }
 
 
@@ -146,7 +147,7 @@ def test_the_update_in_chunks_is_that_of_all_logits(
 ) -> None:
     each = []
     for chunk in (None, 2):
-        declared = (MatchLogits(chunk=chunk), FitLabels(weight=0.5, chunk=chunk and labels))
+        declared = (MatchLogits(chunk=chunk), LabelLoss(weight=0.5, chunk=chunk and labels))
         run = sequences(stage(objectives=declared, trains=trains), precision=precision)
         each.append((stepped(run, 3)[-1].terms, weights(run.student)))
     tolerance = 1e-5 if precision == "float32" else 1e-2
@@ -155,7 +156,7 @@ def test_the_update_in_chunks_is_that_of_all_logits(
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_the_update_is_that_of_the_mean_over_all_labeled_positions(accumulation: int) -> None:
-    run = sequences(stage(objectives=(FitLabels(),)), accumulation=accumulation)
+    run = sequences(stage(objectives=(LabelLoss(),)), accumulation=accumulation)
     plain = copy.deepcopy(run.student.module)
     (outcome,) = stepped(run)
     batch = uneven()
