@@ -178,8 +178,8 @@ def _distill(lesson: Lesson, curriculum: curricle.Curriculum, budget: Budget, lo
         lesson.stream,
         evaluation=lambda _model: look(next(steps)),
         optimizer=curricle.AdamW(learning_rate=lesson.rate, betas=BETAS),
-        settings=curricle.EngineSettings(
-            device="cpu", evaluate_every=budget.every, threads=1, clip_norm=1.0
+        settings=curricle.TrainingSettings(
+            device="cpu", eval_every=budget.every, threads=1, max_grad_norm=1.0
         ),
     )
 

@@ -24,7 +24,7 @@ _HOMES = MappingProxyType(
         "CurricleError": "curricle.errors",
         "Curriculum": "curricle.curriculum.stages",
         "Duration": "curricle.curriculum.durations",
-        "EngineSettings": "curricle.training.settings",
+        "TrainingSettings": "curricle.training.settings",
         "LabelLoss": "curricle.objectives.labels",
         "LayerPair": "curricle.objectives.hidden",
         "MLP": "curricle.models.mlp",
@@ -98,7 +98,7 @@ if TYPE_CHECKING:
     from curricle.training.optimizers import SGD as SGD
     from curricle.training.optimizers import AdamW as AdamW
     from curricle.training.optimizers import Schedule as Schedule
-    from curricle.training.settings import EngineSettings as EngineSettings
+    from curricle.training.settings import TrainingSettings as TrainingSettings
     from curricle.training.targets.capture import TargetCodecs as TargetCodecs
 
 else:

@@ -14,8 +14,16 @@ from curricle.errors import near_names
 
 RENAMED: Mapping[str, str] = MappingProxyType(
     {
+        "EngineSettings": "TrainingSettings",
         "FitLabels": "LabelLoss",
+        "accumulation": "gradient_accumulation_steps",
+        "checkpoint_every": "save_every",
+        "classroom": "share_teacher",
+        "clip_norm": "max_grad_norm",
+        "compiled_teacher": "compile",
+        "evaluate_every": "eval_every",
         "last": "final_objective",
+        "record_every": "log_every",
         "share": "layer_fraction",
         "uniform": "evenly_spaced_pairs",
     }

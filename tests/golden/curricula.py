@@ -167,7 +167,7 @@ HIDDEN |= {
     "hidden learned, centered": of(
         distilled,
         only(MatchHidden(pair=PAIR, projection=Learned(), center=True, normalize="rms")),
-        settings={"accumulation": 2},
+        settings={"gradient_accumulation_steps": 2},
     ),
     "hidden states at all positions with data": of(
         texts,

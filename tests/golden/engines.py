@@ -65,13 +65,13 @@ MOMENTUM = SGD(learning_rate=0.1, momentum=0.9)
 SETTINGS: dict[str, Run] = {
     "accumulation": of(distilled, EXTRACTION, settings={"accumulation": 2}),
     "accumulation in parts of unequal counts": of(
-        texts, only(MatchLogits(), CENTERED), settings={"accumulation": 4}
+        texts, only(MatchLogits(), CENTERED), settings={"gradient_accumulation_steps": 4}
     ),
-    "clipping": of(distilled, EXTRACTION, settings={"clip_norm": 0.05}, optimizer=MOMENTUM),
+    "clipping": of(distilled, EXTRACTION, settings={"max_grad_norm": 0.05}, optimizer=MOMENTUM),
     "clipping and accumulation": of(
         distilled,
         several_objectives(),
-        settings={"clip_norm": 0.1, "accumulation": 4},
+        settings={"max_grad_norm": 0.1, "gradient_accumulation_steps": 4},
         optimizer=MOMENTUM,
     ),
     "calibration": of(distilled, only(CENTERED, MatchHidden(pair=PAIR, projection=Sign()))),
@@ -79,11 +79,12 @@ SETTINGS: dict[str, Run] = {
         distilled, EXTRACTION, new_student=noisy, optimizer=AdamW(learning_rate=0.01)
     ),
     "dropout and accumulation": of(
-        distilled, one_shot(total=TOTAL), new_student=noisy, settings={"accumulation": 2}
+        distilled,
+        one_shot(total=TOTAL),
+        new_student=noisy,
+        settings={"gradient_accumulation_steps": 2},
     ),
-    "records of every step": of(
-        distilled, EXTRACTION, settings={"record_every": 1, "evaluate_every": 1}
-    ),
+    "records of every step": of(distilled, EXTRACTION, settings={"log_every": 1, "eval_every": 1}),
     "another seed": of(distilled, EXTRACTION, seed=7),
 }
 PREFETCH: dict[str, Run] = {
@@ -104,7 +105,11 @@ NARROW: dict[str, Run] = {
     "student in bfloat16": of(
         texts,
         only(MatchLogits(), CENTERED),
-        settings={"precision": "bfloat16", "teacher_precision": "float32", "accumulation": 2},
+        settings={
+            "precision": "bfloat16",
+            "teacher_precision": "float32",
+            "gradient_accumulation_steps": 2,
+        },
     ),
     "teacher in bfloat16, logits in chunks": of(
         texts, only(MatchLogits(chunk=2)), settings={"teacher_precision": "bfloat16"}
@@ -123,7 +128,7 @@ STARTS: dict[str, Run] = {
             projection=Sign(),
             start=RandomStart(projection=Sign()),
         ),
-        settings={"accumulation": 2},
+        settings={"gradient_accumulation_steps": 2},
         seed=3,
     ),
 }
@@ -148,7 +153,7 @@ def ended_early(folder: Path) -> Performance:
 
 def plain_settings(**settings: Any) -> dict[str, Any]:
     """Return the settings of `engine` for `tests.parts.bound`, which sets the device itself."""
-    return {"record_every": 3, "evaluate_every": 6, "threads": 1} | settings
+    return {"log_every": 3, "eval_every": 6, "threads": 1} | settings
 
 
 def executed(
@@ -170,7 +175,7 @@ def taught(folder: Path) -> Performance:
         student=mlp(16, 12, seed=1),
         teacher=None,
         optimizer=AdamW(learning_rate=0.01),
-        settings=plain_settings(checkpoint_every=5),
+        settings=plain_settings(save_every=5),
     )
     writer = TrajectoryWriter(folder / "run" / "trajectory", [2, 7, 14])
     performance = executed(run, folder / "run", writer=writer)
@@ -196,7 +201,7 @@ def interruptible(
             parity(),
             evaluation=held_out(),
             optimizer=AdamW(learning_rate=0.01, schedule=Schedule(warmup=0.1, decay="cosine")),
-            settings=engine(checkpoint_every=4),
+            settings=engine(save_every=4),
             **arguments,
         ).student
 
@@ -398,7 +403,7 @@ CASES = (
         run=of(
             distilled,
             one_shot(total=TOTAL),
-            settings={"compiled_steps": 3, "record_every": 6},
+            settings={"compiled_steps": 3, "log_every": 6},
             optimizer=AdamW(learning_rate=0.01),
         ),
         is_compiled=True,

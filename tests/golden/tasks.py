@@ -117,7 +117,7 @@ TASKS: dict[str, Run] = {
     ),
     "next tokens of a grammar": of(solved, NEXT_STRINGS, llama),
     "next tokens of a grammar in parts": of(
-        solved, NEXT_STRINGS, gpt2, settings={"accumulation": 2}
+        solved, NEXT_STRINGS, gpt2, settings={"gradient_accumulation_steps": 2}
     ),
     "several objectives of a decoder": of(solved, NEXT_STRINGS, llama, curriculum=FINE),
     "random start of an encoder": of(
@@ -133,7 +133,7 @@ TASKS: dict[str, Run] = {
 TEXTS: dict[str, Run] = {
     "masked tokens of a text": of(solved, MASKED, bert),
     "masked tokens of a text with several objectives": of(
-        solved, MASKED, modernbert, curriculum=FINE, settings={"accumulation": 2}
+        solved, MASKED, modernbert, curriculum=FINE, settings={"gradient_accumulation_steps": 2}
     ),
     "next tokens of a text": of(solved, NEXT, gpt2, curriculum=one_shot(total="250 tokens")),
     "next tokens of a text with Llama": of(

@@ -57,7 +57,10 @@ DECLARED = {
     "model of another task": ("student={kind: hf, model_type: bert}", "must be 'mlp' for the task"),
     "no device": ("engine.device=tpu", "'engine.device': input should be 'auto', 'cpu' or 'cuda'"),
     "parity": ("task.degree=9", "'degree' must lie between 1 and 'num_inputs' 8; got 9"),
-    "accumulation": ("engine.accumulation=3", "'accumulation' must divide the 16 examples"),
+    "gradient_accumulation_steps": (
+        "engine.gradient_accumulation_steps=3",
+        "'gradient_accumulation_steps' must divide the 16 examples",
+    ),
     "seeds of one student": (
         "strategies={}",
         "'seeds' must come with 'strategies' for 'curricle compare'; got [0, 1] without",

@@ -45,7 +45,7 @@ def distilled(
         DATA,
         evaluation=[DATA.batch(10**6)],
         optimizer=curricle.SGD(learning_rate=0.3),
-        settings=curricle.EngineSettings(device="cuda", **settings),
+        settings=curricle.TrainingSettings(device="cuda", **settings),
     )
 
 

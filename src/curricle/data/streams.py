@@ -238,8 +238,8 @@ class Batch:
             return (self,)
         if self.num_examples % number:
             raise DataError(
-                f"'accumulation' must divide the {self.num_examples} examples of a batch; "
-                f"got {number}"
+                f"'gradient_accumulation_steps' must divide the {self.num_examples} examples of a "
+                f"batch; got {number}"
             )
         return self.chunks(self.num_examples // number)
 
@@ -292,7 +292,7 @@ class Batch:
                     f"{name or 'inputs'!r} must have a row for each of the {self.num_examples} "
                     f"examples, so that the batch can be cut into parts; got shape "
                     f"{tuple(tensor.shape)}; expand it in the collate function, or leave out "
-                    f"'accumulation'"
+                    f"'gradient_accumulation_steps'"
                 )
 
 

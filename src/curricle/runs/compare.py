@@ -56,7 +56,7 @@ from curricle.training.loop.engine import Outputs, execute
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 Strategy = Mapping[str, Any] | Callable[..., Curriculum]
@@ -101,7 +101,7 @@ class _Plan:
     budget: Budget
     trajectory: Trajectory | None
     optimizer: Optimizer
-    settings: EngineSettings
+    settings: TrainingSettings
     shares_teacher: bool
     evaluate: Evaluator
     metric: str
@@ -221,7 +221,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     target: float | str | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
-    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
     output_dir: str | Path | None = None,
     share_teacher: bool = False,
     watch: Watcher | None = None,
@@ -263,7 +263,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         SpecError: If a strategy or the budget does not exist or does not pay for its stages.
     """
     require_parts(optimizer, evaluation)
-    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     if not callable(student):
         require_model("student", student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):

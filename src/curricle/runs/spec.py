@@ -24,7 +24,7 @@ from curricle.tasks import PcfgTask, Task, TextTask
 from curricle.teachers.trajectory import hugging_face_steps
 from curricle.training.compatibility import check_compatible
 from curricle.training.optimizers import Optimizer
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from curricle.values import LONGEST_NAME, Line, override, parse, plain, read_yaml, value
 
@@ -203,7 +203,7 @@ class RunSpec:
     """Metric and value that count as learned."""
     optimizer: Optimizer
     """How students are trained, and the teacher unless it has its own."""
-    engine: EngineSettings = EngineSettings()
+    engine: TrainingSettings = TrainingSettings()
     """Device, precision and intervals."""
 
     def __post_init__(self) -> None:

@@ -45,7 +45,7 @@ from curricle.training.loop.evaluation import Evaluator, chance_of, label_metric
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.process.ambient import standard_state
 from curricle.training.process.interrupts import LOGGER, Terminated
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, Watch, capture
 
 AnyModel = nn.Module | TappedModel
@@ -80,7 +80,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     better: Direction | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
-    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
     seed: int = 0,
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
@@ -124,7 +124,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     batches = as_stream(data, seed)
     _require_curriculum(curriculum)
     require_parts(optimizer, evaluation)
-    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     require_model("student", student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
@@ -166,7 +166,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     folder: str | Path,
     codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
-    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Manifest:
@@ -191,7 +191,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         BindError: If models, curriculum and data do not fit, or an argument is of another kind.
         CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
-    require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
+    require_kind("settings", settings, TrainingSettings, "precision='bfloat16'")
     require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
     require_model("student", student)
     require_model("teacher", teacher)
@@ -240,7 +240,7 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
 
 def evaluator_of(
     evaluation: Sequence[Batch] | Evaluator,
-    settings: EngineSettings,
+    settings: TrainingSettings,
     metric: str | Metric,
     teacher: LiveTeacher | StoredTeacher | None,
 ) -> Evaluator:

@@ -14,7 +14,7 @@ from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import GRAMMAR_STEPS, grammar_layers, pcfg_comparison
@@ -62,9 +62,9 @@ def _parity(scale: Scale) -> Comparison:
         seeds=SEEDS[scale],
         budget=steps(total),
         target=PARITY_TARGET,
-        engine=EngineSettings(
-            evaluate_every=max(total // 60, 10),
-            record_every=max(total // 60, 10),
+        engine=TrainingSettings(
+            eval_every=max(total // 60, 10),
+            log_every=max(total // 60, 10),
             threads=1,
             device="cuda" if scale == "paper" else "cpu",
         ),

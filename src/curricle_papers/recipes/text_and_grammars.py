@@ -18,7 +18,7 @@ from curricle.runs.demo import text_demo
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import PcfgTask, TextTask
 from curricle.training.optimizers import AdamW, Schedule
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle_papers.recipes.recipe import (
     Comparison,
     Recipe,
@@ -53,16 +53,16 @@ def encoder(*, layers: int, heads: int, width: int, model_type: str = "bert") ->
     )
 
 
-def _engine(scale: Scale, total: int) -> EngineSettings:
+def _engine(scale: Scale, total: int) -> TrainingSettings:
     on_gpu = scale == "paper"
-    return EngineSettings(
+    return TrainingSettings(
         device="cuda" if on_gpu else "cpu",
         # On a CPU the attention of narrow heads is several times slower in bfloat16.
         precision="bfloat16" if on_gpu else "float32",
-        clip_norm=1.0,
-        accumulation=8 if on_gpu else 1,
-        evaluate_every=max(total // 40, 5),
-        record_every=max(total // 80, 5),
+        max_grad_norm=1.0,
+        gradient_accumulation_steps=8 if on_gpu else 1,
+        eval_every=max(total // 40, 5),
+        log_every=max(total // 80, 5),
         threads=None if on_gpu else 1,
     )
 
@@ -320,8 +320,8 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         engine=_engine(scale, total),
     )
     if scale == "small":
-        engine = replace(spec.engine, precision="bfloat16", checkpoint_every=500, device="auto")
-        spec = replace(spec, engine=replace(engine, evaluate_every=25, record_every=25))
+        engine = replace(spec.engine, precision="bfloat16", save_every=500, device="auto")
+        spec = replace(spec, engine=replace(engine, eval_every=25, log_every=25))
     return {"text": Comparison(spec=spec)}
 
 

@@ -18,10 +18,10 @@ from curricle.reports.run_folders import load_runs
 from curricle.runs.compare import Comparison, compare
 from curricle.runs.report import summarized
 from curricle.training.optimizers import SGD
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from tests.parts import INPUTS, parity
 
-CPU = EngineSettings(device="cpu")
+CPU = TrainingSettings(device="cpu")
 
 
 def small(_seed: int = 0) -> MLP:

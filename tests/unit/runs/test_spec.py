@@ -234,12 +234,12 @@ def test_a_spec_without_a_student_can_still_teach(make_spec: MakeSpec) -> None:
     [
         ((), r"'batch_students' needs 'data_seed': students of one strategy"),
         (
-            ("data_seed=0", "engine.clip_norm=1.0"),
-            r"'batch_students=true' cannot be used with 'engine.clip_norm=1.0': ",
+            ("data_seed=0", "engine.max_grad_norm=1.0"),
+            r"'batch_students=true' cannot be used with 'engine.max_grad_norm=1.0': ",
         ),
         (
-            ("data_seed=0", "engine.accumulation=2"),
-            r"'batch_students=true' cannot be used with 'engine.accumulation=2': ",
+            ("data_seed=0", "engine.gradient_accumulation_steps=2"),
+            r"'batch_students=true' cannot be used with 'engine.gradient_accumulation_steps=2': ",
         ),
     ],
 )

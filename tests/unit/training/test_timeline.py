@@ -239,7 +239,7 @@ NO_PLATEAU = (
     r"than 'at_least', before which a plateau cannot end a stage; got 15 steps$"
 )
 NO_METRIC = (
-    r"^stage 'logits': 'evaluate_every' must not exceed the 40 steps of 'at_most', within which "
+    r"^stage 'logits': 'eval_every' must not exceed the 40 steps of 'at_most', within which "
     r"the metric is to be evaluated; got 50$"
 )
 
@@ -253,4 +253,4 @@ NO_METRIC = (
 )
 def test_a_rule_that_cannot_end_a_stage_is_refused(rule: StageDuration, sentence: str) -> None:
     with pytest.raises(BindError, match=sentence):
-        bound(curriculum(rule), settings={"evaluate_every": 50})
+        bound(curriculum(rule), settings={"eval_every": 50})

@@ -388,13 +388,13 @@ class TrainingRun:
             The end of the stage, if it ends after this step.
         """
         settings, stage, done = self.run.settings, stepper.stage, step + 1
-        if done % settings.record_every == 0:
+        if done % settings.log_every == 0:
             stepper.check(loss, step)
             rate = stepper.learning_rate(step)
             self._journal.write(step_record(stage, loss, learning_rate=rate, spent=self._spent))
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
-        is_due = done % settings.evaluate_every == 0
+        is_due = done % settings.eval_every == 0
         if is_kept:
             stepper.check_weights(step)
         metrics: dict[str, float] = {}
@@ -410,7 +410,7 @@ class TrainingRun:
         end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
         if trajectory is not None and is_kept and self._is_writer:
             trajectory.save(self.run.student.module, done, metrics.get(NLL.name))
-        every = settings.checkpoint_every
+        every = settings.save_every
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not reaches_goal:
             self._save(stepper, loss, step)

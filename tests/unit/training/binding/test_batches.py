@@ -248,7 +248,9 @@ def test_an_error_that_knows_its_step_is_located_there(step: int) -> None:
             raise error
 
 
-@pytest.mark.parametrize("settings", [{}, {"prefetch": "batch"}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"prefetch": "batch"}, {"gradient_accumulation_steps": 2}], ids=str
+)
 @pytest.mark.parametrize("fault", ["label", "id"])
 def test_where_a_batch_is_at_fault_is_said_once(settings: dict[str, Any], fault: str) -> None:
     ids = torch.arange(8).view(4, 2)

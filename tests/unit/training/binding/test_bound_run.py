@@ -113,7 +113,7 @@ def test_a_student_that_runs_whole_pays_for_it() -> None:
 def test_accumulation_does_not_change_the_cost(accumulation: int) -> None:
     curriculum = layers((2, 2))
     whole = bound(curriculum).stages[0].plan
-    parts = bound(curriculum, settings={"accumulation": accumulation}).stages[0].plan
+    parts = bound(curriculum, settings={"gradient_accumulation_steps": accumulation}).stages[0].plan
     assert parts.student_flops == whole.student_flops
     assert parts.teacher_flops == whole.teacher_flops
     assert parts.memory_bytes < whole.memory_bytes
@@ -434,8 +434,10 @@ def test_a_model_without_a_known_head_is_not_read_in_chunks() -> None:
 
 
 def test_accumulation_divides_the_batch() -> None:
-    with pytest.raises(DataError, match=r"^'accumulation' must divide the 8 examples .* got 3$"):
-        bound(one_shot(total=Duration(number=3)), settings={"accumulation": 3})
+    with pytest.raises(
+        DataError, match=r"^'gradient_accumulation_steps' must divide the 8 examples .* got 3$"
+    ):
+        bound(one_shot(total=Duration(number=3)), settings={"gradient_accumulation_steps": 3})
 
 
 def test_labels_must_be_in_the_data_to_fit_them() -> None:

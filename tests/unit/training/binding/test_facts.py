@@ -41,7 +41,10 @@ def facts(**parts: Any) -> dict[str, Any]:
             "the teacher has other weights or adapters",
         ),
         ({"stream": parity(seed=1)}, "the data differ"),
-        ({"settings": {"accumulation": 2}}, "'settings.accumulation' was 1 and is 2"),
+        (
+            {"settings": {"gradient_accumulation_steps": 2}},
+            "'settings.accumulation' was 1 and is 2",
+        ),
     ],
 )
 def test_what_has_changed_is_named(tmp_path: Path, parts: dict[str, Any], words: str) -> None:

@@ -301,7 +301,7 @@ def test_other_inputs_are_an_error() -> None:
 
 
 def bound(start: Any = PrincipalStart(), **parts: Any) -> BoundRun:  # noqa: B008
-    every = {"record_every": 1, "checkpoint_every": 3} | parts.pop("settings", {})
+    every = {"log_every": 1, "save_every": 3} | parts.pop("settings", {})
     return tests.parts.bound(one_shot(total=SHORT, start=start), settings=every, **parts)
 
 

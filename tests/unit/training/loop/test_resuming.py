@@ -35,7 +35,7 @@ def evaluate(model: TappedModel) -> dict[str, float]:
 def run(
     folder: Path, *observers: Callable[[Record], None], resume: bool = False, seed: int = 0
 ) -> tuple[EndRecord, nn.Module]:
-    settings = {"checkpoint_every": 3, "record_every": 1, "evaluate_every": 4}
+    settings = {"save_every": 3, "log_every": 1, "eval_every": 4}
     bound_run = bound(one_shot(total=f"{STEPS} steps"), settings=settings, stream=parity(seed=seed))
     outputs = Outputs(folder=folder, observers=observers)
     end = execute(bound_run, evaluate, metric="accuracy", outputs=outputs, resume=resume)
