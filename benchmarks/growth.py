@@ -33,7 +33,8 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import BFloat16, Sampled
 from curricle.training.binding.bound_run import bind
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.stepping import stepping
 from curricle.training.settings import TrainingSettings
 

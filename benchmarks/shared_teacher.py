@@ -21,7 +21,8 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.optimizers import SGD
 from curricle.training.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared

@@ -25,7 +25,8 @@ from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
 from curricle.records import Record, StageEndRecord, StageRecord, StepRecord, read_records
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import RECORDS, Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import RECORDS, Outputs
 from curricle.training.optimizers import SGD, AdamW, Schedule
 from curricle.values import parse, plain, to_yaml
 from tests.parts import bound

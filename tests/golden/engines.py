@@ -35,7 +35,8 @@ from curricle.records import Record
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.golden.cases import (
@@ -63,7 +64,7 @@ EXTRACTION = extraction(total=TOTAL, layer_fraction=0.5)
 MOMENTUM = SGD(learning_rate=0.1, momentum=0.9)
 
 SETTINGS: dict[str, Run] = {
-    "accumulation": of(distilled, EXTRACTION, settings={"accumulation": 2}),
+    "accumulation": of(distilled, EXTRACTION, settings={"gradient_accumulation_steps": 2}),
     "accumulation in parts of unequal counts": of(
         texts, only(MatchLogits(), CENTERED), settings={"gradient_accumulation_steps": 4}
     ),

@@ -47,12 +47,13 @@ from curricle.training.distill import (
     as_stream,
     as_teacher,
     evaluator_of,
+    execute,
     judged_by,
     require_kind,
     require_model,
     require_parts,
 )
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state

@@ -51,7 +51,8 @@ from curricle.tasks import TaskData
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.loop.engine import Observer, Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, label_metrics
 from curricle.training.optimizers import Optimizer
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared

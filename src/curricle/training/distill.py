@@ -7,7 +7,7 @@ after binding.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +32,27 @@ from curricle.metrics import (
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
-from curricle.records import AT_CHANCE, Spent
+from curricle.records import AT_CHANCE, EndRecord, Spent
 from curricle.seals import sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
-from curricle.training.binding.bound_run import bind
+from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.binding.speed import check_speed
+from curricle.training.fast.stacking import compiled_blocks
 from curricle.training.loop.checkpoints import latest_checkpoint
-from curricle.training.loop.engine import CHECKPOINTS, Observer, Outputs, execute
+from curricle.training.loop.engine import (
+    CHECKPOINTS,
+    Observer,
+    Outputs,
+    TrainingRun,
+    single_steps,
+)
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.process.ambient import standard_state
-from curricle.training.process.interrupts import LOGGER, Terminated
+from curricle.training.process.interrupts import LOGGER, Interrupts, Terminated
 from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, Watch, capture
 
@@ -66,6 +74,60 @@ class Result:
     notes: tuple[str, ...] = ()
     """What was decided without being asked, one sentence each, such as which output was taken for
     the logits, what is frozen, or that the student ends at chance."""
+
+
+@standard_state()
+def execute(
+    run: BoundRun,
+    evaluate: Evaluator,
+    *,
+    metric: str,
+    outputs: Outputs,
+    resume: bool = False,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
+) -> EndRecord:
+    """Run a bound curriculum to its end.
+
+    Args:
+        run: What to run; the student is trained in place.
+        evaluate: Gives the student's metrics.
+        metric: The metric by which the run is judged.
+        outputs: Where to write.
+        resume: Whether to go on from the newest checkpoint in the run folder; if the run is
+            complete, the student gets its finished weights and nothing is run.
+        until: Says of the metrics of an evaluation whether the run may end there; not asked in
+            stages that leave the logits alone.
+
+    Returns:
+        The last record.
+
+    Raises:
+        BindError: If the evaluator does not give the metric, or steps that are to be compiled
+            cannot be.
+        CheckpointError: If the folder already holds a run and `resume` is off, or holds another
+            run and `resume` is on.
+        DivergenceError: If a loss is not finite.
+        Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
+            folder.
+    """
+    check_speed(run)
+    number = run.settings.compiled_steps
+    interrupts = Interrupts(saves=outputs.folder is not None)
+    with run.settings.stated_threads(), interrupts:
+        training = TrainingRun(
+            run,
+            evaluate,
+            metric=metric,
+            outputs=outputs,
+            resume=resume,
+            until=until,
+            stage_steps=single_steps if number == 1 else compiled_blocks(number),
+            interrupts=interrupts,
+        )
+        with training:
+            while training.end is None:
+                training.advance()
+        return training.end
 
 
 @standard_state()

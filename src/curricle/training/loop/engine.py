@@ -38,9 +38,7 @@ from curricle.records import (
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.binding.facts import run_facts
-from curricle.training.binding.speed import check_speed
 from curricle.training.binding.starting import begun
-from curricle.training.fast.stacking import compiled_blocks
 from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, spend, step_record
@@ -48,7 +46,6 @@ from curricle.training.loop.results import plain_metrics
 from curricle.training.loop.resuming import RunFolder
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
-from curricle.training.process.ambient import standard_state
 from curricle.training.process.interrupts import Interrupted, Interrupts
 from curricle.training.timeline import StageEnd, Timeline
 
@@ -76,60 +73,6 @@ class Outputs:
     """What the data are, in a few words."""
     better: Literal["higher", "lower"] | None = None
     """Which values of the metric are better, if declared; None leaves it to the metric's name."""
-
-
-@standard_state()
-def execute(
-    run: BoundRun,
-    evaluate: Evaluator,
-    *,
-    metric: str,
-    outputs: Outputs,
-    resume: bool = False,
-    until: Callable[[Mapping[str, float]], bool] | None = None,
-) -> EndRecord:
-    """Run a bound curriculum to its end.
-
-    Args:
-        run: What to run; the student is trained in place.
-        evaluate: Gives the student's metrics.
-        metric: The metric by which the run is judged.
-        outputs: Where to write.
-        resume: Whether to go on from the newest checkpoint in the run folder; if the run is
-            complete, the student gets its finished weights and nothing is run.
-        until: Says of the metrics of an evaluation whether the run may end there; not asked in
-            stages that leave the logits alone.
-
-    Returns:
-        The last record.
-
-    Raises:
-        BindError: If the evaluator does not give the metric, or steps that are to be compiled
-            cannot be.
-        CheckpointError: If the folder already holds a run and `resume` is off, or holds another
-            run and `resume` is on.
-        DivergenceError: If a loss is not finite.
-        Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
-            folder.
-    """
-    check_speed(run)
-    number = run.settings.compiled_steps
-    interrupts = Interrupts(saves=outputs.folder is not None)
-    with run.settings.stated_threads(), interrupts:
-        training = TrainingRun(
-            run,
-            evaluate,
-            metric=metric,
-            outputs=outputs,
-            resume=resume,
-            until=until,
-            stage_steps=single_steps if number == 1 else compiled_blocks(number),
-            interrupts=interrupts,
-        )
-        with training:
-            while training.end is None:
-                training.advance()
-        return training.end
 
 
 @contextmanager

@@ -25,7 +25,8 @@ from curricle.training.binding.batches import (
     located,
     run_forward,
 )
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, embedder, parity, texts
 

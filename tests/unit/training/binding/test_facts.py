@@ -20,7 +20,8 @@ from curricle.training.binding.facts import (
     run_fingerprint,
     write_facts,
 )
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.optimizers import SGD
 from tests.parts import Tuned, bound, mlp, parity

@@ -30,8 +30,8 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import run_fingerprint
 from curricle.training.binding.starting import BATCHES, bind_start
-from curricle.training.distill import distill
-from curricle.training.loop.engine import RECORDS, Observer, Outputs, execute
+from curricle.training.distill import distill, execute
+from curricle.training.loop.engine import RECORDS, Observer, Outputs
 from curricle.training.optimizers import SGD
 from tests.parts import INPUTS, Listed, mlp, parity
 

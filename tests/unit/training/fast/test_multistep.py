@@ -26,9 +26,10 @@ from curricle.models.tapped import TappedModel
 from curricle.records import EvaluationRecord, Record, StageEndRecord, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
+from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
 from curricle.training.fast.multistep import CompiledSteps, Traced
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.optimizers import SGD, AdamW, Schedule
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, mlp, parity

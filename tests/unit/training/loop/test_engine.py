@@ -45,6 +45,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import run_fingerprint
+from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import (
     ADAPTERS,
     OPTIMIZER,
@@ -52,13 +53,7 @@ from curricle.training.loop.checkpoints import (
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.engine import (
-    CHECKPOINTS,
-    FINISHED,
-    RECORDS,
-    Outputs,
-    execute,
-)
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.process.placement import SingleDevice

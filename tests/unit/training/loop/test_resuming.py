@@ -16,8 +16,9 @@ from curricle.locks import LOCK, locked
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord, Record, RecordWriter, RunRecord, read_records
 from curricle.seals import SEAL
+from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import OPTIMIZER, STATE, STUDENT
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs, execute
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
 from curricle.training.loop.resuming import RunFolder, owner_of
 from tests.parts import bound, mlp, parity
 

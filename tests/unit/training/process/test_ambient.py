@@ -15,7 +15,8 @@ from curricle import seeding
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.errors import BindError
 from curricle.teachers.live import LiveTeacher
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.process.ambient import (
     check_single_process,

@@ -19,9 +19,10 @@ from curricle.data.synthetic.parity import ParityStream
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
+from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
 from curricle.training.loop.checkpoints import latest_checkpoint, read_state
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs, execute
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs
 from curricle.training.process.interrupts import Interrupted, Interrupts
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity

@@ -24,7 +24,8 @@ from curricle.records import Record, RunRecord, StageEndRecord, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import RECORDS, Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import RECORDS, Outputs
 from curricle.training.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.values import plain
