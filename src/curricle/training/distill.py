@@ -50,10 +50,10 @@ from curricle.training.loop.engine import (
     single_steps,
 )
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
-from curricle.training.optimizers import SGD, AdamW, Optimizer
-from curricle.training.process.ambient import standard_state
-from curricle.training.process.interrupts import LOGGER, Interrupts, Terminated
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.ambient import standard_state
+from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
+from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, Watch, capture
 
 AnyModel = nn.Module | TappedModel

@@ -14,7 +14,7 @@ from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.settings import TrainingSettings
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import GRAMMAR_STEPS, grammar_layers, pcfg_comparison

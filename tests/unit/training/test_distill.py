@@ -31,8 +31,8 @@ from curricle.training.distill import (
 )
 from curricle.training.loop.engine import FINISHED, RECORDS
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.optimizers import SGD
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from tests.parts import CLASSES, INPUTS, Listed, drawn, parity
 
