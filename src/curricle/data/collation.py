@@ -13,7 +13,7 @@ only.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, final
 
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
@@ -28,6 +28,7 @@ Positions = Literal["example", "token"]
 """Meaning of the second axis of labels, and of inputs without a name."""
 
 
+@final
 class _Parts(NamedTuple):
     """Parts of an item."""
 
