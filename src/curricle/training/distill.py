@@ -414,6 +414,16 @@ def require_model(name: str, model: object) -> None:
         )
 
 
+def _require_direction(better: object) -> None:
+    """Check the direction of a metric.
+
+    Raises:
+        BindError: If it is none.
+    """
+    if better not in (None, "higher", "lower"):
+        raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
+
+
 def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Direction | None]:
     """Return the name of a metric and the direction that records declare.
 
@@ -424,8 +434,7 @@ def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Dire
     Raises:
         BindError: If the direction is none, or another than that of the metric.
     """
-    if better not in (None, "higher", "lower"):
-        raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
+    _require_direction(better)
     if isinstance(metric, str):
         return metric, better
     if better not in (None, metric.better):
