@@ -1,33 +1,38 @@
-"""How are the batches of several steps read at once?
+"""Blocks: the batches of several steps, read at once.
 
-A `Block` holds the examples of consecutive batches one below the other, as one batch that a teacher
-reads in one pass, and gives what belongs to each step along a new first axis.
+A `Block` concatenates the examples of consecutive batches into a single batch, which a teacher
+reads in one forward pass, and splits tensors by step along a new first axis.
 
 Axes: step (of the block), then those of the batch.
 
 Design: all batches of a block have one shape, so nothing about it depends on a tensor's values.
-Padded batches, whose numbers of positions differ, make no block.
+Padded batches have different numbers of positions and make no block.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
 from torch import Tensor
 
 from curricle.colocation import count_beside
 from curricle.data.streams import SEQUENCE_AXES, Batch, Stream, concatenate, named
-from curricle.protocols import conforms
 
 
-@runtime_checkable
-class Joins(Protocol):
-    """A stream that gives the batches of several steps at once faster than one by one."""
+def joined(stream: Stream, step: int, number: int) -> Batch | None:
+    """Return the concatenated batches of steps, if the stream has a method of this name.
 
-    def joined(self, step: int, number: int) -> Batch | None:
-        """Return the batches of some steps one below the other; None if it is not faster."""
-        ...
+    Args:
+        stream: The stream.
+        step: The first step.
+        number: Number of steps.
+
+    Returns:
+        The batches; None if the stream cannot read them faster than one by one.
+    """
+    read: Callable[[int, int], Batch | None] | None = getattr(stream, "joined", None)
+    return None if read is None else read(step, number)
 
 
 @final
@@ -54,23 +59,25 @@ class Block:
         """Return tensors, which may lie deeper, with a first axis of steps.
 
         Args:
-            rows: What belongs to the whole block, step after step along the first axis.
+            rows: Tensors of the whole block, step after step along the first axis.
         """
         return {
-            name: one.unflatten(0, (self.number, -1)) if isinstance(one, Tensor) else self.cut(one)
-            for name, one in rows.items()
+            name: tensor.unflatten(0, (self.number, -1))
+            if isinstance(tensor, Tensor)
+            else self.cut(tensor)
+            for name, tensor in rows.items()
         }
 
     @property
     def parts(self) -> dict[str, Any]:
         """Return the tensors of the student's side of a batch, each with a first axis of steps."""
-        whole = self.whole
-        fields = {"inputs": whole.inputs, "labels": whole.labels, "selected": whole.selected}
-        found = self.cut({name: field for name, field in fields.items() if field is not None})
-        if whole.selected is not None:
-            offsets = _offsets(self.first, self.number, whole.selected)
-            found["selected"] = found["selected"] - offsets[:, None]
-        return found
+        batch = self.whole
+        fields = {"inputs": batch.inputs, "labels": batch.labels, "selected": batch.selected}
+        tensors = self.cut({name: field for name, field in fields.items() if field is not None})
+        if batch.selected is not None:
+            offsets = _offsets(self.first, self.number, batch.selected)
+            tensors["selected"] = tensors["selected"] - offsets[:, None]
+        return tensors
 
 
 def read_block(
@@ -85,7 +92,7 @@ def read_block(
         place: Puts a batch where it is read.
     """
     first = place(stream.batch(step))
-    found = stream.joined(step, number) if conforms(stream, Joins) else None
+    found = joined(stream, step, number)
     if found is not None:
         whole = place(replace(found, step=step))
         return Block(first=first, whole=whole, number=number, shapes=_shapes(first))
@@ -96,8 +103,8 @@ def read_block(
     shapes = _shapes(first)
     if any(_shapes(batch) != shapes for batch in batches):
         return None
-    whole = concatenate(batches)
-    return Block(first=first, whole=whole, number=number, shapes=shapes)
+    merged = concatenate(batches)
+    return Block(first=first, whole=merged, number=number, shapes=shapes)
 
 
 def _offsets(batch: Batch, number: int, like: Tensor) -> Tensor:

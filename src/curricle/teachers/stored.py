@@ -27,8 +27,7 @@ from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
-from curricle.objectives.base import BoundObjective, Reads, Storable, Target
-from curricle.protocols import conforms
+from curricle.objectives.base import BoundObjective, Reads, Target, target_description
 from curricle.teachers.live import PLAIN, Reference
 from curricle.teachers.store.codecs import Sampled, TopK
 from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, TargetSet, target_key
@@ -152,27 +151,24 @@ class StoredTeacher:
             BindError: If there are none, or the objective cannot read their codec.
         """
         key = target_key(objective, stream)
-        storable = objective
-        assert conforms(storable, Storable)  # noqa: S101 - or it would have no key
-        target_set = self._find(storable, key, reference)
+        description = target_description(objective)
+        assert description is not None  # noqa: S101 - or it would have no key
+        selected = description.reads_selected
+        target_set = self._find(key, reference, selected=selected)
         check_readable(objective, target_set)
-        return StoredTargets(reader=self.store.reader(target_set), selected=storable.reads_selected)
+        return StoredTargets(reader=self.store.reader(target_set), selected=selected)
 
-    def _find(self, objective: Storable, key: Plain, reference: Reference) -> TargetSet:
+    def _find(self, key: Plain, reference: Reference, *, selected: bool) -> TargetSet:
         manifest = self.store.manifest
         readable = tuple(filter(manifest.is_readable, manifest.sections))
         # Selected positions can be picked from all positions, but not the other way round.
-        candidates = [
-            stored for stored in readable if not stored.selected or objective.reads_selected
-        ]
+        candidates = [stored for stored in readable if not stored.selected or selected]
         # Another random projection is an equally valid target, and so is centering on the mean of
         # other data; the closest match comes first.
         for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
             matches = [stored for stored in candidates if stored.matches(reference, key, but=but)]
             # If targets of both all and selected positions match, the latter need no picking.
-            same_rows = [
-                stored for stored in matches if stored.selected == objective.reads_selected
-            ]
+            same_rows = [stored for stored in matches if stored.selected == selected]
             matches = same_rows or matches
             if matches:
                 break
@@ -232,7 +228,8 @@ def check_readable(objective: BoundObjective, target_set: TargetSet) -> None:
     # Dense codecs decode to the tensors of a live teacher.
     if not isinstance(codec, (Sampled, TopK)):
         return
-    temperature = objective.sparse_temperature if conforms(objective, Storable) else None
+    description = target_description(objective)
+    temperature = None if description is None else description.sparse_temperature
     if temperature is None:
         raise BindError(
             f"'targets' of codec {codec.kind!r} must be read by 'logits' with divergence "

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -44,11 +45,12 @@ def data_parallel(module: nn.Module) -> nn.Module:
 
 
 def sharded(module: nn.Module) -> nn.Module:
-    mesh = distributed.init_device_mesh("cpu", (1,))
+    mesh = init_device_mesh("cpu", (1,))
     inner = module.get_submodule("module")
     for block in BLOCKS:
         fully_shard(inner.get_submodule(block), mesh=mesh)
-    return fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    return module
 
 
 def gradients(model: HookedModel, tap: int, *, logits: bool = False) -> dict[str, Tensor]:

@@ -15,32 +15,40 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
-from curricle.data.blocks import Joins
+from curricle.data.blocks import joined
 from curricle.data.dataloaders import LoaderStream
 from curricle.data.streams import Batch, Inputs, Stream, named
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
 from curricle.objectives.base import check_classes
-from curricle.protocols import conforms
 
 PEEKED = 8
 """Batches whose numbers of positions are compared before a length in tokens becomes steps."""
 
 
-@runtime_checkable
-class CountsTokens(Protocol):
-    """A stream that knows how many positions were read."""
+def relative_tokens(stream: Stream, start: int, stop: int) -> tuple[int, int]:
+    """Return the positions of steps, and those of as many first batches.
 
-    def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the positions of some steps, and those that as many first batches would have."""
-        ...
+    The two are equal unless the stream has a method of this name, with batches of different
+    lengths.
+
+    Args:
+        stream: The stream.
+        start: The first step.
+        stop: The step after the last.
+    """
+    count: Callable[[int, int], tuple[int, int]] | None = getattr(stream, "relative_tokens", None)
+    if count is not None:
+        return count(start, stop)
+    tokens = (stop - start) * stream.tokens_per_batch
+    return tokens, tokens
 
 
 @final
@@ -220,7 +228,7 @@ class RunBatches:
         Raises:
             DataError: As in `batch`.
         """
-        whole = self.stream.joined(step, number) if conforms(self.stream, Joins) else None
+        whole = joined(self.stream, step, number)
         if whole is not None:
             try:
                 self._look(whole, step, whole.num_read_tokens // number, number=number)

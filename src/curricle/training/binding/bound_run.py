@@ -39,14 +39,13 @@ from curricle.models.tapped import Activations, Place, TappedModel, check_head, 
 from curricle.objectives.base import (
     Objective,
     Reads,
-    ReadsLabels,
     Sample,
     Target,
+    label_classes,
     merge_reads,
     require,
 )
 from curricle.objectives.hidden import MatchHidden
-from curricle.protocols import conforms
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher, aligned
 from curricle.teachers.shared import SharedTeacher
@@ -304,10 +303,9 @@ class _Probe:
     def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
         """Return the stream with the checks that the bound stages need."""
         limits = [
-            (stage.span.earliest, stage.span.end, term.objective.label_classes)
+            (stage.span.earliest, stage.span.end, label_classes(term.objective))
             for stage in stages
             for term in stage.terms
-            if conforms(term.objective, ReadsLabels)
         ]
         return RunBatches(
             self._stream,

@@ -19,7 +19,7 @@ do.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 from jaxtyping import Float
@@ -42,26 +42,7 @@ BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""
 
 
-@runtime_checkable
-class BoundStart(Protocol):
-    """A warm start with its models known."""
-
-    @property
-    def declared(self) -> WarmStart:
-        """Return the start as declared."""
-        ...
-
-    @property
-    def plan(self) -> StagePlan:
-        """Return what it sets, told as a stage of zero steps."""
-        ...
-
-    def apply(self) -> Spent:
-        """Set the student's weights from those that the teacher has now; return what was read."""
-        ...
-
-
-def begun(start: BoundStart | None, spent: Spent, placement: Placement) -> Spent:
+def begun(start: "BoundStart | None", spent: Spent, placement: Placement) -> Spent:
     """Return what has been spent when training begins or goes on, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.
@@ -86,7 +67,7 @@ def bind_start(
     *,
     stream: Stream,
     seed: int,
-) -> BoundStart | None:
+) -> "BoundStart | None":
     """Return a warm start bound to models and data, or None if there is none.
 
     Args:
@@ -155,7 +136,7 @@ class _TableStart:
 
 def _bind_tables(
     start: WarmStart, student: nn.Module, teacher: nn.Module, *, seed: int
-) -> BoundStart:
+) -> "BoundStart":
     """Return a start of language models, bound.
 
     Raises:
@@ -272,7 +253,7 @@ def _bind_map(
     *,
     stream: Stream,
     seed: int,
-) -> BoundStart:
+) -> "BoundStart":
     """Return a start of fully connected networks, bound.
 
     Raises:
@@ -320,3 +301,7 @@ def _told(
         trained_parameters=count,
         memory_bytes=0,
     )
+
+
+BoundStart = _TableStart | _MapStart
+"""A warm start bound to its models."""

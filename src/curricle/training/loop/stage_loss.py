@@ -205,8 +205,8 @@ class StageLoss:
         states = [(self.teacher_states(batch) or Activations({}), batch) for batch in batches()]
         with torch.no_grad():
             self.terms = tuple(
-                term if objective is None else replace(term, objective=objective.calibrated(states))
-                for term, objective in zip(self.terms, pending, strict=True)
+                term if calibrate is None else replace(term, objective=calibrate(states))
+                for term, calibrate in zip(self.terms, pending, strict=True)
             )
         return True
 

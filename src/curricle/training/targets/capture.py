@@ -32,8 +32,7 @@ from curricle.locks import locked
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import weights_digest
-from curricle.objectives.base import BoundObjective, Storable, Target
-from curricle.protocols import conforms
+from curricle.objectives.base import BoundObjective, Target, target_description
 from curricle.teachers.live import LiveTeacher, Reference, num_parameters
 from curricle.teachers.store.codecs import BFloat16, Codec, HiddenCodec, Sampled
 from curricle.teachers.store.manifest import (
@@ -283,11 +282,12 @@ def _section(
 ) -> TargetSet:
     """Return what an objective's targets are."""
     facts = target_key(objective, stream)
-    assert conforms(objective, Storable)  # noqa: S101 - or it would have no facts
+    description = target_description(objective)
+    assert description is not None  # noqa: S101 - or it would have no facts
     return TargetSet(
         reference=reference,
         facts=facts,
-        selected=objective.reads_selected,
+        selected=description.reads_selected,
         codec=codecs.of(str(facts["kind"])),
         width=int(facts["num_classes"] if facts["kind"] == "logits" else facts["width"]),
     )

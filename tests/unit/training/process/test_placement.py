@@ -1,5 +1,7 @@
 """Placement on one processor, and the choice of it."""
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -47,7 +49,11 @@ def test_a_batch_that_lies_elsewhere_is_moved() -> None:
     ],
 )
 def test_a_setting_names_a_placement(
-    monkeypatch: pytest.MonkeyPatch, device: str, *, has_gpu: bool, kind: str
+    monkeypatch: pytest.MonkeyPatch,
+    device: Literal["auto", "cpu", "cuda"],
+    *,
+    has_gpu: bool,
+    kind: str,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert find_placement(device).kind == kind
