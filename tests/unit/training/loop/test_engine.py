@@ -403,7 +403,7 @@ def test_records_that_are_shorter_than_the_checkpoint_says_are_refused(tmp_path:
     records = tmp_path / RECORDS
     records.write_bytes(records.read_bytes().splitlines(keepends=True)[0])
     before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match=r"must hold the \d+ bytes that the checkpoint goes"):
+    with pytest.raises(CheckpointError, match=r"must hold the \d+ bytes from which the checkpoint"):
         executed(bound(one_shot(total=TOTAL)), tmp_path, resume=True)
     assert contents(tmp_path) == before
 
