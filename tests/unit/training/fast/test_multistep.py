@@ -253,7 +253,9 @@ def test_a_student_that_cannot_be_traced_is_refused_with_the_stage() -> None:
 )
 def test_a_student_of_single_steps_is_refused(module: Callable[[], nn.Module], what: str) -> None:
     run = run_of(from_labels, student=made(module, "0"))
-    with pytest.raises(BindError, match=rf"^'compiled_steps' must be 1 for a student that {what}"):
+    with pytest.raises(
+        BindError, match=rf"^'compiled_steps=4' cannot be used with a student that {what}"
+    ):
         finished(run)
 
 

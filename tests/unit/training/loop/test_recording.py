@@ -64,7 +64,10 @@ def test_a_run_without_teacher_counts_none() -> None:
 @pytest.mark.parametrize("per_record", [1, 2])
 def test_batches_of_unequal_length_are_spent_as_they_are(per_record: int) -> None:
     ids = [torch.zeros(4, length).long() for length in (2, 6, 4)]
-    run = texts(one_shot(total="3 steps"), stream=Listed(*[Batch(inputs=one) for one in ids]))
+    run = texts(
+        one_shot(total="3 steps"),
+        stream=Listed(*[Batch(inputs=one, length=one.shape[1]) for one in ids]),
+    )
     (stage,), before = run.stages, Spent()
     for step in range(3):
         run.stream.batch(step)
@@ -78,7 +81,10 @@ def test_batches_of_unequal_length_are_spent_as_they_are(per_record: int) -> Non
 
 def test_a_student_in_a_classroom_spends_what_it_would_alone() -> None:
     ids = [torch.zeros(4, length).long() for length in (2, 6)]
-    run = texts(one_shot(total="2 steps"), stream=Listed(*[Batch(inputs=one) for one in ids]))
+    run = texts(
+        one_shot(total="2 steps"),
+        stream=Listed(*[Batch(inputs=one, length=one.shape[1]) for one in ids]),
+    )
     seats = [SharedRun(run=run, evaluate=lambda _: {"accuracy": 0.0}, outputs=Outputs())]
     (end,) = execute_shared(seats, metric="accuracy")
     assert end.spent.tokens == 8 + 24
