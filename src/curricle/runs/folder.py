@@ -280,8 +280,8 @@ def teacher_facts(spec: RunSpec) -> dict[str, Any]:
         "optimizer": plain(spec.teacher.optimizer or spec.optimizer),
         "engine": {
             "precision": engine.precision,
-            "accumulation": engine.gradient_accumulation_steps,
-            "clip_norm": engine.max_grad_norm or 0,
+            "gradient_accumulation_steps": engine.gradient_accumulation_steps,
+            "max_grad_norm": engine.max_grad_norm or 0,
         },
         "seed": spec.seed,
     }
@@ -313,10 +313,10 @@ def _taught_otherwise(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
             settings["teacher"] = settings["teacher"] | {"optimizer": settings.pop("optimizer")}
     words = changes(*facts)
     if data[0] != data[1]:
-        words = changes(*({"task": task} for task in tasks))
+        of_task = changes(*({"task": task} for task in tasks))
         # Data that are drawn depend on the seed, which is named already.
         is_drawn = then.get("seed") != now.get("seed")
-        words = [*(words or ([] if is_drawn else ["the data are others"])), *words]
+        words = [*(of_task or ([] if is_drawn else ["the data are others"])), *words]
     return words
 
 

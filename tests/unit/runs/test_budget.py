@@ -20,6 +20,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import Stepper
 from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.placement import SingleDevice
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import parse
 
@@ -188,7 +189,7 @@ def test_a_failure_while_timing_leaves_weights_and_modes_as_they_were(
     modes = [part.training for part in module.modules()]
     clock = iter(range(9))
     # The fifth step fails, for lack of time.
-    monkeypatch.setattr(budgets, "now", lambda device: float(next(clock)))
+    monkeypatch.setattr(SingleDevice, "now", lambda _: float(next(clock)))
     with pytest.raises(StopIteration):
         seconds_per_step(run)
     assert all(torch.equal(before[name], one) for name, one in module.state_dict().items())

@@ -60,7 +60,7 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
 def _rule_settings(run: BoundRun) -> dict[str, int]:
     """Return the interval at which metrics are evaluated if one may end a stage."""
     has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
-    return {"evaluate_every": run.settings.eval_every} if has_metric else {}
+    return {"eval_every": run.settings.eval_every} if has_metric else {}
 
 
 def run_fingerprint(run: BoundRun) -> str:

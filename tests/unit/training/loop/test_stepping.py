@@ -767,11 +767,11 @@ class Short(Speller):
 def test_a_later_batch_that_a_model_cannot_take_is_located(who: str, accumulation: int) -> None:
     with seeding.scoped(0, "model"):
         wrong = tapped(Short(5), blocks=["block"], head="head")
-    longer = Batch(inputs=torch.zeros(4, 4).long())
+    longer = Batch(inputs=torch.zeros(4, 4).long(), length=4)
     parts: dict[str, Any] = {
         "student": speller(),
         "teacher": LiveTeacher(speller(9, seed=1)),
-        "stream": Listed(Batch(inputs=torch.zeros(4, 3).long()), longer),
+        "stream": Listed(Batch(inputs=torch.zeros(4, 3).long(), length=3), longer),
         "settings": {"gradient_accumulation_steps": accumulation},
     }
     parts[who] = wrong if who == "student" else LiveTeacher(wrong)

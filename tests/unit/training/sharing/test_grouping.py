@@ -1,6 +1,7 @@
 """Groups of students: who steps together, and what a group keeps."""
 
 import itertools
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from curricle.training.fast.stacking import Group
 from curricle.training.loop.engine import Outputs, TrainingRun
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper
+from curricle.training.setup.placement import SingleDevice
 from curricle.training.sharing import grouping
 from curricle.training.sharing.grouping import StudentGroups
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
@@ -120,8 +122,14 @@ def test_after_a_stage_students_share_no_memory() -> None:
 def test_the_seconds_of_a_group_are_shared_among_its_students(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    clock = itertools.count(step=6.0)
-    monkeypatch.setattr(grouping, "now", lambda _device: next(clock))
+    clock, now = itertools.count(step=6.0), SingleDevice.now
+
+    def read(placement: SingleDevice) -> float:
+        """Return six seconds more at each call of the group; others read the real clock."""
+        caller = sys._getframe(1).f_globals["__name__"]
+        return next(clock) if caller == grouping.__name__ else now(placement)
+
+    monkeypatch.setattr(SingleDevice, "now", read)
     runs = [run_of(seed, from_labels, steps=11) for seed in (2, 3)]
     seats = [SharedRun(run=run, evaluate=evaluate, outputs=Outputs()) for run in runs]
     ends = execute_shared(seats, metric="accuracy", batch_students=True)
