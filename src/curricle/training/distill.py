@@ -1,8 +1,8 @@
 """Distillation and capture of targets in one call each.
 
 `distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
-those of the strategy. `capture_targets` takes the same and computes all targets that `distill` would
-compute, so that students can train without the teacher. `curricle plan` on the command line stops
+those of the strategy. `capture_targets` takes the same and computes all targets that `distill`
+would compute, so that students can train without the teacher. `curricle plan` on the command line stops
 after binding.
 """
 

@@ -1,8 +1,8 @@
 """Prefetch of the next step in a background thread.
 
-A second thread reads its batch and, with `targets`, runs the teacher. torch releases
-Python's lock while it computes, so on a CPU this takes one more core. On a GPU the kernels of the thread go to a
-stream of its own, beside the student's step.
+A second thread reads its batch and, with `targets`, runs the teacher. torch releases Python's
+lock while it computes, so on a CPU this takes one more core. On a GPU the kernels of the thread go
+to a stream of its own, beside the student's step.
 
 Design: each step is taken once, in order, and only one is prefetched. Tensors in use are held until
 the next step is taken. Since the thread stands still by then, the memory of its stream is only used
