@@ -2,8 +2,8 @@
 
 `distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
 those of the strategy. `capture_targets` takes the same and computes all targets that `distill`
-would compute, so that students can train without the teacher. `curricle plan` on the command line stops
-after binding.
+would compute, so that students can train without the teacher. `curricle plan` on the command line
+stops after binding.
 """
 
 import signal
