@@ -173,9 +173,7 @@ def test_a_changed_file_is_named(folder: Path, content: bytes) -> None:
 
 def test_a_missing_file_is_named(folder: Path) -> None:
     (folder / "a").unlink()
-    with pytest.raises(
-        CheckpointError, match=r"must exist, as .*manifest.json' lists it; it does"
-    ):
+    with pytest.raises(CheckpointError, match=r"must exist, as .*manifest.json' lists it; it does"):
         check_sealed(folder, ["a"])
 
 

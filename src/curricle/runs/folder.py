@@ -162,7 +162,7 @@ def _hint(folder: Path) -> str:
     """Return the remedy for a folder that no command has claimed; empty if unknown."""
     recipe = where_runs_are(folder)
     if not recipe and (folder / RECORDS).is_file():
-        return "; a run made in Python goes on with 'curricle.distill(..., resume=True)'"
+        return "; a run made in Python is resumed by 'curricle.distill(..., resume=True)'"
     return recipe
 
 
@@ -247,7 +247,7 @@ def _read_claim(path: Path) -> tuple[str, dict[str, Any]]:
         folder = path.parent.parent
         again = f"'curricle resume {folder}'" if (folder / COMMAND).is_file() else "the command"
         raise CheckpointError(
-            f"{str(path)!r} must hold the settings by which the teacher beside it was taught: "
+            f"{str(path)!r} must hold the training settings of the teacher beside it: "
             f"{reason(error)}; remove this file, and {again} compares the teacher's records with "
             f"the spec and writes it again"
         ) from None

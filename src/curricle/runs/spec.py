@@ -189,8 +189,8 @@ class RunSpec:
     their steps as one batched model, which is faster for small models. Results agree within
     rounding. Needs `data_seed`."""
     targets: Annotated[TargetsSpec, BeforeValidator(from_folder)] | None = None
-    """Stored targets that students read instead of asking the teacher; a text is their folder. They
-    are captured from the finished teacher for the data of this spec, so with several seeds and
+    """Stored targets that students read instead of running the teacher; a text is their folder.
+    They are captured from the finished teacher for the data of this spec, so with several seeds and
     fresh or masked data give all students one `data_seed`. None runs the teacher at each step."""
     budget: AnyBudget | None = None
     """Limit for each student."""

@@ -158,9 +158,9 @@ def _projection(scale: Scale) -> Mapping[str, Comparison]:
 
 ABLATION_PROJECTION = Recipe(
     name="ablation-projection",
-    title="What projection, normalization, freezing and the choice of layers do to extraction",
+    title="Effect of projection, normalization, freezing and choice of layers on extraction",
     source="2503.17494, decisions that its public text leaves open",
-    known="nothing is known of the original; first looks at text are in docs/journal.md",
+    known="the original is not published; first measurements on text are in docs/journal.md",
     costs={"smoke": "seconds", "small": "35 min", "paper": "one GPU, some hours"},
     chart=Chart(kind="bars", of="final", y="final accuracy"),
     panels=_projection,

@@ -87,7 +87,7 @@ def _panels(scale: Scale) -> Mapping[str, Comparison]:
 
 LEARNED_TEMPERATURE = Recipe(
     name="learned-temperature",
-    title="What a temperature learned against the student adds to one-shot and to extraction",
+    title="Gain from a temperature learned against the student, for one-shot and extraction",
     source="2211.16231, on the tasks of 2503.17494 and 2410.05464",
     known=(
         "on CIFAR-100 0.3 to 0.6 points above a fixed temperature of 4 (ResNet-56 to ResNet-20: "

@@ -62,7 +62,7 @@ class Recipe:
     measure: Measure | None = None
     """Numbers to measure besides."""
 
-    def told(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """Return name, subject, source, knowledge of the original and costs."""
         costs = "; ".join(f"{scale}: {self.costs[scale]}" for scale in SCALES)
         return self.name, self.title, self.source, self.known, costs

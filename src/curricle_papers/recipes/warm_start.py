@@ -74,7 +74,7 @@ def _started(method: StrategySpec, start: dict[str, str]) -> StrategySpec:
 
 WARM_START = Recipe(
     name="warm-start",
-    title="What a student gains that begins with its teacher's embeddings",
+    title="Gain from an initialization with the teacher's embeddings",
     source="none; ours",
     known="nothing: the papers begin with random weights",
     costs={"smoke": "seconds", "small": "25 min", "paper": "one GPU, a day or more"},
