@@ -108,7 +108,7 @@ def by_hand(work: Work, steps: int) -> float:
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     started = now(device)
     for step in range(steps):
-        read = data.batch(step).to(torch.device(device))
+        read = data.batch(step).map(lambda tensor: tensor.to(device))
         optimizer.zero_grad()
         loss = loss_of(model(read.inputs), read, taught)
         loss.backward()

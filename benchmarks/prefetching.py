@@ -24,7 +24,6 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping
-from curricle.training.process.costs import now
 from curricle.training.settings import EngineSettings, Precision
 
 Ahead = Literal["none", "batch", "targets"]
@@ -84,10 +83,10 @@ def timed(  # noqa: PLR0917 - what the command line gives
             teaching = teacher.teaching(run.settings.teacher_inference)
             with teaching, stepping(run, stage, optimizer) as stepper:
                 stepper.step(0, stop=steps + 1)
-                started = now(run.settings.torch_device())
+                started = run.settings.placement.now()
                 for step in range(1, steps + 1):
                     stepper.step(step, stop=steps + 1)
-                return (now(run.settings.torch_device()) - started) / steps
+                return (run.settings.placement.now() - started) / steps
 
         student = encoder(4, 128, data)
         found: list[list[float]] = [[] for _ in WAYS]

@@ -109,7 +109,7 @@ def curves_of(work: Work, budget: Budget, *, jobs: int) -> dict[str, Curve]:
 def curve_of(name: str, work: Work, budget: Budget) -> Curve:
     """Return the curve of a contender."""
     torch.set_num_threads(1)
-    evaluate = label_metrics(work.held_out(budget.batches), torch.device("cpu"))
+    evaluate = label_metrics(work.held_out(budget.batches))
     rate = EXTRACTION if name == "curricle, extraction" else ONE_SHOT
     lesson = Lesson.of(work, steps=budget.steps, rate=rate)
     model, curve = curricle.tapped(lesson.student), Curve()

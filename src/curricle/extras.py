@@ -12,7 +12,7 @@ from types import ModuleType
 from curricle.errors import BindError
 
 COMPILERS = {"cpu": ("g++", "clang++"), "cuda": ("gcc", "clang", "cc")}
-"""Programs of which torch needs one to compile, by device."""
+"""Programs of which torch needs one to compile, by kind of processor."""
 
 
 def imported(module: str, *, package: str, extra: str, use: str) -> ModuleType:
@@ -46,18 +46,18 @@ def package_version() -> str:
         return "unknown"
 
 
-def check_compiler(device: str, *, setting: str, plain: object) -> None:
+def check_compiler(kind: str, *, setting: str, plain: object) -> None:
     """Check that torch finds a compiler.
 
     Args:
-        device: Kind of the device for which is compiled.
+        kind: Kind of processor that runs compiled code.
         setting: Name of the setting that needs it.
         plain: Value of the setting that needs none.
 
     Raises:
         BindError: If there is none.
     """
-    names = COMPILERS.get(device, ())
+    names = COMPILERS.get(kind, ())
     if not any(shutil.which(name) for name in names):
         raise BindError(
             f"{setting!r} must be {plain} on a machine without a compiler; none of "

@@ -55,7 +55,7 @@ def sets(decorator: ast.expr, option: str) -> bool:
 
 
 def is_abstract(node: ast.ClassDef) -> bool:
-    return node.name in ABSTRACT_CLASSES or "Protocol" in map(name_of, node.bases)
+    return node.name in ABSTRACT_CLASSES or bool({"ABC", "Protocol"} & {*map(name_of, node.bases)})
 
 
 @cache

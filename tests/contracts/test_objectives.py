@@ -118,7 +118,7 @@ class Case:
         )
         needy = pending_calibration(term)
         if needy is not None:
-            return needy.calibrated([(seen.shown("teacher", seen.batch), seen.batch)])
+            return needy([(seen.shown("teacher", seen.batch), seen.batch)])
         return term
 
     def total(self, seen: World, batch: Batch | None = None) -> Tensor:

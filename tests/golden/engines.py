@@ -5,7 +5,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 import curricle
@@ -155,7 +154,7 @@ def executed(
 ) -> Performance:
     """Return the performance of a bound run."""
     seen: list[Record] = []
-    evaluate = label_metrics(held_out(), torch.device("cpu"))
+    evaluate = label_metrics(held_out())
     outputs = Outputs(folder=folder, observers=(seen.append,), trajectory=writer, task="parity")
     execute(run, evaluate, metric="nll", outputs=outputs, until=until)
     files = {} if folder is None else weight_files(folder)
@@ -301,7 +300,7 @@ def together(
     """Return the performance of students of one teacher."""
     teacher = LiveTeacher(mlp(16, 12, seed=1), trajectory(folder))
     students = runs(folder, teacher)
-    evaluate = label_metrics(held_out(), torch.device("cpu"))
+    evaluate = label_metrics(held_out())
     seen: list[list[Record]] = [[] for _ in students]
     seats = [
         SharedRun(run=run, evaluate=evaluate, outputs=Outputs(observers=(records.append,)))

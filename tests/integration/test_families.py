@@ -143,8 +143,8 @@ def test_stages_have_numbers_where_the_axis_is_named() -> None:
     ("make", "data", "sentence"),
     [
         (bert("BertForQuestionAnswering"), ids(),
-         (r"'logits' must be what BertForQuestionAnswering returns alone or under that name; got "
-         r"start_logits \(4, 6\), end_logits \(4, 6\); let a module around it return the logits")),
+         (r"'logits' must be the only output of BertForQuestionAnswering or have that name; got "
+         r"start_logits \(4, 6\), end_logits \(4, 6\); wrap the model in a module that returns")),
         (bert("BertModel"), ids(), r"got last_hidden_state \(4, 6, 8\), pooler_output \(4, 8\)"),
         (lambda: hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**CLIP, projection_dim=8)),
          images(8, 8), r"got image_embeds \(4, 8\), last_hidden_state \(4, 5, 8\)"),

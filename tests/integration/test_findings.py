@@ -7,7 +7,6 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
-import torch
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
@@ -139,7 +138,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float
         hides_attention=False,
     )
     measure = with_probes(
-        label_metrics(data.evaluation, torch.device("cpu")),
+        label_metrics(data.evaluation),
         {"ngrams": reliance},
         data.evaluation[0],
     )

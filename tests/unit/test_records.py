@@ -139,7 +139,7 @@ def test_a_file_shorter_than_the_checkpoint_says_is_refused_and_left_alone(tmp_p
 
 
 def test_a_missing_file_cannot_be_gone_on_with(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"bytes from which .*; got 0; restore"):
+    with pytest.raises(CheckpointError, match=r"bytes from which the checkpoint .*got 0; restore"):
         RecordWriter(tmp_path / "records.jsonl", keep_bytes=1)
     assert not (tmp_path / "records.jsonl").exists()
 

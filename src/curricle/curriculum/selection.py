@@ -15,7 +15,7 @@ References:
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Literal, final
 
 from curricle.curriculum.transitions import (
     check_curve,
@@ -23,33 +23,12 @@ from curricle.curriculum.transitions import (
     sudden_fall,
 )
 from curricle.errors import SpecError
-from curricle.protocols import conforms
 from curricle.values import parse
 
 DIGITS = range(2, 10)
 """Significant digits of losses in notes: the fewest at which the two losses differ."""
 Select = Literal["equal", "transition"] | tuple[int, ...]
 """Rule of the selection, or the steps of the selected checkpoints."""
-
-
-@runtime_checkable
-class HasSteps(Protocol):
-    """An object with the training steps of its checkpoints, such as a trajectory."""
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Return the steps, ascending."""
-        ...
-
-
-@runtime_checkable
-class HasLosses(HasSteps, Protocol):
-    """An object that also has the teacher's loss at its checkpoints."""
-
-    @property
-    def losses(self) -> tuple[tuple[int, float], ...]:
-        """Return step and loss of each checkpoint, ascending in steps."""
-        ...
 
 
 @final
@@ -72,7 +51,7 @@ class Selection:
     """Reason of the selection, a sentence for people; empty if the losses play no role."""
 
 
-def select_checkpoints(select: Select, trajectory: Any) -> Selection:  # noqa: ANN401 - see Raises
+def select_checkpoints(select: Select, trajectory: object) -> Selection:
     """Return the selected checkpoints.
 
     `transition` always gives two: the last, and among the earlier checkpoints the nearest to the
@@ -107,7 +86,7 @@ def _steps(trajectory: object, name: str) -> tuple[int, ...]:
     Raises:
         SpecError: If they do not ascend, or there are none.
     """
-    listed = trajectory.steps if conforms(trajectory, HasSteps) else trajectory
+    listed = getattr(trajectory, "steps", trajectory)
     steps: tuple[int, ...] = parse(
         dict[str, tuple[int, ...]], {name: () if listed is None else listed}
     )[name]
@@ -129,7 +108,7 @@ def _with_transition(steps: tuple[int, ...], trajectory: object) -> Selection:
             f"checkpoint {step} is provisional: which one lies inside the teacher's transition "
             f"shows when it is taught",
         )
-    losses = dict(trajectory.losses if conforms(trajectory, HasLosses) else ())
+    losses: dict[int, float] = dict(getattr(trajectory, "losses", ()))
     missing = [step for step in steps if step not in losses]
     if missing:
         raise SpecError(

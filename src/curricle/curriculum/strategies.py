@@ -33,7 +33,7 @@ from curricle.curriculum.durations import (
     duration,
 )
 from curricle.curriculum.initialization import RandomStart, WarmStart
-from curricle.curriculum.selection import HasSteps, Select, select_checkpoints
+from curricle.curriculum.selection import Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
@@ -323,9 +323,7 @@ STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(
 """The strategies of run specs, by `kind`."""
 
 
-def build(
-    call: Mapping[str, Any], *, total: Duration, trajectory: HasSteps | Sequence[int] | None
-) -> Curriculum:
+def build(call: Mapping[str, Any], *, total: Duration, trajectory: object) -> Curriculum:
     """Return the curriculum of a spec's `{kind: ..., arguments}`.
 
     Args:

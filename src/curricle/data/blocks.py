@@ -10,24 +10,29 @@ Padded batches, whose numbers of positions differ, make no block.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, final
 
-import torch
 from torch import Tensor
 
+from curricle.colocation import count_beside
 from curricle.data.streams import SEQUENCE_AXES, Batch, Stream, concatenate, named
-from curricle.protocols import conforms
 
 
-@runtime_checkable
-class Joins(Protocol):
-    """A stream that gives the batches of several steps at once faster than one by one."""
+def joined(stream: Stream, step: int, number: int) -> Batch | None:
+    """Return the concatenated batches of steps, if the stream has a method of this name.
 
-    def joined(self, step: int, number: int) -> Batch | None:
-        """Return the batches of some steps one below the other; None if it is not faster."""
-        ...
+    Args:
+        stream: The stream.
+        step: The first step.
+        number: Number of steps.
+
+    Returns:
+        The batches; None if the stream cannot read them faster than one by one.
+    """
+    read: Callable[[int, int], Batch | None] | None = getattr(stream, "joined", None)
+    return None if read is None else read(step, number)
 
 
 @final
@@ -68,29 +73,31 @@ class Block:
         fields = {"inputs": whole.inputs, "labels": whole.labels, "selected": whole.selected}
         found = self.cut({name: field for name, field in fields.items() if field is not None})
         if whole.selected is not None:
-            offsets = _offsets(self.first, self.number, whole.selected.device)
+            offsets = _offsets(self.first, self.number, whole.selected)
             found["selected"] = found["selected"] - offsets[:, None]
         return found
 
 
-def read_block(stream: Stream, step: int, number: int, device: torch.device) -> Block | None:
+def read_block(
+    stream: Stream, step: int, number: int, place: Callable[[Batch], Batch]
+) -> Block | None:
     """Return the batches of some steps from one on, or None if they make no block.
 
     Args:
         stream: Where they are read.
         step: The first step.
         number: How many there are.
-        device: Where they are put.
+        place: Puts a batch where it is read.
     """
-    first = stream.batch(step).to(device)
-    found = stream.joined(step, number) if conforms(stream, Joins) else None
+    first = place(stream.batch(step))
+    found = joined(stream, step, number)
     if found is not None:
-        whole = replace(found, step=step).to(device)
+        whole = place(replace(found, step=step))
         return Block(first=first, whole=whole, number=number, shapes=_shapes(first))
     if first.valid is not None:
         return None
     following = range(step + 1, step + number)
-    batches = [first, *(stream.batch(one).to(device) for one in following)]
+    batches = [first, *(place(stream.batch(later)) for later in following)]
     shapes = _shapes(first)
     if any(_shapes(batch) != shapes for batch in batches):
         return None
@@ -98,9 +105,9 @@ def read_block(stream: Stream, step: int, number: int, device: torch.device) -> 
     return Block(first=first, whole=whole, number=number, shapes=shapes)
 
 
-def _offsets(batch: Batch, number: int, device: torch.device) -> Tensor:
+def _offsets(batch: Batch, number: int, like: Tensor) -> Tensor:
     """Return the number of positions before each of some batches like one."""
-    return torch.arange(number, device=device) * math.prod(batch.positions)
+    return count_beside(like, number) * math.prod(batch.positions)
 
 
 def _shapes(batch: Batch) -> tuple[object, ...]:

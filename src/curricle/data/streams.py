@@ -224,15 +224,9 @@ class Batch:
             selected = rows * shape[1] + self.alignment.flatten()[selected]
         return Batch(inputs=inputs, length=length, selected=selected)
 
-    def to(self, device: torch.device) -> "Batch":
-        """Return the batch on another device; nothing is copied if it is there already."""
-        if self.leading.device == device:
-            return self
-
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        return self._changed(moved, _each(self.labels, moved), _each(self.selected, moved))
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return the batch with each of its tensors changed, as by a move to other memory."""
+        return self._changed(change, _each(self.labels, change), _each(self.selected, change))
 
     def split(self, parts: int) -> tuple["Batch", ...]:
         """Return the batch cut along the examples into `parts` of equal size.

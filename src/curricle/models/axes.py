@@ -1,9 +1,9 @@
 """The axis of a tensor that counts features or classes.
 
 Objectives read features and classes on the last axis. A tensor of examples, or of examples and
-positions, has them there. Of a map with four axes or more, and of what a one-dimensional
-convolution returns, the last axis may as well count image columns or samples in time; a loss over
-it would be a plausible number for something else.
+positions, has them there. In a map with four axes or more, and in the output of a one-dimensional
+convolution, the last axis may also count image columns or samples in time; a loss over it would be
+a plausible but wrong number.
 
 Axes: example, position, row, column, feature, class.
 """
@@ -19,7 +19,7 @@ from curricle.models.shortened import LayerTrace, has_features_last, width_axes
 from curricle.models.tapped import Inputs, Place, TappedModel
 
 CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
-"""Modules whose output has its channels on axis 1; those of maps have four axes in any case."""
+"""Modules with channels on axis 1 of their output; those of maps have four axes in any case."""
 SEQUENCE_AXES = 3
 """Axes of a state with examples, positions and features."""
 
@@ -45,7 +45,7 @@ def check_numbers(tap: str, state: Tensor) -> None:
         state: State at the tap.
 
     Raises:
-        BindError: If it holds no real numbers, or rows of unequal length.
+        BindError: If it has no real numbers, or rows of unequal length.
     """
     if state.is_nested:
         raise BindError(
@@ -76,14 +76,14 @@ def check_state(
         module: Module of the tap.
         side: `output` or `input` of the module.
         axis: Axis that counts features, as declared; -1 is the default.
-        observed: Axis that passes have shown to count them; see `shortened`.
+        observed: Their axis as observed in forward passes; see `shortened`.
 
     Raises:
-        BindError: If the state is a map and no axis was declared, or if it holds no real numbers
-            or rows of unequal length.
+        BindError: If the state is a map and no axis was declared, or if it has no real numbers or
+            rows of unequal length.
     """
     check_numbers(tap, state)
-    # Most states of a step end here, before any module is looked at.
+    # Most states of a step return here, before any module is inspected.
     if axis != -1 or state.ndim < SEQUENCE_AXES:
         return
     if _is_last(state, observed, guess=lambda: _state_is_clear(state, module, side)):
@@ -110,7 +110,7 @@ def check_logits(
         model: Model that returned them.
         inputs: Its inputs.
         axis: Axis that counts classes, as declared; -1 is the default.
-        observed: Axis that passes have shown to count them; see `shortened`.
+        observed: Their axis as observed in forward passes; see `shortened`.
 
     Raises:
         BindError: If the logits are a map and no axis was declared.
@@ -127,12 +127,12 @@ def check_logits(
 
 
 def _is_last(tensor: Tensor, observed: int | None, *, guess: Callable[[], bool]) -> bool:
-    """Return whether features are on the last axis; where nothing was observed, by a guess."""
+    """Return whether features are on the last axis: as observed, otherwise by a guess."""
     return guess() if observed is None else observed == tensor.ndim - 1
 
 
 def _evidence(observed: int | None) -> str:
-    """Return what passes have shown, for an error sentence."""
+    """Return the observed axis as words of an error message."""
     if observed is None:
         return ""
     if observed == 0:
@@ -141,7 +141,7 @@ def _evidence(observed: int | None) -> str:
 
 
 def _state_is_clear(state: Tensor, module: nn.Module, side: str) -> bool:
-    """Return whether the last layer of a tap leaves no doubt about its axes."""
+    """Return whether the axes of a tap follow from its last layer."""
     last = _last_layer(module) if side == "output" else None
     if last is not None and has_features_last(last):
         return True
@@ -149,7 +149,7 @@ def _state_is_clear(state: Tensor, module: nn.Module, side: str) -> bool:
 
 
 def _logits_are_clear(logits: Tensor, model: nn.Module, inputs: object) -> bool:
-    """Return whether the layers of a model leave no doubt about the axes of its logits."""
+    """Return whether the axes of a model's logits follow from its layers."""
     return not (
         logits.ndim > SEQUENCE_AXES
         or isinstance(_last_leaf(model), (nn.Conv1d, nn.ConvTranspose1d))
@@ -158,7 +158,7 @@ def _logits_are_clear(logits: Tensor, model: nn.Module, inputs: object) -> bool:
 
 
 def _keeps_last_axis(logits: Tensor, inputs: object) -> bool:
-    """Return whether channels-first signals have become something with an axis of their length."""
+    """Return whether the last axis of logits has the length of channels-first signals."""
     if not isinstance(inputs, Tensor) or inputs.ndim != SEQUENCE_AXES:
         return False
     return logits.shape[-1] == inputs.shape[-1] and logits.shape[1] != inputs.shape[1]
@@ -182,19 +182,19 @@ def _last_leaf(model: nn.Module) -> nn.Module:
 
 @final
 class ObservedAxes:
-    """The axes of features and classes that passes of a model have shown.
+    """The axes of features and classes as observed in forward passes of a model.
 
-    They are observed once for each place and number of axes, in the first pass inside `active`
-    that reads them: by the layers that make the tensors, and where those leave it open, by a
-    shorter pass. Where nothing was observed the types of the modules decide.
+    They are observed once for each place and number of axes, in the first pass inside `active` that
+    reads them: from the layers that compute the tensors, or, if these are ambiguous, with a shorter
+    pass. Without an observation the types of the modules decide.
     """
 
     def __init__(self, module: nn.Module, *, has_known_states: bool) -> None:
-        """Begin without any.
+        """Start without observations.
 
         Args:
             module: The model.
-            has_known_states: Whether its states have their features last in any case.
+            has_known_states: Whether the features of its states are last in any case.
         """
         self.module, self._has_known_states = module, has_known_states
         self._traced: set[Place | None] = set()
@@ -204,7 +204,7 @@ class ObservedAxes:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """Let passes inside the block observe axes; others read what was observed before.
+        """Observe axes in forward passes inside the block; others use earlier observations.
 
         Yields:
             Nothing.
@@ -216,20 +216,20 @@ class ObservedAxes:
             self._is_active = before
 
     def axis(self, place: Place | None, tensor: Tensor) -> int | None:
-        """Return the axis that was observed, None if passes have left it open.
+        """Return the observed axis, None if it is ambiguous.
 
         Args:
             place: Place of the tensor; None for logits.
-            tensor: What is there.
+            tensor: The tensor.
         """
         return self._axes.get((place, tensor.ndim))
 
     @contextmanager
     def tracing(self, places: Sequence[Place | None]) -> Iterator[None]:
-        """Observe the layers of a pass that reads places for the first time.
+        """Observe the layers of the first forward pass that reads places.
 
         Args:
-            places: What the pass reads; None for logits.
+            places: Places of the pass; None for logits.
 
         Yields:
             Nothing.
@@ -251,12 +251,12 @@ class ObservedAxes:
         inputs: Inputs,
         keywords: Mapping[str, object],
     ) -> None:
-        """Observe the axes of tensors that are new and have three axes or more.
+        """Observe the axes of new tensors with three axes or more.
 
         Args:
-            tensors: What a pass has shown at its places; None for logits.
+            tensors: Tensors at the places of a pass; None for logits.
             inputs: Inputs of the pass.
-            keywords: Its other arguments.
+            keywords: Its keyword arguments.
         """
         if not self._is_active:
             return
@@ -268,17 +268,17 @@ class ObservedAxes:
         if not fresh:
             return
         axes = {place: self._axis_of_layers(place, tensor) for place, tensor in fresh.items()}
-        left = {
+        ambiguous = {
             place: tuple(tensor.shape)
             for place, tensor in fresh.items()
             if axes[place] is None and not self._is_exempt(place)
         }
-        if left:
-            axes |= width_axes(self.module, inputs, keywords, left)
+        if ambiguous:
+            axes |= width_axes(self.module, inputs, keywords, ambiguous)
         self._axes |= {(place, fresh[place].ndim): axis for place, axis in axes.items()}
 
     def _axis_of_layers(self, place: Place | None, tensor: Tensor) -> int | None:
-        """Return the axis that the type of the tap, or the layers of the pass, tell."""
+        """Return the axis according to the type of the tap or the layers of the pass."""
         if place is not None and place.side == "output":
             last = _last_layer(self.module.get_submodule(place.path))
             if has_features_last(last):
@@ -290,10 +290,10 @@ class ObservedAxes:
 
 
 def observing(model: TappedModel) -> AbstractContextManager[None]:
-    """Return a block in which passes of a model observe the axes of what they read.
+    """Return a context in which forward passes of a model observe the axes of its states.
 
     Args:
-        model: A model; one of another kind than `HookedModel` knows its axes itself.
+        model: A model; kinds other than `HookedModel` have known axes.
     """
     axes = getattr(model, "axes", None)
     return axes.active() if isinstance(axes, ObservedAxes) else nullcontext()

@@ -1,7 +1,7 @@
 """Choices that curricle makes about a model without being asked, as notes for the plan.
 
-Each note is one sentence with a lower-case start and no trailing period. What would make a run
-wrong is refused instead: outputs that are no scores of classes, and labels in another order.
+Each note is one sentence with a lower-case start and no trailing period. Choices that would make
+a run wrong are refused instead: outputs that are no scores of classes, and labels in another order.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ def model_notes(
         model: The model.
         who: Its role in the run.
         inputs: First batch of the run.
-        logits_note: What a pass of the model has taken for its logits; see `Activations`.
+        logits_note: Part of the output that a pass has taken for the logits; see `Activations`.
     """
     notes = [
         *getattr(model, "notes", ()),
@@ -48,8 +48,8 @@ def model_notes(
 def probability_note(logits: Tensor) -> str:
     """Return whether logits look like probabilities; empty if they do not.
 
-    Objectives apply a softmax to what a model returns, so a model with one of its own would be
-    taught through two.
+    Objectives apply a softmax to the output of a model, so a model with a softmax of its own would
+    be trained through two.
 
     Args:
         logits: Logits of a first batch, classes last.
@@ -57,16 +57,16 @@ def probability_note(logits: Tensor) -> str:
     rows = logits.detach().flatten(0, -2)[:PROBED_ROWS].float()
     if rows.shape[-1] < 2 or not len(rows) or bool((rows < 0).any()):  # noqa: PLR2004 - classes
         return ""
-    if not torch.allclose(rows.sum(-1), torch.ones(len(rows), device=rows.device), atol=1e-3):
+    if not torch.allclose(rows.sum(-1), rows.new_ones(len(rows)), atol=1e-3):
         return ""
     return "its logits look like probabilities: rows are positive and sum to 1; return the logits"
 
 
 def check_problem_type(model: TappedModel, who: Role) -> None:
-    """Check that the configuration of a model speaks of one class an example.
+    """Check that the configuration of a model is for one class an example.
 
     Args:
-        model: A model whose logits are read.
+        model: A model; its logits are read.
         who: Its role in the run.
 
     Raises:
@@ -82,7 +82,7 @@ def check_problem_type(model: TappedModel, who: Role) -> None:
 
 
 def check_pair(student: TappedModel, teacher: TappedModel) -> tuple[str, ...]:
-    """Return notes about classes and vocabularies of a pair whose logits are compared.
+    """Return notes about classes and vocabularies of a pair with compared logits.
 
     Args:
         student: The model that learns.
@@ -197,10 +197,10 @@ def _position_table(config: object, module: nn.Module | None) -> str:
     return next(
         (
             path
-            for path, part in named.items()
-            if type(part) is nn.Embedding
-            and part.num_embeddings == length
-            and part.padding_idx is None
+            for path, table in named.items()
+            if type(table) is nn.Embedding
+            and table.num_embeddings == length
+            and table.padding_idx is None
             and ("pos" in path or path.endswith("wpe"))
         ),
         "",

@@ -1,7 +1,7 @@
-"""Models that a run can take: what a student and a teacher must be like before anything runs.
+"""Requirements on the weights and wrappers of students and teachers, checked before training.
 
-Each rule is about one kind of weights or wrapper for which torch itself would give an error that
-does not name the cause, or none at all.
+Each rule is about a kind of weights or wrapper for which torch itself would raise an error without
+the cause, or none at all.
 """
 
 from collections.abc import Iterator
@@ -15,48 +15,48 @@ from curricle.models.tapped import Reader
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 SHARDED = ("torch.nn.parallel.distributed", "torch.distributed")
-"""Modules of torch whose classes spread a model over processes."""
+"""Modules of torch with classes that distribute a model over processes."""
 
 
-def check_present(module: nn.Module, who: str) -> None:
+def check_present(module: nn.Module, role: str) -> None:
     """Check that a model has all of its weights, in this process.
 
     Args:
         module: The model.
-        who: `student` or `teacher`.
+        role: `student` or `teacher`.
 
     Raises:
-        BindError: If not; the first weight or part is named.
+        BindError: If not; the message has the name of the first weight or module.
     """
-    for path, part in module.named_modules():
-        if type(part).__module__.startswith(SHARDED):
+    for path, submodule in module.named_modules():
+        if type(submodule).__module__.startswith(SHARDED):
             raise BindError(
-                f"{who!r} must not be wrapped for several processes, since a run is one process; "
-                f"{path or who!r} is a {type(part).__name__}; pass the module inside"
+                f"{role!r} must not be wrapped for several processes, since a run is one process; "
+                f"{path or role!r} is a {type(submodule).__name__}; pass the module inside"
             )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if type(tensor).__module__.startswith(SHARDED):
             raise BindError(
-                f"{who!r} must have whole weights; {name!r} is a {type(tensor).__name__}, a part "
-                f"of one that several processes share"
+                f"{role!r} must have whole weights; {name!r} is a {type(tensor).__name__}, a shard "
+                f"distributed over several processes"
             )
         if nn.parameter.is_lazy(tensor):
             raise BindError(
-                f"{who!r} must have weights; {name!r} gets its shape from the first forward pass; "
+                f"{role!r} must have weights; {name!r} gets its shape from the first forward pass; "
                 f"run one on a batch before"
             )
         if tensor.is_meta:
             raise BindError(
-                f"{who!r} must have weights; {name!r} is on the meta device, which holds none; "
-                f"build it on the CPU or load them"
+                f"{role!r} must have weights; {name!r} is a meta tensor, without data; build the "
+                f"model on the CPU or load the weights"
             )
 
 
 def check_trainable(module: nn.Module) -> None:
-    """Check that the weights which a student would train can be trained.
+    """Check that the weights of a student can be trained.
 
     Raises:
-        BindError: If not; the first that cannot is named.
+        BindError: If not; the message has the name of the first such weight.
     """
     for name, parameter in module.named_parameters():
         if parameter.is_inference():
@@ -80,10 +80,10 @@ def check_trainable(module: nn.Module) -> None:
 
 
 def check_real(module: nn.Module) -> None:
-    """Check that no weight which trains is complex, which fused AdamW cannot move.
+    """Check that trainable weights are not complex, which fused AdamW does not support.
 
     Raises:
-        BindError: If one is.
+        BindError: If a weight is complex.
     """
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and parameter.is_complex():
@@ -98,7 +98,7 @@ def check_savable(module: nn.Module) -> None:
     """Check that a student's whole state can be written as tensors.
 
     Raises:
-        BindError: If not; what cannot be is named.
+        BindError: If not; the message has the name of the first other entry.
     """
     for name, item in module.state_dict().items():
         if not isinstance(item, torch.Tensor):
@@ -109,19 +109,19 @@ def check_savable(module: nn.Module) -> None:
 
 
 @contextmanager
-def readable(who: str, reading: AbstractContextManager[Reader]) -> Iterator[Reader]:
-    """Open a reading, which scripted modules refuse.
+def readable(role: str, reading: AbstractContextManager[Reader]) -> Iterator[Reader]:
+    """Open the taps of a model, which scripted modules do not allow.
 
     Args:
-        who: Whose model it is, for people.
-        reading: A reading that is not open yet.
+        role: `student` or `teacher`, for error messages.
+        reading: Context of the forward pass.
 
     Yields:
-        Its forward pass.
+        The forward pass.
 
     Raises:
-        BindError: If torch lets nobody read inside the model.
-        RuntimeError: If an error of ours, which is one, says what is wrong.
+        BindError: If torch does not allow hooks inside the model.
+        RuntimeError: If it is an error of curricle.
     """
     with ExitStack() as stack:
         try:
@@ -130,26 +130,25 @@ def readable(who: str, reading: AbstractContextManager[Reader]) -> Iterator[Read
             if isinstance(error, CurricleError):
                 raise
             raise BindError(
-                f"{who!r} must be a module in Python for its hidden states to be read; torch says: "
-                f"{error}; pass the module that it was scripted from"
+                f"{role!r} must be a module in Python for its hidden states to be read; torch "
+                f"reports: {error}; pass the module before scripting"
             ) from error
         yield forward
 
 
 def weight_notes(module: nn.Module) -> Iterator[str]:
-    """Yield what about a student's weights its owner may not know, one sentence each."""
+    """Yield sentences about unusual weights of a student."""
     parameters = list(module.parameters())
-    wide = [one for one in parameters if one.requires_grad and one.dtype == torch.float64]
-    if wide:
+    frozen = [weight for weight in parameters if not weight.requires_grad]
+    if any(weight.requires_grad and weight.dtype == torch.float64 for weight in parameters):
         yield "the student is float64; student.float() makes it float32, which is faster"
-    frozen = sum(one.numel() for one in parameters if not one.requires_grad)
-    if frozen:
-        total = sum(one.numel() for one in parameters)
+    if frozen_count := sum(weight.numel() for weight in frozen):
+        total = sum(weight.numel() for weight in parameters)
         yield (
-            f"{frozen:,} of the student's {total:,} parameters are frozen (requires_grad is off) "
-            f"and stay as they are"
+            f"{frozen_count:,} of the student's {total:,} parameters are frozen (requires_grad is "
+            f"off) and stay as they are"
         )
-    low = {one.dtype for one in parameters if not one.requires_grad} & {*LOW_PRECISION}
+    low = {weight.dtype for weight in frozen} & {*LOW_PRECISION}
     if low:
-        names = " and ".join(sorted(str(one).removeprefix("torch.") for one in low))
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in low))
         yield f"frozen parameters of the student are {names}"

@@ -1,52 +1,39 @@
-"""Where does a language model turn ids into vectors, and vectors back into scores of ids?
+"""Embedding tables and output maps of language models.
 
-`embedding_tables` finds the tables of a model without a list of families. A Hugging Face model
-names its token table and its output map itself; every other `nn.Embedding` of the token table's
-width holds positions, token types or the like. Tables of another width, such as the biases of
-relative positions inside the blocks, are none of these.
+`embedding_tables` finds the tables of a model without a list of families. Hugging Face models have
+methods for their token table and output map; every other `nn.Embedding` of the token table's width
+is one of positions, token types or the like. Tables of another width, such as the biases of
+relative positions inside the blocks, are not included.
 
 Axes: id (a token), row (of any table), width.
 
-Design: modules are found, never changed, and nothing here imports transformers. Weights that two
-roles share are the very same parameter in both, so that who sets one can respect the tie.
+Design: models are not modified, and nothing here imports transformers. Tied weights are the same
+parameter in both roles, so that callers can respect the tie.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 from torch import nn
 
 from curricle.errors import BindError
 from curricle.models.tuners import is_tuned
-from curricle.protocols import conforms
-
-
-class HasEmbeddings(Protocol):
-    """The part of a Hugging Face model that names its tables."""
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the module that turns token ids into vectors."""
-        ...
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the module that makes the logits, if the model has one."""
-        ...
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbeddingTables:
-    """The tables of one model."""
+    """The tables of a model."""
 
     path: str
     """Module path of the token table."""
     tokens: nn.Embedding
-    """Token table: one row an id."""
-    others: Mapping[str, nn.Embedding]
+    """Token table with a row for each id."""
+    extra: Mapping[str, nn.Embedding]
     """Tables of positions and the like, by module path, in the order of the modules."""
     output: nn.Linear | None
-    """What makes the logits, if it is a linear map of the shape of the token table."""
+    """Output map of the logits, if it is a linear map of the shape of the token table."""
 
     @property
     def is_tied(self) -> bool:
@@ -58,21 +45,21 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
     """Return the tables of a model.
 
     Args:
-        model: A Hugging Face model, or one with its two methods.
-        role: Whose model it is, for the error sentence.
+        model: A Hugging Face model, or any model with its two methods.
+        role: `student` or `teacher`, for error messages.
 
     Raises:
-        BindError: If the model does not say which module holds its token embeddings, that is no
-            table, or PEFT has put an adapter around a table or the output.
+        BindError: If the model has no method for its token embeddings, they are not a table, or a
+            table or the output has an adapter of PEFT.
     """
     named, output = _named_modules(model)
     if named is not None:
         _check_untuned(model, role, named, output)
     if not isinstance(named, nn.Embedding):
-        held = "" if named is None else f" with embeddings in a {type(named).__name__}"
+        kind = "" if named is None else f" with embeddings in a {type(named).__name__}"
         raise BindError(
             f"{role!r} must have token embeddings in an nn.Embedding and name it by "
-            f"'get_input_embeddings', as Hugging Face models do; got {type(model).__name__}{held}"
+            f"'get_input_embeddings', as Hugging Face models do; got {type(model).__name__}{kind}"
         )
     tables = {
         path: table
@@ -85,21 +72,21 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
     return EmbeddingTables(
         path=path,
         tokens=named,
-        others={other: table for other, table in tables.items() if other != path},
+        extra={table_path: table for table_path, table in tables.items() if table_path != path},
         output=output,
     )
 
 
 def _check_untuned(model: nn.Module, role: str, named: nn.Module, output: nn.Module | None) -> None:
-    """Check that no table has an adapter, beside which its own weights are not what counts.
+    """Check that no table has an adapter, which would add to its weights.
 
     Raises:
         BindError: If one has.
     """
-    for path, part in model.named_modules():
-        is_read = part is named or part is output
-        holds = any(isinstance(inner, nn.Embedding) for inner in part.modules())
-        if is_tuned(part) and (is_read or holds):
+    for path, module in model.named_modules():
+        is_read = module is named or module is output
+        has_table = any(isinstance(inner, nn.Embedding) for inner in module.modules())
+        if is_tuned(module) and (is_read or has_table):
             raise BindError(
                 f"{role!r} must have tables without adapters for a start; PEFT has wrapped "
                 f"{path!r}; merge the adapter into it (merge_and_unload), or leave 'start' out"
@@ -107,13 +94,15 @@ def _check_untuned(model: nn.Module, role: str, named: nn.Module, output: nn.Mod
 
 
 def _named_modules(model: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """Return what a model names as its token embeddings and its output, if it names any."""
-    if not conforms(model, HasEmbeddings):
+    """Return the token embeddings and the output of a model according to its methods."""
+    tokens = getattr(model, "get_input_embeddings", None)
+    output = getattr(model, "get_output_embeddings", None)
+    if tokens is None or output is None:
         return None, None
     try:
-        return model.get_input_embeddings(), model.get_output_embeddings()
+        return tokens(), output()
     except NotImplementedError:
-        # Families without tokens, such as those that read images, have the methods, too.
+        # Families without tokens, such as those of images, have the methods, too.
         return None, None
 
 
@@ -122,8 +111,8 @@ def matching_tables(
 ) -> Iterator[tuple[str, nn.Embedding, nn.Embedding]]:
     """Yield a student's other tables with a teacher's of as many rows, each used once.
 
-    Of several with as many rows the one of the same path is taken, or else the first. Tables
-    without such a partner are left out.
+    Of several with as many rows the one with the same path is used, otherwise the first. Tables
+    without a match are omitted.
 
     Args:
         student: Tables of the student.
@@ -132,8 +121,9 @@ def matching_tables(
     Yields:
         Module path of the student's table, the table, and the teacher's.
     """
-    left = dict(teacher.others)
-    for path, table in student.others.items():
-        fitting = [other for other in left if left[other].num_embeddings == table.num_embeddings]
-        if fitting:
-            yield path, table, left.pop(path if path in fitting else fitting[0])
+    unused = dict(teacher.extra)
+    for path, table in student.extra.items():
+        rows = table.num_embeddings
+        matches = [candidate for candidate in unused if unused[candidate].num_embeddings == rows]
+        if matches:
+            yield path, table, unused.pop(path if path in matches else matches[0])

@@ -1,15 +1,14 @@
-"""Tapped models of the modules that a user already has.
+"""Tapped models of users' modules.
 
-`tapped` takes an MLP, a Hugging Face model or any other module. For Hugging Face models no table
-of families is needed: the blocks are the one module list as long as the configuration says, the
-head is the top-level children from the base model to the output embeddings, and all taps lie on
-the residual stream. Nothing here imports transformers.
+`tapped` accepts an MLP, a Hugging Face model or any other module. For Hugging Face models no table
+of families is needed: the blocks are the only module list as long as in the configuration, the head
+is the top-level children from the base model to the output embeddings, and all taps lie on the
+residual stream. Nothing here imports transformers.
 """
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol
 
 from torch import nn
 
@@ -24,22 +23,7 @@ from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
 
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
-"""What configurations call the bound of their logits."""
-
-
-class _HuggingFaceModel(Protocol):
-    """The part of a Hugging Face model that is needed to find its taps."""
-
-    config: Any
-
-    @property
-    def base_model(self) -> nn.Module:
-        """Return the model without its head."""
-        ...
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        """Return the module that makes the logits, if the model has one."""
-        ...
+"""Names of the bound of the logits in configurations."""
 
 
 def tapped(
@@ -50,25 +34,25 @@ def tapped(
     is_residual: bool | None = None,
     width_axis: int = -1,
 ) -> TappedModel:
-    """Return a model whose hidden states can be read.
+    """Return a model with readable hidden states.
 
-    A tapped model is returned as it is; an `MLP` and Hugging Face models are recognized; any
-    other module is read at module paths.
+    A tapped model is returned unchanged; an `MLP` and Hugging Face models are recognized; any other
+    module is read at module paths.
 
     Args:
         model: The model.
-        blocks: Paths of the blocks in forward order; needed only for modules that are not
-            recognized, and only if taps shall have numbers.
-        head: Path of the module that makes the logits position by position, after which the pass
-            ends; see `HookedModel`. That of Hugging Face models is found, and what they do with
-            the logits after it is done.
+        blocks: Paths of the blocks in forward order; needed only for numbered taps of modules that
+            are not recognized.
+        head: Path of the module that computes the logits position by position and ends the forward
+            pass; see `HookedModel`. In Hugging Face models it is found, with their operations on
+            the logits after it.
         is_residual: Whether the blocks share a residual stream; None means yes for Hugging Face
             models and no for others.
         width_axis: Axis that counts features in hidden states and classes in logits; 1 for
             convolutions. States with four axes or more need it.
 
     Raises:
-        BindError: If a path does not exist, a tapped model is described again, or it is no
+        BindError: If a path does not exist, a tapped model is described again, or it is not a
             model.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
@@ -84,12 +68,12 @@ def tapped(
     model, notes = unwrapped(model)
     output: nn.Module | None = None
     numbering, head_end = Numbering(paths=tuple(blocks)), None
-    has_config = conforms(model, _HuggingFaceModel) and hasattr(model.config, "model_type")
+    has_config = _is_hugging_face(model)
     if has_config and not blocks:
         numbering = numbered_blocks(model, model.config)
     elif isinstance(model, MLP) and not blocks:
         numbering = Numbering(paths=tuple(f"blocks.{place}" for place in range(len(model.blocks))))
-    # A configuration without a depth is one of several models; what their heads are is not known.
+    # A configuration without a depth is one of several models, with unknown heads.
     is_transformer = has_config and hasattr(model.config, "num_hidden_layers")
     if is_transformer and head is None:
         output = _output_embeddings(model)
@@ -105,22 +89,29 @@ def tapped(
     )
 
 
+def _is_hugging_face(model: nn.Module) -> bool:
+    """Return whether a model has the attributes of transformers, also behind a wrapper."""
+    has_methods = callable(getattr(model, "get_output_embeddings", None))
+    has_base = has_methods and hasattr(model, "base_model")
+    return has_base and hasattr(getattr(model, "config", None), "model_type")
+
+
 def _output_embeddings(model: nn.Module) -> nn.Module | None:
-    """Return the module that makes the logits, if the model has one."""
+    """Return the module that computes the logits, if the model has one."""
     try:
-        found: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
+        output: nn.Module | None = model.get_output_embeddings()  # type: ignore[operator]
     except NotImplementedError:
         # Families without a vocabulary may leave the method to their subclasses.
         return None
-    return found
+    return output
 
 
 def _head_paths(model: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
     """Return the top-level children after the base model, up to that with the output embeddings."""
     if output is None:
         return ()
-    inner: Any = base_of(model)
-    place = next(path for path, part in model.named_modules() if part is inner)
+    inner = base_of(model)
+    place = next(path for path, module in model.named_modules() if module is inner)
     base: object = inner.base_model
     paths: tuple[str, ...] = ()
     follows_base = False
@@ -136,43 +127,43 @@ def _head_paths(model: nn.Module, output: nn.Module | None) -> tuple[str, ...]:
 
 
 def _head_end(model: nn.Module, output: nn.Module | None) -> HeadEnd | None:
-    """Return where the output embeddings are and what the configuration says of their logits.
+    """Return the path of the output embeddings and their operations in the configuration.
 
-    Whether `forward` does as the configuration says is not taken on trust: see `check_head`.
+    `check_head` verifies that `forward` agrees with the configuration.
     """
     paths = [path for path, module in model.named_modules() if module is output]
     if not paths:
         return None
-    said = {
-        name: found
+    factors = {
+        name: factor
         for name in (*SOFT_CAPS, "logit_scale", "logits_scaling")
-        if isinstance(found := getattr(model.config, name, None), (int, float)) and found
+        if isinstance(factor := getattr(model.config, name, None), (int, float)) and factor
     }
     return HeadEnd(
         path=paths[0],
-        scale=said.get("logit_scale", 1.0) / said.get("logits_scaling", 1.0),
-        soft_cap=next((said[name] for name in SOFT_CAPS if name in said), None),
+        scale=factors.get("logit_scale", 1.0) / factors.get("logits_scaling", 1.0),
+        soft_cap=next((factors[name] for name in SOFT_CAPS if name in factors), None),
     )
 
 
 def _keywords(model: nn.Module) -> dict[str, object]:
-    """Return fixed keyword arguments of every pass of a Hugging Face model.
+    """Return fixed keyword arguments of every forward pass of a Hugging Face model.
 
-    Training must not pay for a key-value cache, and only named outputs tell the logits.
+    Training must not pay for a key-value cache, and logits are recognized by their name.
     """
     keywords: dict[str, object] = {}
-    if _takes(model, "use_cache"):
+    if _accepts(model, "use_cache"):
         keywords["use_cache"] = False
     if getattr(model.config, "return_dict", True) is False:
         keywords["return_dict"] = True
     return keywords
 
 
-def _takes(model: nn.Module, name: str) -> bool:
+def _accepts(model: nn.Module, name: str) -> bool:
     """Return whether a model has an option, also behind a wrapper of PEFT that passes it on."""
     parameters = inspect.signature(type(model).forward).parameters
     inner = base_of(model)
     if name in parameters or inner is model:
         return name in parameters
-    passes = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
-    return passes and _takes(inner, name)
+    kinds = {parameter.kind for parameter in parameters.values()}
+    return inspect.Parameter.VAR_KEYWORD in kinds and _accepts(inner, name)

@@ -1,13 +1,13 @@
-"""What does the last linear map of a model's head receive, and how do logits come of it?
+"""Uncomputed logits: states, weights and operations of a head's last linear map.
 
-A `LinearHead` stands for logits that have not been computed: the states that enter the map, its
-weights, and what the model does with its output. For a large vocabulary it is far smaller than the
-logits, and a loss can go through it a few positions at a time (`objectives.chunked`).
+A `LinearHead` represents logits that have not been computed: the inputs of the map, its weights,
+and the operations on its output. For a large vocabulary it is far smaller than the logits, and a
+loss can be computed from it a few positions at a time (`objectives.chunked`).
 
 Axes: selected (positions, any number of axes), width (of a state), class.
 
-Design: weights travel with the states. Several checkpoints of a teacher may be read in turns, and a
-reference to the module would then give the states of one to the head of another.
+Design: weights are passed with the states. Several checkpoints of a teacher may be read in turns,
+and a reference to the module could combine the states of a checkpoint with the head of another.
 """
 
 import math
@@ -23,23 +23,23 @@ from torch.nn import functional
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeadEnd:
-    """Where the last linear map of a head is, and what `forward` makes of its output."""
+    """Path of the last linear map of a head, and the operations of `forward` on its output."""
 
     path: str
     """Module path of the `nn.Linear`."""
     scale: float = 1.0
     """Factor on its output; dimensionless."""
     soft_cap: float | None = None
-    """Bound c of the scaled output x, which becomes c tanh(x / c); None bounds nothing."""
+    """Bound c of the scaled output x, which becomes c tanh(x / c); None for no bound."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LinearHead:
-    """Logits before they are multiplied out."""
+    """Logits before the matrix product."""
 
     states: Float[Tensor, "*selected width"]
-    """What the linear map receives, in the precision in which it multiplies."""
+    """Inputs of the linear map, in the precision of its product."""
     weight: Float[Tensor, "class width"]
     """Its weight: the model's own parameter, tied or not."""
     bias: Float[Tensor, " class"] | None = None
@@ -56,7 +56,7 @@ class LinearHead:
 
     @property
     def flops(self) -> int:
-        """Return the FLOPs of multiplying out, as torch counts them."""
+        """Return the FLOPs of the product, as counted by torch."""
         return 2 * self.states.numel() * self.num_classes
 
     @property
@@ -90,7 +90,7 @@ class LinearHead:
         """Return the output of the linear map, in the precision of the states.
 
         Args:
-            out: Takes the output, without gradient; the states must then be `flat`.
+            out: Tensor for the output, without gradient; the states must then be `flat`.
         """
         dtype = self.states.dtype
         weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
@@ -103,7 +103,7 @@ class LinearHead:
     def finished(
         self, product: Float[Tensor, "*selected class"]
     ) -> Float[Tensor, "*selected class"]:
-        """Return the logits that `forward` makes of the output of the linear map."""
+        """Return the logits from the output of the linear map."""
         scaled = product if self.scale == 1 else product * self.scale
         if self.soft_cap is None:
             return scaled
@@ -114,11 +114,11 @@ class LinearHead:
         return self.finished(self.product())
 
     def gives(self, logits: Float[Tensor, "*selected class"]) -> bool:
-        """Return whether logits are those of the head, but for rounding."""
-        found = self.logits()
-        if found.shape != logits.shape:
+        """Return whether logits are those of the head, up to rounding."""
+        computed = self.logits()
+        if computed.shape != logits.shape:
             return False
         size = logits.abs().max().item() if logits.numel() else 0.0
-        # A root of the precision is far above what rounding makes and far below a forgotten factor.
-        tolerance = math.sqrt(torch.finfo(found.dtype).eps) / 10 * size
-        return torch.allclose(found.to(logits.dtype), logits, rtol=0.0, atol=tolerance)
+        # A root of the precision is far above rounding and far below a forgotten factor.
+        tolerance = math.sqrt(torch.finfo(computed.dtype).eps) / 10 * size
+        return torch.allclose(computed.to(logits.dtype), logits, rtol=0.0, atol=tolerance)

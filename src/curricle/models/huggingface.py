@@ -1,9 +1,9 @@
-"""How is a Hugging Face model built or loaded for a run?
+"""Specifications of Hugging Face models, new or pretrained.
 
-Two values: `HuggingFaceSpec` builds a model of any family from scratch, `PretrainedSpec` loads a
-local folder. Both become tapped models through `adapters.tapped`, which needs no table of
-families. This is the only module that uses transformers' model classes; the package is an extra,
-so it is imported when a model is asked for.
+`HuggingFaceSpec` builds a model of any family with random weights, `PretrainedSpec` loads a local
+folder. Both return tapped models through `families.tapped`, which needs no table of families. This
+is the only module that uses transformers' model classes; the package is an extra, so it is imported
+when a model is built.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ from curricle.yaml_specs import from_json
 Head = Literal["masked_lm", "causal_lm"]
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 LONGEST_REASON = 200
-"""Characters that are shown of an error of transformers, some of which list every family."""
+"""Characters of an error of transformers in a message; some errors list every family."""
 
 
 @final
@@ -34,7 +34,7 @@ class HuggingFaceSpec:
     model_type: str
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
-    """What the model predicts."""
+    """Task of the head: masked or next tokens."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
@@ -52,39 +52,39 @@ class HuggingFaceSpec:
             num_inputs: Size of the vocabulary.
             num_classes: Not used; a language model predicts its vocabulary.
             num_positions: Length of the sequences.
-            padding_token: Id whose embedding some families keep at zero; None if there is none.
+            padding_token: Padding id, with a zero embedding in some families; None without one.
 
         Raises:
             SpecError: If the family, or a field of its configuration, does not exist, or if
-                transformers builds no model from it.
+                transformers cannot build the model.
         """
         del num_classes
         transformers = _transformers()
         try:
-            known = transformers.AutoConfig.for_model(self.model_type)
+            defaults = transformers.AutoConfig.for_model(self.model_type)
         except ValueError:
             raise SpecError(
                 f"'model_type' must be a family of transformers; got {self.model_type!r}"
             ) from None
-        fields = [*known.to_dict(), *known.attribute_map]
+        fields = [*defaults.to_dict(), *defaults.attribute_map]
         for name in self.config:
             if name not in fields:
                 raise SpecError(
                     f"{name!r} is not a field of the {self.model_type} configuration; "
                     f"{near_names(name, fields)}"
                 )
-        given = {
+        settings = {
             "vocab_size": num_inputs,
-            # Some families number positions from the padding id on and need a few more.
+            # Some families number positions from the padding id and need a few more.
             "max_position_embeddings": num_positions + 8,
             "pad_token_id": padding_token,
             **{name: None for name in SPECIAL_TOKENS if name in fields},
         } | self.config
         try:
-            config = transformers.AutoConfig.for_model(self.model_type, **given)
+            config = transformers.AutoConfig.for_model(self.model_type, **settings)
             model = _auto(transformers, self.head).from_config(config, trust_remote_code=False)
         except Exception as error:
-            # What families raise for a wrong field has no common base.
+            # The errors of families for a wrong field have no common base class.
             raise SpecError(
                 f"'config' must describe a {self.model_type} model with head {self.head!r}; "
                 f"transformers says: {_reason(error)}"
@@ -102,7 +102,7 @@ class PretrainedSpec:
     path: str
     """Folder with `config.json` and `model.safetensors`."""
     head: Head = "masked_lm"
-    """What the model predicts."""
+    """Task of the head: masked or next tokens."""
 
     def build(
         self,
@@ -118,7 +118,7 @@ class PretrainedSpec:
             num_inputs: Size of the task's vocabulary.
             num_classes: Not used; a language model predicts its vocabulary.
             num_positions: Length of the sequences.
-            padding_token: Not used; the folder's configuration knows it.
+            padding_token: Not used; it is part of the folder's configuration.
 
         Raises:
             BindError: If the folder is missing or its vocabulary is not the task's.
@@ -138,17 +138,17 @@ class PretrainedSpec:
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
-                # Left out, transformers asks on the standard input whether to run the code.
+                # By default, transformers reads from the standard input whether to run code.
                 trust_remote_code=False,
             )
         except Exception as error:
-            # What families raise for a damaged folder has no common base.
+            # The errors of families for a damaged folder have no common base class.
             raise CheckpointError(
                 f"'path' {self.path!r} must hold a model with head {self.head!r}; "
                 f"transformers says: {_reason(error)}"
             ) from error
         if loaded["missing_keys"]:
-            # Transformers would leave them at random numbers.
+            # transformers would initialize them at random.
             raise CheckpointError(
                 f"'path' {self.path!r} must hold all weights of {type(model).__name__}; "
                 f"{min(loaded['missing_keys'])!r} is missing"
@@ -163,22 +163,22 @@ class PretrainedSpec:
 
 
 def _check_safetensors(folder: Path) -> None:
-    """Check that weights are not only there as a pickle, which is never read.
+    """Check that weights do not exist as a pickle only, which is never read.
 
     Raises:
-        CheckpointError: If they are.
+        CheckpointError: If they do.
     """
     pickles = sorted(path.name for path in folder.glob("*.bin"))
     if pickles and not any(folder.glob("*.safetensors")):
         raise CheckpointError(
             f"'path' {str(folder)!r} must hold 'model.safetensors'; got {pickles[0]!r}, a pickle, "
-            f"which is not read since reading one can run code; 'save_pretrained' of the model "
+            f"which is not read because reading it can run code; 'save_pretrained' of the model "
             f"writes safetensors"
         )
 
 
 def _refuse_code(transformers: ModuleType, path: str) -> None:
-    """Refuse a folder whose model is code in the folder.
+    """Refuse a folder with a model that is code in the folder.
 
     Raises:
         CheckpointError: If transformers has no such family.
@@ -187,27 +187,27 @@ def _refuse_code(transformers: ModuleType, path: str) -> None:
         config = from_json(Path(path, "config.json").read_bytes())
         has_code, family = "auto_map" in config, config.get("model_type")
     except (OSError, ValueError, TypeError, AttributeError):
-        # Not a configuration: transformers says why.
+        # Not a configuration: the error of transformers has the reason.
         return
     if has_code and family not in transformers.CONFIG_MAPPING:
         raise CheckpointError(
-            f"'path' {path!r} must hold a model of a family that transformers brings along; its "
+            f"'path' {path!r} must hold a model of a family included in transformers; its "
             f"'model_type' {family!r} is code in the folder ('auto_map'), which is never run"
         )
 
 
-def _check_sizes(config: Any, num_inputs: int, num_positions: int) -> None:  # noqa: ANN401
+def _check_sizes(config: object, num_inputs: int, num_positions: int) -> None:
     """Check that a model has room for a task's tokens and positions.
 
     Raises:
-        BindError: If not; the field of its configuration is named.
+        BindError: If not; the message has the field of its configuration.
     """
-    least = {"vocab_size": num_inputs, "max_position_embeddings": num_positions}
-    for name, number in least.items():
-        found = getattr(config, name, number)
-        if isinstance(found, int) and found < number:
+    required = {"vocab_size": num_inputs, "max_position_embeddings": num_positions}
+    for name, number in required.items():
+        size = getattr(config, name, number)
+        if isinstance(size, int) and size < number:
             raise BindError(
-                f"{name!r} of the model must be at least the task's {number}; got {found}"
+                f"{name!r} of the model must be at least the task's {number}; got {size}"
             )
 
 
@@ -225,6 +225,6 @@ def _transformers() -> ModuleType:
     transformers = imported(
         "transformers", package="transformers", extra="hf", use="Hugging Face models"
     )
-    # Bars for single small files would stand between those of the runs.
+    # Progress bars of single small files would interrupt those of the runs.
     transformers.utils.logging.disable_progress_bar()
     return transformers

@@ -18,23 +18,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curricle.colocation import processor_kind
 from curricle.models.tapped import TappedModel
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inference:
-    """What is done to a model while it only answers."""
+    """Speed-ups of a frozen model."""
 
     linear: torch.dtype | None = None
-    """Precision in which the weights of linear maps are held besides: that of the autocast in
-    which the model is run. None holds none."""
+    """Precision of cached weights of linear maps: that of the model's autocast. None caches
+    none."""
     compiled: bool = False
-    """Whether blocks are compiled, where no gradient is wanted."""
+    """Whether blocks are compiled for passes without gradient."""
 
     @contextmanager
     def held(self, model: TappedModel) -> Iterator[None]:
-        """Make a model fast whose weights do not change until the end of the block.
+        """Speed a model up until the end of the block; its weights must not change meanwhile.
 
         Yields:
             Nothing.
@@ -46,17 +47,17 @@ class Inference:
             undo(model.module)
 
     def apply(self, model: TappedModel) -> None:
-        """Make a model fast whose weights do not change from now on.
+        """Speed a model up; its weights must not change from now on.
 
-        It may be the copy of one that is fast already. Left alone are linear maps of other classes,
-        subclasses too, those that are not in float32 or whose weight is made anew at every pass,
-        and whatever has a forward pass that somebody has replaced.
+        It may be the copy of a model with speed-ups. Unchanged are linear maps of other classes,
+        subclasses included, those that are not in float32 or have a computed weight, and modules
+        with a replaced forward pass.
         """
         undo(model.module)
         if self.linear is not None:
-            for part in model.module.modules():
-                if type(part) is nn.Linear and _is_plain(part):
-                    HeldLinear.take(part, self.linear)
+            for module in model.module.modules():
+                if type(module) is nn.Linear and _is_plain(module):
+                    HeldLinear.replace(module, self.linear)
         if self.compiled:
             _compile_blocks(model, with_gradient=False)
 
@@ -86,48 +87,48 @@ def _compile_blocks(model: TappedModel, *, with_gradient: bool) -> None:
 
 
 def undo(module: nn.Module) -> None:
-    """Put a model back that `Inference` has made fast."""
-    for part in module.modules():
-        if isinstance(part, HeldLinear):
-            part.let_go()
-        if isinstance(vars(part).get("forward"), _Compiled):
-            del vars(part)["forward"]
+    """Remove the speed-ups of a model."""
+    for submodule in module.modules():
+        if isinstance(submodule, HeldLinear):
+            submodule.restore()
+        if isinstance(vars(submodule).get("forward"), _Compiled):
+            del vars(submodule)["forward"]
 
 
 @final
 class HeldLinear(nn.Linear):
-    """A linear map that has its weights in two precisions.
+    """A linear map with weights in two precisions.
 
-    A class and not a function in the place of `forward`, because compiled blocks would need a graph
-    for each such function.
+    It is a class and not a function in the place of `forward`, because compiled blocks would need a
+    graph for each such function.
     """
 
     _low: tuple[Tensor, Tensor | None]
 
     @staticmethod
-    def take(part: nn.Linear, dtype: torch.dtype) -> None:
-        """Let a plain linear map hold its weights in another precision."""
-        bias = None if part.bias is None else part.bias.detach().to(dtype)
-        vars(part)["_low"] = part.weight.detach().to(dtype), bias
-        part.__class__ = HeldLinear
+    def replace(linear: nn.Linear, dtype: torch.dtype) -> None:
+        """Add weights in another precision to a plain linear map, in place."""
+        bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+        vars(linear)["_low"] = linear.weight.detach().to(dtype), bias
+        linear.__class__ = HeldLinear
 
-    def let_go(self) -> None:
-        """Become a plain linear map again."""
+    def restore(self) -> None:
+        """Become a plain linear map again, in place."""
         del vars(self)["_low"]
         self.__class__ = nn.Linear  # type: ignore[assignment]
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the product in the precision of the autocast, bit-equal to that with casts."""
-        held = self.held(input.device.type)
-        return super().forward(input) if held is None else functional.linear(input, *held)
+        cached = self.held(processor_kind(input))
+        return super().forward(input) if cached is None else functional.linear(input, *cached)
 
     def held(self, kind: str) -> tuple[Tensor, Tensor | None] | None:
-        """Return weight and bias as an autocast would cast them here; None if it would not.
+        """Return weight and bias as cast by the current autocast; None if it would not cast.
 
-        Where gradients are wanted they flow to the weight itself, so there it is None, too.
+        With gradients it is also None, because these belong to the weight itself.
 
         Args:
-            kind: That of the device.
+            kind: Kind of processor.
         """
         is_cast = torch.is_autocast_enabled(kind) and not torch.is_grad_enabled()
         return (
@@ -142,7 +143,7 @@ class _Compiled:
     def __init__(self, block: nn.Module, *, with_gradient: bool) -> None:
         self._with_gradient = with_gradient
         self._plain: Callable[..., Any] = block.forward
-        self._inner = [part for part in block.modules() if part is not block]
+        self._inner = [module for module in block.modules() if module is not block]
         self._compiled: Callable[..., Any] = torch.compile(block.forward)
 
     def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as torch's
@@ -152,15 +153,14 @@ class _Compiled:
 
     def _is_read(self) -> bool:
         return any(
-            part._forward_hooks or part._forward_pre_hooks  # noqa: SLF001 - no other name
-            for part in self._inner
+            module._forward_hooks or module._forward_pre_hooks  # noqa: SLF001 - no public name
+            for module in self._inner
         )
 
 
-def _is_plain(part: nn.Linear) -> bool:
-    """Return whether a linear map is in float32 and nobody has changed it, as weight norms do."""
-    named = dict(part.named_parameters(recurse=False))
-    is_wide = all(one.dtype == torch.float32 for one in named.values())
-    return (
-        is_wide and {"weight"} <= set(named) <= {"weight", "bias"} and "forward" not in vars(part)
-    )
+def _is_plain(linear: nn.Linear) -> bool:
+    """Return whether a linear map is in float32 and unmodified, as by a weight norm."""
+    named = dict(linear.named_parameters(recurse=False))
+    is_wide = all(weight.dtype == torch.float32 for weight in named.values())
+    has_own_weights = {"weight"} <= set(named) <= {"weight", "bias"}
+    return is_wide and has_own_weights and "forward" not in vars(linear)

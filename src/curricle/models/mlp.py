@@ -1,7 +1,7 @@
-"""What is the small fully connected network of the parity experiments?
+"""Fully connected network of the parity experiments.
 
-Blocks of linear map and ReLU, then a linear head; PyTorch's default initialization, as in both
-papers' code. Block l is tap l.
+Blocks of linear map and ReLU, then a linear head; PyTorch's default initialization, as in the code
+of both papers. Block l is tap l.
 
 Axes: example, input, class.
 
@@ -21,7 +21,7 @@ from curricle.models.hooked import HookedModel
 from curricle.values import value
 
 MOST_LAYERS = 1_000
-"""Longer networks take minutes to build, and train no better."""
+"""Maximum number of hidden layers; deeper networks take minutes to build."""
 
 
 @final
@@ -29,7 +29,7 @@ class MLP(nn.Module):
     """Blocks of linear map and ReLU under a linear head."""
 
     def __init__(self, num_inputs: int, widths: tuple[int, ...], num_classes: int) -> None:
-        """Draw the weights from torch's global generator, as every torch layer does."""
+        """Initialize the weights from torch's global generator, as in every torch layer."""
         super().__init__()
         sizes = (num_inputs, *widths)
         self.blocks = nn.ModuleList(
@@ -73,7 +73,7 @@ class MLPSpec:
 
         Args:
             num_inputs: Features an example.
-            num_classes: Classes to tell apart.
+            num_classes: Number of classes.
             num_positions: Not used; an MLP has no positions.
             padding_token: Not used, either.
 

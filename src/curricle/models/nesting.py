@@ -1,7 +1,7 @@
-"""Nested tensors of `torch.nn.TransformerEncoder`, which no tap can read.
+"""Padded data inside of `torch.nn.TransformerEncoder`, in place of nested tensors.
 
-In evaluation mode the encoder packs padded data into a nested tensor. A hook on one of its layers
-switches the layer's fast path off, and the slow path fails on what was packed already.
+In evaluation mode the encoder packs padded data into a nested tensor. A hook on a layer disables
+the layer's fast path, and the slow path fails on a nested tensor.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from torch import nn
 
 @contextmanager
 def padded_inside(module: nn.Module, paths: Sequence[str]) -> Iterator[None]:
-    """Hold data padded in encoders that contain one of some paths; the setting comes back after.
+    """Keep data padded in the encoders around paths; restores the setting at the end of the block.
 
     Args:
         module: A model.
-        paths: Module paths that are read.
+        paths: Module paths of taps.
 
     Yields:
         Nothing.

@@ -1,20 +1,19 @@
-"""States and logits in what a module returns.
+"""States and logits in the outputs of modules.
 
-Modules return tensors, tuples, mappings and dataclasses. Logits are a tensor that is returned
-alone, one under the name `logits`, or the only tensor that can be scores. Of several candidates
-none is chosen: which one an objective means cannot be known.
+Modules return tensors, tuples, mappings and dataclasses. Logits are a single tensor, a tensor named
+`logits`, or the only tensor that can be scores. Several candidates are ambiguous, so none of them
+is used.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from curricle.errors import BindError
 
 STATE_NAMES = ("hidden", "state", "embed", "pool", "feature")
-"""Parts of the names of tensors that are no scores of classes."""
+"""Words in the names of tensors that are not scores of classes."""
 STATES_OF_BLOCKS = ("last_hidden_state", "hidden_states")
 """Names of the state among several named outputs of a module of transformers."""
 LEAST_AXES = 2
@@ -22,24 +21,24 @@ LEAST_AXES = 2
 
 
 def logits_in(output: object, model: str = "the model") -> Tensor:
-    """Return the logits in what a model has returned.
+    """Return the logits in the output of a model.
 
     Args:
-        output: What `forward` returned.
+        output: Result of `forward`.
         model: Name of the model, for the error sentence.
 
     Raises:
-        BindError: If no tensor is named `logits` and none, or several, could be; if boxes are
-            predicted besides.
+        BindError: If no tensor is named `logits` and there are no, or several, candidates; if the
+            model also predicts boxes.
     """
     if isinstance(output, Tensor):
         return output
-    parts = _parts(output)
-    if parts is None:
+    entries = _entries(output)
+    if entries is None:
         raise BindError(f"tap 'logits' must give a tensor; got {type(output).__name__}")
-    logits = parts.get("logits")
-    boxes = [name for name in parts if "box" in name]
-    scores = _candidates(parts)
+    logits = entries.get("logits")
+    boxes = [name for name in entries if "box" in name]
+    scores = _candidates(entries)
     if isinstance(logits, Tensor) and not boxes:
         return logits
     if logits is None and len(scores) == 1:
@@ -47,51 +46,51 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
         if not any(word in name for word in STATE_NAMES):
             return tensor
     raise BindError(
-        f"'logits' must be what {model} returns alone or under that name; got {_listed(parts)}; "
-        f"let a module around it return the logits, or name the module that makes them by "
-        f"curricle.tapped(model, head=...)"
+        f"'logits' must be the only output of {model} or have that name; got {_listed(entries)}; "
+        f"wrap the model in a module that returns the logits, or name the module that computes "
+        f"them by curricle.tapped(model, head=...)"
     )
 
 
 def logits_note(output: object) -> str:
-    """Return which part of an output was taken for the logits; empty if it was the only one.
+    """Return a note about the choice of the logits in an output; empty if there was no choice.
 
     Args:
-        output: What `forward` returned and `logits_in` accepts.
+        output: Result of `forward` that `logits_in` accepts.
     """
     if isinstance(output, Tensor):
         return ""
-    parts = _parts(output) or {}
-    if "logits" in parts:
-        left = [
+    entries = _entries(output) or {}
+    if "logits" in entries:
+        unused = [
             name
-            for name, part in parts.items()
-            if isinstance(part, Tensor) and part.is_floating_point() and part.ndim
+            for name, entry in entries.items()
+            if isinstance(entry, Tensor) and entry.is_floating_point() and entry.ndim
             if not any(word in name for word in (*STATE_NAMES, "loss"))
             if name != "logits"
         ]
-        return f"only 'logits' are taught, {_names(left)} left out" if left else ""
-    others = [name for name in _candidates(parts) if not any(word in name for word in STATE_NAMES)]
-    if not others:
+        return f"only 'logits' are taught, {_names(unused)} left out" if unused else ""
+    names = [name for name in _candidates(entries) if not any(word in name for word in STATE_NAMES)]
+    if not names:
         return ""
-    return f"{others[0]!r} of the output is taken for the logits, since nothing has that name"
+    return f"{names[0]!r} of the output is taken for the logits, since nothing has that name"
 
 
 def first_tensor(output: object, name: str) -> Tensor:
     """Return the hidden state in an output: a tensor, the first of a tuple, the only named one.
 
     Args:
-        output: What a module returned, or received.
+        output: Output or input of a module.
         name: Name of the tap, for the error sentence.
 
     Raises:
-        BindError: If there is none, the first is none of floating-point numbers, or several have
+        BindError: If there is none, the first is not of floating-point numbers, or several have
             names.
     """
     if isinstance(output, Tensor):
         return output
-    parts = _parts(output)
-    tensors = {key: part for key, part in (parts or {}).items() if isinstance(part, Tensor)}
+    entries = _entries(output) or {}
+    tensors = {key: entry for key, entry in entries.items() if isinstance(entry, Tensor)}
     if not tensors:
         raise BindError(f"tap {name!r} must give a tensor; got {type(output).__name__}")
     if isinstance(output, (tuple, list)):
@@ -100,8 +99,8 @@ def first_tensor(output: object, name: str) -> Tensor:
     named = [key for key in STATES_OF_BLOCKS if key in tensors]
     candidates = [*named[:1]] or list(_scores(tensors))
     if not candidates:
-        # Statistics of one axis: whoever asks for them gets the first.
-        candidates = [key for key, part in tensors.items() if part.is_floating_point()][:1]
+        # Outputs of statistics with one axis: the first is the state.
+        candidates = [key for key, entry in tensors.items() if entry.is_floating_point()][:1]
     return _state(tensors, candidates[0] if len(candidates) == 1 else None, name)
 
 
@@ -114,44 +113,43 @@ def _state(tensors: Mapping[str, Tensor], key: str | None, name: str) -> Tensor:
     return tensors[key]
 
 
-def _parts(output: object) -> dict[str, object] | None:
-    """Return the parts of an output by name; None for what has no parts."""
+def _entries(output: object) -> dict[str, object] | None:
+    """Return the entries of an output by name; None for a single value."""
     if isinstance(output, Mapping):
-        return {str(name): part for name, part in output.items()}
+        return {str(name): entry for name, entry in output.items()}
     if isinstance(output, (tuple, list)):
-        names: Any = getattr(output, "_fields", None)
-        return dict(
-            zip(names or (f"item {place}" for place in range(len(output))), output, strict=True)
-        )
+        numbered = tuple(f"item {place}" for place in range(len(output)))
+        names: tuple[str, ...] = getattr(output, "_fields", numbered) or numbered
+        return dict(zip(names, output, strict=True))
     if dataclasses.is_dataclass(output):
         return {field.name: getattr(output, field.name) for field in dataclasses.fields(output)}
     logits = getattr(output, "logits", None)
     return None if logits is None else {"logits": logits}
 
 
-def _candidates(parts: Mapping[str, object]) -> dict[str, Tensor]:
-    """Return the scores that may be those of classes; a single column, as of values, is none."""
-    scores = _scores(parts)
-    several = {name: part for name, part in scores.items() if part.shape[-1] > 1}
+def _candidates(entries: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return possible scores of classes; single columns, as of values, only without others."""
+    scores = _scores(entries)
+    several = {name: entry for name, entry in scores.items() if entry.shape[-1] > 1}
     return several or scores
 
 
-def _scores(parts: Mapping[str, object]) -> dict[str, Tensor]:
-    """Return the parts that may be scores or states by their type and axes."""
+def _scores(entries: Mapping[str, object]) -> dict[str, Tensor]:
+    """Return possible scores or states by their type and axes."""
     return {
-        name: part
-        for name, part in parts.items()
-        if isinstance(part, Tensor) and part.is_floating_point() and part.ndim >= LEAST_AXES
+        name: entry
+        for name, entry in entries.items()
+        if isinstance(entry, Tensor) and entry.is_floating_point() and entry.ndim >= LEAST_AXES
     }
 
 
-def _listed(parts: Mapping[str, object]) -> str:
+def _listed(entries: Mapping[str, object]) -> str:
     words = [
-        f"{name} {tuple(part.shape)}"
-        if isinstance(part, Tensor)
-        else f"{name} ({type(part).__name__})"
-        for name, part in parts.items()
-        if part is not None
+        f"{name} {tuple(entry.shape)}"
+        if isinstance(entry, Tensor)
+        else f"{name} ({type(entry).__name__})"
+        for name, entry in entries.items()
+        if entry is not None
     ]
     return ", ".join(words) or "nothing"
 

@@ -1,8 +1,7 @@
-"""How is a module changed for a while and given back as it was?
+"""Temporary changes of modules: modes, gradient flags and buffers.
 
-Binding runs a student once to look at it, a stage freezes what it does not train, a teacher is
-held in evaluation mode. Each of these is a block; when it ends, also by an exception, everything is
-what it was before, submodule by submodule.
+Binding runs a student once, a stage freezes parameters, a teacher is in evaluation mode. Each of
+these is a context; at its end, also by an exception, every submodule is restored.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -19,25 +18,28 @@ Modes = Sequence[tuple[nn.Module, bool]]
 
 def modes_of(module: nn.Module) -> Modes:
     """Return the training mode of every submodule."""
-    return [(part, part.training) for part in module.modules()]
+    return [(submodule, submodule.training) for submodule in module.modules()]
 
 
 def set_modes(modes: Modes) -> None:
-    """Put submodules into the modes that `modes_of` has returned."""
-    for part, mode in modes:
+    """Restore the modes of submodules from `modes_of`."""
+    for submodule, mode in modes:
         # Some modules do more than set a flag, as those that merge an adapter for evaluation.
-        if part.training is not mode:
-            part.train(mode)
-    # A part of two modules follows the later one, and some refuse a mode.
-    for part, mode in modes:
-        part.training = mode
+        if submodule.training is not mode:
+            submodule.train(mode)
+    # A submodule of two modules follows the later one, and some ignore `train`.
+    for submodule, mode in modes:
+        submodule.training = mode
 
 
 def train(module: nn.Module) -> Modes:
-    """Return the modes of a module's submodules after putting it into that in which it trains.
+    """Put a module into training mode and return the modes of its submodules.
 
-    A module in evaluation mode, as loaded models are, is switched on as a whole. Of one in training
-    mode the submodules that are in evaluation mode stay there: their owner has frozen them.
+    In a module in evaluation mode, as after loading, all submodules change. In a module in training
+    mode, submodules in evaluation mode are intended by the user and stay.
+
+    Returns:
+        The modes.
     """
     # The wrapper of PEFT is new, and in training mode by itself.
     if not module.training or not base_of(module).training:
@@ -49,8 +51,7 @@ def mode_notes(module: nn.Module) -> Iterator[str]:
     """Yield a note about submodules that stay in evaluation mode while the module is trained."""
     with modes_kept(module):
         train(module)
-        names = {id(part): path for path, part in module.named_modules()}
-        frozen = [names[id(part)] for part in module.modules() if not part.training]
+        frozen = [path for path, submodule in module.named_modules() if not submodule.training]
     if frozen:
         yield (
             f"{len(frozen)} submodules of the student stay in evaluation mode, as they were "
@@ -60,7 +61,7 @@ def mode_notes(module: nn.Module) -> Iterator[str]:
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
-    """Put the training mode of every submodule back at the end of the block.
+    """Restore the training mode of every submodule at the end of the block.
 
     Yields:
         Nothing.
@@ -75,7 +76,7 @@ def modes_kept(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def looked_at(module: nn.Module) -> Iterator[None]:
-    """Hold a module in evaluation mode without gradients; its modes come back after.
+    """Run a block in evaluation mode without gradients; restores the modes at its end.
 
     Yields:
         Nothing.
@@ -87,7 +88,7 @@ def looked_at(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def buffers_kept(module: nn.Module) -> Iterator[None]:
-    """Put all buffers, such as running statistics, back at the end of the block.
+    """Restore all buffers, such as running statistics, at the end of the block.
 
     Yields:
         Nothing.
@@ -113,9 +114,9 @@ def _is_equal(buffer: torch.Tensor, value: torch.Tensor) -> bool:
 
 @contextmanager
 def frozen_but(module: nn.Module, trained: Collection[str]) -> Iterator[None]:
-    """Take gradients from all parameters but the named ones; the flags come back after.
+    """Disable gradients of all parameters but the named ones; restores the flags at the end.
 
-    A parameter that needed no gradient before needs none inside the block either.
+    Parameters without gradient before the block have none inside.
 
     Yields:
         Nothing.

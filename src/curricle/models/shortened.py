@@ -1,6 +1,6 @@
 """The axis of a state that keeps its size while the inputs become shorter.
 
-A shape alone does not say which of its axes counts features. Two observations do: the layer of
+A shape alone does not show which of its axes counts features. Two observations do: the layer of
 torch that has made the tensor, and how the shape follows the length of the inputs. `LayerTrace`
 makes the first during an ordinary pass; `width_axes` the second, with one small pass more.
 
@@ -60,7 +60,7 @@ Shapes = Mapping[Place | None, tuple[int, ...]]
 
 
 def has_features_last(module: nn.Module) -> bool:
-    """Return whether a layer puts features on the last axis of whatever it is given."""
+    """Return whether a layer puts features on the last axis of any input."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         # Of several axes any may count features, as of a whole map.
         return len(module.normalized_shape) == 1
@@ -88,10 +88,10 @@ class LayerTrace:
         """
         with ExitStack() as stack:
             fused = {
-                id(part)
+                id(sublayer)
                 for layer in module.modules()
                 if isinstance(layer, FUSED) or hasattr(layer, "_orig_mod")
-                for part in layer.modules()
+                for sublayer in layer.modules()
             }
             for layer in module.modules():
                 if id(layer) not in fused:
@@ -99,7 +99,7 @@ class LayerTrace:
             yield
 
     def axis(self, tensor: Tensor) -> int | None:
-        """Return the axis of features that the layers tell, counted from the front; None if none.
+        """Return the axis of features by the layers, counted from the front; None if unknown.
 
         Args:
             tensor: A tensor of the pass.
@@ -133,7 +133,7 @@ class LayerTrace:
 def width_axes(
     module: nn.Module, inputs: Inputs, keywords: Mapping[str, object], shapes: Shapes
 ) -> dict[Place | None, int]:
-    """Return the axis of features at each place where shorter inputs tell it.
+    """Return the axis of features at each place where shorter inputs show it.
 
     The model runs once on a few examples of half the length, in evaluation mode; it stays as it
     was. Axes that follow the length count positions; features are on the last axis if that keeps
@@ -147,16 +147,16 @@ def width_axes(
     """
     for shorter in _shortened(inputs):
         try:
-            others = _shapes(module, shorter, keywords, tuple(shapes))
+            halved = _shapes(module, shorter, keywords, tuple(shapes))
         except (CurricleError, *REFUSALS):
             continue
-        axes = {place: _width_axis(shape, others.get(place, ())) for place, shape in shapes.items()}
+        axes = {place: _width_axis(shape, halved.get(place, ())) for place, shape in shapes.items()}
         return {place: axis for place, axis in axes.items() if axis is not None}
     return {}
 
 
 def _width_axis(shape: tuple[int, ...], shorter: tuple[int, ...]) -> int | None:
-    """Return the axis that keeps its size, 0 if none does; None if shapes do not tell."""
+    """Return the axis that keeps its size, 0 if none does; None if shapes leave it open."""
     if len(shape) != len(shorter) or shape[1:] == shorter[1:]:
         return None
     if shape[-1] == shorter[-1]:
@@ -236,20 +236,20 @@ def _shapes(
 def _hooked(
     module: nn.Module, places: Sequence[Place | None], record: Callable[[str, str, object], None]
 ) -> Iterator[None]:
-    """Call a function with what modules take and give at some places inside the block."""
+    """Call a function with inputs and outputs of modules at some places inside the block."""
     sides = dict.fromkeys((place.path, place.side) for place in places if place is not None)
     with ExitStack() as stack:
         for path, side in sides:
-            part = module.get_submodule(path)
+            target = module.get_submodule(path)
             if side == "input":
-                handle = part.register_forward_pre_hook(
+                handle = target.register_forward_pre_hook(
                     lambda _, args, keywords, path=path: record(
                         path, "input", args or tuple(keywords.values())
                     ),
                     with_kwargs=True,
                 )
             else:
-                handle = part.register_forward_hook(
+                handle = target.register_forward_hook(
                     lambda _, _args, output, path=path: record(path, "output", output)
                 )
             stack.callback(handle.remove)

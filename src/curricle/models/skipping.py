@@ -10,7 +10,7 @@ from curricle.errors import BindError
 from curricle.models.tapped import Place, TappedModel
 
 OPTION = "layerdrop"
-"""What modules and configurations call the probability with which a block is skipped."""
+"""Name, in modules and configurations, of the probability that a block is skipped."""
 
 
 def check_always_runs(model: TappedModel, place: Place) -> None:
@@ -38,14 +38,14 @@ def _settings(module: nn.Module | None) -> list[tuple[str, str, float]]:
     """
     if module is None:
         return []
-    held = [
-        (path, f"{path}.{OPTION}" if path else OPTION, vars(part)[OPTION])
-        for path, part in module.named_modules()
-        if OPTION in vars(part)
+    settings = [
+        (path, f"{path}.{OPTION}" if path else OPTION, vars(layer)[OPTION])
+        for path, layer in module.named_modules()
+        if OPTION in vars(layer)
     ]
-    if not held:
+    if not settings:
         config = getattr(module, "config", None)
-        held = (
+        settings = (
             [
                 ("", f"config.{name}", value)
                 for name, value in vars(config).items()
@@ -56,6 +56,6 @@ def _settings(module: nn.Module | None) -> list[tuple[str, str, float]]:
         )
     return [
         (path, setting, float(value))
-        for path, setting, value in held
+        for path, setting, value in settings
         if isinstance(value, (int, float)) and value > 0
     ]

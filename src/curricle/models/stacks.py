@@ -1,34 +1,34 @@
-"""Lists of blocks in a model, and which of them the numbered taps count.
+"""Lists of blocks in a model, and the choice of the numbered ones.
 
-A stack is a module list of blocks of one class that hold linear maps: the layers of an encoder, a
+A stack is a module list of blocks of one class with linear maps: the layers of an encoder, a
 decoder or a vision tower. Lists inside a block, such as experts, and lists of plain convolutions
-are none.
+are not stacks.
 """
 
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 from torch import nn
 
 FEWEST_MAPS = 2
-"""Linear maps in a block at the least; a layer of attention or a feed-forward layer has more."""
+"""Minimum number of linear maps in a block; attention and feed-forward layers have more."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Numbering:
-    """The blocks that numbered taps count."""
+    """The numbered blocks of a model."""
 
     paths: tuple[str, ...] = ()
     """Their module paths in forward order; empty if they are unknown."""
     reason: str = ""
-    """Why they are unknown, for the error of a numbered tap."""
+    """Cause of an unknown numbering, for the error of a numbered tap."""
     notes: tuple[str, ...] = ()
-    """What was decided about the model, one sentence each."""
+    """Decisions about the model, one sentence each."""
 
 
-def numbered_blocks(model: nn.Module, config: Any) -> Numbering:  # noqa: ANN401 - untyped
-    """Return the blocks of a Hugging Face model: its only list as long as its configuration says.
+def numbered_blocks(model: nn.Module, config: object) -> Numbering:
+    """Return the blocks of a Hugging Face model: its only list as long as in its configuration.
 
     Args:
         model: The model.
@@ -45,11 +45,11 @@ def numbered_blocks(model: nn.Module, config: Any) -> Numbering:  # noqa: ANN401
     elif len(lists) != 1:
         rule = f"one list of {depth} modules is expected; got {lists}"
     else:
-        others = [path for path in stacks if path != lists[0]]
+        unnumbered = [path for path in stacks if path != lists[0]]
         note = f"numbered taps are the {depth} blocks of {lists[0]!r}, not those of "
         return Numbering(
             paths=tuple(f"{lists[0]}.{number}" for number in range(depth or 0)),
-            notes=(f"{note}{', '.join(map(repr, others))}",) if others else (),
+            notes=(f"{note}{', '.join(map(repr, unnumbered))}",) if unnumbered else (),
         )
     return Numbering(
         reason=f"'blocks' must be given for {name}: {rule}; lists of blocks: {listed}; "
@@ -71,13 +71,12 @@ def _is_stack(blocks: nn.ModuleList) -> bool:
     kinds = {type(block) for block in blocks}
     if len(kinds) != 1:
         return False
-    maps = [part for part in blocks[0].modules() if _is_map(part)]
-    return len(maps) >= FEWEST_MAPS
+    return sum(map(_is_map, blocks[0].modules())) >= FEWEST_MAPS
 
 
-def _is_map(part: nn.Module) -> bool:
-    """Return whether a module is a linear map, also one that transformers stores transposed."""
-    return isinstance(part, nn.Linear) or type(part).__name__ == "Conv1D"
+def _is_map(module: nn.Module) -> bool:
+    """Return whether a module is a linear map, also with transposed weights in transformers."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _lists_of(model: nn.Module, length: int) -> list[str]:

@@ -1,14 +1,14 @@
-"""Where can a model be read, and what does a reading give?
+"""Taps of a model, and the protocol of models whose hidden states can be read.
 
 A *tap* is a numbered place whose hidden state can be read: 0 after the embedding or input, l
 after block l, counted once for all models. A tap may also be named by module path, or given as a
 fraction of the model's depth, which lets one curriculum serve models of different depth.
 
 Axes: example, position (absent for models without one), width (always the last axis of a hidden
-state), selected (positions whose logits are wanted), class.
+state), selected (positions with logits), class.
 
-Design: what is read is an argument and a result. A `TappedModel` opens a *reading* for some
-places; inside it each forward pass stops right after the deepest thing that was asked for.
+Design: a reading is an argument and a result. A `TappedModel` opens a *reading* for some
+places; inside it each forward pass stops right after the deepest place of the reading.
 """
 
 import math
@@ -29,7 +29,7 @@ Tap = int | float | str
 """A tap: its number, a fraction of the depth strictly between 0 and 1, or a module path."""
 
 REFUSALS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
-"""What forward passes raise on inputs that they cannot take."""
+"""Errors of forward passes on inputs that they cannot take."""
 Inputs = Tensor | Mapping[str, Tensor]
 """A model's input: one tensor, or named tensors passed as keywords."""
 
@@ -37,14 +37,14 @@ Inputs = Tensor | Mapping[str, Tensor]
 @final
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A module's output in one of its calls, which is what a tap stands for in a given model."""
+    """A module's output in one of its calls: the meaning of a tap in a given model."""
 
     path: str
     """Module path as in `named_modules`; empty for the module itself."""
     call: int = 0
     """Which call within one forward pass, for modules that are used several times."""
     side: str = "output"
-    """`output`, or `input` for what the module receives (tap 0 without an embedding)."""
+    """`output`, or `input` for the input of the module (tap 0 without an embedding)."""
     tap: str = field(default="", compare=False)
     """The tap as users number it, for people; empty for taps named by path."""
 
@@ -62,19 +62,19 @@ class Place:
 @final
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """What one forward pass has shown."""
+    """Hidden states and logits of one forward pass."""
 
     hidden: Mapping[Place, Float[Tensor, "*leading width"]]
-    """Hidden state of each place that was asked for."""
+    """Hidden state of each place of the reading."""
     logits: Float[Tensor, "*selected class"] | None = None
-    """Logits at the selected positions, if they were asked for."""
+    """Logits at the selected positions, if the reading has them."""
     head: LinearHead | None = None
-    """What the last linear map receives at the selected positions, if it was asked for."""
+    """Input of the last linear map at the selected positions, if the reading has it."""
     positions: tuple[int, ...] | None = None
     """Shape of the positions among which the selected ones were taken, as the model has them; None
-    if none were selected, or the model does not tell."""
+    if none were selected, or the model does not have any."""
     obscurity: str = ""
-    """Why the output has no logits although they were asked for; empty if it has."""
+    """Reason for an output without logits in a reading that has them; empty otherwise."""
     logits_note: str = ""
     """Which part of the output was taken for the logits; empty if it was the only one."""
 
@@ -86,13 +86,13 @@ class Reader(Protocol):
     def __call__(
         self, inputs: Inputs, selected: Int[Tensor, " selected"] | None = None
     ) -> Activations:
-        """Return what the pass has shown at the places of the reading."""
+        """Return the states and logits of the pass at the places of the reading."""
         ...
 
 
 @runtime_checkable
 class TappedModel(Protocol):
-    """A module whose hidden states can be read and whose forward pass can stop early."""
+    """A module with readable hidden states and a forward pass that can stop early."""
 
     @property
     def module(self) -> nn.Module:
@@ -106,7 +106,7 @@ class TappedModel(Protocol):
 
     @property
     def is_residual(self) -> bool:
-        """Return whether the taps lie on one residual stream, whose scale grows with depth."""
+        """Return whether the taps lie on one residual stream: its scale grows with depth."""
         ...
 
     def place(self, tap: Tap) -> Place:
@@ -116,10 +116,10 @@ class TappedModel(Protocol):
     def reading(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
     ) -> AbstractContextManager[Reader]:
-        """Open a reading of some places and, if wanted, of the logits or of what they come from.
+        """Open a reading of some places and, if wanted, of the logits or the input of their map.
 
-        `head` asks for the states before the last linear map of the head and for its weights;
-        `BindError` if the model has no such map.
+        `head` adds the states before the last linear map of the head and for its weights;
+        `BindError` if the model has none.
         """
         ...
 
@@ -141,17 +141,17 @@ def tap_number(tap: float, depth: int) -> int:
     return number
 
 
-def tried(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> Activations:
-    """Return what a model shows of a first batch, which tells whether they fit at all.
+def run_trial(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> Activations:
+    """Return states and logits of a first batch, which shows whether model and data fit.
 
     Args:
-        who: Whose model it is, for people.
+        who: Role of the model, for people.
         read: An open reading of it.
-        inputs: What it is given.
-        selected: Positions whose logits are wanted.
+        inputs: Its inputs.
+        selected: Positions of the logits.
 
     Raises:
-        BindError: If its forward pass fails; what that says is passed on.
+        BindError: If its forward pass fails; the message is passed on.
     """
     try:
         return read(inputs, selected)
@@ -164,22 +164,22 @@ def tried(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> 
 
 
 def check_head(model: TappedModel, inputs: Inputs) -> None:
-    """Check on one position that a model's logits are what its `LinearHead` says.
+    """Check on one position that a model's logits are those of its `LinearHead`.
 
     Raises:
         BindError: If the head does not end in a linear map, or `forward` makes something else of
-            what the map gives.
+            its output.
     """
-    given = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    selected = torch.zeros(1, dtype=torch.int64, device=given.device)
+    leading = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    selected = leading.new_zeros(1, dtype=torch.int64)
     with (
         torch.no_grad(),
         modes_kept(model.module),
         model.reading((), logits=True, head=True) as read,
     ):
         model.module.eval()
-        shown = read(inputs, selected)
-    if shown.head is None or shown.logits is None or not shown.head.gives(shown.logits):
+        states = read(inputs, selected)
+    if states.head is None or states.logits is None or not states.head.gives(states.logits):
         raise BindError(
             f"'chunk' must be None for {type(model.module).__name__}, which makes its logits from "
             f"the last linear map of its head in a way that its configuration does not tell"

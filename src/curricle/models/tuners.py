@@ -1,10 +1,10 @@
-"""Adapters that PEFT puts into a model, without importing it.
+"""Adapters of PEFT in a model, without importing it.
 
-PEFT wraps single layers in place. Which of several adapters a layer uses, whether it uses any, with
-which factor and whether they are merged into the layer's weights are attributes and no tensors: two
-models of equal weights may compute different things.
+PEFT wraps single layers in place. The active adapters of a layer, their factors, and whether they
+are merged or disabled, are attributes and not tensors: models of equal weights may compute
+different functions.
 
-Design: layers are known by the attributes that all of PEFT's have. The models of transformers have
+Design: layers are recognized by the common attributes of all of PEFT's. Models of transformers have
 methods of the same names, so only plain values count.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from torch import nn
 
 Settings = dict[str, dict[str, object]]
-"""What is set of the adapters at a module, by module path."""
+"""Settings of adapters by module path."""
 
 
 def base_of(module: nn.Module) -> nn.Module:
@@ -23,31 +23,31 @@ def base_of(module: nn.Module) -> nn.Module:
     return model if isinstance(model, nn.Module) else module
 
 
-def is_tuned(part: nn.Module) -> bool:
-    """Return whether a module is a layer that PEFT has wrapped to add to it or to replace it."""
-    return isinstance(getattr(part, "disable_adapters", None), bool)
+def is_tuned(module: nn.Module) -> bool:
+    """Return whether a module is a layer wrapped by PEFT, with an addition or a replacement."""
+    return isinstance(getattr(module, "disable_adapters", None), bool)
 
 
 def tuner_settings(module: nn.Module) -> Settings:
-    """Return what decides, beside the weights, what adapters do; empty without adapters.
+    """Return the settings that determine, beside the weights, the output of adapters.
 
     Args:
-        module: A model.
+        module: A model; without adapters there are no settings.
     """
-    found = ((path, _settings(part)) for path, part in module.named_modules())
-    return {path: settings for path, settings in found if settings}
+    all_settings = ((path, _settings(layer)) for path, layer in module.named_modules())
+    return {path: settings for path, settings in all_settings if settings}
 
 
-def _settings(part: nn.Module) -> dict[str, object]:
-    active = getattr(part, "active_adapters", None)
+def _settings(layer: nn.Module) -> dict[str, object]:
+    active = getattr(layer, "active_adapters", None)
     if not isinstance(active, (list, tuple)):
         return {}
     names = [str(name) for name in active]
     settings: dict[str, object] = {"active": names}
-    if is_tuned(part):
-        merged = getattr(part, "merged_adapters", None)
-        factors = getattr(part, "scaling", None)
-        settings["disabled"] = bool(part.disable_adapters)
+    if is_tuned(layer):
+        merged = getattr(layer, "merged_adapters", None)
+        factors = getattr(layer, "scaling", None)
+        settings["disabled"] = bool(layer.disable_adapters)
         settings["merged"] = [str(name) for name in merged or ()]
         settings["scaling"] = {
             str(name): float(factor)

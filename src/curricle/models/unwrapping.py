@@ -2,7 +2,7 @@
 
 Hooks belong to the module itself: a compiled graph cannot be stopped at a tap, and the replicas of
 `DataParallel` write their states over each other's. Weights are shared with the wrapper, which
-therefore holds what was trained.
+therefore holds the trained weights.
 """
 
 from torch import nn
@@ -20,7 +20,7 @@ def unwrapped(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         model = inner
         notes.append(
             f"the wrapper {wrapper} of {type(model).__name__} was taken off: taps are read from "
-            f"the module itself, which runs uncompiled and on one device"
+            f"the module itself, which runs uncompiled and without replicas"
         )
     return model, tuple(notes)
 

@@ -1,8 +1,7 @@
-"""How are a model's weights kept on disk?
+"""Weights on disk: a safetensors file per model, written atomically and without pickle.
 
-As one safetensors file, written in one step and without pickle. Tied weights are stored once.
-`check_weights` compares names and shapes without reading the numbers, so that a whole trajectory
-can be checked before training starts.
+Tied weights are stored once. `check_weights` compares names and shapes without reading the numbers,
+so that a whole trajectory can be checked before training starts.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from curricle.values import fingerprint
 
 @contextmanager
 def serializing(path: Path) -> Iterator[None]:
-    """Turn what safetensors says of a full disk, which is no `OSError`, into a sentence.
+    """Convert errors of safetensors on a full disk, which are not `OSError`s.
 
     Yields:
         Nothing.
@@ -42,14 +41,14 @@ def serializing(path: Path) -> Iterator[None]:
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write the parameters and buffers of a module."""
     state = module.state_dict()
-    if any(_is_slice(one) or not one.is_contiguous() for one in state.values()):
+    if any(_is_slice(tensor) or not tensor.is_contiguous() for tensor in state.values()):
         # Weights of stacked students, and transposed ones of tied adapters: safetensors writes
-        # neither a part of a storage nor names that share one in another order.
-        owned = {
+        # neither slices of a storage nor tied names in another memory order.
+        tensors = {
             names[0]: state[names[0]].clone(memory_format=torch.contiguous_format)
             for names in _owners(module)
         }
-        save_tensors(owned, path, metadata={"format": "pt"})
+        save_tensors(tensors, path, metadata={"format": "pt"})
         return
     with new_file(path) as temporary, serializing(path):
         save_model(module, str(temporary))
@@ -58,10 +57,10 @@ def save_weights(module: nn.Module, path: Path) -> None:
 def save_tensors(
     tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors by name as one safetensors file, in one step.
+    """Write tensors by name as a safetensors file, atomically.
 
     Args:
-        tensors: The tensors, none of which may be a part of another one's storage.
+        tensors: The tensors, which must not share their storage.
         path: The file.
         metadata: Texts for the head of the file.
     """
@@ -73,28 +72,28 @@ def check_weights(module: nn.Module, path: Path) -> None:
     """Check that a file holds weights for a module.
 
     Raises:
-        CheckpointError: If it is missing, damaged, or made by a model of other names or shapes.
+        CheckpointError: If it is missing, damaged, or of a model with other names or shapes.
     """
     if not path.is_file():
         raise CheckpointError(f"{str(path)!r} must be a safetensors file; there is none")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{str(path)!r} must be a safetensors file: {error}") from None
-    wanted = shapes(module)
-    # Of names that share their memory the file holds one.
-    missing = [names[0] for names in _owners(module) if not any(name in found for name in names)]
-    foreign = [name for name in found if name not in wanted]
-    other = [name for name in found if name in wanted and wanted[name] != found[name]]
+    expected = shapes(module)
+    # Of tied names the file has one.
+    missing = [names[0] for names in _owners(module) if not any(name in stored for name in names)]
+    foreign = [name for name in stored if name not in expected]
+    different = [name for name in stored if expected.get(name, stored[name]) != stored[name]]
     if missing or foreign:
         name = (missing or foreign)[0]
         rule = "is missing" if missing else "is not in the model"
         raise CheckpointError(f"{str(path)!r} must hold this model's weights; {name!r} {rule}")
-    if other:
+    if different:
         raise CheckpointError(
-            f"{str(path)!r} must hold this model's weights; {other[0]!r} has shape "
-            f"{found[other[0]]} instead of {wanted[other[0]]}"
+            f"{str(path)!r} must hold this model's weights; {different[0]!r} has shape "
+            f"{stored[different[0]]} instead of {expected[different[0]]}"
         )
 
 
@@ -102,10 +101,10 @@ def load_weights(module: nn.Module, path: Path) -> None:
     """Read the weights of a module from a file that fits it.
 
     Raises:
-        CheckpointError: If it is missing, damaged, or made by a model of other names or shapes.
+        CheckpointError: If it is missing, damaged, or of a model with other names or shapes.
     """
     check_weights(module, path)
-    # Names that share the memory of others are missing; what there has to be was checked.
+    # Not strict, since all but one of tied names are missing; the others were checked.
     module.load_state_dict(load_file(path), strict=False)
 
 
@@ -116,15 +115,15 @@ def shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def architecture(module: nn.Module) -> str:
-    """Return a digest of the names and shapes, equal for models that can share weights."""
+    """Return a digest of the names and shapes, equal for models with exchangeable weights."""
     return fingerprint([[name, list(shape)] for name, shape in shapes(module).items()])
 
 
 def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of all parameters and buffers with their names, in hexadecimal.
 
-    Quantized modules keep some of their state in tuples and settings, and others an extra state of
-    any kind; all of it counts. So does which adapters of PEFT are active.
+    Tuples and settings of quantized modules, extra states of any kind and the active adapters of
+    PEFT are included.
     """
     digest = hashlib.sha256()
     for name, content in sorted(module.state_dict().items()):
@@ -135,29 +134,29 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _add(digest: "hashlib._Hash", name: str, content: object) -> None:
-    """Add an entry of a state dictionary, with what it holds, to a digest."""
+    """Add an entry of a state dictionary, with nested values, to a digest."""
     if isinstance(content, Tensor):
         digest.update(f"{name}:{content.dtype}:{tuple(content.shape)};".encode())
-        parts = _parts(content)
-        if parts is None:
+        components = _components(content)
+        if components is None:
             flat = content.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
         else:
-            _add(digest, f"{name}/parts", parts)
+            _add(digest, f"{name}/parts", components)
     elif isinstance(content, Mapping):
-        for key, part in content.items():
-            _add(digest, f"{name}/{key}", part)
+        for key, entry in content.items():
+            _add(digest, f"{name}/{key}", entry)
     elif isinstance(content, (list, tuple)):
-        for number, part in enumerate(content):
-            _add(digest, f"{name}/{number}", part)
+        for number, entry in enumerate(content):
+            _add(digest, f"{name}/{number}", entry)
     else:
-        # An address in the text would make every process's digest another.
+        # Memory addresses differ between processes.
         text = re.sub(r" at 0x[0-9a-f]+", "", repr(content))
         digest.update(f"{name}={text};".encode())
 
 
-def _parts(tensor: Tensor) -> list[object] | None:
-    """Return what a tensor consists of, if it is not one stretch of plain numbers."""
+def _components(tensor: Tensor) -> list[object] | None:
+    """Return the components of a quantized, sparse or wrapped tensor; None for plain numbers."""
     if tensor.is_quantized:
         return [tensor.int_repr(), *_quantization(tensor)]
     if tensor.layout != torch.strided:
@@ -185,7 +184,7 @@ def _is_slice(tensor: Tensor) -> bool:
 
 
 def _owners(module: nn.Module) -> list[list[str]]:
-    """Return the names of every parameter and buffer, those that share their memory together."""
+    """Return the names of every parameter and buffer, with tied names together."""
     owners: dict[object, list[str]] = {}
     for name, tensor in module.state_dict(keep_vars=True).items():
         # Empty tensors have no memory to share.

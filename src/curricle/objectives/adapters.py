@@ -8,46 +8,26 @@ student contains it. An objective without adapter adds no cost to a step.
 Axes: row (any number of axes), inputs, outputs.
 
 Design: the engine reads the adapter from an attribute of the bound objective and needs no other
-method. The bound adapter keeps its initial values, since each stage trains a copy. An adapter whose
-forward pass depends on the step within its stage implements `advance`, called after every update;
-the step counter is a buffer, so it is checkpointed.
+method. The bound adapter keeps its initial values, since each stage trains a copy. An adapter with
+a forward pass that depends on the step within its stage has a method `advance`, called after every
+update; the step counter is a buffer, so it is checkpointed.
 
 References:
     [R14] Romero et al. 2014, FitNets, arXiv 1412.6550: a regressor from the student's width to the
         teacher's, trained with the student and then thrown away.
 """
 
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from curricle.protocols import conforms
-
-
-@runtime_checkable
-class OwnsAdapter(Protocol):
-    """A bound objective that may have an adapter."""
-
-    @property
-    def adapter(self) -> nn.Module | None:
-        """Return the module that is trained beside the student; None without an adapter."""
-        ...
-
-
-@runtime_checkable
-class CountsSteps(Protocol):
-    """An adapter that counts the steps of its stage."""
-
-    def advance(self) -> None:
-        """Count one optimizer update."""
-        ...
-
 
 def adapter_of(objective: object) -> nn.Module | None:
     """Return the adapter of an objective; None without an adapter."""
-    return objective.adapter if conforms(objective, OwnsAdapter) else None
+    adapter: nn.Module | None = getattr(objective, "adapter", None)
+    return adapter
 
 
 @final

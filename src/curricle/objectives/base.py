@@ -12,7 +12,7 @@ of the full batch, so gradient accumulation and several ranks give the mean over
 Design: user code may define objectives; any object with the methods of `Objective` is accepted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
@@ -22,7 +22,6 @@ from curricle.data.labels import require_classes
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
-from curricle.protocols import conforms
 from curricle.values import Plain
 
 Value = TypeVar("Value")
@@ -139,8 +138,16 @@ class Sample:
 class BoundObjective(Protocol):
     """An objective bound to its models.
 
-    It may also implement `OwnsAdapter`, to train a module beside the student, and `Calibrates`, to
-    read the teacher's activations before training.
+    Optional attributes, read by the functions in parentheses:
+
+    - `adapter`: module trained beside the student, or None (`adapters.adapter_of`);
+    - `label_classes`: number of classes of labels, or None if labels are not read
+      (`label_classes`);
+    - `wants_calibration` and `calibrated(teachers)`: whether statistics of the teacher's
+      activations are needed before training, and the objective with those of some batches
+      (`pending_calibration`);
+    - `target_facts`, `reads_selected` and `sparse_temperature`: see `TargetDescription`
+      (`target_description`).
     """
 
     def count(self, batch: Batch) -> int:
@@ -163,59 +170,46 @@ class BoundObjective(Protocol):
         ...
 
 
-@runtime_checkable
-class Calibrates(Protocol):
-    """A bound objective that may need statistics of the teacher's activations."""
-
-    @property
-    def wants_calibration(self) -> bool:
-        """Return whether `calibrated` must be called before training."""
-        ...
-
-    def calibrated(self, teachers: Iterable[tuple[Activations, Batch]]) -> BoundObjective:
-        """Return the objective with the statistics of some batches."""
-        ...
+Calibration = Callable[[Iterable[tuple[Activations, Batch]]], BoundObjective]
+"""Function of a teacher's activations of batches to the objective with their statistics."""
 
 
-@runtime_checkable
-class Storable(Protocol):
-    """A bound objective with targets that may be precomputed and read by other runs."""
-
-    @property
-    def target_facts(self) -> Plain:
-        """Return, as plain data, the dependencies of `target` besides the teacher and the data.
-
-        Keys with the prefix `projection_` identify a random projection; targets of another random
-        projection are equally valid.
-        """
-        ...
-
-    @property
-    def reads_selected(self) -> bool:
-        """Return whether only selected positions count."""
-        ...
-
-    @property
-    def sparse_temperature(self) -> float | None:
-        """Return the temperature of a `SparseTarget` for `total`; None if it accepts none."""
-        ...
+def pending_calibration(objective: BoundObjective) -> Calibration | None:
+    """Return the calibration of an objective before training; None if it needs none."""
+    is_pending = getattr(objective, "wants_calibration", False)
+    calibration: Calibration | None = getattr(objective, "calibrated", None)
+    return calibration if is_pending else None
 
 
-@runtime_checkable
-class ReadsLabels(Protocol):
-    """A bound objective that may compare with the labels of the data."""
-
-    @property
-    def label_classes(self) -> int | None:
-        """Return the number of classes of labels; None if labels are not read."""
-        ...
+def label_classes(objective: BoundObjective) -> int | None:
+    """Return the number of classes of an objective's labels; None if it reads no labels."""
+    classes: int | None = getattr(objective, "label_classes", None)
+    return classes
 
 
-def pending_calibration(objective: BoundObjective) -> Calibrates | None:
-    """Return the objective if it needs statistics before training; None if it needs none."""
-    if conforms(objective, Calibrates) and objective.wants_calibration:
-        return objective
-    return None
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetDescription:
+    """Description of targets that may be precomputed and read by other runs."""
+
+    facts: Plain
+    """Dependencies of `target` besides the teacher and the data, as plain data. Keys with the
+    prefix `projection_` identify a random projection; targets of another one are equally valid."""
+    reads_selected: bool
+    """Whether only selected positions count."""
+    sparse_temperature: float | None
+    """Temperature of a `SparseTarget` for `total`; None if it accepts none."""
+
+
+def target_description(objective: BoundObjective) -> TargetDescription | None:
+    """Return the description of an objective's targets; None if they cannot be stored."""
+    names = ("target_facts", "reads_selected", "sparse_temperature")
+    if not all(hasattr(objective, name) for name in names):
+        return None
+    facts, reads_selected, temperature = (getattr(objective, name) for name in names)
+    return TargetDescription(
+        facts=facts, reads_selected=reads_selected, sparse_temperature=temperature
+    )
 
 
 @runtime_checkable

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.autograd.graph import saved_tensors_hooks
 
+from curricle.colocation import processor_kind
 from curricle.errors import SpecError
 from curricle.models.heads import LinearHead
 from curricle.objectives.divergences import Divergence
@@ -48,20 +49,20 @@ RowLoss = Callable[[Tensor, slice], Tensor]
 """Loss summed over some rows, as a function of their logits and their slice."""
 
 
-def chunk_rows(num_classes: int, chunk: Chunk, device: torch.device) -> int:
+def chunk_rows(num_classes: int, chunk: Chunk, *, is_cpu: bool) -> int:
     """Return the maximum number of positions in a chunk.
 
     Args:
         num_classes: Logits per position.
         chunk: The number, or `auto`.
-        device: Device of the logits.
+        is_cpu: Whether logits are computed on a CPU.
 
     Raises:
         SpecError: If the number of positions is below 1.
     """
     if chunk == "auto":
         rows = max(1, CHUNK_BYTES // (4 * num_classes))
-        return min(rows, CPU_ROWS) if device.type == "cpu" else rows
+        return min(rows, CPU_ROWS) if is_cpu else rows
     if chunk < 1:
         raise SpecError(f"'chunk' must be 'auto' or a positive number of positions; got {chunk}")
     return chunk
@@ -85,8 +86,8 @@ def chunked_total(head: LinearHead, loss: RowLoss, *, chunk: Chunk = "auto") -> 
     """
     head = head.flat
     number = len(head.states)
-    size = chunk_rows(head.num_classes, chunk, head.states.device)
-    with torch.autocast(head.states.device.type, enabled=False):
+    size = chunk_rows(head.num_classes, chunk, is_cpu=head.states.is_cpu)
+    with torch.autocast(processor_kind(head.states), enabled=False):
         if number <= size:
             return loss(head.logits(), slice(0, number))
         inputs = (head.states, head.weight, head.bias)

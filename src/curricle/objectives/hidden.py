@@ -25,6 +25,7 @@ from jaxtyping import Float, Int
 from pydantic import BeforeValidator, Field
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
@@ -165,24 +166,30 @@ class MatchHidden:
                 f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
                 f"because the data select some of them; got {tuple(student.shape[:-1])}"
             )
-        law, device = self.projection, student.device
+        law = self.projection
         student_width, teacher_width = student.shape[-1], teacher.shape[-1]
         matrix: Tensor | None = None
         adapter: LinearMap | None = None
         if isinstance(law, Learned):
-            adapter = law.adapter(
-                seed=sample.seed,
-                name=names,
-                student_width=student_width,
-                teacher_width=teacher_width,
-            ).to(device)
+            adapter = beside(
+                law.adapter(
+                    seed=sample.seed,
+                    name=names,
+                    student_width=student_width,
+                    teacher_width=teacher_width,
+                ),
+                student,
+            )
         else:
-            matrix = law.matrix(
-                seed=sample.seed,
-                name=SHARED if self.shared_projection else names,
-                student_width=student_width,
-                teacher_width=teacher_width,
-            ).to(device)
+            matrix = beside(
+                law.matrix(
+                    seed=sample.seed,
+                    name=SHARED if self.shared_projection else names,
+                    student_width=student_width,
+                    teacher_width=teacher_width,
+                ),
+                student,
+            )
         rule = self.normalize
         if rule == "auto":
             rule = "layernorm" if is_residual else "none"
@@ -312,7 +319,7 @@ class _BoundHidden:
         total, count = torch.zeros(1, dtype=torch.float32), 0
         for activations, batch in teachers:
             projected = self._project(activations, batch)
-            total = total.to(projected.device) + projected.sum(0)
+            total = beside(total, projected) + projected.sum(0)
             count += projected.shape[0]
         return replace(self, mean=total / max(count, 1))
 

@@ -27,6 +27,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.data.labels import misplaced, require_classes
 from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
@@ -136,7 +137,7 @@ class LearnedTemperature:
                 f"{labels.numel()}; set 'label_weight' to 0 to train without labels"
             )
         adapter = Temperature(self, num_classes=logits.shape[-1], sample=sample)
-        return _BoundTemperature(declared=self, matched=matched, adapter=adapter.to(logits.device))
+        return _BoundTemperature(declared=self, matched=matched, adapter=beside(adapter, logits))
 
 
 @final

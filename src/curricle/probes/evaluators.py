@@ -4,7 +4,7 @@ The training loop calls an evaluator, a function from a model to named metrics. 
 extends an evaluator by the numbers of probes:
 
     evaluate = with_probes(
-        label_metrics(held_out, device),
+        label_metrics(held_out),
         {"parity": partial(output_correlations, support=range(6))},
         batch,
     )

@@ -31,6 +31,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.colocation import beside
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import TappedModel
@@ -90,7 +91,7 @@ class PositionHeads(nn.Module):
         agreement = places.transpose(1, 2) @ places
         padding = (labels == IGNORED).all(-1)
         is_padded = bool(padding.any())
-        scores: Tensor = torch.zeros((), device=states.device)
+        scores: Tensor = states.new_zeros((), dtype=torch.get_default_dtype())
         for weights, linear in zip(agreement, self.maps, strict=True):
             # The lowest finite value, because minus infinity gives NaN for an example without data.
             masked = (
@@ -131,9 +132,9 @@ def nonterminal_probe(
     (held_out,) = hidden_states(model, batch, [last]).values()
     return nonterminal_accuracies(
         states,
-        training_labels.to(states.device),
+        beside(training_labels, states),
         held_out,
-        labels.to(held_out.device),
+        beside(labels, held_out),
         settings=settings,
         seed=seed,
     )
@@ -204,7 +205,7 @@ def fit_heads(
     _check(states, labels, settings)
     with seeding.scoped(seed, "probe/nonterminals"):
         heads = PositionHeads(settings, width=states.shape[-1], num_levels=labels.shape[-1])
-    heads.to(states.device)
+    beside(heads, states)
     optimizer = torch.optim.Adam(heads.parameters(), lr=settings.learning_rate)
     steps_per_epoch = -(-len(states) // settings.batch_size)
     total = settings.epochs * steps_per_epoch
@@ -213,7 +214,7 @@ def fit_heads(
             epoch, index = divmod(step, steps_per_epoch)
             if index == 0:
                 batches = _order(len(states), seed, epoch).split(settings.batch_size)
-            rows = batches[index].to(states.device)
+            rows = beside(batches[index], states)
             for group in optimizer.param_groups:
                 group["lr"] = settings.learning_rate * rate_share(step, total, settings.warmup)
             batch_labels = labels[rows]

@@ -1,20 +1,22 @@
 """Forward passes of probes: hidden states and logits of a batch.
 
 A *probe* is a function (model, batch) -> named numbers for a model in any mode. The functions here
-run it in evaluation mode without gradients, move the batch to its device, split the batch so that
+run it in evaluation mode without gradients, move the batch to its weights, split the batch so that
 wide models fit into memory, and restore the modes afterwards.
 
 Axes: example, position, width, selected, class (see `models.tapped`); row (an example of a flat
 batch, or a position with data).
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
@@ -66,9 +68,7 @@ def hidden_rows(
         taps: Taps of the model; at least one.
     """
     return {
-        label: states.flatten(0, -2)
-        if batch.valid is None
-        else states[batch.valid.to(states.device)]
+        label: states.flatten(0, -2) if batch.valid is None else states[beside(batch.valid, states)]
         for label, states in hidden_states(model, batch, taps).items()
     }
 
@@ -95,24 +95,16 @@ def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected
     """
     with looked_at(model.module), observing(model), model.reading((), logits=True) as read:
         return torch.cat(
-            [
-                logits_of(read(chunk.inputs, chunk.selected))
-                for chunk in chunks(batch, device_of(model))
-            ]
+            [logits_of(read(chunk.inputs, chunk.selected)) for chunk in chunks(model, batch)]
         )
 
 
-def chunks(batch: Batch, device: torch.device) -> Iterable[Batch]:
-    """Yield the batch on a device, in chunks for one forward pass each."""
+def chunks(model: TappedModel, batch: Batch) -> Iterator[Batch]:
+    """Yield the batch where the weights of a model lie, in chunks for one forward pass each."""
+    weight = next(model.module.parameters(), None)
     positions = max(1, batch.num_read_tokens // batch.num_examples)
     for chunk in batch.chunks(max(1, MOST_POSITIONS // positions)):
-        yield chunk.to(device)
-
-
-def device_of(model: TappedModel) -> torch.device:
-    """Return the device of a model's first parameter; the CPU if it has none."""
-    first = next(model.module.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+        yield chunk if weight is None else chunk.map(partial(beside, like=weight))
 
 
 def _gather(
@@ -131,7 +123,7 @@ def _gather(
     places = [model.place(tap) for tap in taps]
     rows: dict[Place, list[Tensor]] = {place: [] for place in places}
     with looked_at(model.module), observing(model), model.reading(places, logits=False) as read:
-        for chunk in chunks(batch, device_of(model)):
+        for chunk in chunks(model, batch):
             for place, states in read(chunk.inputs).hidden.items():
                 rows[place].append(select(chunk, place.label, states))
     return {place.label: torch.cat(rows[place]) for place in places}

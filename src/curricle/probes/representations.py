@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.data.labels import misplaced, require_classes
 from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError, SpecError
@@ -81,7 +82,7 @@ def tap_similarity(
             _check_rows(len(first), debiased=debiased)
             # After the checks above, the only remaining error is a constant tap.
             with suppress(DataError):
-                numbers[name] = linear_cka(first, second.to(first.device), debiased=debiased)
+                numbers[name] = linear_cka(first, beside(second, first), debiased=debiased)
     return numbers
 
 
@@ -150,7 +151,7 @@ def linear_probe(
     taps = numbered_taps(model) if taps is None else taps
     return {
         f"linear_{label}_accuracy": linear_accuracy(
-            rows, batch.labels.to(rows.device), held_out=held_out, penalty=penalty
+            rows, beside(batch.labels, rows), held_out=held_out, penalty=penalty
         )
         for label, rows in selected_rows(model, batch, taps).items()
     }

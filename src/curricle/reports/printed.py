@@ -9,10 +9,10 @@ The same runs give the same bytes.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ from curricle.reports.tables import COST_WORDS
 from curricle.values import value
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SETTINGS: Mapping[str, float | bool | str] = {
+SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.0,
     "axes.spines.top": False,

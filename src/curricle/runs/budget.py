@@ -21,7 +21,6 @@ from curricle.errors import SpecError
 from curricle.models.restoring import modes_kept, train
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.loop.stepping import stepping
-from curricle.training.process.costs import now
 from curricle.values import parse, value
 
 SUFFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -181,12 +180,12 @@ def _times(run: BoundRun, stage: BoundStage) -> list[float]:
     timed = dataclasses.replace(
         stage, declared=dataclasses.replace(stage.declared, teacher="final")
     )
-    device = run.settings.torch_device()
+    placement = run.settings.placement
     times = []
     with stepping(run, timed, run.optimizer.build(run.student.module.parameters())) as stepper:
         for number in range(WARM_UP_STEPS + TIMED_STEPS):
-            started = now(device)
+            started = placement.now()
             # A stage may be shorter than that, and a schedule has no rate for steps outside it.
             stepper.take(stage.span.start + number % stage.span.most, stage.span.end)
-            times.append(now(device) - started)
+            times.append(placement.now() - started)
     return times[WARM_UP_STEPS:]

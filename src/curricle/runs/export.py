@@ -6,24 +6,13 @@ tokenizer of the text that they have learned from.
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from torch import nn
 
 from curricle.files import new_folder
 from curricle.models.weights import serializing
-from curricle.protocols import conforms
 
 EXPORT = "model"
-
-
-@runtime_checkable
-class _Exportable(Protocol):
-    """A Hugging Face model."""
-
-    def save_pretrained(self, save_directory: str) -> None:
-        """Write a folder that `from_pretrained` reads."""
-        ...
 
 
 def export(
@@ -38,10 +27,11 @@ def export(
         folder: Its run folder; None writes nothing.
         write_tokenizer: Writes the tokenizer beside the model; None if its data are no text.
     """
-    if folder is not None and conforms(module, _Exportable):
+    save_pretrained: Callable[[str], None] | None = getattr(module, "save_pretrained", None)
+    if folder is not None and save_pretrained is not None:
         path = folder / EXPORT
         # A folder that is there whole or not at all, also on a full disk.
         with new_folder(path) as temporary, serializing(path):
-            module.save_pretrained(str(temporary))
+            save_pretrained(str(temporary))
             if write_tokenizer is not None:
                 write_tokenizer(temporary)

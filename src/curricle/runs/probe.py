@@ -63,6 +63,7 @@ from curricle.tasks import (
     TextTask,
 )
 from curricle.teachers.live import LiveTeacher
+from curricle.training.process.placement import place_model
 
 FINAL: Final = 0
 """Step of a pretrained teacher without checkpoints."""
@@ -222,8 +223,7 @@ def _subjects(
     spec: RunSpec, command: str, data: TaskData, teacher: LiveTeacher
 ) -> Iterator[_Subject]:
     """Yield every network, the teacher's checkpoints first; while one is used it stays as it is."""
-    device = spec.engine.torch_device()
-    teacher.model.module.to(device)
+    place_model(spec.engine.placement, teacher.model)
     with teacher.teaching():
         for step in spec.trajectory_steps() or (FINAL,):
             model = teacher.at(step or "final")
@@ -232,7 +232,7 @@ def _subjects(
             end = end_of(run.folder)
             if end is not None:
                 model = finished_student(spec, run, data)
-                model.module.to(device)
+                place_model(spec.engine.placement, model)
                 yield _Subject(name=run.name, seed=run.seed, step=end.spent.steps, model=model)
 
 

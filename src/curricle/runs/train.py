@@ -195,7 +195,7 @@ def train_class(
         return
     data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
     teacher = asked_teacher(spec, data)
-    evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
+    evaluate = label_metrics(data.evaluation, spec.engine.placement)
     seats = [
         SharedRun(
             run=_bound(spec, student, data, teacher, length=None),
@@ -379,7 +379,7 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     outputs: Outputs,
     until: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> EndRecord:
-    evaluate = label_metrics(data.evaluation, spec.engine.torch_device())
+    evaluate = label_metrics(data.evaluation, spec.engine.placement)
     # A folder whose run was cut off before its first checkpoint starts anew.
     metric = spec.target.metric
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)

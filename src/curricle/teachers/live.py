@@ -180,7 +180,7 @@ def _aligned(name: str, states: Tensor, batch: Batch) -> Tensor:
             f"shape {tuple(states.shape[:-1])}"
         )
     # Out of range, a GPU would fail in an assertion and stay unusable; there only shapes are read.
-    if alignment.device.type == "cpu" and alignment.numel():
+    if alignment.is_cpu and alignment.numel():
         lowest, highest = map(int, alignment.aminmax())
         if lowest < 0 or highest >= states.shape[1]:
             raise DataError(

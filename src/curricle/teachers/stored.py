@@ -19,15 +19,15 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
-from curricle.objectives.base import BoundObjective, Reads, Storable, Target
-from curricle.protocols import conforms
+from curricle.objectives.base import BoundObjective, Reads, Target, target_description
 from curricle.teachers.live import PLAIN, Reference
 from curricle.teachers.store.codecs import Sampled, TopK
 from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, TargetSet, target_key
@@ -69,18 +69,18 @@ class StoredTargets:
         """
         return self.reader.target(batch, selected=self.selected, rows=rows)
 
-    def blank(self, rows: int, device: torch.device) -> Target:
+    def blank(self, rows: int, like: Tensor) -> Target:
         """Return targets of rows of zeros, in the same form as stored ones.
 
         Args:
             rows: Number of rows.
-            device: Device of the targets.
+            like: A tensor that lies where the targets are to lie.
         """
         codec, width = self.reader.target_set.codec, self.reader.target_set.width
         # One row is encoded and repeated, since logits of a whole batch may exceed the memory.
         row = codec.encode(torch.zeros(1, width), lambda count: np.zeros((1, count)))
         repeated = {name: entry.expand(rows, *entry.shape[1:]) for name, entry in row.items()}
-        return codec.decode({name: entry.to(device) for name, entry in repeated.items()}, width)
+        return codec.decode({name: beside(entry, like) for name, entry in repeated.items()}, width)
 
 
 @final
@@ -151,27 +151,24 @@ class StoredTeacher:
             BindError: If there are none, or the objective cannot read their codec.
         """
         key = target_key(objective, stream)
-        storable = objective
-        assert conforms(storable, Storable)  # noqa: S101 - or it would have no key
-        target_set = self._find(storable, key, reference)
+        description = target_description(objective)
+        assert description is not None  # noqa: S101 - or it would have no key
+        selected = description.reads_selected
+        target_set = self._find(key, reference, selected=selected)
         check_readable(objective, target_set)
-        return StoredTargets(reader=self.store.reader(target_set), selected=storable.reads_selected)
+        return StoredTargets(reader=self.store.reader(target_set), selected=selected)
 
-    def _find(self, objective: Storable, key: Plain, reference: Reference) -> TargetSet:
+    def _find(self, key: Plain, reference: Reference, *, selected: bool) -> TargetSet:
         manifest = self.store.manifest
         readable = tuple(filter(manifest.is_readable, manifest.sections))
         # Selected positions can be picked from all positions, but not the other way round.
-        candidates = [
-            stored for stored in readable if not stored.selected or objective.reads_selected
-        ]
+        candidates = [stored for stored in readable if not stored.selected or selected]
         # Another random projection is an equally valid target, and so is centering on the mean of
         # other data; the closest match comes first.
         for but in ((), (DRAW,), (CALIBRATION,), (DRAW, CALIBRATION)):
             matches = [stored for stored in candidates if stored.matches(reference, key, but=but)]
             # If targets of both all and selected positions match, the latter need no picking.
-            same_rows = [
-                stored for stored in matches if stored.selected == objective.reads_selected
-            ]
+            same_rows = [stored for stored in matches if stored.selected == selected]
             matches = same_rows or matches
             if matches:
                 break
@@ -231,7 +228,8 @@ def check_readable(objective: BoundObjective, target_set: TargetSet) -> None:
     # Dense codecs decode to the tensors of a live teacher.
     if not isinstance(codec, (Sampled, TopK)):
         return
-    temperature = objective.sparse_temperature if conforms(objective, Storable) else None
+    description = target_description(objective)
+    temperature = None if description is None else description.sparse_temperature
     if temperature is None:
         raise BindError(
             f"'targets' of codec {codec.kind!r} must be read by 'logits' with divergence "

@@ -233,7 +233,7 @@ def evaluator_of(evaluation: Sequence[Batch] | Evaluator, settings: EngineSettin
     """Return the evaluation of held-out batches, or one that is a function already."""
     if callable(evaluation):
         return evaluation
-    return label_metrics(evaluation, settings.torch_device())
+    return label_metrics(evaluation, settings.placement)
 
 
 def as_teacher(

@@ -4,19 +4,19 @@ Except for precision, clipping and the rounding of accumulation they do not chan
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
 from typing import Literal, final
 
 import torch
 from pydantic import Field
 
-from curricle.errors import BindError, SpecError
+from curricle.errors import SpecError
 from curricle.models.inference import Inference
 from curricle.training.compatibility import check_compatible
+from curricle.training.process.placement import Placement, Precision, find_placement
 from curricle.values import value
 
-Precision = Literal["float32", "bfloat16"]
 EXCLUSIVE = MappingProxyType(
     {"compiled_steps": 1, "clip_norm": None, "accumulation": 1, "prefetch": "none"}
 )
@@ -95,17 +95,10 @@ class EngineSettings:
             features["every step"] = "an interval of 1 step between records or evaluations"
         return features
 
-    def torch_device(self) -> torch.device:
-        """Return the device.
-
-        Raises:
-            BindError: If a GPU is asked for and there is none.
-        """
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise BindError("'device' must be available; got 'cuda' on a machine without a GPU")
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+    @property
+    def placement(self) -> Placement:
+        """Return where models and batches are put."""
+        return find_placement(self.device)
 
     @property
     def intervals(self) -> tuple[int, ...]:
@@ -141,13 +134,8 @@ class EngineSettings:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the student's forward passes run."""
-        return self._autocast(self.precision)
+        return self.placement.autocast(self.precision)
 
     def teacher_autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the teacher's forward passes run while it teaches."""
-        return self._autocast(self.teacher_precision or self.precision)
-
-    def _autocast(self, precision: Precision) -> AbstractContextManager[object]:
-        if precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.torch_device().type, torch.bfloat16)
+        return self.placement.autocast(self.teacher_precision or self.precision)

@@ -9,7 +9,7 @@ Steps are counted over the whole run, and a batch belongs to a step. A stage aft
 ended early begins at the next step, so it may read batches that were planned for its predecessor.
 
 Design: a checkpoint holds the ends of stages with a rule alone; those of fixed lengths follow. The
-sum over an unfinished window is a float64 on the student's device, so that no step waits for a GPU
+sum over an unfinished window is a float64 beside the student, so that no step waits for a GPU
 and a resumed run continues with the same bits.
 """
 
@@ -369,7 +369,7 @@ class _LossWindows:
         )
 
     def add(self, losses: Iterable[Tensor]) -> None:
-        """Add losses to the window, on their device."""
+        """Add losses to the window, where they lie."""
         for loss in losses:
             self._sum = self._sum + loss.double()
 

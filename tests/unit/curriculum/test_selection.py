@@ -1,14 +1,13 @@
 """Selected checkpoints and the notes on them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.curriculum.selection import (
-    HasLosses,
-    HasSteps,
     PlannedCheckpoints,
     select_checkpoints,
 )
@@ -32,10 +31,9 @@ BETWEEN = Kept(((10, 0.7), (20, 0.7), (30, 0.7), (40, 0.0), (50, 0.0)))
 SLOPE = Kept(((10, 4.0), (20, 2.5), (30, 1.8), (40, 1.4), (50, 1.2)))
 
 
-def test_a_trajectory_has_steps_and_losses() -> None:
-    assert isinstance(Trajectory(()), HasLosses)
-    assert isinstance(PlannedCheckpoints(()), HasSteps)
-    assert not isinstance(PlannedCheckpoints(()), HasLosses)
+def test_steps_and_losses_of_a_trajectory_are_read() -> None:
+    trajectory = Trajectory(tuple((step, Path("file")) for step in INSIDE.steps), INSIDE.losses)
+    assert select_checkpoints("transition", trajectory) == select_checkpoints("transition", INSIDE)
 
 
 def test_all_checkpoints_are_taken_without_a_word() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.initialization import PrincipalStart, RandomStart, WarmStart
-from curricle.curriculum.selection import HasSteps, PlannedCheckpoints
+from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import (
     build,
@@ -266,9 +266,6 @@ def test_one_checkpoint_teaches_all_along() -> None:
 
 
 def test_a_trajectory_can_be_passed_as_it_is() -> None:
-    trajectory = Trajectory(())
-    assert isinstance(trajectory, HasSteps)
-
     class Two:
         steps = (3, 9)
 

@@ -5,12 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricle.data.blocks import Joins, read_block
+from curricle.data.blocks import joined, read_block
 from curricle.data.streams import Batch
 from curricle.data.synthetic.parity import ParityStream
 from tests.parts import Listed, drawn
 
-CPU = torch.device("cpu")
+
+def here(batch: Batch) -> Batch:
+    return batch
 
 
 def sentences(step: int, *, scored: int = 2) -> Batch:
@@ -35,7 +37,7 @@ def test_a_block_of_a_stream_is_cut_into_its_batches(step: int, number: int, enc
         seed=0,
         encoding=encoding,  # type: ignore[arg-type]
     )
-    block = read_block(stream, step, number, CPU)
+    block = read_block(stream, step, number, place=here)
     assert block is not None
     for offset, part in enumerate(block.whole.split(number)):
         batch = stream.batch(step + offset)
@@ -51,11 +53,10 @@ def test_a_block_of_a_stream_is_cut_into_its_batches(step: int, number: int, enc
 def test_batches_that_were_drawn_apart_make_a_block_too() -> None:
     # 2 ** 14 examples are drawn at once, here those of 4 steps.
     stream = ParityStream(num_inputs=4, degree=2, batch_size=4096, seed=0)
-    assert isinstance(stream, Joins)
-    assert stream.joined(2, 2) is not None
-    assert stream.joined(3, 2) is None
+    assert joined(stream, 2, 2) is not None
+    assert joined(stream, 3, 2) is None
     for first in (2, 3):
-        block = read_block(stream, first, 2, CPU)
+        block = read_block(stream, first, 2, place=here)
         assert block is not None
         expected = torch.cat([stream.batch(step).leading for step in (first, first + 1)])
         torch.testing.assert_close(block.whole.inputs, expected)
@@ -63,7 +64,7 @@ def test_batches_that_were_drawn_apart_make_a_block_too() -> None:
 
 def test_named_inputs_and_places_are_those_of_each_step() -> None:
     batches = [sentences(step) for step in range(3)]
-    block = read_block(Listed(*batches), 0, 3, CPU)
+    block = read_block(Listed(*batches), 0, 3, place=here)
     assert block is not None
     assert block.whole.selected is not None
     assert block.whole.selected.tolist() == [0, 3, 11, 14, 22, 25]
@@ -74,7 +75,7 @@ def test_named_inputs_and_places_are_those_of_each_step() -> None:
 
 
 def test_what_lies_deeper_is_cut_alike() -> None:
-    block = read_block(Listed(sentences(0)), 0, 2, CPU)
+    block = read_block(Listed(sentences(0)), 0, 2, place=here)
     assert block is not None
     rows = drawn(4, 7)
     found = block.cut({"hidden": {"tap": rows}})["hidden"]["tap"]
@@ -93,4 +94,4 @@ def test_what_lies_deeper_is_cut_alike() -> None:
     ids=["other shapes", "padding"],
 )
 def test_batches_whose_shapes_are_not_one_make_no_block(batches: tuple[Batch, ...]) -> None:
-    assert read_block(Listed(*batches), 0, 2, CPU) is None
+    assert read_block(Listed(*batches), 0, 2, place=here) is None

@@ -70,7 +70,7 @@ def test_shared_memory_is_refused_with_both_names(
     sentence = (
         f"'student' and 'teacher' must not share memory, .*; '{ours}' of the student is "
         f"'{theirs}' of the teacher; build one of them on copy.deepcopy of the other, "
-        f"or freeze in both"
+        f"or freeze shared weights in both"
     )
     with pytest.raises(BindError, match=sentence):
         check(build(teacher), teacher)

@@ -46,7 +46,7 @@ class Wide(nn.Module):
             lambda: nn.Sequential(nn.LazyLinear(2)),
             "'0.weight' gets its shape from the first forward",
         ),
-        (lambda: linear(device="meta"), "'weight' is on the meta device"),
+        (lambda: linear(device="meta"), "'weight' is a meta tensor"),
         (made_in_inference_mode, "'weight' was made inside; build it outside"),
         (
             lambda: linear().half(),
@@ -108,7 +108,9 @@ def test_hidden_states_of_a_scripted_student_are_refused() -> None:
     with warnings.catch_warnings(action="ignore"), seeding.scoped(0, "model"):
         scripted = torch.jit.script(nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)))
     student = tapped(scripted, blocks=["0"])
-    with pytest.raises(BindError, match=r"'student' must be a module in Python .*scripted from"):
+    with pytest.raises(
+        BindError, match=r"must be a module in Python .*pass the module before scripting"
+    ):
         bound(extraction(total="4 steps", pairs=1), student=student)
     bound(one_shot(total="1 steps"), student=student)
 

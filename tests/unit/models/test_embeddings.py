@@ -44,7 +44,7 @@ def test_the_tables_of_a_family_are_found(family: str, tokens: str, others: list
     found = tables(family)
     assert found.path.rpartition(".")[2] == tokens
     assert found.tokens.weight.shape == (20, 8)
-    assert [path.rpartition(".")[2] for path in found.others] == others
+    assert [path.rpartition(".")[2] for path in found.extra] == others
     assert found.output is not None
 
 
@@ -82,7 +82,7 @@ def named(output: nn.Module | None = None, **others: tuple[int, int]) -> Embeddi
 
 
 def test_tables_of_another_width_are_none_of_these() -> None:
-    assert list(named(positions=(7, 4), biases=(7, 2)).others) == ["positions"]
+    assert list(named(positions=(7, 4), biases=(7, 2)).extra) == ["positions"]
 
 
 def test_an_output_of_another_shape_is_left_out() -> None:
@@ -109,7 +109,7 @@ def test_embeddings_that_are_no_table_are_an_error() -> None:
 
 
 def matched(student: EmbeddingTables, teacher: EmbeddingTables) -> list[tuple[str, str]]:
-    names = {id(table): path for path, table in teacher.others.items()}
+    names = {id(table): path for path, table in teacher.extra.items()}
     return [(path, names[id(other)]) for path, _, other in matching_tables(student, teacher)]
 
 

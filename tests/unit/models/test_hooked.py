@@ -359,7 +359,7 @@ def test_a_pass_to_the_end_shows_a_tap_whatever_the_model_returns() -> None:
     shown = read(HookedModel(Returns(output=pair)), drawn(2, 4), "block", logits=True)
     assert list(shown.hidden) == [Place("block")]
     assert shown.logits is None
-    assert "got item 0 (2, 4), item 1 (2, 3); let a module around it" in shown.obscurity
+    assert "got item 0 (2, 4), item 1 (2, 3); wrap the model in a module" in shown.obscurity
 
 
 def test_logits_of_a_map_have_their_classes_on_the_declared_axis() -> None:

@@ -91,9 +91,9 @@ def test_the_only_scores_are_the_logits(output: object) -> None:
 def test_logits_are_never_one_of_several_outputs(output: object, listed: str) -> None:
     with pytest.raises(
         BindError,
-        match=rf"^'logits' must be what Net returns alone or under that name; got {listed}; let a "
-        rf"module around it return the logits, or name the module that makes them by "
-        rf"curricle.tapped\(model, head=...\)$",
+        match=rf"^'logits' must be the only output of Net or have that name; got {listed}; wrap "
+        rf"the model in a module that returns the logits, or name the module that computes them "
+        rf"by curricle.tapped\(model, head=...\)$",
     ):
         logits_in(output, "Net")
 

@@ -12,8 +12,8 @@ from curricle.models.tapped import (
     Inputs,
     Place,
     TappedModel,
+    run_trial,
     tap_number,
-    tried,
 )
 
 
@@ -91,7 +91,7 @@ def test_a_forward_pass_that_fails_is_told_with_its_owner() -> None:
             match=r"^'teacher' must take the inputs of the stream; its forward pass says: mat1 and",
         ),
     ):
-        tried("teacher", read, torch.zeros(1, 4), None)
+        run_trial("teacher", read, torch.zeros(1, 4), None)
 
 
 def test_an_error_of_ours_is_not_told_twice() -> None:
@@ -100,4 +100,4 @@ def test_an_error_of_ours_is_not_told_twice() -> None:
         raise BindError("'tap' must be reached")
 
     with pytest.raises(BindError, match=r"^'tap' must be reached$"):
-        tried("student", refuse, torch.zeros(1, 4), None)
+        run_trial("student", refuse, torch.zeros(1, 4), None)

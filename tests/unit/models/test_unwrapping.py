@@ -12,7 +12,7 @@ from tests.parts import mlp
 
 NOTE = (
     "the wrapper {wrapper} of {module} was taken off: taps are read from the module itself, which "
-    "runs uncompiled and on one device"
+    "runs uncompiled and without replicas"
 )
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from curricle import seeding
-from curricle.objectives.adapters import CountsSteps, LinearMap, adapter_of
+from curricle.objectives.adapters import LinearMap, adapter_of
 from tests.parts import drawn
 
 
@@ -19,10 +19,6 @@ def test_an_adapter_is_found_where_there_is_one() -> None:
     assert adapter_of(Owner(own)) is own
     assert adapter_of(Owner(None)) is None
     assert adapter_of(object()) is None
-
-
-def test_a_module_without_advance_counts_no_steps() -> None:
-    assert not isinstance(LinearMap(drawn(2, 3)), CountsSteps)
 
 
 @pytest.mark.parametrize("leading", [(4,), (4, 2), (0,)])

@@ -299,13 +299,12 @@ def test_autocast_does_not_reach_inside() -> None:
 
 
 def test_a_chunk_of_its_own_size_fills_a_fixed_number_of_bytes() -> None:
-    cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    for device in (cpu, gpu):
-        assert chunk_rows(256 * 1024, "auto", device) * 256 * 1024 * 4 == CHUNK_BYTES
-        assert chunk_rows(CHUNK_BYTES, "auto", device) == 1
-        assert chunk_rows(10, 3, device) == 3
-    assert chunk_rows(8192, "auto", gpu) * 8192 * 4 == CHUNK_BYTES
-    assert chunk_rows(8192, "auto", cpu) == CPU_ROWS
+    for is_cpu in (True, False):
+        assert chunk_rows(256 * 1024, "auto", is_cpu=is_cpu) * 256 * 1024 * 4 == CHUNK_BYTES
+        assert chunk_rows(CHUNK_BYTES, "auto", is_cpu=is_cpu) == 1
+        assert chunk_rows(10, 3, is_cpu=is_cpu) == 3
+    assert chunk_rows(8192, "auto", is_cpu=False) * 8192 * 4 == CHUNK_BYTES
+    assert chunk_rows(8192, "auto", is_cpu=True) == CPU_ROWS
 
 
 def test_chunks_are_of_about_equal_length() -> None:

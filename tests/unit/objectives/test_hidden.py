@@ -184,7 +184,7 @@ def calibrated(
 ) -> BoundObjective:
     calibrates = pending_calibration(term)
     assert calibrates is not None
-    return calibrates.calibrated(activations)
+    return calibrates(activations)
 
 
 def test_centering_subtracts_the_mean_over_all_batches_given() -> None:

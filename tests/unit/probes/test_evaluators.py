@@ -51,7 +51,7 @@ def trained(evaluate: Evaluator, observers: tuple[Observer, ...] = ()) -> Tensor
 def test_the_numbers_of_probes_stand_beside_the_metrics() -> None:
     with seeding.scoped(0, "model"):
         model = MLP(6, (8,), 2).tapped()
-    evaluate = label_metrics([HELD_OUT], torch.device("cpu"))
+    evaluate = label_metrics([HELD_OUT])
     # As in the loop, which evaluates without gradients.
     with torch.no_grad():
         actual = with_probes(evaluate, PROBES, HELD_OUT)(model)
@@ -62,7 +62,7 @@ def test_the_numbers_of_probes_stand_beside_the_metrics() -> None:
 
 
 def test_probes_are_recorded_and_change_nothing_in_the_training() -> None:
-    evaluate = label_metrics([HELD_OUT], torch.device("cpu"))
+    evaluate = label_metrics([HELD_OUT])
     seen: list[object] = []
     with_them = trained(with_probes(evaluate, PROBES, HELD_OUT), (seen.append,))
     assert torch.equal(with_them, trained(evaluate))

@@ -11,7 +11,6 @@ from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.probes import readings
 from curricle.probes.readings import (
-    device_of,
     hidden_rows,
     hidden_states,
     numbered_taps,
@@ -93,7 +92,7 @@ def test_chunks_give_the_states_of_the_full_batch(monkeypatch: pytest.MonkeyPatc
     model = tapped(Tokens())
     full = hidden_states(model, TOKENS, ["embedding"])["embedding"]
     monkeypatch.setattr(readings, "MOST_POSITIONS", 3)
-    parts = list(readings.chunks(TOKENS, device_of(model)))
+    parts = list(readings.chunks(model, TOKENS))
     assert [part.num_examples for part in parts] == [1, 1]
     assert torch.equal(hidden_states(model, TOKENS, ["embedding"])["embedding"], full)
     assert selected_logits(model, TOKENS).tolist() == [[2, 3], [10, 11]]
@@ -101,9 +100,5 @@ def test_chunks_give_the_states_of_the_full_batch(monkeypatch: pytest.MonkeyPatc
 
 def test_flat_examples_count_one_place_each() -> None:
     batch = Batch(inputs=torch.zeros(5000, 3))
-    sizes = [part.num_examples for part in readings.chunks(batch, torch.device("cpu"))]
+    sizes = [part.num_examples for part in readings.chunks(tapped(nn.Identity()), batch)]
     assert sizes == [4096, 904]
-
-
-def test_a_model_without_weights_is_on_the_cpu() -> None:
-    assert device_of(tapped(nn.Identity())) == torch.device("cpu")

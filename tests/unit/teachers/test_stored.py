@@ -138,7 +138,7 @@ def test_targets_are_those_of_sparse_kinds_only_where_told(tmp_path: Path) -> No
     assert logits is not None
     assert (states.is_dense, logits.is_dense) == (True, False)
     assert isinstance(logits.target(run.stream.batch(0), 8), SparseTarget)
-    assert states.blank(3, torch.device("cpu")).shape == (3, 5)
+    assert states.blank(3, torch.zeros(1)).shape == (3, 5)
 
 
 def test_an_objective_must_say_what_its_targets_are(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_the_student_that_was_passed_is_trained_in_place() -> None:
 
 def test_metrics_are_those_of_the_trained_student() -> None:
     result = distilled()
-    wanted = label_metrics(held_out(), torch.device("cpu"))
+    wanted = label_metrics(held_out())
     with torch.no_grad():
         assert result.metrics == wanted(tapped(result.student))
 

@@ -1,4 +1,4 @@
-"""How the engine's settings become devices and precisions."""
+"""How the engine's settings become a placement and precisions."""
 
 from typing import Any
 
@@ -7,24 +7,25 @@ import torch
 
 from curricle.errors import BindError, SpecError
 from curricle.models.inference import Inference
+from curricle.training.process.placement import HOST
 from curricle.training.settings import EngineSettings
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert EngineSettings().torch_device() == torch.device("cpu")
+    assert EngineSettings().placement is HOST
 
 
 def test_with_a_gpu_auto_is_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert EngineSettings().torch_device() == torch.device("cuda")
-    assert EngineSettings(device="cpu").torch_device() == torch.device("cpu")
+    assert EngineSettings().placement.kind == "cuda"
+    assert EngineSettings(device="cpu").placement is HOST
 
 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BindError, match=r"^'device' must be available; got 'cuda' on a machine"):
-        EngineSettings(device="cuda").torch_device()
+        _ = EngineSettings(device="cuda").placement
 
 
 def test_the_stated_threads_are_used_in_the_block_only() -> None:

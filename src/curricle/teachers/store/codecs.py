@@ -25,6 +25,7 @@ from jaxtyping import Float, Float64, Int, Shaped
 from pydantic import Field
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.errors import DataError
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.store.packing import bits_of, packed, unpacked
@@ -173,7 +174,7 @@ class Sampled:
         # One uniform number in each of `draws` equal intervals: stratified sampling.
         strata = (torch.from_numpy(uniforms(self.draws)) + torch.arange(self.draws)) / self.draws
         samples = [
-            self._sample(logits, points.to(logits.device))
+            self._sample(logits, beside(points, logits))
             for logits, points in zip(*_row_chunks(target, strata), strict=True)
         ]
         ids, weights, entropy = (torch.cat(column) for column in zip(*samples, strict=True))
@@ -205,7 +206,7 @@ class Sampled:
         weights = entries.get("weights")
         return SparseTarget(
             ids=ids,
-            weights=torch.full(ids.shape, 1 / self.draws, device=ids.device)
+            weights=torch.full_like(ids, 1 / self.draws, dtype=torch.get_default_dtype())
             if weights is None
             else weights.float(),
             constant=-entries["entropy"],

@@ -22,8 +22,7 @@ from pydantic import Field
 
 from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
 from curricle.files import inside, is_plain_name
-from curricle.objectives.base import BoundObjective, Storable, pending_calibration
-from curricle.protocols import conforms
+from curricle.objectives.base import BoundObjective, pending_calibration, target_description
 from curricle.seals import read_sealed, write_sealed
 from curricle.teachers.live import Reference
 from curricle.teachers.store.codecs import Codec
@@ -142,12 +141,13 @@ def target_key(objective: BoundObjective, stream: str) -> Plain:
     # Statistics of other data give other targets, even of the same teacher and examples.
     calibration = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
     # Users' objectives need not support stored targets.
-    if not conforms(objective, Storable):
+    description = target_description(objective)
+    if description is None:
         raise BindError(
             f"{type(objective).__name__!r} must have 'target_facts' to store targets or to read "
             f"stored ones; it has none"
         )
-    return {**objective.target_facts, **calibration}
+    return {**description.facts, **calibration}
 
 
 @final

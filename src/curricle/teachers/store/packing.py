@@ -11,6 +11,8 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from curricle.colocation import count_beside
+
 MOST_BITS = 48
 """Maximum bits of a number: with the bits of its neighbors in the same bytes it fits into 64."""
 
@@ -27,12 +29,11 @@ def packed(numbers: Int[Tensor, "row number"], bits: int) -> UInt8[Tensor, "row 
         numbers: Numbers from 0 to 2**bits - 1.
         bits: Bits per number, 1 to `MOST_BITS`.
     """
-    device = numbers.device
-    highest_first = torch.arange(bits - 1, -1, -1, device=device)
+    highest_first = bits - 1 - count_beside(numbers, bits)
     single_bits = ((numbers.unsqueeze(-1) >> highest_first) & 1).flatten(1)
     # Each row begins at a byte of its own, so that rows can be read without their neighbors.
     octets = functional.pad(single_bits, (0, -single_bits.shape[1] % 8)).unflatten(1, (-1, 8))
-    content: Tensor = (octets << torch.arange(7, -1, -1, device=device)).sum(-1)
+    content: Tensor = (octets << (7 - count_beside(numbers, 8))).sum(-1)
     return content.to(torch.uint8)
 
 
@@ -46,14 +47,13 @@ def unpacked(
         bits: Bits per number.
         count: Numbers per row.
     """
-    device = content.device
-    starts = torch.arange(count, device=device) * bits
+    starts = count_beside(content, count) * bits
     # A number that begins at the last bit of a byte touches the most bytes.
     num_bytes = (bits + 14) // 8
-    places = (starts // 8).unsqueeze(-1) + torch.arange(num_bytes, device=device)
+    places = (starts // 8).unsqueeze(-1) + count_beside(content, num_bytes)
     # Padding keeps the window of the last number inside of the row.
     windows = functional.pad(content, (0, num_bytes))[:, places].long()
-    joined: Tensor = (windows << torch.arange(8 * (num_bytes - 1), -1, -8, device=device)).sum(-1)
+    joined: Tensor = (windows << 8 * (num_bytes - 1 - count_beside(content, num_bytes))).sum(-1)
     # The shift drops the bits of the next number, the mask those of the previous one.
     shifted: Tensor = joined >> (8 * num_bytes - bits - starts % 8)
     return shifted & ((1 << bits) - 1)

@@ -1,7 +1,7 @@
 """Batches as a run reads them: checked on the CPU, and counted.
 
 A wrong label or token id ends on a CPU in torch's own words and on a GPU in an assertion that
-leaves the device useless. So each batch is looked at where it is made, before it is moved. The same
+leaves the GPU useless. So each batch is looked at where it is made, before it is moved. The same
 reading counts positions: padded batches differ, and what a run has consumed is a sum over those
 that it has read.
 
@@ -15,31 +15,40 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
-from curricle.data.blocks import Joins
+from curricle.data.blocks import joined
 from curricle.data.dataloaders import LoaderStream
 from curricle.data.streams import Batch, Inputs, Stream, named
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
 from curricle.objectives.base import check_classes
-from curricle.protocols import conforms
 
 PEEKED = 8
 """Batches whose numbers of positions are compared before a length in tokens becomes steps."""
 
 
-@runtime_checkable
-class CountsTokens(Protocol):
-    """A stream that knows how many positions were read."""
+def relative_tokens(stream: Stream, start: int, stop: int) -> tuple[int, int]:
+    """Return the positions of steps, and those of as many first batches.
 
-    def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the positions of some steps, and those that as many first batches would have."""
-        ...
+    The two are equal unless the stream has a method of this name, with batches of different
+    lengths.
+
+    Args:
+        stream: The stream.
+        start: The first step.
+        stop: The step after the last.
+    """
+    count: Callable[[int, int], tuple[int, int]] | None = getattr(stream, "relative_tokens", None)
+    if count is not None:
+        return count(start, stop)
+    tokens = (stop - start) * stream.tokens_per_batch
+    return tokens, tokens
 
 
 @final
@@ -67,7 +76,7 @@ class TableLimit:
         tensor = named(side_of(batch, self.owner).inputs).get(self.name)
         if self.offset is not None or tensor is None or not tensor.numel():
             return
-        if tensor.device.type == "cpu":
+        if tensor.is_cpu:
             lowest, highest = map(int, tensor.aminmax())
             if lowest < 0 or highest >= self.rows:
                 raise DataError(
@@ -147,8 +156,7 @@ def run_forward(
 def _wait(inputs: Inputs) -> None:
     """Wait for the pass on a GPU, where a failed look-up shows only at the next synchronization."""
     tensor = next(iter(named(inputs).values()))
-    if tensor.device.type == "cuda":
-        torch.cuda.synchronize(tensor.device)
+    synchronize(tensor)
 
 
 @final
@@ -220,7 +228,7 @@ class RunBatches:
         Raises:
             DataError: As in `batch`.
         """
-        whole = self.stream.joined(step, number) if conforms(self.stream, Joins) else None
+        whole = joined(self.stream, step, number)
         if whole is not None:
             try:
                 self._look(whole, step, whole.num_read_tokens // number, number=number)
@@ -267,7 +275,7 @@ class RunBatches:
         for table in self._tables:
             table.check(batch)
         # A look at values would wait for a GPU; batches are made on the CPU.
-        if batch.labels is None or batch.labels.device.type != "cpu":
+        if batch.labels is None or not batch.labels.is_cpu:
             return
         for start, stop, classes in self._labels:
             if start <= step < stop:

@@ -6,7 +6,7 @@ an interrupt, always starts from the same.
 """
 
 import copy
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,8 @@ from typing import final
 import torch
 from torch import nn
 
-from curricle.objectives.adapters import CountsSteps, adapter_of
+from curricle.objectives.adapters import adapter_of
 from curricle.objectives.base import BoundObjective, Objective, Reads, Sample
-from curricle.protocols import conforms
 from curricle.teachers.live import Reference
 from curricle.teachers.stored import StoredTargets, StoredTeacher
 from curricle.training.optimizers import decay_groups
@@ -108,8 +107,12 @@ def trained_beside(
     before = len(optimizer.param_groups)
     for group in decay_groups(own, weight_decay) if own else []:
         optimizer.add_param_group(group)
-    counting = [adapter for adapter in adapters if conforms(adapter, CountsSteps)]
-    hooks = [optimizer.register_step_post_hook(partial(_advance, one)) for one in counting]
+    counters = [getattr(adapter, "advance", None) for adapter in adapters]
+    hooks = [
+        optimizer.register_step_post_hook(partial(_advance, count))
+        for count in counters
+        if count is not None
+    ]
     try:
         yield
     finally:
@@ -120,5 +123,5 @@ def trained_beside(
             optimizer.state.pop(parameter, None)
 
 
-def _advance(adapter: CountsSteps, *_: object) -> None:
-    adapter.advance()
+def _advance(count: Callable[[], None], *_: object) -> None:
+    count()

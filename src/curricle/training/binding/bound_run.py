@@ -1,6 +1,6 @@
 """Do the declared parts fit together, and what does each stage cost?
 
-Binding gives a curriculum its models, data and device. It resolves taps to places, draws the
+Binding gives a curriculum its models, data and placement. It resolves taps to places, draws the
 projections, checks widths and vocabularies, finds which parameters each stage reaches, and
 measures the FLOPs and memory of one step of each stage, all before a weight has moved. `curricle
 plan` prints what it finds, also while the teacher's checkpoints are still to be made: that they are
@@ -39,14 +39,13 @@ from curricle.models.tapped import Activations, Place, TappedModel, check_head, 
 from curricle.objectives.base import (
     Objective,
     Reads,
-    ReadsLabels,
     Sample,
     Target,
+    label_classes,
     merge_reads,
     require,
 )
 from curricle.objectives.hidden import MatchHidden
-from curricle.protocols import conforms
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher, aligned
 from curricle.teachers.shared import SharedTeacher
@@ -73,6 +72,7 @@ from curricle.training.binding.trials import tried_on
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state, surrounding_notes
 from curricle.training.process.costs import Meter
+from curricle.training.process.placement import place_model
 from curricle.training.settings import EngineSettings
 from curricle.training.timeline import Span, check_rule, plan_spans
 
@@ -162,8 +162,8 @@ def bind(
 
     Args:
         curriculum: What to run.
-        student: The model that learns; moved to the device.
-        teacher: The model that teaches, which is moved to the device, or its stored targets.
+        student: The model that learns; it is placed.
+        teacher: The model that teaches, which is placed, or its stored targets.
         stream: Training data.
         optimizer: How the weights move.
         settings: How the engine runs.
@@ -172,12 +172,11 @@ def bind(
     Raises:
         BindError: If the parts do not fit; the stage is named.
     """
-    device = settings.torch_device()
     live = None if isinstance(teacher, StoredTeacher) else teacher
     _check_models(student.module, None if live is None else live.model.module, optimizer)
-    student.module.to(device)
+    place_model(settings.placement, student)
     if live is not None:
-        live.model.module.to(device)
+        place_model(settings.placement, live.model)
     elif curriculum.start is not None and teacher is not None:
         raise BindError(f"'start' {curriculum.start.kind!r} needs a teacher with weights; got none")
     elif teacher is None and curriculum.teachers:
@@ -282,7 +281,7 @@ class _Probe:
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
         self._stream, self.tables = stream, TableWatch()
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
-        self._part = self._whole.split(settings.accumulation)[0].to(settings.torch_device())
+        self._part = settings.placement.part_of(self._whole.split(settings.accumulation)[0])
         self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
         self._compares_logits = False
         self._logits_notes = {"student": "", "teacher": ""}
@@ -304,10 +303,9 @@ class _Probe:
     def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
         """Return the stream with the checks that the bound stages need."""
         limits = [
-            (stage.span.earliest, stage.span.end, term.objective.label_classes)
+            (stage.span.earliest, stage.span.end, label_classes(term.objective))
             for stage in stages
             for term in stage.terms
-            if conforms(term.objective, ReadsLabels)
         ]
         return RunBatches(
             self._stream,
@@ -512,7 +510,7 @@ class _Probe:
             target: Target = None
             if term.stored is not None:
                 rows = term.objective.count(batch)
-                target = term.stored.blank(rows, batch.leading.device)
+                target = term.stored.blank(rows, batch.leading)
             elif shown is not None and term.needs_teacher:
                 target = term.objective.target(shown, batch)
             targets.append(target)

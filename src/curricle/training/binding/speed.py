@@ -30,7 +30,7 @@ def check_speed(run: BoundRun) -> None:
                 f"'compiled_steps' must not exceed the {window} steps of a plateau's 'window', at "
                 f"which it ends; got {settings.compiled_steps}"
             )
-    kind = settings.torch_device().type
+    kind = settings.placement.kind
     if settings.compiled_steps > 1:
         check_compiler(kind, setting="compiled_steps", plain=1)
     if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":

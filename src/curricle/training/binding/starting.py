@@ -18,12 +18,14 @@ do.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, final, runtime_checkable
+from functools import partial
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.curriculum.initialization import START, Map, WarmStart
 from curricle.data.streams import Stream
 from curricle.errors import BindError
@@ -33,32 +35,14 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.base import require
 from curricle.records import Spent, StagePlan
 from curricle.teachers.live import LiveTeacher
-from curricle.training.process.costs import Meter, now
+from curricle.training.process.costs import Meter
+from curricle.training.process.placement import Placement
 
 BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""
 
 
-@runtime_checkable
-class BoundStart(Protocol):
-    """A warm start with its models known."""
-
-    @property
-    def declared(self) -> WarmStart:
-        """Return the start as declared."""
-        ...
-
-    @property
-    def plan(self) -> StagePlan:
-        """Return what it sets, told as a stage of zero steps."""
-        ...
-
-    def apply(self) -> Spent:
-        """Set the student's weights from those that the teacher has now; return what was read."""
-        ...
-
-
-def begun(start: BoundStart | None, spent: Spent, device: torch.device) -> Spent:
+def begun(start: "BoundStart | None", spent: Spent, placement: Placement) -> Spent:
     """Return what has been spent when training begins or goes on, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.
@@ -66,14 +50,14 @@ def begun(start: BoundStart | None, spent: Spent, device: torch.device) -> Spent
     Args:
         start: The start, if there is one.
         spent: What has been consumed so far.
-        device: Where the models are.
+        placement: Placement of the models.
     """
     if start is None or spent.steps:
         return spent
-    begins, meter = now(device), Meter()
+    begins, meter = placement.now(), Meter()
     with meter.running():
         read = start.apply()
-    return replace(read, teacher_flops=meter.flops, seconds=now(device) - begins)
+    return replace(read, teacher_flops=meter.flops, seconds=placement.now() - begins)
 
 
 def bind_start(
@@ -83,7 +67,7 @@ def bind_start(
     *,
     stream: Stream,
     seed: int,
-) -> BoundStart | None:
+) -> "BoundStart | None":
     """Return a warm start bound to models and data, or None if there is none.
 
     Args:
@@ -143,7 +127,7 @@ class _TableStart:
     @torch.no_grad()
     def apply(self) -> Spent:
         tokens = self.settings[0].source
-        matrix = self.map(tokens).to(tokens.device)
+        matrix = beside(self.map(tokens), tokens)
         for one in self.settings:
             rows = one.source.to(matrix.dtype)
             one.target.copy_(rows @ matrix.mT if one.is_mapped else rows)
@@ -152,7 +136,7 @@ class _TableStart:
 
 def _bind_tables(
     start: WarmStart, student: nn.Module, teacher: nn.Module, *, seed: int
-) -> BoundStart:
+) -> "BoundStart":
     """Return a start of language models, bound.
 
     Raises:
@@ -251,7 +235,7 @@ class _MapStart:
         inputs, states = [], []
         with self.teacher.reading([place], logits=False) as read:
             for step in range(BATCHES):
-                batch = self.stream.batch(step).to(self.linear.weight.device)
+                batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
                 states.append(read(batch.for_teacher.inputs).hidden[place])
                 inputs.append(batch.inputs)
         return _joined(inputs), _joined(states)
@@ -269,7 +253,7 @@ def _bind_map(
     *,
     stream: Stream,
     seed: int,
-) -> BoundStart:
+) -> "BoundStart":
     """Return a start of fully connected networks, bound.
 
     Raises:
@@ -317,3 +301,7 @@ def _told(
         trained_parameters=count,
         memory_bytes=0,
     )
+
+
+BoundStart = _TableStart | _MapStart
+"""A warm start bound to its models."""

@@ -10,11 +10,11 @@ from curricle.data.collation import IGNORED
 from curricle.data.labels import misplaced, way_out
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CurricleError, DataError
-from curricle.models.tapped import REFUSALS, Activations, Reader, tried
+from curricle.models.tapped import REFUSALS, Activations, Reader, run_trial
 
 
 def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
-    """Return what a model shows of a first batch; see `models.tapped.tried`.
+    """Return what a model shows of a first batch; see `models.tapped.run_trial`.
 
     Args:
         who: Whose model it is, for people.
@@ -26,7 +26,7 @@ def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
         DataError: If the batch selects more places than there are, and has no labels.
     """
     try:
-        return tried(who, read, batch.inputs, batch.selected)
+        return run_trial(who, read, batch.inputs, batch.selected)
     except (BindError, DataError) as error:
         check_places(f"the {who}", read, batch, kind=BindError)
         if batch.labels is None and isinstance(error.__cause__, TypeError):

@@ -82,10 +82,12 @@ class CompiledSteps:
         Raises:
             BindError: If the steps of the stage cannot be compiled.
         """
-        steppers = self._joined.steppers
-        block = read_block(self._run.stream, step, self._number, self._run.settings.torch_device())
+        run, steppers = self._run, self._joined.steppers
+        block = read_block(
+            self._run.stream, step, self._number, self._run.settings.placement.part_of
+        )
         # Compiled look-ups are not bounded; steps that may exceed a table are taken one by one.
-        if block is None or excess(self._run.tables, "student", block.first.inputs):
+        if block is None or excess(run.tables, "student", block.first.inputs):
             return None
         targets = self._joined.gathered(
             [block_targets(stepper.loss, block) for stepper in steppers], axis=1
@@ -123,7 +125,7 @@ class CompiledSteps:
 
     def _factors(self, step: int) -> dict[str, Tensor]:
         """Return the optimizer's factors of each step, such as rates, for each weight."""
-        first, device = self._joined.steppers[0], self._run.settings.torch_device()
+        first = self._joined.steppers[0]
         rates = [first.learning_rate(step + offset) for offset in range(self._number)]
         following = torch.arange(1, self._number + 1, dtype=torch.float64)
         factors_by_count: dict[float, Tensor] = {}
@@ -134,7 +136,7 @@ class CompiledSteps:
                 exact = self._run.optimizer.factors(
                     torch.tensor(rates, dtype=torch.float64), updates + following
                 )
-                factors_by_count[updates] = exact.to(device, weight.dtype)
+                factors_by_count[updates] = exact.to(weight)
             factors[name] = factors_by_count[updates]
         return factors
 
@@ -157,9 +159,9 @@ class CompiledSteps:
             loss = self._joined.steppers[0].loss
             scales = loss.scales(loss.counts(block.first))
             graph = make_fx(partial(self._steps, scales, block.length), tracing_mode="fake")(inputs)
-            device = self._run.settings.torch_device().type
-            key = "\n".join([device, repr(_shapes(inputs)), graph.code, *_constants(graph)])
-            self._compiled = block.shapes, compiled(Traced(key=key, device=device, graph=graph))
+            kind = self._run.settings.placement.kind
+            key = "\n".join([kind, repr(_shapes(inputs)), graph.code, *_constants(graph)])
+            self._compiled = block.shapes, compiled(Traced(key=key, kind=kind, graph=graph))
         return self._compiled[1]
 
     def _steps(
@@ -203,9 +205,9 @@ class Traced:
     """A graph of tensor operations, identified by its code and shapes."""
 
     key: str
-    """Its code, device, and the shapes of its inputs."""
-    device: str = field(compare=False)
-    """Where it runs."""
+    """Its code, kind of processor, and the shapes of its inputs."""
+    kind: str = field(compare=False)
+    """Kind of processor that runs it."""
     graph: fx.GraphModule = field(compare=False)
     """The graph."""
 
@@ -214,7 +216,7 @@ class Traced:
 def compiled(traced: Traced) -> Callable[[BlockInputs], BlockOutputs]:
     """Return a compiled graph; equal graphs share it."""
     # As one CUDA graph, or without Python between kernels.
-    option = "triton.cudagraphs" if traced.device == "cuda" else "cpp_wrapper"
+    option = "triton.cudagraphs" if traced.kind == "cuda" else "cpp_wrapper"
     # A module's own call would cost every block its hooks.
     function: Callable[[BlockInputs], BlockOutputs] = torch.compile(
         traced.graph.forward, fullgraph=True, dynamic=False, options={option: True}

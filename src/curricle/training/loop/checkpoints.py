@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from curricle.colocation import beside, processor_kind
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
@@ -334,8 +335,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path
         _check_slots(f"{name!r} in {str(path)!r}", named[name], state_of_one, slots.of(named[name]))
     for name, state_of_one in states.items():
         # The step count too: the fused AdamW keeps it beside the parameter.
-        device = named[name].device
-        optimizer.state[named[name]] = {key: one.to(device) for key, one in state_of_one.items()}
+        optimizer.state[named[name]] = {
+            key: beside(tensor, named[name]) for key, tensor in state_of_one.items()
+        }
 
 
 @final
@@ -356,13 +358,13 @@ class _SlotTable:
         number = self._groups.get(parameter)
         if number is None:
             return {}
-        key = (number, parameter.dtype, parameter.device)
+        key = (number, parameter.dtype, processor_kind(parameter))
         if key not in self._known:
             self._known[key] = self._slots(parameter, self._optimizer.param_groups[number])
         return self._known[key]
 
     def _slots(self, parameter: nn.Parameter, group: dict[str, Any]) -> Slots:
-        sample = nn.Parameter(torch.zeros(2, 3, dtype=parameter.dtype, device=parameter.device))
+        sample = nn.Parameter(parameter.detach().new_zeros(2, 3))
         sample.grad = torch.zeros_like(sample)
         trial: Any = type(self._optimizer)
         optimizer = trial([sample], lr=0.0)

@@ -48,7 +48,6 @@ from curricle.training.loop.resuming import RunFolder
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
 from curricle.training.process.ambient import standard_state
-from curricle.training.process.costs import now
 from curricle.training.process.interrupts import Interrupted, Interrupts
 from curricle.training.timeline import StageEnd, Timeline
 
@@ -202,12 +201,15 @@ class TrainingRun:
         self._take: TakeSteps
         self._before, self._started = Spent(), 0.0
         self._optimizer = run.optimizer.build(run.student.module.parameters())
+        # Every process takes the same steps and reads the same checkpoints; one of them writes.
+        self._is_writer = run.settings.placement.is_writer
         self._journal = Journal(
             _files(outputs.folder),
             run.student.module,
             self.timeline,
             observers=outputs.observers,
             facts=run_facts(run),
+            is_writer=self._is_writer,
         )
 
     def __enter__(self) -> "TrainingRun":
@@ -258,14 +260,15 @@ class TrainingRun:
             self._try_evaluation()
         if run.teacher is not None:
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
-        self._spent = begun(run.start, self._journal.spent, run.settings.torch_device())
+        self._spent = begun(run.start, self._journal.spent, run.settings.placement)
 
     def _open_journal(self, lock: ExitStack) -> None:
         run, outputs = self.run, self.outputs
         opening = run_record(run, self.metric, outputs.task, self._journal.digest)
         opening = replace(opening, better=outputs.better, chance=chance_of(self.evaluate))
         self.end = self._journal.open(opening, self._optimizer, resume=self._resume, lock=lock)
-        if self.end is None and outputs.folder is not None and outputs.trajectory is not None:
+        writes = outputs.folder is not None and self._is_writer
+        if self.end is None and writes and outputs.trajectory is not None:
             outputs.trajectory.remove_leftovers()
 
     def advance(self, losses: Sequence[StepLoss] | None = None) -> None:
@@ -363,11 +366,11 @@ class TrainingRun:
         try:
             metrics = self._metrics(self.run.stages[-1])
         except Exception as error:
-            if files is not None:
+            if files is not None and self._is_writer:
                 files.save_student(module)
                 error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
-        weights = "" if files is None else files.save_student(module)
+        weights = "" if files is None or not self._is_writer else files.save_student(module)
         end = EndRecord(metrics=metrics, spent=self._spent, weights=weights)
         self._journal.finish(end)
         self.end = end
@@ -375,7 +378,7 @@ class TrainingRun:
         self._stack.close()
 
     def _now(self) -> float:
-        return now(self.run.settings.torch_device())
+        return self.run.settings.placement.now()
 
     def _after(self, stepper: Stepper, loss: StepLoss, step: int) -> StageEnd | None:
         """Write what is due after a step.
@@ -404,7 +407,7 @@ class TrainingRun:
             reaches_goal = is_taught and self._until is not None and self._until(metrics)
         # Before the checkpoint, which counts the record of an end as written.
         end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
-        if trajectory is not None and is_kept:
+        if trajectory is not None and is_kept and self._is_writer:
             trajectory.save(self.run.student.module, done, metrics.get(LOSS))
         every = settings.checkpoint_every
         # Nothing is resumed from where a run has ended.

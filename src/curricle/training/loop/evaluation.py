@@ -21,6 +21,7 @@ from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.objectives.losses import cross_entropy
 from curricle.training.binding.trials import check_places
+from curricle.training.process.placement import HOST, Placement
 
 LOSS = "nll"
 """The metric that is a loss: that of a teacher is kept with its checkpoints."""
@@ -40,7 +41,7 @@ def _chance(labels: Tensor) -> float:
     return min(1.0, share + 2.0 * math.sqrt(share * (1.0 - share) / len(labels)))
 
 
-def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
+def label_metrics(batches: Sequence[Batch], placement: Placement = HOST) -> Evaluator:
     """Return an evaluator that gives `accuracy` and `nll` against the labels of fixed batches.
 
     Raises:
@@ -62,7 +63,7 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
     for batch in batches:
         if batch.labels is not None:
             require_classes(batch.labels, "'labels' of 'evaluation'")
-    moved = [batch.to(device) for batch in batches]
+    moved = [placement.part_of(batch) for batch in batches]
     labels = torch.cat([one.labels.long().cpu() for one in batches if one.labels is not None])
     lowest, highest = int(labels.min()), int(labels.max())
 
@@ -78,9 +79,10 @@ def label_metrics(batches: Sequence[Batch], device: torch.device) -> Evaluator:
                 right += int((logits.argmax(-1) == labels).sum())
                 nats += float(cross_entropy(logits, labels))
                 count += batch.num_selected
-        if not math.isfinite(nats):
-            _check_inputs(moved, nats)
-        return {"accuracy": right / count, LOSS: nats / count}
+        hits, loss, number = map(placement.total, (right, nats, count))
+        if not math.isfinite(loss):
+            _check_inputs(moved, loss)
+        return {"accuracy": hits / number, LOSS: loss / number}
 
     # A function keeps it as an attribute, so that evaluators of users need not know of it.
     evaluate.chance = _chance(labels)  # type: ignore[attr-defined]

@@ -42,6 +42,7 @@ class Journal:
         *,
         observers: Sequence[Callable[[Record], None]] = (),
         facts: Mapping[str, Any],
+        is_writer: bool = True,
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.
 
@@ -51,6 +52,7 @@ class Journal:
             timeline: Stages of the run, before the first step.
             observers: Functions that receive every record.
             facts: Facts on which the result of the run depends.
+            is_writer: Whether this process writes the files; every process reads checkpoints.
         """
         self.files = files
         self._student, self._timeline = student, timeline
@@ -61,6 +63,7 @@ class Journal:
         self.spent = Spent()
         """Consumed by that checkpoint."""
         self._observers, self._facts = tuple(observers), facts
+        self._is_writer = is_writer
         self._writer: RecordWriter | None = None
 
     def open(
@@ -96,7 +99,8 @@ class Journal:
         end = self._finished(files, opening)
         if end is not None:
             return end
-        files.open_for_writing(lock)
+        if self._is_writer:
+            files.open_for_writing(lock)
         # Another process may have written between the first look and the lock.
         if not resume:
             files.check_free()
@@ -138,15 +142,18 @@ class Journal:
         """Go on from the newest checkpoint, or begin if there is none."""
         self.resumed = files.newest()
         if self.resumed is None:
-            files.begin()
-            self._writer = RecordWriter(files.records)
+            if self._is_writer:
+                files.begin()
+                self._writer = RecordWriter(files.records)
             self.write(opening)
-            write_facts(files.folder, self._facts)
+            if self._is_writer:
+                write_facts(files.folder, self._facts)
             return
         state = read_state(self.resumed, timeline=self._timeline)
-        self._writer = RecordWriter(
-            files.records, keep_bytes=state.records_bytes, head=state.records_head
-        )
+        if self._is_writer:
+            self._writer = RecordWriter(
+                files.records, keep_bytes=state.records_bytes, head=state.records_head
+            )
         load_checkpoint(self.resumed, self._student, optimizer)
         self.spent = state.spent
         # The file has it already; these observers have not seen it.

@@ -12,7 +12,6 @@ again by work that waits for the step that has read it.
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from types import TracebackType
 from typing import Generic, TypeVar, final
 
@@ -21,26 +20,20 @@ import torch
 T = TypeVar("T")
 
 
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    """Return the stream of a device; torch keeps memory for each that it has seen."""
-    return torch.cuda.Stream(device)
-
-
 @final
 class Prefetcher(Generic[T]):
     """Makes what a step reads; a context that ends with its thread."""
 
-    def __init__(self, make: Callable[[int], T], device: torch.device) -> None:
+    def __init__(self, make: Callable[[int], T], stream: torch.cuda.Stream | None = None) -> None:
         """Begin with nothing.
 
         Args:
             make: Makes what a step reads; called in another thread, which has torch's defaults:
                 gradients, precision and inference are its own to choose.
-            device: Where it computes.
+            stream: Queue of a GPU in which the thread computes; None on a CPU.
         """
         self._make = make
-        self._stream = _stream(device) if device.type == "cuda" else None
+        self._stream = stream
         # Whoever leaves the outermost autocast of a thread empties the casts of all threads. This
         # thread is always within one, so that it leaves those of a pass of the student alone.
         self._pool = ThreadPoolExecutor(

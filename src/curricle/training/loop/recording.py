@@ -14,11 +14,10 @@ from dataclasses import replace
 import torch
 
 from curricle.extras import package_version
-from curricle.protocols import conforms
 from curricle.records import RunRecord, Spent, StepRecord
 from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
-from curricle.training.binding.batches import CountsTokens
+from curricle.training.binding.batches import relative_tokens
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.loop.stage_loss import StepLoss
 
@@ -34,9 +33,7 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
         seconds: Seconds of training by now.
     """
     steps, stream = done - before.steps, run.stream
-    tokens = expected = steps * stream.tokens_per_batch
-    if conforms(stream, CountsTokens):
-        tokens, expected = stream.relative_tokens(before.steps, done)
+    tokens, expected = relative_tokens(stream, before.steps, done)
     student, teacher = steps * stage.plan.student_flops, steps * stage.plan.teacher_flops
     if tokens != expected:
         # FLOPs were measured on the first batch; others cost about as much a position.
@@ -110,6 +107,6 @@ def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        device=f"{run.settings.torch_device()} {', teacher '.join(run.settings.precisions)}",
+        device=f"{run.settings.placement.kind} {', teacher '.join(run.settings.precisions)}",
         run=digest,
     )

@@ -1,9 +1,10 @@
 """Loss of one stage: counts, targets and differentiable sums of its objectives.
 
 `StageLoss` holds the forward passes of both models, opened as deep as the stage reads, and the
-bound objectives. It knows nothing of optimizers, schedules, streams and devices, so the same object
-serves the eager loop, prefetching (`targets` in a second thread), several students in one batched
-model (`sums` as a function of the weights), target capture (`targets` alone) and compiled steps.
+bound objectives. It knows nothing of optimizers, schedules, streams and placement, so the same
+object serves the eager loop, prefetching (`targets` in a second thread), several students in one
+batched model (`sums` as a function of the weights), target capture (`targets` alone) and compiled
+steps.
 
 Axes: as in `data.streams`; a sum has none.
 
@@ -38,7 +39,7 @@ CALIBRATION_BATCHES = 8
 @final
 @dataclass(frozen=True, slots=True)
 class StepLoss:
-    """The loss of one step, still on its device."""
+    """The loss of one step, not read from a GPU yet."""
 
     totals: list[Tensor]
     """Each objective's sum over the positions of the whole batch."""
@@ -60,7 +61,7 @@ class StepLoss:
 
     @property
     def is_finite(self) -> bool:
-        """Return whether every sum is finite; waits for the device."""
+        """Return whether every sum is finite; waits for a GPU."""
         return all(math.isfinite(total.item()) for total in self.totals)
 
 
@@ -204,8 +205,8 @@ class StageLoss:
         states = [(self.teacher_states(batch) or Activations({}), batch) for batch in batches()]
         with torch.no_grad():
             self.terms = tuple(
-                term if objective is None else replace(term, objective=objective.calibrated(states))
-                for term, objective in zip(self.terms, pending, strict=True)
+                term if calibrate is None else replace(term, objective=calibrate(states))
+                for term, calibrate in zip(self.terms, pending, strict=True)
             )
         return True
 

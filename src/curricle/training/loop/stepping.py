@@ -34,7 +34,6 @@ from curricle.training.loop.stage_loss import (
     StepLoss,
     open_stage_loss,
 )
-from curricle.training.process.costs import now
 
 MOST_INSPECTED_STEPS = 100
 """Steps whose inputs are inspected after a non-finite loss, where not every loss is checked."""
@@ -80,10 +79,10 @@ class Stepper:
         self.num_taken = 0
         """Steps taken since the stage was opened."""
         self._parts = run.settings.accumulation
-        self._device = run.settings.torch_device()
+        self._placement = run.settings.placement
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
         # On a GPU a look at every loss would wait for each step.
-        self._checks_each_step = self._device.type == "cpu"
+        self._checks_each_step = not self._placement.is_queued
 
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
@@ -127,9 +126,10 @@ class Stepper:
     def prepared(self, step: int) -> Prepared:
         """Return the inputs of a step, with targets if these are prefetched."""
         batch = self.run.stream.batch(step)
-        # Counted before the batch is split: every micro-batch is divided by the whole count.
+        # Counted before the batch is split among micro-batches and processes: each part of the loss
+        # is divided by the whole count.
         counts = self.loss.counts(batch)
-        parts = [part.to(self._device) for part in batch.split(self._parts)]
+        parts = [self._placement.part_of(part) for part in batch.split(self._parts)]
         is_early = self.run.settings.prefetch == "targets"
         return Prepared(
             counts, [(part, self.loss.targets(part) if is_early else None) for part in parts]
@@ -244,7 +244,7 @@ class Stepper:
 
     def calibrate(self) -> None:
         """Give the objectives that need them the teacher's statistics over the first batches."""
-        begins = now(self._device)
+        begins = self._placement.now()
         with located(self.stage.declared.name, self.start, self.run.seed):
             was_needed = self.loss.calibrate(
                 lambda: (self.batch(step) for step in range(CALIBRATION_BATCHES))
@@ -255,12 +255,12 @@ class Stepper:
                 examples=CALIBRATION_BATCHES * stream.batch_size,
                 tokens=CALIBRATION_BATCHES * stream.tokens_per_batch,
                 teacher_flops=CALIBRATION_BATCHES * self.stage.plan.teacher_flops,
-                seconds=now(self._device) - begins,
+                seconds=self._placement.now() - begins,
             )
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step on the device."""
-        return self.run.stream.batch(step).to(self._device)
+        """Return the batch of a step where the models lie."""
+        return self._placement.part_of(self.run.stream.batch(step))
 
 
 @contextmanager
@@ -298,6 +298,6 @@ def stepping(
             load_adapters(resumed, loss.adapters, optimizer)
         stepper.calibrate()
         if run.settings.prefetch != "none":
-            prefetcher = Prefetcher(stepper.prepared, run.settings.torch_device())
+            prefetcher = Prefetcher(stepper.prepared, run.settings.placement.side_stream())
             stepper.prefetcher = stack.enter_context(prefetcher)
         yield stepper

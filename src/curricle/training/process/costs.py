@@ -1,14 +1,12 @@
 """What does a piece of work cost, counted while it runs once?
 
 A `Meter` counts FLOPs and the bytes that autograd keeps for the backward pass. It can run over
-several blocks, say a forward pass and later its backward pass, and adds them up. `now` is the one
-clock by which steps are timed.
+several blocks, say a forward pass and later its backward pass, and adds them up.
 
 Units: seconds; FLOPs, of which a multiplication with its addition is two (matrix products,
 convolutions and attention, as torch counts them; cheaper operations are left out); bytes.
 """
 
-import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import final
@@ -16,14 +14,6 @@ from typing import final
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-
-
-def now(device: torch.device) -> float:
-    """Return the time in seconds at which everything that was started on a device is done."""
-    if device.type == "cuda":
-        # Steps are queued: without this, waiting for them would count elsewhere.
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 @final

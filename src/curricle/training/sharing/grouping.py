@@ -13,7 +13,6 @@ from curricle.training.fast.stacking import Group, batching_key, has_state, is_b
 from curricle.training.loop.engine import TrainingRun
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps
-from curricle.training.process.costs import now
 
 Advance = Callable[[TrainingRun, Sequence[StepLoss] | None, float], None]
 """Advances a run by losses of steps that were taken in a group and its share of their seconds, or,
@@ -50,15 +49,15 @@ class StudentGroups:
             if (key := self._key(run.stepper)) is not None:
                 candidates.setdefault(key, []).append(run)
         losses_of_runs: dict[int, tuple[list[StepLoss], float]] = {}
-        device = runs[0].run.settings.torch_device()
+        placement = runs[0].run.settings.placement
         for key, group in candidates.items():
             # Runs come in turns; a group keeps its model only if its students keep their order.
             group.sort(key=lambda run: -1 if run.stepper is None else self._places[run.stepper])
             if len(group) < 2:  # noqa: PLR2004 - alone it steps as ever
                 continue
-            started = now(device)
+            started = placement.now()
             losses = self._losses(key, group, step)
-            share = (now(device) - started) / len(group)
+            share = (placement.now() - started) / len(group)
             if losses is not None:
                 for place, run in enumerate(group):
                     losses_of_runs[id(run)] = [row[place] for row in losses], share

@@ -27,12 +27,11 @@ from typing import final
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
-from curricle.protocols import conforms
 from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
-from curricle.training.binding.batches import CountsTokens
+from curricle.training.binding.batches import relative_tokens
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.speed import check_speed
 from curricle.training.compatibility import check_compatible
@@ -213,7 +212,7 @@ class _SharedStream:
 
     def __init__(self, run: BoundRun) -> None:
         self._stream: Stream = run.stream
-        self._device = run.settings.torch_device()
+        self._placement = run.settings.placement
         self._batch: tuple[int, Batch] | None = None
 
     @property
@@ -233,15 +232,12 @@ class _SharedStream:
 
     def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
         """Return the positions of some steps, and those that as many first batches would have."""
-        if conforms(self._stream, CountsTokens):
-            return self._stream.relative_tokens(start, stop)
-        expected = (stop - start) * self.tokens_per_batch
-        return expected, expected
+        return relative_tokens(self._stream, start, stop)
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, on the device of the runs; the same for all of them."""
+        """Return the batch of a step where the models lie, the same tensors for every run."""
         if self._batch is None or self._batch[0] != step:
-            self._batch = step, self._stream.batch(step).to(self._device)
+            self._batch = step, self._placement.part_of(self._stream.batch(step))
         return self._batch[1]
 
 

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
 from curricle.data.streams import Batch
@@ -31,8 +32,7 @@ from curricle.locks import locked
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import weights_digest
-from curricle.objectives.base import BoundObjective, Storable, Target
-from curricle.protocols import conforms
+from curricle.objectives.base import BoundObjective, Target, target_description
 from curricle.teachers.live import LiveTeacher, Reference, num_parameters
 from curricle.teachers.store.codecs import BFloat16, Codec, HiddenCodec, Sampled
 from curricle.teachers.store.manifest import (
@@ -176,11 +176,11 @@ class TeacherQuery:
                         yield section, loss.terms[number].objective, part, target
 
     def _parts(self, step: int) -> list[Batch]:
-        """Return the parts of the batch of a step on the device."""
+        """Return the parts of the batch of a step where the teacher lies."""
         run = self.run
         with located(self.stage.declared.name, step, run.seed):
             parts = run.stream.batch(step).split(run.settings.accumulation)
-            return [part.to(run.settings.torch_device()) for part in parts]
+            return [run.settings.placement.part_of(part) for part in parts]
 
     @contextmanager
     def _open(self) -> Iterator[StageLoss]:
@@ -190,7 +190,7 @@ class TeacherQuery:
             The loss of the stage, which can give targets only.
         """
         run, stage = self.run, self.stage
-        teacher, device = run.teacher, run.settings.torch_device()
+        teacher, place = run.teacher, run.settings.placement.part_of
         assert isinstance(teacher, LiveTeacher)  # noqa: S101 - checked by `capture`
         with (
             teacher.teaching(run.settings.teacher_inference),
@@ -198,9 +198,7 @@ class TeacherQuery:
         ):
             with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
-                    lambda: (
-                        run.stream.batch(step).to(device) for step in range(CALIBRATION_BATCHES)
-                    )
+                    lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
                 )
             yield loss
 
@@ -212,7 +210,7 @@ class TeacherQuery:
         ]
         if not any(is_missing.any() for is_missing in missing):
             return
-        moved = part.to(self.run.settings.torch_device())
+        moved = self.run.settings.placement.part_of(part)
         numbers = {
             number
             for (_, number), is_missing in zip(self.wanted, missing, strict=True)
@@ -228,7 +226,7 @@ class TeacherQuery:
             counts = counts_of(loss.terms[number].objective, part)
             rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
             random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
-            entries = section.codec.encode(target[rows.to(target.device)], random)
+            entries = section.codec.encode(target[beside(rows, target)], random)
             writer.add(section, keys_of_section[is_missing], counts[is_missing], entries)
 
 
@@ -284,11 +282,12 @@ def _section(
 ) -> TargetSet:
     """Return what an objective's targets are."""
     facts = target_key(objective, stream)
-    assert conforms(objective, Storable)  # noqa: S101 - or it would have no facts
+    description = target_description(objective)
+    assert description is not None  # noqa: S101 - or it would have no facts
     return TargetSet(
         reference=reference,
         facts=facts,
-        selected=objective.reads_selected,
+        selected=description.reads_selected,
         codec=codecs.of(str(facts["kind"])),
         width=int(facts["num_classes"] if facts["kind"] == "logits" else facts["width"]),
     )

@@ -18,9 +18,8 @@ from torch import Tensor
 
 from curricle.data.example_keys import data_counts, example_keys, selected_places
 from curricle.data.streams import Batch
-from curricle.objectives.base import BoundObjective, Storable
+from curricle.objectives.base import BoundObjective, target_description
 from curricle.objectives.sparse import SparseTarget
-from curricle.protocols import conforms
 from curricle.teachers.store.codecs import Sampled, TopK, Uniforms
 from curricle.teachers.store.manifest import TargetSet
 from curricle.teachers.store.shards import uniforms
@@ -93,7 +92,8 @@ def _random(section: TargetSet, objective: BoundObjective, batch: Batch) -> Unif
     """Return the random numbers of the rows that an objective reads, as they were when stored."""
     keys = example_keys(batch, selected=section.selected)
     # Which a reading of selected rows picks from those of all.
-    if section.selected or not conforms(objective, Storable) or not objective.reads_selected:
+    description = target_description(objective)
+    if section.selected or description is None or not description.reads_selected:
         return uniforms(section, keys, counts_of(objective, batch))
     counts = data_counts(batch)
     whole = uniforms(section, keys, counts)

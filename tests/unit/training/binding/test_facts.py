@@ -123,7 +123,7 @@ def test_every_number_of_the_teacher_counts(place: int) -> None:
 
 
 def executed(folder: Path, total: str) -> None:
-    evaluate = label_metrics([parity().batch(0)], torch.device("cpu"))
+    evaluate = label_metrics([parity().batch(0)])
     run = bound(one_shot(total=total))
     execute(run, evaluate, metric="accuracy", outputs=Outputs(folder=folder), resume=True)
 

@@ -114,7 +114,7 @@ def test_labels_where_no_logits_are_are_to_blame_and_not_the_inputs(
 
 @pytest.mark.parametrize(("labels", "words"), PLACES)
 def test_labels_of_an_evaluation_where_no_logits_are_are_named(labels: Tensor, words: str) -> None:
-    evaluate = label_metrics([read_by(Features, labels)], torch.device("cpu"))
+    evaluate = label_metrics([read_by(Features, labels)])
     sentence = (
         r"^'labels' of 'evaluation' must be one for each place .*, of shape \(4,\); got shape "
     )
@@ -162,7 +162,7 @@ def test_whatever_reads_labels_names_those_among_the_inputs(name: str) -> None:
     with pytest.raises(BindError, match="^stage 'only': 'labels' must be .*" + words):
         run_on(batch, learned, Tolerant)
     with pytest.raises(DataError, match="^'evaluation' must hold labels; got 1 batches .*" + words):
-        label_metrics([batch], torch.device("cpu"))
+        label_metrics([batch])
     with pytest.raises(
         BindError, match="^'labels' must be in the batch for a linear probe; .*" + words
     ):

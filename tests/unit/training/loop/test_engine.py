@@ -61,6 +61,7 @@ from curricle.training.loop.engine import (
 )
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.optimizers import SGD, AdamW, Optimizer
+from curricle.training.process.placement import SingleDevice
 from curricle.values import plain
 from tests.parts import INPUTS, Listed, mlp, parity
 from tests.runs import contents
@@ -482,6 +483,18 @@ def test_without_a_folder_nothing_is_written(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_process_that_does_not_write_takes_the_same_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"checkpoint_every": 5}
+    writing, silent = (bound(one_shot(total=TOTAL), settings=settings) for _ in range(2))
+    executed(writing, tmp_path / "run")
+    monkeypatch.setattr(SingleDevice, "is_writer", False)
+    executed(silent, tmp_path / "nothing")
+    torch.testing.assert_close(state(silent), state(writing), rtol=0, atol=0)
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_the_exported_student_holds_nothing_but_itself(tmp_path: Path) -> None:
     run = bound(extraction(total=TOTAL, center=True))
     executed(run, tmp_path)
@@ -798,7 +811,7 @@ def test_step_records_hold_each_term_and_the_rate() -> None:
 
 def test_time_stands_still_during_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("curricle.training.process.costs.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("curricle.training.process.placement.time.perf_counter", lambda: clock[0])
 
     def slow(model: TappedModel) -> dict[str, float]:
         clock[0] += 100.0

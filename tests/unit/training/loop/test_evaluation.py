@@ -12,8 +12,6 @@ from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.training.loop.evaluation import chance_of, label_metrics
 
-CPU = torch.device("cpu")
-
 
 class Shown(nn.Module):
     """Shows its inputs as logits."""
@@ -53,7 +51,7 @@ def batch(probabilities: list[list[float]], labels: list[int]) -> Batch:
 def test_batches_of_different_size_count_by_their_positions() -> None:
     large = batch([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], [0, 0, 0])
     small = batch([[0.4, 0.6]], [1])
-    found = label_metrics([large, small], CPU)(shown())
+    found = label_metrics([large, small])(shown())
     # Means of batch means would give accuracy 5/6.
     nats = -sum(map(math.log, (0.9, 0.8, 0.3, 0.6)))
     assert found == pytest.approx({"accuracy": 3 / 4, "nll": nats / 4}, rel=1e-6)
@@ -61,9 +59,9 @@ def test_batches_of_different_size_count_by_their_positions() -> None:
 
 def test_one_batch_or_many_give_the_same_metrics() -> None:
     rows, labels = [[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], [0, 0, 1]
-    whole = label_metrics([batch(rows, labels)], CPU)(shown())
+    whole = label_metrics([batch(rows, labels)])(shown())
     parts = [batch([row], [label]) for row, label in zip(rows, labels, strict=True)]
-    assert label_metrics(parts, CPU)(shown()) == pytest.approx(whole, rel=1e-6)
+    assert label_metrics(parts)(shown()) == pytest.approx(whole, rel=1e-6)
 
 
 def test_only_selected_positions_are_scored() -> None:
@@ -72,7 +70,7 @@ def test_only_selected_positions_are_scored() -> None:
         labels=torch.tensor([0, 0]),
         selected=torch.tensor([1, 5]),
     )
-    found = label_metrics([masked], CPU)(tapped(Table()))
+    found = label_metrics([masked])(tapped(Table()))
     # Positions 1 (token 1) and 5 (token 2): probability 0.9 and 0.2 of class 0.
     nll = -(math.log(0.9) + math.log(0.2)) / 2
     assert found == pytest.approx({"accuracy": 0.5, "nll": nll}, rel=1e-6)
@@ -92,11 +90,11 @@ def test_inputs_that_are_not_finite_are_named_where_a_metric_is_not(
         r"not finite: 'inputs' holds 1 (nan|infinite) of 4 numbers, first in example 1$"
     )
     with pytest.raises(DataError, match=sentence):
-        label_metrics(batches, CPU)(shown())
+        label_metrics(batches)(shown())
 
 
 def test_a_metric_that_is_not_finite_for_finite_inputs_is_left_to_the_run() -> None:
-    assert math.isnan(label_metrics([batch([[0.9, 0.1]], [0])], CPU)(tapped(Lost()))["nll"])
+    assert math.isnan(label_metrics([batch([[0.9, 0.1]], [0])])(tapped(Lost()))["nll"])
 
 
 def test_a_batch_in_which_nothing_is_selected_adds_nothing() -> None:
@@ -106,7 +104,7 @@ def test_a_batch_in_which_nothing_is_selected_adds_nothing() -> None:
         inputs=torch.tensor([[1, 1]]), labels=torch.tensor([0]), selected=torch.tensor([0])
     )
     model = tapped(Table())
-    assert label_metrics([ignored, scored], CPU)(model) == label_metrics([scored], CPU)(model)
+    assert label_metrics([ignored, scored])(model) == label_metrics([scored])(model)
 
 
 @pytest.mark.parametrize("number", [0, 2])
@@ -115,18 +113,18 @@ def test_held_out_data_have_labels(number: int) -> None:
     with pytest.raises(
         DataError, match=rf"^'evaluation' must hold labels; got {number} batches without any$"
     ):
-        label_metrics(unlabeled, CPU)
+        label_metrics(unlabeled)
 
 
 def test_every_batch_has_labels() -> None:
-    evaluate = label_metrics([batch([[0.5, 0.5]], [0]), Batch(inputs=torch.zeros(2, 2))], CPU)
+    evaluate = label_metrics([batch([[0.5, 0.5]], [0]), Batch(inputs=torch.zeros(2, 2))])
     with pytest.raises(BindError, match="'labels' must be given"):
         evaluate(shown())
 
 
 @pytest.mark.parametrize(("labels", "told"), [([0, 2], "0 to 2"), ([-100, 1], "-100 to 1")])
 def test_held_out_labels_are_classes_of_the_model(labels: list[int], told: str) -> None:
-    evaluate = label_metrics([batch([[0.5, 0.5], [0.5, 0.5]], labels)], CPU)
+    evaluate = label_metrics([batch([[0.5, 0.5], [0.5, 0.5]], labels)])
     with pytest.raises(DataError, match=rf"^'labels' of 'eva.* 0 and 1, the .*; got {told}$"):
         evaluate(shown())
 
@@ -134,13 +132,13 @@ def test_held_out_labels_are_classes_of_the_model(labels: list[int], told: str) 
 def test_logits_at_every_position_are_not_compared_with_one_label_an_example() -> None:
     unselected = Batch(inputs=torch.tensor([[0, 1, 2], [1, 0, 2]]), labels=torch.tensor([0, 1]))
     with pytest.raises(DataError, match=r"of shape \(2, 3\); got \(2,\)$"):
-        label_metrics([unselected], CPU)(tapped(Table()))
+        label_metrics([unselected])(tapped(Table()))
 
 
 def test_half_precision_logits_are_summed_in_full_precision() -> None:
     rows = torch.full((4096, 2), 0.5).log().bfloat16()
     many = Batch(inputs=rows, labels=torch.zeros(4096, dtype=torch.long))
-    assert label_metrics([many], CPU)(shown())["nll"] == pytest.approx(math.log(2), rel=1e-6)
+    assert label_metrics([many])(shown())["nll"] == pytest.approx(math.log(2), rel=1e-6)
 
 
 class Longer(Table):
@@ -159,13 +157,13 @@ def test_logits_of_more_positions_than_the_data_are_refused() -> None:
     )
     sentence = r"^'logits' in 'evaluation' must have the positions \(2, 3\) of .*; got \(2, 4\): "
     with pytest.raises(DataError, match=sentence):
-        label_metrics([scored], CPU)(tapped(Longer()))
+        label_metrics([scored])(tapped(Longer()))
 
 
 def test_chance_is_the_share_of_the_most_frequent_label_and_two_standard_errors() -> None:
     labels = torch.tensor([0] * 75 + [1] * 25)
     batch = Batch(inputs=torch.zeros(100, 3), labels=labels)
-    chance = chance_of(label_metrics([batch], torch.device("cpu")))
+    chance = chance_of(label_metrics([batch]))
     # sqrt(0.75 * 0.25 / 100) is 0.0433.
     assert chance == pytest.approx(0.75 + 2 * 0.0433, abs=1e-4)
     assert chance_of(lambda model: {"accuracy": 1.0}) is None
@@ -175,4 +173,4 @@ def test_labels_that_are_the_input_ids_are_no_evaluation() -> None:
     ids = torch.arange(12).view(2, 6)
     batch = Batch(inputs=ids, labels=ids.flatten(), selected=torch.arange(12))
     with pytest.raises(DataError, match="must not have the input ids as labels"):
-        label_metrics([batch], torch.device("cpu"))
+        label_metrics([batch])

@@ -26,8 +26,6 @@ from curricle.training.loop.prefetching import Prefetcher
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import drawn, mlp, parity
 
-CPU = torch.device("cpu")
-
 
 class Made:
     """Makes numbers, and remembers where."""
@@ -46,7 +44,7 @@ class Made:
 
 def test_the_next_is_made_in_another_thread_and_once() -> None:
     make = Made()
-    with Prefetcher(make, CPU) as ahead:
+    with Prefetcher(make) as ahead:
         found = [ahead.take(step, ahead=step < 4) for step in range(6)]
     assert found == [0, 10, 20, 30, 40, 50]
     assert make.steps == [0, 1, 2, 3, 4, 5]
@@ -56,13 +54,13 @@ def test_the_next_is_made_in_another_thread_and_once() -> None:
 
 def test_another_step_than_the_next_is_made_when_it_is_asked_for() -> None:
     make = Made()
-    with Prefetcher(make, CPU) as ahead:
+    with Prefetcher(make) as ahead:
         assert [ahead.take(step, ahead=True) for step in (3, 0, 1)] == [30, 0, 10]
     assert make.steps[:4] == [3, 4, 0, 1]
 
 
 def test_an_error_is_that_of_the_step_that_needs_it() -> None:
-    with Prefetcher(Made(), CPU) as ahead:
+    with Prefetcher(Made()) as ahead:
         assert ahead.take(12, ahead=True) == 120
         with pytest.raises(ValueError, match="unlucky"):
             ahead.take(13, ahead=True)
@@ -70,7 +68,7 @@ def test_an_error_is_that_of_the_step_that_needs_it() -> None:
 
 def test_the_thread_ends_with_the_block() -> None:
     before = threading.active_count()
-    with Prefetcher(Made(), CPU) as ahead:
+    with Prefetcher(Made()) as ahead:
         ahead.take(0, ahead=True)
     assert threading.active_count() == before
 

@@ -104,7 +104,7 @@ def test_a_run_inside_is_the_run_outside(name: str, settings: dict[str, Any]) ->
 def test_only_executing_inside_changes_nothing_either() -> None:
     def trained(around: AbstractContextManager[Any]) -> Tensor:
         run = bound(one_shot(total="4 steps"))
-        evaluate = label_metrics([parity().batch(0)], torch.device("cpu"))
+        evaluate = label_metrics([parity().batch(0)])
         with around:
             execute(run, evaluate, metric="accuracy", outputs=Outputs())
         return run.student.module.get_parameter("head.weight").detach()

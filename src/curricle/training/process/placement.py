@@ -1,0 +1,173 @@
+"""Placement of models and batches: which processors and processes a run computes on.
+
+A `Placement` puts a module where it runs, takes this process's part of a batch, and adds up numbers
+over all processes. The rest of the library names no processor: it reads batches on the CPU, hands
+them to `part_of`, and makes new tensors beside those that it was given (`colocation`).
+
+Units: seconds.
+
+Design: every process reads the whole batch, since a stream is a pure function of the step, so the
+number of positions by which a loss is divided is counted on it without communication. `total` is
+for numbers that only parts have, such as correct answers of an evaluation.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from curricle.data.streams import Batch
+from curricle.errors import BindError
+from curricle.models.hooked import HookedModel
+from curricle.models.tapped import TappedModel
+
+Precision = Literal["float32", "bfloat16"]
+
+
+class Placement(ABC):
+    """Processors and processes of a run."""
+
+    def __init__(self, kind: str) -> None:
+        """Compute on one kind of processor.
+
+        Args:
+            kind: `cpu` or `cuda`.
+        """
+        self.kind = kind
+        """Kind of processor, `cpu` or `cuda`."""
+
+    @property
+    @abstractmethod
+    def is_writer(self) -> bool:
+        """Return whether this process writes records, checkpoints and finished weights."""
+
+    @abstractmethod
+    def place(self, module: nn.Module) -> nn.Module:
+        """Return what is called in the place of a module; placing the result changes nothing.
+
+        The module itself is moved, and stays the owner of its weights under their own names.
+
+        Args:
+            module: A model.
+        """
+
+    @abstractmethod
+    def part_of(self, batch: Batch) -> Batch:
+        """Return the examples of a batch that this process computes on, where its models lie.
+
+        Args:
+            batch: A whole batch; over all processes each of its examples is in one part.
+        """
+
+    @abstractmethod
+    def total(self, number: float) -> float:
+        """Return the sum of a number over all processes.
+
+        Args:
+            number: What the part of this process gives.
+        """
+
+    @abstractmethod
+    def full_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return all weights and buffers of a module under their names, none of them sharded.
+
+        Args:
+            module: A model that was placed, without the wrapper that `place` returned.
+        """
+
+    @property
+    def is_queued(self) -> bool:
+        """Return whether computations are queued, so that a look at a number waits for them."""
+        return self.kind == "cuda"
+
+    def now(self) -> float:
+        """Return the time in seconds at which everything that was started is computed."""
+        if self.is_queued:
+            # Without this, waiting for queued steps would count elsewhere.
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def autocast(self, precision: Precision) -> AbstractContextManager[object]:
+        """Return the context of forward passes in a precision; weights stay float32.
+
+        Args:
+            precision: Precision of matrix products.
+        """
+        if precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.kind, torch.bfloat16)
+
+    def side_stream(self) -> torch.cuda.Stream | None:
+        """Return the queue in which a second thread computes; None on a CPU, which has none."""
+        return _side_stream() if self.is_queued else None
+
+
+@final
+class SingleDevice(Placement):
+    """One process that computes on one processor."""
+
+    @property
+    def is_writer(self) -> bool:
+        """Return True: there is no other process."""
+        return True
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Return the module itself, moved."""
+        return module.to(self.kind)
+
+    def part_of(self, batch: Batch) -> Batch:
+        """Return the whole batch, moved; the batch itself if it lies there already."""
+        if self.kind == "cpu" and batch.leading.is_cpu:
+            return batch
+        # A copy to the CPU must be there before it is read; one to a GPU need not be waited for.
+        return batch.map(lambda tensor: tensor.to(self.kind, non_blocking=self.is_queued))
+
+    def total(self, number: float) -> float:
+        """Return the number: this process has all of it."""
+        return number
+
+    def full_state(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the state of the module."""
+        return module.state_dict()
+
+
+HOST = SingleDevice("cpu")
+"""The CPU of this process."""
+
+
+def find_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
+    """Return the placement that a setting names.
+
+    Args:
+        device: Value of the setting; `auto` takes a GPU if there is one.
+
+    Raises:
+        BindError: If a GPU is named and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if device == "cuda" and not has_gpu:
+        raise BindError("'device' must be available; got 'cuda' on a machine without a GPU")
+    return HOST if device == "cpu" or not has_gpu else SingleDevice("cuda")
+
+
+def place_model(placement: Placement, model: TappedModel) -> None:
+    """Place a model whose hidden states can be read, so that its forward passes run there.
+
+    Args:
+        placement: Where it runs.
+        model: The model; a `HookedModel` runs through the wrapper that `place` returns.
+    """
+    if isinstance(model, HookedModel):
+        model.wrap(placement.place)
+    else:
+        placement.place(model.module)
+
+
+@cache
+def _side_stream() -> torch.cuda.Stream:
+    # One for all runs: torch keeps memory for each stream that it has seen.
+    return torch.cuda.Stream()

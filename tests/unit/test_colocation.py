@@ -1,0 +1,37 @@
+"""Tensors and modules beside others."""
+
+import pytest
+import torch
+from torch import nn
+
+from curricle.colocation import beside, count_beside, processor_kind, synchronize
+
+ELSEWHERE = torch.empty(1, device="meta", dtype=torch.bfloat16)
+
+
+def test_tensors_and_modules_move_and_keep_their_precision() -> None:
+    tensor = beside(torch.zeros(2), ELSEWHERE)
+    assert (tensor.device.type, tensor.dtype) == ("meta", torch.float32)
+    weight = beside(nn.LayerNorm(2), ELSEWHERE).weight
+    assert (weight.device.type, weight.dtype) == ("meta", torch.float32)
+
+
+def test_what_lies_there_already_is_not_copied() -> None:
+    tensor = torch.zeros(2)
+    assert beside(tensor, torch.ones(1)) is tensor
+
+
+def test_integers_are_counted_where_a_tensor_lies() -> None:
+    assert count_beside(torch.zeros(1), 3).tolist() == [0, 1, 2]
+    assert count_beside(ELSEWHERE, 3).is_meta
+
+
+def test_a_processor_has_the_name_that_autocast_takes() -> None:
+    assert processor_kind(torch.zeros(1)) == "cpu"
+
+
+def test_only_a_gpu_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", calls.append)
+    synchronize(torch.zeros(1))
+    assert not calls
