@@ -179,10 +179,10 @@ def plan(spec: Spec, sets: Sets = None) -> None:
 def teach(spec: Spec, sets: Sets = None) -> None:
     """Train the spec's teacher from labels and keep its checkpoints."""
     from curricle.runs.folder import Origin
-    from curricle.runs.spec import given, load_spec
+    from curricle.runs.spec import load_spec, require_field
 
     run_spec = load_spec(spec, sets)
-    given(run_spec.teacher.total, "teacher.total", "teach")
+    require_field(run_spec.teacher.total, "teacher.total", "teach")
     origin = Origin(command="teach", title=spec.stem, line=_line("teach", spec, sets))
     _start(run_spec, origin, [])
     _go_on("teach", run_spec)

@@ -8,7 +8,7 @@ Design: as in `cli`, modules that need torch are imported by the command that ne
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.table import Table
 from curricle.errors import SpecError, visible
 
 if TYPE_CHECKING:
+    from curricle.teachers.store.importing import Missing
     from curricle.teachers.store.manifest import Manifest
 
 app = typer.Typer(
@@ -63,11 +64,11 @@ def verify(
 ) -> None:
     """Read every file of a folder; with a spec, compare with its teacher."""
     from curricle.runs.spec import load_spec
-    from curricle.runs.target_folder import verified
+    from curricle.runs.target_folder import verify_targets
     from curricle.teachers.store.manifest import read_manifest
 
     console = _console()
-    agreements = verified(folder, None if spec is None else load_spec(spec, sets))
+    agreements = verify_targets(folder, None if spec is None else load_spec(spec, sets))
     for agreement in agreements:
         console.print(
             f"{agreement.section.name}: {agreement.share:.1%} of {agreement.rows} rows agree"
@@ -122,16 +123,19 @@ def import_(
 
     if missing not in {"rest", "renormalize"}:
         raise SpecError(f"'--missing' must be 'rest' or 'renormalize'; got {missing!r}")
-    policy: Any = missing
     manifest = import_targets(
-        source, folder, num_classes=num_classes, temperature=temperature, missing=policy
+        source,
+        folder,
+        num_classes=num_classes,
+        temperature=temperature,
+        missing=cast("Missing", missing),
     )
     _print_manifest(_console(), manifest)
 
 
 def _print_manifest(console: Console, manifest: "Manifest") -> None:
     """Print teacher and form of the targets."""
-    from curricle.runs.target_folder import described
+    from curricle.runs.target_folder import describe_targets
 
     teacher, data = manifest.teacher, manifest.data
     state = "complete" if manifest.is_complete else "incomplete: capturing again continues"
@@ -145,7 +149,7 @@ def _print_manifest(console: Console, manifest: "Manifest") -> None:
     for name, text in facts.items():
         console.print(visible(f"{name}: {text}"), soft_wrap=True)
     table = Table("targets", "intact", "codec", "error", "examples", "rows", "bytes a row")
-    for row in described(manifest):
+    for row in describe_targets(manifest):
         codec = row.section.codec
         sizes = (f"{row.examples}", f"{row.rows}", f"{row.bytes_a_row:.1f}")
         intact = "yes" if manifest.has_all(row.section) else "no"

@@ -10,12 +10,12 @@ logits all along. These, and one-shot, are also run at a half and a quarter of t
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.optimizers import Optimizer
 from curricle.training.settings import EngineSettings
+from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps, taps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import (
@@ -26,7 +26,7 @@ from curricle_papers.recipes.text_and_grammars import (
 )
 
 
-def _arms(reference: dict[str, Any], changes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _arms(reference: Plain, changes: Mapping[str, Plain]) -> Plain:
     arms = {"reference": reference} | {name: reference | change for name, change in changes.items()}
     return {name: StrategySpec(curriculum=call) for name, call in arms.items()}
 
@@ -34,7 +34,7 @@ def _arms(reference: dict[str, Any], changes: Mapping[str, dict[str, Any]]) -> d
 def _parity(scale: Scale) -> Comparison:
     layer, total = {"smoke": (20, 60), "small": (750, 4000), "paper": (15_000, 60_000)}[scale]
     every = {"smoke": 20, "small": 100, "paper": 1000}[scale]
-    changes: dict[str, dict[str, Any]] = {
+    changes: dict[str, Plain] = {
         "sign": {"projection": {"kind": "sign"}},
         "orthogonal": {"projection": {"kind": "orthogonal"}},
         "quarter-scale": {"projection": {"kind": "gaussian", "scale": 0.25}},
@@ -47,7 +47,7 @@ def _parity(scale: Scale) -> Comparison:
         "third-of-stage": {"durations": [f"{layer // 3} steps"]},
         "twice-the-stage": {"durations": [f"{2 * layer} steps"]},
     }
-    reference: dict[str, Any] = {"kind": "extraction", "durations": [f"{layer} steps"]}
+    reference: Plain = {"kind": "extraction", "durations": [f"{layer} steps"]}
     spec = replace(
         parity_size(scale),
         strategies=_arms(reference, changes),
@@ -121,7 +121,7 @@ def _text(scale: Scale) -> Comparison:
     )
 
 
-def _hidden_all_along(total: int, extraction: Mapping[str, Any]) -> StrategySpec:
+def _hidden_all_along(total: int, extraction: Plain) -> StrategySpec:
     """Return logits, with the layers of an extraction matched beside them to the last step."""
     pairs = extraction["pairs"]
     hidden = [

@@ -10,17 +10,17 @@ plain SGD does not even that out.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.settings import EngineSettings
+from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import GRAMMAR_STEPS, grammar_layers, pcfg_comparison
 
-LEARNED: dict[str, Any] = {"kind": "learned_temperature"}
-FIXED: tuple[dict[str, Any], ...] = (
+LEARNED: Plain = {"kind": "learned_temperature"}
+FIXED: tuple[Plain, ...] = (
     {
         "kind": "logits",
         "student_temperature": 4.0,
@@ -33,7 +33,7 @@ FIXED: tuple[dict[str, Any], ...] = (
 """Baseline of the paper: the same weights at temperature 4."""
 
 
-def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
+def _arms(total: int, extraction: Plain) -> dict[str, StrategySpec]:
     """Return the strategies of a panel.
 
     Args:
@@ -43,7 +43,7 @@ def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
     instances = LEARNED | {"variant": "instance"}
     fixed = {"name": "logits", "duration": f"{total} steps", "objectives": list(FIXED)}
     layers = {"kind": "extraction", **extraction}
-    calls: dict[str, dict[str, Any]] = {
+    calls: dict[str, Plain] = {
         "one_shot": {"kind": "one_shot"},
         "one_shot+T4": {"kind": "staged", "stages": [fixed]},
         "one_shot+temperature": {"kind": "one_shot", "objective": LEARNED},

@@ -9,10 +9,10 @@ vectors than the student has dimensions.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
+from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, four_strategies, steps
 from curricle_papers.recipes.sparse_parity import (
     PARITY_CHART,
@@ -68,7 +68,7 @@ def _compared(comparison: Comparison) -> Comparison:
 
 
 def _started(method: StrategySpec, start: dict[str, str]) -> StrategySpec:
-    call: dict[str, Any] = {**method.curriculum, "start": start}
+    call: Plain = {**method.curriculum, "start": start}
     return replace(method, curriculum=call)
 
 

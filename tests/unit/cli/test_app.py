@@ -249,7 +249,7 @@ def demo_folder(parent: Path) -> Path:
 @pytest.mark.parametrize("name", ["a[red]b", "x[/bold]", ":smile:"])
 def test_paths_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
     with cli.console.capture() as captured:
-        cli._say(f"teacher in {name}")
+        cli._print(f"teacher in {name}")
     assert captured.get() == f"teacher in {name}\n"
 
 

@@ -174,7 +174,7 @@ def test_the_teacher_of_another_spec_is_refused_with_what_differs(
     claim_teacher(make_spec())
     with pytest.raises(
         CheckpointError,
-        match=rf"teacher' must hold the teacher of this spec; it was taught by another one, where "
+        match=rf"must hold the teacher of this spec; it was trained by another spec, in which "
         rf"{words}; '--set output_dir=\.\.\.' takes another folder$",
     ):
         refuse_taken(make_spec(*assignments), "distill")
