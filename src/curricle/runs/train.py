@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 from torch import nn
 
@@ -253,10 +253,14 @@ def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> Tapp
         student: Which student.
         data: The opened task.
     """
-    student_spec: Model = require_field(spec.student, "student", "distill")
-    model = build_model(student_spec, data, student.seed, "student")
+    model = build_model(_student_model(spec), data, student.seed, "student")
     load_finished(model.module, student.folder)
     return model
+
+
+def _student_model(spec: RunSpec) -> Model:
+    # The checker joins a union of models to `object`.
+    return cast("Model", require_field(spec.student, "student", "distill"))
 
 
 def captured_runs(spec: RunSpec) -> list[BoundRun]:
@@ -331,9 +335,7 @@ def _bound(
     Raises:
         BindError: If the parts do not fit; the strategy is named.
     """
-    model = build_model(
-        require_field(spec.student, "student", "distill"), data, student.seed, "student"
-    )
+    model = build_model(_student_model(spec), data, student.seed, "student")
 
     # The loss of a teacher before its training is unknown.
     trajectory = teacher.trajectory or PlannedCheckpoints(spec.trajectory_steps())
