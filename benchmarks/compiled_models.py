@@ -22,7 +22,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping
 from curricle.training.optimizers import AdamW
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 VOCABULARY = 1024
 
@@ -69,7 +69,7 @@ def measured(arguments: argparse.Namespace, compiled: str, precision: str) -> tu
         teacher=LiveTeacher(bert(4, width)),
         stream=RandomTokens(batch, length),
         optimizer=AdamW(learning_rate=1e-3),
-        settings=EngineSettings(
+        settings=TrainingSettings(
             device=arguments.device,
             precision=precision,  # type: ignore[arg-type]
             compile=compiled,  # type: ignore[arg-type]

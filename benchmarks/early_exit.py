@@ -25,7 +25,7 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import stepping
-from curricle.training.settings import EngineSettings, Precision
+from curricle.training.settings import Precision, TrainingSettings
 
 Size = tuple[int, int, int, int]
 SIZES: tuple[Size, ...] = ((12, 768, 256, 4), (12, 768, 256, 16), (4, 256, 64, 32))
@@ -70,7 +70,7 @@ def bound(size: Size, precision: Precision) -> BoundRun:
             teacher=LiveTeacher(encoder(layers, wide, data)),
             stream=data.stream,
             optimizer=curricle.AdamW(learning_rate=1e-4),
-            settings=EngineSettings(device="cpu", precision=precision, threads=1),
+            settings=TrainingSettings(device="cpu", precision=precision, threads=1),
             seed=0,
         )
 

@@ -61,7 +61,7 @@ def with_engine(steps: int) -> float:
         stream(),
         evaluation=[stream("evaluation").batch(0)],
         optimizer=curricle.SGD(learning_rate=RATE),
-        settings=curricle.EngineSettings(evaluate_every=10**9, record_every=50),
+        settings=curricle.TrainingSettings(eval_every=10**9, log_every=50),
     )
     return result.spent.seconds / steps
 

@@ -33,9 +33,10 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import BFloat16, Sampled
 from curricle.training.binding.bound_run import bind
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.stepping import stepping
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 Row = dict[str, float]
 
@@ -145,7 +146,7 @@ def text_step(layers: int, batch: int, length: int, stage: int) -> tuple[float, 
             teacher=LiveTeacher(encoder(layers, 256, data)),
             stream=data.stream,
             optimizer=curricle.AdamW(learning_rate=1e-4),
-            settings=EngineSettings(device="cpu", threads=1),
+            settings=TrainingSettings(device="cpu", threads=1),
             seed=0,
         )
         chosen, taken = run.stages[stage], list[float]()
@@ -191,7 +192,7 @@ def parity_run(number: int) -> tuple[float, float]:
         teacher=None,
         stream=curricle.ParityStream(num_inputs=100, degree=4, batch_size=1000, seed=0),
         optimizer=curricle.SGD(learning_rate=0.1),
-        settings=EngineSettings(device="cpu", threads=1, evaluate_every=steps),
+        settings=TrainingSettings(device="cpu", threads=1, eval_every=steps),
         seed=0,
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -28,8 +28,9 @@ from curricle.models.tapped import TappedModel
 from curricle.records import Record, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
-from curricle.training.loop.engine import Outputs, execute
-from curricle.training.settings import EngineSettings
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
+from curricle.training.settings import TrainingSettings
 
 INPUTS, DEGREE, STUDENT, TEACHER, RATE = 100, 4, 100, 2000, 0.1
 
@@ -137,11 +138,11 @@ def with_engine(work: Work, steps: int, ahead: int) -> float:
         teacher=None if work.teacher is None else LiveTeacher(network(work.teacher)),
         stream=stream(work.batch),
         optimizer=curricle.SGD(learning_rate=RATE),
-        settings=EngineSettings(
+        settings=TrainingSettings(
             device=work.device,
             compiled_steps=ahead,
-            record_every=before,
-            evaluate_every=10**9,
+            log_every=before,
+            eval_every=10**9,
             threads=1,
         ),
         seed=0,

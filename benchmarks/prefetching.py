@@ -24,7 +24,7 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping
-from curricle.training.settings import EngineSettings, Precision
+from curricle.training.settings import Precision, TrainingSettings
 
 Ahead = Literal["none", "batch", "targets"]
 WAYS: tuple[Ahead, ...] = ("none", "batch", "targets")
@@ -73,7 +73,7 @@ def timed(  # noqa: PLR0917 - what the command line gives
                 teacher=teacher,
                 stream=data.stream,
                 optimizer=curricle.AdamW(learning_rate=1e-4),
-                settings=EngineSettings(
+                settings=TrainingSettings(
                     device=device, precision=precision, threads=1, prefetch=way
                 ),
                 seed=0,

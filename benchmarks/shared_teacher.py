@@ -21,9 +21,10 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.optimizers import SGD
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 INPUTS, DEGREE, BATCH, RATE = 100, 4, 64, 0.3
@@ -65,9 +66,7 @@ def runs(number: int, steps: int) -> list[BoundRun]:
                 num_inputs=INPUTS, degree=DEGREE, batch_size=BATCH, seed=0
             ),
             optimizer=SGD(learning_rate=RATE),
-            settings=EngineSettings(
-                device="cpu", record_every=steps, evaluate_every=steps, threads=1
-            ),
+            settings=TrainingSettings(device="cpu", log_every=steps, eval_every=steps, threads=1),
             seed=seed,
         )
         for seed in range(1, number + 1)

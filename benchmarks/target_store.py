@@ -37,7 +37,7 @@ from curricle.teachers.store.shards import ShardWriter, uniforms
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import Stepper, stepping
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, capture
 
 POSITIONS, CLASSES, WIDTH = 64, 131_072, 768
@@ -112,7 +112,7 @@ def parity_steps(number: int, folder: Path) -> tuple[float, float]:
             teacher=teacher,
             stream=curricle.ParityStream(num_inputs=100, degree=4, batch_size=64, seed=0),
             optimizer=curricle.SGD(learning_rate=0.1),
-            settings=EngineSettings(device="cpu", threads=1),
+            settings=TrainingSettings(device="cpu", threads=1),
             seed=0,
         )
 
@@ -164,7 +164,7 @@ def bound(
         teacher=teacher,
         stream=data.stream,
         optimizer=curricle.AdamW(learning_rate=1e-4),
-        settings=EngineSettings(device="cpu", threads=1),
+        settings=TrainingSettings(device="cpu", threads=1),
         seed=0,
     )
 

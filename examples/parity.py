@@ -30,7 +30,7 @@ def main(steps: int = 4000) -> dict[str, float]:
     accuracy = {}
     for curriculum in (
         curricle.one_shot(total=f"{steps // 4} steps"),
-        curricle.extraction(total=f"{steps // 4} steps", share=0.5),
+        curricle.extraction(total=f"{steps // 4} steps", layer_fraction=0.5),
     ):
         student = network(100, "student")
         result = curricle.distill(student, teacher, curriculum, data, **settings)

@@ -23,7 +23,7 @@ from curricle.seals import CHECK, SEAL, LineChain, read_lines
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.optimizers import SGD
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.values import fingerprint, parse, plain
 
 INPUTS, CLASSES = 6, 2
@@ -65,7 +65,7 @@ def bound(
         "optimizer": SGD(learning_rate=0.1),
         "seed": 0,
     }
-    chosen = EngineSettings(device="cpu", **(settings or {}))
+    chosen = TrainingSettings(device="cpu", **(settings or {}))
     return bind(curriculum, settings=chosen, **(defaults | parts))
 
 

@@ -33,7 +33,7 @@ def tiny_comparison() -> dict[str, Any]:
         "seeds": [0, 1],
         "budget": "12 steps",
         "optimizer": {"kind": "sgd", "learning_rate": 0.3},
-        "engine": {"evaluate_every": 6, "record_every": 3, "threads": 1},
+        "engine": {"eval_every": 6, "log_every": 3, "threads": 1},
     }
 
 

@@ -163,7 +163,7 @@ def extraction(lesson: Lesson, budget: Budget, look: Look) -> None:
     """Train by extraction, as in the recipe."""
     pairs = tuple(curricle.LayerPair(student=tap, teacher=tap) for tap in (1, 2))
     curriculum = curricle.extraction(
-        total=f"{budget.steps} steps", pairs=pairs, shared_projection=True, share=0.3
+        total=f"{budget.steps} steps", pairs=pairs, shared_projection=True, layer_fraction=0.3
     )
     _distill(lesson, curriculum, budget, look)
 
@@ -178,8 +178,8 @@ def _distill(lesson: Lesson, curriculum: curricle.Curriculum, budget: Budget, lo
         lesson.stream,
         evaluation=lambda _model: look(next(steps)),
         optimizer=curricle.AdamW(learning_rate=lesson.rate, betas=BETAS),
-        settings=curricle.EngineSettings(
-            device="cpu", evaluate_every=budget.every, threads=1, clip_norm=1.0
+        settings=curricle.TrainingSettings(
+            device="cpu", eval_every=budget.every, threads=1, max_grad_norm=1.0
         ),
     )
 

@@ -65,7 +65,7 @@ def _staged(lesson: Lesson, *objectives: curricle.MatchHidden | curricle.MatchLo
         evaluation=lambda _model: {"none": 0.0},
         metric="none",
         optimizer=curricle.AdamW(learning_rate=lesson.rate, schedule=curricle.Schedule()),
-        settings=curricle.EngineSettings(device="cpu", record_every=1, threads=1),
+        settings=curricle.TrainingSettings(device="cpu", log_every=1, threads=1),
         observers=[note],
     )
     return losses[0]

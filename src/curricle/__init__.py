@@ -14,6 +14,8 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from curricle.renamed import RENAMED
+
 _HOMES = MappingProxyType(
     {
         "AdamW": "curricle.training.optimizers",
@@ -22,10 +24,11 @@ _HOMES = MappingProxyType(
         "CurricleError": "curricle.errors",
         "Curriculum": "curricle.curriculum.stages",
         "Duration": "curricle.curriculum.durations",
-        "EngineSettings": "curricle.training.settings",
-        "FitLabels": "curricle.objectives.logits",
+        "TrainingSettings": "curricle.training.settings",
+        "LabelLoss": "curricle.objectives.labels",
         "LayerPair": "curricle.objectives.hidden",
         "MLP": "curricle.models.mlp",
+        "Metric": "curricle.metrics",
         "MatchHidden": "curricle.objectives.hidden",
         "MatchLogits": "curricle.objectives.logits",
         "ParityStream": "curricle.data.synthetic.parity",
@@ -52,7 +55,7 @@ _HOMES = MappingProxyType(
         "progressive": "curricle.curriculum.strategies",
         "stream": "curricle.data.dataloaders",
         "tapped": "curricle.models.families",
-        "uniform": "curricle.curriculum.strategies",
+        "evenly_spaced_pairs": "curricle.curriculum.strategies",
     }
 )
 """The module that each public name comes from."""
@@ -66,21 +69,22 @@ if TYPE_CHECKING:
     from curricle.curriculum.initialization import RandomStart as RandomStart
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
+    from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
     from curricle.curriculum.strategies import extraction as extraction
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import one_shot as one_shot
     from curricle.curriculum.strategies import progressive as progressive
-    from curricle.curriculum.strategies import uniform as uniform
     from curricle.data.dataloaders import stream as stream
     from curricle.data.streams import Batch as Batch
     from curricle.data.streams import Stream as Stream
     from curricle.data.synthetic.parity import ParityStream as ParityStream
     from curricle.errors import CurricleError as CurricleError
+    from curricle.metrics import Metric as Metric
     from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
-    from curricle.objectives.logits import FitLabels as FitLabels
+    from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.compare import compare as compare
@@ -94,7 +98,7 @@ if TYPE_CHECKING:
     from curricle.training.optimizers import SGD as SGD
     from curricle.training.optimizers import AdamW as AdamW
     from curricle.training.optimizers import Schedule as Schedule
-    from curricle.training.settings import EngineSettings as EngineSettings
+    from curricle.training.settings import TrainingSettings as TrainingSettings
     from curricle.training.targets.capture import TargetCodecs as TargetCodecs
 
 else:
@@ -106,7 +110,9 @@ else:
             AttributeError: If there is no such name.
         """
         if name not in _HOMES:
-            raise AttributeError(f"module 'curricle' has no attribute {name!r}")
+            new = RENAMED.get(name)
+            hint = f"; it is now named {new!r}" if new in _HOMES else ""
+            raise AttributeError(f"module 'curricle' has no attribute {name!r}{hint}")
         return getattr(import_module(_HOMES[name]), name)
 
 

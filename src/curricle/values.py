@@ -39,6 +39,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from pydantic_core import ArgsKwargs, ErrorDetails
 
 from curricle.errors import SpecError, near_names, reason
+from curricle.renamed import name_hint
 from curricle.yaml_specs import MOST_CHARACTERS, from_yaml, kind_of
 
 ValueType = TypeVar("ValueType")
@@ -97,7 +98,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
         if isinstance(fields, Mapping):
             for name in fields:
                 if name not in names:
-                    raise ValueError(f"{name!r} is not a field; {near_names(str(name), names)}")
+                    raise ValueError(f"{name!r} is not a field; {name_hint(str(name), names)}")
             _refuse_flags(fields, numbers)
         return data
 
@@ -165,7 +166,7 @@ def checked(function: Callable[Arguments, Returned]) -> Callable[Arguments, Retu
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
         for name in kwargs:
             if name not in names:
-                raise SpecError(f"{name!r} is not an argument; {near_names(name, names)}")
+                raise SpecError(f"{name!r} is not an argument; {name_hint(name, names)}")
         try:
             _refuse_flags(kwargs, numbers)
             return validated(*args, **kwargs)

@@ -14,6 +14,9 @@ FINISHED = (
     "curricle/cli",
     "curricle/reports",
     "curricle/runs",
+    "curricle/teachers",
+    "curricle/data",
+    "curricle/models",
     "curricle_papers",
 )
 """Packages that hold the rules; a package is added when it is rewritten."""

@@ -31,7 +31,8 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import Exact
 from curricle.teachers.stored import open_targets
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.stage_loss import open_stage_loss
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.training.targets.capture import TargetCodecs, capture
@@ -261,7 +262,7 @@ def test_keys_depend_on_the_inputs_of_both_models_and_on_their_alignment(case: C
 
 @every_case
 def test_micro_batches_train_as_the_whole_batch(case: Case) -> None:
-    weights = trained(case.run(accumulation=2))
+    weights = trained(case.run(gradient_accumulation_steps=2))
     assert_equal(weights, trained(case.run()), rtol=1e-4, atol=1e-6)
 
 
@@ -283,7 +284,10 @@ def test_a_shared_teacher_runs_once_for_each_part_and_changes_nothing(
     case: Case, accumulation: int
 ) -> None:
     teacher = LiveTeacher(case.model(6, 0, teaches=True))
-    runs = [case.run(teacher=teacher, seed=seed, accumulation=accumulation) for seed in (0, 1)]
+    runs = [
+        case.run(teacher=teacher, seed=seed, gradient_accumulation_steps=accumulation)
+        for seed in (0, 1)
+    ]
     passes: list[int] = []
     block = teacher.model.module.get_submodule("block")
     block.register_forward_hook(lambda *_: passes.append(1))
@@ -291,7 +295,7 @@ def test_a_shared_teacher_runs_once_for_each_part_and_changes_nothing(
     execute_shared(members, metric="accuracy")
     assert len(passes) == STEPS * accumulation
     for seed, run in enumerate(runs):
-        expected = trained(case.run(seed=seed, accumulation=accumulation))
+        expected = trained(case.run(seed=seed, gradient_accumulation_steps=accumulation))
         assert_equal(run.student.module.state_dict(), expected)
 
 
@@ -467,7 +471,7 @@ LABELED = [
 @pytest.mark.parametrize("case", LABELED, ids=["one", "several", "of tokens", "several of tokens"])
 def test_float_labels_are_the_same_in_every_way_to_train(case: Case, tmp_path: Path) -> None:
     expected = trained(case.run())
-    assert_equal(trained(case.run(accumulation=2)), expected, rtol=1e-4, atol=1e-6)
+    assert_equal(trained(case.run(gradient_accumulation_steps=2)), expected, rtol=1e-4, atol=1e-6)
     assert_equal(trained(case.run(prefetch="targets")), expected)
     capture([case.run()], tmp_path, codecs=TargetCodecs(hidden=Exact(), logits=Exact()))
     assert_equal(trained(case.run(teacher=open_targets(tmp_path))), expected)

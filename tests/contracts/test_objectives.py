@@ -25,7 +25,8 @@ from curricle.objectives.base import BoundObjective, Objective, Reads, Sample, p
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.divergences import JSD, ReverseKL, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.values import parse, plain
@@ -332,8 +333,8 @@ CATALOG: dict[str, Case] = {
         scale="temperature_squared",
         chunk=2,
     ),
-    "labels in chunks": Case(FitLabels(chunk=2), labels_formula, is_zero_at_match=False),
-    "labels": Case(FitLabels(), labels_formula, is_zero_at_match=False),
+    "labels in chunks": Case(LabelLoss(chunk=2), labels_formula, is_zero_at_match=False),
+    "labels": Case(LabelLoss(), labels_formula, is_zero_at_match=False),
     "hidden learned": learned_case(),
     "hidden learned layernorm": learned_case(by=layer, normalize="layernorm"),
     "hidden learned rms centered": learned_case(by=rms, normalize="rms", center=True),

@@ -25,7 +25,8 @@ from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
 from curricle.records import Record, StageEndRecord, StageRecord, StepRecord, read_records
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import RECORDS, Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import RECORDS, Outputs
 from curricle.training.optimizers import SGD, AdamW, Schedule
 from curricle.values import parse, plain, to_yaml
 from tests.parts import bound
@@ -84,7 +85,7 @@ def run_of(name: str, **settings: Any) -> BoundRun:
     return bound(
         curriculum(name),
         optimizer=AdamW(learning_rate=0.01, schedule=Schedule(warmup=0.1, decay="cosine")),
-        settings={"record_every": 1, "evaluate_every": 4} | settings,
+        settings={"log_every": 1, "eval_every": 4} | settings,
     )
 
 
@@ -168,7 +169,7 @@ def test_a_schedule_of_its_own_spans_the_longest_stage(name: str) -> None:
     run = bound(
         curriculum(name, schedule="own"),
         optimizer=SGD(learning_rate=1.0, schedule=Schedule(decay="linear")),
-        settings={"record_every": 1, "evaluate_every": 4},
+        settings={"log_every": 1, "eval_every": 4},
     )
     rates = [
         one.learning_rate
@@ -200,8 +201,8 @@ def test_a_run_that_is_killed_anywhere_goes_on_bit_equal(
     for stop in stops:
         folder = tmp_path / str(stop)
         with pytest.raises(CutError):
-            executed(run_of(name, checkpoint_every=every), folder, stop=stop)
-        again = run_of(name, checkpoint_every=every)
+            executed(run_of(name, save_every=every), folder, stop=stop)
+        again = run_of(name, save_every=every)
         executed(again, folder, resume=True)
         for (path, weight), other in zip(
             again.student.module.named_parameters(), whole.student.module.parameters(), strict=True
@@ -219,7 +220,7 @@ def test_a_goal_ends_every_stage(name: str) -> None:
         objectives=(MatchHidden(pair=pair), MatchLogits()),
     )
     last = Stage(name="logits", duration="5 steps", objectives=(MatchLogits(),))
-    run = bound(Curriculum(name="x", stages=(stage, last)), settings={"evaluate_every": 4})
+    run = bound(Curriculum(name="x", stages=(stage, last)), settings={"eval_every": 4})
     seen: list[Record] = []
     end = execute(
         run,
@@ -245,7 +246,7 @@ def test_a_rule_is_refused_where_a_length_is_fixed(name: str) -> None:
 
 def test_a_run_with_another_rule_is_another_run(tmp_path: Path) -> None:
     with pytest.raises(CutError):
-        executed(run_of("plateau", checkpoint_every=1), tmp_path, stop=4)
+        executed(run_of("plateau", save_every=1), tmp_path, stop=4)
     with pytest.raises(CheckpointError, match=r"'curriculum\.0\.duration\.at_least\.number'"):
         executed(run_of("plateau with a minimum"), tmp_path, resume=True)
 
@@ -255,17 +256,17 @@ def test_another_interval_between_evaluations_is_another_run_only_with_a_metric(
 ) -> None:
     for name in ("plateau", "metric"):
         with pytest.raises(CutError):
-            executed(run_of(name, checkpoint_every=1), tmp_path / name, stop=4)
-    executed(run_of("plateau", evaluate_every=3), tmp_path / "plateau", resume=True)
-    with pytest.raises(CheckpointError, match=r"'settings\.evaluate_every' was 4 and is 3"):
-        executed(run_of("metric", evaluate_every=3), tmp_path / "metric", resume=True)
+            executed(run_of(name, save_every=1), tmp_path / name, stop=4)
+    executed(run_of("plateau", eval_every=3), tmp_path / "plateau", resume=True)
+    with pytest.raises(CheckpointError, match=r"'settings\.eval_every' was 4 and is 3"):
+        executed(run_of("metric", eval_every=3), tmp_path / "metric", resume=True)
 
 
 @pytest.mark.parametrize("name", ["plateau with a minimum", "plateau that is not reached"])
 def test_an_evaluation_that_fails_at_the_end_of_a_window_costs_nothing(
     tmp_path: Path, name: str
 ) -> None:
-    whole = run_of(name, evaluate_every=6)
+    whole = run_of(name, eval_every=6)
     executed(whole, tmp_path / "whole")
     calls: list[int] = []
 
@@ -276,8 +277,8 @@ def test_an_evaluation_that_fails_at_the_end_of_a_window_costs_nothing(
 
     outputs = Outputs(folder=tmp_path / "cut")
     with pytest.raises(BindError, match="'metric' must be one of"):
-        execute(run_of(name, evaluate_every=6), failing, metric="size", outputs=outputs)
-    again = run_of(name, evaluate_every=6)
+        execute(run_of(name, eval_every=6), failing, metric="size", outputs=outputs)
+    again = run_of(name, eval_every=6)
     executed(again, tmp_path / "cut", resume=True)
     for weight, other in zip(
         again.student.module.parameters(), whole.student.module.parameters(), strict=True

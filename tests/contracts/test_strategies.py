@@ -32,7 +32,7 @@ CATALOG: dict[str, Arguments] = {
     "extraction of three layers": lambda total: {
         "kind": "extraction",
         "pairs": 3,
-        "share": 0.4,
+        "layer_fraction": 0.4,
         "projection": {"kind": "sign"},
         "trains": "own",
         "teacher": 100,
@@ -41,7 +41,7 @@ CATALOG: dict[str, Arguments] = {
         "kind": "extraction",
         "pairs": [{"student": 1, "teacher": "blocks.2"}, {"student": 0.5, "teacher": 2}],
         "durations": [f"1 {total.unit}", f"2 {total.unit}"],
-        "last": {"kind": "labels"},
+        "final_objective": {"kind": "labels"},
     },
     "extraction after a start": lambda total: {
         "kind": "extraction",

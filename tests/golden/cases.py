@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import curricle
-from curricle import SGD, Batch, Curriculum, EngineSettings, Stage, seeding
+from curricle import SGD, Batch, Curriculum, Stage, TrainingSettings, seeding
 from curricle.models.tapped import TappedModel
 from curricle.records import Record, StepRecord, read_records
 from tests.golden.outcomes import Performance
@@ -79,11 +79,11 @@ def distilled(
     return Performance(modules={"": result.student}, records={"": seen})
 
 
-def engine(**settings: Any) -> EngineSettings:
+def engine(**settings: Any) -> TrainingSettings:
     """Return engine settings for one thread of a CPU with intervals that fit a dozen steps."""
     defaults: dict[str, Any] = {"device": "cpu", "threads": 1}
-    intervals = {"record_every": 3, "evaluate_every": 6}
-    return EngineSettings(**defaults | intervals | settings)
+    intervals = {"log_every": 3, "eval_every": 6}
+    return TrainingSettings(**defaults | intervals | settings)
 
 
 def held_out() -> list[Batch]:

@@ -9,7 +9,7 @@ from curricle import (
     SGD,
     AdamW,
     Curriculum,
-    FitLabels,
+    LabelLoss,
     LayerPair,
     MatchHidden,
     MatchLogits,
@@ -71,7 +71,7 @@ def several_objectives() -> Curriculum:
             Stage(
                 name="outputs",
                 duration="5 steps",
-                objectives=(MatchLogits(weight=0.7), FitLabels(weight=0.3)),
+                objectives=(MatchLogits(weight=0.7), LabelLoss(weight=0.3)),
                 optimizer_state="reset",
                 schedule="own",
             ),
@@ -86,7 +86,7 @@ STRATEGIES: dict[str, Run] = {
         extraction(
             total="18 steps",
             pairs=2,
-            share=0.6,
+            layer_fraction=0.6,
             trains="own",
             schedule="own",
             optimizer_state="reset",
@@ -98,12 +98,12 @@ STRATEGIES: dict[str, Run] = {
     ),
     "extraction with a shared projection": of(
         distilled,
-        extraction(total=TOTAL, pairs=2, share=0.5, shared_projection=True),
+        extraction(total=TOTAL, pairs=2, layer_fraction=0.5, shared_projection=True),
         new_student=lambda: mlp(5, 5),
         new_teacher=lambda: mlp(12, 12, seed=1),
     ),
     "extraction that ends with labels": of(
-        distilled, extraction(total="96 examples", last=FitLabels())
+        distilled, extraction(total="96 examples", final_objective=LabelLoss())
     ),
     "progressive over a trajectory": of(
         followed, lambda checkpoints: progressive(total="16 steps", trajectory=checkpoints)
@@ -167,7 +167,7 @@ HIDDEN |= {
     "hidden learned, centered": of(
         distilled,
         only(MatchHidden(pair=PAIR, projection=Learned(), center=True, normalize="rms")),
-        settings={"accumulation": 2},
+        settings={"gradient_accumulation_steps": 2},
     ),
     "hidden states at all positions with data": of(
         texts,
@@ -201,9 +201,9 @@ LOGITS: dict[str, Run] = {
     }.items()
 }
 LOGITS |= {
-    "logits and labels": of(texts, only(MatchLogits(weight=0.7), FitLabels(weight=0.3))),
+    "logits and labels": of(texts, only(MatchLogits(weight=0.7), LabelLoss(weight=0.3))),
     "logits and labels in chunks": of(
-        texts, only(MatchLogits(weight=0.7, chunk=2), FitLabels(weight=0.3, chunk=3))
+        texts, only(MatchLogits(weight=0.7, chunk=2), LabelLoss(weight=0.3, chunk=3))
     ),
     "logits at all positions with data": of(
         texts, only(MatchLogits(chunk=5)), new_data=lambda: words(selects=False)
@@ -216,7 +216,9 @@ LOGITS |= {
     ),
 }
 OPTIMIZERS: dict[str, Run] = {
-    f"optimizer {name}": of(distilled, extraction(total=TOTAL, share=0.4), optimizer=optimizer)
+    f"optimizer {name}": of(
+        distilled, extraction(total=TOTAL, layer_fraction=0.4), optimizer=optimizer
+    )
     for name, optimizer in {
         "SGD with momentum": SGD(learning_rate=0.1, momentum=0.9),
         "SGD with weight decay": SGD(learning_rate=0.1, weight_decay=0.1, schedule=WARM),

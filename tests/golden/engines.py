@@ -13,7 +13,7 @@ from curricle import (
     AdamW,
     Curriculum,
     Duration,
-    FitLabels,
+    LabelLoss,
     LayerPair,
     MatchHidden,
     MatchLogits,
@@ -35,7 +35,8 @@ from curricle.records import Record
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.golden.cases import (
@@ -59,19 +60,19 @@ from tests.parts import bound, mlp, parity
 
 PAIR = LayerPair(student=1, teacher=1)
 CENTERED = MatchHidden(pair=PAIR, center=True)
-EXTRACTION = extraction(total=TOTAL, share=0.5)
+EXTRACTION = extraction(total=TOTAL, layer_fraction=0.5)
 MOMENTUM = SGD(learning_rate=0.1, momentum=0.9)
 
 SETTINGS: dict[str, Run] = {
-    "accumulation": of(distilled, EXTRACTION, settings={"accumulation": 2}),
+    "accumulation": of(distilled, EXTRACTION, settings={"gradient_accumulation_steps": 2}),
     "accumulation in parts of unequal counts": of(
-        texts, only(MatchLogits(), CENTERED), settings={"accumulation": 4}
+        texts, only(MatchLogits(), CENTERED), settings={"gradient_accumulation_steps": 4}
     ),
-    "clipping": of(distilled, EXTRACTION, settings={"clip_norm": 0.05}, optimizer=MOMENTUM),
+    "clipping": of(distilled, EXTRACTION, settings={"max_grad_norm": 0.05}, optimizer=MOMENTUM),
     "clipping and accumulation": of(
         distilled,
         several_objectives(),
-        settings={"clip_norm": 0.1, "accumulation": 4},
+        settings={"max_grad_norm": 0.1, "gradient_accumulation_steps": 4},
         optimizer=MOMENTUM,
     ),
     "calibration": of(distilled, only(CENTERED, MatchHidden(pair=PAIR, projection=Sign()))),
@@ -79,11 +80,12 @@ SETTINGS: dict[str, Run] = {
         distilled, EXTRACTION, new_student=noisy, optimizer=AdamW(learning_rate=0.01)
     ),
     "dropout and accumulation": of(
-        distilled, one_shot(total=TOTAL), new_student=noisy, settings={"accumulation": 2}
+        distilled,
+        one_shot(total=TOTAL),
+        new_student=noisy,
+        settings={"gradient_accumulation_steps": 2},
     ),
-    "records of every step": of(
-        distilled, EXTRACTION, settings={"record_every": 1, "evaluate_every": 1}
-    ),
+    "records of every step": of(distilled, EXTRACTION, settings={"log_every": 1, "eval_every": 1}),
     "another seed": of(distilled, EXTRACTION, seed=7),
 }
 PREFETCH: dict[str, Run] = {
@@ -104,7 +106,11 @@ NARROW: dict[str, Run] = {
     "student in bfloat16": of(
         texts,
         only(MatchLogits(), CENTERED),
-        settings={"precision": "bfloat16", "teacher_precision": "float32", "accumulation": 2},
+        settings={
+            "precision": "bfloat16",
+            "teacher_precision": "float32",
+            "gradient_accumulation_steps": 2,
+        },
     ),
     "teacher in bfloat16, logits in chunks": of(
         texts, only(MatchLogits(chunk=2)), settings={"teacher_precision": "bfloat16"}
@@ -123,7 +129,7 @@ STARTS: dict[str, Run] = {
             projection=Sign(),
             start=RandomStart(projection=Sign()),
         ),
-        settings={"accumulation": 2},
+        settings={"gradient_accumulation_steps": 2},
         seed=3,
     ),
 }
@@ -133,7 +139,9 @@ def ended_early(folder: Path) -> Performance:
     """Return the performance of a run that ends at its second evaluation, below its budget."""
     del folder
     run = bound(
-        extraction(total="30 steps", share=0.3), settings=plain_settings(), student=mlp(5, 4)
+        extraction(total="30 steps", layer_fraction=0.3),
+        settings=plain_settings(),
+        student=mlp(5, 4),
     )
     evaluations: list[float] = []
 
@@ -146,7 +154,7 @@ def ended_early(folder: Path) -> Performance:
 
 def plain_settings(**settings: Any) -> dict[str, Any]:
     """Return the settings of `engine` for `tests.parts.bound`, which sets the device itself."""
-    return {"record_every": 3, "evaluate_every": 6, "threads": 1} | settings
+    return {"log_every": 3, "eval_every": 6, "threads": 1} | settings
 
 
 def executed(
@@ -168,7 +176,7 @@ def taught(folder: Path) -> Performance:
         student=mlp(16, 12, seed=1),
         teacher=None,
         optimizer=AdamW(learning_rate=0.01),
-        settings=plain_settings(checkpoint_every=5),
+        settings=plain_settings(save_every=5),
     )
     writer = TrajectoryWriter(folder / "run" / "trajectory", [2, 7, 14])
     performance = executed(run, folder / "run", writer=writer)
@@ -194,7 +202,7 @@ def interruptible(
             parity(),
             evaluation=held_out(),
             optimizer=AdamW(learning_rate=0.01, schedule=Schedule(warmup=0.1, decay="cosine")),
-            settings=engine(checkpoint_every=4),
+            settings=engine(save_every=4),
             **arguments,
         ).student
 
@@ -247,7 +255,7 @@ PLATEAU = UntilPlateau(
 LABELS_THEN_PLATEAU = Curriculum(
     name="labels, then layers until a plateau, then logits",
     stages=(
-        Stage(name="labels", duration="4 steps", objectives=(FitLabels(),)),
+        Stage(name="labels", duration="4 steps", objectives=(LabelLoss(),)),
         Stage(
             name="layer",
             duration=PLATEAU,
@@ -261,7 +269,7 @@ NLL = UntilMetric(metric="nll", reaches=0.675, direction="below", at_most="20 st
 LABELS_UNTIL_METRIC = Curriculum(
     name="labels until a metric, then logits",
     stages=(
-        Stage(name="labels", duration=NLL, objectives=(FitLabels(),)),
+        Stage(name="labels", duration=NLL, objectives=(LabelLoss(),)),
         Stage(name="logits", duration="4 steps", objectives=(MatchLogits(),)),
     ),
 )
@@ -396,7 +404,7 @@ CASES = (
         run=of(
             distilled,
             one_shot(total=TOTAL),
-            settings={"compiled_steps": 3, "record_every": 6},
+            settings={"compiled_steps": 3, "log_every": 6},
             optimizer=AdamW(learning_rate=0.01),
         ),
         is_compiled=True,

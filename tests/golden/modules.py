@@ -68,7 +68,7 @@ def loaded(folder: Path, *, next_token: bool, family: str) -> Performance:
     )
     return distilled(
         folder,
-        extraction(total=TINY, share=0.5),
+        extraction(total=TINY, layer_fraction=0.5),
         student=transformer(family, 8, shape, seed=0),
         teacher=transformer(family, 16, shape, seed=1),
         data=streams[0],
@@ -272,7 +272,7 @@ MODULES: dict[str, Run] = {
         classified,
         convolution,
         shape=(1, 5, 5),
-        curriculum=extraction(total="8 steps", pairs=1, share=0.5),
+        curriculum=extraction(total="8 steps", pairs=1, layer_fraction=0.5),
         optimizer=OPTIMIZER,
     ),
     "block called several times": of(
@@ -282,7 +282,7 @@ MODULES: dict[str, Run] = {
         classified, sequential, curriculum=only(Whiten(), MatchLogits()), optimizer=OPTIMIZER
     ),
     "classifier of texts with recomputed activations": of(
-        read, checkpointed, curriculum=extraction(total=TINY, share=0.5)
+        read, checkpointed, curriculum=extraction(total=TINY, layer_fraction=0.5)
     ),
     "encoder and decoder": of(read, translator, curriculum=one_shot(total=TINY)),
     "progressive over folders of transformers": saved,

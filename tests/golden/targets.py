@@ -101,13 +101,13 @@ def stored_trajectory(folder: Path) -> Performance:
         parity(),
         folder=folder / "targets",
         trajectory=checkpoints,
-        settings=engine(teacher_precision="bfloat16", accumulation=2),
+        settings=engine(teacher_precision="bfloat16", gradient_accumulation_steps=2),
     )
     performance = distilled(
         folder,
         curriculum,
         teacher=open_targets(folder / "targets"),
-        settings={"teacher_precision": "bfloat16", "accumulation": 2},
+        settings={"teacher_precision": "bfloat16", "gradient_accumulation_steps": 2},
     )
     return Performance(
         modules=performance.modules,

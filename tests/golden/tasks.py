@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from curricle import (
     AdamW,
-    FitLabels,
+    LabelLoss,
     LayerPair,
     MatchHidden,
     MatchLogits,
@@ -76,7 +76,7 @@ def solved(
     task: Task,
     model: Callable[..., TappedModel],
     *,
-    curriculum: Any = extraction(total=TINY, share=0.5),  # noqa: B008 - a frozen value
+    curriculum: Any = extraction(total=TINY, layer_fraction=0.5),  # noqa: B008 - a frozen value
     **arguments: Any,
 ) -> Performance:
     """Return the performance of a distillation on a task from a teacher of twice the width."""
@@ -104,7 +104,7 @@ bert, modernbert, gpt2, llama = (
 FINE = only(
     MatchHidden(pair=LayerPair(student=1, teacher=2), center=True, normalize="rms"),
     MatchLogits(weight=0.5, chunk=3),
-    FitLabels(weight=0.5),
+    LabelLoss(weight=0.5),
     duration=TINY,
 )
 TASKS: dict[str, Run] = {
@@ -117,7 +117,7 @@ TASKS: dict[str, Run] = {
     ),
     "next tokens of a grammar": of(solved, NEXT_STRINGS, llama),
     "next tokens of a grammar in parts": of(
-        solved, NEXT_STRINGS, gpt2, settings={"accumulation": 2}
+        solved, NEXT_STRINGS, gpt2, settings={"gradient_accumulation_steps": 2}
     ),
     "several objectives of a decoder": of(solved, NEXT_STRINGS, llama, curriculum=FINE),
     "random start of an encoder": of(
@@ -133,7 +133,7 @@ TASKS: dict[str, Run] = {
 TEXTS: dict[str, Run] = {
     "masked tokens of a text": of(solved, MASKED, bert),
     "masked tokens of a text with several objectives": of(
-        solved, MASKED, modernbert, curriculum=FINE, settings={"accumulation": 2}
+        solved, MASKED, modernbert, curriculum=FINE, settings={"gradient_accumulation_steps": 2}
     ),
     "next tokens of a text": of(solved, NEXT, gpt2, curriculum=one_shot(total="250 tokens")),
     "next tokens of a text with Llama": of(

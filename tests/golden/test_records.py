@@ -16,7 +16,7 @@ from curricle.models.mlp import MLP
 from curricle.records import EndRecord, StepRecord
 from curricle.training.distill import distill
 from curricle.training.optimizers import AdamW
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 LOSSES = [
     0.53384972,
@@ -59,7 +59,7 @@ def records() -> list[object]:
             ).batch(0)
         ],
         optimizer=AdamW(learning_rate=0.01, weight_decay=0.1),
-        settings=EngineSettings(device="cpu", record_every=3),
+        settings=TrainingSettings(device="cpu", log_every=3),
         seed=7,
         observers=[seen.append],
     )

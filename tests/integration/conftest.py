@@ -16,7 +16,7 @@ PARITY = tiny_comparison() | {
     "curriculum": {"kind": "extraction", "pairs": [{"student": 1, "teacher": 1}]},
     "target": {"number": 0.1},
 }
-PARITY["engine"]["checkpoint_every"] = 4
+PARITY["engine"]["save_every"] = 4
 
 
 def encoder(width: int) -> dict[str, Any]:
@@ -49,7 +49,7 @@ TEXT: dict[str, Any] = {
     "curriculum": {"kind": "extraction"},
     "budget": "4 steps",
     "optimizer": {"kind": "adamw", "learning_rate": 0.01},
-    "engine": {"threads": 1, "checkpoint_every": 2},
+    "engine": {"threads": 1, "save_every": 2},
 }
 
 

@@ -57,7 +57,10 @@ DECLARED = {
     "model of another task": ("student={kind: hf, model_type: bert}", "must be 'mlp' for the task"),
     "no device": ("engine.device=tpu", "'engine.device': input should be 'auto', 'cpu' or 'cuda'"),
     "parity": ("task.degree=9", "'degree' must lie between 1 and 'num_inputs' 8; got 9"),
-    "accumulation": ("engine.accumulation=3", "'accumulation' must divide the 16 examples"),
+    "gradient_accumulation_steps": (
+        "engine.gradient_accumulation_steps=3",
+        "'gradient_accumulation_steps' must divide the 16 examples",
+    ),
     "seeds of one student": (
         "strategies={}",
         "'seeds' must come with 'strategies' for 'curricle compare'; got [0, 1] without",
@@ -250,7 +253,7 @@ def test_a_run_is_not_gone_on_with_by_another_spec(
         interrupt(patch, at=6)
         assert command("distill", parity)[0] == 130
     spec = tmp_path / "run" / "spec.yaml"
-    spec.write_text(spec.read_text().replace("share: 0.25", "").replace("- 8\n", "- 9\n"))
+    spec.write_text(spec.read_text().replace("layer_fraction: 0.25", "").replace("- 8\n", "- 9\n"))
     before = contents(tmp_path)
     told = sentence(command("resume", "run"))
     assert "run/spec.yaml' must be the spec with which the run was started" in told

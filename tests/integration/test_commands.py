@@ -285,8 +285,8 @@ SMALL_PARITY = (
     "strategies.extraction.curriculum.durations=[4 steps]",
     "budget=12 steps",
     "seeds=[0]",
-    "engine.evaluate_every=6",
-    "engine.record_every=3",
+    "engine.eval_every=6",
+    "engine.log_every=3",
 )
 SMALL_TEXT = (
     "task={kind: text, corpus: corpus, vocabulary_size: 300, window: 16, batch_size: 2}",
@@ -305,8 +305,8 @@ SMALL_TEXT = (
         )
     ),
     "budget=4 steps",
-    "engine.evaluate_every=2",
-    "engine.record_every=2",
+    "engine.eval_every=2",
+    "engine.log_every=2",
 )
 
 

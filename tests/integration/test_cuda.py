@@ -45,7 +45,7 @@ def distilled(
         DATA,
         evaluation=[DATA.batch(10**6)],
         optimizer=curricle.SGD(learning_rate=0.3),
-        settings=curricle.EngineSettings(device="cuda", **settings),
+        settings=curricle.TrainingSettings(device="cuda", **settings),
     )
 
 
@@ -66,7 +66,9 @@ def test_a_student_learns_on_a_gpu(teacher: nn.Module, precision: str) -> None:
 @pytest.mark.parametrize("prefetch", ["batch", "targets"])
 def test_a_second_thread_and_stream_change_nothing(prefetch: str, chunk: int | None) -> None:
     wide = with_head(network(20_000, "a teacher that takes longer than a step of the student"))
-    curriculum = curricle.extraction(total="200 steps", last=curricle.MatchLogits(chunk=chunk))
+    curriculum = curricle.extraction(
+        total="200 steps", final_objective=curricle.MatchLogits(chunk=chunk)
+    )
     plain, ahead = (
         distilled(curriculum, 32, teacher=wide, prefetch=chosen) for chosen in ("none", prefetch)
     )

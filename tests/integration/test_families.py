@@ -17,7 +17,7 @@ from curricle.models.families import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import RunRecord
 from curricle.training.distill import distill
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from tests.parts import Listed, drawn
 
 pytestmark = pytest.mark.integration
@@ -58,7 +58,7 @@ def learn(make: Callable[[], Any], curriculum: Any, data: Listed, **options: Any
     distill(
         student, teacher, curriculum, data,
         evaluation=lambda model: {"accuracy": 0.0},
-        settings=EngineSettings(device="cpu"), observers=[records.append], **options,
+        settings=TrainingSettings(device="cpu"), observers=[records.append], **options,
     )  # fmt: skip
     run: RunRecord = records[0]
     return run
@@ -134,7 +134,7 @@ def test_stages_have_numbers_where_the_axis_is_named() -> None:
     distill(
         student, teacher, extraction(total="2 steps", pairs=(pair,)), images(32, 64),
         evaluation=lambda model: {"accuracy": 0.0}, observers=[records.append],
-        settings=EngineSettings(device="cpu"),
+        settings=TrainingSettings(device="cpu"),
     )  # fmt: skip
     assert records[0].stages[0].widths == "8 <- 8"
 

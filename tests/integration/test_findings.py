@@ -27,7 +27,7 @@ from curricle.teachers.trajectory import open_trajectory
 from curricle.training.distill import distill
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.optimizers import SGD, AdamW, Schedule
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 pytestmark = pytest.mark.integration
 TEACHER_STEPS, SPACING = 2000, 50
@@ -51,9 +51,7 @@ def parity(folder: Path, strategies: Mapping[str, dict[str, object]]) -> RunSpec
         budget=Budget(number=900, unit="steps"),
         target=Target(metric="accuracy", number=0.9, ends_run=True),
         optimizer=SGD(learning_rate=0.3),
-        engine=EngineSettings(
-            device="cpu", evaluate_every=50, record_every=TEACHER_STEPS, threads=1
-        ),
+        engine=TrainingSettings(device="cpu", eval_every=50, log_every=TEACHER_STEPS, threads=1),
     )
 
 
@@ -156,7 +154,7 @@ def learned(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[float, float
         data.stream,
         evaluation=evaluate,
         optimizer=AdamW(learning_rate=3e-3, schedule=Schedule(warmup=0.05, decay="cosine")),
-        settings=EngineSettings(device="cpu", evaluate_every=20, record_every=400, threads=1),
+        settings=TrainingSettings(device="cpu", eval_every=20, log_every=400, threads=1),
         seed=1,
     )
     return seen
@@ -179,7 +177,7 @@ GRAMMAR_METHODS: Mapping[str, dict[str, object]] = {
     "from_labels": {"kind": "from_labels"},
     "one_shot": {"kind": "one_shot"},
     "progressive": {"kind": "progressive"},
-    "extraction": {"kind": "extraction", "share": 0.3, "shared_projection": True},
+    "extraction": {"kind": "extraction", "layer_fraction": 0.3, "shared_projection": True},
 }
 
 
@@ -213,8 +211,8 @@ def accuracies(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, float]:
         seeds=(0, 1, 2),
         budget=Budget(number=150, unit="steps"),
         optimizer=AdamW(learning_rate=1.2e-2, schedule=schedule),
-        engine=EngineSettings(
-            device="cpu", clip_norm=1.0, evaluate_every=400, record_every=400, threads=1
+        engine=TrainingSettings(
+            device="cpu", max_grad_norm=1.0, eval_every=400, log_every=400, threads=1
         ),
     )
     teach(spec)

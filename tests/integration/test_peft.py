@@ -20,7 +20,7 @@ from curricle.models.weights import load_weights, weights_digest
 from curricle.objectives.logits import MatchLogits
 from curricle.training.distill import distill
 from curricle.training.optimizers import SGD
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from tests.parts import Listed
 
 peft = pytest.importorskip("peft")
@@ -76,7 +76,7 @@ def taught(student: nn.Module, teacher: nn.Module, curriculum: Any = None, **par
     distill(
         student, teacher, curriculum or one_shot(total=f"{STEPS} steps"), tokens(),
         evaluation=lambda model: {"accuracy": 0.0},
-        settings=EngineSettings(device="cpu", checkpoint_every=2, record_every=1),
+        settings=TrainingSettings(device="cpu", save_every=2, log_every=1),
         **({"optimizer": SGD(learning_rate=RATE)} | parts),
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.strategies import extraction, progressive, uniform
+from curricle.curriculum.strategies import evenly_spaced_pairs, extraction, progressive
 from curricle.models.tapped import tap_number
 
 ladders = st.lists(st.integers(0, 500), min_size=1, max_size=12, unique=True).map(
@@ -66,7 +66,7 @@ def test_layer_stages_take_their_share_to_the_nearest_unit(
     exact = total * share
     if exact < num_pairs or total - exact < 1:
         return
-    stages = extraction(total=Duration(number=total), pairs=num_pairs, share=share).stages
+    stages = extraction(total=Duration(number=total), pairs=num_pairs, layer_fraction=share).stages
     lengths = [stage.duration.at_most.number for stage in stages[:-1]]
     assert abs(sum(lengths) - exact) <= 0.5 + 1e-6 * exact
     assert max(lengths) - min(lengths) <= 1
@@ -76,6 +76,6 @@ def test_layer_stages_take_their_share_to_the_nearest_unit(
 def test_uniform_pairs_ascend_and_are_different_if_there_are_blocks_enough(
     num_pairs: int, depth: int
 ) -> None:
-    taps = [tap_number(float(pair.student), depth) for pair in uniform(num_pairs)]
+    taps = [tap_number(float(pair.student), depth) for pair in evenly_spaced_pairs(num_pairs)]
     assert taps == [math.ceil(Fraction(i * depth, num_pairs + 1)) for i in range(1, num_pairs + 1)]
     assert (len(set(taps)) == num_pairs) or num_pairs >= depth

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
 from curricle.curriculum.stages import Stage
-from curricle.objectives.logits import FitLabels
+from curricle.objectives.labels import LabelLoss
 from curricle.training.timeline import Span, Timeline, plan_spans
 
 LENGTHS = st.builds(
@@ -39,7 +39,7 @@ NUMBERS = st.lists(st.floats(0, 1, width=32), min_size=1, max_size=20)
 
 def spans_of(durations: Sequence[StageDuration]) -> tuple[Span, ...]:
     stages = [
-        Stage(name=str(number), duration=duration, objectives=(FitLabels(),))
+        Stage(name=str(number), duration=duration, objectives=(LabelLoss(),))
         for number, duration in enumerate(durations)
     ]
     return plan_spans(stages, batch_size=4, tokens_per_batch=8)

@@ -69,9 +69,9 @@ def tiny_spec(**fields: Any) -> Plain:
         "budget": "96 steps",
         "optimizer": {"kind": "adamw", "learning_rate": 0.01},
         "engine": {
-            "evaluate_every": 20,
-            "record_every": 5,
-            "checkpoint_every": 8,
+            "eval_every": 20,
+            "log_every": 5,
+            "save_every": 8,
             "threads": 1,
             "device": "cpu",
         },
@@ -119,7 +119,10 @@ JOBS = (
     Job(name="teach", spec=tiny_spec(), arguments=("teach", SPEC)),
     Job(
         name="distill, layer stages",
-        spec=tiny_spec(curriculum=staged(), engine=with_engine(accumulation=2, clip_norm=1.0)),
+        spec=tiny_spec(
+            curriculum=staged(),
+            engine=with_engine(gradient_accumulation_steps=2, max_grad_norm=1.0),
+        ),
         arguments=("distill", SPEC),
         share=4,
     ),
@@ -167,7 +170,7 @@ JOBS = (
         spec=tiny_spec(),
         arguments=(
             *("reproduce", "parity-mlp", "--scale", "smoke", "--output-dir", RUN),
-            *("--set", "engine.checkpoint_every=4"),
+            *("--set", "engine.save_every=4"),
         ),
         is_resumed=False,
         share=1,

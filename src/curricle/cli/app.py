@@ -390,10 +390,10 @@ def _run(command: str, spec: "RunSpec", jobs: int) -> None:
 def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
     """Return the command that continues an interrupted run, and its starting point."""
     line = again or shlex.join(["curricle", "resume", str(spec.folder)])
-    if spec.engine.checkpoint_every is None and not has_saved:
+    if spec.engine.save_every is None and not has_saved:
         return (
             f"'{line}' keeps finished runs and restarts the others, since the spec sets no "
-            f"'engine.checkpoint_every'"
+            f"'engine.save_every'"
         )
     return f"'{line}' resumes from the newest checkpoint"
 

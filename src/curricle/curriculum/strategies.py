@@ -8,7 +8,7 @@ new method is another function, or a list of explicit stages.
 | `extraction` | per layer pair: MSE to a projected teacher layer; then KL to its logits | [CE] |
 | `progressive` | per checkpoint of the teacher's training: KL to its logits | [PD] |
 | `one_shot` | KL to the finished teacher's logits | Hinton et al. 2015 |
-| `from_labels` | cross-entropy to the labels, no teacher | |
+| `from_labels` | a loss against the labels, no teacher | |
 
 References:
     [CE] Gupta and Karmalkar 2025, arXiv 2503.17494.
@@ -38,8 +38,10 @@ from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss, LabelLossName
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Gaussian, Projection
+from curricle.renamed import name_hint
 from curricle.values import checked
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -55,7 +57,7 @@ TRANSITION_SHARE = 0.05
 """Part of the total with the checkpoint inside the transition as teacher: 1M of 20M in [PD]."""
 
 
-def uniform(num_pairs: int) -> tuple[LayerPair, ...]:
+def evenly_spaced_pairs(num_pairs: int) -> tuple[LayerPair, ...]:
     """Return layer pairs spread evenly over the depth of both models.
 
     Pair i of r lies at depth i / (r + 1) of both models, so the last block is trained by the logits
@@ -76,7 +78,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     *,
     total: DurationText,
     pairs: tuple[NamedPair, ...] | int = 1,
-    share: Share | None = None,
+    layer_fraction: Share | None = None,
     durations: tuple[StageDurationText, ...] | None = None,
     projection: Projection = Gaussian(),  # noqa: B008 - a frozen value
     shared_projection: bool = False,
@@ -86,7 +88,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     trains: Trains = "up_to",
     schedule: Schedule = "global",
     optimizer_state: State = "keep",
-    last: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    final_objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
     teacher: TeacherReference = "final",
     start: WarmStart | None = None,
     name: str = "extraction",
@@ -95,11 +97,11 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
 
     Args:
         total: Length of the curriculum.
-        pairs: Layer pairs, earliest first; a number r means `uniform(r)`.
-        share: Part of `total` for all layer stages together, divided equally; a quarter if
+        pairs: Layer pairs, earliest first; a number r means `evenly_spaced_pairs(r)`.
+        layer_fraction: Part of `total` for all layer stages together, divided equally; a quarter if
             neither this nor `durations` is set.
-        durations: Length of each layer stage, instead of `share`; for a rule its `at_most` is
-            taken from `total`.
+        durations: Length of each layer stage, instead of `layer_fraction`; for a rule its
+            `at_most` is taken from `total`.
         projection: Law of the fixed random map from teacher to student width.
         shared_projection: Whether all pairs use the same projection.
         normalize: Normalization of both states; see `MatchHidden`.
@@ -108,7 +110,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         trains: Trainable parameters in the layer stages; `own` freezes earlier layers.
         schedule: Whether the learning rate follows the run's schedule or a schedule for each stage.
         optimizer_state: Whether the optimizer's state is kept or reset between stages.
-        last: Objective of the last stage.
+        final_objective: Objective of the last stage.
         teacher: Teacher of all stages.
         start: Initialization of the student's embeddings before the first step; a random one shares
             its projection with the pairs.
@@ -116,25 +118,27 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
 
     Raises:
         SpecError: If there are no pairs, their number differs from the number of durations,
-            both `share` and `durations` are set, no time remains for the last stage, or the pairs
-            do not share the projection of a random start.
+            both `layer_fraction` and `durations` are set, no time remains for the last stage, or
+            the pairs do not share the projection of a random start.
 
     Source:
         [CE], Figure 1. Deviation: none known; shares, freezing and schedule are not in the public
         text.
     """
     total = duration(total)
-    pairs = uniform(pairs) if isinstance(pairs, int) else pairs
+    pairs = evenly_spaced_pairs(pairs) if isinstance(pairs, int) else pairs
     if not pairs:
         raise SpecError(f"'pairs' must hold at least one layer pair; got {pairs}")
-    if share is not None and durations is not None:
-        raise SpecError(f"'share' must not be combined with 'durations'; got {share}")
+    if layer_fraction is not None and durations is not None:
+        raise SpecError(
+            f"'layer_fraction' must not be combined with 'durations'; got {layer_fraction}"
+        )
     if isinstance(start, RandomStart) and not shared_projection:
         raise SpecError(
             f"'shared_projection' must be true with a random 'start', so that the layers use its "
             f"projection; got {shared_projection}"
         )
-    lengths = _lengths(durations) or _split_evenly(total, share or 0.25, len(pairs))
+    lengths = _lengths(durations) or _split_evenly(total, layer_fraction or 0.25, len(pairs))
     if len(pairs) != len(lengths):
         raise SpecError(
             f"'durations' must have one entry for each of the {len(pairs)} pairs; "
@@ -164,8 +168,8 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     logits = Stage(
         name="logits",
         duration=_remaining_time(total, lengths),
-        objectives=(last,),
-        teacher=teacher if last.needs_teacher else "final",
+        objectives=(final_objective,),
+        teacher=teacher if final_objective.needs_teacher else "final",
         schedule=schedule,
         optimizer_state=optimizer_state,
     )
@@ -271,14 +275,20 @@ def one_shot(
 
 
 @checked
-def from_labels(*, total: DurationText, name: str = "from_labels") -> Curriculum:
+def from_labels(
+    *,
+    total: DurationText,
+    loss: LabelLossName = "cross_entropy",
+    name: str = "from_labels",
+) -> Curriculum:
     """Return training from the data's labels, without a teacher.
 
     Args:
         total: Length of the curriculum.
+        loss: Loss against the labels; see `LabelLoss`.
         name: Name of the method in reports.
     """
-    stage = Stage(name="labels", duration=total, objectives=(FitLabels(),))
+    stage = Stage(name="labels", duration=total, objectives=(LabelLoss(loss=loss),))
     return Curriculum(name=name, stages=(stage,))
 
 
@@ -342,7 +352,7 @@ def build(call: Mapping[str, Any], *, total: Duration, trajectory: object) -> Cu
     arguments = {name: argument for name, argument in call.items() if name != "kind"}
     for name in arguments:
         if name not in names:
-            raise SpecError(f"{name!r} is not an argument of {kind}; {near_names(name, names)}")
+            raise SpecError(f"{name!r} is not an argument of {kind}; {name_hint(name, names)}")
     if "trajectory" in names:
         arguments.setdefault("trajectory", trajectory)
     return strategy(total=total, **arguments)

@@ -1,12 +1,12 @@
-"""How are the batches of several steps read at once?
+"""Blocks: the batches of several steps, read at once.
 
-A `Block` holds the examples of consecutive batches one below the other, as one batch that a teacher
-reads in one pass, and gives what belongs to each step along a new first axis.
+A `Block` concatenates the examples of consecutive batches into a single batch, which a teacher
+reads in one forward pass, and splits tensors by step along a new first axis.
 
 Axes: step (of the block), then those of the batch.
 
 Design: all batches of a block have one shape, so nothing about it depends on a tensor's values.
-Padded batches, whose numbers of positions differ, make no block.
+Padded batches have different numbers of positions and make no block.
 """
 
 import math
@@ -59,23 +59,25 @@ class Block:
         """Return tensors, which may lie deeper, with a first axis of steps.
 
         Args:
-            rows: What belongs to the whole block, step after step along the first axis.
+            rows: Tensors of the whole block, step after step along the first axis.
         """
         return {
-            name: one.unflatten(0, (self.number, -1)) if isinstance(one, Tensor) else self.cut(one)
-            for name, one in rows.items()
+            name: tensor.unflatten(0, (self.number, -1))
+            if isinstance(tensor, Tensor)
+            else self.cut(tensor)
+            for name, tensor in rows.items()
         }
 
     @property
     def parts(self) -> dict[str, Any]:
         """Return the tensors of the student's side of a batch, each with a first axis of steps."""
-        whole = self.whole
-        fields = {"inputs": whole.inputs, "labels": whole.labels, "selected": whole.selected}
-        found = self.cut({name: field for name, field in fields.items() if field is not None})
-        if whole.selected is not None:
-            offsets = _offsets(self.first, self.number, whole.selected)
-            found["selected"] = found["selected"] - offsets[:, None]
-        return found
+        batch = self.whole
+        fields = {"inputs": batch.inputs, "labels": batch.labels, "selected": batch.selected}
+        tensors = self.cut({name: field for name, field in fields.items() if field is not None})
+        if batch.selected is not None:
+            offsets = _offsets(self.first, self.number, batch.selected)
+            tensors["selected"] = tensors["selected"] - offsets[:, None]
+        return tensors
 
 
 def read_block(
@@ -101,8 +103,8 @@ def read_block(
     shapes = _shapes(first)
     if any(_shapes(batch) != shapes for batch in batches):
         return None
-    whole = concatenate(batches)
-    return Block(first=first, whole=whole, number=number, shapes=shapes)
+    merged = concatenate(batches)
+    return Block(first=first, whole=merged, number=number, shapes=shapes)
 
 
 def _offsets(batch: Batch, number: int, like: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ only.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, final
 
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
@@ -28,6 +28,7 @@ Positions = Literal["example", "token"]
 """Meaning of the second axis of labels, and of inputs without a name."""
 
 
+@final
 class _Parts(NamedTuple):
     """Parts of an item."""
 
@@ -61,7 +62,7 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
     """Return an item of a loader as a batch.
 
     Args:
-        item: What the loader collates.
+        item: Collated item of the loader.
         next_token: Whether labels are those of their own position, and are to be shifted by one.
         positions: `token` if labels of two axes belong to positions, and inputs without a name have
             positions on their second axis; `example` if labels belong to whole examples.
@@ -117,7 +118,7 @@ def check_first(item: object, first: Batch, *, next_token: bool) -> None:
     """Check that the labels of the first batch are not something else, as copies of the inputs.
 
     Args:
-        item: What the loader collates.
+        item: Collated item of the loader.
         first: The batch that was made of it.
         next_token: As in `batch_of`.
 
@@ -278,7 +279,7 @@ def _require_unshifted(item: object) -> None:
     """Check that labels which are to be shifted are not shifted already.
 
     Only the first batch is looked at, and only places where a token and the one after it differ
-    tell the two forms apart: sequences of one token or of some period refuse nothing by themselves.
+    distinguish the two forms: constant or periodic sequences alone are not rejected.
 
     Raises:
         DataError: If every scored label is the token after its position, and enough are not the

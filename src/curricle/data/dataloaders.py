@@ -1,15 +1,15 @@
-"""How does a user's `DataLoader` become a stream that can be resumed at any step?
+"""Streams from a user's `DataLoader`, resumable at any step.
 
-A loader is a data set, an order and a way to collate. `stream` keeps the three and takes over the
-drawing: the order of epoch e is listed under the named stream (seed, `loader`, e), and each batch
-is fetched under (seed, `loader batch`, step), so also augmentation and masking by the collate
-function are the same whenever, and by whichever worker, the step is read. The loader itself and
-the global generators are left as they were.
+A loader consists of a data set, an order and a collate function. `stream` uses all three and
+controls the random numbers: the order of epoch e is listed under the named stream (seed, `loader`,
+e), and each batch is fetched under (seed, `loader batch`, step). Augmentation and masking by the
+collate function are therefore independent of the worker and of the time of reading. The loader
+itself and the global generators stay unchanged.
 
-Design: batches are fetched by a loader of our own whose items are whole batches. With workers, one
-iterator runs ahead as long as steps come in order; any other step is fetched in this process.
-What an item of the loader may be is said in `items`. The last short batch of an epoch is dropped,
-for batches have one size.
+Design: batches are fetched by an internal loader with whole batches as items. With workers, an
+iterator prefetches as long as steps come in order; any other step is fetched in this process.
+`collation` lists the accepted items. The last short batch of an epoch is dropped, since all batches
+have one size.
 
 Limits: draws from numpy's or Python's own global generators are not named streams; two readings
 of the first batch are compared, and a loader that gives different ones is refused.
@@ -38,7 +38,7 @@ def stream(
     next_token: bool = False,
     positions: Positions | None = None,
 ) -> "LoaderStream":
-    """Return a loader as a stream whose batch is a pure function of the step.
+    """Return a loader as a stream with each batch a pure function of the step.
 
     Items may be `Batch`, inputs alone, `(inputs, labels)`, or a mapping of named tensors with
     optional `labels`, `attention_mask`, and `teacher_inputs` with `alignment` as in `Batch`.
@@ -51,12 +51,12 @@ def stream(
 
     Args:
         loader: Over a data set with a length; its order, collate function and workers are used.
-        seed: Seed of the order and of what the data set draws from torch.
+        seed: Seed of the order and of the random numbers that the data set draws from torch.
         next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
             models of transformers have it; the shift is made here, once.
         positions: Overrides the decision: `token` where labels of two axes belong to positions, and
             inputs without a name have positions on their second axis; `example` where labels,
-            whatever their shape, belong to whole examples.
+            of any shape, belong to whole examples.
 
     Raises:
         DataError: If it is not a `DataLoader`, or `positions` is something else.
@@ -168,7 +168,7 @@ class LoaderStream:
         """Return the item of a step: from the workers if steps come in order, or fetched here."""
         in_order, self._last = step == self._last + 1, step
         if not self._loader.num_workers or not in_order:
-            # Whatever the workers have read ahead belongs to other steps.
+            # The batches that the workers have prefetched belong to other steps.
             self._ahead = None
             return self._fetch(step)
         if self._ahead is None or step % self._steps_per_epoch == 0:
@@ -214,7 +214,7 @@ class LoaderStream:
                 stack.enter_context(_lent(generator, self._seed, epoch))
             stack.enter_context(seeding.scoped(self._seed, "loader", epoch))
             for sampler in (batch_sampler, self._loader.sampler):
-                # Samplers of distributed training are told the epoch in this way.
+                # Samplers of distributed training receive the epoch in this way.
                 if callable(set_epoch := getattr(sampler, "set_epoch", None)):
                     set_epoch(epoch)
             batches = epoch_order(batch_sampler)
@@ -222,21 +222,23 @@ class LoaderStream:
 
     def _whole(self, batches: Order, epoch: int) -> Order:
         size = self._loader.batch_size or (len(batches[0]) if batches else 0)
-        whole = batches[:-1] if batches and len(batches[-1]) < size else batches
-        if not whole:
+        full_batches = batches[:-1] if batches and len(batches[-1]) < size else batches
+        if not full_batches:
             raise DataError(
                 f"'loader' must give at least one whole batch of {size} examples; "
                 f"got {sum(map(len, batches))} examples"
             )
-        if not isinstance(whole, IndexOrder) and any(len(batch) != size for batch in whole):
-            sizes = ", ".join(map(str, sorted({len(batch) for batch in whole})))
+        if not isinstance(full_batches, IndexOrder) and any(
+            len(batch) != size for batch in full_batches
+        ):
+            sizes = ", ".join(map(str, sorted({len(batch) for batch in full_batches})))
             raise DataError(f"'loader' must give batches of one size; got sizes {sizes}")
-        if self._steps_per_epoch not in {0, len(whole)}:
+        if self._steps_per_epoch not in {0, len(full_batches)}:
             raise DataError(
                 f"'loader' must give the same number of batches in every epoch: "
-                f"{self._steps_per_epoch}; got {len(whole)} in epoch {epoch}"
+                f"{self._steps_per_epoch}; got {len(full_batches)} in epoch {epoch}"
             )
-        return whole
+        return full_batches
 
     def _built(self, item: object) -> Batch:
         batch = batch_of(item, next_token=self._next_token, positions=self._positions)
@@ -268,7 +270,7 @@ class LoaderStream:
 
 @final
 class _Batches(Dataset[object]):
-    """A data set whose items are the collated batches of another; the key holds the step."""
+    """Data set of the collated batches of another data set; the key holds the step."""
 
     def __init__(self, loader: DataLoader[Any], seed: int) -> None:
         self._dataset: Any = loader.dataset
@@ -305,8 +307,14 @@ def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
     """Return the explicit generators from which a loader's order may be drawn."""
     batch_sampler = loader.batch_sampler
     owners = (loader, loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
-    found = [getattr(owner, "generator", None) for owner in owners]
-    return list({id(each): each for each in found if isinstance(each, torch.Generator)}.values())
+    candidates = [getattr(owner, "generator", None) for owner in owners]
+    return list(
+        {
+            id(generator): generator
+            for generator in candidates
+            if isinstance(generator, torch.Generator)
+        }.values()
+    )
 
 
 @contextmanager
@@ -336,13 +344,15 @@ def _note(first: Batch) -> str:
 
 def _digest(batch: Batch) -> str:
     """Return a digest of everything in a batch."""
-    parts = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
+    tensors = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
     # Only where they are given, so that digests of other data stay those of earlier versions.
-    apart = {f"teacher_inputs {name}": one for name, one in named(batch.teacher_inputs).items()}
+    apart = {
+        f"teacher_inputs {name}": tensor for name, tensor in named(batch.teacher_inputs).items()
+    }
     if batch.alignment is not None:
         apart["alignment"] = batch.alignment
     digest = hashlib.sha256()
-    for name, tensor in [*named(batch.inputs).items(), *parts.items(), *apart.items()]:
+    for name, tensor in [*named(batch.inputs).items(), *tensors.items(), *apart.items()]:
         digest.update(name.encode())
         if tensor is not None:
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -351,5 +361,5 @@ def _digest(batch: Batch) -> str:
     return digest.hexdigest()
 
 
-def _name(thing: object) -> str:
-    return f"{type(thing).__module__}.{type(thing).__qualname__}"
+def _name(instance: object) -> str:
+    return f"{type(instance).__module__}.{type(instance).__qualname__}"

@@ -37,9 +37,9 @@ def example_keys(batch: Batch, *, selected: bool) -> Shaped[np.ndarray, " exampl
     """
     rows = list(_rows(batch))
     places = selected_places(batch) if selected and batch.selected is not None else None
-    for number, found in enumerate(places or ()):
+    for number, positions in enumerate(places or ()):
         rows[number].update(b"selected")
-        rows[number].update(found.tobytes())
+        rows[number].update(positions.tobytes())
     # `bytes` would lose zeros at the end.
     return np.frombuffer(b"".join(row.digest() for row in rows), dtype=KEYS)
 
@@ -75,8 +75,8 @@ def _rows(batch: Batch) -> Iterator[hashlib.blake2b]:
         columns += _columns(Batch(inputs=batch.teacher_inputs, valid=valid))
     if batch.alignment is not None:
         columns.append([b"alignment" + row.tobytes() for row in _aligned_places(batch)])
-    for parts in zip(*columns, strict=True):
-        yield hashlib.blake2b(b"".join(parts), digest_size=KEY_BYTES)
+    for contents in zip(*columns, strict=True):
+        yield hashlib.blake2b(b"".join(contents), digest_size=KEY_BYTES)
 
 
 def _aligned_places(batch: Batch) -> Iterator[Int[np.ndarray, " _"]]:
@@ -92,41 +92,46 @@ def _aligned_places(batch: Batch) -> Iterator[Int[np.ndarray, " _"]]:
 
 
 def _columns(batch: Batch) -> list[list[bytes]]:
-    """Return for each input what it contains of each example."""
-    held = None
+    """Return the content of each input for each example."""
+    data_places = None
     columns: list[list[bytes]] = []
     if batch.valid is not None:
         valid = batch.valid.cpu().numpy()
-        held = [np.flatnonzero(row) for row in valid]
+        data_places = [np.flatnonzero(row) for row in valid]
         # Where the data are matters only if they are not all in front.
-        in_front = [len(one) == 0 or one[-1] < len(one) for one in held]
+        in_front = [
+            len(row_places) == 0 or row_places[-1] < len(row_places) for row_places in data_places
+        ]
         columns.append(
-            [b"" if is_so else one.tobytes() for one, is_so in zip(held, in_front, strict=True)]
+            [
+                b"" if is_so else row_places.tobytes()
+                for row_places, is_so in zip(data_places, in_front, strict=True)
+            ]
         )
     for name, tensor in sorted(_told(batch).items()):
         array = _plain(tensor)
         # What an encoder reads has other positions than the decoder's, be they equally many.
         is_side = not batch.is_decoded or name.startswith("decoder_")
-        is_masked = held is not None and is_side and array.shape[:2] == batch.positions
-        columns.append(_contents(name, array, held if is_masked else None))
+        is_masked = data_places is not None and is_side and array.shape[:2] == batch.positions
+        columns.append(_contents(name, array, data_places if is_masked else None))
     return columns
 
 
 def _contents(
     name: str,
     array: Shaped[np.ndarray, "example ..."],
-    held: "list[Int[np.ndarray, ' _']] | None",
+    data_places: "list[Int[np.ndarray, ' _']] | None",
 ) -> list[bytes]:
     """Return for each example its part of an array, or only the places that hold data."""
-    if held is not None:
-        chosen = [row[places] for row, places in zip(array, held, strict=True)]
-        return [_head(name, row) + np.ascontiguousarray(row).tobytes() for row in chosen]
+    if data_places is not None:
+        data = [row[places] for row, places in zip(array, data_places, strict=True)]
+        return [_head(name, row) + np.ascontiguousarray(row).tobytes() for row in data]
     if not len(array):
         return []
     # At once, for small models are faster than a call for each example.
-    head, whole = _head(name, array[0, ...]), np.ascontiguousarray(array).tobytes()
-    size = len(whole) // len(array)
-    return [head + whole[start : start + size] for start in range(0, size * len(array), size)]
+    head, content = _head(name, array[0, ...]), np.ascontiguousarray(array).tobytes()
+    size = len(content) // len(array)
+    return [head + content[start : start + size] for start in range(0, size * len(array), size)]
 
 
 def _head(name: str, row: Shaped[np.ndarray, "..."]) -> bytes:
@@ -134,21 +139,21 @@ def _head(name: str, row: Shaped[np.ndarray, "..."]) -> bytes:
 
 
 def _told(batch: Batch) -> Mapping[str, Tensor]:
-    """Return the inputs by name, without a mask that tells what `valid` does."""
+    """Return the inputs by name, without a mask equal to `valid`."""
     if isinstance(batch.inputs, Tensor):
         return {"": batch.inputs}
     name = f"decoder_{MASK}" if batch.is_decoded else MASK
     mask = batch.inputs.get(name)
     if mask is None:
         return batch.inputs
-    wanted = torch.ones_like(mask, dtype=torch.bool) if batch.valid is None else batch.valid
-    if mask.shape != wanted.shape or not torch.equal(mask.bool(), wanted):
+    implied = torch.ones_like(mask, dtype=torch.bool) if batch.valid is None else batch.valid
+    if mask.shape != implied.shape or not torch.equal(mask.bool(), implied):
         return batch.inputs
-    return {known: tensor for known, tensor in batch.inputs.items() if known != name}
+    return {input_name: tensor for input_name, tensor in batch.inputs.items() if input_name != name}
 
 
 def _plain(tensor: Tensor) -> Shaped[np.ndarray, "example ..."]:
-    kept = tensor.detach().cpu()
+    host = tensor.detach().cpu()
     array: Shaped[np.ndarray, "example ..."]
-    array = (kept.float() if kept.is_floating_point() else kept.long()).numpy()
+    array = (host.float() if host.is_floating_point() else host.long()).numpy()
     return array

@@ -19,7 +19,7 @@ def non_finite_words(batch: Batch, owner: str = "the batch") -> str:
 
     Args:
         batch: The batch.
-        owner: Whose inputs they are, for people.
+        owner: Owner of the inputs, for the error sentence.
 
     Returns:
         The words, after a semicolon; empty if all inputs are finite.
@@ -29,12 +29,12 @@ def non_finite_words(batch: Batch, owner: str = "the batch") -> str:
     tensors += [(name or "teacher_inputs", tensor) for name, tensor in teacher_inputs.items()]
     if batch.labels is not None:
         tensors.append(("labels", batch.labels))
-    words = [found for name, tensor in tensors if (found := _words(name, tensor))]
+    words = list(filter(None, (_words(name, tensor) for name, tensor in tensors)))
     return f"; inputs of {owner} are not finite: {'; '.join(words)}" if words else ""
 
 
 def _words(name: str, tensor: Tensor) -> str:
-    """Return what an input holds besides finite numbers; empty if it holds nothing else."""
+    """Return a description of the non-finite numbers of an input; empty if there are none."""
     wrong = tensor.isnan() if "mask" in name else ~tensor.isfinite()
     if not bool(wrong.any()):
         return ""

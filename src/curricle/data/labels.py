@@ -19,7 +19,7 @@ TABLE_AXES = 2
 
 
 def way_out(labels: Tensor) -> str:
-    """Return the end of an error sentence that says how labels of another form are given.
+    """Return the end of an error sentence on the correct form of labels.
 
     It looks at values, so on a GPU it waits.
 
@@ -65,14 +65,14 @@ def misplaced(inputs: Tensor | Mapping[str, Tensor]) -> str:
     """Return the end of an error sentence for labels that are among the inputs; empty if none are.
 
     Args:
-        inputs: What a model is given of a batch without labels.
+        inputs: Model inputs of a batch without labels.
     """
     if isinstance(inputs, Tensor):
         return ""
-    found = [f"{name!r} of shape {tuple(inputs[name].shape)}" for name in USUAL if name in inputs]
-    if not found:
+    likely = [f"{name!r} of shape {tuple(inputs[name].shape)}" for name in USUAL if name in inputs]
+    if not likely:
         return ""
     return (
-        f"; {found[0]} is among the inputs, and labels go under 'labels' in what a loader collates "
-        f"or to the argument of that name of curricle.Batch"
+        f"; {likely[0]} is among the inputs, and labels go under 'labels' in what a loader "
+        f"collates or to the argument of that name of curricle.Batch"
     )

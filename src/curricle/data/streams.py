@@ -36,7 +36,7 @@ BatchKey = tuple[int, int, int]
 ENOUGH = 8
 """Number of labels from which on it is no coincidence that all equal their own inputs."""
 DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
-"""Names of the inputs of a decoder, whose positions are compared where an encoder reads others."""
+"""Names of the inputs of a decoder; their positions are scored if an encoder reads others."""
 TOKEN_INPUTS = (*DECODER_INPUTS, "input_ids", "inputs_embeds")
 """Names of inputs with one position a token, which are those of the logits."""
 SEQUENCE_AXES = 2
@@ -228,26 +228,26 @@ class Batch:
         """Return the batch with each of its tensors changed, as by a move to other memory."""
         return self._changed(change, _each(self.labels, change), _each(self.selected, change))
 
-    def split(self, parts: int) -> tuple["Batch", ...]:
-        """Return the batch cut along the examples into `parts` of equal size.
+    def split(self, number: int) -> tuple["Batch", ...]:
+        """Return the batch split along the examples into a number of batches of equal size.
 
         Raises:
-            DataError: If the number of examples is not a multiple of `parts`.
+            DataError: If the number of examples is not a multiple of it.
         """
-        if parts == 1:
+        if number == 1:
             return (self,)
-        if self.num_examples % parts:
+        if self.num_examples % number:
             raise DataError(
-                f"'accumulation' must divide the {self.num_examples} examples of a batch; "
-                f"got {parts}"
+                f"'gradient_accumulation_steps' must divide the {self.num_examples} examples of a "
+                f"batch; got {number}"
             )
-        return self.chunks(self.num_examples // parts)
+        return self.chunks(self.num_examples // number)
 
-    def chunks(self, most: int) -> tuple["Batch", ...]:
-        """Return the batch cut along the examples into parts of at most `most`, in order."""
+    def chunks(self, size: int) -> tuple["Batch", ...]:
+        """Return the batch split along the examples into batches of at most `size`, in order."""
         self._require_examples()
-        starts = range(0, self.num_examples, most)
-        return tuple(self._rows(start, min(start + most, self.num_examples)) for start in starts)
+        starts = range(0, self.num_examples, size)
+        return tuple(self._rows(start, min(start + size, self.num_examples)) for start in starts)
 
     def _rows(self, start: int, stop: int) -> "Batch":
         labels, selected = self.labels, self.selected
@@ -292,7 +292,7 @@ class Batch:
                     f"{name or 'inputs'!r} must have a row for each of the {self.num_examples} "
                     f"examples, so that the batch can be cut into parts; got shape "
                     f"{tuple(tensor.shape)}; expand it in the collate function, or leave out "
-                    f"'accumulation'"
+                    f"'gradient_accumulation_steps'"
                 )
 
 

@@ -70,7 +70,7 @@ def check_trainable(module: nn.Module) -> None:
             raise BindError(
                 f"'student' must have float32 weights where it trains, since updates round away "
                 f"in less; {name!r} is {dtype}; pass student.float(), and "
-                f"EngineSettings(precision='bfloat16') for fast passes"
+                f"TrainingSettings(precision='bfloat16') for fast passes"
             )
         if parameter.requires_grad and not parameter.is_leaf:
             raise BindError(

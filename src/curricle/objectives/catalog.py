@@ -12,12 +12,13 @@ from pydantic_core import to_jsonable_python
 
 from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
 
 Shipped = Annotated[
-    MatchHidden | MatchLogits | FitLabels | LearnedTemperature, Field(discriminator="kind")
+    MatchHidden | MatchLogits | LabelLoss | LearnedTemperature, Field(discriminator="kind")
 ]
 
 
@@ -34,8 +35,12 @@ def _serialize(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: A
     Digests of runs are computed from these data. User-defined objectives are not read back, since
     only Python code can create them.
     """
-    if isinstance(objective, MatchHidden | MatchLogits | FitLabels | LearnedTemperature):
-        return handler(objective)
+    if isinstance(objective, MatchHidden | MatchLogits | LabelLoss | LearnedTemperature):
+        data = handler(objective)
+        # The default stays unwritten, so that runs from before this field keep their digests.
+        if isinstance(objective, LabelLoss) and objective.loss == "cross_entropy":
+            data.pop("loss")
+        return data
     kind = type(objective)
     attributes = to_jsonable_python(objective, fallback=lambda item: getattr(item, "__dict__", {}))
     return {"own": f"{kind.__module__}.{kind.__qualname__}", "holds": attributes}

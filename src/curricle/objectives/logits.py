@@ -1,7 +1,7 @@
-"""Objectives on logits: matching a teacher's, or fitting the labels of the data.
+"""Objective on logits: matching those of a teacher.
 
-Both objectives read logits at the selected positions only, so a masked language model computes its
-head at masked tokens and nowhere else. If the data select no positions, all positions with logits
+Logits are read at the selected positions only, so a masked language model computes its head at
+masked tokens and nowhere else. If the data select no positions, all positions with logits
 and data count.
 
 Axes: leading (example, position), row (counted positions), class.
@@ -9,8 +9,6 @@ Axes: leading (example, position), row (counted positions), class.
 Unit: nats a counted position.
 """
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -18,31 +16,26 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from curricle.data.labels import misplaced
 from curricle.data.streams import Batch, Rows, check_positions
-from curricle.errors import BindError, CurricleError, DataError
+from curricle.errors import BindError
 from curricle.models.decisions import check_problem_type
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import (
     MOST_WEIGHT,
-    BoundObjective,
     Reads,
     Sample,
     Target,
-    check_classes,
     logits_of,
     require,
 )
 from curricle.objectives.chunked import (
     Chunk,
     RowLoss,
-    chunked_cross_entropy,
     chunked_divergence,
     chunked_total,
 )
 from curricle.objectives.divergences import Divergence, ForwardKL
-from curricle.objectives.losses import cross_entropy
 from curricle.objectives.sparse import SparseTarget, sparse_forward_kl
 from curricle.values import Plain, value
 
@@ -115,8 +108,10 @@ class MatchLogits:
         """
         del reads, is_residual
         teacher_activations = require(sample.teacher, "teacher")
-        *leading, student = check_scores("student", _shape(self.chunk, sample.student))
-        *teacher_leading, teacher = check_scores("teacher", _shape(self.chunk, teacher_activations))
+        *leading, student = check_scores("student", logits_shape(self.chunk, sample.student))
+        *teacher_leading, teacher = check_scores(
+            "teacher", logits_shape(self.chunk, teacher_activations)
+        )
         if self.num_classes is None and student != teacher:
             raise BindError(
                 f"'vocabulary' of student and teacher must be equal to match logits; for padded "
@@ -163,7 +158,7 @@ def check_scores(role: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ...]:
+def logits_shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ...]:
     """Return the shape of logits; with `chunk` from the head, without computing them."""
     if chunk is None:
         return tuple(logits_of(activations).shape)
@@ -273,101 +268,3 @@ class BoundLogits:
         declared = self.declared
         softening = f"T={declared.teacher_temperature:g}"
         return "logits", f"{declared.weight:g} x {declared.divergence.kind} {softening}", "-", "-"
-
-
-@final
-@value
-class FitLabels:
-    """Fit the data's labels by cross-entropy; mean over labeled positions, in nats."""
-
-    kind: Literal["labels"] = "labels"
-    chunk: Chunk | None = None
-    """As in `MatchLogits`. If both set it, each computes the student's logits."""
-    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
-    """Factor of the term in the stage's loss; positive and at most a million."""
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Return False: the target is in the data."""
-        return False
-
-    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
-        """Return the student's logits, or its head with `chunk`."""
-        del teacher
-        check_problem_type(student, "student")
-        return Reads(student_logits=self.chunk is None, student_head=self.chunk is not None)
-
-    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
-        """Return the term after checking the labels of the first batch.
-
-        Raises:
-            BindError: If the student's logits and the labels have different positions, or there are
-                fewer than two classes.
-        """
-        del reads, is_residual
-        batch, student = sample.batch, sample.student
-        *leading, classes = check_scores("student", _shape(self.chunk, student))
-        check_positions("'logits' of the student", student.positions, batch, kind=BindError)
-        # Missing labels raise an error in `count`.
-        if batch.labels is not None:
-            _check_places(leading, batch, kind=BindError)
-            check_classes(batch.labels, classes)
-        return _BoundLabels(declared=self, label_classes=classes)
-
-
-def _check_places(
-    leading: Sequence[int], batch: Batch, *, kind: type[CurricleError] = DataError
-) -> None:
-    """Check that each label has logits; see `check_positions`."""
-    if math.prod(leading) != batch.num_selected:
-        places = "examples" if batch.selected is None else "selected positions"
-        raise kind(
-            f"'logits' must have one row for each label, for {batch.num_selected} {places}; got "
-            f"shape {tuple(leading)}; to select positions, give labels two axes (example, position)"
-        )
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _BoundLabels:
-    """`FitLabels` with the student's number of classes."""
-
-    declared: FitLabels
-    label_classes: int
-    """Number of classes of the student."""
-
-    def count(self, batch: Batch) -> int:
-        """Return the number of labeled positions.
-
-        Raises:
-            BindError: If the data have no labels.
-        """
-        if batch.labels is None:
-            names = "" if isinstance(batch.inputs, Tensor) else f" of {[*batch.inputs]}"
-            raise BindError(
-                f"'labels' must be in the data for FitLabels, under that name; got batches{names} "
-                f"without labels{misplaced(batch.inputs)}"
-            )
-        return batch.num_selected
-
-    def target(self, teacher: Activations, batch: Batch) -> Tensor:
-        """Return the labels; never called, since no teacher is needed."""
-        del teacher
-        return require(batch.labels, "labels")
-
-    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
-        """Return the cross-entropy summed over labeled positions, in nats."""
-        del target
-        labels, chunk = require(batch.labels, "labels"), self.declared.chunk
-        check_positions("'logits'", student.positions, batch)
-        if chunk is None:
-            logits = logits_of(student)
-            _check_places(logits.shape[:-1], batch)
-            return cross_entropy(logits, labels)
-        head = require(student.head, "head")
-        _check_places(head.states.shape[:-1], batch)
-        return chunked_cross_entropy(head, labels, chunk=chunk)
-
-    def describe(self) -> tuple[str, str, str, str]:
-        """Return taps, objective, projection and widths in words."""
-        return "labels", f"{self.declared.weight:g} x cross-entropy", "-", "-"

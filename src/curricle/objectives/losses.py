@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from curricle.errors import SpecError
+from curricle.errors import DataError, SpecError
 
 NO_LABEL = -(2**31)
 """Ignored label for torch that no data set uses, so that -100 raises an error as well."""
@@ -87,6 +87,66 @@ def cross_entropy(
         reduction="sum",
         ignore_index=NO_LABEL,
     )
+
+
+def binary_cross_entropy(
+    student_logits: Float[Tensor, "*row label"], labels: Float[Tensor, "*row label"]
+) -> Float[Tensor, ""]:
+    """Return the binary cross-entropy of several independent labels.
+
+    A label that is not a number is missing: it adds 0, and the mean still divides by all labels,
+    so that the loss of a row does not depend on other rows.
+
+    Args:
+        student_logits: The student's logits, one a label.
+        labels: Probability of each label, between 0 and 1; NaN if missing.
+
+    Returns:
+        Sum over rows of the mean over labels, in nats.
+    """
+    wide = _widen(student_logits)
+    missing = labels.isnan()
+    # The probability 0 in place of a missing label keeps NaN out of the gradient.
+    targets = labels.to(wide.dtype).masked_fill(missing, 0.0)
+    losses = functional.binary_cross_entropy_with_logits(wide, targets, reduction="none")
+    return losses.masked_fill(missing, 0.0).sum() / student_logits.shape[-1]
+
+
+def cosine_distance(
+    student: Float[Tensor, "*row width"], target: Float[Tensor, "*row width"]
+) -> Float[Tensor, ""]:
+    """Return the cosine distance of embeddings: sum over rows of 1 - cos(s, t).
+
+    Args:
+        student: The student's embeddings.
+        target: The embeddings to match; of any length, a zero vector has distance 1.
+
+    Returns:
+        Sum over rows, dimensionless, between 0 and 2 a row.
+    """
+    wide, other = _widen(student), _widen(target.detach())
+    return (1.0 - functional.cosine_similarity(wide, other.to(wide.dtype), dim=-1)).sum()
+
+
+def value_rows(
+    student: Float[Tensor, "..."], labels: Float[Tensor, "..."]
+) -> tuple[Float[Tensor, "row width"], Float[Tensor, "row width"]]:
+    """Return the values of a model and of the data with the same two axes.
+
+    Args:
+        student: Values of the model; a single value a row may have an axis of its own or none.
+        labels: Values of the data, likewise.
+
+    Raises:
+        DataError: If their numbers differ.
+    """
+    width = labels.shape[-1] if labels.ndim > 1 and labels.shape == student.shape else 1
+    if width == 1 and student.numel() != labels.numel():
+        raise DataError(
+            f"'labels' must have one value for each value of the student, of shape "
+            f"{tuple(student.shape)}; got shape {tuple(labels.shape)}"
+        )
+    return student.reshape(-1, width), labels.reshape(-1, width)
 
 
 def forward_kl(

@@ -1,9 +1,9 @@
 """Direction of a metric: whether lower or higher values are better.
 
-A run may declare it (`RunRecord.better`); otherwise the metric's name decides, if it is one of the
-field's names or is composed of their words, such as `eval_loss` or `WordErrorRate`. A name that
-neither a declaration nor the words settle has no direction, and no report ranks by it: a wrong
-guess would call the worst run the best.
+A run may declare it (`RunRecord.better`), and built-in metrics have one. Otherwise the name
+decides, if it is one of the field's names or is composed of their words, such as `eval_loss` or
+`WordErrorRate`. A name that neither a declaration nor the words settle has no direction, and no
+report ranks by it: a wrong guess would call the worst run the best.
 
 Design: the head of an English compound stands last, so `error_rate` is an error and `f1_drop` is
 not an F1. Words before the head may be anything (`squad_f1`) but a negation (`neg_mse`).
@@ -12,13 +12,10 @@ not an F1. Words before the head may be anything (`squad_f1`) but a negation (`n
 import re
 from collections.abc import Sequence
 from types import MappingProxyType
-from typing import Literal
 
 from curricle.errors import CheckpointError
+from curricle.metrics import METRICS, Direction
 from curricle.reports.run_folders import Run
-
-Direction = Literal["higher", "lower"]
-"""Which values of a metric are better."""
 
 
 def _vocabulary(words: str) -> frozenset[str]:
@@ -66,7 +63,16 @@ PHRASES = MappingProxyType(
 
 
 def direction_by_name(metric: str) -> Direction | None:
-    """Return which values of a metric are better by the words of its name; None if unclear."""
+    """Return which values of a metric are better: that of a built-in one, else by its words.
+
+    Args:
+        metric: Name of the metric.
+
+    Returns:
+        The direction; None if the words leave it open.
+    """
+    if metric in METRICS:
+        return METRICS[metric].better
     if COMPLEMENT.match(metric):
         return None
     words = _words(metric)

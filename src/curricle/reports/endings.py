@@ -7,8 +7,8 @@ useless. Each warning is a sentence about a strategy.
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from curricle.metrics import ACCURACY, Direction, is_at_chance
 from curricle.reports.comparisons import verdict
-from curricle.reports.directions import Direction
 from curricle.reports.quantities import mean_text
 from curricle.reports.run_folders import Run
 
@@ -47,10 +47,10 @@ def _has_teacher(run: Run) -> bool:
 
 def _at_chance(runs: Sequence[Run], metric: str) -> list[str]:
     """Return a sentence about runs that end where a constant prediction would."""
-    if metric != "accuracy":
+    if metric != ACCURACY.name:
         return []
     ends = [run for run in runs if run.end is not None and run.opening.chance is not None]
-    number = sum(run.end.metrics[metric] < (run.opening.chance or 0.0) for run in ends if run.end)
+    number = sum(is_at_chance(run.end.metrics, run.opening.chance) for run in ends if run.end)
     if not number:
         return []
     sentence = "accuracy is that of giving the most frequent label everywhere"

@@ -288,7 +288,7 @@ def _stage_notes(runs: Sequence[Run]) -> list[str]:
             notes.append(
                 note(
                     f"No loss of {method} was recorded in {', '.join(missing)}: shorter than the "
-                    f"interval between records ('record_every')."
+                    f"interval between records ('log_every')."
                 )
             )
     return notes

@@ -10,6 +10,8 @@ Reference: Abramowitz and Stegun 1964, formula 26.7.5 (expansion of the t quanti
 import math
 from collections.abc import Sequence
 
+from curricle.metrics import METRICS
+
 SUFFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 NEXT_SUFFIX = 999.5
 """From here on three digits would read 1000, which has a suffix of its own."""
@@ -19,8 +21,6 @@ NORMAL = 1.959964
 """Quantile 0.975 of the normal distribution."""
 NEVER_NEGATIVE = frozenset(
     {
-        "nll",
-        "perplexity",
         "ppl",
         "error_rate",
         "wer",
@@ -29,11 +29,10 @@ NEVER_NEGATIVE = frozenset(
         "mse",
         "mae",
         "ece",
-        "kl",
         "fid",
     }
 )
-"""Metrics other than shares that have no negative values; `nll` is that of classes."""
+"""Metrics of others, no shares, that have no negative values."""
 HOUR = 3600.0
 FEW = 3
 """Number of seeds up to which values are listed in place of a useless interval."""
@@ -89,7 +88,9 @@ def limits(metric: str, numbers: Sequence[float] = ()) -> tuple[float, float]:
         metric: Name of the metric.
         numbers: Values that were seen; if one lies outside, the name misleads and nothing is known.
     """
-    if is_share(metric):
+    if metric in METRICS:
+        ends = (METRICS[metric].least, METRICS[metric].most)
+    elif is_share(metric):
         ends = (0.0, 1.0)
     else:
         ends = (0.0, math.inf) if metric in NEVER_NEGATIVE else (-math.inf, math.inf)
@@ -99,7 +100,7 @@ def limits(metric: str, numbers: Sequence[float] = ()) -> tuple[float, float]:
 
 def is_share(metric: str) -> bool:
     """Return whether a metric is a share of 1, printed in percent."""
-    return metric == "accuracy" or metric.endswith("_accuracy")
+    return METRICS[metric].unit == "share" if metric in METRICS else metric.endswith("_accuracy")
 
 
 def seed_count(count: int) -> str:

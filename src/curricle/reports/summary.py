@@ -28,8 +28,9 @@ from typing import final
 
 from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.files import write_text
+from curricle.metrics import Direction
 from curricle.records import Spent
-from curricle.reports.directions import Direction, direction_of, remedy
+from curricle.reports.directions import direction_of, remedy
 from curricle.reports.endings import warnings_on_ends
 from curricle.reports.quantities import (
     goal_text,

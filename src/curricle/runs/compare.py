@@ -27,6 +27,7 @@ from curricle.curriculum.strategies import build
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
+from curricle.metrics import ACCURACY, Metric
 from curricle.models.families import tapped
 from curricle.protocols import conforms
 from curricle.records import Record
@@ -46,15 +47,17 @@ from curricle.training.distill import (
     as_stream,
     as_teacher,
     evaluator_of,
+    execute,
+    judged_by,
     require_kind,
     require_model,
     require_parts,
 )
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 Strategy = Mapping[str, object] | Callable[..., Curriculum]
@@ -99,7 +102,7 @@ class _Plan:
     budget: Budget
     trajectory: Trajectory | None
     optimizer: Optimizer
-    settings: EngineSettings
+    settings: TrainingSettings
     shares_teacher: bool
     evaluate: Evaluator
     metric: str
@@ -214,12 +217,12 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     budget: Budget | str,
     strategies: Sequence[str] | Mapping[str, Strategy] = DEFAULT_STRATEGIES,
     seeds: Sequence[int] = (0, 1, 2),
-    metric: str = "accuracy",
+    metric: str | Metric = ACCURACY,
     better: Literal["higher", "lower"] | None = None,
     target: float | str | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
-    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
     output_dir: str | Path | None = None,
     share_teacher: bool = False,
     watch: Watcher | None = None,
@@ -239,8 +242,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         strategies: Names of strategies, or strategies by name: a `kind` with arguments such as
             `{"kind": "extraction", "pairs": 3}`, or a function of `total`.
         seeds: Seeds of the runs; intervals need two or more.
-        metric: Metric by which the runs are judged.
-        better: Direction of the metric; None derives it from the name.
+        metric: Metric by which the runs are judged, or its name.
+        better: Direction of the metric; None takes its own, or derives it from the name.
         target: Value of the metric that counts as learned, or a strategy with that final value.
         optimizer: Optimizer of every student.
         trajectory: Checkpoints of the teacher, for `progressive`.
@@ -261,7 +264,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         SpecError: If a strategy or the budget does not exist or does not pay for its stages.
     """
     require_parts(optimizer, evaluation)
-    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     if not callable(student):
         require_model("student", student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
@@ -273,9 +276,11 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
             "'data' must be a stream or a function from a seed to one, as curricle.stream(loader); "
             f"got {type(data).__name__!r}"
         )
+    name, better = judged_by(metric, better)
+    source = as_teacher(teacher, trajectory)
     plan = _Plan(
         student=student,
-        teacher=as_teacher(teacher, trajectory),
+        teacher=source,
         data=data,
         strategies=_named(strategies),
         budget=budget_of(budget),
@@ -283,15 +288,15 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         optimizer=optimizer,
         settings=settings,
         shares_teacher=share_teacher,
-        evaluate=evaluator_of(evaluation, settings),
-        metric=metric,
+        evaluate=evaluator_of(evaluation, settings, metric, source),
+        metric=name,
         better=better,
         watch=watch,
     )
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")
     request = Request(
-        metric=metric,
+        metric=name,
         better=better,
         budget=plan.budget,
         target=target if isinstance(target, float | int) else None,

@@ -16,7 +16,7 @@ from curricle.runs.budget import Budget
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import ParityTask, TextTask
 from curricle.training.optimizers import SGD, AdamW
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 
 def parity_demo(output_dir: str) -> RunSpec:
@@ -46,9 +46,9 @@ def parity_demo(output_dir: str) -> RunSpec:
         },
         seeds=(0, 1, 2),
         budget=Budget(number=60_000, unit="steps"),
-        target=Target(metric="accuracy", number=0.99, ends_run=True),
+        target=Target(number=0.99, ends_run=True),
         optimizer=SGD(learning_rate=0.3),
-        engine=EngineSettings(evaluate_every=100, record_every=100, threads=1),
+        engine=TrainingSettings(eval_every=100, log_every=100, threads=1),
     )
 
 
@@ -72,16 +72,16 @@ def text_demo(output_dir: str) -> RunSpec:
                     "kind": "extraction",
                     "pairs": [{"student": tap, "teacher": tap} for tap in (1, 2)],
                     "shared_projection": True,
-                    "share": 0.3,
+                    "layer_fraction": 0.3,
                 }
             ),
         },
         seeds=(0,),
         budget=Budget(number=600, unit="steps"),
-        target=Target(metric="accuracy", final_of="one_shot"),
+        target=Target(final_of="one_shot"),
         optimizer=AdamW(learning_rate=6e-3),
-        engine=EngineSettings(
-            precision="bfloat16", clip_norm=1.0, evaluate_every=50, record_every=25, threads=1
+        engine=TrainingSettings(
+            precision="bfloat16", max_grad_norm=1.0, eval_every=50, log_every=25, threads=1
         ),
     )
 

@@ -280,8 +280,8 @@ def teacher_facts(spec: RunSpec) -> Plain:
         "optimizer": plain(spec.teacher.optimizer or spec.optimizer),
         "engine": {
             "precision": engine.precision,
-            "accumulation": engine.accumulation,
-            "clip_norm": engine.clip_norm or 0,
+            "accumulation": engine.gradient_accumulation_steps,
+            "clip_norm": engine.max_grad_norm or 0,
         },
         "seed": spec.seed,
     }

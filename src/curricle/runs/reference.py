@@ -42,7 +42,7 @@ from curricle.runs.spec import (
 from curricle.tasks import Task
 from curricle.teachers.store.codecs import Codec
 from curricle.training.optimizers import Optimizer, Schedule
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from curricle.values import Plain, plain
 
@@ -84,7 +84,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Projections": Projection,
         "Optimizers": Optimizer,
         "Schedule": Schedule,
-        "Engine": EngineSettings,
+        "Engine": TrainingSettings,
     }
 )
 """Headings of the page, with the value or the union of values that each is about."""
@@ -95,7 +95,7 @@ A run with an `output_dir` appends to `records.jsonl` in its folder, one JSON ob
 same values go to `observers`. This page is made of the source by `make docs`.
 
 The first record of a run is `run`. Each stage begins with `stage`, followed by `step` every
-`record_every` steps and `evaluation` every `evaluate_every` steps. A stage whose duration is a rule
+`log_every` steps and `evaluation` every `eval_every` steps. A stage whose duration is a rule
 closes with `stage_end`; one of a fixed length ends as planned, or earlier with the whole run if
 that has reached its goal. `end` closes a complete run and holds the last evaluation.
 

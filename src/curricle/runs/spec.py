@@ -6,8 +6,9 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 """
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar, final
+from typing import Annotated, TypeVar, final
 
 from pydantic import BeforeValidator, Field
 
@@ -15,6 +16,7 @@ from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.strategies import build
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
+from curricle.metrics import ACCURACY, METRICS, MetricName, is_reached
 from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
@@ -22,7 +24,7 @@ from curricle.tasks import PcfgTask, Task, TextTask
 from curricle.teachers.trajectory import hugging_face_steps
 from curricle.training.compatibility import check_compatible
 from curricle.training.optimizers import Optimizer
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from curricle.values import LONGEST_NAME, Line, Plain, override, parse, plain, read_yaml, value
 
@@ -108,8 +110,8 @@ class StrategySpec:
 class Target:
     """Metric and value that count as learned."""
 
-    metric: Literal["accuracy", "nll"] = "accuracy"
-    """Metric by which runs are judged; accuracy is better when higher, nll when lower."""
+    metric: MetricName = ACCURACY.name  # type: ignore[assignment] # of the same names
+    """Metric by which runs are judged; `kl` compares with the finished teacher."""
     number: float | None = None
     """Value to be reached; None sets no target."""
     final_of: str | None = None
@@ -122,13 +124,17 @@ class Target:
         """Check that there is a single target.
 
         Raises:
-            SpecError: If there are two, no accuracy can reach it, or runs are to end at a number
-                that is not given.
+            SpecError: If there are two, no value of the metric can reach it, or runs are to end
+                at a number that is not given.
         """
         if self.number is not None and self.final_of is not None:
             raise SpecError(f"'number' must not be given with 'final_of'; got {self.number}")
-        if self.metric == "accuracy" and self.number is not None and not 0 <= self.number <= 1:
-            raise SpecError(f"'number' must lie between 0 and 1 for an accuracy; got {self.number}")
+        least, most = METRICS[self.metric].least, METRICS[self.metric].most
+        if self.number is not None and isfinite(most) and not least <= self.number <= most:
+            raise SpecError(
+                f"'number' must lie between {least:g} and {most:g} for {self.metric!r}; got "
+                f"{self.number}"
+            )
         if self.ends_run and self.number is None:
             raise SpecError("'ends_run' must come with a 'number'; got none")
 
@@ -136,8 +142,7 @@ class Target:
         """Return whether metrics are at the target number or better."""
         if self.number is None:
             return False
-        number = metrics[self.metric]
-        return number >= self.number if self.metric == "accuracy" else number <= self.number
+        return is_reached(self.metric, metrics[self.metric], self.number)
 
 
 @final
@@ -199,7 +204,7 @@ class RunSpec:
     """Metric and value that count as learned."""
     optimizer: Optimizer
     """How students are trained, and the teacher unless it has its own."""
-    engine: EngineSettings = EngineSettings()
+    engine: TrainingSettings = TrainingSettings()
     """Device, precision and intervals."""
 
     def __post_init__(self) -> None:

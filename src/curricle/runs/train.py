@@ -22,6 +22,7 @@ from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, TeacherReference
 from curricle.curriculum.strategies import build, from_labels
 from curricle.errors import BindError, CheckpointError
+from curricle.metrics import METRICS, NLL, metrics_beside
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord, Record
 from curricle.runs.assemble import (
@@ -50,8 +51,9 @@ from curricle.tasks import TaskData
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.loop.engine import Observer, Outputs, execute
-from curricle.training.loop.evaluation import label_metrics
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Observer, Outputs
+from curricle.training.loop.evaluation import Evaluator, label_metrics
 from curricle.training.optimizers import Optimizer
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
@@ -195,7 +197,7 @@ def train_class(
         return
     data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
     teacher = open_teacher(spec, data)
-    evaluate = label_metrics(data.evaluation, spec.engine.placement)
+    evaluate = _evaluator(spec, data, teacher, spec.target.metric)
     seats = [
         SharedRun(
             run=_bound(spec, student, data, teacher, length=None),
@@ -385,12 +387,25 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     outputs: Outputs,
     until: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> EndRecord:
-    evaluate = label_metrics(data.evaluation, spec.engine.placement)
+    metric: str = spec.target.metric
+    if run.teacher is None and METRICS[metric].reads == "teacher":
+        # The teacher of the comparison has none itself.
+        metric = NLL.name
+    evaluate = _evaluator(spec, data, run.teacher, metric)
     # A folder whose run was cut off before its first checkpoint starts anew.
-    metric = spec.target.metric
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)
     _export(spec, run.student.module, outputs.folder)
     return end
+
+
+def _evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> Evaluator:
+    """Return the evaluation of a run that is judged by a metric."""
+    return label_metrics(
+        data.evaluation,
+        spec.engine.placement,
+        metrics=metrics_beside(metric),
+        teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
+    )
 
 
 def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:

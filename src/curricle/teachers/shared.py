@@ -23,12 +23,12 @@ from curricle.models.tapped import Activations, Place, Reader, TappedModel
 from curricle.teachers.live import PLAIN, LiveTeacher, Reference, TeacherForward
 
 Wanted = tuple[tuple[Place, ...], bool, bool]
-"""Places that are read, whether the logits are, and whether what they come from is."""
+"""Places to read, whether to read the logits, and whether to read the output layer."""
 
 
 @final
 class SharedTeacher:
-    """One teacher whose every forward pass serves several students."""
+    """Teacher with one forward pass for several students."""
 
     def __init__(self, teacher: LiveTeacher) -> None:
         """Take the teacher, which must be left alone from now on."""
@@ -77,12 +77,12 @@ class SharedTeacher:
         desk = self._desks.get(reference)
         if desk is None:
             desk = self._desks[reference] = _Desk(self._at(reference))
-        wanted = (tuple(places), logits, head)
-        desk.join(wanted)
+        query = (tuple(places), logits, head)
+        desk.join(query)
         try:
-            yield lambda inputs, selected, key: desk.show(wanted, inputs, selected, key)
+            yield lambda inputs, selected, key: desk.show(query, inputs, selected, key)
         finally:
-            desk.leave(wanted)
+            desk.leave(query)
             if not desk.readings:
                 del self._desks[reference]
 
@@ -106,35 +106,35 @@ class _Desk:
         self.shown: dict[BatchKey, Activations] = {}
         self._step: int | None = None
 
-    def join(self, wanted: Wanted) -> None:
-        self.readings.append(wanted)
+    def join(self, query: Wanted) -> None:
+        self.readings.append(query)
         self.close()
 
-    def leave(self, wanted: Wanted) -> None:
-        self.readings.remove(wanted)
+    def leave(self, query: Wanted) -> None:
+        self.readings.remove(query)
         self.close()
 
     def show(
-        self, wanted: Wanted, inputs: Inputs, selected: Tensor | None, key: BatchKey | None
+        self, query: Wanted, inputs: Inputs, selected: Tensor | None, key: BatchKey | None
     ) -> Activations:
-        places, logits, head = wanted
+        places, logits, head = query
         if key is None or key[0] != self._step:
             # Activations of earlier steps are not read again.
             self.shown.clear()
             self._step = None if key is None else key[0]
-        found = None if key is None else self.shown.get(key)
+        activations = None if key is None else self.shown.get(key)
         # A stage that was opened since may need more than the earlier pass has given.
-        if found is None or not _suffices(found, wanted):
-            found = self._open()(inputs, selected)
+        if activations is None or not _suffices(activations, query):
+            activations = self._open()(inputs, selected)
             if key is not None:
-                self.shown[key] = found
-        hidden = {place: found.hidden[place] for place in places}
+                self.shown[key] = activations
+        hidden = {place: activations.hidden[place] for place in places}
         return Activations(
             hidden,
-            found.logits if logits else None,
-            found.head if head else None,
-            found.positions,
-            found.obscurity,
+            activations.logits if logits else None,
+            activations.head if head else None,
+            activations.positions,
+            activations.obscurity,
         )
 
     def _open(self) -> Reader:
@@ -153,8 +153,10 @@ class _Desk:
         self._opened.close()
 
 
-def _suffices(found: Activations, wanted: Wanted) -> bool:
-    places, logits, head = wanted
-    has_places = all(place in found.hidden for place in places)
-    has_output = (found.logits is not None or not logits) and (found.head is not None or not head)
+def _suffices(activations: Activations, query: Wanted) -> bool:
+    places, logits, head = query
+    has_places = all(place in activations.hidden for place in places)
+    has_output = (activations.logits is not None or not logits) and (
+        activations.head is not None or not head
+    )
     return has_places and has_output

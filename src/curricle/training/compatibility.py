@@ -18,8 +18,8 @@ _COST = "FLOPs and seconds depend on whether the teacher runs"
 
 INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
     {
-        ("compiled_steps", "clip_norm"): f"{_FUSED} have no gradient clipping",
-        ("compiled_steps", "accumulation"): f"{_FUSED} read whole batches",
+        ("compiled_steps", "max_grad_norm"): f"{_FUSED} have no gradient clipping",
+        ("compiled_steps", "gradient_accumulation_steps"): f"{_FUSED} read whole batches",
         ("compiled_steps", "prefetch"): f"{_FUSED} read all their batches at once",
         ("compiled_steps", "compile student"): f"{_FUSED} compile the student already",
         ("compiled_steps", "share_teacher"): "students of one teacher wait for each other at "
@@ -33,8 +33,8 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         "the workers read ahead already",
         ("prefetch", "share_teacher"): _ORDER,
         ("prefetch", "batch_students"): _ORDER,
-        ("batch_students", "clip_norm"): f"{_BATCHED}, without clipping",
-        ("batch_students", "accumulation"): f"{_BATCHED}, on whole batches",
+        ("batch_students", "max_grad_norm"): f"{_BATCHED}, without clipping",
+        ("batch_students", "gradient_accumulation_steps"): f"{_BATCHED}, on whole batches",
         ("batch_students", "compile student"): f"{_BATCHED}, whose blocks are not compiled",
         ("share_teacher", "seconds"): _SECONDS,
         ("batch_students", "seconds"): _SECONDS,

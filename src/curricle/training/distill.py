@@ -7,11 +7,11 @@ after binding.
 """
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -21,23 +21,39 @@ from curricle.data.dataloaders import stream
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError
 from curricle.files import usable_folder
+from curricle.metrics import (
+    ACCURACY,
+    METRICS,
+    Direction,
+    Metric,
+    is_at_chance,
+    metrics_beside,
+)
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
-from curricle.records import AT_CHANCE, Spent
+from curricle.records import AT_CHANCE, EndRecord, Spent
 from curricle.seals import sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
-from curricle.training.binding.bound_run import bind
+from curricle.training.binding.bound_run import BoundRun, bind
+from curricle.training.binding.speed import check_speed
+from curricle.training.fast.stacking import compiled_blocks
 from curricle.training.loop.checkpoints import latest_checkpoint
-from curricle.training.loop.engine import CHECKPOINTS, Observer, Outputs, execute
+from curricle.training.loop.engine import (
+    CHECKPOINTS,
+    Observer,
+    Outputs,
+    TrainingRun,
+    single_steps,
+)
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.process.ambient import standard_state
-from curricle.training.process.interrupts import LOGGER, Terminated
-from curricle.training.settings import EngineSettings
+from curricle.training.process.interrupts import LOGGER, Interrupts, Terminated
+from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, Watch, capture
 
 AnyModel = nn.Module | TappedModel
@@ -61,6 +77,60 @@ class Result:
 
 
 @standard_state()
+def execute(
+    run: BoundRun,
+    evaluate: Evaluator,
+    *,
+    metric: str,
+    outputs: Outputs,
+    resume: bool = False,
+    until: Callable[[Mapping[str, float]], bool] | None = None,
+) -> EndRecord:
+    """Run a bound curriculum to its end.
+
+    Args:
+        run: What to run; the student is trained in place.
+        evaluate: Gives the student's metrics.
+        metric: The metric by which the run is judged.
+        outputs: Where to write.
+        resume: Whether to go on from the newest checkpoint in the run folder; if the run is
+            complete, the student gets its finished weights and nothing is run.
+        until: Says of the metrics of an evaluation whether the run may end there; not asked in
+            stages that leave the logits alone.
+
+    Returns:
+        The last record.
+
+    Raises:
+        BindError: If the evaluator does not give the metric, or steps that are to be compiled
+            cannot be.
+        CheckpointError: If the folder already holds a run and `resume` is off, or holds another
+            run and `resume` is on.
+        DivergenceError: If a loss is not finite.
+        Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
+            folder.
+    """
+    check_speed(run)
+    number = run.settings.compiled_steps
+    interrupts = Interrupts(saves=outputs.folder is not None)
+    with run.settings.stated_threads(), interrupts:
+        training = TrainingRun(
+            run,
+            evaluate,
+            metric=metric,
+            outputs=outputs,
+            resume=resume,
+            until=until,
+            stage_steps=single_steps if number == 1 else compiled_blocks(number),
+            interrupts=interrupts,
+        )
+        with training:
+            while training.end is None:
+                training.advance()
+        return training.end
+
+
+@standard_state()
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
@@ -68,11 +138,11 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     data: Stream | DataLoader[Any],
     *,
     evaluation: Sequence[Batch] | Evaluator,
-    metric: str = "accuracy",
-    better: Literal["higher", "lower"] | None = None,
+    metric: str | Metric = ACCURACY,
+    better: Direction | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
-    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
     seed: int = 0,
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
@@ -90,10 +160,11 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         evaluation: Held-out batches with labels, or a function from the model to metrics. The
             metric by which the run is judged must be finite; of the others, records and the result
             hold those that are.
-        metric: Name of the metric by which the run is judged; the evaluation must give it.
-        better: Which values of the metric are better. None leaves it to the metric's name, which
-            reports know of losses, errors, accuracies and other usual metrics; by a metric of
-            unknown direction they rank nothing.
+        metric: The metric by which the run is judged, or its name. Batches are evaluated by it and
+            by the usual metrics of their labels; a function must give it.
+        better: Which values of the metric are better. None takes the metric's own
+            direction, and for the name of another metric the words in it; by a metric of unknown
+            direction reports rank nothing.
         optimizer: How the weights move.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision, intervals.
@@ -115,30 +186,30 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     batches = as_stream(data, seed)
     _require_curriculum(curriculum)
     require_parts(optimizer, evaluation)
-    require_kind("settings", settings, EngineSettings, "prefetch='batch'")
+    require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     require_model("student", student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
-    _require_direction(better)
+    name, better = judged_by(metric, better)
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
     model = tapped(student)
+    source = as_teacher(teacher, trajectory)
     run = bind(
         curriculum,
         student=model,
-        teacher=as_teacher(teacher, trajectory),
+        teacher=source,
         stream=batches,
         optimizer=optimizer,
         settings=settings,
         seed=seed,
     )
-    evaluate = evaluator_of(evaluation, settings)
+    evaluate = evaluator_of(evaluation, settings, metric, source)
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
     with _told_how_to_go_on(folder):
-        end = execute(run, evaluate, metric=metric, outputs=outputs, resume=resume)
-    chance, accuracy = chance_of(evaluate), end.metrics.get("accuracy")
-    at_chance = chance is not None and accuracy is not None and accuracy < chance
+        end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
+    at_chance = is_at_chance(end.metrics, chance_of(evaluate))
     return Result(
         student=model.module,
         metrics=end.metrics,
@@ -157,7 +228,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     folder: str | Path,
     codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
-    settings: EngineSettings = EngineSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Manifest:
@@ -182,7 +253,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         BindError: If models, curriculum and data do not fit, or an argument is of another kind.
         CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
-    require_kind("settings", settings, EngineSettings, "precision='bfloat16'")
+    require_kind("settings", settings, TrainingSettings, "precision='bfloat16'")
     require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
     require_model("student", student)
     require_model("teacher", teacher)
@@ -229,11 +300,28 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
         raise
 
 
-def evaluator_of(evaluation: Sequence[Batch] | Evaluator, settings: EngineSettings) -> Evaluator:
-    """Return the evaluation of held-out batches, or one that is a function already."""
+def evaluator_of(
+    evaluation: Sequence[Batch] | Evaluator,
+    settings: TrainingSettings,
+    metric: str | Metric,
+    teacher: LiveTeacher | StoredTeacher | None,
+) -> Evaluator:
+    """Return the evaluation of held-out batches, or a function as it is.
+
+    Args:
+        evaluation: Batches or a function.
+        settings: Settings with the placement.
+        metric: The metric by which the run is judged.
+        teacher: Teacher of the run, for metrics that compare with it.
+    """
     if callable(evaluation):
         return evaluation
-    return label_metrics(evaluation, settings.placement)
+    return label_metrics(
+        evaluation,
+        settings.placement,
+        metrics=metrics_beside(metric),
+        teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
+    )
 
 
 def as_teacher(
@@ -326,14 +414,28 @@ def require_model(name: str, model: object) -> None:
         )
 
 
-def _require_direction(better: object) -> None:
-    """Check the direction of a metric.
+def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Direction | None]:
+    """Return the name of a metric and the direction that records declare.
+
+    Args:
+        metric: A metric or its name.
+        better: The direction, if it is declared beside the metric.
 
     Raises:
-        BindError: If it is none.
+        BindError: If the direction is none, or another than that of the metric.
     """
     if better not in (None, "higher", "lower"):
         raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
+    if isinstance(metric, str):
+        return metric, better
+    if better not in (None, metric.better):
+        raise BindError(
+            f"'better' must be {metric.better!r} or None for the metric {metric.name!r}; got "
+            f"{better!r}"
+        )
+    # Reports have the direction of built-in metrics themselves.
+    is_built_in = METRICS.get(metric.name) is metric
+    return metric.name, better if is_built_in else metric.better
 
 
 def require_kind(name: str, given: object, kind: type, example: str) -> None:

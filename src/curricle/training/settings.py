@@ -18,14 +18,19 @@ from curricle.training.process.placement import Placement, Precision, find_place
 from curricle.values import value
 
 EXCLUSIVE = MappingProxyType(
-    {"compiled_steps": 1, "clip_norm": None, "accumulation": 1, "prefetch": "none"}
+    {
+        "compiled_steps": 1,
+        "max_grad_norm": None,
+        "gradient_accumulation_steps": 1,
+        "prefetch": "none",
+    }
 )
 """Settings that exclude others, with the value that switches them off."""
 
 
 @final
 @value
-class EngineSettings:
+class TrainingSettings:
     """How the engine runs."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -35,15 +40,15 @@ class EngineSettings:
     teacher_precision: Precision | None = None
     """Precision of the teacher's passes while it teaches; None takes `precision`. On a CPU a wide
     teacher is faster in bfloat16 and a student with narrow heads in float32."""
-    accumulation: int = Field(default=1, gt=0)
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
     """Parts into which a batch is cut to save memory; the loss is that of the whole batch."""
-    clip_norm: float | None = Field(default=None, gt=0)
+    max_grad_norm: float | None = Field(default=None, gt=0)
     """Largest norm of the gradient; None does not clip."""
-    evaluate_every: int = Field(default=250, gt=0)
+    eval_every: int = Field(default=250, gt=0)
     """Steps between evaluations; the end of the run is always evaluated."""
-    record_every: int = Field(default=50, gt=0)
+    log_every: int = Field(default=50, gt=0)
     """Steps between records of the training loss."""
-    checkpoint_every: int | None = Field(default=None, gt=0)
+    save_every: int | None = Field(default=None, gt=0)
     """Steps between checkpoints to resume from; None writes none."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
@@ -103,7 +108,7 @@ class EngineSettings:
     @property
     def intervals(self) -> tuple[int, ...]:
         """Return the steps between records, evaluations and, if any are written, checkpoints."""
-        return tuple(filter(None, (self.record_every, self.evaluate_every, self.checkpoint_every)))
+        return tuple(filter(None, (self.log_every, self.eval_every, self.save_every)))
 
     @property
     def precisions(self) -> tuple[Precision, ...]:

@@ -112,12 +112,12 @@ def _shortest(duration: UntilPlateau | UntilMetric) -> int:
     return duration.window * (duration.patience + 1) if isinstance(duration, UntilPlateau) else 1
 
 
-def check_rule(span: Span, *, evaluate_every: int) -> None:
+def check_rule(span: Span, *, eval_every: int) -> None:
     """Check that a rule can end a stage before its maximum.
 
     Args:
         span: The planned steps of the stage.
-        evaluate_every: Steps between evaluations.
+        eval_every: Steps between evaluations.
 
     Raises:
         BindError: If it cannot, so that it would have no effect.
@@ -129,10 +129,10 @@ def check_rule(span: Span, *, evaluate_every: int) -> None:
             f"windows and than 'at_least', before which a plateau cannot end a stage; got "
             f"{span.most} steps"
         )
-    if isinstance(duration, UntilMetric) and evaluate_every > span.most:
+    if isinstance(duration, UntilMetric) and eval_every > span.most:
         raise BindError(
-            f"'evaluate_every' must not exceed the {span.most} steps of 'at_most', within which "
-            f"the metric is to be evaluated; got {evaluate_every}"
+            f"'eval_every' must not exceed the {span.most} steps of 'at_most', within which "
+            f"the metric is to be evaluated; got {eval_every}"
         )
 
 

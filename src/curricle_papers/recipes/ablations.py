@@ -14,7 +14,7 @@ from dataclasses import replace
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.optimizers import Optimizer
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps, taps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
@@ -54,9 +54,9 @@ def _parity(scale: Scale) -> Comparison:
         seeds=SEEDS[scale],
         budget=steps(total),
         target=PARITY_TARGET,
-        engine=EngineSettings(
-            evaluate_every=every,
-            record_every=every,
+        engine=TrainingSettings(
+            eval_every=every,
+            log_every=every,
             threads=1,
             device="cuda" if scale == "paper" else "cpu",
         ),

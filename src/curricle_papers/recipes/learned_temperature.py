@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
@@ -49,7 +49,7 @@ def _arms(total: int, extraction: Plain) -> dict[str, StrategySpec]:
         "one_shot+temperature": {"kind": "one_shot", "objective": LEARNED},
         "one_shot+instances": {"kind": "one_shot", "objective": instances},
         "extraction": layers,
-        "extraction+temperature": layers | {"last": LEARNED},
+        "extraction+temperature": layers | {"final_objective": LEARNED},
     }
     return {name: StrategySpec(curriculum=call) for name, call in calls.items()}
 
@@ -62,9 +62,9 @@ def _parity(scale: Scale) -> Comparison:
         seeds=SEEDS[scale],
         budget=steps(total),
         target=PARITY_TARGET,
-        engine=EngineSettings(
-            evaluate_every=max(total // 60, 10),
-            record_every=max(total // 60, 10),
+        engine=TrainingSettings(
+            eval_every=max(total // 60, 10),
+            log_every=max(total // 60, 10),
             threads=1,
             device="cuda" if scale == "paper" else "cpu",
         ),

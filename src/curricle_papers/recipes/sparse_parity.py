@@ -18,7 +18,7 @@ from curricle.runs.demo import parity_demo
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import ParityTask
 from curricle.training.optimizers import SGD, AdamW, Schedule
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle_papers.recipes.recipe import (
     Comparison,
     Recipe,
@@ -64,7 +64,7 @@ def parity_size(scale: Scale) -> RunSpec:
             ),
             student=MLPSpec(widths=(16,)),
             budget=steps(60),
-            engine=EngineSettings(evaluate_every=20, record_every=20, threads=1),
+            engine=TrainingSettings(eval_every=20, log_every=20, threads=1),
         )
     return replace(
         small,
@@ -75,7 +75,7 @@ def parity_size(scale: Scale) -> RunSpec:
             checkpoints=200,
         ),
         budget=steps(PAPER_STEPS),
-        engine=EngineSettings(device="cuda", evaluate_every=1500, record_every=1500),
+        engine=TrainingSettings(device="cuda", eval_every=1500, log_every=1500),
     )
 
 
@@ -188,10 +188,10 @@ def _transformer(scale: Scale) -> Mapping[str, Comparison]:
             learning_rate=1e-4 if scale == "paper" else 1e-3,
             schedule=Schedule(warmup=0.06, decay="cosine"),
         ),
-        engine=EngineSettings(
+        engine=TrainingSettings(
             device="cuda" if scale == "paper" else "cpu",
-            evaluate_every=every,
-            record_every=every,
+            eval_every=every,
+            log_every=every,
             threads=None if scale == "paper" else 1,
         ),
     )  # fmt: skip
@@ -278,9 +278,7 @@ def _sized(scale: Scale, inputs: int, degree: int) -> Comparison:
         ),
         budget=steps(200 if scale == "smoke" else 60_000 if scale == "small" else 600_000),
         target=Target(metric="accuracy", number=0.9, ends_run=True),
-        engine=EngineSettings(
-            device=base.engine.device, evaluate_every=25, record_every=100, threads=1
-        ),
+        engine=TrainingSettings(device=base.engine.device, eval_every=25, log_every=100, threads=1),
     )
     strategies = _strategies(
         {
@@ -335,7 +333,7 @@ def _batched(scale: Scale, size: int) -> Comparison:
         budget=Budget(number=examples, unit="examples"),
         target=Target(metric="accuracy", number=0.9, ends_run=True),
         optimizer=SGD(learning_rate=RATE_PER_EXAMPLE * size),
-        engine=EngineSettings(evaluate_every=every, record_every=every, threads=1),
+        engine=TrainingSettings(eval_every=every, log_every=every, threads=1),
     )
     return _comparison(spec, _strategies({"from_labels": {"kind": "from_labels"}}), scale)
 

@@ -17,7 +17,7 @@ from curricle.runs.demo import text_demo
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import PcfgTask, TextTask
 from curricle.training.optimizers import AdamW, Schedule
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import (
     Comparison,
@@ -53,16 +53,16 @@ def encoder(*, layers: int, heads: int, width: int, model_type: str = "bert") ->
     )
 
 
-def _engine(scale: Scale, total: int) -> EngineSettings:
+def _engine(scale: Scale, total: int) -> TrainingSettings:
     on_gpu = scale == "paper"
-    return EngineSettings(
+    return TrainingSettings(
         device="cuda" if on_gpu else "cpu",
         # On a CPU the attention of narrow heads is several times slower in bfloat16.
         precision="bfloat16" if on_gpu else "float32",
-        clip_norm=1.0,
-        accumulation=8 if on_gpu else 1,
-        evaluate_every=max(total // 40, 5),
-        record_every=max(total // 80, 5),
+        max_grad_norm=1.0,
+        gradient_accumulation_steps=8 if on_gpu else 1,
+        eval_every=max(total // 40, 5),
+        log_every=max(total // 80, 5),
         threads=None if on_gpu else 1,
     )
 
@@ -130,7 +130,7 @@ GRAMMAR_STEPS: Mapping[Scale, int] = {"smoke": 12, "small": 1000, "paper": 6000}
 
 FIRST_CHOICE = {"kind": "logits", "teacher_temperature": 0.0}
 """The teacher's arg-max as target, which temperature 1e-4 of the second paper comes to."""
-TARGETS = {"one_shot": "objective", "progressive": "objective", "extraction": "last"}
+TARGETS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
 """By strategy, the argument with the objective on logits."""
 LAYERS: Mapping[int, tuple[int, ...]] = {1: (4,), 2: (2, 4), 3: (1, 3, 4)}
 """Blocks of four that are followed, equally spaced with the last among them, by their number."""
@@ -145,7 +145,7 @@ def grammar_layers(scale: Scale, number: int, share: float) -> Plain:
         share: Their part of the steps.
     """
     read = range(1, 3) if scale == "smoke" else LAYERS[number]
-    return {"pairs": taps(*read), "share": share, "shared_projection": True}
+    return {"pairs": taps(*read), "layer_fraction": share, "shared_projection": True}
 
 
 def _extraction(scale: Scale, number: int, share: float) -> StrategySpec:
@@ -310,7 +310,7 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         strategies={
             name: replace(call, optimizer=rates.get(name))
             for name, call in four_strategies(
-                {"pairs": taps(*read), "shared_projection": True, "share": 0.3}
+                {"pairs": taps(*read), "shared_projection": True, "layer_fraction": 0.3}
             ).items()
         },
         seeds=SEEDS[scale],
@@ -320,8 +320,8 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         engine=_engine(scale, total),
     )
     if scale == "small":
-        engine = replace(spec.engine, precision="bfloat16", checkpoint_every=500, device="auto")
-        spec = replace(spec, engine=replace(engine, evaluate_every=25, record_every=25))
+        engine = replace(spec.engine, precision="bfloat16", save_every=500, device="auto")
+        spec = replace(spec, engine=replace(engine, eval_every=25, log_every=25))
     return {"text": Comparison(spec=spec)}
 
 

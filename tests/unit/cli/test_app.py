@@ -61,7 +61,7 @@ def test_a_users_mistake_is_one_line_and_ends_with_two(
     ("sets", "remedy"),
     [
         (
-            ["--set", "engine.checkpoint_every=9"],
+            ["--set", "engine.save_every=9"],
             "'curricle resume runs/demo' resumes from the newest checkpoint",
         ),
         ([], "'curricle resume runs/demo' keeps finished runs and restarts the others, since"),

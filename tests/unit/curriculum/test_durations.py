@@ -29,7 +29,7 @@ class Walk:
 def test_a_length_may_be_a_text_wherever_users_give_one() -> None:
     # Without casts, since the type checker has to accept texts as well.
     exact = curricle.Duration(number=2000)
-    stage = curricle.Stage(name="labels", duration="2k steps", objectives=(curricle.FitLabels(),))
+    stage = curricle.Stage(name="labels", duration="2k steps", objectives=(curricle.LabelLoss(),))
     layer = curricle.LayerPair(student=1, teacher=1)
     curricula = [
         curricle.extraction(total="2k steps", pairs=(layer,), durations=("500 steps",)),
@@ -167,7 +167,7 @@ def test_stages_with_rules_add_up_by_their_maxima() -> None:
     rule = curricle.UntilMetric(
         metric="accuracy", reaches=0.9, direction="above", at_most="500 steps"
     )
-    stage = curricle.Stage(name="labels", duration=rule, objectives=(curricle.FitLabels(),))
+    stage = curricle.Stage(name="labels", duration=rule, objectives=(curricle.LabelLoss(),))
     assert staged(total="500 steps", stages=(stage,)).stages == (stage,)
     with pytest.raises(SpecError, match=r"'labels' would have to last 501 steps; got 500 steps$"):
         staged(total="501 steps", stages=(stage,))

@@ -10,7 +10,8 @@ from curricle.curriculum.initialization import PrincipalStart, RandomStart
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import SpecError
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Sign
 from curricle.values import parse, plain
 
@@ -59,7 +60,7 @@ def test_stage_names_are_unique() -> None:
 def test_a_start_reads_the_finished_teacher_first() -> None:
     stages = (stage("a", teacher=300), stage("b"))
     assert Curriculum(name="x", stages=stages, start=PrincipalStart()).teachers == ("final", 300)
-    labels = stage("labels", objectives=(FitLabels(),))
+    labels = stage("labels", objectives=(LabelLoss(),))
     assert Curriculum(name="x", stages=(labels,), start=RandomStart()).teachers == ("final",)
 
 
@@ -95,12 +96,12 @@ def test_teachers_come_once_and_in_the_order_of_their_use() -> None:
 
 
 def test_a_stage_without_a_teacher_objective_reads_no_teacher() -> None:
-    stages = (stage("labels", objectives=(FitLabels(),), teacher=100),)
+    stages = (stage("labels", objectives=(LabelLoss(),), teacher=100),)
     assert Curriculum(name="labels", stages=stages).teachers == ()
 
 
 def test_one_teacher_objective_among_others_is_enough() -> None:
-    stages = (stage("both", objectives=(FitLabels(), MatchLogits())),)
+    stages = (stage("both", objectives=(LabelLoss(), MatchLogits())),)
     assert Curriculum(name="both", stages=stages).teachers == ("final",)
 
 
@@ -109,7 +110,7 @@ def test_a_curriculum_survives_plain_data() -> None:
     written = Curriculum(
         name="own",
         stages=(
-            stage("a", objectives=(hidden, FitLabels(weight=0.1)), trains="own", teacher=7),
+            stage("a", objectives=(hidden, LabelLoss(weight=0.1)), trains="own", teacher=7),
             stage("b", optimizer_state="reset", schedule="own", learning_rate_scale=0.5),
         ),
     )

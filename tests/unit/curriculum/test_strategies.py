@@ -15,17 +15,18 @@ from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import (
     build,
+    evenly_spaced_pairs,
     extraction,
     from_labels,
     one_shot,
     progressive,
     staged,
-    uniform,
 )
 from curricle.errors import SpecError
 from curricle.models.tapped import tap_number
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Orthogonal, Sign
 from curricle.teachers.trajectory import Trajectory
 
@@ -71,7 +72,7 @@ def hidden(stage: Stage) -> MatchHidden:
 def test_uniform_pairs_are_spread_over_the_depth(
     num_pairs: int, depth: int, taps: list[int]
 ) -> None:
-    pairs = uniform(num_pairs)
+    pairs = evenly_spaced_pairs(num_pairs)
     assert [tap_number(float(pair.student), depth) for pair in pairs] == taps
     assert [pair.teacher for pair in pairs] == [pair.student for pair in pairs]
 
@@ -80,7 +81,7 @@ def test_uniform_pairs_are_spread_over_the_depth(
 def test_uniform_needs_a_number_of_pairs_that_a_curriculum_can_have(num_pairs: int) -> None:
     sentence = rf"^'num_pairs' must lie between 1 and 1,000; got {num_pairs}$"
     with pytest.raises(SpecError, match=sentence):
-        uniform(num_pairs)
+        evenly_spaced_pairs(num_pairs)
 
 
 # --- starts ---------------------------------------------------------------------------------------
@@ -88,7 +89,7 @@ def test_uniform_needs_a_number_of_pairs_that_a_curriculum_can_have(num_pairs: i
 
 @pytest.mark.parametrize("kind", [RandomStart(), PrincipalStart()], ids=lambda kind: kind.kind)
 def test_a_start_changes_no_stage(kind: WarmStart) -> None:
-    labels = Stage(name="labels", duration=steps(40), objectives=(FitLabels(),))
+    labels = Stage(name="labels", duration=steps(40), objectives=(LabelLoss(),))
     calls: list[Callable[..., Curriculum]] = [
         partial(extraction, total=steps(40), shared_projection=True),
         partial(one_shot, total=steps(40)),
@@ -127,7 +128,7 @@ def test_an_unknown_start_is_an_error() -> None:
 def test_extraction_is_layers_and_then_logits() -> None:
     stages = extraction(total=steps(100), pairs=2).stages
     assert [stage.name for stage in stages] == ["layer 1", "layer 2", "logits"]
-    assert [hidden(stage).pair for stage in stages[:2]] == list(uniform(2))
+    assert [hidden(stage).pair for stage in stages[:2]] == list(evenly_spaced_pairs(2))
     assert stages[2].objectives == (MatchLogits(),)
 
 
@@ -136,7 +137,7 @@ def test_a_quarter_of_the_total_is_for_the_layers_together() -> None:
 
 
 def test_the_share_can_be_chosen() -> None:
-    assert lengths(extraction(total=steps(1000), pairs=4, share=0.5)) == [125] * 4 + [500]
+    assert lengths(extraction(total=steps(1000), pairs=4, layer_fraction=0.5)) == [125] * 4 + [500]
 
 
 def test_what_cannot_be_divided_is_spread_over_the_layers() -> None:
@@ -150,13 +151,13 @@ def test_every_layer_lasts_at_least_one_unit() -> None:
 
 def test_the_share_has_no_effect_beside_lengths_and_is_refused() -> None:
     with pytest.raises(
-        SpecError, match=r"^'share' must not be combined with 'durations'; got 0\.3$"
+        SpecError, match=r"^'layer_fraction' must not be combined with 'durations'; got 0\.3$"
     ):
-        extraction(total=steps(100), share=0.3, durations=(steps(10),))
+        extraction(total=steps(100), layer_fraction=0.3, durations=(steps(10),))
 
 
 def test_labels_at_the_end_read_no_teacher() -> None:
-    actual = extraction(total=steps(8), teacher=70, last=FitLabels())
+    actual = extraction(total=steps(8), teacher=70, final_objective=LabelLoss())
     assert [stage.teacher for stage in actual.stages] == [70, "final"]
 
 
@@ -199,7 +200,9 @@ def test_borders_and_teacher_hold_for_all_stages() -> None:
 
 
 def test_the_last_objective_can_be_chosen() -> None:
-    assert extraction(total=steps(8), last=FitLabels()).stages[-1].objectives == (FitLabels(),)
+    assert extraction(total=steps(8), final_objective=LabelLoss()).stages[-1].objectives == (
+        LabelLoss(),
+    )
 
 
 def test_extraction_needs_pairs() -> None:
@@ -235,8 +238,8 @@ def test_durations_are_in_the_unit_of_the_total() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 1.0])
 def test_a_share_is_neither_nothing_nor_all(share: float) -> None:
-    with pytest.raises(SpecError, match=rf"^'share': .*; got {share}$"):
-        extraction(total=steps(10), share=share)
+    with pytest.raises(SpecError, match=rf"^'layer_fraction': .*; got {share}$"):
+        extraction(total=steps(10), layer_fraction=share)
 
 
 # --- progressive ----------------------------------------------------------------------------------
@@ -468,9 +471,10 @@ def test_a_misspelt_strategy_is_recognized(kind: str) -> None:
 
 def test_a_misspelt_argument_is_recognized() -> None:
     with pytest.raises(
-        SpecError, match=r"^'shared' is not an argument of extraction; did you mean 'share'"
+        SpecError,
+        match=r"^'layer_frac' is not an argument of extraction; did you mean 'layer_fraction'",
     ):
-        build({"kind": "extraction", "shared": 0.2}, total=steps(10), trajectory=None)
+        build({"kind": "extraction", "layer_frac": 0.2}, total=steps(10), trajectory=None)
 
 
 def test_the_total_is_not_an_argument_of_the_call() -> None:

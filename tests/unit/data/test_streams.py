@@ -130,7 +130,8 @@ def test_a_batch_without_labels_is_cut_without_them() -> None:
 
 def test_parts_must_be_of_equal_size() -> None:
     with pytest.raises(
-        DataError, match=r"^'accumulation' must divide the 4 examples of a batch; got 3$"
+        DataError,
+        match=r"^'gradient_accumulation_steps' must divide the 4 examples of a batch; got 3$",
     ):
         vectors().split(3)
 

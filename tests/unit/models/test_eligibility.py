@@ -50,7 +50,7 @@ class Wide(nn.Module):
         (made_in_inference_mode, "'weight' was made inside; build it outside"),
         (
             lambda: linear().half(),
-            "'weight' is float16; pass student.float\\(\\), and EngineSettings",
+            "'weight' is float16; pass student.float\\(\\), and TrainingSettings",
         ),
         (lambda: linear().bfloat16(), "'weight' is bfloat16; pass student.float\\(\\)"),
     ],

@@ -15,7 +15,8 @@ from curricle.objectives.base import (
     require,
 )
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 
 
 @pytest.mark.parametrize("actual", [0, "", False, [], 3])
@@ -41,7 +42,7 @@ def test_reads_are_a_value() -> None:
 
 @pytest.mark.parametrize(
     "objective",
-    [MatchHidden(pair=LayerPair(student=1, teacher=1)), MatchLogits(), FitLabels()],
+    [MatchHidden(pair=LayerPair(student=1, teacher=1)), MatchLogits(), LabelLoss()],
     ids=lambda objective: objective.kind,
 )
 def test_shipped_objectives_are_objectives(objective: object) -> None:
@@ -57,7 +58,7 @@ def test_other_things_are_no_objectives(other: object) -> None:
     "build",
     [
         lambda weight: MatchLogits(weight=weight),
-        lambda weight: FitLabels(weight=weight),
+        lambda weight: LabelLoss(weight=weight),
         lambda weight: MatchHidden(pair=LayerPair(student=1, teacher=1), weight=weight),
     ],
     ids=["logits", "labels", "hidden"],

@@ -11,7 +11,8 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.base import BoundObjective, Reads, Sample
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.values import fingerprint, parse, plain
 
 
@@ -28,7 +29,7 @@ class Own:
         return Reads(student_logits=True)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
-        return FitLabels().bind(reads, sample, is_residual=is_residual)
+        return LabelLoss().bind(reads, sample, is_residual=is_residual)
 
 
 class Other(Own):
@@ -50,7 +51,7 @@ def stage(objective: Any) -> Stage:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        ({"kind": "labels"}, FitLabels()),
+        ({"kind": "labels"}, LabelLoss()),
         ({"kind": "logits", "teacher_temperature": 0}, MatchLogits(teacher_temperature=0)),
         (
             {"kind": "hidden", "pair": {"student": 1, "teacher": 0.5}, "weight": 2},
@@ -73,7 +74,7 @@ def test_shipped_objectives_are_named_by_kind(data: dict[str, Any], expected: ob
         ({"weight": 1}, r"kind': field required"),
         ("labels", r"input should be a mapping"),
         (Own, r"input should be a mapping; got <class "),
-        (FitLabels, r"input should be a mapping; got <class "),
+        (LabelLoss, r"input should be a mapping; got <class "),
         ({"kind": "labels", "weigh": 1}, r"'weigh' is not a field; did you mean 'weight'\?"),
     ],
     ids=["kind", "no kind", "text", "own class", "shipped class", "field"],
@@ -101,7 +102,7 @@ def test_what_such_an_object_holds_is_written_down_too() -> None:
 
 
 def test_stages_with_objects_of_the_user_are_told_apart() -> None:
-    objects = [Own(), Own(strength=2.0), Other(), OwnData(), FitLabels()]
+    objects = [Own(), Own(strength=2.0), Other(), OwnData(), LabelLoss()]
     assert len({fingerprint(stage(one)) for one in objects}) == len(objects)
     assert fingerprint(stage(Own())) == fingerprint(stage(Own()))
 

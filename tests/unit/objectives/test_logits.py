@@ -16,11 +16,12 @@ from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations
 from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
 from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 
 
 def bind(
-    declared: MatchLogits | FitLabels,
+    declared: MatchLogits | LabelLoss,
     student: Tensor,
     teacher: Tensor,
     batch: Batch | None = None,
@@ -62,7 +63,7 @@ def test_both_logits_are_read_to_match_them() -> None:
 def test_in_chunks_what_the_logits_come_from_is_read() -> None:
     expected = Reads(student_head=True, teacher_head=True)
     assert MatchLogits(chunk="auto").reads(model(), model()) == expected
-    assert FitLabels(chunk=3).reads(model(), None) == Reads(student_head=True)
+    assert LabelLoss(chunk=3).reads(model(), None) == Reads(student_head=True)
 
 
 def test_in_chunks_the_head_must_be_shown() -> None:
@@ -105,8 +106,8 @@ def test_one_value_is_no_distribution(shape: tuple[int, ...], role: str) -> None
         bind(MatchLogits(), tensors["student"], tensors["teacher"], Batch(inputs=torch.zeros(2, 2)))
 
 
-@pytest.mark.parametrize("declared", [FitLabels(), MatchLogits(), MatchLogits(chunk="auto")])
-def test_one_value_has_no_labels_and_no_divergence(declared: MatchLogits | FitLabels) -> None:
+@pytest.mark.parametrize("declared", [LabelLoss(), MatchLogits(), MatchLogits(chunk="auto")])
+def test_one_value_has_no_labels_and_no_divergence(declared: MatchLogits | LabelLoss) -> None:
     head = LinearHead(states=torch.zeros(2, 3), weight=torch.zeros(1, 3))
     activations = Activations({}, torch.zeros(2, 1), head)
     sample = Sample(
@@ -116,9 +117,9 @@ def test_one_value_has_no_labels_and_no_divergence(declared: MatchLogits | FitLa
         declared.bind(Reads(), sample, is_residual=False)
 
 
-@pytest.mark.parametrize("declared", [FitLabels(), MatchLogits()])
+@pytest.mark.parametrize("declared", [LabelLoss(), MatchLogits()])
 def test_an_output_without_logits_is_said_where_they_are_read(
-    declared: MatchLogits | FitLabels,
+    declared: MatchLogits | LabelLoss,
 ) -> None:
     activations = Activations({}, obscurity="'logits' must be named")
     sample = Sample(batch=ONE, student=activations, teacher=activations, seed=0)
@@ -139,7 +140,7 @@ def test_labels_of_a_regression_are_refused() -> None:
     module = nn.Sequential(nn.Identity())
     vars(module)["config"] = SimpleNamespace(problem_type="regression")
     with pytest.raises(BindError, match=r"^'problem_type' of the student .*; got 'regression'"):
-        FitLabels().reads(HookedModel(module), None)
+        LabelLoss().reads(HookedModel(module), None)
 
 
 def test_matching_logits_needs_a_teacher() -> None:
@@ -148,8 +149,8 @@ def test_matching_logits_needs_a_teacher() -> None:
 
 
 def test_labels_need_no_teacher() -> None:
-    assert not FitLabels().needs_teacher
-    assert FitLabels().reads(model(), None) == Reads(student_logits=True)
+    assert not LabelLoss().needs_teacher
+    assert LabelLoss().reads(model(), None) == Reads(student_logits=True)
 
 
 def test_forward_kl_of_a_coin_is_that_of_the_closed_form() -> None:
@@ -274,7 +275,7 @@ def test_matching_logits_says_in_words_what_it_does(declared: MatchLogits, words
 
 
 def fit(weight: float = 1.0) -> BoundObjective:
-    return bind(FitLabels(weight=weight), torch.zeros(2, 4), torch.zeros(2, 4))
+    return bind(LabelLoss(weight=weight), torch.zeros(2, 4), torch.zeros(2, 4))
 
 
 def test_cross_entropy_of_equal_chances_is_the_logarithm_of_the_classes() -> None:
@@ -293,7 +294,7 @@ def test_labels_are_counted_where_they_are_selected() -> None:
 def test_data_without_labels_are_refused() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'labels' must be in the data for FitLabels, under that name; got batches without "
+        match=r"^'labels' must be in the data for LabelLoss, under that name; got batches without "
         r"labels$",
     ):
         fit().count(Batch(inputs=torch.zeros(3, 2)))
@@ -341,11 +342,11 @@ def test_logits_with_other_positions_than_the_data_are_refused(
         MatchLogits().bind(Reads(), sample, is_residual=False)
     if role == "student":
         with pytest.raises(BindError, match=sentence):
-            FitLabels().bind(Reads(), sample, is_residual=False)
+            LabelLoss().bind(Reads(), sample, is_residual=False)
 
 
-@pytest.mark.parametrize("declared", [MatchLogits(), FitLabels()], ids=["match", "fit"])
-def test_positions_are_compared_in_each_pass(declared: MatchLogits | FitLabels) -> None:
+@pytest.mark.parametrize("declared", [MatchLogits(), LabelLoss()], ids=["match", "fit"])
+def test_positions_are_compared_in_each_pass(declared: MatchLogits | LabelLoss) -> None:
     right, wrong = selected_logits((3, 4)), selected_logits((3, 7))
     sample = Sample(batch=SCORED, student=right, teacher=right, seed=0)
     term = declared.bind(Reads(), sample, is_residual=False)
@@ -372,7 +373,7 @@ def test_labels_without_logits_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(
         BindError, match=r"^'logits' must have one row for each label, for 3 examples; g"
     ):
-        bind(FitLabels(), torch.zeros(shape), torch.zeros(shape), batch)
+        bind(LabelLoss(), torch.zeros(shape), torch.zeros(shape), batch)
 
 
 def test_a_first_label_that_is_no_class_is_refused() -> None:
@@ -380,4 +381,4 @@ def test_a_first_label_that_is_no_class_is_refused() -> None:
     with pytest.raises(
         DataError, match=r"^'labels' must lie between 0 and 1, .*; got 2 in the first"
     ):
-        bind(FitLabels(), torch.zeros(3, 2), torch.zeros(3, 2), batch)
+        bind(LabelLoss(), torch.zeros(3, 2), torch.zeros(3, 2), batch)

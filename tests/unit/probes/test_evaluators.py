@@ -22,7 +22,7 @@ from curricle.records import EvaluationRecord
 from curricle.training.distill import distill
 from curricle.training.loop.engine import Observer
 from curricle.training.loop.evaluation import Evaluator, label_metrics
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 HELD_OUT = ParityStream(num_inputs=6, degree=2, batch_size=64, seed=0, purpose="evaluation").batch(
     0
@@ -42,7 +42,7 @@ def trained(evaluate: Evaluator, observers: tuple[Observer, ...] = ()) -> Tensor
         from_labels(total=Duration(number=10)),
         ParityStream(num_inputs=6, degree=2, batch_size=16, seed=1),
         evaluation=evaluate,
-        settings=EngineSettings(evaluate_every=5, threads=1),
+        settings=TrainingSettings(eval_every=5, threads=1),
         observers=observers,
     )
     return student.head.weight.detach()

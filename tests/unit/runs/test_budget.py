@@ -20,7 +20,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import Stepper
 from curricle.training.optimizers import SGD
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.values import parse
 
 # FLOPs of one step at 8 inputs, 16 examples, student widths (8, 8), teacher widths (16, 16), two
@@ -54,7 +54,7 @@ def parts(call: dict[str, Any], trajectory: tuple[int, ...] = (10, 20)) -> Parts
             teacher=live,
             stream=stream,
             optimizer=SGD(learning_rate=0.1),
-            settings=EngineSettings(threads=1),
+            settings=TrainingSettings(threads=1),
             seed=0,
         )
 

@@ -18,10 +18,10 @@ from curricle.reports.run_folders import load_runs
 from curricle.runs.compare import Comparison, compare
 from curricle.runs.report import summarized
 from curricle.training.optimizers import SGD
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from tests.parts import INPUTS, parity
 
-CPU = EngineSettings(device="cpu")
+CPU = TrainingSettings(device="cpu")
 
 
 def small(_seed: int = 0) -> MLP:
@@ -111,7 +111,7 @@ def test_a_shared_teacher_gives_the_same_students() -> None:
 def test_strategies_take_arguments_and_functions() -> None:
     result = compared(
         strategies={
-            "half": {"kind": "extraction", "share": 0.5},
+            "half": {"kind": "extraction", "layer_fraction": 0.5},
             "labels": partial(curricle.from_labels, name="labels"),
         },
         seeds=(0,),

@@ -159,7 +159,7 @@ def test_a_claimed_teacher_is_recognized(make_spec: MakeSpec) -> None:
             ["teacher.optimizer={kind: sgd, learning_rate: 0.4}"],
             "'teacher.optimizer.learning_rate' was 0.3 and is 0.4",
         ),
-        (["engine.clip_norm=1"], "'engine.clip_norm' was 0 and is 1.0"),
+        (["engine.max_grad_norm=1"], "'engine.max_grad_norm' was 0 and is 1.0"),
         (["seed=1"], "'seed' was 0 and is 1"),
         (["task.degree=3"], "'task.degree' was 2 and is 3"),
         (
@@ -248,7 +248,7 @@ def test_without_its_claim_the_teacher_of_another_spec_is_still_refused(
         "teacher.total=21 steps",
         "teacher.checkpoints=4",
         "optimizer.learning_rate=0.1",
-        "engine.clip_norm=1",
+        "engine.max_grad_norm=1",
         "engine.precision=bfloat16",
         "seed=1",
     ],
@@ -258,7 +258,7 @@ def test_a_teacher_is_another_if_its_training_is(make_spec: MakeSpec, assignment
 
 
 @pytest.mark.parametrize(
-    "assignment", ["student.widths=[3]", "budget=9 steps", "seeds=[5]", "engine.record_every=1"]
+    "assignment", ["student.widths=[3]", "budget=9 steps", "seeds=[5]", "engine.log_every=1"]
 )
 def test_a_teacher_is_the_same_whatever_its_students_are(
     make_spec: MakeSpec, assignment: str

@@ -91,7 +91,7 @@ def test_a_mistake_in_an_override_names_the_path(make_spec: MakeSpec) -> None:
         ("teacher.folders=[a]", "'folders' must go with a pretrained teacher; got 'mlp'"),
         (
             "target.number=99",
-            "'target': 'number' must lie between 0 and 1 for an accuracy; got 99.0",
+            "'target': 'number' must lie between 0 and 1 for 'accuracy'; got 99.0",
         ),
         ("target={ends_run: true}", "'target': 'ends_run' must come with a 'number'; got none"),
         ("optimizer.learning_rate=1e40", "'optimizer.*learning_rate': .*less than or equal to"),
@@ -234,12 +234,12 @@ def test_a_spec_without_a_student_can_still_teach(make_spec: MakeSpec) -> None:
     [
         ((), r"'batch_students' needs 'data_seed': students of one strategy"),
         (
-            ("data_seed=0", "engine.clip_norm=1.0"),
-            r"'batch_students=true' cannot be used with 'engine.clip_norm=1.0': ",
+            ("data_seed=0", "engine.max_grad_norm=1.0"),
+            r"'batch_students=true' cannot be used with 'engine.max_grad_norm=1.0': ",
         ),
         (
-            ("data_seed=0", "engine.accumulation=2"),
-            r"'batch_students=true' cannot be used with 'engine.accumulation=2': ",
+            ("data_seed=0", "engine.gradient_accumulation_steps=2"),
+            r"'batch_students=true' cannot be used with 'engine.gradient_accumulation_steps=2': ",
         ),
     ],
 )

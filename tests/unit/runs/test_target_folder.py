@@ -189,7 +189,7 @@ def test_a_spec_without_targets_has_nothing_to_capture(make_spec: MakeSpec) -> N
 
 
 def test_a_budget_that_the_teacher_enters_is_refused(make_spec: MakeSpec) -> None:
-    with pytest.raises(SpecError, match="'targets' must be used with a budget of steps"):
+    with pytest.raises(SpecError, match=r"'targets' cannot be used with a budget of 1e.06 flops"):
         make_spec("targets=t", "budget=1e6 flops")
 
 

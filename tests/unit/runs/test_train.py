@@ -116,7 +116,7 @@ def test_a_class_leaves_what_its_students_alone_would_leave(
 
 
 def test_a_class_goes_on_where_it_stopped(make_spec: MakeSpec, tmp_path: Path) -> None:
-    fields = ("share_teacher=true", "data_seed=5", "engine.checkpoint_every=4")
+    fields = ("share_teacher=true", "data_seed=5", "engine.save_every=4")
     whole, cut = (make_spec(f"output_dir={tmp_path / n}", *fields) for n in ("whole", "cut"))
     for spec in (whole, cut):
         teach(spec)
@@ -196,7 +196,7 @@ def test_a_taught_teacher_is_left_alone(make_spec: MakeSpec) -> None:
 
 
 def test_a_teacher_goes_on_from_its_checkpoint(make_spec: MakeSpec) -> None:
-    spec = make_spec("engine.checkpoint_every=5")
+    spec = make_spec("engine.save_every=5")
     with pytest.raises(KeyboardInterrupt):
         teach(spec, [stop_at(12)])
     told: list[Record] = []
@@ -230,7 +230,7 @@ def test_a_trained_student_is_not_trained_again(make_spec: MakeSpec) -> None:
 
 
 def test_an_interrupted_student_ends_as_an_uninterrupted_one(make_spec: MakeSpec) -> None:
-    spec = make_spec("engine.checkpoint_every=4")
+    spec = make_spec("engine.save_every=4")
     teach(spec)
     whole, cut = student_runs(spec)[0], single_run(spec)
     train_student(spec, whole)
@@ -244,7 +244,7 @@ def test_an_interrupted_student_ends_as_an_uninterrupted_one(make_spec: MakeSpec
 def test_a_run_on_seconds_keeps_the_length_it_began_with(
     make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec("budget=10 seconds", "engine.checkpoint_every=4")
+    spec = make_spec("budget=10 seconds", "engine.save_every=4")
     teach(spec)
     monkeypatch.setattr(budgets, "seconds_per_step", lambda run: [1.0] * len(run.stages))
     with pytest.raises(KeyboardInterrupt):
@@ -255,7 +255,7 @@ def test_a_run_on_seconds_keeps_the_length_it_began_with(
 
 
 def test_a_run_may_end_at_its_target_and_is_not_gone_on_with(make_spec: MakeSpec) -> None:
-    sets = ["budget=60 steps", "engine.evaluate_every=2", "engine.checkpoint_every=4"]
+    sets = ["budget=60 steps", "engine.eval_every=2", "engine.save_every=4"]
     spec = make_spec(*sets)
     teach(spec)
     told: list[Record] = []
@@ -389,8 +389,10 @@ def test_a_teacher_of_an_earlier_version_has_no_losses_to_find_a_transition_in(
 
 
 def test_a_teacher_that_cannot_train_shows_in_the_rehearsal(make_spec: MakeSpec) -> None:
-    with pytest.raises(DataError, match=r"'accumulation' must divide the 16 examples"):
-        rehearse(make_spec("engine.accumulation=3"))
+    with pytest.raises(
+        DataError, match=r"'gradient_accumulation_steps' must divide the 16 examples"
+    ):
+        rehearse(make_spec("engine.gradient_accumulation_steps=3"))
 
 
 def test_a_student_is_drawn_from_its_own_seed(make_spec: MakeSpec) -> None:

@@ -25,19 +25,19 @@ from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.distill import (
     Result,
-    _require_direction,
     capture_targets,
     distill,
+    judged_by,
 )
 from curricle.training.loop.engine import FINISHED, RECORDS
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.optimizers import SGD
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from tests.parts import CLASSES, INPUTS, Listed, drawn, parity
 
 TOTAL = Duration(number=12)
-CPU = EngineSettings(device="cpu")
+CPU = TrainingSettings(device="cpu")
 
 
 def mlp(*widths: int, seed: int = 0) -> MLP:
@@ -108,7 +108,7 @@ def test_a_declared_direction_of_the_metric_is_recorded() -> None:
 
 def test_a_direction_of_another_name_is_refused() -> None:
     with pytest.raises(BindError, match="'better' must be 'higher', 'lower' or None; got 'up'"):
-        _require_direction("up")
+        judged_by("accuracy", "up")  # type: ignore[arg-type]
 
 
 def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:
@@ -142,7 +142,7 @@ def test_data_of_another_kind_are_refused() -> None:
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "settings": (
         {"settings": {"prefetch": "batch"}},
-        "must be curricle.EngineSettings(...), as curricle.EngineSettings(prefetch='batch'); got",
+        "curricle.TrainingSettings(...), as curricle.TrainingSettings(prefetch='batch'); got",
     ),
     "curriculum": (
         {"curriculum": "extraction"},
@@ -223,7 +223,7 @@ def test_a_run_folder_is_not_used_twice(tmp_path: Path) -> None:
 
 
 def test_resuming_a_complete_run_gives_the_same_student(tmp_path: Path) -> None:
-    settings = EngineSettings(device="cpu", checkpoint_every=5)
+    settings = TrainingSettings(device="cpu", save_every=5)
     first = distilled(output_dir=tmp_path, settings=settings)
     again = distilled(output_dir=tmp_path, settings=settings, resume=True, student=mlp(5, seed=9))
     torch.testing.assert_close(
@@ -286,7 +286,7 @@ def test_stored_targets_are_not_for_compiled_steps(tmp_path: Path) -> None:
         distilled(
             curriculum=curriculum,
             teacher=open_targets(tmp_path / "store"),
-            settings=EngineSettings(device="cpu", compiled_steps=2),
+            settings=TrainingSettings(device="cpu", compiled_steps=2),
         )
 
 
@@ -384,7 +384,7 @@ def test_an_interruption_says_what_a_second_call_would_do(
     with pytest.raises(KeyboardInterrupt) as stopped:
         distilled(
             output_dir=tmp_path if written else None,
-            settings=EngineSettings(device="cpu", checkpoint_every=every, record_every=1),
+            settings=TrainingSettings(device="cpu", save_every=every, log_every=1),
             observers=[interrupt],
         )
     assert told in stopped.value.__notes__[0]
@@ -415,6 +415,6 @@ def test_a_student_that_ends_at_chance_is_noted(steps: int, at_chance: bool) -> 
         stream,
         evaluation=[batch],
         optimizer=SGD(learning_rate=0.5 if steps > 1 else 1e-9),
-        settings=EngineSettings(device="cpu"),
+        settings=TrainingSettings(device="cpu"),
     )
     assert any("ends at chance" in note for note in result.notes) == at_chance

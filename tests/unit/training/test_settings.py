@@ -8,36 +8,36 @@ import torch
 from curricle.errors import BindError, SpecError
 from curricle.models.inference import Inference
 from curricle.training.process.placement import HOST
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert EngineSettings().placement is HOST
+    assert TrainingSettings().placement is HOST
 
 
 def test_with_a_gpu_auto_is_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert EngineSettings().placement.kind == "cuda"
-    assert EngineSettings(device="cpu").placement is HOST
+    assert TrainingSettings().placement.kind == "cuda"
+    assert TrainingSettings(device="cpu").placement is HOST
 
 
 def test_a_gpu_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BindError, match=r"^'device' must be available; got 'cuda' on a machine"):
-        _ = EngineSettings(device="cuda").placement
+        _ = TrainingSettings(device="cuda").placement
 
 
 def test_the_stated_threads_are_used_in_the_block_only() -> None:
     before = torch.get_num_threads()
-    with EngineSettings(threads=before + 1).stated_threads():
+    with TrainingSettings(threads=before + 1).stated_threads():
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 
 
 def test_without_a_stated_number_the_threads_are_torchs() -> None:
     before = torch.get_num_threads()
-    with EngineSettings().stated_threads():
+    with TrainingSettings().stated_threads():
         assert torch.get_num_threads() == before
 
 
@@ -45,7 +45,7 @@ def test_without_a_stated_number_the_threads_are_torchs() -> None:
     ("precision", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
 )
 def test_the_precision_is_that_of_matrix_products(precision: str, dtype: torch.dtype) -> None:
-    settings = EngineSettings(device="cpu", precision=precision)  # type: ignore[arg-type]
+    settings = TrainingSettings(device="cpu", precision=precision)  # type: ignore[arg-type]
     with settings.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     with settings.teacher_autocast():
@@ -54,7 +54,7 @@ def test_the_precision_is_that_of_matrix_products(precision: str, dtype: torch.d
 
 
 def test_the_teacher_may_have_a_precision_of_its_own() -> None:
-    settings = EngineSettings(device="cpu", teacher_precision="bfloat16")
+    settings = TrainingSettings(device="cpu", teacher_precision="bfloat16")
     with settings.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
     with settings.teacher_autocast():
@@ -65,29 +65,32 @@ def test_the_teacher_may_have_a_precision_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("field", "wrong"),
     [
-        ("accumulation", 0),
-        ("clip_norm", 0.0),
-        ("evaluate_every", 0),
-        ("record_every", 0),
-        ("checkpoint_every", 0),
+        ("gradient_accumulation_steps", 0),
+        ("max_grad_norm", 0.0),
+        ("eval_every", 0),
+        ("log_every", 0),
+        ("save_every", 0),
         ("threads", 0),
         ("precision", "float16"),
         ("teacher_precision", "float16"),
     ],
 )
 def test_a_wrong_setting_is_named(field: str, wrong: object) -> None:
-    with pytest.raises(SpecError, match=rf"^'EngineSettings\.{field}': .*; got {wrong!r}$"):
-        EngineSettings(**{field: wrong})  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=rf"^'TrainingSettings\.{field}': .*; got {wrong!r}$"):
+        TrainingSettings(**{field: wrong})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("other", "sentence"),
     [
         (
-            {"clip_norm": 1.0},
-            r"'compiled_steps=4' cannot .* with 'clip_norm=1.0': .*clipping",
+            {"max_grad_norm": 1.0},
+            r"'compiled_steps=4' cannot .* with 'max_grad_norm=1.0': .*clipping",
         ),
-        ({"accumulation": 2}, r"'compiled_steps=4' cannot be used with 'accumulation=2': .*whole"),
+        (
+            {"gradient_accumulation_steps": 2},
+            r"'compiled_steps=4' cannot be used with 'gradient_accumulation_steps=2': .*whole",
+        ),
         ({"prefetch": "batch"}, r"cannot be used with 'prefetch=batch': .*; remove one of them$"),
         ({"compile": "both"}, r"'compiled_steps=4' cannot be used with 'compile=both': "),
     ],
@@ -96,17 +99,17 @@ def test_what_needs_single_steps_is_refused_with_compiled_ones(
     other: dict[str, float], sentence: str
 ) -> None:
     with pytest.raises(SpecError, match=sentence):
-        EngineSettings(compiled_steps=4, **other)  # type: ignore[arg-type]
-    assert EngineSettings(**other).compiled_steps == 1  # type: ignore[arg-type]
+        TrainingSettings(compiled_steps=4, **other)  # type: ignore[arg-type]
+    assert TrainingSettings(**other).compiled_steps == 1  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["record_every", "evaluate_every", "checkpoint_every"])
+@pytest.mark.parametrize("name", ["log_every", "eval_every", "save_every"])
 def test_compiled_steps_fit_between_what_is_written(name: str) -> None:
-    EngineSettings(compiled_steps=10, **{name: 10})  # type: ignore[arg-type]
+    TrainingSettings(compiled_steps=10, **{name: 10})  # type: ignore[arg-type]
     with pytest.raises(
         SpecError, match=r"'compiled_steps' must not exceed the 9 steps between .*; got 10$"
     ):
-        EngineSettings(compiled_steps=10, **{name: 9})  # type: ignore[arg-type]
+        TrainingSettings(compiled_steps=10, **{name: 9})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -125,10 +128,10 @@ def test_compiled_steps_fit_between_what_is_written(name: str) -> None:
 def test_settings_say_how_the_teacher_is_made_fast(
     settings: dict[str, Any], linear: torch.dtype | None, compile_: Any, compiled: bool
 ) -> None:
-    found = EngineSettings(**settings, compile=compile_).teacher_inference
+    found = TrainingSettings(**settings, compile=compile_).teacher_inference
     assert found == Inference(linear=linear, compiled=compiled)
 
 
 def test_nothing_can_be_made_ahead_where_every_step_is_written_down() -> None:
     with pytest.raises(SpecError, match=r"'prefetch=batch' cannot be used with an interval of 1"):
-        EngineSettings(prefetch="batch", record_every=1)
+        TrainingSettings(prefetch="batch", log_every=1)

@@ -9,7 +9,8 @@ from torch import Tensor
 from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import BindError
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.timeline import Span, StageEnd, Timeline, TimelineState, plan_spans
 from tests.parts import bound
@@ -20,7 +21,7 @@ METRIC = UntilMetric(metric="accuracy", reaches=0.9, direction="above", at_most=
 
 def spans(*durations: StageDuration | str) -> tuple[Span, ...]:
     stages = [
-        Stage(name=f"stage {number}", duration=duration, objectives=(FitLabels(),))
+        Stage(name=f"stage {number}", duration=duration, objectives=(LabelLoss(),))
         for number, duration in enumerate(durations, start=1)
     ]
     return plan_spans(stages, batch_size=10, tokens_per_batch=50)
@@ -238,7 +239,7 @@ NO_PLATEAU = (
     r"than 'at_least', before which a plateau cannot end a stage; got 15 steps$"
 )
 NO_METRIC = (
-    r"^stage 'logits': 'evaluate_every' must not exceed the 40 steps of 'at_most', within which "
+    r"^stage 'logits': 'eval_every' must not exceed the 40 steps of 'at_most', within which "
     r"the metric is to be evaluated; got 50$"
 )
 
@@ -252,4 +253,4 @@ NO_METRIC = (
 )
 def test_a_rule_that_cannot_end_a_stage_is_refused(rule: StageDuration, sentence: str) -> None:
     with pytest.raises(BindError, match=sentence):
-        bound(curriculum(rule), settings={"evaluate_every": 50})
+        bound(curriculum(rule), settings={"eval_every": 50})

@@ -29,6 +29,7 @@ def packed(numbers: Int[Tensor, "row number"], bits: int) -> UInt8[Tensor, "row 
         numbers: Numbers from 0 to 2**bits - 1.
         bits: Bits per number, 1 to `MOST_BITS`.
     """
+    # Expand to single bits and regroup by eight; vectorized, so without a loop over numbers.
     highest_first = bits - 1 - count_beside(numbers, bits)
     single_bits = ((numbers.unsqueeze(-1) >> highest_first) & 1).flatten(1)
     # Each row begins at a byte of its own, so that rows can be read without their neighbors.

@@ -73,7 +73,7 @@ from curricle.training.optimizers import AdamW, Optimizer
 from curricle.training.process.ambient import standard_state, surrounding_notes
 from curricle.training.process.costs import Meter
 from curricle.training.process.placement import place_model
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 from curricle.training.timeline import Span, check_rule, plan_spans
 
 
@@ -113,7 +113,7 @@ class BoundRun:
     """Training data."""
     optimizer: Optimizer
     """How the weights move."""
-    settings: EngineSettings
+    settings: TrainingSettings
     """How the engine runs."""
     seed: int
     """Seed of the run."""
@@ -155,7 +155,7 @@ def bind(
     teacher: LiveTeacher | StoredTeacher | None,
     stream: Stream,
     optimizer: Optimizer,
-    settings: EngineSettings,
+    settings: TrainingSettings,
     seed: int,
 ) -> BoundRun:
     """Return a curriculum bound to models and data.
@@ -197,7 +197,7 @@ def bind(
     )
     for stage, span in zip(curriculum.stages, spans, strict=True):
         try:
-            check_rule(span, evaluate_every=settings.evaluate_every)
+            check_rule(span, eval_every=settings.eval_every)
             next_stage = probe.stage(stage, span, reached=reached)
         except BindError as error:
             raise BindError(f"stage {stage.name!r}: {error}") from None
@@ -241,7 +241,7 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
 
 
 def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
-    """Refuse two fractions that mean one tap, which `uniform` gives if blocks run out.
+    """Refuse two fractions that mean one tap, which `evenly_spaced_pairs` gives if blocks run out.
 
     Taps given as numbers or paths may repeat: then somebody has meant it.
 
@@ -274,14 +274,16 @@ class _Probe:
         teacher: LiveTeacher | StoredTeacher | None,
         stream: Stream,
         optimizer: Optimizer,
-        settings: EngineSettings,
+        settings: TrainingSettings,
         seed: int,
     ) -> None:
         self._student, self._teacher = student, teacher
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
         self._stream, self.tables = stream, TableWatch()
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
-        self._part = settings.placement.part_of(self._whole.split(settings.accumulation)[0])
+        self._part = settings.placement.part_of(
+            self._whole.split(settings.gradient_accumulation_steps)[0]
+        )
         self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
         self._compares_logits = False
         self._logits_notes = {"student": "", "teacher": ""}
@@ -359,8 +361,8 @@ class _Probe:
             **described(terms),
             steps=span.most,
             until="" if isinstance(stage.duration, Duration) else str(stage.duration),
-            student_flops=student_meter.flops * self._settings.accumulation,
-            teacher_flops=teacher_meter.flops * self._settings.accumulation,
+            student_flops=student_meter.flops * self._settings.gradient_accumulation_steps,
+            teacher_flops=teacher_meter.flops * self._settings.gradient_accumulation_steps,
             trained_parameters=self._count(trained),
             adapter_parameters=own,
             reads_logits=any(one.student_logits or one.student_head for one in each),

@@ -45,8 +45,8 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
         "optimizer": plain(run.optimizer),
         "settings": {
             "precisions": list(run.settings.precisions),
-            "accumulation": run.settings.accumulation,
-            "clip_norm": run.settings.clip_norm or 0,
+            "accumulation": run.settings.gradient_accumulation_steps,
+            "clip_norm": run.settings.max_grad_norm or 0,
             **_rule_settings(run),
         },
         "data": run.stream.fingerprint,
@@ -60,7 +60,7 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
 def _rule_settings(run: BoundRun) -> dict[str, int]:
     """Return the interval at which metrics are evaluated if one may end a stage."""
     has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
-    return {"evaluate_every": run.settings.evaluate_every} if has_metric else {}
+    return {"evaluate_every": run.settings.eval_every} if has_metric else {}
 
 
 def run_fingerprint(run: BoundRun) -> str:

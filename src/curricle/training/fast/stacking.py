@@ -148,8 +148,8 @@ def is_batchable(stepper: Stepper) -> bool:
         or run.draws_foreign_noise
         or stepper.stage.reads.student_head
         or any(True for _ in run.student.module.buffers())
-        or run.settings.clip_norm is not None
-        or run.settings.accumulation > 1
+        or run.settings.max_grad_norm is not None
+        or run.settings.gradient_accumulation_steps > 1
         or len(stepper.loss.adapters)
         or any(term.stored is not None and not term.stored.is_dense for term in stepper.stage.terms)
     )

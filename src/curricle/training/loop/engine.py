@@ -24,6 +24,7 @@ import torch
 from curricle import seeding
 from curricle.curriculum.durations import Duration, UntilMetric
 from curricle.errors import DivergenceError
+from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
 from curricle.records import (
@@ -37,17 +38,14 @@ from curricle.records import (
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.binding.facts import run_facts
-from curricle.training.binding.speed import check_speed
 from curricle.training.binding.starting import begun
-from curricle.training.fast.stacking import compiled_blocks
-from curricle.training.loop.evaluation import LOSS, Evaluator, chance_of
+from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, spend, step_record
 from curricle.training.loop.results import plain_metrics
 from curricle.training.loop.resuming import RunFolder
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
-from curricle.training.process.ambient import standard_state
 from curricle.training.process.interrupts import Interrupted, Interrupts
 from curricle.training.timeline import StageEnd, Timeline
 
@@ -56,7 +54,7 @@ StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 Observer = Callable[[Record], None]
 """A function that is told what happens; it gets immutable records and cannot reach the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
-OUR_METRICS = ("accuracy", LOSS)
+OUR_METRICS = tuple(metric.name for metric in CLASS_METRICS)
 """What every evaluator of ours gives, which need not be tried before training."""
 
 
@@ -75,60 +73,6 @@ class Outputs:
     """What the data are, in a few words."""
     better: Literal["higher", "lower"] | None = None
     """Which values of the metric are better, if declared; None leaves it to the metric's name."""
-
-
-@standard_state()
-def execute(
-    run: BoundRun,
-    evaluate: Evaluator,
-    *,
-    metric: str,
-    outputs: Outputs,
-    resume: bool = False,
-    until: Callable[[Mapping[str, float]], bool] | None = None,
-) -> EndRecord:
-    """Run a bound curriculum to its end.
-
-    Args:
-        run: What to run; the student is trained in place.
-        evaluate: Gives the student's metrics.
-        metric: The metric by which the run is judged.
-        outputs: Where to write.
-        resume: Whether to go on from the newest checkpoint in the run folder; if the run is
-            complete, the student gets its finished weights and nothing is run.
-        until: Says of the metrics of an evaluation whether the run may end there; not asked in
-            stages that leave the logits alone.
-
-    Returns:
-        The last record.
-
-    Raises:
-        BindError: If the evaluator does not give the metric, or steps that are to be compiled
-            cannot be.
-        CheckpointError: If the folder already holds a run and `resume` is off, or holds another
-            run and `resume` is on.
-        DivergenceError: If a loss is not finite.
-        Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
-            folder.
-    """
-    check_speed(run)
-    number = run.settings.compiled_steps
-    interrupts = Interrupts(saves=outputs.folder is not None)
-    with run.settings.stated_threads(), interrupts:
-        training = TrainingRun(
-            run,
-            evaluate,
-            metric=metric,
-            outputs=outputs,
-            resume=resume,
-            until=until,
-            stage_steps=single_steps if number == 1 else compiled_blocks(number),
-            interrupts=interrupts,
-        )
-        with training:
-            while training.end is None:
-                training.advance()
-        return training.end
 
 
 @contextmanager
@@ -387,13 +331,13 @@ class TrainingRun:
             The end of the stage, if it ends after this step.
         """
         settings, stage, done = self.run.settings, stepper.stage, step + 1
-        if done % settings.record_every == 0:
+        if done % settings.log_every == 0:
             stepper.check(loss, step)
             rate = stepper.learning_rate(step)
             self._journal.write(step_record(stage, loss, learning_rate=rate, spent=self._spent))
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
-        is_due = done % settings.evaluate_every == 0
+        is_due = done % settings.eval_every == 0
         if is_kept:
             stepper.check_weights(step)
         metrics: dict[str, float] = {}
@@ -408,8 +352,8 @@ class TrainingRun:
         # Before the checkpoint, which counts the record of an end as written.
         end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
         if trajectory is not None and is_kept and self._is_writer:
-            trajectory.save(self.run.student.module, done, metrics.get(LOSS))
-        every = settings.checkpoint_every
+            trajectory.save(self.run.student.module, done, metrics.get(NLL.name))
+        every = settings.save_every
         # Nothing is resumed from where a run has ended.
         if every is not None and done % every == 0 and not reaches_goal:
             self._save(stepper, loss, step)

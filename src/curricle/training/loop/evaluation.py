@@ -1,30 +1,30 @@
-"""How good is the student on data that it has not seen?
+"""Evaluation of the student on held-out batches, by the metrics of `curricle.metrics`.
 
-Metrics are exact means over all scored positions of the held-out batches, not means of batch
-means.
-
-Units: accuracy is a share; nll is mean nats a scored position.
+Metrics are exact over all scored positions of the held-out batches, not means of batch means.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from curricle.data.finiteness import non_finite_words
 from curricle.data.labels import misplaced, require_classes
-from curricle.data.streams import Batch, check_positions
-from curricle.errors import DataError
+from curricle.data.streams import Batch, Rows, check_positions
+from curricle.errors import BindError, DataError
+from curricle.metrics import CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
+from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.objectives.base import logits_of, require
-from curricle.objectives.losses import cross_entropy
+from curricle.teachers.live import aligned
 from curricle.training.binding.trials import check_places
 from curricle.training.process.placement import HOST, Placement
 
-LOSS = "nll"
-"""The metric that is a loss: that of a teacher is kept with its checkpoints."""
 Evaluator = Callable[[TappedModel], dict[str, float]]
 """A function from a model, in evaluation mode and without gradient, to named metrics."""
 
@@ -41,16 +41,106 @@ def _chance(labels: Tensor) -> float:
     return min(1.0, share + 2.0 * math.sqrt(share * (1.0 - share) / len(labels)))
 
 
-def label_metrics(batches: Sequence[Batch], placement: Placement = HOST) -> Evaluator:
-    """Return an evaluator that gives `accuracy` and `nll` against the labels of fixed batches.
+def label_metrics(
+    batches: Sequence[Batch],
+    placement: Placement = HOST,
+    *,
+    metrics: Sequence[Metric] = CLASS_METRICS,
+    teacher: TappedModel | None = None,
+) -> Evaluator:
+    """Return an evaluator of fixed batches.
+
+    Args:
+        batches: Held-out data.
+        placement: Devices of the model.
+        metrics: What is computed; by default accuracy and nll.
+        teacher: The finished teacher, at the same place, for metrics that compare with it.
 
     Raises:
-        DataError: If there is no labeled position, labels are no classes, or all are the tokens at
-            their own positions; from the evaluator, if a label is no class of
-            the model, if the model gives logits elsewhere, or if a metric is not finite for inputs
-            that are not.
+        BindError: If a metric reads the teacher and there is none.
+        DataError: If there is no labeled position, labels are not those of a metric, or all are the
+            tokens at their own positions; from the evaluator, if a label is no class of the model,
+            if the model gives logits elsewhere, or if a metric is not finite for inputs that are
+            not.
     """
-    if not any(batch.labels is not None and batch.labels.numel() for batch in batches):
+    reads = {metric.reads for metric in metrics}
+    if "teacher" in reads and teacher is None:
+        raise BindError("'metric' must not read a teacher, as 'kl' does, where no model teaches")
+    if reads != {"teacher"}:
+        _check_labels(batches, are_classes="classes" in reads)
+    labels = [batch.labels.cpu() for batch in batches if batch.labels is not None]
+    classes = torch.cat(labels).long() if "classes" in reads else None
+    return _LabelEvaluator(
+        batches=tuple(map(placement.part_of, batches)),
+        metrics=tuple(metrics),
+        placement=placement,
+        teacher=teacher if "teacher" in reads else None,
+        bounds=None if classes is None else (int(classes.min()), int(classes.max())),
+        chance=None if classes is None else _chance(classes),
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LabelEvaluator:
+    """Evaluator of fixed batches."""
+
+    batches: Sequence[Batch]
+    metrics: Sequence[Metric]
+    placement: Placement
+    teacher: TappedModel | None
+    bounds: tuple[int, int] | None
+    """Least and largest class; None for labels that are no classes."""
+    chance: float | None
+    """See `RunRecord.chance`."""
+
+    def __call__(self, model: TappedModel) -> dict[str, float]:
+        """Return the metrics of a model.
+
+        Args:
+            model: The model.
+        """
+        parts: dict[str, Any] = {
+            metric.name: 0.0 if metric.keeps == "sum" else [] for metric in self.metrics
+        }
+        count = 0
+        with (
+            observing(model),
+            model.reading((), logits=True) as read,
+            _teaching(self.teacher) as read_teacher,
+        ):
+            for batch in self.batches:
+                logits, size = _logits(_shown(read, batch), batch, "'logits' in 'evaluation'")
+                if self.bounds is not None:
+                    _check(require(batch.labels, "labels"), logits, self.bounds)
+                teacher = None if read_teacher is None else read_teacher(batch)
+                scores = Scores(student=logits, labels=batch.labels, teacher=teacher)
+                for metric in self.metrics:
+                    part = metric.part(scores)
+                    # In place for lists, a new number for sums.
+                    parts[metric.name] += part if metric.keeps == "sum" else [part]
+                count += size
+        total_count = int(self.placement.total(count))
+        numbers: dict[str, float] = {}
+        for metric in self.metrics:
+            kept = parts[metric.name]
+            kept = self.placement.total(kept) if metric.keeps == "sum" else kept
+            numbers[metric.name] = metric.compute(kept, total_count)
+        for name, number in numbers.items():
+            if not math.isfinite(number):
+                _check_inputs(self.batches, name, number)
+        return numbers
+
+
+def _check_labels(batches: Sequence[Batch], *, are_classes: bool) -> None:
+    """Check that held-out data have labels other than the inputs.
+
+    Raises:
+        DataError: If there is no labeled position, labels are no classes though a metric reads
+            them as such, or all labels are the tokens at their own positions.
+    """
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    if not any(tensor.numel() for tensor in labels):
         words = next(filter(None, (misplaced(batch.inputs) for batch in batches)), "")
         raise DataError(
             f"'evaluation' must hold labels; got {len(batches)} batches without any{words}"
@@ -60,33 +150,39 @@ def label_metrics(batches: Sequence[Batch], placement: Placement = HOST) -> Eval
             "'evaluation' must not have the input ids as labels, which a model only copies; "
             "curricle.stream(loader, next_token=True) shifts them by one position"
         )
-    for batch in batches:
-        if batch.labels is not None:
-            require_classes(batch.labels, "'labels' of 'evaluation'")
-    moved = [placement.part_of(batch) for batch in batches]
-    labels = torch.cat([one.labels.long().cpu() for one in batches if one.labels is not None])
-    lowest, highest = int(labels.min()), int(labels.max())
+    for tensor in labels if are_classes else ():
+        require_classes(tensor, "'labels' of 'evaluation'")
 
-    def evaluate(model: TappedModel) -> dict[str, float]:
-        right, nats, count = 0, 0.0, 0
-        with observing(model), model.reading((), logits=True) as read:
-            for batch in moved:
-                shown = _shown(read, batch)
-                logits = logits_of(shown)
-                check_positions("'logits' in 'evaluation'", shown.positions, batch)
-                labels = require(batch.labels, "labels")
-                _check(labels, logits, lowest=lowest, highest=highest)
-                right += int((logits.argmax(-1) == labels).sum())
-                nats += float(cross_entropy(logits, labels))
-                count += batch.num_selected
-        hits, loss, number = map(placement.total, (right, nats, count))
-        if not math.isfinite(loss):
-            _check_inputs(moved, loss)
-        return {"accuracy": hits / number, LOSS: loss / number}
 
-    # A function keeps it as an attribute, so that evaluators of users need not know of it.
-    evaluate.chance = _chance(labels)  # type: ignore[attr-defined]
-    return evaluate
+def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, int]:
+    """Return the logits at the scored positions and their number.
+
+    Without labels and selected positions, all positions with data are scored.
+    """
+    logits = logits_of(activations)
+    check_positions(name, activations.positions, batch)
+    if batch.labels is not None or batch.selected is not None:
+        return logits, batch.num_selected
+    rows = Rows.of(name, logits.shape[:-1], batch)
+    return rows.take(logits, batch), rows.count(batch)
+
+
+@contextmanager
+def _teaching(teacher: TappedModel | None) -> Iterator[Callable[[Batch], Tensor] | None]:
+    """Yield a function from a batch to the teacher's logits; None without a teacher."""
+    if teacher is None:
+        yield None
+        return
+    with modes_kept(teacher.module), teacher.reading((), logits=True) as read:
+        teacher.module.eval()
+        name = "'logits' of the teacher in 'evaluation'"
+        yield lambda batch: _logits(_taught(read, batch), batch, name)[0]
+
+
+def _taught(read: Reader, batch: Batch) -> Activations:
+    """Return the teacher's activations at the positions of the student."""
+    side = batch.for_teacher
+    return aligned(read(side.inputs, side.selected), batch)
 
 
 def _shown(read: Reader, batch: Batch) -> Activations:
@@ -104,21 +200,22 @@ def _shown(read: Reader, batch: Batch) -> Activations:
         raise
 
 
-def _check_inputs(batches: Sequence[Batch], nats: float) -> None:
+def _check_inputs(batches: Sequence[Batch], name: str, number: float) -> None:
     """Check that inputs are finite, after a metric was not.
 
     Raises:
         DataError: If some are not.
     """
-    for number, batch in enumerate(batches):
-        if words := non_finite_words(batch, f"its batch {number}"):
+    for index, batch in enumerate(batches):
+        if words := non_finite_words(batch, f"its batch {index}"):
             raise DataError(
-                f"'evaluation' must have finite inputs to give a finite {LOSS!r}; got {nats}{words}"
+                f"'evaluation' must have finite inputs to give a finite {name!r}; got "
+                f"{number}{words}"
             )
 
 
-def _check(labels: Tensor, logits: Tensor, *, lowest: int, highest: int) -> None:
-    *places, classes = logits.shape
+def _check(labels: Tensor, logits: Tensor, bounds: tuple[int, int]) -> None:
+    (lowest, highest), (*places, classes) = bounds, logits.shape
     if places != [*labels.shape]:
         raise DataError(
             f"'labels' of 'evaluation' must be one for each place with logits, of shape "

@@ -30,7 +30,7 @@ from curricle.teachers.shared import SharedTeacher
 from curricle.training.binding.batches import TableLimit, run_forward
 from curricle.training.binding.bound_objectives import Term, adapters_of, opened
 from curricle.training.binding.bound_run import BoundRun, BoundStage
-from curricle.training.settings import EngineSettings
+from curricle.training.settings import TrainingSettings
 
 CALIBRATION_BATCHES = 8
 """Batches of the stream over which an objective may take statistics of the teacher."""
@@ -73,7 +73,7 @@ class StageLoss:
         self,
         terms: Sequence[Term],
         *,
-        settings: EngineSettings,
+        settings: TrainingSettings,
         tables: Sequence[TableLimit] = (),
         student: Reader | None,
         teacher: TeacherForward | None,

@@ -78,7 +78,7 @@ class Stepper:
         """Prepares the next step in a second thread; None prepares each step when it is taken."""
         self.num_taken = 0
         """Steps taken since the stage was opened."""
-        self._parts = run.settings.accumulation
+        self._parts = run.settings.gradient_accumulation_steps
         self._placement = run.settings.placement
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
         # On a GPU a look at every loss would wait for each step.
@@ -143,7 +143,7 @@ class Stepper:
         if self._checks_each_step:
             # Before the update, so that the weights stay those before the step.
             self.check(loss, step)
-        clip = self.run.settings.clip_norm
+        clip = self.run.settings.max_grad_norm
         if clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, clip)
         rate = self.learning_rate(step)
@@ -207,7 +207,7 @@ class Stepper:
         if self.prefetcher is not None:
             self.prefetcher.settle()
         # Where each loss is checked, no step before was at fault.
-        number = 1 if self._checks_each_step else self.run.settings.record_every
+        number = 1 if self._checks_each_step else self.run.settings.log_every
         number = min(number, MOST_INSPECTED_STEPS)
         for read in range(max(self.start, step + 1 - number), step + 1):
             if words := non_finite_words(self.run.stream.batch(read), f"step {read}"):

@@ -90,7 +90,7 @@ def _notes() -> tuple[str, ...]:
     if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES):
         notes.append(
             "the surrounding torch.autocast is off while the run goes on; "
-            "EngineSettings(precision='bfloat16') is what switches it on"
+            "TrainingSettings(precision='bfloat16') is what switches it on"
         )
     if torch.get_default_device().type != "cpu":
         notes.append(

@@ -21,6 +21,7 @@ from rich.progress import (
 )
 
 from curricle.errors import visible
+from curricle.metrics import is_at_chance
 from curricle.records import (
     AT_CHANCE,
     EndRecord,
@@ -91,7 +92,7 @@ class NoteLine:
         self._console = console
         self._told: set[str] = set()
         # Runs of a comparison share their held-out data, and so this number.
-        self._chance = -1.0
+        self._chance: float | None = None
 
     def __call__(self, record: Record, name: str | None = None) -> None:
         """Print the notes of a run that opens.
@@ -100,11 +101,11 @@ class NoteLine:
             record: Any record of the run.
             name: Of the run's strategy in its spec; by default the curriculum's own name.
         """
-        if isinstance(record, EndRecord) and record.metrics.get("accuracy", 1.0) < self._chance:
+        if isinstance(record, EndRecord) and is_at_chance(record.metrics, self._chance):
             self._console.print(AT_CHANCE, soft_wrap=True, markup=False, emoji=False)
         if not isinstance(record, RunRecord):
             return
-        self._chance = -1.0 if record.chance is None else record.chance
+        self._chance = record.chance
         for note in record.notes:
             line = f"{name or record.method}: {note}"
             if line not in self._told:

@@ -46,7 +46,7 @@ SHARED = (
     "device",
     "precision",
     "teacher_precision",
-    "accumulation",
+    "gradient_accumulation_steps",
     "threads",
     "compiled_steps",
     "compile",

@@ -150,7 +150,9 @@ class TeacherQuery:
             # If an earlier stage may end early, a student may read any of these steps.
             for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
-                    for part in run.stream.batch(step).split(run.settings.accumulation):
+                    for part in run.stream.batch(step).split(
+                        run.settings.gradient_accumulation_steps
+                    ):
                         self._store(writer, loss, part)
                 yield
 
@@ -179,7 +181,7 @@ class TeacherQuery:
         """Return the parts of the batch of a step where the teacher lies."""
         run = self.run
         with located(self.stage.declared.name, step, run.seed):
-            parts = run.stream.batch(step).split(run.settings.accumulation)
+            parts = run.stream.batch(step).split(run.settings.gradient_accumulation_steps)
             return [run.settings.placement.part_of(part) for part in parts]
 
     @contextmanager

@@ -39,7 +39,7 @@ def test_order_and_matching_are_told_apart() -> None:
     for panel, last in (("grammar", 4), ("text", 3)):
         found = calls(panel)
         assert found["last-layer-alone"]["pairs"] == [{"student": last, "teacher": last}]
-        assert found["last-layer-alone"]["share"] == found["reference"]["share"]
+        assert found["last-layer-alone"]["layer_fraction"] == found["reference"]["layer_fraction"]
         (stage,) = found["hidden-all-along"]["stages"]
         logits, *hidden = stage["objectives"]
         assert logits == {"kind": "logits"}

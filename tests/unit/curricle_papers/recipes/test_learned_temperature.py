@@ -1,5 +1,6 @@
 from curricle.objectives.catalog import AnyObjective
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.runs.spec import RunSpec
 from curricle.values import parse
@@ -30,7 +31,7 @@ def test_both_panels_have_every_arm() -> None:
 def test_the_temperature_arms_differ_from_their_method_in_one_objective() -> None:
     for panel in ("parity", "pcfg"):
         calls = {name: one.curriculum for name, one in small(panel).strategies.items()}
-        for name, field in (("one_shot", "objective"), ("extraction", "last")):
+        for name, field in (("one_shot", "objective"), ("extraction", "final_objective")):
             tempered = dict(calls[f"{name}+temperature"])
             assert parse(AnyObjective, tempered.pop(field)) == LearnedTemperature()
             assert tempered == calls[name]
@@ -40,7 +41,7 @@ def test_the_fixed_temperature_has_the_weights_of_the_learned_one() -> None:
     (stage,) = small("parity").strategies["one_shot+T4"].curriculum["stages"]
     divergence, labels = (parse(AnyObjective, one) for one in stage["objectives"])
     assert isinstance(divergence, MatchLogits)
-    assert isinstance(labels, FitLabels)
+    assert isinstance(labels, LabelLoss)
     learned = LearnedTemperature()
     assert (divergence.weight, labels.weight) == (learned.divergence_weight, learned.label_weight)
     assert (divergence.student_temperature, divergence.scale) == (4, "temperature_squared")

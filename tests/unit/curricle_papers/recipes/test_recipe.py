@@ -19,7 +19,7 @@ def test_a_panel_is_placed_in_its_folder(tmp_path: Path) -> None:
 
 
 def test_the_four_strategies_take_the_arguments_given() -> None:
-    found = four_strategies({"pairs": taps(1, 3), "share": 0.2}, {"refresh": 5})
+    found = four_strategies({"pairs": taps(1, 3), "layer_fraction": 0.2}, {"refresh": 5})
     assert {name: one.curriculum["kind"] for name, one in found.items()} == {
         name: name for name in ("from_labels", "one_shot", "progressive", "extraction")
     }

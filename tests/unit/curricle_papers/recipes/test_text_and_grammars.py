@@ -5,7 +5,8 @@ import pytest
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import build
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.runs.spec import load_spec
 from curricle.tasks import PcfgTask, TextTask
 from curricle.values import plain
@@ -31,7 +32,7 @@ def test_the_paper_scale_has_the_papers_budgets_and_stages() -> None:
         # A stage for each pair, and the logits.
         assert len(spec.strategies["extraction"].curriculum["pairs"]) == pairs
     three = panels["layers"].spec.strategies["extraction-3-layers"].curriculum
-    assert three["share"] * 6000 == pytest.approx(2700)
+    assert three["layer_fraction"] * 6000 == pytest.approx(2700)
 
 
 def test_the_paper_scale_has_the_papers_models() -> None:
@@ -51,7 +52,7 @@ def test_the_published_code_has_a_panel_of_its_own() -> None:
         name: build(one.curriculum, total=Duration(number=8000), trajectory=(1000, 8000)).stages
         for name, one in published.strategies.items()
     }
-    assert stages["from_labels"][-1].objectives == (FitLabels(),)
+    assert stages["from_labels"][-1].objectives == (LabelLoss(),)
     for name in ("one_shot", "progressive", "extraction"):
         assert stages[name][-1].objectives == (MatchLogits(teacher_temperature=0.0),)
 

@@ -14,7 +14,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
-from curricle.objectives.logits import FitLabels
+from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import (
     RunBatches,
@@ -25,7 +25,8 @@ from curricle.training.binding.batches import (
     located,
     run_forward,
 )
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, embedder, parity, texts
 
@@ -42,7 +43,7 @@ LONG = Batch(inputs={"input_ids": torch.zeros(4, 64).long()})
 
 
 def staged(duration: str) -> list[Stage]:
-    return [Stage(name="a", duration=duration, objectives=(FitLabels(),))]
+    return [Stage(name="a", duration=duration, objectives=(LabelLoss(),))]
 
 
 def limit(**fields: Any) -> TableLimit:
@@ -248,7 +249,9 @@ def test_an_error_that_knows_its_step_is_located_there(step: int) -> None:
             raise error
 
 
-@pytest.mark.parametrize("settings", [{}, {"prefetch": "batch"}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"prefetch": "batch"}, {"gradient_accumulation_steps": 2}], ids=str
+)
 @pytest.mark.parametrize("fault", ["label", "id"])
 def test_where_a_batch_is_at_fault_is_said_once(settings: dict[str, Any], fault: str) -> None:
     ids = torch.arange(8).view(4, 2)

@@ -12,7 +12,7 @@ from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import LinearMap, adapter_of
 from curricle.objectives.base import BoundObjective, Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels
+from curricle.objectives.labels import LabelLoss
 from curricle.objectives.projections import Learned
 from curricle.training.binding.bound_objectives import (
     Term,
@@ -49,7 +49,7 @@ def bound(objective: Any) -> Term:
     return Term(weight=1.0, needs_teacher=objective.needs_teacher, objective=term)
 
 
-PLAIN = bound(FitLabels())
+PLAIN = bound(LabelLoss())
 OWNER = bound(MatchHidden(pair=LayerPair(student=1, teacher=1), projection=Learned()))
 
 

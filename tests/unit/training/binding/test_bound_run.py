@@ -18,7 +18,8 @@ from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned, Sign
 from curricle.objectives.temperature import LearnedTemperature, Temperature
 from curricle.teachers.live import LiveTeacher
@@ -112,7 +113,7 @@ def test_a_student_that_runs_whole_pays_for_it() -> None:
 def test_accumulation_does_not_change_the_cost(accumulation: int) -> None:
     curriculum = layers((2, 2))
     whole = bound(curriculum).stages[0].plan
-    parts = bound(curriculum, settings={"accumulation": accumulation}).stages[0].plan
+    parts = bound(curriculum, settings={"gradient_accumulation_steps": accumulation}).stages[0].plan
     assert parts.student_flops == whole.student_flops
     assert parts.teacher_flops == whole.teacher_flops
     assert parts.memory_bytes < whole.memory_bytes
@@ -279,7 +280,7 @@ def test_weights_that_no_objective_reaches_are_named() -> None:
 
 
 def test_stages_follow_each_other() -> None:
-    run = bound(extraction(total=Duration(number=40), pairs=1, share=0.3))
+    run = bound(extraction(total=Duration(number=40), pairs=1, layer_fraction=0.3))
     assert [(stage.span.start, stage.span.end) for stage in run.stages] == [(0, 12), (12, 40)]
     assert [stage.plan.steps for stage in run.stages] == [12, 28]
     assert run.num_steps == 40
@@ -293,7 +294,7 @@ def test_rounding_to_steps_does_not_lengthen_a_run_of_many_stages(unit: Unit) ->
     # 12.5 steps of 8 examples are 13, whatever the number of stages.
     assert bound(one_shot(total=total), stream=Listed(batch)).num_steps == 13
     stages = tuple(
-        Stage(name=str(place), duration=Duration(number=20, unit=unit), objectives=(FitLabels(),))
+        Stage(name=str(place), duration=Duration(number=20, unit=unit), objectives=(LabelLoss(),))
         for place in range(5)
     )
     run = bound(Curriculum(name="five", stages=stages), stream=Listed(batch))
@@ -302,7 +303,7 @@ def test_rounding_to_steps_does_not_lengthen_a_run_of_many_stages(unit: Unit) ->
 
 
 def test_every_stage_has_a_step() -> None:
-    short = Stage(name="a", duration=Duration(number=1, unit="examples"), objectives=(FitLabels(),))
+    short = Stage(name="a", duration=Duration(number=1, unit="examples"), objectives=(LabelLoss(),))
     stages = tuple(replace(short, name=name) for name in "abc")
     assert [stage.plan.steps for stage in bound(Curriculum(name="x", stages=stages)).stages] == [
         1,
@@ -433,8 +434,10 @@ def test_a_model_without_a_known_head_is_not_read_in_chunks() -> None:
 
 
 def test_accumulation_divides_the_batch() -> None:
-    with pytest.raises(DataError, match=r"^'accumulation' must divide the 8 examples .* got 3$"):
-        bound(one_shot(total=Duration(number=3)), settings={"accumulation": 3})
+    with pytest.raises(
+        DataError, match=r"^'gradient_accumulation_steps' must divide the 8 examples .* got 3$"
+    ):
+        bound(one_shot(total=Duration(number=3)), settings={"gradient_accumulation_steps": 3})
 
 
 def test_labels_must_be_in_the_data_to_fit_them() -> None:

@@ -20,7 +20,8 @@ from curricle.training.binding.facts import (
     run_fingerprint,
     write_facts,
 )
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.optimizers import SGD
 from tests.parts import Tuned, bound, mlp, parity
@@ -41,7 +42,10 @@ def facts(**parts: Any) -> dict[str, Any]:
             "the teacher has other weights or adapters",
         ),
         ({"stream": parity(seed=1)}, "the data differ"),
-        ({"settings": {"accumulation": 2}}, "'settings.accumulation' was 1 and is 2"),
+        (
+            {"settings": {"gradient_accumulation_steps": 2}},
+            "'settings.accumulation' was 1 and is 2",
+        ),
     ],
 )
 def test_what_has_changed_is_named(tmp_path: Path, parts: dict[str, Any], words: str) -> None:

@@ -21,7 +21,8 @@ from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.speed import check_speed
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from tests.parts import bound, drawn, mlp
 
 

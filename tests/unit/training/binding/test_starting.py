@@ -30,8 +30,8 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import run_fingerprint
 from curricle.training.binding.starting import BATCHES, bind_start
-from curricle.training.distill import distill
-from curricle.training.loop.engine import RECORDS, Observer, Outputs, execute
+from curricle.training.distill import distill, execute
+from curricle.training.loop.engine import RECORDS, Observer, Outputs
 from curricle.training.optimizers import SGD
 from tests.parts import INPUTS, Listed, mlp, parity
 
@@ -301,7 +301,7 @@ def test_other_inputs_are_an_error() -> None:
 
 
 def bound(start: Any = PrincipalStart(), **parts: Any) -> BoundRun:  # noqa: B008
-    every = {"record_every": 1, "checkpoint_every": 3} | parts.pop("settings", {})
+    every = {"log_every": 1, "save_every": 3} | parts.pop("settings", {})
     return tests.parts.bound(one_shot(total=SHORT, start=start), settings=every, **parts)
 
 

@@ -26,9 +26,10 @@ from curricle.models.tapped import TappedModel
 from curricle.records import EvaluationRecord, Record, StageEndRecord, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
+from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
 from curricle.training.fast.multistep import CompiledSteps, Traced
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.optimizers import SGD, AdamW, Schedule
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, drawn, mlp, parity
@@ -63,7 +64,7 @@ def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def run_of(
     curriculum: Callable[..., Curriculum] = one_shot, *, ahead: int = AHEAD, **parts: Any
 ) -> BoundRun:
-    intervals = {"record_every": 6, "evaluate_every": 12, "compiled_steps": ahead}
+    intervals = {"log_every": 6, "eval_every": 12, "compiled_steps": ahead}
     return bound(
         curriculum(total=TOTAL),
         settings=intervals | parts.pop("settings", {}),
@@ -116,7 +117,7 @@ def test_a_run_ends_where_single_steps_would_and_records_the_same(
             CURRICULA[curriculum],
             ahead=number,
             optimizer=OPTIMIZERS[optimizer],
-            settings={"record_every": every},
+            settings={"log_every": every},
         )
 
     plain, compiled = run(1), run(ahead)
@@ -180,7 +181,7 @@ def test_an_interrupted_run_ends_bit_equal(tmp_path: Path, optimizer: Any) -> No
         raise CutError
 
     def run() -> BoundRun:
-        return run_of(extraction, optimizer=optimizer, settings={"checkpoint_every": 6})
+        return run_of(extraction, optimizer=optimizer, settings={"save_every": 6})
 
     whole, first, second = run(), run(), run()
     finished(whole)
@@ -325,7 +326,7 @@ def test_a_compiled_graph_gives_the_numbers_of_single_steps(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.undo()
-    parts: dict[str, Any] = {"optimizer": OPTIMIZERS["adam"], "settings": {"record_every": 12}}
+    parts: dict[str, Any] = {"optimizer": OPTIMIZERS["adam"], "settings": {"log_every": 12}}
     plain, compiled = run_of(ahead=1, **parts), run_of(ahead=2, **parts)
     finished(plain)
     finished(compiled)

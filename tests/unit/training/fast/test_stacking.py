@@ -17,11 +17,12 @@ from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair
-from curricle.objectives.logits import FitLabels
+from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
+from curricle.training.distill import execute
 from curricle.training.fast.joined import Joined
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity
@@ -43,7 +44,7 @@ def runs(
 ) -> list[BoundRun]:
     """Return students of one teacher that differ in their seeds."""
     teacher = LiveTeacher(mlp(16, 12, seed=1))
-    settings = {"record_every": 1, "evaluate_every": 5} | parts.pop("settings", {})
+    settings = {"log_every": 1, "eval_every": 5} | parts.pop("settings", {})
     return [
         bound(
             curriculum(total=total(seed)),
@@ -158,7 +159,7 @@ def test_a_checkpoint_of_stacked_students_is_gone_on_with_alone(
         return False
 
     cut.calls = 0  # type: ignore[attr-defined]
-    parts = {"optimizer": optimizer, "settings": {"checkpoint_every": 5}}
+    parts = {"optimizer": optimizer, "settings": {"save_every": 5}}
     whole, first, second = runs(**parts), runs(**parts), runs(**parts)
     together(whole)
     with pytest.raises(CutError):
@@ -195,7 +196,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "chunks": {
         "curriculum": lambda total: Curriculum(
             name="chunks",
-            stages=(Stage(name="all", duration=total, objectives=(FitLabels(chunk=3),)),),
+            stages=(Stage(name="all", duration=total, objectives=(LabelLoss(chunk=3),)),),
         ),
         "student": headed,
     },
@@ -215,7 +216,7 @@ def test_what_cannot_be_stacked_steps_alone_and_ends_the_same(
     assert all(stage.plan.reads_logits for run in stacked for stage in run.stages)
 
 
-@pytest.mark.parametrize("settings", [{"clip_norm": 0.1}, {"accumulation": 2}])
+@pytest.mark.parametrize("settings", [{"max_grad_norm": 0.1}, {"gradient_accumulation_steps": 2}])
 def test_settings_that_batched_students_lack_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(BindError, match=r"^'batch_students' cannot be used with '[a-z_]*=[0-9.]*'"):
         together(runs(settings=settings))

@@ -45,6 +45,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import run_fingerprint
+from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import (
     ADAPTERS,
     OPTIMIZER,
@@ -52,13 +53,7 @@ from curricle.training.loop.checkpoints import (
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.engine import (
-    CHECKPOINTS,
-    FINISHED,
-    RECORDS,
-    Outputs,
-    execute,
-)
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.optimizers import SGD, AdamW, Optimizer
 from curricle.training.process.placement import SingleDevice
@@ -98,7 +93,7 @@ def bound(
     curriculum: Curriculum, *, settings: Mapping[str, Any] | None = None, **parts: Any
 ) -> BoundRun:
     """Return a run with momentum that records every step."""
-    every = {"record_every": 1, "evaluate_every": 7}
+    every = {"log_every": 1, "eval_every": 7}
     optimizer = {"optimizer": SGD(learning_rate=0.1, momentum=0.9)}
     return tests.parts.bound(curriculum, settings=every | dict(settings or {}), **optimizer | parts)
 
@@ -166,19 +161,21 @@ def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
 
 CURRICULA = {
     # Borders at 3 and 5 of 20 steps.
-    "extraction": extraction(total=TOTAL, pairs=2, share=0.25),
+    "extraction": extraction(total=TOTAL, pairs=2, layer_fraction=0.25),
     # Borders at 4 and 8.
-    "frozen extraction": extraction(total=TOTAL, pairs=2, share=0.4, trains="own", center=True),
+    "frozen extraction": extraction(
+        total=TOTAL, pairs=2, layer_fraction=0.4, trains="own", center=True
+    ),
     # Borders at 7 and 13.
     "progressive": progressive(total=TOTAL, trajectory=(100, 200, 300)),
     # Borders at 4 and 8; each stage trains something beside the student.
     "learned": extraction(
         total=TOTAL,
         pairs=2,
-        share=0.4,
+        layer_fraction=0.4,
         projection=Learned(),
         center=True,
-        last=LearnedTemperature(variant="instance", ramp=0.5),
+        final_objective=LearnedTemperature(variant="instance", ramp=0.5),
     ),
 }
 OPTIMIZERS: dict[str, Optimizer] = {
@@ -200,7 +197,7 @@ def hard_run(
         student=noisy(),
         teacher=LiveTeacher(mlp(16, 12, seed=1), trajectory),
         optimizer=optimizer,
-        settings={"checkpoint_every": every, "accumulation": 2, "clip_norm": 1.0},
+        settings={"save_every": every, "gradient_accumulation_steps": 2, "max_grad_norm": 1.0},
     )
 
 
@@ -284,7 +281,7 @@ def test_a_run_may_be_interrupted_again_and_again(tmp_path: Path, trajectory: Tr
 
 def test_the_weights_one_starts_with_do_not_matter_when_resuming(tmp_path: Path) -> None:
     def run(seed: int) -> BoundRun:
-        return bound(CURRICULA["extraction"], student=noisy(seed), settings={"checkpoint_every": 5})
+        return bound(CURRICULA["extraction"], student=noisy(seed), settings={"save_every": 5})
 
     whole = run(0)
     executed(whole)
@@ -297,7 +294,7 @@ def test_the_weights_one_starts_with_do_not_matter_when_resuming(tmp_path: Path)
 
 def test_time_and_consumption_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     def run() -> BoundRun:
-        return bound(CURRICULA["extraction"], settings={"checkpoint_every": 5})
+        return bound(CURRICULA["extraction"], settings={"save_every": 5})
 
     with pytest.raises(CutError):
         executed(run(), tmp_path, interrupt_at(12))
@@ -313,7 +310,7 @@ def test_time_and_consumption_go_on_from_the_checkpoint(tmp_path: Path) -> None:
 
 def test_observers_of_a_resumed_run_are_told_what_runs(tmp_path: Path) -> None:
     def run() -> BoundRun:
-        return bound(CURRICULA["extraction"], settings={"checkpoint_every": 5})
+        return bound(CURRICULA["extraction"], settings={"save_every": 5})
 
     with pytest.raises(CutError):
         executed(run(), tmp_path, interrupt_at(12))
@@ -344,8 +341,10 @@ OTHERS: dict[str, Callable[[], BoundRun]] = {
     "teacher's precision": lambda: bound(
         one_shot(total=TOTAL), settings={"teacher_precision": "bfloat16"}
     ),
-    "accumulation": lambda: bound(one_shot(total=TOTAL), settings={"accumulation": 2}),
-    "clipping": lambda: bound(one_shot(total=TOTAL), settings={"clip_norm": 1.0}),
+    "gradient_accumulation_steps": lambda: bound(
+        one_shot(total=TOTAL), settings={"gradient_accumulation_steps": 2}
+    ),
+    "clipping": lambda: bound(one_shot(total=TOTAL), settings={"max_grad_norm": 1.0}),
 }
 
 
@@ -382,7 +381,7 @@ def test_records_that_do_not_tell_their_run_are_not_overwritten(tmp_path: Path) 
 def test_resuming_a_complete_run_gives_its_student_and_runs_nothing(
     tmp_path: Path, every: int | None
 ) -> None:
-    settings = {"checkpoint_every": every}
+    settings = {"save_every": every}
     whole = bound(one_shot(total=TOTAL), settings=settings)
     end = executed(whole, tmp_path)
     before = contents(tmp_path)
@@ -397,7 +396,7 @@ def test_resuming_a_complete_run_gives_its_student_and_runs_nothing(
 def test_records_that_are_shorter_than_the_checkpoint_says_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CutError):
         executed(
-            bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}),
+            bound(one_shot(total=TOTAL), settings={"save_every": 8}),
             tmp_path,
             interrupt_at(12),
         )
@@ -422,7 +421,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(
 
     monkeypatch.setattr("curricle.training.loop.journal.save_checkpoint", saving)
     monkeypatch.setattr(RecordWriter, "sync", syncing)
-    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}), tmp_path)
+    executed(bound(one_shot(total=TOTAL), settings={"save_every": 8}), tmp_path)
     # The last record too, before the manifest that counts it.
     assert told == ["sync", "checkpoint"] * 2 + ["sync"]
 
@@ -431,7 +430,7 @@ def test_records_are_on_the_disk_before_the_checkpoint_that_counts_them(
 def test_a_checkpoint_of_another_run_is_refused_and_nothing_is_lost(
     tmp_path: Path, other: Callable[[], BoundRun]
 ) -> None:
-    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8}), tmp_path)
+    executed(bound(one_shot(total=TOTAL), settings={"save_every": 8}), tmp_path)
     before = contents(tmp_path)
     run = other()
     start = state(run)
@@ -445,14 +444,14 @@ def test_what_does_not_change_the_result_does_not_change_the_digest() -> None:
     plain_run = bound(one_shot(total=TOTAL))
     other = bound(
         one_shot(total=TOTAL),
-        settings={"evaluate_every": 3, "record_every": 5, "checkpoint_every": 2, "threads": 1},
+        settings={"eval_every": 3, "log_every": 5, "save_every": 2, "threads": 1},
     )
     assert run_fingerprint(plain_run) == run_fingerprint(other)
 
 
 @pytest.mark.parametrize("name", [STUDENT, OPTIMIZER])
 def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
-    run = bound(one_shot(total=TOTAL), settings={"checkpoint_every": 8})
+    run = bound(one_shot(total=TOTAL), settings={"save_every": 8})
     with pytest.raises(CutError):
         executed(run, tmp_path, interrupt_at(12))
     path = latest_checkpoint(tmp_path / CHECKPOINTS)
@@ -466,7 +465,7 @@ def test_a_damaged_checkpoint_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def test_a_folder_that_holds_a_run_is_refused_and_nothing_is_overwritten(tmp_path: Path) -> None:
-    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 5}), tmp_path)
+    executed(bound(one_shot(total=TOTAL), settings={"save_every": 5}), tmp_path)
     before = contents(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"must not hold a run already; resume it \(resume=True\) or"
@@ -479,14 +478,14 @@ def test_without_a_folder_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    executed(bound(one_shot(total=TOTAL), settings={"checkpoint_every": 5}))
+    executed(bound(one_shot(total=TOTAL), settings={"save_every": 5}))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_does_not_write_takes_the_same_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"checkpoint_every": 5}
+    settings = {"save_every": 5}
     writing, silent = (bound(one_shot(total=TOTAL), settings=settings) for _ in range(2))
     executed(writing, tmp_path / "run")
     monkeypatch.setattr(SingleDevice, "is_writer", False)
@@ -527,7 +526,7 @@ def test_a_teachers_own_run_leaves_its_trajectory(tmp_path: Path) -> None:
 
 
 def test_checkpoints_in_a_trajectory_are_kept_between_the_intervals(tmp_path: Path) -> None:
-    settings = {"record_every": 100, "evaluate_every": 100}
+    settings = {"log_every": 100, "eval_every": 100}
     run = bound(from_labels(total=TOTAL), teacher=None, settings=settings)
     executed(run, trajectory=TrajectoryWriter(tmp_path, [3]))
     assert open_trajectory(tmp_path).steps == (3,)
@@ -539,7 +538,7 @@ def test_checkpoints_in_a_trajectory_are_kept_between_the_intervals(tmp_path: Pa
 def test_the_loss_that_is_kept_is_that_of_the_evaluation_at_that_step(tmp_path: Path) -> None:
     # The first is that of the check before training, which is not recorded.
     losses = iter([1.0, 0.9, 0.8, 0.7, 0.6])
-    run = bound(from_labels(total=Duration(number=9)), teacher=None, settings={"evaluate_every": 4})
+    run = bound(from_labels(total=Duration(number=9)), teacher=None, settings={"eval_every": 4})
     told: list[Record] = []
     outputs = Outputs(observers=(told.append,), trajectory=TrajectoryWriter(tmp_path, [4, 6]))
     execute(run, lambda _: {"nll": next(losses)}, metric="nll", outputs=outputs)
@@ -621,7 +620,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> N
     good = [parity().batch(step) for step in range(9)]
     bad = dataclasses.replace(good[0], inputs=torch.full((8, INPUTS), math.nan))
     run = bound(
-        extraction(total=TOTAL), stream=Listed(*good, bad), settings={"checkpoint_every": 4}, seed=3
+        extraction(total=TOTAL), stream=Listed(*good, bad), settings={"save_every": 4}, seed=3
     )
     with pytest.raises(
         DivergenceError,
@@ -643,7 +642,7 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
         if isinstance(record, StepRecord) and record.spent.steps == 8:
             run.student.module.get_parameter("head.bias").data.fill_(math.inf)
 
-    run = bound(one_shot(total=TOTAL), settings={"checkpoint_every": 4})
+    run = bound(one_shot(total=TOTAL), settings={"save_every": 4})
     with pytest.raises(DivergenceError, match=r"^'weights' must be finite; .* after step 7 "):
         executed(run, tmp_path, breaking)
     path = latest_checkpoint(tmp_path / CHECKPOINTS)
@@ -679,7 +678,7 @@ def test_another_metric_is_recorded_only_where_it_is_finite(tmp_path: Path, numb
     def evaluate(_: object) -> dict[str, float]:
         return {"f1": 1.0, "precision": next(precisions)}
 
-    run = bound(one_shot(total="9 steps"), settings={"evaluate_every": 4})
+    run = bound(one_shot(total="9 steps"), settings={"eval_every": 4})
     end = execute(run, evaluate, metric="f1", outputs=Outputs(folder=tmp_path))
     measured = [record["metrics"] for record in written(tmp_path) if record["kind"] == "evaluation"]
     assert measured == [{"f1": 1.0}, {"f1": 1.0, "precision": 0.25}]
@@ -714,7 +713,7 @@ def seen_in(run: BoundRun) -> list[Record]:
 
 
 def test_records_come_in_the_order_of_what_happens() -> None:
-    run = bound(extraction(total=TOTAL), settings={"record_every": 4, "evaluate_every": 10})
+    run = bound(extraction(total=TOTAL), settings={"log_every": 4, "eval_every": 10})
     told = [
         (record.kind, 0 if isinstance(record, RunRecord) else record.spent.steps)
         for record in seen_in(run)
@@ -817,7 +816,7 @@ def test_time_stands_still_during_evaluation(monkeypatch: pytest.MonkeyPatch) ->
         clock[0] += 100.0
         return {"accuracy": 0.0}
 
-    run = bound(one_shot(total=TOTAL), settings={"evaluate_every": 3})
+    run = bound(one_shot(total=TOTAL), settings={"eval_every": 3})
     run = dataclasses.replace(run, stream=Ticking(parity(), clock))
     end = execute(run, slow, metric="accuracy", outputs=Outputs())
     # One second a step, and seven evaluations that do not count.
@@ -840,7 +839,7 @@ class Ticking:
 def test_evaluation_sees_the_student_as_it_is_then() -> None:
     metrics = [
         record.metrics["accuracy"]
-        for record in seen_in(bound(one_shot(total=TOTAL), settings={"evaluate_every": 10}))
+        for record in seen_in(bound(one_shot(total=TOTAL), settings={"eval_every": 10}))
         if isinstance(record, (EvaluationRecord, EndRecord))
     ]
     assert metrics[0] != metrics[1] == metrics[2]
@@ -928,7 +927,7 @@ def test_a_metric_that_the_evaluator_does_not_give_is_an_error() -> None:
 
 def test_evaluation_does_not_change_what_is_learned() -> None:
     often, never = (
-        bound(extraction(total=TOTAL), student=noisy(), settings={"evaluate_every": every})
+        bound(extraction(total=TOTAL), student=noisy(), settings={"eval_every": every})
         for every in (1, 1000)
     )
     for run in (often, never):
@@ -982,7 +981,7 @@ def test_the_stated_number_of_threads_is_used_while_it_runs() -> None:
 
 def test_half_precision_runs_to_the_end_and_resumes(tmp_path: Path) -> None:
     def run() -> BoundRun:
-        settings = {"precision": "bfloat16", "checkpoint_every": 5}
+        settings = {"precision": "bfloat16", "save_every": 5}
         return bound(extraction(total=TOTAL), settings=settings)
 
     whole, again = run(), run()
@@ -1012,7 +1011,7 @@ def test_binding_again_after_a_run_gives_the_same_plan() -> None:
 
 
 def test_a_run_ends_at_its_target_only_where_the_output_is_taught(tmp_path: Path) -> None:
-    run = bound(extraction(total=TOTAL), settings={"evaluate_every": 1})
+    run = bound(extraction(total=TOTAL), settings={"eval_every": 1})
     end = execute(
         run, evaluate, metric="accuracy", outputs=Outputs(folder=tmp_path), until=lambda _: True
     )
@@ -1058,7 +1057,7 @@ def test_weights_are_kept_if_the_last_evaluation_fails(tmp_path: Path) -> None:
             raise LookupError("no more data")
         return evaluate(model)
 
-    run = bound(one_shot(total=TOTAL), settings={"evaluate_every": STEPS + 1})
+    run = bound(one_shot(total=TOTAL), settings={"eval_every": STEPS + 1})
     with pytest.raises(LookupError, match="no more data") as raised:
         execute(run, failing, metric="accuracy", outputs=Outputs(folder=tmp_path))
     assert [str(tmp_path / FINISHED) in note for note in raised.value.__notes__] == [True]
@@ -1090,7 +1089,7 @@ def test_a_checkpoint_is_left_if_an_evaluation_in_between_fails(tmp_path: Path) 
 def test_weights_that_the_last_step_makes_infinite_are_never_saved(
     after: int, tmp_path: Path
 ) -> None:
-    run = bound(one_shot(total=Duration(number=after)), settings={"evaluate_every": 50})
+    run = bound(one_shot(total=Duration(number=after)), settings={"eval_every": 50})
 
     def spoil(record: Record) -> None:
         if isinstance(record, StepRecord) and record.spent.steps == after:

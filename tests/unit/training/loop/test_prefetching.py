@@ -21,7 +21,8 @@ from curricle.models.families import tapped
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import RunBatches
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.prefetching import Prefetcher
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import drawn, mlp, parity
@@ -92,7 +93,7 @@ def run_of(**settings: Any) -> BoundRun:
     return tests.parts.bound(
         extraction(total="12 steps"),
         stream=Watched(),
-        settings={"record_every": 6, "evaluate_every": 6, "checkpoint_every": 6, **settings},
+        settings={"log_every": 6, "eval_every": 6, "save_every": 6, **settings},
     )
 
 
@@ -122,7 +123,7 @@ def watched(run: BoundRun) -> Watched:
 def test_a_run_is_bit_equal_to_one_without(
     prefetch: str, precision: str, accumulation: int
 ) -> None:
-    settings = {"precision": precision, "accumulation": accumulation}
+    settings = {"precision": precision, "gradient_accumulation_steps": accumulation}
     plain, ahead = run_of(**settings), run_of(prefetch=prefetch, **settings)
     assert all(map(torch.equal, finished(ahead), finished(plain)))
     assert sum(watched(ahead).elsewhere.values()) > 6
@@ -194,7 +195,7 @@ def test_a_loader_and_a_student_that_draws_noise_share_no_random_numbers(prefetc
                 one_shot(total="60 steps"),
                 student=tapped(student),
                 stream=stream(loader),
-                settings={"prefetch": chosen, "record_every": 60, "evaluate_every": 60},
+                settings={"prefetch": chosen, "log_every": 60, "eval_every": 60},
             )
         )
 
@@ -220,7 +221,7 @@ def test_the_casts_of_a_pass_of_the_student_are_left_alone() -> None:
     def run(prefetch: str) -> list[Tensor]:
         with seeding.scoped(0, "student"):
             student = tapped(Repeated())
-        intervals = {"record_every": 100, "evaluate_every": 100}
+        intervals = {"log_every": 100, "eval_every": 100}
         return finished(
             tests.parts.bound(
                 one_shot(total="100 steps"),

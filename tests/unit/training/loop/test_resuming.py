@@ -16,8 +16,9 @@ from curricle.locks import LOCK, locked
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord, Record, RecordWriter, RunRecord, read_records
 from curricle.seals import SEAL
+from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import OPTIMIZER, STATE, STUDENT
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs, execute
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
 from curricle.training.loop.resuming import RunFolder, owner_of
 from tests.parts import bound, mlp, parity
 
@@ -35,7 +36,7 @@ def evaluate(model: TappedModel) -> dict[str, float]:
 def run(
     folder: Path, *observers: Callable[[Record], None], resume: bool = False, seed: int = 0
 ) -> tuple[EndRecord, nn.Module]:
-    settings = {"checkpoint_every": 3, "record_every": 1, "evaluate_every": 4}
+    settings = {"save_every": 3, "log_every": 1, "eval_every": 4}
     bound_run = bound(one_shot(total=f"{STEPS} steps"), settings=settings, stream=parity(seed=seed))
     outputs = Outputs(folder=folder, observers=observers)
     end = execute(bound_run, evaluate, metric="accuracy", outputs=outputs, resume=resume)

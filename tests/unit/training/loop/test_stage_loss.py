@@ -12,7 +12,8 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.streams import Batch
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.stage_loss import StepLoss, open_stage_loss
@@ -32,7 +33,7 @@ def bound(*objectives: Any, **settings: Any) -> BoundRun:
 
 
 def test_sums_are_those_of_the_formulas_and_counts_their_positions() -> None:
-    run = bound(MatchLogits(), FitLabels(weight=2.0))
+    run = bound(MatchLogits(), LabelLoss(weight=2.0))
     batch = run.stream.batch(0)
     assert run.teacher is not None
     with open_stage_loss(run, run.stages[0]) as loss:
@@ -52,7 +53,7 @@ def test_sums_are_those_of_the_formulas_and_counts_their_positions() -> None:
 
 
 def test_targets_have_no_gradient_and_those_without_a_teacher_are_none() -> None:
-    run = bound(HIDDEN, FitLabels())
+    run = bound(HIDDEN, LabelLoss())
     with open_stage_loss(run, run.stages[0]) as loss:
         hidden, labels = loss.targets(run.stream.batch(0))
     assert not hidden.requires_grad

@@ -23,7 +23,8 @@ from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
-from curricle.objectives.logits import FitLabels, MatchLogits
+from curricle.objectives.labels import LabelLoss
+from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Gaussian, Learned
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.records import Spent
@@ -115,13 +116,13 @@ def sequences(*stages: Stage, batch: Batch | None = None, **settings: Any) -> Bo
 # --- accumulation ---------------------------------------------------------------------------------
 
 TERMS: dict[str, tuple[Any, ...]] = {
-    "labels": (FitLabels(),),
+    "labels": (LabelLoss(),),
     "logits": (MatchLogits(),),
     "valid states": hidden(1, 1),
     "selected states": hidden(1, 1, positions="selected"),
     "logits in chunks": (MatchLogits(chunk=1),),
-    "labels in chunks": (FitLabels(chunk=2),),
-    "several": (*hidden(1, 1, weight=0.3), MatchLogits(weight=2.0), FitLabels(weight=0.1)),
+    "labels in chunks": (LabelLoss(chunk=2),),
+    "several": (*hidden(1, 1, weight=0.3), MatchLogits(weight=2.0), LabelLoss(weight=0.1)),
 }
 
 
@@ -131,7 +132,7 @@ def test_parts_of_a_batch_give_the_update_of_the_whole(
     objectives: tuple[Any, ...], accumulation: int
 ) -> None:
     whole = sequences(stage(objectives=objectives))
-    parts = sequences(stage(objectives=objectives), accumulation=accumulation)
+    parts = sequences(stage(objectives=objectives), gradient_accumulation_steps=accumulation)
     (one,), (other,) = stepped(whole), stepped(parts)
     torch.testing.assert_close(other.loss, one.loss, rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(other.terms, one.terms, rtol=1e-5, atol=1e-7)
@@ -146,7 +147,7 @@ def test_the_update_in_chunks_is_that_of_all_logits(
 ) -> None:
     each = []
     for chunk in (None, 2):
-        declared = (MatchLogits(chunk=chunk), FitLabels(weight=0.5, chunk=chunk and labels))
+        declared = (MatchLogits(chunk=chunk), LabelLoss(weight=0.5, chunk=chunk and labels))
         run = sequences(stage(objectives=declared, trains=trains), precision=precision)
         each.append((stepped(run, 3)[-1].terms, weights(run.student)))
     tolerance = 1e-5 if precision == "float32" else 1e-2
@@ -155,7 +156,7 @@ def test_the_update_in_chunks_is_that_of_all_logits(
 
 @pytest.mark.parametrize("accumulation", [1, 2, 4])
 def test_the_update_is_that_of_the_mean_over_all_labeled_positions(accumulation: int) -> None:
-    run = sequences(stage(objectives=(FitLabels(),)), accumulation=accumulation)
+    run = sequences(stage(objectives=(LabelLoss(),)), gradient_accumulation_steps=accumulation)
     plain = copy.deepcopy(run.student.module)
     (outcome,) = stepped(run)
     batch = uneven()
@@ -183,7 +184,9 @@ def test_a_batch_in_which_everything_is_ignored_does_not_crash(
         selected=nothing,
         valid=torch.zeros(2, 2, dtype=torch.bool),
     )
-    run = sequences(stage(objectives=objectives), accumulation=accumulation, batch=ignored)
+    run = sequences(
+        stage(objectives=objectives), gradient_accumulation_steps=accumulation, batch=ignored
+    )
     before = weights(run.student)
     (outcome,) = stepped(run)
     assert outcome.loss.item() == 0
@@ -353,14 +356,20 @@ def update(run: BoundRun) -> Tensor:
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_a_long_gradient_is_cut_to_the_given_norm(accumulation: int) -> None:
     free = update(bound(stage()))
-    cut = update(bound(stage(), settings={"clip_norm": 1e-3, "accumulation": accumulation}))
+    cut = update(
+        bound(
+            stage(), settings={"max_grad_norm": 1e-3, "gradient_accumulation_steps": accumulation}
+        )
+    )
     # Plain descent moves by rate times gradient; the direction stays.
     assert cut.norm().item() == pytest.approx(0.1 * 1e-3, rel=1e-3)
     torch.testing.assert_close(cut / cut.norm(), free / free.norm(), rtol=0, atol=1e-3)
 
 
 def test_a_short_gradient_is_not_stretched() -> None:
-    assert torch.equal(update(bound(stage(), settings={"clip_norm": 1e3})), update(bound(stage())))
+    assert torch.equal(
+        update(bound(stage(), settings={"max_grad_norm": 1e3})), update(bound(stage()))
+    )
 
 
 # --- what can go wrong ----------------------------------------------------------------------------
@@ -395,7 +404,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_update(
 
 
 @pytest.mark.parametrize("fault", [0, 1, 3])
-@pytest.mark.parametrize("settings", [{}, {"prefetch": "batch"}, {"accumulation": 2}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"prefetch": "batch"}, {"gradient_accumulation_steps": 2}], ids=str
+)
 def test_inputs_of_an_earlier_step_are_named_where_not_every_loss_is_looked_at(
     settings: dict[str, Any], fault: int
 ) -> None:
@@ -543,7 +554,7 @@ def test_parts_of_a_batch_train_what_objectives_own_like_the_whole(
 ) -> None:
     trained = []
     for parts in (1, accumulation):
-        run = sequences(stage(objectives=objectives), accumulation=parts)
+        run = sequences(stage(objectives=objectives), gradient_accumulation_steps=parts)
         trained.append(beside(run, 5, run.optimizer.build(run.student.module.parameters())))
     torch.testing.assert_close(trained[1], trained[0], rtol=1e-4, atol=1e-6)
 
@@ -571,7 +582,7 @@ def test_a_learned_map_descends_the_loss_and_a_temperature_climbs_it() -> None:
 
 
 def test_the_gradient_of_what_objectives_own_is_cut_with_the_students() -> None:
-    cut = bound(stage(objectives=LEARNED), settings={"clip_norm": 1e-3})
+    cut = bound(stage(objectives=LEARNED), settings={"max_grad_norm": 1e-3})
     before = weights(cut.student)
     own = cut.optimizer.build(cut.student.module.parameters())
     with stepping(cut, cut.stages[0], own) as stepper:
@@ -761,7 +772,7 @@ def test_a_later_batch_that_a_model_cannot_take_is_located(who: str, accumulatio
         "student": speller(),
         "teacher": LiveTeacher(speller(9, seed=1)),
         "stream": Listed(Batch(inputs=torch.zeros(4, 3).long()), longer),
-        "settings": {"accumulation": accumulation},
+        "settings": {"gradient_accumulation_steps": accumulation},
     }
     parts[who] = wrong if who == "student" else LiveTeacher(wrong)
     with pytest.raises(

@@ -15,7 +15,8 @@ from curricle import seeding
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.errors import BindError
 from curricle.teachers.live import LiveTeacher
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.process.ambient import (
     check_single_process,
@@ -57,7 +58,7 @@ def weights_of_a_run(**settings: Any) -> dict[str, Tensor]:
         stream,
         evaluation=[stream.batch(0)],
         optimizer=curricle.SGD(learning_rate=0.1),
-        settings=curricle.EngineSettings(device="cpu", evaluate_every=3, **settings),
+        settings=curricle.TrainingSettings(device="cpu", eval_every=3, **settings),
     )
     return student.module.state_dict()
 
@@ -94,7 +95,7 @@ def test_a_run_inside_is_the_run_outside(name: str, settings: dict[str, Any]) ->
             stream,
             evaluation=batches,
             optimizer=curricle.SGD(learning_rate=0.1),
-            settings=curricle.EngineSettings(device="cpu", evaluate_every=3, **settings),
+            settings=curricle.TrainingSettings(device="cpu", eval_every=3, **settings),
         )
         assert state_of_torch() == before
     found = student.module.state_dict()
@@ -174,7 +175,7 @@ def test_models_may_rely_on_the_default_dtype() -> None:
             one_shot(total="2 steps"),
             parity(),
             evaluation=[parity().batch(0)],
-            settings=curricle.EngineSettings(device="cpu"),
+            settings=curricle.TrainingSettings(device="cpu"),
         )
     assert result.spent.steps == 2
 

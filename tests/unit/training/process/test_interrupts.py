@@ -19,9 +19,10 @@ from curricle.data.synthetic.parity import ParityStream
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord
 from curricle.teachers.live import LiveTeacher
+from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
 from curricle.training.loop.checkpoints import latest_checkpoint, read_state
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs, execute
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs
 from curricle.training.process.interrupts import Interrupted, Interrupts
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity
@@ -52,7 +53,7 @@ def evaluate(model: TappedModel) -> dict[str, float]:
 def executed(
     stream: Signals | ParityStream, folder: Path | None, *, resume: bool = False, compiled: int = 1
 ) -> tuple[EndRecord, dict[str, torch.Tensor]]:
-    settings = {"record_every": 6, "evaluate_every": 6, "compiled_steps": compiled}
+    settings = {"log_every": 6, "eval_every": 6, "compiled_steps": compiled}
     run = bound(one_shot(total=f"{STEPS} steps"), stream=stream, settings=settings)
     outputs = Outputs(folder=folder)
     end = execute(run, evaluate, metric="accuracy", outputs=outputs, resume=resume)
@@ -210,7 +211,7 @@ def stop(record):
 curricle.distill(
     mlp(5, 4), mlp(16, 12, seed=1), curricle.one_shot(total="6 steps"), parity(),
     evaluation=[parity().batch(0)], output_dir=sys.argv[2] or None, observers=[stop],
-    settings=curricle.EngineSettings(device="cpu", record_every=1),
+    settings=curricle.TrainingSettings(device="cpu", log_every=1),
 )
 """
 

@@ -24,7 +24,8 @@ from curricle.records import Record, RunRecord, StageEndRecord, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import RECORDS, Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import RECORDS, Outputs
 from curricle.training.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.values import plain
@@ -79,7 +80,7 @@ def runs(
 ) -> list[BoundRun]:
     """Return the students of a class, bound to one teacher and to a stream each."""
     teacher = LiveTeacher(mlp(16, 12, seed=1), trajectory)
-    every = {"record_every": 1, "evaluate_every": 5} | settings
+    every = {"log_every": 1, "eval_every": 5} | settings
     parts = [CLASS[name]() for name in names]
     return [
         bound(
@@ -140,7 +141,12 @@ def assert_equal(ones: Sequence[BoundRun], others: Sequence[BoundRun]) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"accumulation": 2}, {"precision": "bfloat16"}, {"teacher_precision": "bfloat16"}],
+    [
+        {},
+        {"gradient_accumulation_steps": 2},
+        {"precision": "bfloat16"},
+        {"teacher_precision": "bfloat16"},
+    ],
 )
 def test_every_student_ends_bit_equal_to_one_that_was_taught_alone(
     tmp_path: Path, trajectory: Trajectory, settings: dict[str, Any]
@@ -171,7 +177,9 @@ def counted(run: BoundRun) -> list[int]:
 
 @pytest.mark.parametrize("parts", [1, 2])
 def test_the_teacher_runs_once_a_batch_for_all(trajectory: Trajectory, parts: int) -> None:
-    chosen = runs(trajectory, ["one shot", "another seed", "one shot"], accumulation=parts)
+    chosen = runs(
+        trajectory, ["one shot", "another seed", "one shot"], gradient_accumulation_steps=parts
+    )
     passes = counted(chosen[0])
     together(chosen)
     assert len(passes) == 18 * parts
@@ -226,7 +234,7 @@ def cut_at(step: int) -> Callable[[Record], None]:
 def test_an_interrupted_class_ends_as_an_uninterrupted_one(
     tmp_path: Path, trajectory: Trajectory, step: int
 ) -> None:
-    whole, cut, again = (runs(trajectory, checkpoint_every=4) for _ in range(3))
+    whole, cut, again = (runs(trajectory, save_every=4) for _ in range(3))
     together(whole, tmp_path / "whole")
     with pytest.raises(CutError):
         execute_shared(seats(cut, tmp_path / "cut", cut_at(step)), metric="accuracy")
@@ -238,7 +246,7 @@ def test_students_at_different_steps_are_brought_together(
     tmp_path: Path, trajectory: Trajectory
 ) -> None:
     names = ["one shot", "another seed"]
-    whole, ahead, again = (runs(trajectory, names, checkpoint_every=4) for _ in range(3))
+    whole, ahead, again = (runs(trajectory, names, save_every=4) for _ in range(3))
     together(whole, tmp_path / "whole")
     with contextlib.suppress(CutError):
         outputs = Outputs(folder=tmp_path / "cut" / "0", observers=(cut_at(13),))
@@ -251,7 +259,7 @@ def test_students_at_different_steps_are_brought_together(
 
 
 def test_a_class_can_be_gone_on_with_one_by_one(tmp_path: Path, trajectory: Trajectory) -> None:
-    whole, cut, again = (runs(trajectory, checkpoint_every=4) for _ in range(3))
+    whole, cut, again = (runs(trajectory, save_every=4) for _ in range(3))
     together(whole, tmp_path / "whole")
     with pytest.raises(CutError):
         execute_shared(seats(cut, tmp_path / "cut", cut_at(9)), metric="accuracy")
@@ -305,10 +313,14 @@ def test_a_class_reads_one_stream() -> None:
 
 def test_a_class_runs_under_the_same_settings() -> None:
     parts = [
-        bound(from_labels(total=TOTAL), teacher=None, settings={"accumulation": number})
+        bound(
+            from_labels(total=TOTAL), teacher=None, settings={"gradient_accumulation_steps": number}
+        )
         for number in (1, 2)
     ]
-    with pytest.raises(BindError, match="must have the same 'accumulation'; got 1 and 2"):
+    with pytest.raises(
+        BindError, match="must have the same 'gradient_accumulation_steps'; got 1 and 2"
+    ):
         together(parts)
 
 
@@ -387,7 +399,7 @@ def ruled_runs(seeds: Sequence[int]) -> list[BoundRun]:
     return [
         bound(
             until_plateau(),
-            settings={"record_every": 1, "evaluate_every": 5},
+            settings={"log_every": 1, "eval_every": 5},
             teacher=teacher,
             student=mlp(5, 4, seed=seed),
             seed=seed,

@@ -30,7 +30,8 @@ from curricle.teachers.store.manifest import DataFacts
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.loop.engine import Outputs, execute
+from curricle.training.distill import execute
+from curricle.training.loop.engine import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.training.targets.capture import TargetCodecs, capture
 from curricle.training.targets.verification import agreement
@@ -59,7 +60,9 @@ def staged(*objectives: Any, steps: int = 6) -> Curriculum:
     return Curriculum(name="own", stages=(stage,))
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulation": 2}, {"teacher_precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"gradient_accumulation_steps": 2}, {"teacher_precision": "bfloat16"}]
+)
 def test_with_an_exact_codec_the_student_is_bit_equal(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
@@ -444,7 +447,7 @@ def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, co
 def test_runs_from_a_store_resume(tmp_path: Path) -> None:
     capture([bound(EXTRACTION)], tmp_path / "store", codecs=EXACT)
     stored = open_targets(tmp_path / "store")
-    settings = {"checkpoint_every": 4}
+    settings = {"save_every": 4}
     wanted = trained(bound(EXTRACTION, teacher=stored))
     outputs = Outputs(folder=tmp_path / "run")
     run = bound(EXTRACTION, teacher=stored, settings=settings)
@@ -461,7 +464,7 @@ def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) 
     chosen, store = one_shot(total="8 steps"), tmp_path / "store"
     capture([bound(chosen)], store, codecs=EXACT)
     wanted = trained(bound(chosen, teacher=open_targets(store)))
-    every = {"checkpoint_every": 4, "record_every": 1}
+    every = {"save_every": 4, "log_every": 1}
 
     def run() -> BoundRun:
         return bound(chosen, teacher=open_targets(store), settings=every)

@@ -1,0 +1,305 @@
+"""Metrics of a model on held-out data, as values.
+
+A `Metric` holds its name, which values are better, its unit, and how it is computed. Evaluation,
+goals and reports read these fields, so that a new metric is one value here or in a user's code.
+
+Design: a metric reduces each batch to a part, and the parts of all batches to a number. Accuracy,
+nll, perplexity, mean squared error and KL keep a sum; F1, Pearson and Spearman keep
+predictions or values, one a scored position. So no metric holds the logits of several batches.
+
+Reports read names, directions and units without torch: torch, scikit-learn and scipy are imported
+when a metric is computed.
+
+Axes: row (scored positions), class, value.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, final
+
+from curricle.errors import DataError, SpecError, near_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Direction = Literal["higher", "lower"]
+"""Which values of a metric are better."""
+MetricName = Literal[
+    "accuracy",
+    "nll",
+    "perplexity",
+    "f1",
+    "f1_macro",
+    "mean_squared_error",
+    "pearson",
+    "spearman",
+    "kl",
+]
+"""Names of the built-in metrics."""
+MOST_CLASSES_OF_F1 = 2
+"""Number of classes of binary F1."""
+LARGEST_EXPONENT = 700.0
+"""Nats from which perplexity is infinite; a float holds exp(709)."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """Outputs of one batch of held-out data at its scored positions."""
+
+    student: "Tensor"
+    """Logits or values of the student; rows, then classes or values."""
+    labels: "Tensor | None" = None
+    """Classes or values in the data."""
+    teacher: "Tensor | None" = None
+    """Logits of the finished teacher."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number that judges a model on held-out data."""
+
+    name: str
+    """Name in records and reports."""
+    better: Direction
+    """Which values are better."""
+    unit: Literal["share", "nats", ""] = ""
+    """`share` for numbers between 0 and 1, which reports show in percent."""
+    part: Callable[[Scores], Any]
+    """Function from one batch to what the metric keeps of it."""
+    compute: Callable[[Any, int], float]
+    """Function from the sum or the list of parts, and the number of scored positions, to the
+    number."""
+    keeps: Literal["sum", "parts"] = "parts"
+    """Whether parts are numbers that are added, or are kept in a list, one a batch."""
+    reads: Literal["classes", "values", "teacher"] = "classes"
+    """What the student is compared with: classes or float values of the data, or the teacher."""
+    least: float = -math.inf
+    """Least possible value."""
+    most: float = math.inf
+    """Largest possible value."""
+
+
+def _mean(total: float, count: int) -> float:
+    return total / count
+
+
+def _num_correct(scores: Scores) -> int:
+    return int((scores.student.argmax(-1) == _required(scores.labels)).sum())
+
+
+def _nats(scores: Scores) -> float:
+    from curricle.objectives.losses import cross_entropy  # noqa: PLC0415 - see the module
+
+    return float(cross_entropy(scores.student, _required(scores.labels)))
+
+
+def _perplexity(total: float, count: int) -> float:
+    nats = total / count
+    return math.inf if nats > LARGEST_EXPONENT else math.exp(nats)
+
+
+def _kl(scores: Scores) -> float:
+    from curricle.objectives.losses import forward_kl  # noqa: PLC0415 - see the module
+
+    teacher = _required(scores.teacher)
+    if teacher.shape != scores.student.shape:
+        raise DataError(
+            f"'kl' needs equal positions and classes of student and teacher; got logits of shape "
+            f"{tuple(scores.student.shape)} and {tuple(teacher.shape)}"
+        )
+    return float(
+        forward_kl(scores.student, teacher, student_temperature=1.0, teacher_temperature=1.0)
+    )
+
+
+def _squared_error(scores: Scores) -> float:
+    from curricle.objectives.losses import squared_error, value_rows  # noqa: PLC0415
+
+    return float(squared_error(*value_rows(scores.student, _required(scores.labels))))
+
+
+def _predictions(scores: Scores) -> tuple[int, list[int], list[int]]:
+    """Return the number of classes, the predictions and the labels."""
+    predictions = scores.student.argmax(-1).flatten().tolist()
+    return scores.student.shape[-1], predictions, _required(scores.labels).flatten().tolist()
+
+
+def _f1(parts: Sequence[tuple[int, list[int], list[int]]], count: int, *, average: str) -> float:
+    """Return F1; of classes without labels and predictions it is 0 in the macro mean.
+
+    Raises:
+        DataError: If binary F1 is computed for more than two classes.
+    """
+    from sklearn.metrics import f1_score  # noqa: PLC0415 - imported for this metric only
+
+    del count
+    classes = parts[0][0]
+    if average == "binary" and classes > MOST_CLASSES_OF_F1:
+        raise DataError(
+            f"'f1' is that of two classes; got {classes} classes; choose 'f1_macro', the mean over "
+            f"classes"
+        )
+    predictions = [prediction for part in parts for prediction in part[1]]
+    labels = [label for part in parts for label in part[2]]
+    return float(f1_score(labels, predictions, average=average, zero_division=0.0))
+
+
+def _values(scores: Scores) -> tuple[list[float], list[float]]:
+    from curricle.objectives.losses import value_rows  # noqa: PLC0415 - see the module
+
+    student, labels = value_rows(scores.student, _required(scores.labels))
+    return student.double().flatten().tolist(), labels.double().flatten().tolist()
+
+
+def _correlation(
+    parts: Sequence[tuple[list[float], list[float]]],
+    count: int,
+    *,
+    name: str,
+) -> float:
+    """Return a correlation of all values; 0 where one side is constant."""
+    from scipy import stats  # noqa: PLC0415 - imported for this metric only
+
+    del count
+    student = [number for part in parts for number in part[0]]
+    labels = [number for part in parts for number in part[1]]
+    if len(set(student)) == 1 or len(set(labels)) == 1:
+        return 0.0
+    return float(getattr(stats, name)(student, labels).statistic)
+
+
+def _required(tensor: "Tensor | None") -> "Tensor":
+    """Return labels or the teacher's logits.
+
+    Raises:
+        DataError: If there are none.
+    """
+    if tensor is None:
+        raise DataError("'evaluation' must hold the labels or have the teacher of its metrics")
+    return tensor
+
+
+ACCURACY = Metric(
+    name="accuracy",
+    better="higher",
+    unit="share",
+    part=_num_correct,
+    compute=_mean,
+    keeps="sum",
+    least=0.0,
+    most=1.0,
+)
+"""Share of positions whose likeliest class is the label."""
+NLL = Metric(
+    name="nll", better="lower", unit="nats", part=_nats, compute=_mean, keeps="sum", least=0.0
+)
+"""Mean negative log-likelihood of the label."""
+_ALL: tuple[Metric, ...] = (
+    ACCURACY,
+    NLL,
+    Metric(
+        name="perplexity", better="lower", part=_nats, compute=_perplexity, keeps="sum", least=0.0
+    ),
+    *(
+        Metric(
+            name=name,
+            better="higher",
+            unit="share",
+            part=_predictions,
+            compute=partial(_f1, average=average),
+            least=0.0,
+            most=1.0,
+        )
+        for name, average in (("f1", "binary"), ("f1_macro", "macro"))
+    ),
+    Metric(
+        name="mean_squared_error",
+        better="lower",
+        part=_squared_error,
+        compute=_mean,
+        keeps="sum",
+        reads="values",
+        least=0.0,
+    ),
+    *(
+        Metric(
+            name=name,
+            better="higher",
+            part=_values,
+            compute=partial(_correlation, name=f"{name}r"),
+            reads="values",
+            least=-1.0,
+            most=1.0,
+        )
+        for name in ("pearson", "spearman")
+    ),
+    Metric(
+        name="kl",
+        better="lower",
+        unit="nats",
+        part=_kl,
+        compute=_mean,
+        keeps="sum",
+        reads="teacher",
+        least=0.0,
+    ),
+)
+METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
+"""The built-in metrics by name; `kl` is that from the finished teacher, at temperature 1."""
+CLASS_METRICS = (ACCURACY, NLL)
+"""Metrics of an evaluation against classes that names no others."""
+
+
+def metric_of(metric: str | Metric) -> Metric:
+    """Return a metric, or the built-in one of a name.
+
+    Raises:
+        SpecError: If there is no built-in metric of the name.
+    """
+    if isinstance(metric, Metric):
+        return metric
+    if metric not in METRICS:
+        raise SpecError(f"'metric' {metric!r} is not built in; {near_names(metric, METRICS)}")
+    return METRICS[metric]
+
+
+def metrics_beside(metric: str | Metric) -> tuple[Metric, ...]:
+    """Return the metrics of a run that is judged by one: it, and the usual ones of its labels.
+
+    Args:
+        metric: The metric by which the run is judged.
+
+    Raises:
+        SpecError: If there is no built-in metric of the name.
+    """
+    judge = metric_of(metric)
+    usual = {"classes": CLASS_METRICS, "values": (METRICS["mean_squared_error"],)}
+    names = {one.name: one for one in (*usual.get(judge.reads, ()), judge)}
+    return tuple(names.values())
+
+
+def is_at_chance(metrics: Mapping[str, float], chance: float | None) -> bool:
+    """Return whether an accuracy is below that of a constant prediction.
+
+    Args:
+        metrics: Metrics of a student by name.
+        chance: See `RunRecord.chance`; None if unknown.
+    """
+    accuracy = metrics.get(ACCURACY.name)
+    return chance is not None and accuracy is not None and accuracy < chance
+
+
+def is_reached(metric: str, number: float, target: float) -> bool:
+    """Return whether a value of a built-in metric is the target or better.
+
+    Args:
+        metric: Name of the metric.
+        number: The value.
+        target: Value to be reached.
+    """
+    return number >= target if METRICS[metric].better == "higher" else number <= target

@@ -1,0 +1,43 @@
+"""Former names of arguments, spec fields and public names, for error sentences.
+
+An unknown name whose new name fits the same place gets one sentence that names it. Old names are
+not accepted: two names of one thing would have to be explained everywhere.
+
+Design: one table serves all places. A row applies only where its new name is available, so that
+`share` is answered in `extraction` and nowhere else.
+"""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from curricle.errors import near_names
+
+RENAMED: Mapping[str, str] = MappingProxyType(
+    {
+        "EngineSettings": "TrainingSettings",
+        "FitLabels": "LabelLoss",
+        "accumulation": "gradient_accumulation_steps",
+        "checkpoint_every": "save_every",
+        "classroom": "share_teacher",
+        "clip_norm": "max_grad_norm",
+        "compiled_teacher": "compile",
+        "evaluate_every": "eval_every",
+        "last": "final_objective",
+        "record_every": "log_every",
+        "share": "layer_fraction",
+        "uniform": "evenly_spaced_pairs",
+    }
+)
+"""New name by former name."""
+
+
+def name_hint(name: str, available: Iterable[str]) -> str:
+    """Return the end of an error sentence about an unknown name: its new name, else near ones.
+
+    Args:
+        name: The unknown name.
+        available: Names that exist in its place.
+    """
+    names = list(available)
+    new = RENAMED.get(name)
+    return f"it is now named {new!r}" if new in names else near_names(name, names)

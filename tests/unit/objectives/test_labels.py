@@ -1,0 +1,139 @@
+"""Losses against labels of each kind, and the sentences about labels that do not fit."""
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from curricle.errors import DataError, SpecError
+from curricle.objectives.labels import LabelLoss, LabelLossName, _check_labels, _loss
+from curricle.objectives.losses import binary_cross_entropy, cosine_distance
+
+ROWS, WIDTH = 5, 3
+
+
+def outputs(dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def labels(loss: LabelLossName) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    if loss == "cross_entropy":
+        return torch.randint(WIDTH, (ROWS,), generator=generator)
+    drawn = torch.rand(ROWS, WIDTH, generator=generator, dtype=torch.float64)
+    return drawn.round() if loss == "binary" else drawn
+
+
+def formula(loss: LabelLossName, student: Tensor, target: Tensor) -> Tensor:
+    match loss:
+        case "cross_entropy":
+            return -student.log_softmax(-1).gather(-1, target[:, None]).sum()
+        case "binary":
+            right = torch.where(target == 1, student, -student)
+            return -right.sigmoid().log().mean(-1).sum()
+        case "squared_error":
+            return (student - target).square().mean(-1).sum()
+        case "cosine":
+            product = (student * target).sum(-1)
+            lengths = student.square().sum(-1).sqrt() * target.square().sum(-1).sqrt()
+            return (1 - product / lengths).sum()
+
+
+LOSSES: tuple[LabelLossName, ...] = ("cross_entropy", "binary", "squared_error", "cosine")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_loss_is_its_formula_and_is_not_negative(loss: LabelLossName) -> None:
+    total = _loss(loss, outputs(), labels(loss))
+    assert total.dtype == torch.float64
+    assert float(total) == pytest.approx(float(formula(loss, outputs(), labels(loss))), rel=1e-12)
+    assert total >= 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses_of_parts_add_up(loss: LabelLossName) -> None:
+    student, target = outputs(), labels(loss)
+    parts = _loss(loss, student[:2], target[:2]) + _loss(loss, student[2:], target[2:])
+    assert float(parts) == pytest.approx(float(_loss(loss, student, target)), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_low_precision_is_computed_in_float32(loss: LabelLossName) -> None:
+    total = _loss(loss, outputs(torch.bfloat16), labels(loss))
+    wide = _loss(loss, outputs(torch.bfloat16).float(), labels(loss))
+    assert total.dtype in (torch.float32, torch.float64)
+    assert float(total) == pytest.approx(float(wide), rel=1e-6)
+
+
+def test_losses_of_values_are_zero_at_a_match() -> None:
+    assert _loss("squared_error", outputs(), outputs()) == 0
+    assert float(_loss("cosine", outputs(), 7 * outputs())) == pytest.approx(0, abs=1e-12)
+    assert float(_loss("binary", outputs().sign() * 1e4, (outputs() > 0).double())) == 0
+
+
+def test_one_value_needs_no_axis() -> None:
+    student, target = outputs()[:, :1], labels("squared_error")[:, 0]
+    with_axis = _loss("squared_error", student, target[:, None])
+    assert torch.equal(_loss("squared_error", student, target), with_axis)
+
+
+def test_missing_labels_have_no_loss_and_no_gradient() -> None:
+    student, target = outputs().requires_grad_(), labels("binary")
+    whole = binary_cross_entropy(student[:, :2], target[:, :2]) * 2 / WIDTH
+    missing = target.clone()
+    missing[:, 2] = torch.nan
+    total = binary_cross_entropy(student, missing)
+    assert total.item() == pytest.approx(whole.item(), rel=1e-12)
+    (gradient,) = torch.autograd.grad(total, student)
+    assert not gradient[:, 2].any()
+    assert gradient.isfinite().all()
+
+
+def test_a_zero_vector_has_distance_one() -> None:
+    assert cosine_distance(torch.zeros(1, 3), torch.ones(1, 3)) == 1
+
+
+FLOATS = (
+    "'labels' must be whole numbers, one for each place with logits, to be "
+    "classes; got torch.float32 of shape (5,)"
+)
+OTHER_SHAPE = (
+    "'labels' must have the 3 values of the student's output at each position for loss='{}'; got "
+    "shape {}"
+)
+OUT_OF_RANGE = (
+    "'labels' must lie between 0 and 1 for loss='binary', or be NaN where missing; got 0 to 1.5 in "
+    "the first batch"
+)
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "sentence"),
+    [
+        ("cross_entropy", torch.zeros(ROWS), FLOATS),
+        (
+            "squared_error",
+            torch.zeros(ROWS, dtype=torch.int64),
+            OTHER_SHAPE.format("squared_error", (5,)),
+        ),
+        ("binary", torch.tensor([[0.0, 1.5, torch.nan]]), OUT_OF_RANGE),
+        ("cosine", torch.zeros(ROWS, 2), OTHER_SHAPE.format("cosine", (5, 2))),
+    ],
+)
+def test_labels_that_are_not_those_of_a_loss_are_refused(
+    loss: LabelLossName, target: Tensor, sentence: str
+) -> None:
+    with pytest.raises(DataError, match=f"^{re.escape(sentence)}$"):
+        _check_labels(target, loss, WIDTH)
+
+
+def test_labels_of_each_loss_are_accepted() -> None:
+    for loss in LOSSES:
+        _check_labels(labels(loss), loss, WIDTH)
+    _check_labels(torch.zeros(ROWS), "squared_error", 1)
+
+
+def test_chunks_are_for_cross_entropy() -> None:
+    with pytest.raises(SpecError, match=r"'chunk' has no effect with loss='binary'; choose 'cross"):
+        LabelLoss(loss="binary", chunk=2)
