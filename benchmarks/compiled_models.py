@@ -21,8 +21,8 @@ from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping
-from curricle.training.optimizers import AdamW
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import AdamW
+from curricle.training.setup.settings import TrainingSettings
 
 VOCABULARY = 1024
 

@@ -25,7 +25,7 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import stepping
-from curricle.training.settings import Precision, TrainingSettings
+from curricle.training.setup.settings import Precision, TrainingSettings
 
 Size = tuple[int, int, int, int]
 SIZES: tuple[Size, ...] = ((12, 768, 256, 4), (12, 768, 256, 16), (4, 256, 64, 32))

@@ -36,7 +36,7 @@ from curricle.training.binding.bound_run import bind
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.stepping import stepping
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.settings import TrainingSettings
 
 Row = dict[str, float]
 

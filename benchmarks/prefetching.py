@@ -24,7 +24,7 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping
-from curricle.training.settings import Precision, TrainingSettings
+from curricle.training.setup.settings import Precision, TrainingSettings
 
 Ahead = Literal["none", "batch", "targets"]
 WAYS: tuple[Ahead, ...] = ("none", "batch", "targets")

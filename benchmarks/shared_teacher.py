@@ -23,8 +23,8 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
-from curricle.training.optimizers import SGD
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 INPUTS, DEGREE, BATCH, RATE = 100, 4, 64, 0.3

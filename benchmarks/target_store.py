@@ -37,7 +37,7 @@ from curricle.teachers.store.shards import ShardWriter, uniforms
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import Stepper, stepping
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, capture
 
 POSITIONS, CLASSES, WIDTH = 64, 131_072, 768

@@ -22,8 +22,8 @@ from curricle.records import ProbeRecord
 from curricle.seals import CHECK, SEAL, LineChain, read_lines
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.optimizers import SGD
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import fingerprint, parse, plain
 
 INPUTS, CLASSES = 6, 2

@@ -18,13 +18,13 @@ from curricle.renamed import RENAMED
 
 _HOMES = MappingProxyType(
     {
-        "AdamW": "curricle.training.optimizers",
+        "AdamW": "curricle.training.setup.optimizers",
         "Batch": "curricle.data.streams",
         "Comparison": "curricle.runs.compare",
         "CurricleError": "curricle.errors",
         "Curriculum": "curricle.curriculum.stages",
         "Duration": "curricle.curriculum.durations",
-        "TrainingSettings": "curricle.training.settings",
+        "TrainingSettings": "curricle.training.setup.settings",
         "LabelLoss": "curricle.objectives.labels",
         "LayerPair": "curricle.objectives.hidden",
         "MLP": "curricle.models.mlp",
@@ -35,8 +35,8 @@ _HOMES = MappingProxyType(
         "PrincipalStart": "curricle.curriculum.initialization",
         "RandomStart": "curricle.curriculum.initialization",
         "Result": "curricle.training.distill",
-        "SGD": "curricle.training.optimizers",
-        "Schedule": "curricle.training.optimizers",
+        "SGD": "curricle.training.setup.optimizers",
+        "Schedule": "curricle.training.setup.optimizers",
         "Stage": "curricle.curriculum.stages",
         "Stream": "curricle.data.streams",
         "TargetCodecs": "curricle.training.targets.capture",
@@ -95,10 +95,10 @@ if TYPE_CHECKING:
     from curricle.training.distill import Result as Result
     from curricle.training.distill import capture_targets as capture_targets
     from curricle.training.distill import distill as distill
-    from curricle.training.optimizers import SGD as SGD
-    from curricle.training.optimizers import AdamW as AdamW
-    from curricle.training.optimizers import Schedule as Schedule
-    from curricle.training.settings import TrainingSettings as TrainingSettings
+    from curricle.training.setup.optimizers import SGD as SGD
+    from curricle.training.setup.optimizers import AdamW as AdamW
+    from curricle.training.setup.optimizers import Schedule as Schedule
+    from curricle.training.setup.settings import TrainingSettings as TrainingSettings
     from curricle.training.targets.capture import TargetCodecs as TargetCodecs
 
 else:

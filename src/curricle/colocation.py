@@ -1,6 +1,6 @@
 """Tensors and modules beside other tensors, so that code need not name a processor.
 
-Design: where models and batches of a run lie is decided by `training.process.placement` alone.
+Design: where models and batches of a run lie is decided by `training.setup.placement` alone.
 Everything else makes its tensors where those lie that it was given.
 """
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.data.streams import Batch
-from curricle.training.process.placement import HOST, Placement, SingleDevice
+from curricle.training.setup.placement import HOST, Placement, SingleDevice
 from tests.parts import drawn, parity
 
 GROUPS = {"single CPU": [HOST]}

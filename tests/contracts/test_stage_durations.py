@@ -27,7 +27,7 @@ from curricle.records import Record, StageEndRecord, StageRecord, StepRecord, re
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.loop.engine import RECORDS, Outputs
-from curricle.training.optimizers import SGD, AdamW, Schedule
+from curricle.training.setup.optimizers import SGD, AdamW, Schedule
 from curricle.values import parse, plain, to_yaml
 from tests.parts import bound
 

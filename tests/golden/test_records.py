@@ -15,8 +15,8 @@ from curricle.data.synthetic.parity import ParityStream
 from curricle.models.mlp import MLP
 from curricle.records import EndRecord, StepRecord
 from curricle.training.distill import distill
-from curricle.training.optimizers import AdamW
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import AdamW
+from curricle.training.setup.settings import TrainingSettings
 
 LOSSES = [
     0.53384972,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from curricle.locks import COMMAND_LOCK, locked
-from curricle.training.process.observers import ProgressBar
+from curricle.training.setup.observers import ProgressBar
 from tests.runs import contents
 
 pytestmark = pytest.mark.integration

@@ -13,7 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from curricle import seeding
 from curricle.records import EndRecord, RunRecord, read_records
-from curricle.training.process.observers import ProgressBar
+from curricle.training.setup.observers import ProgressBar
 from tests.runs import contents
 
 pytestmark = pytest.mark.integration

@@ -17,7 +17,7 @@ from curricle.models.families import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import RunRecord
 from curricle.training.distill import distill
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.settings import TrainingSettings
 from tests.parts import Listed, drawn
 
 pytestmark = pytest.mark.integration

@@ -26,8 +26,8 @@ from curricle.tasks import ParityTask, PcfgTask
 from curricle.teachers.trajectory import open_trajectory
 from curricle.training.distill import distill
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.optimizers import SGD, AdamW, Schedule
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD, AdamW, Schedule
+from curricle.training.setup.settings import TrainingSettings
 
 pytestmark = pytest.mark.integration
 TEACHER_STEPS, SPACING = 2000, 50

@@ -19,8 +19,8 @@ from curricle.errors import BindError, CheckpointError
 from curricle.models.weights import load_weights, weights_digest
 from curricle.objectives.logits import MatchLogits
 from curricle.training.distill import distill
-from curricle.training.optimizers import SGD
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from tests.parts import Listed
 
 peft = pytest.importorskip("peft")

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from curricle.curriculum.durations import Duration, StageDuration, UntilMetric, UntilPlateau
 from curricle.curriculum.stages import Stage
 from curricle.objectives.labels import LabelLoss
-from curricle.training.timeline import Span, Timeline, plan_spans
+from curricle.training.binding.timeline import Span, Timeline, plan_spans
 
 LENGTHS = st.builds(
     Duration,

@@ -32,7 +32,7 @@ IMPORTED = (
     "curricle.runs.target_folder",
     "curricle.runs.report",
     "curricle.reports.probe_tables",
-    "curricle.training.process.observers",
+    "curricle.training.setup.observers",
 )
 HUNG = -1
 POLL_SECONDS = 0.002

@@ -86,8 +86,8 @@ def main() -> None:
         SystemExit: Always, with the exit code.
     """
     from curricle.data.text.progress import watched
-    from curricle.training.process.interrupts import interruptible
-    from curricle.training.process.observers import PreparationBar
+    from curricle.training.setup.interrupts import interruptible
+    from curricle.training.setup.observers import PreparationBar
 
     # On standard error, so that piped output stays clean.
     bar = PreparationBar(Console(stderr=True))
@@ -332,7 +332,7 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
 
 def _refuse_several_processes() -> None:
     """Refuse a launcher of several processes before anything is written."""
-    from curricle.training.process.ambient import check_single_process
+    from curricle.training.setup.ambient import check_single_process
 
     check_single_process()
 
@@ -401,7 +401,7 @@ def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
 def _compare_students(spec: "RunSpec", jobs: int) -> None:
     from curricle.runs.pool import compare as run_all
     from curricle.runs.train import student_runs
-    from curricle.training.process.observers import NoteLine
+    from curricle.training.setup.observers import NoteLine
 
     tell = NoteLine(console)
     with _bars() as new_bar:
@@ -424,7 +424,7 @@ def _teach(spec: "RunSpec") -> None:
 
 def _distill(spec: "RunSpec") -> None:
     from curricle.runs.train import single_run, train_student
-    from curricle.training.process.observers import NoteLine
+    from curricle.training.setup.observers import NoteLine
 
     run = single_run(spec)
     with _bars() as new_bar:
@@ -467,7 +467,7 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
 
 @contextmanager
 def _bars() -> "Iterator[Callable[[str], Callable[[Record], None]]]":
-    from curricle.training.process.observers import ProgressBar, new_progress
+    from curricle.training.setup.observers import ProgressBar, new_progress
 
     with new_progress(console) as progress:
         yield lambda name: ProgressBar(progress, name)

@@ -5,7 +5,7 @@ parameters, and only this module converts units into steps. `UntilPlateau` and `
 stage by what is measured while it runs, and at the latest after `at_most`.
 
 Design: every duration has an `at_most`, which budgets, plans and learning-rate schedules count with
-before a run. `training.timeline` applies the rules; here they are values.
+before a run. `training.binding.timeline` applies the rules; here they are values.
 """
 
 import math

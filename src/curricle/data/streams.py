@@ -286,10 +286,13 @@ class Batch:
         Raises:
             DataError: If one has no row for each example, as a number or a table for all has.
         """
-        for name, tensor in (*named(self.inputs).items(), *named(self.teacher_inputs).items()):
+        tensors = [(name or "inputs", tensor) for name, tensor in named(self.inputs).items()]
+        teacher_inputs = named(self.teacher_inputs)
+        tensors += [(name or "teacher_inputs", tensor) for name, tensor in teacher_inputs.items()]
+        for name, tensor in tensors:
             if not tensor.ndim or tensor.shape[0] != self.num_examples:
                 raise DataError(
-                    f"{name or 'inputs'!r} must have a row for each of the {self.num_examples} "
+                    f"{name!r} must have a row for each of the {self.num_examples} "
                     f"examples, so that the batch can be cut into parts; got shape "
                     f"{tuple(tensor.shape)}; expand it in the collate function, or leave out "
                     f"'gradient_accumulation_steps'"

@@ -55,9 +55,9 @@ from curricle.training.distill import (
 )
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import Evaluator
-from curricle.training.optimizers import AdamW, Optimizer
-from curricle.training.process.ambient import standard_state
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.ambient import standard_state
+from curricle.training.setup.optimizers import AdamW, Optimizer
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 Strategy = Mapping[str, object] | Callable[..., Curriculum]

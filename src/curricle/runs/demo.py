@@ -15,8 +15,8 @@ from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import Budget
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import ParityTask, TextTask
-from curricle.training.optimizers import SGD, AdamW
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD, AdamW
+from curricle.training.setup.settings import TrainingSettings
 
 
 def parity_demo(output_dir: str) -> RunSpec:

@@ -27,7 +27,7 @@ from curricle.errors import CheckpointError
 from curricle.records import Record
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import StudentRun, classes, train_class
-from curricle.training.process.interrupts import Interrupted
+from curricle.training.setup.interrupts import Interrupted
 
 Watcher = Callable[[StudentRun, Record], None]
 """Receives every record of every run."""

@@ -63,7 +63,7 @@ from curricle.tasks import (
     TextTask,
 )
 from curricle.teachers.live import LiveTeacher
-from curricle.training.process.placement import place_model
+from curricle.training.setup.placement import place_model
 
 FINAL: Final = 0
 """Step of a pretrained teacher without checkpoints."""

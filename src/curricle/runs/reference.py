@@ -41,8 +41,8 @@ from curricle.runs.spec import (
 )
 from curricle.tasks import Task
 from curricle.teachers.store.codecs import Codec
-from curricle.training.optimizers import Optimizer, Schedule
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import Optimizer, Schedule
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from curricle.values import Plain, plain
 

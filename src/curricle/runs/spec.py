@@ -22,9 +22,9 @@ from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
 from curricle.tasks import PcfgTask, Task, TextTask
 from curricle.teachers.trajectory import hugging_face_steps
-from curricle.training.compatibility import check_compatible
-from curricle.training.optimizers import Optimizer
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.compatibility import check_compatible
+from curricle.training.setup.optimizers import Optimizer
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from curricle.values import LONGEST_NAME, Line, Plain, override, parse, plain, read_yaml, value
 

@@ -54,7 +54,7 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, label_metrics
-from curricle.training.optimizers import Optimizer
+from curricle.training.setup.optimizers import Optimizer
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 

@@ -50,10 +50,10 @@ from curricle.training.loop.engine import (
     single_steps,
 )
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
-from curricle.training.optimizers import SGD, AdamW, Optimizer
-from curricle.training.process.ambient import standard_state
-from curricle.training.process.interrupts import LOGGER, Interrupts, Terminated
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.ambient import standard_state
+from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
+from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, Watch, capture
 
 AnyModel = nn.Module | TappedModel
@@ -414,6 +414,16 @@ def require_model(name: str, model: object) -> None:
         )
 
 
+def _require_direction(better: object) -> None:
+    """Check the direction of a metric.
+
+    Raises:
+        BindError: If it is none.
+    """
+    if better not in (None, "higher", "lower"):
+        raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
+
+
 def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Direction | None]:
     """Return the name of a metric and the direction that records declare.
 
@@ -424,8 +434,7 @@ def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Dire
     Raises:
         BindError: If the direction is none, or another than that of the metric.
     """
-    if better not in (None, "higher", "lower"):
-        raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
+    _require_direction(better)
     if isinstance(metric, str):
         return metric, better
     if better not in (None, metric.better):

@@ -13,8 +13,8 @@ from dataclasses import replace
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
-from curricle.training.optimizers import Optimizer
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import Optimizer
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps, taps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size

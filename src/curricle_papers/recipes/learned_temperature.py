@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size

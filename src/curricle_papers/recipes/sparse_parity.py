@@ -17,8 +17,8 @@ from curricle.runs.budget import Budget
 from curricle.runs.demo import parity_demo
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import ParityTask
-from curricle.training.optimizers import SGD, AdamW, Schedule
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD, AdamW, Schedule
+from curricle.training.setup.settings import TrainingSettings
 from curricle_papers.recipes.recipe import (
     Comparison,
     Recipe,

@@ -16,8 +16,8 @@ from curricle.points import Chart
 from curricle.runs.demo import text_demo
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import PcfgTask, TextTask
-from curricle.training.optimizers import AdamW, Schedule
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import AdamW, Schedule
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import (
     Comparison,

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from curricle.cli import app as cli
 from curricle.errors import CheckpointError, SpecError
-from curricle.training.process.interrupts import Interrupted
+from curricle.training.setup.interrupts import Interrupted
 from tests.runs import tiny_comparison
 
 

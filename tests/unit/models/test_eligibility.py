@@ -14,7 +14,7 @@ from curricle.curriculum.strategies import extraction, one_shot
 from curricle.errors import BindError
 from curricle.models.eligibility import check_present, check_trainable, weight_notes
 from curricle.models.families import tapped
-from curricle.training.optimizers import SGD, AdamW
+from curricle.training.setup.optimizers import SGD, AdamW
 from tests.parts import bound
 
 

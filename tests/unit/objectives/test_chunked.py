@@ -26,7 +26,7 @@ from curricle.objectives.chunked import (
 )
 from curricle.objectives.divergences import JSD, Divergence, ForwardKL, ReverseKL, TotalVariation
 from curricle.objectives.losses import cross_entropy
-from curricle.training.process.costs import Meter
+from curricle.training.setup.costs import Meter
 from tests.parts import drawn
 
 ROWS, WIDTH, TEACHER_WIDTH, CLASSES = 7, 3, 4, 5

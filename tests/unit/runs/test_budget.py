@@ -19,8 +19,8 @@ from curricle.runs.budget import AnyBudget, Budget, fitted, seconds_per_step
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import Stepper
-from curricle.training.optimizers import SGD
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import parse
 
 # FLOPs of one step at 8 inputs, 16 examples, student widths (8, 8), teacher widths (16, 16), two

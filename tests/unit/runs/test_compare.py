@@ -17,8 +17,8 @@ from curricle.records import EndRecord, Record, RunRecord, read_records
 from curricle.reports.run_folders import load_runs
 from curricle.runs.compare import Comparison, compare
 from curricle.runs.report import summarized
-from curricle.training.optimizers import SGD
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from tests.parts import INPUTS, parity
 
 CPU = TrainingSettings(device="cpu")

@@ -131,7 +131,7 @@ from pathlib import Path
 
 from curricle.runs.pool import compare
 from curricle.runs.folder import stored_spec
-from curricle.training.process.interrupts import interruptible
+from curricle.training.setup.interrupts import interruptible
 
 
 def watch(run, record):

@@ -28,7 +28,7 @@ from curricle.runs.train import (
 )
 from curricle.seals import write_sealed
 from curricle.teachers.trajectory import open_trajectory
-from curricle.training.optimizers import SGD
+from curricle.training.setup.optimizers import SGD
 from tests.runs import contents
 
 MakeSpec = Callable[..., RunSpec]

@@ -25,14 +25,14 @@ from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.distill import (
     Result,
+    _require_direction,
     capture_targets,
     distill,
-    judged_by,
 )
 from curricle.training.loop.engine import FINISHED, RECORDS
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.optimizers import SGD
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
 from tests.parts import CLASSES, INPUTS, Listed, drawn, parity
 
@@ -108,7 +108,7 @@ def test_a_declared_direction_of_the_metric_is_recorded() -> None:
 
 def test_a_direction_of_another_name_is_refused() -> None:
     with pytest.raises(BindError, match="'better' must be 'higher', 'lower' or None; got 'up'"):
-        judged_by("accuracy", "up")  # type: ignore[arg-type]
+        _require_direction("up")
 
 
 def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:

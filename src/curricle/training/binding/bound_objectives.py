@@ -19,7 +19,7 @@ from curricle.objectives.adapters import adapter_of
 from curricle.objectives.base import BoundObjective, Objective, Reads, Sample
 from curricle.teachers.live import Reference
 from curricle.teachers.stored import StoredTargets, StoredTeacher
-from curricle.training.optimizers import decay_groups
+from curricle.training.setup.optimizers import decay_groups
 
 
 @final

@@ -68,13 +68,13 @@ from curricle.training.binding.bound_objectives import (
 from curricle.training.binding.orientation import check_decoder_inputs, check_orientation
 from curricle.training.binding.recomputing import check_recomputation, without_reentrant_checkpoints
 from curricle.training.binding.starting import BoundStart, bind_start
+from curricle.training.binding.timeline import Span, check_rule, plan_spans
 from curricle.training.binding.trials import tried_on
-from curricle.training.optimizers import AdamW, Optimizer
-from curricle.training.process.ambient import standard_state, surrounding_notes
-from curricle.training.process.costs import Meter
-from curricle.training.process.placement import place_model
-from curricle.training.settings import TrainingSettings
-from curricle.training.timeline import Span, check_rule, plan_spans
+from curricle.training.setup.ambient import standard_state, surrounding_notes
+from curricle.training.setup.costs import Meter
+from curricle.training.setup.optimizers import AdamW, Optimizer
+from curricle.training.setup.placement import place_model
+from curricle.training.setup.settings import TrainingSettings
 
 
 @final

@@ -10,7 +10,7 @@ from curricle.extras import check_compiler
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import RunBatches
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.compatibility import check_compatible
+from curricle.training.setup.compatibility import check_compatible
 
 
 def check_speed(run: BoundRun) -> None:

@@ -35,8 +35,8 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.base import require
 from curricle.records import Spent, StagePlan
 from curricle.teachers.live import LiveTeacher
-from curricle.training.process.costs import Meter
-from curricle.training.process.placement import Placement
+from curricle.training.setup.costs import Meter
+from curricle.training.setup.placement import Placement
 
 BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""

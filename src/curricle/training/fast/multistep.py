@@ -32,7 +32,7 @@ from curricle.objectives.base import BoundObjective, Target
 from curricle.training.binding.batches import excess
 from curricle.training.fast.joined import Joined, is_counter
 from curricle.training.loop.stage_loss import StageLoss, StepLoss
-from curricle.training.optimizers import Moments
+from curricle.training.setup.optimizers import Moments
 
 BlockInputs = tuple[
     dict[str, Tensor],

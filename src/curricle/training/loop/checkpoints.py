@@ -30,7 +30,7 @@ from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Spent
 from curricle.seals import SEAL, check_sealed, folder_seal
-from curricle.training.timeline import Timeline, TimelineState
+from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
 from curricle.yaml_specs import from_json, kind_of
 

@@ -39,6 +39,7 @@ from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import begun
+from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, spend, step_record
@@ -46,8 +47,7 @@ from curricle.training.loop.results import plain_metrics
 from curricle.training.loop.resuming import RunFolder
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps, stepping
-from curricle.training.process.interrupts import Interrupted, Interrupts
-from curricle.training.timeline import StageEnd, Timeline
+from curricle.training.setup.interrupts import Interrupted, Interrupts
 
 StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""

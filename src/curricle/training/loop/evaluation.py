@@ -23,7 +23,7 @@ from curricle.models.tapped import Activations, Reader, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
 from curricle.training.binding.trials import check_places
-from curricle.training.process.placement import HOST, Placement
+from curricle.training.setup.placement import HOST, Placement
 
 Evaluator = Callable[[TappedModel], dict[str, float]]
 """A function from a model, in evaluation mode and without gradient, to named metrics."""

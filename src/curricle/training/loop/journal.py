@@ -19,6 +19,7 @@ from torch import nn
 from curricle.errors import CheckpointError
 from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Spent
 from curricle.training.binding.facts import differences, write_facts
+from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.checkpoints import (
     RunState,
     load_checkpoint,
@@ -26,7 +27,6 @@ from curricle.training.loop.checkpoints import (
     save_checkpoint,
 )
 from curricle.training.loop.resuming import RunFolder, owner_of
-from curricle.training.timeline import Timeline
 from curricle.values import fingerprint
 
 

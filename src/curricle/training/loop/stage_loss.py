@@ -30,7 +30,7 @@ from curricle.teachers.shared import SharedTeacher
 from curricle.training.binding.batches import TableLimit, run_forward
 from curricle.training.binding.bound_objectives import Term, adapters_of, opened
 from curricle.training.binding.bound_run import BoundRun, BoundStage
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.settings import TrainingSettings
 
 CALIBRATION_BATCHES = 8
 """Batches of the stream over which an objective may take statistics of the teacher."""

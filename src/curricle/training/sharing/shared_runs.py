@@ -34,12 +34,12 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import relative_tokens
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.speed import check_speed
-from curricle.training.compatibility import check_compatible
 from curricle.training.loop.engine import Outputs, TrainingRun, single_steps
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.loop.stage_loss import StepLoss
-from curricle.training.process.ambient import standard_state
-from curricle.training.process.interrupts import Interrupted, Interrupts
+from curricle.training.setup.ambient import standard_state
+from curricle.training.setup.compatibility import check_compatible
+from curricle.training.setup.interrupts import Interrupted, Interrupts
 from curricle.training.sharing.grouping import StudentGroups
 
 SHARED = (

@@ -49,7 +49,7 @@ from curricle.teachers.stored import check_readable
 from curricle.training.binding.batches import located
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
-from curricle.training.process.ambient import standard_state
+from curricle.training.setup.ambient import standard_state
 from curricle.values import value
 
 Watch = Callable[[int, int], None]

@@ -1,7 +1,7 @@
 from typing import Any
 
 from curricle.runs.spec import RunSpec
-from curricle.training.optimizers import SGD
+from curricle.training.setup.optimizers import SGD
 from curricle_papers.recipes.ablations import ABLATION_PROJECTION
 
 

@@ -28,7 +28,7 @@ from curricle.data.text.tokenizing import (
     write_tokenizer,
 )
 from curricle.errors import CheckpointError, DataError, SpecError
-from curricle.training.process.interrupts import Interrupted, interruptible
+from curricle.training.setup.interrupts import Interrupted, interruptible
 
 TEXT = "the cat sat on the mat, and the dog sat on the log.\n"
 

@@ -21,7 +21,7 @@ from curricle.training.binding.bound_objectives import (
     opened,
     trained_beside,
 )
-from curricle.training.optimizers import SGD, AdamW, Optimizer
+from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from tests.parts import drawn
 
 OPTIMIZERS: list[Optimizer] = [

@@ -24,7 +24,7 @@ from curricle.objectives.projections import Learned, Sign
 from curricle.objectives.temperature import LearnedTemperature, Temperature
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_objectives import adapters_of
-from curricle.training.optimizers import SGD, AdamW
+from curricle.training.setup.optimizers import SGD, AdamW
 from tests.parts import CLASSES, INPUTS, Listed, bound, mlp, texts
 
 BATCH = 8

@@ -23,7 +23,7 @@ from curricle.training.binding.facts import (
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.optimizers import SGD
+from curricle.training.setup.optimizers import SGD
 from tests.parts import Tuned, bound, mlp, parity
 
 

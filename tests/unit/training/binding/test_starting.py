@@ -32,7 +32,7 @@ from curricle.training.binding.facts import run_fingerprint
 from curricle.training.binding.starting import BATCHES, bind_start
 from curricle.training.distill import distill, execute
 from curricle.training.loop.engine import RECORDS, Observer, Outputs
-from curricle.training.optimizers import SGD
+from curricle.training.setup.optimizers import SGD
 from tests.parts import INPUTS, Listed, mlp, parity
 
 NUM_IDS, LENGTH, TEACHER, STUDENT = 20, 6, 12, 8

@@ -23,7 +23,7 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.fast.joined import Joined
 from curricle.training.loop.engine import Outputs
-from curricle.training.optimizers import SGD, AdamW
+from curricle.training.setup.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import bound, mlp, parity
 

@@ -15,6 +15,7 @@ from curricle.errors import CheckpointError
 from curricle.objectives.adapters import LinearMap
 from curricle.records import Spent
 from curricle.seals import SEAL, check_sealed, seal_folder, sealed_names
+from curricle.training.binding.timeline import Timeline, plan_spans
 from curricle.training.loop.checkpoints import (
     ADAPTERS,
     ADAPTERS_OPTIMIZER,
@@ -29,8 +30,7 @@ from curricle.training.loop.checkpoints import (
     read_state,
     save_checkpoint,
 )
-from curricle.training.optimizers import SGD, AdamW, Optimizer
-from curricle.training.timeline import Timeline, plan_spans
+from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from tests.parts import drawn
 
 OPTIMIZERS: list[Optimizer] = [

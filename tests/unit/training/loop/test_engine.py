@@ -55,8 +55,8 @@ from curricle.training.loop.checkpoints import (
 )
 from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
-from curricle.training.optimizers import SGD, AdamW, Optimizer
-from curricle.training.process.placement import SingleDevice
+from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
+from curricle.training.setup.placement import SingleDevice
 from curricle.values import plain
 from tests.parts import INPUTS, Listed, mlp, parity
 from tests.runs import contents
@@ -403,7 +403,7 @@ def test_records_that_are_shorter_than_the_checkpoint_says_are_refused(tmp_path:
     records = tmp_path / RECORDS
     records.write_bytes(records.read_bytes().splitlines(keepends=True)[0])
     before = contents(tmp_path)
-    with pytest.raises(CheckpointError, match=r"must hold the \d+ bytes that the checkpoint goes"):
+    with pytest.raises(CheckpointError, match=r"must hold the \d+ bytes from which the checkpoint"):
         executed(bound(one_shot(total=TOTAL)), tmp_path, resume=True)
     assert contents(tmp_path) == before
 
@@ -810,7 +810,7 @@ def test_step_records_hold_each_term_and_the_rate() -> None:
 
 def test_time_stands_still_during_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr("curricle.training.process.placement.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("curricle.training.setup.placement.time.perf_counter", lambda: clock[0])
 
     def slow(model: TappedModel) -> dict[str, float]:
         clock[0] += 100.0

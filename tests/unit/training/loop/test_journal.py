@@ -11,10 +11,10 @@ from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.strategies import extraction
 from curricle.errors import CheckpointError
 from curricle.records import EndRecord, Record, RunRecord, Spent, StageRecord, read_records
+from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record
 from curricle.training.loop.resuming import RunFolder
-from curricle.training.timeline import Timeline
 from tests.parts import bound, mlp
 
 RULE = UntilPlateau(at_most="20 steps", window=2, patience=1)

@@ -32,7 +32,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StepLoss
 from curricle.training.loop.stepping import stepping
-from curricle.training.optimizers import SGD, AdamW, Optimizer, Schedule
+from curricle.training.setup.optimizers import SGD, AdamW, Optimizer, Schedule
 from tests.parts import INPUTS, Listed, mlp
 
 PLAIN = SGD(learning_rate=0.1)

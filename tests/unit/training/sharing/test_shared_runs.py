@@ -26,7 +26,7 @@ from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_traj
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.loop.engine import RECORDS, Outputs
-from curricle.training.optimizers import SGD, AdamW
+from curricle.training.setup.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.values import plain
 from tests.parts import bound, mlp, parity

@@ -19,7 +19,7 @@ from curricle.records import (
     StageRecord,
     StepRecord,
 )
-from curricle.training.process.observers import NoteLine, PreparationBar, ProgressBar, new_progress
+from curricle.training.setup.observers import NoteLine, PreparationBar, ProgressBar, new_progress
 
 
 def opening(*steps: int) -> RunRecord:

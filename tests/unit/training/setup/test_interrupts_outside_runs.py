@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from curricle.training.process.interrupts import Interrupted, Interrupts, interruptible
+from curricle.training.setup.interrupts import Interrupted, Interrupts, interruptible
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -7,8 +7,8 @@ import torch
 
 from curricle.errors import BindError, SpecError
 from curricle.models.inference import Inference
-from curricle.training.process.placement import HOST
-from curricle.training.settings import TrainingSettings
+from curricle.training.setup.placement import HOST
+from curricle.training.setup.settings import TrainingSettings
 
 
 def test_without_a_gpu_auto_is_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from curricle.training.process.costs import Meter
+from curricle.training.setup.costs import Meter
 
 
 def test_a_matrix_product_costs_two_flops_for_each_product() -> None:

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from curricle.errors import BindError, SpecError
-from curricle.training.compatibility import INCOMPATIBLE, check_compatible
+from curricle.training.setup.compatibility import INCOMPATIBLE, check_compatible
 
 NAMES = sorted({name for pair in INCOMPATIBLE for name in pair})
 PAIRS = set(map(frozenset, INCOMPATIBLE))

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curricle.errors import SpecError
-from curricle.training.optimizers import SGD, AdamW, Moments, Optimizer, Schedule, decay_groups
+from curricle.training.setup.optimizers import (
+    SGD,
+    AdamW,
+    Moments,
+    Optimizer,
+    Schedule,
+    decay_groups,
+)
 from tests.parts import drawn
 
 

@@ -13,8 +13,8 @@ from pydantic import Field
 
 from curricle.errors import SpecError
 from curricle.models.inference import Inference
-from curricle.training.compatibility import check_compatible
-from curricle.training.process.placement import Placement, Precision, find_placement
+from curricle.training.setup.compatibility import check_compatible
+from curricle.training.setup.placement import Placement, Precision, find_placement
 from curricle.values import value
 
 EXCLUSIVE = MappingProxyType(

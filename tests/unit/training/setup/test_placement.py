@@ -9,7 +9,7 @@ from torch import nn
 from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
-from curricle.training.process.placement import (
+from curricle.training.setup.placement import (
     HOST,
     SingleDevice,
     find_placement,

@@ -11,8 +11,8 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import BindError
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.training.binding.timeline import Span, StageEnd, Timeline, TimelineState, plan_spans
 from curricle.training.loop.stage_loss import StepLoss
-from curricle.training.timeline import Span, StageEnd, Timeline, TimelineState, plan_spans
 from tests.parts import bound
 
 PLATEAU = UntilPlateau(at_most="40 steps", window=5, patience=2, min_improvement=0.1)

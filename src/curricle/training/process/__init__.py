@@ -1,1 +1,0 @@
-"""Process and machine that surround a run: random state, signals, clock, progress."""
