@@ -95,7 +95,7 @@ def _grammar(scale: Scale) -> Comparison:
 
 def _text(scale: Scale) -> Comparison:
     comparison = text_comparison(scale)
-    assert comparison.spec.budget is not None  # noqa: S101 - tells the type checker what it is
+    assert comparison.spec.budget is not None  # noqa: S101 - for the type checker
     methods = comparison.spec.strategies
     extraction = methods["extraction"]
     last = {"smoke": 2, "small": 3, "paper": 12}[scale]

@@ -2,10 +2,10 @@
 
 A learned temperature is a curriculum of difficulty: it needs neither checkpoints nor layers, so it
 competes with one-shot distillation and can be the last objective of extraction. Arms with `T4`
-have the same two losses in the same proportion at a fixed temperature, which tells the learning of
-the temperature from its being high and from the labels. All arms of a panel share a learning rate
-but `one_shot-fast` on parity, which has twice of it: a high temperature makes gradients larger, and
-plain SGD does not even that out.
+have the same two losses in the same proportion at a fixed temperature, which separates the effect
+of learning the temperature from that of a high temperature and of the labels. All arms of a panel
+share a learning rate, except `one_shot-fast` on parity with twice the rate: a high temperature
+makes gradients larger, which plain SGD does not compensate.
 """
 
 from collections.abc import Mapping

@@ -180,7 +180,7 @@ def _pcfg_mlm(scale: Scale) -> Mapping[str, Comparison]:
 def _as_published(comparison: Comparison) -> Comparison:
     """Return a comparison with the sampling, masking and targets of the second paper's code."""
     spec = comparison.spec
-    assert isinstance(spec.task, PcfgTask)  # noqa: S101 - tells the type checker what it is
+    assert isinstance(spec.task, PcfgTask)  # noqa: S101 - for the type checker
     strategies = dict(spec.strategies)
     for name, argument in TARGETS.items():
         call: Plain = {**spec.strategies[name].curriculum, argument: FIRST_CHOICE}

@@ -1,10 +1,10 @@
 """Value of an initialization from the teacher's embeddings.
 
-Tasks, teachers and rates of the recipes for text, grammar and parities; on parities arms are told
-apart by the examples to the target. Every arm with a start differs
-from its method only in that; the random start before extraction is the projection that its layers
-share. Principal components stand beside it on text alone: elsewhere the teacher has fewer token
-vectors than the student has dimensions.
+Tasks, teachers and rates of the recipes for text, grammar and parities; on parities the arms are
+compared by the examples to the target. Every arm with a start differs from its method only in the
+start; the random start before extraction is the shared projection of its layers. Principal
+components are used on text alone: elsewhere the teacher has fewer token vectors than the student
+has dimensions.
 """
 
 from collections.abc import Mapping
