@@ -291,7 +291,7 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
         elif latest_checkpoint(folder / CHECKPOINTS) is None:
             note = f"{call} starts anew, since no checkpoint was written yet"
         else:
-            note = f"{call} goes on from the newest checkpoint"
+            note = f"{call} resumes from the newest checkpoint"
         if isinstance(error, Terminated):
             # Python prints neither a traceback nor notes of what ends a process.
             name = signal.Signals(error.signal_number).name
