@@ -318,8 +318,8 @@ class _Probe:
         )
 
     def stage(self, stage: Stage, span: Span, *, reached: frozenset[str]) -> BoundStage:
-        reads_by_objective = [self._reads(objective) for objective in stage.objectives]
-        reads = merge_reads(reads_by_objective, full_student=stage.trains == "all")
+        all_reads = [self._reads(objective) for objective in stage.objectives]
+        reads = merge_reads(all_reads, full_student=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
         if stage.teacher != "final" and not needs_teacher:
             raise BindError(
@@ -334,19 +334,15 @@ class _Probe:
         teacher_meter = Meter()
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
             student = self._learn(reads, student_meter)
-            teacher_states = (
-                self._teach(reads_by_objective, student, teacher_meter) if needs_teacher else None
-            )
-            sample = Sample(
-                batch=self._part, student=student, teacher=teacher_states, seed=self._seed
-            )
-            terms = self._terms(stage, reads_by_objective, replace(sample, num_steps=span.most))
-            self._note_logits(reads_by_objective, student, teacher_states)
+            taught = self._teach(all_reads, student, teacher_meter) if needs_teacher else None
+            sample = Sample(batch=self._part, student=student, teacher=taught, seed=self._seed)
+            terms = self._terms(stage, all_reads, replace(sample, num_steps=span.most))
+            self._note_logits(all_reads, student, taught)
             trial_terms = opened(terms)
             adapters = list(adapters_of(trial_terms).parameters())
             student_meter.know(adapters)
             with teacher_meter.running():
-                targets = self._targets(trial_terms, teacher_states)
+                targets = self._targets(trial_terms, taught)
             with student_meter.running():
                 trained = self._reached(trial_terms, student, targets)
             # The teacher's logits of a chunk are made while the student's are.
@@ -369,9 +365,7 @@ class _Probe:
             teacher_flops=teacher_meter.flops * self._settings.gradient_accumulation_steps,
             trained_parameters=self._count(trained),
             adapter_parameters=adapter_parameters,
-            reads_logits=any(
-                reads.student_logits or reads.student_head for reads in reads_by_objective
-            ),
+            reads_logits=any(reads.student_logits or reads.student_head for reads in all_reads),
             memory_bytes=self._memory(
                 self._count(trained) + adapter_parameters, student_meter.saved_bytes
             ),
@@ -403,13 +397,13 @@ class _Probe:
         )
 
     def _note_logits(
-        self, reads_by_objective: Sequence[Reads], student: Activations, teacher: Activations | None
+        self, all_reads: Sequence[Reads], student: Activations, teacher: Activations | None
     ) -> None:
         """Note the output taken as logits, where an objective reads them."""
         by_model = {"student": student, "teacher": teacher}
         is_read = {
-            "student": any(reads.student_logits for reads in reads_by_objective),
-            "teacher": any(reads.teacher_logits for reads in reads_by_objective),
+            "student": any(reads.student_logits for reads in all_reads),
+            "teacher": any(reads.teacher_logits for reads in all_reads),
         }
         for who, activations in by_model.items():
             if activations is None or activations.logits is None or not is_read[who]:
@@ -418,7 +412,7 @@ class _Probe:
                 activations.logits
             )
         self._compares_logits |= any(
-            reads.teacher_logits or reads.teacher_head for reads in reads_by_objective
+            reads.teacher_logits or reads.teacher_head for reads in all_reads
         )
 
     def decisions(self, teacher: LiveTeacher | None) -> tuple[str, ...]:
@@ -442,13 +436,11 @@ class _Probe:
         teacher = None if self._teacher is None else self._teacher.model
         return objective.reads(self._student, teacher)
 
-    def _teach(
-        self, reads_by_objective: Sequence[Reads], student: Activations, meter: Meter
-    ) -> Activations:
+    def _teach(self, all_reads: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
             self._teacher.check_precision(self._settings.precisions[-1])
-            return self._teacher.placeholders(reads_by_objective, student)
-        reads = merge_reads(reads_by_objective, full_student=False)
+            return self._teacher.placeholders(all_reads, student)
+        reads = merge_reads(all_reads, full_student=False)
         model, head = require(self._teacher, "teacher").model, reads.teacher_head
         batch = self._part.for_teacher
         if head:
@@ -509,9 +501,7 @@ class _Probe:
             torch.equal(tensor, repeated) for tensor, repeated in zip(first, second, strict=True)
         )
 
-    def _terms(
-        self, stage: Stage, reads_by_objective: Sequence[Reads], sample: Sample
-    ) -> tuple[Term, ...]:
+    def _terms(self, stage: Stage, all_reads: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
         residual = self._student.is_residual and (
             self._teacher is None or self._teacher.model.is_residual
         )
@@ -519,7 +509,7 @@ class _Probe:
         source = stored, stage.teacher, self._fingerprint
         return tuple(
             bound_term(objective, reads, sample, residual=residual, source=source)
-            for objective, reads in zip(stage.objectives, reads_by_objective, strict=True)
+            for objective, reads in zip(stage.objectives, all_reads, strict=True)
         )
 
     @torch.no_grad()
