@@ -22,7 +22,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Literal, final
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
 from curricle.seals import (
     UNSEALED,
+    Document,
     LineChain,
     check_sealed,
     is_cut,
@@ -398,12 +399,12 @@ def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
     return chain
 
 
-def _current(data: Any) -> Any:  # noqa: ANN401 - plain data has no narrower type
+def _current(data: Document) -> Document:
     """Return a record with the field names of this version.
 
     Version 0.1 wrote a single `note` into the run's record.
     """
-    if isinstance(data, dict) and "note" in data:
+    if "note" in data:
         note = data.pop("note")
         return data | {"notes": [note] if note else []}
     return data

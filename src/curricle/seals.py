@@ -34,14 +34,14 @@ Document = dict[str, Any]
 """A JSON object."""
 
 
-def sealed(document: Mapping[str, Any]) -> str:
+def sealed(document: Mapping[str, object]) -> str:
     """Return the text of a document with its check."""
     body = json.dumps(document, indent=1)
     check = hashlib.sha256(body.encode()).hexdigest()[:DIGITS]
     return json.dumps({**document, CHECK: check}, indent=1) + "\n"
 
 
-def write_sealed(path: Path, document: Mapping[str, Any]) -> None:
+def write_sealed(path: Path, document: Mapping[str, object]) -> None:
     """Write a document with its check in one step."""
     write_text(path, sealed(document))
 
@@ -84,7 +84,7 @@ class LineChain:
         """
         self.head, self._start = "", start
 
-    def line(self, document: Mapping[str, Any]) -> bytes:
+    def line(self, document: Mapping[str, object]) -> bytes:
         """Return the next line, with its check and line break."""
         body = json.dumps(document, allow_nan=False).encode()
         self.head = self._check(body)
@@ -123,7 +123,7 @@ class LineChain:
         return hashlib.sha256((self.head or self._start).encode() + body).hexdigest()[:DIGITS]
 
 
-def sealed_lines(documents: Iterable[Mapping[str, Any]]) -> bytes:
+def sealed_lines(documents: Iterable[Mapping[str, object]]) -> bytes:
     """Return a whole file of JSON lines with checks that also cover the number of lines."""
     listed = list(documents)
     chain = LineChain(start=str(len(listed)))

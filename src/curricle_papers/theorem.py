@@ -18,8 +18,8 @@ that there is one for each input), input, neuron, target, projection, coordinate
 (its two parts).
 
 Design: everything but the laws of the projections is numpy, and the numbers for a seed are the
-same for every method and number of examples wherever they can be: a row differs from another by
-what its name says.
+same for every method and number of examples wherever they can be: rows differ
+only by their method and number of examples.
 
 References:
     [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Theorem 4.3, Lemma 4.4, Figure 2. Which of

@@ -17,6 +17,7 @@ FINISHED = (
     "curricle/teachers",
     "curricle/data",
     "curricle/models",
+    "curricle/training",
     "curricle_papers",
 )
 """Packages that hold the rules; a package is added when it is rewritten."""

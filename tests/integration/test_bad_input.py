@@ -273,7 +273,7 @@ def test_what_goes_on_with_other_folders_is_told(
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "records.jsonl").touch()
     told = sentence(command(verb, "run"))
-    assert "a run made in Python goes on with 'curricle.distill(..., resume=True)'" in told
+    assert "a run made in Python is resumed by 'curricle.distill(..., resume=True)'" in told
     (tmp_path / "run" / "recipe.json").touch()
     assert "it is a recipe's folder, with no runs" in sentence(command(verb, "run"))
     (tmp_path / "run" / "panels" / "parity").mkdir(parents=True)

@@ -151,7 +151,7 @@ def test_an_interrupted_comparison_goes_on_and_ends_as_an_uninterrupted_one(
         interrupt_student(patch, number=1, at=9)
         code, _, told = command("compare", parity)
     assert code == 130
-    assert told == "curricle: stopped; 'curricle resume run' goes on from the newest checkpoint\n"
+    assert told == "curricle: stopped; 'curricle resume run' resumes from the newest checkpoint\n"
     students = tmp_path / "run" / "students"
     finished = contents(students / "one_shot" / "seed-0")
     assert not (students / "one_shot" / "seed-1").exists()

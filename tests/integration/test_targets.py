@@ -24,7 +24,7 @@ def test_targets_are_captured_told_verified_and_read(command: Command, parity: P
     code, shown, _ = command("targets", "verify", "store", "--spec", parity, *CHANGES)
     assert code == 0
     assert "100.0% of" in shown
-    assert "store is whole" in shown
+    assert "store: all files intact" in shown
     code, shown, error = command("distill", parity, *CHANGES)
     assert (code, error) == (0, "")
     assert "accuracy" in shown
@@ -82,7 +82,11 @@ def test_a_folder_tells_what_a_capture_that_was_stopped_has_left(
     assert re.search(r"│ yes +│ top_k", command("targets", "info", "store")[1])
     write_manifest(Path("store"), replace(manifest, finished={section.name: 0}))
     shown = command("targets", "info", "store")[1]
-    assert "state: not complete: capturing again goes on" in shown
+    assert "state: incomplete: capturing again continues" in shown
     assert re.search(r"│ no +│ top_k", shown)
     code, shown, _ = command("targets", "verify", "store")
-    assert (code, shown) == (0, "store is whole but for what capturing again will add\n")
+    assert code == 0
+    assert shown.splitlines() == [
+        "store: all files intact",
+        "capture incomplete; run 'curricle targets capture' again to finish it",
+    ]

@@ -217,12 +217,12 @@ def _read_states(folder: Path) -> None:
 
 
 def _read_targets(folder: Path) -> None:
-    from curricle.runs.target_folder import described, verified
+    from curricle.runs.target_folder import describe_targets, verify_targets
     from curricle.teachers.store.manifest import read_manifest
 
     manifest = read_manifest(folder / "targets")
-    described(manifest)
-    verified(folder / "targets")
+    describe_targets(manifest)
+    verify_targets(folder / "targets")
     if any(CANARY in shard.file for shard in manifest.shards):
         raise EscapedError(f"{CANARY!r} was read")
 

@@ -1,12 +1,12 @@
-"""The command line.
+"""Command line: the verbs and their options.
 
-One verb a job: `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
-`reproduce`, and `targets`, which has verbs of its own. Every verb that takes a spec also takes
-`--set path=value`. A mistake of the user's is one line and exit code 2; a traceback means that the
-mistake is ours. A signal that ends a command is one line and 128 more than its number.
+The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
+`reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
+`--set path=value`. A user's mistake is printed as one line and has exit code 2; a traceback means a
+fault of curricle. A signal is printed as one line and has exit code 128 plus its number.
 
-Design: the command line only connects experiments, which write records, with reports, which read
-them; neither knows the other. Modules that need torch are imported by the command that needs
+Design: the command line only connects runs, which write records, with reports, which read them;
+neither imports the other. Modules that need torch are imported by the command that needs
 them, so that help appears at once. Names and paths come from users: no console reads markup.
 """
 
@@ -57,7 +57,7 @@ class _Verbs(TyperGroup):
 app = typer.Typer(
     name="curricle",
     cls=_Verbs,
-    help="Make a small network learn from a large one by giving it a curriculum.",
+    help="Distill a large network into a small one with a curriculum.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -68,7 +68,7 @@ if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.
     console = Console(width=WIDE, markup=False, emoji=False)
 
-Spec = Annotated[Path, typer.Argument(help="YAML file that says what to run.", show_default=False)]
+Spec = Annotated[Path, typer.Argument(help="Run spec, a YAML file.", show_default=False)]
 Sets = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="PATH=VALUE", help="Change a field of the spec; repeatable."),
@@ -89,14 +89,14 @@ def main() -> None:
     from curricle.training.setup.interrupts import interruptible
     from curricle.training.setup.observers import PreparationBar
 
-    # Beside the bars of runs, and out of the way of what is piped on.
+    # On standard error, so that piped output stays clean.
     bar = PreparationBar(Console(stderr=True))
     try:
         with interruptible(), watched(bar):
             app()
     except CurricleError as error:
         bar.close()
-        # What other libraries say inside a sentence may have several lines.
+        # Messages of other libraries inside a sentence may have several lines.
         print(f"curricle: {visible(' '.join(str(error).split()))}", file=sys.stderr)
         sys.exit(2)
     finally:
@@ -114,12 +114,12 @@ def _by(error: KeyboardInterrupt) -> str:
     return "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
 
 
-def _say(text: object) -> None:
+def _print(text: object) -> None:
     """Print a line that may contain names from users."""
     console.print(visible(str(text), keep="\n"), soft_wrap=True)
 
 
-def _tell_version(is_requested: bool) -> bool:  # noqa: FBT001 - typer's own signature
+def _show_version(is_requested: bool) -> bool:  # noqa: FBT001 - typer's own signature
     if is_requested:
         print(f"curricle {package_version()}")
         raise typer.Exit
@@ -130,7 +130,7 @@ def _tell_version(is_requested: bool) -> bool:  # noqa: FBT001 - typer's own sig
 def options(
     version: Annotated[  # noqa: FBT002 - a flag of the command line
         bool,
-        typer.Option("--version", help="Show the version.", is_eager=True, callback=_tell_version),
+        typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version),
     ] = False,
 ) -> None:
     """Parse the options before a verb."""
@@ -145,7 +145,7 @@ def demo(
     sets: Sets = None,
     jobs: Jobs = 2,
 ) -> None:
-    """Train a small teacher and compare four ways to teach a student, in minutes."""
+    """Train a small teacher and compare four strategies for students, in minutes."""
     from curricle.runs.demo import demo_spec
     from curricle.runs.folder import unused_folder
     from curricle.runs.spec import changed
@@ -172,17 +172,17 @@ def plan(spec: Spec, sets: Sets = None) -> None:
         bound = planned_student(run_spec, run)
         console.print(plan_table(bound.plans, title=run.name))
         for note in bound.notes:
-            _say(note)
+            _print(note)
 
 
 @app.command()
 def teach(spec: Spec, sets: Sets = None) -> None:
     """Train the spec's teacher from labels and keep its checkpoints."""
     from curricle.runs.folder import Origin
-    from curricle.runs.spec import given, load_spec
+    from curricle.runs.spec import load_spec, require_field
 
     run_spec = load_spec(spec, sets)
-    given(run_spec.teacher.total, "teacher.total", "teach")
+    require_field(run_spec.teacher.total, "teacher.total", "teach")
     origin = Origin(command="teach", title=spec.stem, line=_line("teach", spec, sets))
     _start(run_spec, origin, [])
     _go_on("teach", run_spec)
@@ -239,7 +239,7 @@ def reproduce(
     from curricle_papers.recipes.running import claim, measure, panels
 
     if listed or not name:
-        console.print(recipe_table([recipe.told() for recipe in RECIPES.values()]))
+        console.print(recipe_table([recipe.describe() for recipe in RECIPES.values()]))
         return
     recipe, size = recipe_named(name), checked_scale(scale)
     _refuse_several_processes()
@@ -309,7 +309,7 @@ def probe(
     for grid in probe_grids(records):
         console.print(to_rich(grid))
     for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):
-        _say(path)
+        _print(path)
 
 
 def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:
@@ -384,7 +384,7 @@ def _run(command: str, spec: "RunSpec", jobs: int) -> None:
     elif command == "distill":
         _distill(spec)
     else:
-        _say(f"teacher in {spec.folder / 'teacher'}")
+        _print(f"teacher in {spec.folder / 'teacher'}")
 
 
 def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
@@ -392,10 +392,10 @@ def _remedy(spec: "RunSpec", again: str, *, has_saved: bool) -> str:
     line = again or shlex.join(["curricle", "resume", str(spec.folder)])
     if spec.engine.save_every is None and not has_saved:
         return (
-            f"'{line}' keeps what is finished and starts the rest anew, since the spec sets no "
+            f"'{line}' keeps finished runs and restarts the others, since the spec sets no "
             f"'engine.save_every'"
         )
-    return f"'{line}' goes on from the newest checkpoint"
+    return f"'{line}' resumes from the newest checkpoint"
 
 
 def _compare_students(spec: "RunSpec", jobs: int) -> None:
@@ -430,7 +430,7 @@ def _distill(spec: "RunSpec") -> None:
     with _bars() as new_bar:
         end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
-    _say(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
+    _print(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
 
 
 def _report(folders: list[Path], output: Path | None = None) -> None:
@@ -444,7 +444,7 @@ def _report(folders: list[Path], output: Path | None = None) -> None:
     console.print(summary_table(summary))
     lines = (summary.gap, *summary.notes, headline(summary), f"report: {page}")
     for line in filter(None, lines):
-        _say(line)
+        _print(line)
 
 
 def _report_figure(folder: Path, output: Path | None = None) -> None:
@@ -462,7 +462,7 @@ def _report_figure(folder: Path, output: Path | None = None) -> None:
     for table in points_tables(folder):
         console.print(table)
     for line in (*lines, f"report: {folder / 'report.html'}"):
-        _say(line)
+        _print(line)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ Design: as in `cli`, modules that need torch are imported by the command that ne
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
@@ -17,10 +17,11 @@ from rich.table import Table
 from curricle.errors import SpecError, visible
 
 if TYPE_CHECKING:
+    from curricle.teachers.store.importing import Missing
     from curricle.teachers.store.manifest import Manifest
 
 app = typer.Typer(
-    help="Ask a teacher once and keep what it says for any number of students.",
+    help="Store the targets of a teacher for any number of students.",
     no_args_is_help=True,
 )
 WIDE = 140
@@ -37,43 +38,44 @@ def capture(
     spec: Annotated[Path, typer.Argument(help="YAML file with `targets`.", show_default=False)],
     sets: Sets = None,
 ) -> None:
-    """Capture all targets of the spec's finished teacher that its students will read.
+    """Capture all targets that the students of a spec will read from its finished teacher.
 
-    A second call goes on where the first was stopped.
+    An interrupted capture is continued.
     """
     from curricle.runs.spec import load_spec
     from curricle.runs.target_folder import capture_targets
 
     console = _console()
-    with console.status("asking the teacher") as status:
+    with console.status("running the teacher") as status:
         manifest = capture_targets(
             load_spec(spec, sets),
             lambda done, total: status.update(f"step {done} of {total}"),
         )
-    _tell(console, manifest)
+    _print_manifest(console, manifest)
 
 
 @app.command()
 def verify(
     folder: Folder,
     spec: Annotated[
-        Path | None, typer.Option(help="Spec whose teacher is asked again about some batches.")
+        Path | None, typer.Option(help="Spec; its teacher is run again on some batches.")
     ] = None,
     sets: Sets = None,
 ) -> None:
     """Read every file of a folder; with a spec, compare with its teacher."""
     from curricle.runs.spec import load_spec
-    from curricle.runs.target_folder import verified
+    from curricle.runs.target_folder import verify_targets
     from curricle.teachers.store.manifest import read_manifest
 
     console = _console()
-    agreements = verified(folder, None if spec is None else load_spec(spec, sets))
+    agreements = verify_targets(folder, None if spec is None else load_spec(spec, sets))
     for agreement in agreements:
         console.print(
             f"{agreement.section.name}: {agreement.share:.1%} of {agreement.rows} rows agree"
         )
-    note = "" if read_manifest(folder).is_complete else " but for what capturing again will add"
-    console.print(visible(f"{folder} is whole{note}"), soft_wrap=True)
+    console.print(visible(f"{folder}: all files intact"), soft_wrap=True)
+    if not read_manifest(folder).is_complete:
+        console.print("capture incomplete; run 'curricle targets capture' again to finish it")
 
 
 @app.command()
@@ -82,7 +84,7 @@ def info(folder: Folder) -> None:
     from curricle.teachers.store.manifest import MANIFEST, missing_files, read_manifest
 
     console, manifest = _console(), read_manifest(folder)
-    _tell(console, manifest)
+    _print_manifest(console, manifest)
     missing = missing_files(folder, manifest)
     if missing:
         console.print(
@@ -107,12 +109,12 @@ def import_(
     num_classes: Annotated[
         int | None, typer.Option(min=1, help="Size of the vocabulary, if the source has none.")
     ] = None,
-    temperature: Annotated[float, typer.Option(help="With which the source was made.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Temperature of the log-probabilities.")] = 1.0,
     missing: Annotated[
-        str, typer.Option(help="What becomes of the mass of other classes: rest or renormalize.")
+        str, typer.Option(help="Treatment of the mass of other classes: rest or renormalize.")
     ] = "rest",
 ) -> None:
-    """Make stored targets of top-k log-probabilities that another program has written.
+    """Import top-k log-probabilities of another program as stored targets.
 
     Raises:
         SpecError: If there is no such policy of the missing mass.
@@ -121,20 +123,23 @@ def import_(
 
     if missing not in {"rest", "renormalize"}:
         raise SpecError(f"'--missing' must be 'rest' or 'renormalize'; got {missing!r}")
-    policy: Any = missing
     manifest = import_targets(
-        source, folder, num_classes=num_classes, temperature=temperature, missing=policy
+        source,
+        folder,
+        num_classes=num_classes,
+        temperature=temperature,
+        missing=cast("Missing", missing),
     )
-    _tell(_console(), manifest)
+    _print_manifest(_console(), manifest)
 
 
-def _tell(console: Console, manifest: "Manifest") -> None:
+def _print_manifest(console: Console, manifest: "Manifest") -> None:
     """Print teacher and form of the targets."""
-    from curricle.runs.target_folder import described
+    from curricle.runs.target_folder import describe_targets
 
     teacher, data = manifest.teacher, manifest.data
-    state = "complete" if manifest.is_complete else "not complete: capturing again goes on"
-    facts: dict[str, Any] = {
+    state = "complete" if manifest.is_complete else "incomplete: capturing again continues"
+    facts = {
         "state": state,
         "teacher": f"{teacher.weights.get('final', 'unknown')[:16]}, {teacher.parameters} "
         f"parameters, {teacher.precision or 'unknown precision'}",
@@ -143,8 +148,8 @@ def _tell(console: Console, manifest: "Manifest") -> None:
     }
     for name, text in facts.items():
         console.print(visible(f"{name}: {text}"), soft_wrap=True)
-    table = Table("targets", "whole", "codec", "error", "examples", "rows", "bytes a row")
-    for row in described(manifest):
+    table = Table("targets", "intact", "codec", "error", "examples", "rows", "bytes a row")
+    for row in describe_targets(manifest):
         codec = row.section.codec
         sizes = (f"{row.examples}", f"{row.rows}", f"{row.bytes_a_row:.1f}")
         intact = "yes" if manifest.has_all(row.section) else "no"

@@ -69,25 +69,25 @@ CURVES = (
 )
 TARGET = (
     "A cost is that of the first evaluation at or past the target, and is given only if every seed "
-    "got there."
+    "reached it."
 )
 SOURCE = (
     "The target is the mean final value of {method!r}, of which some seeds fall short by "
-    "definition: its cost is that of its whole runs, unless every seed got there earlier."
+    "definition: its cost is that of its whole runs, unless every seed reached it earlier."
 )
 ENDED = (
     "{ended} of {runs} runs ended when they reached the target: their final values are those at "
-    "the target, not the best they could reach; in mean curves such a run counts with its last "
-    "value from there on; the tables of stages show what was planned, with what was done below."
+    "the target, not their best; in mean curves a run counts with its last value after its end; "
+    "the tables of stages show planned steps, with the steps taken below."
 )
 STAGES = (
-    "Tables show what was planned. A run that ends at its target does less; what is done counts "
-    "also what is read before the first step, such as the teacher's statistics."
+    "Tables show planned steps. A run that ends at its target takes fewer; the cost also includes "
+    "examples read before the first step, for example for the teacher's statistics."
 )
 LOSSES = (
     "Losses of different stages and strategies have different objectives and are not comparable; "
-    "the panels show whether a stage still learned when it ended. Bands are 95 % intervals of the "
-    "mean over seeds, drawn no further than the lowest and the highest loss of any seed."
+    "the panels show whether the loss still fell at the end of a stage. Bands are 95 % intervals "
+    "of the mean over seeds, drawn no further than the lowest and the highest loss of any seed."
 )
 CROWD = (
     "Lines are means over seeds ({seeds}). With more than {most} strategies, intervals and single "

@@ -266,7 +266,7 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
     """
     groups = grouped(runs)
     if not groups:
-        raise CheckpointError("a report must tell of at least one student's run; got none")
+        raise CheckpointError("a report must hold at least one run of a student; got none")
     _check_task(runs)
     opening = next(iter(groups.values()))[0].opening
     judged = metric or opening.metric

@@ -49,7 +49,7 @@ def build_model(model: Model, data: TaskData, seed: int, purpose: str) -> Tapped
         )
 
 
-def taught(spec: RunSpec, data: TaskData) -> LiveTeacher:
+def load_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
     """Return the finished teacher with its trajectory."""
     model = build_model(spec.teacher.model, data, spec.seed, "teacher")
     folder = spec.folder / TEACHER
@@ -60,13 +60,13 @@ def taught(spec: RunSpec, data: TaskData) -> LiveTeacher:
     return LiveTeacher(model, open_trajectory(folder / TRAJECTORY))
 
 
-def asked_teacher(spec: RunSpec, data: TaskData) -> Teacher:
+def open_teacher(spec: RunSpec, data: TaskData) -> Teacher:
     """Return the finished teacher, or its stored targets if the spec names some.
 
     Raises:
         BindError: If the targets are those of another teacher or tokenizer.
     """
-    live = taught(spec, data)
+    live = load_teacher(spec, data)
     if spec.targets is None:
         return live
     stored = open_targets(spec.targets.folder)

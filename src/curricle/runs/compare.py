@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, final
+from typing import Literal, final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -60,7 +60,7 @@ from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
-Strategy = Mapping[str, Any] | Callable[..., Curriculum]
+Strategy = Mapping[str, object] | Callable[..., Curriculum]
 """A strategy's `kind` with its arguments, or a function that takes `total=` and, if it has that
 argument, `trajectory=`."""
 Watcher = Callable[[str, int, Record], None]
@@ -211,7 +211,7 @@ class _Plan:
 def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
     student: nn.Module | Callable[[int], AnyModel],
     teacher: AnyModel | StoredTeacher | None,
-    data: Stream | DataLoader[Any] | Callable[[int], Stream],
+    data: Stream | DataLoader[object] | Callable[[int], Stream],
     *,
     evaluation: Sequence[Batch] | Evaluator,
     budget: Budget | str,

@@ -7,11 +7,11 @@ there is used again if the spec has the same settings. One command at a time wor
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from torch import nn
 
@@ -25,7 +25,7 @@ from curricle.runs.spec import RunSpec
 from curricle.seals import read_sealed, write_sealed
 from curricle.training.loop.engine import FINISHED, RECORDS
 from curricle.training.loop.resuming import check_weights_file
-from curricle.values import changes, fingerprint, parse, plain, read_yaml, to_yaml
+from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
 TAUGHT = "taught.json"
@@ -140,7 +140,7 @@ def read_origin(folder: Path) -> Origin:
     return origin
 
 
-def _parsed_origin(document: dict[str, Any]) -> Origin:
+def _parsed_origin(document: Plain) -> Origin:
     """Return the origin in a document.
 
     Raises:
@@ -162,7 +162,7 @@ def _hint(folder: Path) -> str:
     """Return the remedy for a folder that no command has claimed; empty if unknown."""
     recipe = where_runs_are(folder)
     if not recipe and (folder / RECORDS).is_file():
-        return "; a run made in Python goes on with 'curricle.distill(..., resume=True)'"
+        return "; a run made in Python is resumed by 'curricle.distill(..., resume=True)'"
     return recipe
 
 
@@ -218,8 +218,8 @@ def is_claimed(spec: RunSpec) -> bool:
         return False
     claimed, then = _read_claim(claim)
     if claimed != (digest := teacher_digest(spec)):
-        words = _taught_otherwise(then, teacher_facts(spec)) if then else []
-        difference = f"it was taught by another one, where {_listed(words)}"
+        words = _changed_settings(then, teacher_facts(spec)) if then else []
+        difference = f"it was trained by another spec, in which {_listed(words)}"
         raise CheckpointError(
             f"{str(folder)!r} must hold the teacher of this spec; "
             f"{difference if words else f'its digest is {claimed}, not {digest}'}; "
@@ -235,7 +235,7 @@ def claim_teacher(spec: RunSpec) -> None:
     write_sealed(spec.folder / TEACHER / TAUGHT, claim)
 
 
-def _read_claim(path: Path) -> tuple[str, dict[str, Any]]:
+def _read_claim(path: Path) -> tuple[str, Plain]:
     """Return the digest of the spec by which a teacher was taught, and its facts if they are kept.
 
     Raises:
@@ -247,13 +247,13 @@ def _read_claim(path: Path) -> tuple[str, dict[str, Any]]:
         folder = path.parent.parent
         again = f"'curricle resume {folder}'" if (folder / COMMAND).is_file() else "the command"
         raise CheckpointError(
-            f"{str(path)!r} must hold the settings by which the teacher beside it was taught: "
+            f"{str(path)!r} must hold the training settings of the teacher beside it: "
             f"{reason(error)}; remove this file, and {again} compares the teacher's records with "
             f"the spec and writes it again"
         ) from None
 
 
-def _parsed_claim(path: Path) -> tuple[str, dict[str, Any]]:
+def _parsed_claim(path: Path) -> tuple[str, Plain]:
     """Return the digest and the facts in a claim.
 
     Raises:
@@ -269,7 +269,7 @@ def _parsed_claim(path: Path) -> tuple[str, dict[str, Any]]:
     return digest, claim.get("facts", {})
 
 
-def teacher_facts(spec: RunSpec) -> dict[str, Any]:
+def teacher_facts(spec: RunSpec) -> Plain:
     """Return everything on which the teacher depends as plain data, and the task for people."""
     engine = spec.engine
     data = spec.task.open(seed=spec.seed, cache_dir=Path(spec.cache_dir))
@@ -295,19 +295,19 @@ def teacher_digest(spec: RunSpec) -> str:
     return _digest(teacher_facts(spec))
 
 
-def _digest(facts: Mapping[str, Any]) -> str:
+def _digest(facts: Plain) -> str:
     engine = list(facts["engine"].values())
     return fingerprint([
         facts["data"], facts["teacher"], facts["optimizer"], engine, facts["seed"],
     ])  # fmt: skip
 
 
-def _taught_otherwise(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return in words which settings of a teacher differ, named as a spec names them."""
+def _changed_settings(then: Plain, now: Plain) -> list[str]:
+    """Return the differing settings of a teacher in words, by their names in a spec."""
     facts = [dict(settings) for settings in (then, now)]
     data = [settings.pop("data", None) for settings in facts]
     tasks = [settings.pop("task", None) for settings in facts]
-    # Where a spec gives the teacher an optimizer of its own, the run's says nothing of it.
+    # With an optimizer of its own, the teacher does not depend on that of the run.
     if any(settings["teacher"].get("optimizer") for settings in facts):
         for settings in facts:
             settings["teacher"] = settings["teacher"] | {"optimizer": settings.pop("optimizer")}

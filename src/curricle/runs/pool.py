@@ -47,12 +47,12 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     Raises:
         CheckpointError: If a process is killed, for example because memory has run out.
     """
-    taught = classes(spec)
+    student_classes = classes(spec)
     if jobs == 1:
-        for students in taught:
+        for students in student_classes:
             train_class(spec, students, watch)
         return
-    runs = {str(run): run for students in taught for run in students}
+    runs = {str(run): run for students in student_classes for run in students}
     single = replace(spec, engine=replace(spec.engine, threads=1))
     context = multiprocessing.get_context("spawn")
     # Python's own process that cleans up after the others ends by a closed terminal otherwise.
@@ -66,7 +66,7 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
     try:
         # Workers stay as deaf as they are born: this process hears of an interrupt, and ends them.
         with _ignoring("SIGINT"):
-            futures = [pool.submit(_work, single, number) for number in range(len(taught))]
+            futures = [pool.submit(_work, single, number) for number in range(len(student_classes))]
         _listen(futures, messages, lambda name, record: watch(runs[name], record))
     except BrokenProcessPool:
         raise CheckpointError(

@@ -44,7 +44,7 @@ from curricle.teachers.store.codecs import Codec
 from curricle.training.setup.optimizers import Optimizer, Schedule
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
-from curricle.values import plain
+from curricle.values import Plain, plain
 
 INTRODUCTION = """\
 # Run specs
@@ -60,7 +60,7 @@ may also be a [rule](#rules-that-end-a-stage), as in `{kind: plateau, at_most: 5
 command line a field is set by its path: `--set optimizer.learning_rate=0.1`.
 """
 KIND = "kind"
-SECTIONS: Mapping[str, Any] = types.MappingProxyType(
+SECTIONS: Mapping[str, object] = types.MappingProxyType(
     {
         "Run": RunSpec,
         "Length": Duration,
@@ -115,11 +115,11 @@ curve = [
 ]
 ```
 """
-RECORDS_SECTIONS: Mapping[str, Any] = types.MappingProxyType(
+RECORDS_SECTIONS: Mapping[str, object] = types.MappingProxyType(
     {"Kinds of records": Record, "Spent": Spent, "Stage plan": StagePlan}
 )
 """Headings of the page about records."""
-WRITTEN: Mapping[Any, str] = types.MappingProxyType(
+WRITTEN: Mapping[object, str] = types.MappingProxyType(
     {
         duration: "[length](#length)",
         budget: "[budget](#budget)",
@@ -127,14 +127,14 @@ WRITTEN: Mapping[Any, str] = types.MappingProxyType(
     }
 )
 """Values that are written as one text, by the function that reads it."""
-WORDS: Mapping[Any, str] = types.MappingProxyType(
+WORDS: Mapping[object, str] = types.MappingProxyType(
     {
         int: "whole number",
         float: "number",
         str: "text",
         bool: "`true`, `false`",
         Any: "list: whole number",
-        dict[str, Any]: "fields",
+        Plain: "fields",
     }
 )
 SIGNS = types.MappingProxyType(
@@ -170,7 +170,7 @@ PAGES: Mapping[str, Callable[[], str]] = types.MappingProxyType(
 """Function for each page, by the name of its file in docs without the suffix."""
 
 
-def _sections(sections: Mapping[str, Any]) -> Iterator[str]:
+def _sections(sections: Mapping[str, object]) -> Iterator[str]:
     for title, about in sections.items():
         yield f"## {title}\n"
         if isinstance(about, Mapping):
@@ -192,9 +192,9 @@ def _section(heading: str, about: object, rows: list[tuple[str, ...]]) -> str:
     return "\n".join(filter(None, [heading, f"{_line(text)}\n", "".join(lines)]))
 
 
-def _fields(kind: Any) -> list[tuple[str, ...]]:  # noqa: ANN401 - any value class
+def _fields(kind: object) -> list[tuple[str, ...]]:
     """Return a row for each field of a value class."""
-    fields: dict[str, FieldInfo] = kind.__pydantic_fields__
+    fields: Mapping[str, FieldInfo] = getattr(kind, "__pydantic_fields__", {})
     return [
         (
             f"`{name}`",
@@ -210,7 +210,7 @@ def _fields(kind: Any) -> list[tuple[str, ...]]:  # noqa: ANN401 - any value cla
 def _arguments(strategy: Callable[..., object]) -> list[tuple[str, ...]]:
     """Return a row for each argument of a strategy that a spec may give."""
     hints = get_type_hints(strategy, include_extras=True)
-    descriptions = _told(strategy)
+    descriptions = _argument_docs(strategy)
     return [
         (
             f"`{name}`",
@@ -227,7 +227,7 @@ def _given(default: object) -> object:
     return ... if default is inspect.Parameter.empty else default
 
 
-def _told(function: Callable[..., object]) -> dict[str, str]:
+def _argument_docs(function: Callable[..., object]) -> dict[str, str]:
     """Return the description of each argument in a docstring."""
     descriptions: dict[str, str] = {}
     name = ""
@@ -242,7 +242,7 @@ def _told(function: Callable[..., object]) -> dict[str, str]:
     return descriptions
 
 
-def _words(kind: Any, metadata: list[Any]) -> str:  # noqa: ANN401 - any annotation
+def _words(kind: object, metadata: list[object]) -> str:
     """Return a type in words, with the range that its metadata allow."""
     if get_origin(kind) is Annotated:
         kind, *annotations = get_args(kind)
@@ -259,7 +259,7 @@ def _words(kind: Any, metadata: list[Any]) -> str:  # noqa: ANN401 - any annotat
     return "".join([written or _plain_words(kind), *dict.fromkeys(limits)])
 
 
-def _plain_words(kind: Any) -> str:  # noqa: ANN401 - any annotation
+def _plain_words(kind: object) -> str:
     if kind in WORDS:
         return WORDS[kind]
     origin, inner = get_origin(kind), get_args(kind)
@@ -275,18 +275,18 @@ def _plain_words(kind: Any) -> str:  # noqa: ANN401 - any annotation
     return f"[{_title(kind)}](#{_title(kind).replace(' ', '-')})"
 
 
-def _title(kind: Any) -> str:  # noqa: ANN401 - a value class
+def _title(kind: object) -> str:
     """Return the name of a value in links: its kind, or its own heading."""
     headings = {**SECTIONS, **RECORDS_SECTIONS}
     return _kind(kind) or next(title.lower() for title, about in headings.items() if about is kind)
 
 
-def _kind(kind: Any) -> str:  # noqa: ANN401 - a value class
-    info = kind.__pydantic_fields__.get(KIND)
+def _kind(kind: object) -> str:
+    info = getattr(kind, "__pydantic_fields__", {}).get(KIND)
     return "" if info is None else str(info.default)
 
 
-def _members(union: Any) -> tuple[Any, ...]:  # noqa: ANN401 - an annotated union
+def _members(union: object) -> tuple[object, ...]:
     """Return the values of a union discriminated by `kind`."""
     return get_args(get_args(union)[0])
 
@@ -299,12 +299,12 @@ def _default(default: object) -> str:
     return f"`{text.partition(END)[0].strip()}`"
 
 
-def _short(default: Any) -> Any:  # noqa: ANN401 - any default
+def _short(default: object) -> object:
     """Return plain data with the kind of a value and its differences from the defaults."""
     fields: Mapping[str, FieldInfo] = getattr(type(default), "__pydantic_fields__", {})
     if not fields:
         return list(default) if isinstance(default, tuple) else default
-    data: dict[str, Any] = plain(default)
+    data: Plain = plain(default)
     return {
         name: data[name]
         for name, info in fields.items()

@@ -8,7 +8,7 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, TypeVar, final
 
 from pydantic import BeforeValidator, Field
 
@@ -26,9 +26,10 @@ from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs
-from curricle.values import LONGEST_NAME, Line, override, parse, plain, read_yaml, value
+from curricle.values import LONGEST_NAME, Line, Plain, override, parse, plain, read_yaml, value
 
 Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
+FieldType = TypeVar("FieldType")
 Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
 MOST_CHECKPOINTS = 100_000
 """Maximum number of checkpoints of a teacher's training."""
@@ -98,7 +99,7 @@ class TeacherSpec:
 class StrategySpec:
     """One strategy of a comparison."""
 
-    curriculum: dict[str, Any]
+    curriculum: Plain
     """`kind` names the strategy, the other fields are its arguments."""
     optimizer: Optimizer | None = None
     """How the student is trained; None takes the run's optimizer."""
@@ -177,7 +178,7 @@ class RunSpec:
     """Model and training of the teacher."""
     student: Model | None = None
     """Model of the students."""
-    curriculum: dict[str, Any] | None = None
+    curriculum: Plain | None = None
     """For `distill`: the strategy's name as `kind`, and its arguments."""
     strategies: dict[Name, StrategySpec] = Field(default_factory=dict)
     """For `compare`: strategies by name."""
@@ -194,8 +195,8 @@ class RunSpec:
     their steps as one batched model, which is faster for small models. Results agree within
     rounding. Needs `data_seed`."""
     targets: Annotated[TargetsSpec, BeforeValidator(from_folder)] | None = None
-    """Stored targets that students read instead of asking the teacher; a text is their folder. They
-    are captured from the finished teacher for the data of this spec, so with several seeds and
+    """Stored targets that students read instead of running the teacher; a text is their folder.
+    They are captured from the finished teacher for the data of this spec, so with several seeds and
     fresh or masked data give all students one `data_seed`. None runs the teacher at each step."""
     budget: AnyBudget | None = None
     """Limit for each student."""
@@ -279,7 +280,7 @@ class RunSpec:
                     f"with head 'masked_lm' sees"
                 )
 
-    def _calls(self) -> dict[str, dict[str, Any]]:
+    def _calls(self) -> dict[str, Plain]:
         """Return every strategy with its arguments by its path in the spec."""
         calls = {
             f"strategies.{name}.curriculum": strategy.curriculum
@@ -338,7 +339,7 @@ def changed(spec: RunSpec, assignments: list[str]) -> RunSpec:
     return result
 
 
-def given(field: Any, name: str, command: str) -> Any:  # noqa: ANN401 - any field of a spec
+def require_field(field: FieldType | None, name: str, command: str) -> FieldType:
     """Return a field that a command needs.
 
     Raises:

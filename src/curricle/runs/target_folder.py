@@ -1,7 +1,7 @@
 """Capture, description and verification of the targets of a spec.
 
-`capture_targets` fills the folder named by the spec; `described` lists its content, and `verified`
-checks that it is intact and, with the spec, equal to the targets of the teacher.
+`capture_targets` fills the folder named by the spec, `describe_targets` lists its content, and
+`verify_targets` checks that it is intact and, with the spec, equal to the targets of the teacher.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import final
 
 from curricle.errors import CheckpointError
 from curricle.runs.assemble import open_task
-from curricle.runs.spec import RunSpec, given
+from curricle.runs.spec import RunSpec, require_field
 from curricle.runs.train import captured_runs
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import DataFacts, Manifest, TargetSet
@@ -49,14 +49,14 @@ def capture_targets(spec: RunSpec, watch: Watch | None = None) -> Manifest:
         spec: Spec of the run; its teacher must be finished.
         watch: Receives the progress after every step.
     """
-    targets = given(spec.targets, "targets", "targets capture")
+    targets = require_field(spec.targets, "targets", "targets capture")
     runs = captured_runs(spec)
     task_name = open_task(spec, spec.seed, "student").name
     facts = DataFacts(name=task_name, tokenizer=spec.task.tokenizer(Path(spec.cache_dir)))
     return capture(runs, Path(targets.folder), codecs=targets.codecs, data=facts, watch=watch)
 
 
-def described(manifest: Manifest) -> list[Described]:
+def describe_targets(manifest: Manifest) -> list[Described]:
     """Return the content of a folder, kind by kind."""
     return [
         Described(
@@ -69,7 +69,7 @@ def described(manifest: Manifest) -> list[Described]:
     ]
 
 
-def verified(folder: Path, spec: RunSpec | None = None) -> list[Agreement]:
+def verify_targets(folder: Path, spec: RunSpec | None = None) -> list[Agreement]:
     """Return how the targets in a folder compare with the teacher of a spec; empty without one.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, final
+from typing import cast, final
 
 from torch import nn
 
@@ -28,13 +28,13 @@ from curricle.records import EndRecord, Record
 from curricle.runs.assemble import (
     TRAJECTORY,
     Teacher,
-    asked_teacher,
     build_model,
     data_seed,
     is_ready,
+    load_teacher,
     open_task,
+    open_teacher,
     refuse_targets,
-    taught,
 )
 from curricle.runs.budget import PROVISIONAL, fitted
 from curricle.runs.export import export
@@ -46,7 +46,7 @@ from curricle.runs.folder import (
     load_finished,
     recorded_steps,
 )
-from curricle.runs.spec import SEEDS, RunSpec, given
+from curricle.runs.spec import SEEDS, Model, RunSpec, require_field
 from curricle.tasks import TaskData
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
@@ -65,7 +65,7 @@ class StudentRun:
 
     name: str
     """Name of the strategy."""
-    curriculum: Mapping[str, Any]
+    curriculum: Mapping[str, object]
     """The strategy's `kind` and arguments."""
     optimizer: Optimizer
     """How the student is trained."""
@@ -81,7 +81,7 @@ class StudentRun:
 
 def student_runs(spec: RunSpec) -> list[StudentRun]:
     """Return the runs of a comparison, strategy by strategy within each seed."""
-    strategies = given(spec.strategies, "strategies", "compare")
+    strategies = require_field(spec.strategies, "strategies", "compare")
     return [
         StudentRun(
             name=name,
@@ -113,7 +113,7 @@ def first_runs(spec: RunSpec) -> list[StudentRun]:
 
 def single_run(spec: RunSpec) -> StudentRun:
     """Return the run of `distill`."""
-    call = given(spec.curriculum, "curriculum", "distill")
+    call = require_field(spec.curriculum, "curriculum", "distill")
     return StudentRun(
         name=str(call["kind"]),
         curriculum=call,
@@ -175,7 +175,7 @@ def train_student(
     # What seconds pay for is measured once; a run that goes on keeps the length it began with.
     steps = recorded_steps(student.folder) if _is_timed(spec) else None
     length = None if steps is None else Duration(number=steps)
-    run = _bound(spec, student, data, asked_teacher(spec, data), length=length)
+    run = _bound(spec, student, data, open_teacher(spec, data), length=length)
     outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
     return _execute(spec, run, data, outputs, _until(spec))
 
@@ -196,7 +196,7 @@ def train_class(
             train_student(spec, student, [partial(watch, student)])
         return
     data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
-    teacher = asked_teacher(spec, data)
+    teacher = open_teacher(spec, data)
     evaluate = _evaluator(spec, data, teacher, spec.target.metric)
     seats = [
         SharedRun(
@@ -244,7 +244,7 @@ def finished_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
             f"{str(spec.folder)!r} must hold a finished teacher; it does not, 'curricle teach' "
             f"makes one and 'curricle resume {spec.folder}' goes on with an interrupted run"
         )
-    return taught(spec, data)
+    return load_teacher(spec, data)
 
 
 def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> TappedModel:
@@ -255,10 +255,14 @@ def finished_student(spec: RunSpec, student: StudentRun, data: TaskData) -> Tapp
         student: Which student.
         data: The opened task.
     """
-    student_spec = given(spec.student, "student", "distill")
-    model = build_model(student_spec, data, student.seed, "student")
+    model = build_model(_student_model(spec), data, student.seed, "student")
     load_finished(model.module, student.folder)
     return model
+
+
+def _student_model(spec: RunSpec) -> Model:
+    # The checker joins a union of models to `object`.
+    return cast("Model", require_field(spec.student, "student", "distill"))
 
 
 def captured_runs(spec: RunSpec) -> list[BoundRun]:
@@ -292,7 +296,7 @@ def _is_timed(spec: RunSpec) -> bool:
 def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> BoundRun:
     data = open_task(spec, data_seed(spec, student.seed), "student")
     if is_ready(spec):
-        teacher = asked_teacher(spec, data)
+        teacher = open_teacher(spec, data)
         run = _bound(spec, student, data, teacher, length=length)
         teacher.check(run.teachers)
         return run
@@ -333,9 +337,9 @@ def _bound(
     Raises:
         BindError: If the parts do not fit; the strategy is named.
     """
-    model = build_model(given(spec.student, "student", "distill"), data, student.seed, "student")
+    model = build_model(_student_model(spec), data, student.seed, "student")
 
-    # What a teacher that is still to be taught will have lost is not known yet.
+    # The loss of a teacher before its training is unknown.
     trajectory = teacher.trajectory or PlannedCheckpoints(spec.trajectory_steps())
 
     def curriculum(total: Duration) -> Curriculum:
@@ -352,7 +356,7 @@ def _bound(
             seed=student.seed,
         )
 
-    limit = given(spec.budget, "budget", "distill")
+    limit = require_field(spec.budget, "budget", "distill")
     try:
         if length is not None:
             return bound(curriculum(length))
@@ -364,7 +368,9 @@ def _bound(
 def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
     """Return the teacher's training, bound."""
     return bind(
-        from_labels(total=given(spec.teacher.total, "teacher.total", "teach"), name="teacher"),
+        from_labels(
+            total=require_field(spec.teacher.total, "teacher.total", "teach"), name="teacher"
+        ),
         student=build_model(spec.teacher.model, data, spec.seed, "teacher"),
         teacher=None,
         stream=data.stream,

@@ -1,9 +1,9 @@
-"""What is the one call that distils?
+"""Distillation and capture of targets in one call each.
 
 `distill` takes a student, a teacher, a curriculum and data; three lines differ between methods,
-those of the strategy. `capture_targets` takes the same and asks the teacher all that `distill`
-would ask, so that students can be taught without it. `curricle plan` on the command line stops
-after binding.
+those of the strategy. `capture_targets` takes the same and computes all targets that `distill`
+would compute, so that students can train without the teacher. `curricle plan` on the command line
+stops after binding.
 """
 
 import signal
@@ -57,22 +57,22 @@ from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCodecs, Watch, capture
 
 AnyModel = nn.Module | TappedModel
-"""A plain module, or one whose taps are known."""
+"""A plain module, or one with known taps."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """What a run has given."""
+    """Result of a run."""
 
     student: nn.Module
     """The trained student, the very module that was passed in."""
     metrics: dict[str, float]
     """Metrics at the end."""
     spent: Spent
-    """What the run consumed."""
+    """Usage of the run: steps, examples, tokens, FLOPs, seconds."""
     notes: tuple[str, ...] = ()
-    """What was decided without being asked, one sentence each, such as which output was taken for
+    """Decisions made by default, one sentence each, such as the output taken as
     the logits, what is frozen, or that the student ends at chance."""
 
 
@@ -89,14 +89,14 @@ def execute(
     """Run a bound curriculum to its end.
 
     Args:
-        run: What to run; the student is trained in place.
+        run: The bound run; its student is trained in place.
         evaluate: Gives the student's metrics.
         metric: The metric by which the run is judged.
         outputs: Where to write.
         resume: Whether to go on from the newest checkpoint in the run folder; if the run is
             complete, the student gets its finished weights and nothing is run.
-        until: Says of the metrics of an evaluation whether the run may end there; not asked in
-            stages that leave the logits alone.
+        until: Function from the metrics of an evaluation to whether the run may end there; not
+            called in stages that leave the logits alone.
 
     Returns:
         The last record.
@@ -154,7 +154,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         student: The model that learns; trained in place.
         teacher: The finished teacher, or its stored targets as `open_targets` gives them; None for
             curricula that need none.
-        curriculum: What a strategy such as `extraction` returned.
+        curriculum: Result of a strategy such as `extraction`.
         data: Training batches, or a `DataLoader`, which is read by `curricle.stream(data,
             seed=seed)`; call it yourself for `next_token` and `positions`.
         evaluation: Held-out batches with labels, or a function from the model to metrics. The
@@ -170,12 +170,12 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         settings: Device, precision, intervals.
         seed: Seed of everything random in the run.
         output_dir: Run folder for records, checkpoints and the student; None writes nothing.
-        observers: Functions that are told of every record.
+        observers: Functions that receive every record.
         resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
             student gets the finished weights.
 
     Returns:
-        The student with its metrics and what the run consumed.
+        The student with its metrics and the usage of the run.
 
     Raises:
         BindError: If models, curriculum and data do not fit, an argument is of another kind, or the
@@ -232,10 +232,10 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Manifest:
-    """Store the targets that a run would read, or what the folder lacks of them.
+    """Store the targets that a run would read, as far as the folder lacks them.
 
     Args:
-        student: A model like those that will learn; it tells the widths and is not trained.
+        student: A model like those that will train; it gives the widths and is not trained.
         teacher: The finished teacher.
         curriculum: As in `distill`.
         data: As in `distill`; students may read it in other batches and another order.
@@ -244,10 +244,10 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision and accumulation of the teacher's passes.
         seed: Seed of the projections, and of the order of a `DataLoader`.
-        watch: Told of how many steps of how many are captured.
+        watch: Receives the numbers of captured steps and of all steps.
 
     Returns:
-        What the folder says about itself.
+        The manifest of the folder.
 
     Raises:
         BindError: If models, curriculum and data do not fit, or an argument is of another kind.
@@ -272,7 +272,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
 
 @contextmanager
 def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
-    """Add to an interruption what a second call would do.
+    """Add the effect of a second call to an interruption.
 
     Yields:
         Nothing.
@@ -291,7 +291,7 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
         elif latest_checkpoint(folder / CHECKPOINTS) is None:
             note = f"{call} starts anew, since no checkpoint was written yet"
         else:
-            note = f"{call} goes on from the newest checkpoint"
+            note = f"{call} resumes from the newest checkpoint"
         if isinstance(error, Terminated):
             # Python prints neither a traceback nor notes of what ends a process.
             name = signal.Signals(error.signal_number).name
@@ -371,7 +371,7 @@ def require_parts(optimizer: object, evaluation: object) -> None:
         evaluation: Batches or a function.
 
     Raises:
-        BindError: If they are something else; the sentence names what to pass.
+        BindError: If they are something else; the sentence names the right class.
     """
     if not isinstance(optimizer, (AdamW, SGD)):
         raise BindError(
@@ -386,7 +386,7 @@ def require_parts(optimizer: object, evaluation: object) -> None:
             f"in range(4)] of held_out = curricle.stream(loader), or a function; "
             f"got {_called(evaluation)}"
         )
-    wrong = [one for one in evaluation if type(one) is not Batch]
+    wrong = [item for item in evaluation if type(item) is not Batch]
     if wrong:
         raise BindError(
             f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
@@ -448,7 +448,7 @@ def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Dire
 
 
 def require_kind(name: str, given: object, kind: type, example: str) -> None:
-    """Check that an argument is a value of this package and not, say, a dictionary.
+    """Check that an argument is a value of this package and not, for example, a dictionary.
 
     Args:
         name: Name of the argument.
@@ -466,10 +466,10 @@ def require_kind(name: str, given: object, kind: type, example: str) -> None:
         )
 
 
-def _called(given: object) -> str:
-    """Return what a wrong argument is, for people."""
-    if given is None or isinstance(given, str):
-        return repr(given)
+def _called(argument: object) -> str:
+    """Return the description of a wrong argument, for people."""
+    if argument is None or isinstance(argument, str):
+        return repr(argument)
     # A module tells torch's AdamW from ours.
-    name = f"{type(given).__module__}.{type(given).__qualname__}"
+    name = f"{type(argument).__module__}.{type(argument).__qualname__}"
     return repr(name.removeprefix("builtins."))

@@ -10,12 +10,12 @@ logits all along. These, and one-shot, are also run at a half and a quarter of t
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
+from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps, taps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import (
@@ -26,7 +26,7 @@ from curricle_papers.recipes.text_and_grammars import (
 )
 
 
-def _arms(reference: dict[str, Any], changes: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def _arms(reference: Plain, changes: Mapping[str, Plain]) -> Plain:
     arms = {"reference": reference} | {name: reference | change for name, change in changes.items()}
     return {name: StrategySpec(curriculum=call) for name, call in arms.items()}
 
@@ -34,7 +34,7 @@ def _arms(reference: dict[str, Any], changes: Mapping[str, dict[str, Any]]) -> d
 def _parity(scale: Scale) -> Comparison:
     layer, total = {"smoke": (20, 60), "small": (750, 4000), "paper": (15_000, 60_000)}[scale]
     every = {"smoke": 20, "small": 100, "paper": 1000}[scale]
-    changes: dict[str, dict[str, Any]] = {
+    changes: dict[str, Plain] = {
         "sign": {"projection": {"kind": "sign"}},
         "orthogonal": {"projection": {"kind": "orthogonal"}},
         "quarter-scale": {"projection": {"kind": "gaussian", "scale": 0.25}},
@@ -47,7 +47,7 @@ def _parity(scale: Scale) -> Comparison:
         "third-of-stage": {"durations": [f"{layer // 3} steps"]},
         "twice-the-stage": {"durations": [f"{2 * layer} steps"]},
     }
-    reference: dict[str, Any] = {"kind": "extraction", "durations": [f"{layer} steps"]}
+    reference: Plain = {"kind": "extraction", "durations": [f"{layer} steps"]}
     spec = replace(
         parity_size(scale),
         strategies=_arms(reference, changes),
@@ -95,7 +95,7 @@ def _grammar(scale: Scale) -> Comparison:
 
 def _text(scale: Scale) -> Comparison:
     comparison = text_comparison(scale)
-    assert comparison.spec.budget is not None  # noqa: S101 - tells the type checker what it is
+    assert comparison.spec.budget is not None  # noqa: S101 - for the type checker
     methods = comparison.spec.strategies
     extraction = methods["extraction"]
     last = {"smoke": 2, "small": 3, "paper": 12}[scale]
@@ -121,7 +121,7 @@ def _text(scale: Scale) -> Comparison:
     )
 
 
-def _hidden_all_along(total: int, extraction: Mapping[str, Any]) -> StrategySpec:
+def _hidden_all_along(total: int, extraction: Plain) -> StrategySpec:
     """Return logits, with the layers of an extraction matched beside them to the last step."""
     pairs = extraction["pairs"]
     hidden = [
@@ -158,9 +158,9 @@ def _projection(scale: Scale) -> Mapping[str, Comparison]:
 
 ABLATION_PROJECTION = Recipe(
     name="ablation-projection",
-    title="What projection, normalization, freezing and the choice of layers do to extraction",
+    title="Effect of projection, normalization, freezing and choice of layers on extraction",
     source="2503.17494, decisions that its public text leaves open",
-    known="nothing is known of the original; first looks at text are in docs/journal.md",
+    known="the original is not published; first measurements on text are in docs/journal.md",
     costs={"smoke": "seconds", "small": "35 min", "paper": "one GPU, some hours"},
     chart=Chart(kind="bars", of="final", y="final accuracy"),
     panels=_projection,

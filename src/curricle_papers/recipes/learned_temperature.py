@@ -2,25 +2,25 @@
 
 A learned temperature is a curriculum of difficulty: it needs neither checkpoints nor layers, so it
 competes with one-shot distillation and can be the last objective of extraction. Arms with `T4`
-have the same two losses in the same proportion at a fixed temperature, which tells the learning of
-the temperature from its being high and from the labels. All arms of a panel share a learning rate
-but `one_shot-fast` on parity, which has twice of it: a high temperature makes gradients larger, and
-plain SGD does not even that out.
+have the same two losses in the same proportion at a fixed temperature, which separates the effect
+of learning the temperature from that of a high temperature and of the labels. All arms of a panel
+share a learning rate, except `one_shot-fast` on parity with twice the rate: a high temperature
+makes gradients larger, which plain SGD does not compensate.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.setup.settings import TrainingSettings
+from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
 from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import GRAMMAR_STEPS, grammar_layers, pcfg_comparison
 
-LEARNED: dict[str, Any] = {"kind": "learned_temperature"}
-FIXED: tuple[dict[str, Any], ...] = (
+LEARNED: Plain = {"kind": "learned_temperature"}
+FIXED: tuple[Plain, ...] = (
     {
         "kind": "logits",
         "student_temperature": 4.0,
@@ -33,7 +33,7 @@ FIXED: tuple[dict[str, Any], ...] = (
 """Baseline of the paper: the same weights at temperature 4."""
 
 
-def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
+def _arms(total: int, extraction: Plain) -> dict[str, StrategySpec]:
     """Return the strategies of a panel.
 
     Args:
@@ -43,7 +43,7 @@ def _arms(total: int, extraction: dict[str, Any]) -> dict[str, StrategySpec]:
     instances = LEARNED | {"variant": "instance"}
     fixed = {"name": "logits", "duration": f"{total} steps", "objectives": list(FIXED)}
     layers = {"kind": "extraction", **extraction}
-    calls: dict[str, dict[str, Any]] = {
+    calls: dict[str, Plain] = {
         "one_shot": {"kind": "one_shot"},
         "one_shot+T4": {"kind": "staged", "stages": [fixed]},
         "one_shot+temperature": {"kind": "one_shot", "objective": LEARNED},
@@ -87,7 +87,7 @@ def _panels(scale: Scale) -> Mapping[str, Comparison]:
 
 LEARNED_TEMPERATURE = Recipe(
     name="learned-temperature",
-    title="What a temperature learned against the student adds to one-shot and to extraction",
+    title="Gain from a temperature learned against the student, for one-shot and extraction",
     source="2211.16231, on the tasks of 2503.17494 and 2410.05464",
     known=(
         "on CIFAR-100 0.3 to 0.6 points above a fixed temperature of 4 (ResNet-56 to ResNet-20: "

@@ -9,7 +9,7 @@ some steps, `small` gives the qualitative result on two CPU cores, `paper` is th
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import Literal, final, get_args
 
 from curricle.curriculum.durations import Duration
 from curricle.errors import SpecError
@@ -62,7 +62,7 @@ class Recipe:
     measure: Measure | None = None
     """Numbers to measure besides."""
 
-    def told(self) -> tuple[str, ...]:
+    def describe(self) -> tuple[str, ...]:
         """Return name, subject, source, knowledge of the original and costs."""
         costs = "; ".join(f"{scale}: {self.costs[scale]}" for scale in SCALES)
         return self.name, self.title, self.source, self.known, costs
@@ -107,7 +107,7 @@ def placed(comparison: Comparison, folder: Path) -> RunSpec:
 
 
 def four_strategies(
-    extraction: Mapping[str, Any], progressive: Mapping[str, Any] | None = None
+    extraction: Mapping[str, object], progressive: Mapping[str, object] | None = None
 ) -> dict[str, StrategySpec]:
     """Return the four strategies that most figures compare.
 
@@ -115,7 +115,7 @@ def four_strategies(
         extraction: Arguments of `extraction`.
         progressive: Arguments of `progressive`; by default it has none.
     """
-    arguments: dict[str, Mapping[str, Any]] = {
+    arguments: dict[str, Mapping[str, object]] = {
         "from_labels": {},
         "one_shot": {},
         "progressive": progressive or {},

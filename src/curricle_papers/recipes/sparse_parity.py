@@ -322,7 +322,7 @@ def _batch_size(scale: Scale) -> Mapping[str, Comparison]:
 
 def _batched(scale: Scale, size: int) -> Comparison:
     base = parity_size("smoke" if scale == "smoke" else "small")
-    assert isinstance(base.task, ParityTask)  # noqa: S101 - tells the type checker what it is
+    assert isinstance(base.task, ParityTask)  # noqa: S101 - for the type checker
     examples, interval = (2000, 256) if scale == "smoke" else (6_400_000, 12_800)
     every = max(1, interval // size)
     spec = replace(

@@ -10,7 +10,6 @@ task.corpus=[wikitext-2,books]` (both as one), or any data set as `datasets:NAME
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.points import Chart
@@ -19,6 +18,7 @@ from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import PcfgTask, TextTask
 from curricle.training.setup.optimizers import AdamW, Schedule
 from curricle.training.setup.settings import TrainingSettings
+from curricle.values import Plain
 from curricle_papers.recipes.recipe import (
     Comparison,
     Recipe,
@@ -136,7 +136,7 @@ LAYERS: Mapping[int, tuple[int, ...]] = {1: (4,), 2: (2, 4), 3: (1, 3, 4)}
 """Blocks of four that are followed, equally spaced with the last among them, by their number."""
 
 
-def grammar_layers(scale: Scale, number: int, share: float) -> dict[str, Any]:
+def grammar_layers(scale: Scale, number: int, share: float) -> Plain:
     """Return the arguments of extraction from a number of layers.
 
     Args:
@@ -180,10 +180,10 @@ def _pcfg_mlm(scale: Scale) -> Mapping[str, Comparison]:
 def _as_published(comparison: Comparison) -> Comparison:
     """Return a comparison with the sampling, masking and targets of the second paper's code."""
     spec = comparison.spec
-    assert isinstance(spec.task, PcfgTask)  # noqa: S101 - tells the type checker what it is
+    assert isinstance(spec.task, PcfgTask)  # noqa: S101 - for the type checker
     strategies = dict(spec.strategies)
     for name, argument in TARGETS.items():
-        call: dict[str, Any] = {**spec.strategies[name].curriculum, argument: FIRST_CHOICE}
+        call: Plain = {**spec.strategies[name].curriculum, argument: FIRST_CHOICE}
         strategies[name] = StrategySpec(curriculum=call)
     task = replace(spec.task, grammar="cfg3b-p2", masking_quirk=True)
     return replace(comparison, spec=replace(spec, task=task, strategies=strategies))

@@ -41,7 +41,7 @@ def _gaps(scale: Scale, folder: Path) -> Iterator[Point]:
     spec = replace(parity_size(scale), output_dir=str(folder / "teacher-run"))
     teach(spec)
     task, model = spec.task, spec.teacher.model
-    assert task.kind == "parity"  # noqa: S101 - tells the type checker what `parity_size` says
+    assert task.kind == "parity"  # noqa: S101 - for the type checker, as `parity_size` makes it
     assert isinstance(model, MLPSpec)  # noqa: S101 - as above
     inputs = draw_inputs(NUM_EXAMPLES[scale], task.num_inputs, numpy_generator(0, "recipe/inputs"))
     with scoped(0, "recipe/network"):

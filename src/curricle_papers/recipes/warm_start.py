@@ -1,18 +1,18 @@
 """Value of an initialization from the teacher's embeddings.
 
-Tasks, teachers and rates of the recipes for text, grammar and parities; on parities arms are told
-apart by the examples to the target. Every arm with a start differs
-from its method only in that; the random start before extraction is the projection that its layers
-share. Principal components stand beside it on text alone: elsewhere the teacher has fewer token
-vectors than the student has dimensions.
+Tasks, teachers and rates of the recipes for text, grammar and parities; on parities the arms are
+compared by the examples to the target. Every arm with a start differs from its method only in the
+start; the random start before extraction is the shared projection of its layers. Principal
+components are used on text alone: elsewhere the teacher has fewer token vectors than the student
+has dimensions.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from curricle.points import Chart
 from curricle.runs.spec import StrategySpec
+from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, four_strategies, steps
 from curricle_papers.recipes.sparse_parity import (
     PARITY_CHART,
@@ -68,13 +68,13 @@ def _compared(comparison: Comparison) -> Comparison:
 
 
 def _started(method: StrategySpec, start: dict[str, str]) -> StrategySpec:
-    call: dict[str, Any] = {**method.curriculum, "start": start}
+    call: Plain = {**method.curriculum, "start": start}
     return replace(method, curriculum=call)
 
 
 WARM_START = Recipe(
     name="warm-start",
-    title="What a student gains that begins with its teacher's embeddings",
+    title="Gain from an initialization with the teacher's embeddings",
     source="none; ours",
     known="nothing: the papers begin with random weights",
     costs={"smoke": "seconds", "small": "25 min", "paper": "one GPU, a day or more"},

@@ -62,9 +62,9 @@ def test_a_users_mistake_is_one_line_and_ends_with_two(
     [
         (
             ["--set", "engine.save_every=9"],
-            "'curricle resume runs/demo' goes on from the newest checkpoint",
+            "'curricle resume runs/demo' resumes from the newest checkpoint",
         ),
-        ([], "'curricle resume runs/demo' keeps what is finished and starts the rest anew, since"),
+        ([], "'curricle resume runs/demo' keeps finished runs and restarts the others, since"),
     ],
 )
 def test_an_interrupt_tells_how_to_go_on_and_from_where(
@@ -170,7 +170,7 @@ def test_a_run_that_saved_a_checkpoint_goes_on_from_it(
     saved = Interrupted(signal.SIGTERM, tmp_path / "step-3")
     monkeypatch.setattr(cli, "_teach", failing(saved))
     assert run(monkeypatch, "demo") == 143
-    assert "goes on from the newest checkpoint" in capsys.readouterr().err
+    assert "resumes from the newest checkpoint" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["demo", "resume"])
@@ -249,7 +249,7 @@ def demo_folder(parent: Path) -> Path:
 @pytest.mark.parametrize("name", ["a[red]b", "x[/bold]", ":smile:"])
 def test_paths_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
     with cli.console.capture() as captured:
-        cli._say(f"teacher in {name}")
+        cli._print(f"teacher in {name}")
     assert captured.get() == f"teacher in {name}\n"
 
 

@@ -218,7 +218,7 @@ def test_costs_more_than_eightfold_apart_are_wide(tmp_path: Path, write_run: Wri
 
 def test_a_summary_without_students_is_an_error(comparison: Path) -> None:
     teacher = [run for run in load_runs([comparison]) if run.is_teacher]
-    with pytest.raises(CheckpointError, match="must tell of at least one student's run; got none"):
+    with pytest.raises(CheckpointError, match="must hold at least one run of a student; got none"):
         summarize(teacher)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import BindError
-from curricle.runs.assemble import asked_teacher, data_seed, is_ready, open_task
+from curricle.runs.assemble import data_seed, is_ready, open_task, open_teacher
 from curricle.runs.spec import RunSpec
 from curricle.runs.target_folder import capture_targets
 from curricle.runs.train import student_runs, teach
@@ -33,10 +33,10 @@ def test_the_teacher_is_asked_itself_or_by_its_stored_targets(
     assert not is_ready(spec)
     teach(spec)
     assert is_ready(spec)
-    assert isinstance(asked_teacher(spec, open_task(spec, 0, "student")), LiveTeacher)
+    assert isinstance(open_teacher(spec, open_task(spec, 0, "student")), LiveTeacher)
     told = make_spec(f"targets.folder={tmp_path / 'targets'}")
     capture_targets(told)
-    found = asked_teacher(told, open_task(told, 0, "student"))
+    found = open_teacher(told, open_task(told, 0, "student"))
     assert isinstance(found, StoredTeacher)
     assert found.trajectory is not None
     assert found.trajectory.steps == spec.trajectory_steps()
@@ -52,10 +52,10 @@ def test_targets_of_another_tokenizer_are_refused(
     manifest = read_manifest(tmp_path / "targets")
     write_manifest(tmp_path / "targets", replace(manifest, data=DataFacts(tokenizer="a" * 64)))
     # A task without a tokenizer has nothing to compare.
-    asked_teacher(spec, data)
+    open_teacher(spec, data)
     monkeypatch.setattr(type(spec.task), "tokenizer", lambda *_: "b" * 64)
     with pytest.raises(BindError, match="must hold targets of this tokenizer"):
-        asked_teacher(spec, data)
+        open_teacher(spec, data)
 
 
 def test_only_a_text_has_a_tokenizer(make_spec: MakeSpec, tmp_path: Path) -> None:

@@ -174,7 +174,7 @@ def test_the_teacher_of_another_spec_is_refused_with_what_differs(
     claim_teacher(make_spec())
     with pytest.raises(
         CheckpointError,
-        match=rf"teacher' must hold the teacher of this spec; it was taught by another one, where "
+        match=rf"must hold the teacher of this spec; it was trained by another spec, in which "
         rf"{words}; '--set output_dir=\.\.\.' takes another folder$",
     ):
         refuse_taken(make_spec(*assignments), "distill")
@@ -199,7 +199,7 @@ def test_a_damaged_claim_is_told(make_spec: MakeSpec, content: str | bytes) -> N
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(
         CheckpointError,
-        match=r"taught.json' must hold the settings by which the teacher beside it was taught: "
+        match=r"taught.json' must hold the training settings of the teacher beside it: "
         r".*; remove this file, and the command compares the teacher's records",
     ):
         is_claimed(make_spec())
@@ -213,7 +213,7 @@ def test_a_flipped_bit_of_a_claim_is_no_other_spec(make_spec: MakeSpec, place: f
     content[int(place * len(content))] ^= 1
     path.write_bytes(content)
     for spec in (make_spec(), make_spec("seed=1")):
-        with pytest.raises(CheckpointError, match=r"taught.json' must hold the settings by which"):
+        with pytest.raises(CheckpointError, match=r"taught.json' must hold the training settings"):
             is_claimed(spec)
 
 

@@ -9,7 +9,7 @@ import pytest
 from curricle.curriculum.durations import Duration
 from curricle.errors import SpecError
 from curricle.models.mlp import MLPSpec
-from curricle.runs.spec import RunSpec, changed, given, load_spec
+from curricle.runs.spec import RunSpec, changed, load_spec, require_field
 from curricle.values import parse, plain, to_yaml
 
 MakeSpec = Callable[..., RunSpec]
@@ -214,12 +214,12 @@ def test_a_shared_teacher_needs_students_and_a_budget_that_each_has_for_itself(
 
 def test_a_field_that_a_command_needs_is_given() -> None:
     total = Duration(number=3)
-    assert given(total, "budget", "distill") is total
+    assert require_field(total, "budget", "distill") is total
 
 
 def test_a_missing_field_is_told_with_its_command() -> None:
     with pytest.raises(SpecError, match="'budget' must be in the spec for 'curricle distill'"):
-        given(None, "budget", "distill")
+        require_field(None, "budget", "distill")
 
 
 def test_a_spec_without_a_student_can_still_teach(make_spec: MakeSpec) -> None:

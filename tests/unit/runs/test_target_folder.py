@@ -13,7 +13,7 @@ from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.files import content_digest
 from curricle.records import RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.runs.target_folder import capture_targets, described, verified
+from curricle.runs.target_folder import capture_targets, describe_targets, verify_targets
 from curricle.runs.train import rehearse, student_runs, teach, train_class, train_student
 from curricle.teachers.store.manifest import read_manifest, write_manifest
 from tests.runs import contents
@@ -78,7 +78,10 @@ def test_each_seed_of_data_is_captured(make_spec: MakeSpec, tmp_path: Path) -> N
     capture_targets(spec)
     trained(spec)
     # 12 steps of 16 examples, of two seeds, for each of two teachers: a few repeat by chance.
-    assert sum(one.examples for one in described(read_manifest(tmp_path / "t"))) > 2 * 12 * 16 / 2
+    assert (
+        sum(one.examples for one in describe_targets(read_manifest(tmp_path / "t")))
+        > 2 * 12 * 16 / 2
+    )
 
 
 def test_a_second_capture_makes_nothing_new(spec: RunSpec) -> None:
@@ -94,9 +97,9 @@ def test_what_is_stored_is_told(spec: RunSpec) -> None:
     teach(spec)
     manifest = capture_targets(spec)
     assert manifest.data.name == "(8,2)-parity"
-    references = {str(one.section.reference) for one in described(manifest)}
+    references = {str(one.section.reference) for one in describe_targets(manifest)}
     assert references == {"final", "10", "20"}
-    for one in described(manifest):
+    for one in describe_targets(manifest):
         assert one.examples == one.rows
         # Two logits in float32, a key, a count, and the header of the file.
         assert one.bytes_a_row > 2 * 4 + 16 + 4
@@ -107,8 +110,8 @@ def test_whole_targets_are_verified(spec: RunSpec) -> None:
     capture_targets(spec)
     assert spec.targets is not None
     folder = Path(spec.targets.folder)
-    assert verified(folder) == []
-    assert {one.share for one in verified(folder, spec)} == {1.0}
+    assert verify_targets(folder) == []
+    assert {one.share for one in verify_targets(folder, spec)} == {1.0}
 
 
 @pytest.mark.parametrize(
@@ -119,7 +122,7 @@ def test_packed_targets_are_verified(make_spec: MakeSpec, tmp_path: Path, logits
     spec = make_spec(f"targets.folder={folder}", f"targets.codecs.logits={logits}", "data_seed=0")
     teach(spec)
     capture_targets(spec)
-    assert all(one.holds and one.rows for one in verified(folder, spec))
+    assert all(one.holds and one.rows for one in verify_targets(folder, spec))
 
 
 def forged(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -139,15 +142,15 @@ def test_forged_targets_are_found(spec: RunSpec) -> None:
     assert spec.targets is not None
     folder = Path(spec.targets.folder)
     forged(folder, lambda tensors: tensors["values"].add_(1.0))
-    assert verified(folder) == []
+    assert verify_targets(folder) == []
     with pytest.raises(CheckpointError, match=r"must hold the teacher's targets; of 'logits-"):
-        verified(folder, spec)
+        verify_targets(folder, spec)
     forged(folder, lambda tensors: tensors["values"].fill_(float("nan")))
     with pytest.raises(CheckpointError, match="must hold numbers; some are 'nan'"):
-        verified(folder)
+        verify_targets(folder)
     forged(folder, lambda tensors: tensors["keys"].fill_(7))
     with pytest.raises(CheckpointError, match="must hold every example once; got one twice"):
-        verified(folder)
+        verify_targets(folder)
 
 
 def test_targets_of_another_teacher_are_refused(

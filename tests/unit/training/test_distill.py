@@ -375,7 +375,7 @@ def interrupt(record: Record) -> None:
     [
         (False, None, "nothing was written, since 'output_dir' is None"),
         (True, None, "resume=True) starts anew, since no checkpoint was written yet"),
-        (True, 5, "resume=True) goes on from the newest checkpoint"),
+        (True, 5, "resume=True) resumes from the newest checkpoint"),
     ],
 )
 def test_an_interruption_says_what_a_second_call_would_do(

@@ -2,7 +2,7 @@
 
 A wrong label or token id ends on a CPU in torch's own words and on a GPU in an assertion that
 leaves the GPU useless. So each batch is looked at where it is made, before it is moved. The same
-reading counts positions: padded batches differ, and what a run has consumed is a sum over those
+reading counts positions: padded batches differ, and the cost of a run is a sum over those
 that it has read.
 
 Axes: example, position (as in `data.streams`).
@@ -30,7 +30,7 @@ from curricle.models.tapped import REFUSALS, Activations
 from curricle.objectives.base import check_classes
 
 PEEKED = 8
-"""Batches whose numbers of positions are compared before a length in tokens becomes steps."""
+"""Batches with compared numbers of positions before a length in tokens becomes steps."""
 
 
 def relative_tokens(stream: Stream, start: int, stop: int) -> tuple[int, int]:
@@ -54,7 +54,7 @@ def relative_tokens(stream: Stream, start: int, stop: int) -> tuple[int, int]:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TableLimit:
-    """What an embedding can look up of an input."""
+    """Range of indexes of an embedding in an input."""
 
     owner: str
     """`student` or `teacher`."""
@@ -108,7 +108,7 @@ def excess(tables: Iterable[TableLimit], owner: str, inputs: Inputs) -> str:
     Args:
         tables: Those of all models.
         owner: `student` or `teacher`.
-        inputs: What the model is to read.
+        inputs: Inputs of the model.
     """
     words = (table.excess(inputs) for table in tables if table.owner == owner)
     return next(filter(None, words), "")
@@ -161,7 +161,7 @@ def _wait(inputs: Inputs) -> None:
 
 @final
 class RunBatches:
-    """The stream of a run, whose batches are checked and counted as they are read."""
+    """The stream of a run; batches are checked and counted as they are read."""
 
     def __init__(
         self,
@@ -176,8 +176,8 @@ class RunBatches:
 
         Args:
             stream: Where batches are read.
-            first: Its first batch, whose FLOPs were measured.
-            tables: What embeddings of ids can look up.
+            first: Its first batch, the one with measured FLOPs.
+            tables: Index ranges of embeddings of ids.
             labels: First step, step after the last, and number of classes, where labels are read.
             is_uniform: Whether a length in tokens relies on batches of equally many positions.
         """
@@ -228,16 +228,16 @@ class RunBatches:
         Raises:
             DataError: As in `batch`.
         """
-        whole = joined(self.stream, step, number)
-        if whole is not None:
+        block = joined(self.stream, step, number)
+        if block is not None:
             try:
-                self._look(whole, step, whole.num_read_tokens // number, number=number)
+                self._look(block, step, block.num_read_tokens // number, number=number)
             except DataError:
                 # One by one they tell which of them is at fault.
-                for each in range(step, step + number):
-                    self.batch(each)
+                for number_ in range(step, step + number):
+                    self.batch(number_)
                 raise
-        return whole
+        return block
 
     def relative_tokens(self, start: int, stop: int) -> tuple[int, int]:
         """Return the positions of some steps, and those that as many first batches would have.
@@ -282,10 +282,10 @@ class RunBatches:
                 check_classes(batch.labels, classes, where="")
 
 
-def _unequal(first: int, other: int, where: str) -> str:
+def _unequal(first: int, second: int, where: str) -> str:
     return (
         f"'duration' must be in steps or examples for batches of unequal numbers of positions, of "
-        f"which tokens make no number of steps; got {first} in the first batch and {other} in "
+        f"which tokens make no number of steps; got {first} in the first batch and {second} in "
         f"{where}"
     )
 
@@ -325,13 +325,13 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
 
 
 def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
-    """Return what was decided on positions, and a note on batches that differ in length."""
+    """Return the decisions on positions, and a note on batches that differ in length."""
     decided = (stream.note,) if isinstance(stream, LoaderStream) and stream.note else ()
-    other = stream.batch(1).num_read_tokens if first.has_positions else first.num_read_tokens
-    if other == first.num_read_tokens:
+    second = stream.batch(1).num_read_tokens if first.has_positions else first.num_read_tokens
+    if second == first.num_read_tokens:
         return decided
     note = (
-        f"batches differ in their number of positions ({first.num_read_tokens} and {other} in the "
+        f"batches differ in their number of positions ({first.num_read_tokens} and {second} in the "
         f"first two): tokens are counted as they are read, and FLOPs are those of the first batch "
         f"in proportion to tokens"
     )
@@ -375,7 +375,7 @@ class TableWatch:
         """Watch the embeddings of a model.
 
         Args:
-            owner: Whose model it is.
+            owner: Owner of the model.
             module: The model.
             batch: The batch of the passes in the block.
         """
@@ -397,11 +397,14 @@ class TableWatch:
                 )
 
         with ExitStack() as stack:
-            for path, part in module.named_modules():
+            for path, submodule in module.named_modules():
                 # Tables of positions as in BART are given ids, too, with more arguments.
-                if isinstance(part, nn.Embedding) and len(signature(part.forward).parameters) == 1:
+                if (
+                    isinstance(submodule, nn.Embedding)
+                    and len(signature(submodule.forward).parameters) == 1
+                ):
                     hook = _hook(look, path)
-                    stack.callback(part.register_forward_pre_hook(hook).remove)
+                    stack.callback(submodule.register_forward_pre_hook(hook).remove)
             yield
 
     def _add(self, limit: TableLimit) -> None:

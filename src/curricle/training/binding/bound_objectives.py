@@ -1,4 +1,4 @@
-"""What is one objective of a stage once it is bound, and what trains beside the student?
+"""Objectives of a stage, bound to their models, and the adapters that train beside the student.
 
 A `Term` is a bound objective with its weight. If the objective owns an adapter, the term holds its
 first values; `opened` gives each stage copies to train, so that entering a stage, also again after
@@ -34,7 +34,7 @@ class Term:
     objective: BoundObjective
     """The bound objective."""
     stored: StoredTargets | None = None
-    """Where its targets are kept; None asks the teacher, if it needs one."""
+    """Its stored targets; None runs the teacher, if it needs one."""
 
     @property
     def asks_teacher(self) -> bool:
@@ -50,12 +50,12 @@ def bound_term(
     residual: bool,
     source: tuple[StoredTeacher | None, Reference, str],
 ) -> Term:
-    """Return an objective bound to what both models show, and to stored targets if there are any.
+    """Return an objective bound to the activations of both models, and to stored targets if any.
 
     Args:
         objective: The objective.
-        reads: What it reads.
-        sample: What both models show.
+        reads: Places that it reads.
+        sample: Activations of both models.
         residual: Whether both are residual streams.
         source: The stored teacher, or None for one that runs, which of its checkpoints, and the
             digest of the stream.
@@ -76,14 +76,14 @@ def opened(terms: Iterable[Term]) -> tuple[Term, ...]:
 
 def adapters_of(terms: Iterable[Term]) -> nn.ModuleList:
     """Return the adapters of some terms in order; empty if there are none."""
-    found = [adapter_of(term.objective) for term in terms]
-    return nn.ModuleList(adapter for adapter in found if adapter is not None)
+    adapters = [adapter_of(term.objective) for term in terms]
+    return nn.ModuleList(adapter for adapter in adapters if adapter is not None)
 
 
 def described(terms: Iterable[Term]) -> dict[str, str]:
-    """Return what `plan` says of the objectives of a stage: taps, objective, projection, widths."""
-    each = [term.objective.describe() for term in terms]
-    joined = [" + ".join(dict.fromkeys(words)) for words in zip(*each, strict=True)]
+    """Return the columns of `plan` for the objectives: taps, objective, projection, widths."""
+    columns = [term.objective.describe() for term in terms]
+    joined = [" + ".join(dict.fromkeys(words)) for words in zip(*columns, strict=True)]
     return dict(zip(("taps", "objective", "projection", "widths"), joined, strict=True))
 
 
@@ -91,21 +91,21 @@ def described(terms: Iterable[Term]) -> dict[str, str]:
 def trained_beside(
     optimizer: torch.optim.Optimizer, adapters: nn.ModuleList, *, weight_decay: float
 ) -> Iterator[None]:
-    """Let the student's optimizer move adapters too, and tell them of its updates.
+    """Add adapters to the student's optimizer, and notify them of its updates.
 
-    At the end of the block the optimizer forgets them, and what it kept for them.
+    At the end of the block they are removed from the optimizer, with their state.
 
     Args:
         optimizer: The student's.
-        adapters: What is trained besides; none cost nothing.
+        adapters: Modules that train beside the student; may be empty.
         weight_decay: Decay of their matrices.
 
     Yields:
         Nothing.
     """
-    own = list(adapters.parameters())
+    parameters = list(adapters.parameters())
     before = len(optimizer.param_groups)
-    for group in decay_groups(own, weight_decay) if own else []:
+    for group in decay_groups(parameters, weight_decay) if parameters else []:
         optimizer.add_param_group(group)
     counters = [getattr(adapter, "advance", None) for adapter in adapters]
     hooks = [
@@ -119,7 +119,7 @@ def trained_beside(
         for hook in hooks:
             hook.remove()
         del optimizer.param_groups[before:]
-        for parameter in own:
+        for parameter in parameters:
             optimizer.state.pop(parameter, None)
 
 

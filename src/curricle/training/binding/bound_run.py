@@ -1,12 +1,12 @@
-"""Do the declared parts fit together, and what does each stage cost?
+"""Binding: checks that the declared parts fit together, and the cost of each stage.
 
 Binding gives a curriculum its models, data and placement. It resolves taps to places, draws the
 projections, checks widths and vocabularies, finds which parameters each stage reaches, and
 measures the FLOPs and memory of one step of each stage, all before a weight has moved. `curricle
-plan` prints what it finds, also while the teacher's checkpoints are still to be made: that they are
+plan` prints its result, also before the teacher's checkpoints exist: that they are
 there is checked by `engine.execute`.
 
-Design: what a stage reaches is found by running one step of it and asking autograd, so it is
+Design: the reach of a stage is found by running one step of it with autograd, so it is
 right for every module, tied weights and unused branches included.
 """
 
@@ -89,11 +89,11 @@ class BoundStage:
     terms: tuple[Term, ...]
     """The bound objectives."""
     reads: Reads
-    """What both models must show, all objectives together."""
+    """Places read by all objectives together."""
     trained: frozenset[str]
     """Names of the student parameters that the stage changes."""
     plan: StagePlan
-    """What the stage is and costs, for people."""
+    """Description and cost of the stage, for people."""
 
 
 @final
@@ -122,11 +122,11 @@ class BoundRun:
     draws_foreign_noise: bool = False
     """Whether it depends on the global generators of Python or numpy."""
     start: BoundStart | None = None
-    """What is set before the first step, if anything is."""
+    """Initialization before the first step, if any."""
     notes: tuple[str, ...] = ()
-    """What was decided and the user did not ask for, one sentence each; see `RunRecord.notes`."""
+    """Decisions made by default, one sentence each; see `RunRecord.notes`."""
     tables: tuple[TableLimit, ...] = ()
-    """What the embeddings of the models can look up."""
+    """Index ranges of the embeddings of the models."""
 
     @property
     def teachers(self) -> tuple[TeacherReference, ...]:
@@ -137,7 +137,7 @@ class BoundRun:
 
     @property
     def plans(self) -> tuple[StagePlan, ...]:
-        """Return what the start, if there is one, and the stages are and cost."""
+        """Return description and cost of the start, if any, and of the stages."""
         start = () if self.start is None else (self.start.plan,)
         return (*start, *(stage.plan for stage in self.stages))
 
@@ -161,7 +161,7 @@ def bind(
     """Return a curriculum bound to models and data.
 
     Args:
-        curriculum: What to run.
+        curriculum: The curriculum.
         student: The model that learns; it is placed.
         teacher: The model that teaches, which is placed, or its stored targets.
         stream: Training data.
@@ -290,7 +290,7 @@ class _Probe:
         check_decoder_inputs(student.module, self._whole)
 
     def notes(self) -> Iterator[str]:
-        """Yield what the passes have shown and the owner of the models may not know."""
+        """Yield findings of the passes that the owner of the models may not expect."""
         if self.draws_foreign_noise:
             yield (
                 "the student draws from the global generator of Python or numpy, which is seeded "
@@ -318,8 +318,8 @@ class _Probe:
         )
 
     def stage(self, stage: Stage, span: Span, *, reached: frozenset[str]) -> BoundStage:
-        each = [self._reads(objective) for objective in stage.objectives]
-        reads = merge_reads(each, full_student=stage.trains == "all")
+        all_reads = [self._reads(objective) for objective in stage.objectives]
+        reads = merge_reads(all_reads, full_student=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
         if stage.teacher != "final" and not needs_teacher:
             raise BindError(
@@ -334,17 +334,17 @@ class _Probe:
         teacher_meter = Meter()
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
             student = self._learn(reads, student_meter)
-            shown = self._teach(each, student, teacher_meter) if needs_teacher else None
-            sample = Sample(batch=self._part, student=student, teacher=shown, seed=self._seed)
-            terms = self._terms(stage, each, replace(sample, num_steps=span.most))
-            self._note_logits(each, student, shown)
-            tried = opened(terms)
-            adapters = list(adapters_of(tried).parameters())
+            taught = self._teach(all_reads, student, teacher_meter) if needs_teacher else None
+            sample = Sample(batch=self._part, student=student, teacher=taught, seed=self._seed)
+            terms = self._terms(stage, all_reads, replace(sample, num_steps=span.most))
+            self._note_logits(all_reads, student, taught)
+            trial_terms = opened(terms)
+            adapters = list(adapters_of(trial_terms).parameters())
             student_meter.know(adapters)
             with teacher_meter.running():
-                targets = self._targets(tried, shown)
+                targets = self._targets(trial_terms, taught)
             with student_meter.running():
-                trained = self._reached(tried, student, targets)
+                trained = self._reached(trial_terms, student, targets)
             # The teacher's logits of a chunk are made while the student's are.
             for target in targets:
                 if isinstance(target, LinearHead):
@@ -354,7 +354,7 @@ class _Probe:
                 f"'trains' must leave something to train; got {stage.trains!r} where "
                 f"{self._untrained(stage, reached)}"
             )
-        own = sum(parameter.numel() for parameter in adapters)
+        adapter_parameters = sum(parameter.numel() for parameter in adapters)
         plan = StagePlan(
             name=stage.name,
             teacher=_teacher_words(stage) if needs_teacher else "none",
@@ -364,9 +364,11 @@ class _Probe:
             student_flops=student_meter.flops * self._settings.gradient_accumulation_steps,
             teacher_flops=teacher_meter.flops * self._settings.gradient_accumulation_steps,
             trained_parameters=self._count(trained),
-            adapter_parameters=own,
-            reads_logits=any(one.student_logits or one.student_head for one in each),
-            memory_bytes=self._memory(self._count(trained) + own, student_meter.saved_bytes),
+            adapter_parameters=adapter_parameters,
+            reads_logits=any(reads.student_logits or reads.student_head for reads in all_reads),
+            memory_bytes=self._memory(
+                self._count(trained) + adapter_parameters, student_meter.saved_bytes
+            ),
         )
         return BoundStage(
             declared=stage,
@@ -380,7 +382,7 @@ class _Probe:
     def _untrained(self, stage: Stage, reached: frozenset[str]) -> str:
         """Return in words why a stage trains nothing after others that have reached weights."""
         named = self._student.module.named_parameters()
-        free = [name for name, one in named if one.requires_grad]
+        free = [name for name, parameter in named if parameter.requires_grad]
         if not free:
             return (
                 "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
@@ -395,46 +397,50 @@ class _Probe:
         )
 
     def _note_logits(
-        self, each: Sequence[Reads], student: Activations, teacher: Activations | None
+        self, all_reads: Sequence[Reads], student: Activations, teacher: Activations | None
     ) -> None:
-        """Keep what was taken for logits, where an objective reads them."""
-        shown = {"student": student, "teacher": teacher}
+        """Note the output taken as logits, where an objective reads them."""
+        by_model = {"student": student, "teacher": teacher}
         is_read = {
-            "student": any(reads.student_logits for reads in each),
-            "teacher": any(reads.teacher_logits for reads in each),
+            "student": any(reads.student_logits for reads in all_reads),
+            "teacher": any(reads.teacher_logits for reads in all_reads),
         }
-        for who, activations in shown.items():
+        for who, activations in by_model.items():
             if activations is None or activations.logits is None or not is_read[who]:
                 continue
             self._logits_notes[who] = activations.logits_note or probability_note(
                 activations.logits
             )
-        self._compares_logits |= any(reads.teacher_logits or reads.teacher_head for reads in each)
+        self._compares_logits |= any(
+            reads.teacher_logits or reads.teacher_head for reads in all_reads
+        )
 
     def decisions(self, teacher: LiveTeacher | None) -> tuple[str, ...]:
-        """Return what was decided about the models.
+        """Return the decisions about the models.
 
         Args:
             teacher: The model that teaches, if one runs.
         """
         student, taught = self._part, self._part.for_teacher
-        taken = self._logits_notes
-        notes = model_notes(self._student, "student", student.inputs, taken["student"])
+        logits_notes = self._logits_notes
+        notes = model_notes(self._student, "student", student.inputs, logits_notes["student"])
         if teacher is None:
             return notes
         pair = check_pair(self._student, teacher.model) if self._compares_logits else ()
-        theirs = model_notes(teacher.model, "teacher", taught.inputs, taken["teacher"])
-        return (*notes, *theirs, *pair)
+        teacher_notes = model_notes(
+            teacher.model, "teacher", taught.inputs, logits_notes["teacher"]
+        )
+        return (*notes, *teacher_notes, *pair)
 
     def _reads(self, objective: Objective) -> Reads:
         teacher = None if self._teacher is None else self._teacher.model
         return objective.reads(self._student, teacher)
 
-    def _teach(self, each: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
+    def _teach(self, all_reads: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
             self._teacher.check_precision(self._settings.precisions[-1])
-            return self._teacher.placeholders(each, student)
-        reads = merge_reads(each, full_student=False)
+            return self._teacher.placeholders(all_reads, student)
+        reads = merge_reads(all_reads, full_student=False)
         model, head = require(self._teacher, "teacher").model, reads.teacher_head
         batch = self._part.for_teacher
         if head:
@@ -448,13 +454,13 @@ class _Probe:
             ) as read,
         ):
             before = seeding.global_state()
-            shown = tried_on("teacher", read, batch)
+            activations = tried_on("teacher", read, batch)
         self._teacher_draws |= before != seeding.global_state()
-        check_orientation("teacher", model, shown, batch)
+        check_orientation("teacher", model, activations, batch)
         if batch is self._part:
-            return shown
+            return activations
         try:
-            return aligned(shown, self._part)
+            return aligned(activations, self._part)
         except DataError as error:
             raise BindError(str(error)) from error
 
@@ -470,12 +476,12 @@ class _Probe:
                 "student", model.reading(reads.student, logits=reads.student_logits, head=head)
             ) as read,
         ):
-            shown = tried_on("student", read, self._part)
+            activations = tried_on("student", read, self._part)
         self.draws_noise |= before != seeding.global_state()
         if foreign != seeding.foreign_state():
             self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
-        check_orientation("student", model, shown, self._part)
-        return shown
+        check_orientation("student", model, activations, self._part)
+        return activations
 
     @torch.no_grad()
     def _depends_on_foreign_state(self, reads: Reads) -> bool:
@@ -491,9 +497,11 @@ class _Probe:
                 with seeding.scoped(self._seed, "probe/noise"), seeding.foreign(number):
                     passes.append(read(self._part.inputs, self._part.selected))
         first, second = map(_tensors, passes)
-        return not all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+        return not all(
+            torch.equal(tensor, repeated) for tensor, repeated in zip(first, second, strict=True)
+        )
 
-    def _terms(self, stage: Stage, each: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
+    def _terms(self, stage: Stage, all_reads: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
         residual = self._student.is_residual and (
             self._teacher is None or self._teacher.model.is_residual
         )
@@ -501,11 +509,11 @@ class _Probe:
         source = stored, stage.teacher, self._fingerprint
         return tuple(
             bound_term(objective, reads, sample, residual=residual, source=source)
-            for objective, reads in zip(stage.objectives, each, strict=True)
+            for objective, reads in zip(stage.objectives, all_reads, strict=True)
         )
 
     @torch.no_grad()
-    def _targets(self, terms: Sequence[Term], shown: Activations | None) -> list[Target]:
+    def _targets(self, terms: Sequence[Term], activations: Activations | None) -> list[Target]:
         """Return the target of each objective; of stored ones only the form."""
         batch, targets = self._part, list[Target]()
         for term in terms:
@@ -513,8 +521,8 @@ class _Probe:
             if term.stored is not None:
                 rows = term.objective.count(batch)
                 target = term.stored.blank(rows, batch.leading)
-            elif shown is not None and term.needs_teacher:
-                target = term.objective.target(shown, batch)
+            elif activations is not None and term.needs_teacher:
+                target = term.objective.target(activations, batch)
             targets.append(target)
         return targets
 
@@ -533,15 +541,15 @@ class _Probe:
             return frozenset()
         check_recomputation(loss)
         named = dict(self._student.module.named_parameters())
-        free = {name: one for name, one in named.items() if one.requires_grad}
+        free = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         # Adapters too, since their gradient costs as it will in training.
-        moved = [*free.values(), *adapters_of(terms).parameters()]
-        grads = torch.autograd.grad(loss, moved, allow_unused=True)
+        parameters = [*free.values(), *adapters_of(terms).parameters()]
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
         return frozenset(name for name, grad in zip(free, grads, strict=False) if grad is not None)
 
     @contextmanager
     def _undisturbed(self, *, frozen: frozenset[str]) -> Iterator[None]:
-        """Put back what a step changes: buffers, modes, generators, and what is frozen."""
+        """Restore the effects of a step: buffers, modes, generators, frozen weights."""
         module = self._student.module
         names = {name for name, _ in module.named_parameters()}
         with ExitStack() as stack:
@@ -570,10 +578,10 @@ class _Probe:
         return parameters * 4 * (2 + self._optimizer.moments) + saved_bytes
 
 
-def _tensors(shown: Activations) -> list[Tensor]:
-    logits = [] if shown.logits is None else [shown.logits]
-    head = [] if shown.head is None else [shown.head.states]
-    return [*shown.hidden.values(), *logits, *head]
+def _tensors(activations: Activations) -> list[Tensor]:
+    logits = [] if activations.logits is None else [activations.logits]
+    head = [] if activations.head is None else [activations.head.states]
+    return [*activations.hidden.values(), *logits, *head]
 
 
 def _data(batch: Batch) -> Iterable[Tensor]:

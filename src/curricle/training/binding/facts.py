@@ -1,9 +1,9 @@
-"""What the result of a run depends on, as plain data and as one digest.
+"""Facts that determine the result of a run, as plain data and as one digest.
 
 A run goes on only as the run that it was. The digest decides, and the facts from which it is made
-are kept beside the records, so that a refusal can name what has changed.
+are kept beside the records, so that a refusal can name the changes.
 
-Settings that change speed or what is written down are no facts; the interval between evaluations
+Settings that change speed or logging are no facts; the interval between evaluations
 is one only where a metric may end a stage.
 """
 
@@ -34,7 +34,7 @@ DIGESTS: Mapping[str, str] = {
     "teacher": "the teacher has other weights or adapters",
     "data": "the data differ",
 }
-"""What is said of facts that are digests, whose values mean nothing to people."""
+"""Sentences about facts that are digests, which people cannot read."""
 
 
 def run_facts(run: BoundRun) -> dict[str, Any]:
@@ -69,10 +69,10 @@ def run_fingerprint(run: BoundRun) -> str:
 
 
 def _student_settings(module: nn.Module) -> dict[str, str]:
-    """Return digests of what is frozen and of which adapters are active, where there are any."""
-    frozen = sorted(name for name, one in module.named_parameters() if not one.requires_grad)
-    held = {"student_frozen": frozen, "student_adapters": tuner_settings(module)}
-    return {name: fingerprint(one) for name, one in held.items() if one}
+    """Return digests of frozen parameters and active adapters, where there are any."""
+    frozen = sorted(name for name, item in module.named_parameters() if not item.requires_grad)
+    settings = {"student_frozen": frozen, "student_adapters": tuner_settings(module)}
+    return {name: fingerprint(item) for name, item in settings.items() if item}
 
 
 def _teacher_digest(run: BoundRun) -> str:
@@ -89,7 +89,7 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def differences(folder: Path, facts: Mapping[str, Any]) -> str:
-    """Return in words what has changed since a folder's run began; empty if that is not known.
+    """Return in words the changes since a folder's run began; empty if unknown.
 
     Args:
         folder: The run folder.

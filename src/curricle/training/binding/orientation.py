@@ -1,8 +1,8 @@
 """Checks that models have examples and positions where the data have them.
 
-Shapes do not tell the two axes apart if a batch has as many examples as positions, as may happen
+Shapes do not distinguish the two axes if a batch has as many examples as positions, as may happen
 by chance, nor how rows are ordered where a model gives them one below the other. A pass over fewer
-examples, made while binding, tells both.
+examples, made while binding, decides.
 
 Axes: leading (axes before the width), example, position.
 """
@@ -48,32 +48,34 @@ def check_decoder_inputs(module: nn.Module, batch: Batch) -> None:
     )
 
 
-def check_orientation(owner: str, model: TappedModel, shown: Activations, batch: Batch) -> None:
+def check_orientation(
+    owner: str, model: TappedModel, activations: Activations, batch: Batch
+) -> None:
     """Check that states and logits have the examples on their first axis.
 
     Nothing runs unless shapes leave it open. A model that takes no other number of examples is
     left alone.
 
     Args:
-        owner: Whose model it is, for people.
+        owner: Owner of the model, for people.
         model: The model.
-        shown: What it has shown of the batch.
+        activations: Its activations for the batch.
         batch: The batch.
 
     Raises:
         BindError: If positions lie on the first axis, or are those of an encoder where a decoder
             is scored.
     """
-    _check_side(owner, model, shown, batch)
-    if not any(_is_open(leading, batch) for _, leading, _ in _states(shown)):
+    _check_side(owner, model, activations, batch)
+    if not any(_is_open(leading, batch) for _, leading, _ in _states(activations)):
         return
     fewer = batch.num_examples - 1
     try:
-        whole, part = _passes(model, shown, batch, fewer)
+        full_pass, smaller_pass = _passes(model, activations, batch, fewer)
     except (CurricleError, *REFUSALS):
         return
     for (name, leading, rows), (_, fewer_leading, fewer_rows) in zip(
-        _states(whole), _states(part), strict=True
+        _states(full_pass), _states(smaller_pass), strict=True
     ):
         if not _is_open(leading, batch):
             continue
@@ -100,30 +102,30 @@ def _is_open(leading: tuple[int, ...], batch: Batch) -> bool:
     return leading[0] == count and leading[1] == count
 
 
-def _check_side(owner: str, model: TappedModel, shown: Activations, batch: Batch) -> None:
+def _check_side(owner: str, model: TappedModel, activations: Activations, batch: Batch) -> None:
     """Check that states have the positions of the decoder if the encoder reads as many.
 
     Raises:
         BindError: If one keeps its positions while the decoder reads one less.
     """
-    if not batch.is_decoded or isinstance(batch.inputs, Tensor) or not shown.hidden:
+    if not batch.is_decoded or isinstance(batch.inputs, Tensor) or not activations.hidden:
         return
     shape = batch.positions
-    sides = {name: one.shape[:2] == shape for name, one in batch.inputs.items()}
+    sides = {name: tensor.shape[:2] == shape for name, tensor in batch.inputs.items()}
     if shape[1] == 1 or not any(
         is_equal and not name.startswith("decoder_") for name, is_equal in sides.items()
     ):
         return
     shorter = {
-        name: one[:, :-1] if sides[name] and name.startswith("decoder_") else one
-        for name, one in batch.inputs.items()
+        name: tensor[:, :-1] if sides[name] and name.startswith("decoder_") else tensor
+        for name, tensor in batch.inputs.items()
     }
     try:
         with (
             torch.no_grad(),
             modes_kept(model.module),
             buffers_kept(model.module),
-            model.reading(shown.hidden, logits=False) as read,
+            model.reading(activations.hidden, logits=False) as read,
         ):
             model.module.eval()
             states = read(shorter).hidden
@@ -139,36 +141,38 @@ def _check_side(owner: str, model: TappedModel, shown: Activations, batch: Batch
 
 
 def _passes(
-    model: TappedModel, shown: Activations, batch: Batch, fewer: int
+    model: TappedModel, activations: Activations, batch: Batch, fewer: int
 ) -> tuple[Activations, Activations]:
-    """Return what a model shows of all examples and of fewer, in evaluation mode."""
-    head = shown.head is not None
+    """Return activations of a model for all examples and for fewer, in evaluation mode."""
+    head = activations.head is not None
     with (
         torch.no_grad(),
         modes_kept(model.module),
         buffers_kept(model.module),
-        model.reading(shown.hidden, logits=shown.logits is not None, head=head) as read,
+        model.reading(activations.hidden, logits=activations.logits is not None, head=head) as read,
     ):
         model.module.eval()
-        part = batch.chunks(fewer)[0]
-        return read(batch.inputs, batch.selected), read(part.inputs, part.selected)
+        smaller = batch.chunks(fewer)[0]
+        return read(batch.inputs, batch.selected), read(smaller.inputs, smaller.selected)
 
 
-def _states(shown: Activations) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
+def _states(activations: Activations) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
     """Yield the name, the axes before the width and the rows of all that a model has shown."""
-    for place, state in shown.hidden.items():
+    for place, state in activations.hidden.items():
         yield f"tap {str(place)!r}", tuple(state.shape[:-1]), state
-    logits = shown.logits if shown.head is None else shown.head.states
+    logits = activations.logits if activations.head is None else activations.head.states
     if logits is not None:
-        leading = tuple(logits.shape[:-1]) if shown.positions is None else shown.positions
+        leading = (
+            tuple(logits.shape[:-1]) if activations.positions is None else activations.positions
+        )
         yield "'logits'", leading, logits
 
 
-def _agree(whole: Tensor, part: Tensor) -> bool:
+def _agree(states: Tensor, smaller: Tensor) -> bool:
     """Return whether the rows of fewer examples are the first rows of all."""
-    first, other = whole[: len(part)].float(), part.float()
-    if first.shape != other.shape:
+    first, second = states[: len(smaller)].float(), smaller.float()
+    if first.shape != second.shape:
         return False
-    finite = torch.cat([first, other]).where(torch.cat([first, other]).isfinite(), 0.0)
+    finite = torch.cat([first, second]).where(torch.cat([first, second]).isfinite(), 0.0)
     scale = float(finite.abs().amax()) if finite.numel() else 0.0
-    return torch.allclose(first, other, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True)
+    return torch.allclose(first, second, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True)

@@ -14,7 +14,7 @@ from curricle.training.setup.compatibility import check_compatible
 
 
 def check_speed(run: BoundRun) -> None:
-    """Check that a run can be made as fast as its settings ask for.
+    """Check that the fast paths in the settings of a run can be taken.
 
     Args:
         run: The bound run.
@@ -48,7 +48,7 @@ def _compiles_teacher(run: BoundRun) -> bool:
 
 
 def _features(run: BoundRun) -> dict[str, str]:
-    """Return what models and data of a run bring with them, by the names of the table."""
+    """Return features of the models and data of a run, by the names of the table."""
     stream = run.stream.stream if isinstance(run.stream, RunBatches) else run.stream
     teacher = run.teacher
     present = {

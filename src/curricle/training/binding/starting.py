@@ -1,4 +1,4 @@
-"""What does a warm start set, in which models?
+"""Warm start: initialization of the student from the teacher before the first step.
 
 Binding finds the weights that a `curriculum.initialization` value reaches and checks that they fit;
 `apply` sets them, once, before the first step of a run.
@@ -12,8 +12,8 @@ Binding finds the weights that a `curriculum.initialization` value reaches and c
 Axes: row, student_width, teacher_width, example, input.
 
 Design: a bound start holds weights by reference, since those of the finished teacher are in place
-only when the run begins. It is told as a `StagePlan` of zero steps, so it appears wherever stages
-do.
+only when the run begins. It is recorded as a `StagePlan` of zero steps, so it appears
+wherever stages do.
 """
 
 from collections.abc import Sequence
@@ -43,13 +43,13 @@ BATCHES = 64
 
 
 def begun(start: "BoundStart | None", spent: Spent, placement: Placement) -> Spent:
-    """Return what has been spent when training begins or goes on, after a start if it begins.
+    """Return the usage when training begins or resumes, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.
 
     Args:
         start: The start, if there is one.
-        spent: What has been consumed so far.
+        spent: Usage so far.
         placement: Placement of the models.
     """
     if start is None or spent.steps:
@@ -82,10 +82,10 @@ def bind_start(
     """
     if start is None:
         return None
-    known = require(teacher, "teacher").model
-    if isinstance(student.module, MLP) and isinstance(known.module, MLP):
-        return _bind_map(start, student.module, known, known.module, stream=stream, seed=seed)
-    return _bind_tables(start, student.module, known.module, seed=seed)
+    network = require(teacher, "teacher").model
+    if isinstance(student.module, MLP) and isinstance(network.module, MLP):
+        return _bind_map(start, student.module, network, network.module, stream=stream, seed=seed)
+    return _bind_tables(start, student.module, network.module, seed=seed)
 
 
 @final
@@ -94,7 +94,7 @@ class _Setting:
     """One weight of the student and the teacher's that it is set from."""
 
     label: str
-    """What it is, for people."""
+    """Description for people."""
     target: Tensor
     """The student's weight, one row a vector."""
     source: Tensor
@@ -118,19 +118,19 @@ class _TableStart:
         tokens = self.settings[0]
         return _told(
             self.declared,
-            taps=", ".join(one.label for one in self.settings),
+            taps=", ".join(setting.label for setting in self.settings),
             objective="set from the teacher's",
             widths=(tokens.target.shape[1], tokens.source.shape[1]),
-            count=sum(one.target.numel() for one in self.settings),
+            count=sum(setting.target.numel() for setting in self.settings),
         )
 
     @torch.no_grad()
     def apply(self) -> Spent:
         tokens = self.settings[0].source
         matrix = beside(self.map(tokens), tokens)
-        for one in self.settings:
-            rows = one.source.to(matrix.dtype)
-            one.target.copy_(rows @ matrix.mT if one.is_mapped else rows)
+        for setting in self.settings:
+            rows = setting.source.to(matrix.dtype)
+            setting.target.copy_(rows @ matrix.mT if setting.is_mapped else rows)
         return Spent()
 
 
@@ -143,31 +143,40 @@ def _bind_tables(
         BindError: If one of them has no token table, the vocabularies differ, or the student's
             tables are frozen.
     """
-    ours, theirs = embedding_tables(student, "student"), embedding_tables(teacher, "teacher")
-    if ours.tokens.num_embeddings != theirs.tokens.num_embeddings:
+    student_tables, teacher_tables = (
+        embedding_tables(student, "student"),
+        embedding_tables(teacher, "teacher"),
+    )
+    if student_tables.tokens.num_embeddings != teacher_tables.tokens.num_embeddings:
         raise BindError(
             f"'start' must have a student with the teacher's vocabulary; got "
-            f"{ours.tokens.num_embeddings} and {theirs.tokens.num_embeddings} entries"
+            f"{student_tables.tokens.num_embeddings} and "
+            f"{teacher_tables.tokens.num_embeddings} entries"
         )
-    tables = [(ours.path, ours.tokens, theirs.tokens), *matching_tables(ours, theirs)]
-    settings = [
-        _setting(path.rpartition(".")[2], table.weight, other.weight)
-        for path, table, other in tables
+    tables = [
+        (student_tables.path, student_tables.tokens, teacher_tables.tokens),
+        *matching_tables(student_tables, teacher_tables),
     ]
-    if ours.output is not None and theirs.output is not None:
-        if not ours.is_tied:
-            settings.append(_setting("output", ours.output.weight, theirs.output.weight))
+    settings = [
+        _setting(path.rpartition(".")[2], table.weight, teacher_table.weight)
+        for path, table, teacher_table in tables
+    ]
+    if student_tables.output is not None and teacher_tables.output is not None:
+        if not student_tables.is_tied:
+            settings.append(
+                _setting("output", student_tables.output.weight, teacher_tables.output.weight)
+            )
         # Modules without a bias hold None there, whatever their types say.
-        biases: tuple[Tensor | None, ...] = (ours.output.bias, theirs.output.bias)
+        biases: tuple[Tensor | None, ...] = (student_tables.output.bias, teacher_tables.output.bias)
         if biases[0] is not None and biases[1] is not None:
             settings.append(_setting("output bias", biases[0], biases[1], is_mapped=False))
     _check_trained(student, [setting.target for setting in settings])
-    chosen = start.map(
+    linear = start.map(
         seed=seed,
-        student_width=ours.tokens.embedding_dim,
-        teacher_width=theirs.tokens.embedding_dim,
+        student_width=student_tables.tokens.embedding_dim,
+        teacher_width=teacher_tables.tokens.embedding_dim,
     )
-    return _TableStart(declared=start, map=chosen, settings=settings)
+    return _TableStart(declared=start, map=linear, settings=settings)
 
 
 def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
@@ -211,7 +220,7 @@ class _MapStart:
             taps="1 <- 1",
             objective="least squares",
             widths=(self.linear.out_features, self.teacher_width),
-            count=sum(one.numel() for one in self.linear.parameters()),
+            count=sum(parameter.numel() for parameter in self.linear.parameters()),
         )
 
     @torch.no_grad()
@@ -241,8 +250,8 @@ class _MapStart:
         return _joined(inputs), _joined(states)
 
 
-def _joined(parts: Sequence[object]) -> Float[Tensor, "example width"]:
-    return torch.cat([torch.as_tensor(part) for part in parts]).to("cpu", torch.float64)
+def _joined(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
+    return torch.cat([torch.as_tensor(tensor) for tensor in tensors]).to("cpu", torch.float64)
 
 
 def _bind_map(
@@ -259,29 +268,31 @@ def _bind_map(
     Raises:
         BindError: If their inputs differ, or the student's first layer is frozen.
     """
-    ours, theirs = (_first(one) for one in (student, network))
-    if ours.in_features != theirs.in_features:
+    student_layer, teacher_layer = (_first(model) for model in (student, network))
+    if student_layer.in_features != teacher_layer.in_features:
         raise BindError(
-            f"'start' must have a student with the teacher's inputs; got {ours.in_features} and "
-            f"{theirs.in_features}"
+            f"'start' must have a student with the teacher's inputs; got "
+            f"{student_layer.in_features} and {teacher_layer.in_features}"
         )
-    _check_trained(student, list(ours.parameters()))
-    chosen = start.map(
-        seed=seed, student_width=ours.out_features, teacher_width=theirs.out_features
+    _check_trained(student, list(student_layer.parameters()))
+    linear = start.map(
+        seed=seed,
+        student_width=student_layer.out_features,
+        teacher_width=teacher_layer.out_features,
     )
     return _MapStart(
         declared=start,
-        map=chosen,
-        linear=ours,
+        map=linear,
+        linear=student_layer,
         teacher=teacher,
-        teacher_width=theirs.out_features,
+        teacher_width=teacher_layer.out_features,
         stream=stream,
     )
 
 
 def _first(network: MLP) -> nn.Linear:
     """Return the first linear map of a network."""
-    return next(part for part in network.modules() if isinstance(part, nn.Linear))
+    return next(module for module in network.modules() if isinstance(module, nn.Linear))
 
 
 def _told(

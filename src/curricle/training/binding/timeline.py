@@ -2,7 +2,7 @@
 
 Binding plans a `Span` for each stage: its longest and its shortest number of steps. A `Timeline` is
 the state of one run on these spans. It closes stages, by their length, by the rule of their
-duration or because the run's goal is reached, and says how many steps may be taken before the next
+duration or because the run's goal is reached, and gives the number of steps before the next
 record, evaluation, checkpoint or check of a rule.
 
 Steps are counted over the whole run, and a batch belongs to a step. A stage after one that has

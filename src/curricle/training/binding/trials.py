@@ -14,10 +14,10 @@ from curricle.models.tapped import REFUSALS, Activations, Reader, run_trial
 
 
 def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
-    """Return what a model shows of a first batch; see `models.tapped.run_trial`.
+    """Return the activations of a model for a first batch; see `models.tapped.run_trial`.
 
     Args:
-        who: Whose model it is, for people.
+        who: Owner of the model, for people.
         read: An open reading of it.
         batch: The batch.
 
@@ -40,11 +40,11 @@ def check_places(
     """Check that a model gives logits where the labels are, after a pass that has failed.
 
     Args:
-        owner: Whose model it is, for people.
+        owner: Owner of the model, for people.
         read: An open reading of it.
         batch: The batch.
-        kind: What to raise.
-        name: What to call the labels.
+        kind: Class of the error.
+        name: Name of the labels.
 
     Raises:
         CurricleError: If it gives them elsewhere, of the given kind.
@@ -52,19 +52,19 @@ def check_places(
     if batch.labels is None or batch.selected is None:
         return
     try:
-        found = read(batch.inputs, batch.selected.new_zeros(1)).positions
+        positions = read(batch.inputs, batch.selected.new_zeros(1)).positions
     except (CurricleError, *REFUSALS):
         # Whatever the labels are, it cannot take these inputs.
         return
-    if found is None or found == batch.positions:
+    if positions is None or positions == batch.positions:
         return
     labels = torch.full(batch.positions, IGNORED).flatten()
     labels[batch.selected.cpu()] = batch.labels.cpu().long()
     labels = labels.view(batch.positions)
     several = ""
-    if len(found) == 1:
+    if len(positions) == 1:
         several = "; positions='example' of curricle.stream reads them as labels of examples"
     raise kind(
-        f"{name} must be one for each place with logits of {owner}, of shape {found}; got shape "
-        f"{batch.positions}{way_out(labels) or several}"
+        f"{name} must be one for each place with logits of {owner}, of shape {positions}; got "
+        f"shape {batch.positions}{way_out(labels) or several}"
     )

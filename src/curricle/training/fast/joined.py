@@ -1,13 +1,13 @@
 """Several students as one batched model, or one student, as a function of its weights.
 
-Students of one architecture at the same step of the same stage become one model whose weights have
+Students of one architecture at the same step of the same stage become one model; its weights have
 a new first axis, by `vmap` over `functional_call` of their `StageLoss`. Each student's parameters
 and optimizer state are views of its slice, so code that reads them between two steps needs no
 special case. A single student keeps its own weights, without that axis.
 
 Axes: student (if there are several), then those of the weight.
 
-Design: shapes do not tell whether two models compute the same, nor whether a model is a function of
+Design: shapes do not show whether two models compute the same, nor whether a model is a function of
 its weights at all, so the losses of the batched model are compared with those of the single ones.
 """
 
@@ -32,7 +32,7 @@ class Joined:
     """Several students as one model, or one student."""
 
     def __init__(self, steppers: Sequence[Stepper]) -> None:
-        """Join students whose stages are open.
+        """Join students with open stages.
 
         Args:
             steppers: Steps of each; several students share memory from now on.
@@ -142,7 +142,7 @@ class Joined:
 
 @final
 class _Sums(nn.Module):
-    """Sums of a stage's loss in a module, whose weights `functional_call` replaces."""
+    """Sums of a stage's loss in a module; `functional_call` replaces its weights."""
 
     def __init__(self, student: nn.Module, loss: StageLoss) -> None:
         super().__init__()

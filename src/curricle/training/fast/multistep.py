@@ -168,10 +168,12 @@ class CompiledSteps:
         self, scales: Sequence[float], length: int | None, inputs: BlockInputs
     ) -> BlockOutputs:
         """Return weights, moments and losses after the steps of a block, as a pure function."""
-        weights, frozen, moments, parts, targets, factors = inputs
+        weights, frozen, moments, tensors_of_batches, targets, factors = inputs
         totals = []
         for number in range(self._number):
-            batch, target, factor = (_at(tensors, number) for tensors in (parts, targets, factors))
+            batch, target, factor = (
+                _at(tensors, number) for tensors in (tensors_of_batches, targets, factors)
+            )
             with torch.enable_grad():
                 moving = {
                     name: weight.detach().requires_grad_() for name, weight in weights.items()

@@ -79,7 +79,7 @@ class Group:
         """Join students.
 
         Args:
-            steppers: Steps of each, whose stages are open.
+            steppers: Steps of each, with open stages.
             number: Steps in one compiled call; 1 compiles nothing.
         """
         self.steppers = steppers

@@ -1,13 +1,13 @@
 """Checkpoints from which an interrupted run goes on exactly where it stopped.
 
 A checkpoint is a folder: the student's weights and the optimizer's tensors as safetensors, a
-`state.json` with the step, what was spent and how long the records were, and a `manifest.json` with
-size and SHA-256 of each file. What the objectives of the stage train beside the student lies in
+`state.json` with the step, the usage and the length of the records, and a `manifest.json` with
+size and SHA-256 of each file. Adapters that the objectives of the stage train lie in
 files of its own, with its part of the optimizer's state. A checkpoint is written beside its final
 name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
 
-Design: nothing is read before its hash is checked, and nothing goes into an optimizer whose shape
-or type is not that of the optimizer's own state: fused kernels read past the end of what is short.
+Design: nothing is read before its hash is checked, and nothing goes into an optimizer with a
+shape or type other than that of its own state: fused kernels read past the end of short tensors.
 """
 
 import json
@@ -73,8 +73,8 @@ def save_checkpoint(
         folder: Where the checkpoints of the run lie.
         state: Where the run stands.
         module: The student.
-        optimizer: Whose state is kept.
-        adapters: What the stage trains beside the student, if anything.
+        optimizer: Optimizer of the state.
+        adapters: Adapters that the stage trains beside the student.
 
     Returns:
         The folder of the checkpoint.
@@ -124,14 +124,14 @@ def check_layout(folder: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a process that was killed while it wrote a checkpoint has left."""
+    """Remove leftovers of a process that was killed while it wrote a checkpoint."""
     remove_leftovers(folder, FOLDER.pattern.replace("(", "(?:"))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """Return the newest checkpoint below a folder, if there is one."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+    checkpoints = _checkpoints(folder)
+    return checkpoints[-1] if checkpoints else None
 
 
 def read_state(path: Path, *, timeline: Timeline | None = None) -> RunState:
@@ -170,7 +170,7 @@ def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
 
 @contextmanager
 def _remedied(path: Path) -> Iterator[None]:
-    """Add to an error inside the block what can be done about a checkpoint.
+    """Add the remedy for a checkpoint to an error inside the block.
 
     Yields:
         Nothing.
@@ -231,8 +231,8 @@ def _check_state(path: Path, state: RunState, planned: int | None) -> None:
     """
     steps, file = state.spent.steps, str(path / STATE)
     if steps <= 0 or (planned is not None and steps > planned):
-        most = "" if planned is None else f" and at most the planned {planned}"
-        raise CheckpointError(f"'steps' in {file!r} must be positive{most}; got {steps}")
+        limit = "" if planned is None else f" and at most the planned {planned}"
+        raise CheckpointError(f"'steps' in {file!r} must be positive{limit}; got {steps}")
     if path.name != _name(steps):
         raise CheckpointError(
             f"'steps' in {file!r} must be those of its folder {path.name!r}; got {steps}"
@@ -257,7 +257,7 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
 
 
 def load_adapters(path: Path, adapters: nn.ModuleList, optimizer: torch.optim.Optimizer) -> None:
-    """Put what a checkpoint holds of a stage's adapters into place.
+    """Load a stage's adapters from a checkpoint.
 
     Args:
         path: The checkpoint.
@@ -278,7 +278,7 @@ def _name(steps: int) -> str:
 
 
 def _named(folder: Path) -> list[Path]:
-    """Return what has the name of a checkpoint, in the order of steps."""
+    """Return folders with the name of a checkpoint, in the order of steps."""
     paths = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)]
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
@@ -295,10 +295,10 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _save_optimizer(path: Path, optimizer: torch.optim.Optimizer, module: nn.Module) -> int:
     """Return the number of tensors after writing a state, as `parameter name/state name`."""
     tensors = {
-        f"{name}/{key}": torch.as_tensor(kept).detach().clone().contiguous()
+        f"{name}/{key}": torch.as_tensor(slot).detach().clone().contiguous()
         for name, parameter in module.named_parameters()
-        for key, kept in optimizer.state.get(parameter, {}).items()
-        if kept is not None
+        for key, slot in optimizer.state.get(parameter, {}).items()
+        if slot is not None
     }
     # The folder around it is flushed and renamed as a whole.
     with serializing(path):
@@ -371,9 +371,9 @@ class _SlotTable:
         optimizer.param_groups[0].update({k: v for k, v in group.items() if k != "params"})
         optimizer.step()
         return {
-            name: (one.shape == sample.shape, one.dtype)
-            for name, one in optimizer.state[sample].items()
-            if isinstance(one, Tensor)
+            name: (tensor.shape == sample.shape, tensor.dtype)
+            for name, tensor in optimizer.state[sample].items()
+            if isinstance(tensor, Tensor)
         }
 
 

@@ -1,7 +1,7 @@
 """Execution of a bound curriculum.
 
 One loop runs every curriculum: stage by stage, step by step, with evaluations, records and
-checkpoints at their intervals. A `Timeline` says which stage runs and when something is due. A
+checkpoints at their intervals. A `Timeline` decides which stage runs and when something is due. A
 `TrainingRun` advances by a step at a time, so that several runs can take turns at one teacher.
 
 Design: observers receive the immutable records of `curricle.records`, the same values that go
@@ -52,25 +52,25 @@ from curricle.training.setup.interrupts import Interrupted, Interrupts
 StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
 Observer = Callable[[Record], None]
-"""A function that is told what happens; it gets immutable records and cannot reach the engine."""
+"""Function that receives every record; records are immutable and give no access to the engine."""
 RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
 OUR_METRICS = tuple(metric.name for metric in CLASS_METRICS)
-"""What every evaluator of ours gives, which need not be tried before training."""
+"""Metrics of every evaluator of this package, which need no trial before training."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outputs:
-    """Where a run writes, and what else is told of it."""
+    """Outputs of a run: folder, observers, trajectory."""
 
     folder: Path | None = None
     """Run folder; None writes nothing."""
     observers: tuple[Observer, ...] = ()
-    """Told of every record."""
+    """Receive every record."""
     trajectory: TrajectoryWriter | None = None
     """Keeps the student's weights at chosen steps, as teaching does."""
     task: str = ""
-    """What the data are, in a few words."""
+    """Description of the data, in a few words."""
     better: Literal["higher", "lower"] | None = None
     """Which values of the metric are better, if declared; None leaves it to the metric's name."""
 
@@ -90,7 +90,7 @@ class TrainingRun:
     """One run that advances from step to step, so that several can take turns.
 
     A context: entering opens the run folder and the teacher, leaving closes them and puts back the
-    modes of the student. Whoever advances it sees to the number of threads.
+    modes of the student. The caller sets the number of threads.
     """
 
     def __init__(  # noqa: PLR0913 - everything but the first two has a name
@@ -108,12 +108,12 @@ class TrainingRun:
         """Declare a run; arguments and errors are those of `execute`.
 
         Args:
-            run: What to run.
+            run: The bound run.
             evaluate: Gives the student's metrics.
             metric: The metric by which the run is judged.
             outputs: Where to write.
             resume: Whether to go on from the newest checkpoint.
-            until: Says of the metrics of an evaluation whether the run may end there.
+            until: Function from the metrics of an evaluation to whether the run may end there.
             stage_steps: Opens the way in which steps are taken.
             interrupts: Signals that end the run.
         """
@@ -216,7 +216,7 @@ class TrainingRun:
             outputs.trajectory.remove_leftovers()
 
     def advance(self, losses: Sequence[StepLoss] | None = None) -> None:
-        """Take the next step or compiled block of steps, and write what is due after it.
+        """Take the next step or compiled block of steps, then record, evaluate and save as due.
 
         The first call opens a stage, the last one closes the run.
 
@@ -232,39 +232,39 @@ class TrainingRun:
             self._open_stage(self.run.stages[self.timeline.remaining()[0]])
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - opened above
-        taken = self._take(self.num_steps, self.stop) if losses is None else losses
-        if self._count(stepper, taken) is not None:
+        step_losses = self._take(self.num_steps, self.stop) if losses is None else losses
+        if self._count(stepper, step_losses) is not None:
             self._close_stage(stepper)
             # The teacher of the stage goes before the next one is loaded.
             del stepper
             if not self.timeline.remaining():
                 self._finish()
 
-    def _count(self, stepper: Stepper, taken: Sequence[StepLoss]) -> StageEnd | None:
-        """Count steps, write what is due after them, and heed a signal.
+    def _count(self, stepper: Stepper, step_losses: Sequence[StepLoss]) -> StageEnd | None:
+        """Count steps, record, evaluate and save as due, and handle a signal.
 
         Returns:
             The end of the stage, if these were its last steps.
         """
-        self.num_steps += len(taken)
-        self.timeline.add(loss.loss for loss in taken)
+        self.num_steps += len(step_losses)
+        self.timeline.add(loss.loss for loss in step_losses)
         end, last = None, self.num_steps - 1
         is_due = self.num_steps == self.stop
         if is_due:
             paused = self._now()
             self._spend(paused)
-            end = self._after(stepper, taken[-1], last)
+            end = self._after(stepper, step_losses[-1], last)
             self._started += self._now() - paused
         is_over = end is not None and end.why == "goal"
         if not is_over and self._interrupts.requested is not None:
             self._spend(self._now())
-            self._interrupt(self._interrupts.requested, stepper, taken[-1], last)
+            self._interrupt(self._interrupts.requested, stepper, step_losses[-1], last)
         if is_due and end is None:
             self.stop = self.timeline.due(self.num_steps)
         return end
 
     def skip(self, seconds: float) -> None:
-        """Leave out of the training time what has passed while other runs advanced.
+        """Leave the time in which other runs advanced out of the training time.
 
         Args:
             seconds: Seconds since the last step.
@@ -280,8 +280,8 @@ class TrainingRun:
         self._before = self._spent
         resumed = self._journal.resumed if self._before.steps > start else None
         with ExitStack() as stack:
-            opened = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
-            stepper = stack.enter_context(opened)
+            stage_steps = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
+            stepper = stack.enter_context(stage_steps)
             self._take = stack.enter_context(self._stage_steps(stepper))
             self._stage_stack = stack.pop_all()
         self.stepper = stepper
@@ -297,7 +297,7 @@ class TrainingRun:
         del self._take
 
     def _spend(self, at: float) -> None:
-        """Note what the stage has consumed by a time of `_now`."""
+        """Note the usage of the stage until a time of `_now`."""
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - called while a stage is open
         seconds = self._before.seconds + at - self._started
@@ -325,7 +325,7 @@ class TrainingRun:
         return self.run.settings.placement.now()
 
     def _after(self, stepper: Stepper, loss: StepLoss, step: int) -> StageEnd | None:
-        """Write what is due after a step.
+        """Record, evaluate and save as due after a step.
 
         Returns:
             The end of the stage, if it ends after this step.
@@ -410,7 +410,7 @@ class TrainingRun:
 
         Raises:
             DivergenceError: If one is not finite; then nothing is saved.
-            Exception: What the evaluation has raised.
+            Exception: The error of the evaluation.
         """
         try:
             return self._metrics(stage)
@@ -432,7 +432,7 @@ class TrainingRun:
         return str(getattr(self.evaluate, "__module__", "")).startswith("curricle.")
 
     def _try_evaluation(self) -> None:
-        """Check what the evaluation returns before a weight moves; nothing of it is recorded.
+        """Check the result of the evaluation before a weight changes; nothing of it is recorded.
 
         Evaluators of ours are not run once more for it.
         """
@@ -446,7 +446,7 @@ class TrainingRun:
             self._evaluated()
 
     def _evaluated(self) -> dict[str, float]:
-        """Return what the evaluation gives of the student as it is; its modes come back after."""
+        """Return the evaluation of the student in its current state; its modes are restored."""
         module = self.run.student.module
         module.eval()
         try:

@@ -30,7 +30,7 @@ Evaluator = Callable[[TappedModel], dict[str, float]]
 
 
 def chance_of(evaluate: Evaluator) -> float | None:
-    """Return the accuracy that says nothing, of evaluators that know it; see `RunRecord.chance`."""
+    """Return the accuracy of chance, for evaluators that define it; see `RunRecord.chance`."""
     chance = getattr(evaluate, "chance", None)
     return chance if isinstance(chance, float) else None
 
@@ -53,7 +53,7 @@ def label_metrics(
     Args:
         batches: Held-out data.
         placement: Devices of the model.
-        metrics: What is computed; by default accuracy and nll.
+        metrics: Metrics to compute; by default accuracy and nll.
         teacher: The finished teacher, at the same place, for metrics that compare with it.
 
     Raises:
@@ -100,7 +100,7 @@ class _LabelEvaluator:
         Args:
             model: The model.
         """
-        parts: dict[str, Any] = {
+        observations: dict[str, Any] = {
             metric.name: 0.0 if metric.keeps == "sum" else [] for metric in self.metrics
         }
         count = 0
@@ -116,16 +116,18 @@ class _LabelEvaluator:
                 teacher = None if read_teacher is None else read_teacher(batch)
                 scores = Scores(student=logits, labels=batch.labels, teacher=teacher)
                 for metric in self.metrics:
-                    part = metric.part(scores)
+                    observation = metric.part(scores)
                     # In place for lists, a new number for sums.
-                    parts[metric.name] += part if metric.keeps == "sum" else [part]
+                    observations[metric.name] += (
+                        observation if metric.keeps == "sum" else [observation]
+                    )
                 count += size
         total_count = int(self.placement.total(count))
         numbers: dict[str, float] = {}
         for metric in self.metrics:
-            kept = parts[metric.name]
-            kept = self.placement.total(kept) if metric.keeps == "sum" else kept
-            numbers[metric.name] = metric.compute(kept, total_count)
+            total = observations[metric.name]
+            total = self.placement.total(total) if metric.keeps == "sum" else total
+            numbers[metric.name] = metric.compute(total, total_count)
         for name, number in numbers.items():
             if not math.isfinite(number):
                 _check_inputs(self.batches, name, number)
@@ -186,7 +188,7 @@ def _taught(read: Reader, batch: Batch) -> Activations:
 
 
 def _shown(read: Reader, batch: Batch) -> Activations:
-    """Return what the student shows of a batch.
+    """Return the activations of the student for a batch.
 
     Raises:
         DataError: If its logits are elsewhere than the labels.

@@ -110,7 +110,7 @@ class Journal:
         return end
 
     def _finished(self, files: RunFolder, opening: RunRecord) -> EndRecord | None:
-        """Return the end of a complete run, whose student gets its weights; else None.
+        """Return the end of a complete run after loading its student; else None.
 
         Raises:
             CheckpointError: If the folder holds another run or a damaged one.

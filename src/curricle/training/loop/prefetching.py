@@ -1,11 +1,11 @@
-"""How is the next step made ready while one runs?
+"""Prefetch of the next step in a background thread.
 
-A second thread reads its batch and, if wanted, asks the teacher. torch lets go of Python's lock
-while it computes, so on a CPU this takes one more core. On a GPU what the thread starts goes to a
-stream of its own, beside the student's step.
+A second thread reads its batch and, with `targets`, runs the teacher. torch releases Python's
+lock while it computes, so on a CPU this takes one more core. On a GPU the kernels of the thread go
+to a stream of its own, beside the student's step.
 
-Design: a step is asked for once, in order, and only one is made ahead. What is in use is held until
-the next is asked for. Since the thread stands still by then, the memory of its stream is only used
+Design: each step is taken once, in order, and only one is prefetched. Tensors in use are held until
+the next step is taken. Since the thread stands still by then, the memory of its stream is only used
 again by work that waits for the step that has read it.
 """
 
@@ -22,13 +22,13 @@ T = TypeVar("T")
 
 @final
 class Prefetcher(Generic[T]):
-    """Makes what a step reads; a context that ends with its thread."""
+    """Prepares the inputs of a step; a context that ends with its thread."""
 
     def __init__(self, make: Callable[[int], T], stream: torch.cuda.Stream | None = None) -> None:
         """Begin with nothing.
 
         Args:
-            make: Makes what a step reads; called in another thread, which has torch's defaults:
+            make: Prepares the inputs of a step; called in another thread with torch's defaults:
                 gradients, precision and inference are its own to choose.
             stream: Queue of a GPU in which the thread computes; None on a CPU.
         """
@@ -43,22 +43,22 @@ class Prefetcher(Generic[T]):
         self._held: T | None = None
 
     def take(self, step: int, *, ahead: bool) -> T:
-        """Return what a step reads.
+        """Return the inputs of a step.
 
         Args:
             step: The step.
             ahead: Whether the one after it is to be made meanwhile.
         """
-        found = self._made(step)
-        self._held = found
+        item = self._made(step)
+        self._held = item
         if ahead:
             if self._stream is not None:
                 self._stream.wait_stream(torch.cuda.current_stream())
             self._next = step + 1, self._pool.submit(self._beside, step + 1)
-        return found
+        return item
 
     def settle(self) -> None:
-        """Wait for what is being made, so that nobody else reads the stream meanwhile."""
+        """Wait for the prefetch, so that nothing else reads the stream meanwhile."""
         if self._next is not None:
             wait([self._next[1]])
 
@@ -72,7 +72,7 @@ class Prefetcher(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Wait for what is being made, and forget it."""
+        """Wait for the prefetch, and drop it."""
         self._pool.shutdown(cancel_futures=True)
         self._next = self._held = None
         torch.clear_autocast_cache()
@@ -82,11 +82,11 @@ class Prefetcher(Generic[T]):
         if coming is None:
             return self._make(step)
         number, future = coming
-        found = future.result()
+        item = future.result()
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
         # Somebody who asks for another step than the next, as no run does, gets it all the same.
-        return found if number == step else self._make(step)
+        return item if number == step else self._make(step)
 
     def _beside(self, step: int) -> T:
         stream: AbstractContextManager[object] = (

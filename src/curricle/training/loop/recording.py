@@ -1,7 +1,7 @@
-"""What do the records of a run say?
+"""Records of a run: opening, steps, usage.
 
-The engine decides when something is told; here stands what it is: what opens a run, what a step has
-shown, and what has been consumed by then.
+The engine decides when a record is written; this module builds its content: the opening of a run,
+the losses of a step, and the usage until then.
 
 Units: FLOPs and steps are those of the plan, so they do not depend on how a run is executed; tokens
 are those of the batches that were read, and where these differ in length FLOPs go with them;
@@ -23,11 +23,11 @@ from curricle.training.loop.stage_loss import StepLoss
 
 
 def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds: float) -> Spent:
-    """Return what has been consumed after some steps of a stage.
+    """Return the usage after some steps of a stage.
 
     Args:
         run: The run.
-        before: What had been consumed at the first of them.
+        before: Usage before the first of them.
         stage: The stage.
         done: Steps done by now, counted over the whole run.
         seconds: Seconds of training by now.
@@ -52,18 +52,18 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
 def step_record(
     stage: BoundStage, loss: StepLoss, *, learning_rate: float, spent: Spent
 ) -> StepRecord:
-    """Return what a step has shown.
+    """Return the record of a step.
 
     Args:
         stage: Its stage.
         loss: Its loss.
         learning_rate: Its learning rate.
-        spent: What has been consumed by now.
+        spent: Usage until now.
     """
     terms: dict[str, float] = {}
     for term, mean in zip(stage.terms, loss.terms, strict=True):
         name = term.objective.describe()[0]
-        number = sum(known.partition(" #")[0] == name for known in terms)
+        number = sum(term_.partition(" #")[0] == name for term_ in terms)
         # Two objectives may read the same taps.
         terms[f"{name} #{number + 1}" if number else name] = mean.item()
     return StepRecord(
@@ -84,12 +84,12 @@ def _teacher_parameters(run: BoundRun) -> int:
 
 
 def run_record(run: BoundRun, metric: str, task: str, digest: str) -> RunRecord:
-    """Return what opens a run.
+    """Return the first record of a run.
 
     Args:
         run: The run.
         metric: Name of the metric by which it is judged.
-        task: What the data are, in a few words.
+        task: Description of the data, in a few words.
         digest: Digest of everything it depends on.
     """
     return RunRecord(

@@ -1,6 +1,6 @@
-"""What an evaluation returns, checked and as plain numbers.
+"""Results of an evaluation, checked and as plain numbers.
 
-Evaluations are functions of the caller, so what they return is looked at once before training, when
+Evaluations are functions of the caller, so their results are checked once before training, when
 nothing is lost yet, and every time after.
 """
 
@@ -18,7 +18,7 @@ def plain_metrics(returned: object, *names: str) -> dict[str, float]:
     """Return the metrics of an evaluation as floats by name.
 
     Args:
-        returned: What the evaluation has returned.
+        returned: Result of the evaluation.
         *names: The metric by which the run is judged, and those that end stages.
 
     Raises:

@@ -70,7 +70,7 @@ class RunFolder:
         return latest_checkpoint(self.checkpoints)
 
     def open_for_writing(self, stack: ExitStack) -> None:
-        """Become the only writer of the folder, and remove what a killed writer has left in it.
+        """Become the only writer of the folder, and remove leftovers of a killed writer.
 
         Args:
             stack: Gives the folder back when it closes.
@@ -81,7 +81,7 @@ class RunFolder:
         remove_leftovers(self.folder, names)
 
     def begin(self) -> None:
-        """Remove the manifest of an earlier run, whose records are gone."""
+        """Remove the manifest of an earlier run without records."""
         (self.folder / SEAL).unlink(missing_ok=True)
 
     def save_student(self, module: nn.Module) -> str:

@@ -8,7 +8,7 @@ steps.
 
 Axes: as in `data.streams`; a sum has none.
 
-Design: `sums` returns sums over positions and not means. Whoever takes the gradient divides by the
+Design: `sums` returns sums over positions and not means. The caller divides by the
 number of positions of the whole batch, so that the gradient depends neither on the number of
 micro-batches nor, later, on the number of processes.
 """
@@ -160,13 +160,13 @@ class StageLoss:
 
         Args:
             batch: The batch, or a part of it.
-            objectives: Numbers of the objectives whose targets are computed; None for all.
+            objectives: Numbers of the objectives to compute targets for; None for all.
         """
-        chosen = range(len(self.terms)) if objectives is None else objectives
+        indexes = range(len(self.terms)) if objectives is None else objectives
         with torch.no_grad(), self.teacher_autocast():
             states = self._teacher_states(batch)
             return [
-                _target(term, states, batch) if number in chosen else None
+                _target(term, states, batch) if number in indexes else None
                 for number, term in enumerate(self.terms)
             ]
 

@@ -129,10 +129,16 @@ class Stepper:
         # Counted before the batch is split among micro-batches and processes: each part of the loss
         # is divided by the whole count.
         counts = self.loss.counts(batch)
-        parts = [self._placement.part_of(part) for part in batch.split(self._parts)]
+        micro_batches = [
+            self._placement.part_of(micro_batch) for micro_batch in batch.split(self._parts)
+        ]
         is_early = self.run.settings.prefetch == "targets"
         return Prepared(
-            counts, [(part, self.loss.targets(part) if is_early else None) for part in parts]
+            counts,
+            [
+                (micro_batch, self.loss.targets(micro_batch) if is_early else None)
+                for micro_batch in micro_batches
+            ],
         )
 
     def _update(self, prepared: Prepared, step: int) -> StepLoss:
@@ -189,7 +195,7 @@ class Stepper:
         """Check that a loss is finite.
 
         Raises:
-            DivergenceError: If it is not; it says so if inputs were not before.
+            DivergenceError: If it is not; inputs that were not finite are named.
         """
         if not loss.is_finite:
             raise DivergenceError(

@@ -2,12 +2,12 @@
 
 Callers may be inside `torch.autocast`, `torch.no_grad` or `torch.inference_mode`, or may have set a
 default device. `standard_state` runs a block as if none of that were so and puts all of it back.
-What cannot be undone from inside (function transforms, fake tensors, cached
+State that cannot be undone from inside (function transforms, fake tensors, cached
 parametrizations) is refused, and so are several processes where something is trained or written.
 
-Left alone is what callers choose for speed, memory or debugging: threads, deterministic kernels,
+Choices of the caller for speed, memory or debugging stay: threads, deterministic kernels,
 anomaly detection, hooks on saved tensors, precision of matrix products. So is the default dtype,
-which models and data may rely on; what curricle makes has a dtype of its own.
+which models and data may rely on; tensors of curricle have explicit dtypes.
 """
 
 import os
@@ -85,7 +85,7 @@ def check_single_process() -> None:
 
 
 def _notes() -> tuple[str, ...]:
-    """Return what about the surrounding state is worth a note."""
+    """Return notes on the surrounding state."""
     notes: list[str] = []
     if any(torch.is_autocast_enabled(device) for device in AUTOCAST_DEVICES):
         notes.append(

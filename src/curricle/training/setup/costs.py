@@ -1,4 +1,4 @@
-"""What does a piece of work cost, counted while it runs once?
+"""Cost of a computation in FLOPs and bytes, counted while it runs once.
 
 A `Meter` counts FLOPs and the bytes that autograd keeps for the backward pass. It can run over
 several blocks, say a forward pass and later its backward pass, and adds them up.
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @final
 class Meter:
-    """Counts the FLOPs and the activations of what runs inside it."""
+    """Counts the FLOPs and activations of computations inside its context."""
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
         """Start at zero; weights and data, which lie in memory anyway, are `known`."""
@@ -36,14 +36,14 @@ class Meter:
         """Return the bytes kept for the backward pass, each storage once."""
         return sum(self._kept.values())
 
-    def cede(self, flops: int, other: "Meter") -> None:
-        """Count FLOPs as those of another meter, for whose sake they have run here."""
+    def cede(self, flops: int, receiver: "Meter") -> None:
+        """Count FLOPs as those of another meter."""
         self.flops -= flops
-        other.flops += flops
+        receiver.flops += flops
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Count what the block runs.
+        """Count the computations of the block.
 
         Yields:
             Nothing.

@@ -50,7 +50,7 @@ class Interrupted(KeyboardInterrupt):
 
         Args:
             signal_number: Number of the signal; a process that it ends exits with 128 more.
-            checkpoint: What was saved to resume from; None if nothing could be.
+            checkpoint: Checkpoint to resume from; None if there is none.
         """
         name = signal.Signals(signal_number).name
         saved = "" if checkpoint is None else f"; resume from {str(checkpoint)!r}"
@@ -58,7 +58,7 @@ class Interrupted(KeyboardInterrupt):
         self.signal_number = signal_number
         """Number of the signal."""
         self.checkpoint = checkpoint
-        """What was saved to resume from; None if nothing could be."""
+        """Checkpoint to resume from; None if there is none."""
 
     def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, Path | None]]:
         """Return how a copy is made in another process."""

@@ -1,10 +1,10 @@
 """Observers of runs: functions that receive records.
 
-Here are those for people: a progress bar with stage, loss and metric, a line that says why the
-stages are as they are, and a bar of what comes before the first step. Trackers are written the same
+Here are those for people: a progress bar with stage, loss and metric, a line with the reason
+of the stages, and a bar for preparations before the first step. Trackers are written the same
 way, outside the engine.
 
-Design: names come from users and are never read as markup, whatever they contain.
+Design: names come from users and are never read as markup.
 """
 
 from typing import final
@@ -75,7 +75,9 @@ class ProgressBar:
                 self._progress.update(self._bar, total=self._num_steps)
                 self._end = "target reached" if record.why == "goal" else ""
             case EvaluationRecord() | EndRecord():
-                self._metric = " ".join(f"{name} {one:.3f}" for name, one in record.metrics.items())
+                self._metric = " ".join(
+                    f"{name} {number:.3f}" for name, number in record.metrics.items()
+                )
         if isinstance(record, EndRecord) and record.spent.steps < self._num_steps:
             self._end = "target reached"
             self._progress.update(self._bar, total=record.spent.steps)
@@ -130,7 +132,7 @@ class PreparationBar:
         """Move the bar, which goes at the end of a job.
 
         Args:
-            job: Name of what is being done.
+            job: Name of the work.
             done: How much of it.
             total: How much it is in all.
         """

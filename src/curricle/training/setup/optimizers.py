@@ -1,4 +1,4 @@
-"""How do the weights move, and how fast at each step?
+"""Optimizers and learning-rate schedules as frozen values.
 
 An optimizer is a value with its learning rate and a schedule; `build` makes the torch optimizer,
 and `moved` is the same update as a function of tensors, for steps that are compiled.
@@ -20,7 +20,7 @@ from curricle.errors import SpecError
 from curricle.values import value
 
 Moments = Mapping[str, Tensor]
-"""What is kept for a weight, by torch's names."""
+"""Optimizer state of a weight, by torch's names."""
 LearningRate = Annotated[float, Field(gt=0, le=torch.finfo(torch.float32).max)]
 
 
@@ -88,7 +88,7 @@ class SGD:
     def factors(
         self, rates: Float[Tensor, " step"], counts: Float[Tensor, " step"]
     ) -> Float[Tensor, "step 1"]:
-        """Return what `moved` wants to know of steps.
+        """Return the factors of steps that `moved` needs.
 
         Args:
             rates: Learning rate of each.
@@ -100,14 +100,14 @@ class SGD:
     def moved(
         self, weight: Tensor, gradient: Tensor, moments: Moments, *, decay: float, factors: Tensor
     ) -> tuple[Tensor, Moments]:
-        """Return a weight after one step, and its moments, as what `build` returns makes them.
+        """Return a weight after one step, and its moments, equal to those of the built optimizer.
 
         Args:
             weight: The weight; it stays as it is.
             gradient: Its gradient.
-            moments: What torch's optimizer keeps for it, but for the number of updates.
+            moments: State of torch's optimizer for it, without the number of updates.
             decay: Its weight decay.
-            factors: What `factors` gives for the step.
+            factors: Result of `factors` for the step.
         """
         (rate,) = factors
         descent = gradient + decay * weight if decay else gradient
@@ -152,7 +152,7 @@ class AdamW:
     def factors(
         self, rates: Float[Tensor, " step"], counts: Float[Tensor, " step"]
     ) -> Float[Tensor, "step 3"]:
-        """Return what `moved` wants to know of steps; see `SGD.factors`."""
+        """Return the factors of steps that `moved` needs; see `SGD.factors`."""
         first, second = (1 - beta**counts for beta in self.betas)
         return torch.stack([rates, rates / first, second.sqrt()], dim=1)
 
@@ -161,12 +161,12 @@ class AdamW:
     ) -> tuple[Tensor, Moments]:
         """Return a weight after one step, and its moments; see `SGD.moved`."""
         rate, corrected, root = factors
-        one, other = self.betas
-        first = one * moments["exp_avg"] + (1 - one) * gradient
-        second = other * moments["exp_avg_sq"] + (1 - other) * gradient * gradient
-        kept = weight * (1 - rate * decay) if decay else weight
-        moved = kept - corrected * first / (second.sqrt() / root + self.epsilon)
-        return moved, {"exp_avg": first, "exp_avg_sq": second}
+        beta1, beta2 = self.betas
+        first = beta1 * moments["exp_avg"] + (1 - beta1) * gradient
+        second = beta2 * moments["exp_avg_sq"] + (1 - beta2) * gradient * gradient
+        decayed = weight * (1 - rate * decay) if decay else weight
+        updated = decayed - corrected * first / (second.sqrt() / root + self.epsilon)
+        return updated, {"exp_avg": first, "exp_avg_sq": second}
 
 
 Optimizer = Annotated[SGD | AdamW, Field(discriminator="kind")]

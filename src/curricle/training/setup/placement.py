@@ -47,7 +47,7 @@ class Placement(ABC):
 
     @abstractmethod
     def place(self, module: nn.Module) -> nn.Module:
-        """Return what is called in the place of a module; placing the result changes nothing.
+        """Return the module to call in place of a module; placing the result changes nothing.
 
         The module itself is moved, and stays the owner of its weights under their own names.
 
@@ -68,7 +68,7 @@ class Placement(ABC):
         """Return the sum of a number over all processes.
 
         Args:
-            number: What the part of this process gives.
+            number: Number of this process.
         """
 
     @abstractmethod

@@ -61,7 +61,7 @@ class SharedRun:
     """One student of a shared teacher."""
 
     run: BoundRun
-    """What to run; the student is trained in place."""
+    """The bound run; its student is trained in place."""
     evaluate: Evaluator
     """Gives the student's metrics."""
     outputs: Outputs
@@ -83,7 +83,7 @@ def execute_shared(
         seats: The students; those that have a teacher have the same one.
         metric: The metric by which the runs are judged.
         resume: Whether each goes on from the newest checkpoint in its run folder.
-        until: Says of the metrics of an evaluation whether a run may end there.
+        until: Function from the metrics of an evaluation to whether a run may end there.
         batch_students: Whether students of one architecture and method take their steps as one
             batched model; results then agree with those of separate runs within rounding.
 
@@ -98,13 +98,13 @@ def execute_shared(
     if not seats:
         return []
     _check(seats, batch_students=batch_students)
-    teachers = [one.run.teacher for one in seats]
-    live = next((one for one in teachers if isinstance(one, LiveTeacher)), None)
+    teachers = [seat.run.teacher for seat in seats]
+    live = next((seat for seat in teachers if isinstance(seat, LiveTeacher)), None)
     shared = None if live is None else SharedTeacher(live)
     stream = _SharedStream(seats[0].run)
     if live is not None:
         # Before the first student moves, also for the last.
-        live.check(step for one in seats for step in one.run.teachers)
+        live.check(step for seat in seats for step in seat.run.teachers)
     groups = StudentGroups(seats[0].run.settings.compiled_steps) if batch_students else None
     with ExitStack() as stack:
         stack.enter_context(seats[0].run.settings.stated_threads())
@@ -190,7 +190,7 @@ class _Turn:
             run.advance(losses)
         except Interrupted as error:
             # Without a folder there is nothing that the others should save.
-            if all(other.outputs.folder is None for other in self._runs):
+            if all(run_.outputs.folder is None for run_ in self._runs):
                 raise
             self._interrupted[id(run)] = error
         self._paused_at[id(run)] = time.perf_counter()
@@ -208,7 +208,7 @@ class _Turn:
 
 @final
 class _SharedStream:
-    """Stream of several runs, each of whose batches is read and moved once."""
+    """Stream of several runs; each batch is read and moved once."""
 
     def __init__(self, run: BoundRun) -> None:
         self._stream: Stream = run.stream
@@ -250,10 +250,10 @@ def _check(seats: Sequence[SharedRun], *, batch_students: bool) -> None:
     first = seats[0].run
     way = "batch_students" if batch_students else "share_teacher"
     check_compatible(first.settings.features() | {way: f"{way!r}"}, BindError)
-    teachers = [one.run.teacher for one in seats if one.run.teacher is not None]
-    if any(one is not teachers[0] for one in teachers):
+    teachers = [seat.run.teacher for seat in seats if seat.run.teacher is not None]
+    if any(seat is not teachers[0] for seat in teachers):
         raise BindError("students that are trained together must have one 'teacher'; got several")
-    for run in (one.run for one in seats):
+    for run in (seat.run for seat in seats):
         if run.stream.fingerprint != first.stream.fingerprint:
             raise BindError(
                 f"students of one teacher must read the same 'stream'; {run.name!r} with seed "
@@ -261,15 +261,16 @@ def _check(seats: Sequence[SharedRun], *, batch_students: bool) -> None:
             )
         check_speed(run)
         for name in SHARED:
-            one, other = getattr(run.settings, name), getattr(first.settings, name)
-            if one != other:
+            setting, shared = getattr(run.settings, name), getattr(first.settings, name)
+            if setting != shared:
                 raise BindError(
-                    f"students of one teacher must have the same {name!r}; got {other} and {one}"
+                    f"students of one teacher must have the same {name!r}; got {shared} and "
+                    f"{setting}"
                 )
-    if len({id(one.run.student.module) for one in seats}) < len(seats):
+    if len({id(seat.run.student.module) for seat in seats}) < len(seats):
         raise BindError(
             "each 'student' of a shared teacher must be a module of its own; got one twice"
         )
-    for seat, other in itertools.combinations(seats, 2):
-        names = f"student with seed {seat.run.seed}", f"student with seed {other.run.seed}"
-        check_apart(seat.run.student.module, other.run.student.module, names=names)
+    for seat, second in itertools.combinations(seats, 2):
+        names = f"student with seed {seat.run.seed}", f"student with seed {second.run.seed}"
+        check_apart(seat.run.student.module, second.run.student.module, names=names)

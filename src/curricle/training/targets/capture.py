@@ -1,7 +1,7 @@
-"""How are a teacher's targets made once, for any number of students?
+"""Capture of a teacher's targets, once for any number of students.
 
 `capture` walks through a run as training would, stage by stage and step by step, but no student
-moves: the teacher is asked, and what each objective would compare with is packed and written. What
+moves: the teacher runs, and the target of each objective is packed and written. What
 the folder holds already is not made again, so a capture that was killed goes on where it stopped,
 epochs after the first cost nothing, and several runs may be captured into one folder.
 
@@ -53,7 +53,7 @@ from curricle.training.setup.ambient import standard_state
 from curricle.values import value
 
 Watch = Callable[[int, int], None]
-"""Is told how many steps of how many are captured."""
+"""Receives the numbers of captured steps and of all steps."""
 
 
 @final
@@ -82,13 +82,13 @@ def capture(
     data: DataFacts = DataFacts(),  # noqa: B008 - a frozen value
     watch: Watch | None = None,
 ) -> Manifest:
-    """Make the targets that some runs read, or what is missing of them.
+    """Capture the missing targets of some runs.
 
     Args:
         runs: Runs of one live teacher.
         folder: Where the store is or will be.
         codecs: In which form targets are kept.
-        data: What is known of the data.
+        data: Facts about the data.
         watch: Receives the progress after every step.
 
     Returns:
@@ -112,7 +112,7 @@ def capture(
         )
     _check_readable(runs, codecs)
     folder = usable_folder(folder, "folder")
-    wanted = Manifest(
+    manifest = Manifest(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
         sections=tuple(
@@ -120,7 +120,7 @@ def capture(
         ),
     )
     with locked(folder, remedy="wait for its end or take another folder"):
-        writer = ShardWriter(folder, _merged(folder, wanted), shard_bytes=codecs.shard_bytes)
+        writer = ShardWriter(folder, _merged(folder, manifest), shard_bytes=codecs.shard_bytes)
         done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
             with query.run.settings.stated_threads():
@@ -128,7 +128,7 @@ def capture(
                     done += 1
                     if watch is not None:
                         watch(done, total)
-        return writer.finish(wanted.sections)
+        return writer.finish(manifest.sections)
 
 
 @final
@@ -150,10 +150,10 @@ class TeacherQuery:
             # If an earlier stage may end early, a student may read any of these steps.
             for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
-                    for part in run.stream.batch(step).split(
+                    for micro_batch in run.stream.batch(step).split(
                         run.settings.gradient_accumulation_steps
                     ):
-                        self._store(writer, loss, part)
+                        self._store(writer, loss, micro_batch)
                 yield
 
     def compared(
@@ -170,19 +170,19 @@ class TeacherQuery:
         stage = self.stage
         with self._open() as loss:
             for step in stage.span.possible_steps[:steps]:
-                for part in self._parts(step):
+                for micro_batch in self._parts(step):
                     with located(stage.declared.name, step, self.run.seed):
-                        targets = loss.targets(part)
+                        targets = loss.targets(micro_batch)
                         rows = [_rows(loss, targets[number]) for _, number in self.wanted]
                     for (section, number), target in zip(self.wanted, rows, strict=True):
-                        yield section, loss.terms[number].objective, part, target
+                        yield section, loss.terms[number].objective, micro_batch, target
 
     def _parts(self, step: int) -> list[Batch]:
         """Return the parts of the batch of a step where the teacher lies."""
         run = self.run
         with located(self.stage.declared.name, step, run.seed):
-            parts = run.stream.batch(step).split(run.settings.gradient_accumulation_steps)
-            return [run.settings.placement.part_of(part) for part in parts]
+            micro_batches = run.stream.batch(step).split(run.settings.gradient_accumulation_steps)
+            return [run.settings.placement.part_of(micro_batch) for micro_batch in micro_batches]
 
     @contextmanager
     def _open(self) -> Iterator[StageLoss]:
@@ -204,28 +204,28 @@ class TeacherQuery:
                 )
             yield loss
 
-    def _store(self, writer: ShardWriter, loss: StageLoss, part: Batch) -> None:
-        keys = [example_keys(part, selected=section.selected) for section, _ in self.wanted]
+    def _store(self, writer: ShardWriter, loss: StageLoss, micro_batch: Batch) -> None:
+        keys = [example_keys(micro_batch, selected=section.selected) for section, _ in self.wanted]
         missing = [
             writer.find_missing(section, keys_of_section)
             for (section, _), keys_of_section in zip(self.wanted, keys, strict=True)
         ]
         if not any(is_missing.any() for is_missing in missing):
             return
-        moved = self.run.settings.placement.part_of(part)
+        placed = self.run.settings.placement.part_of(micro_batch)
         numbers = {
             number
             for (_, number), is_missing in zip(self.wanted, missing, strict=True)
             if is_missing.any()
         }
-        targets = loss.targets(moved, numbers)
+        targets = loss.targets(placed, numbers)
         columns = zip(self.wanted, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
             if not is_missing.any():
                 continue
             target = _rows(loss, targets[number])
-            _check_numbers(target, moved)
-            counts = counts_of(loss.terms[number].objective, part)
+            _check_numbers(target, placed)
+            counts = counts_of(loss.terms[number].objective, micro_batch)
             rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
             random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
             entries = section.codec.encode(target[beside(rows, target)], random)
@@ -233,7 +233,7 @@ class TeacherQuery:
 
 
 def _rows(loss: StageLoss, target: Target) -> Float[Tensor, "row width"]:
-    """Return a target as rows; of a head whose logits are made in chunks, all logits."""
+    """Return a target as rows; of a head with chunked logits, all logits."""
     with torch.no_grad(), loss.teacher_autocast():
         rows: Tensor = target.logits() if isinstance(target, LinearHead) else target.flatten(0, -2)
         return rows
@@ -262,7 +262,7 @@ def _asked(
 
 
 def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
-    """Check that objectives can read what would be kept, before a teacher is asked.
+    """Check that objectives can read the stored form, before the teacher runs.
 
     Raises:
         BindError: If one cannot; its stage is named.
@@ -282,7 +282,7 @@ def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
 def _section(
     objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
 ) -> TargetSet:
-    """Return what an objective's targets are."""
+    """Return the description of an objective's targets."""
     facts = target_key(objective, stream)
     description = target_description(objective)
     assert description is not None  # noqa: S101 - or it would have no facts
@@ -296,8 +296,8 @@ def _section(
 
 
 def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
-    """Return what is known of a teacher, after looking at all of its weights."""
-    references = dict.fromkeys(one for run in runs for one in run.teachers)
+    """Return the facts about a teacher, with a digest of all its weights."""
+    references = dict.fromkeys(reference for run in runs for reference in run.teachers)
     teacher.check(references)
     digests = {
         str(reference): weights_digest(teacher.at(reference).module)
@@ -318,16 +318,16 @@ def _taps(model: TappedModel) -> tuple[str, ...]:
     return tuple(str(model.place(number)) for number in numbers)
 
 
-def _merged(folder: Path, wanted: Manifest) -> Manifest:
-    """Return what a folder will hold: what it does, and what is wanted besides.
+def _merged(folder: Path, manifest: Manifest) -> Manifest:
+    """Return the manifest of a folder after the capture: present and new target sets.
 
     Raises:
         CheckpointError: If the two do not go together.
     """
     if not (folder / MANIFEST).is_file():
-        return wanted
+        return manifest
     there = read_manifest(folder)
-    both = {**there.teacher.weights, **wanted.teacher.weights}
+    both = {**there.teacher.weights, **manifest.teacher.weights}
     for reference, digest in there.teacher.weights.items():
         if both[reference] != digest:
             raise CheckpointError(
@@ -335,28 +335,28 @@ def _merged(folder: Path, wanted: Manifest) -> Manifest:
                 f"have the SHA-256 {both[reference][:16]}...; got {digest[:16]}...; capture into "
                 f"another folder"
             )
-    if there.teacher.precision != wanted.teacher.precision:
+    if there.teacher.precision != manifest.teacher.precision:
         raise CheckpointError(
-            f"{str(folder)!r} must hold targets of a teacher in {wanted.teacher.precision!r}; got "
-            f"{there.teacher.precision!r}; capture into another folder"
+            f"{str(folder)!r} must hold targets of a teacher in {manifest.teacher.precision!r}; "
+            f"got {there.teacher.precision!r}; capture into another folder"
         )
-    for section in wanted.sections:
-        found = there.target_set(section.name)
-        if found is not None and found != section:
+    for section in manifest.sections:
+        stored_set = there.target_set(section.name)
+        if stored_set is not None and stored_set != section:
             raise CheckpointError(
-                f"{str(folder)!r} must hold targets packed as {section.codec}; got {found.codec}; "
-                f"capture into another folder"
+                f"{str(folder)!r} must hold targets packed as {section.codec}; got "
+                f"{stored_set.codec}; capture into another folder"
             )
-    sections = {one.name: one for one in (*there.sections, *wanted.sections)}
+    sections = {target_set.name: target_set for target_set in (*there.sections, *manifest.sections)}
     return replace(
         there,
-        teacher=replace(wanted.teacher, weights=both),
+        teacher=replace(manifest.teacher, weights=both),
         sections=tuple(sections.values()),
     )
 
 
 def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
-    """Check that targets are numbers, which whoever reads them will rely on.
+    """Check that targets are finite numbers.
 
     Infinities that come of finite inputs are left alone: some heads give them for classes that they
     rule out.
@@ -377,4 +377,4 @@ def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
 
 def counts_of(objective: BoundObjective, batch: Batch) -> Int[np.ndarray, " example"]:
     """Return the number of rows of each example of a batch, as an objective counts them."""
-    return np.array([objective.count(one) for one in batch.chunks(1)], dtype=np.int64)
+    return np.array([objective.count(example) for example in batch.chunks(1)], dtype=np.int64)

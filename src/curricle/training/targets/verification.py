@@ -1,6 +1,6 @@
-"""Do stored targets say what the teacher says?
+"""Agreement of stored targets with those of the teacher.
 
-`agreement` asks the teacher again about the first steps of some stages and tells the share of rows
+`agreement` runs the teacher again for the first steps of some stages and returns the share of rows
 that agree. Where every number is kept, all of a row must lie within the codec's stated error; where
 only some classes are, these must be the same, with their weights, the mass of the others and the
 entropy. The teacher's own rounding, which depends on the batch and the machine, is allowed for.
@@ -38,7 +38,7 @@ LEAST_SHARE = 0.98
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How one kind of target compares with what the teacher says."""
+    """Agreement of one kind of target with the teacher."""
 
     section: TargetSet
     """The kind of target."""
@@ -54,37 +54,38 @@ class Agreement:
 
 
 def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) -> list[Agreement]:
-    """Return how stored targets compare with what the teacher says.
+    """Return the agreement of stored targets with those of the teacher.
 
     Args:
         runs: Runs that were captured, bound to the live teacher.
         stored: Its stored targets.
         steps: How many steps of each stage are looked at.
     """
-    found: dict[str, list[Bool[Tensor, " row"]]] = {}
+    matches: dict[str, list[Bool[Tensor, " row"]]] = {}
     sections: dict[str, TargetSet] = {}
     for query in queries_of(runs, TargetCodecs()):
-        for _, objective, batch, wanted in query.compared(steps):
+        for _, objective, batch, expected in query.compared(steps):
             targets = stored.serving(
                 objective, query.stage.declared.teacher, query.run.stream.fingerprint
             )
             section = targets.reader.target_set
             read = targets.target(batch, objective.count(batch))
             if isinstance(section.codec, (Sampled, TopK)):
-                entries = section.codec.encode(wanted, _random(section, objective, batch))
+                entries = section.codec.encode(expected, _random(section, objective, batch))
                 again = section.codec.decode(entries, section.width)
                 agree = _equal(read, again)
             else:
-                agree = _within(read, wanted, section.codec.bound(wanted))
+                agree = _within(read, expected, section.codec.bound(expected))
             sections[section.name] = section
-            found.setdefault(section.name, []).append(agree)
+            matches.setdefault(section.name, []).append(agree)
     return [
         Agreement(
             section=sections[name],
-            rows=sum(map(len, each)),
-            share=sum(int(one.sum()) for one in each) / max(sum(map(len, each)), 1),
+            rows=sum(map(len, matches_of_set)),
+            share=sum(int(rows.sum()) for rows in matches_of_set)
+            / max(sum(map(len, matches_of_set)), 1),
         )
-        for name, each in found.items()
+        for name, matches_of_set in matches.items()
     ]
 
 
@@ -96,33 +97,33 @@ def _random(section: TargetSet, objective: BoundObjective, batch: Batch) -> Unif
     if section.selected or description is None or not description.reads_selected:
         return uniforms(section, keys, counts_of(objective, batch))
     counts = data_counts(batch)
-    whole = uniforms(section, keys, counts)
+    draws = uniforms(section, keys, counts)
     starts = counts.cumsum() - counts
     rows = np.concatenate(
         [start + places for start, places in zip(starts, selected_places(batch), strict=True)]
     )
-    return lambda number: whole(number)[rows]
+    return lambda number: draws(number)[rows]
 
 
 def _within(
     stored: Float[Tensor, "row width"],
-    wanted: Float[Tensor, "row width"],
+    expected: Float[Tensor, "row width"],
     bound: Float[Tensor, "row width"],
 ) -> Bool[Tensor, " row"]:
     """Return for each row whether all of its numbers lie within a bound."""
-    finite = wanted.where(wanted.isfinite(), 0.0).abs()
+    finite = expected.where(expected.isfinite(), 0.0).abs()
     allowed = bound + (ROUNDING * finite.amax() if finite.numel() else 0.0)
     # Equal ones may be infinite.
-    return ((stored == wanted) | ((stored - wanted).abs() <= allowed)).all(-1)
+    return ((stored == expected) | ((stored - expected).abs() <= allowed)).all(-1)
 
 
-def _equal(stored: SparseTarget, wanted: SparseTarget) -> Bool[Tensor, " row"]:
+def _equal(stored: SparseTarget, expected: SparseTarget) -> Bool[Tensor, " row"]:
     """Return for each row whether all that is known of it is the same."""
-    (ids, weights), (same, told) = _in_order(stored), _in_order(wanted)
-    agree = (ids == same).all(-1) & _near(weights, told).all(-1)
-    if stored.remaining_mass is not None and wanted.remaining_mass is not None:
-        agree &= _near(stored.remaining_mass, wanted.remaining_mass)
-    return agree & _near(stored.constant, wanted.constant)
+    (ids, weights), (same, expected_weights) = _in_order(stored), _in_order(expected)
+    agree = (ids == same).all(-1) & _near(weights, expected_weights).all(-1)
+    if stored.remaining_mass is not None and expected.remaining_mass is not None:
+        agree &= _near(stored.remaining_mass, expected.remaining_mass)
+    return agree & _near(stored.constant, expected.constant)
 
 
 def _in_order(
@@ -133,5 +134,5 @@ def _in_order(
     return ids, target.weights.gather(-1, order)
 
 
-def _near(stored: Float[Tensor, "..."], wanted: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
-    return (stored - wanted).abs() <= PACKED * wanted.abs() + ROUNDING
+def _near(stored: Float[Tensor, "..."], expected: Float[Tensor, "..."]) -> Bool[Tensor, "..."]:
+    return (stored - expected).abs() <= PACKED * expected.abs() + ROUNDING

@@ -13,7 +13,7 @@ EVERY = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 @EVERY
 def test_a_recipe_says_what_it_shows_and_what_is_known(recipe: Recipe) -> None:
-    assert all(recipe.told())
+    assert all(recipe.describe())
     assert set(recipe.costs) == set(SCALES) == set(get_args(Scale))
     assert RECIPES[recipe.name] is recipe
 
