@@ -217,7 +217,7 @@ def test_the_teacher_of_another_spec_is_left_as_it_is(
     assert command("teach", parity)[0] == 0
     before = contents(tmp_path)
     told = sentence(command("distill", parity, "--set", "teacher.model.widths=[17]"))
-    assert "'run/teacher' must hold the teacher of this spec; it was taught by another" in told
+    assert "'run/teacher' must hold the teacher of this spec; it was trained by another" in told
     assert "'--set output_dir=...' takes another folder" in told
     assert contents(tmp_path) == before
 
