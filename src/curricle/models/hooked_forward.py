@@ -8,7 +8,7 @@ Axes: example, position, width, selected, class (see `tapped`).
 
 Design: wrappers such as `DistributedDataParallel` and `fully_shard` work before and after the
 forward pass of the module that they wrap. An exception that passes through them skips their work:
-gradients are not synchronised, gathered weights are not freed, and neither raises an error. So they
+gradients are not synchronized, gathered weights are not freed, and neither raises an error. So they
 wrap the `StoppableModule`, which always returns, and its output holds every state that the
 loss may use: wrappers find the parameters of a pass by following the graph of its output. Only the
 weight of a head that is multiplied in chunks is used outside of the pass, which they do not see.
