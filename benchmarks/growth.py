@@ -155,7 +155,7 @@ def text_step(layers: int, batch: int, length: int, stage: int) -> tuple[float, 
         with stepping(run, chosen, optimizer) as stepper:
             for _ in range(6):
                 started = time.process_time()
-                stepper.step(chosen.start)
+                stepper.step(chosen.span.start)
                 taken.append(time.process_time() - started)
         return statistics.median(taken[1:]), (peak("cpu") - before) / MEBIBYTE
 

@@ -86,7 +86,7 @@ def timed(size: Size, repetitions: int) -> tuple[list[float], float]:
                 # As in training: autocast forgets its casts at the end of each step.
                 with torch.no_grad(), precision(cast):
                     started = time.process_time()
-                    read(inputs)
+                    read(inputs, None, None)
                     ended = time.process_time()
         return ended - began, ended - started
 
