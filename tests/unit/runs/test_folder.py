@@ -102,7 +102,9 @@ def test_a_folder_without_a_command_is_no_run(tmp_path: Path, content: str | Non
 
 def test_a_folder_of_a_run_made_in_python_is_told_how_it_goes_on(tmp_path: Path) -> None:
     (tmp_path / "records.jsonl").touch()
-    with pytest.raises(CheckpointError, match=r"; a run made in Python is resumed by 'curricle.dis"):
+    with pytest.raises(
+        CheckpointError, match=r"; a run made in Python is resumed by 'curricle.dis"
+    ):
         read_origin(tmp_path)
 
 
