@@ -130,7 +130,7 @@ def _predictions(scores: Scores) -> tuple[int, list[int], list[int]]:
 
 
 def _f1(parts: Sequence[tuple[int, list[int], list[int]]], count: int, *, average: str) -> float:
-    """Return F1; of classes without labels and predictions it is 0 in the macro mean.
+    """Return F1; the macro mean is over the classes among labels or predictions.
 
     Raises:
         DataError: If binary F1 is computed for more than two classes.
@@ -203,7 +203,7 @@ _ALL: tuple[Metric, ...] = (
     ACCURACY,
     NLL,
     Metric(
-        name="perplexity", better="lower", part=_nats, compute=_perplexity, keeps="sum", least=0.0
+        name="perplexity", better="lower", part=_nats, compute=_perplexity, keeps="sum", least=1.0
     ),
     *(
         Metric(

@@ -14,6 +14,7 @@ Design: user code may define objectives; any object with the methods of `Objecti
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from torch import Tensor
@@ -142,7 +143,7 @@ class BoundObjective(Protocol):
 
     - `adapter`: module trained beside the student, or None (`adapters.adapter_of`);
     - `label_classes`: number of classes of labels, or None if labels are not read
-      (`label_classes`);
+      (`label_classes`); `check_labels(labels)`: another check of labels (`label_check`);
     - `wants_calibration` and `calibrated(teachers)`: whether statistics of the teacher's
       activations are needed before training, and the objective with those of some batches
       (`pending_calibration`);
@@ -185,6 +186,18 @@ def label_classes(objective: BoundObjective) -> int | None:
     """Return the number of classes of an objective's labels; None if it reads no labels."""
     classes: int | None = getattr(objective, "label_classes", None)
     return classes
+
+
+def label_check(objective: BoundObjective) -> Callable[[Tensor], None] | None:
+    """Return the check of a batch's labels for an objective; None if it reads no labels.
+
+    It raises `DataError`, and reads values, so it belongs where batches are on the CPU.
+    """
+    check: Callable[[Tensor], None] | None = getattr(objective, "check_labels", None)
+    classes = label_classes(objective)
+    if check is None and classes is not None:
+        return partial(check_classes, num_classes=classes, where="")
+    return check
 
 
 @final

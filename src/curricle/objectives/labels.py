@@ -106,19 +106,25 @@ class LabelLoss:
         # Missing labels raise an error in `count`.
         if batch.labels is not None:
             _check_places(leading, batch, kind=BindError)
-            _check_labels(batch.labels, self.loss, width)
-        return _BoundLabels(declared=self, label_classes=width if is_classes else None)
+            _check_labels(batch.labels, self.loss, width, " in the first batch")
+        return _BoundLabels(declared=self, width=width)
 
 
-def _check_labels(labels: Tensor, loss: LabelLossName, width: int) -> None:
+def _check_labels(labels: Tensor, loss: LabelLossName, width: int, where: str = "") -> None:
     """Check that labels are those of a loss; reads values, so it synchronizes with a GPU.
+
+    Args:
+        labels: The labels.
+        loss: The loss.
+        width: Classes or values of the student.
+        where: Name of the batch in error messages; empty where the message has it elsewhere.
 
     Raises:
         DataError: If their type, shape or range is another.
     """
     shape = tuple(labels.shape)
     if loss == "cross_entropy":
-        check_classes(labels, width)
+        check_classes(labels, width, where)
     elif shape[1:] != (width,) and (width, labels.ndim, loss) != (1, 1, "squared_error"):
         raise DataError(
             f"'labels' must have the {width} values of the student's output at each position for "
@@ -127,8 +133,8 @@ def _check_labels(labels: Tensor, loss: LabelLossName, width: int) -> None:
     elif loss == "binary" and bool(((labels < 0) | (labels > 1)).any()):
         raise DataError(
             f"'labels' must lie between 0 and 1 for loss='binary', or be NaN where missing; got "
-            f"{float(labels[~labels.isnan()].min()):g} to {float(labels[~labels.isnan()].max()):g} "
-            f"in the first batch"
+            f"{float(labels[~labels.isnan()].min()):g} to {float(labels[~labels.isnan()].max()):g}"
+            f"{where}"
         )
 
 
@@ -163,8 +169,21 @@ class _BoundLabels:
     """`LabelLoss` with the student's number of classes."""
 
     declared: LabelLoss
-    label_classes: int | None
-    """Number of classes of the student; None for labels that are no classes."""
+    width: int
+    """Number of classes or values of the student."""
+
+    @property
+    def label_classes(self) -> int | None:
+        """Return the number of classes of the student; None for labels that are no classes."""
+        return self.width if self.declared.loss == "cross_entropy" else None
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Check the labels of a batch.
+
+        Args:
+            labels: The labels.
+        """
+        _check_labels(labels, self.declared.loss, self.width)
 
     def count(self, batch: Batch) -> int:
         """Return the number of labeled positions.

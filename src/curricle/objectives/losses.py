@@ -138,14 +138,16 @@ def value_rows(
         labels: Values of the data, likewise.
 
     Raises:
-        DataError: If their numbers differ.
+        DataError: If their shapes differ by more than a last axis of size 1.
     """
-    width = labels.shape[-1] if labels.ndim > 1 and labels.shape == student.shape else 1
-    if width == 1 and student.numel() != labels.numel():
+    shapes = {tuple(values.shape) for values in (student, labels)}
+    rows = {shape[:-1] if shape[-1:] == (1,) and len(shape) > 1 else shape for shape in shapes}
+    if len(rows) > 1:
         raise DataError(
             f"'labels' must have one value for each value of the student, of shape "
             f"{tuple(student.shape)}; got shape {tuple(labels.shape)}"
         )
+    width = labels.shape[-1] if labels.ndim > 1 and labels.shape == student.shape else 1
     return student.reshape(-1, width), labels.reshape(-1, width)
 
 

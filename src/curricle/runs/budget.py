@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum
-from curricle.errors import SpecError
+from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.loop.stepping import stepping
@@ -120,6 +120,32 @@ def fitted(
         costs = seconds_per_step(run)
     names = [stage.declared.name for stage in run.stages]
     return build(Duration(number=_longest(limit, build, run, dict(zip(names, costs, strict=True)))))
+
+
+def bind_within(
+    limit: Budget,
+    build: Callable[[Duration], Curriculum],
+    bound: Callable[[Curriculum], BoundRun],
+    *,
+    name: str,
+    length: Duration | None = None,
+) -> BoundRun:
+    """Return a strategy's run, bound at the length that a budget pays for.
+
+    Args:
+        limit: The budget.
+        build: Gives the strategy's curriculum of a length.
+        bound: Binds a curriculum.
+        name: Name of the strategy, for errors.
+        length: Length in place of that of the budget, as of a run that is resumed.
+
+    Raises:
+        BindError: If the parts do not fit; the strategy is named.
+    """
+    try:
+        return bound(fitted(limit, build, bound) if length is None else build(length))
+    except BindError as error:
+        raise BindError(f"{name!r}: {error}") from None
 
 
 def _longest(

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal, final
+from typing import Literal, cast, final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -29,13 +29,14 @@ from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
 from curricle.metrics import ACCURACY, Metric
 from curricle.models.families import tapped
+from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
 from curricle.records import Record
 from curricle.reports.headline import headline
 from curricle.reports.summary import Summary
 from curricle.reports.tables import summary_markdown
-from curricle.runs.budget import Budget, budget_of, fitted
-from curricle.runs.folder import STUDENTS, recorded_steps
+from curricle.runs.budget import Budget, bind_within, budget_of
+from curricle.runs.folder import recorded_steps, run_folder
 from curricle.runs.report import summarized, write_report
 from curricle.runs.request import Request, write_request
 from curricle.teachers.live import LiveTeacher
@@ -95,7 +96,7 @@ class Comparison:
 class _Plan:
     """Arguments of a comparison that all its runs share."""
 
-    student: nn.Module | Callable[[int], AnyModel]
+    student: AnyModel | Callable[[int], AnyModel]
     teacher: LiveTeacher | StoredTeacher | None
     data: Stream | Callable[[int], Stream]
     strategies: Mapping[str, Strategy]
@@ -111,11 +112,13 @@ class _Plan:
 
     def build_student(self, seed: int) -> AnyModel:
         """Return the student of a seed, always of the same weights."""
-        if isinstance(self.student, nn.Module):
+        # Models are callable, too.
+        if isinstance(self.student, nn.Module) or conforms(self.student, TappedModel):
             return deepcopy(self.student)
+        build_model = cast("Callable[[int], AnyModel]", self.student)
         # The caller's constructor draws from torch's global generator.
         with seeding.scoped(seed, "model"):
-            return self.student(seed)
+            return build_model(seed)
 
     def stream(self, seed: int) -> Stream:
         """Return the training data of a seed."""
@@ -178,11 +181,7 @@ class _Plan:
         )
 
     def bound(self, name: str, seed: int, folder: Path) -> BoundRun:
-        """Return the run of a strategy and a seed at the length that the budget pays for.
-
-        Raises:
-            BindError: If the parts do not fit; the strategy is named.
-        """
+        """Return the run of a strategy and a seed at the length that the budget pays for."""
         model, stream = tapped(self.build_student(seed)), self.stream(seed)
 
         def bind_curriculum(curriculum: Curriculum) -> BoundRun:
@@ -196,20 +195,20 @@ class _Plan:
                 seed=seed,
             )
 
-        strategy = partial(self.curriculum, name)
         # Seconds are measured once: a resumed run keeps the length that it began with.
         steps = recorded_steps(folder) if self.budget.unit == "seconds" else None
-        try:
-            if steps is not None:
-                return bind_curriculum(strategy(Duration(number=steps)))
-            return bind_curriculum(fitted(self.budget, strategy, bind_curriculum))
-        except (BindError, SpecError) as error:
-            raise type(error)(f"{name!r}: {error}") from None
+        return bind_within(
+            self.budget,
+            partial(self.curriculum, name),
+            bind_curriculum,
+            name=name,
+            length=None if steps is None else Duration(number=steps),
+        )
 
 
 @standard_state()
 def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
-    student: nn.Module | Callable[[int], AnyModel],
+    student: AnyModel | Callable[[int], AnyModel],
     teacher: AnyModel | StoredTeacher | None,
     data: Stream | DataLoader[object] | Callable[[int], Stream],
     *,
@@ -359,8 +358,3 @@ def _opened(output_dir: str | Path | None) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="curricle-") as folder:
         yield Path(folder)
-
-
-def run_folder(folder: Path, name: str, seed: int) -> Path:
-    """Return the folder of one run below that of its comparison."""
-    return folder / STUDENTS / name / f"seed-{seed}"

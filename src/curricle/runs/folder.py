@@ -50,6 +50,11 @@ class Origin:
     """Command that runs it again."""
 
 
+def run_folder(folder: Path, strategy: str, seed: int) -> Path:
+    """Return the folder of a student below that of its comparison."""
+    return folder / STUDENTS / strategy / f"seed-{seed}"
+
+
 def refuse_taken(spec: RunSpec, command: str) -> None:
     """Check that a command may write into the spec's run folder; nothing is written.
 

@@ -36,15 +36,15 @@ from curricle.runs.assemble import (
     open_teacher,
     refuse_targets,
 )
-from curricle.runs.budget import PROVISIONAL, fitted
+from curricle.runs.budget import PROVISIONAL, bind_within
 from curricle.runs.export import export
 from curricle.runs.folder import (
-    STUDENTS,
     TEACHER,
     checked_end,
     claim_teacher,
     load_finished,
     recorded_steps,
+    run_folder,
 )
 from curricle.runs.spec import SEEDS, Model, RunSpec, require_field
 from curricle.tasks import TaskData
@@ -88,7 +88,7 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
             curriculum=strategy.curriculum,
             optimizer=strategy.optimizer or spec.optimizer,
             seed=seed,
-            folder=spec.folder / STUDENTS / name / f"seed-{seed}",
+            folder=run_folder(spec.folder, name, seed),
         )
         for seed in spec.seeds or SEEDS
         for name, strategy in strategies.items()
@@ -332,11 +332,7 @@ def _bound(
     *,
     length: Duration | None,
 ) -> BoundRun:
-    """Return a student's run bound to its models and data, at the budget's length by default.
-
-    Raises:
-        BindError: If the parts do not fit; the strategy is named.
-    """
+    """Return a student's run bound to its models and data, at the budget's length by default."""
     model = build_model(_student_model(spec), data, student.seed, "student")
 
     # The loss of a teacher before its training is unknown.
@@ -357,12 +353,7 @@ def _bound(
         )
 
     limit = require_field(spec.budget, "budget", "distill")
-    try:
-        if length is not None:
-            return bound(curriculum(length))
-        return bound(fitted(limit, curriculum, bound))
-    except BindError as error:
-        raise BindError(f"{student.name!r}: {error}") from None
+    return bind_within(limit, curriculum, bound, name=student.name, length=length)
 
 
 def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:

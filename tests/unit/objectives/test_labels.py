@@ -7,8 +7,15 @@ import torch
 from torch import Tensor
 
 from curricle.errors import DataError, SpecError
-from curricle.objectives.labels import LabelLoss, LabelLossName, _check_labels, _loss
-from curricle.objectives.losses import binary_cross_entropy, cosine_distance
+from curricle.objectives.base import label_check
+from curricle.objectives.labels import (
+    LabelLoss,
+    LabelLossName,
+    _BoundLabels,
+    _check_labels,
+    _loss,
+)
+from curricle.objectives.losses import binary_cross_entropy, cosine_distance, value_rows
 
 ROWS, WIDTH = 5, 3
 
@@ -125,7 +132,7 @@ def test_labels_that_are_not_those_of_a_loss_are_refused(
     loss: LabelLossName, target: Tensor, sentence: str
 ) -> None:
     with pytest.raises(DataError, match=f"^{re.escape(sentence)}$"):
-        _check_labels(target, loss, WIDTH)
+        _check_labels(target, loss, WIDTH, " in the first batch")
 
 
 def test_labels_of_each_loss_are_accepted() -> None:
@@ -137,3 +144,40 @@ def test_labels_of_each_loss_are_accepted() -> None:
 def test_chunks_are_for_cross_entropy() -> None:
     with pytest.raises(SpecError, match=r"'chunk' has no effect with loss='binary'; choose 'cross"):
         LabelLoss(loss="binary", chunk=2)
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [
+        ("cross_entropy", torch.tensor([0, 3])),
+        ("binary", torch.tensor([[0.0, 1.0, 1.5], [0.0, 1.0, 0.0]])),
+        ("squared_error", torch.zeros(2, 2)),
+        ("cosine", torch.zeros(2, 4)),
+    ],
+)
+def test_labels_of_every_batch_are_checked(loss: LabelLossName, wrong: Tensor) -> None:
+    check = label_check(_BoundLabels(declared=LabelLoss(loss=loss), width=3))
+    assert check is not None
+    check(torch.tensor([0, 2]) if loss == "cross_entropy" else torch.ones(2, 3))
+    with pytest.raises(DataError, match="'labels' must"):
+        check(wrong)
+
+
+@pytest.mark.parametrize(
+    ("student", "values"), [((2, 3), (3, 2)), ((6,), (2, 3)), ((2, 1), (1, 2)), ((4, 2), (4,))]
+)
+def test_values_of_other_shapes_are_refused(
+    student: tuple[int, ...], values: tuple[int, ...]
+) -> None:
+    with pytest.raises(DataError, match="must have one value for each value of the student"):
+        value_rows(torch.zeros(student), torch.zeros(values))
+
+
+@pytest.mark.parametrize(("student", "values"), [((4, 1), (4,)), ((4,), (4, 1)), ((4, 2), (4, 2))])
+def test_a_last_axis_of_one_value_may_be_missing(
+    student: tuple[int, ...], values: tuple[int, ...]
+) -> None:
+    rows = value_rows(torch.zeros(student), torch.zeros(values))
+    assert {tuple(tensor.shape) for tensor in rows} == {
+        (4, max(student[-1], 1) if len(student) > 1 else 1)
+    }

@@ -12,6 +12,7 @@ import curricle
 from curricle import seeding
 from curricle.data.streams import Batch, Stream
 from curricle.errors import BindError, CheckpointError, SpecError
+from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.records import EndRecord, Record, RunRecord, read_records
 from curricle.reports.run_folders import load_runs
@@ -83,6 +84,13 @@ def test_a_module_is_copied_and_left_as_it_was() -> None:
     assert torch.equal(student.head.weight, before)
     assert all(trained is not student for trained in result.students.values())
     assert not torch.equal(result.students["one_shot", 0].state_dict()["head.weight"], before)
+
+
+def test_a_model_with_known_taps_is_copied() -> None:
+    with seeding.scoped(0, "model"):
+        student = tapped(small())
+    result = compared(student=student, seeds=(0,), strategies=["one_shot"])
+    assert result.students["one_shot", 0] is not student.module
 
 
 def test_a_budget_of_flops_pays_for_more_steps_of_cheap_stages(tmp_path: Path) -> None:

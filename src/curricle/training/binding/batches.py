@@ -27,7 +27,6 @@ from curricle.data.dataloaders import LoaderStream
 from curricle.data.streams import Batch, Inputs, Stream, named
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
-from curricle.objectives.base import check_classes
 
 PEEKED = 8
 """Batches with compared numbers of positions before a length in tokens becomes steps."""
@@ -169,7 +168,7 @@ class RunBatches:
         first: Batch,
         *,
         tables: Sequence[TableLimit] = (),
-        labels: Sequence[tuple[int, int, int]] = (),
+        labels: Sequence[tuple[int, int, Callable[[Tensor], None]]] = (),
         is_uniform: bool = False,
     ) -> None:
         """Take the stream.
@@ -178,7 +177,7 @@ class RunBatches:
             stream: Where batches are read.
             first: Its first batch, the one with measured FLOPs.
             tables: Index ranges of embeddings of ids.
-            labels: First step, step after the last, and number of classes, where labels are read.
+            labels: First step, step after the last, and check, where labels are read.
             is_uniform: Whether a length in tokens relies on batches of equally many positions.
         """
         self.stream = stream
@@ -277,9 +276,9 @@ class RunBatches:
         # A look at values would wait for a GPU; batches are made on the CPU.
         if batch.labels is None or not batch.labels.is_cpu:
             return
-        for start, stop, classes in self._labels:
+        for start, stop, check in self._labels:
             if start <= step < stop:
-                check_classes(batch.labels, classes, where="")
+                check(batch.labels)
 
 
 def _unequal(first: int, second: int, where: str) -> str:

@@ -41,7 +41,7 @@ from curricle.objectives.base import (
     Reads,
     Sample,
     Target,
-    label_classes,
+    label_check,
     merge_reads,
     require,
 )
@@ -305,7 +305,7 @@ class _Probe:
     def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
         """Return the stream with the checks that the bound stages need."""
         limits = [
-            (stage.span.earliest, stage.span.end, label_classes(term.objective))
+            (stage.span.earliest, stage.span.end, label_check(term.objective))
             for stage in stages
             for term in stage.terms
         ]
@@ -313,7 +313,7 @@ class _Probe:
             self._stream,
             self._whole,
             tables=self.tables.limits,
-            labels=[(start, end, count) for start, end, count in limits if count is not None],
+            labels=[(start, end, check) for start, end, check in limits if check is not None],
             is_uniform=has_token_lengths([stage.declared for stage in stages]),
         )
 

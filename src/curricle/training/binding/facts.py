@@ -18,6 +18,7 @@ from curricle.curriculum.durations import UntilMetric
 from curricle.files import write_text
 from curricle.models.tuners import tuner_settings
 from curricle.models.weights import architecture
+from curricle.renamed import RENAMED
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.values import changes, fingerprint, plain
@@ -112,5 +113,10 @@ def _named(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 
 def _legible(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts that are no digests."""
-    return {name: fact for name, fact in facts.items() if name not in DIGESTS}
+    """Return the facts that are no digests, with the settings under their present names."""
+    legible = {name: fact for name, fact in facts.items() if name not in DIGESTS}
+    # Keys of facts stay for ever, since they enter the digest by which a run is resumed.
+    settings = legible.get("settings")
+    if isinstance(settings, dict):
+        legible["settings"] = {RENAMED.get(name, name): fact for name, fact in settings.items()}
+    return legible

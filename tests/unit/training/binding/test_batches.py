@@ -1,6 +1,7 @@
 """Batches as a run reads them."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
+from curricle.objectives.base import check_classes
 from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import (
@@ -38,6 +40,7 @@ def drawn_weights() -> Iterator[None]:
         yield
 
 
+FOUR_CLASSES = partial(check_classes, num_classes=4, where="")
 SHORT = Batch(inputs={"input_ids": torch.zeros(4, 4).long()})
 LONG = Batch(inputs={"input_ids": torch.zeros(4, 64).long()})
 
@@ -153,12 +156,12 @@ def test_a_label_in_a_later_batch_that_is_no_class_is_refused(label: int, step: 
         return Batch(inputs=torch.zeros(2, 3), labels=torch.tensor([0, number]))
 
     stream = Listed(*[labeled(1)] * step, labeled(label))
-    batches = RunBatches(stream, labeled(1), labels=[(0, 9, 4)])
+    batches = RunBatches(stream, labeled(1), labels=[(0, 9, FOUR_CLASSES)])
     sentence = rf"^'labels' must lie between 0 and 3, .*; got {label}; mark positions without"
     with pytest.raises(DataError, match=sentence) as caught:
         batches.batch(step)
     assert caught.value.step == step
-    assert RunBatches(stream, labeled(1), labels=[(9, 99, 4)]).batch(step) is not None
+    assert RunBatches(stream, labeled(1), labels=[(9, 99, FOUR_CLASSES)]).batch(step) is not None
 
 
 @pytest.mark.parametrize("wrong", [7, 60, -100])
@@ -236,7 +239,7 @@ def test_of_joined_batches_the_one_at_fault_is_known(step: int) -> None:
     with pytest.raises(
         DataError, match=r"^'labels' must lie between 0 and 3, .*; got 9;"
     ) as caught:
-        RunBatches(stream, good, labels=[(0, 9, 4)]).joined(0, 4)
+        RunBatches(stream, good, labels=[(0, 9, FOUR_CLASSES)]).joined(0, 4)
     assert caught.value.step == step
 
 

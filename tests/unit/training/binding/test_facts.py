@@ -44,7 +44,7 @@ def facts(**parts: Any) -> dict[str, Any]:
         ({"stream": parity(seed=1)}, "the data differ"),
         (
             {"settings": {"gradient_accumulation_steps": 2}},
-            "'settings.accumulation' was 1 and is 2",
+            "'settings.gradient_accumulation_steps' was 1 and is 2",
         ),
     ],
 )
