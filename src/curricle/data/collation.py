@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple, final
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from curricle.data.labels import RENAMED, way_out
+from curricle.data.labels import LABEL_ALIASES, way_out
 from curricle.data.streams import ENOUGH, SEQUENCE_AXES, Batch, Inputs, data_mask, named
 from curricle.errors import DataError
 
@@ -204,7 +204,7 @@ def _require_known_name(fields: Mapping[str, object]) -> None:
     Raises:
         DataError: If they are.
     """
-    for name in RENAMED:
+    for name in LABEL_ALIASES:
         if name in fields:
             column = fields[name]
             form = (

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from curricle.errors import DataError
 
-RENAMED = ("label", "label_ids")
+LABEL_ALIASES = ("label", "label_ids")
 """Names under which data sets for transformers have labels, and which its collators rename."""
-USUAL = ("labels", *RENAMED, "target", "targets", "y")
+USUAL = ("labels", *LABEL_ALIASES, "target", "targets", "y")
 """Names that labels have elsewhere; a model may have inputs of these names, too."""
 
 TABLE_AXES = 2

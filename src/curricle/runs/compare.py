@@ -154,23 +154,23 @@ class _Plan:
         """
         students: dict[tuple[str, int], nn.Module] = {}
         for group in self.groups(runs):
-            seats = [self.seat(*run, folder) for run in group]
-            if len(seats) > 1:
-                execute_shared(seats, metric=self.metric, resume=resume)
+            members = [self.member(*run, folder) for run in group]
+            if len(members) > 1:
+                execute_shared(members, metric=self.metric, resume=resume)
             else:
                 execute(
-                    seats[0].run,
+                    members[0].run,
                     self.evaluate,
                     metric=self.metric,
-                    outputs=seats[0].outputs,
+                    outputs=members[0].outputs,
                     resume=resume,
                 )
             students |= {
-                run: seat.run.student.module for run, seat in zip(group, seats, strict=True)
+                run: member.run.student.module for run, member in zip(group, members, strict=True)
             }
         return students
 
-    def seat(self, name: str, seed: int, folder: Path) -> SharedRun:
+    def member(self, name: str, seed: int, folder: Path) -> SharedRun:
         """Return a bound run with its evaluation and outputs."""
         place = run_folder(folder, name, seed)
         observers = () if self.watch is None else (partial(self.watch, name, seed),)

@@ -198,7 +198,7 @@ def train_class(
     data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
     teacher = open_teacher(spec, data)
     evaluate = _evaluator(spec, data, teacher, spec.target.metric)
-    seats = [
+    members = [
         SharedRun(
             run=_bound(spec, student, data, teacher, length=None),
             evaluate=evaluate,
@@ -209,14 +209,14 @@ def train_class(
         for student in unfinished
     ]
     execute_shared(
-        seats,
+        members,
         metric=spec.target.metric,
         resume=True,
         until=_until(spec),
         batch_students=spec.batch_students,
     )
-    for seat in seats:
-        _export(spec, seat.run.student.module, seat.outputs.folder)
+    for member in members:
+        _export(spec, member.run.student.module, member.outputs.folder)
 
 
 def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:

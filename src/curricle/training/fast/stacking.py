@@ -7,8 +7,8 @@ checkpoint may be taken in one compiled call, of one student or of a group.
 
 Results agree with those of separate runs and single steps within rounding: a batched matrix product
 adds up in another order. Students that can be neither batched nor compiled take single steps:
-models with buffers or noise, clipped gradients, gradient accumulation, logits in chunks, objectives
-with adapters.
+models with buffers or noise, logits in chunks, objectives with adapters. Clipping and gradient
+accumulation are refused (`setup.compatibility`).
 """
 
 from collections.abc import Callable, Iterator
@@ -148,8 +148,6 @@ def is_batchable(stepper: Stepper) -> bool:
         or run.draws_foreign_noise
         or stepper.stage.reads.student_head
         or any(True for _ in run.student.module.buffers())
-        or run.settings.max_grad_norm is not None
-        or run.settings.gradient_accumulation_steps > 1
         or len(stepper.loss.adapters)
         or any(term.stored is not None and not term.stored.is_dense for term in stepper.stage.terms)
     )

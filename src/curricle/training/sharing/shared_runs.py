@@ -70,7 +70,7 @@ class SharedRun:
 
 @standard_state()
 def execute_shared(
-    seats: Sequence[SharedRun],
+    members: Sequence[SharedRun],
     *,
     metric: str,
     resume: bool = False,
@@ -80,7 +80,7 @@ def execute_shared(
     """Run several bound curricula to their ends with one pass of the teacher a batch.
 
     Args:
-        seats: The students; those that have a teacher have the same one.
+        members: The students; those that have a teacher have the same one.
         metric: The metric by which the runs are judged.
         resume: Whether each goes on from the newest checkpoint in its run folder.
         until: Function from the metrics of an evaluation to whether a run may end there.
@@ -88,50 +88,52 @@ def execute_shared(
             batched model; results then agree with those of separate runs within rounding.
 
     Returns:
-        The last record of each, in the order of the seats.
+        The last record of each, in the order of the members.
 
     Raises:
         Interrupted: If a signal has ended the runs, after each has saved where it stands.
         BindError: If the students do not share data, teacher, device, precision and accumulation,
             or steps that are to be compiled cannot be.
     """
-    if not seats:
+    if not members:
         return []
-    _check(seats, batch_students=batch_students)
-    teachers = [seat.run.teacher for seat in seats]
-    live = next((seat for seat in teachers if isinstance(seat, LiveTeacher)), None)
+    _check(members, batch_students=batch_students)
+    teachers = [member.run.teacher for member in members]
+    live = next((teacher for teacher in teachers if isinstance(teacher, LiveTeacher)), None)
     shared = None if live is None else SharedTeacher(live)
-    stream = _SharedStream(seats[0].run)
+    stream = _SharedStream(members[0].run)
     if live is not None:
         # Before the first student moves, also for the last.
-        live.check(step for seat in seats for step in seat.run.teachers)
-    groups = StudentGroups(seats[0].run.settings.compiled_steps) if batch_students else None
+        live.check(step for member in members for step in member.run.teachers)
+    groups = StudentGroups(members[0].run.settings.compiled_steps) if batch_students else None
     with ExitStack() as stack:
-        stack.enter_context(seats[0].run.settings.stated_threads())
+        stack.enter_context(members[0].run.settings.stated_threads())
         interrupts = stack.enter_context(
-            Interrupts(saves=any(seat.outputs.folder is not None for seat in seats))
+            Interrupts(saves=any(member.outputs.folder is not None for member in members))
         )
         if live is not None:
-            stack.enter_context(live.teaching(seats[0].run.settings.teacher_inference))
+            stack.enter_context(live.teaching(members[0].run.settings.teacher_inference))
         runs = [
             stack.enter_context(
                 TrainingRun(
-                    replace(seat.run, stream=stream, teacher=_seated(seat.run, shared)),
-                    seat.evaluate,
+                    replace(member.run, stream=stream, teacher=_teacher_of(member.run, shared)),
+                    member.evaluate,
                     metric=metric,
-                    outputs=seat.outputs,
+                    outputs=member.outputs,
                     resume=resume,
                     until=until,
                     stage_steps=single_steps if groups is None else groups.joining,
                     interrupts=interrupts,
                 )
             )
-            for seat in seats
+            for member in members
         ]
         return _finished(runs, groups)
 
 
-def _seated(run: BoundRun, shared: SharedTeacher | None) -> SharedTeacher | StoredTeacher | None:
+def _teacher_of(
+    run: BoundRun, shared: SharedTeacher | None
+) -> SharedTeacher | StoredTeacher | None:
     """Return the teacher of one of the students."""
     return run.teacher if isinstance(run.teacher, StoredTeacher) else run.teacher and shared
 
@@ -241,19 +243,19 @@ class _SharedStream:
         return self._batch[1]
 
 
-def _check(seats: Sequence[SharedRun], *, batch_students: bool) -> None:
+def _check(members: Sequence[SharedRun], *, batch_students: bool) -> None:
     """Check that students can be taught together.
 
     Raises:
         BindError: If not.
     """
-    first = seats[0].run
+    first = members[0].run
     way = "batch_students" if batch_students else "share_teacher"
     check_compatible(first.settings.features() | {way: f"{way!r}"}, BindError)
-    teachers = [seat.run.teacher for seat in seats if seat.run.teacher is not None]
-    if any(seat is not teachers[0] for seat in teachers):
+    teachers = [member.run.teacher for member in members if member.run.teacher is not None]
+    if any(teacher is not teachers[0] for teacher in teachers):
         raise BindError("students that are trained together must have one 'teacher'; got several")
-    for run in (seat.run for seat in seats):
+    for run in (member.run for member in members):
         if run.stream.fingerprint != first.stream.fingerprint:
             raise BindError(
                 f"students of one teacher must read the same 'stream'; {run.name!r} with seed "
@@ -267,10 +269,10 @@ def _check(seats: Sequence[SharedRun], *, batch_students: bool) -> None:
                     f"students of one teacher must have the same {name!r}; got {shared} and "
                     f"{setting}"
                 )
-    if len({id(seat.run.student.module) for seat in seats}) < len(seats):
+    if len({id(member.run.student.module) for member in members}) < len(members):
         raise BindError(
             "each 'student' of a shared teacher must be a module of its own; got one twice"
         )
-    for seat, second in itertools.combinations(seats, 2):
-        names = f"student with seed {seat.run.seed}", f"student with seed {second.run.seed}"
-        check_apart(seat.run.student.module, second.run.student.module, names=names)
+    for member, second in itertools.combinations(members, 2):
+        names = f"student with seed {member.run.seed}", f"student with seed {second.run.seed}"
+        check_apart(member.run.student.module, second.run.student.module, names=names)
