@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from curricle.files import content_digest
 from curricle.reports.headline import headline
 from curricle.runs.report import write_report
+from curricle.seals import read_sealed, write_sealed
 from tests.parts import edit_records
 
 pytestmark = pytest.mark.integration
@@ -251,3 +253,22 @@ def test_the_title_of_many_folders_counts_them(
     names = ", ".join(f"run-{number}" for number in range(6))
     title = f"<title>8 folders: {names}, and 2 more</title>"
     assert title in (tmp_path / "page.html").read_text()
+
+
+def test_a_folder_of_an_earlier_version_is_reported_and_not_resumed(
+    command: Command, parity: Path, tmp_path: Path
+) -> None:
+    command("compare", parity)
+    folder = tmp_path / "run"
+    made = (folder / "summary.json").read_bytes()
+    spec, origin = folder / "spec.yaml", folder / "run.json"
+    spec.write_text(spec.read_text(encoding="utf-8") + "classroom: false\n", encoding="utf-8")
+    fields = read_sealed(origin)
+    write_sealed(origin, fields | {"spec_sha256": content_digest(spec)})
+    assert command("report", "run")[0] == 0
+    assert (folder / "summary.json").read_bytes() == made
+    code, _, error = command("resume", "run")
+    assert code == 2
+    words = " ".join(error.split())
+    assert "'classroom' is not a field; it is now named 'share_teacher'" in words
+    assert "'curricle report' reads it, and a new run needs another folder" in words

@@ -15,7 +15,8 @@ from typing import Final, final
 
 from torch import nn
 
-from curricle.errors import CheckpointError, reason
+from curricle.errors import CheckpointError, SpecError, reason
+from curricle.extras import package_version
 from curricle.files import content_digest, remove_leftovers, usable_folder, write_text
 from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
@@ -185,11 +186,26 @@ def has_spec(folder: Path) -> bool:
 
 
 def stored_spec(folder: Path) -> RunSpec:
-    """Return the spec in a run folder, with the folder as it is called now."""
-    _check_spec(folder)
-    data = read_yaml(folder / SPEC) | {"output_dir": str(folder)}
-    spec: RunSpec = parse(RunSpec, data, source=str(folder / SPEC))
+    """Return the spec in a run folder, with the present name of the folder.
+
+    Raises:
+        SpecError: If it has not the fields of this version.
+    """
+    data = stored_fields(folder) | {"output_dir": str(folder)}
+    try:
+        spec: RunSpec = parse(RunSpec, data, source=str(folder / SPEC))
+    except SpecError as error:
+        raise SpecError(
+            f"{error}; the folder may be of another version than curricle {package_version()}: "
+            f"'curricle report' reads it, and a new run needs another folder"
+        ) from None
     return spec
+
+
+def stored_fields(folder: Path) -> Plain:
+    """Return the fields of the spec in a run folder as plain data, also those of other versions."""
+    _check_spec(folder)
+    return read_yaml(folder / SPEC)
 
 
 def _check_spec(folder: Path) -> None:

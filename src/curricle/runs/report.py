@@ -16,9 +16,9 @@ from curricle.reports.printed import save_learning_curves
 from curricle.reports.reproduction import write_recipe_report
 from curricle.reports.run_folders import Run, load_runs
 from curricle.reports.summary import Summary, summarize, write_summary
-from curricle.runs.folder import STUDENTS, has_spec, read_origin, stored_spec
+from curricle.runs.folder import STUDENTS, has_spec, read_origin, run_folder, stored_fields
 from curricle.runs.request import Request, read_request
-from curricle.runs.train import student_runs
+from curricle.runs.spec import SEEDS
 from curricle.values import plain
 
 MOST_NAMED = 6
@@ -148,9 +148,17 @@ def _missing(folders: Sequence[Path], runs: Sequence[Run]) -> list[str]:
     comparisons = [
         folder_ for folder_ in folders if (folder_ / STUDENTS).is_dir() and has_spec(folder_)
     ]
-    return [
-        str(run) if len(folders) == 1 else f"{run} in {folder}"
+    missing = [
+        (f"{name} seed {seed}", folder)
         for folder in comparisons
-        for run in student_runs(stored_spec(folder))
-        if run.folder.resolve() not in paths
+        for name, seed in _planned(folder)
+        if run_folder(folder, name, seed).resolve() not in paths
     ]
+    return [run if len(folders) == 1 else f"{run} in {folder}" for run, folder in missing]
+
+
+def _planned(folder: Path) -> list[tuple[str, int]]:
+    """Return strategy and seed of each run of a comparison; the whole spec is not read."""
+    fields = stored_fields(folder)
+    seeds = fields.get("seeds") or SEEDS
+    return [(name, seed) for seed in seeds for name in fields.get("strategies") or {}]

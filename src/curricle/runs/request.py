@@ -5,7 +5,8 @@ from typing import Literal, final
 
 from curricle.errors import CheckpointError, reason
 from curricle.runs.budget import AnyBudget
-from curricle.runs.folder import has_spec, stored_spec
+from curricle.runs.folder import SPEC, has_spec, stored_fields
+from curricle.runs.spec import Target
 from curricle.seals import read_sealed, write_sealed
 from curricle.values import parse, plain, value
 
@@ -68,12 +69,14 @@ def read_request(folder: Path) -> Request:
         CheckpointError: If its file is damaged.
     """
     if has_spec(folder):
-        spec = stored_spec(folder)
+        # Two fields and not the whole spec, so that folders of earlier versions are read.
+        fields = stored_fields(folder)
+        target: Target = parse(Target, fields.get("target") or {}, source=str(folder / SPEC))
         return Request(
-            metric=spec.target.metric,
-            target=spec.target.number,
-            target_of=spec.target.final_of,
-            budget=spec.budget,
+            metric=target.metric,
+            target=target.number,
+            target_of=target.final_of,
+            budget=parse(AnyBudget | None, fields.get("budget"), source=str(folder / SPEC)),
         )
     path = folder / REQUEST
     if not path.is_file():
