@@ -130,7 +130,7 @@ class Shared(nn.Module):
         return found
 
 
-class Reader(nn.Module):
+class Forward(nn.Module):
     """Reads tokens: an embedding, one block and a head."""
 
     def __init__(self, width: int) -> None:
@@ -167,7 +167,7 @@ class Tuned(nn.Module):
 def embedder(width: int, seed: int) -> TappedModel:
     """Return a network that reads the data of `tokens`."""
     with seeding.scoped(0, "model"):
-        module = Reader(width)
+        module = Forward(width)
     for number, parameter in enumerate(module.parameters()):
         parameter.data = drawn(*parameter.shape, seed=seed + number) / width**0.5
     return tapped(module, blocks=["block"], head="head")

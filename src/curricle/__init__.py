@@ -39,7 +39,7 @@ _HOMES = MappingProxyType(
         "Schedule": "curricle.training.setup.optimizers",
         "Stage": "curricle.curriculum.stages",
         "Stream": "curricle.data.streams",
-        "TargetCodecs": "curricle.training.targets.capture",
+        "TargetCompression": "curricle.training.targets.capture",
         "Trajectory": "curricle.teachers.trajectory",
         "UntilMetric": "curricle.curriculum.durations",
         "UntilPlateau": "curricle.curriculum.durations",
@@ -99,7 +99,7 @@ if TYPE_CHECKING:
     from curricle.training.setup.optimizers import AdamW as AdamW
     from curricle.training.setup.optimizers import Schedule as Schedule
     from curricle.training.setup.settings import TrainingSettings as TrainingSettings
-    from curricle.training.targets.capture import TargetCodecs as TargetCodecs
+    from curricle.training.targets.capture import TargetCompression as TargetCompression
 
 else:
 

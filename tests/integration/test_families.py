@@ -175,7 +175,7 @@ def test_a_start_needs_tokens(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(
         BindError, match=r"^'student' must have token embeddings in an nn.Embedding"
     ):
-        learn(make, one_shot(total="1 steps", start=PrincipalStart()), data)
+        learn(make, one_shot(total="1 steps", init=PrincipalStart()), data)
 
 
 @pytest.mark.parametrize(

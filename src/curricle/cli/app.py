@@ -430,7 +430,7 @@ def _distill(spec: "RunSpec") -> None:
     with _bars() as new_bar:
         end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
-    _print(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
+    _print(f"{run.name}: {metrics} after {end.usage.steps} steps, in {spec.folder}")
 
 
 def _report(folders: list[Path], output: Path | None = None) -> None:

@@ -133,9 +133,9 @@ def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
         ", ".join(f"{name} {metric_text(name, number)}" for name, number in seed.final.items())
         or NONE,
         *([] if summary.target is None else to_target),
-        short(seed.spent["examples"]),
-        short(seed.spent["total_flops"]),
-        with_interval(seed.spent["seconds"], None, kind="seconds"),
+        short(seed.usage["examples"]),
+        short(seed.usage["total_flops"]),
+        with_interval(seed.usage["seconds"], None, kind="seconds"),
         "complete" if seed.complete else "incomplete",
     )
 

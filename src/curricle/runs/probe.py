@@ -233,7 +233,7 @@ def _subjects(
             if end is not None:
                 model = finished_student(spec, run, data)
                 place_model(spec.engine.placement, model)
-                yield _Subject(name=run.name, seed=run.seed, step=end.spent.steps, model=model)
+                yield _Subject(name=run.name, seed=run.seed, step=end.usage.steps, model=model)
 
 
 def _students(spec: RunSpec, command: str) -> list[StudentRun]:

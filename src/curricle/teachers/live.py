@@ -87,7 +87,7 @@ class LiveTeacher:
         return copied
 
     @contextmanager
-    def reading(
+    def open_taps(
         self,
         reference: Reference,
         places: Iterable[Place],
@@ -106,8 +106,8 @@ class LiveTeacher:
         Yields:
             The forward pass.
         """
-        with self.at(reference).reading(places, logits=logits, head=head) as read:
-            yield lambda inputs, selected, _: read(inputs, selected)
+        with self.at(reference).open_taps(places, logits=logits, head=head) as forward:
+            yield lambda inputs, selected, _: forward(inputs, selected)
 
     @contextmanager
     def teaching(self, inference: Inference = PLAIN) -> Iterator[None]:

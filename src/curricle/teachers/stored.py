@@ -26,7 +26,7 @@ from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
-from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
+from curricle.models.tapped import Activations, Forward, Place, Tap, tap_number
 from curricle.objectives.base import BoundObjective, Reads, Target, target_description
 from curricle.teachers.live import PLAIN, Reference
 from curricle.teachers.store.codecs import Sampled, TopK
@@ -51,7 +51,7 @@ class StoredTargets:
     """The stored targets of an objective."""
 
     reader: TargetSetReader
-    """Reader of their target set."""
+    """Forward of their target set."""
     selected: bool
     """Whether the objective counts selected positions only."""
 
@@ -306,9 +306,9 @@ class _ManifestModel:
             )
         return self._widths[str(place)]
 
-    def reading(
+    def open_taps(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
-    ) -> AbstractContextManager[Reader]:
+    ) -> AbstractContextManager[Forward]:
         """Refuse a forward pass.
 
         Raises:

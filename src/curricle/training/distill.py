@@ -32,7 +32,7 @@ from curricle.metrics import (
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
-from curricle.records import AT_CHANCE, EndRecord, Spent
+from curricle.records import AT_CHANCE, EndRecord, Usage
 from curricle.seals import sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
@@ -54,7 +54,7 @@ from curricle.training.setup.ambient import standard_state
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
-from curricle.training.targets.capture import TargetCodecs, Watch, capture
+from curricle.training.targets.capture import TargetCompression, Watch, capture
 
 AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
@@ -69,7 +69,7 @@ class Result:
     """The trained student, the very module that was passed in."""
     metrics: dict[str, float]
     """Metrics at the end."""
-    spent: Spent
+    usage: Usage
     """Usage of the run: steps, examples, tokens, FLOPs, seconds."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, such as the output taken as
@@ -213,7 +213,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     return Result(
         student=model.module,
         metrics=end.metrics,
-        spent=end.spent,
+        usage=end.usage,
         notes=(*run.notes, AT_CHANCE) if at_chance else run.notes,
     )
 
@@ -226,7 +226,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     data: Stream | DataLoader[Any],
     *,
     folder: str | Path,
-    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
+    compression: TargetCompression = TargetCompression(),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
     settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
     seed: int = 0,
@@ -240,7 +240,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         curriculum: As in `distill`.
         data: As in `distill`; students may read it in other batches and another order.
         folder: Where targets are kept; `open_targets` opens it in place of the teacher.
-        codecs: In which form targets are kept.
+        compression: In which form targets are kept.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision and accumulation of the teacher's passes.
         seed: Seed of the projections, and of the order of a `DataLoader`.
@@ -254,7 +254,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
     require_kind("settings", settings, TrainingSettings, "precision='bfloat16'")
-    require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
+    require_kind("compression", compression, TargetCompression, "logits={'kind': 'bfloat16'}")
     require_model("student", student)
     require_model("teacher", teacher)
     run = bind(
@@ -267,7 +267,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         settings=settings,
         seed=seed,
     )
-    return capture([run], Path(folder), codecs=codecs, watch=watch)
+    return capture([run], Path(folder), compression=compression, watch=watch)
 
 
 @contextmanager

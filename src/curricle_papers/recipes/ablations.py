@@ -77,7 +77,7 @@ def _grammar(scale: Scale) -> Comparison:
             "plain-states": {"normalize": "none"},
             "own-projections": {"shared_projection": False},
             "learned-projections": {"projection": {"kind": "learned"}, "shared_projection": False},
-            "own-layer-only": {"trains": "own"},
+            "own-layer-only": {"trainable": "new"},
             "reset-optimizer": {"optimizer_state": "reset"},
             "schedule-per-stage": {"schedule": "own"},
             "selected-positions": {"positions": "selected"},

@@ -68,7 +68,7 @@ def _compared(comparison: Comparison) -> Comparison:
 
 
 def _started(method: StrategySpec, start: dict[str, str]) -> StrategySpec:
-    call: Plain = {**method.curriculum, "start": start}
+    call: Plain = {**method.curriculum, "init": start}
     return replace(method, curriculum=call)
 
 

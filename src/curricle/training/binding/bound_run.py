@@ -121,7 +121,7 @@ class BoundRun:
     """Whether the student's forward pass draws from torch's global generator, as dropout does."""
     draws_foreign_noise: bool = False
     """Whether it depends on the global generators of Python or numpy."""
-    start: BoundStart | None = None
+    warm_start: BoundStart | None = None
     """Initialization before the first step, if any."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each; see `RunRecord.notes`."""
@@ -132,13 +132,13 @@ class BoundRun:
     def teachers(self) -> tuple[TeacherReference, ...]:
         """Return the teachers that the stages read."""
         stages = tuple(stage.declared for stage in self.stages)
-        start = None if self.start is None else self.start.declared
-        return Curriculum(name=self.name, stages=stages, start=start).teachers
+        start = None if self.warm_start is None else self.warm_start.declared
+        return Curriculum(name=self.name, stages=stages, init=start).teachers
 
     @property
     def plans(self) -> tuple[StagePlan, ...]:
         """Return description and cost of the start, if any, and of the stages."""
-        start = () if self.start is None else (self.start.plan,)
+        start = () if self.warm_start is None else (self.warm_start.plan,)
         return (*start, *(stage.plan for stage in self.stages))
 
     @property
@@ -177,8 +177,8 @@ def bind(
     place_model(settings.placement, student)
     if live is not None:
         place_model(settings.placement, live.model)
-    elif curriculum.start is not None and teacher is not None:
-        raise BindError(f"'start' {curriculum.start.kind!r} needs a teacher with weights; got none")
+    elif curriculum.init is not None and teacher is not None:
+        raise BindError(f"'init' {curriculum.init.kind!r} needs a teacher with weights; got none")
     elif teacher is None and curriculum.teachers:
         raise BindError(f"'teacher' must be given to run {curriculum.name!r}; got none")
     probe = _Probe(
@@ -215,7 +215,7 @@ def bind(
         seed=seed,
         draws_noise=probe.draws_noise,
         draws_foreign_noise=probe.draws_foreign_noise,
-        start=bind_start(curriculum.start, student, live, stream=stream, seed=seed),
+        warm_start=bind_start(curriculum.init, student, live, stream=stream, seed=seed),
         notes=(
             *((curriculum.note,) if curriculum.note else ()),
             *surrounding_notes(),
@@ -319,7 +319,7 @@ class _Probe:
 
     def stage(self, stage: Stage, span: Span, *, reached: frozenset[str]) -> BoundStage:
         all_reads = [self._reads(objective) for objective in stage.objectives]
-        reads = merge_reads(all_reads, full_student=stage.trains == "all")
+        reads = merge_reads(all_reads, full_student=stage.trainable == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
         if stage.teacher != "final" and not needs_teacher:
             raise BindError(
@@ -332,7 +332,7 @@ class _Probe:
             )
         student_meter = Meter([*self._student.module.parameters(), *_data(self._part)])
         teacher_meter = Meter()
-        with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
+        with self._undisturbed(frozen=reached if stage.trainable == "new" else frozenset()):
             student = self._learn(reads, student_meter)
             taught = self._teach(all_reads, student, teacher_meter) if needs_teacher else None
             sample = Sample(batch=self._part, student=student, teacher=taught, seed=self._seed)
@@ -351,7 +351,7 @@ class _Probe:
                     student_meter.cede(target.flops, teacher_meter)
         if not trained:
             raise BindError(
-                f"'trains' must leave something to train; got {stage.trains!r} where "
+                f"'trainable' must leave something to train; got {stage.trainable!r} where "
                 f"{self._untrained(stage, reached)}"
             )
         adapter_parameters = sum(parameter.numel() for parameter in adapters)
@@ -388,7 +388,7 @@ class _Probe:
                 "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
                 "without is_trainable=True or adapters are switched off"
             )
-        if stage.trains == "own" and reached:
+        if stage.trainable == "new" and reached:
             return "all that the objectives reach is frozen"
         return (
             f"the objectives reach none of the student's {len(free)} weights with requires_grad, "
@@ -450,11 +450,11 @@ class _Probe:
             self._settings.teacher_autocast(),
             meter.running(),
             readable(
-                "teacher", model.reading(reads.teacher, logits=reads.teacher_logits, head=head)
-            ) as read,
+                "teacher", model.open_taps(reads.teacher, logits=reads.teacher_logits, head=head)
+            ) as forward,
         ):
             before = seeding.global_state()
-            activations = tried_on("teacher", read, batch)
+            activations = tried_on("teacher", forward, batch)
         self._teacher_draws |= before != seeding.global_state()
         check_orientation("teacher", model, activations, batch)
         if batch is self._part:
@@ -473,10 +473,10 @@ class _Probe:
             self._settings.autocast(),
             meter.running(),
             readable(
-                "student", model.reading(reads.student, logits=reads.student_logits, head=head)
-            ) as read,
+                "student", model.open_taps(reads.student, logits=reads.student_logits, head=head)
+            ) as forward,
         ):
-            activations = tried_on("student", read, self._part)
+            activations = tried_on("student", forward, self._part)
         self.draws_noise |= before != seeding.global_state()
         if foreign != seeding.foreign_state():
             self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
@@ -490,12 +490,12 @@ class _Probe:
         Others than the model may draw from them during a pass, as checks of types do.
         """
         model, passes = self._student, list[Activations]()
-        with model.reading(
+        with model.open_taps(
             reads.student, logits=reads.student_logits, head=reads.student_head
-        ) as read:
+        ) as forward:
             for number in range(2):
                 with seeding.scoped(self._seed, "probe/noise"), seeding.foreign(number):
-                    passes.append(read(self._part.inputs, self._part.selected))
+                    passes.append(forward(self._part.inputs, self._part.selected))
         first, second = map(_tensors, passes)
         return not all(
             torch.equal(tensor, repeated) for tensor, repeated in zip(first, second, strict=True)

@@ -40,7 +40,7 @@ DIGESTS: Mapping[str, str] = {
 
 def run_facts(run: BoundRun) -> dict[str, Any]:
     """Return everything on which the result of a run depends, as plain data with stable keys."""
-    start = [] if run.start is None else [plain(run.start.declared)]
+    start = [] if run.warm_start is None else [plain(run.warm_start.declared)]
     return {
         "curriculum": [*start, *(plain(stage.declared) for stage in run.stages)],
         "optimizer": plain(run.optimizer),

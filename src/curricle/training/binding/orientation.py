@@ -125,10 +125,10 @@ def _check_side(owner: str, model: TappedModel, activations: Activations, batch:
             torch.no_grad(),
             modes_kept(model.module),
             buffers_kept(model.module),
-            model.reading(activations.hidden, logits=False) as read,
+            model.open_taps(activations.hidden, logits=False) as forward,
         ):
             model.module.eval()
-            states = read(shorter).hidden
+            states = forward(shorter).hidden
     except (CurricleError, *REFUSALS):
         return
     for place, state in states.items():
@@ -149,11 +149,13 @@ def _passes(
         torch.no_grad(),
         modes_kept(model.module),
         buffers_kept(model.module),
-        model.reading(activations.hidden, logits=activations.logits is not None, head=head) as read,
+        model.open_taps(
+            activations.hidden, logits=activations.logits is not None, head=head
+        ) as forward,
     ):
         model.module.eval()
         smaller = batch.chunks(fewer)[0]
-        return read(batch.inputs, batch.selected), read(smaller.inputs, smaller.selected)
+        return forward(batch.inputs, batch.selected), forward(smaller.inputs, smaller.selected)
 
 
 def _states(activations: Activations) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:

@@ -33,7 +33,7 @@ from curricle.models.embeddings import embedding_tables, matching_tables
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.base import require
-from curricle.records import Spent, StagePlan
+from curricle.records import StagePlan, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.costs import Meter
 from curricle.training.setup.placement import Placement
@@ -42,18 +42,18 @@ BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""
 
 
-def begun(start: "BoundStart | None", spent: Spent, placement: Placement) -> Spent:
+def begun(start: "BoundStart | None", usage: Usage, placement: Placement) -> Usage:
     """Return the usage when training begins or resumes, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.
 
     Args:
         start: The start, if there is one.
-        spent: Usage so far.
+        usage: Usage so far.
         placement: Placement of the models.
     """
-    if start is None or spent.steps:
-        return spent
+    if start is None or usage.steps:
+        return usage
     begins, meter = placement.now(), Meter()
     with meter.running():
         read = start.apply()
@@ -125,13 +125,13 @@ class _TableStart:
         )
 
     @torch.no_grad()
-    def apply(self) -> Spent:
+    def apply(self) -> Usage:
         tokens = self.settings[0].source
         matrix = beside(self.map(tokens), tokens)
         for setting in self.settings:
             rows = setting.source.to(matrix.dtype)
             setting.target.copy_(rows @ matrix.mT if setting.is_mapped else rows)
-        return Spent()
+        return Usage()
 
 
 def _bind_tables(
@@ -149,7 +149,7 @@ def _bind_tables(
     )
     if student_tables.tokens.num_embeddings != teacher_tables.tokens.num_embeddings:
         raise BindError(
-            f"'start' must have a student with the teacher's vocabulary; got "
+            f"'init' must have a student with the teacher's vocabulary; got "
             f"{student_tables.tokens.num_embeddings} and "
             f"{teacher_tables.tokens.num_embeddings} entries"
         )
@@ -191,9 +191,9 @@ def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
     for target in targets:
         if not target.requires_grad:
             raise BindError(
-                f"'start' must set weights that are trained, since frozen ones would be "
+                f"'init' must set weights that are trained, since frozen ones would be "
                 f"overwritten; got {frozen.get(id(target), 'a buffer')!r} frozen; set its "
-                f"requires_grad, or leave 'start' out, as for students with LoRA"
+                f"requires_grad, or leave 'init' out, as for students with LoRA"
             )
 
 
@@ -224,7 +224,7 @@ class _MapStart:
         )
 
     @torch.no_grad()
-    def apply(self) -> Spent:
+    def apply(self) -> Usage:
         inputs, states = self._examples()
         matrix = self.map(states).to(states)
         # The bias is the weight of one more input, which is always 1.
@@ -234,7 +234,7 @@ class _MapStart:
         self.linear.weight.copy_(fit[:-1].mT)
         self.linear.bias.copy_(fit[-1])
         stream = self.stream
-        return Spent(examples=BATCHES * stream.batch_size, tokens=BATCHES * stream.tokens_per_batch)
+        return Usage(examples=BATCHES * stream.batch_size, tokens=BATCHES * stream.tokens_per_batch)
 
     def _examples(
         self,
@@ -242,10 +242,10 @@ class _MapStart:
         """Return the inputs and the teacher's states, in float64 on the CPU."""
         place = self.teacher.place(1)
         inputs, states = [], []
-        with self.teacher.reading([place], logits=False) as read:
+        with self.teacher.open_taps([place], logits=False) as forward:
             for step in range(BATCHES):
                 batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
-                states.append(read(batch.for_teacher.inputs).hidden[place])
+                states.append(forward(batch.for_teacher.inputs).hidden[place])
                 inputs.append(batch.inputs)
         return _joined(inputs), _joined(states)
 
@@ -271,7 +271,7 @@ def _bind_map(
     student_layer, teacher_layer = (_first(model) for model in (student, network))
     if student_layer.in_features != teacher_layer.in_features:
         raise BindError(
-            f"'start' must have a student with the teacher's inputs; got "
+            f"'init' must have a student with the teacher's inputs; got "
             f"{student_layer.in_features} and {teacher_layer.in_features}"
         )
     _check_trained(student, list(student_layer.parameters()))

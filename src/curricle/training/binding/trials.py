@@ -10,15 +10,15 @@ from curricle.data.collation import IGNORED
 from curricle.data.labels import misplaced, way_out
 from curricle.data.streams import Batch
 from curricle.errors import BindError, CurricleError, DataError
-from curricle.models.tapped import REFUSALS, Activations, Reader, run_trial
+from curricle.models.tapped import REFUSALS, Activations, Forward, run_trial
 
 
-def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
+def tried_on(who: str, forward: Forward, batch: Batch) -> Activations:
     """Return the activations of a model for a first batch; see `models.tapped.run_trial`.
 
     Args:
         who: Owner of the model, for people.
-        read: An open reading of it.
+        forward: Forward pass with open taps.
         batch: The batch.
 
     Raises:
@@ -26,22 +26,22 @@ def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
         DataError: If the batch selects more places than there are, and has no labels.
     """
     try:
-        return run_trial(who, read, batch.inputs, batch.selected)
+        return run_trial(who, forward, batch.inputs, batch.selected)
     except (BindError, DataError) as error:
-        check_places(f"the {who}", read, batch, kind=BindError)
+        check_places(f"the {who}", forward, batch, kind=BindError)
         if batch.labels is None and isinstance(error.__cause__, TypeError):
             raise BindError(f"{error}{misplaced(batch.inputs)}") from error.__cause__
         raise
 
 
 def check_places(
-    owner: str, read: Reader, batch: Batch, *, kind: type[CurricleError], name: str = "'labels'"
+    owner: str, forward: Forward, batch: Batch, *, kind: type[CurricleError], name: str = "'labels'"
 ) -> None:
     """Check that a model gives logits where the labels are, after a pass that has failed.
 
     Args:
         owner: Owner of the model, for people.
-        read: An open reading of it.
+        forward: Forward pass with open taps.
         batch: The batch.
         kind: Class of the error.
         name: Name of the labels.
@@ -52,7 +52,7 @@ def check_places(
     if batch.labels is None or batch.selected is None:
         return
     try:
-        positions = read(batch.inputs, batch.selected.new_zeros(1)).positions
+        positions = forward(batch.inputs, batch.selected.new_zeros(1)).positions
     except (CurricleError, *REFUSALS):
         # Whatever the labels are, it cannot take these inputs.
         return

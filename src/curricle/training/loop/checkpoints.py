@@ -28,7 +28,7 @@ from curricle.colocation import beside, processor_kind
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
-from curricle.records import Spent
+from curricle.records import Usage
 from curricle.seals import SEAL, check_sealed, folder_seal
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
@@ -47,7 +47,7 @@ Slots = dict[str, tuple[bool, torch.dtype]]
 class RunState:
     """Where a run stands."""
 
-    spent: Spent
+    usage: Usage
     """Consumed so far; its steps are the next step to run."""
     records_bytes: int
     """Length of the records file, to which it is cut when resuming."""
@@ -79,7 +79,7 @@ def save_checkpoint(
     Returns:
         The folder of the checkpoint.
     """
-    path = folder / _name(state.spent.steps)
+    path = folder / _name(state.usage.steps)
     check_layout(folder)
     older = [old for old in _checkpoints(folder) if old != path]
     with new_folder(path) as temporary:
@@ -90,7 +90,7 @@ def save_checkpoint(
             file = temporary / ADAPTERS_OPTIMIZER
             counts[ADAPTERS_OPTIMIZER] = _save_optimizer(file, optimizer, adapters)
         content = {
-            "spent": plain(state.spent),
+            "usage": plain(state.usage),
             "records_bytes": state.records_bytes,
             "records_head": state.records_head,
             "run": state.run,
@@ -161,7 +161,7 @@ def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
         CheckpointError: If the state does not fit its stages.
     """
     try:
-        timeline.restore(state.timeline, state.spent.steps)
+        timeline.restore(state.timeline, state.usage.steps)
     except ValueError as error:
         raise CheckpointError(
             f"'timeline' in {str(path / STATE)!r} must fit the stages of the run: {error}"
@@ -196,7 +196,7 @@ def _parsed_state(path: Path) -> RunState:
     content = _content(path)
     try:
         return RunState(
-            spent=parse(Spent, content["spent"]),
+            usage=parse(Usage, content["usage"]),
             records_bytes=int(content["records_bytes"]),
             records_head=str(content.get("records_head", "")),
             run=str(content["run"]),
@@ -229,7 +229,7 @@ def _check_state(path: Path, state: RunState, planned: int | None) -> None:
     Raises:
         CheckpointError: If one cannot be.
     """
-    steps, file = state.spent.steps, str(path / STATE)
+    steps, file = state.usage.steps, str(path / STATE)
     if steps <= 0 or (planned is not None and steps > planned):
         limit = "" if planned is None else f" and at most the planned {planned}"
         raise CheckpointError(f"'steps' in {file!r} must be positive{limit}; got {steps}")
@@ -237,7 +237,7 @@ def _check_state(path: Path, state: RunState, planned: int | None) -> None:
         raise CheckpointError(
             f"'steps' in {file!r} must be those of its folder {path.name!r}; got {steps}"
         )
-    numbers = {**plain(state.spent), "records_bytes": state.records_bytes}
+    numbers = {**plain(state.usage), "records_bytes": state.records_bytes}
     for name, number in numbers.items():
         if number < 0 or not math.isfinite(number):
             raise CheckpointError(f"{name!r} in {file!r} must not be negative; got {number}")

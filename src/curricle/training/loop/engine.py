@@ -31,9 +31,9 @@ from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
-    Spent,
     StageEndRecord,
     StageRecord,
+    Usage,
 )
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun, BoundStage
@@ -139,11 +139,11 @@ class TrainingRun:
         )
         self._resume, self._until = resume, until
         self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
-        self._spent = Spent()
+        self._usage = Usage()
         self._modes: Modes = ()
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
-        self._before, self._started = Spent(), 0.0
+        self._before, self._started = Usage(), 0.0
         self._optimizer = run.optimizer.build(run.student.module.parameters())
         # Every process takes the same steps and reads the same checkpoints; one of them writes.
         self._is_writer = run.settings.placement.is_writer
@@ -204,7 +204,7 @@ class TrainingRun:
             self._try_evaluation()
         if run.teacher is not None:
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
-        self._spent = begun(run.start, self._journal.spent, run.settings.placement)
+        self._usage = begun(run.warm_start, self._journal.usage, run.settings.placement)
 
     def _open_journal(self, lock: ExitStack) -> None:
         run, outputs = self.run, self.outputs
@@ -273,11 +273,11 @@ class TrainingRun:
 
     def _open_stage(self, stage: BoundStage) -> None:
         start = self.timeline.start
-        if self._spent.steps == start:
+        if self._usage.steps == start:
             if stage.declared.optimizer_state == "reset":
                 self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
-            self._journal.write(StageRecord(stage=stage.declared.name, spent=self._spent))
-        self._before = self._spent
+            self._journal.write(StageRecord(stage=stage.declared.name, usage=self._usage))
+        self._before = self._usage
         resumed = self._journal.resumed if self._before.steps > start else None
         with ExitStack() as stack:
             stage_steps = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
@@ -301,7 +301,7 @@ class TrainingRun:
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - called while a stage is open
         seconds = self._before.seconds + at - self._started
-        self._spent = spend(
+        self._usage = spend(
             self.run, self._before, stepper.stage, done=self.num_steps, seconds=seconds
         )
 
@@ -315,7 +315,7 @@ class TrainingRun:
                 error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
         weights = "" if files is None or not self._is_writer else files.save_student(module)
-        end = EndRecord(metrics=metrics, spent=self._spent, weights=weights)
+        end = EndRecord(metrics=metrics, usage=self._usage, weights=weights)
         self._journal.finish(end)
         self.end = end
         # The folder is free and the student in its own modes while other runs go on.
@@ -334,7 +334,7 @@ class TrainingRun:
         if done % settings.log_every == 0:
             stepper.check(loss, step)
             rate = stepper.learning_rate(step)
-            self._journal.write(step_record(stage, loss, learning_rate=rate, spent=self._spent))
+            self._journal.write(step_record(stage, loss, learning_rate=rate, usage=self._usage))
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.eval_every == 0
@@ -346,7 +346,7 @@ class TrainingRun:
         reaches_goal = False
         if is_due:
             name = stage.declared.name
-            self._journal.write(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
+            self._journal.write(EvaluationRecord(stage=name, metrics=metrics, usage=self._usage))
             is_taught = stage.plan.reads_logits
             reaches_goal = is_taught and self._until is not None and self._until(metrics)
         # Before the checkpoint, which counts the record of an end as written.
@@ -377,7 +377,7 @@ class TrainingRun:
                     planned=end.planned,
                     done=end.done,
                     why=end.why,
-                    spent=self._spent,
+                    usage=self._usage,
                 )
             )
         return end
@@ -401,7 +401,7 @@ class TrainingRun:
         # A run that has diverged must not replace its last good checkpoint.
         stepper.check(loss, step)
         stepper.check_weights(step)
-        self._journal.save(self._spent, self._optimizer, adapters=stepper.loss.adapters)
+        self._journal.save(self._usage, self._optimizer, adapters=stepper.loss.adapters)
 
     def _metrics_or_save(
         self, stage: BoundStage, stepper: Stepper, loss: StepLoss, step: int
@@ -470,7 +470,7 @@ class TrainingRun:
             if not math.isfinite(number) and (name == self.metric or self._is_ours):
                 raise DivergenceError(
                     f"{name!r} must be finite; got {number} in stage {stage.declared.name!r} "
-                    f"after step {self._spent.steps - 1} with seed {self.run.seed}"
+                    f"after step {self._usage.steps - 1} with seed {self.run.seed}"
                 )
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
 

@@ -19,7 +19,7 @@ from curricle.errors import BindError, DataError
 from curricle.metrics import CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
 from curricle.models.restoring import modes_kept
-from curricle.models.tapped import Activations, Reader, TappedModel
+from curricle.models.tapped import Activations, Forward, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
 from curricle.training.binding.trials import check_places
@@ -106,11 +106,11 @@ class _LabelEvaluator:
         count = 0
         with (
             observing(model),
-            model.reading((), logits=True) as read,
+            model.open_taps((), logits=True) as forward,
             _teaching(self.teacher) as read_teacher,
         ):
             for batch in self.batches:
-                logits, size = _logits(_shown(read, batch), batch, "'logits' in 'evaluation'")
+                logits, size = _logits(_shown(forward, batch), batch, "'logits' in 'evaluation'")
                 if self.bounds is not None:
                     _check(require(batch.labels, "labels"), logits, self.bounds)
                 teacher = None if read_teacher is None else read_teacher(batch)
@@ -175,19 +175,19 @@ def _teaching(teacher: TappedModel | None) -> Iterator[Callable[[Batch], Tensor]
     if teacher is None:
         yield None
         return
-    with modes_kept(teacher.module), teacher.reading((), logits=True) as read:
+    with modes_kept(teacher.module), teacher.open_taps((), logits=True) as forward:
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
-        yield lambda batch: _logits(_taught(read, batch), batch, name)[0]
+        yield lambda batch: _logits(_taught(forward, batch), batch, name)[0]
 
 
-def _taught(read: Reader, batch: Batch) -> Activations:
+def _taught(forward: Forward, batch: Batch) -> Activations:
     """Return the teacher's activations at the positions of the student."""
     side = batch.for_teacher
-    return aligned(read(side.inputs, side.selected), batch)
+    return aligned(forward(side.inputs, side.selected), batch)
 
 
-def _shown(read: Reader, batch: Batch) -> Activations:
+def _shown(forward: Forward, batch: Batch) -> Activations:
     """Return the activations of the student for a batch.
 
     Raises:
@@ -195,10 +195,10 @@ def _shown(read: Reader, batch: Batch) -> Activations:
         LookupError: If something else was looked up in vain.
     """
     try:
-        return read(batch.inputs, batch.selected)
+        return forward(batch.inputs, batch.selected)
     except (DataError, LookupError):
         name = "'labels' of 'evaluation'"
-        check_places("the student", read, batch, kind=DataError, name=name)
+        check_places("the student", forward, batch, kind=DataError, name=name)
         raise
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from curricle.errors import CheckpointError
-from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Spent
+from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Usage
 from curricle.training.binding.facts import differences, write_facts
 from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.checkpoints import (
@@ -60,7 +60,7 @@ class Journal:
         """Digest of the facts."""
         self.resumed: Path | None = None
         """Checkpoint from which the run goes on; None if it begins."""
-        self.spent = Spent()
+        self.usage = Usage()
         """Consumed by that checkpoint."""
         self._observers, self._facts = tuple(observers), facts
         self._is_writer = is_writer
@@ -155,7 +155,7 @@ class Journal:
                 files.records, keep_bytes=state.records_bytes, head=state.records_head
             )
         load_checkpoint(self.resumed, self._student, optimizer)
-        self.spent = state.spent
+        self.usage = state.usage
         # The file has it already; these observers have not seen it.
         self._notify(opening)
 
@@ -170,12 +170,12 @@ class Journal:
             observer(record)
 
     def save(
-        self, spent: Spent, optimizer: torch.optim.Optimizer, *, adapters: nn.ModuleList
+        self, usage: Usage, optimizer: torch.optim.Optimizer, *, adapters: nn.ModuleList
     ) -> None:
         """Save a checkpoint, if there is a folder.
 
         Args:
-            spent: Consumed so far.
+            usage: Consumed so far.
             optimizer: The optimizer of the student's weights.
             adapters: Modules that the open stage trains beside the student.
         """
@@ -184,7 +184,7 @@ class Journal:
         # Not even a crash of the machine may leave a checkpoint whose records are lost.
         self._writer.sync()
         state = RunState(
-            spent=spent,
+            usage=usage,
             records_bytes=self._writer.size,
             records_head=self._writer.head,
             run=self.digest,

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from curricle.extras import package_version
-from curricle.records import RunRecord, Spent, StepRecord
+from curricle.records import RunRecord, StepRecord, Usage
 from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import relative_tokens
@@ -22,7 +22,7 @@ from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.loop.stage_loss import StepLoss
 
 
-def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds: float) -> Spent:
+def spend(run: BoundRun, before: Usage, stage: BoundStage, *, done: int, seconds: float) -> Usage:
     """Return the usage after some steps of a stage.
 
     Args:
@@ -50,7 +50,7 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
 
 
 def step_record(
-    stage: BoundStage, loss: StepLoss, *, learning_rate: float, spent: Spent
+    stage: BoundStage, loss: StepLoss, *, learning_rate: float, usage: Usage
 ) -> StepRecord:
     """Return the record of a step.
 
@@ -58,7 +58,7 @@ def step_record(
         stage: Its stage.
         loss: Its loss.
         learning_rate: Its learning rate.
-        spent: Usage until now.
+        usage: Usage until now.
     """
     terms: dict[str, float] = {}
     for term, mean in zip(stage.terms, loss.terms, strict=True):
@@ -71,7 +71,7 @@ def step_record(
         loss=loss.loss.item(),
         terms=terms,
         learning_rate=learning_rate,
-        spent=spent,
+        usage=usage,
     )
 
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from curricle.data.streams import Batch
-from curricle.models.tapped import Activations, Reader
+from curricle.models.tapped import Activations, Forward
 from curricle.objectives.base import Target, pending_calibration
 from curricle.teachers.live import LiveTeacher, TeacherForward, aligned
 from curricle.teachers.shared import SharedTeacher
@@ -75,7 +75,7 @@ class StageLoss:
         *,
         settings: TrainingSettings,
         tables: Sequence[TableLimit] = (),
-        student: Reader | None,
+        student: Forward | None,
         teacher: TeacherForward | None,
     ) -> None:
         """Take opened forward passes.
@@ -239,17 +239,17 @@ def open_stage_loss(
         if isinstance(run.teacher, (LiveTeacher, SharedTeacher)) and any(
             term.asks_teacher for term in stage.terms
         ):
-            opening = run.teacher.reading(
+            opening = run.teacher.open_taps(
                 stage.declared.teacher,
                 reads.teacher,
                 logits=reads.teacher_logits,
                 head=reads.teacher_head,
             )
             teacher = stack.enter_context(opening)
-        student: Reader | None = None
+        student: Forward | None = None
         if not only_targets:
             student = stack.enter_context(
-                run.student.reading(
+                run.student.open_taps(
                     reads.student, logits=reads.student_logits, head=reads.student_head
                 )
             )

@@ -22,7 +22,7 @@ from curricle.errors import DivergenceError
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.objectives.base import Target
-from curricle.records import Spent
+from curricle.records import Usage
 from curricle.training.binding.batches import located
 from curricle.training.binding.bound_objectives import trained_beside
 from curricle.training.binding.bound_run import BoundRun, BoundStage
@@ -72,7 +72,7 @@ class Stepper:
         self.start = start
         """First step of the stage."""
         self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
-        self.calibration = Spent()
+        self.calibration = Usage()
         """Cost of the teacher's statistics, for objectives that need them."""
         self.prefetcher: Prefetcher[Prepared] | None = None
         """Prepares the next step in a second thread; None prepares each step when it is taken."""
@@ -257,7 +257,7 @@ class Stepper:
             )
         if was_needed:
             stream = self.run.stream
-            self.calibration = Spent(
+            self.calibration = Usage(
                 examples=CALIBRATION_BATCHES * stream.batch_size,
                 tokens=CALIBRATION_BATCHES * stream.tokens_per_batch,
                 teacher_flops=CALIBRATION_BATCHES * self.stage.plan.teacher_flops,

@@ -78,11 +78,11 @@ class ProgressBar:
                 self._metric = " ".join(
                     f"{name} {number:.3f}" for name, number in record.metrics.items()
                 )
-        if isinstance(record, EndRecord) and record.spent.steps < self._num_steps:
+        if isinstance(record, EndRecord) and record.usage.steps < self._num_steps:
             self._end = "target reached"
-            self._progress.update(self._bar, total=record.spent.steps)
+            self._progress.update(self._bar, total=record.usage.steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
-        self._progress.update(self._bar, completed=record.spent.steps, note=visible(note))
+        self._progress.update(self._bar, completed=record.usage.steps, note=visible(note))
 
 
 @final

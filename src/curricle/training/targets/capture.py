@@ -58,7 +58,7 @@ Watch = Callable[[int, int], None]
 
 @final
 @value
-class TargetCodecs:
+class TargetCompression:
     """In which form targets are kept."""
 
     hidden: HiddenCodec = BFloat16()
@@ -78,7 +78,7 @@ def capture(
     runs: Sequence[BoundRun],
     folder: Path,
     *,
-    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
+    compression: TargetCompression = TargetCompression(),  # noqa: B008 - a frozen value
     data: DataFacts = DataFacts(),  # noqa: B008 - a frozen value
     watch: Watch | None = None,
 ) -> Manifest:
@@ -87,7 +87,7 @@ def capture(
     Args:
         runs: Runs of one live teacher.
         folder: Where the store is or will be.
-        codecs: In which form targets are kept.
+        compression: In which form targets are kept.
         data: Facts about the data.
         watch: Receives the progress after every step.
 
@@ -104,13 +104,13 @@ def capture(
         raise BindError(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
-    queries = queries_of(runs, codecs)
+    queries = queries_of(runs, compression)
     if not any(query.wanted for query in queries):
         raise BindError(
             f"'curriculum' must compare with a teacher somewhere to have targets to capture; got "
             f"{runs[0].name!r}"
         )
-    _check_readable(runs, codecs)
+    _check_readable(runs, compression)
     folder = usable_folder(folder, "folder")
     manifest = Manifest(
         teacher=_facts(teacher, runs),
@@ -120,7 +120,7 @@ def capture(
         ),
     )
     with locked(folder, remedy="wait for its end or take another folder"):
-        writer = ShardWriter(folder, _merged(folder, manifest), shard_bytes=codecs.shard_bytes)
+        writer = ShardWriter(folder, _merged(folder, manifest), shard_bytes=compression.shard_bytes)
         done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
             with query.run.settings.stated_threads():
@@ -239,29 +239,31 @@ def _rows(loss: StageLoss, target: Target) -> Float[Tensor, "row width"]:
         return rows
 
 
-def queries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[TeacherQuery]:
+def queries_of(runs: Sequence[BoundRun], compression: TargetCompression) -> list[TeacherQuery]:
     """Return the targets that the stages of some runs need; stages without a teacher have none."""
-    queries = [_query(run, stage, codecs) for run in runs for stage in run.stages]
+    queries = [_query(run, stage, compression) for run in runs for stage in run.stages]
     return [query for query in queries if query.wanted]
 
 
-def _query(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> TeacherQuery:
+def _query(run: BoundRun, stage: BoundStage, compression: TargetCompression) -> TeacherQuery:
     # Several objectives may need the same targets.
-    distinct = {section.name: (section, number) for section, number in _asked(run, stage, codecs)}
+    distinct = {
+        section.name: (section, number) for section, number in _asked(run, stage, compression)
+    }
     return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
 
 
 def _asked(
-    run: BoundRun, stage: BoundStage, codecs: TargetCodecs
+    run: BoundRun, stage: BoundStage, compression: TargetCompression
 ) -> Iterator[tuple[TargetSet, int]]:
     """Yield the kind of target of each objective with a teacher, and the objective's number."""
     for number, term in enumerate(stage.terms):
         if term.needs_teacher:
             reference, stream = stage.declared.teacher, run.stream.fingerprint
-            yield _section(term.objective, reference, stream, codecs), number
+            yield _section(term.objective, reference, stream, compression), number
 
 
-def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
+def _check_readable(runs: Sequence[BoundRun], compression: TargetCompression) -> None:
     """Check that objectives can read the stored form, before the teacher runs.
 
     Raises:
@@ -269,18 +271,18 @@ def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
     """
     for run in runs:
         for stage in run.stages:
-            for section, number in _asked(run, stage, codecs):
+            for section, number in _asked(run, stage, compression):
                 try:
                     check_readable(stage.terms[number].objective, section)
                 except BindError as error:
                     raise BindError(
-                        f"stage {stage.declared.name!r}: {error}; 'codecs.logits' says how they "
-                        f"are kept"
+                        f"stage {stage.declared.name!r}: {error}; 'compression.logits' sets the "
+                        f"codec"
                     ) from None
 
 
 def _section(
-    objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
+    objective: BoundObjective, reference: Reference, stream: str, compression: TargetCompression
 ) -> TargetSet:
     """Return the description of an objective's targets."""
     facts = target_key(objective, stream)
@@ -290,7 +292,7 @@ def _section(
         reference=reference,
         facts=facts,
         selected=description.reads_selected,
-        codec=codecs.of(str(facts["kind"])),
+        codec=compression.of(str(facts["kind"])),
         width=int(facts["num_classes"] if facts["kind"] == "logits" else facts["width"]),
     )
 

@@ -25,7 +25,7 @@ from curricle.teachers.store.manifest import TargetSet
 from curricle.teachers.store.shards import uniforms
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.targets.capture import TargetCodecs, counts_of, queries_of
+from curricle.training.targets.capture import TargetCompression, counts_of, queries_of
 
 ROUNDING = 1e-4
 """Difference that is allowed besides the codec's, as a share of the largest number."""
@@ -63,7 +63,7 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     """
     matches: dict[str, list[Bool[Tensor, " row"]]] = {}
     sections: dict[str, TargetSet] = {}
-    for query in queries_of(runs, TargetCodecs()):
+    for query in queries_of(runs, TargetCompression()):
         for _, objective, batch, expected in query.compared(steps):
             targets = stored.serving(
                 objective, query.stage.declared.teacher, query.run.stream.fingerprint
@@ -92,7 +92,7 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
 def _random(section: TargetSet, objective: BoundObjective, batch: Batch) -> Uniforms:
     """Return the random numbers of the rows that an objective reads, as they were when stored."""
     keys = example_keys(batch, selected=section.selected)
-    # Which a reading of selected rows picks from those of all.
+    # Rows that selected positions pick from those of all positions.
     description = target_description(objective)
     if section.selected or description is None or not description.reads_selected:
         return uniforms(section, keys, counts_of(objective, batch))

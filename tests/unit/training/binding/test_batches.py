@@ -349,7 +349,7 @@ def test_models_that_read_longer_batches_rightly_are_taught(kind: type[Ids]) -> 
     )
     assert any(table.offset == 0 for table in run.tables)
     end = execute(run, lambda _: {"accuracy": 0.5}, metric="accuracy", outputs=Outputs())
-    assert end.spent.tokens == 16 + 32
+    assert end.usage.tokens == 16 + 32
 
 
 @pytest.mark.parametrize("owner", ["student", "teacher"])

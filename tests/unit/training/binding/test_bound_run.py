@@ -53,15 +53,15 @@ def product(*sizes: int) -> int:
 
 
 @pytest.mark.parametrize("chunk", [3, "auto"])
-@pytest.mark.parametrize("trains", ["up_to", "all"])
-def test_a_step_in_chunks_costs_each_model_what_all_logits_cost(chunk: Any, trains: Any) -> None:
+@pytest.mark.parametrize("trainable", ["reached", "all"])
+def test_a_step_in_chunks_costs_each_model_what_all_logits_cost(chunk: Any, trainable: Any) -> None:
     plans = []
     for size in (None, chunk):
         declared = Stage(
             name="logits",
             duration=Duration(number=3),
             objectives=(MatchLogits(chunk=size),),
-            trains=trains,
+            trainable=trainable,
         )
         headed = [tapped(mlp(9, seed=seed).module, head="head") for seed in (0, 1)]
         run = bound(
@@ -99,13 +99,13 @@ def test_labels_cost_no_teacher() -> None:
 
 
 def test_frozen_layers_cost_no_backward_pass() -> None:
-    run = bound(layers((1, 1), (2, 2), trains="own"))
+    run = bound(layers((1, 1), (2, 2), trainable="new"))
     # Both layers forward; backward only to the weights of the second.
     assert run.stages[1].plan.student_flops == product(6, 5, 4) + product(5, 4)
 
 
 def test_a_student_that_runs_whole_pays_for_it() -> None:
-    run = bound(layers((1, 1), trains="all"))
+    run = bound(layers((1, 1), trainable="all"))
     assert run.stages[0].plan.student_flops == product(6, 5, 4, 2) + product(6, 5)
 
 
@@ -185,8 +185,8 @@ def test_what_objectives_train_is_not_the_student() -> None:
 
 def test_a_stage_must_train_the_student_and_not_only_what_its_objectives_own() -> None:
     first, second = learned().stages * 2
-    stages = (first, replace(second, name="again", trains="own"))
-    with pytest.raises(BindError, match=r"'trains' must leave something to train; got 'own'"):
+    stages = (first, replace(second, name="again", trainable="new"))
+    with pytest.raises(BindError, match=r"'trainable' must leave something to train; got 'new'"):
         bound(Curriculum(name="x", stages=stages))
 
 
@@ -229,17 +229,17 @@ def test_a_stage_trains_up_to_its_tap() -> None:
 
 
 def test_own_leaves_earlier_layers_frozen() -> None:
-    run = bound(layers((1, 1), (2, 2), trains="own"))
+    run = bound(layers((1, 1), (2, 2), trainable="new"))
     assert [stage.trained for stage in run.stages] == [FIRST, SECOND]
 
 
 def test_logits_after_own_layers_train_everything() -> None:
-    run = bound(extraction(total=Duration(number=20), trains="own"))
+    run = bound(extraction(total=Duration(number=20), trainable="new"))
     assert [stage.trained for stage in run.stages] == [FIRST, FIRST | SECOND | HEAD]
 
 
 def test_all_runs_the_whole_student_and_trains_what_is_reached() -> None:
-    (stage,) = bound(layers((1, 1), trains="all")).stages
+    (stage,) = bound(layers((1, 1), trainable="all")).stages
     assert stage.reads.student_logits
     assert stage.trained == FIRST
 
@@ -252,9 +252,9 @@ def test_what_the_user_has_frozen_stays_out() -> None:
 
 
 def test_a_stage_with_nothing_to_train_is_an_error() -> None:
-    doubled = layers((2, 1), (1, 1), trains="own")
+    doubled = layers((2, 1), (1, 1), trainable="new")
     with pytest.raises(
-        BindError, match=r"^stage 'layer 2': 'trains' must leave something to train; got 'own'"
+        BindError, match=r"^stage 'layer 2': 'trainable' must leave something to train; got 'new'"
     ):
         bound(doubled)
 
@@ -262,8 +262,10 @@ def test_a_stage_with_nothing_to_train_is_an_error() -> None:
 def test_a_frozen_student_is_an_error() -> None:
     student = mlp(5)
     student.module.requires_grad_(False)
-    sentence = "got 'up_to' where no weight of the student has requires_grad, .* is_trainable=True"
-    with pytest.raises(BindError, match=rf"'trains' must leave something to train; {sentence}"):
+    sentence = (
+        "got 'reached' where no weight of the student has requires_grad, .* is_trainable=True"
+    )
+    with pytest.raises(BindError, match=rf"'trainable' must leave something to train; {sentence}"):
         bound(one_shot(total=Duration(number=3)), student=student)
 
 
@@ -498,7 +500,7 @@ def test_binding_leaves_student_and_teacher_untouched(snapshot: Snapshot) -> Non
     student.module.get_parameter("head.bias").requires_grad_(False)
     before = snapshot(student), snapshot(teacher)
     bound(
-        extraction(total=Duration(number=9), trains="own"),
+        extraction(total=Duration(number=9), trainable="new"),
         student=student,
         teacher=LiveTeacher(teacher),
     )

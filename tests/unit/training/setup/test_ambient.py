@@ -177,7 +177,7 @@ def test_models_may_rely_on_the_default_dtype() -> None:
             evaluation=[parity().batch(0)],
             settings=curricle.TrainingSettings(device="cpu"),
         )
-    assert result.spent.steps == 2
+    assert result.usage.steps == 2
 
 
 def test_without_surroundings_nothing_is_noted() -> None:

@@ -80,6 +80,6 @@ def test_passes_of_a_placed_model_run_through_the_wrapper(
 
     monkeypatch.setattr(SingleDevice, "place", place)
     place_model(HOST, model)
-    with model.reading([model.place("0")], logits=False) as read:
-        read(drawn(3, 2))
+    with model.open_taps([model.place("0")], logits=False) as forward:
+        forward(drawn(3, 2))
     assert calls == ["wrapper"]
