@@ -50,8 +50,8 @@ class Joined:
         for name, parameter in parameters[0].items():
             batched = torch.stack([named[name].detach() for named in parameters])
             for number, named in enumerate(parameters):
-                # `data` keeps the Parameter itself, by which optimizer, flags and checkpoints know
-                # the weight.
+                # `data` keeps the Parameter itself, which is the key of the weight in the optimizer
+                # and its name in checkpoints.
                 named[name].data = batched[number]
             self.weights[name] = batched.requires_grad_(parameter.requires_grad)
         self.optimizer = _batched_optimizer(steppers, parameters, self.weights)
@@ -191,7 +191,7 @@ def _batched_optimizer(
             if not isinstance(value, Tensor):
                 optimizer.state[weights[name]][key] = value
             elif is_counter(key, value):
-                # One counter for all students: their keys say that they are equal.
+                # One counter for all students: equal counters are part of their batching key.
                 optimizer.state[weights[name]][key] = value
                 for state in states:
                     state[key] = value

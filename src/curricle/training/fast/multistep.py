@@ -160,7 +160,7 @@ class CompiledSteps:
             places += moments_of_weight.values()
             values += [new_moments[name][key] for key in moments_of_weight]
         # In place, because the parameters and states of the students are views; in one call, since
-        # a call for each weight is what blocks save.
+        # blocks exist to save a call for each weight.
         torch._foreach_copy_(places, values)
         for weight in self._moving.values():
             counter = self._joined.optimizer.state.get(weight, {}).get("step")

@@ -3,8 +3,8 @@
 A checkpoint is a folder: the student's weights and the optimizer's tensors as safetensors, a
 `state.json` with the step, the usage and the length of the records, and a `manifest.json` with
 size and SHA-256 of each file. Adapters that the objectives of the stage train lie in
-files of its own, with its part of the optimizer's state. A checkpoint is written beside its final
-name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
+files of their own, with their part of the optimizer's state. A checkpoint is written beside its
+final name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
 
 Design: nothing is read before its hash is checked, and nothing goes into an optimizer with a
 shape or type other than that of its own state: fused kernels read past the end of short tensors.
@@ -152,8 +152,8 @@ def read_state(path: Path, *, timeline: Timeline | None = None) -> RunState:
             or the stages of the run.
     """
     with _remedied(path):
-        # Before the hash, so that an error says what is wrong with the content; until the hash is
-        # checked nothing is used.
+        # Before the hash, so that an error names the fault of the content; nothing is used until
+        # the hash is checked.
         state = _parsed_state(path)
         check_sealed(path, [STATE])
         _check_state(path, state, None if timeline is None else timeline.num_steps)
@@ -178,7 +178,7 @@ def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
 
 @contextmanager
 def _remedied(path: Path) -> Iterator[None]:
-    """Add the remedy for a checkpoint to an error inside the block.
+    """Add the remedy for a damaged checkpoint to an error inside the block.
 
     Yields:
         Nothing.
@@ -297,7 +297,7 @@ def _named(folder: Path) -> list[Path]:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    # A link may lead anywhere, so what lies behind it is neither read nor removed.
+    # A link may lead anywhere, so files behind it are neither read nor removed.
     # Either file marks a checkpoint: one that has lost the other is damaged, and has to be refused
     # instead of passed over for an older one.
     return [
@@ -384,7 +384,7 @@ class _SlotTable:
 
     def _slots(self, parameter: nn.Parameter, group: dict[str, Any]) -> Slots:
         # torch declares the state of an optimizer nowhere; a step creates it. Two axes of different
-        # length tell a state in the parameter's shape from a count or a state of rows.
+        # length distinguish a state in the parameter's shape from a count or a state of rows.
         sample = nn.Parameter(parameter.detach().new_zeros(2, 3))
         sample.grad = torch.zeros_like(sample)
         trial: Any = type(self._optimizer)

@@ -232,7 +232,7 @@ class TrainingRun:
         The first call opens a stage, the last one closes the run.
 
         Args:
-            losses: Losses of steps that were taken with those of other students; None takes them.
+            losses: Losses of steps that a group of students has taken; None takes the steps here.
         """
         if self.end is not None:
             return
@@ -446,7 +446,7 @@ class TrainingRun:
         try:
             return self._metrics(stage)
         except DivergenceError:
-            # Where not every loss is looked at, that of the step says more.
+            # Where not every loss is checked, an error about that of the step is more precise.
             stepper.check(loss, step)
             raise
         except Exception as error:
@@ -465,7 +465,7 @@ class TrainingRun:
     def _try_evaluation(self) -> None:
         """Check the result of the evaluation before a weight changes; nothing of it is recorded.
 
-        Evaluators of ours are not run once more for it.
+        Evaluators of this package are not run for it if their metrics suffice.
         """
         if self._is_ours and set(self._metric_names) <= set(OUR_METRICS):
             return

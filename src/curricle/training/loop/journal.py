@@ -94,7 +94,7 @@ class Journal:
         if files is None:
             self._notify(opening)
             return None
-        # A look before the lock: a refusal must leave no lock file in a folder of somebody else.
+        # Also before the lock: a refusal must leave no lock file in the folder of another run.
         if not resume:
             files.check_free()
         end = self._finished(files, opening)

@@ -34,8 +34,8 @@ class Prefetcher(Generic[T]):
         """
         self._make = make
         self._stream = stream
-        # Whoever leaves the outermost autocast of a thread empties the casts of all threads. This
-        # thread is always within one, so that it leaves those of a pass of the student alone.
+        # The end of the outermost autocast of a thread clears the cached casts of all threads. This
+        # thread is always within one, so it never clears those of a pass of the student.
         self._pool = ThreadPoolExecutor(
             1, thread_name_prefix="prefetch", initializer=torch.autocast_increment_nesting
         )
@@ -91,7 +91,7 @@ class Prefetcher(Generic[T]):
         if self._stream is not None:
             # The result waits for the thread, not for the kernels that it has queued.
             torch.cuda.current_stream().wait_stream(self._stream)
-        # Somebody who asks for another step than the next, as no run does, gets it all the same.
+        # Another step than the next, which no run takes, is prepared here.
         return item if number == step else self._make(step)
 
     def _beside(self, step: int) -> T:

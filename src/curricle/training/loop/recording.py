@@ -34,8 +34,8 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
     """
     steps, stream = done - before.steps, run.stream
     tokens, expected = relative_tokens(stream, before.steps, done)
-    # From the start of the stage and not step by step, and in integers: FLOPs of long runs exceed
-    # what a float holds exactly.
+    # From the start of the stage and not step by step, and in integers: a float does not hold
+    # the FLOPs of long runs exactly.
     student, teacher = steps * stage.plan.student_flops, steps * stage.plan.teacher_flops
     if tokens != expected:
         # FLOPs were measured on the first batch; others cost about as much a position.

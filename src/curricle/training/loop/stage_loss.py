@@ -1,7 +1,7 @@
 """Loss of one stage: counts, targets and differentiable sums of its objectives.
 
 `StageLoss` holds the forward passes of both models, opened as deep as the stage reads, and the
-bound objectives. It knows nothing of optimizers, schedules, streams and placement, so the same
+bound objectives. It is independent of optimizers, schedules, streams and placement, so the same
 object serves the eager loop, prefetching (`targets` in a second thread), several students in one
 batched model (`sums` as a function of the weights), target capture (`targets` alone) and compiled
 steps.

@@ -306,7 +306,7 @@ def stepping(
         stack.enter_context(frozen_but(run.student.module, stage.trained))
         if run.settings.compile in {"student", "both"}:
             stack.enter_context(compiled_blocks(run.student))
-        # Gradients take as much memory as the weights; after the stage nobody reads them.
+        # Gradients take as much memory as the weights, and are not read after the stage.
         stack.callback(run.student.module.zero_grad)
         first = stage.span.start if start is None else start
         stepper = Stepper(run, stage, optimizer, loss, start=first)

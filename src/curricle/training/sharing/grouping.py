@@ -1,7 +1,7 @@
 """Groups of students that take their steps as one batched model.
 
 Design: groups are formed anew at every step, so students begin, change stages and end at their own
-times; a group whose students stay the same keeps its model.
+times; a group of the same students as before keeps its model.
 """
 
 import itertools

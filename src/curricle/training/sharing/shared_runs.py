@@ -11,8 +11,8 @@ the layers after it. Exception: if one student has a tap inside the head of the 
 runs at all positions, logits of the others may differ in the last digits.
 
 Seconds are counted for each student. The first student at a batch also waits for the teacher, so
-the order rotates and each student gets an equal part of that time; on a GPU, whose work is
-asynchronous, only the sum over students is right. FLOPs are those of the plan of a run alone.
+the order rotates and each student gets an equal part of that time; on a GPU, which works
+asynchronously, only the sum over students is right. FLOPs are those of the plan of a run alone.
 
 Design: there is no second engine. The runs with the fewest steps advance next, by one step each.
 """
@@ -200,7 +200,7 @@ class _Turn:
         try:
             run.advance(losses)
         except Interrupted as error:
-            # Without a folder there is nothing that the others should save.
+            # Without any folder no other run has something to save.
             if all(run_.outputs.folder is None for run_ in self._runs):
                 raise
             self._interrupted[id(run)] = error

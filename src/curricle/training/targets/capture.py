@@ -1,9 +1,9 @@
 """Capture of a teacher's targets, once for any number of students.
 
 `capture` walks through a run as training would, stage by stage and step by step, but no student
-moves: the teacher runs, and the target of each objective is packed and written. What
-the folder holds already is not made again, so a capture that was killed goes on where it stopped,
-epochs after the first cost nothing, and several runs may be captured into one folder.
+moves: the teacher runs, and the target of each objective is packed and written. Targets in the
+folder are not computed again, so a capture that was killed goes on where it stopped, epochs after
+the first cost nothing, and several runs may be captured into one folder.
 
 Axes: example (rows of a batch), row (counted positions).
 
@@ -97,7 +97,7 @@ def capture(
     Raises:
         BindError: If a run has no live teacher or an objective has no targets to store.
         CheckpointError: If the folder holds targets of another teacher, or in another form, or
-            somebody else writes into it.
+            another process writes into it.
     """
     teacher = runs[0].teacher
     if not isinstance(teacher, LiveTeacher):
