@@ -50,8 +50,8 @@ class Joined:
         for name, parameter in parameters[0].items():
             batched = torch.stack([named[name].detach() for named in parameters])
             for number, named in enumerate(parameters):
-                # `data` keeps the Parameter itself, which is the key of the weight in the optimizer
-                # and its name in checkpoints.
+                # `data` keeps the Parameter itself, by which an optimizer finds the state of the
+                # weight.
                 named[name].data = batched[number]
             self.weights[name] = batched.requires_grad_(parameter.requires_grad)
         self.optimizer = _batched_optimizer(steppers, parameters, self.weights)
