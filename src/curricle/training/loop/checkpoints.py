@@ -3,8 +3,8 @@
 A checkpoint is a folder: the student's weights and the optimizer's tensors as safetensors, a
 `state.json` with the step, the usage and the length of the records, and a `manifest.json` with
 size and SHA-256 of each file. Adapters that the objectives of the stage train lie in
-files of its own, with its part of the optimizer's state. A checkpoint is written beside its final
-name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
+files of their own, with their part of the optimizer's state. A checkpoint is written beside its
+final name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
 
 Design: nothing is read before its hash is checked, and nothing goes into an optimizer with a
 shape or type other than that of its own state: fused kernels read past the end of short tensors.
@@ -84,8 +84,11 @@ def save_checkpoint(
     older = [old for old in _checkpoints(folder) if old != path]
     with new_folder(path) as temporary:
         save_weights(module, temporary / STUDENT)
+        # A parameter may have no state, so a missing state shows in this number alone.
         counts = {OPTIMIZER: _save_optimizer(temporary / OPTIMIZER, optimizer, module)}
         if adapters is not None and len(adapters):
+            # In files of their own: the student's weights load into a student alone, and after the
+            # end of a stage a run goes on with other adapters or none.
             save_weights(adapters, temporary / ADAPTERS)
             file = temporary / ADAPTERS_OPTIMIZER
             counts[ADAPTERS_OPTIMIZER] = _save_optimizer(file, optimizer, adapters)
@@ -98,8 +101,11 @@ def save_checkpoint(
             "tensors": counts,
         }
         (temporary / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        # Last: the seal has the hash of every file before it.
         seal = folder_seal(temporary, [file.name for file in temporary.iterdir()])
         (temporary / SEAL).write_text(seal, encoding="utf-8")
+    # A kill before this line leaves two checkpoints, of which the newer one is taken; the other
+    # order might leave none.
     for old in older:
         remove_folder(old)
     return path
@@ -146,6 +152,8 @@ def read_state(path: Path, *, timeline: Timeline | None = None) -> RunState:
             or the stages of the run.
     """
     with _remedied(path):
+        # Before the hash, so that an error names the fault of the content; nothing is used until
+        # the hash is checked.
         state = _parsed_state(path)
         check_sealed(path, [STATE])
         _check_state(path, state, None if timeline is None else timeline.num_steps)
@@ -170,7 +178,7 @@ def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
 
 @contextmanager
 def _remedied(path: Path) -> Iterator[None]:
-    """Add the remedy for a checkpoint to an error inside the block.
+    """Add the remedy for a damaged checkpoint to an error inside the block.
 
     Yields:
         Nothing.
@@ -200,6 +208,7 @@ def _parsed_state(path: Path) -> RunState:
             records_bytes=int(content["records_bytes"]),
             records_head=str(content.get("records_head", "")),
             run=str(content["run"]),
+            # Checkpoints from before stages could end by a rule have no timeline.
             timeline=parse(TimelineState, content.get("timeline", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -229,6 +238,7 @@ def _check_state(path: Path, state: RunState, planned: int | None) -> None:
     Raises:
         CheckpointError: If one cannot be.
     """
+    # The seal detects damage, not the mistakes of another program that wrote the folder.
     steps, file = state.usage.steps, str(path / STATE)
     if steps <= 0 or (planned is not None and steps > planned):
         limit = "" if planned is None else f" and at most the planned {planned}"
@@ -252,6 +262,8 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     with _remedied(path):
         check_sealed(path, [STUDENT, OPTIMIZER])
         load_weights(module, path / STUDENT)
+        # Restoring only adds, so that adapters can follow the student; a state that the checkpoint
+        # lacks would otherwise stay.
         optimizer.state.clear()
         _restore_optimizer(optimizer, module, path / OPTIMIZER)
 
@@ -280,11 +292,14 @@ def _name(steps: int) -> str:
 def _named(folder: Path) -> list[Path]:
     """Return folders with the name of a checkpoint, in the order of steps."""
     paths = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)]
+    # By number: as texts, steps of ten digits would precede those of nine.
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    # A link may lead anywhere, so what lies behind it is neither read nor removed.
+    # A link may lead anywhere, so files behind it are neither read nor removed.
+    # Either file marks a checkpoint: one that has lost the other is damaged, and has to be refused
+    # instead of passed over for an older one.
     return [
         path
         for path in _named(folder)
@@ -318,6 +333,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from None
     counts = _content(path.parent).get("tensors")
+    # A wholly empty file is valid safetensors, and the state of a new optimizer.
     count = counts.get(path.name) if isinstance(counts, dict) else None
     if count != len(tensors):
         raise CheckpointError(
@@ -330,6 +346,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path
         if name not in named:
             raise CheckpointError(f"'optimizer' state must be of this model; got {name!r}")
         states.setdefault(name, {})[state] = tensor
+    # All states are checked before the first is set: no optimizer is left with half of them.
     slots = _SlotTable(optimizer)
     for name, state_of_one in states.items():
         _check_slots(f"{name!r} in {str(path)!r}", named[name], state_of_one, slots.of(named[name]))
@@ -358,12 +375,16 @@ class _SlotTable:
         number = self._groups.get(parameter)
         if number is None:
             return {}
+        # Options of the group decide which state there is, dtype and processor its form; so a model
+        # needs a few trials and not one for each parameter.
         key = (number, parameter.dtype, processor_kind(parameter))
         if key not in self._known:
             self._known[key] = self._slots(parameter, self._optimizer.param_groups[number])
         return self._known[key]
 
     def _slots(self, parameter: nn.Parameter, group: dict[str, Any]) -> Slots:
+        # torch declares the state of an optimizer nowhere; a step creates it. Two axes of different
+        # length distinguish a state in the parameter's shape from a count or a state of rows.
         sample = nn.Parameter(parameter.detach().new_zeros(2, 3))
         sample.grad = torch.zeros_like(sample)
         trial: Any = type(self._optimizer)

@@ -94,11 +94,13 @@ class Journal:
         if files is None:
             self._notify(opening)
             return None
+        # Also before the lock: a refusal must leave no lock file in the folder of another run.
         if not resume:
             files.check_free()
         end = self._finished(files, opening)
         if end is not None:
             return end
+        # A finished run has returned above: loading it only reads, so it takes no lock.
         if self._is_writer:
             files.open_for_writing(lock)
         # Another process may have written between the first look and the lock.
@@ -116,6 +118,7 @@ class Journal:
             CheckpointError: If the folder holds another run or a damaged one.
         """
         records, newest = files.known_records(), files.newest()
+        # Weights come from the checkpoint, so its digest counts if there is one.
         owner = owner_of(records, self.digest) if newest is None else read_state(newest).run
         if owner != self.digest:
             raise CheckpointError(
@@ -147,9 +150,12 @@ class Journal:
                 self._writer = RecordWriter(files.records)
             self.write(opening)
             if self._is_writer:
+                # After the record, whose digest decides; facts only name what differs.
                 write_facts(files.folder, self._facts)
             return
         state = read_state(self.resumed, timeline=self._timeline)
+        # Records first: if they are shorter than the checkpoint counts, the run is refused before a
+        # weight moves.
         if self._is_writer:
             self._writer = RecordWriter(
                 files.records, keep_bytes=state.records_bytes, head=state.records_head
@@ -161,6 +167,7 @@ class Journal:
 
     def write(self, record: Record) -> None:
         """Append a record and pass it to the observers."""
+        # Disk first: an observer may raise, and the record of the step must not be lost.
         if self._writer is not None:
             self._writer.write(record)
         self._notify(record)
@@ -196,6 +203,7 @@ class Journal:
         """Write the last record and the manifest of the folder."""
         self.write(end)
         if self.files is not None and self._writer is not None:
+            # The manifest has the hash of the records, so a crash must not leave it without them.
             self._writer.sync()
             self.files.seal()
 

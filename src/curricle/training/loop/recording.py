@@ -34,6 +34,8 @@ def spend(run: BoundRun, before: Usage, stage: BoundStage, *, done: int, seconds
     """
     steps, stream = done - before.steps, run.stream
     tokens, expected = relative_tokens(stream, before.steps, done)
+    # From the start of the stage and not step by step, and in integers: a float does not hold
+    # the FLOPs of long runs exactly.
     student, teacher = steps * stage.plan.student_flops, steps * stage.plan.teacher_flops
     if tokens != expected:
         # FLOPs were measured on the first batch; others cost about as much a position.
@@ -68,6 +70,7 @@ def step_record(
         terms[f"{name} #{number + 1}" if number else name] = mean.item()
     return StepRecord(
         stage=stage.declared.name,
+        # This waits for a GPU, so only steps that are recorded are read.
         loss=loss.loss.item(),
         terms=terms,
         learning_rate=learning_rate,

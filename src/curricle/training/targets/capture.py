@@ -1,9 +1,9 @@
 """Capture of a teacher's targets, once for any number of students.
 
 `capture` walks through a run as training would, stage by stage and step by step, but no student
-moves: the teacher runs, and the target of each objective is packed and written. What
-the folder holds already is not made again, so a capture that was killed goes on where it stopped,
-epochs after the first cost nothing, and several runs may be captured into one folder.
+moves: the teacher runs, and the target of each objective is packed and written. Targets in the
+folder are not computed again, so a capture that was killed goes on where it stopped, epochs after
+the first cost nothing, and several runs may be captured into one folder.
 
 Axes: example (rows of a batch), row (counted positions).
 
@@ -97,7 +97,7 @@ def capture(
     Raises:
         BindError: If a run has no live teacher or an objective has no targets to store.
         CheckpointError: If the folder holds targets of another teacher, or in another form, or
-            somebody else writes into it.
+            another process writes into it.
     """
     teacher = runs[0].teacher
     if not isinstance(teacher, LiveTeacher):
@@ -110,6 +110,7 @@ def capture(
             f"'curriculum' must compare with a teacher somewhere to have targets to capture; got "
             f"{runs[0].name!r}"
         )
+    # Before hashing the teacher's weights and running it take their time.
     _check_readable(runs, compression)
     folder = usable_folder(folder, "folder")
     manifest = Manifest(
@@ -120,14 +121,18 @@ def capture(
         ),
     )
     with locked(folder, remedy="wait for its end or take another folder"):
+        # Read under the lock: another capture may have added targets before.
         writer = ShardWriter(folder, _merged(folder, manifest), shard_bytes=compression.shard_bytes)
         done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
+            # Threads as in training: their number decides the order of sums, and so the last
+            # digits.
             with query.run.settings.stated_threads():
                 for _ in query.captured(writer):
                     done += 1
                     if watch is not None:
                         watch(done, total)
+        # Of this capture alone: one that was interrupted still lacks targets of its own kinds.
         return writer.finish(manifest.sections)
 
 
@@ -150,6 +155,7 @@ class TeacherQuery:
             # If an earlier stage may end early, a student may read any of these steps.
             for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
+                    # In the parts of training: a pass of another size rounds differently.
                     for micro_batch in run.stream.batch(step).split(
                         run.settings.gradient_accumulation_steps
                     ):
@@ -198,6 +204,8 @@ class TeacherQuery:
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):
+            # As a stage does at its start, over the same batches: the mean is part of a centered
+            # target.
             with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
                     lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
@@ -205,6 +213,8 @@ class TeacherQuery:
             yield loss
 
     def _store(self, writer: ShardWriter, loss: StageLoss, micro_batch: Batch) -> None:
+        # On the CPU, before the batch is moved: where nothing is missing, as in a second epoch, the
+        # teacher does not run.
         keys = [example_keys(micro_batch, selected=section.selected) for section, _ in self.wanted]
         missing = [
             writer.find_missing(section, keys_of_section)
@@ -218,6 +228,7 @@ class TeacherQuery:
             for (_, number), is_missing in zip(self.wanted, missing, strict=True)
             if is_missing.any()
         }
+        # Of the whole part even if few examples are missing: fewer would round differently.
         targets = loss.targets(placed, numbers)
         columns = zip(self.wanted, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
@@ -226,6 +237,7 @@ class TeacherQuery:
             target = _rows(loss, targets[number])
             _check_numbers(target, placed)
             counts = counts_of(loss.terms[number].objective, micro_batch)
+            # A target has rows and not examples, so the mask is repeated for the rows of each.
             rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
             random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
             entries = section.codec.encode(target[beside(rows, target)], random)
@@ -303,6 +315,8 @@ def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
     teacher.check(references)
     digests = {
         str(reference): weights_digest(teacher.at(reference).module)
+        # The finished teacher even if no stage reads it: by its digest a folder refuses another
+        # teacher whose checkpoints it does not have yet.
         for reference in dict.fromkeys(("final", *references))
     }
     settings = runs[0].settings
@@ -329,6 +343,7 @@ def _merged(folder: Path, manifest: Manifest) -> Manifest:
     if not (folder / MANIFEST).is_file():
         return manifest
     there = read_manifest(folder)
+    # The new digests win, so the loop compares each stored one with its new one, if there is one.
     both = {**there.teacher.weights, **manifest.teacher.weights}
     for reference, digest in there.teacher.weights.items():
         if both[reference] != digest:
@@ -344,6 +359,7 @@ def _merged(folder: Path, manifest: Manifest) -> Manifest:
         )
     for section in manifest.sections:
         stored_set = there.target_set(section.name)
+        # Names leave the codec out, so a folder keeps each kind of target in one form.
         if stored_set is not None and stored_set != section:
             raise CheckpointError(
                 f"{str(folder)!r} must hold targets packed as {section.codec}; got "
@@ -368,6 +384,7 @@ def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
     """
     if bool(target.isfinite().all()):
         return
+    # After a failure only, since this reads all inputs.
     words = non_finite_words(batch)
     if words or bool(target.isnan().any()):
         wrong = int((~target.isfinite()).any(-1).sum())

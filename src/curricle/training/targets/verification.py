@@ -63,6 +63,7 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     """
     matches: dict[str, list[Bool[Tensor, " row"]]] = {}
     sections: dict[str, TargetSet] = {}
+    # With any codecs: the form that is compared is that of the store.
     for query in queries_of(runs, TargetCompression()):
         for _, objective, batch, expected in query.compared(steps):
             targets = stored.serving(
@@ -71,6 +72,8 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
             section = targets.reader.target_set
             read = targets.target(batch, objective.count(batch))
             if isinstance(section.codec, (Sampled, TopK)):
+                # Packed by the same random numbers, since other draws of the same logits are other
+                # classes.
                 entries = section.codec.encode(expected, _random(section, objective, batch))
                 again = section.codec.decode(entries, section.width)
                 agree = _equal(read, again)
@@ -111,6 +114,7 @@ def _within(
     bound: Float[Tensor, "row width"],
 ) -> Bool[Tensor, " row"]:
     """Return for each row whether all of its numbers lie within a bound."""
+    # Relative to the largest number of all rows: rounding in a sum follows its large terms.
     finite = expected.where(expected.isfinite(), 0.0).abs()
     allowed = bound + (ROUNDING * finite.amax() if finite.numel() else 0.0)
     # Equal ones may be infinite.
@@ -130,6 +134,7 @@ def _in_order(
     target: SparseTarget,
 ) -> tuple[Int[Tensor, "row draw"], Float[Tensor, "row draw"]]:
     """Return classes in ascending order, with their weights."""
+    # The likeliest classes are listed by probability, and rounding may exchange two of them.
     ids, order = target.ids.sort(dim=-1, stable=True)
     return ids, target.weights.gather(-1, order)
 
