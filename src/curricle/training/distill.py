@@ -110,9 +110,11 @@ def execute(
         Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
             folder.
     """
+    # Before the run folder is opened: a call whose fast path is refused leaves nothing behind.
     check_speed(run)
     number = run.settings.compiled_steps
     interrupts = Interrupts(saves=outputs.folder is not None)
+    # Signals enclose the run: it has closed its folder when a late one is raised.
     with run.settings.stated_threads(), interrupts:
         training = TrainingRun(
             run,
@@ -121,10 +123,13 @@ def execute(
             outputs=outputs,
             resume=resume,
             until=until,
+            # Single steps need no compiler, and are the reference with which compiled ones agree
+            # within rounding.
             stage_steps=single_steps if number == 1 else compiled_blocks(number),
             interrupts=interrupts,
         )
         with training:
+            # The run may be over at once: a finished folder that is resumed gives its student back.
             while training.end is None:
                 training.advance()
         return training.end
@@ -183,16 +188,22 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
+    # Arguments of another kind are refused first, in the words of the call: further on they would
+    # fail as missing attributes of things that the caller does not know.
     batches = as_stream(data, seed)
     _require_curriculum(curriculum)
     require_parts(optimizer, evaluation)
     require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     require_model("student", student)
+    # Stored targets are no model, and need none.
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
     name, better = judged_by(metric, better)
+    # Here, where it is one comparison: inside, both are wrapped, and shared memory would be named
+    # by the paths of weights.
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
+    # Before binding, which runs both models: a path that cannot be a folder is found out at once.
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
@@ -209,6 +220,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
     with _told_how_to_go_on(folder):
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
+    # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
     return Result(
         student=model.module,
@@ -259,6 +271,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     require_model("teacher", teacher)
     run = bind(
         curriculum,
+        # The student is bound as in a run, since its widths and taps determine the targets.
         student=tapped(student),
         teacher=LiveTeacher(tapped(teacher), trajectory),
         stream=as_stream(data, seed),
@@ -267,6 +280,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         settings=settings,
         seed=seed,
     )
+    # The folder is opened in there, under its lock: it may hold targets, which are then completed.
     return capture([run], Path(folder), codecs=codecs, watch=watch)
 
 
@@ -283,9 +297,11 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        # The run has closed by now, so the folder shows what a second call would find.
         call = f"curricle.distill(..., output_dir={str(folder)!r}, resume=True)"
         if folder is None:
             note = "nothing was written, since 'output_dir' is None"
+        # The seal comes first: a finished run may have left checkpoints, but none of them is read.
         elif sealed_names(folder):
             note = f"the run is finished, and {call} returns its student"
         elif latest_checkpoint(folder / CHECKPOINTS) is None:
@@ -314,12 +330,14 @@ def evaluator_of(
         metric: The metric by which the run is judged.
         teacher: Teacher of the run, for metrics that compare with it.
     """
+    # A function is used as it is, without a wrapper: attributes such as `chance` are read from it.
     if callable(evaluation):
         return evaluation
     return label_metrics(
         evaluation,
         settings.placement,
         metrics=metrics_beside(metric),
+        # Stored targets hold no answers to held-out batches, so comparisons with them are left out.
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )
 
@@ -345,6 +363,7 @@ def as_stream(data: object, seed: int) -> Stream:
     """
     if isinstance(data, DataLoader):
         return stream(data, seed=seed)
+    # `isinstance` with a protocol misses methods that a wrapper forwards.
     if not conforms(data, Stream):
         raise BindError(f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}")
     return data
@@ -373,11 +392,13 @@ def require_parts(optimizer: object, evaluation: object) -> None:
     Raises:
         BindError: If they are something else; the sentence names the right class.
     """
+    # Torch's classes have the same names, and are what a newcomer passes.
     if not isinstance(optimizer, (AdamW, SGD)):
         raise BindError(
             f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
             f"learning_rate=...); got {_called(optimizer)}"
         )
+    # What it returns is checked when the run opens, before the first step.
     if callable(evaluation):
         return
     if not isinstance(evaluation, Sequence):
@@ -386,6 +407,7 @@ def require_parts(optimizer: object, evaluation: object) -> None:
             f"in range(4)] of held_out = curricle.stream(loader), or a function; "
             f"got {_called(evaluation)}"
         )
+    # A loader's pairs of tensors are sequences, too, and would fail in the middle of the run.
     wrong = [item for item in evaluation if type(item) is not Batch]
     if wrong:
         raise BindError(
@@ -437,6 +459,7 @@ def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Dire
     _require_direction(better)
     if isinstance(metric, str):
         return metric, better
+    # Two directions would rank the same run differently in records and in reports.
     if better not in (None, metric.better):
         raise BindError(
             f"'better' must be {metric.better!r} or None for the metric {metric.name!r}; got "

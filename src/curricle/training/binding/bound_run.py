@@ -79,6 +79,7 @@ class BoundRun:
     def teachers(self) -> tuple[TeacherReference, ...]:
         """Return the teachers that the stages read."""
         stages = tuple(stage.declared for stage in self.stages)
+        # The rule of which teachers are read is that of the curriculum, a start included.
         start = None if self.start is None else self.start.declared
         return Curriculum(name=self.name, stages=stages, start=start).teachers
 
@@ -94,6 +95,8 @@ class BoundRun:
         return self.stages[-1].span.end
 
 
+# Binding trains nothing, so each process of a launcher may bind, as for a plan; only running is
+# refused there.
 @standard_state(trains=False)
 def bind(
     curriculum: Curriculum,
@@ -120,10 +123,15 @@ def bind(
         BindError: If the parts do not fit; the stage is named.
     """
     live = None if isinstance(teacher, StoredTeacher) else teacher
+    # Before the models are placed: weights that are not there cannot be moved, and torch would not
+    # name them.
     _check_models(student.module, None if live is None else live.model.module, optimizer)
+    # Before the trial steps, which must run where training will: whether a pass succeeds there is a
+    # part of the check.
     place_model(settings.placement, student)
     if live is not None:
         place_model(settings.placement, live.model)
+    # Stored targets are those of stages; a start reads weights, which their folder lacks.
     elif curriculum.start is not None and teacher is not None:
         raise BindError(f"'start' {curriculum.start.kind!r} needs a teacher with weights; got none")
     elif teacher is None and curriculum.teachers:
@@ -136,6 +144,8 @@ def bind(
         settings=settings,
         seed=seed,
     )
+    # Before lengths become steps: in data without positions an example would silently count as one
+    # token.
     check_token_lengths(curriculum.stages, stream)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
@@ -144,18 +154,24 @@ def bind(
     )
     for stage, span in zip(curriculum.stages, spans, strict=True):
         try:
+            # Before the trial step, which may take long on a wide model.
             check_rule(span, eval_every=settings.eval_every)
             next_stage = probe.bind(stage, span, reached=reached)
         except BindError as error:
+            # Not chained: it would be the same sentence twice, since only the name of the stage is
+            # new.
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
+        # In order, since `trains='own'` freezes all that earlier stages have trained.
         reached |= next_stage.trained
+    # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)
     return BoundRun(
         name=curriculum.name,
         student=student,
         teacher=teacher,
         stages=tuple(bound),
+        # Only now: the tables that batches are checked against show in the passes of all stages.
         stream=probe.checked_stream(bound),
         optimizer=optimizer,
         settings=settings,
@@ -178,8 +194,10 @@ def bind(
 
 def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:
     """Check that the models can be trained and read, and that they have nothing in common."""
+    # Comes first, since the other checks look at types and memory, which weights without data lack.
     check_present(student, "student")
     check_trainable(student)
+    # Plain descent moves complex weights; only the fused kernel of AdamW cannot.
     if isinstance(optimizer, AdamW):
         check_real(student)
     if teacher is not None:
@@ -199,8 +217,12 @@ def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
     for stage in stages:
         for objective in stage.objectives:
             tap = objective.pair.student if isinstance(objective, MatchHidden) else None
+            # Only fractions coincide by rounding, without anybody having written the same tap
+            # twice.
             if not isinstance(tap, float):
                 continue
+            # The first fraction of a place stays, so that equal fractions pass: to train one pair
+            # in two stages is a choice.
             name, first = seen.setdefault(student.place(tap), (stage.name, tap))
             if first != tap:
                 raise BindError(

@@ -111,13 +111,19 @@ class StageProbe:
         self._student, self._teacher = student, teacher
         self._optimizer, self._settings, self._seed = optimizer, settings, seed
         self._stream, self.tables = stream, TableWatch()
+        # The whole batch stays beside the part of it that runs: positions are counted, and labels
+        # looked at, before a batch is cut.
         self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
+        # One micro-batch is enough, since all have one size, and keeps the memory of binding as low
+        # as that of a step.
         self._part = settings.placement.part_of(
             self._whole.split(settings.gradient_accumulation_steps)[0]
         )
         self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
         self._compares_logits = False
         self._logits_notes = {"student": "", "teacher": ""}
+        # Before any pass: one without them may succeed, on inputs that the model derives from the
+        # encoder's.
         check_decoder_inputs(student.module, self._whole)
 
     def notes(self) -> Iterator[str]:
@@ -140,6 +146,8 @@ class StageProbe:
             stages: All stages of the run, bound.
         """
         limits = [
+            # From the earliest possible step on: if a rule ends a stage early, the next one reads
+            # batches that were planned for it.
             (stage.span.earliest, stage.span.end, label_check(term.objective))
             for stage in stages
             for term in stage.terms
@@ -164,8 +172,11 @@ class StageProbe:
             BindError: If models, data or objectives of the stage do not fit, or it trains nothing.
         """
         all_reads = [self._reads(objective) for objective in stage.objectives]
+        # A pass ends at the deepest tap that is read; only 'all' runs the rest of the student, on
+        # purpose.
         reads = merge_reads(all_reads, full_student=stage.trains == "all")
         needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
+        # The checkpoint would be loaded for nothing; most likely the stage lacks an objective.
         if stage.teacher != "final" and not needs_teacher:
             raise BindError(
                 f"'teacher' must be given only where an objective reads it; got {stage.teacher}"
@@ -175,17 +186,31 @@ class StageProbe:
                 "'optimizer_state' must be 'keep' for an optimizer without state, as SGD without "
                 "momentum is, where a reset has no effect; got 'reset'"
             )
+        # Weights and the batch lie in memory anyway; what autograd saves beyond them is the cost.
+        # The teacher's passes save nothing, so its meter needs no such list.
         student_meter = Meter([*self._student.module.parameters(), *_data(self._part)])
         teacher_meter = Meter()
+        # Frozen as in training: a frozen weight is not reached, and costs no part of the backward
+        # pass.
         with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
+            # The student first, because placeholders of a stored teacher take shapes and positions
+            # from it.
             student = self._learn(reads, student_meter)
             taught = self._teach(all_reads, student, teacher_meter) if needs_teacher else None
+            # Ramps of an objective span the longest length of the stage, as schedules do; the real
+            # one is not known before the stage ends.
             sample = Sample(batch=self._part, student=student, teacher=taught, seed=self._seed)
             terms = self._terms(stage, all_reads, replace(sample, num_steps=span.most))
             self._note_logits(all_reads, student, taught)
+            # Copies, so that `terms` keep the first values of their adapters: every entry into the
+            # stage, also after an interrupt, begins from those.
             trial_terms = opened(terms)
             adapters = list(adapters_of(trial_terms).parameters())
+            # Their numbers are counted with those of the optimizer, so they must not count as
+            # saved.
             student_meter.know(adapters)
+            # Projections of the teacher's states are a cost of the teacher: stored targets spare
+            # them.
             with teacher_meter.running():
                 targets = self._targets(trial_terms, taught)
             with student_meter.running():
@@ -206,6 +231,8 @@ class StageProbe:
             **described(terms),
             steps=span.most,
             until="" if isinstance(stage.duration, Duration) else str(stage.duration),
+            # A step takes as many passes as there are micro-batches, but holds the activations of
+            # only one at a time, so the memory below is not multiplied.
             student_flops=student_meter.flops * self._settings.gradient_accumulation_steps,
             teacher_flops=teacher_meter.flops * self._settings.gradient_accumulation_steps,
             trained_parameters=self._count(trained),
@@ -228,6 +255,7 @@ class StageProbe:
         """Return in words why a stage trains nothing after others that have reached weights."""
         named = self._student.module.named_parameters()
         free = [name for name, parameter in named if parameter.requires_grad]
+        # First what the owner of the model can mend: with a frozen student no stage could work.
         if not free:
             return (
                 "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
@@ -256,6 +284,7 @@ class StageProbe:
             self._logits_notes[who] = activations.logits_note or probability_note(
                 activations.logits
             )
+        # One stage is enough to make classes and vocabularies of both models matter.
         self._compares_logits |= any(
             reads.teacher_logits or reads.teacher_head for reads in all_reads
         )
@@ -271,6 +300,7 @@ class StageProbe:
         notes = model_notes(self._student, "student", student.inputs, logits_notes["student"])
         if teacher is None:
             return notes
+        # Where only hidden states are compared, labels and tokens of the two models may differ.
         pair = check_pair(self._student, teacher.model) if self._compares_logits else ()
         teacher_notes = model_notes(
             teacher.model, "teacher", taught.inputs, logits_notes["teacher"]
@@ -283,12 +313,15 @@ class StageProbe:
 
     def _teach(self, all_reads: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
+            # The last precision of the settings is the teacher's.
             self._teacher.check_precision(self._settings.precisions[-1])
             return self._teacher.placeholders(all_reads, student)
         reads = merge_reads(all_reads, full_student=False)
         model, head = require(self._teacher, "teacher").model, reads.teacher_head
         batch = self._part.for_teacher
         if head:
+            # Before the pass: if a model changes the output of its head, chunks would be logits of
+            # another model, without any error.
             check_head(model, batch.inputs)
         with (
             torch.no_grad(),
@@ -298,15 +331,21 @@ class StageProbe:
                 "teacher", model.reading(reads.teacher, logits=reads.teacher_logits, head=head)
             ) as read,
         ):
+            # A generator that has moved shows a draw of any code; a search for dropout modules
+            # would miss functions.
             before = seeding.global_state()
             activations = tried_on("teacher", read, batch)
         self._teacher_draws |= before != seeding.global_state()
+        # Outside of the meter, since its passes are none of a step.
         check_orientation("teacher", model, activations, batch)
+        # The very batch, where both models read the same.
         if batch is self._part:
             return activations
         try:
             return aligned(activations, self._part)
         except DataError as error:
+            # As an error of binding it gets the name of the stage; an error of the data would get
+            # none.
             raise BindError(str(error)) from error
 
     def _learn(self, reads: Reads, meter: Meter) -> Activations:
@@ -323,6 +362,8 @@ class StageProbe:
         ):
             activations = tried_on("student", read, self._part)
         self.draws_noise |= before != seeding.global_state()
+        # Two more passes, made only on suspicion: seeding these generators costs every step time,
+        # and libraries around the model may have drawn from them.
         if foreign != seeding.foreign_state():
             self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
         check_orientation("student", model, activations, self._part)
@@ -339,6 +380,8 @@ class StageProbe:
             reads.student, logits=reads.student_logits, head=reads.student_head
         ) as read:
             for number in range(2):
+                # Torch's generator is seeded alike in both passes, so a difference can come from
+                # the others alone.
                 with seeding.scoped(self._seed, "probe/noise"), seeding.foreign(number):
                     passes.append(read(self._part.inputs, self._part.selected))
         first, second = map(_tensors, passes)
@@ -347,6 +390,7 @@ class StageProbe:
         )
 
     def _terms(self, stage: Stage, all_reads: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
+        # By default states are normalized only where both models have residual streams.
         residual = self._student.is_residual and (
             self._teacher is None or self._teacher.model.is_residual
         )
@@ -365,6 +409,8 @@ class StageProbe:
             target: Target = None
             if term.stored is not None:
                 rows = term.objective.count(batch)
+                # Zeros of the stored form: whether the objective can read it shows without a
+                # look-up.
                 target = term.stored.blank(rows, batch.leading)
             elif activations is not None and term.needs_teacher:
                 target = term.objective.target(activations, batch)
@@ -375,21 +421,31 @@ class StageProbe:
         self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]
     ) -> frozenset[str]:
         """Return the names of the parameters to which the loss has a gradient."""
+        # Called for its errors: labels that are missing get a sentence before the loss fails in
+        # torch's words.
         for term in terms:
             term.objective.count(self._whole)
         losses = [
             term.objective.total(student, target, self._part)
             for term, target in zip(terms, targets, strict=True)
         ]
+        # Without the weights of the terms, on which neither reach nor cost depends.
         loss = torch.stack(losses).sum()
+        # All that is read lies below frozen weights, where autograd would raise an error of its
+        # own.
         if not loss.requires_grad:
             return frozenset()
+        # Before the gradients: weights inside of such a checkpoint would silently be missing among
+        # them.
         check_recomputation(loss)
         named = dict(self._student.module.named_parameters())
         free = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
         # Adapters too, since their gradient costs as it will in training.
         parameters = [*free.values(), *adapters_of(terms).parameters()]
+        # A weight without a gradient is an answer here. Gradients are returned rather than stored,
+        # so the `grad` of the owner's weights stays as it was.
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        # The shorter list of names leaves out the gradients of adapters, which come last.
         return frozenset(name for name, grad in zip(free, grads, strict=False) if grad is not None)
 
     @contextmanager
@@ -403,13 +459,18 @@ class StageProbe:
             stack.enter_context(frozen_but(module, names - frozen))
             stack.enter_context(self.tables.watching("student", module, self._part))
             stack.enter_context(observing(self._student))
+            # As in training, since noise and running statistics show in this mode only; the buffers
+            # are put back above.
             train(module)
             if self._teacher is not None:
                 teacher = self._teacher.model.module
                 stack.enter_context(modes_kept(teacher))
                 stack.enter_context(observing(self._teacher.model))
                 stack.enter_context(self.tables.watching("teacher", teacher, self._part))
+                # In evaluation mode a pass changes no buffer, so those of the teacher need no copy.
                 teacher.eval()
+            # Python's and numpy's generators too: whether the model draws from them is only found
+            # out inside.
             stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))
             stack.enter_context(without_reentrant_checkpoints())
             yield
@@ -420,6 +481,7 @@ class StageProbe:
 
     def _memory(self, parameters: int, saved_bytes: int) -> int:
         """Return bytes of trained weights, gradients, optimizer state and saved activations."""
+        # Four bytes a number: weights that train are float32, and a student in float64 gets a note.
         return parameters * 4 * (2 + self._optimizer.moments) + saved_bytes
 
 
@@ -431,6 +493,7 @@ def _tensors(activations: Activations) -> list[Tensor]:
 
 def _data(batch: Batch) -> Iterable[Tensor]:
     inputs = [*named(batch.inputs).values()]
+    # A loss saves its labels for the backward pass, but they are data of the stream all the same.
     return inputs if batch.labels is None else [*inputs, batch.labels]
 
 

@@ -28,7 +28,11 @@ def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
     try:
         return run_trial(who, read, batch.inputs, batch.selected)
     except (BindError, DataError) as error:
+        # Labels first: a pass that selects places which the model lacks fails in words about
+        # shapes, which would send the reader to the inputs.
         check_places(f"the {who}", read, batch, kind=BindError)
+        # An input that the model does not take is a TypeError, and most often it is the labels,
+        # left under another name in what a loader gives.
         if batch.labels is None and isinstance(error.__cause__, TypeError):
             raise BindError(f"{error}{misplaced(batch.inputs)}") from error.__cause__
         raise
@@ -52,12 +56,15 @@ def check_places(
     if batch.labels is None or batch.selected is None:
         return
     try:
+        # The first place exists in every output, so this pass fails by the inputs alone.
         positions = read(batch.inputs, batch.selected.new_zeros(1)).positions
     except (CurricleError, *REFUSALS):
         # Whatever the labels are, it cannot take these inputs.
         return
     if positions is None or positions == batch.positions:
         return
+    # Put back where the data have them, since their layout shows which mistake was made. Copies to
+    # the CPU cost nothing here: the run has failed.
     labels = torch.full(batch.positions, IGNORED).flatten()
     labels[batch.selected.cpu()] = batch.labels.cpu().long()
     labels = labels.view(batch.positions)
