@@ -73,7 +73,7 @@ class Result:
     """Usage of the run: steps, examples, tokens, FLOPs, seconds."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, such as the output taken as
-    the logits, what is frozen, or that the student ends at chance."""
+    the logits, frozen weights, or a student that ends at chance."""
 
 
 @standard_state()
@@ -218,7 +218,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     )
     evaluate = evaluator_of(evaluation, settings, metric, source)
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
-    with _told_how_to_go_on(folder):
+    with _add_resumption_note(folder):
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
@@ -285,7 +285,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
 
 
 @contextmanager
-def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
+def _add_resumption_note(folder: Path | None) -> Iterator[None]:
     """Add the effect of a second call to an interruption.
 
     Yields:
@@ -378,7 +378,7 @@ def _require_curriculum(curriculum: object) -> None:
     if not isinstance(curriculum, Curriculum):
         raise BindError(
             f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
-            f"steps'); got {_called(curriculum)}"
+            f"steps'); got {_describe(curriculum)}"
         )
 
 
@@ -396,7 +396,7 @@ def require_parts(optimizer: object, evaluation: object) -> None:
     if not isinstance(optimizer, (AdamW, SGD)):
         raise BindError(
             f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
-            f"learning_rate=...); got {_called(optimizer)}"
+            f"learning_rate=...); got {_describe(optimizer)}"
         )
     # What it returns is checked when the run opens, before the first step.
     if callable(evaluation):
@@ -405,14 +405,14 @@ def require_parts(optimizer: object, evaluation: object) -> None:
         raise BindError(
             f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
             f"in range(4)] of held_out = curricle.stream(loader), or a function; "
-            f"got {_called(evaluation)}"
+            f"got {_describe(evaluation)}"
         )
     # A loader's pairs of tensors are sequences, too, and would fail in the middle of the run.
     wrong = [item for item in evaluation if type(item) is not Batch]
     if wrong:
         raise BindError(
             f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
-            f"got {_called(wrong[0])}"
+            f"got {_describe(wrong[0])}"
         )
 
 
@@ -432,7 +432,7 @@ def require_model(name: str, model: object) -> None:
         )
         raise BindError(
             f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
-            f"{_called(model)}{stored if name == 'teacher' else ''}"
+            f"{_describe(model)}{stored if name == 'teacher' else ''}"
         )
 
 
@@ -470,26 +470,26 @@ def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Dire
     return metric.name, better if is_built_in else metric.better
 
 
-def require_kind(name: str, given: object, kind: type, example: str) -> None:
+def require_kind(name: str, argument: object, kind: type, example: str) -> None:
     """Check that an argument is a value of this package and not, for example, a dictionary.
 
     Args:
         name: Name of the argument.
-        given: The argument.
+        argument: The argument.
         kind: Its class.
         example: Arguments of the class, for the error.
 
     Raises:
         BindError: If it is not.
     """
-    if not isinstance(given, kind):
+    if not isinstance(argument, kind):
         raise BindError(
             f"{name!r} must be curricle.{kind.__name__}(...), as curricle.{kind.__name__}"
-            f"({example}); got {_called(given)}"
+            f"({example}); got {_describe(argument)}"
         )
 
 
-def _called(argument: object) -> str:
+def _describe(argument: object) -> str:
     """Return the description of a wrong argument, for people."""
     if argument is None or isinstance(argument, str):
         return repr(argument)

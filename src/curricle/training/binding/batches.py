@@ -91,8 +91,8 @@ class TableLimit:
         """Return the words for an input with more positions than rows; empty if it has not.
 
         One batch does not show whether a model counts positions without end: they may be clamped,
-        or the table may be one of queries whose number is that of the positions by chance. So the
-        words explain a pass that has failed, and refuse nothing themselves.
+        or the table may hold queries, as many as positions by chance. So the words explain a pass
+        that has failed, and refuse nothing themselves.
         """
         tensor = named(inputs).get(self.name)
         if self.offset is None or tensor is None or tensor.shape[-1] <= self.rows - self.offset:
@@ -217,7 +217,7 @@ class RunBatches:
 
         Raises:
             DataError: If a label is no class of the student, or an embedding has no row for an id,
-                or positions are not those on which a length in tokens relies; it knows the step.
+                or positions are not those on which a length in tokens relies; it has the step.
         """
         batch = self.stream.batch(step)
         # A teacher of several students recognizes a batch by its step, which streams of users do
@@ -244,7 +244,7 @@ class RunBatches:
             try:
                 self._look(block, step, block.num_read_tokens // number, number=number)
             except DataError:
-                # One by one they tell which of them is at fault.
+                # Read one by one, they show which of them is at fault.
                 for number_ in range(step, step + number):
                     self.batch(number_)
                 raise
@@ -361,7 +361,7 @@ def located(stage: str, step: int, seed: int) -> Iterator[None]:
 
     Args:
         stage: Name of the stage.
-        step: The step, unless the error knows it, as of batches that are read ahead.
+        step: The step, unless the error has it, as of batches that are read ahead.
         seed: Seed of the run.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Stages bound to their models: what one trial step of a stage reaches and costs.
+"""Stages bound to their models, with the reach and the cost of one trial step each.
 
 A `StageProbe` runs one step of each stage with autograd and puts everything back that the step has
 changed. The step gives the parameters that the stage trains, its FLOPs and its memory, and shows
@@ -65,7 +65,7 @@ from curricle.training.setup.settings import TrainingSettings
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundStage:
-    """A stage with its models known."""
+    """A stage bound to its models."""
 
     declared: Stage
     """The stage as declared."""
@@ -278,10 +278,10 @@ class StageProbe:
             "student": any(reads.student_logits for reads in all_reads),
             "teacher": any(reads.teacher_logits for reads in all_reads),
         }
-        for who, activations in by_model.items():
-            if activations is None or activations.logits is None or not is_read[who]:
+        for owner, activations in by_model.items():
+            if activations is None or activations.logits is None or not is_read[owner]:
                 continue
-            self._logits_notes[who] = activations.logits_note or probability_note(
+            self._logits_notes[owner] = activations.logits_note or probability_note(
                 activations.logits
             )
         # One stage is enough to make classes and vocabularies of both models matter.

@@ -27,7 +27,7 @@ REFUSAL = (
 
 @contextmanager
 def without_reentrant_checkpoints() -> Iterator[None]:
-    """Refuse activation checkpoints that lose gradients or cannot be asked for some of them.
+    """Refuse activation checkpoints that lose gradients or cannot compute some of them alone.
 
     Yields:
         Nothing.
@@ -53,8 +53,8 @@ def without_reentrant_checkpoints() -> Iterator[None]:
 def check_recomputation(loss: Tensor) -> None:
     """Check that a loss does not go through a reentrant checkpoint.
 
-    Autograd leaves such a checkpoint out where nothing before it is asked for, and so the weights
-    inside, which are then taken for unreached.
+    Autograd leaves such a checkpoint out if no gradient before it is requested, and with it the
+    weights inside, which would count as unreached.
 
     Args:
         loss: A loss with its graph.

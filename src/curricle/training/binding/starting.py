@@ -118,7 +118,7 @@ class _TableStart:
     @property
     def plan(self) -> StagePlan:
         tokens = self.settings[0]
-        return _told(
+        return _start_plan(
             self.declared,
             taps=", ".join(setting.label for setting in self.settings),
             objective="set from the teacher's",
@@ -228,7 +228,7 @@ class _MapStart:
 
     @property
     def plan(self) -> StagePlan:
-        return _told(
+        return _start_plan(
             self.declared,
             taps="1 <- 1",
             objective="least squares",
@@ -313,7 +313,7 @@ def _first(network: MLP) -> nn.Linear:
     return next(module for module in network.modules() if isinstance(module, nn.Linear))
 
 
-def _told(
+def _start_plan(
     start: WarmStart, *, taps: str, objective: str, widths: tuple[int, int], count: int
 ) -> StagePlan:
     student, teacher = widths

@@ -181,7 +181,7 @@ class Timeline:
 
         Args:
             spans: The planned steps of the stages, in order.
-            intervals: Numbers of steps after whose multiples something is due.
+            intervals: Intervals in steps; something is due after every multiple of one.
             moments: Further numbers of steps after which something is due.
         """
         self._spans = tuple(spans)
@@ -281,7 +281,7 @@ class Timeline:
 
         Args:
             step: Number of steps taken.
-            metrics: Metrics of the student if it was evaluated as its interval asks for.
+            metrics: Metrics of the student if it was evaluated at its interval.
             reaches_goal: Whether the goal of the run is reached, so that all stages end.
 
         Returns:

@@ -1,7 +1,7 @@
-"""First passes of the models of a run, whose failures may lie with the labels.
+"""First passes of the models of a run, with errors that name the labels if they are at fault.
 
-A model that is given labels as an input fails in words about the input, and so does one whose
-logits are looked up where only the labels have places. Nothing here costs a pass that succeeds.
+A pass with labels among the inputs fails in words about the inputs, and so does a look-up of logits
+at places that only the labels have. Nothing here costs a pass that succeeds.
 """
 
 import torch
@@ -13,11 +13,11 @@ from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations, Reader, run_trial
 
 
-def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
+def tried_on(owner: str, read: Reader, batch: Batch) -> Activations:
     """Return the activations of a model for a first batch; see `models.tapped.run_trial`.
 
     Args:
-        who: Owner of the model, for people.
+        owner: Owner of the model, for people.
         read: An open reading of it.
         batch: The batch.
 
@@ -26,11 +26,11 @@ def tried_on(who: str, read: Reader, batch: Batch) -> Activations:
         DataError: If the batch selects more places than there are, and has no labels.
     """
     try:
-        return run_trial(who, read, batch.inputs, batch.selected)
+        return run_trial(owner, read, batch.inputs, batch.selected)
     except (BindError, DataError) as error:
         # Labels first: a pass that selects places which the model lacks fails in words about
         # shapes, which would send the reader to the inputs.
-        check_places(f"the {who}", read, batch, kind=BindError)
+        check_places(f"the {owner}", read, batch, kind=BindError)
         # An input that the model does not take is a TypeError, and most often it is the labels,
         # left under another name in what a loader gives.
         if batch.labels is None and isinstance(error.__cause__, TypeError):

@@ -39,7 +39,7 @@ def standard_state(*, trains: bool = True) -> Iterator[None]:
 
     Raises:
         BindError: If the surrounding state cannot be undone from inside, or a launcher has started
-            several processes of what trains.
+            several processes of a block that trains.
     """
     # Before the look at an outer block, which may be one that only reads and has not checked this.
     if trains:

@@ -1,7 +1,7 @@
 """Cost of a computation in FLOPs and bytes, counted while it runs once.
 
 A `Meter` counts FLOPs and the bytes that autograd keeps for the backward pass. It can run over
-several blocks, say a forward pass and later its backward pass, and adds them up.
+several blocks, such as a forward pass and later its backward pass, and adds them up.
 
 Units: seconds; FLOPs, of which a multiplication with its addition is two (matrix products,
 convolutions and attention, as torch counts them; cheaper operations are left out); bytes.

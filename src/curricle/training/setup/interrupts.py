@@ -1,10 +1,10 @@
-"""Signals that end a run at a step of its choice.
+"""Signals that end a run between two steps.
 
 SIGTERM (schedulers, `kill`), SIGHUP (a closed terminal) and, where a run writes a folder, SIGINT
 (ctrl-C) set a flag that the engine polls once a step. It then saves a checkpoint and raises
 `Interrupted`, so at most one step is lost. A second signal raises at once.
 
-Nobody need catch it: SIGTERM and SIGHUP then end the process with 128 more than their number and
+It need not be caught: SIGTERM and SIGHUP then end the process with 128 more than their number and
 without a traceback, as a `SystemExit` does. Ctrl-C stays a plain `KeyboardInterrupt`, since an exit
 would close an interactive Python; uncaught, it ends a script with a traceback.
 
@@ -38,7 +38,7 @@ DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal has ended; a `KeyboardInterrupt`, so code that knows only that stops."""
+    """A run ended by a signal; a `KeyboardInterrupt`, so code that handles only that stops."""
 
     def __new__(cls, signal_number: int, checkpoint: Path | None = None) -> "Interrupted":
         """Return an interrupt of the kind of its signal."""

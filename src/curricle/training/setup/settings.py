@@ -1,6 +1,6 @@
 """Settings of training: precision, memory, speed, intervals.
 
-Except for precision, clipping and the rounding of accumulation they do not change what is learned.
+Apart from precision, clipping and rounding they do not change the trained student.
 """
 
 from collections.abc import Iterator
@@ -68,7 +68,7 @@ class TrainingSettings:
         """Check that no two settings exclude each other.
 
         Raises:
-            SpecError: If two do, or fused steps do not fit between what is recorded.
+            SpecError: If two do, or fused steps do not fit between two records.
         """
         check_compatible(self.features(), SpecError)
         # A block ends where something is due, so a longer one would never be taken as a whole and
