@@ -338,7 +338,6 @@ class StageProbe:
         self._teacher_draws |= before != seeding.global_state()
         # Outside of the meter, since its passes are none of a step.
         check_orientation("teacher", model, activations, batch)
-        # The very batch, where both models read the same.
         if batch is self._part:
             return activations
         try:

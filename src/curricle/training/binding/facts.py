@@ -65,7 +65,8 @@ def run_facts(run: BoundRun) -> dict[str, Any]:
 
 def _rule_settings(run: BoundRun) -> dict[str, int]:
     """Return the interval at which metrics are evaluated if one may end a stage."""
-    # Elsewhere the interval only decides when numbers are written, and may change on the way.
+    # Without such a rule the interval only decides when numbers are written, so a resumed run may
+    # change it.
     has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
     return {"eval_every": run.settings.eval_every} if has_metric else {}
 
