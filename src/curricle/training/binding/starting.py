@@ -52,6 +52,8 @@ def begun(start: "BoundStart | None", usage: Usage, placement: Placement) -> Usa
         usage: Usage so far.
         placement: Placement of the models.
     """
+    # Steps that were taken show that the run resumes; applied again, the start would overwrite what
+    # was learned.
     if start is None or usage.steps:
         return usage
     begins, meter = placement.now(), Meter()
@@ -116,7 +118,7 @@ class _TableStart:
     @property
     def plan(self) -> StagePlan:
         tokens = self.settings[0]
-        return _told(
+        return _start_plan(
             self.declared,
             taps=", ".join(setting.label for setting in self.settings),
             objective="set from the teacher's",
@@ -127,9 +129,14 @@ class _TableStart:
     @torch.no_grad()
     def apply(self) -> Usage:
         tokens = self.settings[0].source
+        # One map for all tables: a model adds up their rows, and only under one linear map is the
+        # sum of mapped rows the mapped sum.
         matrix = beside(self.map(tokens), tokens)
         for setting in self.settings:
+            # A teacher in bfloat16 is mapped in the map's precision, so that rounding comes once,
+            # at the end.
             rows = setting.source.to(matrix.dtype)
+            # In place: a tied output and the optimizer hold this very parameter.
             setting.target.copy_(rows @ matrix.mT if setting.is_mapped else rows)
         return Usage()
 
@@ -147,6 +154,7 @@ def _bind_tables(
         embedding_tables(student, "student"),
         embedding_tables(teacher, "teacher"),
     )
+    # Rows are paired by their index; with another number of entries they stand for other tokens.
     if student_tables.tokens.num_embeddings != teacher_tables.tokens.num_embeddings:
         raise BindError(
             f"'init' must have a student with the teacher's vocabulary; got "
@@ -162,6 +170,8 @@ def _bind_tables(
         for path, table, teacher_table in tables
     ]
     if student_tables.output is not None and teacher_tables.output is not None:
+        # A tied output is the token table, which is set already; the output of an untied teacher
+        # would overwrite it.
         if not student_tables.is_tied:
             settings.append(
                 _setting("output", student_tables.output.weight, teacher_tables.output.weight)
@@ -170,6 +180,8 @@ def _bind_tables(
         biases: tuple[Tensor | None, ...] = (student_tables.output.bias, teacher_tables.output.bias)
         if biases[0] is not None and biases[1] is not None:
             settings.append(_setting("output bias", biases[0], biases[1], is_mapped=False))
+    # While binding, although weights are set when the run begins: a frozen one must be named before
+    # anything is written.
     _check_trained(student, [setting.target for setting in settings])
     linear = start.map(
         seed=seed,
@@ -187,6 +199,7 @@ def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
     Raises:
         BindError: If one is frozen.
     """
+    # By identity: tensors compare element by element.
     frozen = {id(weight): name for name, weight in student.named_parameters()}
     for target in targets:
         if not target.requires_grad:
@@ -215,7 +228,7 @@ class _MapStart:
 
     @property
     def plan(self) -> StagePlan:
-        return _told(
+        return _start_plan(
             self.declared,
             taps="1 <- 1",
             objective="least squares",
@@ -244,13 +257,18 @@ class _MapStart:
         inputs, states = [], []
         with self.teacher.open_taps([place], logits=False) as forward:
             for step in range(BATCHES):
+                # The placed weights show where the models lie; a start knows no placement.
                 batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
                 states.append(forward(batch.for_teacher.inputs).hidden[place])
+                # The student's own inputs, which the fitted layer will read, even where the teacher
+                # has others.
                 inputs.append(batch.inputs)
         return _joined(inputs), _joined(states)
 
 
 def _joined(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
+    # On the CPU, where torch has the driver, and in float64: the fit is made once, and its error
+    # would stay in every later step.
     return torch.cat([torch.as_tensor(tensor) for tensor in tensors]).to("cpu", torch.float64)
 
 
@@ -295,7 +313,7 @@ def _first(network: MLP) -> nn.Linear:
     return next(module for module in network.modules() if isinstance(module, nn.Linear))
 
 
-def _told(
+def _start_plan(
     start: WarmStart, *, taps: str, objective: str, widths: tuple[int, int], count: int
 ) -> StagePlan:
     student, teacher = widths

@@ -36,7 +36,8 @@ from curricle.records import (
     Usage,
 )
 from curricle.teachers.trajectory import TrajectoryWriter
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import begun
 from curricle.training.binding.timeline import StageEnd, Timeline

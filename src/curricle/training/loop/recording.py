@@ -18,7 +18,8 @@ from curricle.records import RunRecord, StepRecord, Usage
 from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import relative_tokens
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import StepLoss
 
 

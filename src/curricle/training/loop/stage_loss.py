@@ -29,7 +29,8 @@ from curricle.teachers.live import LiveTeacher, TeacherForward, aligned
 from curricle.teachers.shared import SharedTeacher
 from curricle.training.binding.batches import TableLimit, run_forward
 from curricle.training.binding.bound_objectives import Term, adapters_of, opened
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.setup.settings import TrainingSettings
 
 CALIBRATION_BATCHES = 8

@@ -25,7 +25,8 @@ from curricle.objectives.base import Target
 from curricle.records import Usage
 from curricle.training.binding.batches import located
 from curricle.training.binding.bound_objectives import trained_beside
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.checkpoints import load_adapters
 from curricle.training.loop.prefetching import Prefetcher
 from curricle.training.loop.stage_loss import (

@@ -47,7 +47,8 @@ from curricle.teachers.store.manifest import (
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.binding.batches import located
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
 from curricle.training.setup.ambient import standard_state
 from curricle.values import value
