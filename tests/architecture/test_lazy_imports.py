@@ -1,6 +1,5 @@
-"""What can be imported without torch, and that the package's names are there all the same."""
+"""Statements that leave torch alone; names of the packages are imported on first use."""
 
-import ast
 import os
 import subprocess
 import sys
@@ -20,6 +19,13 @@ WITHOUT_TORCH = (
     "import curricle_papers.theory.gradient_correlations, curricle_papers.theory.phases",
     "import curricle_papers.theory.readouts",
     "import curricle.cli.app",
+    # Inits and lists of names; `test_public_names.py` imports every name.
+    "import curricle.models, curricle.data.text, curricle.data.synthetic, curricle.objectives",
+    "import curricle.curriculum, curricle.teachers, curricle.training",
+    "import curricle.probes, curricle.runs",
+    "import curricle.training; assert 'label_metrics' in dir(curricle.training)",
+    "from curricle import CurricleError",
+    "from curricle.reports import load_runs, summarize, write_page",
     HELP,
 )
 
@@ -40,27 +46,3 @@ def test_torch_is_not_imported(statement: str) -> None:
         check=True,
     )
     assert done.stderr.splitlines()[-1] == "False"
-
-
-def test_public_names_are_sorted_and_each_is_there() -> None:
-    assert curricle.__all__ == sorted(set(curricle.__all__))
-    assert len(curricle.__all__) > 20
-    assert all(getattr(curricle, name).__name__ == name for name in curricle.__all__)
-    assert set(curricle.__all__) <= set(dir(curricle))
-
-
-def test_every_name_comes_from_where_type_checkers_are_told() -> None:
-    tree = ast.parse(Path(str(curricle.__file__)).read_text(encoding="utf-8"))
-    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
-    told = {
-        alias.asname: node.module
-        for node in checked.body
-        if isinstance(node, ast.ImportFrom)
-        for alias in node.names
-    }
-    assert told == dict(curricle._HOMES)
-
-
-def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'curricle' has no attribute 'extracton'"):
-        getattr(curricle, "extracton")  # noqa: B009 - the type checker knows that it is not there
