@@ -10,6 +10,12 @@ import pytest
 import curricle
 
 HELP = "import sys; sys.argv = ['curricle', '--help']; from curricle.cli.app import main; main()"
+# Packages and their lists of names; `test_public_names.py` imports every name.
+INITS = (
+    "import curricle.models, curricle.data.text, curricle.data.synthetic, curricle.objectives; "
+    "import curricle.curriculum, curricle.teachers, curricle.training, curricle.probes; "
+    "import curricle.runs; assert 'label_metrics' in dir(curricle.training)"
+)
 WITHOUT_TORCH = (
     "import curricle",
     "import curricle.errors",
@@ -19,13 +25,8 @@ WITHOUT_TORCH = (
     "import curricle_papers.theory.gradient_correlations, curricle_papers.theory.phases",
     "import curricle_papers.theory.readouts",
     "import curricle.cli.app",
-    # Inits and lists of names; `test_public_names.py` imports every name.
-    "import curricle.models, curricle.data.text, curricle.data.synthetic, curricle.objectives",
-    "import curricle.curriculum, curricle.teachers, curricle.training",
-    "import curricle.probes, curricle.runs",
-    "import curricle.training; assert 'label_metrics' in dir(curricle.training)",
-    "from curricle import CurricleError",
-    "from curricle.reports import load_runs, summarize, write_page",
+    INITS,
+    "from curricle import CurricleError; from curricle.reports import load_runs, write_page",
     HELP,
 )
 

@@ -80,9 +80,9 @@ def test_other_names_are_attribute_errors(package: ModuleType, name: str) -> Non
 
 
 def test_a_former_name_is_answered_by_its_new_one_where_that_is_public(package: ModuleType) -> None:
-    with pytest.raises(AttributeError, match="'FitLabels'; it is now named 'LabelLoss'$"):
+    with pytest.raises(AttributeError, match=r"'FitLabels'; it is now named 'LabelLoss'$"):
         _ = package.FitLabels
-    with pytest.raises(AttributeError, match="'EngineSettings'$"):
+    with pytest.raises(AttributeError, match=r"'EngineSettings'$"):
         _ = package.EngineSettings
 
 
