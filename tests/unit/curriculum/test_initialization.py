@@ -84,5 +84,5 @@ def test_a_run_spec_with_a_start_survives_yaml(start: dict[str, str]) -> None:
 
 def test_a_start_that_is_none_is_found_when_the_spec_is_read() -> None:
     call = {"kind": "one_shot", "init": {"kind": "warm"}}
-    with pytest.raises(SpecError, match=r"'curriculum'.*start.*'random', 'principal'"):
+    with pytest.raises(SpecError, match=r"'curriculum'.*init.*'random', 'principal'"):
         parse(RunSpec, tiny_comparison() | {"curriculum": call})
