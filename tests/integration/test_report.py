@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.files import content_digest
 from curricle.reports.headline import headline
 from curricle.runs.report import write_report
-from curricle.seals import read_sealed, write_sealed
 from tests.parts import edit_records
 
 pytestmark = pytest.mark.integration

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curricle.records import EndRecord, EvaluationRecord, RunRecord, Usage
+from curricle.reports.formatting import mean
 from curricle.reports.headline import headline
 from curricle.reports.page import page_text
-from curricle.reports.quantities import mean
 from curricle.reports.run_folders import Run
 from curricle.reports.summary import summarize
 

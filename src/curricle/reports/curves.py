@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curricle.records import Usage
-from curricle.reports.quantities import limits, mean, t_quantile
+from curricle.reports.formatting import limits, mean, t_quantile
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.thinning import extremes

@@ -32,8 +32,8 @@ from curricle.reports.curves import (
     stage_names,
     stage_starts,
 )
+from curricle.reports.formatting import goal_text, is_share, seed_count
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, seed_count
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.tables import COST_WORDS

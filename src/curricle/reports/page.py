@@ -34,9 +34,9 @@ from curricle.reports.figures import (
     loss_figure,
     metrics_figure,
 )
+from curricle.reports.formatting import is_share, short
 from curricle.reports.headline import headline
 from curricle.reports.names import capitalized
-from curricle.reports.quantities import is_share, short
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS, Summary
 from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid

@@ -21,8 +21,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from curricle.files import new_file
 from curricle.reports.curves import StrategyCurves, averaged, has_bands, metric_panel
+from curricle.reports.formatting import goal_text, is_share, seed_count, short
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, seed_count, short
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.tables import COST_WORDS
 from curricle.values import value

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from curricle.errors import CheckpointError, visible
-from curricle.points import where_runs_are
+from curricle.figure_points import where_runs_are
 from curricle.records import (
     EndReason,
     EndRecord,

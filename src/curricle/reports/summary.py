@@ -31,8 +31,7 @@ from curricle.files import write_text
 from curricle.metrics import Direction
 from curricle.records import Usage
 from curricle.reports.directions import direction_of, remedy
-from curricle.reports.endings import warnings_on_ends
-from curricle.reports.quantities import (
+from curricle.reports.formatting import (
     goal_text,
     half_width,
     mean,
@@ -40,6 +39,7 @@ from curricle.reports.quantities import (
     metric_text,
 )
 from curricle.reports.run_folders import Measurement, Run, grouped
+from curricle.reports.student_warnings import warnings_on_ends
 from curricle.values import plain, value
 
 

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from curricle.errors import visible
 from curricle.records import StagePlan
-from curricle.reports.quantities import NONE, metric_text, short, with_interval
+from curricle.reports.formatting import NONE, metric_text, short, with_interval
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
 from curricle.values import value
 

@@ -11,7 +11,7 @@ logits all along. These, and one-shot, are also run at a half and a quarter of t
 from collections.abc import Mapping
 from dataclasses import replace
 
-from curricle.points import Chart
+from curricle.figure_points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings

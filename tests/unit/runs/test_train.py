@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from curricle import seeding
+from curricle.checksums import write_sealed
 from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
@@ -26,7 +27,6 @@ from curricle.runs.train import (
     train_class,
     train_student,
 )
-from curricle.seals import write_sealed
 from curricle.teachers.trajectory import open_trajectory
 from curricle.training.setup.optimizers import SGD
 from tests.runs import contents

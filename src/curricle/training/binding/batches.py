@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
+from curricle.data.batch import Batch, Inputs, named
 from curricle.data.blocks import joined
 from curricle.data.dataloaders import LoaderStream
-from curricle.data.streams import Batch, Inputs, Stream, named
+from curricle.data.streams import Stream
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
 

@@ -19,14 +19,15 @@ from torch import Tensor
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Stage
-from curricle.data.streams import Batch, Stream, named
+from curricle.data.batch import Batch, named
+from curricle.data.streams import Stream
 from curricle.errors import BindError, DataError
 from curricle.models.axes import observing
-from curricle.models.decisions import check_pair, model_notes, probability_note
 from curricle.models.eligibility import (
     readable,
 )
 from curricle.models.heads import LinearHead
+from curricle.models.model_notes import check_pair, model_notes, probability_note
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept, train
 from curricle.models.tapped import Activations, TappedModel, check_head
 from curricle.objectives.base import (
@@ -41,6 +42,7 @@ from curricle.objectives.base import (
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher, aligned
 from curricle.teachers.stored import StoredTeacher
+from curricle.training.binding.axis_checks import check_decoder_inputs, check_orientation
 from curricle.training.binding.batches import (
     RunBatches,
     TableWatch,
@@ -53,10 +55,9 @@ from curricle.training.binding.bound_objectives import (
     described,
     opened,
 )
-from curricle.training.binding.orientation import check_decoder_inputs, check_orientation
+from curricle.training.binding.first_passes import tried_on
 from curricle.training.binding.recomputing import check_recomputation, without_reentrant_checkpoints
 from curricle.training.binding.timeline import Span
-from curricle.training.binding.trials import tried_on
 from curricle.training.setup.costs import Meter
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings

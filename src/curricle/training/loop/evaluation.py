@@ -12,9 +12,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from curricle.data.batch import Batch, Rows, check_positions
 from curricle.data.finiteness import non_finite_words
 from curricle.data.labels import misplaced, require_classes
-from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError, DataError
 from curricle.metrics import CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
@@ -22,7 +22,7 @@ from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Activations, Forward, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
-from curricle.training.binding.trials import check_places
+from curricle.training.binding.first_passes import check_places
 from curricle.training.setup.placement import HOST, Placement
 
 Evaluator = Callable[[TappedModel], dict[str, float]]

@@ -22,7 +22,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.models.tapped import Activations, Forward
 from curricle.objectives.base import Target, pending_calibration
 from curricle.teachers.live import LiveTeacher, TeacherForward, aligned

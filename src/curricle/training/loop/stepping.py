@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.data.batch import Batch
 from curricle.data.finiteness import non_finite_words
-from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but

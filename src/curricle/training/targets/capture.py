@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.colocation import beside
+from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.files import usable_folder
 from curricle.locks import locked
@@ -50,7 +50,7 @@ from curricle.training.binding.batches import located
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
-from curricle.training.setup.ambient import standard_state
+from curricle.training.setup.torch_state import standard_state
 from curricle.values import value
 
 Watch = Callable[[int, int], None]

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from curricle.data.batch import Batch
 from curricle.data.example_keys import data_counts, example_keys, selected_places
-from curricle.data.streams import Batch
 from curricle.objectives.base import BoundObjective, target_description
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.store.codecs import Sampled, TopK, Uniforms

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel

@@ -5,7 +5,7 @@ import torch
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.records import Usage
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.recording import run_record, spend, step_record

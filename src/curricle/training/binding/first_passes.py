@@ -6,9 +6,9 @@ at places that only the labels have. Nothing here costs a pass that succeeds.
 
 import torch
 
+from curricle.data.batch import Batch
 from curricle.data.collation import IGNORED
 from curricle.data.labels import misplaced, way_out
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations, Forward, run_trial
 
