@@ -47,7 +47,7 @@ from curricle.training.loop.stage_loss import (
     StepLoss,
     open_stage_loss,
 )
-from curricle.training.setup.ambient import check_single_process
+from curricle.training.setup.torch_state import check_single_process
 from curricle.training.setup.optimizers import AdamW
 from curricle.training.setup.settings import TrainingSettings
 

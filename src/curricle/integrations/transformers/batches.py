@@ -14,7 +14,7 @@ from typing import final
 
 from curricle import seeding
 from curricle.data.collation import Positions, batch_of, check_first, declared_positions
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import DataError
 from curricle.values import fingerprint
 

@@ -10,7 +10,7 @@ from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto import modeling_auto
 
 from curricle.errors import BindError
-from curricle.models.tuners import base_of
+from curricle.models.peft_adapters import base_of
 
 HEADS = (
     ("MASKED_LM", "AutoModelForMaskedLM"),
@@ -60,10 +60,19 @@ def shifts_labels(student: nn.Module) -> bool:
         student: The model that learns.
     """
     model = base_of(student)
-    loss = LOSS_MAPPING.get(str(getattr(model, "loss_type", None)))
     # Decoders after an encoder read inputs that are shifted already.
-    is_decoded = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
-    return loss is ForCausalLMLoss and not is_decoded
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return False
+    loss_type = getattr(model, "loss_type", None)
+    if loss_type is not None:
+        return LOSS_MAPPING.get(loss_type) is ForCausalLMLoss
+    # Classes whose name does not say it, as that of GPT-2; some are in both tables.
+    name = type(model).__name__
+    causal, masked = (
+        getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values()
+        for table in ("CAUSAL_LM", "MASKED_LM")
+    )
+    return name in causal and name not in masked
 
 
 def disable_dropout(model: nn.Module) -> None:
