@@ -47,9 +47,9 @@ from curricle.training.loop.stage_loss import (
     StepLoss,
     open_stage_loss,
 )
-from curricle.training.setup.torch_state import check_single_process
 from curricle.training.setup.optimizers import AdamW
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.torch_state import check_single_process
 
 # No weight moves by it: only the number of its moments enters the plan.
 PLANNED_OPTIMIZER = AdamW(learning_rate=1.0)
@@ -281,7 +281,8 @@ class StagedLoss:
         """Add the cost of a step."""
         plan, tokens = self.stage.plan, sum(batch.num_read_tokens for batch in batches)
         student, teacher = (
-            flops * tokens // self._first_tokens for flops in (plan.student_flops, plan.teacher_flops)
+            flops * tokens // self._first_tokens
+            for flops in (plan.student_flops, plan.teacher_flops)
         )
         self.usage += Usage(
             steps=1,

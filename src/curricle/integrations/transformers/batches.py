@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import final
 
 from curricle import seeding
-from curricle.data.collation import Positions, batch_of, check_first, declared_positions
 from curricle.data.batch import Batch
+from curricle.data.collation import Positions, batch_of, check_first, declared_positions
 from curricle.errors import DataError
 from curricle.values import fingerprint
 

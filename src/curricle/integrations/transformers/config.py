@@ -111,7 +111,9 @@ class CurriculumConfig(transformers.TrainingArguments):
                 raise SpecError(f"{name!r} must be {value!r} with a curriculum; got {got!r}")
         kind = self._kind
         if kind is not None and kind not in STRATEGIES:
-            raise SpecError(f"'curriculum' {kind!r} is not a strategy; {near_names(kind, STRATEGIES)}")
+            raise SpecError(
+                f"'curriculum' {kind!r} is not a strategy; {near_names(kind, STRATEGIES)}"
+            )
         if self._has_objective and OBJECTIVES.get(kind or "") is None:
             name = "temperature" if self.temperature is not None else "beta"
             raise SpecError(

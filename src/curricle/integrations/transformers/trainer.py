@@ -63,7 +63,7 @@ class CurriculumTrainer(transformers.Trainer):
         self,
         model: nn.Module,
         teacher_model: nn.Module | TappedModel | str | None = None,
-        args: CurriculumConfig | None = None,
+        args: transformers.TrainingArguments | None = None,
         train_dataset: Any = None,  # noqa: ANN401 - as in the Trainer
         eval_dataset: Any = None,  # noqa: ANN401 - as in the Trainer
         processing_class: Any = None,  # noqa: ANN401 - as in the Trainer
@@ -79,7 +79,7 @@ class CurriculumTrainer(transformers.Trainer):
             model: The student.
             teacher_model: The finished teacher, or its name or folder; None takes
                 `teacher_model_name_or_path`, and without that curricula must need no teacher.
-            args: The arguments.
+            args: A `CurriculumConfig`.
             train_dataset: Training examples.
             eval_dataset: Held-out examples.
             processing_class: Tokenizer or processor.
@@ -93,8 +93,7 @@ class CurriculumTrainer(transformers.Trainer):
             BindError: If there are several processes or GPUs, or an argument does not go with a
                 curriculum.
         """
-        args = args or CurriculumConfig(output_dir="tmp_trainer")
-        _check(args, keywords)
+        args = _checked(args or CurriculumConfig(output_dir="tmp_trainer"), keywords)
         if args.disable_dropout:
             disable_dropout(model)
         name = args.teacher_model_name_or_path if teacher_model is None else teacher_model
@@ -119,6 +118,8 @@ class CurriculumTrainer(transformers.Trainer):
         self._reader = BatchReader(next_token=next_token)
         self._means: dict[str, tuple[Tensor, int]] = {}
         self._metrics: dict[str, float] = {}
+        # Whether the step that was taken last is not counted yet.
+        self._is_pending = False
         self.add_callback(_StageCallback(self))
 
     def train(
@@ -134,7 +135,7 @@ class CurriculumTrainer(transformers.Trainer):
             *args: Further arguments of `Trainer.train`.
             **keywords: Further arguments of `Trainer.train`.
         """
-        self._means, self._metrics = {}, {}
+        self._means, self._metrics, self._is_pending = {}, {}, False
         with StagedLoss(self._bind()) as self.stages:
             for note in self.stages.run.notes:
                 LOGGER.info("curricle: %s", note)
@@ -350,6 +351,7 @@ class CurriculumTrainer(transformers.Trainer):
     def note_step(self) -> None:
         """Add the losses of the step that was taken to those of the next record."""
         stages = self._opened()
+        self._is_pending = True
         name, loss = stages.stage.declared.name, stages.step_loss
         for key, mean in _named_terms(name, loss, stages).items():
             total, number = self._means.get(key, (torch.zeros_like(mean), 0))
@@ -366,8 +368,9 @@ class CurriculumTrainer(transformers.Trainer):
     def settle(self) -> None:
         """Count the step that was taken, if it is not counted yet, and end the stage if it ends."""
         stages = self._opened()
-        if stages.num_steps == self.state.global_step:
+        if not self._is_pending:
             return
+        self._is_pending = False
         metrics, self._metrics = self._metrics, {}
         names = {name.removeprefix("eval_"): number for name, number in metrics.items()}
         end = stages.advance(metrics | names)
@@ -462,13 +465,12 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
         trainer = self._trainer
         if trainer is None or trainer.stages is None:
             return {"args": {}, "attributes": {}}
-        if trainer.is_in_train:
-            trainer.settle()
+        trainer.settle()
         return {"args": {}, "attributes": {"stages": trainer.stage_facts}}
 
 
-def _check(args: CurriculumConfig, keywords: Iterable[str]) -> None:
-    """Check that there is one process with one device, and no argument that has no effect.
+def _checked(args: transformers.TrainingArguments, keywords: Iterable[str]) -> CurriculumConfig:
+    """Return the arguments after checking that there is one process with one device, and no argument that has no effect.
 
     Raises:
         BindError: If not.
@@ -487,6 +489,7 @@ def _check(args: CurriculumConfig, keywords: Iterable[str]) -> None:
             f"{min(refused)!r} must be left out: the stages of a curriculum have the losses, and "
             f"train the model that is given; got a function"
         )
+    return args
 
 
 def _teacher(
@@ -499,9 +502,7 @@ def _teacher(
         raise BindError(
             f"'teacher_model_init_kwargs' must be a dictionary, or one as JSON; got {keywords!r}"
         )
-    return load_teacher(
-        teacher, student, revision=args.teacher_model_revision, keywords=keywords
-    )
+    return load_teacher(teacher, student, revision=args.teacher_model_revision, keywords=keywords)
 
 
 def _check_durations(curriculum: Curriculum, args: CurriculumConfig) -> None:
