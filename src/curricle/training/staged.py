@@ -294,7 +294,7 @@ class StagedLoss:
 
 
 @contextmanager
-def staged_loss(
+def staged_loss(  # noqa: PLR0913 - everything but four has a default
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,

@@ -6,8 +6,8 @@ last as many optimizer steps as in the engine, and a resumed training goes on in
 
 Design: a step is begun where the Trainer fetches its micro-batches, so that every share of the loss
 is divided by the counts of all of them. A step is counted as taken after its evaluation, if there
-is one, since a stage may end by a metric. The state of the stages lies in `trainer_state.json`, where
-transformers writes the state of callbacks.
+is one, since a stage may end by a metric. The state of the stages lies in `trainer_state.json`,
+where transformers writes that of callbacks.
 """
 
 import logging
@@ -59,7 +59,7 @@ class CurriculumTrainer(transformers.Trainer):
     # Steps are begun with all their micro-batches, by whose counts each loss is divided.
     loss_is_scaled_for_ga = True
 
-    def __init__(  # noqa: PLR0913 - the arguments of the Trainer
+    def __init__(  # noqa: PLR0913, PLR0917 - the arguments of the Trainer
         self,
         model: nn.Module,
         teacher_model: nn.Module | TappedModel | str | None = None,
@@ -124,7 +124,7 @@ class CurriculumTrainer(transformers.Trainer):
 
     def train(
         self,
-        resume_from_checkpoint: str | bool | None = None,
+        resume_from_checkpoint: str | bool | None = None,  # noqa: FBT001 - as in the Trainer
         *args: Any,  # noqa: ANN401 - as in the Trainer
         **keywords: Any,  # noqa: ANN401 - as in the Trainer
     ) -> Any:  # noqa: ANN401 - as in the Trainer
@@ -134,6 +134,9 @@ class CurriculumTrainer(transformers.Trainer):
             resume_from_checkpoint: Folder of a checkpoint, or True for the newest.
             *args: Further arguments of `Trainer.train`.
             **keywords: Further arguments of `Trainer.train`.
+
+        Returns:
+            Steps, mean loss and speed, as of the Trainer.
         """
         self._means, self._metrics, self._is_pending = {}, {}, False
         with StagedLoss(self._bind()) as self.stages:
@@ -470,7 +473,7 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
 
 
 def _checked(args: transformers.TrainingArguments, keywords: Iterable[str]) -> CurriculumConfig:
-    """Return the arguments after checking that there is one process with one device, and no argument that has no effect.
+    """Return the arguments after checking that there is one device and none of them is in vain.
 
     Raises:
         BindError: If not.
