@@ -9,20 +9,28 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 import curricle
 from curricle import seeding
 from curricle.curriculum import Curriculum, Stage
 from curricle.errors import BindError, CheckpointError, SpecError
-from curricle.integrations.transformers import CurriculumConfig, CurriculumTrainer
+from curricle.integrations.transformers import CurriculumTrainer
 from curricle.objectives import Learned
-from curricle.records import Record, StepRecord
-from curricle.training import staged_loss
+from tests.trainers import (
+    EXAMPLES,
+    NUM_IDS,
+    SIZE,
+    config,
+    engine,
+    examples,
+    losses,
+    model,
+    same_as_engine,
+    trained,
+    weights,
+)
 
 pytestmark = pytest.mark.integration
-NUM_IDS, LENGTH, EXAMPLES, SIZE = 24, 10, 24, 4
 LAYER = curricle.MatchHidden(pair=curricle.LayerPair(student=1, teacher=1))
 
 
@@ -31,135 +39,6 @@ def generators_are_restored() -> Iterator[None]:
     """Seed what the Trainer seeds, and put the global generators back."""
     with seeding.scoped(0, "trainer test", beyond_torch=True):
         yield
-
-
-def model(kind: str, width: int, seed: int) -> Any:
-    """Return a tiny model without dropout."""
-    common = {"vocab_size": NUM_IDS, "num_labels": 3}
-    no_dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    with seeding.scoped(seed, "trainer model"):
-        if kind == "next_token":
-            gpt = transformers.GPT2Config(
-                n_embd=width, n_layer=2, n_head=2, n_positions=LENGTH, **common,
-                resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
-            )  # fmt: skip
-            return transformers.GPT2LMHeadModel(gpt)
-        bert = transformers.BertConfig(
-            hidden_size=width, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=2 * width, max_position_embeddings=LENGTH, **common, **no_dropout,
-        )  # fmt: skip
-        if kind == "masked":
-            return transformers.BertForMaskedLM(bert)
-        return transformers.BertForSequenceClassification(bert)
-
-
-def examples(kind: str, seed: int = 0) -> list[dict[str, Tensor]]:
-    """Return examples of unequal numbers of labels and of padding."""
-    generator = seeding.generator(seed, "trainer data")
-    items: list[dict[str, Tensor]] = []
-    for number in range(EXAMPLES):
-        ids = torch.randint(2, NUM_IDS, (LENGTH,), generator=generator)
-        mask = torch.ones(LENGTH, dtype=torch.long)
-        mask[LENGTH - number % 4 :] = 0
-        if kind == "classes":
-            labels = ids[0] % 3
-        else:
-            labels = ids.masked_fill(mask == 0, -100)
-            labels[: 1 + number % 3] = -100
-        if kind == "masked":
-            hidden = torch.rand(LENGTH, generator=generator) < 0.4
-            labels = labels.masked_fill(~hidden, -100)
-            labels[5] = ids[5]
-            ids = ids.masked_fill(labels != -100, 1)
-        items.append({"input_ids": ids, "attention_mask": mask, "labels": labels})
-    return items
-
-
-def config(folder: Path, **fields: Any) -> CurriculumConfig:
-    """Return arguments that keep the order of the data, and log every step."""
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "per_device_train_batch_size": SIZE,
-        "train_sampling_strategy": "sequential",
-        "logging_steps": 1,
-        "learning_rate": 3e-3,
-        "lr_scheduler_type": "constant",
-        "optim": "sgd",
-        "save_strategy": "no",
-        "report_to": [],
-        "disable_tqdm": True,
-        "use_cpu": True,
-    }
-    return CurriculumConfig(**(defaults | fields))
-
-
-def trained(
-    kind: str, folder: Path, *, teacher: Any = None, optimizer: Any = None, **fields: Any
-) -> CurriculumTrainer:
-    """Return a Trainer after its training."""
-    student = model(kind, 8, 0)
-    trainer = CurriculumTrainer(
-        student,
-        model(kind, 16, 1) if teacher is None else teacher,
-        config(folder, **fields),
-        examples(kind),
-        examples(kind, seed=1),
-    )
-    if optimizer is not None:
-        trainer.optimizer = optimizer(student.parameters())
-    trainer.train()
-    return trainer
-
-
-def losses(trainer: CurriculumTrainer) -> list[float]:
-    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-
-def weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in module.named_parameters()}
-
-
-def engine(
-    kind: str,
-    curriculum: Curriculum,
-    *,
-    optimizer: Any,
-    batch_size: int = SIZE,
-    trajectory: Any = None,
-    **settings: Any,
-) -> tuple[list[float], dict[str, Tensor]]:
-    """Return the losses and weights of the library's own loop on the same batches."""
-    student, records = model(kind, 8, 0), list[Record]()
-    data = curricle.stream(
-        DataLoader(examples(kind), batch_size=batch_size),  # type: ignore[arg-type]
-        next_token=kind == "next_token",
-    )
-    curricle.distill(
-        student,
-        model(kind, 16, 1),
-        curriculum,
-        data,
-        evaluation=lambda _: {"score": 0.0},
-        metric="score",
-        optimizer=optimizer,
-        trajectory=trajectory,
-        # The clipping of the Trainer.
-        settings=curricle.TrainingSettings(
-            device="cpu", log_every=1, max_grad_norm=1.0, **settings
-        ),
-        seed=42,
-        observers=[records.append],
-    )
-    return [record.loss for record in records if isinstance(record, StepRecord)], weights(student)
-
-
-def same_as_engine(
-    trainer: CurriculumTrainer, expected: tuple[list[float], dict[str, Tensor]]
-) -> None:
-    assert losses(trainer) == pytest.approx(expected[0], rel=2e-6)
-    assert len(expected[0]) == trainer.state.global_step
-    for name, weight in weights(trainer.model).items():
-        assert torch.allclose(weight, expected[1][name], rtol=1e-5, atol=2e-7), name
 
 
 def checkpoints(kind: str, folder: Path) -> curricle.Trajectory:
@@ -527,24 +406,6 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"curriculum": "one_shoot"}, "'curriculum' 'one_shoot' is not a strategy"),
-        ({"curriculum": "from_labels", "temperature": 2.0}, "'temperature' must be None"),
-        ({"curriculum": CURRICULA["one_shot"], "beta": 1.0}, "'beta' must be None"),
-        ({"fp16": True}, "'fp16' must be False"),
-        ({"label_smoothing_factor": 0.1}, "'label_smoothing_factor' must be 0.0"),
-        ({"auto_find_batch_size": True}, "'auto_find_batch_size' must be False"),
-    ],
-)
-def test_arguments_without_effect_are_refused(
-    fields: dict[str, Any], sentence: str, tmp_path: Path
-) -> None:
-    with pytest.raises(SpecError, match=sentence):
-        config(tmp_path, **fields)
-
-
-@pytest.mark.parametrize(
-    ("fields", "sentence"),
-    [
         ({"curriculum": CURRICULA["one_shot"], "max_steps": 7}, "'max_steps' must be -1 or the 5"),
         ({"curriculum": "one_shot", "beta": 2.0}, "'beta' must lie between 0 and 1"),
         ({"curriculum": "progressive"}, "'teacher_checkpoints' must be given"),
@@ -588,64 +449,6 @@ def test_arguments_of_another_trainer_are_refused(tmp_path: Path) -> None:
         CurriculumTrainer(model("masked", 8, 0), None, arguments)
     with pytest.raises(BindError, match="'compute_loss_func' must be left out"):
         CurriculumTrainer(model("masked", 8, 0), None, config(tmp_path), compute_loss_func=print)
-
-
-def test_the_command_line_reads_the_arguments(tmp_path: Path) -> None:
-    parser = transformers.HfArgumentParser(CurriculumConfig)  # type: ignore[arg-type]
-    words = [
-        "--output_dir",
-        str(tmp_path),
-        "--use_cpu",
-        "--debug",
-        "underflow_overflow",
-        "--temperature",
-        "2",
-    ]
-    words += ["--curriculum", '{"kind": "extraction", "pairs": 2}', "--disable_dropout"]
-    (arguments,) = parser.parse_args_into_dataclasses(words)
-    assert arguments.curriculum == {"kind": "extraction", "pairs": 2}
-    assert (arguments.temperature, arguments.disable_dropout) == (2.0, True)
-    assert arguments.declared_curriculum(100, None).stages[-1].name == "logits"
-
-
-def test_a_loop_of_ones_own_has_the_losses_of_the_engine() -> None:
-    curriculum = curricle.extraction(
-        total="9 steps", pairs=2, layer_fraction=0.6, trainable="new", optimizer_state="reset"
-    )
-    student = model("masked", 8, 0)
-    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-    data = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
-    numbers = []
-    with staged_loss(
-        student, model("masked", 16, 1), curriculum, data, optimizer=optimizer, seed=42
-    ) as staged:
-        while not staged.is_over:
-            loss = staged(staged.next_batch())
-            loss.backward()
-            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            staged.advance()
-            numbers.append(loss.item())
-    declared = curricle.SGD(learning_rate=0.05, momentum=0.9)
-    expected, final = engine("masked", curriculum, optimizer=declared)
-    assert numbers == pytest.approx(expected, rel=2e-6)
-    assert all(
-        torch.allclose(weight, final[name], rtol=1e-5, atol=2e-7)
-        for name, weight in weights(student).items()
-    )
-
-
-def test_a_loop_without_optimizer_cannot_reset_it() -> None:
-    curriculum = curricle.extraction(total="4 steps", optimizer_state="reset")
-    data = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
-    arguments = model("masked", 8, 0), model("masked", 16, 1), curriculum, data
-    with staged_loss(*arguments) as staged:
-        staged(staged.next_batch()).backward()
-        staged.advance()
-        batch = staged.next_batch()
-        with pytest.raises(BindError, match="'optimizer' must be given, since stage 'logits' res"):
-            staged(batch)
 
 
 def test_notes_of_binding_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,7 @@ open one. Its owner has the batches, the optimizer, the schedule, evaluations an
             loss.advance()
 
 Design: the losses are those of `StageLoss`, and the borders those of `Timeline`, as in the engine.
-A step is begun with all its micro-batches, so that each is divided by the counts of all of them.
+A step is apply_start with all its micro-batches, so that each is divided by the counts of all of them.
 
 Units: FLOPs are those of the plan, in proportion to the tokens of the batches that were read.
 """
@@ -34,11 +34,11 @@ from curricle.objectives.base import label_check
 from curricle.records import Usage
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
-from curricle.training.binding.batches import located
+from curricle.training.binding.batches import add_location
 from curricle.training.binding.bound_objectives import adapters_of
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.bound_stages import BoundStage
-from curricle.training.binding.starting import begun
+from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline, TimelineState
 from curricle.training.distill import AnyModel, as_stream, as_teacher
 from curricle.training.loop.stage_loss import (
@@ -137,7 +137,7 @@ class StagedLoss:
 
     @property
     def step_loss(self) -> StepLoss:
-        """Return the loss of the step that was begun last, over its parts until now."""
+        """Return the loss of the step that was apply_start last, over its parts until now."""
         totals = [torch.stack(sums).sum() for sums in zip(*self._totals, strict=True)]
         return StepLoss(totals, self._counts, self._opened().weights)
 
@@ -147,7 +147,7 @@ class StagedLoss:
         The first step does it, too; a loop that evaluates before calls it itself.
         """
         if not self._is_started:
-            self.usage = begun(self.run.warm_start, self.usage, self.run.settings.placement)
+            self.usage = apply_start(self.run.warm_start, self.usage, self.run.settings.placement)
             self._is_started = True
 
     def restore(self, state: TimelineState, usage: Usage) -> None:
@@ -186,7 +186,7 @@ class StagedLoss:
         self._spend(batches)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, or the share of a micro-batch in the loss of the step begun.
+        """Return the loss of a batch, or the share of a micro-batch in the loss of the step apply_start.
 
         Gradients of the shares add up to that of the whole batch.
 
@@ -222,7 +222,7 @@ class StagedLoss:
 
     def _opened(self) -> StageLoss:
         if self._loss is None:
-            raise BindError("a step must be begun by a batch first; got none")
+            raise BindError("a step must be apply_start by a batch first; got none")
         return self._loss
 
     def _open_stage(self) -> StageLoss:
@@ -264,7 +264,7 @@ class StagedLoss:
         self._stage_stack.close()
 
     def _located(self) -> AbstractContextManager[None]:
-        return located(self.stage.declared.name, self.num_steps, self.run.seed)
+        return add_location(self.stage.declared.name, self.num_steps, self.run.seed)
 
     def _check(self, batch: Batch) -> None:
         """Check the ids and labels of a batch; see `RunBatches`."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, final
 
 import transformers
 
@@ -38,6 +38,7 @@ UNSUPPORTED: Mapping[str, object] = MappingProxyType(
 """Arguments of the Trainer that do not go with a curriculum, with the value that they must have."""
 
 
+@final
 @dataclass
 class CurriculumConfig(transformers.TrainingArguments):
     """Arguments of a `CurriculumTrainer`.

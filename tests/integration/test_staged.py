@@ -1,0 +1,53 @@
+"""Losses of a curriculum in a loop of one's own: those of the engine."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import curricle
+from curricle.errors import BindError
+from curricle.training import staged_loss
+from tests.trainers import SIZE, engine, examples, model, weights
+
+pytestmark = pytest.mark.integration
+
+
+def test_a_loop_of_ones_own_has_the_losses_of_the_engine() -> None:
+    curriculum = curricle.extraction(
+        total="9 steps", pairs=2, layer_fraction=0.6, trainable="new", optimizer_state="reset"
+    )
+    student = model("masked", 8, 0)
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
+    data = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
+    numbers = []
+    with staged_loss(
+        student, model("masked", 16, 1), curriculum, data, optimizer=optimizer, seed=42
+    ) as staged:
+        while not staged.is_over:
+            loss = staged(staged.next_batch())
+            loss.backward()
+            nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            staged.advance()
+            numbers.append(loss.item())
+    declared = curricle.SGD(learning_rate=0.05, momentum=0.9)
+    expected, final = engine("masked", curriculum, optimizer=declared)
+    assert numbers == pytest.approx(expected, rel=2e-6)
+    assert all(
+        torch.allclose(weight, final[name], rtol=1e-5, atol=2e-7)
+        for name, weight in weights(student).items()
+    )
+
+
+def test_a_loop_without_optimizer_cannot_reset_it() -> None:
+    curriculum = curricle.extraction(total="4 steps", optimizer_state="reset")
+    data = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
+    arguments = model("masked", 8, 0), model("masked", 16, 1), curriculum, data
+    with staged_loss(*arguments) as staged:
+        staged(staged.next_batch()).backward()
+        staged.advance()
+        batch = staged.next_batch()
+        with pytest.raises(BindError, match="'optimizer' must be given, since stage 'logits' res"):
+            staged(batch)
