@@ -11,7 +11,7 @@ open one. Its owner has the batches, the optimizer, the schedule, evaluations an
             loss.advance()
 
 Design: the losses are those of `StageLoss`, and the borders those of `Timeline`, as in the engine.
-A step is apply_start with all its micro-batches, so that each is divided by the counts of all of them.
+A step is begun with all its micro-batches, so that each is divided by the counts of all of them.
 
 Units: FLOPs are those of the plan, in proportion to the tokens of the batches that were read.
 """
@@ -137,7 +137,7 @@ class StagedLoss:
 
     @property
     def step_loss(self) -> StepLoss:
-        """Return the loss of the step that was apply_start last, over its parts until now."""
+        """Return the loss of the step that was begun last, over its parts until now."""
         totals = [torch.stack(sums).sum() for sums in zip(*self._totals, strict=True)]
         return StepLoss(totals, self._counts, self._opened().weights)
 
@@ -186,7 +186,7 @@ class StagedLoss:
         self._spend(batches)
 
     def __call__(self, batch: Batch) -> Tensor:
-        """Return the loss of a batch, or the share of a micro-batch in the loss of the step apply_start.
+        """Return the loss of a batch, or the share of a micro-batch in the loss of the step begun.
 
         Gradients of the shares add up to that of the whole batch.
 
@@ -222,7 +222,7 @@ class StagedLoss:
 
     def _opened(self) -> StageLoss:
         if self._loss is None:
-            raise BindError("a step must be apply_start by a batch first; got none")
+            raise BindError("a step must be begun by a batch first; got none")
         return self._loss
 
     def _open_stage(self) -> StageLoss:
