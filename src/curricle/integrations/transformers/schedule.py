@@ -7,6 +7,7 @@ to another stage is known only after the evaluation, so `StageRates` can set it 
 from collections.abc import Callable
 from typing import Any, final
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,7 +29,7 @@ class StageRates(LRScheduler):
         self.factor = factor
         super().__init__(optimizer)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the rate of each group of parameters."""
         factor = self.factor(self.last_epoch)
         return [float(rate) * factor for rate in self.base_lrs]
