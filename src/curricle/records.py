@@ -198,7 +198,8 @@ class EvaluationRecord:
     stage: str
     """Name of the stage."""
     metrics: dict[str, float]
-    """`accuracy` (share of scored positions) and `nll` (mean nats a scored position)."""
+    """Metrics by name, such as `accuracy` and `nll`; names, directions and units are those of
+    `curricle.metrics`, or of the user's evaluator."""
     usage: Usage
     """Consumed before the evaluation."""
 

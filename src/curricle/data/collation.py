@@ -72,7 +72,9 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
     """
     if isinstance(item, Batch):
         if next_token:
-            raise DataError("'next_token' has no effect on a `Batch`, which says what is scored")
+            raise DataError(
+                "'next_token' has no effect on a `Batch`, whose labels have their places"
+            )
         return item
     inputs, labels, teacher_inputs, alignment = _parts(item)
     plain = Batch(inputs=inputs)

@@ -494,6 +494,6 @@ def _describe(argument: object) -> str:
     """Return the description of a wrong argument, for people."""
     if argument is None or isinstance(argument, str):
         return repr(argument)
-    # A module tells torch's AdamW from ours.
+    # With its module, since torch has an AdamW of its own.
     name = f"{type(argument).__module__}.{type(argument).__qualname__}"
     return repr(name.removeprefix("builtins."))

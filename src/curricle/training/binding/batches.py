@@ -156,7 +156,7 @@ def run_forward(
         raise
     except REFUSALS as error:
         rule = words or f"{owner!r} must take every batch of the stream"
-        raise DataError(f"{rule}; its forward pass says: {error}") from error
+        raise DataError(f"{rule}; its forward pass failed with: {error}") from error
     return activations
 
 

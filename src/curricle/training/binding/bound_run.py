@@ -97,7 +97,7 @@ class BoundRun:
 
 # Binding trains nothing, so each process of a launcher may bind, as for a plan; only running is
 # refused there.
-@standard_state(trains=False)
+@standard_state(is_training=False)
 def bind(
     curriculum: Curriculum,
     *,
@@ -162,7 +162,7 @@ def bind(
             # new.
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
-        # In order, since `trains='own'` freezes all that earlier stages have trained.
+        # In order, since `trainable='new'` freezes all that earlier stages have trained.
         reached |= next_stage.trained
     # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)

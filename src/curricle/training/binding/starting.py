@@ -257,7 +257,7 @@ class _MapStart:
         inputs, states = [], []
         with self.teacher.open_taps([place], logits=False) as forward:
             for step in range(BATCHES):
-                # The placed weights show where the models lie; a start knows no placement.
+                # The placed weights show where the models lie, so that no placement is needed here.
                 batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
                 states.append(forward(batch.for_teacher.inputs).hidden[place])
                 # The student's own inputs, which the fitted layer will read, even where the teacher

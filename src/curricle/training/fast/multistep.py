@@ -223,10 +223,10 @@ class CompiledSteps:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """A graph of tensor operations, identified by its code and shapes."""
+    """A graph of tensor operations, identified by its code, constants and inputs."""
 
     key: str
-    """Its code, kind of processor, and the shapes of its inputs."""
+    """Kind of processor; shapes, strides and dtypes of the inputs; code; constants of the graph."""
     kind: str = field(compare=False)
     """Kind of processor that runs it."""
     graph: fx.GraphModule = field(compare=False)
@@ -260,7 +260,7 @@ def _at(named: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _shapes(tensors: object) -> object:
-    """Return the names, shapes and types of nested tensors."""
+    """Return the names, shapes, strides and dtypes of nested tensors."""
     if isinstance(tensors, Tensor):
         return tuple(tensors.shape), tensors.stride(), tensors.dtype
     if isinstance(tensors, Mapping):

@@ -138,7 +138,7 @@ class Group:
                 words = excess(run.tables, "student", run.stream.batch(step).inputs)
                 if not words:
                     raise
-                raise DataError(f"{words}; its forward pass says: {error}") from error
+                raise DataError(f"{words}; its forward pass failed with: {error}") from error
 
 
 def is_batchable(stepper: Stepper) -> bool:

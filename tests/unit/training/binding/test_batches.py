@@ -363,7 +363,8 @@ def test_a_pass_that_fails_for_too_many_positions_is_explained(owner: str) -> No
     )
     sentence = (
         rf"step 1, seed 0: 'input_ids' must have at most the 4 positions of the {owner}'s table "
-        rf"'places'; got 8; truncate them in the collate function; its forward pass says: index"
+        rf"'places'; got 8; truncate them in the collate function; its forward pass failed "
+        r"with: index"
     )
     with pytest.raises(DataError, match=sentence):
         execute(run, lambda _: {"accuracy": 0.5}, metric="accuracy", outputs=Outputs())
@@ -391,7 +392,9 @@ def failing(error: BaseException) -> Activations:
 
 @pytest.mark.parametrize("error", [IndexError("out of range"), RuntimeError("sizes"), TypeError()])
 def test_a_later_forward_pass_that_fails_is_an_error_of_the_data(error: Exception) -> None:
-    with pytest.raises(DataError, match=rf"^'student' must take every batch .* says: {error}$"):
+    with pytest.raises(
+        DataError, match=rf"^'student' must take every batch .* failed with: {error}$"
+    ):
         run_forward(lambda: failing(error), torch.zeros(1), "student", ())
 
 
