@@ -35,9 +35,9 @@ def check_speed(run: BoundRun) -> None:
     kind = settings.placement.kind
     if settings.compiled_steps > 1:
         check_compiler(kind, setting="compiled_steps", plain=1)
-    # Stored targets leave nothing of a teacher to compile, but 'both' compiles the student all the
-    # same.
-    if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":
+    # Stored targets leave nothing of a teacher to compile.
+    is_teacher_compiled = settings.compiles_teacher and isinstance(run.teacher, LiveTeacher)
+    if settings.compiles_student or is_teacher_compiled:
         check_compiler(kind, setting="compile", plain="'none'")
 
 
@@ -45,10 +45,6 @@ def _windows(run: BoundRun) -> list[int]:
     """Return the steps after which the rules of stages are checked."""
     durations = [stage.declared.duration for stage in run.stages]
     return [duration.window for duration in durations if isinstance(duration, UntilPlateau)]
-
-
-def _compiles_teacher(run: BoundRun) -> bool:
-    return run.settings.compile in {"teacher", "both"} and isinstance(run.teacher, LiveTeacher)
 
 
 def _features(run: BoundRun) -> dict[str, str]:

@@ -13,7 +13,6 @@ sum over an unfinished window is a float64 beside the student, so that no step w
 and a resumed run continues with the same bits.
 """
 
-import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -210,19 +209,6 @@ class Timeline:
     def num_steps(self) -> int:
         """Return the number of steps of the run if all remaining stages take their longest."""
         return self._start + sum(self._spans[number].most for number in self.remaining())
-
-    def stage_at(self, step: int) -> int:
-        """Return the number of the stage of a step; remaining stages take their longest.
-
-        Raises:
-            ValueError: If the run has no such step.
-        """
-        lengths = [end.done for end in self._ends]
-        lengths += [self._spans[number].most for number in self.remaining()]
-        borders = list(itertools.accumulate(lengths))
-        if not 0 <= step < borders[-1]:
-            raise ValueError(f"'step' must lie within the {borders[-1]} of the run; got {step}")
-        return bisect_right(borders, step)
 
     def due(self, step: int) -> int:
         """Return the next number of steps after which something is due, at most the stage's end.

@@ -31,7 +31,7 @@ from curricle.models.tapped import Activations
 from curricle.objectives.base import BoundObjective, Target
 from curricle.training.binding.batches import excess
 from curricle.training.fast.joined import Joined, is_counter
-from curricle.training.loop.stage_loss import StageLoss, StepLoss
+from curricle.training.loop.stage_loss import StageLoss, StepLoss, gradients_of_sums
 from curricle.training.setup.optimizers import Moments
 
 BlockInputs = tuple[
@@ -200,10 +200,9 @@ class CompiledSteps:
                 sums = self._joined.totals(
                     {**frozen, **moving}, Batch(**batch, length=length), target
                 )
-                seeds = [
-                    torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)
-                ]
-                gradients = torch.autograd.grad(sums, list(moving.values()), seeds)
+                gradients = torch.autograd.grad(
+                    sums, list(moving.values()), gradients_of_sums(sums, scales)
+                )
             totals.append(torch.stack([total.detach() for total in sums]))
             updated = {
                 name: self._run.optimizer.moved(

@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.colocation import beside
+from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
@@ -33,7 +34,7 @@ from curricle.models.heads import LinearHead
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import weights_digest
 from curricle.objectives.base import BoundObjective, Target, target_description
-from curricle.teachers.live import LiveTeacher, Reference, num_parameters
+from curricle.teachers.live import LiveTeacher, num_parameters
 from curricle.teachers.store.codecs import BFloat16, Codec, HiddenCodec, Sampled
 from curricle.teachers.store.manifest import (
     MANIFEST,
@@ -295,7 +296,10 @@ def _check_readable(runs: Sequence[BoundRun], compression: TargetCompression) ->
 
 
 def _section(
-    objective: BoundObjective, reference: Reference, stream: str, compression: TargetCompression
+    objective: BoundObjective,
+    reference: TeacherReference,
+    stream: str,
+    compression: TargetCompression,
 ) -> TargetSet:
     """Return the description of an objective's targets."""
     facts = target_key(objective, stream)
@@ -326,7 +330,7 @@ def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
         taps=_taps(teacher.model),
         is_residual=teacher.model.is_residual,
         parameters=num_parameters(teacher.model),
-        precision=settings.teacher_precision or settings.precision,
+        precision=settings.precision_of_teacher,
     )
 
 

@@ -149,14 +149,6 @@ def test_stages_after_an_early_end_follow_at_once() -> None:
     timeline.close(12, "metric")
     assert list(timeline.remaining()) == [1, 2]
     assert (timeline.start, timeline.due(12), timeline.num_steps) == (12, 22, 27)
-    assert [timeline.stage_at(step) for step in (0, 11, 12, 21, 22, 26)] == [0, 0, 1, 1, 2, 2]
-
-
-@pytest.mark.parametrize("step", [-1, 55])
-def test_a_step_outside_the_run_has_no_stage(step: int) -> None:
-    timeline = Timeline(spans(METRIC, "15 steps"))
-    with pytest.raises(ValueError, match=rf"must lie within the 55 of the run; got {step}$"):
-        timeline.stage_at(step)
 
 
 @pytest.mark.parametrize("step", [0, 41])
