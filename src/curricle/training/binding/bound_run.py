@@ -84,6 +84,16 @@ class BoundRun:
         return Curriculum(name=self.name, stages=stages, init=start).teachers
 
     @property
+    def is_noisy(self) -> bool:
+        """Return whether the student's forward pass draws from any global generator."""
+        return self.draws_noise or self.draws_foreign_noise
+
+    @property
+    def has_buffers(self) -> bool:
+        """Return whether the student has state that is no parameter, as a running mean."""
+        return any(True for _ in self.student.module.buffers())
+
+    @property
     def plans(self) -> tuple[StagePlan, ...]:
         """Return description and cost of the start, if any, and of the stages."""
         start = () if self.warm_start is None else (self.warm_start.plan,)

@@ -54,8 +54,8 @@ def _features(run: BoundRun) -> dict[str, str]:
     teacher = run.teacher
     present = {
         "num_workers": isinstance(stream, LoaderStream) and stream.reads_ahead,
-        "noise": run.draws_noise or run.draws_foreign_noise,
-        "buffers": any(True for _ in run.student.module.buffers()),
+        "noise": run.is_noisy,
+        "buffers": run.has_buffers,
         "stored targets": any(
             term.stored is not None for stage in run.stages for term in stage.terms
         ),

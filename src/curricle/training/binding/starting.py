@@ -263,10 +263,10 @@ class _MapStart:
                 # The student's own inputs, which the fitted layer will read, even where the teacher
                 # has others.
                 inputs.append(batch.inputs)
-        return _joined(inputs), _joined(states)
+        return _concatenated(inputs), _concatenated(states)
 
 
-def _joined(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
+def _concatenated(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
     # On the CPU, where torch has the driver, and in float64: the fit is made once, and its error
     # would stay in every later step.
     return torch.cat([torch.as_tensor(tensor) for tensor in tensors]).to("cpu", torch.float64)

@@ -172,7 +172,7 @@ class Stepper:
         """Return the context of a step: seeded if the model draws from global generators."""
         run = self.run
         # Seeding the global generators costs every step time; most models draw nothing.
-        if not run.draws_noise and not run.draws_foreign_noise:
+        if not run.is_noisy:
             return nullcontext()
         return seeding.scoped(run.seed, "noise", step, beyond_torch=run.draws_foreign_noise)
 

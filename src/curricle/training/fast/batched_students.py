@@ -28,11 +28,11 @@ TOLERANCE = 1e-3
 
 
 @final
-class Joined:
+class BatchedStudents:
     """Several students as one model, or one student."""
 
     def __init__(self, steppers: Sequence[Stepper]) -> None:
-        """Join students with open stages.
+        """Batch students with open stages.
 
         Args:
             steppers: Steps of each; several students share memory from now on.
