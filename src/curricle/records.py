@@ -39,6 +39,9 @@ from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
 from curricle.values import parse, plain, value
 
+RECORDS, PROBES = "records.jsonl", "probes.jsonl"
+"""Names of the files of a run folder with the records of the run, and of its probes."""
+
 
 @final
 @value

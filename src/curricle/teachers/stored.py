@@ -111,7 +111,7 @@ class StoredTeacher:
         Raises:
             BindError: If not.
         """
-        stored = sorted({str(section.reference) for section in self.store.manifest.sections})
+        stored = sorted({str(target_set.reference) for target_set in self.store.manifest.sections})
         for reference in references:
             if str(reference) not in stored:
                 raise BindError(

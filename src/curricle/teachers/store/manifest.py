@@ -160,7 +160,7 @@ class Shard:
     file: str
     """Name in the folder."""
     section: str
-    """Name of the target set."""
+    """Name of the target set; the field is named as in the file."""
     examples: int = Field(ge=0)
     """Number of examples."""
     rows: int = Field(ge=0)
@@ -182,6 +182,7 @@ class Manifest:
     """The teacher."""
     data: DataFacts = DataFacts()
     """The data."""
+    # The key of the file, which keeps the former name of target sets so that folders stay readable.
     sections: tuple[TargetSet, ...] = ()
     """The target sets."""
     shards: tuple[Shard, ...] = ()
@@ -264,8 +265,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _with_present_names(content: Document) -> Document:
     """Return a manifest whose codecs have the field names of this version."""
-    for section in content.get("sections", ()):
-        codec = section.get("codec", {})
+    for target_set in content.get("sections", ()):
+        codec = target_set.get("codec", {})
         if "draws" in codec:
             codec["num_samples"] = codec.pop("draws")
     return content

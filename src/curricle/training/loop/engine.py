@@ -28,6 +28,7 @@ from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
 from curricle.records import (
+    RECORDS,
     EndRecord,
     EvaluationRecord,
     Record,
@@ -54,7 +55,7 @@ StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
 Observer = Callable[[Record], None]
 """Function that receives every record; records are immutable and give no access to the engine."""
-RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
+CHECKPOINTS, FINISHED = "checkpoints", "model.safetensors"
 CLASS_METRIC_NAMES = tuple(metric.name for metric in CLASS_METRICS)
 """Metrics of every evaluator of this package, which need no trial before training."""
 
