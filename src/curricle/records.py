@@ -109,7 +109,7 @@ class StagePlan:
     """Number of parameters that the objectives train beside the student; part of the memory."""
     reads_logits: bool = True
     """Whether an objective reads the student's logits. If none does, the stage does not train the
-    output, and a target that is reached in it is reached by chance."""
+    output, and a goal that is reached in it is reached by chance."""
     until: str = Field(default="", exclude_if=operator.not_)
     """Rule that may end the stage before `steps`, in words; left out of files for a fixed
     length."""

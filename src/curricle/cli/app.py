@@ -266,7 +266,7 @@ def report(
 ) -> None:
     """Make tables, figures and the HTML page again from the records of runs.
 
-    Target and budget are those of the spec in the first folder, if it holds one. All runs must be
+    Goal and budget are those of the spec in the first folder, if it holds one. All runs must be
     of one task. Of a recipe's folder the recipe's figure is made again.
     """
     from curricle.figure_points import RECIPE
@@ -436,7 +436,7 @@ def _distill(spec: "RunSpec") -> None:
 
 
 def _report(folders: list[Path], output: Path | None = None) -> None:
-    """Write and print a report of run folders; target and budget are those of the first."""
+    """Write and print a report of run folders; goal and budget are those of the first."""
     from curricle.reports.headline import headline
     from curricle.reports.tables import summary_table
     from curricle.runs.report import usual_page, write_report

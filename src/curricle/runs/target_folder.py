@@ -95,7 +95,7 @@ def verify_targets(folder: Path, spec: RunSpec | None = None) -> list[Agreement]
         if not agreement_.holds:
             raise CheckpointError(
                 f"{str(folder)!r} must hold the teacher's targets; of "
-                f"{agreement_.target_set.name!r} only {agreement_.share:.1%} of {agreement_.rows} rows agree; capture into a new "
-                f"folder"
+                f"{agreement_.target_set.name!r} only {agreement_.share:.1%} of "
+                f"{agreement_.rows} rows agree; capture into a new folder"
             )
     return agreements

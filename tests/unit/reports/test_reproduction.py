@@ -30,7 +30,7 @@ def record(chart: Chart, *names: str) -> RecipeRecord:
 
 
 def summary(folder: Path) -> Summary:
-    return summarize(load_runs([folder]), metric="accuracy", target=0.9)
+    return summarize(load_runs([folder]), metric="accuracy", goal=0.9)
 
 
 @pytest.fixture

@@ -357,7 +357,7 @@ def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
 
 
 @contextmanager
-def located(stage: str, step: int, seed: int) -> Iterator[None]:
+def add_location(stage: str, step: int, seed: int) -> Iterator[None]:
     """Add to an error of the data where in the run it has come up.
 
     Args:

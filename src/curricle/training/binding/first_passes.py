@@ -13,7 +13,7 @@ from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations, Forward, run_trial
 
 
-def tried_on(owner: str, forward: Forward, batch: Batch) -> Activations:
+def run_first_pass(owner: str, forward: Forward, batch: Batch) -> Activations:
     """Return the activations of a model for a first batch; see `models.tapped.run_trial`.
 
     Args:

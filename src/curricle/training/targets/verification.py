@@ -65,7 +65,7 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     target_sets: dict[str, TargetSet] = {}
     # With any codecs: the form that is compared is that of the store.
     for query in queries_of(runs, TargetCompression()):
-        for _, objective, batch, expected in query.compared(steps):
+        for _, objective, batch, expected in query.recomputed(steps):
             targets = stored.serving(
                 objective, query.stage.declared.teacher, query.run.stream.fingerprint
             )
