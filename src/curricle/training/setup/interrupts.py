@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import final
+from typing import Any, final
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
@@ -166,7 +166,7 @@ def _handled(
     Yields:
         Nothing.
     """
-    replaced: list[tuple[int, object]] = []
+    replaced: list[tuple[int, Callable[[int, FrameType | None], Any] | int | None]] = []
     try:
         # Python refuses to install handlers elsewhere; a run in another thread leaves signals to
         # the program around it.
@@ -180,6 +180,5 @@ def _handled(
                     replaced.append((number, before))
         yield
     finally:
-        while replaced:
-            number, before = replaced.pop()
-            signal.signal(number, before)  # type: ignore[arg-type] # what `getsignal` returned
+        for number, action in reversed(replaced):
+            signal.signal(number, action)
