@@ -201,8 +201,8 @@ class EvaluationRecord:
     stage: str
     """Name of the stage."""
     metrics: dict[str, float]
-    """Metrics by name, such as `accuracy` and `nll`; names, directions and units are those of
-    `curricle.metrics`, or of the user's evaluator."""
+    """Metrics by name, such as `accuracy` and `nll`: those of the task, or of the
+    user's evaluation."""
     usage: Usage
     """Consumed before the evaluation."""
 
