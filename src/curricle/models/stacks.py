@@ -116,8 +116,8 @@ def traced_numbering(model: nn.Module, stacks: Sequence[Stack], numbering: Numbe
             paths=(),
             notes=(),
             stacks=tuple(stacks),
-            reason=f"a number must name its stack of blocks in {type(model).__name__}, for example "
-            f"{taps}",
+            reason=f"tap must name one of the stacks of blocks in {type(model).__name__}, as in "
+            f"{taps}; curricle.tapped(model, blocks=[...]) gives numbers to other blocks",
         )
     rest = [_range_words(stack) for stack in stacks if stack is not main]
     # Stacks that the pass has not run, such as the vision tower in one of text.

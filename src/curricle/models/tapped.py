@@ -58,6 +58,11 @@ class Place:
         return name if self.side == "output" else f"{name} (input)"
 
     @property
+    def is_encoded(self) -> bool:
+        """Return whether the state has the positions of an encoder beside a decoder."""
+        return self.stack == "encoder"
+
+    @property
     def label(self) -> str:
         """Return the tap's number if it has one, and its path otherwise."""
         return self.tap or str(self)
