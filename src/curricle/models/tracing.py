@@ -195,7 +195,9 @@ def _with_features_last(
 
     A smaller input shows which axis of a map keeps its size.
     """
-    maps = {place: shape for place, shape in traced.shapes.items() if len(shape) > SEQUENCE_AXES}
+    maps: dict[Place | None, tuple[int, ...]] = {
+        place: shape for place, shape in traced.shapes.items() if len(shape) > SEQUENCE_AXES
+    }
     axes = width_axes(model, specimen, keywords, maps) if maps else {}
     places = tuple(
         replace(place, order=_order(maps[place], axes[place])) if place in axes else place

@@ -219,7 +219,8 @@ class MatchHidden:
             BindError: If one is of a decoder, or positions are selected or aligned, which are
                 those of the decoder.
         """
-        if not are_both or self.positions == "selected" or batch.alignment is not None:
+        selects = self.selected_positions(batch) is not None
+        if not are_both or selects or batch.alignment is not None:
             problem = "'alignment'" if batch.alignment is not None else "selected positions"
             raise BindError(
                 f"taps {names!r} must both be of an encoder, at all of its positions; got "
