@@ -47,11 +47,20 @@ class Place:
     """`output`, or `input` for the input of the module (tap 0 without an embedding)."""
     tap: str = field(default="", compare=False)
     """The tap as users number it, for people; empty for taps named by path."""
+    order: tuple[int, ...] = field(default=(), compare=False)
+    """Axes of the module's tensor in the order example, positions, features, if it is another."""
+    stack: str = field(default="", compare=False)
+    """Name of the stack of blocks, such as `encoder`; empty if there is one, or for paths."""
 
     def __str__(self) -> str:
         """Return the path in the form in which users write it."""
         name = self.path if self.call == 0 else f"{self.path}#{self.call}"
         return name if self.side == "output" else f"{name} (input)"
+
+    @property
+    def is_encoded(self) -> bool:
+        """Return whether the state has the positions of an encoder beside a decoder."""
+        return self.stack == "encoder"
 
     @property
     def label(self) -> str:

@@ -62,8 +62,10 @@ Shapes = Mapping[Place | None, tuple[int, ...]]
 def has_features_last(module: nn.Module) -> bool:
     """Return whether a layer puts features on the last axis of any input."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        # Of several axes any may count features, as of a whole map.
-        return len(module.normalized_shape) == 1
+        # Of several axes any may count features, as of a whole map. Subclasses with a forward pass
+        # of their own may normalize channels on axis 1.
+        is_plain = type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
+        return is_plain and len(module.normalized_shape) == 1
     return isinstance(module, FEATURES_LAST)
 
 

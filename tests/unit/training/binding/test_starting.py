@@ -25,13 +25,13 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import Gaussian, Sign
-from curricle.records import EndRecord, Record, RunRecord, StepRecord, Usage, read_records
+from curricle.records import RECORDS, EndRecord, Record, RunRecord, StepRecord, Usage, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import BATCHES, bind_start
 from curricle.training.distill import distill, execute
-from curricle.training.loop.engine import RECORDS, Observer, Outputs
+from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.setup.optimizers import SGD
 from curricle.values import fingerprint
 from tests.parts import INPUTS, Listed, mlp, parity

@@ -31,6 +31,7 @@ from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.records import (
+    RECORDS,
     EndRecord,
     EvaluationRecord,
     Record,
@@ -53,7 +54,7 @@ from curricle.training.loop.checkpoints import (
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.placement import SingleDevice
