@@ -118,7 +118,8 @@ class StagePlan:
 EndReason = Literal["length", "plateau", "metric", "goal"]
 """Reason of a stage's end."""
 AT_CHANCE = (
-    "the student ends at chance: its accuracy is that of giving the most frequent label everywhere"
+    "the student ends at chance: its accuracy is not above that of the most frequent label; check "
+    "the teacher's accuracy, the learning rate and the length of the run"
 )
 """Note about a student whose accuracy is below `RunRecord.chance`."""
 REMEDY = "restore it, or move the folder {!r} away and run again"

@@ -330,15 +330,15 @@ def _lent(generator: torch.Generator, seed: int, epoch: int) -> Iterator[None]:
 
 def _note(first: Batch) -> str:
     """Return the decision about positions as a sentence for `plan`."""
-    labels = "no labels"
+    labels = "without labels"
     if first.labels is not None:
-        values = " of several values" if first.labels.ndim > 1 else ""
-        owner = "examples" if first.selected is None else "positions"
-        labels = f"labels{values} of {owner}"
-    count = first.positions[1] if first.has_positions else "no"
+        kind = "a label of several values" if first.labels.ndim > 1 else "a label"
+        owner = "example" if first.selected is None else "selected position"
+        labels = f"with {kind} for each {owner}"
+    count = f"as {first.positions[1]} positions" if first.has_positions else "as a whole"
     return (
-        f"data of the loader: {count} positions in an example of the first batch, {labels}; "
-        f"'positions' of curricle.stream overrides this"
+        f"data: each example counts {count}, {labels}, as in the first batch; 'positions' of "
+        f"curricle.stream declares otherwise"
     )
 
 
