@@ -1,7 +1,7 @@
 """Command line: the verbs and their options.
 
-The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
-`reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
+The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`, `export`,
+`trajectory`, `reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
 `--set path=value`. A user's mistake is printed as one line and has exit code 2; a traceback means a
 fault of curricle. A signal is printed as one line and has exit code 128 plus its number.
 
@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from curricle.cli import exports
 from curricle.cli import targets as cli_targets
 from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
@@ -63,6 +64,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_targets.app, name="targets")
+app.command()(exports.export)
 console = Console(markup=False, emoji=False)
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.

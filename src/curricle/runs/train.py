@@ -38,7 +38,7 @@ from curricle.runs.assemble import (
     refuse_targets,
 )
 from curricle.runs.budget import PROVISIONAL, bind_within
-from curricle.runs.export import export
+from curricle.runs.export import write_model
 from curricle.runs.folder import (
     TEACHER,
     checked_end,
@@ -413,4 +413,4 @@ def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:
 
 def _export(spec: RunSpec, module: nn.Module, folder: Path | None) -> None:
     """Write a finished model with the tokenizer of its task."""
-    export(module, folder, partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)))
+    write_model(module, folder, partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)))
