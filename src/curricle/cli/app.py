@@ -25,6 +25,7 @@ from typer.core import TyperGroup
 
 from curricle.cli import exports
 from curricle.cli import targets as cli_targets
+from curricle.cli import trajectory as cli_trajectory
 from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
 
@@ -64,7 +65,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_targets.app, name="targets")
-app.command()(exports.export)
 console = Console(markup=False, emoji=False)
 if not console.is_terminal:
     # Tables in a file or a pipe need not fit a terminal.
@@ -312,6 +312,10 @@ def probe(
         console.print(to_rich(grid))
     for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):
         _print(path)
+
+
+app.command()(exports.export)
+app.command()(cli_trajectory.trajectory)
 
 
 def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:

@@ -212,4 +212,9 @@ def _datasets(spec: RunSpec) -> tuple[str, ...]:
 
 def _words(facts: Plain) -> str:
     """Return plain data as names and values in one line."""
-    return ", ".join(f"{name} {fact}" for name, fact in facts.items() if fact is not None)
+    texts = {
+        name: f"({_words(fact)})" if isinstance(fact, dict) else fact
+        for name, fact in facts.items()
+        if fact is not None
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items())

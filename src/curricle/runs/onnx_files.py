@@ -8,8 +8,10 @@ torch beyond the tolerance is an error.
 Axes: example, then those of the model's inputs.
 """
 
+import logging
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -123,9 +125,7 @@ def _write(module: nn.Module, sample: Inputs, path: Path) -> None:
     axes = {name: dict.fromkeys(range(item.ndim), free) for name, item in _named(sample).items()}
     shapes = (axes if isinstance(sample, Mapping) else next(iter(axes.values())),)
     try:
-        with warnings.catch_warnings():
-            # Of torch's own exporter, about its own code.
-            warnings.simplefilter("ignore")
+        with _quiet():
             program = torch.export.export(_Logits(module), (sample,), dynamic_shapes=shapes)
             torch.onnx.export(
                 program,
@@ -143,6 +143,24 @@ def _write(module: nn.Module, sample: Inputs, path: Path) -> None:
             f"'onnx' must be of a model that torch.onnx can export; {type(module).__name__} is "
             f"not: {cause}"
         ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch's exporter says about its own code and about packages that are not needed.
+
+    Yields:
+        Nothing.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> OnnxCheck:
