@@ -252,7 +252,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _text(text: str) -> str:
     """Return a text in one line, without characters that Markdown or HTML would read."""
-    line = " ".join(visible(text).split())
+    line = visible(" ".join(text.split()))
     for sign in "\\`*_{}[]|#":
         line = line.replace(sign, f"\\{sign}")
     return line.replace("&", "&amp;").replace("<", "&lt;")
