@@ -57,7 +57,9 @@ def test_a_student_of_a_comparison_is_selected(tmp_path: Path, make_spec: MakeSp
     teach(spec)
     for run in student_runs(spec):
         train_student(spec, run)
-    with pytest.raises(SpecError, match=r"'--strategy' must name one .*: 'one_shot', 'progressive'"):
+    with pytest.raises(
+        SpecError, match=r"'--strategy' must name one .*: 'one_shot', 'progressive'"
+    ):
         export_run(spec.folder, tmp_path / "out")
     with pytest.raises(SpecError, match="got 'progresive'; did you mean 'progressive'"):
         export_run(spec.folder, tmp_path / "out", strategy="progresive")

@@ -40,6 +40,7 @@ def test_a_check_is_a_sentence() -> None:
     )
 
 
+@pytest.mark.integration
 def test_a_plain_module_agrees_for_any_number_of_examples(tmp_path: Path, runtime: Any) -> None:
     with seeding.scoped(0, "test model"):
         module = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 2)).train()
@@ -76,6 +77,7 @@ def test_a_language_model_agrees_for_any_length(tmp_path: Path, runtime: Any, ki
     assert {entry.name for entry in session.get_inputs()} == {"input_ids", "attention_mask"}
 
 
+@pytest.mark.integration
 def test_logits_that_differ_are_refused(
     tmp_path: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
