@@ -17,11 +17,11 @@ from typing import final
 
 from torch import nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import new_folder, usable_folder, write_text
+from curricle.models.peft_adapters import base_of, is_tuned
 from curricle.models.tapped import Inputs, TappedModel
-from curricle.models.tuners import base_of, is_tuned
 from curricle.models.unwrapping import unwrapped
 from curricle.models.weights import save_weights, serializing
 from curricle.records import EndRecord, Record, RunRecord, read_records
