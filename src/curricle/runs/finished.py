@@ -167,7 +167,7 @@ def _student(spec: RunSpec, command: str, strategy: str | None, seed: int | None
             f"'--strategy' must name one of the strategies of the run; got none; available: "
             f"{', '.join(map(repr, strategies))}"
         )
-    if strategy not in (None, *strategies):
+    if strategy is not None and strategy not in strategies:
         raise SpecError(
             f"'--strategy' must be a strategy of the run; got {strategy!r}; "
             f"{near_names(strategy, strategies)}"

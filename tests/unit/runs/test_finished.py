@@ -61,8 +61,8 @@ def test_a_student_of_a_comparison_is_selected(tmp_path: Path, make_spec: MakeSp
         SpecError, match=r"'--strategy' must name one .*: 'one_shot', 'progressive'"
     ):
         export_run(spec.folder, tmp_path / "out")
-    with pytest.raises(SpecError, match="got 'progresive'; did you mean 'progressive'"):
-        export_run(spec.folder, tmp_path / "out", strategy="progresive")
+    with pytest.raises(SpecError, match="got 'progressives'; did you mean 'progressive'"):
+        export_run(spec.folder, tmp_path / "out", strategy="progressives")
     with pytest.raises(SpecError, match=r"'--seed' must be one of \[0, 1\]; got 2"):
         export_run(spec.folder, tmp_path / "out", strategy="progressive", seed=2)
     export_run(spec.folder, tmp_path / "first", strategy="progressive")

@@ -28,7 +28,7 @@ def test_a_missing_package_is_refused_with_the_name_of_the_extra(
     monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
-        monkeypatch.setitem(sys.modules, name, sys if name != package else None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, name, sys if name != package else None)
     with pytest.raises(BindError, match=MISSING.format(package)):
         check_onnx_packages()
 
