@@ -173,10 +173,10 @@ def _student(spec: RunSpec, command: str, strategy: str | None, seed: int | None
             f"{near_names(strategy, strategies)}"
         )
     named = [run for run in runs if strategy in (None, run.name)]
-    chosen = [run for run in named if seed in (None, run.seed)]
-    if not chosen:
+    selection = [run for run in named if seed in (None, run.seed)]
+    if not selection:
         raise SpecError(f"'--seed' must be one of {[run.seed for run in named]}; got {seed}")
-    return chosen[0]
+    return selection[0]
 
 
 def describe_model(model: Model) -> str:

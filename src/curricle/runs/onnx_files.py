@@ -2,7 +2,7 @@
 
 `torch.onnx` exports the forward pass in evaluation mode, from the inputs of the model to its
 logits. Batch size and length are free wherever torch can trace them with symbols. ONNX Runtime then
-computes the logits of the sample, and of a smaller part of it along free axes; a difference from
+computes the logits of the sample, and of a smaller subset of it along free axes; a difference from
 torch beyond the tolerance is an error.
 
 Axes: example, then those of the model's inputs.
@@ -164,7 +164,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> OnnxCheck:
-    """Compare logits of ONNX Runtime and torch on the sample and on a part of it.
+    """Compare logits of ONNX Runtime and torch on the sample and on a subset of it.
 
     Returns:
         The agreement.
@@ -175,8 +175,8 @@ def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> O
     session = _runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
     inputs = {entry.name: tuple(map(str, entry.shape)) for entry in session.get_inputs()}
     difference, shapes = 0.0, []
-    for part, expected in _parts(module, sample, inputs):
-        logits = _run(session, part, inputs)
+    for subset, expected in _subsets(module, sample, inputs):
+        logits = _run(session, subset, inputs)
         scale = max(1.0, expected.abs().max().item())
         gap = (logits - expected).abs().max().item() / scale
         # A comparison with NaN is never true, so that NaN is a difference.
@@ -192,14 +192,14 @@ def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> O
     )
 
 
-def _run(session: Session, part: Inputs, inputs: Iterable[str]) -> Tensor:
+def _run(session: Session, subset: Inputs, inputs: Iterable[str]) -> Tensor:
     """Return the logits of ONNX Runtime.
 
     Raises:
         BindError: If it cannot run the file.
     """
     # Inputs that the model ignores are not in the file.
-    arrays = {name: item.cpu().numpy() for name, item in _named(part).items() if name in inputs}
+    arrays = {name: item.cpu().numpy() for name, item in _named(subset).items() if name in inputs}
     try:
         logits = session.run(["logits"], arrays)[0]
     except Exception as error:
@@ -212,34 +212,34 @@ def _run(session: Session, part: Inputs, inputs: Iterable[str]) -> Tensor:
     return torch.from_numpy(logits).float()
 
 
-def _parts(
+def _subsets(
     module: nn.Module, sample: Inputs, inputs: Mapping[str, tuple[str, ...]]
 ) -> list[tuple[Inputs, Tensor]]:
-    """Return the sample, and a smaller part that the model takes, with their logits from torch."""
-    parts = [(sample, _logits(module, sample).float().cpu())]
+    """Return the sample and a smaller subset that the model takes, with logits from torch."""
+    subsets = [(sample, _logits(module, sample).float().cpu())]
     # Half of the positions where the model takes them; an image may need its size.
     for num_axes in (None, 1):
-        part = _narrowed(sample, inputs, num_axes)
+        subset = _narrowed(sample, inputs, num_axes)
         try:
-            parts.append((part, _logits(module, part).float().cpu()))
+            subsets.append((subset, _logits(module, subset).float().cpu()))
         except REFUSALS:
             continue
         break
-    return parts
+    return subsets
 
 
 def _narrowed(
     sample: Inputs, inputs: Mapping[str, tuple[str, ...]], num_axes: int | None
 ) -> Inputs:
     """Return one example with half of the other sizes, along the free ones of the first axes."""
-    parts = {}
+    subsets = {}
     for name, tensor in _named(sample).items():
-        part = tensor
+        subset = tensor
         for axis, size in list(enumerate(inputs.get(name, ())))[:num_axes]:
             if not size.isdecimal():
-                part = part.narrow(axis, 0, max(1, tensor.shape[axis] // 2) if axis else 1)
-        parts[name] = part.contiguous()
-    return parts if isinstance(sample, Mapping) else next(iter(parts.values()))
+                subset = subset.narrow(axis, 0, max(1, tensor.shape[axis] // 2) if axis else 1)
+        subsets[name] = subset.contiguous()
+    return subsets if isinstance(sample, Mapping) else next(iter(subsets.values()))
 
 
 def _logits(module: nn.Module, inputs: Inputs) -> Tensor:

@@ -132,5 +132,5 @@ def test_a_smaller_part_follows_the_free_axes_that_the_model_takes() -> None:
     assert part.shape == (1, 3, 4, 4)
     with seeding.scoped(0, "test model"):
         module = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
-    parts = onnx_files._parts(module, sample, free)
+    parts = onnx_files._subsets(module, sample, free)
     assert [tuple(logits.shape) for _, logits in parts] == [(4, 2), (1, 2)]
