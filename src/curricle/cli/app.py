@@ -1,7 +1,7 @@
 """Command line: the verbs and their options.
 
-The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
-`reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
+The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`, `export`,
+`trajectory`, `reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
 `--set path=value`. A user's mistake is printed as one line and has exit code 2; a traceback means a
 fault of curricle. A signal is printed as one line and has exit code 128 plus its number.
 
@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from curricle.cli import exports
 from curricle.cli import targets as cli_targets
+from curricle.cli import trajectory as cli_trajectory
 from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
 
@@ -312,6 +314,10 @@ def probe(
     probes = run / PROBES
     for path in (probes, *save_probe_figure(records, probes.with_suffix(""))):
         _print(path)
+
+
+app.command()(exports.export)
+app.command()(cli_trajectory.trajectory)
 
 
 def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:

@@ -39,6 +39,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
+from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.speed import check_speed
 from curricle.training.fast.stacking import fused_steps
@@ -152,6 +153,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     seed: int = 0,
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
+    report_to: str | Sequence[str] = (),
     resume: bool = False,
 ) -> Result:
     """Train a student by a curriculum.
@@ -177,6 +179,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         seed: Seed of everything random in the run.
         output_dir: Run folder for records, checkpoints and the student; None writes nothing.
         observers: Functions that receive every record.
+        report_to: Trackers that receive the run: `tensorboard`, `wandb`, `trackio`, `mlflow`, each
+            an extra of curricle.
         resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
             student gets the finished weights.
 
@@ -184,8 +188,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         The student with its metrics and the usage of the run.
 
     Raises:
-        BindError: If models, curriculum and data do not fit, an argument is of another kind, or the
-            evaluation does not give the metric.
+        BindError: If models, curriculum and data do not fit, an argument is of another kind, the
+            evaluation does not give the metric, or the package of a tracker is missing.
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
@@ -200,6 +204,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
     name, better = judged_by(metric, better)
+    trackers = tracker_names(report_to)
+    check_trackers(trackers)
     # Here, where it is one comparison: inside, both are wrapped, and shared memory would be named
     # by the paths of weights.
     if student is teacher:
@@ -218,8 +224,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         seed=seed,
     )
     evaluate = evaluator_of(evaluation, settings, metric, source)
-    outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
-    with _add_resumption_note(folder):
+    with _add_resumption_note(folder), tracking(trackers, folder) as reports:
+        outputs = Outputs(folder=folder, observers=(*observers, *reports), better=better)
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
