@@ -11,9 +11,10 @@ from jaxtyping import Integer
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.checksums import CHECK, SEAL, LineChain, read_lines
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.models.families import tapped
@@ -21,7 +22,6 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import ProbeRecord
-from curricle.seals import CHECK, SEAL, LineChain, read_lines
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.setup.optimizers import SGD

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import one_shot as one_shot
     from curricle.curriculum.strategies import progressive as progressive
+    from curricle.data.batch import Batch as Batch
     from curricle.data.dataloaders import stream as stream
-    from curricle.data.streams import Batch as Batch
     from curricle.data.streams import Stream as Stream
     from curricle.data.synthetic.parity import ParityStream as ParityStream
     from curricle.errors import CurricleError as CurricleError
@@ -68,7 +68,8 @@ else:
                 "progressive",
             ),
             "data.dataloaders": ("stream",),
-            "data.streams": ("Batch", "Stream"),
+            "data.batch": ("Batch",),
+            "data.streams": ("Stream",),
             "data.synthetic.parity": ("ParityStream",),
             "errors": ("CurricleError",),
             "metrics": ("Metric",),

@@ -294,12 +294,12 @@ def is_at_chance(metrics: Mapping[str, float], chance: float | None) -> bool:
     return chance is not None and accuracy is not None and accuracy < chance
 
 
-def is_reached(metric: str, number: float, target: float) -> bool:
-    """Return whether a value of a built-in metric is the target or better.
+def is_reached(metric: str, number: float, goal: float) -> bool:
+    """Return whether a value of a built-in metric is the goal or better.
 
     Args:
         metric: Name of the metric.
         number: The value.
-        target: Value to be reached.
+        goal: Value to be reached.
     """
-    return number >= target if METRICS[metric].better == "higher" else number <= target
+    return number >= goal if METRICS[metric].better == "higher" else number <= goal

@@ -3,8 +3,8 @@
 A run folder holds `records.jsonl`, one JSON object a line, in the order things happened. Every
 report and figure is made from these lines alone, without torch and without the models.
 
-Each line ends with a `check` of itself and of all lines before it (see `curricle.seals`), so that a
-damaged, missing or foreign line is detected on reading. Files of version 0.1 have none.
+Each line ends with a `check` of itself and of all lines before it (see `curricle.checksums`), so
+that a damaged, missing or foreign line is detected on reading. Files of version 0.1 have none.
 
 The field `kind` names the kind of a record: `run` (once at the start: the setup of the run),
 `stage` (a stage begins), `step` (training loss at intervals), `evaluation` (metrics at intervals),
@@ -26,9 +26,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
-from curricle.errors import CheckpointError
-from curricle.files import disk_errors, write_bytes
-from curricle.seals import (
+from curricle.checksums import (
     UNSEALED,
     Document,
     LineChain,
@@ -37,6 +35,8 @@ from curricle.seals import (
     sealed_lines,
     sealed_names,
 )
+from curricle.errors import CheckpointError
+from curricle.files import disk_errors, write_bytes
 from curricle.values import parse, plain, value
 
 
@@ -106,7 +106,7 @@ class StagePlan:
     """Number of parameters that the objectives train beside the student; part of the memory."""
     reads_logits: bool = True
     """Whether an objective reads the student's logits. If none does, the stage does not train the
-    output, and a target that is reached in it is reached by chance."""
+    output, and a goal that is reached in it is reached by chance."""
     until: str = Field(default="", exclude_if=operator.not_)
     """Rule that may end the stage before `steps`, in words; left out of files for a fixed
     length."""

@@ -30,6 +30,7 @@ RENAMED: Mapping[str, str] = MappingProxyType(
         "spent": "usage",
         "start": "init",
         "TargetCodecs": "TargetCompression",
+        "target": "goal",
         "trains": "trainable",
         "uniform": "evenly_spaced_pairs",
     }

@@ -176,14 +176,18 @@ def test_a_name_in_a_text_is_a_public_one(path: Path) -> None:
 
 
 def test_the_patterns_see_deep_paths() -> None:
-    text = """`curricle.probes.readings.Probe` in src/curricle.probes and 'curricle plan'.
+    text = """`curricle.probes.ngrams.Probe` in src/curricle.probes and 'curricle plan'.
 from curricle.data import Batch, Stream as Rows
     from curricle.data.text import (
         Masking,  # of tokens
         MaskedWindows,
     )
 """
-    assert dotted(text) == {"curricle.probes.readings.Probe", "curricle.data", "curricle.data.text"}
+    assert dotted(text) == {
+        "curricle.probes.ngrams.Probe",
+        "curricle.data",
+        "curricle.data.text",
+    }
     assert list(imports(text)) == [
         ("curricle.data", "Batch"),
         ("curricle.data", "Stream"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
 from curricle.models.families import tapped

@@ -14,7 +14,7 @@ from tests.runs import tiny_comparison
 Command = Callable[..., tuple[object, str, str]]
 PARITY = tiny_comparison() | {
     "curriculum": {"kind": "extraction", "pairs": [{"student": 1, "teacher": 1}]},
-    "target": {"number": 0.1},
+    "goal": {"number": 0.1},
 }
 PARITY["engine"]["save_every"] = 4
 

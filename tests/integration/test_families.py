@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden

@@ -10,8 +10,8 @@ import pytest
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.phase_transitions import find_transition
 from curricle.curriculum.strategies import from_labels
-from curricle.curriculum.transitions import find_transition
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel
@@ -20,7 +20,7 @@ from curricle.probes.ngrams import ngram_reliance
 from curricle.runs.assemble import TRAJECTORY
 from curricle.runs.budget import Budget
 from curricle.runs.folder import TEACHER, end_of
-from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
+from curricle.runs.spec import Goal, RunSpec, StrategySpec, TeacherSpec
 from curricle.runs.train import student_runs, teach, train_student
 from curricle.tasks import ParityTask, PcfgTask
 from curricle.teachers.trajectory import open_trajectory
@@ -49,7 +49,7 @@ def parity(folder: Path, strategies: Mapping[str, dict[str, object]]) -> RunSpec
         seeds=(0, 1, 2),
         # Measured steps to 90 %: at most 700 where a curriculum helps, at least 1,250 elsewhere.
         budget=Budget(number=900, unit="steps"),
-        target=Target(metric="accuracy", number=0.9, ends_run=True),
+        goal=Goal(metric="accuracy", number=0.9, ends_run=True),
         optimizer=SGD(learning_rate=0.3),
         engine=TrainingSettings(device="cpu", eval_every=50, log_every=TEACHER_STEPS, threads=1),
     )

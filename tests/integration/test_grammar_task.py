@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.models.huggingface import Head, HuggingFaceSpec
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import Sample

@@ -14,7 +14,7 @@ from torch.nn import functional
 from curricle import seeding
 from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.weights import load_weights, weights_digest
 from curricle.objectives.logits import MatchLogits

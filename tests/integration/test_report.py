@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.files import content_digest
 from curricle.reports.headline import headline
 from curricle.runs.report import write_report
-from curricle.seals import read_sealed, write_sealed
 from tests.parts import edit_records
 
 pytestmark = pytest.mark.integration
@@ -30,15 +30,15 @@ def test_the_summary_has_the_documented_form(
 ) -> None:
     command("compare", parity)
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    first = ["task", "metric", "target", "budget", "methods", "teacher"]
-    assert list(summary) == [*first, "target_of", "missing", "caution", "better"]
+    first = ["task", "metric", "goal", "budget", "methods", "teacher"]
+    assert list(summary) == [*first, "goal_of", "missing", "caution", "better"]
     assert summary["better"] == "higher"
     assert summary["task"] == "(8,2)-parity"
-    assert summary["target"] == 0.1
+    assert summary["goal"] == 0.1
     assert summary["budget"] == {"number": 12, "unit": "steps"}
     assert list(summary["methods"]) == ["one_shot", "progressive"]
     method = summary["methods"]["one_shot"]
-    assert list(method) == ["final", "to_target", "to_target_ci95", "reached", "seeds", "notes"]
+    assert list(method) == ["final", "to_goal", "to_goal_ci95", "reached", "seeds", "notes"]
     assert [seed["seed"] for seed in method["seeds"]] == [0, 1]
     assert method["seeds"][0]["usage"]["examples"] == 12 * 16
     assert method["seeds"][0]["usage"]["teacher_flops"] == 12 * (LOGITS_STEP - LABELS_STEP)
@@ -68,9 +68,9 @@ def test_a_report_of_records_alone_knows_no_target_and_no_budget(
         if file.is_file() and file.name != "records.jsonl":
             file.unlink()
     code, shown, _ = command("report", "run")
-    assert (code, "no target was set" in shown) == (0, True)
+    assert (code, "no goal was set" in shown) == (0, True)
     again = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (again["target"], again["budget"]) == (None, {})
+    assert (again["goal"], again["budget"]) == (None, {})
     for method, told in made["methods"].items():
         assert again["methods"][method]["final"] == told["final"]
 
@@ -109,10 +109,10 @@ def test_a_report_that_cannot_be_written_is_a_users_mistake(
 
 
 def test_runs_may_end_at_their_target(command: Command, parity: Path, tmp_path: Path) -> None:
-    early = "target={number: 0.1, ends_run: true}"
+    early = "goal={number: 0.1, ends_run: true}"
     assert command("compare", parity, "--set", early)[0] == 0
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "4 of 4 runs ended when they reached the target" in page
+    assert "4 of 4 runs ended when they reached the goal" in page
 
 
 def test_a_report_names_what_to_type_to_run_it_again(
@@ -169,7 +169,7 @@ def test_a_page_at_its_usual_place_needs_no_place_named(
 def test_a_report_of_several_folders_tells_their_runs_apart(
     command: Command, parity: Path, tmp_path: Path
 ) -> None:
-    final = "target={final_of: one_shot}"
+    final = "goal={final_of: one_shot}"
     for name in ("first", "second"):
         command("compare", parity, "--set", f"output_dir={name}", "--set", final)
     code, _, told = command("report", "first", "second", "--output", "both/page.html")
@@ -185,22 +185,22 @@ def test_a_report_of_several_folders_tells_their_runs_apart(
 def test_a_target_may_be_the_final_value_of_a_strategy(
     command: Command, parity: Path, tmp_path: Path
 ) -> None:
-    command("compare", parity, "--set", "target={final_of: one_shot}")
+    command("compare", parity, "--set", "goal={final_of: one_shot}")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     source = summary["methods"]["one_shot"]
-    assert summary["target_of"] == "one_shot"
-    assert summary["target"] == source["final"]["mean"]
-    assert 0 < source["to_target"]["examples"] <= 12 * 16
-    assert None not in source["to_target"].values()
+    assert summary["goal_of"] == "one_shot"
+    assert summary["goal"] == source["final"]["mean"]
+    assert 0 < source["to_goal"]["examples"] <= 12 * 16
+    assert None not in source["to_goal"].values()
 
 
 def test_a_report_of_one_student_has_no_target_that_only_a_comparison_has(
     command: Command, parity: Path, tmp_path: Path
 ) -> None:
-    command("distill", parity, "--set", "target={final_of: one_shot}")
+    command("distill", parity, "--set", "goal={final_of: one_shot}")
     assert command("report", "run")[0] == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert summary["target"] is None
+    assert summary["goal"] is None
     assert list(summary["methods"]) == ["extraction"]
 
 

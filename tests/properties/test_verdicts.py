@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curricle.records import EndRecord, EvaluationRecord, RunRecord, Usage
+from curricle.reports.formatting import mean
 from curricle.reports.headline import headline
 from curricle.reports.page import page_text
-from curricle.reports.quantities import mean
 from curricle.reports.run_folders import Run
 from curricle.reports.summary import summarize
 
@@ -72,15 +72,15 @@ def test_the_order_of_folders_does_not_change_the_verdict(
     finals: Finals, metric: str, data: st.DataObject
 ) -> None:
     runs = runs_of(finals, metric)
-    target = None if metric == "xyz" else 0.5
+    goal = None if metric == "xyz" else 0.5
     shuffled = data.draw(st.permutations(runs))
-    assert headline(summarize(shuffled, target=target)) == headline(summarize(runs, target=target))
+    assert headline(summarize(shuffled, goal=goal)) == headline(summarize(runs, goal=goal))
 
 
 @given(COMPARISONS, st.integers(2, 1_000))
 def test_the_unit_of_costs_does_not_change_the_verdict(finals: Finals, scale: int) -> None:
     small, large = (
-        headline(summarize(runs_of(finals, "nll", factor), target=1.0)) for factor in (1, scale)
+        headline(summarize(runs_of(finals, "nll", factor), goal=1.0)) for factor in (1, scale)
     )
     assert without_amounts(small) == without_amounts(large)
 
@@ -93,8 +93,8 @@ def without_amounts(line: str) -> str:
 @given(COMPARISONS)
 def test_equal_runs_are_never_told_apart(finals: Finals) -> None:
     alike = dict.fromkeys(finals, next(iter(finals.values())))
-    for target in (None, 1.0):
-        line = headline(summarize(runs_of(alike, "nll"), target=target))
+    for goal in (None, 1.0):
+        line = headline(summarize(runs_of(alike, "nll"), goal=goal))
         assert "best" not in line
         assert "fewer" not in line
         assert "win" not in line
@@ -108,4 +108,4 @@ def test_runs_that_stopped_anywhere_give_a_page(finals: Finals, stopped: int) ->
         replace(each, end=None, evaluations=()) if number % 5 == stopped else each
         for number, each in enumerate(runs)
     ]
-    assert "<h1>t</h1>" in page_text(cut, summarize(cut, target=0.5), title="t")
+    assert "<h1>t</h1>" in page_text(cut, summarize(cut, goal=0.5), title="t")

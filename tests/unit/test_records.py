@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from curricle.checksums import LineChain
 from curricle.errors import CheckpointError, SpecError
 from curricle.records import (
     EndRecord,
@@ -20,7 +21,6 @@ from curricle.records import (
     read_records,
     write_probes,
 )
-from curricle.seals import LineChain
 from curricle.values import parse, plain
 from tests.parts import read_probes
 

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
+    from curricle.curriculum.phase_transitions import Transition as Transition
+    from curricle.curriculum.phase_transitions import find_transition as find_transition
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
     from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import one_shot as one_shot
     from curricle.curriculum.strategies import progressive as progressive
-    from curricle.curriculum.transitions import Transition as Transition
-    from curricle.curriculum.transitions import find_transition as find_transition
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -33,6 +33,6 @@ else:
                 "one_shot",
                 "progressive",
             ),
-            "transitions": ("Transition", "find_transition"),
+            "phase_transitions": ("Transition", "find_transition"),
         },
     )

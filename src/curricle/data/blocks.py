@@ -17,7 +17,8 @@ from typing import Any, final
 from torch import Tensor
 
 from curricle.colocation import count_beside
-from curricle.data.streams import SEQUENCE_AXES, Batch, Stream, concatenate, named
+from curricle.data.batch import SEQUENCE_AXES, Batch, concatenate, named
+from curricle.data.streams import Stream
 
 
 def joined(stream: Stream, step: int, number: int) -> Batch | None:

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from curricle.data.streams import Batch, data_mask
+from curricle.data.batch import Batch, data_mask
 
 KEY_BYTES = 16
 """Bytes of a key; two of 1e9 examples share one by chance of 1e-21."""
@@ -108,7 +108,7 @@ def _columns(batch: Batch) -> list[list[bytes]]:
                 for row_places, is_so in zip(data_places, in_front, strict=True)
             ]
         )
-    for name, tensor in sorted(_told(batch).items()):
+    for name, tensor in sorted(_distinguishing_inputs(batch).items()):
         array = _plain(tensor)
         # What an encoder reads has other positions than the decoder's, be they equally many.
         is_side = not batch.is_decoded or name.startswith("decoder_")
@@ -138,7 +138,7 @@ def _head(name: str, row: Shaped[np.ndarray, "..."]) -> bytes:
     return f"{name}:{row.dtype.kind}:{row.shape};".encode()
 
 
-def _told(batch: Batch) -> Mapping[str, Tensor]:
+def _distinguishing_inputs(batch: Batch) -> Mapping[str, Tensor]:
     """Return the inputs by name, without a mask equal to `valid`."""
     if isinstance(batch.inputs, Tensor):
         return {"": batch.inputs}

@@ -18,7 +18,7 @@ from typing import final
 from torch import nn
 
 from curricle.errors import BindError
-from curricle.models.tuners import is_tuned
+from curricle.models.peft_adapters import is_tuned
 
 
 @final

@@ -16,10 +16,10 @@ from curricle.errors import BindError
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
+from curricle.models.peft_adapters import base_of
 from curricle.models.stacks import Numbering, numbered_blocks, traced_numbering
 from curricle.models.tapped import TappedModel
 from curricle.models.tracing import traced_stacks
-from curricle.models.tuners import base_of
 from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
 

@@ -25,10 +25,10 @@ from curricle.models.axes import ObservedAxes
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked_forward import HookedForward, StoppableModule
 from curricle.models.inference import HeldLinear
-from curricle.models.nesting import padded_inside
+from curricle.models.nested_tensors import padded_inside
+from curricle.models.peft_adapters import is_tuned
 from curricle.models.stacks import Numbering
 from curricle.models.tapped import Forward, Place, Tap, tap_number
-from curricle.models.tuners import is_tuned
 
 
 @final

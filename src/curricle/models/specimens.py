@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.models.tuners import base_of
+from curricle.models.peft_adapters import base_of
 
 Specimen = dict[str, Tensor]
 """Inputs by name."""

@@ -27,10 +27,10 @@ from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.outputs import first_tensor
 from curricle.models.restoring import buffers_kept, modes_kept
-from curricle.models.shortened import width_axes
 from curricle.models.specimens import Specimen, specimens
 from curricle.models.stacks import Stack
 from curricle.models.tapped import REFUSALS, Place
+from curricle.models.width_axis import width_axes
 
 STATES = "hidden_states"
 """End of the names of hidden states in outputs."""

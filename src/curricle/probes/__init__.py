@@ -8,14 +8,14 @@ if TYPE_CHECKING:
     from curricle.probes.correlations import monomial_correlations as monomial_correlations
     from curricle.probes.correlations import output_correlations as output_correlations
     from curricle.probes.evaluators import with_probes as with_probes
+    from curricle.probes.forward_passes import Probe as Probe
+    from curricle.probes.forward_passes import hidden_states as hidden_states
+    from curricle.probes.forward_passes import numbered_taps as numbered_taps
     from curricle.probes.ngrams import ngram_distances as ngram_distances
     from curricle.probes.ngrams import ngram_reliance as ngram_reliance
     from curricle.probes.nonterminals import NonterminalProbe as NonterminalProbe
     from curricle.probes.nonterminals import nonterminal_accuracies as nonterminal_accuracies
     from curricle.probes.nonterminals import nonterminal_probe as nonterminal_probe
-    from curricle.probes.readings import Probe as Probe
-    from curricle.probes.readings import hidden_states as hidden_states
-    from curricle.probes.readings import numbered_taps as numbered_taps
     from curricle.probes.representations import effective_rank as effective_rank
     from curricle.probes.representations import linear_accuracy as linear_accuracy
     from curricle.probes.representations import linear_cka as linear_cka
@@ -29,7 +29,7 @@ else:
             "evaluators": ("with_probes",),
             "ngrams": ("ngram_distances", "ngram_reliance"),
             "nonterminals": ("NonterminalProbe", "nonterminal_accuracies", "nonterminal_probe"),
-            "readings": ("Probe", "hidden_states", "numbered_taps"),
+            "forward_passes": ("Probe", "hidden_states", "numbered_taps"),
             "representations": (
                 "effective_rank",
                 "linear_accuracy",

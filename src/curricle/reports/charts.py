@@ -19,10 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from curricle.points import Chart, Panel, Point
+from curricle.figure_points import Chart, Panel, Point
 from curricle.reports.curves import colors
+from curricle.reports.formatting import half_width, limits, mean, short, t_quantile
 from curricle.reports.printed import MARKERS, SETTINGS, label, save
-from curricle.reports.quantities import half_width, limits, mean, short, t_quantile
 from curricle.reports.summary import Summary
 from curricle.values import value
 
@@ -78,7 +78,7 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
     """Return the numbers of comparisons as points.
 
     A strategy counts in a panel only if all its runs have the number: a mean over the runs that
-    reached the target would flatter it.
+    reached the goal would flatter it.
 
     Args:
         chart: Names the numbers, for panels without a separate chart.
@@ -93,8 +93,8 @@ def points_of(chart: Chart, panels: Sequence[tuple[Panel, Summary]]) -> tuple[Po
                 seed.seed: seed.final.get(summary.metric)
                 if layout.of == "final"
                 else None
-                if seed.to_target is None
-                else seed.to_target.examples
+                if seed.to_goal is None
+                else seed.to_goal.examples
                 for seed in method_summary.seeds
             }
             finite = {seed: number for seed, number in numbers.items() if number is not None}
@@ -324,7 +324,7 @@ def _name_groups(axes: Axes, groups: Sequence[float | str]) -> None:
 
 
 def _name_absent(axes: Axes, absent: Iterable[str]) -> None:
-    """Name the strategies that did not reach the target with every seed."""
+    """Name the strategies that did not reach the goal with every seed."""
     if names := sorted(absent):
         axes.set_xlabel(f"not on every seed: {', '.join(map(label, names))}", wrap=True)
 

@@ -5,7 +5,7 @@ A `Curve` is the mean of one number over the seeds of a strategy with the 95 % i
 print paint. Points belong together by their step: at one step all seeds have read the same number
 of examples, while their FLOPs and seconds may differ a little and are averaged as the metric is.
 
-Design: a curve that loses a seed on its way would jump. So a run that has ended, at its target or
+Design: a curve that loses a seed on its way would jump. So a run that has ended, at its goal or
 because its budget was spent, counts with its last value from there on, and the axis goes on as the
 other seeds do. Incomplete runs stay out of the mean as soon as one run of the strategy is complete;
 a figure draws them one by one. Where none is complete, the mean goes as far as the
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from curricle.records import Usage
-from curricle.reports.quantities import limits, mean, t_quantile
+from curricle.reports.formatting import limits, mean, t_quantile
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.thinning import extremes
@@ -82,17 +82,17 @@ class StrategyCurves:
 
 
 def metric_panel(
-    runs: Sequence[Run], metric: str, target: float | None, *, max_points: int = MOST_POINTS
+    runs: Sequence[Run], metric: str, goal: float | None, *, max_points: int = MOST_POINTS
 ) -> tuple[tuple[float, float], tuple[StrategyCurves, ...]]:
     """Return the ends of the vertical axis of a metric, and the curves of each strategy.
 
     Args:
         runs: Runs as `load_runs` gives them.
         metric: Name of a metric of the records.
-        target: Value that is marked, if any.
+        goal: Value that is marked, if any.
         max_points: Points that are kept of means and single seeds.
     """
-    groups, is_few, ends = grouped(runs), has_bands(runs), value_range(runs, metric, target)
+    groups, is_few, ends = grouped(runs), has_bands(runs), value_range(runs, metric, goal)
     smallest, largest = limits(metric, _students_numbers(runs, metric))
     inner = (max(smallest, ends[0]), min(largest, ends[1]))
     strategies = []
@@ -270,23 +270,21 @@ def _means(usages: Sequence[Usage]) -> dict[str, float]:
     return {name: mean([getattr(usage, name) for usage in usages]) for name in (*COSTS, "steps")}
 
 
-def value_range(
-    runs: Sequence[Run], metric: str, target: float | None = None
-) -> tuple[float, float]:
+def value_range(runs: Sequence[Run], metric: str, goal: float | None = None) -> tuple[float, float]:
     """Return the ends of the vertical axis of a metric.
 
-    They cover all students, the target and the intervals with a small margin. Of an interval of few
+    They cover all students, the goal and the intervals with a small margin. Of an interval of few
     seeds, which may be many times as wide as all curves together, as much is covered on each side
     as the curves themselves need, and nothing that a share cannot be.
 
     Args:
         runs: Runs as `load_runs` gives them.
         metric: Name of a metric of the records.
-        target: Value that is marked, if any.
+        goal: Value that is marked, if any.
     """
     numbers = _students_numbers(runs, metric)
     smallest, largest = limits(metric, numbers)
-    numbers += [] if target is None else [target]
+    numbers += [] if goal is None else [goal]
     low, high = min(numbers, default=0.0), max(numbers, default=1.0)
     room = (max(smallest, 2 * low - high), min(largest, 2 * high - low))
     for group in grouped(runs).values() if has_bands(runs) else ():

@@ -2,7 +2,7 @@
 
 Interactive figures of plotly. One color and marker stands for one strategy everywhere: the line is
 the mean over seeds, the band the 95 % interval of that mean, thin lines are single seeds, dashed
-verticals are borders between stages, the dotted horizontal is the target, and incomplete runs are
+verticals are borders between stages, the dotted horizontal is the goal, and incomplete runs are
 thin dotted lines.
 
 Design: every trace carries in `meta["x"]` its abscissas in all units (examples, FLOPs, seconds),
@@ -32,8 +32,8 @@ from curricle.reports.curves import (
     stage_names,
     stage_starts,
 )
+from curricle.reports.formatting import goal_text, is_share, seed_count
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, seed_count
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.tables import COST_WORDS
@@ -70,23 +70,23 @@ class _Look:
 
 
 def learning_figure(
-    runs: Sequence[Run], *, metric: str, target: float | None = None, log_x: bool = False
+    runs: Sequence[Run], *, metric: str, goal: float | None = None, log_x: bool = False
 ) -> go.Figure:
     """Return the metric of every strategy against the examples read.
 
     Args:
         runs: Runs as `load_runs` gives them.
         metric: Name of a metric of the records.
-        target: Value to mark with a dotted line, if any.
+        goal: Value to mark with a dotted line, if any.
         log_x: Whether the horizontal axis is logarithmic; points at zero are then left out.
     """
     figure = make_subplots()
-    _add_metric(figure, runs, metric, panel=1, target=target)
-    if target is not None:
+    _add_metric(figure, runs, metric, panel=1, goal=goal)
+    if goal is not None:
         # Told in the legend: beside the line it would hide curves, in one unit or another.
-        name = html.escape(f"target: {goal_text(metric, target)}")
+        name = html.escape(f"goal: {goal_text(metric, goal)}")
         line = {"dash": "dot", "color": GRAY, "width": 1.5}
-        figure.add_hline(y=target, line=line, name=name, showlegend=True)
+        figure.add_hline(y=goal, line=line, name=name, showlegend=True)
     # Plotly gives a legend half of the figure at most, and scrolls through the rest.
     more = NAME_HEIGHT * max(0, len(grouped(runs)) - MOST_STRATEGIES)
     _dress(figure, height=min(MOST_HEIGHT, CURVE_HEIGHT + more), log_x=log_x)
@@ -142,12 +142,12 @@ def _add_metric(
     metric: str,
     *,
     panel: int,
-    target: float | None = None,
+    goal: float | None = None,
     num_panels: int = 1,
 ) -> None:
     """Draw a metric of all strategies in one panel."""
     num_curves = num_panels * (len(runs) if has_bands(runs) else 3 * len(grouped(runs)))
-    ends, strategies = metric_panel(runs, metric, target, max_points=most_points(num_curves))
+    ends, strategies = metric_panel(runs, metric, goal, max_points=most_points(num_curves))
     for number, strategy in enumerate(strategies):
         look = _look(number, strategy.method, strategy.color, panel)
         if strategy.band is not None:

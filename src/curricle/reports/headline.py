@@ -1,7 +1,7 @@
 """One-line verdict of a comparison.
 
-The strategy that reached the target with the fewest examples leads the line; those that needed
-equally many lead it together. A strategy that did not reach the target gives a lower bound: its
+The strategy that reached the goal with the fewest examples leads the line; those that needed
+equally many lead it together. A strategy that did not reach the goal gives a lower bound: its
 mean would be at least the cost of its runs. The line mentions a subject that did not lead,
 another strategy that needed fewer FLOPs or seconds, and runs that are incomplete or missing. Where
 the numbers are not comparable, the line consists of that caution.
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from curricle.reports.comparisons import cost_verdict, verdict
 from curricle.reports.directions import remedy
-from curricle.reports.quantities import mean, short, with_interval
+from curricle.reports.formatting import mean, short, with_interval
 from curricle.reports.summary import MethodSummary, Summary
 
 MOST_NAMED = 6
@@ -26,7 +26,7 @@ NOISE = "no difference measurable"
 def headline(summary: Summary, *, subject: str = "extraction") -> str:
     """Return the verdict of a comparison in one line.
 
-    Where the target is the final value of a strategy, the line includes the share of that
+    Where the goal is the final value of a strategy, the line includes the share of that
     strategy's seconds and FLOPs that the leader needed.
 
     Args:
@@ -38,9 +38,9 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     reached = {
         name: method
         for name, method in summary.methods.items()
-        if method.to_target.examples is not None
+        if method.to_goal.examples is not None
     }
-    if summary.target is None or not reached:
+    if summary.goal is None or not reached:
         return _without_leader(summary)
     ranking = sorted(
         reached, key=lambda name: (_examples(reached[name]), _flops(reached[name]), name)
@@ -96,7 +96,7 @@ def _opening(summary: Summary, leaders: Sequence[str], subject: str) -> str:
     lost = f"{subject} did not win: " if is_behind else ""
     share, noise = _share(summary, leaders[0])
     amount = f"{short(_examples(first))} examples{' each' if len(leaders) > 1 else ''}"
-    return f"{lost}{_together(leaders)} reached {summary.goal} {share}with {amount}{noise}"
+    return f"{lost}{_together(leaders)} reached {summary.goal_words} {share}with {amount}{noise}"
 
 
 def _is_decided(first: MethodSummary, second: MethodSummary) -> bool:
@@ -106,7 +106,7 @@ def _is_decided(first: MethodSummary, second: MethodSummary) -> bool:
 
 
 def _floors(method: MethodSummary) -> Mapping[int, float]:
-    """Return the examples of each seed at the target, or a lower bound of them."""
+    """Return the examples of each seed at the goal, or a lower bound of them."""
     costs = method.costs("examples")
     return costs or dict(zip((seed.seed for seed in method.seeds), method.examples, strict=True))
 
@@ -121,12 +121,12 @@ def _shortened(clauses: Sequence[str]) -> list[str]:
 
 
 def _share(summary: Summary, leader: str) -> tuple[str, str]:
-    """Return the leader's share of the cost of the strategy that set the target.
+    """Return the leader's share of the cost of the strategy that set the goal.
 
     Returns:
         The measurable parts, and after them the costs whose difference is inside the noise.
     """
-    source = summary.target_of
+    source = summary.goal_of
     if source in (None, leader):
         return "", ""
     cheapest, reference = (summary.methods[name] for name in (leader, source or leader))
@@ -149,15 +149,15 @@ def _more(ratio: float, words: str) -> str:
 def _both(first: MethodSummary, second: MethodSummary, cost: str) -> str:
     """Return the mean costs of two strategies with their intervals."""
     return " against ".join(
-        with_interval(getattr(method.to_target, cost), getattr(method.to_target_ci95, cost))
+        with_interval(getattr(method.to_goal, cost), getattr(method.to_goal_ci95, cost))
         for method in (first, second)
     )
 
 
 def _without_leader(summary: Summary) -> str:
-    """Return the line for a comparison without a target, or one that nobody reached."""
-    goal = summary.goal
-    missed = f"no strategy reached {goal} on every seed" if goal else "no target was set"
+    """Return the line for a comparison without a goal, or one that nobody reached."""
+    goal = summary.goal_words
+    missed = f"no strategy reached {goal} on every seed" if goal else "no goal was set"
     finals = {name: method for name, method in summary.methods.items() if method.finals}
     if not finals:
         return f"{missed}, and no run is complete{_seeds(summary)}."
@@ -190,17 +190,17 @@ def _best(summary: Summary, methods: Mapping[str, MethodSummary]) -> str:
 
 
 def _examples(method: MethodSummary) -> float:
-    return method.to_target.examples or 0.0
+    return method.to_goal.examples or 0.0
 
 
 def _flops(method: MethodSummary) -> float:
-    return method.to_target.total_flops or 0.0
+    return method.to_goal.total_flops or 0.0
 
 
 def _against(methods: Mapping[str, MethodSummary], leader: str, name: str) -> str:
     """Return how many times fewer examples the leader needed than another strategy."""
     first, second = methods[leader], methods[name]
-    if second.to_target.examples is None:
+    if second.to_goal.examples is None:
         return _bound(first, name, second)
     if _is_equal(first, second, "examples"):
         return f"as many as {name}"
@@ -257,7 +257,7 @@ def _cheaper(leaders: Sequence[str], reached: Mapping[str, MethodSummary]) -> st
     """Return which strategies needed fewer FLOPs or seconds than a leader, if some did."""
     clauses = []
     for cost, words in (("total_flops", "total FLOPs"), ("seconds", "seconds")):
-        amounts = {name: getattr(method.to_target, cost) for name, method in reached.items()}
+        amounts = {name: getattr(method.to_goal, cost) for name, method in reached.items()}
         leader = max(leaders, key=lambda name: amounts[name])
         first = reached[leader]
         cheaper = {

@@ -34,9 +34,9 @@ from curricle.reports.figures import (
     loss_figure,
     metrics_figure,
 )
+from curricle.reports.formatting import is_share, short
 from curricle.reports.headline import headline
 from curricle.reports.names import capitalized
-from curricle.reports.quantities import is_share, short
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS, Summary
 from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid
@@ -67,21 +67,21 @@ CURVES = (
     "t; with two seeds 12.7 standard errors to each side), drawn as far as the panel "
     "reaches{clipped}; one seed has none. Thin lines are single seeds{left_out}."
 )
-TARGET = (
-    "A cost is that of the first evaluation at or past the target, and is given only if every seed "
+GOAL_NOTE = (
+    "A cost is that of the first evaluation at or past the goal, and is given only if every seed "
     "reached it."
 )
 SOURCE = (
-    "The target is the mean final value of {method!r}, of which some seeds fall short by "
+    "The goal is the mean final value of {method!r}, of which some seeds fall short by "
     "definition: its cost is that of its whole runs, unless every seed reached it earlier."
 )
 ENDED = (
-    "{ended} of {runs} runs ended when they reached the target: their final values are those at "
-    "the target, not their best; in mean curves a run counts with its last value after its end; "
+    "{ended} of {runs} runs ended when they reached the goal: their final values are those at "
+    "the goal, not their best; in mean curves a run counts with its last value after its end; "
     "the tables of stages show planned steps, with the steps taken below."
 )
 STAGES = (
-    "Tables show planned steps. A run that ends at its target takes fewer; the cost also includes "
+    "Tables show planned steps. A run that ends at its goal takes fewer; the cost also includes "
     "examples read before the first step, for example for the teacher's statistics."
 )
 LOSSES = (
@@ -123,7 +123,7 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
         command: How to make these runs again; left out if empty.
     """
     log_x = summary.is_wide
-    curves = learning_figure(runs, metric=summary.metric, target=summary.target, log_x=log_x)
+    curves = learning_figure(runs, metric=summary.metric, goal=summary.goal, log_x=log_x)
     losses = loss_figure(runs, log_x=log_x)
     sections = [
         _header(summary, title),
@@ -147,8 +147,8 @@ def page_text(runs: Sequence[Run], summary: Summary, *, title: str, command: str
 
 def _header(summary: Summary, title: str) -> str:
     facts = [summary.task]
-    if summary.target is not None:
-        facts.append(f"target: {summary.goal}")
+    if summary.goal is not None:
+        facts.append(f"goal: {summary.goal_words}")
     if summary.budget:
         facts.append(f"budget: {_budget(summary.budget)}")
     facts_line = " · ".join(html.escape(fact) for fact in facts)
@@ -169,15 +169,15 @@ def _budget(budget: Mapping[str, object]) -> str:
 
 def _reading(runs: Sequence[Run], summary: Summary) -> list[str]:
     """Return the notes needed to read the table."""
-    notes = [READING] if summary.target is None else [READING, TARGET]
+    notes = [READING] if summary.goal is None else [READING, GOAL_NOTE]
     if is_share(summary.metric) and len(runs) > 1:
         notes.append(CLIPPED)
     if len(summary.methods) > 1:
         notes.append(MEASURABLE)
         if summary.better is None:
             notes.append(f"No strategy is called best: {remedy(summary.metric)}.")
-    if summary.target_of is not None:
-        notes.append(SOURCE.format(method=summary.target_of))
+    if summary.goal_of is not None:
+        notes.append(SOURCE.format(method=summary.goal_of))
     students = [run for run in runs if not run.is_teacher]
     ended = sum(run.has_ended_early for run in students)
     if ended:
@@ -205,7 +205,7 @@ def _unfinished(runs: Sequence[Run]) -> str:
     items = "".join(f"<li>{html.escape(name)}</li>" for name in names)
     return (
         '<aside class="warning"><strong>Incomplete runs.</strong> They count against reaching the '
-        "target and are left out of final means, and out of mean curves where a strategy has a "
+        "goal and are left out of final means, and out of mean curves where a strategy has a "
         f"complete run.<ul>{items}</ul></aside>"
     )
 

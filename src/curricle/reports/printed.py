@@ -1,7 +1,7 @@
 """Learning curves for a paper or a README.
 
 Static figures of matplotlib, as PNG and SVG, with the same marks as on the page: line and band,
-dashed borders between stages, a dotted target. Strategies also differ in their markers, for
+dashed borders between stages, a dotted goal. Strategies also differ in their markers, for
 readers without colors.
 
 Design: matplotlib's object interface only; no global figure, and settings for the time of a call.
@@ -21,8 +21,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from curricle.files import new_file
 from curricle.reports.curves import StrategyCurves, averaged, has_bands, metric_panel
+from curricle.reports.formatting import goal_text, is_share, seed_count, short
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, seed_count, short
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.tables import COST_WORDS
 from curricle.values import value
@@ -58,7 +58,7 @@ class View:
 
     metric: str
     """Name of a metric of the records."""
-    target: float | None = None
+    goal: float | None = None
     """Value to mark with a dotted line, if any."""
     axes: tuple[str, ...] = ("examples", "total_flops")
     """Fields of `Costs`, one panel each, side by side."""
@@ -71,7 +71,7 @@ def save_learning_curves(
     path_without_suffix: Path,
     *,
     metric: str,
-    target: float | None = None,
+    goal: float | None = None,
     axes: Sequence[str] = ("examples", "total_flops"),
     log_x: bool = False,
 ) -> tuple[Path, Path]:
@@ -81,7 +81,7 @@ def save_learning_curves(
         runs: Runs as `load_runs` gives them.
         path_without_suffix: Where to write; `.png` and `.svg` are put behind.
         metric: Name of a metric of the records.
-        target: Value to mark with a dotted line, if any.
+        goal: Value to mark with a dotted line, if any.
         axes: Fields of `Costs`, one panel each, side by side.
         log_x: Whether the horizontal axes are logarithmic; points at zero are then left out.
     """
@@ -96,7 +96,7 @@ def save_learning_curves(
     with mpl.rc_context(SETTINGS):
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         row = list(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0])
-        _draw_row(row, runs, View(metric=metric, target=target, axes=tuple(axes), log_x=log_x))
+        _draw_row(row, runs, View(metric=metric, goal=goal, axes=tuple(axes), log_x=log_x))
         lines, names = row[0].get_legend_handles_labels()
         if names:
             figure.legend(lines, names, loc="outside upper center", ncols=columns, frameon=False)
@@ -159,12 +159,12 @@ def _explain(figure: Figure, runs: Sequence[Run]) -> None:
 
 
 def _draw_row(row: Sequence[Axes], runs: Sequence[Run], view: View) -> None:
-    ends, strategies = metric_panel(runs, view.metric, view.target)
+    ends, strategies = metric_panel(runs, view.metric, view.goal)
     for panel, axis in zip(row, view.axes, strict=True):
         _draw(panel, strategies, axis)
-        if view.target is not None:
-            name = label(f"target: {goal_text(view.metric, view.target)}")
-            panel.axhline(view.target, color=GRAY, linewidth=1.1, linestyle=":", label=name)
+        if view.goal is not None:
+            name = label(f"goal: {goal_text(view.metric, view.goal)}")
+            panel.axhline(view.goal, color=GRAY, linewidth=1.1, linestyle=":", label=name)
         _dress(panel, view.metric, axis, log_x=view.log_x)
     row[0].set_ylim(*ends)
     row[0].set_ylabel(label(view.metric))

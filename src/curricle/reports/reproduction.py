@@ -13,8 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from curricle.files import write_text
-from curricle.points import (
+from curricle.figure_points import (
     PANELS,
     Chart,
     Panel,
@@ -24,6 +23,7 @@ from curricle.points import (
     read_points,
     read_recipe,
 )
+from curricle.files import write_text
 from curricle.reports.charts import (
     Slope,
     Statistic,
@@ -33,9 +33,9 @@ from curricle.reports.charts import (
     statistics,
 )
 from curricle.reports.document import again, document, note, section, table
+from curricle.reports.formatting import NONE, short, with_interval
 from curricle.reports.headline import headline
 from curricle.reports.printed import View, save_panels
-from curricle.reports.quantities import NONE, short, with_interval
 from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary
 from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty
@@ -44,7 +44,7 @@ from curricle.values import plain
 FIGURE, SUMMARY, PAGE = "figure", "summary.json", "report.html"
 INTERVALS = (
     "± is half of the 95 % interval of the mean over repetitions (Student's t); there is none for "
-    "one. A strategy that did not reach the target on every seed has no point."
+    "one. A strategy that did not reach the goal on every seed has no point."
 )
 
 
@@ -65,7 +65,7 @@ def write_recipe_report(folder: Path, summaries: Sequence[Summary]) -> tuple[str
     fits = slopes(points) if recipe.chart.slopes else ()
     _draw(folder, recipe, panels, points)
     _write_summary(folder, recipe, panels, (statistics_, fits))
-    lines = (*(_told(panel, summary) for panel, summary in panels), *map(_slope, fits))
+    lines = (*(_panel_notes(panel, summary) for panel, summary in panels), *map(_slope, fits))
     lines = (recipe.caution,) if recipe.caution else lines
     text = document(recipe.title, [
         _header(recipe),
@@ -148,7 +148,7 @@ def _draw(
         (
             panel.name if len(panels) > 1 else "",
             load_runs([folder / PANELS / panel.name]),
-            View(metric=summary.metric, target=summary.target, log_x=summary.is_wide),
+            View(metric=summary.metric, goal=summary.goal, log_x=summary.is_wide),
         )
         for panel, summary in panels
     ]
@@ -174,7 +174,7 @@ def _write_summary(
     write_text(folder / SUMMARY, text + "\n")
 
 
-def _told(panel: Panel, summary: Summary) -> str:
+def _panel_notes(panel: Panel, summary: Summary) -> str:
     return f"{panel.name}: {headline(summary)}"
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from curricle.errors import CheckpointError, visible
-from curricle.points import where_runs_are
+from curricle.figure_points import where_runs_are
 from curricle.records import (
     EndReason,
     EndRecord,
@@ -48,7 +48,7 @@ class Measurement:
     metrics: dict[str, float]
     """Metrics on held-out data."""
     is_taught: bool = True
-    """Whether the stage reads the student's logits; elsewhere no target counts as reached."""
+    """Whether the stage reads the student's logits; elsewhere no goal counts as reached."""
 
 
 @final
@@ -98,14 +98,14 @@ class Run:
 
     @property
     def has_ended_early(self) -> bool:
-        """Return whether the run ended before its planned length, because it reached its target."""
+        """Return whether the run ended before its planned length, because it reached its goal."""
         return any(outcome.why == "goal" for outcome in self.outcomes.values())
 
     @property
     def outcomes(self) -> dict[str, StageOutcome]:
         """Return the outcome of each stage that has begun, by its name.
 
-        A stage of a fixed length has no record of its end: only the target can have ended it before
+        A stage of a fixed length has no record of its end: only the goal can have ended it before
         its planned steps, or the stages after it.
         """
         reasons = {end.stage: end.why for end in self.stage_ends}

@@ -1,20 +1,20 @@
 """Numbers of a comparison: final metric and cost of each strategy.
 
 A `Summary` holds, for every strategy, the final metric over complete runs and the cost of the
-first evaluation at or past the target. Written as JSON it is `plain(summary)`, nothing else.
+first evaluation at or past the goal. Written as JSON it is `plain(summary)`, nothing else.
 
 Rules that keep the comparison honest:
 
-- A strategy has a cost to the target only if *every* seed reached it, complete or not; a mean over
+- A strategy has a cost to the goal only if *every* seed reached it, complete or not; a mean over
   the seeds that reached it would flatter it. `reached` is their number.
-- Where the target is the mean final value of a strategy, some of that strategy's own seeds fall
+- Where the goal is the mean final value of a strategy, some of that strategy's own seeds fall
   short of it. Its cost is that of its whole runs, at whose end it has that value, unless every seed
   reached it earlier.
 - The final metric is a mean over complete runs; with fewer than two there is no interval. Of a run
-  that ended at its target it is the value there.
+  that ended at its goal it is the value there.
 - Planned runs without records are named in `missing`.
 - Where the direction of the metric is unknown (`better` is None),
-  no target can be reached and no strategy is called best.
+  no goal can be reached and no strategy is called best.
 - Total FLOPs are the student's and the teacher's forward passes while distilling. The
   training of the teacher is reported apart, because a teacher is used more than once.
 
@@ -31,8 +31,7 @@ from curricle.files import write_text
 from curricle.metrics import Direction
 from curricle.records import Usage
 from curricle.reports.directions import direction_of, remedy
-from curricle.reports.endings import warnings_on_ends
-from curricle.reports.quantities import (
+from curricle.reports.formatting import (
     goal_text,
     half_width,
     mean,
@@ -40,6 +39,7 @@ from curricle.reports.quantities import (
     metric_text,
 )
 from curricle.reports.run_folders import Measurement, Run, grouped
+from curricle.reports.student_warnings import warnings_on_ends
 from curricle.values import plain, value
 
 
@@ -61,21 +61,21 @@ class Costs:
 @final
 @value
 class _Aim:
-    """Metric, target and direction by which runs are judged."""
+    """Metric, goal and direction by which runs are judged."""
 
     metric: str
     """Name of the metric."""
-    target: float | None
+    goal: float | None
     """Value that is to be reached; None if none was set."""
     better: Direction | None
     """Which values are better."""
 
     def is_reached_by(self, measurement: Measurement) -> bool:
-        """Return whether a measurement is at or past the target."""
+        """Return whether a measurement is at or past the goal."""
         number = measurement.metrics.get(self.metric)
-        if self.target is None or number is None or not measurement.is_taught:
+        if self.goal is None or number is None or not measurement.is_taught:
             return False
-        return number <= self.target if self.better == "lower" else number >= self.target
+        return number <= self.goal if self.better == "lower" else number >= self.goal
 
 
 COSTS = ("examples", "student_flops", "total_flops", "seconds")
@@ -106,8 +106,8 @@ class SeedSummary:
     """Seed of the run."""
     final: dict[str, float]
     """All metrics at the end, or at the last evaluation of an incomplete run."""
-    to_target: Costs | None
-    """Cost of the first evaluation at or past the target; None if there is none."""
+    to_goal: Costs | None
+    """Cost of the first evaluation at or past the goal; None if there is none."""
     usage: dict[str, int | float]
     """Cost of the run."""
     complete: bool
@@ -121,13 +121,13 @@ class MethodSummary:
 
     final: Final
     """The metric of the finished students."""
-    to_target: Costs
-    """Mean cost over seeds; None in every field unless all seeds reached the target. For the
-    strategy whose final value is the target see the rules above."""
-    to_target_ci95: Costs
+    to_goal: Costs
+    """Mean cost over seeds; None in every field unless all seeds reached the goal. For the
+    strategy whose final value is the goal see the rules above."""
+    to_goal_ci95: Costs
     """Half of the 95 % intervals of those means; None for a single seed."""
     reached: str
-    """How many of the runs reached the target, such as `2/3`."""
+    """How many of the runs reached the goal, such as `2/3`."""
     seeds: tuple[SeedSummary, ...]
     """The runs."""
     notes: tuple[str, ...] = ()
@@ -146,24 +146,24 @@ class MethodSummary:
         return mean_text(self.final.metric, finals) if finals else metric_text("", None)
 
     def costs(self, name: str) -> dict[int, int | float]:
-        """Return by seed the costs whose mean is `to_target`; empty if it has none.
+        """Return by seed the costs whose mean is `to_goal`; empty if it has none.
 
         Args:
             name: Field of `Costs`.
         """
-        if self.to_target.examples is None:
+        if self.to_goal.examples is None:
             return {}
-        reached = {seed.seed: seed.to_target for seed in self.seeds if seed.to_target is not None}
+        reached = {seed.seed: seed.to_goal for seed in self.seeds if seed.to_goal is not None}
         if len(reached) == len(self.seeds):
             return {seed: getattr(costs, name) for seed, costs in reached.items()}
-        # The strategy whose final value is the target costs its whole runs.
+        # The strategy whose final value is the goal costs its whole runs.
         return {seed.seed: seed.usage[name] for seed in self.seeds if seed.complete}
 
     @property
     def examples(self) -> tuple[int | float, ...]:
-        """Return the examples of each run at the target, or by its end."""
+        """Return the examples of each run at the goal, or by its end."""
         return tuple(
-            seed.usage["examples"] if seed.to_target is None else seed.to_target.examples or 0
+            seed.usage["examples"] if seed.to_goal is None else seed.to_goal.examples or 0
             for seed in self.seeds
         )
 
@@ -177,7 +177,7 @@ class Summary:
     """Description of the data."""
     metric: str
     """Name of the metric by which runs are judged."""
-    target: float | None
+    goal: float | None
     """Value of the metric that is to be reached; None if none was set."""
     budget: dict[str, object]
     """Limit for every run, as plain data."""
@@ -185,8 +185,8 @@ class Summary:
     """Strategies by name."""
     teacher: SeedSummary | None = None
     """The teacher's own training, if it was recorded."""
-    target_of: str | None = None
-    """Strategy with the target as its mean final value; None if the target was set as a number."""
+    goal_of: str | None = None
+    """Strategy with the goal as its mean final value; None if the goal was set as a number."""
     missing: tuple[str, ...] = ()
     """Runs that were wanted and are not there, in words."""
     caution: str = ""
@@ -204,14 +204,14 @@ class Summary:
         return tuple(f"{', '.join(names)}: {text}" for text, names in holders.items())
 
     @property
-    def goal(self) -> str:
-        """Return the target in words; empty if there is none."""
-        if self.target is None:
+    def goal_words(self) -> str:
+        """Return the goal in words; empty if there is none."""
+        if self.goal is None:
             return ""
-        if self.target_of is None:
-            return goal_text(self.metric, self.target)
+        if self.goal_of is None:
+            return goal_text(self.metric, self.goal)
         words = self.metric.replace("_", " ")
-        return f"{self.target_of}'s final {words} ({metric_text(self.metric, self.target)})"
+        return f"{self.goal_of}'s final {words} ({metric_text(self.metric, self.goal)})"
 
     @property
     def gap(self) -> str:
@@ -227,11 +227,11 @@ class Summary:
 
     @property
     def is_wide(self) -> bool:
-        """Return whether costs to the target differ so much that they need a logarithmic axis."""
-        if self.target is None:
+        """Return whether costs to the goal differ so much that they need a logarithmic axis."""
+        if self.goal is None:
             return False
         methods = self.methods.values()
-        costs = [method.to_target.examples or mean(method.examples) for method in methods]
+        costs = [method.to_goal.examples or mean(method.examples) for method in methods]
         return max(costs) > WIDE * min(costs)
 
 
@@ -239,8 +239,8 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
     runs: Sequence[Run],
     *,
     metric: str | None = None,
-    target: float | None = None,
-    target_of: str | None = None,
+    goal: float | None = None,
+    goal_of: str | None = None,
     budget: Mapping[str, object] | None = None,
     missing: Sequence[str] = (),
     caution: str = "",
@@ -251,8 +251,8 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
     Args:
         runs: Runs as `load_runs` gives them, at least one of a student.
         metric: Name of a metric of the records; that of the first run if None.
-        target: Value of the metric that is to be reached, if any.
-        target_of: Strategy with the target as its mean final value.
+        goal: Value of the metric that is to be reached, if any.
+        goal_of: Strategy with the goal as its mean final value.
         budget: Limit for every run, as plain data.
         missing: Planned runs without records, in words.
         caution: Reason against any verdict; empty if there is none.
@@ -261,7 +261,7 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
 
     Raises:
         CheckpointError: If there is no run of a student, or their tasks differ.
-        SpecError: If an evaluation lacks the metric, or a target is set for a metric of unknown
+        SpecError: If an evaluation lacks the metric, or a goal is set for a metric of unknown
             direction.
     """
     groups = grouped(runs)
@@ -273,26 +273,26 @@ def summarize(  # noqa: PLR0913 - everything but the runs has a default
     _check_metric(runs, judged)
     students = [run for group in groups.values() for run in group]
     better = better or direction_of(students, judged)
-    if target_of is not None:
-        target = _final(groups[target_of], judged).mean
-    if target is not None and better is None:
-        raise SpecError(f"'target' needs a metric with a direction; {remedy(judged)}")
-    aim = _Aim(metric=judged, target=target, better=better)
+    if goal_of is not None:
+        goal = _final(groups[goal_of], judged).mean
+    if goal is not None and better is None:
+        raise SpecError(f"'goal' needs a metric with a direction; {remedy(judged)}")
+    aim = _Aim(metric=judged, goal=goal, better=better)
     warnings = warnings_on_ends(groups, judged, better)
     teachers = [_seed_summary(run, aim) for run in runs if run.is_teacher]
     return Summary(
         task=opening.task,
         metric=judged,
-        target=target,
+        goal=goal,
         budget=dict(budget or {}),
         methods={
             method: _method_summary(
-                group, aim, is_source=method == target_of, warnings=warnings[method]
+                group, aim, is_source=method == goal_of, warnings=warnings[method]
             )
             for method, group in groups.items()
         },
         teacher=teachers[0] if teachers else None,
-        target_of=None if target is None else target_of,
+        goal_of=None if goal is None else goal_of,
         missing=tuple(missing),
         caution=caution,
         better=better,
@@ -342,14 +342,14 @@ def _method_summary(
     runs: Sequence[Run], aim: _Aim, *, is_source: bool, warnings: Sequence[str]
 ) -> MethodSummary:
     seeds = tuple(_seed_summary(run, aim) for run in runs)
-    reached = [seed.to_target for seed in seeds if seed.to_target is not None]
+    reached = [seed.to_goal for seed in seeds if seed.to_goal is not None]
     costs = reached if len(reached) == len(seeds) else []
-    if is_source and aim.target is not None and not costs:
+    if is_source and aim.goal is not None and not costs:
         costs = [_costs(run.usage) for run in runs if run.is_complete]
     return MethodSummary(
         final=_final(runs, aim.metric),
-        to_target=_over_seeds(costs, mean) if costs else Costs(),
-        to_target_ci95=_over_seeds(costs, half_width) if costs else Costs(),
+        to_goal=_over_seeds(costs, mean) if costs else Costs(),
+        to_goal_ci95=_over_seeds(costs, half_width) if costs else Costs(),
         reached=f"{len(reached)}/{len(seeds)}",
         seeds=seeds,
         notes=(*dict.fromkeys(text for run in runs for text in run.opening.notes), *warnings),
@@ -376,7 +376,7 @@ def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:
     return SeedSummary(
         seed=run.seed,
         final=measured[-1].metrics if measured else {},
-        to_target=None if first is None else _costs(first.usage),
+        to_goal=None if first is None else _costs(first.usage),
         usage=plain(run.usage) | {"total_flops": run.usage.total_flops},
         complete=run.is_complete,
     )

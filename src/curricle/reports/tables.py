@@ -19,7 +19,7 @@ from rich.text import Text
 
 from curricle.errors import visible
 from curricle.records import StagePlan
-from curricle.reports.quantities import NONE, metric_text, short, with_interval
+from curricle.reports.formatting import NONE, metric_text, short, with_interval
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
 from curricle.values import value
 
@@ -32,7 +32,7 @@ COST_WORDS = {
 }
 """Name of each field of `Costs` in tables and figures."""
 SEED_COSTS = ("examples", "total FLOPs")
-"""Costs of a single run, printed beside its seconds, and to a target if there is one."""
+"""Costs of a single run, printed beside its seconds, and to a goal if there is one."""
 MOST_WHOLE = 20
 """Characters of a word that a narrow terminal does not break."""
 STEP_FLOPS = ("student FLOPs a step", "teacher FLOPs a step")
@@ -69,19 +69,19 @@ class Grid:
 
 
 def summary_grid(summary: Summary) -> Grid:
-    """Return one row a strategy: the final metric and, if there is a target, the costs to it."""
+    """Return one row a strategy: the final metric and, if there is a goal, the costs to it."""
     final = ("strategy", f"final {summary.metric}")
     methods = summary.methods.items()
-    if summary.target is None:
+    if summary.goal is None:
         return Grid(
             title=summary.task,
             columns=final,
             rows=tuple((name, _final(method)) for name, method in methods),
             numeric=(False, True),
         )
-    heads = [f"{COST_WORDS[name]} to target" for name in COSTS]
+    heads = [f"{COST_WORDS[name]} to goal" for name in COSTS]
     return Grid(
-        title=f"{summary.task}: to {summary.goal}",
+        title=f"{summary.task}: to {summary.goal_words}",
         columns=(*final, *heads, "reached"),
         rows=tuple(
             (name, _final(method), *_costs(method), method.reached) for name, method in methods
@@ -95,18 +95,16 @@ def _final(method: MethodSummary) -> str:
 
 
 def _costs(method: MethodSummary) -> list[str]:
-    if method.to_target.examples is None:
+    if method.to_goal.examples is None:
         return [NOT_REACHED] * len(COSTS)
     return [
-        with_interval(
-            getattr(method.to_target, name), getattr(method.to_target_ci95, name), kind=name
-        )
+        with_interval(getattr(method.to_goal, name), getattr(method.to_goal_ci95, name), kind=name)
         for name in COSTS
     ]
 
 
 def seed_grid(summary: Summary) -> Grid:
-    """Return one row a run: final metrics, costs to a target if any, and total costs."""
+    """Return one row a run: final metrics, costs to a goal if any, and total costs."""
     rows = [
         (name, *_seed_row(seed, summary))
         for name, method in summary.methods.items()
@@ -114,8 +112,8 @@ def seed_grid(summary: Summary) -> Grid:
     ]
     if summary.teacher is not None:
         rows.append(("teacher's own training", *_seed_row(summary.teacher, summary)))
-    to_target = [] if summary.target is None else [f"{name} to target" for name in SEED_COSTS]
-    heads = (*to_target, *SEED_COSTS, "seconds")
+    to_goal = [] if summary.goal is None else [f"{name} to goal" for name in SEED_COSTS]
+    heads = (*to_goal, *SEED_COSTS, "seconds")
     return Grid(
         title="Runs",
         columns=("strategy", "seed", "final metrics", *heads, "state"),
@@ -125,14 +123,14 @@ def seed_grid(summary: Summary) -> Grid:
 
 
 def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
-    costs = seed.to_target
+    costs = seed.to_goal
     numbers = [] if costs is None else [costs.examples, costs.total_flops]
-    to_target = [with_interval(number, None) for number in numbers] or [NOT_REACHED] * 2
+    to_goal = [with_interval(number, None) for number in numbers] or [NOT_REACHED] * 2
     return (
         str(seed.seed),
         ", ".join(f"{name} {metric_text(name, number)}" for name, number in seed.final.items())
         or NONE,
-        *([] if summary.target is None else to_target),
+        *([] if summary.goal is None else to_goal),
         short(seed.usage["examples"]),
         short(seed.usage["total_flops"]),
         with_interval(seed.usage["seconds"], None, kind="seconds"),

@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.probe import probe_run as probe_run
     from curricle.runs.report import write_report as write_report
+    from curricle.runs.spec import Goal as Goal
     from curricle.runs.spec import RunSpec as RunSpec
     from curricle.runs.spec import StrategySpec as StrategySpec
-    from curricle.runs.spec import Target as Target
     from curricle.runs.spec import TargetsSpec as TargetsSpec
     from curricle.runs.spec import TeacherSpec as TeacherSpec
     from curricle.runs.spec import load_spec as load_spec
@@ -26,7 +26,7 @@ else:
             "spec": (
                 "RunSpec",
                 "StrategySpec",
-                "Target",
+                "Goal",
                 "TargetsSpec",
                 "TeacherSpec",
                 "load_spec",

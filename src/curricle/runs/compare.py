@@ -24,7 +24,8 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import build
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
 from curricle.metrics import ACCURACY, Metric
@@ -56,9 +57,9 @@ from curricle.training.distill import (
 )
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import Evaluator
-from curricle.training.setup.ambient import standard_state
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.torch_state import standard_state
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 Strategy = Mapping[str, object] | Callable[..., Curriculum]
@@ -79,7 +80,7 @@ class Comparison:
     students: Mapping[tuple[str, int], nn.Module]
     """Trained students by strategy and seed."""
     summary: Summary
-    """Final metrics, costs to the target and intervals over seeds."""
+    """Final metrics, costs to the goal and intervals over seeds."""
     report: Path | None = None
     """HTML page; None if nothing was written."""
 
@@ -218,7 +219,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     seeds: Sequence[int] = (0, 1, 2),
     metric: str | Metric = ACCURACY,
     better: Literal["higher", "lower"] | None = None,
-    target: float | str | None = None,
+    goal: float | str | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
     trajectory: Trajectory | None = None,
     settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
@@ -243,7 +244,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         seeds: Seeds of the runs; intervals need two or more.
         metric: Metric by which the runs are judged, or its name.
         better: Direction of the metric; None takes its own, or derives it from the name.
-        target: Value of the metric that counts as learned, or a strategy with that final value.
+        goal: Value of the metric that counts as learned, or a strategy with that final value.
         optimizer: Optimizer of every student.
         trajectory: Checkpoints of the teacher, for `progressive`.
         settings: Device, precision, intervals.
@@ -298,13 +299,13 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         metric=name,
         better=better,
         budget=plan.budget,
-        target=target if isinstance(target, float | int) else None,
-        target_of=target if isinstance(target, str) else None,
+        goal=goal if isinstance(goal, float | int) else None,
+        goal_of=goal if isinstance(goal, str) else None,
     )
-    if request.target_of not in (None, *plan.strategies):
+    if request.goal_of not in (None, *plan.strategies):
         raise SpecError(
-            f"'target' must be a number or one of the strategies {list(plan.strategies)}; "
-            f"got {target!r}"
+            f"'goal' must be a number or one of the strategies {list(plan.strategies)}; "
+            f"got {goal!r}"
         )
     with _opened(output_dir) as folder:
         # A mistake in the last strategy shows before the first student has cost its time.

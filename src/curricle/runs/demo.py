@@ -13,7 +13,7 @@ from curricle.errors import SpecError, near_names
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import Budget
-from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
+from curricle.runs.spec import Goal, RunSpec, StrategySpec, TeacherSpec
 from curricle.tasks import ParityTask, TextTask
 from curricle.training.setup.optimizers import SGD, AdamW
 from curricle.training.setup.settings import TrainingSettings
@@ -46,7 +46,7 @@ def parity_demo(output_dir: str) -> RunSpec:
         },
         seeds=(0, 1, 2),
         budget=Budget(number=60_000, unit="steps"),
-        target=Target(number=0.99, ends_run=True),
+        goal=Goal(number=0.99, ends_run=True),
         optimizer=SGD(learning_rate=0.3),
         engine=TrainingSettings(eval_every=100, log_every=100, threads=1),
     )
@@ -78,7 +78,7 @@ def text_demo(output_dir: str) -> RunSpec:
         },
         seeds=(0,),
         budget=Budget(number=600, unit="steps"),
-        target=Target(final_of="one_shot"),
+        goal=Goal(final_of="one_shot"),
         optimizer=AdamW(learning_rate=6e-3),
         engine=TrainingSettings(
             precision="bfloat16", max_grad_norm=1.0, eval_every=50, log_every=25, threads=1

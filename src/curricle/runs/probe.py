@@ -34,15 +34,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, final
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.grammars import Grammar
 from curricle.data.synthetic.pcfg import labeled_strings
 from curricle.errors import BindError
 from curricle.models.tapped import TappedModel
 from curricle.probes.correlations import output_correlations
+from curricle.probes.forward_passes import Probe
 from curricle.probes.ngrams import POSITIONS, ngram_reliance
 from curricle.probes.nonterminals import NonterminalProbe, nonterminal_probe
-from curricle.probes.readings import Probe
 from curricle.probes.representations import linear_probe, tap_similarity
 from curricle.records import ProbeRecord, write_probes
 from curricle.runs.folder import TEACHER, end_of, read_origin, stored_spec

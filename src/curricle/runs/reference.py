@@ -31,10 +31,10 @@ from curricle.objectives.projections import Projection
 from curricle.records import Record, StagePlan, Usage
 from curricle.runs.budget import Budget, budget
 from curricle.runs.spec import (
+    Goal,
     Model,
     RunSpec,
     StrategySpec,
-    Target,
     TargetsSpec,
     TeacherSpec,
     from_folder,
@@ -66,7 +66,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Length": Duration,
         "Rules that end a stage": Annotated[Rule, KIND],
         "Budget": Budget,
-        "Target": Target,
+        "Goal": Goal,
         "Tasks": Task,
         "Masking": Masking,
         "Teacher": TeacherSpec,
@@ -76,7 +76,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Layer pair": LayerPair,
         "Stage": Stage,
         "Stored targets": TargetsSpec,
-        "Target compression": TargetCompression,
+        "Goal compression": TargetCompression,
         "Codecs": Codec,
         "Starts": WarmStart,
         "Objectives": Shipped,

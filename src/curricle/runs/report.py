@@ -1,6 +1,6 @@
 """Reports of run folders.
 
-A run folder holds the spec or request of its comparison beside the records. Target and budget of a
+A run folder holds the spec or request of its comparison beside the records. Goal and budget of a
 report are those of the first folder.
 """
 
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from curricle.errors import CheckpointError, visible
+from curricle.figure_points import PANELS, caution, read_recipe
 from curricle.metrics import Direction
-from curricle.points import PANELS, caution, read_recipe
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
 from curricle.reports.reproduction import write_recipe_report
@@ -31,7 +31,7 @@ def write_report(
     """Write page, summary and learning curves of run folders.
 
     Args:
-        folders: Run folders, at least one; target and budget are those of the first.
+        folders: Run folders, at least one; goal and budget are those of the first.
         page: The HTML file; the others are put beside it.
         better: Direction of the metric; None takes that declared by the runs, else derives it
             from the name.
@@ -59,7 +59,7 @@ def summarized(
     """Return the runs in folders and their summary.
 
     Args:
-        folders: Run folders, at least one; target and budget are those of the first.
+        folders: Run folders, at least one; goal and budget are those of the first.
         better: Which values of the metric are better, if that is to be declared here.
     """
     runs = load_runs(folders)
@@ -67,8 +67,8 @@ def summarized(
     summary = summarize(
         runs,
         metric=request.metric,
-        target=request.target,
-        target_of=_source(request, folders[0], runs),
+        goal=request.goal,
+        goal_of=_source(request, folders[0], runs),
         budget={} if request.budget is None else dict(plain(request.budget)),
         missing=_missing(folders, runs),
         caution=next(filter(None, map(caution, folders)), ""),
@@ -107,7 +107,7 @@ def _write(runs: Sequence[Run], summary: Summary, page: Path, *, heading: tuple[
         runs,
         page.with_name("learning-curves"),
         metric=summary.metric,
-        target=summary.target,
+        goal=summary.goal,
         log_x=summary.is_wide,
     )
 
@@ -137,8 +137,8 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _source(request: Request, folder: Path, runs: Sequence[Run]) -> str | None:
-    """Return the name among the runs of the strategy that sets the target."""
-    source = (folder / STUDENTS / str(request.target_of)).resolve()
+    """Return the name among the runs of the strategy that sets the goal."""
+    source = (folder / STUDENTS / str(request.goal_of)).resolve()
     return next((run.method for run in runs if run.path.resolve().parent == source), None)
 
 

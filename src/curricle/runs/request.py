@@ -1,13 +1,13 @@
-"""Question of a comparison: metric, target and budget, kept beside its runs for the report."""
+"""Question of a comparison: metric, goal and budget, kept beside its runs for the report."""
 
 from pathlib import Path
 from typing import Literal, final
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import CheckpointError, reason
 from curricle.runs.budget import AnyBudget
 from curricle.runs.folder import SPEC, has_spec, stored_fields
-from curricle.runs.spec import Target
-from curricle.seals import read_sealed, write_sealed
+from curricle.runs.spec import Goal
 from curricle.values import parse, plain, value
 
 REQUEST = "comparison.json"
@@ -17,16 +17,16 @@ REQUEST = "comparison.json"
 @final
 @value
 class Request:
-    """Metric, target and budget of a comparison."""
+    """Metric, goal and budget of a comparison."""
 
     metric: str | None = None
     """Metric by which runs are judged; None takes that of the first run."""
     better: Literal["higher", "lower"] | None = None
     """Direction of the metric; None derives it from the name."""
-    target: float | None = None
-    """Value that counts as learned; None sets no target."""
-    target_of: str | None = None
-    """Strategy that sets the target by its mean final value."""
+    goal: float | None = None
+    """Value that counts as learned; None sets no goal."""
+    goal_of: str | None = None
+    """Strategy that sets the goal by its mean final value."""
     budget: AnyBudget | None = None
     """Limit for each student."""
 
@@ -36,7 +36,7 @@ def write_request(folder: Path, request: Request, *, resume: bool) -> None:
 
     Args:
         folder: The comparison's folder.
-        request: Metric, target and budget.
+        request: Metric, goal and budget.
         resume: Whether a comparison is continued; its request must be the same.
 
     Raises:
@@ -52,7 +52,7 @@ def write_request(folder: Path, request: Request, *, resume: bool) -> None:
             )
         if stored != request:
             raise CheckpointError(
-                f"{str(path)!r} must hold the metric, target and budget of this comparison; it "
+                f"{str(path)!r} must hold the metric, goal and budget of this comparison; it "
                 f"holds {plain(stored)}"
             )
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,11 +71,12 @@ def read_request(folder: Path) -> Request:
     if has_spec(folder):
         # Two fields and not the whole spec, so that folders of earlier versions are read.
         fields = stored_fields(folder)
-        target: Target = parse(Target, fields.get("target") or {}, source=str(folder / SPEC))
+        stated = fields.get("goal") or fields.get("target") or {}
+        goal: Goal = parse(Goal, stated, source=str(folder / SPEC))
         return Request(
-            metric=target.metric,
-            target=target.number,
-            target_of=target.final_of,
+            metric=goal.metric,
+            goal=goal.number,
+            goal_of=goal.final_of,
             budget=parse(AnyBudget | None, fields.get("budget"), source=str(folder / SPEC)),
         )
     path = folder / REQUEST

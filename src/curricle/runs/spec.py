@@ -107,21 +107,21 @@ class StrategySpec:
 
 @final
 @value
-class Target:
+class Goal:
     """Metric and value that count as learned."""
 
     metric: MetricName = ACCURACY.name  # type: ignore[assignment] # of the same names
     """Metric by which runs are judged; `kl` compares with the finished teacher."""
     number: float | None = None
-    """Value to be reached; None sets no target."""
+    """Value to be reached; None sets no goal."""
     final_of: str | None = None
     """Strategy that sets the value to be reached: its final value, mean over seeds."""
     ends_run: bool = False
     """Whether a student's run ends at the first evaluation that reaches `number`, which saves time;
-    final values are then those at the target."""
+    final values are then those at the goal."""
 
     def __post_init__(self) -> None:
-        """Check that there is a single target.
+        """Check that there is a single goal.
 
         Raises:
             SpecError: If there are two, no value of the metric can reach it, or runs are to end
@@ -139,7 +139,7 @@ class Target:
             raise SpecError("'ends_run' must come with a 'number'; got none")
 
     def is_reached(self, metrics: Mapping[str, float]) -> bool:
-        """Return whether metrics are at the target number or better."""
+        """Return whether metrics are at the goal number or better."""
         if self.number is None:
             return False
         return is_reached(self.metric, metrics[self.metric], self.number)
@@ -200,7 +200,7 @@ class RunSpec:
     fresh or masked data give all students one `data_seed`. None runs the teacher at each step."""
     budget: AnyBudget | None = None
     """Limit for each student."""
-    target: Target = Target()
+    goal: Goal = Goal()
     """Metric and value that count as learned."""
     optimizer: Optimizer
     """How students are trained, and the teacher unless it has its own."""
@@ -212,7 +212,7 @@ class RunSpec:
 
         Raises:
             SpecError: If models do not suit the task, a strategy does not exist or take its
-                arguments, the target names none, seeds are equal or have no strategies, or two
+                arguments, the goal names none, seeds are equal or have no strategies, or two
                 features exclude each other.
         """
         self._check_models()
@@ -224,10 +224,10 @@ class RunSpec:
                 build(call, total=total, trajectory=PlannedCheckpoints(self.trajectory_steps()))
             except CurricleError as error:
                 raise SpecError(f"{path!r}: {error}") from None
-        if self.target.final_of not in (None, *self.strategies):
+        if self.goal.final_of not in (None, *self.strategies):
             raise SpecError(
-                f"'target.final_of' must name a strategy; got {self.target.final_of!r}; "
-                f"{near_names(str(self.target.final_of), self.strategies)}"
+                f"'goal.final_of' must name a strategy; got {self.goal.final_of!r}; "
+                f"{near_names(str(self.goal.final_of), self.strategies)}"
             )
 
     def _check_seeds(self) -> None:

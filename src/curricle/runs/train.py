@@ -197,7 +197,7 @@ def train_class(
         return
     data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
     teacher = open_teacher(spec, data)
-    evaluate = _evaluator(spec, data, teacher, spec.target.metric)
+    evaluate = _evaluator(spec, data, teacher, spec.goal.metric)
     members = [
         SharedRun(
             run=_bound(spec, student, data, teacher, length=None),
@@ -210,7 +210,7 @@ def train_class(
     ]
     execute_shared(
         members,
-        metric=spec.target.metric,
+        metric=spec.goal.metric,
         resume=True,
         until=_until(spec),
         batch_students=spec.batch_students,
@@ -378,7 +378,7 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     outputs: Outputs,
     until: Callable[[Mapping[str, float]], bool] | None = None,
 ) -> EndRecord:
-    metric: str = spec.target.metric
+    metric: str = spec.goal.metric
     if run.teacher is None and METRICS[metric].reads == "teacher":
         # The teacher of the comparison has none itself.
         metric = NLL.name
@@ -400,7 +400,7 @@ def _evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> E
 
 
 def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:
-    return spec.target.is_reached if spec.target.ends_run else None
+    return spec.goal.is_reached if spec.goal.ends_run else None
 
 
 def _export(spec: RunSpec, module: nn.Module, folder: Path | None) -> None:

@@ -17,7 +17,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch, BatchKey, Inputs, check_positions
+from curricle.data.batch import Batch, BatchKey, Inputs, check_positions
 from curricle.errors import BindError, DataError
 from curricle.models.inference import Inference
 from curricle.models.restoring import modes_kept

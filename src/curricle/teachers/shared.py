@@ -17,7 +17,7 @@ from typing import final
 
 from torch import Tensor
 
-from curricle.data.streams import BatchKey, Inputs
+from curricle.data.batch import BatchKey, Inputs
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Forward, Place, TappedModel
 from curricle.teachers.live import PLAIN, LiveTeacher, Reference, TeacherForward

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle.colocation import beside
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference

@@ -16,9 +16,11 @@ from typing import Any, final
 from torch import nn
 from torch.utils.data import DataLoader
 
+from curricle.checksums import sealed_names
 from curricle.curriculum.stages import Curriculum
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.streams import Batch, Stream
+from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.files import usable_folder
 from curricle.metrics import (
@@ -33,7 +35,6 @@ from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
 from curricle.records import AT_CHANCE, EndRecord, Usage
-from curricle.seals import sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
@@ -50,10 +51,10 @@ from curricle.training.loop.engine import (
     single_steps,
 )
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
-from curricle.training.setup.ambient import standard_state
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.torch_state import standard_state
 from curricle.training.targets.capture import TargetCompression, Watch, capture
 
 AnyModel = nn.Module | TappedModel

@@ -2,7 +2,7 @@
 
 Every arm differs from the first, `reference`, in one thing; `learned-projections` differs so from
 `own-projections`, since what is learned cannot be shared. On parity arms differ by the
-examples to the target, elsewhere by their final accuracy. On the grammar and on text two arms tell
+examples to the goal, elsewhere by their final accuracy. On the grammar and on text two arms tell
 the *order* of layers from the matching of hidden states: one stage on the last layer alone, with
 the same share of the steps, and the same layers matched, through the same projection, beside the
 logits all along. These, and one-shot, are also run at a half and a quarter of the learning rate.
@@ -11,13 +11,13 @@ logits all along. These, and one-shot, are also run at a half and a quarter of t
 from collections.abc import Mapping
 from dataclasses import replace
 
-from curricle.points import Chart
+from curricle.figure_points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps, taps
-from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
+from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_GOAL, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import (
     GRAMMAR_STEPS,
     grammar_layers,
@@ -53,7 +53,7 @@ def _parity(scale: Scale) -> Comparison:
         strategies=_arms(reference, changes),
         seeds=SEEDS[scale],
         budget=steps(total),
-        target=PARITY_TARGET,
+        goal=PARITY_GOAL,
         engine=TrainingSettings(
             eval_every=every,
             log_every=every,

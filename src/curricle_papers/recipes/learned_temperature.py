@@ -11,12 +11,12 @@ makes gradients larger, which plain SGD does not compensate.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from curricle.points import Chart
+from curricle.figure_points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, steps
-from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_TARGET, SEEDS, parity_size
+from curricle_papers.recipes.sparse_parity import PARITY_CHART, PARITY_GOAL, SEEDS, parity_size
 from curricle_papers.recipes.text_and_grammars import GRAMMAR_STEPS, grammar_layers, pcfg_comparison
 
 LEARNED: Plain = {"kind": "learned_temperature"}
@@ -61,7 +61,7 @@ def _parity(scale: Scale) -> Comparison:
         strategies=_arms(total, {"durations": [f"{layer} steps"]}),
         seeds=SEEDS[scale],
         budget=steps(total),
-        target=PARITY_TARGET,
+        goal=PARITY_GOAL,
         engine=TrainingSettings(
             eval_every=max(total // 60, 10),
             log_every=max(total // 60, 10),

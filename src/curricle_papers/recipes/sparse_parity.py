@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from curricle.curriculum.durations import Duration
+from curricle.figure_points import Chart
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
-from curricle.points import Chart
 from curricle.runs.budget import Budget
 from curricle.runs.demo import parity_demo
-from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
+from curricle.runs.spec import Goal, RunSpec, StrategySpec, TeacherSpec
 from curricle.tasks import ParityTask
 from curricle.training.setup.optimizers import SGD, AdamW, Schedule
 from curricle.training.setup.settings import TrainingSettings
@@ -34,7 +34,7 @@ SEEDS: Mapping[Scale, tuple[int, ...]] = {
     "small": (0, 1, 2, 3, 4),
     "paper": (0, 1, 2),
 }
-PARITY_TARGET = Target(metric="accuracy", number=0.99)
+PARITY_GOAL = Goal(metric="accuracy", number=0.99)
 """Where arms of ablations are compared."""
 PARITY_CHART = Chart(kind="bars", of="examples", y="examples to 99 % accuracy")
 """How such a comparison is drawn: final accuracies are all at chance or at one."""
@@ -183,7 +183,7 @@ def _transformer(scale: Scale) -> Mapping[str, Comparison]:
         strategies=four_strategies({"pairs": taps(1, 2), "durations": [f"{layer} steps"] * 2}),
         seeds=SEEDS[scale],
         budget=steps(total),
-        target=Target(metric="accuracy", number=0.99, ends_run=True),
+        goal=Goal(metric="accuracy", number=0.99, ends_run=True),
         optimizer=AdamW(
             learning_rate=1e-4 if scale == "paper" else 1e-3,
             schedule=Schedule(warmup=0.06, decay="cosine"),
@@ -230,7 +230,7 @@ def _hierarchical(scale: Scale) -> Mapping[str, Comparison]:
         ),
         student=MLPSpec(widths=(widths[1],)),
         budget=steps(total),
-        target=Target(metric="accuracy", number=0.95, ends_run=True),
+        goal=Goal(metric="accuracy", number=0.95, ends_run=True),
     )
     # Each checkpoint for as long as it took the teacher to come to it.
     strategies = four_strategies(
@@ -277,7 +277,7 @@ def _sized(scale: Scale, inputs: int, degree: int) -> Comparison:
             num_inputs=inputs, degree=degree, batch_size=64, evaluation_examples=evaluation
         ),
         budget=steps(200 if scale == "smoke" else 60_000 if scale == "small" else 600_000),
-        target=Target(metric="accuracy", number=0.9, ends_run=True),
+        goal=Goal(metric="accuracy", number=0.9, ends_run=True),
         engine=TrainingSettings(device=base.engine.device, eval_every=25, log_every=100, threads=1),
     )
     strategies = _strategies(
@@ -331,7 +331,7 @@ def _batched(scale: Scale, size: int) -> Comparison:
         # No strategy here asks the teacher anything.
         teacher=TeacherSpec(model=base.teacher.model, total=length(1), checkpoints=1),
         budget=Budget(number=examples, unit="examples"),
-        target=Target(metric="accuracy", number=0.9, ends_run=True),
+        goal=Goal(metric="accuracy", number=0.9, ends_run=True),
         optimizer=SGD(learning_rate=RATE_PER_EXAMPLE * size),
         engine=TrainingSettings(eval_every=every, log_every=every, threads=1),
     )

@@ -11,10 +11,10 @@ task.corpus=[wikitext-2,books]` (both as one), or any data set as `datasets:NAME
 from collections.abc import Mapping
 from dataclasses import replace
 
+from curricle.figure_points import Chart
 from curricle.models.huggingface import HuggingFaceSpec
-from curricle.points import Chart
 from curricle.runs.demo import text_demo
-from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
+from curricle.runs.spec import Goal, RunSpec, StrategySpec, TeacherSpec
 from curricle.tasks import PcfgTask, TextTask
 from curricle.training.setup.optimizers import AdamW, Schedule
 from curricle.training.setup.settings import TrainingSettings
@@ -107,7 +107,7 @@ def pcfg_comparison(scale: Scale, total: int, strategies: Mapping[str, StrategyS
             strategies=dict(strategies),
             seeds=SEEDS[scale],
             budget=steps(total),
-            target=Target(metric="accuracy", final_of="one_shot"),
+            goal=Goal(metric="accuracy", final_of="one_shot"),
             optimizer=_adam(rate),
             engine=_engine(scale, total),
         )
@@ -243,7 +243,7 @@ def _pcfg_gpt(scale: Scale) -> Mapping[str, Comparison]:
         strategies=four_strategies(grammar_layers(scale, 2, 0.3)),
         seeds=SEEDS[scale],
         budget=steps(total),
-        target=Target(metric="accuracy", final_of="one_shot"),
+        goal=Goal(metric="accuracy", final_of="one_shot"),
         optimizer=AdamW(learning_rate=2e-3, schedule=COSINE),
         engine=_engine(scale, total),
     )
@@ -315,7 +315,7 @@ def _wikipedia(scale: Scale) -> Mapping[str, Comparison]:
         },
         seeds=SEEDS[scale],
         budget=steps(total),
-        target=Target(metric="accuracy", final_of="one_shot"),
+        goal=Goal(metric="accuracy", final_of="one_shot"),
         optimizer=AdamW(learning_rate=5e-4 if scale == "paper" else 3e-3, schedule=COSINE),
         engine=_engine(scale, total),
     )

@@ -1,7 +1,7 @@
 """Value of an initialization from the teacher's embeddings.
 
 Tasks, teachers and rates of the recipes for text, grammar and parities; on parities the arms are
-compared by the examples to the target. Every arm with a start differs from its method only in the
+compared by the examples to the goal. Every arm with a start differs from its method only in the
 start; the random start before extraction is the shared projection of its layers. Principal
 components are used on text alone: elsewhere the teacher has fewer token vectors than the student
 has dimensions.
@@ -10,14 +10,14 @@ has dimensions.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from curricle.points import Chart
+from curricle.figure_points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, four_strategies, steps
 from curricle_papers.recipes.sparse_parity import (
     PARITY_CHART,
+    PARITY_GOAL,
     PARITY_MLP,
-    PARITY_TARGET,
     PARITY_TRANSFORMER,
 )
 from curricle_papers.recipes.text_and_grammars import (
@@ -48,7 +48,7 @@ def _panels(scale: Scale) -> Mapping[str, Comparison]:
     for recipe in (PARITY_MLP, PARITY_TRANSFORMER):
         ((name, comparison),) = recipe.panels(scale).items()
         budget = steps(PARITY_STEPS[name][scale])
-        spec = replace(comparison.spec, budget=budget, target=PARITY_TARGET)
+        spec = replace(comparison.spec, budget=budget, goal=PARITY_GOAL)
         panels[name] = _compared(replace(comparison, spec=spec, chart=PARITY_CHART))
     return panels
 

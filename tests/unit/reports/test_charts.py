@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricle.points import Chart, Panel, Point
+from curricle.figure_points import Chart, Panel, Point
 from curricle.reports.charts import (
     NOTHING,
     _errors,
@@ -22,8 +22,8 @@ from curricle.reports.summary import Summary, summarize
 LINES = Chart(kind="lines", of="examples", slopes=True)
 
 
-def summary(folder: Path, target: float = 0.9) -> Summary:
-    return summarize(load_runs([folder]), metric="accuracy", target=target)
+def summary(folder: Path, goal: float = 0.9) -> Summary:
+    return summarize(load_runs([folder]), metric="accuracy", goal=goal)
 
 
 def points(series: str, numbers: dict[float, list[float]], panel: str = "") -> list[Point]:
@@ -41,7 +41,7 @@ def test_examples_to_the_target_stand_at_the_panel(comparison: Path) -> None:
 
 
 def test_a_strategy_that_missed_the_target_has_no_point(comparison: Path) -> None:
-    found = points_of(LINES, [(Panel(name="d-8"), summary(comparison, target=0.965))])
+    found = points_of(LINES, [(Panel(name="d-8"), summary(comparison, goal=0.965))])
     # One of three seeds reaches .97: a mean over that one would flatter.
     assert found == ()
 
@@ -84,7 +84,7 @@ def test_a_comparison_without_numbers_keeps_its_panel(comparison: Path, tmp_path
     chart = Chart(kind="bars", of="examples")
     panels = [
         (Panel(name="text"), summary(comparison)),
-        (Panel(name="transformer"), summary(comparison, target=0.99)),
+        (Panel(name="transformer"), summary(comparison, goal=0.99)),
     ]
     _, svg = save_chart(chart, points_of(chart, panels), tmp_path / "figure", panels)
     drawn = svg.read_text()

@@ -113,9 +113,9 @@ def test_borders_between_stages_are_dashed_verticals(runs: tuple[Run, ...]) -> N
 
 
 def test_the_target_is_a_dotted_line_with_its_name(runs: tuple[Run, ...]) -> None:
-    (line,) = learning_figure(runs, metric="accuracy", target=0.9).layout.shapes
+    (line,) = learning_figure(runs, metric="accuracy", goal=0.9).layout.shapes
     assert (line.y0, line.y1, line.line.dash) == (0.9, 0.9, "dot")
-    assert line.name == "target: 90 % accuracy"
+    assert line.name == "goal: 90 % accuracy"
     assert not learning_figure(runs, metric="accuracy").layout.shapes
 
 

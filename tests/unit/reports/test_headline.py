@@ -11,8 +11,8 @@ from tests.parts import edit_records
 WriteRun = Callable[..., Path]
 
 
-def _summary(folder: Path, *, target: float | None = 0.9, metric: str = "accuracy") -> Summary:
-    return summarize(load_runs([folder]), metric=metric, target=target)
+def _summary(folder: Path, *, goal: float | None = 0.9, metric: str = "accuracy") -> Summary:
+    return summarize(load_runs([folder]), metric=metric, goal=goal)
 
 
 def test_the_headline_bounds_what_was_not_reached(comparison: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_tie_with_the_strategy_that_set_the_target_keeps_its_shares(
 ) -> None:
     for method, step in (("extraction", 40), ("progressive", 40), ("one_shot", 80)):
         write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5, step: 0.95})
-    assert headline(summarize(load_runs([tmp_path]), target_of="one_shot")).startswith(
+    assert headline(summarize(load_runs([tmp_path]), goal_of="one_shot")).startswith(
         "extraction reached one_shot's final accuracy (95.00 %) in 0.5 of its seconds and 0.5 of "
         "its total FLOPs, with 400 examples, as many as progressive, 2 times fewer than one_shot"
     )
@@ -153,7 +153,7 @@ def test_the_headline_names_who_was_cheaper_otherwise(tmp_path: Path, write_run:
 
 
 def test_the_headline_says_when_nobody_got_there(comparison: Path) -> None:
-    assert headline(_summary(comparison, target=0.999)) == (
+    assert headline(_summary(comparison, goal=0.999)) == (
         "no strategy reached 99.9 % accuracy on every seed; no difference measurable in final "
         "accuracy: extraction 96.00 ± 2.48 %, one_shot 65.00 % (2 seeds: 60.00, 70.00 %); "
         "2 to 3 seeds each."
@@ -162,8 +162,8 @@ def test_the_headline_says_when_nobody_got_there(comparison: Path) -> None:
 
 def test_the_headline_says_when_no_target_was_set(tmp_path: Path, write_run: WriteRun) -> None:
     write_run(tmp_path, {10: 0.5, 20: 0.95})
-    assert headline(_summary(tmp_path, target=None)) == (
-        "no target was set; final accuracy 95.00 % (extraction); 1 seed each."
+    assert headline(_summary(tmp_path, goal=None)) == (
+        "no goal was set; final accuracy 95.00 % (extraction); 1 seed each."
     )
 
 
@@ -182,7 +182,7 @@ LOWER = ("nll", "error_rate", "wer", "eval_loss", "rmse", "ppl", "ece", "brier_s
 def test_the_best_error_is_the_lowest(tmp_path: Path, write_run: WriteRun, metric: str) -> None:
     for method, final in (("a", 0.1), ("b", 0.9)):
         write_run(tmp_path / f"students/{method}/seed-0", {10: 1.5, 20: final}, metric=metric)
-    summary = _summary(tmp_path, target=None, metric=metric)
+    summary = _summary(tmp_path, goal=None, metric=metric)
     assert f"best final {metric} 0.1 (a)" in headline(summary)
 
 
@@ -192,7 +192,7 @@ def test_a_metric_without_a_known_direction_has_no_best(
 ) -> None:
     for method, final in (("a", 0.1), ("b", 0.9)):
         write_run(tmp_path / f"students/{method}/seed-0", {20: final}, metric=metric)
-    line = headline(_summary(tmp_path, target=None, metric=metric))
+    line = headline(_summary(tmp_path, goal=None, metric=metric))
     assert "no strategy is called best: it is not known whether lower or higher values" in line
     assert f"{metric!r} are better; pass better='lower' or better='higher' to 'distill'" in line
     assert "0.1" not in line
@@ -206,14 +206,14 @@ def test_a_declared_direction_decides_over_the_name(
         for method, final in (("a", 0.1), ("b", 0.9)):
             folder = tmp_path / f"{metric}/students/{method}/seed-0"
             write_run(folder, {20: final}, metric=metric, better=better)
-        line = headline(_summary(tmp_path / metric, target=None, metric=metric))
+        line = headline(_summary(tmp_path / metric, goal=None, metric=metric))
         assert f"best final {metric} {best}" in line
 
 
 def test_a_tie_is_equal_and_not_best(tmp_path: Path, write_run: WriteRun) -> None:
     for method in ("b", "a"):
         write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5}, method=method)
-    assert "equal final accuracy 50.00 % (a, b)" in headline(_summary(tmp_path, target=None))
+    assert "equal final accuracy 50.00 % (a, b)" in headline(_summary(tmp_path, goal=None))
 
 
 def test_seconds_inside_the_noise_are_no_verdict(tmp_path: Path, write_run: WriteRun) -> None:
@@ -259,7 +259,7 @@ def test_the_headline_tells_the_share_of_the_cost_of_the_strategy_that_set_the_t
     comparison: Path,
 ) -> None:
     # 30 of 150 seconds, 24k of 120k FLOPs, 600 of 3,000 examples.
-    assert headline(summarize(load_runs([comparison]), target_of="one_shot")) == (
+    assert headline(summarize(load_runs([comparison]), goal_of="one_shot")) == (
         "extraction reached one_shot's final accuracy (65.00 %) in 0.2 of its seconds and 0.2 of "
         "its total FLOPs, with 600 examples, 5 times fewer than one_shot (3k); 2 to 3 seeds each."
     )
@@ -270,7 +270,7 @@ def test_a_share_above_one_is_told_in_times(tmp_path: Path, write_run: WriteRun)
     path = write_run(tmp_path / "students/one_shot/seed-0", {20: 0.5, 50: 0.9})
     records = path / "records.jsonl"
     edit_records(records, records.read_text().replace('"seconds": 25.0', '"seconds": 8.0'))
-    line = headline(summarize(load_runs([tmp_path]), target_of="one_shot"))
+    line = headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
     # 20 seconds against 8; 16k FLOPs against 20k.
     assert "in 2.5 times its seconds and 0.8 of its total FLOPs, with 400 examples" in line
 
@@ -279,17 +279,17 @@ def test_a_strategy_that_sets_the_target_and_leads_has_no_share_of_itself(
     comparison: Path,
 ) -> None:
     # The mean final value of extraction is 0.96, which one_shot never reached.
-    assert headline(summarize(load_runs([comparison]), target_of="extraction")) == (
+    assert headline(summarize(load_runs([comparison]), goal_of="extraction")) == (
         "extraction reached extraction's final accuracy (96.00 %) with 1k examples, "
         "at least 3 times fewer than one_shot (not reached in 3k); 2 to 3 seeds each."
     )
 
 
 def test_the_headline_counts_missing_runs(comparison: Path) -> None:
-    summary = summarize(load_runs([comparison]), target=0.9, missing=["one_shot seed 2"])
+    summary = summarize(load_runs([comparison]), goal=0.9, missing=["one_shot seed 2"])
     assert headline(summary).endswith("; 2 to 3 seeds each, 1 of 6 runs missing.")
 
 
 def test_no_verdict_is_given_where_the_numbers_say_nothing(comparison: Path) -> None:
-    summary = summarize(load_runs([comparison]), target=0.9, caution="too short to tell")
+    summary = summarize(load_runs([comparison]), goal=0.9, caution="too short to tell")
     assert headline(summary) == "too short to tell."

@@ -50,7 +50,7 @@ def _write(
     command: str = "",
 ) -> _Reader:
     runs = load_runs([folder])
-    summary = summarize(runs, target=0.9, budget=budget)
+    summary = summarize(runs, goal=0.9, budget=budget)
     write_page(runs, summary, path, title=title, command=command)
     return _read(path)
 
@@ -72,7 +72,7 @@ def test_the_page_loads_nothing(page: _Reader) -> None:
 def test_the_page_forbids_itself_to_load_anything(comparison: Path) -> None:
     runs = load_runs([comparison])
     path = comparison / "page.html"
-    write_page(runs, summarize(runs, target=0.9), path, title="Parity")
+    write_page(runs, summarize(runs, goal=0.9), path, title="Parity")
     assert "Content-Security-Policy\" content=\"default-src 'none'" in path.read_text()
 
 
@@ -80,7 +80,7 @@ def test_the_page_forbids_itself_to_load_anything(comparison: Path) -> None:
     "told",
     [
         "Parity <1>",
-        "parity · target: 90 % accuracy · budget: 2.5G FLOPs",
+        "parity · goal: 90 % accuracy · budget: 2.5G FLOPs",
         "extraction reached 90 % accuracy with 600 examples, at least 5 times fewer",
         "96.00 ± 2.48 %",
         "not reached",
@@ -172,8 +172,8 @@ def test_missing_runs_are_named_in_a_warning(comparison: Path) -> None:
 
 def test_the_page_says_how_the_strategy_that_sets_the_target_is_judged(comparison: Path) -> None:
     runs = load_runs([comparison])
-    page = page_text(runs, summarize(runs, target_of="one_shot"), title="t")
-    assert "target: one_shot&#x27;s final accuracy (65.00 %)" in page
+    page = page_text(runs, summarize(runs, goal_of="one_shot"), title="t")
+    assert "goal: one_shot&#x27;s final accuracy (65.00 %)" in page
     assert "mean final value of &#x27;one_shot&#x27;" in page
     assert "its cost is that of its whole runs" in page
 
@@ -183,7 +183,7 @@ def test_the_page_says_that_runs_ended_at_their_target(
 ) -> None:
     write_run(comparison / "students/extraction/seed-1", {20: 0.5, 60: 0.9}, seed=1, planned=100)
     told = _write(comparison, comparison / "page.html").text
-    assert "1 of 5 runs ended when they reached the target" in told
+    assert "1 of 5 runs ended when they reached the goal" in told
 
 
 def test_what_was_planned_stands_beside_what_was_done(tmp_path: Path, write_run: WriteRun) -> None:
@@ -207,7 +207,7 @@ def test_figures_and_buttons_begin_with_the_scale_that_shows_every_strategy(
     for method, step in (("extraction", 10), ("one_shot", last)):
         write_run(tmp_path / f"students/{method}/seed-0", {5: 0.5, step: 0.95}, method=method)
     runs = load_runs([tmp_path])
-    page = page_text(runs, summarize(runs, target=0.9), title="t")
+    page = page_text(runs, summarize(runs, goal=0.9), title="t")
     assert f'data-scale="{scale}" aria-pressed="true"' in page
     assert page.count('data-scale="linear" aria-pressed="true"') == (scale == "linear")
     assert ('"type":"log"' in page.split('id="learning-curves"')[1].split('id="losses"')[0]) == (

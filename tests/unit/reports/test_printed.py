@@ -15,7 +15,7 @@ WriteRun = Callable[..., Path]
 
 def test_a_png_and_an_svg_are_written(comparison: Path, tmp_path: Path) -> None:
     png, svg = save_learning_curves(
-        load_runs([comparison]), tmp_path / "deep/curves.v1", metric="accuracy", target=0.9
+        load_runs([comparison]), tmp_path / "deep/curves.v1", metric="accuracy", goal=0.9
     )
     assert (png.name, svg.name) == ("curves.v1.png", "curves.v1.svg")
     assert png.read_bytes().startswith(b"\x89PNG")
@@ -94,7 +94,7 @@ def test_metrics_that_are_no_shares_are_drawn_as_they_are(
     tmp_path: Path, write_run: WriteRun
 ) -> None:
     runs = load_runs([write_run(tmp_path, {5: 1.5, 10: 0.7}, metric="nll")])
-    _, svg = save_learning_curves(runs, tmp_path / "curves", metric="nll", target=0.8)
+    _, svg = save_learning_curves(runs, tmp_path / "curves", metric="nll", goal=0.8)
     assert svg.is_file()
 
 

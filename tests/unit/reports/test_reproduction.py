@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.points import Chart, Panel, Point, RecipeRecord, write_points, write_recipe
+from curricle.figure_points import Chart, Panel, Point, RecipeRecord, write_points, write_recipe
 from curricle.reports.charts import statistics
 from curricle.reports.reproduction import (
     points_grid,
@@ -30,7 +30,7 @@ def record(chart: Chart, *names: str) -> RecipeRecord:
 
 
 def summary(folder: Path) -> Summary:
-    return summarize(load_runs([folder]), metric="accuracy", target=0.9)
+    return summarize(load_runs([folder]), metric="accuracy", goal=0.9)
 
 
 @pytest.fixture

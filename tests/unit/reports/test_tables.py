@@ -30,7 +30,7 @@ WriteRun = Callable[..., Path]
 @pytest.fixture
 def summary(comparison: Path) -> Summary:
     runs = load_runs([comparison])
-    return summarize(runs, target=0.9)
+    return summarize(runs, goal=0.9)
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def test_without_a_target_there_are_no_columns_for_it(comparison: Path) -> None:
 
 def test_a_strategy_without_complete_run_says_so(tmp_path: Path, write_run: WriteRun) -> None:
     runs = load_runs([write_run(tmp_path, {10: 0.5}, finished=False)])
-    summary = summarize(runs, target=0.9)
+    summary = summarize(runs, goal=0.9)
     assert summary_grid(summary).rows[0][1] == "no complete run"
     assert seed_grid(summary).rows[0][-1] == "incomplete"
 
@@ -200,7 +200,7 @@ def test_a_grid_without_title_has_none() -> None:
 
 
 def test_a_target_that_a_strategy_sets_is_told_by_its_name(comparison: Path) -> None:
-    summary = summarize(load_runs([comparison]), target_of="one_shot")
+    summary = summarize(load_runs([comparison]), goal_of="one_shot")
     assert summary_grid(summary).title == "parity: to one_shot's final accuracy (65.00 %)"
 
 

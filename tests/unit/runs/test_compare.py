@@ -10,7 +10,8 @@ import torch
 
 import curricle
 from curricle import seeding
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError, CheckpointError, SpecError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
@@ -129,12 +130,12 @@ def test_strategies_take_arguments_and_functions() -> None:
 
 def test_the_folder_holds_runs_and_a_report_that_knows_target_and_budget(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    result = compared(output_dir=folder, target="one_shot", better="higher")
+    result = compared(output_dir=folder, goal="one_shot", better="higher")
     assert result.report == folder / "report.html"
     assert "extraction" in (folder / "report.html").read_text(encoding="utf-8")
     again = summarized([folder])[1]
     assert again == result.summary
-    assert again.target_of == "one_shot"
+    assert again.goal_of == "one_shot"
     assert again.budget == {"number": 12.0, "unit": "steps"}
     records = read_records(folder / "students" / "extraction" / "seed-1" / "records.jsonl")
     first, *_, last = records
@@ -205,7 +206,7 @@ def test_a_mistake_in_the_last_strategy_shows_before_the_first_is_trained() -> N
             "'fixed' to .* got 'Curriculum', whose length no budget can set",
         ),
         ({"budget": "12 stpes"}, SpecError, "stpes"),
-        ({"target": "labels"}, SpecError, "'target' must be a number or one of the strategies"),
+        ({"goal": "labels"}, SpecError, "'goal' must be a number or one of the strategies"),
         ({"student": "bert"}, BindError, "'student' must be a torch.nn.Module"),
         ({"teacher": "bert"}, BindError, "'teacher' must be a torch.nn.Module"),
         ({"data": 3}, BindError, "'data' must be a stream or a function from a seed to one"),
@@ -221,7 +222,7 @@ def test_a_folder_with_another_comparison_is_refused(tmp_path: Path) -> None:
     compared(output_dir=tmp_path / "run", seeds=(0,))
     with pytest.raises(CheckpointError, match="must not hold a comparison already; 'resume=True'"):
         compared(output_dir=tmp_path / "run", seeds=(0,))
-    with pytest.raises(CheckpointError, match="must hold the metric, target and budget of this"):
+    with pytest.raises(CheckpointError, match="must hold the metric, goal and budget of this"):
         compared(output_dir=tmp_path / "run", seeds=(0,), budget="13 steps", resume=True)
 
 

@@ -30,7 +30,7 @@ def test_every_link_leads_to_one_heading(name: str) -> None:
     "row",
     [
         # A value of its own, a text that is read, a range, a choice, a list, and arguments.
-        "| `target` | [target](#target) | `{}` | Metric and value that count as learned. |",
+        "| `goal` | [goal](#goal) | `{}` | Metric and value that count as learned. |",
         "| `duration` | [length](#length) or [plateau](#plateau) or [metric](#metric) |  | Length",
         "| `momentum` | number ≥ 0, < 1 | `0.0` | Momentum; 0 is plain descent. |",
         "| `decay` | `constant`, `cosine`, `linear` | `constant` | Shape of the fall from the peak",

@@ -10,8 +10,8 @@ from curricle.runs.request import REQUEST, Request, read_request, write_request
 
 REQUESTS = (
     Request(),
-    Request(metric="f1", better="higher", target=0.5, budget=budget_of("4k steps")),
-    Request(metric="nll", target_of="one_shot", budget=budget_of("2T flops")),
+    Request(metric="f1", better="higher", goal=0.5, budget=budget_of("4k steps")),
+    Request(metric="nll", goal_of="one_shot", budget=budget_of("2T flops")),
 )
 
 
@@ -30,7 +30,7 @@ def test_a_resumed_comparison_must_ask_the_same(tmp_path: Path) -> None:
     write_request(tmp_path, REQUESTS[1], resume=True)
     with pytest.raises(CheckpointError, match="must not hold a comparison already"):
         write_request(tmp_path, REQUESTS[1], resume=False)
-    with pytest.raises(CheckpointError, match=r"must hold the metric, target and budget .*'f1'"):
+    with pytest.raises(CheckpointError, match=r"must hold the metric, goal and budget .*'f1'"):
         write_request(tmp_path, REQUESTS[2], resume=True)
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from curricle import seeding
+from curricle.checksums import write_sealed
 from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
@@ -26,7 +27,6 @@ from curricle.runs.train import (
     train_class,
     train_student,
 )
-from curricle.seals import write_sealed
 from curricle.teachers.trajectory import open_trajectory
 from curricle.training.setup.optimizers import SGD
 from tests.runs import contents
@@ -269,7 +269,7 @@ def test_a_run_may_end_at_its_target_and_is_not_gone_on_with(make_spec: MakeSpec
     first = next(steps for accuracy, steps in found if accuracy >= best)
     assert 2 < first < 60
 
-    ending = make_spec(*sets, f"target={{number: {best}, ends_run: true}}")
+    ending = make_spec(*sets, f"goal={{number: {best}, ends_run: true}}")
     end = train_student(ending, single_run(ending))
     assert end.usage.steps == first
     assert end.metrics["accuracy"] == best
@@ -281,7 +281,7 @@ def test_a_run_may_end_at_its_target_and_is_not_gone_on_with(make_spec: MakeSpec
 
 
 def test_without_its_option_a_target_ends_no_run(make_spec: MakeSpec) -> None:
-    spec = make_spec("target={number: 0.0}")
+    spec = make_spec("goal={number: 0.0}")
     teach(spec)
     assert train_student(spec, single_run(spec)).usage.steps == 12
 

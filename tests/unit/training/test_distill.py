@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP

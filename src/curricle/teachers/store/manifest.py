@@ -20,10 +20,10 @@ from typing import Literal, final
 
 from pydantic import Field
 
+from curricle.checksums import Document, read_sealed, write_sealed
 from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
 from curricle.files import inside, is_plain_name
 from curricle.objectives.base import BoundObjective, pending_calibration, target_description
-from curricle.seals import Document, read_sealed, write_sealed
 from curricle.teachers.live import Reference
 from curricle.teachers.store.codecs import Codec
 from curricle.values import Plain, fingerprint, parse, plain, value

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
+from curricle.data.batch import Batch, Inputs, named
 from curricle.data.blocks import joined
 from curricle.data.dataloaders import LoaderStream
-from curricle.data.streams import Batch, Inputs, Stream, named
+from curricle.data.streams import Stream
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
 
@@ -356,7 +357,7 @@ def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
 
 
 @contextmanager
-def located(stage: str, step: int, seed: int) -> Iterator[None]:
+def add_location(stage: str, step: int, seed: int) -> Iterator[None]:
     """Add to an error of the data where in the run it has come up.
 
     Args:

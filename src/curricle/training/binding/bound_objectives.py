@@ -37,7 +37,7 @@ class Term:
     """Its stored targets; None runs the teacher, if it needs one."""
 
     @property
-    def asks_teacher(self) -> bool:
+    def runs_teacher(self) -> bool:
         """Return whether a teacher has to run for its target."""
         return self.needs_teacher and self.stored is None
 
@@ -69,7 +69,7 @@ def bound_term(
     return Term(weight=objective.weight, needs_teacher=needs, objective=bound, stored=stored)
 
 
-def opened(terms: Iterable[Term]) -> tuple[Term, ...]:
+def copy_trainable_terms(terms: Iterable[Term]) -> tuple[Term, ...]:
     """Return terms to train with: those that own an adapter are copies."""
     # The whole term is copied, so that inside of the copy the objective reads its own adapter.
     # Terms without one hold nothing that training changes, and may hold large projections.
@@ -84,7 +84,7 @@ def adapters_of(terms: Iterable[Term]) -> nn.ModuleList:
     return nn.ModuleList(adapter for adapter in adapters if adapter is not None)
 
 
-def described(terms: Iterable[Term]) -> dict[str, str]:
+def plan_columns(terms: Iterable[Term]) -> dict[str, str]:
     """Return the columns of `plan` for the objectives: taps, objective, projection, widths."""
     columns = [term.objective.describe() for term in terms]
     joined = [" + ".join(dict.fromkeys(words)) for words in zip(*columns, strict=True)]
@@ -92,7 +92,7 @@ def described(terms: Iterable[Term]) -> dict[str, str]:
 
 
 @contextmanager
-def trained_beside(
+def adapters_in_optimizer(
     optimizer: torch.optim.Optimizer, adapters: nn.ModuleList, *, weight_decay: float
 ) -> Iterator[None]:
     """Add adapters to the student's optimizer, and notify them of its updates.

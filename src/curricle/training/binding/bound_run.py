@@ -37,10 +37,10 @@ from curricle.training.binding.batches import (
 from curricle.training.binding.bound_stages import BoundStage, StageProbe
 from curricle.training.binding.starting import BoundStart, bind_start
 from curricle.training.binding.timeline import check_rule, plan_spans
-from curricle.training.setup.ambient import standard_state, surrounding_notes
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.placement import place_model
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.torch_state import standard_state, surrounding_notes
 
 
 @final

@@ -19,14 +19,15 @@ from torch import Tensor
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Stage
-from curricle.data.streams import Batch, Stream, named
+from curricle.data.batch import Batch, named
+from curricle.data.streams import Stream
 from curricle.errors import BindError, DataError
 from curricle.models.axes import observing
-from curricle.models.decisions import check_pair, model_notes, probability_note
 from curricle.models.eligibility import (
     readable,
 )
 from curricle.models.heads import LinearHead
+from curricle.models.model_notes import check_pair, model_notes, probability_note
 from curricle.models.restoring import buffers_kept, frozen_but, modes_kept, train
 from curricle.models.tapped import Activations, TappedModel, check_head
 from curricle.objectives.base import (
@@ -41,6 +42,7 @@ from curricle.objectives.base import (
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher, aligned
 from curricle.teachers.stored import StoredTeacher
+from curricle.training.binding.axis_checks import check_decoder_inputs, check_orientation
 from curricle.training.binding.batches import (
     RunBatches,
     TableWatch,
@@ -50,13 +52,12 @@ from curricle.training.binding.bound_objectives import (
     Term,
     adapters_of,
     bound_term,
-    described,
-    opened,
+    copy_trainable_terms,
+    plan_columns,
 )
-from curricle.training.binding.orientation import check_decoder_inputs, check_orientation
+from curricle.training.binding.first_passes import run_first_pass
 from curricle.training.binding.recomputing import check_recomputation, without_reentrant_checkpoints
 from curricle.training.binding.timeline import Span
-from curricle.training.binding.trials import tried_on
 from curricle.training.setup.costs import Meter
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
@@ -195,8 +196,8 @@ class StageProbe:
         with self._undisturbed(frozen=reached if stage.trainable == "new" else frozenset()):
             # The student first, because placeholders of a stored teacher take shapes and positions
             # from it.
-            student = self._learn(reads, student_meter)
-            taught = self._teach(all_reads, student, teacher_meter) if needs_teacher else None
+            student = self._run_student(reads, student_meter)
+            taught = self._run_teacher(all_reads, student, teacher_meter) if needs_teacher else None
             # Ramps of an objective span the longest length of the stage, as schedules do; the real
             # one is not known before the stage ends.
             sample = Sample(batch=self._part, student=student, teacher=taught, seed=self._seed)
@@ -204,11 +205,11 @@ class StageProbe:
             self._note_logits(all_reads, student, taught)
             # Copies, so that `terms` keep the first values of their adapters: every entry into the
             # stage, also after an interrupt, begins from those.
-            trial_terms = opened(terms)
+            trial_terms = copy_trainable_terms(terms)
             adapters = list(adapters_of(trial_terms).parameters())
             # Their numbers are counted with those of the optimizer, so they must not count as
             # saved.
-            student_meter.know(adapters)
+            student_meter.exclude(adapters)
             # Projections of the teacher's states are a cost of the teacher: stored targets spare
             # them.
             with teacher_meter.running():
@@ -218,7 +219,7 @@ class StageProbe:
             # The teacher's logits of a chunk are made while the student's are.
             for target in targets:
                 if isinstance(target, LinearHead):
-                    student_meter.cede(target.flops, teacher_meter)
+                    student_meter.move_flops(target.flops, teacher_meter)
         if not trained:
             raise BindError(
                 f"'trainable' must leave something to train; got {stage.trainable!r} where "
@@ -228,7 +229,7 @@ class StageProbe:
         plan = StagePlan(
             name=stage.name,
             teacher=_teacher_words(stage) if needs_teacher else "none",
-            **described(terms),
+            **plan_columns(terms),
             steps=span.most,
             until="" if isinstance(stage.duration, Duration) else str(stage.duration),
             # A step takes as many passes as there are micro-batches, but holds the activations of
@@ -311,7 +312,9 @@ class StageProbe:
         teacher = None if self._teacher is None else self._teacher.model
         return objective.reads(self._student, teacher)
 
-    def _teach(self, all_reads: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
+    def _run_teacher(
+        self, all_reads: Sequence[Reads], student: Activations, meter: Meter
+    ) -> Activations:
         if isinstance(self._teacher, StoredTeacher):
             # The last precision of the settings is the teacher's.
             self._teacher.check_precision(self._settings.precisions[-1])
@@ -334,7 +337,7 @@ class StageProbe:
             # A generator that has moved shows a draw of any code; a search for dropout modules
             # would miss functions.
             before = seeding.global_state()
-            activations = tried_on("teacher", forward, batch)
+            activations = run_first_pass("teacher", forward, batch)
         self._teacher_draws |= before != seeding.global_state()
         # Outside of the meter, since its passes are none of a step.
         check_orientation("teacher", model, activations, batch)
@@ -347,7 +350,7 @@ class StageProbe:
             # none.
             raise BindError(str(error)) from error
 
-    def _learn(self, reads: Reads, meter: Meter) -> Activations:
+    def _run_student(self, reads: Reads, meter: Meter) -> Activations:
         model, head = self._student, reads.student_head
         if head:
             check_head(model, self._part.inputs)
@@ -359,7 +362,7 @@ class StageProbe:
                 "student", model.open_taps(reads.student, logits=reads.student_logits, head=head)
             ) as forward,
         ):
-            activations = tried_on("student", forward, self._part)
+            activations = run_first_pass("student", forward, self._part)
         self.draws_noise |= before != seeding.global_state()
         # Two more passes, made only on suspicion: seeding these generators costs every step time,
         # and libraries around the model may have drawn from them.

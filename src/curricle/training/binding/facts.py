@@ -16,7 +16,7 @@ from torch import nn
 
 from curricle.curriculum.durations import UntilMetric
 from curricle.files import write_text
-from curricle.models.tuners import tuner_settings
+from curricle.models.peft_adapters import tuner_settings
 from curricle.models.weights import architecture
 from curricle.renamed import RENAMED
 from curricle.teachers.stored import StoredTeacher

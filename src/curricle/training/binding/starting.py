@@ -42,7 +42,7 @@ BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""
 
 
-def begun(start: "BoundStart | None", usage: Usage, placement: Placement) -> Usage:
+def apply_start(start: "BoundStart | None", usage: Usage, placement: Placement) -> Usage:
     """Return the usage when training begins or resumes, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.

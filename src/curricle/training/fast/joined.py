@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.objectives.base import Target
 from curricle.training.loop.stage_loss import StageLoss, StepLoss
 from curricle.training.loop.stepping import Stepper

@@ -24,8 +24,8 @@ from torch import Tensor, fx
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from curricle.data.batch import Batch, check_positions
 from curricle.data.blocks import Block, read_block
-from curricle.data.streams import Batch, check_positions
 from curricle.errors import BindError
 from curricle.models.tapped import Activations
 from curricle.objectives.base import BoundObjective, Target

@@ -17,7 +17,7 @@ from typing import final
 
 from curricle.errors import DataError
 from curricle.models.weights import architecture
-from curricle.training.binding.batches import excess, located
+from curricle.training.binding.batches import add_location, excess
 from curricle.training.fast.joined import Joined, is_counter
 from curricle.training.fast.multistep import CompiledSteps
 from curricle.training.loop.stage_loss import StepLoss
@@ -130,7 +130,7 @@ class Group:
         """
         stepper = self.steppers[0]
         run = stepper.run
-        with located(stepper.stage.declared.name, step, run.seed):
+        with add_location(stepper.stage.declared.name, step, run.seed):
             try:
                 yield
             except IndexError as error:

@@ -24,12 +24,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from curricle.checksums import SEAL, check_sealed, folder_seal
 from curricle.colocation import beside, processor_kind
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Usage
-from curricle.seals import SEAL, check_sealed, folder_seal
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
 from curricle.yaml_specs import from_json, kind_of

@@ -39,11 +39,11 @@ from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.facts import run_facts
-from curricle.training.binding.starting import begun
+from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.loop.journal import Journal
-from curricle.training.loop.recording import run_record, spend, step_record
+from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.results import plain_metrics
 from curricle.training.loop.resuming import RunFolder
 from curricle.training.loop.stage_loss import StepLoss
@@ -215,7 +215,7 @@ class TrainingRun:
             # Last of all that may refuse: casting and compiling a teacher costs time and memory.
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
         # Within the teacher's context: a warm start runs it in evaluation mode.
-        self._usage = begun(run.warm_start, self._journal.usage, run.settings.placement)
+        self._usage = apply_start(run.warm_start, self._journal.usage, run.settings.placement)
 
     def _open_journal(self, lock: ExitStack) -> None:
         run, outputs = self.run, self.outputs
@@ -326,7 +326,7 @@ class TrainingRun:
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - called while a stage is open
         seconds = self._before.seconds + at - self._started
-        self._usage = spend(
+        self._usage = usage_after(
             self.run, self._before, stepper.stage, done=self.num_steps, seconds=seconds
         )
 

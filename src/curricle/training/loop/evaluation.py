@@ -12,9 +12,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from curricle.data.batch import Batch, Rows, check_positions
 from curricle.data.finiteness import non_finite_words
 from curricle.data.labels import misplaced, require_classes
-from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError, DataError
 from curricle.metrics import CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
@@ -22,7 +22,7 @@ from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Activations, Forward, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
-from curricle.training.binding.trials import check_places
+from curricle.training.binding.first_passes import check_places
 from curricle.training.setup.placement import HOST, Placement
 
 Evaluator = Callable[[TappedModel], dict[str, float]]
@@ -113,7 +113,9 @@ class _LabelEvaluator:
             _teaching(self.teacher) as read_teacher,
         ):
             for batch in self.batches:
-                logits, size = _logits(_shown(forward, batch), batch, "'logits' in 'evaluation'")
+                logits, size = _logits(
+                    _student_activations(forward, batch), batch, "'logits' in 'evaluation'"
+                )
                 if self.bounds is not None:
                     # Before the metrics: a class that is out of range ends in an assertion of the
                     # GPU, after which the process cannot use it.
@@ -187,16 +189,16 @@ def _teaching(teacher: TappedModel | None) -> Iterator[Callable[[Batch], Tensor]
     with modes_kept(teacher.module), teacher.open_taps((), logits=True) as forward:
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
-        yield lambda batch: _logits(_taught(forward, batch), batch, name)[0]
+        yield lambda batch: _logits(_teacher_activations(forward, batch), batch, name)[0]
 
 
-def _taught(forward: Forward, batch: Batch) -> Activations:
+def _teacher_activations(forward: Forward, batch: Batch) -> Activations:
     """Return the teacher's activations at the positions of the student."""
     side = batch.for_teacher
     return aligned(forward(side.inputs, side.selected), batch)
 
 
-def _shown(forward: Forward, batch: Batch) -> Activations:
+def _student_activations(forward: Forward, batch: Batch) -> Activations:
     """Return the activations of the student for a batch.
 
     Raises:

@@ -23,7 +23,9 @@ from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import StepLoss
 
 
-def spend(run: BoundRun, before: Usage, stage: BoundStage, *, done: int, seconds: float) -> Usage:
+def usage_after(
+    run: BoundRun, before: Usage, stage: BoundStage, *, done: int, seconds: float
+) -> Usage:
     """Return the usage after some steps of a stage.
 
     Args:

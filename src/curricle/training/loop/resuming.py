@@ -18,12 +18,12 @@ from typing import final
 
 from torch import nn
 
+from curricle.checksums import SEAL, seal_folder, sealed_names
 from curricle.errors import CheckpointError
 from curricle.files import content_digest, remove_leftovers
 from curricle.locks import locked
 from curricle.models.weights import load_weights, save_weights
 from curricle.records import EndRecord, Record, RunRecord, read_records
-from curricle.seals import SEAL, seal_folder, sealed_names
 from curricle.training.loop.checkpoints import (
     check_layout,
     clear_leftovers,

@@ -22,13 +22,13 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.models.tapped import Activations, Forward
 from curricle.objectives.base import Target, pending_calibration
 from curricle.teachers.live import LiveTeacher, TeacherForward, aligned
 from curricle.teachers.shared import SharedTeacher
 from curricle.training.binding.batches import TableLimit, run_forward
-from curricle.training.binding.bound_objectives import Term, adapters_of, opened
+from curricle.training.binding.bound_objectives import Term, adapters_of, copy_trainable_terms
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.setup.settings import TrainingSettings
@@ -90,7 +90,7 @@ class StageLoss:
         """
         # The bound terms keep the first values of adapters, from which the stage begins again when
         # an interrupted run enters it anew.
-        self.terms = opened(terms)
+        self.terms = copy_trainable_terms(terms)
         """The objectives; those with an adapter are copies of the declared ones."""
         self.adapters = adapters_of(self.terms)
         """Modules of the objectives that train beside the student."""
@@ -252,7 +252,7 @@ def open_stage_loss(
         teacher: TeacherForward | None = None
         # A stage of labels or stored targets loads no checkpoint and runs no pass.
         if isinstance(run.teacher, (LiveTeacher, SharedTeacher)) and any(
-            term.asks_teacher for term in stage.terms
+            term.runs_teacher for term in stage.terms
         ):
             opening = run.teacher.open_taps(
                 stage.declared.teacher,

@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.data.batch import Batch
 from curricle.data.finiteness import non_finite_words
-from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.objectives.base import Target
 from curricle.records import Usage
-from curricle.training.binding.batches import located
-from curricle.training.binding.bound_objectives import trained_beside
+from curricle.training.binding.batches import add_location
+from curricle.training.binding.bound_objectives import adapters_in_optimizer
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.checkpoints import load_adapters
@@ -119,7 +119,7 @@ class Stepper:
             DataError: If a batch cannot be read by a model; the stage and the step are named.
             DivergenceError: If the loss is not finite; the weights are those before the step.
         """
-        with located(self.stage.declared.name, step, self.run.seed):
+        with add_location(self.stage.declared.name, step, self.run.seed):
             if self.prefetcher is None:
                 prepared = self.prepared(step)
             else:
@@ -263,7 +263,7 @@ class Stepper:
     def calibrate(self) -> None:
         """Give the objectives that need them the teacher's statistics over the first batches."""
         begins = self._placement.now()
-        with located(self.stage.declared.name, self.start, self.run.seed):
+        with add_location(self.stage.declared.name, self.start, self.run.seed):
             was_needed = self.loss.calibrate(
                 lambda: (self.batch(step) for step in range(CALIBRATION_BATCHES))
             )
@@ -312,7 +312,7 @@ def stepping(
         first = stage.span.start if start is None else start
         stepper = Stepper(run, stage, optimizer, loss, start=first)
         decay = run.optimizer.weight_decay
-        stack.enter_context(trained_beside(optimizer, loss.adapters, weight_decay=decay))
+        stack.enter_context(adapters_in_optimizer(optimizer, loss.adapters, weight_decay=decay))
         if resumed is not None and len(loss.adapters):
             # After the optimizer has them: state of a parameter in none of its groups is refused.
             load_adapters(resumed, loss.adapters, optimizer)

@@ -27,7 +27,7 @@ class Meter:
         self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
         self._kept: dict[int, int] = {}
 
-    def know(self, tensors: Iterable[Tensor]) -> None:
+    def exclude(self, tensors: Iterable[Tensor]) -> None:
         """Count some more tensors as lying in memory anyway."""
         self._known |= {tensor.untyped_storage().data_ptr() for tensor in tensors}
 
@@ -36,7 +36,7 @@ class Meter:
         """Return the bytes kept for the backward pass, each storage once."""
         return sum(self._kept.values())
 
-    def cede(self, flops: int, receiver: "Meter") -> None:
+    def move_flops(self, flops: int, receiver: "Meter") -> None:
         """Count FLOPs as those of another meter."""
         self.flops -= flops
         receiver.flops += flops

@@ -75,7 +75,7 @@ class ProgressBar:
                 # that ended early would never reach its end.
                 self._num_steps -= record.planned - record.done
                 self._progress.update(self._bar, total=self._num_steps)
-                self._end = "target reached" if record.why == "goal" else ""
+                self._end = "goal reached" if record.why == "goal" else ""
             case EvaluationRecord() | EndRecord():
                 self._metric = " ".join(
                     f"{name} {number:.3f}" for name, number in record.metrics.items()
@@ -83,7 +83,7 @@ class ProgressBar:
         # A goal ends a run without records of the stages that are left out, so the last record
         # alone shows it.
         if isinstance(record, EndRecord) and record.usage.steps < self._num_steps:
-            self._end = "target reached"
+            self._end = "goal reached"
             self._progress.update(self._bar, total=record.usage.steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
         self._progress.update(self._bar, completed=record.usage.steps, note=visible(note))

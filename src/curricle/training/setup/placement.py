@@ -20,7 +20,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel

@@ -24,7 +24,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import final
 
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
 from curricle.records import EndRecord
@@ -37,9 +38,9 @@ from curricle.training.binding.speed import check_speed
 from curricle.training.loop.engine import Outputs, TrainingRun, single_steps
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.loop.stage_loss import StepLoss
-from curricle.training.setup.ambient import standard_state
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.interrupts import Interrupted, Interrupts
+from curricle.training.setup.torch_state import standard_state
 from curricle.training.sharing.grouping import StudentGroups
 
 SHARED = (

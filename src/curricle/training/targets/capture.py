@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.colocation import beside
+from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.files import usable_folder
 from curricle.locks import locked
@@ -46,11 +46,11 @@ from curricle.teachers.store.manifest import (
 )
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
-from curricle.training.binding.batches import located
+from curricle.training.binding.batches import add_location
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
-from curricle.training.setup.ambient import standard_state
+from curricle.training.setup.torch_state import standard_state
 from curricle.values import value
 
 Watch = Callable[[int, int], None]
@@ -106,7 +106,7 @@ def capture(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
     queries = queries_of(runs, compression)
-    if not any(query.wanted for query in queries):
+    if not any(query.target_sets for query in queries):
         raise BindError(
             f"'curriculum' must compare with a teacher somewhere to have targets to capture; got "
             f"{runs[0].name!r}"
@@ -118,7 +118,9 @@ def capture(
         teacher=_facts(teacher, runs),
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
         sections=tuple(
-            {section.name: section for query in queries for section, _ in query.wanted}.values()
+            {
+                section.name: section for query in queries for section, _ in query.target_sets
+            }.values()
         ),
     )
     with locked(folder, remedy="wait for its end or take another folder"):
@@ -129,7 +131,7 @@ def capture(
             # Threads as in training: their number decides the order of sums, and so the last
             # digits.
             with query.run.settings.stated_threads():
-                for _ in query.captured(writer):
+                for _ in query.capture(writer):
                     done += 1
                     if watch is not None:
                         watch(done, total)
@@ -146,16 +148,16 @@ class TeacherQuery:
     """The run."""
     stage: BoundStage
     """One of its stages."""
-    wanted: list[tuple[TargetSet, int]]
+    target_sets: list[tuple[TargetSet, int]]
     """Each kind of target, and the number of the objective that reads it."""
 
-    def captured(self, writer: ShardWriter) -> Iterator[None]:
+    def capture(self, writer: ShardWriter) -> Iterator[None]:
         """Store the targets of the stage; yield after each step."""
         run, stage = self.run, self.stage
         with self._open() as loss:
             # If an earlier stage may end early, a student may read any of these steps.
             for step in stage.span.possible_steps:
-                with located(stage.declared.name, step, run.seed):
+                with add_location(stage.declared.name, step, run.seed):
                     # In the parts of training: a pass of another size rounds differently.
                     for micro_batch in run.stream.batch(step).split(
                         run.settings.gradient_accumulation_steps
@@ -163,7 +165,7 @@ class TeacherQuery:
                         self._store(writer, loss, micro_batch)
                 yield
 
-    def compared(
+    def recomputed(
         self, steps: int
     ) -> Iterator[tuple[TargetSet, BoundObjective, Batch, Float[Tensor, "row width"]]]:
         """Yield the targets of the first steps as the teacher computes them now.
@@ -178,16 +180,16 @@ class TeacherQuery:
         with self._open() as loss:
             for step in stage.span.possible_steps[:steps]:
                 for micro_batch in self._parts(step):
-                    with located(stage.declared.name, step, self.run.seed):
+                    with add_location(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(micro_batch)
-                        rows = [_rows(loss, targets[number]) for _, number in self.wanted]
-                    for (section, number), target in zip(self.wanted, rows, strict=True):
+                        rows = [_rows(loss, targets[number]) for _, number in self.target_sets]
+                    for (section, number), target in zip(self.target_sets, rows, strict=True):
                         yield section, loss.terms[number].objective, micro_batch, target
 
     def _parts(self, step: int) -> list[Batch]:
         """Return the parts of the batch of a step where the teacher lies."""
         run = self.run
-        with located(self.stage.declared.name, step, run.seed):
+        with add_location(self.stage.declared.name, step, run.seed):
             micro_batches = run.stream.batch(step).split(run.settings.gradient_accumulation_steps)
             return [run.settings.placement.part_of(micro_batch) for micro_batch in micro_batches]
 
@@ -207,7 +209,7 @@ class TeacherQuery:
         ):
             # As a stage does at its start, over the same batches: the mean is part of a centered
             # target.
-            with located(stage.declared.name, stage.span.start, run.seed):
+            with add_location(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
                     lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
                 )
@@ -216,22 +218,24 @@ class TeacherQuery:
     def _store(self, writer: ShardWriter, loss: StageLoss, micro_batch: Batch) -> None:
         # On the CPU, before the batch is moved: where nothing is missing, as in a second epoch, the
         # teacher does not run.
-        keys = [example_keys(micro_batch, selected=section.selected) for section, _ in self.wanted]
+        keys = [
+            example_keys(micro_batch, selected=section.selected) for section, _ in self.target_sets
+        ]
         missing = [
             writer.find_missing(section, keys_of_section)
-            for (section, _), keys_of_section in zip(self.wanted, keys, strict=True)
+            for (section, _), keys_of_section in zip(self.target_sets, keys, strict=True)
         ]
         if not any(is_missing.any() for is_missing in missing):
             return
         placed = self.run.settings.placement.part_of(micro_batch)
         numbers = {
             number
-            for (_, number), is_missing in zip(self.wanted, missing, strict=True)
+            for (_, number), is_missing in zip(self.target_sets, missing, strict=True)
             if is_missing.any()
         }
         # Of the whole part even if few examples are missing: fewer would round differently.
         targets = loss.targets(placed, numbers)
-        columns = zip(self.wanted, keys, missing, strict=True)
+        columns = zip(self.target_sets, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
             if not is_missing.any():
                 continue
@@ -255,18 +259,18 @@ def _rows(loss: StageLoss, target: Target) -> Float[Tensor, "row width"]:
 def queries_of(runs: Sequence[BoundRun], compression: TargetCompression) -> list[TeacherQuery]:
     """Return the targets that the stages of some runs need; stages without a teacher have none."""
     queries = [_query(run, stage, compression) for run in runs for stage in run.stages]
-    return [query for query in queries if query.wanted]
+    return [query for query in queries if query.target_sets]
 
 
 def _query(run: BoundRun, stage: BoundStage, compression: TargetCompression) -> TeacherQuery:
     # Several objectives may need the same targets.
     distinct = {
-        section.name: (section, number) for section, number in _asked(run, stage, compression)
+        section.name: (section, number) for section, number in _target_sets(run, stage, compression)
     }
-    return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
+    return TeacherQuery(run=run, stage=stage, target_sets=list(distinct.values()))
 
 
-def _asked(
+def _target_sets(
     run: BoundRun, stage: BoundStage, compression: TargetCompression
 ) -> Iterator[tuple[TargetSet, int]]:
     """Yield the kind of target of each objective with a teacher, and the objective's number."""
@@ -284,7 +288,7 @@ def _check_readable(runs: Sequence[BoundRun], compression: TargetCompression) ->
     """
     for run in runs:
         for stage in run.stages:
-            for section, number in _asked(run, stage, compression):
+            for section, number in _target_sets(run, stage, compression):
                 try:
                     check_readable(stage.terms[number].objective, section)
                 except BindError as error:

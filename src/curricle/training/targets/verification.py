@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from curricle.data.batch import Batch
 from curricle.data.example_keys import data_counts, example_keys, selected_places
-from curricle.data.streams import Batch
 from curricle.objectives.base import BoundObjective, target_description
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.store.codecs import Sampled, TopK, Uniforms
@@ -65,7 +65,7 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     sections: dict[str, TargetSet] = {}
     # With any codecs: the form that is compared is that of the store.
     for query in queries_of(runs, TargetCompression()):
-        for _, objective, batch, expected in query.compared(steps):
+        for _, objective, batch, expected in query.recomputed(steps):
             targets = stored.serving(
                 objective, query.stage.declared.teacher, query.run.stream.fingerprint
             )

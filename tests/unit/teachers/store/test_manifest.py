@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from curricle.checksums import write_sealed
 from curricle.errors import CheckpointError
-from curricle.seals import write_sealed
 from curricle.teachers.store.codecs import BFloat16, Sampled
 from curricle.teachers.store.manifest import (
     DRAW,

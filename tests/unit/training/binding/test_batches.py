@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
@@ -22,9 +22,9 @@ from curricle.training.binding.batches import (
     RunBatches,
     TableLimit,
     TableWatch,
+    add_location,
     check_token_lengths,
     excess,
-    located,
     run_forward,
 )
 from curricle.training.distill import execute
@@ -217,9 +217,9 @@ def test_a_table_of_positions_that_is_given_ids_has_no_row_for_each() -> None:
 
 def test_an_error_of_the_data_is_located() -> None:
     sentence = r"^stage 'a', step 3, seed 5: too long$"
-    with pytest.raises(DataError, match=sentence), located("a", 3, 5):
+    with pytest.raises(DataError, match=sentence), add_location("a", 3, 5):
         raise DataError("too long")
-    with pytest.raises(KeyError), located("a", 3, 5):
+    with pytest.raises(KeyError), add_location("a", 3, 5):
         raise KeyError("other")
 
 
@@ -248,7 +248,7 @@ def test_an_error_that_knows_its_step_is_located_there(step: int) -> None:
     error = DataError("too long")
     error.step = step
     with pytest.raises(DataError, match=rf"^stage 'a', step {step}, seed 5: too long$"):  # noqa: SIM117
-        with located("a", 3, 5):
+        with add_location("a", 3, 5):
             raise error
 
 

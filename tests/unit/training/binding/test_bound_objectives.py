@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import LinearMap, adapter_of
 from curricle.objectives.base import BoundObjective, Reads, Sample
@@ -16,10 +16,10 @@ from curricle.objectives.labels import LabelLoss
 from curricle.objectives.projections import Learned
 from curricle.training.binding.bound_objectives import (
     Term,
+    adapters_in_optimizer,
     adapters_of,
-    described,
-    opened,
-    trained_beside,
+    copy_trainable_terms,
+    plan_columns,
 )
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from tests.parts import drawn
@@ -66,13 +66,13 @@ class Counting(nn.Module):
 
 
 def test_a_term_without_adapter_is_opened_as_it_is() -> None:
-    (term,) = opened([PLAIN])
+    (term,) = copy_trainable_terms([PLAIN])
     assert term is PLAIN
     assert len(adapters_of([PLAIN])) == 0
 
 
 def test_a_term_with_an_adapter_is_opened_as_a_copy() -> None:
-    first, second = opened([OWNER])[0], opened([OWNER])[0]
+    first, second = copy_trainable_terms([OWNER])[0], copy_trainable_terms([OWNER])[0]
     weights = [adapter_of(term.objective) for term in (OWNER, first, second)]
     maps = [found for found in weights if isinstance(found, LinearMap)]
     with torch.no_grad():
@@ -82,13 +82,13 @@ def test_a_term_with_an_adapter_is_opened_as_a_copy() -> None:
 
 
 def test_adapters_are_listed_in_the_order_of_the_terms() -> None:
-    terms = opened([OWNER, PLAIN, replace(OWNER, weight=2.0)])
+    terms = copy_trainable_terms([OWNER, PLAIN, replace(OWNER, weight=2.0)])
     found = adapters_of(terms)
     assert [*found] == [adapter_of(terms[0].objective), adapter_of(terms[2].objective)]
 
 
 def test_what_is_said_of_several_terms_is_joined_without_repeating() -> None:
-    words = described([OWNER, OWNER, PLAIN])
+    words = plan_columns([OWNER, OWNER, PLAIN])
     assert words["projection"] == "learned 4x3 + -"
     assert words["objective"] == "1 x MSE + 1 x cross-entropy"
 
@@ -99,7 +99,7 @@ def test_inside_the_block_adapters_move_like_the_student(optimizer: Optimizer) -
     built = optimizer.build([student])
     adapters = nn.ModuleList([LinearMap(beside.detach().clone())])
     (own,) = adapters.parameters()
-    with trained_beside(built, adapters, weight_decay=optimizer.weight_decay):
+    with adapters_in_optimizer(built, adapters, weight_decay=optimizer.weight_decay):
         for _ in range(3):
             for parameter in (student, own):
                 parameter.grad = torch.full_like(parameter, 0.3)
@@ -116,7 +116,7 @@ def test_after_the_block_the_optimizer_is_as_if_there_had_been_no_adapter(
     built = optimizer.build([student])
     groups = list(built.param_groups)
     adapters = nn.ModuleList([LinearMap(torch.ones(2, 2))])
-    with trained_beside(built, adapters, weight_decay=optimizer.weight_decay):
+    with adapters_in_optimizer(built, adapters, weight_decay=optimizer.weight_decay):
         for parameter in (student, *adapters.parameters()):
             parameter.grad = torch.ones_like(parameter)
         built.step()
@@ -127,7 +127,7 @@ def test_after_the_block_the_optimizer_is_as_if_there_had_been_no_adapter(
 def test_an_adapter_that_counts_is_told_of_the_updates_inside_the_block() -> None:
     built = SGD(learning_rate=0.1).build([nn.Parameter(torch.ones(2))])
     counting, other = Counting(), LinearMap(torch.ones(2, 2))
-    with trained_beside(built, nn.ModuleList([counting, other]), weight_decay=0.0):
+    with adapters_in_optimizer(built, nn.ModuleList([counting, other]), weight_decay=0.0):
         for _ in range(3):
             built.step()
     built.step()
@@ -139,7 +139,7 @@ def test_an_exception_ends_the_block_too() -> None:
     counting = Counting()
     with (
         pytest.raises(KeyError),
-        trained_beside(built, nn.ModuleList([counting]), weight_decay=0.0),
+        adapters_in_optimizer(built, nn.ModuleList([counting]), weight_decay=0.0),
     ):
         raise KeyError
     built.step()
@@ -149,6 +149,6 @@ def test_an_exception_ends_the_block_too() -> None:
 
 def test_without_adapters_nothing_is_added() -> None:
     built = AdamW(learning_rate=0.1).build([nn.Parameter(torch.ones(2))])
-    with trained_beside(built, nn.ModuleList(), weight_decay=0.1):
+    with adapters_in_optimizer(built, nn.ModuleList(), weight_decay=0.1):
         assert len(built.param_groups) == 1
         assert not built._optimizer_step_post_hooks

@@ -8,7 +8,8 @@ import torch
 from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError, DataError
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss

@@ -13,7 +13,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel

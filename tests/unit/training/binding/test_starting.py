@@ -16,7 +16,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.initialization import PrincipalStart, RandomStart
 from curricle.curriculum.strategies import extraction, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import BindError
 from curricle.models.families import tapped

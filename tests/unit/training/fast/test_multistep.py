@@ -18,7 +18,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration, UntilPlateau
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DivergenceError
 from curricle.extras import COMPILERS
 from curricle.models.families import tapped

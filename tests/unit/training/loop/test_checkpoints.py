@@ -10,11 +10,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.checksums import SEAL, check_sealed, seal_folder, sealed_names
 from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
 from curricle.objectives.adapters import LinearMap
 from curricle.records import Usage
-from curricle.seals import SEAL, check_sealed, seal_folder, sealed_names
 from curricle.training.binding.timeline import Timeline, plan_spans
 from curricle.training.loop.checkpoints import (
     ADAPTERS,

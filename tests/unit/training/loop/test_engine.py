@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import tests.parts
 from curricle import seeding
+from curricle.checksums import CHECK, SEAL, LineChain, seal_folder, sealed_names
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.families import tapped
@@ -40,7 +41,6 @@ from curricle.records import (
     Usage,
     read_records,
 )
-from curricle.seals import CHECK, SEAL, LineChain, seal_folder, sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun

@@ -5,10 +5,10 @@ import torch
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.records import Usage
 from curricle.training.loop.engine import Outputs
-from curricle.training.loop.recording import run_record, spend, step_record
+from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.stepping import stepping
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from tests.parts import Listed, bound, texts
@@ -20,7 +20,7 @@ def test_what_is_spent_grows_with_the_steps_of_a_stage() -> None:
     run = bound(one_shot(total=STEPS))
     (stage,) = run.stages
     before = Usage(steps=2, examples=16, tokens=16, student_flops=7, teacher_flops=5, seconds=1.0)
-    assert spend(run, before, stage, done=5, seconds=3.0) == Usage(
+    assert usage_after(run, before, stage, done=5, seconds=3.0) == Usage(
         steps=5,
         examples=16 + 3 * 8,
         tokens=16 + 3 * 8,
@@ -72,7 +72,7 @@ def test_batches_of_unequal_length_are_spent_as_they_are(per_record: int) -> Non
     for step in range(3):
         run.stream.batch(step)
         if step % per_record == 0:
-            usage = spend(run, before, stage, done=step + 1, seconds=0.0)
+            usage = usage_after(run, before, stage, done=step + 1, seconds=0.0)
     assert (usage.tokens, usage.examples) == (8 + 24 + 16, 12)
     # The layers of these models cost the same at every position: 6 times the first batch's.
     assert usage.student_flops == 6 * stage.plan.student_flops

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from curricle.checksums import SEAL
 from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
 from curricle.locks import LOCK, locked
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord, Record, RecordWriter, RunRecord, read_records
-from curricle.seals import SEAL
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import OPTIMIZER, STATE, STUDENT
 from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs

@@ -17,7 +17,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import DataError, DivergenceError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel

@@ -27,7 +27,7 @@ def test_several_blocks_add_up() -> None:
 def test_what_is_known_later_is_not_kept_either() -> None:
     weight = torch.ones(4, 5, requires_grad=True)
     meter = Meter()
-    meter.know([weight])
+    meter.exclude([weight])
     with meter.running():
         torch.ones(3, 4, requires_grad=True) @ weight
     assert meter.saved_bytes == 4 * 3 * 4
@@ -61,5 +61,5 @@ def test_work_for_the_sake_of_another_counts_there() -> None:
     one, other = Meter(), Meter()
     with one.running():
         torch.ones(3, 4) @ torch.ones(4, 5)
-    one.cede(20, other)
+    one.move_flops(20, other)
     assert (one.flops, other.flops) == (100, 20)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from curricle.curriculum.strategies import one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord

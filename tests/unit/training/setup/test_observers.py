@@ -72,7 +72,7 @@ def test_a_run_of_which_nothing_is_told_has_no_bar(progress: Progress) -> None:
 
 def test_a_run_that_ends_before_its_length_has_reached_its_target(progress: Progress) -> None:
     told = shown(progress, opening(100), STAGE, replace(END, usage=Usage(steps=30)))
-    assert told == (30, 30, "layer 1  accuracy 0.750 nll 0.600  target reached")
+    assert told == (30, 30, "layer 1  accuracy 0.750 nll 0.600  goal reached")
 
 
 def test_the_length_is_that_of_all_stages(progress: Progress) -> None:
@@ -171,7 +171,7 @@ def test_preparation_is_silent_where_there_is_no_terminal() -> None:
     assert not file.getvalue()
 
 
-@pytest.mark.parametrize(("why", "word"), [("plateau", ""), ("goal", "  target reached")])
+@pytest.mark.parametrize(("why", "word"), [("plateau", ""), ("goal", "  goal reached")])
 def test_a_stage_that_its_rule_ends_shortens_the_bar(
     progress: Progress, why: EndReason, word: str
 ) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.training.setup.placement import (

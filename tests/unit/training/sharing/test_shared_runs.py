@@ -15,7 +15,7 @@ from curricle.curriculum.durations import Duration, UntilPlateau
 from curricle.curriculum.initialization import RandomStart
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden

@@ -14,7 +14,7 @@ from curricle import seeding
 from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel

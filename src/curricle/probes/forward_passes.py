@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.errors import CheckpointError
-from curricle.seals import (
+from curricle.checksums import (
     SEAL,
     Document,
     LineChain,
@@ -21,6 +20,7 @@ from curricle.seals import (
     sealed_names,
     write_sealed,
 )
+from curricle.errors import CheckpointError
 
 DOCUMENT: Document = {"steps": [1, 2], "name": "größer", "loss": 0.1, "nested": {"a": None}}
 LINES: list[Document] = [{"a": 1}, {"b": [2.5]}, {"c": 'text, "check": '}]

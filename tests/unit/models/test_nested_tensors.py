@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.models.families import tapped
-from curricle.models.nesting import padded_inside
+from curricle.models.nested_tensors import padded_inside
 from tests.parts import drawn
 
 

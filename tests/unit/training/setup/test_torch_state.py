@@ -18,7 +18,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.setup.ambient import (
+from curricle.training.setup.torch_state import (
     check_single_process,
     standard_state,
     surrounding_notes,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
 from curricle.models.families import tapped
@@ -19,7 +19,7 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding.orientation import check_decoder_inputs, check_orientation
+from curricle.training.binding.axis_checks import check_decoder_inputs, check_orientation
 from tests.parts import Forward, Listed, bound, drawn, texts
 
 

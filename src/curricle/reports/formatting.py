@@ -37,7 +37,7 @@ HOUR = 3600.0
 FEW = 3
 """Number of seeds up to which values are listed in place of a useless interval."""
 MOST_DIGITS = 8
-"""Characters of a target; a longer one was computed, not set."""
+"""Characters of a goal; a longer one was computed, not set."""
 NONE = "–"
 """Stands where there is no number."""
 
@@ -176,12 +176,12 @@ def mean_text(metric: str, numbers: Sequence[float]) -> str:
     return f"{metric_text(metric, middle)} ({' to '.join(f'{100 * end:.2f}' for end in ends)} %)"
 
 
-def goal_text(metric: str, target: float) -> str:
-    """Return a target in words, such as `99.95 % accuracy`.
+def goal_text(metric: str, goal: float) -> str:
+    """Return a goal in words, such as `99.95 % accuracy`.
 
-    Every digit that a person would set is kept; a computed target is rounded to three decimals.
+    Every digit that a person would set is kept; a computed goal is rounded to three decimals.
     """
     words = metric.replace("_", " ")
-    number = 100 * target if is_share(metric) else target
+    number = 100 * goal if is_share(metric) else goal
     text = f"{round(number, 3):g}" if len(f"{number:.10g}") > MOST_DIGITS else f"{number:.10g}"
     return f"{text} % {words}" if is_share(metric) else f"{words} {text}"

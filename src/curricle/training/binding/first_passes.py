@@ -6,14 +6,14 @@ at places that only the labels have. Nothing here costs a pass that succeeds.
 
 import torch
 
+from curricle.data.batch import Batch
 from curricle.data.collation import IGNORED
 from curricle.data.labels import misplaced, way_out
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations, Forward, run_trial
 
 
-def tried_on(owner: str, forward: Forward, batch: Batch) -> Activations:
+def run_first_pass(owner: str, forward: Forward, batch: Batch) -> Activations:
     """Return the activations of a model for a first batch; see `models.tapped.run_trial`.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from curricle.data.streams import DECODER_INPUTS, Batch
+from curricle.data.batch import DECODER_INPUTS, Batch
 from curricle.errors import BindError, CurricleError
 from curricle.models.restoring import buffers_kept, modes_kept
 from curricle.models.tapped import REFUSALS, Activations, TappedModel
