@@ -39,6 +39,9 @@ from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
 from curricle.values import parse, plain, value
 
+RECORDS, PROBES = "records.jsonl", "probes.jsonl"
+"""Names of the files of a run folder with the records of the run, and of its probes."""
+
 
 @final
 @value
@@ -198,7 +201,8 @@ class EvaluationRecord:
     stage: str
     """Name of the stage."""
     metrics: dict[str, float]
-    """`accuracy` (share of scored positions) and `nll` (mean nats a scored position)."""
+    """Metrics by name, such as `accuracy` and `nll`: those of the task, or of the
+    user's evaluation."""
     usage: Usage
     """Consumed before the evaluation."""
 

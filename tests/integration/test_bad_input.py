@@ -67,7 +67,7 @@ DECLARED = {
     ),
     "floor": (
         "optimizer.schedule={floor: 0.1}",
-        "'optimizer.schedule': 'floor' must come with a decay, without has no effect; got 0.1",
+        "'optimizer.schedule': 'floor' has no effect with decay='constant'; choose",
     ),
     "empty folder name": ("output_dir=", "'output_dir': string should have at least 1 character"),
     "override without value": ("budget", "'budget' must have the form path=value"),

@@ -294,6 +294,7 @@ def probe(
     ] = False,
 ) -> None:
     """Look inside the teacher's checkpoints and the finished students of a run."""
+    from curricle.records import PROBES
     from curricle.reports.probe_tables import probe_grids, save_probe_figure
     from curricle.reports.tables import to_rich
     from curricle.runs.probe import probe_run
@@ -308,7 +309,8 @@ def probe(
         )
     for grid in probe_grids(records):
         console.print(to_rich(grid))
-    for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):
+    probes = run / PROBES
+    for path in (probes, *save_probe_figure(records, probes.with_suffix(""))):
         _print(path)
 
 

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from curricle.data.labels import way_out
+from curricle.data.label_checks import way_out
 from curricle.errors import BindError, CurricleError, DataError
 
 Inputs = Tensor | Mapping[str, Tensor]

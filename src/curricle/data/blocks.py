@@ -21,7 +21,7 @@ from curricle.data.batch import SEQUENCE_AXES, Batch, concatenate, named
 from curricle.data.streams import Stream
 
 
-def joined(stream: Stream, step: int, number: int) -> Batch | None:
+def concatenated(stream: Stream, step: int, number: int) -> Batch | None:
     """Return the concatenated batches of steps, if the stream has a method of this name.
 
     Args:
@@ -32,7 +32,7 @@ def joined(stream: Stream, step: int, number: int) -> Batch | None:
     Returns:
         The batches; None if the stream cannot read them faster than one by one.
     """
-    read: Callable[[int, int], Batch | None] | None = getattr(stream, "joined", None)
+    read: Callable[[int, int], Batch | None] | None = getattr(stream, "concatenated", None)
     return None if read is None else read(step, number)
 
 
@@ -93,7 +93,7 @@ def read_block(
         place: Puts a batch where it is read.
     """
     first = place(stream.batch(step))
-    found = joined(stream, step, number)
+    found = concatenated(stream, step, number)
     if found is not None:
         whole = place(replace(found, step=step))
         return Block(first=first, whole=whole, number=number, shapes=_shapes(first))

@@ -168,7 +168,7 @@ def run_trial(who: str, forward: "Forward", inputs: Inputs, selected: Tensor | N
         if isinstance(error, CurricleError):
             raise
         raise BindError(
-            f"{who!r} must take the inputs of the stream; its forward pass says: {error}"
+            f"{who!r} must take the inputs of the stream; its forward pass failed with: {error}"
         ) from error
 
 
@@ -191,5 +191,5 @@ def check_head(model: TappedModel, inputs: Inputs) -> None:
     if states.head is None or states.logits is None or not states.head.gives(states.logits):
         raise BindError(
             f"'chunk' must be None for {type(model.module).__name__}, which makes its logits from "
-            f"the last linear map of its head in a way that its configuration does not tell"
+            f"the last linear map of its head in a way that does not follow from its configuration"
         )

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from curricle.colocation import beside
 from curricle.data.batch import Batch
-from curricle.data.labels import misplaced, require_classes
+from curricle.data.label_checks import misplaced, require_classes
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import LinearMap

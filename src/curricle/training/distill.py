@@ -41,7 +41,7 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.speed import check_speed
-from curricle.training.fast.stacking import compiled_blocks
+from curricle.training.fast.stacking import fused_steps
 from curricle.training.loop.checkpoints import latest_checkpoint
 from curricle.training.loop.engine import (
     CHECKPOINTS,
@@ -126,7 +126,7 @@ def execute(
             until=until,
             # Single steps need no compiler, and are the reference with which compiled ones agree
             # within rounding.
-            stage_steps=single_steps if number == 1 else compiled_blocks(number),
+            stage_steps=single_steps if number == 1 else fused_steps(number),
             interrupts=interrupts,
         )
         with training:
@@ -494,6 +494,6 @@ def _describe(argument: object) -> str:
     """Return the description of a wrong argument, for people."""
     if argument is None or isinstance(argument, str):
         return repr(argument)
-    # A module tells torch's AdamW from ours.
+    # With its module, since torch has an AdamW of its own.
     name = f"{type(argument).__module__}.{type(argument).__qualname__}"
     return repr(name.removeprefix("builtins."))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.data.batch import Batch
-from curricle.data.blocks import joined, read_block
+from curricle.data.blocks import concatenated, read_block
 from curricle.data.synthetic.parity import ParityStream
 from tests.parts import Listed, drawn
 
@@ -53,8 +53,8 @@ def test_a_block_of_a_stream_is_cut_into_its_batches(step: int, number: int, enc
 def test_batches_that_were_drawn_apart_make_a_block_too() -> None:
     # 2 ** 14 examples are drawn at once, here those of 4 steps.
     stream = ParityStream(num_inputs=4, degree=2, batch_size=4096, seed=0)
-    assert joined(stream, 2, 2) is not None
-    assert joined(stream, 3, 2) is None
+    assert concatenated(stream, 2, 2) is not None
+    assert concatenated(stream, 3, 2) is None
     for first in (2, 3):
         block = read_block(stream, first, 2, place=here)
         assert block is not None

@@ -46,6 +46,7 @@ class Net(nn.Module):
 
     def forward(self, input_ids: Tensor, **options: Any) -> dict[str, Any]:
         assert options["output_hidden_states"]
+        assert isinstance(self.passes, Tensor)
         self.passes += 1
         states = self.embeddings(input_ids).permute(self.order)
         listed = [states]

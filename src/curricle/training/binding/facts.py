@@ -71,11 +71,6 @@ def _rule_settings(run: BoundRun) -> dict[str, int]:
     return {"eval_every": run.settings.eval_every} if has_metric else {}
 
 
-def run_fingerprint(run: BoundRun) -> str:
-    """Return a digest of everything on which the result of a run depends."""
-    return fingerprint(run_facts(run))
-
-
 def _student_settings(module: nn.Module) -> dict[str, str]:
     """Return digests of frozen parameters and active adapters, where there are any."""
     frozen = sorted(name for name, item in module.named_parameters() if not item.requires_grad)

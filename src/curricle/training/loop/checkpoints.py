@@ -213,7 +213,7 @@ def _parsed_state(path: Path) -> RunState:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
-            f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
+            f"{str(path / STATE)!r} must hold the state of a run: {error!r}"
         ) from None
 
 
@@ -222,11 +222,11 @@ def _content(path: Path) -> dict[str, Any]:
         content = from_json((path / STATE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
+            f"{str(path / STATE)!r} must hold the state of a run: {error!r}"
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{str(path / STATE)!r} must tell where a run stands: it must hold named fields; got "
+            f"{str(path / STATE)!r} must hold the state of a run: it must have named fields; got "
             f"{kind_of(content)}"
         )
     return content

@@ -46,7 +46,8 @@ class Schedule:
         """
         if self.decay == "constant" and self.floor:
             raise SpecError(
-                f"'floor' must come with a decay, without has no effect; got {self.floor}"
+                f"'floor' has no effect with decay='constant'; choose 'cosine' or 'linear', or "
+                f"remove it (got {self.floor})"
             )
 
     def factor(self, step: int, total: int) -> float:

@@ -31,6 +31,7 @@ from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.records import (
+    RECORDS,
     EndRecord,
     EvaluationRecord,
     Record,
@@ -44,7 +45,7 @@ from curricle.records import (
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.binding.facts import run_fingerprint
+from curricle.training.binding.facts import run_facts
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import (
     ADAPTERS,
@@ -53,11 +54,11 @@ from curricle.training.loop.checkpoints import (
     latest_checkpoint,
     read_state,
 )
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.placement import SingleDevice
-from curricle.values import plain
+from curricle.values import fingerprint, plain
 from tests.parts import INPUTS, Listed, mlp, parity
 from tests.runs import contents
 
@@ -446,7 +447,7 @@ def test_what_does_not_change_the_result_does_not_change_the_digest() -> None:
         one_shot(total=TOTAL),
         settings={"eval_every": 3, "log_every": 5, "save_every": 2, "threads": 1},
     )
-    assert run_fingerprint(plain_run) == run_fingerprint(other)
+    assert fingerprint(run_facts(plain_run)) == fingerprint(run_facts(other))
 
 
 @pytest.mark.parametrize("name", [STUDENT, OPTIMIZER])

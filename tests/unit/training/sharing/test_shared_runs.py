@@ -20,12 +20,12 @@ from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Learned
-from curricle.records import Record, RunRecord, StageEndRecord, read_records
+from curricle.records import RECORDS, Record, RunRecord, StageEndRecord, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.loop.engine import RECORDS, Outputs
+from curricle.training.loop.engine import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.values import plain

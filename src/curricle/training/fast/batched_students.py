@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 
 from curricle.data.batch import Batch
 from curricle.objectives.base import Target
-from curricle.training.loop.stage_loss import StageLoss, StepLoss
+from curricle.training.loop.stage_loss import StageLoss, StepLoss, gradients_of_sums
 from curricle.training.loop.stepping import Stepper
 
 TOLERANCE = 1e-3
@@ -28,11 +28,11 @@ TOLERANCE = 1e-3
 
 
 @final
-class Joined:
+class BatchedStudents:
     """Several students as one model, or one student."""
 
     def __init__(self, steppers: Sequence[Stepper]) -> None:
-        """Join students with open stages.
+        """Batch students with open stages.
 
         Args:
             steppers: Steps of each; several students share memory from now on.
@@ -92,10 +92,7 @@ class Joined:
         for weight in self.weights.values():
             weight.grad = None
         scales = first.loss.scales(counts)
-        torch.autograd.backward(
-            totals,
-            [torch.full_like(total, scale) for total, scale in zip(totals, scales, strict=True)],
-        )
+        torch.autograd.backward(totals, gradients_of_sums(totals, scales))
         self.set_rate(first.learning_rate(step))
         self.optimizer.step()
         return losses
