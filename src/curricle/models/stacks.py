@@ -119,20 +119,22 @@ def traced_numbering(model: nn.Module, stacks: Sequence[Stack], numbering: Numbe
             reason=f"tap must name one of the stacks of blocks in {type(model).__name__}, as in "
             f"{taps}; curricle.tapped(model, blocks=[...]) gives numbers to other blocks",
         )
-    rest = [_range_words(stack) for stack in stacks if stack is not main]
+    unnumbered = [_range_words(stack) for stack in stacks if stack is not main]
     # Stacks that the pass has not run, such as the vision tower in one of text.
-    shown = [stack.list_path for stack in stacks]
-    rest += [repr(path) for path in stack_lengths(model) if not _is_shown(path, shown)]
+    traced_paths = [stack.list_path for stack in stacks]
+    unnumbered += [
+        repr(path) for path in stack_lengths(model) if not _is_traced(path, traced_paths)
+    ]
     note = (
         f"numbered taps are the {main.depth} blocks of {main.list_path!r}, not those of "
-        f"{', '.join(rest)}"
+        f"{', '.join(unnumbered)}"
     )
     main = replace(
         main,
         places=tuple(replace(place, tap=place.tap.rpartition(":")[2]) for place in main.places),
     )
     return Numbering(
-        paths=main.paths, notes=(note,) if rest else (), main=main, stacks=tuple(stacks)
+        paths=main.paths, notes=(note,) if unnumbered else (), main=main, stacks=tuple(stacks)
     )
 
 
@@ -140,10 +142,11 @@ def _range_words(stack: Stack) -> str:
     return f"{stack.list_path!r}, whose taps are '{stack.name}:0' to '{stack.name}:{stack.depth}'"
 
 
-def _is_shown(path: str, shown: Sequence[str]) -> bool:
+def _is_traced(path: str, traced_paths: Sequence[str]) -> bool:
     """Return whether a list is one of a pass, or contains one or lies inside of one."""
     return any(
-        f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.") for other in shown
+        f"{path}.".startswith(f"{traced}.") or f"{traced}.".startswith(f"{path}.")
+        for traced in traced_paths
     )
 
 
