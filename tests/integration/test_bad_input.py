@@ -79,7 +79,7 @@ DECLARED = {
 TEXTS = {
     "vocabularies": (
         "student.config.vocab_size=310",
-        "'logits' of student and teacher must have the same classes, or values, to be matc",
+        "'logits' of student and teacher must have the same classes, or values, to be",
     ),
     "small vocabulary": ("student.config.vocab_size=99", "'vocab_size' of the model must be at le"),
     "few positions": (

@@ -57,8 +57,8 @@ def _other_use(labels: Tensor) -> str:
     """Return the use of labels that are no classes, after a semicolon; empty if there is none."""
     if labels.is_floating_point():
         return (
-            "; values are fitted by loss='squared_error' of LabelLoss or from_labels, and judged by "
-            "metric='mean_squared_error'"
+            "; values are fitted by loss='squared_error' of LabelLoss or from_labels, and judged "
+            "by metric='mean_squared_error'"
         )
     if labels.ndim == TABLE_AXES:
         return (

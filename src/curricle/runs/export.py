@@ -24,7 +24,7 @@ from curricle.models.peft_adapters import base_of, is_tuned
 from curricle.models.tapped import Inputs, TappedModel
 from curricle.models.unwrapping import unwrapped
 from curricle.models.weights import save_weights, serializing
-from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.runs.card import CARD, Card, model_card
 from curricle.runs.onnx_files import (
     ONNX,
@@ -33,7 +33,7 @@ from curricle.runs.onnx_files import (
     check_onnx_packages,
     write_onnx,
 )
-from curricle.training.loop.engine import FINISHED, RECORDS
+from curricle.training.loop.engine import FINISHED
 
 EXPORT = "model"
 SAMPLE = 4

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import final
 
 from curricle.errors import CheckpointError
+from curricle.records import RECORDS
 from curricle.runs.assemble import TRAJECTORY
 from curricle.runs.folder import TEACHER
 from curricle.teachers.checkpoints import (
@@ -18,7 +19,6 @@ from curricle.teachers.checkpoints import (
     tokenizer_note,
 )
 from curricle.teachers.trajectory import MANIFEST, Trajectory, open_trajectory
-from curricle.training.loop.engine import RECORDS
 
 LEAST = 2
 """Fewest checkpoints of which a student can follow the order."""
