@@ -31,7 +31,7 @@ UNSEALED: Final = "remove this file: the files it lists are then checked by the 
 _END = re.compile(rb', "check": "([0-9a-f]{16})"\}')
 
 Document = dict[str, Any]
-"""A JSON object."""
+"""A JSON object as read from a file; readers check its fields as they go."""
 
 
 def sealed(document: Mapping[str, object]) -> str:
