@@ -28,6 +28,7 @@ from jaxtyping import Integer, UInt
 
 from curricle.errors import CheckpointError, DataError, SpecError, reason
 from curricle.files import content_digest, new_folder
+from curricle.seals import Document
 from curricle.values import Plain, fingerprint, parse, plain, value
 from curricle.yaml_specs import from_json
 
@@ -185,7 +186,7 @@ def remove_leftovers(parent: Path) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> Plain:
+def read_manifest(folder: Path) -> Document:
     """Return the manifest of a folder written by `write_folder`.
 
     Args:
