@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -180,7 +180,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
 def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     *,
     total: DurationText,
-    trajectory: Any,  # noqa: ANN401 - pydantic cannot check a protocol; done below
+    trajectory: object,
     select: Select = "equal",
     refresh: int | None = None,
     speed: Annotated[float, Field(gt=0)] = 1.0,
@@ -333,7 +333,7 @@ STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(
 """The strategies of run specs, by `kind`."""
 
 
-def build(call: Mapping[str, Any], *, total: Duration, trajectory: object) -> Curriculum:
+def build(call: Mapping[str, object], *, total: Duration, trajectory: object) -> Curriculum:
     """Return the curriculum of a spec's `{kind: ..., arguments}`.
 
     Args:
