@@ -33,7 +33,7 @@ from curricle.teachers.store.codecs import Sampled, TopK
 from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, TargetSet, target_key
 from curricle.teachers.store.target_sets import TargetSetReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
-from curricle.values import Plain
+from curricle.values import Plain, parse
 
 
 def open_targets(folder: str | Path) -> "StoredTeacher":
@@ -254,11 +254,11 @@ class _ManifestModel:
         keys = [target_set.facts for target_set in manifest.sections]
         try:
             self._widths = {
-                str(key["place"]): int(key["teacher_width"])
+                str(key["place"]): parse(int, key["teacher_width"])
                 for key in keys
                 if {"place", "teacher_width"} <= key.keys()
             }
-            counts = {int(key["num_classes"]) for key in keys if "num_classes" in key}
+            counts = {parse(int, key["num_classes"]) for key in keys if "num_classes" in key}
         except (ValueError, TypeError, OverflowError) as error:
             # The checksum covers the manifest, but another program may have written it.
             raise CheckpointError(
