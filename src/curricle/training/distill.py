@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -135,7 +135,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
-    data: Stream | DataLoader[Any],
+    data: Stream | DataLoader[object],
     *,
     evaluation: Sequence[Batch] | Evaluator,
     metric: str | Metric = ACCURACY,
@@ -223,7 +223,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     student: AnyModel,
     teacher: AnyModel,
     curriculum: Curriculum,
-    data: Stream | DataLoader[Any],
+    data: Stream | DataLoader[object],
     *,
     folder: str | Path,
     codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value

@@ -13,11 +13,11 @@ shape or type other than that of its own state: fused kernels read past the end 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import safetensors
 import torch
@@ -29,7 +29,7 @@ from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Spent
-from curricle.seals import SEAL, check_sealed, folder_seal
+from curricle.seals import SEAL, Document, check_sealed, folder_seal
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
 from curricle.yaml_specs import from_json, kind_of
@@ -208,7 +208,7 @@ def _parsed_state(path: Path) -> RunState:
         ) from None
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> Document:
     try:
         content = from_json((path / STATE).read_bytes())
     except (OSError, ValueError) as error:
@@ -237,7 +237,7 @@ def _check_state(path: Path, state: RunState, planned: int | None) -> None:
         raise CheckpointError(
             f"'steps' in {file!r} must be those of its folder {path.name!r}; got {steps}"
         )
-    numbers = {**plain(state.spent), "records_bytes": state.records_bytes}
+    numbers = {**asdict(state.spent), "records_bytes": state.records_bytes}
     for name, number in numbers.items():
         if number < 0 or not math.isfinite(number):
             raise CheckpointError(f"{name!r} in {file!r} must not be negative; got {number}")
@@ -363,10 +363,10 @@ class _SlotTable:
             self._known[key] = self._slots(parameter, self._optimizer.param_groups[number])
         return self._known[key]
 
-    def _slots(self, parameter: nn.Parameter, group: dict[str, Any]) -> Slots:
+    def _slots(self, parameter: nn.Parameter, group: dict[str, object]) -> Slots:
         sample = nn.Parameter(parameter.detach().new_zeros(2, 3))
         sample.grad = torch.zeros_like(sample)
-        trial: Any = type(self._optimizer)
+        trial: Callable[..., torch.optim.Optimizer] = type(self._optimizer)
         optimizer = trial([sample], lr=0.0)
         optimizer.param_groups[0].update({k: v for k, v in group.items() if k != "params"})
         optimizer.step()

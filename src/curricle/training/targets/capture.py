@@ -50,7 +50,7 @@ from curricle.training.binding.batches import located
 from curricle.training.binding.bound_run import BoundRun, BoundStage
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
 from curricle.training.setup.ambient import standard_state
-from curricle.values import value
+from curricle.values import parse, value
 
 Watch = Callable[[int, int], None]
 """Receives the numbers of captured steps and of all steps."""
@@ -291,7 +291,7 @@ def _section(
         facts=facts,
         selected=description.reads_selected,
         codec=codecs.of(str(facts["kind"])),
-        width=int(facts["num_classes"] if facts["kind"] == "logits" else facts["width"]),
+        width=parse(int, facts["num_classes" if facts["kind"] == "logits" else "width"]),
     )
 
 
