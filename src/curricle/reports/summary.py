@@ -23,6 +23,7 @@ Units: examples, FLOPs, seconds of training without evaluation and checkpoints.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import final
 
@@ -377,7 +378,7 @@ def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:
         seed=run.seed,
         final=measured[-1].metrics if measured else {},
         to_target=None if first is None else _costs(first.spent),
-        spent=plain(run.spent) | {"total_flops": run.spent.total_flops},
+        spent={**asdict(run.spent), "total_flops": run.spent.total_flops},
         complete=run.is_complete,
     )
 
