@@ -80,7 +80,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     pairs: tuple[NamedPair, ...] | int = 1,
     layer_fraction: Share | None = None,
     durations: tuple[StageDurationText, ...] | None = None,
-    projection: Projection = Gaussian(),  # noqa: B008 - a frozen value
+    projection: Projection = Gaussian(),
     shared_projection: bool = False,
     normalize: Normalize = "auto",
     center: bool = False,
@@ -88,7 +88,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     trains: Trains = "up_to",
     schedule: Schedule = "global",
     optimizer_state: State = "keep",
-    final_objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    final_objective: AnyObjective = MatchLogits(),
     teacher: TeacherReference = "final",
     start: WarmStart | None = None,
     name: str = "extraction",
@@ -185,7 +185,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     refresh: int | None = None,
     speed: Annotated[float, Field(gt=0)] = 1.0,
     durations: tuple[StageDurationText, ...] | None = None,
-    objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    objective: AnyObjective = MatchLogits(),
     start: WarmStart | None = None,
     name: str = "progressive",
 ) -> Curriculum:
@@ -256,7 +256,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
 def one_shot(
     *,
     total: DurationText,
-    objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    objective: AnyObjective = MatchLogits(),
     teacher: TeacherReference = "final",
     start: WarmStart | None = None,
     name: str = "one_shot",

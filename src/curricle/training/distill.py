@@ -140,9 +140,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     evaluation: Sequence[Batch] | Evaluator,
     metric: str | Metric = ACCURACY,
     better: Direction | None = None,
-    optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
@@ -226,9 +226,9 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     data: Stream | DataLoader[object],
     *,
     folder: str | Path,
-    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
+    codecs: TargetCodecs = TargetCodecs(),
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Manifest:

@@ -22,13 +22,12 @@ from types import FrameType, TracebackType
 from typing import final
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, _frame: FrameType | None) -> None:
     """Handle a signal before and after a run, when there is no step to wait for.
 
     Raises:
         Interrupted: Always.
     """
-    del frame
     raise Interrupted(number)
 
 
@@ -125,8 +124,7 @@ class Interrupts:
         if kind is None and self.requested is not None:
             raise Interrupted(self.requested)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.requested is not None:
             raise Interrupted(number)
         self.requested = number

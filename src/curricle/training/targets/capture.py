@@ -78,8 +78,8 @@ def capture(
     runs: Sequence[BoundRun],
     folder: Path,
     *,
-    codecs: TargetCodecs = TargetCodecs(),  # noqa: B008 - a frozen value
-    data: DataFacts = DataFacts(),  # noqa: B008 - a frozen value
+    codecs: TargetCodecs = TargetCodecs(),
+    data: DataFacts = DataFacts(),
     watch: Watch | None = None,
 ) -> Manifest:
     """Capture the missing targets of some runs.
