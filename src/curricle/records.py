@@ -30,7 +30,6 @@ from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
 from curricle.seals import (
     UNSEALED,
-    Document,
     LineChain,
     check_sealed,
     is_cut,
@@ -38,6 +37,7 @@ from curricle.seals import (
     sealed_names,
 )
 from curricle.values import parse, plain, value
+from curricle.yaml_specs import Document
 
 
 @final

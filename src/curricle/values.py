@@ -41,12 +41,12 @@ from pydantic_core import ArgsKwargs, ErrorDetails
 
 from curricle.errors import SpecError, near_names, reason
 from curricle.renamed import name_hint
-from curricle.yaml_specs import MOST_CHARACTERS, from_yaml, kind_of
+from curricle.yaml_specs import MOST_CHARACTERS, Document, from_yaml, kind_of
 
 ValueType = TypeVar("ValueType")
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
-Plain = dict[str, object]
+Plain = Document
 """Plain data as YAML and JSON hold it."""
 
 CONFIG = ConfigDict(

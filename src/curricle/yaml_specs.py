@@ -25,6 +25,8 @@ MOST_NODES = 10_000
 """Items of the largest text, aliases counted with their expansion."""
 MOST_BITS = 128
 """Bits of the largest integer."""
+Document = dict[str, Any]
+"""A JSON object; readers check its fields as they go."""
 MERGE = "tag:yaml.org,2002:merge"
 """Tag of the key `<<`, which may stand several times."""
 

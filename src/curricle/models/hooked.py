@@ -15,7 +15,7 @@ exit passes; see `hooked_forward`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import final
+from typing import Any, final
 
 from torch import nn
 
@@ -122,7 +122,7 @@ class HookedModel:
         """Return the decisions about the model, one sentence each."""
         return self._numbering.notes
 
-    def __call__(self, *args: object, **keywords: object) -> object:
+    def __call__(self, *args: object, **keywords: object) -> Any:  # noqa: ANN401 - as the module's
         """Return the output of the module for the same arguments."""
         return self._module(*args, **keywords)
 

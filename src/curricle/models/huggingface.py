@@ -9,7 +9,7 @@ when a model is built.
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from pydantic import Field
 
@@ -17,7 +17,7 @@ from curricle.errors import BindError, CheckpointError, SpecError, near_names
 from curricle.extras import imported
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
-from curricle.values import Plain, value
+from curricle.values import value
 from curricle.yaml_specs import from_json
 
 Head = Literal["masked_lm", "causal_lm"]
@@ -40,7 +40,7 @@ class HuggingFaceSpec:
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
     """Task of the head: masked or next tokens."""
-    config: Plain = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
     def build(

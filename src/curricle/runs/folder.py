@@ -23,10 +23,10 @@ from curricle.models.weights import load_weights
 from curricle.points import where_runs_are
 from curricle.records import EndRecord, RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.seals import Document, read_sealed, write_sealed
+from curricle.seals import read_sealed, write_sealed
 from curricle.training.loop.engine import FINISHED, RECORDS
 from curricle.training.loop.resuming import check_weights_file
-from curricle.values import changes, fingerprint, parse, plain, read_yaml, to_yaml
+from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
 
 SPEC, COMMAND, TEACHER, STUDENTS = "spec.yaml", "run.json", "teacher", "students"
 TAUGHT = "taught.json"
@@ -146,7 +146,7 @@ def read_origin(folder: Path) -> Origin:
     return origin
 
 
-def _parsed_origin(document: Document) -> Origin:
+def _parsed_origin(document: Plain) -> Origin:
     """Return the origin in a document.
 
     Raises:
@@ -203,7 +203,7 @@ def stored_spec(folder: Path) -> RunSpec:
     return spec
 
 
-def stored_fields(folder: Path) -> Document:
+def stored_fields(folder: Path) -> Plain:
     """Return the fields of the spec in a run folder as plain data, also those of other versions."""
     _check_spec(folder)
     return read_yaml(folder / SPEC)
@@ -257,7 +257,7 @@ def claim_teacher(spec: RunSpec) -> None:
     write_sealed(spec.folder / TEACHER / TAUGHT, claim)
 
 
-def _read_claim(path: Path) -> tuple[str, Document]:
+def _read_claim(path: Path) -> tuple[str, Plain]:
     """Return the digest of the spec by which a teacher was taught, and its facts if they are kept.
 
     Raises:
@@ -275,7 +275,7 @@ def _read_claim(path: Path) -> tuple[str, Document]:
         ) from None
 
 
-def _parsed_claim(path: Path) -> tuple[str, Document]:
+def _parsed_claim(path: Path) -> tuple[str, Plain]:
     """Return the digest and the facts in a claim.
 
     Raises:
@@ -291,7 +291,7 @@ def _parsed_claim(path: Path) -> tuple[str, Document]:
     return digest, claim.get("facts", {})
 
 
-def teacher_facts(spec: RunSpec) -> Document:
+def teacher_facts(spec: RunSpec) -> Plain:
     """Return everything on which the teacher depends as plain data, and the task for people."""
     engine = spec.engine
     data = spec.task.open(seed=spec.seed, cache_dir=Path(spec.cache_dir))
@@ -317,14 +317,14 @@ def teacher_digest(spec: RunSpec) -> str:
     return _digest(teacher_facts(spec))
 
 
-def _digest(facts: Document) -> str:
+def _digest(facts: Plain) -> str:
     engine = list(facts["engine"].values())
     return fingerprint([
         facts["data"], facts["teacher"], facts["optimizer"], engine, facts["seed"],
     ])  # fmt: skip
 
 
-def _changed_settings(then: Document, now: Document) -> list[str]:
+def _changed_settings(then: Plain, now: Plain) -> list[str]:
     """Return the differing settings of a teacher in words, by their names in a spec."""
     facts = [dict(settings) for settings in (then, now)]
     data = [settings.pop("data", None) for settings in facts]

@@ -28,7 +28,6 @@ from jaxtyping import Integer, UInt
 
 from curricle.errors import CheckpointError, DataError, SpecError, reason
 from curricle.files import content_digest, new_folder
-from curricle.seals import Document
 from curricle.values import Plain, fingerprint, parse, plain, value
 from curricle.yaml_specs import from_json
 
@@ -186,7 +185,7 @@ def remove_leftovers(parent: Path) -> None:
                     shutil.rmtree(folder, ignore_errors=True)
 
 
-def read_manifest(folder: Path) -> Document:
+def read_manifest(folder: Path) -> Plain:
     """Return the manifest of a folder written by `write_folder`.
 
     Args:

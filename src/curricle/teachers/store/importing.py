@@ -36,12 +36,11 @@ from curricle.data.streams import Batch
 from curricle.errors import CheckpointError, DataError
 from curricle.extras import imported
 from curricle.locks import locked
-from curricle.seals import Document
 from curricle.teachers.store.codecs import TopK
 from curricle.teachers.store.distillkit import Compression, read_compression
 from curricle.teachers.store.manifest import MANIFEST, DataFacts, Manifest, TargetSet, read_manifest
 from curricle.teachers.store.shards import ShardWriter
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import Document, from_json
 
 Missing = Literal["rest", "renormalize"]
 Rows = list[int] | list[list[float]]

@@ -29,10 +29,10 @@ from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Spent
-from curricle.seals import SEAL, Document, check_sealed, folder_seal
+from curricle.seals import SEAL, check_sealed, folder_seal
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
-from curricle.yaml_specs import from_json, kind_of
+from curricle.yaml_specs import Document, from_json, kind_of
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
 ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
