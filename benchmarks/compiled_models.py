@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from curricle import seeding
 from curricle.curriculum.strategies import one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.teachers.live import LiveTeacher

@@ -63,7 +63,7 @@ def with_engine(steps: int) -> float:
         optimizer=curricle.SGD(learning_rate=RATE),
         settings=curricle.TrainingSettings(eval_every=10**9, log_every=50),
     )
-    return result.spent.seconds / steps
+    return result.usage.seconds / steps
 
 
 def stream(purpose: str = "train") -> curricle.ParityStream:

@@ -38,7 +38,7 @@ from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.loop.stepping import Stepper, stepping
 from curricle.training.setup.settings import TrainingSettings
-from curricle.training.targets.capture import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCompression, capture
 
 POSITIONS, CLASSES, WIDTH = 64, 131_072, 768
 Size = tuple[int, int, int, int]
@@ -96,7 +96,9 @@ def steps(size: Size, repetitions: int, folder: Path) -> dict[str, tuple[float, 
     data = task.open(seed=0, cache_dir=folder / "cache")
     teacher = LiveTeacher(encoder(*size[:2], data))
     live = bound(size, repetitions, data, teacher)
-    capture([live], folder / "store", codecs=TargetCodecs(hidden=BFloat16(), logits=Sampled()))
+    capture(
+        [live], folder / "store", compression=TargetCompression(hidden=BFloat16(), logits=Sampled())
+    )
     stored = bound(size, repetitions, data, open_targets(folder / "store"))
     stages = enumerate(stage.declared.name for stage in live.stages)
     return {name: in_turns(live, stored, number) for number, name in stages}
@@ -117,7 +119,7 @@ def parity_steps(number: int, folder: Path) -> tuple[float, float]:
         )
 
     live = run(LiveTeacher(network(2000)))
-    capture([live], folder, codecs=TargetCodecs(logits=BFloat16()))
+    capture([live], folder, compression=TargetCompression(logits=BFloat16()))
     return in_turns(live, run(open_targets(folder)), 0)
 
 

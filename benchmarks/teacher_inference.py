@@ -80,13 +80,13 @@ def timed(size: Size, repetitions: int) -> tuple[list[float], float]:
         began = time.process_time()
         with (
             teacher.teaching(inference),
-            teacher.reading("final", [place], logits=False) as read,
+            teacher.open_taps("final", [place], logits=False) as forward,
         ):
             for _ in range(2):
                 # As in training: autocast forgets its casts at the end of each step.
                 with torch.no_grad(), precision(cast):
                     started = time.process_time()
-                    read(inputs, None, None)
+                    forward(inputs, None, None)
                     ended = time.process_time()
         return ended - began, ended - started
 

@@ -12,8 +12,7 @@ from transformers import AutoModelForMaskedLM, BertConfig, BertForMaskedLM
 
 import curricle
 from curricle import seeding
-from curricle.data.text.tokenizing import open_or_build
-from curricle.data.text.windows import MaskedWindows, evaluation_batches
+from curricle.data.text import MaskedWindows, evaluation_batches, open_or_build
 
 VOCABULARY, WINDOW = 512, 32
 

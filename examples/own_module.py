@@ -42,7 +42,7 @@ def main(steps: int = 300) -> dict[str, float]:
         data,
         **settings,
     )
-    print(f"student {result.metrics['accuracy']:.3f}, {result.spent.total_flops:.2e} FLOPs")
+    print(f"student {result.metrics['accuracy']:.3f}, {result.usage.total_flops:.2e} FLOPs")
     return result.metrics
 
 

@@ -5,7 +5,6 @@ Run it with: python examples/parity.py
 
 import curricle
 from curricle import seeding
-from curricle.models.mlp import MLP
 
 SEED, INPUTS, DEGREE = 0, 40, 3
 
@@ -39,10 +38,10 @@ def main(steps: int = 4000) -> dict[str, float]:
     return accuracy
 
 
-def network(width: int, purpose: str) -> MLP:
+def network(width: int, purpose: str) -> curricle.MLP:
     """Return a network whose first weights depend on the seed and the purpose only."""
     with seeding.scoped(SEED, purpose):
-        return MLP(INPUTS, (width,), 2)
+        return curricle.MLP(INPUTS, (width,), 2)
 
 
 if __name__ == "__main__":

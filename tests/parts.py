@@ -11,15 +11,17 @@ from jaxtyping import Integer
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.curriculum.stages import Curriculum
-from curricle.data.streams import Batch
+from curricle.checksums import CHECK, SEAL, LineChain, read_lines
+from curricle.curriculum.durations import Duration
+from curricle.curriculum.stages import Curriculum, Stage
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import ProbeRecord
-from curricle.seals import CHECK, SEAL, LineChain, read_lines
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.setup.optimizers import SGD
@@ -67,6 +69,20 @@ def bound(
     }
     chosen = TrainingSettings(device="cpu", **(settings or {}))
     return bind(curriculum, settings=chosen, **(defaults | parts))
+
+
+def layers(*taps: tuple[Any, Any], **fields: Any) -> Curriculum:
+    """Return one stage of 10 steps for each pair of taps."""
+    stages = tuple(
+        Stage(
+            name=f"layer {number}",
+            duration=Duration(number=10),
+            objectives=(MatchHidden(pair=LayerPair(student=student, teacher=teacher)),),
+            **fields,
+        )
+        for number, (student, teacher) in enumerate(taps, start=1)
+    )
+    return Curriculum(name="layers", stages=stages)
 
 
 def read_probes(path: Path) -> list[ProbeRecord]:
@@ -130,7 +146,7 @@ class Shared(nn.Module):
         return found
 
 
-class Reader(nn.Module):
+class Forward(nn.Module):
     """Reads tokens: an embedding, one block and a head."""
 
     def __init__(self, width: int) -> None:
@@ -167,7 +183,7 @@ class Tuned(nn.Module):
 def embedder(width: int, seed: int) -> TappedModel:
     """Return a network that reads the data of `tokens`."""
     with seeding.scoped(0, "model"):
-        module = Reader(width)
+        module = Forward(width)
     for number, parameter in enumerate(module.parameters()):
         parameter.data = drawn(*parameter.shape, seed=seed + number) / width**0.5
     return tapped(module, blocks=["block"], head="head")

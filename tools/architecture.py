@@ -191,7 +191,7 @@ def houses() -> tuple[House, ...]:
 
     def is_package_part(module: str) -> bool:
         # Inits re-export names for users; the library itself imports from the defining modules.
-        return module != "curricle" and not module.endswith(".__main__")
+        return not graph.find_children(module) and not module.endswith(".__main__")
 
     def is_training(module: str) -> bool:
         return module.startswith("curricle.training.")

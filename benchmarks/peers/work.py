@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 
 import curricle
 from curricle import seeding
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.data.text.tokenizing import open_or_build
 from curricle.data.text.windows import CausalWindows, MaskedWindows, evaluation_batches
 from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec

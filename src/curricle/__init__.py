@@ -6,60 +6,13 @@ A curriculum comes from a strategy: `extraction`, `progressive`, `one_shot` or `
 Models are plain modules or Hugging Face models; `tapped` names the layers of any other module.
 `stream` makes training data of a `DataLoader`.
 
-Design: public names are imported on first use (PEP 562), so that reports, records and the help of
-the command line work without torch.
+Every name is imported on first use (`curricle.lazy`). Packages such as `curricle.objectives` have
+more names.
 """
 
-from importlib import import_module
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from curricle.renamed import RENAMED
-
-_HOMES = MappingProxyType(
-    {
-        "AdamW": "curricle.training.setup.optimizers",
-        "Batch": "curricle.data.streams",
-        "Comparison": "curricle.runs.compare",
-        "CurricleError": "curricle.errors",
-        "Curriculum": "curricle.curriculum.stages",
-        "Duration": "curricle.curriculum.durations",
-        "TrainingSettings": "curricle.training.setup.settings",
-        "LabelLoss": "curricle.objectives.labels",
-        "LayerPair": "curricle.objectives.hidden",
-        "MLP": "curricle.models.mlp",
-        "Metric": "curricle.metrics",
-        "MatchHidden": "curricle.objectives.hidden",
-        "MatchLogits": "curricle.objectives.logits",
-        "ParityStream": "curricle.data.synthetic.parity",
-        "PrincipalStart": "curricle.curriculum.initialization",
-        "RandomStart": "curricle.curriculum.initialization",
-        "Result": "curricle.training.distill",
-        "SGD": "curricle.training.setup.optimizers",
-        "Schedule": "curricle.training.setup.optimizers",
-        "Stage": "curricle.curriculum.stages",
-        "Stream": "curricle.data.streams",
-        "TargetCodecs": "curricle.training.targets.capture",
-        "Trajectory": "curricle.teachers.trajectory",
-        "UntilMetric": "curricle.curriculum.durations",
-        "UntilPlateau": "curricle.curriculum.durations",
-        "capture_targets": "curricle.training.distill",
-        "compare": "curricle.runs.compare",
-        "distill": "curricle.training.distill",
-        "extraction": "curricle.curriculum.strategies",
-        "from_labels": "curricle.curriculum.strategies",
-        "hugging_face_trajectory": "curricle.teachers.trajectory",
-        "one_shot": "curricle.curriculum.strategies",
-        "open_targets": "curricle.teachers.stored",
-        "open_trajectory": "curricle.teachers.trajectory",
-        "progressive": "curricle.curriculum.strategies",
-        "stream": "curricle.data.dataloaders",
-        "tapped": "curricle.models.families",
-        "evenly_spaced_pairs": "curricle.curriculum.strategies",
-    }
-)
-"""The module that each public name comes from."""
-__all__ = sorted(_HOMES)  # noqa: PLE0605
+from curricle.lazy import public_names
 
 if TYPE_CHECKING:
     from curricle.curriculum.durations import Duration as Duration
@@ -74,8 +27,8 @@ if TYPE_CHECKING:
     from curricle.curriculum.strategies import from_labels as from_labels
     from curricle.curriculum.strategies import one_shot as one_shot
     from curricle.curriculum.strategies import progressive as progressive
+    from curricle.data.batch import Batch as Batch
     from curricle.data.dataloaders import stream as stream
-    from curricle.data.streams import Batch as Batch
     from curricle.data.streams import Stream as Stream
     from curricle.data.synthetic.parity import ParityStream as ParityStream
     from curricle.errors import CurricleError as CurricleError
@@ -99,22 +52,38 @@ if TYPE_CHECKING:
     from curricle.training.setup.optimizers import AdamW as AdamW
     from curricle.training.setup.optimizers import Schedule as Schedule
     from curricle.training.setup.settings import TrainingSettings as TrainingSettings
-    from curricle.training.targets.capture import TargetCodecs as TargetCodecs
-
+    from curricle.training.targets.capture import TargetCompression as TargetCompression
 else:
-
-    def __getattr__(name: str) -> object:
-        """Return a public name, imported on first use.
-
-        Raises:
-            AttributeError: If there is no such name.
-        """
-        if name not in _HOMES:
-            new = RENAMED.get(name)
-            hint = f"; it is now named {new!r}" if new in _HOMES else ""
-            raise AttributeError(f"module 'curricle' has no attribute {name!r}{hint}")
-        return getattr(import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    __all__, __getattr__, __dir__ = public_names(
+        __name__,
+        {
+            "curriculum.durations": ("Duration", "UntilMetric", "UntilPlateau"),
+            "curriculum.initialization": ("PrincipalStart", "RandomStart"),
+            "curriculum.stages": ("Curriculum", "Stage"),
+            "curriculum.strategies": (
+                "evenly_spaced_pairs",
+                "extraction",
+                "from_labels",
+                "one_shot",
+                "progressive",
+            ),
+            "data.dataloaders": ("stream",),
+            "data.batch": ("Batch",),
+            "data.streams": ("Stream",),
+            "data.synthetic.parity": ("ParityStream",),
+            "errors": ("CurricleError",),
+            "metrics": ("Metric",),
+            "models.families": ("tapped",),
+            "models.mlp": ("MLP",),
+            "objectives.hidden": ("LayerPair", "MatchHidden"),
+            "objectives.labels": ("LabelLoss",),
+            "objectives.logits": ("MatchLogits",),
+            "runs.compare": ("Comparison", "compare"),
+            "teachers.stored": ("open_targets",),
+            "teachers.trajectory": ("Trajectory", "hugging_face_trajectory", "open_trajectory"),
+            "training.distill": ("Result", "capture_targets", "distill"),
+            "training.setup.optimizers": ("AdamW", "SGD", "Schedule"),
+            "training.setup.settings": ("TrainingSettings",),
+            "training.targets.capture": ("TargetCompression",),
+        },
+    )

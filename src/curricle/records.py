@@ -3,13 +3,13 @@
 A run folder holds `records.jsonl`, one JSON object a line, in the order things happened. Every
 report and figure is made from these lines alone, without torch and without the models.
 
-Each line ends with a `check` of itself and of all lines before it (see `curricle.seals`), so that a
-damaged, missing or foreign line is detected on reading. Files of version 0.1 have none.
+Each line ends with a `check` of itself and of all lines before it (see `curricle.checksums`), so
+that a damaged, missing or foreign line is detected on reading. Files of version 0.1 have none.
 
 The field `kind` names the kind of a record: `run` (once at the start: the setup of the run),
 `stage` (a stage begins), `step` (training loss at intervals), `evaluation` (metrics at intervals),
 `stage_end` (the end of a stage with a rule as duration) and `end` (once, when the run is complete).
-All but the first hold `Spent`, the cost until then.
+All but the first hold `Usage`, the cost until then.
 
 Results of probes of a finished run are in `probes.jsonl` beside it, one `ProbeRecord` a line; they
 can be computed again at any time and are not part of the run.
@@ -26,9 +26,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
-from curricle.errors import CheckpointError
-from curricle.files import disk_errors, write_bytes
-from curricle.seals import (
+from curricle.checksums import (
     UNSEALED,
     LineChain,
     check_sealed,
@@ -36,13 +34,15 @@ from curricle.seals import (
     sealed_lines,
     sealed_names,
 )
+from curricle.errors import CheckpointError
+from curricle.files import disk_errors, write_bytes
 from curricle.values import parse, plain, value
 from curricle.yaml_specs import Document
 
 
 @final
 @value
-class Spent:
+class Usage:
     """Cost of a run until some step."""
 
     steps: int = 0
@@ -63,9 +63,9 @@ class Spent:
         """Return the FLOPs of student and teacher together."""
         return self.student_flops + self.teacher_flops
 
-    def __add__(self, other: "Spent") -> "Spent":
+    def __add__(self, other: "Usage") -> "Usage":
         """Return the sum of two costs."""
-        return Spent(
+        return Usage(
             steps=self.steps + other.steps,
             examples=self.examples + other.examples,
             tokens=self.tokens + other.tokens,
@@ -167,7 +167,7 @@ class StageRecord:
     kind: Literal["stage"] = "stage"
     stage: str
     """Name of the stage."""
-    spent: Spent
+    usage: Usage
     """Consumed before the stage."""
 
 
@@ -185,7 +185,7 @@ class StepRecord:
     """Each objective's own mean, unweighted."""
     learning_rate: float
     """Learning rate of the step."""
-    spent: Spent
+    usage: Usage
     """Consumed including this step."""
 
 
@@ -199,7 +199,7 @@ class EvaluationRecord:
     """Name of the stage."""
     metrics: dict[str, float]
     """`accuracy` (share of scored positions) and `nll` (mean nats a scored position)."""
-    spent: Spent
+    usage: Usage
     """Consumed before the evaluation."""
 
 
@@ -221,7 +221,7 @@ class StageEndRecord:
     """Number of steps that the stage has taken."""
     why: EndReason
     """Reason of the end: `length` (its maximum), `plateau`, `metric`, or `goal` of the run."""
-    spent: Spent
+    usage: Usage
     """Consumed by the end of the stage."""
 
 
@@ -233,7 +233,7 @@ class EndRecord:
     kind: Literal["end"] = "end"
     metrics: dict[str, float]
     """Metrics of the finished student."""
-    spent: Spent
+    usage: Usage
     """Consumed by the whole run."""
     weights: str = ""
     """SHA-256 of the finished student's `model.safetensors`; empty in records of version 0.1."""
@@ -402,9 +402,11 @@ def _chain_of(path: Path, size: int, head: str | None) -> LineChain:
 def _current(data: Document) -> Document:
     """Return a record with the field names of this version.
 
-    Version 0.1 wrote a single `note` into the run's record.
+    Version 0.1 wrote a single `note` into the run's record, and `usage` was named `usage`.
     """
     if "note" in data:
         note = data.pop("note")
-        return data | {"notes": [note] if note else []}
+        data = data | {"notes": [note] if note else []}
+    if "usage" in data:
+        data = data | {"usage": data.pop("usage")}
     return data

@@ -20,11 +20,17 @@ RENAMED: Mapping[str, str] = MappingProxyType(
         "checkpoint_every": "save_every",
         "classroom": "share_teacher",
         "clip_norm": "max_grad_norm",
+        "codecs": "compression",
         "compiled_teacher": "compile",
+        "draws": "num_samples",
         "evaluate_every": "eval_every",
         "last": "final_objective",
         "record_every": "log_every",
         "share": "layer_fraction",
+        "spent": "usage",
+        "start": "init",
+        "TargetCodecs": "TargetCompression",
+        "trains": "trainable",
         "uniform": "evenly_spaced_pairs",
     }
 )

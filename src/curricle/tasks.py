@@ -12,7 +12,8 @@ from typing import Annotated, Literal, final
 
 from pydantic import Field
 
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.data.synthetic.grammars import Grammar, shipped
 from curricle.data.synthetic.parity import Encoding, ParityStream
 from curricle.data.synthetic.pcfg import (

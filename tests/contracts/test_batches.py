@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
+from curricle.data.batch import Batch, Inputs, concatenate, named
 from curricle.data.example_keys import example_keys
-from curricle.data.streams import Batch, Inputs, concatenate, named
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
@@ -35,7 +35,7 @@ from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.stage_loss import open_stage_loss
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
-from curricle.training.targets.capture import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCompression, capture
 from tests.parts import Listed, bound, drawn
 
 STEPS, EXAMPLES, CLASSES = 3, 4, 5
@@ -274,7 +274,7 @@ def test_prefetching_changes_nothing(case: Case, prefetch: str) -> None:
 
 @every_case
 def test_stored_targets_train_as_the_live_teacher(case: Case, tmp_path: Path) -> None:
-    capture([case.run()], tmp_path, codecs=TargetCodecs(hidden=Exact(), logits=Exact()))
+    capture([case.run()], tmp_path, compression=TargetCompression(hidden=Exact(), logits=Exact()))
     assert_equal(trained(case.run(teacher=open_targets(tmp_path))), trained(case.run()))
 
 
@@ -473,5 +473,5 @@ def test_float_labels_are_the_same_in_every_way_to_train(case: Case, tmp_path: P
     expected = trained(case.run())
     assert_equal(trained(case.run(gradient_accumulation_steps=2)), expected, rtol=1e-4, atol=1e-6)
     assert_equal(trained(case.run(prefetch="targets")), expected)
-    capture([case.run()], tmp_path, codecs=TargetCodecs(hidden=Exact(), logits=Exact()))
+    capture([case.run()], tmp_path, compression=TargetCompression(hidden=Exact(), logits=Exact()))
     assert_equal(trained(case.run(teacher=open_targets(tmp_path))), expected)

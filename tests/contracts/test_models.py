@@ -164,8 +164,8 @@ def in_full(model: TappedModel, inputs: Tensor, place: Place) -> Tensor:
 
 
 def one(model: TappedModel, place: Place, inputs: Tensor) -> Tensor:
-    with model.reading([place], logits=False) as read:
-        return read(inputs).hidden[place]
+    with model.open_taps([place], logits=False) as forward:
+        return forward(inputs).hidden[place]
 
 
 def gradients(model: TappedModel, state: Tensor) -> list[Tensor | None]:
@@ -234,8 +234,8 @@ def test_nothing_runs_after_the_tap(case: Case, tap: Tap) -> None:
 def test_several_taps_and_the_logits_come_from_one_pass(case: Case) -> None:
     model, inputs = case.build(), case.inputs(3)
     places = [model.place(tap) for tap in case.taps]
-    with model.reading(places, logits=True) as read:
-        shown = read(inputs)
+    with model.open_taps(places, logits=True) as forward:
+        shown = forward(inputs)
     assert list(shown.hidden) == places
     for place in places:
         assert torch.equal(shown.hidden[place], in_full(model, inputs, place))
@@ -246,8 +246,8 @@ def test_several_taps_and_the_logits_come_from_one_pass(case: Case) -> None:
 @every_model
 def test_logits_have_exactly_the_gradients_of_the_full_pass(case: Case) -> None:
     model, inputs = case.build(), case.inputs(3)
-    with model.reading([], logits=True) as read:
-        shown = read(inputs).logits
+    with model.open_taps([], logits=True) as forward:
+        shown = forward(inputs).logits
     assert shown is not None
     full = gradients(model, model.module(inputs))
     assert all(same(*pair) for pair in zip(gradients(model, shown), full, strict=True))
@@ -273,8 +273,8 @@ def test_logits_at_selected_positions_are_rows_of_the_full_logits(
     case: Case, positions: list[int]
 ) -> None:
     model, inputs = case.build(), case.inputs(3)
-    with model.reading([], logits=True) as read:
-        shown = read(inputs, torch.tensor(positions, dtype=torch.int64)).logits
+    with model.open_taps([], logits=True) as forward:
+        shown = forward(inputs, torch.tensor(positions, dtype=torch.int64)).logits
     expected = model.module(inputs).flatten(0, 1)[positions]
     # Fewer rows may go through another matrix routine, which rounds differently.
     torch.testing.assert_close(shown, expected, rtol=1e-5, atol=1e-6)
@@ -284,8 +284,8 @@ def test_logits_at_selected_positions_are_rows_of_the_full_logits(
 def test_selecting_logits_leaves_the_hidden_states_whole(case: Case) -> None:
     model, inputs = case.build(), case.inputs(3)
     places = [model.place(tap) for tap in case.taps]
-    with model.reading(places, logits=True) as read:
-        shown = read(inputs, torch.tensor([2, 9]))
+    with model.open_taps(places, logits=True) as forward:
+        shown = forward(inputs, torch.tensor([2, 9]))
     assert {tuple(state.shape[:2]) for state in shown.hidden.values()} == {(3, LENGTH)}
 
 
@@ -293,8 +293,8 @@ def test_selecting_logits_leaves_the_hidden_states_whole(case: Case) -> None:
 def test_the_module_stays_as_it_is(case: Case) -> None:
     model, inputs = case.build(), case.inputs(3)
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
-    with model.reading([model.place(tap) for tap in case.taps], logits=True) as read:
-        shown = read(inputs).logits
+    with model.open_taps([model.place(tap) for tap in case.taps], logits=True) as forward:
+        shown = forward(inputs).logits
         assert shown is not None
         shown.sum().backward()
         inside = model.module.state_dict()
@@ -328,9 +328,9 @@ def test_a_call_that_forward_never_reaches_is_refused(case: Case) -> None:
             match=f"^tap '{tap}' must be reached by forward; it was not; name a module that runs "
             f"in every pass, or switch off what skips it, such as layerdrop$",
         ),
-        model.reading([model.place(tap)], logits=False) as read,
+        model.open_taps([model.place(tap)], logits=False) as forward,
     ):
-        read(case.inputs(3))
+        forward(case.inputs(3))
 
 
 @pytest.mark.parametrize("logits", [False, True])
@@ -341,10 +341,10 @@ def test_checkpointed_blocks_have_the_gradients_of_plain_ones(tap: int, logits: 
     found: list[list[Tensor]] = []
     for model in (plain, saving):
         place = model.place(tap)
-        with model.reading([place], logits=logits) as read:
+        with model.open_taps([place], logits=logits) as forward:
             # The second pass would see what the recomputation of the first has left behind.
             for _ in range(2):
-                shown = read(drawn(3, 4))
+                shown = forward(drawn(3, 4))
                 loss = shown.hidden[place].square().sum()
                 if shown.logits is not None:
                     loss = loss + shown.logits.sum()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from curricle import seeding
 from curricle.curriculum.stages import Stage
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import SpecError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.training.setup.placement import HOST, Placement, SingleDevice
 from tests.parts import drawn, parity
 

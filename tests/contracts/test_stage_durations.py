@@ -99,8 +99,8 @@ def executed(
     def observe(record: Record) -> None:
         seen.append(record)
         if isinstance(record, StepRecord):
-            last[0] = record.spent.steps
-            if record.spent.steps == stop:
+            last[0] = record.usage.steps
+            if record.usage.steps == stop:
                 raise CutError
 
     def evaluate(model: TappedModel) -> dict[str, float]:
@@ -115,7 +115,7 @@ def executed(
 def timeless(folder: Path) -> list[dict[str, Any]]:
     lines = [plain(record) for record in read_records(folder / RECORDS)]
     for line in lines:
-        line.get("spent", {}).pop("seconds", None)
+        line.get("usage", {}).pop("seconds", None)
     return lines
 
 
@@ -141,8 +141,8 @@ def test_a_plan_counts_with_the_maximum(name: str) -> None:
 def test_a_stage_ends_in_time_and_the_next_begins_at_once(name: str) -> None:
     records = executed(run_of(name))
     done, _ = ENDS[name]
-    assert [one.spent.steps for one in records if isinstance(one, StageRecord)] == [0, done]
-    steps = [(one.stage, one.spent.steps) for one in records if isinstance(one, StepRecord)]
+    assert [one.usage.steps for one in records if isinstance(one, StageRecord)] == [0, done]
+    steps = [(one.stage, one.usage.steps) for one in records if isinstance(one, StepRecord)]
     expected = [("layer", step) for step in range(1, done + 1)]
     assert steps == expected + [("logits", step) for step in range(done + 1, done + LAST + 1)]
 
@@ -151,7 +151,7 @@ def test_a_stage_ends_in_time_and_the_next_begins_at_once(name: str) -> None:
 def test_the_reason_is_recorded_for_a_rule_alone(name: str) -> None:
     found = [one for one in executed(run_of(name)) if isinstance(one, StageEndRecord)]
     done, why = ENDS[name]
-    told = [(one.stage, one.planned, one.done, one.why, one.spent.steps) for one in found]
+    told = [(one.stage, one.planned, one.done, one.why, one.usage.steps) for one in found]
     assert told == ([] if why is None else [("layer", MOST, done, why, done)])
 
 
@@ -229,7 +229,7 @@ def test_a_goal_ends_every_stage(name: str) -> None:
         outputs=Outputs(observers=(seen.append,)),
         until=lambda metrics: metrics["steps"] == 0.5,
     )
-    assert end.spent.steps == 4
+    assert end.usage.steps == 4
     reasons = [one.why for one in seen if isinstance(one, StageEndRecord)]
     assert reasons == ([] if name == "length" else ["goal"])
 

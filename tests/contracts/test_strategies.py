@@ -34,7 +34,7 @@ CATALOG: dict[str, Arguments] = {
         "pairs": 3,
         "layer_fraction": 0.4,
         "projection": {"kind": "sign"},
-        "trains": "own",
+        "trainable": "new",
         "teacher": 100,
     },
     "extraction in given lengths": lambda total: {
@@ -47,7 +47,7 @@ CATALOG: dict[str, Arguments] = {
         "kind": "extraction",
         "shared_projection": True,
         "projection": {"kind": "sign"},
-        "start": {"kind": "random", "projection": {"kind": "sign"}},
+        "init": {"kind": "random", "projection": {"kind": "sign"}},
     },
     "progressive": lambda total: {"kind": "progressive"},
     "progressive two-shot": lambda total: {
@@ -65,7 +65,7 @@ CATALOG: dict[str, Arguments] = {
         "select": [100, 400],
     },
     "one_shot": lambda total: {"kind": "one_shot", "objective": {"kind": "logits", "weight": 2}},
-    "one_shot after a start": lambda total: {"kind": "one_shot", "start": {"kind": "principal"}},
+    "one_shot after a start": lambda total: {"kind": "one_shot", "init": {"kind": "principal"}},
     "from_labels": lambda total: {"kind": "from_labels"},
     "staged": lambda total: {"kind": "staged", "stages": written(total)},
 }

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.streams import Batch, Stream
+from curricle.data.streams import Stream
 from curricle.data.synthetic.grammars import shipped
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.synthetic.pcfg import CausalStrings, MaskedStrings

@@ -103,8 +103,8 @@ def in_full(model: TappedModel, place: Place) -> Tensor:
 
 
 def early(model: TappedModel, place: Place) -> Tensor:
-    with model.reading([place], logits=False) as read:
-        return read(ids()).hidden[place]
+    with model.open_taps([place], logits=False) as forward:
+        return forward(ids()).hidden[place]
 
 
 def gradients(model: TappedModel, state: Tensor) -> list[Tensor | None]:
@@ -163,8 +163,8 @@ def test_logits_at_selected_positions_are_rows_of_the_full_logits(
     family: str, positions: list[int]
 ) -> None:
     model = build(family)
-    with model.reading([model.place(1)], logits=True) as read:
-        shown = read(ids(), torch.tensor(positions, dtype=torch.int64))
+    with model.open_taps([model.place(1)], logits=True) as forward:
+        shown = forward(ids(), torch.tensor(positions, dtype=torch.int64))
     expected = full(model.module).logits.flatten(0, 1)[positions]
     assert shown.hidden[model.place(1)].shape == (3, LENGTH, 8)
     # Fewer rows may go through another matrix routine, which rounds differently.
@@ -181,9 +181,9 @@ def test_weights_held_in_lower_precision_give_exactly_what_autocast_gives(family
             torch.no_grad(),
             torch.autocast("cpu", torch.bfloat16),
             teacher.teaching(inference),
-            teacher.reading("final", [place], logits=True) as read,
+            teacher.open_taps("final", [place], logits=True) as forward,
         ):
-            found = read(ids(), None, None)
+            found = forward(ids(), None, None)
         assert found.logits is not None
         return found.hidden[place], found.logits
 
@@ -202,9 +202,9 @@ def test_each_block_is_traced_in_one_piece(family: str, monkeypatch: pytest.Monk
     with (
         torch.no_grad(),
         teacher.teaching(Inference(compiled=True)),
-        teacher.reading("final", [place], logits=False) as read,
+        teacher.open_taps("final", [place], logits=False) as forward,
     ):
-        found = read(ids(), None, None).hidden[place]
+        found = forward(ids(), None, None).hidden[place]
     assert torch.equal(found, wanted)
 
 
@@ -218,16 +218,16 @@ def test_nothing_after_the_base_model_runs_where_no_logits_are_wanted(family: st
             part.register_forward_hook(
                 lambda _, args, output: seen.append(output.shape[:-1].numel())
             )
-    with model.reading([], logits=True) as read:
-        read(ids(), torch.tensor([0, 1, 7, 15]))
+    with model.open_taps([], logits=True) as forward:
+        forward(ids(), torch.tensor([0, 1, 7, 15]))
     assert set(seen) == {4}
 
 
 @every_family
 def test_all_logits_are_exactly_those_of_the_full_pass(family: str) -> None:
     model = build(family)
-    with model.reading([], logits=True) as read:
-        found = read(ids()).logits
+    with model.open_taps([], logits=True) as forward:
+        found = forward(ids()).logits
     assert found is not None
     expected = full(model.module).logits
     assert torch.equal(found, expected)
@@ -245,8 +245,8 @@ def test_checkpointed_blocks_have_the_gradients_of_plain_ones(family: str, tap: 
     transformer(saving).train()
     transformer(saving).activation_checkpointing_enable()
     # The reading is still open during the backward pass, as in training.
-    with saving.reading([place], logits=False) as read:
-        found = gradients(saving, read(ids()).hidden[place])
+    with saving.open_taps([place], logits=False) as forward:
+        found = gradients(saving, forward(ids()).hidden[place])
     expected = gradients(plain, early(plain, place))
     assert all(same(*pair) for pair in zip(found, expected, strict=True))
 
@@ -264,8 +264,8 @@ def test_a_model_of_one_layer_is_read(family: str) -> None:
 def test_a_student_that_was_read_is_saved_as_a_plain_model(family: str, tmp_path: Path) -> None:
     model = build(family)
     names = list(model.module.state_dict())
-    with model.reading([model.place(1)], logits=True) as read:
-        read(ids())
+    with model.open_taps([model.place(1)], logits=True) as forward:
+        forward(ids())
         transformer(model).save_pretrained(tmp_path)
     loaded = type(transformer(model)).from_pretrained(tmp_path).eval()
     assert list(loaded.state_dict()) == names
@@ -279,10 +279,10 @@ def test_what_the_last_linear_map_receives_gives_the_logits(
 ) -> None:
     model = build(family)
     selected = None if positions is None else torch.tensor(positions)
-    with model.reading([], logits=True) as read:
-        logits = read(ids(), selected).logits
-    with model.reading([], logits=False, head=True) as read:
-        head = read(ids(), selected).head
+    with model.open_taps([], logits=True) as forward:
+        logits = forward(ids(), selected).logits
+    with model.open_taps([], logits=False, head=True) as forward:
+        head = forward(ids(), selected).head
     assert head is not None
     assert logits is not None
     torch.testing.assert_close(head.logits(), logits)
@@ -298,8 +298,8 @@ def test_a_pass_ends_before_the_last_linear_map(family: str) -> None:
     called: list[object] = []
     output = transformer(model).get_output_embeddings()
     output.register_forward_hook(lambda *call: called.append(call))
-    with model.reading([], logits=False, head=True) as read:
-        read(ids(), torch.tensor([0, 1]))
+    with model.open_taps([], logits=False, head=True) as forward:
+        forward(ids(), torch.tensor([0, 1]))
     assert not called
 
 

@@ -170,7 +170,7 @@ def stop_at(step: int) -> Callable[[Record], None]:
     """Return an observer that ends a run when a step is recorded."""
 
     def observe(record: Record) -> None:
-        if isinstance(record, StepRecord) and record.spent.steps == step:
+        if isinstance(record, StepRecord) and record.usage.steps == step:
             raise Stopped
 
     return observe

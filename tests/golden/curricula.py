@@ -60,12 +60,12 @@ def several_objectives() -> Curriculum:
     return Curriculum(
         name="by hand",
         stages=(
-            Stage(name="layers", duration="4 steps", objectives=(hidden, deep), trains="own"),
+            Stage(name="layers", duration="4 steps", objectives=(hidden, deep), trainable="new"),
             Stage(
                 name="anchored",
                 duration="24 examples",
                 objectives=(hidden, MatchLogits(weight=0.1), MatchLogits(divergence=ReverseKL())),
-                trains="all",
+                trainable="all",
                 learning_rate_scale=2.0,
             ),
             Stage(
@@ -87,14 +87,14 @@ STRATEGIES: dict[str, Run] = {
             total="18 steps",
             pairs=2,
             layer_fraction=0.6,
-            trains="own",
+            trainable="new",
             schedule="own",
             optimizer_state="reset",
         ),
         optimizer=AdamW(learning_rate=0.01, weight_decay=0.1),
     ),
     "extraction that runs the whole student": of(
-        distilled, extraction(total=TOTAL, durations=("5 steps",), trains="all", center=True)
+        distilled, extraction(total=TOTAL, durations=("5 steps",), trainable="all", center=True)
     ),
     "extraction with a shared projection": of(
         distilled,

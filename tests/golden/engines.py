@@ -117,9 +117,9 @@ NARROW: dict[str, Run] = {
     ),
 }
 STARTS: dict[str, Run] = {
-    "principal start": of(distilled, one_shot(total=TOTAL, start=PrincipalStart())),
+    "principal start": of(distilled, one_shot(total=TOTAL, init=PrincipalStart())),
     "random start": of(
-        distilled, extraction(total=TOTAL, shared_projection=True, start=RandomStart())
+        distilled, extraction(total=TOTAL, shared_projection=True, init=RandomStart())
     ),
     "random start by signs": of(
         distilled,
@@ -127,7 +127,7 @@ STARTS: dict[str, Run] = {
             total=TOTAL,
             shared_projection=True,
             projection=Sign(),
-            start=RandomStart(projection=Sign()),
+            init=RandomStart(projection=Sign()),
         ),
         settings={"gradient_accumulation_steps": 2},
         seed=3,
@@ -329,12 +329,12 @@ def different_students(folder: Path, teacher: LiveTeacher) -> list[BoundRun]:
         {"curriculum": one_shot(total=TOTAL)},
         {"curriculum": extraction(total=TOTAL, pairs=2), "student": mlp(9, 7, seed=4)},
         {
-            "curriculum": extraction(total=TOTAL, trains="own", center=True),
+            "curriculum": extraction(total=TOTAL, trainable="new", center=True),
             "optimizer": AdamW(learning_rate=0.01),
         },
         {"curriculum": progressive(total=TOTAL, trajectory=checkpoints)},
         {"curriculum": one_shot(total="7 steps", teacher=20), "seed": 3},
-        {"curriculum": one_shot(total=TOTAL, start=RandomStart())},
+        {"curriculum": one_shot(total=TOTAL, init=RandomStart())},
         {"curriculum": from_labels(total=TOTAL), "student": noisy(5)},
     ]
     return [

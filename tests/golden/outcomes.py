@@ -211,7 +211,7 @@ def _plain_record(record: Record) -> dict[str, Any]:
     fields: dict[str, Any] = plain(record)
     for name in ("versions", "device", "notes"):
         fields.pop(name, None)
-    fields.get("spent", {}).pop("seconds", None)
+    fields.get("usage", {}).pop("seconds", None)
     return fields
 
 

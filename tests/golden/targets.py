@@ -13,7 +13,7 @@ from curricle import (
     MatchHidden,
     MatchLogits,
     Stage,
-    TargetCodecs,
+    TargetCompression,
     capture_targets,
     one_shot,
     open_targets,
@@ -57,7 +57,7 @@ READ_STORED = Curriculum(
 
 def stored(
     folder: Path,
-    codecs: TargetCodecs,
+    compression: TargetCompression,
     *,
     curriculum: Curriculum = READ_STORED,
     prefetch: str = "none",
@@ -69,7 +69,7 @@ def stored(
         curriculum,
         words(),
         folder=folder / "targets",
-        codecs=codecs,
+        compression=compression,
         settings=engine(),
     )
     teacher = open_targets(folder / "targets")
@@ -124,7 +124,7 @@ def stored_class(folder: Path) -> Performance:
         EXTRACTION,
         parity(),
         folder=folder / "targets",
-        codecs=EXACT,
+        compression=EXACT,
         settings=engine(),
     )
     teacher: Any = open_targets(folder / "targets")
@@ -173,16 +173,16 @@ def _likely(token: int) -> list[dict[str, Any]]:
     return [{"token": f"token_id:{number}", "logprob": logarithm} for number, logarithm in classes]
 
 
-EXACT = TargetCodecs(hidden=Exact(), logits=Exact())
-CODECS: dict[str, TargetCodecs] = {
-    "bfloat16": TargetCodecs(hidden=BFloat16(), logits=BFloat16()),
-    "int8": TargetCodecs(hidden=Int8(), logits=Int8(), shard_bytes=500),
-    "top k": TargetCodecs(logits=TopK(k=4)),
-    "samples": TargetCodecs(logits=Sampled(draws=6)),
+EXACT = TargetCompression(hidden=Exact(), logits=Exact())
+CODECS: dict[str, TargetCompression] = {
+    "bfloat16": TargetCompression(hidden=BFloat16(), logits=BFloat16()),
+    "int8": TargetCompression(hidden=Int8(), logits=Int8(), shard_bytes=500),
+    "top k": TargetCompression(logits=TopK(k=4)),
+    "samples": TargetCompression(logits=Sampled(num_samples=6)),
 }
 CHUNKED = only(MatchLogits(chunk=2))
 STORED: dict[str, Run] = {
-    f"stored targets as {name}": of(stored, codecs) for name, codecs in CODECS.items()
+    f"stored targets as {name}": of(stored, compression) for name, compression in CODECS.items()
 } | {
     "stored top k for logits in chunks": of(stored, CODECS["top k"], curriculum=CHUNKED),
     "stored samples for logits in chunks": of(stored, CODECS["samples"], curriculum=CHUNKED),

@@ -124,10 +124,10 @@ TASKS: dict[str, Run] = {
         solved,
         STRINGS,
         bert,
-        curriculum=extraction(total=TINY, shared_projection=True, start=RandomStart()),
+        curriculum=extraction(total=TINY, shared_projection=True, init=RandomStart()),
     ),
     "principal start of a decoder": of(
-        solved, NEXT_STRINGS, gpt2, curriculum=one_shot(total=TINY, start=PrincipalStart())
+        solved, NEXT_STRINGS, gpt2, curriculum=one_shot(total=TINY, init=PrincipalStart())
     ),
 }
 TEXTS: dict[str, Run] = {

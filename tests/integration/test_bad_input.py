@@ -133,7 +133,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, *, at: int) -> None:
     """Interrupt every student after some steps, as a key would."""
 
     def call(self: object, record: object) -> None:
-        if getattr(record, "stage", "labels") != "labels" and record.spent.steps >= at:  # type: ignore[attr-defined]
+        if getattr(record, "stage", "labels") != "labels" and record.usage.steps >= at:  # type: ignore[attr-defined]
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ProgressBar, "__call__", call)
@@ -350,7 +350,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     assert [path.name for path in kept] == ["step-000000004"]
     weights = load_file(kept[0] / "student.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
-    assert json.loads((kept[0] / "state.json").read_text())["spent"]["steps"] == 4
+    assert json.loads((kept[0] / "state.json").read_text())["usage"]["steps"] == 4
 
 
 @pytest.mark.parametrize(

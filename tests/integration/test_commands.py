@@ -46,7 +46,7 @@ def interrupt_student(monkeypatch: pytest.MonkeyPatch, *, number: int, at: int) 
     def told(self: object, record: Any) -> None:
         # The first that begins is the teacher.
         begun.extend([self] if record.kind == "run" else [])
-        if len(begun) == number + 2 and record.kind == "step" and record.spent.steps >= at:
+        if len(begun) == number + 2 and record.kind == "step" and record.usage.steps >= at:
             raise KeyboardInterrupt
 
     monkeypatch.setattr(ProgressBar, "__call__", told)
@@ -91,7 +91,7 @@ def test_teach_leaves_a_teacher_with_its_checkpoints(
     code, shown, _ = command("teach", parity)
     assert code == 0
     assert "teacher in run/teacher" in shown
-    assert end(tmp_path / "run" / "teacher").spent.steps == 20
+    assert end(tmp_path / "run" / "teacher").usage.steps == 20
     assert len(list((tmp_path / "run/teacher/trajectory").glob("*.safetensors"))) == 2
 
 
@@ -104,7 +104,7 @@ def test_distill_uses_the_teacher_that_teach_left(
     assert code == 0
     assert "extraction: accuracy" in shown
     assert contents(tmp_path / "run" / "teacher") == before
-    assert end(tmp_path / "run").spent.steps == 12
+    assert end(tmp_path / "run").usage.steps == 12
 
 
 def test_distill_gives_the_same_with_a_teacher_of_its_own(
@@ -125,7 +125,7 @@ def test_compare_trains_every_strategy_on_every_seed_and_reports(
     assert "report: run/report.html" in shown
     runs = sorted(path.parent for path in (tmp_path / "run/students").rglob("records.jsonl"))
     assert len(runs) == 4
-    assert {end(run).spent.steps for run in runs} == {12}
+    assert {end(run).usage.steps for run in runs} == {12}
     assert all((tmp_path / "run" / name).stat().st_size for name in REPORT)
 
 
@@ -236,14 +236,14 @@ def test_flops_buy_exactly_the_steps_they_pay_for(
     assert planned_steps(students / "labels" / "seed-0") == [limit // LABELS_STEP]
     rest = (limit - 4 * LAYER_STEP) // LOGITS_STEP
     assert planned_steps(students / "layer" / "seed-0") == [4, rest]
-    spent = end(students / "layer" / "seed-0").spent
-    assert spent.total_flops == 4 * LAYER_STEP + rest * LOGITS_STEP
+    usage = end(students / "layer" / "seed-0").usage
+    assert usage.total_flops == 4 * LAYER_STEP + rest * LOGITS_STEP
 
 
 def test_seconds_buy_steps(command: Command, parity: Path, tmp_path: Path) -> None:
     arguments = ("--set", "budget=0.2 seconds", "--set", "teacher.model.widths=[400]")
     assert command("distill", parity, *arguments)[0] == 0
-    assert sum(planned_steps(tmp_path / "run")) == end(tmp_path / "run").spent.steps > 2
+    assert sum(planned_steps(tmp_path / "run")) == end(tmp_path / "run").usage.steps > 2
 
 
 def test_a_student_is_exported_for_plain_transformers(

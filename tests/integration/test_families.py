@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
@@ -175,7 +175,7 @@ def test_a_start_needs_tokens(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(
         BindError, match=r"^'student' must have token embeddings in an nn.Embedding"
     ):
-        learn(make, one_shot(total="1 steps", start=PrincipalStart()), data)
+        learn(make, one_shot(total="1 steps", init=PrincipalStart()), data)
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ import pytest
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
+from curricle.curriculum.phase_transitions import find_transition
 from curricle.curriculum.strategies import from_labels
-from curricle.curriculum.transitions import find_transition
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.models.huggingface import Head, HuggingFaceSpec
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import Sample
@@ -127,8 +127,8 @@ def with_other_padding(batch: Batch) -> Batch:
 
 
 def shown(built: TappedModel, batch: Batch) -> Activations:
-    with torch.no_grad(), built.reading([built.place(2)], logits=True) as read:
-        return read(batch.inputs, batch.selected)
+    with torch.no_grad(), built.open_taps([built.place(2)], logits=True) as forward:
+        return forward(batch.inputs, batch.selected)
 
 
 @EVERY_FAMILY

@@ -14,7 +14,7 @@ from torch.nn import functional
 from curricle import seeding
 from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.weights import load_weights, weights_digest
 from curricle.objectives.logits import MatchLogits
@@ -177,7 +177,7 @@ def test_a_student_goes_on_bit_equal(config: Callable[[], Any], tmp_path: Path) 
     taught(whole, teacher, optimizer=optimizer)
 
     def stop(record: Any) -> None:
-        if record.kind == "step" and record.spent.steps == STEPS - 1:
+        if record.kind == "step" and record.usage.steps == STEPS - 1:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -220,7 +220,7 @@ def test_teachers_of_equal_weights_are_told_apart(change: Callable[[Any], object
 def test_a_start_is_refused_where_an_adapter_counts_beside_the_tables() -> None:
     teacher = adapted(lora(modules_to_save=["embed_tokens"]), width=24, seed=1)
     with pytest.raises(BindError, match=r"'teacher' must have tables without adapters for a start"):
-        taught(llama(), teacher, one_shot(total="1 steps", start=PrincipalStart()))
+        taught(llama(), teacher, one_shot(total="1 steps", init=PrincipalStart()))
 
 
 @pytest.mark.parametrize("name", ["LoRA", "prefix", "tokens"])
@@ -261,5 +261,5 @@ def test_tied_adapters_are_kept_in_a_run_folder(tmp_path: Path) -> None:
 def test_a_student_whose_adapter_cannot_learn_is_refused(change: Callable[[Any], object]) -> None:
     student = adapted(lora())
     change(student)
-    with pytest.raises(BindError, match="'trains' must leave something to train; got 'up_to'"):
+    with pytest.raises(BindError, match="'trainable' must leave something to train; got 'reached'"):
         taught(student, llama(24, seed=1))

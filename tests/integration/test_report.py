@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.files import content_digest
 from curricle.reports.headline import headline
 from curricle.runs.report import write_report
-from curricle.seals import read_sealed, write_sealed
 from tests.parts import edit_records
 
 pytestmark = pytest.mark.integration
@@ -40,8 +40,8 @@ def test_the_summary_has_the_documented_form(
     method = summary["methods"]["one_shot"]
     assert list(method) == ["final", "to_target", "to_target_ci95", "reached", "seeds", "notes"]
     assert [seed["seed"] for seed in method["seeds"]] == [0, 1]
-    assert method["seeds"][0]["spent"]["examples"] == 12 * 16
-    assert method["seeds"][0]["spent"]["teacher_flops"] == 12 * (LOGITS_STEP - LABELS_STEP)
+    assert method["seeds"][0]["usage"]["examples"] == 12 * 16
+    assert method["seeds"][0]["usage"]["teacher_flops"] == 12 * (LOGITS_STEP - LABELS_STEP)
 
 
 def test_a_report_made_again_without_any_weights_is_the_same(

@@ -18,7 +18,7 @@ from curricle.teachers.store.codecs import Int8, Sampled
 from curricle.teachers.store.manifest import read_manifest
 from curricle.teachers.store.target_sets import open_store
 from curricle.teachers.stored import open_targets
-from curricle.training.targets.capture import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCompression, capture
 from tests.parts import bound, stored_target
 
 pytestmark = pytest.mark.integration
@@ -26,7 +26,7 @@ SPAWN = multiprocessing.get_context("spawn")
 STEPS = 6
 STATES = MatchHidden(pair=LayerPair(student=1, teacher=1))
 # Every batch is a file, so that a kill finds some written and some not.
-CODECS = TargetCodecs(hidden=Int8(), logits=Sampled(), shard_bytes=1)
+CODECS = TargetCompression(hidden=Int8(), logits=Sampled(), shard_bytes=1)
 Numbers = list[np.ndarray]
 
 
@@ -52,7 +52,7 @@ def captured_slowly(folder: Path, begun: Path, may_end: Path) -> None:
             begun.touch()
             wait_for(may_end)
 
-    capture([bound(BOTH)], folder, codecs=CODECS, watch=watch)
+    capture([bound(BOTH)], folder, compression=CODECS, watch=watch)
 
 
 def wait_for(path: Path) -> None:
@@ -93,7 +93,7 @@ def numbers(target: object) -> Numbers:
 def test_readers_of_every_other_batch_get_what_one_reader_gets(
     pool: ProcessPoolExecutor, tmp_path: Path
 ) -> None:
-    capture([bound(BOTH)], tmp_path, codecs=CODECS)
+    capture([bound(BOTH)], tmp_path, compression=CODECS)
     alone = read(tmp_path)
     both = [pool.submit(read, tmp_path, rank, 2) for rank in (0, 1)]
     found: dict[int, Numbers] = {}
@@ -112,10 +112,10 @@ def test_of_two_captures_at_once_one_is_refused_and_the_store_is_whole(
     first = pool.submit(captured_slowly, folder, begun, may_end)
     wait_for(begun)
     with pytest.raises(CheckpointError, match="must have one writer at a time"):
-        capture([bound(BOTH)], folder, codecs=CODECS)
+        capture([bound(BOTH)], folder, compression=CODECS)
     may_end.touch()
     first.result()
-    assert read_manifest(folder) == capture([bound(BOTH)], tmp_path / "alone", codecs=CODECS)
+    assert read_manifest(folder) == capture([bound(BOTH)], tmp_path / "alone", compression=CODECS)
     store = open_store(folder)
     for section in store.manifest.sections:
         store.reader(section).check_content()
@@ -125,9 +125,9 @@ def test_a_process_that_is_killed_leaves_what_was_complete_and_lets_others_write
     tmp_path: Path,
 ) -> None:
     folder, begun, never = (tmp_path / name for name in ("store", "begun", "never"))
-    whole = capture([bound(BOTH)], tmp_path / "whole", codecs=CODECS)
+    whole = capture([bound(BOTH)], tmp_path / "whole", compression=CODECS)
     first = staged(STATES)
-    capture([bound(first)], folder, codecs=CODECS)
+    capture([bound(first)], folder, compression=CODECS)
     wanted = read(folder, chosen=first)
     writer = SPAWN.Process(target=captured_slowly, args=(folder, begun, never))
     writer.start()
@@ -139,6 +139,6 @@ def test_a_process_that_is_killed_leaves_what_was_complete_and_lets_others_write
     assert not left.is_complete
     assert len(whole.shards) > len(left.shards) > STEPS
     assert agree(read(folder, chosen=first), wanted)
-    again = capture([bound(BOTH)], folder, codecs=CODECS)
+    again = capture([bound(BOTH)], folder, compression=CODECS)
     assert again.is_complete
     assert sorted(map(str, again.shards)) == sorted(map(str, whole.shards))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from curricle.data.streams import Batch, concatenate, named
+from curricle.data.batch import Batch, concatenate, named
 
 
 @st.composite

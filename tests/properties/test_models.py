@@ -57,8 +57,8 @@ def test_a_tap_of_an_mlp_is_the_state_after_as_many_blocks(
         module = MLP(3, tuple(widths), 2)
     state = torch.randn(num_examples, 3, generator=seeding.generator(seed, "test inputs"))
     model = module.tapped()
-    with model.reading([model.place(tap)], logits=False) as read:
-        found = read(state).hidden[model.place(tap)]
+    with model.open_taps([model.place(tap)], logits=False) as forward:
+        found = forward(state).hidden[model.place(tap)]
     for block in list(module.blocks)[:tap]:
         state = block(state)
     assert torch.equal(found, state)

@@ -8,10 +8,10 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curricle.records import EndRecord, EvaluationRecord, RunRecord, Spent
+from curricle.records import EndRecord, EvaluationRecord, RunRecord, Usage
+from curricle.reports.formatting import mean
 from curricle.reports.headline import headline
 from curricle.reports.page import page_text
-from curricle.reports.quantities import mean
 from curricle.reports.run_folders import Run
 from curricle.reports.summary import summarize
 
@@ -32,7 +32,7 @@ def runs_of(finals: Finals, metric: str, scale: int = 1) -> list[Run]:
 
 
 def run(method: str, seed: int, metric: str, number: float, steps: int) -> Run:
-    spent = Spent(
+    usage = Usage(
         steps=steps, examples=steps, student_flops=3 * steps, teacher_flops=steps, seconds=steps / 2
     )
     return Run(
@@ -50,8 +50,8 @@ def run(method: str, seed: int, metric: str, number: float, steps: int) -> Run:
             versions={},
             device="cpu",
         ),
-        evaluations=(EvaluationRecord(stage="s", metrics={metric: number}, spent=spent),),
-        end=EndRecord(metrics={metric: number}, spent=spent),
+        evaluations=(EvaluationRecord(stage="s", metrics={metric: number}, usage=usage),),
+        end=EndRecord(metrics={metric: number}, usage=usage),
     )
 
 

@@ -38,7 +38,7 @@ NEW_RUN = ("--set", "output_dir=other-run")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reader:
+class Forward:
     """A command that reads a folder, and the files in which its result lies."""
 
     arguments: tuple[str, ...]
@@ -58,7 +58,7 @@ class Fixture:
     spec: Plain
     commands: tuple[tuple[str, ...], ...]
     """Commands that make it."""
-    readers: tuple[Reader, ...]
+    readers: tuple[Forward, ...]
     stop_at: str = ""
     """Checkpoint at whose appearance the last command is killed; empty lets it end."""
     damaged: str = RUN
@@ -81,13 +81,13 @@ CATEGORIES = (
 )
 WEIGHTS = (rf"{RUN}/model\.safetensors", rf"{RUN}/records\.jsonl")
 STUDENTS = (rf"{RUN}/students/.*/(model\.safetensors|records\.jsonl)",)
-REPORT = Reader(arguments=("report", RUN), results=(rf"{RUN}/summary\.json",))
-PROBE = Reader(
+REPORT = Forward(arguments=("report", RUN), results=(rf"{RUN}/summary\.json",))
+PROBE = Forward(
     arguments=("probe", RUN, "--examples", "64"),
     results=(rf"{RUN}/probes\.jsonl",),
     skips_unfinished=True,
 )
-RESUME = Reader(arguments=("resume", RUN), results=WEIGHTS)
+RESUME = Forward(arguments=("resume", RUN), results=WEIGHTS)
 FINISHED = (REPORT, PROBE, RESUME)
 STAGED = tiny_spec(curriculum=staged())
 PROGRESSIVE = tiny_spec(curriculum={"kind": "progressive"})
@@ -136,9 +136,9 @@ FIXTURES = (
         commands=CAPTURED,
         damaged=str(TARGETS["folder"]),
         readers=(
-            Reader(arguments=("targets", "info", "targets")),
-            Reader(arguments=("targets", "verify", "targets"), reads_all=True),
-            Reader(arguments=("targets", "verify", "targets", "--spec", SPEC), reads_all=True),
+            Forward(arguments=("targets", "info", "targets")),
+            Forward(arguments=("targets", "verify", "targets"), reads_all=True),
+            Forward(arguments=("targets", "verify", "targets", "--spec", SPEC), reads_all=True),
             replace(RESUME, arguments=DISTILL),
         ),
     ),
@@ -232,7 +232,7 @@ def flip_trial(bench: Bench, seed: int, number: int) -> Result:
 
 
 def _read(
-    reader: Reader,
+    reader: Forward,
     folder: Path,
     check: Callable[[Ending, tuple[str, ...]], None] | None,
 ) -> tuple[Ending, Contents]:
@@ -250,7 +250,7 @@ def _read(
 
 
 def _judged(
-    reader: Reader,
+    reader: Forward,
     found: tuple[Ending, Contents],
     reference: tuple[Ending, Contents],
     damaged: str,
@@ -283,7 +283,7 @@ def _names(sentence: str, damaged: str) -> bool:
     return path.name in sentence or any(f"{parent}'" in sentence for parent in inner)
 
 
-def _words(reader: Reader, ending: Ending) -> str:
+def _words(reader: Forward, ending: Ending) -> str:
     """Return a command and its last line without numbers, so that equal defects are equal."""
     said = re.sub(r"0x[0-9a-f]+|\b[0-9a-f]{12,}\b|[-\d.]+", "#", ending.last_line)[:160]
     return f"{' '.join(reader.arguments)} -> {ending.code}: {said}"

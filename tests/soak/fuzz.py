@@ -95,7 +95,7 @@ class Child:
         return f"ended with {os.waitstatus_to_exitcode(status)}" if ended else "silent"
 
 
-class Reader:
+class Forward:
     """Reads inputs in a child, and starts another one when that is lost."""
 
     def __init__(self, sources: Path, seed: int, limit: float) -> None:
@@ -276,7 +276,7 @@ def main(
         surface, generator = _surface(seed, show)
         typer.echo(surface.make(sources, generator))
         return
-    reader = Reader(sources, seed, limit)
+    reader = Forward(sources, seed, limit)
 
     def watch(result: Result) -> None:
         if result.outcome not in CLEAN:

@@ -110,7 +110,7 @@ STRATEGIES = {
     "progressive": {"curriculum": {"kind": "progressive"}},
     "extraction": {"curriculum": EXTRACTION},
 }
-TARGETS = {"folder": "targets", "codecs": {"shard_bytes": 2000}}
+TARGETS = {"folder": "targets", "compression": {"shard_bytes": 2000}}
 COMPARISON = tiny_spec(strategies=STRATEGIES, seeds=[0, 1], budget="40 steps")
 STORED = tiny_spec(curriculum=EXTRACTION, data_seed=5, targets=TARGETS)
 NO_TARGETS = ("--set", "targets=null")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from curricle.checksums import LineChain
 from curricle.errors import CheckpointError, SpecError
 from curricle.records import (
     EndRecord,
@@ -13,17 +14,17 @@ from curricle.records import (
     Record,
     RecordWriter,
     RunRecord,
-    Spent,
     StagePlan,
     StageRecord,
     StepRecord,
+    Usage,
     read_records,
     write_probes,
 )
 from curricle.values import parse, plain
 from tests.parts import read_probes
 
-SPENT = Spent(steps=2, examples=64, tokens=640, student_flops=300, teacher_flops=100, seconds=0.5)
+SPENT = Usage(steps=2, examples=64, tokens=640, student_flops=300, teacher_flops=100, seconds=0.5)
 PLAN = StagePlan(
     name="layer 1",
     teacher="final",
@@ -50,10 +51,10 @@ RUN: list[Record] = [
         versions={"torch": "2.13.0"},
         device="cpu, float32",
     ),
-    StageRecord(stage="layer 1", spent=Spent()),
-    StepRecord(stage="layer 1", loss=0.5, terms={"hidden": 0.5}, learning_rate=0.1, spent=SPENT),
-    EvaluationRecord(stage="layer 1", metrics={"accuracy": 0.75}, spent=SPENT),
-    EndRecord(metrics={"accuracy": 0.75}, spent=SPENT),
+    StageRecord(stage="layer 1", usage=Usage()),
+    StepRecord(stage="layer 1", loss=0.5, terms={"hidden": 0.5}, learning_rate=0.1, usage=SPENT),
+    EvaluationRecord(stage="layer 1", metrics={"accuracy": 0.75}, usage=SPENT),
+    EndRecord(metrics={"accuracy": 0.75}, usage=SPENT),
 ]
 
 
@@ -72,14 +73,14 @@ def test_flops_of_student_and_teacher_add_up() -> None:
 
 def test_what_is_spent_adds_up_field_by_field() -> None:
     both = SPENT + SPENT
-    assert both == Spent(
+    assert both == Usage(
         steps=4, examples=128, tokens=1280, student_flops=600, teacher_flops=200, seconds=1.0
     )
-    assert SPENT + Spent() == SPENT
+    assert SPENT + Usage() == SPENT
 
 
 def test_nothing_is_spent_at_the_start() -> None:
-    assert Spent().total_flops == 0
+    assert Usage().total_flops == 0
 
 
 def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
@@ -200,7 +201,7 @@ def test_a_complete_line_that_is_no_record_is_told_with_its_number(
 
 def test_a_loss_that_is_no_number_is_no_record() -> None:
     with pytest.raises(SpecError, match=r"^'StepRecord\.loss': input should be a finite number"):
-        StepRecord(stage="a", loss=float("nan"), terms={}, learning_rate=0.1, spent=SPENT)
+        StepRecord(stage="a", loss=float("nan"), terms={}, learning_rate=0.1, usage=SPENT)
 
 
 FOUND = ProbeRecord(
@@ -240,3 +241,15 @@ def test_the_single_note_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     (record,) = read_records(path)
     assert isinstance(record, RunRecord)
     assert record.notes == ("checkpoint 7 lies inside",)
+
+
+def test_the_former_name_of_the_usage_is_read(tmp_path: Path) -> None:
+    path, chain = tmp_path / "records.jsonl", LineChain()
+    documents = map(plain, RUN)
+    renamed = [
+        {"usage" if name == "usage" else name: entry for name, entry in document.items()}
+        for document in documents
+    ]
+    assert any("usage" in document for document in renamed)
+    path.write_bytes(b"".join(map(chain.line, renamed)))
+    assert list(read_records(path)) == RUN

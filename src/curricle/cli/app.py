@@ -232,7 +232,7 @@ def reproduce(
     listed: Annotated[bool, typer.Option("--list", help="Show the recipes.")] = False,
 ) -> None:
     """Make a figure of a paper again; a second call goes on where the first was stopped."""
-    from curricle.points import line_again, read_recipe, usual_folder
+    from curricle.figure_points import line_again, read_recipe, usual_folder
     from curricle.reports.reproduction import recipe_table
     from curricle_papers.recipes.index import RECIPES, recipe_named
     from curricle_papers.recipes.recipe import checked_scale
@@ -269,7 +269,7 @@ def report(
     Target and budget are those of the spec in the first folder, if it holds one. All runs must be
     of one task. Of a recipe's folder the recipe's figure is made again.
     """
-    from curricle.points import RECIPE
+    from curricle.figure_points import RECIPE
 
     if len(runs) == 1 and (runs[0] / RECIPE).is_file():
         _report_figure(runs[0], output)
@@ -332,7 +332,7 @@ def _start(spec: "RunSpec", origin: "Origin", students: "Sequence[StudentRun]") 
 
 def _refuse_several_processes() -> None:
     """Refuse a launcher of several processes before anything is written."""
-    from curricle.training.setup.ambient import check_single_process
+    from curricle.training.setup.torch_state import check_single_process
 
     check_single_process()
 
@@ -430,7 +430,7 @@ def _distill(spec: "RunSpec") -> None:
     with _bars() as new_bar:
         end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
-    _print(f"{run.name}: {metrics} after {end.spent.steps} steps, in {spec.folder}")
+    _print(f"{run.name}: {metrics} after {end.usage.steps} steps, in {spec.folder}")
 
 
 def _report(folders: list[Path], output: Path | None = None) -> None:

@@ -1,1 +1,38 @@
 """Durations, stages and the strategies that return curricula."""
+
+from typing import TYPE_CHECKING
+
+from curricle.lazy import public_names
+
+if TYPE_CHECKING:
+    from curricle.curriculum.durations import Duration as Duration
+    from curricle.curriculum.durations import UntilMetric as UntilMetric
+    from curricle.curriculum.durations import UntilPlateau as UntilPlateau
+    from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
+    from curricle.curriculum.initialization import RandomStart as RandomStart
+    from curricle.curriculum.phase_transitions import Transition as Transition
+    from curricle.curriculum.phase_transitions import find_transition as find_transition
+    from curricle.curriculum.stages import Curriculum as Curriculum
+    from curricle.curriculum.stages import Stage as Stage
+    from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
+    from curricle.curriculum.strategies import extraction as extraction
+    from curricle.curriculum.strategies import from_labels as from_labels
+    from curricle.curriculum.strategies import one_shot as one_shot
+    from curricle.curriculum.strategies import progressive as progressive
+else:
+    __all__, __getattr__, __dir__ = public_names(
+        __name__,
+        {
+            "durations": ("Duration", "UntilMetric", "UntilPlateau"),
+            "initialization": ("PrincipalStart", "RandomStart"),
+            "stages": ("Curriculum", "Stage"),
+            "strategies": (
+                "evenly_spaced_pairs",
+                "extraction",
+                "from_labels",
+                "one_shot",
+                "progressive",
+            ),
+            "phase_transitions": ("Transition", "find_transition"),
+        },
+    )

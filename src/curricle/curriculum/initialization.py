@@ -92,7 +92,7 @@ class PrincipalStart:
         """
         if student_width > teacher_width:
             raise BindError(
-                f"'start' by principal components needs a student no wider than its teacher; got "
+                f"'init' by principal components needs a student no wider than its teacher; got "
                 f"widths {student_width} and {teacher_width}"
             )
         return partial(principal_map, student_width=student_width)

@@ -6,7 +6,7 @@ objectives, trainable parameters and a duration. Both are frozen values without 
 *warm start* before its first stage, which takes no step.
 
 Design: the depth of a stage's forward pass is not a field. It follows from the taps of its
-objectives, so it cannot contradict them; `trains="all"` always runs the full student.
+objectives, so it cannot contradict them; `trainable="all"` always runs the full student.
 """
 
 from typing import Literal, TypeGuard, final
@@ -38,8 +38,8 @@ class Stage:
     """Terms of the stage's loss, a weighted sum."""
     teacher: TeacherReference = "final"
     """Teacher of the targets."""
-    trains: Literal["up_to", "own", "all"] = "up_to"
-    """Trainable parameters. `up_to`: all parameters reached by the objectives; `own`: only those
+    trainable: Literal["reached", "new", "all"] = "reached"
+    """Trainable parameters. `reached`: all parameters reached by the objectives; `new`: only those
     not reached by an earlier stage, so earlier layers stay frozen; `all`: the full student runs,
     without early exit, and the parameters reached by the objectives train."""
     optimizer_state: Literal["keep", "reset"] = "keep"
@@ -60,7 +60,7 @@ class Curriculum:
     """Name of the method, for reports."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """The stages in order."""
-    start: WarmStart | None = None
+    init: WarmStart | None = None
     """Initialization of the student's embeddings before the first step; None changes nothing."""
     note: str = ""
     """Reason of the stages, a sentence for people; without effect."""
@@ -72,7 +72,7 @@ class Curriculum:
             SpecError: If two stages have the same name, or the law of the shared projection is not
                 that of the start.
         """
-        names = [START] * (self.start is not None) + [stage.name for stage in self.stages]
+        names = [START] * (self.init is not None) + [stage.name for stage in self.stages]
         doubled = sorted({name for name in names if names.count(name) > 1})
         if doubled:
             raise SpecError(f"'stages' must have different names; got {doubled[0]!r} twice")
@@ -80,16 +80,16 @@ class Curriculum:
         laws = [
             objective.projection for objective in objectives if _has_shared_projection(objective)
         ]
-        if isinstance(self.start, RandomStart) and set(laws) - {self.start.projection}:
+        if isinstance(self.init, RandomStart) and set(laws) - {self.init.projection}:
             raise SpecError(
-                f"'start' must have the projection shared by the layers, {laws[0].kind!r}; got "
-                f"{self.start.projection.kind!r}"
+                f"'init' must have the projection shared by the layers, {laws[0].kind!r}; got "
+                f"{self.init.projection.kind!r}"
             )
 
     @property
     def teachers(self) -> tuple[TeacherReference, ...]:
         """Return the distinct teachers of start and stages, in order of first use."""
-        first: list[TeacherReference] = [] if self.start is None else ["final"]
+        first: list[TeacherReference] = [] if self.init is None else ["final"]
         read = [
             stage.teacher for stage in self.stages if any(map(_needs_teacher, stage.objectives))
         ]

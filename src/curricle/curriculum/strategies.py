@@ -47,7 +47,7 @@ from curricle.values import checked
 Share = Annotated[float, Field(gt=0, lt=1)]
 Schedule = Literal["global", "own"]
 State = Literal["keep", "reset"]
-Trains = Literal["up_to", "own", "all"]
+Trainable = Literal["reached", "new", "all"]
 Stages = Annotated[tuple[Stage, ...], Field(min_length=1)]
 MOST_PAIRS = 1_000
 """Maximum number of layer pairs, hence of stages."""
@@ -85,12 +85,12 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     normalize: Normalize = "auto",
     center: bool = False,
     positions: Positions = "all",
-    trains: Trains = "up_to",
+    trainable: Trainable = "reached",
     schedule: Schedule = "global",
     optimizer_state: State = "keep",
     final_objective: AnyObjective = MatchLogits(),
     teacher: TeacherReference = "final",
-    start: WarmStart | None = None,
+    init: WarmStart | None = None,
     name: str = "extraction",
 ) -> Curriculum:
     """Return curriculum extraction: layers of a finished teacher one after another, then logits.
@@ -107,12 +107,12 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         normalize: Normalization of both states; see `MatchHidden`.
         center: Whether the mean of the projected states is subtracted.
         positions: Counted positions in the layer stages.
-        trains: Trainable parameters in the layer stages; `own` freezes earlier layers.
+        trainable: Trainable parameters in the layer stages; `new` freezes earlier layers.
         schedule: Whether the learning rate follows the run's schedule or a schedule for each stage.
         optimizer_state: Whether the optimizer's state is kept or reset between stages.
         final_objective: Objective of the last stage.
         teacher: Teacher of all stages.
-        start: Initialization of the student's embeddings before the first step; a random one shares
+        init: Initialization of the student's embeddings before the first step; a random one shares
             its projection with the pairs.
         name: Name of the method in reports.
 
@@ -133,9 +133,9 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         raise SpecError(
             f"'layer_fraction' must not be combined with 'durations'; got {layer_fraction}"
         )
-    if isinstance(start, RandomStart) and not shared_projection:
+    if isinstance(init, RandomStart) and not shared_projection:
         raise SpecError(
-            f"'shared_projection' must be true with a random 'start', so that the layers use its "
+            f"'shared_projection' must be true with a random 'init', so that the layers use its "
             f"projection; got {shared_projection}"
         )
     lengths = _lengths(durations) or _split_evenly(total, layer_fraction or 0.25, len(pairs))
@@ -159,7 +159,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
                 ),
             ),
             teacher=teacher,
-            trains=trains,
+            trainable=trainable,
             schedule=schedule,
             optimizer_state=optimizer_state,
         )
@@ -173,7 +173,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
         schedule=schedule,
         optimizer_state=optimizer_state,
     )
-    return Curriculum(name=name, stages=(*layers, logits), start=start)
+    return Curriculum(name=name, stages=(*layers, logits), init=init)
 
 
 @checked
@@ -186,7 +186,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     speed: Annotated[float, Field(gt=0)] = 1.0,
     durations: tuple[StageDurationText, ...] | None = None,
     objective: AnyObjective = MatchLogits(),
-    start: WarmStart | None = None,
+    init: WarmStart | None = None,
     name: str = "progressive",
 ) -> Curriculum:
     """Return progressive distillation: the student follows the teacher's checkpoints.
@@ -210,7 +210,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         durations: Length of every stage but the last; for a rule its `at_most` is taken from
             `total`.
         objective: Objective of every stage.
-        start: Initialization of the student's embeddings from the finished teacher's, before the
+        init: Initialization of the student's embeddings from the finished teacher's, before the
             first step.
         name: Name of the method in reports.
 
@@ -249,7 +249,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
         Stage(name=f"checkpoint {step}", duration=length, objectives=(objective,), teacher=step)
         for step, length in plan
     ]
-    return Curriculum(name=name, stages=tuple(stages), start=start, note=selection.note)
+    return Curriculum(name=name, stages=tuple(stages), init=init, note=selection.note)
 
 
 @checked
@@ -258,7 +258,7 @@ def one_shot(
     total: DurationText,
     objective: AnyObjective = MatchLogits(),
     teacher: TeacherReference = "final",
-    start: WarmStart | None = None,
+    init: WarmStart | None = None,
     name: str = "one_shot",
 ) -> Curriculum:
     """Return plain distillation: KL to the finished teacher's logits in a single stage.
@@ -267,11 +267,11 @@ def one_shot(
         total: Length of the curriculum.
         objective: Objective of the stage.
         teacher: Teacher of the stage.
-        start: Initialization of the student's embeddings before the first step.
+        init: Initialization of the student's embeddings before the first step.
         name: Name of the method in reports.
     """
     stage = Stage(name="logits", duration=total, objectives=(objective,), teacher=teacher)
-    return Curriculum(name=name, stages=(stage,), start=start)
+    return Curriculum(name=name, stages=(stage,), init=init)
 
 
 @checked
@@ -297,7 +297,7 @@ def staged(
     *,
     total: DurationText,
     stages: Stages,
-    start: WarmStart | None = None,
+    init: WarmStart | None = None,
     name: str = "staged",
 ) -> Curriculum:
     """Return a curriculum of explicit stages.
@@ -305,7 +305,7 @@ def staged(
     Args:
         total: Length of the curriculum; the stages must add up to it, a rule with its `at_most`.
         stages: The stages in order.
-        start: Initialization of the student's embeddings before the first step.
+        init: Initialization of the student's embeddings before the first step.
         name: Name of the method in reports.
 
     Raises:
@@ -318,7 +318,7 @@ def staged(
             f"'stages' must add up to 'total' {total}; stage {last.name!r} would have to last "
             f"{remaining}; got {last.duration.at_most}"
         )
-    return Curriculum(name=name, stages=stages, start=start)
+    return Curriculum(name=name, stages=stages, init=init)
 
 
 STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(

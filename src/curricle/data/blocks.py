@@ -18,7 +18,8 @@ from typing import TypedDict, final
 from torch import Tensor
 
 from curricle.colocation import count_beside
-from curricle.data.streams import SEQUENCE_AXES, Batch, Inputs, Stream, concatenate, named
+from curricle.data.batch import SEQUENCE_AXES, Batch, Inputs, concatenate, named
+from curricle.data.streams import Stream
 
 
 def joined(stream: Stream, step: int, number: int) -> Batch | None:

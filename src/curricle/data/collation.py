@@ -18,8 +18,8 @@ from typing import Literal, NamedTuple, final
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
+from curricle.data.batch import ENOUGH, SEQUENCE_AXES, Batch, Inputs, data_mask, named
 from curricle.data.labels import LABEL_ALIASES, way_out
-from curricle.data.streams import ENOUGH, SEQUENCE_AXES, Batch, Inputs, data_mask, named
 from curricle.errors import DataError
 
 IGNORED = -100

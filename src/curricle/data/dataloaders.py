@@ -24,9 +24,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from curricle import seeding
+from curricle.data.batch import Batch, named
 from curricle.data.collation import Positions, batch_of, check_first, declared_positions
 from curricle.data.orders import IndexOrder, Order, epoch_order, order_digest
-from curricle.data.streams import Batch, named
 from curricle.errors import DataError
 from curricle.values import fingerprint
 

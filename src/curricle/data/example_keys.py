@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
 
-from curricle.data.streams import Batch, data_mask
+from curricle.data.batch import Batch, data_mask
 
 KEY_BYTES = 16
 """Bytes of a key; two of 1e9 examples share one by chance of 1e-21."""

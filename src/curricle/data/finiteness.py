@@ -8,7 +8,7 @@ Axes: example (rows of a batch).
 
 from torch import Tensor
 
-from curricle.data.streams import Batch, named
+from curricle.data.batch import Batch, named
 
 
 def non_finite_words(batch: Batch, owner: str = "the batch") -> str:

@@ -1,1 +1,24 @@
 """Models that can be read at taps and stopped early."""
+
+from typing import TYPE_CHECKING
+
+from curricle.lazy import public_names
+
+if TYPE_CHECKING:
+    from curricle.models.huggingface import HuggingFaceSpec as HuggingFaceSpec
+    from curricle.models.huggingface import PretrainedSpec as PretrainedSpec
+    from curricle.models.mlp import MLP as MLP
+    from curricle.models.mlp import MLPSpec as MLPSpec
+    from curricle.models.tapped import Activations as Activations
+    from curricle.models.tapped import Forward as Forward
+    from curricle.models.tapped import Place as Place
+    from curricle.models.tapped import TappedModel as TappedModel
+else:
+    __all__, __getattr__, __dir__ = public_names(
+        __name__,
+        {
+            "huggingface": ("HuggingFaceSpec", "PretrainedSpec"),
+            "mlp": ("MLP", "MLPSpec"),
+            "tapped": ("Activations", "Place", "Forward", "TappedModel"),
+        },
+    )

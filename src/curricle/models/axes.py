@@ -15,8 +15,8 @@ from typing import final
 from torch import Tensor, nn
 
 from curricle.errors import BindError
-from curricle.models.shortened import LayerTrace, has_features_last, width_axes
 from curricle.models.tapped import Inputs, Place, TappedModel
+from curricle.models.width_axis import LayerTrace, has_features_last, width_axes
 
 CHANNELS_FIRST = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d, nn.InstanceNorm1d, nn.GroupNorm)
 """Modules with channels on axis 1 of their output; those of maps have four axes in any case."""

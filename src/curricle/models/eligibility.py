@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from curricle.errors import BindError, CurricleError
-from curricle.models.tapped import Reader
+from curricle.models.tapped import Forward
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 SHARDED = ("torch.nn.parallel.distributed", "torch.distributed")
@@ -109,12 +109,12 @@ def check_savable(module: nn.Module) -> None:
 
 
 @contextmanager
-def readable(role: str, reading: AbstractContextManager[Reader]) -> Iterator[Reader]:
+def readable(role: str, opening: AbstractContextManager[Forward]) -> Iterator[Forward]:
     """Open the taps of a model, which scripted modules do not allow.
 
     Args:
         role: `student` or `teacher`, for error messages.
-        reading: Context of the forward pass.
+        opening: Context of the forward pass.
 
     Yields:
         The forward pass.
@@ -125,7 +125,7 @@ def readable(role: str, reading: AbstractContextManager[Reader]) -> Iterator[Rea
     """
     with ExitStack() as stack:
         try:
-            forward = stack.enter_context(reading)
+            forward = stack.enter_context(opening)
         except RuntimeError as error:
             if isinstance(error, CurricleError):
                 raise

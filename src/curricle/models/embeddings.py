@@ -18,7 +18,7 @@ from typing import final
 from torch import nn
 
 from curricle.errors import BindError
-from curricle.models.tuners import is_tuned
+from curricle.models.peft_adapters import is_tuned
 
 
 @final
@@ -89,7 +89,7 @@ def _check_untuned(model: nn.Module, role: str, named: nn.Module, output: nn.Mod
         if is_tuned(module) and (is_read or has_table):
             raise BindError(
                 f"{role!r} must have tables without adapters for a start; PEFT has wrapped "
-                f"{path!r}; merge the adapter into it (merge_and_unload), or leave 'start' out"
+                f"{path!r}; merge the adapter into it (merge_and_unload), or leave 'init' out"
             )
 
 

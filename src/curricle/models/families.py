@@ -16,9 +16,9 @@ from curricle.errors import BindError
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
+from curricle.models.peft_adapters import base_of
 from curricle.models.stacks import Numbering, numbered_blocks
 from curricle.models.tapped import TappedModel
-from curricle.models.tuners import base_of
 from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
 

@@ -1,16 +1,16 @@
 """Models of any kind, read at taps through forward hooks.
 
 `HookedModel` reads the outputs of submodules through forward hooks and ends the forward pass as
-soon as everything in the reading is collected, so an early stage costs only the layers it uses. The
+soon as all open taps are collected, so an early stage costs only the layers it uses. The
 prefix that runs is the module's own code: values and gradients equal those of the full pass
 exactly.
 
 Axes: example, position, width, selected, class (see `tapped`).
 
-Design: hooks live as long as a reading, not as long as a pass, so that a training loop registers
-them once a stage; they are gone when the reading closes, also after an exception. Nothing is added
-to the module. Parallel wrappers surround the `StoppableModule` around it, through which no early
-exit passes; see `hooked_forward`.
+Design: hooks live as long as the taps are open, not as long as a pass, so that a training loop
+registers them once a stage; they are gone when the taps close, also after an exception. Nothing is
+added to the module. Parallel wrappers surround the `StoppableModule` around it, through which no
+early exit passes; see `hooked_forward`.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,10 +24,10 @@ from curricle.models.axes import ObservedAxes
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked_forward import HookedForward, StoppableModule
 from curricle.models.inference import HeldLinear
-from curricle.models.nesting import padded_inside
+from curricle.models.nested_tensors import padded_inside
+from curricle.models.peft_adapters import is_tuned
 from curricle.models.stacks import Numbering
-from curricle.models.tapped import Place, Reader, Tap, tap_number
-from curricle.models.tuners import is_tuned
+from curricle.models.tapped import Forward, Place, Tap, tap_number
 
 
 @final
@@ -102,9 +102,9 @@ class HookedModel:
         return self._module
 
     def wrap(self, wrapper: Callable[[nn.Module], nn.Module]) -> None:
-        """Run readings through a wrapper, such as `DistributedDataParallel`.
+        """Run forward passes through a wrapper, such as `DistributedDataParallel`.
 
-        The wrapper gets a module with a forward pass that always returns, also where a reading ends
+        The wrapper gets a module with a forward pass that always returns, also where the taps end
         it early; `module`, and the names in its state, stay as they are.
 
         Args:
@@ -159,10 +159,10 @@ class HookedModel:
         block = self._place_at(self._blocks[number - 1])
         return Place(block.path, block.call, tap=str(number))
 
-    def reading(
+    def open_taps(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
-    ) -> AbstractContextManager[Reader]:
-        """Return an open reading of some places and, if wanted, of the logits or of their head.
+    ) -> AbstractContextManager[Forward]:
+        """Return the forward pass with open taps and, on request, the logits or their head.
 
         Raises:
             BindError: If the head is wanted and does not end in a linear map.
@@ -174,7 +174,7 @@ class HookedModel:
     @contextmanager
     def _open(
         self, places: tuple[Place, ...], *, logits: bool, end: HeadEnd | None
-    ) -> Iterator[Reader]:
+    ) -> Iterator[Forward]:
         # A linear map has its classes last, wherever the states have their features.
         class_axis = None if self._is_linear(self._head_end) else self._width_axis
         collector = HookedForward(

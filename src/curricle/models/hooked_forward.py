@@ -1,6 +1,6 @@
 """Forward passes that collect hidden states by hooks and end early.
 
-`HookedForward` is the state of one open reading: its hooks collect states and logits, and
+`HookedForward` is the state of one set of open taps: its hooks collect states and logits, and
 raise `EarlyExit` as soon as the collection is complete. `StoppableModule` is the outermost module
 of every pass: it catches the exit inside its own `forward`.
 
@@ -63,10 +63,10 @@ class StoppableModule(nn.Module):
     def forward(
         self, collector: "HookedForward", inputs: Inputs, keywords: Mapping[str, object]
     ) -> PassOutput:
-        """Return the tensors that a reading collects from a pass of the model.
+        """Return the tensors that open taps collect from a pass of the model.
 
         Args:
-            collector: The open reading.
+            collector: The open taps.
             inputs: Inputs of the model.
             keywords: Fixed keyword arguments of the model.
         """
@@ -75,7 +75,7 @@ class StoppableModule(nn.Module):
 
 @final
 class HookedForward:
-    """State of one open reading; `run` is one forward pass."""
+    """State of one set of open taps; `run` is one forward pass."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class HookedForward:
                 head = replace(head, states=states)
         finally:
             self._is_running = False
-            # A reading outlives its passes: it must not keep their graphs alive.
+            # Open taps outlive a pass: they must not keep their graphs alive.
             self._hidden, self._owners = {}, {}
             self._selected = self._head = self._output = None
         return Activations(
@@ -330,7 +330,7 @@ class HookedForward:
         Raises:
             EarlyExit: If the collection is complete.
         """
-        # The hook also fires in passes of other readings of the same model.
+        # The hook also fires in passes with other open taps of the same model.
         if not self._is_running:
             return
         self._output = output, module
@@ -442,7 +442,7 @@ class PlaceHook:
         """Bind the hook.
 
         Args:
-            collector: The open reading.
+            collector: The open taps.
             path: Path of the module.
             side: `output` or `input`.
         """

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from curricle.models.tuners import base_of
+from curricle.models.peft_adapters import base_of
 
 Modes = Sequence[tuple[nn.Module, bool]]
 """Submodules, outer ones first, and whether each is in training mode."""

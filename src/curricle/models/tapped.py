@@ -7,8 +7,8 @@ fraction of the model's depth, which lets one curriculum serve models of differe
 Axes: example, position (absent for models without one), width (always the last axis of a hidden
 state), selected (positions with logits), class.
 
-Design: a reading is an argument and a result. A `TappedModel` opens a *reading* for some
-places; inside it each forward pass stops right after the deepest place of the reading.
+Design: the taps to collect are an argument and their states a result. `open_taps` registers hooks
+once; inside its context each forward pass stops right after the deepest open tap.
 """
 
 import math
@@ -65,28 +65,28 @@ class Activations:
     """Hidden states and logits of one forward pass."""
 
     hidden: Mapping[Place, Float[Tensor, "*leading width"]]
-    """Hidden state of each place of the reading."""
+    """Hidden state of each open tap."""
     logits: Float[Tensor, "*selected class"] | None = None
-    """Logits at the selected positions, if the reading has them."""
+    """Logits at the selected positions, if they are open."""
     head: LinearHead | None = None
-    """Input of the last linear map at the selected positions, if the reading has it."""
+    """Input of the last linear map at the selected positions, if it is open."""
     positions: tuple[int, ...] | None = None
     """Shape of the positions among which the selected ones were taken, as the model has them; None
     if none were selected, or the model does not have any."""
     obscurity: str = ""
-    """Reason for an output without logits in a reading that has them; empty otherwise."""
+    """Reason for an output without logits where they are open; empty otherwise."""
     logits_note: str = ""
     """Which part of the output was taken for the logits; empty if it was the only one."""
 
 
 @runtime_checkable
-class Reader(Protocol):
-    """One forward pass inside an open reading."""
+class Forward(Protocol):
+    """A forward pass with open taps."""
 
     def __call__(
         self, inputs: Inputs, selected: Int[Tensor, " selected"] | None = None
     ) -> Activations:
-        """Return the states and logits of the pass at the places of the reading."""
+        """Return the states and logits of the pass at the open taps."""
         ...
 
 
@@ -113,10 +113,10 @@ class TappedModel(Protocol):
         """Return the place of a tap; `BindError` if the model has no such tap."""
         ...
 
-    def reading(
+    def open_taps(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
-    ) -> AbstractContextManager[Reader]:
-        """Open a reading of some places and, if wanted, of the logits or the input of their map.
+    ) -> AbstractContextManager[Forward]:
+        """Open taps at some places and, on request, at the logits or the input of their map.
 
         `head` adds the states before the last linear map of the head and for its weights;
         `BindError` if the model has none.
@@ -141,12 +141,12 @@ def tap_number(tap: float, depth: int) -> int:
     return number
 
 
-def run_trial(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None) -> Activations:
+def run_trial(who: str, forward: "Forward", inputs: Inputs, selected: Tensor | None) -> Activations:
     """Return states and logits of a first batch, which shows whether model and data fit.
 
     Args:
         who: Role of the model, for people.
-        read: An open reading of it.
+        forward: Forward pass with open taps.
         inputs: Its inputs.
         selected: Positions of the logits.
 
@@ -154,7 +154,7 @@ def run_trial(who: str, read: "Reader", inputs: Inputs, selected: Tensor | None)
         BindError: If its forward pass fails; the message is passed on.
     """
     try:
-        return read(inputs, selected)
+        return forward(inputs, selected)
     except REFUSALS as error:
         if isinstance(error, CurricleError):
             raise
@@ -175,10 +175,10 @@ def check_head(model: TappedModel, inputs: Inputs) -> None:
     with (
         torch.no_grad(),
         modes_kept(model.module),
-        model.reading((), logits=True, head=True) as read,
+        model.open_taps((), logits=True, head=True) as forward,
     ):
         model.module.eval()
-        states = read(inputs, selected)
+        states = forward(inputs, selected)
     if states.head is None or states.logits is None or not states.head.gives(states.logits):
         raise BindError(
             f"'chunk' must be None for {type(model.module).__name__}, which makes its logits from "

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from curricle.errors import CheckpointError
 from curricle.files import new_file
-from curricle.models.tuners import tuner_settings
+from curricle.models.peft_adapters import tuner_settings
 from curricle.values import fingerprint
 
 

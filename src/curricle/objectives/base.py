@@ -19,8 +19,8 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 
 from torch import Tensor
 
+from curricle.data.batch import Batch
 from curricle.data.labels import require_classes
-from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.values import Plain

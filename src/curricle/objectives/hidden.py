@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.streams import Batch, Rows, check_positions
+from curricle.data.batch import Batch, Rows, check_positions
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel

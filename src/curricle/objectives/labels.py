@@ -21,10 +21,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from curricle.data.batch import Batch, check_positions
 from curricle.data.labels import misplaced
-from curricle.data.streams import Batch, check_positions
 from curricle.errors import BindError, CurricleError, DataError, SpecError
-from curricle.models.decisions import check_problem_type
+from curricle.models.model_notes import check_problem_type
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import (
     MOST_WEIGHT,

@@ -16,10 +16,10 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from curricle.data.streams import Batch, Rows, check_positions
+from curricle.data.batch import Batch, Rows, check_positions
 from curricle.errors import BindError
-from curricle.models.decisions import check_problem_type
 from curricle.models.heads import LinearHead
+from curricle.models.model_notes import check_problem_type
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import (
     MOST_WEIGHT,

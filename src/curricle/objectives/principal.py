@@ -44,13 +44,13 @@ def principal_map(
     num_components = min(rows.shape)
     if student_width > num_components:
         raise BindError(
-            f"'start' by principal components needs {student_width} components for the student's "
+            f"'init' by principal components needs {student_width} components for the student's "
             f"width; the teacher's {rows.shape[0]} x {rows.shape[1]} table has {num_components}"
         )
     table = rows.detach().to("cpu", torch.float64)
     size = table.square().mean()
     if not size > 0:
-        raise BindError("'start' by principal components needs a nonzero teacher table")
+        raise BindError("'init' by principal components needs a nonzero teacher table")
     # `eigh` returns eigenvectors by ascending eigenvalue.
     _, vectors = torch.linalg.eigh(table.mT @ table)
     components = vectors[:, -student_width:].flip(1).mT

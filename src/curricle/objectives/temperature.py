@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from curricle.colocation import beside
+from curricle.data.batch import Batch
 from curricle.data.labels import misplaced, require_classes
-from curricle.data.streams import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import LinearMap

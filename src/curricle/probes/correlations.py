@@ -27,10 +27,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import TappedModel
-from curricle.probes.readings import selected_logits
+from curricle.probes.forward_passes import selected_logits
 
 NUM_OUTSIDE: Final = 100
 """Number of random monomials per degree that are not inside the support."""

@@ -17,10 +17,10 @@ streams.
 
 from collections.abc import Callable, Mapping
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import SpecError
 from curricle.models.tapped import TappedModel
-from curricle.probes.readings import Probe
+from curricle.probes.forward_passes import Probe
 
 Measure = Callable[[TappedModel], dict[str, float]]
 """An evaluator of the training loop."""

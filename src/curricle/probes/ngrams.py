@@ -32,10 +32,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from curricle.data.streams import SEQUENCE_AXES, Batch
+from curricle.data.batch import SEQUENCE_AXES, Batch
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.tapped import TappedModel
-from curricle.probes.readings import selected_logits
+from curricle.probes.forward_passes import selected_logits
 
 POSITIONS: Final = tuple(range(30, 421, 30))
 """Masked positions of the paper, for sequences of about 300 tokens."""

@@ -32,10 +32,10 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.colocation import beside
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import TappedModel
-from curricle.probes.readings import hidden_states, numbered_taps
+from curricle.probes.forward_passes import hidden_states, numbered_taps
 from curricle.values import value
 
 IGNORED: Final = -100

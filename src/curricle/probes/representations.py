@@ -27,11 +27,11 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from curricle.colocation import beside
+from curricle.data.batch import Batch
 from curricle.data.labels import misplaced, require_classes
-from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.tapped import Tap, TappedModel
-from curricle.probes.readings import hidden_rows, numbered_taps, selected_rows
+from curricle.probes.forward_passes import hidden_rows, numbered_taps, selected_rows
 
 LEAST_ROWS: Final = 4
 """Minimum number of rows for the unbiased estimate of HSIC."""

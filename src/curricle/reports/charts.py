@@ -18,10 +18,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from curricle.points import Chart, Panel, Point
+from curricle.figure_points import Chart, Panel, Point
 from curricle.reports.curves import colors
+from curricle.reports.formatting import half_width, limits, mean, short, t_quantile
 from curricle.reports.printed import MARKERS, drawing, label, save
-from curricle.reports.quantities import half_width, limits, mean, short, t_quantile
 from curricle.reports.summary import Summary
 from curricle.values import value
 

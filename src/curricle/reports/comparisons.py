@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Literal, final
 
-from curricle.reports.quantities import half_width, mean, t_quantile
+from curricle.reports.formatting import half_width, mean, t_quantile
 from curricle.values import value
 
 Verdict = Literal["equal", "less", "more", "unclear", "single"]

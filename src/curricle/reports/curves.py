@@ -19,8 +19,8 @@ from typing import final
 import numpy as np
 from numpy.typing import NDArray
 
-from curricle.records import Spent
-from curricle.reports.quantities import limits, mean, t_quantile
+from curricle.records import Usage
+from curricle.reports.formatting import limits, mean, t_quantile
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.thinning import extremes
@@ -37,7 +37,7 @@ MOST_BORDERS = 24
 MOST_SEEDS, MOST_STRATEGIES = 10, 12
 """Seeds of a strategy up to which each is a line of its own, and strategies up to which figures
 have such lines and bands; more would hide each other."""
-Points = Sequence[tuple[Spent, float]]
+Points = Sequence[tuple[Usage, float]]
 """A number of one run with the cost of the run until then, in order."""
 
 
@@ -46,7 +46,7 @@ Points = Sequence[tuple[Spent, float]]
 class Curve:
     """The mean of a number over seeds against the cost."""
 
-    spent: dict[str, tuple[float, ...]]
+    usage: dict[str, tuple[float, ...]]
     """For each field of `Costs`, and `steps`, the cost at each point."""
     middle: tuple[float, ...]
     """Mean over seeds at each point."""
@@ -153,7 +153,7 @@ def learning_curve(runs: Sequence[Run], metric: str, *, max_points: int = MOST_P
     """
     points = [
         [
-            (measurement.spent, measurement.metrics[metric])
+            (measurement.usage, measurement.metrics[metric])
             for measurement in run.measurements
             if metric in measurement.metrics
         ]
@@ -171,7 +171,7 @@ def loss_curve(runs: Sequence[Run], stage: str, *, max_points: int = MOST_POINTS
         max_points: Points that are kept.
     """
     points = [
-        [(step.spent, step.loss) for step in run.steps if step.stage == stage] for run in runs
+        [(step.usage, step.loss) for step in run.steps if step.stage == stage] for run in runs
     ]
     return _curve(runs, points, max_points)
 
@@ -182,7 +182,7 @@ def stage_starts(runs: Sequence[Run]) -> tuple[tuple[str, dict[str, float]], ...
     return tuple(
         (
             name,
-            _means([record.spent for run in runs for record in run.stages if record.stage == name]),
+            _means([record.usage for run in runs for record in run.stages if record.stage == name]),
         )
         for name in names
     )
@@ -215,13 +215,13 @@ def _curve(runs: Sequence[Run], points: Sequence[Points], max_points: int) -> Cu
     steps = _shared_steps(runs, points)
     if not steps:
         nothing: dict[str, tuple[float, ...]] = dict.fromkeys((*COSTS, "steps"), ())
-        return Curve(spent=nothing, middle=(), low=(), high=(), num_seeds=len(curves))
+        return Curve(usage=nothing, middle=(), low=(), high=(), num_seeds=len(curves))
     numbers = np.array([_at(steps, curve, [number for _, number in curve]) for curve in curves])
     places = extremes(_floats(numbers.mean(axis=0)), max_points)
     steps, numbers = [steps[at] for at in places], numbers[:, places]
     middle, half = numbers.mean(axis=0), _half_widths(numbers)
     return Curve(
-        spent={name: _consumed(steps, curves, name) for name in (*COSTS, "steps")},
+        usage={name: _consumed(steps, curves, name) for name in (*COSTS, "steps")},
         middle=_floats(middle),
         low=_floats(middle - half),
         high=_floats(middle + half),
@@ -243,19 +243,19 @@ def _shared_steps(runs: Sequence[Run], points: Sequence[Points]) -> Sequence[int
     first = max((curve[0][0].steps for _, curve in curves), default=0)
     stopped = (curve[-1][0].steps for run, curve in curves if not run.is_complete)
     last = min(stopped, default=math.inf)
-    numbers = {spent.steps for _, curve in curves for spent, _ in curve}
+    numbers = {usage.steps for _, curve in curves for usage, _ in curve}
     return sorted(step for step in numbers if first <= step <= last)
 
 
 def _at(steps: Sequence[int], points: Points, numbers: Sequence[float]) -> NDArray[np.float64]:
     """Return numbers at steps, between the points of a run and, unchanged, behind its last."""
-    return np.interp(steps, [spent.steps for spent, _ in points], numbers)
+    return np.interp(steps, [usage.steps for usage, _ in points], numbers)
 
 
 def _consumed(steps: Sequence[int], curves: Sequence[Points], name: str) -> tuple[float, ...]:
     """Return the mean cost; a run that has ended continues like the other runs."""
     amounts = np.array(
-        [_at(steps, curve, [getattr(spent, name) for spent, _ in curve]) for curve in curves]
+        [_at(steps, curve, [getattr(usage, name) for usage, _ in curve]) for curve in curves]
     )
     running = np.array([[step <= curve[-1][0].steps for step in steps[1:]] for curve in curves])
     growth = (np.diff(amounts, axis=1) * running).sum(axis=0) / running.sum(axis=0)
@@ -266,8 +266,8 @@ def _floats(numbers: NDArray[np.float64]) -> tuple[float, ...]:
     return tuple(map(float, numbers))
 
 
-def _means(spent: Sequence[Spent]) -> dict[str, float]:
-    return {name: mean([getattr(usage, name) for usage in spent]) for name in (*COSTS, "steps")}
+def _means(usages: Sequence[Usage]) -> dict[str, float]:
+    return {name: mean([getattr(usage, name) for usage in usages]) for name in (*COSTS, "steps")}
 
 
 def value_range(

@@ -32,8 +32,8 @@ from curricle.reports.curves import (
     stage_names,
     stage_starts,
 )
+from curricle.reports.formatting import goal_text, is_share, seed_count
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, seed_count
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS
 from curricle.reports.tables import COST_WORDS
@@ -235,7 +235,7 @@ def _line(curve: Curve, look: _Look, *, hint: str = "", **style: object) -> go.S
         "marker": {"size": 4.5, "symbol": look.symbol},
         "hovertemplate": f"%{{y:.4~g}} at %{{x:.3~s}}<extra>{label}</extra>",
     }
-    return _trace(curve.spent, curve.middle, **(trace | style))
+    return _trace(curve.usage, curve.middle, **(trace | style))
 
 
 def _band(
@@ -252,19 +252,19 @@ def _band(
     }
     fill = {"fill": "tonexty", "fillcolor": f"rgba({red}, {green}, {blue}, 0.13)"}
     low, high = interval
-    return [_trace(curve.spent, low, **shared), _trace(curve.spent, high, **shared, **fill)]
+    return [_trace(curve.usage, low, **shared), _trace(curve.usage, high, **shared, **fill)]
 
 
 def _verticals(
     borders: Sequence[Mapping[str, float]], look: _Look, ends: tuple[float, float]
 ) -> go.Scatter:
     """Return the borders between stages as one trace, so that they follow the axis' unit."""
-    spent = {
+    usage = {
         name: [at for before in borders for at in (before[name], before[name], None)]
         for name in COSTS
     }
     return _trace(
-        spent,
+        usage,
         [at for _ in borders for at in (*ends, None)],
         mode="lines",
         line={"color": look.color, "width": 1, "dash": "dash"},
@@ -284,7 +284,7 @@ def _numbers(runs: Sequence[Run], low: float) -> list[go.Scatter]:
     starts = stage_starts(runs)
     if not 1 < len(starts) <= MOST_LABELS:
         return []
-    width = max(run.spent.examples for run in runs) or 1
+    width = max(run.usage.examples for run in runs) or 1
     marks: list[tuple[int, dict[str, float]]] = []
     for number, (_, before) in enumerate(starts, start=1):
         if not marks or before["examples"] - marks[-1][1]["examples"] > CLOSE * width:
@@ -305,11 +305,11 @@ def _numbers(runs: Sequence[Run], low: float) -> list[go.Scatter]:
 
 
 def _trace(
-    spent: Mapping[str, Sequence[float | None]],
+    usage: Mapping[str, Sequence[float | None]],
     numbers: Sequence[float | None],
     **style: object,
 ) -> go.Scatter:
-    units = {name: _rounded(spent[name]) for name in COSTS}
+    units = {name: _rounded(usage[name]) for name in COSTS}
     return go.Scatter(x=units["examples"], y=_rounded(numbers), meta={"x": units}, **style)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 
 from curricle.reports.comparisons import cost_verdict, verdict
 from curricle.reports.directions import remedy
-from curricle.reports.quantities import mean, short, with_interval
+from curricle.reports.formatting import mean, short, with_interval
 from curricle.reports.summary import MethodSummary, Summary
 
 MOST_NAMED = 6

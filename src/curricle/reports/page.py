@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from plotly.io import to_html
 
 from curricle.files import write_text
-from curricle.records import Spent, StagePlan
+from curricle.records import StagePlan, Usage
 from curricle.reports.curves import (
     MOST_SEEDS,
     MOST_STRATEGIES,
@@ -34,9 +34,9 @@ from curricle.reports.figures import (
     loss_figure,
     metrics_figure,
 )
+from curricle.reports.formatting import is_share, short
 from curricle.reports.headline import headline
 from curricle.reports.names import capitalized
-from curricle.reports.quantities import is_share, short
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.summary import COSTS, Summary
 from curricle.reports.tables import COST_WORDS, Grid, plan_grid, seed_grid, summary_grid
@@ -196,7 +196,7 @@ def _missing(summary: Summary) -> str:
 def _unfinished(runs: Sequence[Run]) -> str:
     """Return a warning that names the incomplete runs, or nothing."""
     names = [
-        f"{run.method}, seed {run.seed}, stopped at step {run.spent.steps:,}"
+        f"{run.method}, seed {run.seed}, stopped at step {run.usage.steps:,}"
         for run in runs
         if not run.is_complete
     ]
@@ -364,22 +364,22 @@ def _notes(runs: Sequence[Run]) -> dict[str, None]:
 def _planned_and_done(runs: Sequence[Run]) -> str:
     """Return planned and actual cost of runs in words."""
     planned = [
-        Spent(
+        Usage(
             steps=sum(stage.steps for stage in run.opening.stages),
             student_flops=sum(stage.steps * stage.student_flops for stage in run.opening.stages),
             teacher_flops=sum(stage.steps * stage.teacher_flops for stage in run.opening.stages),
         )
         for run in runs
     ]
-    done = [run.spent for run in runs]
+    done = [run.usage for run in runs]
     return f"Planned for a run: {_amounts(planned)}. Done: {_amounts(done)}."
 
 
-def _amounts(spent: Sequence[Spent]) -> str:
+def _amounts(usages: Sequence[Usage]) -> str:
     """Return steps and FLOPs in words, from the least to the most where they differ."""
     amounts = []
     for name in ("steps", "student_flops", "teacher_flops"):
-        numbers = [getattr(usage, name) for usage in spent]
+        numbers = [getattr(usage, name) for usage in usages]
         ends = dict.fromkeys(short(end) for end in (min(numbers), max(numbers)))
         amounts.append(f"{' to '.join(ends)} {name.replace('_flops', ' FLOPs')}")
     return ", ".join(amounts)

@@ -22,8 +22,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from curricle.files import new_file
 from curricle.reports.curves import StrategyCurves, averaged, has_bands, metric_panel
+from curricle.reports.formatting import goal_text, is_share, seed_count, short
 from curricle.reports.names import shortened
-from curricle.reports.quantities import goal_text, is_share, seed_count, short
 from curricle.reports.run_folders import Run, grouped
 from curricle.reports.tables import COST_WORDS
 from curricle.values import value
@@ -179,7 +179,7 @@ def _draw_row(row: Sequence[Axes], runs: Sequence[Run], view: View) -> None:
 
 def _draw(panel: Axes, strategies: Sequence[StrategyCurves], axis: str) -> None:
     for strategy, marker in zip(strategies, cycle(MARKERS), strict=False):
-        color, along = strategy.color, strategy.mean.spent[axis]
+        color, along = strategy.color, strategy.mean.usage[axis]
         panel.plot(
             along,
             strategy.mean.middle,
@@ -196,7 +196,7 @@ def _draw(panel: Axes, strategies: Sequence[StrategyCurves], axis: str) -> None:
         single = [(curve, ":", 0.9) for _, curve in strategy.incomplete]
         single += [(curve, "-", 0.5) for _, curve in strategy.seeds]
         for curve, dash, width in single:
-            panel.plot(curve.spent[axis], curve.middle, color=color, linewidth=width, ls=dash)
+            panel.plot(curve.usage[axis], curve.middle, color=color, linewidth=width, ls=dash)
         for border in strategy.borders:
             panel.axvline(border[axis], color=color, linewidth=0.8, linestyle="--", alpha=0.6)
 

@@ -19,8 +19,8 @@ from matplotlib.ticker import FuncFormatter
 
 from curricle.records import ProbeRecord
 from curricle.reports.curves import colors
+from curricle.reports.formatting import NONE, mean, short
 from curricle.reports.printed import MARKERS, drawing, save
-from curricle.reports.quantities import NONE, mean, short
 from curricle.reports.tables import Grid
 
 SHOWN = MappingProxyType(

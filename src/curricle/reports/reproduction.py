@@ -13,8 +13,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from curricle.files import write_text
-from curricle.points import (
+from curricle.figure_points import (
     PANELS,
     Chart,
     Panel,
@@ -24,6 +23,7 @@ from curricle.points import (
     read_points,
     read_recipe,
 )
+from curricle.files import write_text
 from curricle.reports.charts import (
     Slope,
     Statistic,
@@ -33,9 +33,9 @@ from curricle.reports.charts import (
     statistics,
 )
 from curricle.reports.document import again, document, note, section, table
+from curricle.reports.formatting import NONE, short, with_interval
 from curricle.reports.headline import headline
 from curricle.reports.printed import View, save_panels
-from curricle.reports.quantities import NONE, short, with_interval
 from curricle.reports.run_folders import load_runs
 from curricle.reports.summary import Summary
 from curricle.reports.tables import Grid, summary_grid, to_rich, without_empty

@@ -17,17 +17,17 @@ from pathlib import Path
 from typing import TypeVar, final
 
 from curricle.errors import CheckpointError, visible
-from curricle.points import where_runs_are
+from curricle.figure_points import where_runs_are
 from curricle.records import (
     EndReason,
     EndRecord,
     EvaluationRecord,
     RunRecord,
-    Spent,
     StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
+    Usage,
     read_records,
 )
 from curricle.reports.thinning import extremes
@@ -43,7 +43,7 @@ InStage = TypeVar("InStage", StageRecord, StageEndRecord, StepRecord, Evaluation
 class Measurement:
     """The metrics of a student and its cost until then."""
 
-    spent: Spent
+    usage: Usage
     """Consumed before the evaluation."""
     metrics: dict[str, float]
     """Metrics on held-out data."""
@@ -110,11 +110,11 @@ class Run:
         """
         reasons = {end.stage: end.why for end in self.stage_ends}
         planned = {plan.name: plan.steps for plan in self.opening.stages}
-        starts = [record.spent.steps for record in self.stages]
+        starts = [record.usage.steps for record in self.stages]
         outcomes: dict[str, StageOutcome] = {}
         for number, record in enumerate(self.stages):
             is_last = number + 1 == len(self.stages)
-            done = (self.spent.steps if is_last else starts[number + 1]) - starts[number]
+            done = (self.usage.steps if is_last else starts[number + 1]) - starts[number]
             why = reasons.get(record.stage)
             if why is None and (not is_last or self.is_complete):
                 is_cut = is_last and record.stage != self.opening.stages[-1].name
@@ -128,27 +128,27 @@ class Run:
         taught = {plan.name: plan.reads_logits for plan in self.opening.stages}
         measurements = [
             Measurement(
-                spent=evaluation.spent,
+                usage=evaluation.usage,
                 metrics=evaluation.metrics,
                 is_taught=taught.get(evaluation.stage, True),
             )
             for evaluation in self.evaluations
         ]
         if self.end is not None:
-            if measurements and measurements[-1].spent.steps == self.end.spent.steps:
+            if measurements and measurements[-1].usage.steps == self.end.usage.steps:
                 measurements.pop()
-            measurements.append(Measurement(spent=self.end.spent, metrics=self.end.metrics))
+            measurements.append(Measurement(usage=self.end.usage, metrics=self.end.metrics))
         return tuple(measurements)
 
     @property
-    def spent(self) -> Spent:
+    def usage(self) -> Usage:
         """Return the cost of the run as far as it is recorded."""
         if self.end is not None:
-            return self.end.spent
-        usages = [record.spent for record in self.stages]
-        usages += [record.spent for record in self.steps]
-        usages += [record.spent for record in self.evaluations]
-        return max(usages, key=lambda spent: spent.steps, default=Spent())
+            return self.end.usage
+        usages = [record.usage for record in self.stages]
+        usages += [record.usage for record in self.steps]
+        usages += [record.usage for record in self.evaluations]
+        return max(usages, key=lambda usage: usage.steps, default=Usage())
 
 
 def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:

@@ -23,17 +23,15 @@ Units: examples, FLOPs, seconds of training without evaluation and checkpoints.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import final
 
 from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.files import write_text
 from curricle.metrics import Direction
-from curricle.records import Spent
+from curricle.records import Usage
 from curricle.reports.directions import direction_of, remedy
-from curricle.reports.endings import warnings_on_ends
-from curricle.reports.quantities import (
+from curricle.reports.formatting import (
     goal_text,
     half_width,
     mean,
@@ -41,6 +39,7 @@ from curricle.reports.quantities import (
     metric_text,
 )
 from curricle.reports.run_folders import Measurement, Run, grouped
+from curricle.reports.student_warnings import warnings_on_ends
 from curricle.values import plain, value
 
 
@@ -109,7 +108,7 @@ class SeedSummary:
     """All metrics at the end, or at the last evaluation of an incomplete run."""
     to_target: Costs | None
     """Cost of the first evaluation at or past the target; None if there is none."""
-    spent: dict[str, int | float]
+    usage: dict[str, int | float]
     """Cost of the run."""
     complete: bool
     """Whether the run reached its end."""
@@ -158,13 +157,13 @@ class MethodSummary:
         if len(reached) == len(self.seeds):
             return {seed: getattr(costs, name) for seed, costs in reached.items()}
         # The strategy whose final value is the target costs its whole runs.
-        return {seed.seed: seed.spent[name] for seed in self.seeds if seed.complete}
+        return {seed.seed: seed.usage[name] for seed in self.seeds if seed.complete}
 
     @property
     def examples(self) -> tuple[int | float, ...]:
         """Return the examples of each run at the target, or by its end."""
         return tuple(
-            seed.spent["examples"] if seed.to_target is None else seed.to_target.examples or 0
+            seed.usage["examples"] if seed.to_target is None else seed.to_target.examples or 0
             for seed in self.seeds
         )
 
@@ -346,7 +345,7 @@ def _method_summary(
     reached = [seed.to_target for seed in seeds if seed.to_target is not None]
     costs = reached if len(reached) == len(seeds) else []
     if is_source and aim.target is not None and not costs:
-        costs = [_costs(run.spent) for run in runs if run.is_complete]
+        costs = [_costs(run.usage) for run in runs if run.is_complete]
     return MethodSummary(
         final=_final(runs, aim.metric),
         to_target=_over_seeds(costs, mean) if costs else Costs(),
@@ -377,11 +376,11 @@ def _seed_summary(run: Run, aim: _Aim) -> SeedSummary:
     return SeedSummary(
         seed=run.seed,
         final=measured[-1].metrics if measured else {},
-        to_target=None if first is None else _costs(first.spent),
-        spent={**asdict(run.spent), "total_flops": run.spent.total_flops},
+        to_target=None if first is None else _costs(first.usage),
+        usage=plain(run.usage) | {"total_flops": run.usage.total_flops},
         complete=run.is_complete,
     )
 
 
-def _costs(spent: Spent) -> Costs:
-    return Costs(**{name: getattr(spent, name) for name in COSTS})
+def _costs(usage: Usage) -> Costs:
+    return Costs(**{name: getattr(usage, name) for name in COSTS})

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from curricle.errors import visible
 from curricle.records import StagePlan
-from curricle.reports.quantities import NONE, metric_text, short, with_interval
+from curricle.reports.formatting import NONE, metric_text, short, with_interval
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
 from curricle.values import value
 
@@ -133,9 +133,9 @@ def _seed_row(seed: SeedSummary, summary: Summary) -> tuple[str, ...]:
         ", ".join(f"{name} {metric_text(name, number)}" for name, number in seed.final.items())
         or NONE,
         *([] if summary.target is None else to_target),
-        short(seed.spent["examples"]),
-        short(seed.spent["total_flops"]),
-        with_interval(seed.spent["seconds"], None, kind="seconds"),
+        short(seed.usage["examples"]),
+        short(seed.usage["total_flops"]),
+        with_interval(seed.usage["seconds"], None, kind="seconds"),
         "complete" if seed.complete else "incomplete",
     )
 

@@ -1,1 +1,35 @@
 """Runs on disk: specs, comparisons, budgets, probes and reports."""
+
+from typing import TYPE_CHECKING
+
+from curricle.lazy import public_names
+
+if TYPE_CHECKING:
+    from curricle.runs.budget import Budget as Budget
+    from curricle.runs.compare import Comparison as Comparison
+    from curricle.runs.probe import probe_run as probe_run
+    from curricle.runs.report import write_report as write_report
+    from curricle.runs.spec import RunSpec as RunSpec
+    from curricle.runs.spec import StrategySpec as StrategySpec
+    from curricle.runs.spec import Target as Target
+    from curricle.runs.spec import TargetsSpec as TargetsSpec
+    from curricle.runs.spec import TeacherSpec as TeacherSpec
+    from curricle.runs.spec import load_spec as load_spec
+else:
+    __all__, __getattr__, __dir__ = public_names(
+        __name__,
+        {
+            "budget": ("Budget",),
+            "compare": ("Comparison",),
+            "probe": ("probe_run",),
+            "report": ("write_report",),
+            "spec": (
+                "RunSpec",
+                "StrategySpec",
+                "Target",
+                "TargetsSpec",
+                "TeacherSpec",
+                "load_spec",
+            ),
+        },
+    )

@@ -19,7 +19,8 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stepping import stepping
 from curricle.values import parse, value
 

@@ -24,7 +24,8 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import build
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
 from curricle.metrics import ACCURACY, Metric
@@ -56,9 +57,9 @@ from curricle.training.distill import (
 )
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import Evaluator
-from curricle.training.setup.ambient import standard_state
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.torch_state import standard_state
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
 Strategy = Mapping[str, object] | Callable[..., Curriculum]

@@ -15,15 +15,15 @@ from typing import Final, final
 
 from torch import nn
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import CheckpointError, SpecError, reason
 from curricle.extras import package_version
+from curricle.figure_points import where_runs_are
 from curricle.files import content_digest, remove_leftovers, usable_folder, write_text
 from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
-from curricle.points import where_runs_are
 from curricle.records import EndRecord, RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.seals import read_sealed, write_sealed
 from curricle.training.loop.engine import FINISHED, RECORDS
 from curricle.training.loop.resuming import check_weights_file
 from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
@@ -153,10 +153,9 @@ def _parsed_origin(document: Plain) -> Origin:
         ValueError: If it holds something else.
     """
     names = [field.name for field in fields(Origin)]
-    texts = {name: text for name, text in document.items() if isinstance(text, str)}
-    if set(document) != set(names) or len(texts) < len(document):
+    if set(document) != set(names) or not all(isinstance(text, str) for text in document.values()):
         raise ValueError(f"it must hold texts {', '.join(map(repr, names))}; got {document}")
-    return Origin(**texts)
+    return Origin(**document)
 
 
 def _remedy(folder: Path) -> str:

@@ -34,15 +34,15 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, final
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.grammars import Grammar
 from curricle.data.synthetic.pcfg import labeled_strings
 from curricle.errors import BindError
 from curricle.models.tapped import TappedModel
 from curricle.probes.correlations import output_correlations
+from curricle.probes.forward_passes import Probe
 from curricle.probes.ngrams import POSITIONS, ngram_reliance
 from curricle.probes.nonterminals import NonterminalProbe, nonterminal_probe
-from curricle.probes.readings import Probe
 from curricle.probes.representations import linear_probe, tap_similarity
 from curricle.records import ProbeRecord, write_probes
 from curricle.runs.folder import TEACHER, end_of, read_origin, stored_spec
@@ -233,7 +233,7 @@ def _subjects(
             if end is not None:
                 model = finished_student(spec, run, data)
                 place_model(spec.engine.placement, model)
-                yield _Subject(name=run.name, seed=run.seed, step=end.spent.steps, model=model)
+                yield _Subject(name=run.name, seed=run.seed, step=end.usage.steps, model=model)
 
 
 def _students(spec: RunSpec, command: str) -> list[StudentRun]:

@@ -28,7 +28,7 @@ from curricle.objectives.catalog import Shipped
 from curricle.objectives.divergences import Divergence
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.projections import Projection
-from curricle.records import Record, Spent, StagePlan
+from curricle.records import Record, StagePlan, Usage
 from curricle.runs.budget import Budget, budget
 from curricle.runs.spec import (
     Model,
@@ -43,7 +43,7 @@ from curricle.tasks import Task
 from curricle.teachers.store.codecs import Codec
 from curricle.training.setup.optimizers import Optimizer, Schedule
 from curricle.training.setup.settings import TrainingSettings
-from curricle.training.targets.capture import TargetCodecs
+from curricle.training.targets.capture import TargetCompression
 from curricle.values import Plain, plain
 
 INTRODUCTION = """\
@@ -76,7 +76,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Layer pair": LayerPair,
         "Stage": Stage,
         "Stored targets": TargetsSpec,
-        "Target codecs": TargetCodecs,
+        "Target compression": TargetCompression,
         "Codecs": Codec,
         "Starts": WarmStart,
         "Objectives": Shipped,
@@ -109,14 +109,14 @@ import json
 with open("runs/mine/records.jsonl") as lines:
     records = [json.loads(line) for line in lines]
 curve = [
-    (record["spent"]["examples"], record["metrics"]["accuracy"])
+    (record["usage"]["examples"], record["metrics"]["accuracy"])
     for record in records
     if record["kind"] in ("evaluation", "end")
 ]
 ```
 """
 RECORDS_SECTIONS: Mapping[str, object] = types.MappingProxyType(
-    {"Kinds of records": Record, "Spent": Spent, "Stage plan": StagePlan}
+    {"Kinds of records": Record, "Usage": Usage, "Stage plan": StagePlan}
 )
 """Headings of the page about records."""
 WRITTEN: Mapping[object, str] = types.MappingProxyType(

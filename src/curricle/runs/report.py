@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from curricle.errors import CheckpointError, visible
+from curricle.figure_points import PANELS, caution, read_recipe
 from curricle.metrics import Direction
-from curricle.points import PANELS, caution, read_recipe
 from curricle.reports.page import write_page
 from curricle.reports.printed import save_learning_curves
 from curricle.reports.reproduction import write_recipe_report

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Literal, final
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import CheckpointError, reason
 from curricle.runs.budget import AnyBudget
 from curricle.runs.folder import SPEC, has_spec, stored_fields
 from curricle.runs.spec import Target
-from curricle.seals import read_sealed, write_sealed
 from curricle.values import parse, plain, value
 
 REQUEST = "comparison.json"

@@ -25,7 +25,7 @@ from curricle.teachers.trajectory import hugging_face_steps
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
-from curricle.training.targets.capture import TargetCodecs
+from curricle.training.targets.capture import TargetCompression
 from curricle.values import LONGEST_NAME, Line, Plain, override, parse, plain, read_yaml, value
 
 Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
@@ -152,7 +152,7 @@ class TargetsSpec:
 
     folder: Line = Field(min_length=1)
     """Folder that `curricle targets capture` fills and that students then read."""
-    codecs: TargetCodecs = TargetCodecs()
+    compression: TargetCompression = TargetCompression()
     """Compression used when targets are captured. Ignored when reading: the manifest records it."""
 
 

@@ -53,7 +53,9 @@ def capture_targets(spec: RunSpec, watch: Watch | None = None) -> Manifest:
     runs = captured_runs(spec)
     task_name = open_task(spec, spec.seed, "student").name
     facts = DataFacts(name=task_name, tokenizer=spec.task.tokenizer(Path(spec.cache_dir)))
-    return capture(runs, Path(targets.folder), codecs=targets.codecs, data=facts, watch=watch)
+    return capture(
+        runs, Path(targets.folder), compression=targets.compression, data=facts, watch=watch
+    )
 
 
 def describe_targets(manifest: Manifest) -> list[Described]:

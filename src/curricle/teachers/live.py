@@ -17,7 +17,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch, BatchKey, Inputs, check_positions
+from curricle.data.batch import Batch, BatchKey, Inputs, check_positions
 from curricle.errors import BindError, DataError
 from curricle.models.inference import Inference
 from curricle.models.restoring import modes_kept
@@ -87,7 +87,7 @@ class LiveTeacher:
         return copied
 
     @contextmanager
-    def reading(
+    def open_taps(
         self,
         reference: Reference,
         places: Iterable[Place],
@@ -106,8 +106,8 @@ class LiveTeacher:
         Yields:
             The forward pass.
         """
-        with self.at(reference).reading(places, logits=logits, head=head) as read:
-            yield lambda inputs, selected, _: read(inputs, selected)
+        with self.at(reference).open_taps(places, logits=logits, head=head) as forward:
+            yield lambda inputs, selected, _: forward(inputs, selected)
 
     @contextmanager
     def teaching(self, inference: Inference = PLAIN) -> Iterator[None]:

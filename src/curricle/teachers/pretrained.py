@@ -19,7 +19,7 @@ from torch import nn
 from curricle import seeding
 from curricle.errors import CheckpointError, reason
 from curricle.files import is_plain_name
-from curricle.models.tuners import base_of
+from curricle.models.peft_adapters import base_of
 from curricle.models.weights import shapes
 from curricle.yaml_specs import from_json
 

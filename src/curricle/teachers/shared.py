@@ -1,7 +1,7 @@
 """Teacher that several students share, at the cost of one.
 
 A `SharedTeacher` replaces the same `LiveTeacher` in each of their runs. The first student of a
-batch runs the teacher, as deep as the deepest of all open readings needs; the others get the same
+batch runs the teacher, as deep as the deepest of all open taps needs; the others get the same
 activations. Those of one step, or of the parts of its batch, are in memory.
 
 Students that follow different checkpoints take turns without weights being loaded at every step.
@@ -17,9 +17,9 @@ from typing import final
 
 from torch import Tensor
 
-from curricle.data.streams import BatchKey, Inputs
+from curricle.data.batch import BatchKey, Inputs
 from curricle.models.inference import Inference
-from curricle.models.tapped import Activations, Place, Reader, TappedModel
+from curricle.models.tapped import Activations, Forward, Place, TappedModel
 from curricle.teachers.live import PLAIN, LiveTeacher, Reference, TeacherForward
 
 Wanted = tuple[tuple[Place, ...], bool, bool]
@@ -55,7 +55,7 @@ class SharedTeacher:
         return nullcontext()
 
     @contextmanager
-    def reading(
+    def open_taps(
         self,
         reference: Reference,
         places: Iterable[Place],
@@ -83,7 +83,7 @@ class SharedTeacher:
             yield lambda inputs, selected, key: desk.show(query, inputs, selected, key)
         finally:
             desk.leave(query)
-            if not desk.readings:
+            if not desk.queries:
                 del self._desks[reference]
 
     def _at(self, reference: Reference) -> TappedModel:
@@ -96,22 +96,22 @@ class SharedTeacher:
 
 @final
 class _Desk:
-    """The open readings of one checkpoint."""
+    """The open taps of one checkpoint."""
 
     def __init__(self, model: TappedModel) -> None:
         self._model = model
         self._opened = ExitStack()
-        self._reader: Reader | None = None
-        self.readings: list[Wanted] = []
+        self._reader: Forward | None = None
+        self.queries: list[Wanted] = []
         self.shown: dict[BatchKey, Activations] = {}
         self._step: int | None = None
 
     def join(self, query: Wanted) -> None:
-        self.readings.append(query)
+        self.queries.append(query)
         self.close()
 
     def leave(self, query: Wanted) -> None:
-        self.readings.remove(query)
+        self.queries.remove(query)
         self.close()
 
     def show(
@@ -137,14 +137,14 @@ class _Desk:
             activations.obscurity,
         )
 
-    def _open(self) -> Reader:
-        """Return the reading of all that is wanted by now."""
+    def _open(self) -> Forward:
+        """Return the forward pass with all taps that are open by now."""
         if self._reader is None:
-            places = dict.fromkeys(place for places, *_ in self.readings for place in places)
-            logits = any(logits for _, logits, _ in self.readings)
-            head = any(head for *_, head in self.readings)
+            places = dict.fromkeys(place for places, *_ in self.queries for place in places)
+            logits = any(logits for _, logits, _ in self.queries)
+            head = any(head for *_, head in self.queries)
             self._reader = self._opened.enter_context(
-                self._model.reading(places, logits=logits, head=head)
+                self._model.open_taps(places, logits=logits, head=head)
             )
         return self._reader
 

@@ -22,18 +22,18 @@ import torch
 from torch import Tensor, nn
 
 from curricle.colocation import beside
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
-from curricle.models.tapped import Activations, Place, Reader, Tap, tap_number
+from curricle.models.tapped import Activations, Forward, Place, Tap, tap_number
 from curricle.objectives.base import BoundObjective, Reads, Target, target_description
 from curricle.teachers.live import PLAIN, Reference
 from curricle.teachers.store.codecs import Sampled, TopK
 from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, TargetSet, target_key
 from curricle.teachers.store.target_sets import TargetSetReader, TargetStore, open_store
 from curricle.teachers.trajectory import Trajectory
-from curricle.values import Plain, parse
+from curricle.values import Plain
 
 
 def open_targets(folder: str | Path) -> "StoredTeacher":
@@ -51,7 +51,7 @@ class StoredTargets:
     """The stored targets of an objective."""
 
     reader: TargetSetReader
-    """Reader of their target set."""
+    """Forward of their target set."""
     selected: bool
     """Whether the objective counts selected positions only."""
 
@@ -254,11 +254,11 @@ class _ManifestModel:
         keys = [target_set.facts for target_set in manifest.sections]
         try:
             self._widths = {
-                str(key["place"]): parse(int, key["teacher_width"])
+                str(key["place"]): int(key["teacher_width"])
                 for key in keys
                 if {"place", "teacher_width"} <= key.keys()
             }
-            counts = {parse(int, key["num_classes"]) for key in keys if "num_classes" in key}
+            counts = {int(key["num_classes"]) for key in keys if "num_classes" in key}
         except (ValueError, TypeError, OverflowError) as error:
             # The checksum covers the manifest, but another program may have written it.
             raise CheckpointError(
@@ -306,9 +306,9 @@ class _ManifestModel:
             )
         return self._widths[str(place)]
 
-    def reading(
+    def open_taps(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
-    ) -> AbstractContextManager[Reader]:
+    ) -> AbstractContextManager[Forward]:
         """Refuse a forward pass.
 
         Raises:

@@ -8,7 +8,7 @@ parameter names than the module (sharded ones, mixtures of experts) are read thr
 
 The manifest records the teacher's loss on held-out data at each checkpoint, in nats per scored
 position. The training loss is not used: that of a batch is noisy, and smoothing it over earlier
-steps would shift and widen the transition that `curriculum.transitions` detects.
+steps would shift and widen the transition that `curriculum.phase_transitions` detects.
 
 Design: every checkpoint of a curriculum is checked before training starts. A missing or unreadable
 one is an error then, never skipped later.
@@ -22,10 +22,10 @@ from typing import final
 
 from torch import nn
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import content_digest, inside, remove_leftovers
 from curricle.models.weights import check_weights, load_weights, save_weights
-from curricle.seals import read_sealed, write_sealed
 from curricle.teachers.pretrained import (
     SINGLE,
     check_pretrained,

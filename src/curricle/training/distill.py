@@ -16,9 +16,11 @@ from typing import final
 from torch import nn
 from torch.utils.data import DataLoader
 
+from curricle.checksums import sealed_names
 from curricle.curriculum.stages import Curriculum
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.streams import Batch, Stream
+from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.files import usable_folder
 from curricle.metrics import (
@@ -32,8 +34,7 @@ from curricle.metrics import (
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
-from curricle.records import AT_CHANCE, EndRecord, Spent
-from curricle.seals import sealed_names
+from curricle.records import AT_CHANCE, EndRecord, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
@@ -50,11 +51,11 @@ from curricle.training.loop.engine import (
     single_steps,
 )
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
-from curricle.training.setup.ambient import standard_state
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
-from curricle.training.targets.capture import TargetCodecs, Watch, capture
+from curricle.training.setup.torch_state import standard_state
+from curricle.training.targets.capture import TargetCompression, Watch, capture
 
 AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
@@ -69,11 +70,11 @@ class Result:
     """The trained student, the very module that was passed in."""
     metrics: dict[str, float]
     """Metrics at the end."""
-    spent: Spent
+    usage: Usage
     """Usage of the run: steps, examples, tokens, FLOPs, seconds."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, such as the output taken as
-    the logits, what is frozen, or that the student ends at chance."""
+    the logits, frozen weights, or a student that ends at chance."""
 
 
 @standard_state()
@@ -110,9 +111,11 @@ def execute(
         Interrupted: If a signal has ended the run, after a checkpoint was written if there is a
             folder.
     """
+    # Before the run folder is opened: a call whose fast path is refused leaves nothing behind.
     check_speed(run)
     number = run.settings.compiled_steps
     interrupts = Interrupts(saves=outputs.folder is not None)
+    # Signals enclose the run: it has closed its folder when a late one is raised.
     with run.settings.stated_threads(), interrupts:
         training = TrainingRun(
             run,
@@ -121,10 +124,13 @@ def execute(
             outputs=outputs,
             resume=resume,
             until=until,
+            # Single steps need no compiler, and are the reference with which compiled ones agree
+            # within rounding.
             stage_steps=single_steps if number == 1 else compiled_blocks(number),
             interrupts=interrupts,
         )
         with training:
+            # The run may be over at once: a finished folder that is resumed gives its student back.
             while training.end is None:
                 training.advance()
         return training.end
@@ -183,16 +189,22 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
+    # Arguments of another kind are refused first, in the words of the call: further on they would
+    # fail as missing attributes of things that the caller does not know.
     batches = as_stream(data, seed)
     _require_curriculum(curriculum)
     require_parts(optimizer, evaluation)
     require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     require_model("student", student)
+    # Stored targets are no model, and need none.
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
     name, better = judged_by(metric, better)
+    # Here, where it is one comparison: inside, both are wrapped, and shared memory would be named
+    # by the paths of weights.
     if student is teacher:
         raise BindError("'student' must be another module than 'teacher'; got the same twice")
+    # Before binding, which runs both models: a path that cannot be a folder is found out at once.
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
     model = tapped(student)
     source = as_teacher(teacher, trajectory)
@@ -207,13 +219,14 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     )
     evaluate = evaluator_of(evaluation, settings, metric, source)
     outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
-    with _told_how_to_go_on(folder):
+    with _add_resumption_note(folder):
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
+    # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
     return Result(
         student=model.module,
         metrics=end.metrics,
-        spent=end.spent,
+        usage=end.usage,
         notes=(*run.notes, AT_CHANCE) if at_chance else run.notes,
     )
 
@@ -226,7 +239,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     data: Stream | DataLoader[object],
     *,
     folder: str | Path,
-    codecs: TargetCodecs = TargetCodecs(),
+    compression: TargetCompression = TargetCompression(),
     trajectory: Trajectory | None = None,
     settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
@@ -240,7 +253,7 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         curriculum: As in `distill`.
         data: As in `distill`; students may read it in other batches and another order.
         folder: Where targets are kept; `open_targets` opens it in place of the teacher.
-        codecs: In which form targets are kept.
+        compression: In which form targets are kept.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision and accumulation of the teacher's passes.
         seed: Seed of the projections, and of the order of a `DataLoader`.
@@ -254,11 +267,12 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
     require_kind("settings", settings, TrainingSettings, "precision='bfloat16'")
-    require_kind("codecs", codecs, TargetCodecs, "logits={'kind': 'bfloat16'}")
+    require_kind("compression", compression, TargetCompression, "logits={'kind': 'bfloat16'}")
     require_model("student", student)
     require_model("teacher", teacher)
     run = bind(
         curriculum,
+        # The student is bound as in a run, since its widths and taps determine the targets.
         student=tapped(student),
         teacher=LiveTeacher(tapped(teacher), trajectory),
         stream=as_stream(data, seed),
@@ -267,11 +281,12 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         settings=settings,
         seed=seed,
     )
-    return capture([run], Path(folder), codecs=codecs, watch=watch)
+    # The folder is opened in there, under its lock: it may hold targets, which are then completed.
+    return capture([run], Path(folder), compression=compression, watch=watch)
 
 
 @contextmanager
-def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
+def _add_resumption_note(folder: Path | None) -> Iterator[None]:
     """Add the effect of a second call to an interruption.
 
     Yields:
@@ -283,9 +298,11 @@ def _told_how_to_go_on(folder: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
+        # The run has closed by now, so the folder shows what a second call would find.
         call = f"curricle.distill(..., output_dir={str(folder)!r}, resume=True)"
         if folder is None:
             note = "nothing was written, since 'output_dir' is None"
+        # The seal comes first: a finished run may have left checkpoints, but none of them is read.
         elif sealed_names(folder):
             note = f"the run is finished, and {call} returns its student"
         elif latest_checkpoint(folder / CHECKPOINTS) is None:
@@ -314,12 +331,14 @@ def evaluator_of(
         metric: The metric by which the run is judged.
         teacher: Teacher of the run, for metrics that compare with it.
     """
+    # A function is used as it is, without a wrapper: attributes such as `chance` are read from it.
     if callable(evaluation):
         return evaluation
     return label_metrics(
         evaluation,
         settings.placement,
         metrics=metrics_beside(metric),
+        # Stored targets hold no answers to held-out batches, so comparisons with them are left out.
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )
 
@@ -345,6 +364,7 @@ def as_stream(data: object, seed: int) -> Stream:
     """
     if isinstance(data, DataLoader):
         return stream(data, seed=seed)
+    # `isinstance` with a protocol misses methods that a wrapper forwards.
     if not conforms(data, Stream):
         raise BindError(f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}")
     return data
@@ -359,7 +379,7 @@ def _require_curriculum(curriculum: object) -> None:
     if not isinstance(curriculum, Curriculum):
         raise BindError(
             f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
-            f"steps'); got {_called(curriculum)}"
+            f"steps'); got {_describe(curriculum)}"
         )
 
 
@@ -373,24 +393,27 @@ def require_parts(optimizer: object, evaluation: object) -> None:
     Raises:
         BindError: If they are something else; the sentence names the right class.
     """
+    # Torch's classes have the same names, and are what a newcomer passes.
     if not isinstance(optimizer, (AdamW, SGD)):
         raise BindError(
             f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
-            f"learning_rate=...); got {_called(optimizer)}"
+            f"learning_rate=...); got {_describe(optimizer)}"
         )
+    # What it returns is checked when the run opens, before the first step.
     if callable(evaluation):
         return
     if not isinstance(evaluation, Sequence):
         raise BindError(
             f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
             f"in range(4)] of held_out = curricle.stream(loader), or a function; "
-            f"got {_called(evaluation)}"
+            f"got {_describe(evaluation)}"
         )
+    # A loader's pairs of tensors are sequences, too, and would fail in the middle of the run.
     wrong = [item for item in evaluation if type(item) is not Batch]
     if wrong:
         raise BindError(
             f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
-            f"got {_called(wrong[0])}"
+            f"got {_describe(wrong[0])}"
         )
 
 
@@ -410,7 +433,7 @@ def require_model(name: str, model: object) -> None:
         )
         raise BindError(
             f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
-            f"{_called(model)}{stored if name == 'teacher' else ''}"
+            f"{_describe(model)}{stored if name == 'teacher' else ''}"
         )
 
 
@@ -437,6 +460,7 @@ def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Dire
     _require_direction(better)
     if isinstance(metric, str):
         return metric, better
+    # Two directions would rank the same run differently in records and in reports.
     if better not in (None, metric.better):
         raise BindError(
             f"'better' must be {metric.better!r} or None for the metric {metric.name!r}; got "
@@ -447,26 +471,26 @@ def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Dire
     return metric.name, better if is_built_in else metric.better
 
 
-def require_kind(name: str, given: object, kind: type, example: str) -> None:
+def require_kind(name: str, argument: object, kind: type, example: str) -> None:
     """Check that an argument is a value of this package and not, for example, a dictionary.
 
     Args:
         name: Name of the argument.
-        given: The argument.
+        argument: The argument.
         kind: Its class.
         example: Arguments of the class, for the error.
 
     Raises:
         BindError: If it is not.
     """
-    if not isinstance(given, kind):
+    if not isinstance(argument, kind):
         raise BindError(
             f"{name!r} must be curricle.{kind.__name__}(...), as curricle.{kind.__name__}"
-            f"({example}); got {_called(given)}"
+            f"({example}); got {_describe(argument)}"
         )
 
 
-def _called(argument: object) -> str:
+def _describe(argument: object) -> str:
     """Return the description of a wrong argument, for people."""
     if argument is None or isinstance(argument, str):
         return repr(argument)

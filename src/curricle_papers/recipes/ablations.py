@@ -11,7 +11,7 @@ logits all along. These, and one-shot, are also run at a half and a quarter of t
 from collections.abc import Mapping
 from dataclasses import replace
 
-from curricle.points import Chart
+from curricle.figure_points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
@@ -77,7 +77,7 @@ def _grammar(scale: Scale) -> Comparison:
             "plain-states": {"normalize": "none"},
             "own-projections": {"shared_projection": False},
             "learned-projections": {"projection": {"kind": "learned"}, "shared_projection": False},
-            "own-layer-only": {"trains": "own"},
+            "own-layer-only": {"trainable": "new"},
             "reset-optimizer": {"optimizer_state": "reset"},
             "schedule-per-stage": {"schedule": "own"},
             "selected-positions": {"positions": "selected"},

@@ -11,7 +11,7 @@ makes gradients larger, which plain SGD does not compensate.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from curricle.points import Chart
+from curricle.figure_points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.training.setup.settings import TrainingSettings
 from curricle.values import Plain

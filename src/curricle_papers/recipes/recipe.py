@@ -13,7 +13,7 @@ from typing import Literal, final, get_args
 
 from curricle.curriculum.durations import Duration
 from curricle.errors import SpecError
-from curricle.points import Chart, Panel, Point, RecipeRecord
+from curricle.figure_points import Chart, Panel, Point, RecipeRecord
 from curricle.runs.budget import Budget
 from curricle.runs.spec import RunSpec, StrategySpec
 

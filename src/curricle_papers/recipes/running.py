@@ -10,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from curricle.errors import CheckpointError, SpecError
+from curricle.figure_points import PANELS, POINTS, RECIPE, read_recipe, write_points, write_recipe
 from curricle.files import new_folder
-from curricle.points import PANELS, POINTS, RECIPE, read_recipe, write_points, write_recipe
 from curricle.runs.folder import TEACHER, end_of, teacher_digest
 from curricle.runs.spec import RunSpec, changed
 from curricle_papers.recipes.recipe import Recipe, Scale, placed

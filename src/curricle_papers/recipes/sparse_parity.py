@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from curricle.curriculum.durations import Duration
+from curricle.figure_points import Chart
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
-from curricle.points import Chart
 from curricle.runs.budget import Budget
 from curricle.runs.demo import parity_demo
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec

@@ -11,8 +11,8 @@ task.corpus=[wikitext-2,books]` (both as one), or any data set as `datasets:NAME
 from collections.abc import Mapping
 from dataclasses import replace
 
+from curricle.figure_points import Chart
 from curricle.models.huggingface import HuggingFaceSpec
-from curricle.points import Chart
 from curricle.runs.demo import text_demo
 from curricle.runs.spec import RunSpec, StrategySpec, Target, TeacherSpec
 from curricle.tasks import PcfgTask, TextTask

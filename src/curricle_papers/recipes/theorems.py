@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from curricle.figure_points import Chart, Point
 from curricle.models.mlp import MLP, MLPSpec
-from curricle.points import Chart, Point
 from curricle.runs.assemble import TRAJECTORY
 from curricle.runs.folder import TEACHER
 from curricle.runs.train import teach

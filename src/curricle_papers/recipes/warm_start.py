@@ -10,7 +10,7 @@ has dimensions.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from curricle.points import Chart
+from curricle.figure_points import Chart
 from curricle.runs.spec import StrategySpec
 from curricle.values import Plain
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale, four_strategies, steps
@@ -68,7 +68,7 @@ def _compared(comparison: Comparison) -> Comparison:
 
 
 def _started(method: StrategySpec, start: dict[str, str]) -> StrategySpec:
-    call: Plain = {**method.curriculum, "start": start}
+    call: Plain = {**method.curriculum, "init": start}
     return replace(method, curriculum=call)
 
 

@@ -42,7 +42,7 @@ def test_the_principal_map_is_that_of_the_rows_for_every_seed() -> None:
 def test_a_student_wider_than_its_teacher_has_no_principal_start() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'start' by principal components needs a student no wider than its teacher; "
+        match=r"^'init' by principal components needs a student no wider than its teacher; "
         r"got widths 9 and 8$",
     ):
         PrincipalStart().map(seed=0, student_width=9, teacher_width=8)
@@ -77,12 +77,12 @@ def test_a_principal_start_has_no_projection() -> None:
 
 @pytest.mark.parametrize("start", [{"kind": "random"}, {"kind": "principal"}], ids=str)
 def test_a_run_spec_with_a_start_survives_yaml(start: dict[str, str]) -> None:
-    call = {"kind": "extraction", "shared_projection": True, "start": start}
+    call = {"kind": "extraction", "shared_projection": True, "init": start}
     spec = parse(RunSpec, tiny_comparison() | {"curriculum": call})
     assert parse(RunSpec, yaml.safe_load(to_yaml(spec))) == spec
 
 
 def test_a_start_that_is_none_is_found_when_the_spec_is_read() -> None:
-    call = {"kind": "one_shot", "start": {"kind": "warm"}}
-    with pytest.raises(SpecError, match=r"'curriculum'.*start.*'random', 'principal'"):
+    call = {"kind": "one_shot", "init": {"kind": "warm"}}
+    with pytest.raises(SpecError, match=r"'curriculum'.*init.*'random', 'principal'"):
         parse(RunSpec, tiny_comparison() | {"curriculum": call})

@@ -35,7 +35,7 @@ def test_a_stage_is_frozen() -> None:
         ("name", "", "'Stage.name': string should have at least 1 character; got ''"),
         ("objectives", (), r"'Stage.objectives': list should have at least 1 item .*; got \(\)"),
         ("learning_rate_scale", 0, "'Stage.learning_rate_scale': .* greater than 0; got 0"),
-        ("trains", "some", "'Stage.trains': .* 'up_to', 'own' or 'all'; got 'some'"),
+        ("trainable", "some", "'Stage.trainable': .* 'reached', 'new' or 'all'; got 'some'"),
         ("optimizer_state", "drop", "'Stage.optimizer_state': .*; got 'drop'"),
         ("schedule", "mine", "'Stage.schedule': .*; got 'mine'"),
         ("teacher", "best", "'Stage.teacher': .*; got 'best'"),
@@ -59,16 +59,16 @@ def test_stage_names_are_unique() -> None:
 
 def test_a_start_reads_the_finished_teacher_first() -> None:
     stages = (stage("a", teacher=300), stage("b"))
-    assert Curriculum(name="x", stages=stages, start=PrincipalStart()).teachers == ("final", 300)
+    assert Curriculum(name="x", stages=stages, init=PrincipalStart()).teachers == ("final", 300)
     labels = stage("labels", objectives=(LabelLoss(),))
-    assert Curriculum(name="x", stages=(labels,), start=RandomStart()).teachers == ("final",)
+    assert Curriculum(name="x", stages=(labels,), init=RandomStart()).teachers == ("final",)
 
 
 def test_no_stage_is_named_like_a_start() -> None:
     stages = (stage("warm start"),)
     assert Curriculum(name="x", stages=stages).stages == stages
     with pytest.raises(SpecError, match=r"must have different names; got 'warm start' twice$"):
-        Curriculum(name="x", stages=stages, start=PrincipalStart())
+        Curriculum(name="x", stages=stages, init=PrincipalStart())
 
 
 @pytest.mark.parametrize("is_shared", [False, True])
@@ -78,15 +78,15 @@ def test_a_random_start_has_the_projection_that_layers_share(is_shared: bool) ->
     )
     stages = (stage("layer", objectives=(layer,)), stage("logits"))
     for start in (None, PrincipalStart(), RandomStart(projection=Sign())):
-        assert Curriculum(name="x", stages=stages, start=start).start == start
+        assert Curriculum(name="x", stages=stages, init=start).init == start
     if not is_shared:
-        assert Curriculum(name="x", stages=stages, start=RandomStart()).start == RandomStart()
+        assert Curriculum(name="x", stages=stages, init=RandomStart()).init == RandomStart()
         return
     with pytest.raises(
         SpecError,
-        match=r"'start' must have the projection shared by the layers, 'sign'; got 'gaussian'$",
+        match=r"'init' must have the projection shared by the layers, 'sign'; got 'gaussian'$",
     ):
-        Curriculum(name="x", stages=stages, start=RandomStart())
+        Curriculum(name="x", stages=stages, init=RandomStart())
 
 
 def test_teachers_come_once_and_in_the_order_of_their_use() -> None:
@@ -110,7 +110,7 @@ def test_a_curriculum_survives_plain_data() -> None:
     written = Curriculum(
         name="own",
         stages=(
-            stage("a", objectives=(hidden, LabelLoss(weight=0.1)), trains="own", teacher=7),
+            stage("a", objectives=(hidden, LabelLoss(weight=0.1)), trainable="new", teacher=7),
             stage("b", optimizer_state="reset", schedule="own", learning_rate_scale=0.5),
         ),
     )

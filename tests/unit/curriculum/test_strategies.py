@@ -97,29 +97,29 @@ def test_a_start_changes_no_stage(kind: WarmStart) -> None:
         partial(staged, total=steps(40), stages=(labels,)),
     ]
     for call in calls:
-        assert call().start is None
-        assert call(start=kind) == replace(call(), start=kind)
+        assert call().init is None
+        assert call(init=kind) == replace(call(), init=kind)
 
 
 def test_layers_share_the_projection_of_a_random_start() -> None:
     with pytest.raises(
         SpecError,
-        match=r"^'shared_projection' must be true with a random 'start', so that the layers use "
+        match=r"^'shared_projection' must be true with a random 'init', so that the layers use "
         r"its projection; got False$",
     ):
-        extraction(total=steps(40), start=RandomStart())
-    assert extraction(total=steps(40), start=PrincipalStart()).start == PrincipalStart()
+        extraction(total=steps(40), init=RandomStart())
+    assert extraction(total=steps(40), init=PrincipalStart()).init == PrincipalStart()
 
 
 def test_a_start_is_given_in_a_spec_by_its_kind() -> None:
-    call = {"kind": "one_shot", "start": {"kind": "random", "projection": {"kind": "sign"}}}
+    call = {"kind": "one_shot", "init": {"kind": "random", "projection": {"kind": "sign"}}}
     made = build(call, total=steps(5), trajectory=None)
-    assert made.start == RandomStart(projection=Sign())
+    assert made.init == RandomStart(projection=Sign())
 
 
 def test_an_unknown_start_is_an_error() -> None:
-    with pytest.raises(SpecError, match=r"^'start': .*'random', 'principal'"):
-        build({"kind": "one_shot", "start": {"kind": "warm"}}, total=steps(5), trajectory=None)
+    with pytest.raises(SpecError, match=r"^'init': .*'random', 'principal'"):
+        build({"kind": "one_shot", "init": {"kind": "warm"}}, total=steps(5), trajectory=None)
 
 
 # --- extraction -----------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def test_the_options_of_layer_stages_reach_them() -> None:
         normalize="rms",
         center=True,
         positions="selected",
-        trains="own",
+        trainable="new",
     ).stages[0]
     assert hidden(layer) == MatchHidden(
         pair=LayerPair(student=0.5, teacher=0.5),
@@ -186,11 +186,11 @@ def test_the_options_of_layer_stages_reach_them() -> None:
         center=True,
         positions="selected",
     )
-    assert layer.trains == "own"
+    assert layer.trainable == "new"
 
 
 def test_freezing_ends_with_the_layers() -> None:
-    assert extraction(total=steps(8), trains="own").stages[-1].trains == "up_to"
+    assert extraction(total=steps(8), trainable="new").stages[-1].trainable == "reached"
 
 
 def test_borders_and_teacher_hold_for_all_stages() -> None:

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricle.data.batch import Batch
 from curricle.data.blocks import joined, of_step, read_block
-from curricle.data.streams import Batch
 from curricle.data.synthetic.parity import ParityStream
 from tests.parts import Listed, drawn
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import LoaderStream, stream
-from curricle.data.streams import Batch
 from curricle.errors import DataError
 
 END = 2

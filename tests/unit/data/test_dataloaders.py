@@ -19,8 +19,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import LoaderStream, stream
-from curricle.data.streams import Batch
 from curricle.errors import DataError
 
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricle.data.batch import Batch
 from curricle.data.example_keys import data_counts, example_keys, selected_places
-from curricle.data.streams import Batch
 
 IDS = torch.tensor([[5, 6, 7, 0], [5, 6, 8, 9], [0, 0, 0, 1]])
 

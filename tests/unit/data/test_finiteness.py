@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from curricle.data.batch import Batch
 from curricle.data.finiteness import non_finite_words
-from curricle.data.streams import Batch
 
 NAN, INF = math.nan, math.inf
 

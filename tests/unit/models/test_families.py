@@ -74,10 +74,10 @@ def test_what_is_said_of_an_mlp_holds() -> None:
     assert (model.depth, model.is_residual) == (2, True)
     assert model.place(2) == Place("blocks.1")
     with (
-        model.reading([], logits=True) as read,
+        model.open_taps([], logits=True) as forward,
         pytest.raises(BindError, match=r"^'width_axis' must be -1 for logits at selected pos"),
     ):
-        read(torch.zeros(2, 4), torch.tensor([1]))
+        forward(torch.zeros(2, 4), torch.tensor([1]))
 
 
 def test_an_mlp_is_recognized() -> None:
@@ -104,8 +104,8 @@ def test_any_module_may_be_declared_residual() -> None:
 
 def test_the_width_axis_is_passed_on() -> None:
     model = tapped(nn.Sequential(nn.Identity()), blocks=["0"], width_axis=1)
-    with model.reading([model.place(1)], logits=False) as read:
-        assert read(torch.zeros(2, 3, 5, 7)).hidden[model.place(1)].shape == (2, 5, 7, 3)
+    with model.open_taps([model.place(1)], logits=False) as forward:
+        assert forward(torch.zeros(2, 3, 5, 7)).hidden[model.place(1)].shape == (2, 5, 7, 3)
 
 
 def test_a_transformer_is_recognized_by_its_configuration() -> None:
@@ -158,8 +158,8 @@ class Held(Transformer):
 def test_a_transformer_is_recognized_by_what_it_forwards(module: nn.Module) -> None:
     model = tapped(module)
     assert (model.depth, model.is_residual) == (2, True)
-    with model.reading([model.place(2)], logits=False) as read:
-        read(torch.zeros(2, 4))
+    with model.open_taps([model.place(2)], logits=False) as forward:
+        forward(torch.zeros(2, 4))
     seen = module.inner.seen if isinstance(module, Wrapper) else module.seen
     assert seen == [False]
 
@@ -194,8 +194,8 @@ class Tupled(Transformer):
 )
 def test_a_transformer_names_its_outputs(config: dict[str, Any], keywords: dict[str, Any]) -> None:
     module = Tupled(**config)
-    with tapped(module).reading([], logits=True) as read:
-        assert read(torch.zeros(2, 4)).logits is not None
+    with tapped(module).open_taps([], logits=True) as forward:
+        assert forward(torch.zeros(2, 4)).logits is not None
     assert module.seen == [keywords]
 
 
@@ -221,8 +221,8 @@ def test_a_configuration_of_several_models_gives_no_numbers() -> None:
 
 def test_the_width_axis_of_a_transformer_is_passed_on() -> None:
     model = tapped(Transformer({"layer": 2}), width_axis=1)
-    with model.reading([model.place(1)], logits=False) as read:
-        assert read(torch.zeros(2, 3, 5)).hidden[model.place(1)].shape == (2, 5, 3)
+    with model.open_taps([model.place(1)], logits=False) as forward:
+        assert forward(torch.zeros(2, 3, 5)).hidden[model.place(1)].shape == (2, 5, 3)
 
 
 def test_a_transformer_may_be_declared_not_residual() -> None:
@@ -234,8 +234,8 @@ def test_the_head_is_the_child_that_holds_the_output_embeddings() -> None:
     model = tapped(module)
     seen: list[int] = []
     module.top.register_forward_hook(lambda _, args, __: seen.append(len(args[0])))
-    with model.reading([], logits=True) as read:
-        read(torch.zeros(2, 3, 4), torch.tensor([5]))
+    with model.open_taps([], logits=True) as forward:
+        forward(torch.zeros(2, 3, 4), torch.tensor([5]))
     assert seen == [1]
 
 
@@ -272,8 +272,8 @@ def test_all_between_the_base_and_the_output_embeddings_runs_at_selected_positio
         module.get_submodule(path).register_forward_hook(
             lambda _, args, __, path=path: seen.update({path: args[0].shape[:-1].numel()})
         )
-    with tapped(module).reading([], logits=True) as read:
-        shown = read(torch.ones(2, 3, 4), torch.tensor([5])).logits
+    with tapped(module).open_taps([], logits=True) as forward:
+        shown = forward(torch.ones(2, 3, 4), torch.tensor([5])).logits
     assert seen == rows
     assert shown is not None
     assert shown.tolist() == [[0.5] * 4]
@@ -281,16 +281,16 @@ def test_all_between_the_base_and_the_output_embeddings_runs_at_selected_positio
 
 def test_a_transformer_without_a_head_is_read_too() -> None:
     model = tapped(WithoutHead({"layer": 2}))
-    with model.reading([model.place(2)], logits=True) as read:
-        shown = read(torch.ones(2, 3, 4), torch.tensor([5]))
+    with model.open_taps([model.place(2)], logits=True) as forward:
+        shown = forward(torch.ones(2, 3, 4), torch.tensor([5]))
     assert shown.logits is not None
     assert shown.logits.shape == (1, 4)
 
 
 def test_no_cache_is_built() -> None:
     module = Transformer({"layer": 2})
-    with tapped(module).reading([], logits=False) as read:
-        read(torch.zeros(2, 4))
+    with tapped(module).open_taps([], logits=False) as forward:
+        forward(torch.zeros(2, 4))
     assert module.seen == [False]
 
 
@@ -355,8 +355,8 @@ def test_behind_a_wrapper_no_cache_is_built_and_the_head_runs_at_selected_positi
     inner = Transformer({"layer": 2})
     seen: list[torch.Size] = []
     inner.top.register_forward_hook(lambda _, args, _output: seen.append(args[0].shape))
-    with tapped(Adapted(inner)).reading([], logits=True) as read:
-        shown = read(torch.arange(24.0).view(2, 3, 4), torch.tensor([1, 4]))
+    with tapped(Adapted(inner)).open_taps([], logits=True) as forward:
+        shown = forward(torch.arange(24.0).view(2, 3, 4), torch.tensor([1, 4]))
     assert shown.logits is not None
     assert shown.logits.tolist() == [[4, 5, 6, 7], [16, 17, 18, 19]]
     assert (inner.seen, seen) == ([False], [(2, 4)])

@@ -22,7 +22,7 @@ def linear(inputs: int, outputs: int) -> nn.Linear:
         return nn.Linear(inputs, outputs)
 
 
-def read(
+def forward(
     model: HookedModel,
     inputs: Inputs,
     *taps: Tap,
@@ -31,7 +31,7 @@ def read(
     selected: list[int] | None = None,
 ) -> Activations:
     places = [model.place(tap) for tap in taps]
-    with observing(model), model.reading(places, logits=logits, head=head) as reader:
+    with observing(model), model.open_taps(places, logits=logits, head=head) as reader:
         return reader(inputs, None if selected is None else torch.tensor(selected))
 
 
@@ -63,7 +63,9 @@ def test_tap_zero_is_the_input_of_the_first_block() -> None:
     module = nn.Sequential(linear(3, 4), linear(4, 4), linear(4, 4))
     model = HookedModel(module, blocks=["1", "2"])
     assert model.place(0) == Place("1", side="input")
-    assert torch.equal(read(model, drawn(2, 3), 0).hidden[model.place(0)], module[0](drawn(2, 3)))
+    assert torch.equal(
+        forward(model, drawn(2, 3), 0).hidden[model.place(0)], module[0](drawn(2, 3))
+    )
 
 
 @pytest.mark.parametrize(
@@ -92,13 +94,13 @@ def test_what_is_declared_is_known() -> None:
 
 def test_the_same_tap_twice_is_read_once() -> None:
     model = HookedModel(nn.Sequential(linear(3, 4)), blocks=["0"])
-    assert list(read(model, drawn(2, 3), 1, "0").hidden) == [Place("0")]
+    assert list(forward(model, drawn(2, 3), 1, "0").hidden) == [Place("0")]
 
 
 def test_the_module_itself_may_be_a_tap() -> None:
     module = nn.Sequential(linear(3, 4), nn.Tanh())
     assert torch.equal(
-        read(HookedModel(module), drawn(2, 3), "").hidden[Place("")], module(drawn(2, 3))
+        forward(HookedModel(module), drawn(2, 3), "").hidden[Place("")], module(drawn(2, 3))
     )
 
 
@@ -113,7 +115,7 @@ def test_a_block_may_take_its_state_by_keyword() -> None:
             return found
 
     model = HookedModel(ByKeyword(), blocks=["block"])
-    assert torch.equal(read(model, drawn(2, 4), 0).hidden[model.place(0)], drawn(2, 4) * 2)
+    assert torch.equal(forward(model, drawn(2, 4), 0).hidden[model.place(0)], drawn(2, 4) * 2)
 
 
 def test_fixed_keywords_reach_every_call() -> None:
@@ -121,7 +123,7 @@ def test_fixed_keywords_reach_every_call() -> None:
         def forward(self, inputs: Tensor, scale: float = 1.0) -> Tensor:
             return inputs * scale
 
-    found = read(HookedModel(Scaled(), keywords={"scale": 3.0}), torch.ones(2, 1), logits=True)
+    found = forward(HookedModel(Scaled(), keywords={"scale": 3.0}), torch.ones(2, 1), logits=True)
     assert found.logits is not None
     assert found.logits.tolist() == [[3.0], [3.0]]
 
@@ -132,7 +134,7 @@ def test_named_inputs_are_passed_as_keywords() -> None:
             return left - right
 
     inputs = {"right": torch.ones(2, 1), "left": torch.full((2, 1), 5.0)}
-    found = read(HookedModel(Sum()), inputs, logits=True).logits
+    found = forward(HookedModel(Sum()), inputs, logits=True).logits
     assert found is not None
     assert found.tolist() == [[4.0], [4.0]]
 
@@ -140,14 +142,14 @@ def test_named_inputs_are_passed_as_keywords() -> None:
 @pytest.mark.parametrize("output", [None, dict, tuple, Answer], ids=str)
 def test_logits_are_found_in_what_forward_returns(output: object) -> None:
     module = Returns(output)
-    found = read(HookedModel(module), drawn(2, 4), logits=True).logits
+    found = forward(HookedModel(module), drawn(2, 4), logits=True).logits
     assert found is not None
     assert torch.equal(found, module.head(module.block(drawn(2, 4))))
 
 
 def test_without_a_head_selected_logits_are_rows_of_the_output() -> None:
     module = Returns()
-    found = read(HookedModel(module), drawn(2, 5, 4), logits=True, selected=[1, 9]).logits
+    found = forward(HookedModel(module), drawn(2, 5, 4), logits=True, selected=[1, 9]).logits
     assert found is not None
     assert torch.equal(found, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
 
@@ -156,7 +158,7 @@ def test_the_head_runs_at_the_selected_positions_only() -> None:
     module = Returns()
     seen: list[tuple[int, ...]] = []
     module.head.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
-    read(HookedModel(module, head="head"), drawn(2, 5, 4), logits=True, selected=[1, 4, 9])
+    forward(HookedModel(module, head="head"), drawn(2, 5, 4), logits=True, selected=[1, 4, 9])
     assert seen == [(3, 4)]
 
 
@@ -166,7 +168,7 @@ def test_the_pass_ends_after_the_head() -> None:
             super().forward(inputs)
             raise AssertionError
 
-    assert read(HookedModel(Long(), head="head"), drawn(2, 4), logits=True).logits is not None
+    assert forward(HookedModel(Long(), head="head"), drawn(2, 4), logits=True).logits is not None
 
 
 class Halving(Returns):
@@ -182,7 +184,7 @@ class Halving(Returns):
 def test_a_pass_may_go_on_after_the_head(selected: list[int] | None) -> None:
     module = Halving()
     model = HookedModel(module, head="head", head_end=HeadEnd(path="head"))
-    found = read(model, drawn(2, 5, 4), logits=True, selected=selected).logits
+    found = forward(model, drawn(2, 5, 4), logits=True, selected=selected).logits
     expected = module(drawn(2, 5, 4))
     if selected is not None:
         expected = expected.flatten(0, 1)[selected]
@@ -195,7 +197,7 @@ def test_the_first_of_several_heads_receives_the_selected_positions() -> None:
     for part in (module.block, module.head):
         part.register_forward_hook(lambda _, args, __: seen.append(tuple(args[0].shape)))
     model = HookedModel(module, head=["block", "head"])
-    found = read(model, drawn(2, 5, 4), logits=True, selected=[1, 4, 9]).logits
+    found = forward(model, drawn(2, 5, 4), logits=True, selected=[1, 4, 9]).logits
     assert seen == [(3, 4), (3, 4)]
     torch.testing.assert_close(found, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 4, 9]])
 
@@ -212,7 +214,7 @@ def test_a_model_that_reshapes_its_logits_after_the_head_is_refused() -> None:
         match=r"^'head' must give logits of its 2 positions, one below the other; "
         r"got shape \(1, 2, 3\)$",
     ):
-        read(model, drawn(2, 5, 4), logits=True, selected=[1, 9])
+        forward(model, drawn(2, 5, 4), logits=True, selected=[1, 9])
 
 
 @pytest.mark.parametrize("head", [(), ("1",)], ids=["no head", "head"])
@@ -220,17 +222,17 @@ def test_positions_are_not_selected_where_the_width_is_not_last(head: tuple[str,
     with seeding.scoped(0, "test model"):
         module = nn.Sequential(nn.Conv1d(2, 5, 3), nn.Conv1d(5, 3, 1))
     model = HookedModel(module, head=head, width_axis=1)
-    assert read(model, drawn(4, 2, 9), logits=True).logits is not None
+    assert forward(model, drawn(4, 2, 9), logits=True).logits is not None
     with pytest.raises(
         BindError, match=r"^'width_axis' must be -1 for logits at selected positions; got 1$"
     ):
-        read(model, drawn(4, 2, 9), logits=True, selected=[1, 2])
+        forward(model, drawn(4, 2, 9), logits=True, selected=[1, 2])
 
 
 def test_a_tap_around_the_head_shows_all_positions() -> None:
     module = nn.Sequential(linear(4, 4), nn.Sequential(linear(4, 4), linear(4, 3)))
     model = HookedModel(module, head="1.1")
-    found = read(model, drawn(2, 5, 4), "1", "", logits=True, selected=[1, 9])
+    found = forward(model, drawn(2, 5, 4), "1", "", logits=True, selected=[1, 9])
     assert [state.shape for state in found.hidden.values()] == [(2, 5, 3), (2, 5, 3)]
     assert found.logits is not None
     assert torch.equal(found.logits, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
@@ -244,14 +246,14 @@ def test_a_head_may_take_its_state_by_keyword() -> None:
 
     module = ByKeyword()
     model = HookedModel(module, head="head")
-    found = read(model, drawn(2, 5, 4), logits=True, selected=[1, 9]).logits
+    found = forward(model, drawn(2, 5, 4), logits=True, selected=[1, 9]).logits
     torch.testing.assert_close(found, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
 
 
 def test_a_tap_inside_the_head_shows_all_positions() -> None:
     module = nn.Sequential(linear(4, 4), nn.Sequential(linear(4, 4), linear(4, 3)))
     model = HookedModel(module, head="1")
-    found = read(model, drawn(2, 5, 4), "1.0", logits=True, selected=[1, 9])
+    found = forward(model, drawn(2, 5, 4), "1.0", logits=True, selected=[1, 9])
     assert found.hidden[Place("1.0")].shape == (2, 5, 4)
     assert found.logits is not None
     assert torch.equal(found.logits, module(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]])
@@ -261,7 +263,7 @@ def test_a_tap_beside_a_head_of_a_similar_name_does_not_keep_it_from_selecting()
     module = Returns()
     module.add_module("head_2", nn.Identity())
     model = HookedModel(module, blocks=["block"], head="head")
-    found = read(model, drawn(2, 5, 4), 1, logits=True, selected=[3])
+    found = forward(model, drawn(2, 5, 4), 1, logits=True, selected=[3])
     assert found.logits is not None
     assert found.logits.shape == (1, 3)
 
@@ -270,7 +272,7 @@ def test_the_width_axis_is_moved_to_the_end() -> None:
     with seeding.scoped(0, "test model"):
         module = nn.Sequential(nn.Conv1d(2, 5, 3), nn.Flatten())
     model = HookedModel(module, width_axis=1)
-    found = read(model, drawn(3, 2, 9), "0", "1").hidden
+    found = forward(model, drawn(3, 2, 9), "0", "1").hidden
     assert torch.equal(found[Place("0")], module[0](drawn(3, 2, 9)).transpose(1, 2))
     assert found[Place("1")].shape == (3, 35)
 
@@ -278,12 +280,12 @@ def test_the_width_axis_is_moved_to_the_end() -> None:
 def test_a_state_that_a_later_module_changes_in_place_is_refused() -> None:
     model = HookedModel(nn.Sequential(linear(4, 4), nn.ReLU(inplace=True), linear(4, 3)))
     with pytest.raises(BindError, match=r"^tap '0' must keep its value .* changes it in place"):
-        read(model, drawn(2, 4), "0", logits=True)
+        forward(model, drawn(2, 4), "0", logits=True)
 
 
 def test_a_state_that_would_be_changed_after_the_exit_is_fine() -> None:
     module = nn.Sequential(linear(4, 4), nn.ReLU(inplace=True))
-    found = read(HookedModel(module), drawn(2, 4), "0").hidden[Place("0")]
+    found = forward(HookedModel(module), drawn(2, 4), "0").hidden[Place("0")]
     assert torch.equal(found, module[0](drawn(2, 4)))
     assert (found < 0).any()
 
@@ -297,7 +299,7 @@ def test_model_code_cannot_swallow_the_exit() -> None:
                 return None
 
     model = HookedModel(Swallowing())
-    assert list(read(model, drawn(2, 4), "block").hidden) == [Place("block")]
+    assert list(forward(model, drawn(2, 4), "block").hidden) == [Place("block")]
 
 
 def test_a_tap_number_needs_blocks() -> None:
@@ -332,31 +334,31 @@ def test_a_module_that_forward_does_not_use_is_refused() -> None:
         match=r"^tap 'unused' must be reached by forward; it was not; name a module "
         r"that runs in every pass, or switch off what skips it, such as layerdrop$",
     ):
-        read(HookedModel(module), drawn(2, 4), "unused")
+        forward(HookedModel(module), drawn(2, 4), "unused")
 
 
 def test_a_head_that_forward_does_not_use_is_refused() -> None:
     module = Returns()
     module.add_module("unused", nn.Identity())
     with pytest.raises(BindError, match=r"^'head' must be reached by forward; it was not$"):
-        read(HookedModel(module, head="unused"), drawn(2, 4), logits=True)
+        forward(HookedModel(module, head="unused"), drawn(2, 4), logits=True)
 
 
 def test_a_tap_must_give_a_tensor() -> None:
     model = HookedModel(nn.Sequential(Returns(output="text")))
     with pytest.raises(BindError, match=r"^tap '0' must give a tensor; got str$"):
-        read(model, drawn(2, 4), "0")
+        forward(model, drawn(2, 4), "0")
 
 
 def test_logits_must_be_a_tensor_where_they_are_used() -> None:
-    shown = read(HookedModel(Returns(output="text")), drawn(2, 4), logits=True)
+    shown = forward(HookedModel(Returns(output="text")), drawn(2, 4), logits=True)
     assert shown.logits is None
     assert shown.obscurity == "tap 'logits' must give a tensor; got str"
 
 
 def test_a_pass_to_the_end_shows_a_tap_whatever_the_model_returns() -> None:
     pair = torch.zeros(2, 4), torch.ones(2, 3)
-    shown = read(HookedModel(Returns(output=pair)), drawn(2, 4), "block", logits=True)
+    shown = forward(HookedModel(Returns(output=pair)), drawn(2, 4), "block", logits=True)
     assert list(shown.hidden) == [Place("block")]
     assert shown.logits is None
     assert "got item 0 (2, 4), item 1 (2, 3); wrap the model in a module" in shown.obscurity
@@ -366,7 +368,7 @@ def test_logits_of_a_map_have_their_classes_on_the_declared_axis() -> None:
     with seeding.scoped(0, "test model"):
         module = nn.Sequential(nn.Conv2d(2, 5, 1))
     inputs = drawn(3, 2, 4, 6)
-    shown = read(HookedModel(module, width_axis=1), inputs, logits=True)
+    shown = forward(HookedModel(module, width_axis=1), inputs, logits=True)
     assert shown.logits is not None
     assert torch.equal(shown.logits, module(inputs).permute(0, 2, 3, 1))
 
@@ -383,7 +385,7 @@ def test_logits_of_a_linear_head_have_their_classes_last_whatever_the_states_hav
             return found
 
     model = HookedModel(PerPosition(), head="head", width_axis=1)
-    shown = read(model, drawn(5, 2, 7), "conv", logits=True)
+    shown = forward(model, drawn(5, 2, 7), "conv", logits=True)
     assert shown.hidden[Place("conv")].shape == (5, 7, 4)
     assert shown.logits is not None
     assert shown.logits.shape == (5, 7, 3)
@@ -412,7 +414,7 @@ def test_a_head_must_receive_a_tensor() -> None:
 
     model = HookedModel(Wrapping(), head="head")
     with pytest.raises(BindError, match=r"^'head' must receive hidden states first; got list$"):
-        read(model, drawn(2, 4), logits=True, selected=[0])
+        forward(model, drawn(2, 4), logits=True, selected=[0])
 
 
 # --- what the logits come from --------------------------------------------------------------------
@@ -424,8 +426,8 @@ def test_a_head_is_shown_at_the_positions_of_the_logits(
     selected: list[int] | None, *, logits: bool
 ) -> None:
     model = HookedModel(Returns(), head="head")
-    shown = read(model, drawn(2, 5, 4), logits=logits, head=True, selected=selected)
-    expected = read(model, drawn(2, 5, 4), logits=True, selected=selected).logits
+    shown = forward(model, drawn(2, 5, 4), logits=logits, head=True, selected=selected)
+    expected = forward(model, drawn(2, 5, 4), logits=True, selected=selected).logits
     assert shown.head is not None
     assert (shown.logits is not None) == logits
     torch.testing.assert_close(shown.head.logits(), expected)
@@ -435,7 +437,7 @@ def test_a_head_is_shown_at_the_positions_of_the_logits(
 def test_a_head_is_shown_at_selected_positions_beside_a_tap_of_all() -> None:
     module = Returns()
     model = HookedModel(module, head=["block", "head"])
-    shown = read(model, drawn(2, 5, 4), "block", head=True, selected=[1, 9])
+    shown = forward(model, drawn(2, 5, 4), "block", head=True, selected=[1, 9])
     assert shown.hidden[model.place("block")].shape == (2, 5, 4)
     assert shown.head is not None
     expected = module.block(drawn(2, 5, 4)).flatten(0, 1)[[1, 9]]
@@ -446,13 +448,13 @@ def test_a_head_is_not_run_to_show_what_it_receives() -> None:
     module = Returns()
     called: list[object] = []
     module.head.register_forward_hook(lambda *call: called.append(call))
-    read(HookedModel(module, head="head"), drawn(2, 4), head=True)
+    forward(HookedModel(module, head="head"), drawn(2, 4), head=True)
     assert not called
 
 
 def test_what_forward_makes_of_the_head_is_in_it() -> None:
     model = HookedModel(Halving(), head="head", head_end=HeadEnd(path="head", scale=0.5))
-    shown = read(model, drawn(2, 4), logits=True, head=True)
+    shown = forward(model, drawn(2, 4), logits=True, head=True)
     assert shown.head is not None
     torch.testing.assert_close(shown.head.logits(), shown.logits)
     check_head(model, drawn(2, 4))
@@ -468,7 +470,7 @@ def test_a_forgotten_factor_is_noticed() -> None:
 def test_a_head_has_the_precision_in_which_it_would_multiply(dtype: torch.dtype) -> None:
     module = Returns().to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        shown = read(
+        shown = forward(
             HookedModel(module, head="head"), drawn(2, 4).to(dtype), logits=True, head=True
         )
     assert shown.head is not None
@@ -492,7 +494,7 @@ def test_a_head_that_does_not_end_in_a_linear_map_is_not_shown(
         BindError,
         match=rf"^'chunk' must be None for Sequential: its head must .* nn.Linear .*; got {found}",
     ):
-        read(HookedModel(module, **fields), drawn(2, 4), head=True)
+        forward(HookedModel(module, **fields), drawn(2, 4), head=True)
 
 
 def test_a_head_is_not_read_in_chunks_where_features_are_not_last() -> None:
@@ -502,7 +504,7 @@ def test_a_head_is_not_read_in_chunks_where_features_are_not_last() -> None:
         match=r"^'chunk' must be None for Sequential, whose states have their features on axis 1: "
         r"in chunks the head reads them on the last one$",
     ):
-        read(model, drawn(2, 4), head=True)
+        forward(model, drawn(2, 4), head=True)
 
 
 def test_a_head_that_forward_does_not_reach_is_named() -> None:
@@ -512,7 +514,7 @@ def test_a_head_that_forward_does_not_reach_is_named() -> None:
             return state
 
     with pytest.raises(BindError, match=r"^'head' must be reached by forward; it was not$"):
-        read(HookedModel(Idle(), head="head"), drawn(2, 4), head=True)
+        forward(HookedModel(Idle(), head="head"), drawn(2, 4), head=True)
 
 
 class Applied(nn.Module):
@@ -569,7 +571,7 @@ CLASSES_LAST = [
 def test_logits_with_classes_last_are_read_whatever_layers_there_are(
     module: nn.Module, inputs: Tensor
 ) -> None:
-    shown = read(HookedModel(module), inputs, logits=True)
+    shown = forward(HookedModel(module), inputs, logits=True)
     assert shown.logits is not None, shown.obscurity
     assert torch.equal(shown.logits, module(inputs))
 
@@ -599,18 +601,18 @@ CLASSES_FIRST = [
 def test_logits_with_classes_on_axis_1_are_refused_whatever_layers_there_are(
     module: nn.Module, inputs: Tensor, selected: list[int] | None
 ) -> None:
-    shown = read(HookedModel(module), inputs, logits=True, selected=selected)
+    shown = forward(HookedModel(module), inputs, logits=True, selected=selected)
     assert shown.logits is None
     assert "must have their classes on a known axis" in shown.obscurity
     assert "in which axis 1 counts them; curricle.tapped(model, width_axis=1)" in shown.obscurity
-    named = read(HookedModel(module, width_axis=1), inputs, logits=True).logits
+    named = forward(HookedModel(module, width_axis=1), inputs, logits=True).logits
     assert named is not None
     assert torch.equal(named, module(inputs).mT)
 
 
 def test_positions_are_selected_where_the_named_axis_is_the_last() -> None:
     module = CLASSES_LAST[0][0]
-    shown = read(HookedModel(module, width_axis=2), IDS, logits=True, selected=[1, 4, 9])
+    shown = forward(HookedModel(module, width_axis=2), IDS, logits=True, selected=[1, 4, 9])
     assert shown.logits is not None
     assert torch.equal(shown.logits, module(IDS).flatten(0, 1)[[1, 4, 9]])
 
@@ -630,14 +632,14 @@ def test_a_tap_that_does_not_name_a_convolution_is_settled_too(block: nn.Sequent
     inputs = drawn(3, 4, 8)
     if isinstance(block[-1], nn.Identity):
         inputs = drawn(3, 8, 4)
-        assert read(HookedModel(block), inputs, path).hidden[Place(path)].shape == (3, 4, 8)
+        assert forward(HookedModel(block), inputs, path).hidden[Place(path)].shape == (3, 4, 8)
         return
     with pytest.raises(
         BindError,
         match=rf"^tap '{path}' must have its features on a known axis; got a state of shape "
         r"\(3, 4, [48]\), in which axis 1 counts them; curricle.tapped\(model, width_axis=1\)",
     ):
-        read(HookedModel(block), inputs, path)
+        forward(HookedModel(block), inputs, path)
 
 
 @pytest.mark.parametrize(
@@ -655,7 +657,7 @@ def test_a_state_with_features_last_is_read(
 ) -> None:
     module = make()
     path = str(len(module) - 1)
-    assert read(HookedModel(module), drawn(*shape), path).hidden[Place(path)].shape == shape
+    assert forward(HookedModel(module), drawn(*shape), path).hidden[Place(path)].shape == shape
 
 
 def test_axes_are_observed_once() -> None:
@@ -664,7 +666,7 @@ def test_axes_are_observed_once() -> None:
     module.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
     model = HookedModel(module)
     for _ in range(2):
-        with observing(model), model.reading((), logits=True) as reader:
+        with observing(model), model.open_taps((), logits=True) as reader:
             reader(IDS)
             reader(IDS)
     assert lengths == [7, 3, 7, 7, 7]
@@ -674,7 +676,7 @@ def test_nothing_is_observed_outside_of_the_block() -> None:
     module = CLASSES_FIRST[2][0]
     lengths: list[int] = []
     handle = module.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
-    with HookedModel(module).reading((), logits=True) as reader:
+    with HookedModel(module).open_taps((), logits=True) as reader:
         assert reader(IDS).logits is not None
     handle.remove()
     assert lengths == [7]
@@ -684,7 +686,7 @@ def test_no_pass_is_added_where_layers_tell() -> None:
     module = Returns()
     lengths: list[int] = []
     module.register_forward_hook(lambda _, args, __: lengths.append(args[0].shape[1]))
-    read(HookedModel(module), drawn(2, 5, 4), "block", logits=True)
+    forward(HookedModel(module), drawn(2, 5, 4), "block", logits=True)
     assert lengths == [5]
 
 
@@ -695,4 +697,4 @@ def test_a_head_with_an_adapter_is_not_read_in_chunks() -> None:
         r"^'chunk' must be None for Sequential, around whose head '1' PEFT has put an adapter"
     )
     with pytest.raises(BindError, match=sentence):
-        model.reading([], logits=False, head=True)
+        model.open_taps([], logits=False, head=True)

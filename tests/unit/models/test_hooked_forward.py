@@ -57,8 +57,8 @@ def gradients(model: HookedModel, tap: int, *, logits: bool = False) -> dict[str
     """Return the gradients of a pass to a tap, or to the logits."""
     place = model.place(tap)
     model.module.zero_grad()
-    with model.reading([] if logits else [place], logits=logits) as read:
-        shown = read(drawn(5, 4))
+    with model.open_taps([] if logits else [place], logits=logits) as forward:
+        shown = forward(drawn(5, 4))
         output = shown.logits if logits else shown.hidden[place]
         assert output is not None
         output.square().sum().backward()
@@ -108,8 +108,8 @@ def test_an_early_exit_without_gradients_leaves_no_trace(
             # Evaluation between the backward pass and the optimizer, where weights that stay
             # gathered would be updated in the wrong place.
             gradients(trained, 3)
-            with torch.no_grad(), trained.reading([trained.place(2)], logits=False) as read:
-                losses.append(read(drawn(5, 4)).hidden[trained.place(2)].sum())
+            with torch.no_grad(), trained.open_taps([trained.place(2)], logits=False) as forward:
+                losses.append(forward(drawn(5, 4)).hidden[trained.place(2)].sum())
             optimizer.step()
     assert losses[:3] == losses[3:]
     torch.testing.assert_close(
@@ -128,8 +128,8 @@ def test_a_wrapper_sees_every_pass_return(module: nn.Sequential) -> None:
         return outermost
 
     model.wrap(watched)
-    with model.reading([model.place(2), model.place(1)], logits=False) as read:
-        shown = read(drawn(5, 4))
+    with model.open_taps([model.place(2), model.place(1)], logits=False) as forward:
+        shown = forward(drawn(5, 4))
     hidden, logits, states_of_head = outputs.pop()
     assert not outputs
     assert logits is None
@@ -154,8 +154,8 @@ def test_the_tensors_of_a_wrapper_are_those_of_the_result(module: nn.Sequential)
 
     inputs = drawn(5, 4)
     model.wrap(Doubles)
-    with model.reading([model.place(4)], logits=True) as read:
-        shown = read(inputs)
+    with model.open_taps([model.place(4)], logits=True) as forward:
+        shown = forward(inputs)
     assert torch.equal(shown.hidden[model.place(4)], module[:4](inputs) * 2)
     assert shown.logits is not None
     assert torch.equal(shown.logits, module(inputs) * 2)
@@ -174,6 +174,6 @@ def test_hooks_of_the_model_itself_run_inside_of_the_wrapper(
 ) -> None:
     model = hooked(module)
     model.wrap(data_parallel)
-    with model.reading([model.place(tap)], logits=False) as read:
-        state = read(drawn(5, 4)).hidden[model.place(tap)]
+    with model.open_taps([model.place(tap)], logits=False) as forward:
+        state = forward(drawn(5, 4)).hidden[model.place(tap)]
     assert torch.equal(state, (module if not tap else module[0])(drawn(5, 4)))

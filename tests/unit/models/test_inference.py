@@ -156,9 +156,9 @@ def test_a_head_that_is_read_before_its_map_shows_the_weights_that_are_held() ->
         module = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     found = tapped(module, blocks=["0"], head="1")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        with found.reading([], logits=True) as reader:
+        with found.open_taps([], logits=True) as reader:
             wanted = reader(drawn(5, 4)).logits
-        with LOW.held(found), found.reading([], logits=False, head=True) as reader:
+        with LOW.held(found), found.open_taps([], logits=False, head=True) as reader:
             head = reader(drawn(5, 4)).head
     assert head is not None
     assert wanted is not None
@@ -186,9 +186,9 @@ def blocks() -> TappedModel:
     return tapped(module, blocks=["0", "1", "2"], head="3")
 
 
-def read(found: TappedModel, *taps: int | str, logits: bool = True) -> list[Tensor]:
+def forward(found: TappedModel, *taps: int | str, logits: bool = True) -> list[Tensor]:
     places = [found.place(tap) for tap in taps]
-    with torch.no_grad(), found.reading(places, logits=logits) as reader:
+    with torch.no_grad(), found.open_taps(places, logits=logits) as reader:
         shown = reader(drawn(5, 4))
     return [*shown.hidden.values(), *([] if shown.logits is None else [shown.logits])]
 
@@ -219,9 +219,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Counting:
 def test_a_pass_that_ends_early_runs_its_compiled_blocks_only(
     blocks: TappedModel, compiler: Counting
 ) -> None:
-    wanted = read(blocks, 1, 2, logits=False)
+    wanted = forward(blocks, 1, 2, logits=False)
     with COMPILED.held(blocks):
-        assert all(map(torch.equal, read(blocks, 1, 2, logits=False), wanted))
+        assert all(map(torch.equal, forward(blocks, 1, 2, logits=False), wanted))
     assert (compiler.compiled, compiler.runs) == (3, 2)
     assert not any("forward" in vars(part) for part in blocks.module.modules())
 
@@ -229,11 +229,11 @@ def test_a_pass_that_ends_early_runs_its_compiled_blocks_only(
 def test_a_block_that_is_read_inside_is_not_compiled_meanwhile(
     blocks: TappedModel, compiler: Counting
 ) -> None:
-    wanted = read(blocks, "1.inner")
+    wanted = forward(blocks, "1.inner")
     with COMPILED.held(blocks):
-        assert all(map(torch.equal, read(blocks, "1.inner"), wanted))
+        assert all(map(torch.equal, forward(blocks, "1.inner"), wanted))
         assert compiler.runs == 2
-        read(blocks, 1)
+        forward(blocks, 1)
         assert compiler.runs == 5
 
 
@@ -249,9 +249,9 @@ def test_a_copy_is_compiled_by_itself(blocks: TappedModel, compiler: Counting) -
         for parameter in copied.module.parameters():
             parameter.data.mul_(2)
         COMPILED.apply(copied)
-        found = read(copied, 2)
+        found = forward(copied, 2)
     undo(copied.module)
-    assert all(map(torch.equal, found, read(copied, 2)))
+    assert all(map(torch.equal, found, forward(copied, 2)))
     assert compiler.compiled == 6
 
 
@@ -260,9 +260,9 @@ def test_a_copy_is_compiled_by_itself(blocks: TappedModel, compiler: Counting) -
 )
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_blocks_give_what_they_gave_within_rounding(blocks: TappedModel) -> None:
-    wanted = read(blocks, 1, 2)
+    wanted = forward(blocks, 1, 2)
     with COMPILED.held(blocks):
-        found = read(blocks, 1, 2)
+        found = forward(blocks, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -45,8 +45,8 @@ def test_its_blocks_are_taps() -> None:
     model = build(5, 6).tapped()
     assert model.depth == 2
     assert not model.is_residual
-    with model.reading([model.place(1), model.place(2)], logits=True) as read:
-        shown = read(drawn(7, 4))
+    with model.open_taps([model.place(1), model.place(2)], logits=True) as forward:
+        shown = forward(drawn(7, 4))
     assert [state.shape for state in shown.hidden.values()] == [(7, 5), (7, 6)]
     assert all((state >= 0).all() for state in shown.hidden.values())
     assert shown.logits is not None

@@ -85,13 +85,13 @@ def test_a_forward_pass_that_fails_is_told_with_its_owner() -> None:
     with seeding.scoped(0, "test model"):
         model = tapped(nn.Sequential(nn.Linear(3, 2)))
     with (
-        model.reading([], logits=True) as read,
+        model.open_taps([], logits=True) as forward,
         pytest.raises(
             BindError,
             match=r"^'teacher' must take the inputs of the stream; its forward pass says: mat1 and",
         ),
     ):
-        run_trial("teacher", read, torch.zeros(1, 4), None)
+        run_trial("teacher", forward, torch.zeros(1, 4), None)
 
 
 def test_an_error_of_ours_is_not_told_twice() -> None:

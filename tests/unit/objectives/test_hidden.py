@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import curricle
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.heads import LinearHead
 from curricle.models.hooked import HookedModel

@@ -77,7 +77,7 @@ def test_half_precision_rows_are_mapped_in_full() -> None:
 
 
 def test_too_few_rows_are_an_error() -> None:
-    with pytest.raises(BindError, match=r"^'start' by principal components needs 5 .* has 4$"):
+    with pytest.raises(BindError, match=r"^'init' by principal components needs 5 .* has 4$"):
         principal_map(drawn(4, 6), 5)
 
 

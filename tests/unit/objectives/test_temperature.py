@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations
 from curricle.objectives.adapters import adapter_of

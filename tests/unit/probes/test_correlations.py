@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP

@@ -9,14 +9,14 @@ from torch import Tensor
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import from_labels
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import SpecError
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.probes.correlations import output_correlations
 from curricle.probes.evaluators import with_probes
-from curricle.probes.readings import Probe
+from curricle.probes.forward_passes import Probe
 from curricle.probes.representations import linear_probe
 from curricle.records import EvaluationRecord
 from curricle.training.distill import distill

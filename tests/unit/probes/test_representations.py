@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP

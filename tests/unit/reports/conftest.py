@@ -15,19 +15,19 @@ from curricle.records import (
     EvaluationRecord,
     RecordWriter,
     RunRecord,
-    Spent,
     StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
+    Usage,
 )
 
 WriteRun = Callable[..., Path]
 
 
-def spent(step: int) -> Spent:
+def usage(step: int) -> Usage:
     """Return what has been consumed by a step."""
-    return Spent(
+    return Usage(
         steps=step,
         examples=10 * step,
         tokens=10 * step,
@@ -63,7 +63,7 @@ def loss(stage: str, step: int) -> StepRecord:
         loss=1 / step,
         terms={"hidden": 1 / step},
         learning_rate=0.1,
-        spent=spent(step),
+        usage=usage(step),
     )
 
 
@@ -122,23 +122,23 @@ def write_run() -> WriteRun:
                 notes=notes,
             )
         )
-        writer.write(StageRecord(stage="first", spent=Spent()))
+        writer.write(StageRecord(stage="first", usage=Usage()))
         for step in range(1, last + 1):
             stage = "first" if step <= half else "second"
             if step == half + 1:
-                writer.write(StageRecord(stage="second", spent=spent(half)))
+                writer.write(StageRecord(stage="second", usage=usage(half)))
             if step % every == 0:
                 writer.write(loss(stage, step))
             if step in measured:
                 metrics = {metric: measured[step]}
-                writer.write(EvaluationRecord(stage=stage, metrics=metrics, spent=spent(step)))
+                writer.write(EvaluationRecord(stage=stage, metrics=metrics, usage=usage(step)))
             if rule is not None and step == half:
                 most, why = rule
                 writer.write(
-                    StageEndRecord(stage=stage, planned=most, done=half, why=why, spent=spent(half))
+                    StageEndRecord(stage=stage, planned=most, done=half, why=why, usage=usage(half))
                 )
         if finished:
-            writer.write(EndRecord(metrics={metric: measured[last]}, spent=spent(last)))
+            writer.write(EndRecord(metrics={metric: measured[last]}, usage=usage(last)))
         writer.close()
         return folder
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricle.points import Chart, Panel, Point
+from curricle.figure_points import Chart, Panel, Point
 from curricle.reports.charts import (
     NOTHING,
     _errors,

@@ -37,8 +37,8 @@ def pair(tmp_path: Path, write_run: WriteRun) -> tuple[Run, ...]:
 
 def test_a_curve_is_the_mean_over_seeds_with_its_interval(pair: tuple[Run, ...]) -> None:
     curve = learning_curve(pair, "accuracy")
-    assert curve.spent["examples"] == (50.0, 100.0)
-    assert curve.spent["total_flops"] == (2_000.0, 4_000.0)
+    assert curve.usage["examples"] == (50.0, 100.0)
+    assert curve.usage["total_flops"] == (2_000.0, 4_000.0)
     assert curve.middle == pytest.approx((0.6, 0.85))
     # Of two seeds: 12.7062 times half their distance of .2 and .1.
     assert curve.low == pytest.approx((0.6 - 1.27062, 0.85 - 0.63531))
@@ -53,7 +53,7 @@ def test_a_metric_that_was_not_recorded_has_no_points(pair: tuple[Run, ...]) -> 
 def test_losses_are_told_by_stage(pair: tuple[Run, ...]) -> None:
     assert stage_names(pair) == ("first", "second")
     curve = loss_curve(pair, "second")
-    assert curve.spent["steps"] == (6, 7, 8, 9, 10)
+    assert curve.usage["steps"] == (6, 7, 8, 9, 10)
     assert curve.middle == pytest.approx((1 / 6, 1 / 7, 1 / 8, 1 / 9, 1 / 10))
 
 
@@ -61,7 +61,7 @@ def test_long_losses_are_thinned_out_and_keep_their_ends(
     tmp_path: Path, write_run: WriteRun
 ) -> None:
     runs = load_runs([write_run(tmp_path, {2 * 1_010: 0.5})])
-    steps = loss_curve(runs, "first").spent["steps"]
+    steps = loss_curve(runs, "first").usage["steps"]
     assert len(steps) <= MOST_POINTS
     assert (steps[0], steps[-1]) == (1, 1_010)
     assert max(late - early for early, late in pairwise(steps)) <= 2 * 1_010 / MOST_POINTS * 2
@@ -71,7 +71,7 @@ def test_a_spike_of_one_step_survives_thinning(tmp_path: Path, write_run: WriteR
     records = write_run(tmp_path, {2 * 1_010: 0.5}) / "records.jsonl"
     edit_records(records, records.read_text().replace(f'"loss": {1 / 777}', '"loss": 9.0'))
     curve = loss_curve(load_runs([tmp_path]), "first")
-    assert dict(zip(curve.spent["steps"], curve.middle, strict=True))[777] == 9.0
+    assert dict(zip(curve.usage["steps"], curve.middle, strict=True))[777] == 9.0
 
 
 def test_stages_start_where_the_one_before_ended(pair: tuple[Run, ...]) -> None:
@@ -159,7 +159,7 @@ def test_a_run_that_ended_early_counts_with_its_last_value(
     for seed, measured in enumerate(({5: 0.5, 10: 0.9}, {5: 0.5, 10: 0.6, 15: 0.7, 20: 0.9})):
         write_run(tmp_path / f"students/one_shot/seed-{seed}", measured, seed=seed, planned=20)
     curve = learning_curve(load_runs([tmp_path]), "accuracy")
-    assert curve.spent["steps"] == (5, 10, 15, 20)
+    assert curve.usage["steps"] == (5, 10, 15, 20)
     assert curve.middle == pytest.approx((0.5, 0.75, 0.8, 0.9))
     # The first counts with .9 from step 10 on, against .6, .7 and .9.
     halves = (0.0, 12.7062 * 0.15, 12.7062 * 0.1, 0.0)
@@ -178,8 +178,8 @@ def test_what_was_consumed_goes_on_as_in_the_runs_that_have_not_ended(
     edit_records(records, text)
     curve = learning_curve(load_runs([tmp_path]), "accuracy")
     # Half a second and three seconds a step, then three only.
-    assert curve.spent["seconds"] == pytest.approx((8.75, 17.5, 32.5))
-    assert curve.spent["examples"] == (50, 100, 150)
+    assert curve.usage["seconds"] == pytest.approx((8.75, 17.5, 32.5))
+    assert curve.usage["examples"] == (50, 100, 150)
 
 
 def test_a_last_point_off_the_others_does_not_make_the_mean_jump(
@@ -189,7 +189,7 @@ def test_a_last_point_off_the_others_does_not_make_the_mean_jump(
         write_run(tmp_path / f"students/one_shot/seed-{seed}", measured, seed=seed)
     curve = learning_curve(load_runs([tmp_path]), "accuracy")
     # At step 8 the first is on its way from 0.4 to 0.6.
-    assert curve.spent["steps"] == (5, 8, 10)
+    assert curve.usage["steps"] == (5, 8, 10)
     assert curve.middle == pytest.approx((0.5, (0.52 + 0.9) / 2, 0.75))
 
 
@@ -200,7 +200,7 @@ def test_a_mean_of_incomplete_runs_ends_with_the_shortest(
         folder = tmp_path / f"students/one_shot/seed-{seed}"
         write_run(folder, measured, seed=seed, finished=False)
     curve = learning_curve(load_runs([tmp_path]), "accuracy")
-    assert curve.spent["steps"] == (5,)
+    assert curve.usage["steps"] == (5,)
     assert curve.middle == pytest.approx((0.55,))
 
 
@@ -211,6 +211,6 @@ def test_a_stage_is_averaged_from_where_every_run_has_begun_it(
         write_run(tmp_path / f"students/one_shot/seed-{seed}", {last: 0.5}, seed=seed)
     curve = loss_curve(load_runs([tmp_path]), "second")
     # Their second stages begin after 5 and after 7 steps; the first ends at 10.
-    assert curve.spent["steps"] == (8, 9, 10, 11, 12, 13, 14)
+    assert curve.usage["steps"] == (8, 9, 10, 11, 12, 13, 14)
     assert curve.middle[0] == pytest.approx(1 / 8)
     assert curve.middle[-1] == pytest.approx((1 / 10 + 1 / 14) / 2)

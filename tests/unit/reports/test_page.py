@@ -219,7 +219,7 @@ def test_other_metrics_are_drawn_and_named(tmp_path: Path, write_run: WriteRun) 
     records = write_run(tmp_path, {10: 0.5}) / "records.jsonl"
     assert "Other metrics" not in _write(tmp_path, tmp_path / "page.html").text
     edit_records(
-        records, records.read_text().replace(': 0.5}, "spent"', ': 0.5, "nll": 1.5}, "spent"')
+        records, records.read_text().replace(': 0.5}, "usage"', ': 0.5, "nll": 1.5}, "usage"')
     )
     page = _write(tmp_path, tmp_path / "page.html")
     assert "Other metrics" in page.text

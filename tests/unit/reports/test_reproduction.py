@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.points import Chart, Panel, Point, RecipeRecord, write_points, write_recipe
+from curricle.figure_points import Chart, Panel, Point, RecipeRecord, write_points, write_recipe
 from curricle.reports.charts import statistics
 from curricle.reports.reproduction import (
     points_grid,

@@ -77,8 +77,8 @@ def test_the_end_replaces_an_evaluation_of_the_same_step(
     tmp_path: Path, write_run: WriteRun
 ) -> None:
     (run,) = load_runs([write_run(tmp_path, {5: 0.5, 10: 0.7})])
-    assert [each.spent.steps for each in run.measurements] == [5, 10]
-    assert run.spent.examples == 100
+    assert [each.usage.steps for each in run.measurements] == [5, 10]
+    assert run.usage.examples == 100
 
 
 def test_the_end_counts_as_an_evaluation_where_none_was_made(
@@ -89,7 +89,7 @@ def test_the_end_counts_as_an_evaluation_where_none_was_made(
     # The last line is the end, the one before it the evaluation of the same step.
     edit_records(records, "".join([*lines[:-2], lines[-1]]))
     (run,) = load_runs([tmp_path])
-    assert [(each.spent.steps, each.metrics) for each in run.measurements] == [
+    assert [(each.usage.steps, each.metrics) for each in run.measurements] == [
         (5, {"accuracy": 0.5}),
         (10, {"accuracy": 0.7}),
     ]
@@ -100,7 +100,7 @@ def test_an_incomplete_run_has_spent_what_its_last_record_tells(
 ) -> None:
     (run,) = load_runs([write_run(tmp_path, {5: 0.5, 10: 0.7}, finished=False)])
     assert not run.is_complete
-    assert run.spent.steps == 10
+    assert run.usage.steps == 10
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_of_very_many_losses_ends_and_extremes_are_kept(
     edit_records(records, text.replace(f'"loss": {1 / 77}', '"loss": 9.0'))
     (run,) = load_runs([tmp_path])
     assert len(run.steps) < 100
-    steps = {record.spent.steps: record.loss for record in run.steps}
+    steps = {record.usage.steps: record.loss for record in run.steps}
     assert list(steps) == sorted(steps)
     # The spike, both ends, and both sides of the border between the stages.
     assert steps[77] == 9.0
@@ -184,7 +184,7 @@ def test_a_run_that_was_never_evaluated_and_took_no_step_is_loaded(
     records = write_run(tmp_path, {4: 0.5}) / "records.jsonl"
     records.write_text(records.read_text().splitlines()[0] + "\n")
     (run,) = load_runs([tmp_path])
-    assert (run.measurements, run.spent.steps, run.is_complete) == ((), 0, False)
+    assert (run.measurements, run.usage.steps, run.is_complete) == ((), 0, False)
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])

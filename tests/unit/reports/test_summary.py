@@ -111,7 +111,7 @@ def test_the_teacher_stands_apart_from_the_strategies(comparison: Path) -> None:
     summary = _summary(comparison)
     assert list(summary.methods) == ["extraction", "one_shot"]
     assert summary.teacher is not None
-    assert summary.teacher.spent["examples"] == 2_000
+    assert summary.teacher.usage["examples"] == 2_000
 
 
 def test_a_metric_that_was_not_recorded_is_an_error(comparison: Path) -> None:
@@ -137,7 +137,7 @@ def test_written_json_has_the_promised_form(comparison: Path, tmp_path: Path) ->
         "seed": 0,
         "final": {"accuracy": 0.6},
         "to_target": None,
-        "spent": {
+        "usage": {
             "steps": 300,
             "examples": 3_000,
             "tokens": 3_000,

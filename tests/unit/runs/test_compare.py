@@ -10,7 +10,8 @@ import torch
 
 import curricle
 from curricle import seeding
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError, CheckpointError, SpecError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.mlp import MLP
 from curricle.models.weights import load_weights, save_weights

@@ -19,7 +19,7 @@ from curricle.teachers.store.manifest import read_manifest, write_manifest
 from tests.runs import contents
 
 MakeSpec = Callable[..., RunSpec]
-EXACT = ("targets.codecs.hidden={kind: float32}", "targets.codecs.logits={kind: float32}")
+EXACT = ("targets.compression.hidden={kind: float32}", "targets.compression.logits={kind: float32}")
 
 
 @pytest.fixture
@@ -119,7 +119,9 @@ def test_whole_targets_are_verified(spec: RunSpec) -> None:
 )
 def test_packed_targets_are_verified(make_spec: MakeSpec, tmp_path: Path, logits: str) -> None:
     folder = tmp_path / "targets"
-    spec = make_spec(f"targets.folder={folder}", f"targets.codecs.logits={logits}", "data_seed=0")
+    spec = make_spec(
+        f"targets.folder={folder}", f"targets.compression.logits={logits}", "data_seed=0"
+    )
     teach(spec)
     capture_targets(spec)
     assert all(one.holds and one.rows for one in verify_targets(folder, spec))

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from curricle import seeding
+from curricle.checksums import write_sealed
 from curricle.errors import BindError, CheckpointError, DataError, SpecError
 from curricle.models.mlp import MLPSpec
 from curricle.models.weights import save_weights
@@ -26,7 +27,6 @@ from curricle.runs.train import (
     train_class,
     train_student,
 )
-from curricle.seals import write_sealed
 from curricle.teachers.trajectory import open_trajectory
 from curricle.training.setup.optimizers import SGD
 from tests.runs import contents
@@ -38,7 +38,7 @@ def stop_at(steps: int) -> Callable[[Record], None]:
     """Return an observer that interrupts a run after some steps."""
 
     def observe(record: Record) -> None:
-        if not isinstance(record, RunRecord) and record.spent.steps >= steps:
+        if not isinstance(record, RunRecord) and record.usage.steps >= steps:
             raise KeyboardInterrupt
 
     return observe
@@ -201,7 +201,7 @@ def test_a_teacher_goes_on_from_its_checkpoint(make_spec: MakeSpec) -> None:
         teach(spec, [stop_at(12)])
     told: list[Record] = []
     teach(spec, [told.append])
-    later = [one.spent.steps for one in told if not isinstance(one, RunRecord)]
+    later = [one.usage.steps for one in told if not isinstance(one, RunRecord)]
     assert min(later) > 10
     assert isinstance(told[-1], EndRecord)
 
@@ -250,7 +250,7 @@ def test_a_run_on_seconds_keeps_the_length_it_began_with(
     with pytest.raises(KeyboardInterrupt):
         train_student(spec, single_run(spec), [stop_at(6)])
     monkeypatch.setattr(budgets, "seconds_per_step", lambda run: [2.0] * len(run.stages))
-    assert train_student(spec, single_run(spec)).spent.steps == 10
+    assert train_student(spec, single_run(spec)).usage.steps == 10
     assert recorded_steps(spec.folder) == 10
 
 
@@ -261,7 +261,7 @@ def test_a_run_may_end_at_its_target_and_is_not_gone_on_with(make_spec: MakeSpec
     told: list[Record] = []
     train_student(spec, student_runs(spec)[0], [told.append])
     found = [
-        (record.metrics["accuracy"], record.spent.steps)
+        (record.metrics["accuracy"], record.usage.steps)
         for record in told
         if isinstance(record, EvaluationRecord)
     ]
@@ -271,7 +271,7 @@ def test_a_run_may_end_at_its_target_and_is_not_gone_on_with(make_spec: MakeSpec
 
     ending = make_spec(*sets, f"target={{number: {best}, ends_run: true}}")
     end = train_student(ending, single_run(ending))
-    assert end.spent.steps == first
+    assert end.usage.steps == first
     assert end.metrics["accuracy"] == best
     assert recorded_steps(ending.folder) == 60
     before, again = contents(ending.folder), list[Record]()
@@ -283,7 +283,7 @@ def test_a_run_may_end_at_its_target_and_is_not_gone_on_with(make_spec: MakeSpec
 def test_without_its_option_a_target_ends_no_run(make_spec: MakeSpec) -> None:
     spec = make_spec("target={number: 0.0}")
     teach(spec)
-    assert train_student(spec, single_run(spec)).spent.steps == 12
+    assert train_student(spec, single_run(spec)).usage.steps == 12
 
 
 def test_planning_writes_nothing(make_spec: MakeSpec, tmp_path: Path) -> None:

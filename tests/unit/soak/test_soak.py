@@ -9,19 +9,19 @@ from curricle.errors import SpecError
 from curricle.seeding import numpy_generator
 from tests.soak.contents import contents, differences
 from tests.soak.damage import Damage, apply_damage, draw_damage
-from tests.soak.flips import Reader, _judged
+from tests.soak.flips import Forward, _judged
 from tests.soak.fuzz import _judged_sentence
 from tests.soak.mutations import finished_text, mutated_bytes, mutated_tree
 from tests.soak.processes import Ending
 from tests.soak.trials import Plan, Result, read_results, run_trials
 
-READER = Reader(arguments=("resume", "run"), results=("run/model.safetensors",))
+READER = Forward(arguments=("resume", "run"), results=("run/model.safetensors",))
 REFERENCE = (Ending(code=0, text="done"), {"run/model.safetensors": "1"})
 DAMAGED = "run/checkpoints/step-000000008/state.json"
 
 
 def record(seconds: float, loss: float) -> str:
-    data = {"kind": "step", "loss": loss, "spent": {"seconds": seconds}, "check": str(seconds)}
+    data = {"kind": "step", "loss": loss, "usage": {"seconds": seconds}, "check": str(seconds)}
     return json.dumps(data) + "\n"
 
 
@@ -64,7 +64,7 @@ def test_a_reader_of_a_damaged_file_is_judged_by_its_result(
 
 
 def test_who_promises_to_read_everything_may_not_accept_damage() -> None:
-    verify = Reader(arguments=("targets", "verify", "targets"), reads_all=True)
+    verify = Forward(arguments=("targets", "verify", "targets"), reads_all=True)
     assert _judged(verify, REFERENCE, REFERENCE, "targets/manifest.json") == "unnoticed"
 
 

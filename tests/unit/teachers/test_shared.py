@@ -13,7 +13,7 @@ from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
-from curricle.models.tapped import Activations, Inputs, Reader, TappedModel
+from curricle.models.tapped import Activations, Forward, Inputs, TappedModel
 from curricle.teachers.live import LiveTeacher, TeacherForward
 from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
@@ -58,8 +58,8 @@ def logits(model: TappedModel) -> Tensor:
 def test_two_readings_of_a_batch_cost_one_pass(shared: SharedTeacher) -> None:
     counted = passes(shared)
     with (
-        shared.reading("final", (), logits=True) as one,
-        shared.reading("final", (), logits=True) as other,
+        shared.open_taps("final", (), logits=True) as one,
+        shared.open_taps("final", (), logits=True) as other,
     ):
         first, second = one(INPUTS, None, KEY), other(INPUTS, None, KEY)
     assert len(counted) == 1
@@ -70,8 +70,8 @@ def test_two_readings_of_a_batch_cost_one_pass(shared: SharedTeacher) -> None:
 def test_each_reading_is_shown_only_what_it_asked_for(shared: SharedTeacher) -> None:
     first, second = (shared.model.place(tap) for tap in (1, 2))
     with (
-        shared.reading("final", (first,), logits=False) as one,
-        shared.reading("final", (second,), logits=True) as other,
+        shared.open_taps("final", (first,), logits=False) as one,
+        shared.open_taps("final", (second,), logits=True) as other,
     ):
         shown, more = one(INPUTS, None, KEY), other(INPUTS, None, KEY)
     assert (list(shown.hidden), shown.logits) == ([first], None)
@@ -82,10 +82,10 @@ def test_each_reading_is_shown_only_what_it_asked_for(shared: SharedTeacher) -> 
 def test_a_pass_is_as_deep_as_the_deepest_open_reading(shared: SharedTeacher) -> None:
     place = shared.model.place(1)
     shallow, deep = passes(shared), passes(shared, "blocks.1")
-    with shared.reading("final", (place,), logits=False) as one:
+    with shared.open_taps("final", (place,), logits=False) as one:
         one(INPUTS, None, KEY)
         assert (len(shallow), len(deep)) == (1, 0)
-        with shared.reading("final", (), logits=True) as other:
+        with shared.open_taps("final", (), logits=True) as other:
             # What was shown of this batch does not suffice any more.
             other(INPUTS, None, KEY)
             one(INPUTS, None, KEY)
@@ -96,7 +96,7 @@ def test_a_pass_is_as_deep_as_the_deepest_open_reading(shared: SharedTeacher) ->
 
 def test_parts_of_a_batch_are_told_apart_and_kept(shared: SharedTeacher) -> None:
     counted = passes(shared)
-    with shared.reading("final", (), logits=True) as one:
+    with shared.open_taps("final", (), logits=True) as one:
         halves = [one(INPUTS[:2], None, FIRST).logits, one(INPUTS[2:], None, SECOND).logits]
         again = [one(INPUTS[:2], None, FIRST).logits, one(INPUTS[2:], None, SECOND).logits]
     assert len(counted) == 2
@@ -109,7 +109,7 @@ def test_a_batch_without_a_step_and_one_of_another_step_are_read_anew(
     shared: SharedTeacher,
 ) -> None:
     counted = passes(shared)
-    with shared.reading("final", (), logits=True) as one:
+    with shared.open_taps("final", (), logits=True) as one:
         for key in (KEY, (1, 0, 4), KEY, None, None):
             one(INPUTS, None, key)
     assert len(counted) == 5
@@ -118,7 +118,8 @@ def test_a_batch_without_a_step_and_one_of_another_step_are_read_anew(
 def test_readings_of_several_checkpoints_are_open_at_once(shared: SharedTeacher) -> None:
     with ExitStack() as stack:
         readers = [
-            stack.enter_context(shared.reading(step, (), logits=True)) for step in (10, "final", 20)
+            stack.enter_context(shared.open_taps(step, (), logits=True))
+            for step in (10, "final", 20)
         ]
         shown = [reader(INPUTS, None, KEY).logits for reader in (*readers, *readers)]
     wanted = [logits(mlp(seed)) for seed in (10, 0, 20, 10, 0, 20)]
@@ -127,9 +128,9 @@ def test_readings_of_several_checkpoints_are_open_at_once(shared: SharedTeacher)
 
 
 def test_a_copy_is_made_while_the_finished_teacher_is_read(shared: SharedTeacher) -> None:
-    with shared.reading("final", (), logits=True) as one:
+    with shared.open_taps("final", (), logits=True) as one:
         one(INPUTS, None, KEY)
-        with shared.reading(10, (), logits=True) as other:
+        with shared.open_taps(10, (), logits=True) as other:
             torch.testing.assert_close(
                 other(INPUTS, None, KEY).logits, logits(mlp(10)), rtol=0, atol=0
             )
@@ -143,40 +144,40 @@ def test_readings_stay_open_when_another_teacher_is_read_but_for_that_of_which_a
     opened: list[TappedModel] = []
     passed: list[TappedModel] = []
     kind = type(shared.model)
-    original = kind.reading
+    original = kind.open_taps
 
     @contextmanager
-    def reading(self: TappedModel, *given: Any, **named: Any) -> Iterator[Reader]:
+    def open_taps(self: TappedModel, *given: Any, **named: Any) -> Iterator[Forward]:
         opened.append(self)
-        with original(self, *given, **named) as read:
+        with original(self, *given, **named) as forward:
 
             def counted(inputs: Inputs, selected: Tensor | None = None) -> Activations:
                 passed.append(self)
-                return read(inputs, selected)
+                return forward(inputs, selected)
 
             yield counted
 
-    monkeypatch.setattr(kind, "reading", reading)
+    monkeypatch.setattr(kind, "open_taps", open_taps)
     with ExitStack() as stack:
 
-        def read(*known: TeacherForward) -> tuple[int, int]:
+        def forward(*known: TeacherForward) -> tuple[int, int]:
             for one in known:
                 one(INPUTS, None, (len(passed), 0, 4))
             return len(opened), len(passed)
 
-        ten = stack.enter_context(shared.reading(10, (), logits=True))
-        assert read(ten) == (1, 1)
-        final = stack.enter_context(shared.reading("final", (), logits=True))
-        assert read(ten, final) == (2, 3)
-        twenty = stack.enter_context(shared.reading(20, (), logits=True))
+        ten = stack.enter_context(shared.open_taps(10, (), logits=True))
+        assert forward(ten) == (1, 1)
+        final = stack.enter_context(shared.open_taps("final", (), logits=True))
+        assert forward(ten, final) == (2, 3)
+        twenty = stack.enter_context(shared.open_taps(20, (), logits=True))
         # That of 20, and anew that of the finished teacher.
-        assert read(ten, final, twenty) == (4, 6)
+        assert forward(ten, final, twenty) == (4, 6)
 
 
 def test_a_checkpoint_that_is_not_there_is_refused(shared: SharedTeacher) -> None:
     with (
         pytest.raises(BindError, match=r"^'teacher' checkpoint must be one of \[10, 20\]; got 15$"),
-        shared.reading(15, (), logits=True),
+        shared.open_taps(15, (), logits=True),
     ):
         pass
     with pytest.raises(BindError, match="got 15"):
@@ -188,8 +189,8 @@ def test_one_student_may_read_logits_and_another_what_they_come_from() -> None:
         module = nn.Sequential(nn.Linear(INPUTS.shape[-1], 5), nn.Linear(5, 3))
     shared = SharedTeacher(LiveTeacher(tapped(module, head="1")))
     with (
-        shared.reading("final", (), logits=True) as one,
-        shared.reading("final", (), logits=False, head=True) as other,
+        shared.open_taps("final", (), logits=True) as one,
+        shared.open_taps("final", (), logits=False, head=True) as other,
     ):
         first, second = one(INPUTS, None, KEY), other(INPUTS, None, KEY)
     assert first.head is None

@@ -19,7 +19,7 @@ from curricle.objectives.temperature import LearnedTemperature
 from curricle.teachers.store.codecs import Exact, Sampled, TopK
 from curricle.teachers.store.manifest import read_manifest, write_manifest
 from curricle.teachers.stored import StoredTeacher, open_targets
-from curricle.training.targets.capture import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCompression, capture
 from tests.parts import bound, mlp, stored_target
 
 STATES = MatchHidden(pair=LayerPair(student=1, teacher=1))
@@ -31,8 +31,8 @@ def staged(*objectives: Any, **fields: Any) -> Curriculum:
 
 
 def captured(folder: Path, *objectives: Any, logits: Any = None, **parts: Any) -> StoredTeacher:
-    codecs = TargetCodecs(hidden=Exact(), logits=logits or Exact())
-    capture([bound(staged(*objectives), **parts)], folder, codecs=codecs)
+    compression = TargetCompression(hidden=Exact(), logits=logits or Exact())
+    capture([bound(staged(*objectives), **parts)], folder, compression=compression)
     return open_targets(folder)
 
 
@@ -107,9 +107,9 @@ def test_a_teacher_in_another_precision_is_told(tmp_path: Path) -> None:
 def test_it_cannot_be_run(tmp_path: Path) -> None:
     teacher = captured(tmp_path, STATES)
     with pytest.raises(BindError, match="must be a model to be read at"):
-        teacher.model.reading([teacher.model.place(1)], logits=False)
-    with pytest.raises(BindError, match="'start' 'principal' needs a teacher with weights"):
-        bound(staged(STATES, start=PrincipalStart()), teacher=teacher)
+        teacher.model.open_taps([teacher.model.place(1)], logits=False)
+    with pytest.raises(BindError, match="'init' 'principal' needs a teacher with weights"):
+        bound(staged(STATES, init=PrincipalStart()), teacher=teacher)
 
 
 @pytest.mark.parametrize(

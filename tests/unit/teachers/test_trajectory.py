@@ -208,8 +208,8 @@ def folders(tmp_path: Path) -> list[Path]:
 
 def logits(module: nn.Module) -> torch.Tensor:
     module.eval()
-    with torch.no_grad(), tapped(module).reading((), logits=True) as read:
-        shown = read(torch.arange(6).view(1, 6)).logits
+    with torch.no_grad(), tapped(module).open_taps((), logits=True) as forward:
+        shown = forward(torch.arange(6).view(1, 6)).logits
     assert shown is not None
     return shown
 

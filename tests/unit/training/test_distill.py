@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
@@ -33,7 +33,7 @@ from curricle.training.loop.engine import FINISHED, RECORDS
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
-from curricle.training.targets.capture import TargetCodecs
+from curricle.training.targets.capture import TargetCompression
 from tests.parts import CLASSES, INPUTS, Listed, drawn, parity
 
 TOTAL = Duration(number=12)
@@ -77,10 +77,10 @@ def test_metrics_are_those_of_the_trained_student() -> None:
 
 
 def test_the_result_says_what_was_spent() -> None:
-    spent = distilled().spent
-    assert (spent.steps, spent.examples) == (12, 96)
-    assert spent.student_flops > 0
-    assert spent.teacher_flops > 0
+    usage = distilled().usage
+    assert (usage.steps, usage.examples) == (12, 96)
+    assert usage.student_flops > 0
+    assert usage.teacher_flops > 0
 
 
 def test_an_evaluator_of_ones_own_is_used() -> None:
@@ -186,7 +186,7 @@ def test_a_tapped_model_is_taken_as_it_is() -> None:
 
 def test_labels_need_no_teacher() -> None:
     result = distilled(teacher=None, curriculum=from_labels(total=TOTAL))
-    assert result.spent.teacher_flops == 0
+    assert result.usage.teacher_flops == 0
 
 
 def test_a_teacher_that_is_needed_must_be_given() -> None:
@@ -205,7 +205,7 @@ def test_a_student_follows_a_trajectory(tmp_path: Path) -> None:
         writer.save(mlp(16, seed=step), step)
     found = open_trajectory(tmp_path)
     curriculum = progressive(total=TOTAL, trajectory=found)
-    assert distilled(curriculum=curriculum, trajectory=found).spent.steps == 12
+    assert distilled(curriculum=curriculum, trajectory=found).usage.steps == 12
 
 
 def test_a_run_folder_holds_records_and_the_student(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_stored_targets_are_not_for_compiled_steps(tmp_path: Path) -> None:
         curriculum,
         parity(),
         folder=tmp_path / "store",
-        codecs=TargetCodecs(hidden=Exact(), logits=Exact()),
+        compression=TargetCompression(hidden=Exact(), logits=Exact()),
         settings=CPU,
     )
     with pytest.raises(
@@ -299,7 +299,7 @@ def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
         extraction(total=TOTAL),
         parity(),
         folder=tmp_path / "store",
-        codecs=TargetCodecs(hidden=Exact(), logits=Exact()),
+        compression=TargetCompression(hidden=Exact(), logits=Exact()),
         settings=CPU,
         watch=lambda done, total: told.append((done, total)),
     )
@@ -310,8 +310,10 @@ def test_captured_targets_stand_in_place_of_the_teacher(tmp_path: Path) -> None:
 
 
 def test_codecs_are_a_value_of_ours(tmp_path: Path) -> None:
-    parts: Any = {"folder": tmp_path, "codecs": {"logits": {"kind": "bfloat16"}}}
-    with pytest.raises(BindError, match=r"^'codecs' must be curricle.TargetCodecs.*got 'dict'$"):
+    parts: Any = {"folder": tmp_path, "compression": {"logits": {"kind": "bfloat16"}}}
+    with pytest.raises(
+        BindError, match=r"^'compression' must be curricle.TargetCompression.*got 'dict'$"
+    ):
         # The shape checks of the tests would refuse it first.
         inspect.unwrap(capture_targets)(
             mlp(5), mlp(8), one_shot(total=TOTAL), parity(), settings=CPU, **parts
@@ -366,7 +368,7 @@ def test_a_run_folder_that_is_a_file_is_told(tmp_path: Path) -> None:
 
 
 def interrupt(record: Record) -> None:
-    if record.kind == "step" and record.spent.steps == 8:
+    if record.kind == "step" and record.usage.steps == 8:
         raise KeyboardInterrupt
 
 
@@ -398,7 +400,7 @@ def test_an_interruption_at_the_end_says_that_the_run_is_finished(tmp_path: Path
     with pytest.raises(KeyboardInterrupt) as stopped:
         distilled(output_dir=tmp_path, observers=[interrupt_at_the_end])
     assert "the run is finished, and curricle.distill(" in stopped.value.__notes__[0]
-    assert distilled(output_dir=tmp_path, resume=True).spent.steps > 0
+    assert distilled(output_dir=tmp_path, resume=True).usage.steps > 0
 
 
 @pytest.mark.parametrize(("steps", "at_chance"), [(1, True), (300, False)])

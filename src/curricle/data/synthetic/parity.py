@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Int, Int64, Shaped, UInt8
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import SpecError
 from curricle.memory import check_memory
 from curricle.seeding import numpy_generator

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.derivations import IGNORED, Derivations, Sampler
 from curricle.data.synthetic.grammar_statistics import string_statistics
 from curricle.data.synthetic.grammars import Grammar

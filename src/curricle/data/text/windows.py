@@ -22,7 +22,8 @@ import torch
 from jaxtyping import Bool, Int
 from pydantic import Field
 
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.errors import DataError, SpecError
 from curricle.seeding import numpy_generator

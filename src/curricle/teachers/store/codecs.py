@@ -34,7 +34,7 @@ from curricle.values import value
 Entries = Mapping[str, Shaped[Tensor, "row ..."]]
 """Encoded rows: stored tensors by name."""
 Uniforms = Callable[[int], Float64[np.ndarray, "row draw"]]
-"""Function from a number of draws to that many uniform numbers in [0, 1) for each encoded row."""
+"""Function from a number of samples to that many uniform numbers in [0, 1) for each encoded row."""
 LOGITS_PER_CHUNK = 2**23
 """Logits encoded at a time, which limits temporary memory."""
 
@@ -134,8 +134,8 @@ class Int8:
 class Sampled:
     """Classes sampled from the teacher's distribution, an unbiased estimate of its cross-entropy.
 
-    With the default proposal each sample has the weight 1 / draws, and a row of 12 samples of 128k
-    classes takes 30 bytes. Sampling is stratified [O13]: one sample from each of `draws` equal
+    With the default proposal each sample has the weight 1 / num_samples, and a row of 12 samples
+    of 128k classes takes 30 bytes. Sampling is stratified [O13]: one sample from each of equal
     strata of the distribution, without bias and with less variance than independent samples.
 
     Source:
@@ -143,7 +143,7 @@ class Sampled:
     """
 
     kind: Literal["sampled"] = "sampled"
-    draws: int = Field(default=12, gt=0)
+    num_samples: int = Field(default=12, gt=0)
     """Number of samples per position."""
     temperature: float = Field(default=1.0, gt=0)
     """Temperature of the teacher's softmax; the objective that reads the targets must have the
@@ -159,21 +159,23 @@ class Sampled:
         """Return the stated error."""
         weights = "" if self.proposal == 1 else ", weights rounded to 11 bits"
         return (
-            f"no bias{weights}; variance at most that of {self.draws} independent samples a "
+            f"no bias{weights}; variance at most that of {self.num_samples} independent samples a "
             f"position"
         )
 
     def encode(self, target: Float[Tensor, "row class"], uniforms: Uniforms) -> Entries:
         """Return rows in encoded form."""
-        # One uniform number in each of `draws` equal intervals: stratified sampling.
-        strata = (torch.from_numpy(uniforms(self.draws)) + torch.arange(self.draws)) / self.draws
+        # One uniform number in each of `num_samples` equal intervals: stratified sampling.
+        strata = (
+            torch.from_numpy(uniforms(self.num_samples)) + torch.arange(self.num_samples)
+        ) / self.num_samples
         samples = [
             self._sample(logits, beside(points, logits))
             for logits, points in zip(*_row_chunks(target, strata), strict=True)
         ]
         ids, weights, entropy = (torch.cat(column) for column in zip(*samples, strict=True))
         entries = {"ids": packed(ids, bits_of(target.shape[-1])), "entropy": entropy}
-        # With the default proposal all weights are 1 / draws and need no bytes.
+        # With the default proposal all weights are 1 / num_samples and need no bytes.
         return entries if self.proposal == 1 else entries | {"weights": weights.half()}
 
     def _sample(
@@ -192,15 +194,15 @@ class Sampled:
         weights = probabilities.gather(-1, ids) / proposed.clamp_min(
             torch.finfo(torch.float32).tiny
         )
-        return ids, weights / self.draws, torch.special.entr(probabilities).sum(-1)
+        return ids, weights / self.num_samples, torch.special.entr(probabilities).sum(-1)
 
     def decode(self, entries: Entries, width: int) -> SparseTarget:
         """Return rows decoded from their entries."""
-        ids = unpacked(entries["ids"], bits_of(width), self.draws)
+        ids = unpacked(entries["ids"], bits_of(width), self.num_samples)
         weights = entries.get("weights")
         return SparseTarget(
             ids=ids,
-            weights=torch.full_like(ids, 1 / self.draws, dtype=torch.get_default_dtype())
+            weights=torch.full_like(ids, 1 / self.num_samples, dtype=torch.get_default_dtype())
             if weights is None
             else weights.float(),
             constant=-entries["entropy"],

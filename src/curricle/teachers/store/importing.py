@@ -31,8 +31,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
-from curricle.data.streams import Batch
 from curricle.errors import CheckpointError, DataError
 from curricle.extras import imported
 from curricle.locks import locked

@@ -20,13 +20,14 @@ from typing import Literal, final
 
 from pydantic import Field
 
+from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
 from curricle.files import inside, is_plain_name
 from curricle.objectives.base import BoundObjective, pending_calibration, target_description
-from curricle.seals import read_sealed, write_sealed
 from curricle.teachers.live import Reference
 from curricle.teachers.store.codecs import Codec
 from curricle.values import Plain, fingerprint, parse, plain, value
+from curricle.yaml_specs import Document
 
 MANIFEST = "manifest.json"
 DRAW = "projection_"
@@ -247,7 +248,8 @@ def read_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         # Version 0.1 wrote no checksum.
-        manifest: Manifest = parse(Manifest, read_sealed(path, needs_check=False))
+        content = read_sealed(path, needs_check=False)
+        manifest: Manifest = parse(Manifest, _with_present_names(content))
     except (OSError, ValueError, CurricleError) as error:
         raise CheckpointError(
             f"{str(path)!r} must describe stored targets, as 'curricle targets capture' writes "
@@ -257,6 +259,15 @@ def read_manifest(folder: Path) -> Manifest:
     for shard in manifest.shards:
         inside(folder, shard.file)
     return manifest
+
+
+def _with_present_names(content: Document) -> Document:
+    """Return a manifest whose codecs have the field names of this version."""
+    for section in content.get("sections", ()):
+        codec = section.get("codec", {})
+        if "draws" in codec:
+            codec["num_samples"] = codec.pop("draws")
+    return content
 
 
 def missing_files(folder: Path, manifest: Manifest) -> list[str]:

@@ -19,8 +19,8 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from curricle.colocation import beside
+from curricle.data.batch import Batch
 from curricle.data.example_keys import KEYS, data_counts, example_keys, selected_places
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.weights import weights_digest
 from curricle.objectives.base import Target

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
+from curricle.data.batch import Batch, Inputs, named
 from curricle.data.blocks import joined
 from curricle.data.dataloaders import LoaderStream
-from curricle.data.streams import Batch, Inputs, Stream, named
+from curricle.data.streams import Stream
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
 
@@ -43,6 +44,7 @@ def relative_tokens(stream: Stream, start: int, stop: int) -> tuple[int, int]:
         start: The first step.
         stop: The step after the last.
     """
+    # Streams of users need not have it: their batches have the length that they declare.
     count: Callable[[int, int], tuple[int, int]] | None = getattr(stream, "relative_tokens", None)
     if count is not None:
         return count(start, stop)
@@ -73,8 +75,10 @@ class TableLimit:
             DataError: If the embedding has no row for one.
         """
         tensor = named(side_of(batch, self.owner).inputs).get(self.name)
+        # A table of positions is not looked up by ids, so their size has no meaning for it.
         if self.offset is not None or tensor is None or not tensor.numel():
             return
+        # Values on a GPU are not looked at, which would wait for it at every step.
         if tensor.is_cpu:
             lowest, highest = map(int, tensor.aminmax())
             if lowest < 0 or highest >= self.rows:
@@ -88,8 +92,8 @@ class TableLimit:
         """Return the words for an input with more positions than rows; empty if it has not.
 
         One batch does not show whether a model counts positions without end: they may be clamped,
-        or the table may be one of queries whose number is that of the positions by chance. So the
-        words explain a pass that has failed, and refuse nothing themselves.
+        or the table may hold queries, as many as positions by chance. So the words explain a pass
+        that has failed, and refuse nothing themselves.
         """
         tensor = named(inputs).get(self.name)
         if self.offset is None or tensor is None or tensor.shape[-1] <= self.rows - self.offset:
@@ -139,11 +143,15 @@ def run_forward(
         DataError: If the pass fails, which it did not for the first batch; its error is quoted.
         OutOfMemoryError: If memory runs out, which is no fault of the data.
     """
+    # Shapes alone, so it costs a passing step nothing; only the pass of a suspect batch is waited
+    # for, to catch its failure here and not at a later call.
     words = excess(tables, owner, inputs) if tables else ""
     try:
         activations = forward()
         if words:
             _wait(inputs)
+    # First, since both are kinds of the errors below: a sentence of ours must not be wrapped, and
+    # no other batch would mend the memory.
     except (CurricleError, torch.OutOfMemoryError):
         raise
     except REFUSALS as error:
@@ -181,6 +189,7 @@ class RunBatches:
             is_uniform: Whether a length in tokens relies on batches of equally many positions.
         """
         self.stream = stream
+        # Costs are measured on this batch, so positions are counted as differences from it.
         self._first = first.num_read_tokens
         self._tables, self._labels = tuple(tables), tuple(labels)
         self._is_uniform = is_uniform
@@ -209,14 +218,18 @@ class RunBatches:
 
         Raises:
             DataError: If a label is no class of the student, or an embedding has no row for an id,
-                or positions are not those on which a length in tokens relies; it knows the step.
+                or positions are not those on which a length in tokens relies; it has the step.
         """
         batch = self.stream.batch(step)
+        # A teacher of several students recognizes a batch by its step, which streams of users do
+        # not set.
         if batch.step != step:
             batch = replace(batch, step=step)
         try:
             self._look(batch, step, batch.num_read_tokens)
         except DataError as error:
+            # With prefetching the batch is read during an earlier step, which would be named
+            # otherwise.
             error.step = step
             raise
         return batch
@@ -232,7 +245,7 @@ class RunBatches:
             try:
                 self._look(block, step, block.num_read_tokens // number, number=number)
             except DataError:
-                # One by one they tell which of them is at fault.
+                # Read one by one, they show which of them is at fault.
                 for number_ in range(step, step + number):
                     self.batch(number_)
                 raise
@@ -261,6 +274,7 @@ class RunBatches:
                 self._excess.append(self._excess[-1] + excess)
             return
         change = excess - (self._excess[step + 1] - self._excess[step])
+        # Zero for a batch that is read again, which must not count twice.
         if change:
             # A step before others that were read already, as after a calibration further on.
             for later in range(step + 1, len(self._excess)):
@@ -277,6 +291,7 @@ class RunBatches:
         if batch.labels is None or not batch.labels.is_cpu:
             return
         for start, stop, check in self._labels:
+            # The first step stands for a block, which never crosses the end of a stage.
             if start <= step < stop:
                 check(batch.labels)
 
@@ -308,6 +323,7 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
     """
     if not has_token_lengths(stages):
         return
+    # Batches and not declarations are compared, since a stream of a user may declare any number.
     first = stream.batch(0)
     if not first.has_positions:
         raise BindError(
@@ -317,6 +333,8 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
         )
     if stream.tokens_per_batch != first.num_read_tokens:
         raise BindError(_unequal(first.num_read_tokens, stream.tokens_per_batch, "that of step 1"))
+    # A length that differs from the start shows here, before training; a rare one shows only when
+    # it is read.
     for step in range(1, PEEKED):
         tokens = stream.batch(step).num_read_tokens
         if tokens != first.num_read_tokens:
@@ -326,6 +344,7 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
 def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
     """Return the decisions on positions, and a note on batches that differ in length."""
     decided = (stream.note,) if isinstance(stream, LoaderStream) and stream.note else ()
+    # Read only where it may differ: without positions all batches have one number of examples.
     second = stream.batch(1).num_read_tokens if first.has_positions else first.num_read_tokens
     if second == first.num_read_tokens:
         return decided
@@ -343,7 +362,7 @@ def located(stage: str, step: int, seed: int) -> Iterator[None]:
 
     Args:
         stage: Name of the stage.
-        step: The step, unless the error knows it, as of batches that are read ahead.
+        step: The step, unless the error has it, as of batches that are read ahead.
         seed: Seed of the run.
 
     Raises:
@@ -352,6 +371,7 @@ def located(stage: str, step: int, seed: int) -> Iterator[None]:
     try:
         yield
     except DataError as error:
+        # Step 0 is a step, so the comparison is with None.
         fault = step if error.step is None else error.step
         raise DataError(f"stage {stage!r}, step {fault}, seed {seed}: {error}") from error
 
@@ -385,10 +405,14 @@ class TableWatch:
         def look(path: str, embedding: nn.Embedding, argument: object) -> None:
             if not isinstance(argument, Tensor) or not argument.numel():
                 return
+            # By memory and not by values: a mask of ones and token types of zeros may equal ids of
+            # a short batch.
             name = next((name for name, ids in inputs.items() if _is_same(ids, argument)), None)
             if name is not None:
                 read.append(name)
                 self._add(TableLimit(owner=owner, path=path, rows=_rows(embedding), name=name))
+            # Positions are counted along the ids that were read before; with two inputs of ids it
+            # would be a guess which of them.
             elif len(set(read)) == 1 and (offset := _offset(argument, inputs[read[0]])) is not None:
                 rows = _rows(embedding)
                 self._add(
@@ -402,6 +426,8 @@ class TableWatch:
                     isinstance(submodule, nn.Embedding)
                     and len(signature(submodule.forward).parameters) == 1
                 ):
+                    # A function makes the hook: one that is defined in the loop would see the path
+                    # of the last table.
                     hook = _hook(look, path)
                     stack.callback(submodule.register_forward_pre_hook(hook).remove)
             yield
@@ -426,6 +452,8 @@ def _rows(embedding: nn.Embedding) -> int:
 
 def _is_same(tensor: Tensor, argument: Tensor) -> bool:
     """Return whether a tensor is an input, perhaps seen in another shape."""
+    # The address survives a reshape before the look-up, and a first part of the tensor has fewer
+    # numbers.
     return tensor.numel() == argument.numel() and tensor.data_ptr() == argument.data_ptr()
 
 
@@ -434,5 +462,6 @@ def _offset(argument: Tensor, ids: Tensor) -> int | None:
     length = ids.shape[-1]
     if argument.shape[-1] != length or argument.is_floating_point() or length <= 1:
         return None
+    # Values are read, which waits for a GPU, but only while binding.
     steps = argument.reshape(-1, length)[0].diff()
     return int(argument.min()) if bool((steps == 1).all()) else None

@@ -60,6 +60,8 @@ def bound_term(
         source: The stored teacher, or None for one that runs, which of its checkpoints, and the
             digest of the stream.
     """
+    # Bound first: the key of stored targets holds what binding has resolved, such as places and
+    # projections.
     bound = objective.bind(reads, sample, is_residual=residual)
     teacher, reference, stream = source
     needs = objective.needs_teacher
@@ -69,6 +71,8 @@ def bound_term(
 
 def opened(terms: Iterable[Term]) -> tuple[Term, ...]:
     """Return terms to train with: those that own an adapter are copies."""
+    # The whole term is copied, so that inside of the copy the objective reads its own adapter.
+    # Terms without one hold nothing that training changes, and may hold large projections.
     return tuple(
         term if adapter_of(term.objective) is None else copy.deepcopy(term) for term in terms
     )
@@ -104,9 +108,15 @@ def trained_beside(
         Nothing.
     """
     parameters = list(adapters.parameters())
+    # Groups of the student stay first, so that cutting the list at this length takes the adapters
+    # out again.
     before = len(optimizer.param_groups)
+    # In the student's optimizer, so that learning rate and schedule hold for both; without adapters
+    # not even an empty group, which would cost every step.
     for group in decay_groups(parameters, weight_decay) if parameters else []:
         optimizer.add_param_group(group)
+    # Adapters count the updates themselves, in a buffer: a resumed stage goes on at the count that
+    # its checkpoint holds.
     counters = [getattr(adapter, "advance", None) for adapter in adapters]
     hooks = [
         optimizer.register_step_post_hook(partial(_advance, count))
@@ -120,6 +130,7 @@ def trained_beside(
             hook.remove()
         del optimizer.param_groups[before:]
         for parameter in parameters:
+            # Left behind, moments of every stage would stay in memory until the end of the run.
             optimizer.state.pop(parameter, None)
 
 

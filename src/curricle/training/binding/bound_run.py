@@ -1,99 +1,46 @@
-"""Binding: checks that the declared parts fit together, and the cost of each stage.
+"""Binding of a curriculum to models, data and placement, with checks that they fit together.
 
-Binding gives a curriculum its models, data and placement. It resolves taps to places, draws the
-projections, checks widths and vocabularies, finds which parameters each stage reaches, and
-measures the FLOPs and memory of one step of each stage, all before a weight has moved. `curricle
-plan` prints its result, also before the teacher's checkpoints exist: that they are
-there is checked by `engine.execute`.
-
-Design: the reach of a stage is found by running one step of it with autograd, so it is
-right for every module, tied weights and unused branches included.
+Binding resolves taps to places, draws the projections, checks widths and vocabularies, and plans
+the steps of each stage, all before a weight has moved; reach and cost of the stages come from
+`bound_stages`. `curricle plan` prints the result, also before the teacher's checkpoints exist:
+`loop.engine` checks that they are there.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import final
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from curricle import seeding
-from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.data.streams import Batch, Stream, named
-from curricle.errors import BindError, DataError
+from curricle.data.streams import Stream
+from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
-from curricle.models.axes import observing
-from curricle.models.decisions import check_pair, model_notes, probability_note
 from curricle.models.eligibility import (
     check_present,
     check_real,
     check_trainable,
-    readable,
     weight_notes,
 )
-from curricle.models.heads import LinearHead
-from curricle.models.restoring import buffers_kept, frozen_but, mode_notes, modes_kept, train
-from curricle.models.tapped import Activations, Place, TappedModel, check_head, tap_number
-from curricle.objectives.base import (
-    Objective,
-    Reads,
-    Sample,
-    Target,
-    label_check,
-    merge_reads,
-    require,
-)
+from curricle.models.restoring import mode_notes
+from curricle.models.tapped import Place, TappedModel, tap_number
 from curricle.objectives.hidden import MatchHidden
 from curricle.records import StagePlan
-from curricle.teachers.live import LiveTeacher, aligned
+from curricle.teachers.live import LiveTeacher
 from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import (
-    RunBatches,
     TableLimit,
-    TableWatch,
     check_token_lengths,
-    has_token_lengths,
     position_notes,
 )
-from curricle.training.binding.bound_objectives import (
-    Term,
-    adapters_of,
-    bound_term,
-    described,
-    opened,
-)
-from curricle.training.binding.orientation import check_decoder_inputs, check_orientation
-from curricle.training.binding.recomputing import check_recomputation, without_reentrant_checkpoints
+from curricle.training.binding.bound_stages import BoundStage, StageProbe
 from curricle.training.binding.starting import BoundStart, bind_start
-from curricle.training.binding.timeline import Span, check_rule, plan_spans
-from curricle.training.binding.trials import tried_on
-from curricle.training.setup.ambient import standard_state, surrounding_notes
-from curricle.training.setup.costs import Meter
+from curricle.training.binding.timeline import check_rule, plan_spans
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.placement import place_model
 from curricle.training.setup.settings import TrainingSettings
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BoundStage:
-    """A stage with its models known."""
-
-    declared: Stage
-    """The stage as declared."""
-    span: Span
-    """Planned steps of the stage; a `Timeline` has the real ones."""
-    terms: tuple[Term, ...]
-    """The bound objectives."""
-    reads: Reads
-    """Places read by all objectives together."""
-    trained: frozenset[str]
-    """Names of the student parameters that the stage changes."""
-    plan: StagePlan
-    """Description and cost of the stage, for people."""
+from curricle.training.setup.torch_state import standard_state, surrounding_notes
 
 
 @final
@@ -121,7 +68,7 @@ class BoundRun:
     """Whether the student's forward pass draws from torch's global generator, as dropout does."""
     draws_foreign_noise: bool = False
     """Whether it depends on the global generators of Python or numpy."""
-    start: BoundStart | None = None
+    warm_start: BoundStart | None = None
     """Initialization before the first step, if any."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each; see `RunRecord.notes`."""
@@ -132,13 +79,14 @@ class BoundRun:
     def teachers(self) -> tuple[TeacherReference, ...]:
         """Return the teachers that the stages read."""
         stages = tuple(stage.declared for stage in self.stages)
-        start = None if self.start is None else self.start.declared
-        return Curriculum(name=self.name, stages=stages, start=start).teachers
+        # The rule of which teachers are read is that of the curriculum, a start included.
+        start = None if self.warm_start is None else self.warm_start.declared
+        return Curriculum(name=self.name, stages=stages, init=start).teachers
 
     @property
     def plans(self) -> tuple[StagePlan, ...]:
         """Return description and cost of the start, if any, and of the stages."""
-        start = () if self.start is None else (self.start.plan,)
+        start = () if self.warm_start is None else (self.warm_start.plan,)
         return (*start, *(stage.plan for stage in self.stages))
 
     @property
@@ -147,6 +95,8 @@ class BoundRun:
         return self.stages[-1].span.end
 
 
+# Binding trains nothing, so each process of a launcher may bind, as for a plan; only running is
+# refused there.
 @standard_state(trains=False)
 def bind(
     curriculum: Curriculum,
@@ -173,15 +123,20 @@ def bind(
         BindError: If the parts do not fit; the stage is named.
     """
     live = None if isinstance(teacher, StoredTeacher) else teacher
+    # Before the models are placed: weights that are not there cannot be moved, and torch would not
+    # name them.
     _check_models(student.module, None if live is None else live.model.module, optimizer)
+    # Before the trial steps, which must run where training will: whether a pass succeeds there is a
+    # part of the check.
     place_model(settings.placement, student)
     if live is not None:
         place_model(settings.placement, live.model)
-    elif curriculum.start is not None and teacher is not None:
-        raise BindError(f"'start' {curriculum.start.kind!r} needs a teacher with weights; got none")
+    # Stored targets are those of stages; a start reads weights, which their folder lacks.
+    elif curriculum.init is not None and teacher is not None:
+        raise BindError(f"'init' {curriculum.init.kind!r} needs a teacher with weights; got none")
     elif teacher is None and curriculum.teachers:
         raise BindError(f"'teacher' must be given to run {curriculum.name!r}; got none")
-    probe = _Probe(
+    probe = StageProbe(
         student=student,
         teacher=teacher,
         stream=stream,
@@ -189,6 +144,8 @@ def bind(
         settings=settings,
         seed=seed,
     )
+    # Before lengths become steps: in data without positions an example would silently count as one
+    # token.
     check_token_lengths(curriculum.stages, stream)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
@@ -197,25 +154,31 @@ def bind(
     )
     for stage, span in zip(curriculum.stages, spans, strict=True):
         try:
+            # Before the trial step, which may take long on a wide model.
             check_rule(span, eval_every=settings.eval_every)
-            next_stage = probe.stage(stage, span, reached=reached)
+            next_stage = probe.bind(stage, span, reached=reached)
         except BindError as error:
+            # Not chained: it would be the same sentence twice, since only the name of the stage is
+            # new.
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
+        # In order, since `trains='own'` freezes all that earlier stages have trained.
         reached |= next_stage.trained
+    # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)
     return BoundRun(
         name=curriculum.name,
         student=student,
         teacher=teacher,
         stages=tuple(bound),
-        stream=probe.checked(bound),
+        # Only now: the tables that batches are checked against show in the passes of all stages.
+        stream=probe.checked_stream(bound),
         optimizer=optimizer,
         settings=settings,
         seed=seed,
         draws_noise=probe.draws_noise,
         draws_foreign_noise=probe.draws_foreign_noise,
-        start=bind_start(curriculum.start, student, live, stream=stream, seed=seed),
+        warm_start=bind_start(curriculum.init, student, live, stream=stream, seed=seed),
         notes=(
             *((curriculum.note,) if curriculum.note else ()),
             *surrounding_notes(),
@@ -231,8 +194,10 @@ def bind(
 
 def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Optimizer) -> None:
     """Check that the models can be trained and read, and that they have nothing in common."""
+    # Comes first, since the other checks look at types and memory, which weights without data lack.
     check_present(student, "student")
     check_trainable(student)
+    # Plain descent moves complex weights; only the fused kernel of AdamW cannot.
     if isinstance(optimizer, AdamW):
         check_real(student)
     if teacher is not None:
@@ -252,8 +217,12 @@ def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
     for stage in stages:
         for objective in stage.objectives:
             tap = objective.pair.student if isinstance(objective, MatchHidden) else None
+            # Only fractions coincide by rounding, without anybody having written the same tap
+            # twice.
             if not isinstance(tap, float):
                 continue
+            # The first fraction of a place stays, so that equal fractions pass: to train one pair
+            # in two stages is a choice.
             name, first = seen.setdefault(student.place(tap), (stage.name, tap))
             if first != tap:
                 raise BindError(
@@ -261,333 +230,3 @@ def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
                     f"fractions {first:.3g} and {tap:.3g} of its {student.depth} blocks are both "
                     f"tap {tap_number(tap, student.depth)}"
                 )
-
-
-@final
-class _Probe:
-    """Runs one step of each stage without changing anything."""
-
-    def __init__(
-        self,
-        *,
-        student: TappedModel,
-        teacher: LiveTeacher | StoredTeacher | None,
-        stream: Stream,
-        optimizer: Optimizer,
-        settings: TrainingSettings,
-        seed: int,
-    ) -> None:
-        self._student, self._teacher = student, teacher
-        self._optimizer, self._settings, self._seed = optimizer, settings, seed
-        self._stream, self.tables = stream, TableWatch()
-        self._whole, self._fingerprint = stream.batch(0), stream.fingerprint
-        self._part = settings.placement.part_of(
-            self._whole.split(settings.gradient_accumulation_steps)[0]
-        )
-        self.draws_noise = self.draws_foreign_noise = self._teacher_draws = False
-        self._compares_logits = False
-        self._logits_notes = {"student": "", "teacher": ""}
-        check_decoder_inputs(student.module, self._whole)
-
-    def notes(self) -> Iterator[str]:
-        """Yield findings of the passes that the owner of the models may not expect."""
-        if self.draws_foreign_noise:
-            yield (
-                "the student draws from the global generator of Python or numpy, which is seeded "
-                "for every step of the run and put back after it"
-            )
-        if self._teacher_draws:
-            yield (
-                "the teacher draws random numbers in evaluation mode, so targets differ from run "
-                "to run"
-            )
-
-    def checked(self, stages: Sequence[BoundStage]) -> RunBatches:
-        """Return the stream with the checks that the bound stages need."""
-        limits = [
-            (stage.span.earliest, stage.span.end, label_check(term.objective))
-            for stage in stages
-            for term in stage.terms
-        ]
-        return RunBatches(
-            self._stream,
-            self._whole,
-            tables=self.tables.limits,
-            labels=[(start, end, check) for start, end, check in limits if check is not None],
-            is_uniform=has_token_lengths([stage.declared for stage in stages]),
-        )
-
-    def stage(self, stage: Stage, span: Span, *, reached: frozenset[str]) -> BoundStage:
-        all_reads = [self._reads(objective) for objective in stage.objectives]
-        reads = merge_reads(all_reads, full_student=stage.trains == "all")
-        needs_teacher = any(objective.needs_teacher for objective in stage.objectives)
-        if stage.teacher != "final" and not needs_teacher:
-            raise BindError(
-                f"'teacher' must be given only where an objective reads it; got {stage.teacher}"
-            )
-        if stage.optimizer_state == "reset" and not self._optimizer.moments:
-            raise BindError(
-                "'optimizer_state' must be 'keep' for an optimizer without state, as SGD without "
-                "momentum is, where a reset has no effect; got 'reset'"
-            )
-        student_meter = Meter([*self._student.module.parameters(), *_data(self._part)])
-        teacher_meter = Meter()
-        with self._undisturbed(frozen=reached if stage.trains == "own" else frozenset()):
-            student = self._learn(reads, student_meter)
-            taught = self._teach(all_reads, student, teacher_meter) if needs_teacher else None
-            sample = Sample(batch=self._part, student=student, teacher=taught, seed=self._seed)
-            terms = self._terms(stage, all_reads, replace(sample, num_steps=span.most))
-            self._note_logits(all_reads, student, taught)
-            trial_terms = opened(terms)
-            adapters = list(adapters_of(trial_terms).parameters())
-            student_meter.know(adapters)
-            with teacher_meter.running():
-                targets = self._targets(trial_terms, taught)
-            with student_meter.running():
-                trained = self._reached(trial_terms, student, targets)
-            # The teacher's logits of a chunk are made while the student's are.
-            for target in targets:
-                if isinstance(target, LinearHead):
-                    student_meter.cede(target.flops, teacher_meter)
-        if not trained:
-            raise BindError(
-                f"'trains' must leave something to train; got {stage.trains!r} where "
-                f"{self._untrained(stage, reached)}"
-            )
-        adapter_parameters = sum(parameter.numel() for parameter in adapters)
-        plan = StagePlan(
-            name=stage.name,
-            teacher=_teacher_words(stage) if needs_teacher else "none",
-            **described(terms),
-            steps=span.most,
-            until="" if isinstance(stage.duration, Duration) else str(stage.duration),
-            student_flops=student_meter.flops * self._settings.gradient_accumulation_steps,
-            teacher_flops=teacher_meter.flops * self._settings.gradient_accumulation_steps,
-            trained_parameters=self._count(trained),
-            adapter_parameters=adapter_parameters,
-            reads_logits=any(reads.student_logits or reads.student_head for reads in all_reads),
-            memory_bytes=self._memory(
-                self._count(trained) + adapter_parameters, student_meter.saved_bytes
-            ),
-        )
-        return BoundStage(
-            declared=stage,
-            span=span,
-            terms=terms,
-            reads=reads,
-            trained=trained,
-            plan=plan,
-        )
-
-    def _untrained(self, stage: Stage, reached: frozenset[str]) -> str:
-        """Return in words why a stage trains nothing after others that have reached weights."""
-        named = self._student.module.named_parameters()
-        free = [name for name, parameter in named if parameter.requires_grad]
-        if not free:
-            return (
-                "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
-                "without is_trainable=True or adapters are switched off"
-            )
-        if stage.trains == "own" and reached:
-            return "all that the objectives reach is frozen"
-        return (
-            f"the objectives reach none of the student's {len(free)} weights with requires_grad, "
-            f"of which {free[0]!r} is the first: they lie behind what is read, or belong to an "
-            f"adapter that is merged or not active"
-        )
-
-    def _note_logits(
-        self, all_reads: Sequence[Reads], student: Activations, teacher: Activations | None
-    ) -> None:
-        """Note the output taken as logits, where an objective reads them."""
-        by_model = {"student": student, "teacher": teacher}
-        is_read = {
-            "student": any(reads.student_logits for reads in all_reads),
-            "teacher": any(reads.teacher_logits for reads in all_reads),
-        }
-        for who, activations in by_model.items():
-            if activations is None or activations.logits is None or not is_read[who]:
-                continue
-            self._logits_notes[who] = activations.logits_note or probability_note(
-                activations.logits
-            )
-        self._compares_logits |= any(
-            reads.teacher_logits or reads.teacher_head for reads in all_reads
-        )
-
-    def decisions(self, teacher: LiveTeacher | None) -> tuple[str, ...]:
-        """Return the decisions about the models.
-
-        Args:
-            teacher: The model that teaches, if one runs.
-        """
-        student, taught = self._part, self._part.for_teacher
-        logits_notes = self._logits_notes
-        notes = model_notes(self._student, "student", student.inputs, logits_notes["student"])
-        if teacher is None:
-            return notes
-        pair = check_pair(self._student, teacher.model) if self._compares_logits else ()
-        teacher_notes = model_notes(
-            teacher.model, "teacher", taught.inputs, logits_notes["teacher"]
-        )
-        return (*notes, *teacher_notes, *pair)
-
-    def _reads(self, objective: Objective) -> Reads:
-        teacher = None if self._teacher is None else self._teacher.model
-        return objective.reads(self._student, teacher)
-
-    def _teach(self, all_reads: Sequence[Reads], student: Activations, meter: Meter) -> Activations:
-        if isinstance(self._teacher, StoredTeacher):
-            self._teacher.check_precision(self._settings.precisions[-1])
-            return self._teacher.placeholders(all_reads, student)
-        reads = merge_reads(all_reads, full_student=False)
-        model, head = require(self._teacher, "teacher").model, reads.teacher_head
-        batch = self._part.for_teacher
-        if head:
-            check_head(model, batch.inputs)
-        with (
-            torch.no_grad(),
-            self._settings.teacher_autocast(),
-            meter.running(),
-            readable(
-                "teacher", model.reading(reads.teacher, logits=reads.teacher_logits, head=head)
-            ) as read,
-        ):
-            before = seeding.global_state()
-            activations = tried_on("teacher", read, batch)
-        self._teacher_draws |= before != seeding.global_state()
-        check_orientation("teacher", model, activations, batch)
-        if batch is self._part:
-            return activations
-        try:
-            return aligned(activations, self._part)
-        except DataError as error:
-            raise BindError(str(error)) from error
-
-    def _learn(self, reads: Reads, meter: Meter) -> Activations:
-        model, head = self._student, reads.student_head
-        if head:
-            check_head(model, self._part.inputs)
-        before, foreign = seeding.global_state(), seeding.foreign_state()
-        with (
-            self._settings.autocast(),
-            meter.running(),
-            readable(
-                "student", model.reading(reads.student, logits=reads.student_logits, head=head)
-            ) as read,
-        ):
-            activations = tried_on("student", read, self._part)
-        self.draws_noise |= before != seeding.global_state()
-        if foreign != seeding.foreign_state():
-            self.draws_foreign_noise |= self._depends_on_foreign_state(reads)
-        check_orientation("student", model, activations, self._part)
-        return activations
-
-    @torch.no_grad()
-    def _depends_on_foreign_state(self, reads: Reads) -> bool:
-        """Return whether the student's activations depend on Python's and numpy's generators.
-
-        Others than the model may draw from them during a pass, as checks of types do.
-        """
-        model, passes = self._student, list[Activations]()
-        with model.reading(
-            reads.student, logits=reads.student_logits, head=reads.student_head
-        ) as read:
-            for number in range(2):
-                with seeding.scoped(self._seed, "probe/noise"), seeding.foreign(number):
-                    passes.append(read(self._part.inputs, self._part.selected))
-        first, second = map(_tensors, passes)
-        return not all(
-            torch.equal(tensor, repeated) for tensor, repeated in zip(first, second, strict=True)
-        )
-
-    def _terms(self, stage: Stage, all_reads: Sequence[Reads], sample: Sample) -> tuple[Term, ...]:
-        residual = self._student.is_residual and (
-            self._teacher is None or self._teacher.model.is_residual
-        )
-        stored = self._teacher if isinstance(self._teacher, StoredTeacher) else None
-        source = stored, stage.teacher, self._fingerprint
-        return tuple(
-            bound_term(objective, reads, sample, residual=residual, source=source)
-            for objective, reads in zip(stage.objectives, all_reads, strict=True)
-        )
-
-    @torch.no_grad()
-    def _targets(self, terms: Sequence[Term], activations: Activations | None) -> list[Target]:
-        """Return the target of each objective; of stored ones only the form."""
-        batch, targets = self._part, list[Target]()
-        for term in terms:
-            target: Target = None
-            if term.stored is not None:
-                rows = term.objective.count(batch)
-                target = term.stored.blank(rows, batch.leading)
-            elif activations is not None and term.needs_teacher:
-                target = term.objective.target(activations, batch)
-            targets.append(target)
-        return targets
-
-    def _reached(
-        self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]
-    ) -> frozenset[str]:
-        """Return the names of the parameters to which the loss has a gradient."""
-        for term in terms:
-            term.objective.count(self._whole)
-        losses = [
-            term.objective.total(student, target, self._part)
-            for term, target in zip(terms, targets, strict=True)
-        ]
-        loss = torch.stack(losses).sum()
-        if not loss.requires_grad:
-            return frozenset()
-        check_recomputation(loss)
-        named = dict(self._student.module.named_parameters())
-        free = {name: parameter for name, parameter in named.items() if parameter.requires_grad}
-        # Adapters too, since their gradient costs as it will in training.
-        parameters = [*free.values(), *adapters_of(terms).parameters()]
-        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return frozenset(name for name, grad in zip(free, grads, strict=False) if grad is not None)
-
-    @contextmanager
-    def _undisturbed(self, *, frozen: frozenset[str]) -> Iterator[None]:
-        """Restore the effects of a step: buffers, modes, generators, frozen weights."""
-        module = self._student.module
-        names = {name for name, _ in module.named_parameters()}
-        with ExitStack() as stack:
-            stack.enter_context(buffers_kept(module))
-            stack.enter_context(modes_kept(module))
-            stack.enter_context(frozen_but(module, names - frozen))
-            stack.enter_context(self.tables.watching("student", module, self._part))
-            stack.enter_context(observing(self._student))
-            train(module)
-            if self._teacher is not None:
-                teacher = self._teacher.model.module
-                stack.enter_context(modes_kept(teacher))
-                stack.enter_context(observing(self._teacher.model))
-                stack.enter_context(self.tables.watching("teacher", teacher, self._part))
-                teacher.eval()
-            stack.enter_context(seeding.scoped(self._seed, "probe", beyond_torch=True))
-            stack.enter_context(without_reentrant_checkpoints())
-            yield
-
-    def _count(self, names: frozenset[str]) -> int:
-        named = dict(self._student.module.named_parameters())
-        return sum(named[name].numel() for name in names)
-
-    def _memory(self, parameters: int, saved_bytes: int) -> int:
-        """Return bytes of trained weights, gradients, optimizer state and saved activations."""
-        return parameters * 4 * (2 + self._optimizer.moments) + saved_bytes
-
-
-def _tensors(activations: Activations) -> list[Tensor]:
-    logits = [] if activations.logits is None else [activations.logits]
-    head = [] if activations.head is None else [activations.head.states]
-    return [*activations.hidden.values(), *logits, *head]
-
-
-def _data(batch: Batch) -> Iterable[Tensor]:
-    inputs = [*named(batch.inputs).values()]
-    return inputs if batch.labels is None else [*inputs, batch.labels]
-
-
-def _teacher_words(stage: Stage) -> str:
-    return "final" if stage.teacher == "final" else f"step {stage.teacher}"

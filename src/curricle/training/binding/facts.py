@@ -15,7 +15,7 @@ from torch import nn
 
 from curricle.curriculum.durations import UntilMetric
 from curricle.files import write_text
-from curricle.models.tuners import tuner_settings
+from curricle.models.peft_adapters import tuner_settings
 from curricle.models.weights import architecture
 from curricle.renamed import RENAMED
 from curricle.teachers.stored import StoredTeacher
@@ -39,10 +39,15 @@ DIGESTS: Mapping[str, str] = {
 
 def run_facts(run: BoundRun) -> Plain:
     """Return everything on which the result of a run depends, as plain data with stable keys."""
-    start = [] if run.start is None else [plain(run.start.declared)]
+    # Nothing is added for a run without a start, so that its digest is that of versions without
+    # starts.
+    start = [] if run.warm_start is None else [plain(run.warm_start.declared)]
     return {
         "curriculum": [*start, *(plain(stage.declared) for stage in run.stages)],
         "optimizer": plain(run.optimizer),
+        # Keys and values stay as they first were, whatever the settings are called now, and 0
+        # stands for no clipping: another letter is another digest, by which no begun run could
+        # resume.
         "settings": {
             "precisions": list(run.settings.precisions),
             "accumulation": run.settings.gradient_accumulation_steps,
@@ -59,6 +64,8 @@ def run_facts(run: BoundRun) -> Plain:
 
 def _rule_settings(run: BoundRun) -> dict[str, int]:
     """Return the interval at which metrics are evaluated if one may end a stage."""
+    # Without such a rule the interval only decides when numbers are written, so a resumed run may
+    # change it.
     has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
     return {"eval_every": run.settings.eval_every} if has_metric else {}
 
@@ -72,12 +79,16 @@ def _student_settings(module: nn.Module) -> dict[str, str]:
     """Return digests of frozen parameters and active adapters, where there are any."""
     frozen = sorted(name for name, item in module.named_parameters() if not item.requires_grad)
     settings = {"student_frozen": frozen, "student_adapters": tuner_settings(module)}
+    # Empty ones are left out: a student without them keeps the digest that it had before they were
+    # facts.
     return {name: fingerprint(item) for name, item in settings.items() if item}
 
 
 def _teacher_digest(run: BoundRun) -> str:
     if isinstance(run.teacher, StoredTeacher):
+        # Only of the targets that are read, since others may be captured into the folder meanwhile.
         return run.teacher.fingerprint(term.stored for stage in run.stages for term in stage.terms)
+    # A teacher that no stage reads has no effect, and to hash its weights takes time.
     if run.teacher is None or not run.teachers:
         return "none"
     return run.teacher.digest
@@ -85,6 +96,7 @@ def _teacher_digest(run: BoundRun) -> str:
 
 def write_facts(folder: Path, facts: Mapping[str, object]) -> None:
     """Keep the facts of a run that begins in its folder."""
+    # For people alone: the digest in the records decides, so a folder without this file resumes.
     write_text(folder / FACTS, json.dumps(facts, indent=1))
 
 
@@ -105,6 +117,7 @@ def differences(folder: Path, facts: Mapping[str, object]) -> str:
 
 def _named(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Return the changes of facts in words, at most `MOST_CHANGES` of them."""
+    # Digests first: what a person cannot look up in a spec must not be cut off by the limit.
     words = [words for name, words in DIGESTS.items() if then.get(name) != now.get(name)]
     words += changes(_legible(then), _legible(now))
     more = len(words) - MOST_CHANGES

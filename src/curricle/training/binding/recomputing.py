@@ -27,7 +27,7 @@ REFUSAL = (
 
 @contextmanager
 def without_reentrant_checkpoints() -> Iterator[None]:
-    """Refuse activation checkpoints that lose gradients or cannot be asked for some of them.
+    """Refuse activation checkpoints that lose gradients or cannot compute some of them alone.
 
     Yields:
         Nothing.
@@ -43,6 +43,8 @@ def without_reentrant_checkpoints() -> Iterator[None]:
         try:
             yield
         except (RuntimeError, UserWarning) as error:
+            # Torch has no class of its own for these errors, so their words decide; all others
+            # pass.
             if not any(words in str(error) for words in ("use_reentrant", NO_GRADIENT)):
                 raise
             raise BindError(REFUSAL) from error
@@ -51,8 +53,8 @@ def without_reentrant_checkpoints() -> Iterator[None]:
 def check_recomputation(loss: Tensor) -> None:
     """Check that a loss does not go through a reentrant checkpoint.
 
-    Autograd leaves such a checkpoint out where nothing before it is asked for, and so the weights
-    inside, which are then taken for unreached.
+    Autograd leaves such a checkpoint out if no gradient before it is requested, and with it the
+    weights inside, which would count as unreached.
 
     Args:
         loss: A loss with its graph.
@@ -60,14 +62,17 @@ def check_recomputation(loss: Tensor) -> None:
     Raises:
         BindError: If it does.
     """
+    # A list of its own instead of recursion, which the graph of a deep model would exhaust.
     nodes = [loss.grad_fn]
     seen = {*nodes}
     while nodes:
         node = nodes.pop()
+        # Inputs without a gradient stand in the graph as None.
         if node is None:
             continue
         if node.name() == REENTRANT:
             raise BindError(REFUSAL)
+        # Each node once: residual connections double the number of paths with every block.
         inputs = {source for source, _ in node.next_functions} - seen
         seen |= inputs
         nodes.extend(inputs)

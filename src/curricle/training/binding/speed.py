@@ -23,7 +23,9 @@ def check_speed(run: BoundRun) -> None:
         BindError: If models, data or stages exclude a fast path, or there is no compiler.
     """
     settings = run.settings
+    # Settings alone were checked when they were made; now models, data and stages are known, too.
     check_compatible(settings.features() | _features(run), BindError)
+    # A rule may end the stage at each window, and a compiled block cannot end inside of itself.
     for window in _windows(run):
         if settings.compiled_steps > window:
             raise BindError(
@@ -33,6 +35,8 @@ def check_speed(run: BoundRun) -> None:
     kind = settings.placement.kind
     if settings.compiled_steps > 1:
         check_compiler(kind, setting="compiled_steps", plain=1)
+    # Stored targets leave nothing of a teacher to compile, but 'both' compiles the student all the
+    # same.
     if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":
         check_compiler(kind, setting="compile", plain="'none'")
 
@@ -49,6 +53,7 @@ def _compiles_teacher(run: BoundRun) -> bool:
 
 def _features(run: BoundRun) -> dict[str, str]:
     """Return features of the models and data of a run, by the names of the table."""
+    # Binding wraps the stream, and only the one inside shows whether it has workers.
     stream = run.stream.stream if isinstance(run.stream, RunBatches) else run.stream
     teacher = run.teacher
     present = {
@@ -58,6 +63,8 @@ def _features(run: BoundRun) -> dict[str, str]:
         "stored targets": any(
             term.stored is not None for stage in run.stages for term in stage.terms
         ),
+        # Same name as the feature of settings: a window of one step and an interval of one step
+        # have the same effect.
         "every step": 1 in _windows(run),
         "no student blocks": not run.student.depth,
         "no teacher blocks": isinstance(teacher, LiveTeacher) and not teacher.model.depth,

@@ -33,7 +33,7 @@ from curricle.models.embeddings import embedding_tables, matching_tables
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.base import require
-from curricle.records import Spent, StagePlan
+from curricle.records import StagePlan, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.costs import Meter
 from curricle.training.setup.placement import Placement
@@ -42,18 +42,20 @@ BATCHES = 64
 """Batches of the stream that a first linear map is fitted on."""
 
 
-def begun(start: "BoundStart | None", spent: Spent, placement: Placement) -> Spent:
+def begun(start: "BoundStart | None", usage: Usage, placement: Placement) -> Usage:
     """Return the usage when training begins or resumes, after a start if it begins.
 
     A run that goes on has its start behind it: the checkpoint's weights come from there.
 
     Args:
         start: The start, if there is one.
-        spent: Usage so far.
+        usage: Usage so far.
         placement: Placement of the models.
     """
-    if start is None or spent.steps:
-        return spent
+    # Steps that were taken show that the run resumes; applied again, the start would overwrite what
+    # was learned.
+    if start is None or usage.steps:
+        return usage
     begins, meter = placement.now(), Meter()
     with meter.running():
         read = start.apply()
@@ -116,7 +118,7 @@ class _TableStart:
     @property
     def plan(self) -> StagePlan:
         tokens = self.settings[0]
-        return _told(
+        return _start_plan(
             self.declared,
             taps=", ".join(setting.label for setting in self.settings),
             objective="set from the teacher's",
@@ -125,13 +127,18 @@ class _TableStart:
         )
 
     @torch.no_grad()
-    def apply(self) -> Spent:
+    def apply(self) -> Usage:
         tokens = self.settings[0].source
+        # One map for all tables: a model adds up their rows, and only under one linear map is the
+        # sum of mapped rows the mapped sum.
         matrix = beside(self.map(tokens), tokens)
         for setting in self.settings:
+            # A teacher in bfloat16 is mapped in the map's precision, so that rounding comes once,
+            # at the end.
             rows = setting.source.to(matrix.dtype)
+            # In place: a tied output and the optimizer hold this very parameter.
             setting.target.copy_(rows @ matrix.mT if setting.is_mapped else rows)
-        return Spent()
+        return Usage()
 
 
 def _bind_tables(
@@ -147,9 +154,10 @@ def _bind_tables(
         embedding_tables(student, "student"),
         embedding_tables(teacher, "teacher"),
     )
+    # Rows are paired by their index; with another number of entries they stand for other tokens.
     if student_tables.tokens.num_embeddings != teacher_tables.tokens.num_embeddings:
         raise BindError(
-            f"'start' must have a student with the teacher's vocabulary; got "
+            f"'init' must have a student with the teacher's vocabulary; got "
             f"{student_tables.tokens.num_embeddings} and "
             f"{teacher_tables.tokens.num_embeddings} entries"
         )
@@ -162,6 +170,8 @@ def _bind_tables(
         for path, table, teacher_table in tables
     ]
     if student_tables.output is not None and teacher_tables.output is not None:
+        # A tied output is the token table, which is set already; the output of an untied teacher
+        # would overwrite it.
         if not student_tables.is_tied:
             settings.append(
                 _setting("output", student_tables.output.weight, teacher_tables.output.weight)
@@ -170,6 +180,8 @@ def _bind_tables(
         biases: tuple[Tensor | None, ...] = (student_tables.output.bias, teacher_tables.output.bias)
         if biases[0] is not None and biases[1] is not None:
             settings.append(_setting("output bias", biases[0], biases[1], is_mapped=False))
+    # While binding, although weights are set when the run begins: a frozen one must be named before
+    # anything is written.
     _check_trained(student, [setting.target for setting in settings])
     linear = start.map(
         seed=seed,
@@ -187,13 +199,14 @@ def _check_trained(student: nn.Module, targets: Sequence[Tensor]) -> None:
     Raises:
         BindError: If one is frozen.
     """
+    # By identity: tensors compare element by element.
     frozen = {id(weight): name for name, weight in student.named_parameters()}
     for target in targets:
         if not target.requires_grad:
             raise BindError(
-                f"'start' must set weights that are trained, since frozen ones would be "
+                f"'init' must set weights that are trained, since frozen ones would be "
                 f"overwritten; got {frozen.get(id(target), 'a buffer')!r} frozen; set its "
-                f"requires_grad, or leave 'start' out, as for students with LoRA"
+                f"requires_grad, or leave 'init' out, as for students with LoRA"
             )
 
 
@@ -215,7 +228,7 @@ class _MapStart:
 
     @property
     def plan(self) -> StagePlan:
-        return _told(
+        return _start_plan(
             self.declared,
             taps="1 <- 1",
             objective="least squares",
@@ -224,7 +237,7 @@ class _MapStart:
         )
 
     @torch.no_grad()
-    def apply(self) -> Spent:
+    def apply(self) -> Usage:
         inputs, states = self._examples()
         matrix = self.map(states).to(states)
         # The bias is the weight of one more input, which is always 1.
@@ -234,7 +247,7 @@ class _MapStart:
         self.linear.weight.copy_(fit[:-1].mT)
         self.linear.bias.copy_(fit[-1])
         stream = self.stream
-        return Spent(examples=BATCHES * stream.batch_size, tokens=BATCHES * stream.tokens_per_batch)
+        return Usage(examples=BATCHES * stream.batch_size, tokens=BATCHES * stream.tokens_per_batch)
 
     def _examples(
         self,
@@ -242,15 +255,20 @@ class _MapStart:
         """Return the inputs and the teacher's states, in float64 on the CPU."""
         place = self.teacher.place(1)
         inputs, states = [], []
-        with self.teacher.reading([place], logits=False) as read:
+        with self.teacher.open_taps([place], logits=False) as forward:
             for step in range(BATCHES):
+                # The placed weights show where the models lie; a start knows no placement.
                 batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
-                states.append(read(batch.for_teacher.inputs).hidden[place])
+                states.append(forward(batch.for_teacher.inputs).hidden[place])
+                # The student's own inputs, which the fitted layer will read, even where the teacher
+                # has others.
                 inputs.append(batch.inputs)
         return _joined(inputs), _joined(states)
 
 
 def _joined(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
+    # On the CPU, where torch has the driver, and in float64: the fit is made once, and its error
+    # would stay in every later step.
     return torch.cat([torch.as_tensor(tensor) for tensor in tensors]).to("cpu", torch.float64)
 
 
@@ -271,7 +289,7 @@ def _bind_map(
     student_layer, teacher_layer = (_first(model) for model in (student, network))
     if student_layer.in_features != teacher_layer.in_features:
         raise BindError(
-            f"'start' must have a student with the teacher's inputs; got "
+            f"'init' must have a student with the teacher's inputs; got "
             f"{student_layer.in_features} and {teacher_layer.in_features}"
         )
     _check_trained(student, list(student_layer.parameters()))
@@ -295,7 +313,7 @@ def _first(network: MLP) -> nn.Linear:
     return next(module for module in network.modules() if isinstance(module, nn.Linear))
 
 
-def _told(
+def _start_plan(
     start: WarmStart, *, taps: str, objective: str, widths: tuple[int, int], count: int
 ) -> StagePlan:
     student, teacher = widths

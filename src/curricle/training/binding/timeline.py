@@ -87,6 +87,7 @@ def plan_spans(
         covering = sum(
             steps(Duration(number=number, unit=unit)) for unit, number in declared.items()
         )
+        # Every stage gets a step, even one whose length rounding has given to its predecessors.
         most = max(covering, start + 1) - start
         least = most
         if not isinstance(stage.duration, Duration):
@@ -99,6 +100,7 @@ def plan_spans(
                 start=start,
                 earliest=earliest,
                 most=most,
+                # A minimum beyond the maximum is cut here, and refused by `check_rule` in words.
                 least=min(least, most),
             )
         )
@@ -129,6 +131,8 @@ def check_rule(span: Span, *, eval_every: int) -> None:
             f"windows and than 'at_least', before which a plateau cannot end a stage; got "
             f"{span.most} steps"
         )
+    # Evaluations lie at multiples counted over the run, so an interval no longer than the stage is
+    # sure to fall into it, wherever it begins.
     if isinstance(duration, UntilMetric) and eval_every > span.most:
         raise BindError(
             f"'eval_every' must not exceed the {span.most} steps of 'at_most', within which "
@@ -177,7 +181,7 @@ class Timeline:
 
         Args:
             spans: The planned steps of the stages, in order.
-            intervals: Numbers of steps after whose multiples something is due.
+            intervals: Intervals in steps; something is due after every multiple of one.
             moments: Further numbers of steps after which something is due.
         """
         self._spans = tuple(spans)
@@ -198,6 +202,7 @@ class Timeline:
 
     def remaining(self) -> range:
         """Return the numbers of the stages that are not closed; the first of them is open."""
+        # A goal is the last end, whatever number of stages is left.
         is_over = bool(self._ends) and self._ends[-1].why == "goal"
         return range(len(self._ends), len(self._ends) if is_over else len(self._spans))
 
@@ -230,6 +235,8 @@ class Timeline:
         """
         span = self._open_span(step, step + 1)
         due = [self._start + span.most]
+        # The next multiple and never this step: what was due here is done. Intervals count from the
+        # start of the run, windows from that of the stage.
         due += [step - step % interval + interval for interval in self._intervals]
         later = bisect_right(self._moments, step)
         due += self._moments[later : later + 1]
@@ -259,6 +266,7 @@ class Timeline:
 
     def add(self, losses: Iterable[Tensor]) -> None:
         """Add the losses of steps of the open stage; not read unless its rule needs them."""
+        # Stages of fixed length do not even add up: on a GPU each sum would be one more kernel.
         if isinstance(self._spans[len(self._ends)].duration, UntilPlateau):
             self._losses.add(losses)
 
@@ -273,7 +281,7 @@ class Timeline:
 
         Args:
             step: Number of steps taken.
-            metrics: Metrics of the student if it was evaluated as its interval asks for.
+            metrics: Metrics of the student if it was evaluated at its interval.
             reaches_goal: Whether the goal of the run is reached, so that all stages end.
 
         Returns:
@@ -281,6 +289,7 @@ class Timeline:
         """
         span = self._open_span(step)
         why = self._reason(span, step - self._start, metrics or {})
+        # The goal outranks the rule: the record has the reason for which the run ended.
         if reaches_goal:
             why = "goal"
         return None if why is None else self.close(step, why)
@@ -294,9 +303,12 @@ class Timeline:
                 # Also called before the stage may end, since a new window begins here.
                 if self._losses.has_plateau(duration) and may_end:
                     return "plateau"
+            # An evaluation outside of the interval, as where weights are kept, gives no metrics
+            # here: the end of a stage must not depend on what a run writes.
             case UntilMetric(metric=name) if may_end and name in metrics:
                 if duration.is_reached(metrics[name]):
                     return "metric"
+        # Last, so that a rule that is met at the maximum is the reason on record.
         return "length" if done == span.most else None
 
     def close(self, step: int, why: EndReason) -> StageEnd:
@@ -312,15 +324,20 @@ class Timeline:
         Raises:
             ValueError: If the stage has taken no step, or would be longer than planned.
         """
+        # The step before must be possible too, or the stage would end without having taken one.
         span = self._open_span(step, step - 1)
         end = StageEnd(stage=span.name, planned=span.most, done=step - self._start, why=why)
         self._ends.append(end)
+        # The best mean and the patience belong to one stage, since losses of other objectives are
+        # no measure for it.
         self._start, self._losses = step, _LossWindows(TimelineState())
         return end
 
     def state(self) -> TimelineState:
         """Return the state for a checkpoint."""
         spans = zip(self._spans, self._ends, strict=False)
+        # Ends of fixed lengths follow from the plan, so a run without rules writes what it wrote
+        # before there were any, and older checkpoints restore.
         ends = [end for span, end in spans if not isinstance(span.duration, Duration)]
         return self._losses.state(tuple(ends))
 
@@ -334,6 +351,7 @@ class Timeline:
         Raises:
             ValueError: If the state does not fit the spans.
         """
+        # Replayed in order, since the start of a stage follows from the ends of all before it.
         ends = {end.stage: end for end in state.ends}
         for span in self._spans:
             if isinstance(span.duration, Duration) and self._start + span.most <= step:
@@ -343,10 +361,14 @@ class Timeline:
                 self.close(self._start + end.done, end.why)
             else:
                 break
+        # Ends that are left over belong to stages that this curriculum lacks, or has in another
+        # order.
         if ends:
             raise ValueError(f"stages {sorted(ends)} cannot have ended after {step} steps")
+        # Inside of a stage a next step must be possible; at a border the run may be over.
         if step != self._start:
             self._open_span(step, step + 1)
+        # At the end, since closing a stage begins with empty windows.
         self._losses = _LossWindows(state)
 
 
@@ -371,6 +393,8 @@ class _LossWindows:
     def add(self, losses: Iterable[Tensor]) -> None:
         """Add losses to the window, where they lie."""
         for loss in losses:
+            # Double, the precision of numbers in a checkpoint: the sum comes back with the same
+            # bits. It stays a tensor, so that no step waits for a GPU to know it.
             self._sum = self._sum + loss.double()
 
     def has_plateau(self, rule: UntilPlateau) -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.objectives.base import Target
 from curricle.training.loop.stage_loss import StageLoss, StepLoss
 from curricle.training.loop.stepping import Stepper
@@ -50,6 +50,8 @@ class Joined:
         for name, parameter in parameters[0].items():
             batched = torch.stack([named[name].detach() for named in parameters])
             for number, named in enumerate(parameters):
+                # `data` keeps the Parameter itself, by which an optimizer finds the state of the
+                # weight.
                 named[name].data = batched[number]
             self.weights[name] = batched.requires_grad_(parameter.requires_grad)
         self.optimizer = _batched_optimizer(steppers, parameters, self.weights)
@@ -66,6 +68,7 @@ class Joined:
             ]
         expected = [torch.stack(column) for column in zip(*single, strict=True)]
         return all(
+            # NaN of both is agreement: the step itself names the student that has diverged.
             torch.allclose(total, sums.reshape(total.shape), rtol=TOLERANCE, equal_nan=True)
             for total, sums in zip(batched, expected, strict=True)
         )
@@ -82,6 +85,8 @@ class Joined:
         counts = first.loss.counts(batch)
         losses = self.losses([total.detach() for total in totals], counts)
         if not all(bool(total.isfinite().all()) for total in totals):
+            # Each student's own check names its seed. Before the update, so that all weights stay
+            # those before the step.
             for stepper, loss in zip(self.steppers, losses, strict=True):
                 stepper.check(loss, step)
         for weight in self.weights.values():
@@ -119,6 +124,7 @@ class Joined:
             axis: Place of the axis of students, if there are several.
         """
         return {
+            # `vmap` maps tensors alone, so objectives without a target have no entry.
             str(number): torch.stack(column, dim=axis) if self._is_batched else column[0]
             for number, column in enumerate(zip(*targets, strict=True))
             if column[0] is not None
@@ -134,6 +140,8 @@ class Joined:
             return result
 
         named = {f"student.{name}": weight for name, weight in weights.items()}
+        # The batch is no argument: all students read the same, and `vmap` would look for an axis of
+        # students in it.
         result: tuple[Tensor, ...] = (vmap(sums) if self._is_batched else sums)(
             named, dict(targets)
         )
@@ -164,6 +172,7 @@ def _batched_optimizer(
     weights: dict[str, Tensor],
 ) -> torch.optim.Optimizer:
     """Return an optimizer for the batched weights; the students' states become views of its."""
+    # By the groups of the first student, since equal settings are a condition of a group.
     names = {parameter: name for name, parameter in parameters[0].items()}
     first = steppers[0].optimizer
     groups: list[dict[str, object]] = [
@@ -182,7 +191,7 @@ def _batched_optimizer(
             if not isinstance(value, Tensor):
                 optimizer.state[weights[name]][key] = value
             elif is_counter(key, value):
-                # One counter for all students: their keys say that they are equal.
+                # One counter for all students: equal counters are part of their batching key.
                 optimizer.state[weights[name]][key] = value
                 for state in states:
                     state[key] = value

@@ -24,8 +24,8 @@ from torch import Tensor, fx
 from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from curricle.data.batch import Batch, check_positions
 from curricle.data.blocks import Block, StudentTensors, of_step, read_block
-from curricle.data.streams import Batch, check_positions
 from curricle.errors import BindError
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.base import BoundObjective, Target
@@ -68,6 +68,7 @@ class CompiledSteps:
             name: group["weight_decay"]
             for group in joined.optimizer.param_groups
             for name, weight in self._moving.items()
+            # By identity: `in` would compare tensors by their numbers.
             if any(weight is parameter for parameter in group["params"])
         }
         self._compiled: tuple[object, Callable[[BlockInputs], BlockOutputs]] | None = None
@@ -89,6 +90,8 @@ class CompiledSteps:
         # Compiled look-ups are not bounded; steps that may exceed a table are taken one by one.
         if block is None or excess(run.tables, "student", block.first.inputs):
             return None
+        # Outside of the graph: a block has one pass of the teacher, whose targets all its steps
+        # read.
         targets = self._joined.gathered(
             [block_targets(stepper.loss, block) for stepper in steppers], axis=1
         )
@@ -96,6 +99,7 @@ class CompiledSteps:
         factors = self._factors(step)
         inputs: BlockInputs = (weights, self._frozen, moments, block.parts, targets, factors)
         try:
+            # Gradients are operations of the graph, so autograd must not record the call as well.
             with torch.no_grad():
                 new_weights, new_moments, totals = self._function(block, inputs)(inputs)
         except (AssertionError, RuntimeError) as error:
@@ -104,10 +108,14 @@ class CompiledSteps:
                 f"steps torch cannot compile; got {self._number}: {error}"
             ) from error
         if not bool(totals.isfinite().all()):
+            # Nothing is committed yet, so single steps find the weights before the block and stop
+            # at the step that diverges.
             return None
         self._commit(new_weights, new_moments)
+        # The rate of the last step, as single steps would leave it in the optimizer.
         self._joined.set_rate(steppers[0].learning_rate(step + self._number - 1))
         counts = steppers[0].loss.counts(block.first)
+        # A copy: outputs of a CUDA graph lie in memory that the next block overwrites.
         return [self._joined.losses(sums.unbind(0), counts) for sums in totals.clone().unbind(0)]
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Moments]]:
@@ -117,6 +125,8 @@ class CompiledSteps:
             name: {
                 key: moment
                 for key, moment in state.get(weight, {}).items()
+                # The number of updates enters by `_factors`, as the corrections that follow from
+                # it.
                 if isinstance(moment, Tensor) and not is_counter(key, moment)
             }
             for name, weight in self._moving.items()
@@ -127,11 +137,13 @@ class CompiledSteps:
         """Return the optimizer's factors of each step, such as rates, for each weight."""
         first = self._joined.steppers[0]
         rates = [first.learning_rate(step + offset) for offset in range(self._number)]
+        # In float64: of 1 - beta**count few digits are left in float32 for small counts.
         following = torch.arange(1, self._number + 1, dtype=torch.float64)
         factors_by_count: dict[float, Tensor] = {}
         factors: dict[str, Tensor] = {}
         for name, weight in self._moving.items():
             updates = float(self._joined.optimizer.state.get(weight, {}).get("step", 0))
+            # Counts differ if an earlier stage has trained only some of the weights.
             if updates not in factors_by_count:
                 exact = self._run.optimizer.factors(
                     torch.tensor(rates, dtype=torch.float64), updates + following
@@ -147,10 +159,13 @@ class CompiledSteps:
         for name, moments_of_weight in moments.items():
             places += moments_of_weight.values()
             values += [new_moments[name][key] for key in moments_of_weight]
+        # In place, because the parameters and states of the students are views; in one call, since
+        # blocks exist to save a call for each weight.
         torch._foreach_copy_(places, values)
         for weight in self._moving.values():
             counter = self._joined.optimizer.state.get(weight, {}).get("step")
             if counter is not None:
+                # In place as well: batched students share the counter.
                 counter += self._number
 
     def _function(self, block: Block, inputs: BlockInputs) -> Callable[[BlockInputs], BlockOutputs]:
@@ -158,8 +173,11 @@ class CompiledSteps:
         if self._compiled is None or self._compiled[0] != block.shapes:
             loss = self._joined.steppers[0].loss
             scales = loss.scales(loss.counts(block.first))
+            # Fake tensors: tracing computes nothing, and no value of an input enters the graph.
             graph = make_fx(partial(self._steps, scales, block.length), tracing_mode="fake")(inputs)
             kind = self._run.settings.placement.kind
+            # Equal code computes the same only for inputs of equal shapes and with equal constants,
+            # which the code names but does not contain.
             key = "\n".join([kind, repr(_shapes(inputs)), graph.code, *_constants(graph)])
             self._compiled = block.shapes, compiled(Traced(key=key, kind=kind, graph=graph))
         return self._compiled[1]
@@ -177,6 +195,7 @@ class CompiledSteps:
                 for named in (targets, factors)
             )
             with torch.enable_grad():
+                # New leaves: the gradient of a step must not run into the steps before it.
                 moving = {
                     name: weight.detach().requires_grad_() for name, weight in weights.items()
                 }
@@ -264,6 +283,8 @@ def block_targets(loss: StageLoss, block: Block) -> list[Target]:
     if states.logits is not None:
         rows["logits"] = block.cut(states.logits)
     with torch.no_grad(), loss.teacher_autocast():
+        # Objectives are written for the axes of one batch, so the steps of the states are mapped
+        # over.
         return [
             vmap(partial(_target, term.objective, block.length))(rows, block.parts)
             if term.needs_teacher

@@ -46,6 +46,7 @@ class CompiledStepper:
         Returns:
             The loss of each step.
         """
+        # A first single step makes the moments, which are inputs of the graph.
         if stop - first >= self._number and self._is_possible and has_state(self._stepper):
             if self._group is None:
                 self._group = Group([self._stepper], self._number)
@@ -143,6 +144,10 @@ class Group:
 def is_batchable(stepper: Stepper) -> bool:
     """Return whether the steps of a stage can be batched or compiled."""
     run = stepper.run
+    # Noise is seeded for each student and step, which one call for several of them cannot do. A
+    # head in chunks takes its gradient by an autograd function that `vmap` cannot map. Buffers are
+    # no arguments of the batched model, so the first student's would serve all, and so would its
+    # adapters. Sparse targets are no tensors that could be stacked.
     return not (
         run.draws_noise
         or run.draws_foreign_noise
@@ -157,6 +162,7 @@ def has_state(stepper: Stepper) -> bool:
     """Return whether the optimizer has the state of all weights that the stage trains."""
     run, state = stepper.run, stepper.optimizer.state
     named = run.student.module.named_parameters()
+    # Plain descent keeps no state, and has nothing to wait for.
     return not run.optimizer.moments or all(
         state.get(parameter) for name, parameter in named if name in stepper.stage.trained
     )
@@ -165,10 +171,12 @@ def has_state(stepper: Stepper) -> bool:
 def separate(stepper: Stepper) -> None:
     """Give a student that was in a group memory of its own again."""
     for parameter in stepper.run.student.module.parameters():
+        # A slice keeps the memory of the whole group alive.
         parameter.data = parameter.data.clone()
     for state in stepper.optimizer.state.values():
         for name, value in state.items():
             if value is not None:
+                # Counters, too: a shared one would count the updates of all students.
                 state[name] = value.clone()
 
 
@@ -178,9 +186,13 @@ def batching_key(stepper: Stepper) -> str:
     module = run.student.module
     return fingerprint(
         [
+            # Names and shapes do not show activations. `repr` shows many of the differences, and
+            # the comparison of losses the others.
             [type(module).__qualname__, repr(module), architecture(module)],
             [name for name, parameter in module.named_parameters() if parameter.requires_grad],
+            # The learning rate follows from these, and a group has one.
             [plain(stage.declared), stepper.start, stage.span.most, run.num_steps],
+            # AdamW corrects by the number of updates, which is one for all of a group.
             [plain(run.optimizer), _counters(stepper)],
         ]
     )

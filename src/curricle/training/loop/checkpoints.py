@@ -3,8 +3,8 @@
 A checkpoint is a folder: the student's weights and the optimizer's tensors as safetensors, a
 `state.json` with the step, the usage and the length of the records, and a `manifest.json` with
 size and SHA-256 of each file. Adapters that the objectives of the stage train lie in
-files of its own, with its part of the optimizer's state. A checkpoint is written beside its final
-name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
+files of their own, with their part of the optimizer's state. A checkpoint is written beside its
+final name, flushed and renamed. Random numbers need no room: they are functions of seed and step.
 
 Design: nothing is read before its hash is checked, and nothing goes into an optimizer with a
 shape or type other than that of its own state: fused kernels read past the end of short tensors.
@@ -15,7 +15,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
@@ -24,12 +24,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from curricle.checksums import SEAL, check_sealed, folder_seal
 from curricle.colocation import beside, processor_kind
 from curricle.errors import CheckpointError
 from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
-from curricle.records import Spent
-from curricle.seals import SEAL, check_sealed, folder_seal
+from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
 from curricle.yaml_specs import Document, from_json, kind_of
@@ -47,7 +47,7 @@ Slots = dict[str, tuple[bool, torch.dtype]]
 class RunState:
     """Where a run stands."""
 
-    spent: Spent
+    usage: Usage
     """Consumed so far; its steps are the next step to run."""
     records_bytes: int
     """Length of the records file, to which it is cut when resuming."""
@@ -79,18 +79,21 @@ def save_checkpoint(
     Returns:
         The folder of the checkpoint.
     """
-    path = folder / _name(state.spent.steps)
+    path = folder / _name(state.usage.steps)
     check_layout(folder)
     older = [old for old in _checkpoints(folder) if old != path]
     with new_folder(path) as temporary:
         save_weights(module, temporary / STUDENT)
+        # A parameter may have no state, so a missing state shows in this number alone.
         counts = {OPTIMIZER: _save_optimizer(temporary / OPTIMIZER, optimizer, module)}
         if adapters is not None and len(adapters):
+            # In files of their own: the student's weights load into a student alone, and after the
+            # end of a stage a run goes on with other adapters or none.
             save_weights(adapters, temporary / ADAPTERS)
             file = temporary / ADAPTERS_OPTIMIZER
             counts[ADAPTERS_OPTIMIZER] = _save_optimizer(file, optimizer, adapters)
         content = {
-            "spent": plain(state.spent),
+            "usage": plain(state.usage),
             "records_bytes": state.records_bytes,
             "records_head": state.records_head,
             "run": state.run,
@@ -98,8 +101,11 @@ def save_checkpoint(
             "tensors": counts,
         }
         (temporary / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
+        # Last: the seal has the hash of every file before it.
         seal = folder_seal(temporary, [file.name for file in temporary.iterdir()])
         (temporary / SEAL).write_text(seal, encoding="utf-8")
+    # A kill before this line leaves two checkpoints, of which the newer one is taken; the other
+    # order might leave none.
     for old in older:
         remove_folder(old)
     return path
@@ -146,6 +152,8 @@ def read_state(path: Path, *, timeline: Timeline | None = None) -> RunState:
             or the stages of the run.
     """
     with _remedied(path):
+        # Before the hash, so that an error names the fault of the content; nothing is used until
+        # the hash is checked.
         state = _parsed_state(path)
         check_sealed(path, [STATE])
         _check_state(path, state, None if timeline is None else timeline.num_steps)
@@ -161,7 +169,7 @@ def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
         CheckpointError: If the state does not fit its stages.
     """
     try:
-        timeline.restore(state.timeline, state.spent.steps)
+        timeline.restore(state.timeline, state.usage.steps)
     except ValueError as error:
         raise CheckpointError(
             f"'timeline' in {str(path / STATE)!r} must fit the stages of the run: {error}"
@@ -170,7 +178,7 @@ def _restore_timeline(path: Path, state: RunState, timeline: Timeline) -> None:
 
 @contextmanager
 def _remedied(path: Path) -> Iterator[None]:
-    """Add the remedy for a checkpoint to an error inside the block.
+    """Add the remedy for a damaged checkpoint to an error inside the block.
 
     Yields:
         Nothing.
@@ -196,10 +204,11 @@ def _parsed_state(path: Path) -> RunState:
     content = _content(path)
     try:
         return RunState(
-            spent=parse(Spent, content["spent"]),
+            usage=parse(Usage, content["usage"]),
             records_bytes=int(content["records_bytes"]),
             records_head=str(content.get("records_head", "")),
             run=str(content["run"]),
+            # Checkpoints from before stages could end by a rule have no timeline.
             timeline=parse(TimelineState, content.get("timeline", {})),
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
@@ -229,7 +238,8 @@ def _check_state(path: Path, state: RunState, planned: int | None) -> None:
     Raises:
         CheckpointError: If one cannot be.
     """
-    steps, file = state.spent.steps, str(path / STATE)
+    # The seal detects damage, not the mistakes of another program that wrote the folder.
+    steps, file = state.usage.steps, str(path / STATE)
     if steps <= 0 or (planned is not None and steps > planned):
         limit = "" if planned is None else f" and at most the planned {planned}"
         raise CheckpointError(f"'steps' in {file!r} must be positive{limit}; got {steps}")
@@ -237,7 +247,7 @@ def _check_state(path: Path, state: RunState, planned: int | None) -> None:
         raise CheckpointError(
             f"'steps' in {file!r} must be those of its folder {path.name!r}; got {steps}"
         )
-    numbers = {**asdict(state.spent), "records_bytes": state.records_bytes}
+    numbers = {**plain(state.usage), "records_bytes": state.records_bytes}
     for name, number in numbers.items():
         if number < 0 or not math.isfinite(number):
             raise CheckpointError(f"{name!r} in {file!r} must not be negative; got {number}")
@@ -252,6 +262,8 @@ def load_checkpoint(path: Path, module: nn.Module, optimizer: torch.optim.Optimi
     with _remedied(path):
         check_sealed(path, [STUDENT, OPTIMIZER])
         load_weights(module, path / STUDENT)
+        # Restoring only adds, so that adapters can follow the student; a state that the checkpoint
+        # lacks would otherwise stay.
         optimizer.state.clear()
         _restore_optimizer(optimizer, module, path / OPTIMIZER)
 
@@ -280,11 +292,14 @@ def _name(steps: int) -> str:
 def _named(folder: Path) -> list[Path]:
     """Return folders with the name of a checkpoint, in the order of steps."""
     paths = [path for path in folder.glob("step-*") if FOLDER.fullmatch(path.name)]
+    # By number: as texts, steps of ten digits would precede those of nine.
     return sorted(paths, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    # A link may lead anywhere, so what lies behind it is neither read nor removed.
+    # A link may lead anywhere, so files behind it are neither read nor removed.
+    # Either file marks a checkpoint: one that has lost the other is damaged, and has to be refused
+    # instead of passed over for an older one.
     return [
         path
         for path in _named(folder)
@@ -318,6 +333,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path
     except (OSError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}") from None
     counts = _content(path.parent).get("tensors")
+    # A wholly empty file is valid safetensors, and the state of a new optimizer.
     count = counts.get(path.name) if isinstance(counts, dict) else None
     if count != len(tensors):
         raise CheckpointError(
@@ -330,6 +346,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, module: nn.Module, path
         if name not in named:
             raise CheckpointError(f"'optimizer' state must be of this model; got {name!r}")
         states.setdefault(name, {})[state] = tensor
+    # All states are checked before the first is set: no optimizer is left with half of them.
     slots = _SlotTable(optimizer)
     for name, state_of_one in states.items():
         _check_slots(f"{name!r} in {str(path)!r}", named[name], state_of_one, slots.of(named[name]))
@@ -358,12 +375,16 @@ class _SlotTable:
         number = self._groups.get(parameter)
         if number is None:
             return {}
+        # Options of the group decide which state there is, dtype and processor its form; so a model
+        # needs a few trials and not one for each parameter.
         key = (number, parameter.dtype, processor_kind(parameter))
         if key not in self._known:
             self._known[key] = self._slots(parameter, self._optimizer.param_groups[number])
         return self._known[key]
 
     def _slots(self, parameter: nn.Parameter, group: dict[str, object]) -> Slots:
+        # torch declares the state of an optimizer nowhere; a step creates it. Two axes of different
+        # length distinguish a state in the parameter's shape from a count or a state of rows.
         sample = nn.Parameter(parameter.detach().new_zeros(2, 3))
         sample.grad = torch.zeros_like(sample)
         trial: Callable[..., torch.optim.Optimizer] = type(self._optimizer)

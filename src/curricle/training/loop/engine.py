@@ -31,12 +31,13 @@ from curricle.records import (
     EndRecord,
     EvaluationRecord,
     Record,
-    Spent,
     StageEndRecord,
     StageRecord,
+    Usage,
 )
 from curricle.teachers.trajectory import TrajectoryWriter
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import begun
 from curricle.training.binding.timeline import StageEnd, Timeline
@@ -124,6 +125,8 @@ class TrainingRun:
         self.timeline = Timeline(
             [stage.span for stage in run.stages],
             intervals=run.settings.intervals,
+            # Weights of a trajectory are read between the intervals, so prefetch and compiled
+            # blocks must end there, too.
             moments=() if outputs.trajectory is None else outputs.trajectory.steps,
         )
         """Stages as they follow each other."""
@@ -139,11 +142,13 @@ class TrainingRun:
         )
         self._resume, self._until = resume, until
         self._stage_steps, self._interrupts = stage_steps, interrupts or Interrupts()
-        self._spent = Spent()
+        self._usage = Usage()
         self._modes: Modes = ()
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._take: TakeSteps
-        self._before, self._started = Spent(), 0.0
+        self._before, self._started = Usage(), 0.0
+        # Of all parameters, also those that a stage freezes: its state outlives stages, and torch
+        # skips a parameter without a gradient.
         self._optimizer = run.optimizer.build(run.student.module.parameters())
         # Every process takes the same steps and reads the same checkpoints; one of them writes.
         self._is_writer = run.settings.placement.is_writer
@@ -178,6 +183,7 @@ class TrainingRun:
     ) -> None:
         """Close the stage and the run."""
         try:
+            # Hooks and frozen flags of the stage lie inside the modes that the run restores.
             self._stage_stack.__exit__(kind, error, trace)
         finally:
             self._stack.__exit__(kind, error, trace)
@@ -188,6 +194,7 @@ class TrainingRun:
         if run.teacher is not None:
             run.teacher.check(run.teachers)
         if self.outputs.folder is not None:
+            # Here, and not at the first checkpoint, when steps would be lost.
             check_savable(module)
         stack.enter_context(modes_kept(module))
         self._modes = train(module)
@@ -200,11 +207,15 @@ class TrainingRun:
         self._open_journal(lock)
         if self.end is not None:
             return
+        # A finished run has returned above and needs no evaluator. One that goes on is tried with
+        # the weights of its checkpoint.
         if self._resume:
             self._try_evaluation()
         if run.teacher is not None:
+            # Last of all that may refuse: casting and compiling a teacher costs time and memory.
             stack.enter_context(run.teacher.teaching(run.settings.teacher_inference))
-        self._spent = begun(run.start, self._journal.spent, run.settings.placement)
+        # Within the teacher's context: a warm start runs it in evaluation mode.
+        self._usage = begun(run.warm_start, self._journal.usage, run.settings.placement)
 
     def _open_journal(self, lock: ExitStack) -> None:
         run, outputs = self.run, self.outputs
@@ -213,6 +224,7 @@ class TrainingRun:
         self.end = self._journal.open(opening, self._optimizer, resume=self._resume, lock=lock)
         writes = outputs.folder is not None and self._is_writer
         if self.end is None and writes and outputs.trajectory is not None:
+            # Under the lock only: temporary files of a running writer look like leftovers.
             outputs.trajectory.remove_leftovers()
 
     def advance(self, losses: Sequence[StepLoss] | None = None) -> None:
@@ -221,7 +233,7 @@ class TrainingRun:
         The first call opens a stage, the last one closes the run.
 
         Args:
-            losses: Losses of steps that were taken with those of other students; None takes them.
+            losses: Losses of steps that a group of students has taken; None takes the steps here.
         """
         if self.end is not None:
             return
@@ -247,6 +259,8 @@ class TrainingRun:
             The end of the stage, if these were its last steps.
         """
         self.num_steps += len(step_losses)
+        # Before anything is saved: a checkpoint holds the sum over the open window, these steps
+        # included.
         self.timeline.add(loss.loss for loss in step_losses)
         end, last = None, self.num_steps - 1
         is_due = self.num_steps == self.stop
@@ -255,11 +269,14 @@ class TrainingRun:
             self._spend(paused)
             end = self._after(stepper, step_losses[-1], last)
             self._started += self._now() - paused
+        # A run at its goal is complete after this step; `Interrupts` raises for the signal then.
         is_over = end is not None and end.why == "goal"
         if not is_over and self._interrupts.requested is not None:
+            # Usage is noted where something is due, and a signal may come between.
             self._spend(self._now())
             self._interrupt(self._interrupts.requested, stepper, step_losses[-1], last)
         if is_due and end is None:
+            # Not after the end of a stage, whose successor has another first step.
             self.stop = self.timeline.due(self.num_steps)
         return end
 
@@ -273,11 +290,14 @@ class TrainingRun:
 
     def _open_stage(self, stage: BoundStage) -> None:
         start = self.timeline.start
-        if self._spent.steps == start:
+        # Otherwise a checkpoint lies within the stage: its record is on disk, and the state of the
+        # optimizer goes on.
+        if self._usage.steps == start:
             if stage.declared.optimizer_state == "reset":
                 self._optimizer = self.run.optimizer.build(self.run.student.module.parameters())
-            self._journal.write(StageRecord(stage=stage.declared.name, spent=self._spent))
-        self._before = self._spent
+            self._journal.write(StageRecord(stage=stage.declared.name, usage=self._usage))
+        self._before = self._usage
+        # A checkpoint at the border holds the adapters of the stage before.
         resumed = self._journal.resumed if self._before.steps > start else None
         with ExitStack() as stack:
             stage_steps = stepping(self.run, stage, self._optimizer, start=start, resumed=resumed)
@@ -285,15 +305,20 @@ class TrainingRun:
             self._take = stack.enter_context(self._stage_steps(stepper))
             self._stage_stack = stack.pop_all()
         self.stepper = stepper
+        # A stage that goes on has been charged before its checkpoint; it takes the same statistics
+        # again, since no checkpoint holds them.
         if self._before.steps == start:
             self._before += self.stepper.calibration
         self.num_steps = self._before.steps
+        # Last: loading, hooks and compiling are no training, and calibration has its own seconds.
         self._started, self.stop = self._now(), self.timeline.due(self.num_steps)
 
     def _close_stage(self, stepper: Stepper) -> None:
+        # No further loss of the stage would show an update to infinite weights.
         stepper.check_trained(self.num_steps - 1)
         self.stepper = None
         self._stage_stack.close()
+        # The bound method holds the stepper, and with it the teacher of the stage.
         del self._take
 
     def _spend(self, at: float) -> None:
@@ -301,7 +326,7 @@ class TrainingRun:
         stepper = self.stepper
         assert stepper is not None  # noqa: S101 - called while a stage is open
         seconds = self._before.seconds + at - self._started
-        self._spent = spend(
+        self._usage = spend(
             self.run, self._before, stepper.stage, done=self.num_steps, seconds=seconds
         )
 
@@ -310,12 +335,14 @@ class TrainingRun:
         try:
             metrics = self._metrics(self.run.stages[-1])
         except Exception as error:
+            # The evaluation may be the user's, and training is over: its result is kept.
             if files is not None and self._is_writer:
                 files.save_student(module)
                 error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
+        # On disk before the record that holds their hash.
         weights = "" if files is None or not self._is_writer else files.save_student(module)
-        end = EndRecord(metrics=metrics, spent=self._spent, weights=weights)
+        end = EndRecord(metrics=metrics, usage=self._usage, weights=weights)
         self._journal.finish(end)
         self.end = end
         # The folder is free and the student in its own modes while other runs go on.
@@ -332,13 +359,15 @@ class TrainingRun:
         """
         settings, stage, done = self.run.settings, stepper.stage, step + 1
         if done % settings.log_every == 0:
+            # On a GPU this is the first look at a loss since the last record.
             stepper.check(loss, step)
             rate = stepper.learning_rate(step)
-            self._journal.write(step_record(stage, loss, learning_rate=rate, spent=self._spent))
+            self._journal.write(step_record(stage, loss, learning_rate=rate, usage=self._usage))
         trajectory = self.outputs.trajectory
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.eval_every == 0
         if is_kept:
+            # Broken weights in a trajectory would teach, and a finite loss does not exclude them.
             stepper.check_weights(step)
         metrics: dict[str, float] = {}
         if is_due or is_kept:
@@ -346,10 +375,13 @@ class TrainingRun:
         reaches_goal = False
         if is_due:
             name = stage.declared.name
-            self._journal.write(EvaluationRecord(stage=name, metrics=metrics, spent=self._spent))
+            self._journal.write(EvaluationRecord(stage=name, metrics=metrics, usage=self._usage))
+            # Before a stage trains the logits, a metric of them measures chance.
             is_taught = stage.plan.reads_logits
             reaches_goal = is_taught and self._until is not None and self._until(metrics)
         # Before the checkpoint, which counts the record of an end as written.
+        # An evaluation for the trajectory alone must not end a stage: with and without a trajectory
+        # the run is the same.
         end = self._look(stage, done, metrics if is_due else {}, reaches_goal=reaches_goal)
         if trajectory is not None and is_kept and self._is_writer:
             trajectory.save(self.run.student.module, done, metrics.get(NLL.name))
@@ -377,7 +409,7 @@ class TrainingRun:
                     planned=end.planned,
                     done=end.done,
                     why=end.why,
-                    spent=self._spent,
+                    usage=self._usage,
                 )
             )
         return end
@@ -401,7 +433,7 @@ class TrainingRun:
         # A run that has diverged must not replace its last good checkpoint.
         stepper.check(loss, step)
         stepper.check_weights(step)
-        self._journal.save(self._spent, self._optimizer, adapters=stepper.loss.adapters)
+        self._journal.save(self._usage, self._optimizer, adapters=stepper.loss.adapters)
 
     def _metrics_or_save(
         self, stage: BoundStage, stepper: Stepper, loss: StepLoss, step: int
@@ -415,7 +447,7 @@ class TrainingRun:
         try:
             return self._metrics(stage)
         except DivergenceError:
-            # Where not every loss is looked at, that of the step says more.
+            # Where not every loss is checked, an error about that of the step is more precise.
             stepper.check(loss, step)
             raise
         except Exception as error:
@@ -434,12 +466,14 @@ class TrainingRun:
     def _try_evaluation(self) -> None:
         """Check the result of the evaluation before a weight changes; nothing of it is recorded.
 
-        Evaluators of ours are not run once more for it.
+        Evaluators of this package are not run for it if their metrics suffice.
         """
         if self._is_ours and set(self._metric_names) <= set(OUR_METRICS):
             return
         module = self.run.student.module
         with (
+            # An evaluation of the user may move running statistics and draw random numbers; the run
+            # after it must be the one without a trial.
             buffers_kept(module),
             seeding.scoped(self.run.seed, "evaluation/trial", beyond_torch=True),
         ):
@@ -470,8 +504,9 @@ class TrainingRun:
             if not math.isfinite(number) and (name == self.metric or self._is_ours):
                 raise DivergenceError(
                     f"{name!r} must be finite; got {number} in stage {stage.declared.name!r} "
-                    f"after step {self._spent.steps - 1} with seed {self.run.seed}"
+                    f"after step {self._usage.steps - 1} with seed {self.run.seed}"
                 )
+        # Records are strict JSON, which has no NaN.
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
 
 

@@ -12,17 +12,17 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
+from curricle.data.batch import Batch, Rows, check_positions
 from curricle.data.finiteness import non_finite_words
 from curricle.data.labels import misplaced, require_classes
-from curricle.data.streams import Batch, Rows, check_positions
 from curricle.errors import BindError, DataError
 from curricle.metrics import CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
 from curricle.models.restoring import modes_kept
-from curricle.models.tapped import Activations, Reader, TappedModel
+from curricle.models.tapped import Activations, Forward, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
-from curricle.training.binding.trials import check_places
+from curricle.training.binding.first_passes import check_places
 from curricle.training.setup.placement import HOST, Placement
 
 Evaluator = Callable[[TappedModel], dict[str, float]]
@@ -66,15 +66,18 @@ def label_metrics(
     reads = {metric.reads for metric in metrics}
     if "teacher" in reads and teacher is None:
         raise BindError("'metric' must not read a teacher, as 'kl' does, where no model teaches")
+    # A comparison with the teacher alone needs no labels.
     if reads != {"teacher"}:
         _check_labels(batches, are_classes="classes" in reads)
     labels = [batch.labels.cpu() for batch in batches if batch.labels is not None]
     classes = torch.cat(labels).long() if "classes" in reads else None
     return _LabelEvaluator(
+        # Moved once, since every evaluation reads the same batches.
         batches=tuple(map(placement.part_of, batches)),
         metrics=tuple(metrics),
         placement=placement,
         teacher=teacher if "teacher" in reads else None,
+        # Taken here on the CPU: a look at labels on a GPU would wait in every evaluation.
         bounds=None if classes is None else (int(classes.min()), int(classes.max())),
         chance=None if classes is None else _chance(classes),
     )
@@ -106,12 +109,14 @@ class _LabelEvaluator:
         count = 0
         with (
             observing(model),
-            model.reading((), logits=True) as read,
+            model.open_taps((), logits=True) as forward,
             _teaching(self.teacher) as read_teacher,
         ):
             for batch in self.batches:
-                logits, size = _logits(_shown(read, batch), batch, "'logits' in 'evaluation'")
+                logits, size = _logits(_shown(forward, batch), batch, "'logits' in 'evaluation'")
                 if self.bounds is not None:
+                    # Before the metrics: a class that is out of range ends in an assertion of the
+                    # GPU, after which the process cannot use it.
                     _check(require(batch.labels, "labels"), logits, self.bounds)
                 teacher = None if read_teacher is None else read_teacher(batch)
                 scores = Scores(student=logits, labels=batch.labels, teacher=teacher)
@@ -122,6 +127,8 @@ class _LabelEvaluator:
                         observation if metric.keeps == "sum" else [observation]
                     )
                 count += size
+        # Exact sums are divided once: a mean of batch means would weigh the positions of small
+        # batches more.
         total_count = int(self.placement.total(count))
         numbers: dict[str, float] = {}
         for metric in self.metrics:
@@ -130,6 +137,7 @@ class _LabelEvaluator:
             numbers[metric.name] = metric.compute(total, total_count)
         for name, number in numbers.items():
             if not math.isfinite(number):
+                # Only now: looking at the inputs in every evaluation would read all of them twice.
                 _check_inputs(self.batches, name, number)
         return numbers
 
@@ -175,19 +183,20 @@ def _teaching(teacher: TappedModel | None) -> Iterator[Callable[[Batch], Tensor]
     if teacher is None:
         yield None
         return
-    with modes_kept(teacher.module), teacher.reading((), logits=True) as read:
+    # The trial before training comes before the run puts its teacher into evaluation mode.
+    with modes_kept(teacher.module), teacher.open_taps((), logits=True) as forward:
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
-        yield lambda batch: _logits(_taught(read, batch), batch, name)[0]
+        yield lambda batch: _logits(_taught(forward, batch), batch, name)[0]
 
 
-def _taught(read: Reader, batch: Batch) -> Activations:
+def _taught(forward: Forward, batch: Batch) -> Activations:
     """Return the teacher's activations at the positions of the student."""
     side = batch.for_teacher
-    return aligned(read(side.inputs, side.selected), batch)
+    return aligned(forward(side.inputs, side.selected), batch)
 
 
-def _shown(read: Reader, batch: Batch) -> Activations:
+def _shown(forward: Forward, batch: Batch) -> Activations:
     """Return the activations of the student for a batch.
 
     Raises:
@@ -195,10 +204,11 @@ def _shown(read: Reader, batch: Batch) -> Activations:
         LookupError: If something else was looked up in vain.
     """
     try:
-        return read(batch.inputs, batch.selected)
+        return forward(batch.inputs, batch.selected)
     except (DataError, LookupError):
         name = "'labels' of 'evaluation'"
-        check_places("the student", read, batch, kind=DataError, name=name)
+        # Explained after the failure: which sentence fits takes further passes of the model.
+        check_places("the student", forward, batch, kind=DataError, name=name)
         raise
 
 

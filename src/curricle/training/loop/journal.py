@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from curricle.errors import CheckpointError
-from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Spent
+from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Usage
 from curricle.training.binding.facts import differences, write_facts
 from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.checkpoints import (
@@ -60,7 +60,7 @@ class Journal:
         """Digest of the facts."""
         self.resumed: Path | None = None
         """Checkpoint from which the run goes on; None if it begins."""
-        self.spent = Spent()
+        self.usage = Usage()
         """Consumed by that checkpoint."""
         self._observers, self._facts = tuple(observers), facts
         self._is_writer = is_writer
@@ -94,11 +94,13 @@ class Journal:
         if files is None:
             self._notify(opening)
             return None
+        # Also before the lock: a refusal must leave no lock file in the folder of another run.
         if not resume:
             files.check_free()
         end = self._finished(files, opening)
         if end is not None:
             return end
+        # A finished run has returned above: loading it only reads, so it takes no lock.
         if self._is_writer:
             files.open_for_writing(lock)
         # Another process may have written between the first look and the lock.
@@ -116,6 +118,7 @@ class Journal:
             CheckpointError: If the folder holds another run or a damaged one.
         """
         records, newest = files.known_records(), files.newest()
+        # Weights come from the checkpoint, so its digest counts if there is one.
         owner = owner_of(records, self.digest) if newest is None else read_state(newest).run
         if owner != self.digest:
             raise CheckpointError(
@@ -147,20 +150,24 @@ class Journal:
                 self._writer = RecordWriter(files.records)
             self.write(opening)
             if self._is_writer:
+                # After the record, whose digest decides; facts only name what differs.
                 write_facts(files.folder, self._facts)
             return
         state = read_state(self.resumed, timeline=self._timeline)
+        # Records first: if they are shorter than the checkpoint counts, the run is refused before a
+        # weight moves.
         if self._is_writer:
             self._writer = RecordWriter(
                 files.records, keep_bytes=state.records_bytes, head=state.records_head
             )
         load_checkpoint(self.resumed, self._student, optimizer)
-        self.spent = state.spent
+        self.usage = state.usage
         # The file has it already; these observers have not seen it.
         self._notify(opening)
 
     def write(self, record: Record) -> None:
         """Append a record and pass it to the observers."""
+        # Disk first: an observer may raise, and the record of the step must not be lost.
         if self._writer is not None:
             self._writer.write(record)
         self._notify(record)
@@ -170,12 +177,12 @@ class Journal:
             observer(record)
 
     def save(
-        self, spent: Spent, optimizer: torch.optim.Optimizer, *, adapters: nn.ModuleList
+        self, usage: Usage, optimizer: torch.optim.Optimizer, *, adapters: nn.ModuleList
     ) -> None:
         """Save a checkpoint, if there is a folder.
 
         Args:
-            spent: Consumed so far.
+            usage: Consumed so far.
             optimizer: The optimizer of the student's weights.
             adapters: Modules that the open stage trains beside the student.
         """
@@ -184,7 +191,7 @@ class Journal:
         # Not even a crash of the machine may leave a checkpoint whose records are lost.
         self._writer.sync()
         state = RunState(
-            spent=spent,
+            usage=usage,
             records_bytes=self._writer.size,
             records_head=self._writer.head,
             run=self.digest,
@@ -196,6 +203,7 @@ class Journal:
         """Write the last record and the manifest of the folder."""
         self.write(end)
         if self.files is not None and self._writer is not None:
+            # The manifest has the hash of the records, so a crash must not leave it without them.
             self._writer.sync()
             self.files.seal()
 

@@ -34,8 +34,8 @@ class Prefetcher(Generic[T]):
         """
         self._make = make
         self._stream = stream
-        # Whoever leaves the outermost autocast of a thread empties the casts of all threads. This
-        # thread is always within one, so that it leaves those of a pass of the student alone.
+        # The end of the outermost autocast of a thread clears the cached casts of all threads. This
+        # thread is always within one, so it never clears those of a pass of the student.
         self._pool = ThreadPoolExecutor(
             1, thread_name_prefix="prefetch", initializer=torch.autocast_increment_nesting
         )
@@ -50,9 +50,12 @@ class Prefetcher(Generic[T]):
             ahead: Whether the one after it is to be made meanwhile.
         """
         item = self._made(step)
+        # This frees the tensors of the step before, while the thread stands still.
         self._held = item
         if ahead:
             if self._stream is not None:
+                # The thread's stream may get that memory next, which kernels of the student that
+                # are queued by now still read.
                 self._stream.wait_stream(torch.cuda.current_stream())
             self._next = step + 1, self._pool.submit(self._beside, step + 1)
         return item
@@ -73,8 +76,10 @@ class Prefetcher(Generic[T]):
         trace: TracebackType | None,
     ) -> None:
         """Wait for the prefetch, and drop it."""
+        # Waits: a thread that outlived the stage would run its teacher without hooks.
         self._pool.shutdown(cancel_futures=True)
         self._next = self._held = None
+        # The thread never left its outermost autocast, where torch forgets the casts of weights.
         torch.clear_autocast_cache()
 
     def _made(self, step: int) -> T:
@@ -84,11 +89,13 @@ class Prefetcher(Generic[T]):
         number, future = coming
         item = future.result()
         if self._stream is not None:
+            # The result waits for the thread, not for the kernels that it has queued.
             torch.cuda.current_stream().wait_stream(self._stream)
-        # Somebody who asks for another step than the next, as no run does, gets it all the same.
+        # Another step than the next, which no run takes, is prepared here.
         return item if number == step else self._make(step)
 
     def _beside(self, step: int) -> T:
+        # torch keeps the current stream for each thread, so it is set in this one.
         stream: AbstractContextManager[object] = (
             nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
         )

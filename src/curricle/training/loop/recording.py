@@ -14,15 +14,16 @@ from dataclasses import replace
 import torch
 
 from curricle.extras import package_version
-from curricle.records import RunRecord, Spent, StepRecord
+from curricle.records import RunRecord, StepRecord, Usage
 from curricle.teachers.live import num_parameters
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import relative_tokens
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import StepLoss
 
 
-def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds: float) -> Spent:
+def spend(run: BoundRun, before: Usage, stage: BoundStage, *, done: int, seconds: float) -> Usage:
     """Return the usage after some steps of a stage.
 
     Args:
@@ -34,6 +35,8 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
     """
     steps, stream = done - before.steps, run.stream
     tokens, expected = relative_tokens(stream, before.steps, done)
+    # From the start of the stage and not step by step, and in integers: a float does not hold
+    # the FLOPs of long runs exactly.
     student, teacher = steps * stage.plan.student_flops, steps * stage.plan.teacher_flops
     if tokens != expected:
         # FLOPs were measured on the first batch; others cost about as much a position.
@@ -50,7 +53,7 @@ def spend(run: BoundRun, before: Spent, stage: BoundStage, *, done: int, seconds
 
 
 def step_record(
-    stage: BoundStage, loss: StepLoss, *, learning_rate: float, spent: Spent
+    stage: BoundStage, loss: StepLoss, *, learning_rate: float, usage: Usage
 ) -> StepRecord:
     """Return the record of a step.
 
@@ -58,7 +61,7 @@ def step_record(
         stage: Its stage.
         loss: Its loss.
         learning_rate: Its learning rate.
-        spent: Usage until now.
+        usage: Usage until now.
     """
     terms: dict[str, float] = {}
     for term, mean in zip(stage.terms, loss.terms, strict=True):
@@ -68,10 +71,11 @@ def step_record(
         terms[f"{name} #{number + 1}" if number else name] = mean.item()
     return StepRecord(
         stage=stage.declared.name,
+        # This waits for a GPU, so only steps that are recorded are read.
         loss=loss.loss.item(),
         terms=terms,
         learning_rate=learning_rate,
-        spent=spent,
+        usage=usage,
     )
 
 

@@ -29,6 +29,7 @@ def plain_metrics(returned: object, *names: str) -> dict[str, float]:
             f"'evaluation' must return a dictionary of numbers by name, as {{{names[0]!r}: 0.5}}; "
             f"got {_described(returned)}"
         )
+    # Plain floats: records keep them, and a tensor would hold its memory or graph.
     metrics = {str(name): _number(name, item) for name, item in returned.items()}
     for name in names:
         if name not in metrics:
@@ -58,6 +59,7 @@ def _scalar(item: object) -> object:
     unpack: Callable[[], object] | None = getattr(item, "item", None)
     if unpack is None:
         return item
+    # An array or tensor of several elements refuses, and is then no number.
     try:
         return unpack()
     except (RuntimeError, TypeError, ValueError):

@@ -18,12 +18,12 @@ from typing import final
 
 from torch import nn
 
+from curricle.checksums import SEAL, seal_folder, sealed_names
 from curricle.errors import CheckpointError
 from curricle.files import content_digest, remove_leftovers
 from curricle.locks import locked
 from curricle.models.weights import load_weights, save_weights
 from curricle.records import EndRecord, Record, RunRecord, read_records
-from curricle.seals import SEAL, seal_folder, sealed_names
 from curricle.training.loop.checkpoints import (
     check_layout,
     clear_leftovers,
@@ -76,17 +76,20 @@ class RunFolder:
             stack: Gives the folder back when it closes.
         """
         stack.enter_context(locked(self.folder, remedy="wait for its end or take another folder"))
+        # Under the lock only: temporary files of a running writer look like leftovers.
         clear_leftovers(self.checkpoints)
         names = "|".join((self.records.name, self.weights.name, SEAL)).replace(".", r"\.")
         remove_leftovers(self.folder, names)
 
     def begin(self) -> None:
         """Remove the manifest of an earlier run without records."""
+        # Its hashes are those of files that are replaced now, which would then count as damaged.
         (self.folder / SEAL).unlink(missing_ok=True)
 
     def save_student(self, module: nn.Module) -> str:
         """Return the SHA-256 of the finished student's weights after writing them."""
         save_weights(module, self.weights)
+        # Of the file, not of the tensors: it is the file that is read again.
         return content_digest(self.weights)
 
     def seal(self) -> None:
@@ -134,4 +137,6 @@ def owner_of(records: Sequence[Record], digest: str) -> str:
     """Return the digest of the run that wrote some records; without any they may be anyone's."""
     if not records:
         return digest
+    # Records that do not begin with a run have no owner, so no digest equals theirs and they are
+    # refused instead of overwritten.
     return records[0].run if isinstance(records[0], RunRecord) else ""

@@ -1,7 +1,7 @@
 """Loss of one stage: counts, targets and differentiable sums of its objectives.
 
 `StageLoss` holds the forward passes of both models, opened as deep as the stage reads, and the
-bound objectives. It knows nothing of optimizers, schedules, streams and placement, so the same
+bound objectives. It is independent of optimizers, schedules, streams and placement, so the same
 object serves the eager loop, prefetching (`targets` in a second thread), several students in one
 batched model (`sums` as a function of the weights), target capture (`targets` alone) and compiled
 steps.
@@ -22,14 +22,15 @@ from typing import final
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch
-from curricle.models.tapped import Activations, Reader
+from curricle.data.batch import Batch
+from curricle.models.tapped import Activations, Forward
 from curricle.objectives.base import Target, pending_calibration
 from curricle.teachers.live import LiveTeacher, TeacherForward, aligned
 from curricle.teachers.shared import SharedTeacher
 from curricle.training.binding.batches import TableLimit, run_forward
 from curricle.training.binding.bound_objectives import Term, adapters_of, opened
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.setup.settings import TrainingSettings
 
 CALIBRATION_BATCHES = 8
@@ -75,7 +76,7 @@ class StageLoss:
         *,
         settings: TrainingSettings,
         tables: Sequence[TableLimit] = (),
-        student: Reader | None,
+        student: Forward | None,
         teacher: TeacherForward | None,
     ) -> None:
         """Take opened forward passes.
@@ -87,6 +88,8 @@ class StageLoss:
             student: Forward pass of the student; None where only targets are made.
             teacher: Forward pass of the teacher; None if the stage needs none.
         """
+        # The bound terms keep the first values of adapters, from which the stage begins again when
+        # an interrupted run enters it anew.
         self.terms = opened(terms)
         """The objectives; those with an adapter are copies of the declared ones."""
         self.adapters = adapters_of(self.terms)
@@ -107,6 +110,7 @@ class StageLoss:
 
     def counts(self, batch: Batch) -> list[int]:
         """Return the number of positions of each objective's mean, at least 1."""
+        # Where nothing is counted the sum is 0, which a division by 0 would make NaN.
         return [term.objective.count(batch) or 1 for term in self.terms]
 
     def scales(self, counts: Sequence[int]) -> list[float]:
@@ -127,6 +131,8 @@ class StageLoss:
         """
         student = self._student
         assert student is not None  # noqa: S101 - opened for targets alone
+        # Entered for each pass: torch keeps the casts of weights until the outermost autocast ends,
+        # and weights move between steps.
         with self._autocast():
             if is_traced:
                 return student(batch.inputs, batch.selected)
@@ -153,6 +159,7 @@ class StageLoss:
             "teacher",
             self._tables,
         )
+        # Without inputs of its own the teacher reads the batch itself: nothing is to be aligned.
         return states if side is batch else aligned(states, batch)
 
     def targets(self, batch: Batch, objectives: Container[int] | None = None) -> list[Target]:
@@ -163,6 +170,7 @@ class StageLoss:
             objectives: Numbers of the objectives to compute targets for; None for all.
         """
         indexes = range(len(self.terms)) if objectives is None else objectives
+        # Targets belong to the teacher's pass: its precision is theirs, also in a capture.
         with torch.no_grad(), self.teacher_autocast():
             states = self._teacher_states(batch)
             return [
@@ -203,7 +211,11 @@ class StageLoss:
         if not any(pending):
             return False
         states = [(self.teacher_states(batch) or Activations({}), batch) for batch in batches()]
+        # Outside of autocast, in training and in a capture alike, so that stored and live targets
+        # are centered on the same mean.
         with torch.no_grad():
+            # New terms: the bound ones stay without statistics, so every entry into the stage takes
+            # them anew.
             self.terms = tuple(
                 term if calibrate is None else replace(term, objective=calibrate(states))
                 for term, calibrate in zip(self.terms, pending, strict=True)
@@ -213,6 +225,8 @@ class StageLoss:
 
 def _target(term: Term, states: Activations | None, batch: Batch) -> Target:
     if term.stored is not None:
+        # The objective counts the rows: a classifier has one an example, whatever the number of
+        # positions with data.
         return term.stored.target(batch, term.objective.count(batch))
     if states is None or not term.needs_teacher:
         return None
@@ -236,20 +250,21 @@ def open_stage_loss(
     reads = stage.reads
     with ExitStack() as stack:
         teacher: TeacherForward | None = None
+        # A stage of labels or stored targets loads no checkpoint and runs no pass.
         if isinstance(run.teacher, (LiveTeacher, SharedTeacher)) and any(
             term.asks_teacher for term in stage.terms
         ):
-            opening = run.teacher.reading(
+            opening = run.teacher.open_taps(
                 stage.declared.teacher,
                 reads.teacher,
                 logits=reads.teacher_logits,
                 head=reads.teacher_head,
             )
             teacher = stack.enter_context(opening)
-        student: Reader | None = None
+        student: Forward | None = None
         if not only_targets:
             student = stack.enter_context(
-                run.student.reading(
+                run.student.open_taps(
                     reads.student, logits=reads.student_logits, head=reads.student_head
                 )
             )

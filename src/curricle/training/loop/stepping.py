@@ -16,16 +16,17 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.data.batch import Batch
 from curricle.data.finiteness import non_finite_words
-from curricle.data.streams import Batch
 from curricle.errors import DivergenceError
 from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.objectives.base import Target
-from curricle.records import Spent
+from curricle.records import Usage
 from curricle.training.binding.batches import located
 from curricle.training.binding.bound_objectives import trained_beside
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.checkpoints import load_adapters
 from curricle.training.loop.prefetching import Prefetcher
 from curricle.training.loop.stage_loss import (
@@ -72,7 +73,7 @@ class Stepper:
         self.start = start
         """First step of the stage."""
         self.run, self.stage, self.optimizer, self.loss = run, stage, optimizer, loss
-        self.calibration = Spent()
+        self.calibration = Usage()
         """Cost of the teacher's statistics, for objectives that need them."""
         self.prefetcher: Prefetcher[Prepared] | None = None
         """Prepares the next step in a second thread; None prepares each step when it is taken."""
@@ -80,6 +81,7 @@ class Stepper:
         """Steps taken since the stage was opened."""
         self._parts = run.settings.gradient_accumulation_steps
         self._placement = run.settings.placement
+        # Gradients of adapters are part of the norm by which all are clipped.
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
         # On a GPU a look at every loss would wait for each step.
         self._checks_each_step = not self._placement.is_queued
@@ -89,6 +91,7 @@ class Stepper:
         run, stage = self.run, self.stage
         optimizer, declared = run.optimizer, stage.declared
         if declared.schedule == "own":
+            # Of planned lengths: when a rule ends the stage is not known yet.
             factor = optimizer.schedule.factor(step - self.start, stage.span.most)
         else:
             factor = optimizer.schedule.factor(step, run.num_steps)
@@ -132,6 +135,7 @@ class Stepper:
         micro_batches = [
             self._placement.part_of(micro_batch) for micro_batch in batch.split(self._parts)
         ]
+        # Ahead, the targets of all micro-batches are in memory at once, otherwise those of one.
         is_early = self.run.settings.prefetch == "targets"
         return Prepared(
             counts,
@@ -143,7 +147,10 @@ class Stepper:
 
     def _update(self, prepared: Prepared, step: int) -> StepLoss:
         for parameter in self._parameters:
+            # None and not zero: torch skips a parameter without gradient, so that one outside of
+            # the stage neither decays nor gets a state.
             parameter.grad = None
+        # Noise depends on seed and step alone, so a run draws the same masks after it was resumed.
         with self._noise(step):
             loss = self._accumulate(prepared)
         if self._checks_each_step:
@@ -154,6 +161,7 @@ class Stepper:
             nn.utils.clip_grad_norm_(self._parameters, clip)
         rate = self.learning_rate(step)
         for group in self.optimizer.param_groups:
+            # From the step alone: the call counts of torch's schedulers would have to be saved.
             group["lr"] = rate
         self.optimizer.step()
         self.num_taken += 1
@@ -162,6 +170,7 @@ class Stepper:
     def _noise(self, step: int) -> AbstractContextManager[None]:
         """Return the context of a step: seeded if the model draws from global generators."""
         run = self.run
+        # Seeding the global generators costs every step time; most models draw nothing.
         if not run.draws_noise and not run.draws_foreign_noise:
             return nullcontext()
         return seeding.scoped(run.seed, "noise", step, beyond_torch=run.draws_foreign_noise)
@@ -172,6 +181,7 @@ class Stepper:
         sums_of_parts = [
             self._backward(batch, targets, scales) for batch, targets in prepared.parts
         ]
+        # A single part is left as it is: accumulation costs nothing where there is none.
         totals = (
             sums_of_parts[0]
             if len(sums_of_parts) == 1
@@ -189,6 +199,7 @@ class Stepper:
         torch.autograd.backward(
             sums, [torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)]
         )
+        # Without their graph, whose activations are freed before the next micro-batch.
         return [total.detach() for total in sums]
 
     def check(self, loss: StepLoss, step: int) -> None:
@@ -211,6 +222,7 @@ class Stepper:
             step: The step after which something is not.
         """
         if self.prefetcher is not None:
+            # The batches are read again here, and two threads must not read a stream at once.
             self.prefetcher.settle()
         # Where each loss is checked, no step before was at fault.
         number = 1 if self._checks_each_step else self.run.settings.log_every
@@ -257,7 +269,7 @@ class Stepper:
             )
         if was_needed:
             stream = self.run.stream
-            self.calibration = Spent(
+            self.calibration = Usage(
                 examples=CALIBRATION_BATCHES * stream.batch_size,
                 tokens=CALIBRATION_BATCHES * stream.tokens_per_batch,
                 teacher_flops=CALIBRATION_BATCHES * self.stage.plan.teacher_flops,
@@ -295,13 +307,17 @@ def stepping(
         stack.enter_context(frozen_but(run.student.module, stage.trained))
         if run.settings.compile in {"student", "both"}:
             stack.enter_context(compiled_blocks(run.student))
+        # Gradients take as much memory as the weights, and are not read after the stage.
         stack.callback(run.student.module.zero_grad)
         first = stage.span.start if start is None else start
         stepper = Stepper(run, stage, optimizer, loss, start=first)
         decay = run.optimizer.weight_decay
         stack.enter_context(trained_beside(optimizer, loss.adapters, weight_decay=decay))
         if resumed is not None and len(loss.adapters):
+            # After the optimizer has them: state of a parameter in none of its groups is refused.
             load_adapters(resumed, loss.adapters, optimizer)
+        # Also where the stage goes on: statistics are in no checkpoint. And before the second
+        # thread begins, since both read the stream.
         stepper.calibrate()
         if run.settings.prefetch != "none":
             prefetcher = Prefetcher(stepper.prepared, run.settings.placement.side_stream())

@@ -18,6 +18,8 @@ _COST = "FLOPs and seconds depend on whether the teacher runs"
 
 INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
     {
+        # A block is one graph of equal steps: all that differs from step to step must be a tensor
+        # that goes in, and nothing may look at values on the way.
         ("compiled_steps", "max_grad_norm"): f"{_FUSED} have no gradient clipping",
         ("compiled_steps", "gradient_accumulation_steps"): f"{_FUSED} read whole batches",
         ("compiled_steps", "prefetch"): f"{_FUSED} read all their batches at once",
@@ -27,15 +29,21 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("compiled_steps", "noise"): f"{_FUSED} cannot draw the noise of single steps",
         ("compiled_steps", "buffers"): f"{_FUSED} do not update buffers",
         ("compiled_steps", "stored targets"): f"{_FUSED} cannot look up stored targets",
+        # The second thread prepares a step only if nothing is due before it, so that recorded
+        # weights and seconds are those of the steps taken; an interval of 1 leaves it no step.
         ("prefetch", "every step"): "nothing is prepared before a step at which weights are "
         "recorded, evaluated or saved, or a plateau is checked",
         ("prefetch", "num_workers"): "forking workers beside the prefetch thread can deadlock, and "
         "the workers read ahead already",
         ("prefetch", "share_teacher"): _ORDER,
         ("prefetch", "batch_students"): _ORDER,
+        # Weights of all students lie in stacked tensors: their norm would clip the update of one
+        # student by the gradients of another.
         ("batch_students", "max_grad_norm"): f"{_BATCHED}, without clipping",
         ("batch_students", "gradient_accumulation_steps"): f"{_BATCHED}, on whole batches",
         ("batch_students", "compile student"): f"{_BATCHED}, whose blocks are not compiled",
+        # A budget in a unit that sharing or storing distorts would stop runs at points that cannot
+        # be compared.
         ("share_teacher", "seconds"): _SECONDS,
         ("batch_students", "seconds"): _SECONDS,
         ("stored targets", "seconds"): _COST,
@@ -57,6 +65,8 @@ def check_compatible(features: Mapping[str, str], error: type[CurricleError]) ->
     Raises:
         CurricleError: If two exclude each other; the sentence names both and the reason.
     """
+    # Each pair stands once, and membership of both is tested, so the order within a pair is only
+    # that of the sentence.
     for (first, second), why in INCOMPATIBLE.items():
         if first in features and second in features:
             raise error(

@@ -1,7 +1,7 @@
 """Cost of a computation in FLOPs and bytes, counted while it runs once.
 
 A `Meter` counts FLOPs and the bytes that autograd keeps for the backward pass. It can run over
-several blocks, say a forward pass and later its backward pass, and adds them up.
+several blocks, such as a forward pass and later its backward pass, and adds them up.
 
 Units: seconds; FLOPs, of which a multiplication with its addition is two (matrix products,
 convolutions and attention, as torch counts them; cheaper operations are left out); bytes.
@@ -48,13 +48,19 @@ class Meter:
         Yields:
             Nothing.
         """
+        # The hook hands each tensor on as it is: a copy would change what autograd keeps, and so
+        # the number that is measured.
         watching = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
         with FlopCounterMode(display=False) as counter, watching:
             yield
+        # Read after the block has ended, and added, so that a forward pass and its backward pass
+        # may run in blocks of their own.
         self.flops += counter.get_total_flops()
 
     def _keep(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        # An address identifies a storage here: saved tensors live until their backward pass, so no
+        # address is used twice while they are counted.
         if storage.data_ptr() not in self._known:
             self._kept[storage.data_ptr()] = storage.nbytes()
         return tensor

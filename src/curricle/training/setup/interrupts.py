@@ -1,10 +1,10 @@
-"""Signals that end a run at a step of its choice.
+"""Signals that end a run between two steps.
 
 SIGTERM (schedulers, `kill`), SIGHUP (a closed terminal) and, where a run writes a folder, SIGINT
 (ctrl-C) set a flag that the engine polls once a step. It then saves a checkpoint and raises
 `Interrupted`, so at most one step is lost. A second signal raises at once.
 
-Nobody need catch it: SIGTERM and SIGHUP then end the process with 128 more than their number and
+It need not be caught: SIGTERM and SIGHUP then end the process with 128 more than their number and
 without a traceback, as a `SystemExit` does. Ctrl-C stays a plain `KeyboardInterrupt`, since an exit
 would close an interactive Python; uncaught, it ends a script with a traceback.
 
@@ -37,10 +37,12 @@ DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that a signal has ended; a `KeyboardInterrupt`, so code that knows only that stops."""
+    """A run ended by a signal; a `KeyboardInterrupt`, so code that handles only that stops."""
 
     def __new__(cls, signal_number: int, checkpoint: Path | None = None) -> "Interrupted":
         """Return an interrupt of the kind of its signal."""
+        # The class follows from the signal, so code that raises `Interrupted` need not know which
+        # signals end a process and which only the run.
         del checkpoint
         return KeyboardInterrupt.__new__(Stopped if signal_number == signal.SIGINT else Terminated)
 
@@ -61,6 +63,8 @@ class Interrupted(KeyboardInterrupt):
 
     def __reduce__(self) -> tuple[type["Interrupted"], tuple[int, Path | None]]:
         """Return how a copy is made in another process."""
+        # By default an exception is built again from its message, which would arrive in place of
+        # the number.
         return Interrupted, (self.signal_number, self.checkpoint)
 
 
@@ -76,6 +80,8 @@ class Terminated(Interrupted, SystemExit):
     def __init__(self, signal_number: int, checkpoint: Path | None = None) -> None:
         """Describe the end; the arguments are those of `Interrupted`."""
         super().__init__(signal_number, checkpoint)
+        # Nothing else sets it: `KeyboardInterrupt` comes before `SystemExit` in the order of bases,
+        # so the initializer of the latter never runs.
         self.code = 128 + signal_number
 
 
@@ -99,9 +105,13 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         """Return itself after installing the handlers, which only the main thread can."""
+        # Python refuses to install handlers elsewhere; a run in another thread leaves signals to
+        # the program around it.
         if threading.current_thread() is threading.main_thread():
             for number in self._numbers:
                 before = signal.getsignal(number)
+                # A handler that was not installed from Python reads as None, and stays in place
+                # too.
                 if before in DEFAULTS:
                     signal.signal(number, self._note)
                     self._replaced.append((number, before))
@@ -118,13 +128,17 @@ class Interrupts:
         Raises:
             Interrupted: If a signal came too late for a step to end the run by it.
         """
+        # Before anything is raised, so that the next signal already acts as it did before the run.
         while self._replaced:
             number, before = self._replaced.pop()
             signal.signal(number, before)  # type: ignore[arg-type] # what `getsignal` returned
+        # An error that is on its way out already is not hidden by a signal that came beside it.
         if kind is None and self.requested is not None:
             raise Interrupted(self.requested)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        # Only a flag is set: a handler runs between any two instructions, where an exception could
+        # leave a weight half updated or a file half written. The second signal accepts that.
         if self.requested is not None:
             raise Interrupted(number)
         self.requested = number

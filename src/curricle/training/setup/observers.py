@@ -71,6 +71,8 @@ class ProgressBar:
             case StepRecord():
                 self._loss = f"loss {record.loss:.4f}"
             case StageEndRecord():
+                # The run record counts each stage at its longest; without this a bar of a stage
+                # that ended early would never reach its end.
                 self._num_steps -= record.planned - record.done
                 self._progress.update(self._bar, total=self._num_steps)
                 self._end = "target reached" if record.why == "goal" else ""
@@ -78,11 +80,13 @@ class ProgressBar:
                 self._metric = " ".join(
                     f"{name} {number:.3f}" for name, number in record.metrics.items()
                 )
-        if isinstance(record, EndRecord) and record.spent.steps < self._num_steps:
+        # A goal ends a run without records of the stages that are left out, so the last record
+        # alone shows it.
+        if isinstance(record, EndRecord) and record.usage.steps < self._num_steps:
             self._end = "target reached"
-            self._progress.update(self._bar, total=record.spent.steps)
+            self._progress.update(self._bar, total=record.usage.steps)
         note = "  ".join(filter(None, [self._stage, self._loss, self._metric, self._end]))
-        self._progress.update(self._bar, completed=record.spent.steps, note=visible(note))
+        self._progress.update(self._bar, completed=record.usage.steps, note=visible(note))
 
 
 @final
@@ -136,8 +140,10 @@ class PreparationBar:
             done: How much of it.
             total: How much it is in all.
         """
+        # In a log file every movement of the bar would be a line of its own.
         if not self._console.is_terminal:
             return
+        # Before a bar is made: a job that is done at its first call would flash up for nothing.
         if done >= total:
             self.close()
             return

@@ -21,6 +21,8 @@ from curricle.values import value
 
 Moments = Mapping[str, Tensor]
 """Optimizer state of a weight, by torch's names."""
+# Kernels take the rate in float32, where a larger number is infinite: the first update would
+# destroy the weights before any check of a loss sees it.
 LearningRate = Annotated[float, Field(gt=0, le=torch.finfo(torch.float32).max)]
 
 
@@ -53,7 +55,11 @@ class Schedule:
             return 1.0
         rising = self.warmup * total
         if step < rising:
+            # Counted from 1, so that the first step moves the weights, and with one more than the
+            # steps of the rise, so that the peak comes once, at the first step after it.
             return (step + 1) / (math.floor(rising) + 1)
+        # The divisor is at least 1: less than one step may be left after the warm-up of a short
+        # stretch, and the share must not exceed 1.
         done = (step - rising) / max(total - rising, 1)
         if self.decay == "cosine":
             return self.floor + (1 - self.floor) * (1 + math.cos(math.pi * done)) / 2
@@ -93,6 +99,7 @@ class SGD:
         Args:
             rates: Learning rate of each.
         """
+        # Descent has no bias correction; the argument keeps one signature for both optimizers.
         return rates[:, None]
 
     def moved(
@@ -108,9 +115,12 @@ class SGD:
             factors: Result of `factors` for the step.
         """
         (rate,) = factors
+        # Left out where it is zero: in a compiled step each addition of nothing is a pass over the
+        # weight.
         descent = gradient + decay * weight if decay else gradient
         if not self.momentum:
             return weight - rate * descent, {}
+        # The buffer is there: steps are taken singly until torch has made all moments.
         buffer = self.momentum * moments["momentum_buffer"] + descent
         return weight - rate * buffer, {"momentum_buffer": buffer}
 
@@ -139,6 +149,8 @@ class AdamW:
 
     def build(self, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
         """Return the torch optimizer."""
+        # Fused updates round differently from torch's other implementations, so the choice is part
+        # of what makes a resumed run bit-equal.
         return torch.optim.AdamW(
             decay_groups(parameters, self.weight_decay),
             lr=self.learning_rate,
@@ -151,6 +163,8 @@ class AdamW:
         self, rates: Float[Tensor, " step"], counts: Float[Tensor, " step"]
     ) -> Float[Tensor, "step 3"]:
         """Return the factors of steps that `moved` needs; see `SGD.factors`."""
+        # Counts come in float64, in which torch computes its corrections, too: in float32 the power
+        # of a beta near 1 loses digits, and compiled steps would drift from single ones.
         first, second = (1 - beta**counts for beta in self.betas)
         return torch.stack([rates, rates / first, second.sqrt()], dim=1)
 
@@ -162,6 +176,8 @@ class AdamW:
         beta1, beta2 = self.betas
         first = beta1 * moments["exp_avg"] + (1 - beta1) * gradient
         second = beta2 * moments["exp_avg_sq"] + (1 - beta2) * gradient * gradient
+        # The decay comes before the update and acts on the old weight, in the order of torch's
+        # kernel: another order rounds differently.
         decayed = weight * (1 - rate * decay) if decay else weight
         updated = decayed - corrected * first / (second.sqrt() / root + self.epsilon)
         return updated, {"exp_avg": first, "exp_avg_sq": second}
@@ -174,6 +190,7 @@ def decay_groups(
     parameters: Iterable[torch.nn.Parameter], weight_decay: float
 ) -> list[dict[str, object]]:
     """Return parameter groups: matrices, which decay, and the rest, which do not."""
+    # A generator such as `module.parameters()` can be read once only, and both groups need it.
     everything = list(parameters)
     if not weight_decay:
         # A second group would cost every step some microseconds for nothing.

@@ -20,7 +20,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel
@@ -98,6 +98,8 @@ class Placement(ABC):
             precision: Precision of matrix products.
         """
         if precision == "float32":
+            # A disabled autocast is no substitute: as the outermost context it would keep the casts
+            # of an autocast inside of the model beyond the update of the weights.
             return nullcontext()
         return torch.autocast(self.kind, torch.bfloat16)
 
@@ -117,10 +119,13 @@ class SingleDevice(Placement):
 
     def place(self, module: nn.Module) -> nn.Module:
         """Return the module itself, moved."""
+        # Parameters are moved in place, so hooks, ties and optimizers that were made before stay
+        # valid.
         return module.to(self.kind)
 
     def part_of(self, batch: Batch) -> Batch:
         """Return the whole batch, moved; the batch itself if it lies there already."""
+        # One tensor stands for all, since a stream makes those of a batch in one place.
         if self.kind == "cpu" and batch.leading.is_cpu:
             return batch
         # A copy to the CPU must be there before it is read; one to a GPU need not be waited for.
@@ -151,6 +156,8 @@ def find_placement(device: Literal["auto", "cpu", "cuda"]) -> Placement:
     has_gpu = torch.cuda.is_available()
     if device == "cuda" and not has_gpu:
         raise BindError("'device' must be available; got 'cuda' on a machine without a GPU")
+    # One object serves all CPU runs: a placement has no state, and settings look it up at every
+    # pass.
     return HOST if device == "cpu" or not has_gpu else SingleDevice("cuda")
 
 
@@ -162,8 +169,12 @@ def place_model(placement: Placement, model: TappedModel) -> None:
         model: The model; a `HookedModel` runs through the wrapper that `place` returns.
     """
     if isinstance(model, HookedModel):
+        # Hooks stay on the module inside, whose paths taps name, while calls go through the
+        # wrapper.
         model.wrap(placement.place)
     else:
+        # A tapped model of the user calls its module itself, so a wrapper around it would never
+        # run.
         placement.place(model.module)
 
 

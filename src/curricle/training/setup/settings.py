@@ -1,6 +1,6 @@
 """Settings of training: precision, memory, speed, intervals.
 
-Except for precision, clipping and the rounding of accumulation they do not change what is learned.
+Apart from precision, clipping and rounding they do not change the trained student.
 """
 
 from collections.abc import Iterator
@@ -68,9 +68,11 @@ class TrainingSettings:
         """Check that no two settings exclude each other.
 
         Raises:
-            SpecError: If two do, or fused steps do not fit between what is recorded.
+            SpecError: If two do, or fused steps do not fit between two records.
         """
         check_compatible(self.features(), SpecError)
+        # A block ends where something is due, so a longer one would never be taken as a whole and
+        # every step would be single.
         shortest = self._shortest_interval
         if self.compiled_steps > 1 and self.compiled_steps > shortest:
             raise SpecError(
@@ -94,8 +96,11 @@ class TrainingSettings:
             for name, default in EXCLUSIVE.items()
             if getattr(self, name) != default
         }
+        # One feature a model, since each excludes other things. That of 'none' is in no row of the
+        # table, so it excludes nothing.
         sides = ("student", "teacher") if self.compile == "both" else (self.compile,)
         features |= {f"compile {side}": f"'{path}compile={self.compile}'" for side in sides}
+        # A property of three settings together; no single one of them is at fault.
         if self._shortest_interval == 1:
             features["every step"] = "an interval of 1 step between records or evaluations"
         return features
@@ -113,11 +118,15 @@ class TrainingSettings:
     @property
     def precisions(self) -> tuple[Precision, ...]:
         """Return the student's precision, and the teacher's where it is another."""
+        # Equal ones count once: the tuple enters the digest of a run, which must not depend on
+        # whether the default was spelled out. The teacher's is the last.
         return tuple(dict.fromkeys((self.precision, self.teacher_precision or self.precision)))
 
     @property
     def teacher_inference(self) -> Inference:
         """Return how the teacher is made fast while it teaches."""
+        # In float32 a copy in lower precision would change what the teacher computes; in bfloat16
+        # autocast would make the same cast at every pass.
         is_wide = (self.teacher_precision or self.precision) == "float32"
         return Inference(
             linear=None if is_wide else torch.bfloat16, compiled=self.compile in ("teacher", "both")
@@ -130,6 +139,8 @@ class TrainingSettings:
         Yields:
             Nothing.
         """
+        # The number belongs to the process, so without a way back one run would slow down whatever
+        # the program does after it.
         before = torch.get_num_threads()
         torch.set_num_threads(self.threads or before)
         try:

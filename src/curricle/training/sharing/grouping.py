@@ -1,7 +1,7 @@
 """Groups of students that take their steps as one batched model.
 
 Design: groups are formed anew at every step, so students begin, change stages and end at their own
-times; a group whose students stay the same keeps its model.
+times; a group of the same students as before keeps its model.
 """
 
 import itertools
@@ -84,6 +84,7 @@ class StudentGroups:
                     separate(stepper)
                 return None
         losses = None
+        # A block must not run past a step after which any student is evaluated or saved.
         if 1 < self._number <= min(run.stop for run in runs) - step:
             losses = group.take_block(step)
         return losses or group.take(step)
@@ -95,6 +96,7 @@ class StudentGroups:
             return None
         if stepper not in self._keys:
             self._keys[stepper] = batching_key(stepper) if is_batchable(stepper) else None
+        # Looked up at every step: a weight without a gradient in the first may get its state later.
         return self._keys[stepper] if has_state(stepper) else None
 
     @contextmanager
@@ -116,4 +118,5 @@ class StudentGroups:
             if key is not None:
                 # The student gets memory of its own again.
                 separate(stepper)
+                # The other students form a new group; this one would hold the memory of all.
                 self._groups.pop(key, None)

@@ -11,8 +11,8 @@ the layers after it. Exception: if one student has a tap inside the head of the 
 runs at all positions, logits of the others may differ in the last digits.
 
 Seconds are counted for each student. The first student at a batch also waits for the teacher, so
-the order rotates and each student gets an equal part of that time; on a GPU, whose work is
-asynchronous, only the sum over students is right. FLOPs are those of the plan of a run alone.
+the order rotates and each student gets an equal part of that time; on a GPU, which works
+asynchronously, only the sum over students is right. FLOPs are those of the plan of a run alone.
 
 Design: there is no second engine. The runs with the fewest steps advance next, by one step each.
 """
@@ -24,7 +24,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import final
 
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
 from curricle.records import EndRecord
@@ -37,9 +38,9 @@ from curricle.training.binding.speed import check_speed
 from curricle.training.loop.engine import Outputs, TrainingRun, single_steps
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.loop.stage_loss import StepLoss
-from curricle.training.setup.ambient import standard_state
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.interrupts import Interrupted, Interrupts
+from curricle.training.setup.torch_state import standard_state
 from curricle.training.sharing.grouping import StudentGroups
 
 SHARED = (
@@ -108,14 +109,19 @@ def execute_shared(
     groups = StudentGroups(members[0].run.settings.compiled_steps) if batch_students else None
     with ExitStack() as stack:
         stack.enter_context(members[0].run.settings.stated_threads())
+        # One for all: each run sees the signal after its step, and saves before the process ends.
         interrupts = stack.enter_context(
             Interrupts(saves=any(member.outputs.folder is not None for member in members))
         )
+        # Around all students: if each did so, the first that ends would restore the teacher's own
+        # modes while others still read it.
         if live is not None:
             stack.enter_context(live.teaching(members[0].run.settings.teacher_inference))
         runs = [
             stack.enter_context(
                 TrainingRun(
+                    # The stream keeps its digest, so a run that was interrupted here can be resumed
+                    # alone.
                     replace(member.run, stream=stream, teacher=_teacher_of(member.run, shared)),
                     member.evaluate,
                     metric=metric,
@@ -146,6 +152,8 @@ def _finished(runs: Sequence[TrainingRun], groups: StudentGroups | None) -> list
     """
     turn = _Turn(runs)
     while active := turn.next_round():
+        # Runs that were resumed at other steps catch up, since one pass serves students at one
+        # step.
         behind = min(run.num_steps for run in active)
         waiting = [run for run in active if run.num_steps == behind]
         if groups is None:
@@ -163,6 +171,8 @@ class _Turn:
 
     def __init__(self, runs: Sequence[TrainingRun]) -> None:
         self._runs, self._number = list(runs), 0
+        # The clock of the process, not that of the placement, which would wait for a GPU in every
+        # turn.
         self._paused_at = {id(run): time.perf_counter() for run in runs}
         self._interrupted: dict[int, Interrupted] = {}
 
@@ -191,7 +201,7 @@ class _Turn:
         try:
             run.advance(losses)
         except Interrupted as error:
-            # Without a folder there is nothing that the others should save.
+            # Without any folder no other run has something to save.
             if all(run_.outputs.folder is None for run_ in self._runs):
                 raise
             self._interrupted[id(run)] = error
@@ -239,6 +249,7 @@ class _SharedStream:
     def batch(self, step: int) -> Batch:
         """Return the batch of a step where the models lie, the same tensors for every run."""
         if self._batch is None or self._batch[0] != step:
+            # Of one step only: runs that are at the same step read it one after another.
             self._batch = step, self._placement.part_of(self._stream.batch(step))
         return self._batch[1]
 
@@ -273,6 +284,7 @@ def _check(members: Sequence[SharedRun], *, batch_students: bool) -> None:
         raise BindError(
             "each 'student' of a shared teacher must be a module of its own; got one twice"
         )
+    # A layer of two students would be moved twice a step.
     for member, second in itertools.combinations(members, 2):
         names = f"student with seed {member.run.seed}", f"student with seed {second.run.seed}"
         check_apart(member.run.student.module, second.run.student.module, names=names)

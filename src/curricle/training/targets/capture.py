@@ -1,9 +1,9 @@
 """Capture of a teacher's targets, once for any number of students.
 
 `capture` walks through a run as training would, stage by stage and step by step, but no student
-moves: the teacher runs, and the target of each objective is packed and written. What
-the folder holds already is not made again, so a capture that was killed goes on where it stopped,
-epochs after the first cost nothing, and several runs may be captured into one folder.
+moves: the teacher runs, and the target of each objective is packed and written. Targets in the
+folder are not computed again, so a capture that was killed goes on where it stopped, epochs after
+the first cost nothing, and several runs may be captured into one folder.
 
 Axes: example (rows of a batch), row (counted positions).
 
@@ -23,9 +23,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.colocation import beside
+from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.files import usable_folder
 from curricle.locks import locked
@@ -47,10 +47,11 @@ from curricle.teachers.store.manifest import (
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
 from curricle.training.binding.batches import located
-from curricle.training.binding.bound_run import BoundRun, BoundStage
+from curricle.training.binding.bound_run import BoundRun
+from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
-from curricle.training.setup.ambient import standard_state
-from curricle.values import parse, value
+from curricle.training.setup.torch_state import standard_state
+from curricle.values import value
 
 Watch = Callable[[int, int], None]
 """Receives the numbers of captured steps and of all steps."""
@@ -58,7 +59,7 @@ Watch = Callable[[int, int], None]
 
 @final
 @value
-class TargetCodecs:
+class TargetCompression:
     """In which form targets are kept."""
 
     hidden: HiddenCodec = BFloat16()
@@ -78,7 +79,7 @@ def capture(
     runs: Sequence[BoundRun],
     folder: Path,
     *,
-    codecs: TargetCodecs = TargetCodecs(),
+    compression: TargetCompression = TargetCompression(),
     data: DataFacts = DataFacts(),
     watch: Watch | None = None,
 ) -> Manifest:
@@ -87,7 +88,7 @@ def capture(
     Args:
         runs: Runs of one live teacher.
         folder: Where the store is or will be.
-        codecs: In which form targets are kept.
+        compression: In which form targets are kept.
         data: Facts about the data.
         watch: Receives the progress after every step.
 
@@ -97,20 +98,21 @@ def capture(
     Raises:
         BindError: If a run has no live teacher or an objective has no targets to store.
         CheckpointError: If the folder holds targets of another teacher, or in another form, or
-            somebody else writes into it.
+            another process writes into it.
     """
     teacher = runs[0].teacher
     if not isinstance(teacher, LiveTeacher):
         raise BindError(
             f"'teacher' must be a model to capture its targets; got {type(teacher).__name__!r}"
         )
-    queries = queries_of(runs, codecs)
+    queries = queries_of(runs, compression)
     if not any(query.wanted for query in queries):
         raise BindError(
             f"'curriculum' must compare with a teacher somewhere to have targets to capture; got "
             f"{runs[0].name!r}"
         )
-    _check_readable(runs, codecs)
+    # Before hashing the teacher's weights and running it take their time.
+    _check_readable(runs, compression)
     folder = usable_folder(folder, "folder")
     manifest = Manifest(
         teacher=_facts(teacher, runs),
@@ -120,14 +122,18 @@ def capture(
         ),
     )
     with locked(folder, remedy="wait for its end or take another folder"):
-        writer = ShardWriter(folder, _merged(folder, manifest), shard_bytes=codecs.shard_bytes)
+        # Read under the lock: another capture may have added targets before.
+        writer = ShardWriter(folder, _merged(folder, manifest), shard_bytes=compression.shard_bytes)
         done, total = 0, sum(len(query.stage.span.possible_steps) for query in queries)
         for query in queries:
+            # Threads as in training: their number decides the order of sums, and so the last
+            # digits.
             with query.run.settings.stated_threads():
                 for _ in query.captured(writer):
                     done += 1
                     if watch is not None:
                         watch(done, total)
+        # Of this capture alone: one that was interrupted still lacks targets of its own kinds.
         return writer.finish(manifest.sections)
 
 
@@ -150,6 +156,7 @@ class TeacherQuery:
             # If an earlier stage may end early, a student may read any of these steps.
             for step in stage.span.possible_steps:
                 with located(stage.declared.name, step, run.seed):
+                    # In the parts of training: a pass of another size rounds differently.
                     for micro_batch in run.stream.batch(step).split(
                         run.settings.gradient_accumulation_steps
                     ):
@@ -198,6 +205,8 @@ class TeacherQuery:
             teacher.teaching(run.settings.teacher_inference),
             open_stage_loss(run, stage, only_targets=True) as loss,
         ):
+            # As a stage does at its start, over the same batches: the mean is part of a centered
+            # target.
             with located(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
                     lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
@@ -205,6 +214,8 @@ class TeacherQuery:
             yield loss
 
     def _store(self, writer: ShardWriter, loss: StageLoss, micro_batch: Batch) -> None:
+        # On the CPU, before the batch is moved: where nothing is missing, as in a second epoch, the
+        # teacher does not run.
         keys = [example_keys(micro_batch, selected=section.selected) for section, _ in self.wanted]
         missing = [
             writer.find_missing(section, keys_of_section)
@@ -218,6 +229,7 @@ class TeacherQuery:
             for (_, number), is_missing in zip(self.wanted, missing, strict=True)
             if is_missing.any()
         }
+        # Of the whole part even if few examples are missing: fewer would round differently.
         targets = loss.targets(placed, numbers)
         columns = zip(self.wanted, keys, missing, strict=True)
         for (section, number), keys_of_section, is_missing in columns:
@@ -226,6 +238,7 @@ class TeacherQuery:
             target = _rows(loss, targets[number])
             _check_numbers(target, placed)
             counts = counts_of(loss.terms[number].objective, micro_batch)
+            # A target has rows and not examples, so the mask is repeated for the rows of each.
             rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
             random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
             entries = section.codec.encode(target[beside(rows, target)], random)
@@ -239,29 +252,31 @@ def _rows(loss: StageLoss, target: Target) -> Float[Tensor, "row width"]:
         return rows
 
 
-def queries_of(runs: Sequence[BoundRun], codecs: TargetCodecs) -> list[TeacherQuery]:
+def queries_of(runs: Sequence[BoundRun], compression: TargetCompression) -> list[TeacherQuery]:
     """Return the targets that the stages of some runs need; stages without a teacher have none."""
-    queries = [_query(run, stage, codecs) for run in runs for stage in run.stages]
+    queries = [_query(run, stage, compression) for run in runs for stage in run.stages]
     return [query for query in queries if query.wanted]
 
 
-def _query(run: BoundRun, stage: BoundStage, codecs: TargetCodecs) -> TeacherQuery:
+def _query(run: BoundRun, stage: BoundStage, compression: TargetCompression) -> TeacherQuery:
     # Several objectives may need the same targets.
-    distinct = {section.name: (section, number) for section, number in _asked(run, stage, codecs)}
+    distinct = {
+        section.name: (section, number) for section, number in _asked(run, stage, compression)
+    }
     return TeacherQuery(run=run, stage=stage, wanted=list(distinct.values()))
 
 
 def _asked(
-    run: BoundRun, stage: BoundStage, codecs: TargetCodecs
+    run: BoundRun, stage: BoundStage, compression: TargetCompression
 ) -> Iterator[tuple[TargetSet, int]]:
     """Yield the kind of target of each objective with a teacher, and the objective's number."""
     for number, term in enumerate(stage.terms):
         if term.needs_teacher:
             reference, stream = stage.declared.teacher, run.stream.fingerprint
-            yield _section(term.objective, reference, stream, codecs), number
+            yield _section(term.objective, reference, stream, compression), number
 
 
-def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
+def _check_readable(runs: Sequence[BoundRun], compression: TargetCompression) -> None:
     """Check that objectives can read the stored form, before the teacher runs.
 
     Raises:
@@ -269,18 +284,18 @@ def _check_readable(runs: Sequence[BoundRun], codecs: TargetCodecs) -> None:
     """
     for run in runs:
         for stage in run.stages:
-            for section, number in _asked(run, stage, codecs):
+            for section, number in _asked(run, stage, compression):
                 try:
                     check_readable(stage.terms[number].objective, section)
                 except BindError as error:
                     raise BindError(
-                        f"stage {stage.declared.name!r}: {error}; 'codecs.logits' says how they "
-                        f"are kept"
+                        f"stage {stage.declared.name!r}: {error}; 'compression.logits' sets the "
+                        f"codec"
                     ) from None
 
 
 def _section(
-    objective: BoundObjective, reference: Reference, stream: str, codecs: TargetCodecs
+    objective: BoundObjective, reference: Reference, stream: str, compression: TargetCompression
 ) -> TargetSet:
     """Return the description of an objective's targets."""
     facts = target_key(objective, stream)
@@ -290,8 +305,8 @@ def _section(
         reference=reference,
         facts=facts,
         selected=description.reads_selected,
-        codec=codecs.of(str(facts["kind"])),
-        width=parse(int, facts["num_classes" if facts["kind"] == "logits" else "width"]),
+        codec=compression.of(str(facts["kind"])),
+        width=int(facts["num_classes"] if facts["kind"] == "logits" else facts["width"]),
     )
 
 
@@ -301,6 +316,8 @@ def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
     teacher.check(references)
     digests = {
         str(reference): weights_digest(teacher.at(reference).module)
+        # The finished teacher even if no stage reads it: by its digest a folder refuses another
+        # teacher whose checkpoints it does not have yet.
         for reference in dict.fromkeys(("final", *references))
     }
     settings = runs[0].settings
@@ -327,6 +344,7 @@ def _merged(folder: Path, manifest: Manifest) -> Manifest:
     if not (folder / MANIFEST).is_file():
         return manifest
     there = read_manifest(folder)
+    # The new digests win, so the loop compares each stored one with its new one, if there is one.
     both = {**there.teacher.weights, **manifest.teacher.weights}
     for reference, digest in there.teacher.weights.items():
         if both[reference] != digest:
@@ -342,6 +360,7 @@ def _merged(folder: Path, manifest: Manifest) -> Manifest:
         )
     for section in manifest.sections:
         stored_set = there.target_set(section.name)
+        # Names leave the codec out, so a folder keeps each kind of target in one form.
         if stored_set is not None and stored_set != section:
             raise CheckpointError(
                 f"{str(folder)!r} must hold targets packed as {section.codec}; got "
@@ -366,6 +385,7 @@ def _check_numbers(target: Float[Tensor, "row width"], batch: Batch) -> None:
     """
     if bool(target.isfinite().all()):
         return
+    # After a failure only, since this reads all inputs.
     words = non_finite_words(batch)
     if words or bool(target.isnan().any()):
         wrong = int((~target.isfinite()).any(-1).sum())

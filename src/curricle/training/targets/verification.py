@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from curricle.data.batch import Batch
 from curricle.data.example_keys import data_counts, example_keys, selected_places
-from curricle.data.streams import Batch
 from curricle.objectives.base import BoundObjective, target_description
 from curricle.objectives.sparse import SparseTarget
 from curricle.teachers.store.codecs import Sampled, TopK, Uniforms
@@ -25,7 +25,7 @@ from curricle.teachers.store.manifest import TargetSet
 from curricle.teachers.store.shards import uniforms
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.targets.capture import TargetCodecs, counts_of, queries_of
+from curricle.training.targets.capture import TargetCompression, counts_of, queries_of
 
 ROUNDING = 1e-4
 """Difference that is allowed besides the codec's, as a share of the largest number."""
@@ -63,7 +63,8 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     """
     matches: dict[str, list[Bool[Tensor, " row"]]] = {}
     sections: dict[str, TargetSet] = {}
-    for query in queries_of(runs, TargetCodecs()):
+    # With any codecs: the form that is compared is that of the store.
+    for query in queries_of(runs, TargetCompression()):
         for _, objective, batch, expected in query.compared(steps):
             targets = stored.serving(
                 objective, query.stage.declared.teacher, query.run.stream.fingerprint
@@ -71,6 +72,8 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
             section = targets.reader.target_set
             read = targets.target(batch, objective.count(batch))
             if isinstance(section.codec, (Sampled, TopK)):
+                # Packed by the same random numbers, since other draws of the same logits are other
+                # classes.
                 entries = section.codec.encode(expected, _random(section, objective, batch))
                 again = section.codec.decode(entries, section.width)
                 agree = _equal(read, again)
@@ -92,7 +95,7 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
 def _random(section: TargetSet, objective: BoundObjective, batch: Batch) -> Uniforms:
     """Return the random numbers of the rows that an objective reads, as they were when stored."""
     keys = example_keys(batch, selected=section.selected)
-    # Which a reading of selected rows picks from those of all.
+    # Rows that selected positions pick from those of all positions.
     description = target_description(objective)
     if section.selected or description is None or not description.reads_selected:
         return uniforms(section, keys, counts_of(objective, batch))
@@ -111,6 +114,7 @@ def _within(
     bound: Float[Tensor, "row width"],
 ) -> Bool[Tensor, " row"]:
     """Return for each row whether all of its numbers lie within a bound."""
+    # Relative to the largest number of all rows: rounding in a sum follows its large terms.
     finite = expected.where(expected.isfinite(), 0.0).abs()
     allowed = bound + (ROUNDING * finite.amax() if finite.numel() else 0.0)
     # Equal ones may be infinite.
@@ -130,6 +134,7 @@ def _in_order(
     target: SparseTarget,
 ) -> tuple[Int[Tensor, "row draw"], Float[Tensor, "row draw"]]:
     """Return classes in ascending order, with their weights."""
+    # The likeliest classes are listed by probability, and rounding may exchange two of them.
     ids, order = target.ids.sort(dim=-1, stable=True)
     return ids, target.weights.gather(-1, order)
 

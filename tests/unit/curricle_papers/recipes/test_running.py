@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import CheckpointError, SpecError
+from curricle.figure_points import Chart, Point, read_points
 from curricle.models.mlp import MLPSpec
-from curricle.points import Chart, Point, read_points
 from curricle.runs.folder import TEACHER, is_claimed
 from curricle.runs.train import teach
 from curricle_papers.recipes.recipe import Comparison, Recipe, Scale

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.points import Point
+from curricle.figure_points import Point
 from curricle_papers.recipes.theorems import CORRELATION_GAP, THEOREM_CHECK
 
 

@@ -28,14 +28,14 @@ def test_an_arm_differs_from_its_method_in_the_start_only(scale: Scale, panel: s
     assert {"one_shot+random", "extraction+random"} <= set(started) <= set(STARTS)
     for name in started:
         call = dict(strategies[name].curriculum)
-        assert call.pop("start")["kind"] == name.partition("+")[2]
+        assert call.pop("init")["kind"] == name.partition("+")[2]
         method = strategies[name.partition("+")[0]]
         assert (call, strategies[name].optimizer) == (method.curriculum, method.optimizer)
 
 
 def test_the_starts_are_what_their_names_say() -> None:
     made = {
-        name: build(arm.curriculum, total=Duration(number=800), trajectory=None).start
+        name: build(arm.curriculum, total=Duration(number=800), trajectory=None).init
         for name, arm in spec_at("small").strategies.items()
     }
     assert made == {

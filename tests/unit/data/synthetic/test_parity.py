@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import BLOCK_EXAMPLES, ParityStream
 from curricle.errors import BindError, SpecError
 

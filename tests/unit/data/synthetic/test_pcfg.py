@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.derivations import IGNORED
 from curricle.data.synthetic.grammars import Grammar, shipped, written
 from curricle.data.synthetic.pcfg import (

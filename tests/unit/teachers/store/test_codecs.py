@@ -76,7 +76,7 @@ def test_twelve_draws_of_128k_classes_take_30_bytes() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 2.0])
 def test_the_mean_of_draws_is_the_distribution(proposal: float, temperature: float) -> None:
     logits = drawn(2, CLASSES) * 1.5
-    codec = Sampled(draws=3, proposal=proposal, temperature=temperature)
+    codec = Sampled(num_samples=3, proposal=proposal, temperature=temperature)
     repeated = logits.repeat_interleave(20_000, 0)
     found = dense(back(codec, repeated)).unflatten(0, (2, -1))
     likely = (logits / temperature).softmax(-1)
@@ -89,7 +89,7 @@ def test_the_mean_of_draws_is_the_distribution(proposal: float, temperature: flo
 def test_the_mean_gradient_of_draws_is_that_of_the_full_divergence(proposal: float) -> None:
     logits, student = drawn(1, CLASSES), drawn(1, CLASSES, seed=3).requires_grad_()
     repeats = 40_000
-    target = back(Sampled(draws=2, proposal=proposal), logits.expand(repeats, -1))
+    target = back(Sampled(num_samples=2, proposal=proposal), logits.expand(repeats, -1))
     loss = sparse_forward_kl(student.expand(repeats, -1), target, student_temperature=1.0)
     (found,) = torch.autograd.grad(loss / repeats, student)
     # The gradient of KL(p || softmax(s)) to s.
@@ -103,14 +103,14 @@ def test_the_mean_gradient_of_draws_is_that_of_the_full_divergence(proposal: flo
 def test_strata_vary_less_than_independent_draws() -> None:
     logits = drawn(1, CLASSES).expand(5000, -1)
     likely = logits[0].softmax(-1)
-    found = dense(back(Sampled(draws=4), logits)).var(0)
+    found = dense(back(Sampled(num_samples=4), logits)).var(0)
     assert (found <= likely * (1 - likely) / 4 * 1.1).all()
 
 
 def test_a_class_without_mass_is_never_drawn() -> None:
     logits = torch.tensor([[float("-inf"), 0.0, float("-inf"), 1.0, float("-inf")]])
     for proposal in (1.0, 0.0):
-        target = back(Sampled(draws=50, proposal=proposal), logits.expand(20, -1))
+        target = back(Sampled(num_samples=50, proposal=proposal), logits.expand(20, -1))
         assert set(target.ids.flatten().tolist()) == {1, 3}
         assert torch.isfinite(target.constant).all()
 
@@ -169,5 +169,5 @@ def test_the_policy_of_the_missing_mass_is_stated() -> None:
 
 
 def test_draws_are_at_least_one() -> None:
-    with pytest.raises(SpecError, match="draws"):
-        Sampled(draws=0)
+    with pytest.raises(SpecError, match="num_samples"):
+        Sampled(num_samples=0)

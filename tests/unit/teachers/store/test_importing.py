@@ -11,7 +11,7 @@ import torch
 import yaml
 from pyarrow import parquet
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import CheckpointError, DataError
 from curricle.locks import locked
 from curricle.objectives.sparse import SparseTarget

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from curricle.checksums import write_sealed
 from curricle.errors import CheckpointError
 from curricle.teachers.store.codecs import BFloat16, Sampled
 from curricle.teachers.store.manifest import (
@@ -153,3 +154,11 @@ def test_missing_and_cut_files_are_found_without_reading(tmp_path: Path) -> None
     assert missing_files(tmp_path, WHOLE) == ["b"]
     (tmp_path / "a").unlink()
     assert missing_files(tmp_path, WHOLE) == ["a", "b"]
+
+
+def test_the_former_name_of_the_number_of_samples_is_read(tmp_path: Path) -> None:
+    content = json.loads(json.dumps(plain(WHOLE)))
+    codec = content["sections"][1]["codec"]
+    codec["draws"] = codec.pop("num_samples")
+    write_sealed(tmp_path / MANIFEST, content)
+    assert read_manifest(tmp_path) == WHOLE

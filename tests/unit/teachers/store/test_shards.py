@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
-from curricle.data.streams import Batch
 from curricle.errors import CheckpointError
 from curricle.locks import locked
 from curricle.teachers.store.codecs import Exact, Sampled

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curricle.data.batch import Batch
 from curricle.data.example_keys import data_counts, example_keys
-from curricle.data.streams import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.weights import weights_digest
 from curricle.teachers.live import LiveTeacher

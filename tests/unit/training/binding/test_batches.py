@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
@@ -349,7 +349,7 @@ def test_models_that_read_longer_batches_rightly_are_taught(kind: type[Ids]) -> 
     )
     assert any(table.offset == 0 for table in run.tables)
     end = execute(run, lambda _: {"accuracy": 0.5}, metric="accuracy", outputs=Outputs())
-    assert end.spent.tokens == 16 + 32
+    assert end.usage.tokens == 16 + 32
 
 
 @pytest.mark.parametrize("owner", ["student", "teacher"])

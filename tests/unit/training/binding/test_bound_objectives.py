@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import LinearMap, adapter_of
 from curricle.objectives.base import BoundObjective, Reads, Sample

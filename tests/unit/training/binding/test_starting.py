@@ -16,7 +16,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.initialization import PrincipalStart, RandomStart
 from curricle.curriculum.strategies import extraction, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import BindError
 from curricle.models.families import tapped
@@ -25,7 +25,7 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import Gaussian, Sign
-from curricle.records import EndRecord, Record, RunRecord, Spent, StepRecord, read_records
+from curricle.records import EndRecord, Record, RunRecord, StepRecord, Usage, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.facts import run_fingerprint
@@ -209,7 +209,7 @@ def test_other_vocabularies_are_an_error() -> None:
     student, teacher = language("bert", STUDENT), language("bert", TEACHER, 24)
     with pytest.raises(
         BindError,
-        match=r"^'start' must have a student with the teacher's vocabulary; got 20 and 24 entries$",
+        match=r"^'init' must have a student with the teacher's vocabulary; got 20 and 24 entries$",
     ):
         started(RandomStart(), student, teacher)
 
@@ -234,8 +234,8 @@ def test_a_frozen_table_is_not_overwritten(name: str) -> None:
     teacher = LiveTeacher(language("bert", 16))
     with pytest.raises(
         BindError,
-        match=rf"^'start' must set weights that are trained, .*; got '[\w.]*{name}.weight' frozen; "
-        r"set its requires_grad, or leave 'start' out, as for students with LoRA$",
+        match=rf"^'init' must set weights that are trained, .*; got '[\w.]*{name}.weight' frozen; "
+        r"set its requires_grad, or leave 'init' out, as for students with LoRA$",
     ):
         bind_start(RandomStart(), student, teacher, stream=strings(), seed=0)
 
@@ -243,7 +243,7 @@ def test_a_frozen_table_is_not_overwritten(name: str) -> None:
 def test_a_frozen_first_layer_is_not_overwritten() -> None:
     student = mlp(5, 4)
     student.module.get_submodule("blocks.0.0").requires_grad_(False)
-    with pytest.raises(BindError, match=r"^'start' must .*; got 'blocks.0.0.weight' frozen;"):
+    with pytest.raises(BindError, match=r"^'init' must .*; got 'blocks.0.0.weight' frozen;"):
         bound(RandomStart(), student=student)
 
 
@@ -292,7 +292,7 @@ def test_other_inputs_are_an_error() -> None:
     with seeding.scoped(0, "test model"):
         teacher = MLP(INPUTS + 1, (16,), 2).tapped()
     with pytest.raises(
-        BindError, match=r"^'start' must have a student with the teacher's inputs; got 6 and 7$"
+        BindError, match=r"^'init' must have a student with the teacher's inputs; got 6 and 7$"
     ):
         started(RandomStart(), mlp(5), teacher, stream=parity())
 
@@ -302,11 +302,11 @@ def test_other_inputs_are_an_error() -> None:
 
 def bound(start: Any = PrincipalStart(), **parts: Any) -> BoundRun:  # noqa: B008
     every = {"log_every": 1, "save_every": 3} | parts.pop("settings", {})
-    return tests.parts.bound(one_shot(total=SHORT, start=start), settings=every, **parts)
+    return tests.parts.bound(one_shot(total=SHORT, init=start), settings=every, **parts)
 
 
 def texts(start: Any, **fields: Any) -> BoundRun:
-    curriculum = extraction(total=SHORT, start=start, shared_projection=True, **fields)
+    curriculum = extraction(total=SHORT, init=start, shared_projection=True, **fields)
     return tests.parts.bound(
         curriculum,
         student=language("modernbert", STUDENT),
@@ -341,10 +341,10 @@ def test_a_run_begins_from_its_start() -> None:
 
 def test_the_start_and_the_layers_have_one_projection() -> None:
     run = texts(RandomStart())
-    assert run.start is not None
+    assert run.warm_start is not None
     (term,) = run.stages[0].terms
     assert torch.equal(term.objective.matrix, shared())  # type: ignore[attr-defined]
-    run.start.apply()
+    run.warm_start.apply()
     table: Any = run.student.module.get_parameter("model.embeddings.tok_embeddings.weight")
     teacher = weights(language("modernbert", TEACHER))["model.embeddings.tok_embeddings.weight"]
     assert torch.equal(table, teacher @ shared().mT)
@@ -358,7 +358,7 @@ def stopping_after(steps: int) -> Observer:
     """Return an observer that stops a run."""
 
     def observe(record: Record) -> None:
-        if isinstance(record, StepRecord) and record.spent.steps == steps:
+        if isinstance(record, StepRecord) and record.usage.steps == steps:
             raise Interrupted
 
     return observe
@@ -377,13 +377,13 @@ def test_a_run_that_goes_on_is_bit_equal_and_does_not_start_again(
     again = bound(kind)
     resumed = executed(again, tmp_path, resume=True)
     assert not changed(weights(whole.student), weights(again.student))
-    assert replace(resumed.spent, seconds=0) == replace(end.spent, seconds=0)
+    assert replace(resumed.usage, seconds=0) == replace(end.usage, seconds=0)
 
 
 def test_one_call_starts_and_distills(tmp_path: Path) -> None:
     def distilled(start: RandomStart | None, folder: Path) -> nn.Module:
         student, teacher = language("modernbert", STUDENT), language("modernbert", TEACHER)
-        curriculum = extraction(total=SHORT, shared_projection=True, start=start)
+        curriculum = extraction(total=SHORT, shared_projection=True, init=start)
         return distill(
             student,
             teacher,
@@ -429,7 +429,7 @@ def test_the_records_tell_what_was_set(tmp_path: Path) -> None:
 
 
 def test_the_teachers_pass_over_the_examples_is_counted() -> None:
-    plain, with_start = executed(bound(None)).spent, executed(bound(RandomStart())).spent
+    plain, with_start = executed(bound(None)).usage, executed(bound(RandomStart())).usage
     num_examples = BATCHES * 8
     assert with_start.examples - plain.examples == num_examples
     assert with_start.tokens - plain.tokens == num_examples
@@ -449,7 +449,7 @@ def test_tables_are_set_without_reading_data() -> None:
         seed=0,
     )
     assert found is not None
-    assert found.apply() == Spent()
+    assert found.apply() == Usage()
     assert not stream.read
 
 

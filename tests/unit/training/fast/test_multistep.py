@@ -18,7 +18,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration, UntilPlateau
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, DivergenceError
 from curricle.extras import COMPILERS
 from curricle.models.families import tapped
@@ -91,7 +91,7 @@ CURRICULA: dict[str, Callable[..., Curriculum]] = {
     "one shot": one_shot,
     "labels": from_labels,
     "extraction": extraction,
-    "own layers": lambda total: extraction(total=total, pairs=2, trains="own"),
+    "own layers": lambda total: extraction(total=total, pairs=2, trainable="new"),
     "centered": lambda total: extraction(total=total, center=True, normalize="layernorm"),
 }
 OPTIMIZERS = {
@@ -126,7 +126,7 @@ def test_a_run_ends_where_single_steps_would_and_records_the_same(
     assert [type(one) for one in told] == [type(one) for one in again]
     for one, other in zip(told, again, strict=True):
         if isinstance(one, StepRecord) and isinstance(other, StepRecord):
-            assert (one.learning_rate, one.spent.steps) == (other.learning_rate, other.spent.steps)
+            assert (one.learning_rate, one.usage.steps) == (other.learning_rate, other.usage.steps)
             assert other.loss == pytest.approx(one.loss, rel=1e-3)
         if isinstance(one, EvaluationRecord) and isinstance(other, EvaluationRecord):
             assert other.metrics == pytest.approx(one.metrics, rel=1e-3)
@@ -168,7 +168,7 @@ def test_a_run_may_end_at_its_target() -> None:
         execute(run, evaluate, metric="accuracy", outputs=Outputs(), until=bool)
         for run in (plain, compiled)
     ]
-    assert [end.spent.steps for end in ends] == [12, 12]
+    assert [end.usage.steps for end in ends] == [12, 12]
     assert_close(compiled, plain)
 
 

@@ -99,7 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     "one shot": {},
     "labels": {"curriculum": from_labels},
     "extraction": {"curriculum": extraction},
-    "own layers": {"curriculum": lambda total: extraction(total=total, pairs=2, trains="own")},
+    "own layers": {"curriculum": lambda total: extraction(total=total, pairs=2, trainable="new")},
     "momentum": {"optimizer": SGD(learning_rate=0.1, momentum=0.9, weight_decay=0.1)},
     "adam": {"optimizer": AdamW(learning_rate=0.01, weight_decay=0.1)},
     "adam, reset": {
@@ -139,7 +139,7 @@ def test_students_that_end_earlier_leave_the_others_to_go_on(joined: list[int]) 
 def test_a_student_may_end_at_its_target_while_the_others_go_on(joined: list[int]) -> None:
     asked = iter([True])
     ends = together(runs(), until=lambda _: next(asked, False))
-    assert sorted(end.spent.steps for end in ends) == [5, 12, 12]
+    assert sorted(end.usage.steps for end in ends) == [5, 12, 12]
     assert joined == [3] * 4 + [2] * 7
 
 

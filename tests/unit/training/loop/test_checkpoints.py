@@ -10,11 +10,11 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.checksums import SEAL, check_sealed, seal_folder, sealed_names
 from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
 from curricle.objectives.adapters import LinearMap
-from curricle.records import Spent
-from curricle.seals import SEAL, check_sealed, seal_folder, sealed_names
+from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, plan_spans
 from curricle.training.loop.checkpoints import (
     ADAPTERS,
@@ -58,8 +58,8 @@ def stepped(optimizer: Optimizer, module: nn.Module, steps: int) -> torch.optim.
 
 
 def state(steps: int = 7) -> RunState:
-    spent = Spent(steps=steps, examples=70, tokens=700, student_flops=5, seconds=1.5)
-    return RunState(spent=spent, records_bytes=123, run="0123456789abcdef")
+    usage = Usage(steps=steps, examples=70, tokens=700, student_flops=5, seconds=1.5)
+    return RunState(usage=usage, records_bytes=123, run="0123456789abcdef")
 
 
 def forge(path: Path, name: str, content: bytes) -> None:
@@ -142,7 +142,7 @@ def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"spent": {"stepz": 1}}'])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"usage": {"stepz": 1}}'])
 def test_a_damaged_state_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / STATE).write_text(content)
     with pytest.raises(CheckpointError, match=r"state.json' must tell where a run stands: "):
@@ -196,7 +196,7 @@ def test_a_checkpoint_is_plain_data_and_safetensors(tmp_path: Path) -> None:
     module = model()
     path = save_checkpoint(tmp_path, state(), module, stepped(OPTIMIZERS[2], module, 1))
     assert sorted(file.name for file in path.iterdir()) == sorted([STUDENT, OPTIMIZER, STATE, SEAL])
-    assert json.loads((path / STATE).read_text())["spent"]["steps"] == 7
+    assert json.loads((path / STATE).read_text())["usage"]["steps"] == 7
 
 
 # --- what is trained besides ----------------------------------------------------------------------
@@ -338,7 +338,7 @@ def forty_steps() -> Timeline:
 def test_a_number_of_steps_that_cannot_be_is_refused(tmp_path: Path, steps: int) -> None:
     path = saved(tmp_path, steps=20)
     content = json.loads((path / STATE).read_text())
-    content["spent"]["steps"] = steps
+    content["usage"]["steps"] = steps
     (path / STATE).write_text(json.dumps(content))
     seal_folder(path, sealed_names(path))
     with pytest.raises(CheckpointError, match=rf"'steps' in .* must be .*; got {steps}; rem"):
@@ -355,7 +355,7 @@ def test_a_checkpoint_after_the_runs_end_is_refused(tmp_path: Path) -> None:
 def test_a_negative_count_is_refused(tmp_path: Path, field: str) -> None:
     path = saved(tmp_path)
     content = json.loads((path / STATE).read_text())
-    (content if field in content else content["spent"])[field] = -1
+    (content if field in content else content["usage"])[field] = -1
     (path / STATE).write_text(json.dumps(content))
     seal_folder(path, sealed_names(path))
     with pytest.raises(CheckpointError, match=rf"'{field}' in .* must not be neg.*; got -1; rem"):

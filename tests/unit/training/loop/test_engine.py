@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import tests.parts
 from curricle import seeding
+from curricle.checksums import CHECK, SEAL, LineChain, seal_folder, sealed_names
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.families import tapped
@@ -35,12 +36,11 @@ from curricle.records import (
     Record,
     RecordWriter,
     RunRecord,
-    Spent,
     StageRecord,
     StepRecord,
+    Usage,
     read_records,
 )
-from curricle.seals import CHECK, SEAL, LineChain, seal_folder, sealed_names
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
@@ -122,7 +122,7 @@ def state(run: BoundRun) -> dict[str, Tensor]:
 def timeless(record: Record) -> dict[str, Any]:
     """Return a record without the seconds, the only thing that differs between equal runs."""
     content: dict[str, Any] = plain(record)
-    content.get("spent", {}).pop("seconds", None)
+    content.get("usage", {}).pop("seconds", None)
     return content
 
 
@@ -140,7 +140,7 @@ def without_check(line: dict[str, Any]) -> dict[str, Any]:
 
 def interrupt_at(step: int) -> Callable[[Record], None]:
     def observe(record: Record) -> None:
-        if isinstance(record, StepRecord) and record.spent.steps == step:
+        if isinstance(record, StepRecord) and record.usage.steps == step:
             raise CutError
 
     return observe
@@ -164,7 +164,7 @@ CURRICULA = {
     "extraction": extraction(total=TOTAL, pairs=2, layer_fraction=0.25),
     # Borders at 4 and 8.
     "frozen extraction": extraction(
-        total=TOTAL, pairs=2, layer_fraction=0.4, trains="own", center=True
+        total=TOTAL, pairs=2, layer_fraction=0.4, trainable="new", center=True
     ),
     # Borders at 7 and 13.
     "progressive": progressive(total=TOTAL, trajectory=(100, 200, 300)),
@@ -302,10 +302,10 @@ def test_time_and_consumption_go_on_from_the_checkpoint(tmp_path: Path) -> None:
     assert path is not None
     file = path / "state.json"
     content = json.loads(file.read_text())
-    content["spent"]["seconds"] = 1000.0
+    content["usage"]["seconds"] = 1000.0
     file.write_text(json.dumps(content))
     seal_folder(path, sealed_names(path))
-    assert 1000 < executed(run(), tmp_path, resume=True).spent.seconds < 1100
+    assert 1000 < executed(run(), tmp_path, resume=True).usage.seconds < 1100
 
 
 def test_observers_of_a_resumed_run_are_told_what_runs(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_observers_of_a_resumed_run_are_told_what_runs(tmp_path: Path) -> None:
     executed(run(), tmp_path, seen.append, resume=True)
     assert isinstance(seen[0], RunRecord)
     assert isinstance(seen[1], StepRecord)
-    assert seen[1].spent.steps == 11
+    assert seen[1].usage.steps == 11
 
 
 def test_resuming_a_folder_without_a_checkpoint_starts_anew(tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_a_teachers_own_run_leaves_its_trajectory(tmp_path: Path) -> None:
     weights = []
 
     def observe(record: Record) -> None:
-        if isinstance(record, StepRecord) and record.spent.steps in (4, 20):
+        if isinstance(record, StepRecord) and record.usage.steps in (4, 20):
             weights.append(state(run)["head.weight"])
 
     run = bound(from_labels(total=TOTAL), teacher=None)
@@ -639,7 +639,7 @@ def test_a_run_that_diverges_keeps_its_last_good_checkpoint(tmp_path: Path) -> N
 def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
     def breaking(record: Record) -> None:
         # As an update with an infinite gradient after a finite loss would.
-        if isinstance(record, StepRecord) and record.spent.steps == 8:
+        if isinstance(record, StepRecord) and record.usage.steps == 8:
             run.student.module.get_parameter("head.bias").data.fill_(math.inf)
 
     run = bound(one_shot(total=TOTAL), settings={"save_every": 4})
@@ -652,7 +652,7 @@ def test_a_checkpoint_of_broken_weights_is_not_written(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_broken_weights_does_not_enter_a_trajectory(tmp_path: Path) -> None:
     def breaking(record: Record) -> None:
-        if isinstance(record, StepRecord) and record.spent.steps == 8:
+        if isinstance(record, StepRecord) and record.usage.steps == 8:
             run.student.module.get_parameter("head.bias").data.fill_(math.nan)
 
     run = bound(from_labels(total=TOTAL), teacher=None)
@@ -715,7 +715,7 @@ def seen_in(run: BoundRun) -> list[Record]:
 def test_records_come_in_the_order_of_what_happens() -> None:
     run = bound(extraction(total=TOTAL), settings={"log_every": 4, "eval_every": 10})
     told = [
-        (record.kind, 0 if isinstance(record, RunRecord) else record.spent.steps)
+        (record.kind, 0 if isinstance(record, RunRecord) else record.usage.steps)
         for record in seen_in(run)
     ]
     # The layer stage takes 5 steps.
@@ -771,17 +771,17 @@ def test_consumption_adds_up_over_stages() -> None:
     run = bound(extraction(total=TOTAL))
     (end,) = (record for record in seen_in(run) if isinstance(record, EndRecord))
     first, second = (stage.plan for stage in run.stages)
-    assert (end.spent.steps, end.spent.examples, end.spent.tokens) == (20, 160, 160)
-    assert end.spent.student_flops == 5 * first.student_flops + 15 * second.student_flops
-    assert end.spent.teacher_flops == 5 * first.teacher_flops + 15 * second.teacher_flops
-    assert end.spent.seconds > 0
+    assert (end.usage.steps, end.usage.examples, end.usage.tokens) == (20, 160, 160)
+    assert end.usage.student_flops == 5 * first.student_flops + 15 * second.student_flops
+    assert end.usage.teacher_flops == 5 * first.teacher_flops + 15 * second.teacher_flops
+    assert end.usage.seconds > 0
 
 
 def test_what_is_read_for_the_teachers_statistics_is_spent_where_a_stage_begins() -> None:
-    def spent(*, center: bool) -> Spent:
-        return executed(bound(extraction(total=TOTAL, pairs=2, center=center))).spent
+    def usage(*, center: bool) -> Usage:
+        return executed(bound(extraction(total=TOTAL, pairs=2, center=center))).usage
 
-    plain, centered = spent(center=False), spent(center=True)
+    plain, centered = usage(center=False), usage(center=True)
     # Two layer stages, and batches of 8.
     assert centered.examples - plain.examples == 2 * CALIBRATION_BATCHES * 8
     assert centered.teacher_flops > plain.teacher_flops
@@ -790,7 +790,7 @@ def test_what_is_read_for_the_teachers_statistics_is_spent_where_a_stage_begins(
 
 def test_a_stage_record_says_what_was_spent_before() -> None:
     seen = seen_in(bound(extraction(total=TOTAL)))
-    starts = [record.spent.steps for record in seen if isinstance(record, StageRecord)]
+    starts = [record.usage.steps for record in seen if isinstance(record, StageRecord)]
     assert starts == [0, 5]
 
 
@@ -820,7 +820,7 @@ def test_time_stands_still_during_evaluation(monkeypatch: pytest.MonkeyPatch) ->
     run = dataclasses.replace(run, stream=Ticking(parity(), clock))
     end = execute(run, slow, metric="accuracy", outputs=Outputs())
     # One second a step, and seven evaluations that do not count.
-    assert end.spent.seconds == pytest.approx(20.0)
+    assert end.usage.seconds == pytest.approx(20.0)
 
 
 class Ticking:
@@ -1017,7 +1017,7 @@ def test_a_run_ends_at_its_target_only_where_the_output_is_taught(tmp_path: Path
     )
     layer, last = run.stages
     assert (layer.plan.reads_logits, last.plan.reads_logits) == (False, True)
-    assert end.spent.steps == layer.span.end + 1
+    assert end.usage.steps == layer.span.end + 1
 
 
 # --- evaluations and final weights ----------------------------------------------------------------
@@ -1082,7 +1082,7 @@ def test_a_checkpoint_is_left_if_an_evaluation_in_between_fails(tmp_path: Path) 
         )
     saved = latest_checkpoint(tmp_path / CHECKPOINTS)
     assert saved is not None
-    assert read_state(saved).spent.steps == 7
+    assert read_state(saved).usage.steps == 7
 
 
 @pytest.mark.parametrize("after", [STEPS, 3])
@@ -1092,7 +1092,7 @@ def test_weights_that_the_last_step_makes_infinite_are_never_saved(
     run = bound(one_shot(total=Duration(number=after)), settings={"eval_every": 50})
 
     def spoil(record: Record) -> None:
-        if isinstance(record, StepRecord) and record.spent.steps == after:
+        if isinstance(record, StepRecord) and record.usage.steps == after:
             with torch.no_grad():
                 run.student.module.get_parameter("head.weight")[0, 0] = torch.nan
 

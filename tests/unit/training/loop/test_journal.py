@@ -10,7 +10,7 @@ from torch import nn
 from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.strategies import extraction
 from curricle.errors import CheckpointError
-from curricle.records import EndRecord, Record, RunRecord, Spent, StageRecord, read_records
+from curricle.records import EndRecord, Record, RunRecord, StageRecord, Usage, read_records
 from curricle.training.binding.timeline import Timeline
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record
@@ -63,14 +63,14 @@ class Desk:
         self.optimizer.step()
 
     def save(self, steps: int) -> None:
-        self.journal.save(Spent(steps=steps), self.optimizer, adapters=nn.ModuleList())
+        self.journal.save(Usage(steps=steps), self.optimizer, adapters=nn.ModuleList())
 
 
 def test_without_a_folder_observers_alone_are_told() -> None:
     desk = Desk(None)
     with ExitStack() as stack:
         assert desk.open(stack) is None
-        desk.journal.write(StageRecord(stage="layer 1", spent=Spent()))
+        desk.journal.write(StageRecord(stage="layer 1", usage=Usage()))
         desk.save(3)
     assert [record.kind for record in desk.seen] == ["run", "stage"]
 
@@ -82,10 +82,10 @@ def test_a_checkpoint_restores_student_optimizer_and_timeline(tmp_path: Path) ->
         first.step()
         first.timeline.close(6, "plateau")
         first.save(8)
-        first.journal.write(StageRecord(stage="later", spent=Spent(steps=9)))
+        first.journal.write(StageRecord(stage="later", usage=Usage(steps=9)))
     with ExitStack() as stack:
         assert second.open(stack, resume=True) is None
-        assert second.journal.spent.steps == 8
+        assert second.journal.usage.steps == 8
     assert second.timeline.ends == first.timeline.ends
     for weight, other in zip(second.student.parameters(), first.student.parameters(), strict=True):
         assert torch.equal(weight, other)
@@ -101,7 +101,7 @@ def test_a_finished_run_gives_its_end(tmp_path: Path) -> None:
         first.open(stack)
         first.step()
         weights = files(tmp_path).save_student(first.student)
-        end = EndRecord(metrics={"accuracy": 0.5}, spent=Spent(steps=30), weights=weights)
+        end = EndRecord(metrics={"accuracy": 0.5}, usage=Usage(steps=30), weights=weights)
         first.journal.finish(end)
     with ExitStack() as stack:
         assert second.open(stack, resume=True) == end

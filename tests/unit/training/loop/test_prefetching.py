@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import tests.parts
 from curricle import seeding
 from curricle.curriculum.strategies import extraction, one_shot
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.streams import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.teachers.live import LiveTeacher

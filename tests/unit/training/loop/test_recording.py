@@ -5,8 +5,8 @@ import torch
 
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
-from curricle.data.streams import Batch
-from curricle.records import Spent
+from curricle.data.batch import Batch
+from curricle.records import Usage
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.recording import run_record, spend, step_record
 from curricle.training.loop.stepping import stepping
@@ -19,8 +19,8 @@ STEPS = Duration(number=8)
 def test_what_is_spent_grows_with_the_steps_of_a_stage() -> None:
     run = bound(one_shot(total=STEPS))
     (stage,) = run.stages
-    before = Spent(steps=2, examples=16, tokens=16, student_flops=7, teacher_flops=5, seconds=1.0)
-    assert spend(run, before, stage, done=5, seconds=3.0) == Spent(
+    before = Usage(steps=2, examples=16, tokens=16, student_flops=7, teacher_flops=5, seconds=1.0)
+    assert spend(run, before, stage, done=5, seconds=3.0) == Usage(
         steps=5,
         examples=16 + 3 * 8,
         tokens=16 + 3 * 8,
@@ -36,8 +36,8 @@ def test_a_step_tells_its_stage_and_its_terms() -> None:
     optimizer = run.optimizer.build(run.student.module.parameters())
     with stepping(run, stage, optimizer) as stepper:
         outcome = stepper.step(0)
-    found = step_record(stage, outcome, learning_rate=0.5, spent=Spent(steps=1))
-    assert (found.stage, found.learning_rate, found.spent.steps) == ("layer 1", 0.5, 1)
+    found = step_record(stage, outcome, learning_rate=0.5, usage=Usage(steps=1))
+    assert (found.stage, found.learning_rate, found.usage.steps) == ("layer 1", 0.5, 1)
     assert list(found.terms) == [stage.plan.taps]
     assert found.loss == outcome.loss.item()
 
@@ -68,15 +68,15 @@ def test_batches_of_unequal_length_are_spent_as_they_are(per_record: int) -> Non
         one_shot(total="3 steps"),
         stream=Listed(*[Batch(inputs=one, length=one.shape[1]) for one in ids]),
     )
-    (stage,), before = run.stages, Spent()
+    (stage,), before = run.stages, Usage()
     for step in range(3):
         run.stream.batch(step)
         if step % per_record == 0:
-            spent = spend(run, before, stage, done=step + 1, seconds=0.0)
-    assert (spent.tokens, spent.examples) == (8 + 24 + 16, 12)
+            usage = spend(run, before, stage, done=step + 1, seconds=0.0)
+    assert (usage.tokens, usage.examples) == (8 + 24 + 16, 12)
     # The layers of these models cost the same at every position: 6 times the first batch's.
-    assert spent.student_flops == 6 * stage.plan.student_flops
-    assert spent.teacher_flops == 6 * stage.plan.teacher_flops
+    assert usage.student_flops == 6 * stage.plan.student_flops
+    assert usage.teacher_flops == 6 * stage.plan.teacher_flops
 
 
 def test_a_student_in_a_classroom_spends_what_it_would_alone() -> None:
@@ -87,4 +87,4 @@ def test_a_student_in_a_classroom_spends_what_it_would_alone() -> None:
     )
     seats = [SharedRun(run=run, evaluate=lambda _: {"accuracy": 0.0}, outputs=Outputs())]
     (end,) = execute_shared(seats, metric="accuracy")
-    assert end.spent.tokens == 8 + 24
+    assert end.usage.tokens == 8 + 24

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from curricle.checksums import SEAL
 from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
 from curricle.locks import LOCK, locked
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord, Record, RecordWriter, RunRecord, read_records
-from curricle.seals import SEAL
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import OPTIMIZER, STATE, STUDENT
 from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
@@ -45,7 +45,7 @@ def run(
 
 def cut_at(step: int) -> Callable[[Record], None]:
     def observe(record: Record) -> None:
-        if record.kind == "step" and record.spent.steps == step:
+        if record.kind == "step" and record.usage.steps == step:
             raise CutError
 
     return observe
@@ -239,7 +239,7 @@ def test_without_its_damaged_manifest_a_finished_run_is_as_before(
 
 
 def steps_of(record: Record) -> int:
-    return 0 if isinstance(record, RunRecord) else record.spent.steps
+    return 0 if isinstance(record, RunRecord) else record.usage.steps
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -318,7 +318,7 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_whole_lines(
     write = RecordWriter.write
 
     def full(self: RecordWriter, record: Record) -> None:
-        if record.kind == "step" and record.spent.steps == 5:
+        if record.kind == "step" and record.usage.steps == 5:
             self._file = Full(self._file)  # type: ignore[assignment]
         write(self, record)
 
@@ -327,7 +327,7 @@ def test_a_full_disk_ends_a_run_with_a_sentence_and_whole_lines(
         run(tmp_path)
     monkeypatch.undo()
     assert (tmp_path / RECORDS).read_bytes().endswith(b"}\n")
-    assert run(tmp_path, resume=True)[0].spent.steps == STEPS
+    assert run(tmp_path, resume=True)[0].usage.steps == STEPS
 
 
 class Full:

@@ -10,7 +10,7 @@ from torch import nn
 import tests.parts
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits

@@ -17,7 +17,7 @@ from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import DataError, DivergenceError
 from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
@@ -27,7 +27,7 @@ from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Gaussian, Learned
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.records import Spent
+from curricle.records import Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StepLoss
@@ -140,15 +140,15 @@ def test_parts_of_a_batch_give_the_update_of_the_whole(
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("trains", ["up_to", "all"])
+@pytest.mark.parametrize("trainable", ["reached", "all"])
 @pytest.mark.parametrize("labels", [None, 2], ids=["labels at once", "labels in chunks"])
 def test_the_update_in_chunks_is_that_of_all_logits(
-    labels: int | None, trains: str, precision: str
+    labels: int | None, trainable: str, precision: str
 ) -> None:
     each = []
     for chunk in (None, 2):
         declared = (MatchLogits(chunk=chunk), LabelLoss(weight=0.5, chunk=chunk and labels))
-        run = sequences(stage(objectives=declared, trains=trains), precision=precision)
+        run = sequences(stage(objectives=declared, trainable=trainable), precision=precision)
         each.append((stepped(run, 3)[-1].terms, weights(run.student)))
     tolerance = 1e-5 if precision == "float32" else 1e-2
     torch.testing.assert_close(*each, rtol=tolerance, atol=tolerance)
@@ -226,8 +226,8 @@ def test_beyond_the_stage_there_is_no_gradient_update_decay_or_state(optimizer: 
 @every_optimizer
 def test_own_leaves_what_earlier_stages_trained_where_it_is(optimizer: Optimizer) -> None:
     stages = [
-        stage("1", objectives=hidden(1, 1), trains="own"),
-        stage("2", objectives=hidden(2, 2), trains="own"),
+        stage("1", objectives=hidden(1, 1), trainable="new"),
+        stage("2", objectives=hidden(2, 2), trainable="new"),
     ]
     run = bound(*stages, optimizer=optimizer)
     own = optimizer.build(run.student.module.parameters())
@@ -245,9 +245,9 @@ def test_deeper_stages_train_earlier_layers_too_unless_told_otherwise() -> None:
     assert moved(before, run.student) == FIRST | SECOND
 
 
-@pytest.mark.parametrize(("trains", "calls"), [("up_to", 0), ("all", 1)])
-def test_all_runs_the_student_to_its_end(trains: str, calls: int) -> None:
-    run = bound(stage(objectives=hidden(1, 1), trains=trains))
+@pytest.mark.parametrize(("trainable", "calls"), [("reached", 0), ("all", 1)])
+def test_all_runs_the_student_to_its_end(trainable: str, calls: int) -> None:
+    run = bound(stage(objectives=hidden(1, 1), trainable=trainable))
     seen: list[object] = []
     run.student.module.get_submodule("head").register_forward_hook(lambda *call: seen.append(call))
     before = weights(run.student)
@@ -477,19 +477,19 @@ def test_the_teachers_pass_over_the_first_batches_is_counted() -> None:
     run = centered()
     optimizer = run.optimizer.build(run.student.module.parameters())
     with stepping(run, run.stages[0], optimizer) as stepper:
-        spent = stepper.calibration
+        usage = stepper.calibration
     batch = run.stream.batch_size
     # A block of 16 to 16 and the projection of what it shows to 5.
-    assert spent.teacher_flops == CALIBRATION_BATCHES * batch * 2 * (INPUTS * 16 + 16 * 5)
-    assert spent.examples == spent.tokens == CALIBRATION_BATCHES * batch
-    assert (spent.steps, spent.student_flops) == (0, 0)
+    assert usage.teacher_flops == CALIBRATION_BATCHES * batch * 2 * (INPUTS * 16 + 16 * 5)
+    assert usage.examples == usage.tokens == CALIBRATION_BATCHES * batch
+    assert (usage.steps, usage.student_flops) == (0, 0)
 
 
 def test_no_pass_is_counted_where_no_statistics_are_asked_for() -> None:
     run = bound(stage(objectives=hidden(1, 1)))
     optimizer = run.optimizer.build(run.student.module.parameters())
     with stepping(run, run.stages[0], optimizer) as stepper:
-        assert stepper.calibration == Spent()
+        assert stepper.calibration == Usage()
 
 
 def test_centering_is_the_same_wherever_a_stage_is_entered() -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from curricle.curriculum.strategies import one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.models.tapped import TappedModel
 from curricle.records import EndRecord
@@ -73,7 +73,7 @@ def test_a_signal_ends_the_run_after_the_step_at_hand_with_a_checkpoint(
         executed(Signals(number), tmp_path)
     assert raised.value.signal_number == number
     assert raised.value.checkpoint is not None
-    assert read_state(raised.value.checkpoint).spent.steps == 6
+    assert read_state(raised.value.checkpoint).usage.steps == 6
     assert not (tmp_path / FINISHED).exists()
     assert handlers() == before
 
@@ -176,7 +176,7 @@ def test_every_student_of_a_classroom_saves_where_it_stands(stacked: bool, tmp_p
         saved = latest_checkpoint(tmp_path / str(number) / CHECKPOINTS)
         assert saved is not None
         # In turns, the others take one step more than the one that has seen the signal first.
-        assert read_state(saved).spent.steps in (6, 7)
+        assert read_state(saved).usage.steps in (6, 7)
 
 
 def test_steps_that_were_compiled_as_one_are_saved_together(
@@ -205,7 +205,7 @@ import curricle
 from tests.parts import mlp, parity
 
 def stop(record):
-    if record.kind == "step" and record.spent.steps == 3:
+    if record.kind == "step" and record.usage.steps == 3:
         os.kill(os.getpid(), int(sys.argv[1]))
 
 curricle.distill(

@@ -13,11 +13,11 @@ from curricle.records import (
     EvaluationRecord,
     Record,
     RunRecord,
-    Spent,
     StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
+    Usage,
 )
 from curricle.training.setup.observers import NoteLine, PreparationBar, ProgressBar, new_progress
 
@@ -43,12 +43,12 @@ def opening(*steps: int) -> RunRecord:
     )
 
 
-STAGE = StageRecord(stage="layer 1", spent=Spent(steps=0))
+STAGE = StageRecord(stage="layer 1", usage=Usage(steps=0))
 STEP = StepRecord(
-    stage="layer 1", loss=0.123456, terms={}, learning_rate=0.1, spent=Spent(steps=20)
+    stage="layer 1", loss=0.123456, terms={}, learning_rate=0.1, usage=Usage(steps=20)
 )
-EVALUATION = EvaluationRecord(stage="layer 1", metrics={"accuracy": 0.5}, spent=Spent(steps=30))
-END = EndRecord(metrics={"accuracy": 0.75, "nll": 0.6}, spent=Spent(steps=100))
+EVALUATION = EvaluationRecord(stage="layer 1", metrics={"accuracy": 0.5}, usage=Usage(steps=30))
+END = EndRecord(metrics={"accuracy": 0.75, "nll": 0.6}, usage=Usage(steps=100))
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_run_of_which_nothing_is_told_has_no_bar(progress: Progress) -> None:
 
 
 def test_a_run_that_ends_before_its_length_has_reached_its_target(progress: Progress) -> None:
-    told = shown(progress, opening(100), STAGE, replace(END, spent=Spent(steps=30)))
+    told = shown(progress, opening(100), STAGE, replace(END, usage=Usage(steps=30)))
     assert told == (30, 30, "layer 1  accuracy 0.750 nll 0.600  target reached")
 
 
@@ -175,5 +175,5 @@ def test_preparation_is_silent_where_there_is_no_terminal() -> None:
 def test_a_stage_that_its_rule_ends_shortens_the_bar(
     progress: Progress, why: EndReason, word: str
 ) -> None:
-    end = StageEndRecord(stage="layer 1", planned=40, done=30, why=why, spent=Spent(steps=30))
+    end = StageEndRecord(stage="layer 1", planned=40, done=30, why=why, usage=Usage(steps=30))
     assert shown(progress, opening(40, 60), STAGE, end) == (90, 30, f"layer 1{word}")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.training.setup.placement import (
@@ -80,6 +80,6 @@ def test_passes_of_a_placed_model_run_through_the_wrapper(
 
     monkeypatch.setattr(SingleDevice, "place", place)
     place_model(HOST, model)
-    with model.reading([model.place("0")], logits=False) as read:
-        read(drawn(3, 2))
+    with model.open_taps([model.place("0")], logits=False) as forward:
+        forward(drawn(3, 2))
     assert calls == ["wrapper"]

@@ -134,7 +134,7 @@ def test_the_seconds_of_a_group_are_shared_among_its_students(
     seats = [SharedRun(run=run, evaluate=evaluate, outputs=Outputs()) for run in runs]
     ends = execute_shared(seats, metric="accuracy", batch_students=True)
     # Ten steps in a group, of 6 seconds by that clock, half of which each student is charged.
-    assert [round(end.spent.seconds, -1) for end in ends] == [30, 30]
+    assert [round(end.usage.seconds, -1) for end in ends] == [30, 30]
 
 
 def test_a_run_that_has_ended_is_closed_and_stays_as_it_is(tmp_path: Path) -> None:

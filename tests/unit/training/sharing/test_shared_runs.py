@@ -15,7 +15,7 @@ from curricle.curriculum.durations import Duration, UntilPlateau
 from curricle.curriculum.initialization import RandomStart
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
@@ -47,7 +47,9 @@ def trajectory(tmp_path_factory: pytest.TempPathFactory) -> Trajectory:
 def deep() -> Curriculum:
     """Return a stage that reads the teacher's second layer but not its logits."""
     pair = LayerPair(student=1, teacher=2)
-    stage = Stage(name="deep", duration=TOTAL, objectives=(MatchHidden(pair=pair),), trains="all")
+    stage = Stage(
+        name="deep", duration=TOTAL, objectives=(MatchHidden(pair=pair),), trainable="all"
+    )
     return Curriculum(name="deep", stages=(stage,))
 
 
@@ -60,13 +62,13 @@ CLASS: dict[str, Callable[..., dict[str, Any]]] = {
     },
     "wider": lambda: {"curriculum": extraction(total=TOTAL, pairs=2), "student": mlp(9, 7, seed=4)},
     "momentum": lambda: {
-        "curriculum": extraction(total=TOTAL, trains="own"),
+        "curriculum": extraction(total=TOTAL, trainable="new"),
         "optimizer": AdamW(learning_rate=0.01),
     },
     "progressive": lambda: {"curriculum": progressive(total=TOTAL, trajectory=(10, 20))},
     "shorter": lambda: {"curriculum": one_shot(total=Duration(number=7), teacher=20)},
     "deep": lambda: {"curriculum": deep()},
-    "warm start": lambda: {"curriculum": one_shot(total=TOTAL, start=RandomStart())},
+    "warm start": lambda: {"curriculum": one_shot(total=TOTAL, init=RandomStart())},
     "learned": lambda: {
         "curriculum": extraction(total=TOTAL, projection=Learned()),
         "seed": 5,
@@ -130,7 +132,7 @@ def told(folder: Path, number: int) -> list[dict[str, Any]]:
         plain(one) for one in read_records(folder / f"{number}" / RECORDS)
     ]
     for one in content:
-        one.get("spent", {}).pop("seconds", None)
+        one.get("usage", {}).pop("seconds", None)
     return content
 
 
@@ -161,7 +163,7 @@ def test_every_student_ends_bit_equal_to_one_that_was_taught_alone(
 
 def test_the_ends_come_in_the_order_of_the_seats(trajectory: Trajectory) -> None:
     ends = together(runs(trajectory, ["one shot", "shorter", "labels"]))
-    assert [end.spent.steps for end in ends] == [18, 7, 18]
+    assert [end.usage.steps for end in ends] == [18, 7, 18]
     assert together([]) == []
 
 
@@ -224,7 +226,7 @@ class CutError(Exception):
 
 def cut_at(step: int) -> Callable[[Record], None]:
     def observe(record: Record) -> None:
-        if not isinstance(record, RunRecord) and record.spent.steps == step:
+        if not isinstance(record, RunRecord) and record.usage.steps == step:
             raise CutError
 
     return observe
@@ -272,15 +274,15 @@ def test_a_student_may_end_at_its_target_and_the_others_go_on(trajectory: Trajec
     chosen = runs(trajectory, ["one shot", "wider"])
     limit = iter([True])
     ends = together(chosen, until=lambda _: next(limit, False))
-    assert sorted(end.spent.steps for end in ends) == [5, 18]
+    assert sorted(end.usage.steps for end in ends) == [5, 18]
 
 
 def test_seconds_of_others_do_not_count(trajectory: Trajectory) -> None:
     started = time.perf_counter()
     ends = together(runs(trajectory))
     passed = time.perf_counter() - started
-    assert all(end.spent.seconds > 0 for end in ends)
-    assert sum(end.spent.seconds for end in ends) < passed
+    assert all(end.usage.seconds > 0 for end in ends)
+    assert sum(end.usage.seconds for end in ends) < passed
 
 
 def test_a_student_that_diverges_ends_the_class_and_nothing_stays_open(

@@ -14,7 +14,7 @@ from curricle import seeding
 from curricle.curriculum.durations import UntilPlateau
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
@@ -33,11 +33,11 @@ from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
-from curricle.training.targets.capture import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCompression, capture
 from curricle.training.targets.verification import agreement
 from tests.parts import Listed, bound, drawn, embedder, mlp, parity, stored_target, texts, tokens
 
-EXACT = TargetCodecs(hidden=Exact(), logits=Exact())
+EXACT = TargetCompression(hidden=Exact(), logits=Exact())
 EXTRACTION = extraction(total="12 steps")
 
 
@@ -67,7 +67,7 @@ def test_with_an_exact_codec_the_student_is_bit_equal(
     tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     live = trained(bound(EXTRACTION, settings=settings))
-    capture([bound(EXTRACTION, settings=settings)], tmp_path, codecs=EXACT)
+    capture([bound(EXTRACTION, settings=settings)], tmp_path, compression=EXACT)
     stored = bound(EXTRACTION, settings=settings, teacher=open_targets(tmp_path))
     assert torch.equal(trained(stored), live)
     assert stored.stages[0].plan.teacher_flops == 0
@@ -92,7 +92,7 @@ def test_every_objective_reads_what_it_would_compare_with(
 ) -> None:
     chosen, stream = staged(objective), tokens(selects=selects)
     live = trained(texts(chosen, stream=stream))
-    capture([texts(chosen, stream=stream)], tmp_path, codecs=EXACT)
+    capture([texts(chosen, stream=stream)], tmp_path, compression=EXACT)
     found = trained(texts(chosen, stream=stream, teacher=open_targets(tmp_path)))
     torch.testing.assert_close(found, live)
 
@@ -100,10 +100,10 @@ def test_every_objective_reads_what_it_would_compare_with(
 @pytest.mark.parametrize("codec", [BFloat16(), Int8()])
 def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any) -> None:
     chosen, live = staged(HIDDEN), texts(staged(HIDDEN))
-    capture([live], tmp_path, codecs=TargetCodecs(hidden=codec))
+    capture([live], tmp_path, compression=TargetCompression(hidden=codec))
     stored = texts(chosen, teacher=open_targets(tmp_path))
     batch = live.stream.batch(1)
-    with LiveTeacher(embedder(6, 9)).reading(
+    with LiveTeacher(embedder(6, 9)).open_taps(
         "final", live.stages[0].reads.teacher, logits=False
     ) as r:
         wanted = live.stages[0].terms[0].objective.target(r(batch.inputs, None, None), batch)
@@ -113,24 +113,24 @@ def test_rounded_targets_are_within_the_stated_error(tmp_path: Path, codec: Any)
     torch.testing.assert_close(trained(stored), trained(texts(chosen)), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("codec", [Sampled(draws=4000), TopK(k=11), TopK(k=10)])
+@pytest.mark.parametrize("codec", [Sampled(num_samples=4000), TopK(k=11), TopK(k=10)])
 @pytest.mark.parametrize("chunk", [None, 2])
 def test_sparse_targets_teach_what_all_classes_teach(
     tmp_path: Path, codec: Any, chunk: int | None
 ) -> None:
     chosen = staged(MatchLogits(chunk=chunk))
-    capture([texts(chosen)], tmp_path, codecs=TargetCodecs(logits=codec))
+    capture([texts(chosen)], tmp_path, compression=TargetCompression(logits=codec))
     found = trained(texts(chosen, teacher=open_targets(tmp_path)))
     torch.testing.assert_close(found, trained(texts(chosen)), rtol=0, atol=3e-3)
 
 
 def test_readers_of_another_order_batch_size_and_seed_find_their_targets(tmp_path: Path) -> None:
     stream, chosen = tokens(selects=False), staged(HIDDEN)
-    capture([texts(chosen, stream=stream)], tmp_path, codecs=EXACT)
+    capture([texts(chosen, stream=stream)], tmp_path, compression=EXACT)
     whole = texts(chosen, stream=stream)
     parts = [part for batch in reversed(stream.batches) for part in batch.chunks(3)]
     run = texts(chosen, stream=Listed(*parts), teacher=open_targets(tmp_path), seed=7)
-    with LiveTeacher(embedder(6, 9)).reading(
+    with LiveTeacher(embedder(6, 9)).open_taps(
         "final", whole.stages[0].reads.teacher, logits=False
     ) as r:
         for part in parts:
@@ -213,7 +213,7 @@ def test_targets_of_data_with_one_label_an_example_are_read_back(
 
     live = LiveTeacher(classifier(kind, 6, seed=2))
     hidden = Exact() if isinstance(codec, Sampled) else codec
-    capture([run(live)], tmp_path, codecs=TargetCodecs(hidden=hidden, logits=codec))
+    capture([run(live)], tmp_path, compression=TargetCompression(hidden=hidden, logits=codec))
     stored = trained(run(open_targets(tmp_path)))
     if codec == Exact() or hidden == codec:
         wanted = trained(run(live))
@@ -231,7 +231,7 @@ def test_checkpoints_of_the_teacher_are_told_apart(tmp_path: Path) -> None:
         return LiveTeacher(mlp(16, 12, seed=6), trajectory)
 
     chosen = progressive(total="6 steps", trajectory=trajectory)
-    capture([bound(chosen, teacher=teacher())], tmp_path / "store", codecs=EXACT)
+    capture([bound(chosen, teacher=teacher())], tmp_path / "store", compression=EXACT)
     stored = open_targets(tmp_path / "store")
     assert {"1", "2"} & set(stored.store.manifest.teacher.weights)
     found = trained(bound(chosen, teacher=stored))
@@ -245,7 +245,7 @@ CENTERED = staged(replace(HIDDEN, center=True), steps=9)
 def test_centered_targets_of_two_streams_are_kept_apart(tmp_path: Path, seed: int) -> None:
     streams = [parity(0), parity(1)]
     # Bits repeat between the streams, so rows of one could stand for those of the other.
-    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, codecs=EXACT)
+    capture([bound(CENTERED, stream=one) for one in streams], tmp_path, compression=EXACT)
     stored = open_targets(tmp_path)
     told = [one.facts["calibrated_on"] for one in stored.store.manifest.sections]
     assert told == [one.fingerprint for one in streams]
@@ -275,20 +275,22 @@ def counted(run: BoundRun) -> tuple[BoundRun, list[int]]:
 
 def test_a_second_epoch_asks_the_teacher_nothing(tmp_path: Path) -> None:
     run, passes = counted(texts(staged(HIDDEN, steps=9)))
-    capture([run], tmp_path, codecs=EXACT)
+    capture([run], tmp_path, compression=EXACT)
     assert len(passes) == 3
     assert sum(shard.examples for shard in open_targets(tmp_path).store.manifest.shards) == 12
 
 
 def test_a_capture_that_was_killed_goes_on_and_ends_as_one_that_was_not(tmp_path: Path) -> None:
-    codecs = replace(EXACT, shard_bytes=1)
-    whole = capture([bound(EXTRACTION)], tmp_path / "whole", codecs=codecs)
+    compression = replace(EXACT, shard_bytes=1)
+    whole = capture([bound(EXTRACTION)], tmp_path / "whole", compression=compression)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(EXTRACTION)], tmp_path / "killed", codecs=codecs, watch=kill_after(5))
+        capture(
+            [bound(EXTRACTION)], tmp_path / "killed", compression=compression, watch=kill_after(5)
+        )
     with pytest.raises(CheckpointError, match="must hold a finished capture"):
         open_targets(tmp_path / "killed")
     again, passes = counted(bound(EXTRACTION))
-    resumed = capture([again], tmp_path / "killed", codecs=codecs)
+    resumed = capture([again], tmp_path / "killed", compression=compression)
     assert len(passes) == 12 - 5
     assert resumed == whole
 
@@ -308,50 +310,50 @@ def test_a_second_capture_that_is_killed_leaves_the_first_readable(
     tmp_path: Path, first_ends: bool
 ) -> None:
     first, second = staged(HIDDEN), staged(MatchLogits())
-    codecs = replace(EXACT, shard_bytes=1)
+    compression = replace(EXACT, shard_bytes=1)
     live = trained(bound(first))
     watch = None if first_ends else kill_after(2)
     with nullcontext() if first_ends else pytest.raises(KeyboardInterrupt):
-        capture([bound(first)], tmp_path, codecs=codecs, watch=watch)
+        capture([bound(first)], tmp_path, compression=compression, watch=watch)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(second)], tmp_path, codecs=codecs, watch=kill_after(3))
+        capture([bound(second)], tmp_path, compression=compression, watch=kill_after(3))
     if not first_ends:
-        capture([bound(first)], tmp_path, codecs=codecs)
+        capture([bound(first)], tmp_path, compression=compression)
     stored = open_targets(tmp_path)
     assert torch.equal(trained(bound(first, teacher=stored)), live)
     rule = "stored: hidden of final, .*; not captured to the end, capture again: logits"
     with pytest.raises(BindError, match=rule):
         bound(second, teacher=stored)
-    assert capture([bound(second)], tmp_path, codecs=codecs).is_complete
+    assert capture([bound(second)], tmp_path, compression=compression).is_complete
     wanted = trained(bound(second))
     assert torch.equal(trained(bound(second, teacher=open_targets(tmp_path))), wanted)
 
 
 def test_more_data_of_a_capture_that_is_killed_leave_the_first_readable(tmp_path: Path) -> None:
-    chosen, codecs = staged(HIDDEN, steps=2), replace(EXACT, shard_bytes=1)
+    chosen, compression = staged(HIDDEN, steps=2), replace(EXACT, shard_bytes=1)
     live = trained(texts(chosen))
-    capture([texts(chosen)], tmp_path, codecs=codecs)
+    capture([texts(chosen)], tmp_path, compression=compression)
 
     def more(**parts: Any) -> BoundRun:
         return texts(chosen, stream=tokens(selects=True, seed=1), **parts)
 
     with pytest.raises(KeyboardInterrupt):
-        capture([more()], tmp_path, codecs=codecs, watch=kill_after(1))
+        capture([more()], tmp_path, compression=compression, watch=kill_after(1))
     stored = open_targets(tmp_path)
     assert torch.equal(trained(texts(chosen, teacher=stored)), live)
     with pytest.raises(
         DataError, match="their capture was stopped; run `curricle targets capture`"
     ):
         trained(more(teacher=stored))
-    capture([more()], tmp_path, codecs=codecs)
+    capture([more()], tmp_path, compression=compression)
     trained(more(teacher=open_targets(tmp_path)))
 
 
 def test_a_capture_of_some_does_not_end_what_another_has_begun(tmp_path: Path) -> None:
-    codecs = replace(EXACT, shard_bytes=1)
+    compression = replace(EXACT, shard_bytes=1)
     with pytest.raises(KeyboardInterrupt):
-        capture([bound(staged(HIDDEN))], tmp_path, codecs=codecs, watch=kill_after(2))
-    manifest = capture([bound(staged(MatchLogits()))], tmp_path, codecs=codecs)
+        capture([bound(staged(HIDDEN))], tmp_path, compression=compression, watch=kill_after(2))
+    manifest = capture([bound(staged(MatchLogits()))], tmp_path, compression=compression)
     assert not manifest.is_complete
     with pytest.raises(BindError, match="capture again: hidden of final"):
         bound(staged(HIDDEN), teacher=open_targets(tmp_path))
@@ -384,7 +386,7 @@ def test_a_folder_of_other_targets_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="must hold targets of this teacher 'final'"):
         capture([texts(staged(HIDDEN), teacher=LiveTeacher(embedder(6, 1)))], tmp_path)
     with pytest.raises(CheckpointError, match="must hold targets packed as"):
-        capture([texts(staged(HIDDEN))], tmp_path, codecs=EXACT)
+        capture([texts(staged(HIDDEN))], tmp_path, compression=EXACT)
     other = texts(staged(HIDDEN), settings={"precision": "bfloat16"})
     with pytest.raises(CheckpointError, match="must hold targets of a teacher in 'bfloat16'"):
         capture([other], tmp_path)
@@ -405,11 +407,11 @@ def test_what_could_not_be_read_is_refused_before_the_teacher_is_asked(
     # The first objective asks for the same targets and can read them.
     first = MatchLogits(teacher_temperature=codec.temperature)
     run, passes = counted(texts(staged(first, objective)))
-    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'codecs.logits' says"):
-        capture([run], tmp_path / "store", codecs=TargetCodecs(logits=codec))
+    with pytest.raises(BindError, match=f"stage 'only': .*{rule}.*'compression.logits' sets"):
+        capture([run], tmp_path / "store", compression=TargetCompression(logits=codec))
     assert not passes
     assert not (tmp_path / "store").exists()
-    capture([run], tmp_path / "store", codecs=EXACT)
+    capture([run], tmp_path / "store", compression=EXACT)
 
 
 def test_stored_targets_are_not_captured(tmp_path: Path) -> None:
@@ -434,7 +436,7 @@ def test_a_capture_says_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", [Exact(), Sampled()])
 def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, codec: Any) -> None:
     chosen = one_shot(total="8 steps")
-    capture([bound(chosen)], tmp_path, codecs=TargetCodecs(logits=codec))
+    capture([bound(chosen)], tmp_path, compression=TargetCompression(logits=codec))
     stored = open_targets(tmp_path)
     apart = [trained(bound(chosen, teacher=stored, student=mlp(5, 4, seed=s))) for s in (2, 3)]
     together = [bound(chosen, teacher=stored, student=mlp(5, 4, seed=s)) for s in (2, 3)]
@@ -445,7 +447,7 @@ def test_a_class_is_taught_from_stored_targets(tmp_path: Path, stacked: bool, co
 
 
 def test_runs_from_a_store_resume(tmp_path: Path) -> None:
-    capture([bound(EXTRACTION)], tmp_path / "store", codecs=EXACT)
+    capture([bound(EXTRACTION)], tmp_path / "store", compression=EXACT)
     stored = open_targets(tmp_path / "store")
     settings = {"save_every": 4}
     wanted = trained(bound(EXTRACTION, teacher=stored))
@@ -462,7 +464,7 @@ def test_runs_from_a_store_resume(tmp_path: Path) -> None:
 
 def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) -> None:
     chosen, store = one_shot(total="8 steps"), tmp_path / "store"
-    capture([bound(chosen)], store, codecs=EXACT)
+    capture([bound(chosen)], store, compression=EXACT)
     wanted = trained(bound(chosen, teacher=open_targets(store)))
     every = {"save_every": 4, "log_every": 1}
 
@@ -470,7 +472,7 @@ def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) 
         return bound(chosen, teacher=open_targets(store), settings=every)
 
     def kill(record: Record) -> None:
-        if isinstance(record, StepRecord) and record.spent.steps == 6:
+        if isinstance(record, StepRecord) and record.usage.steps == 6:
             raise KeyboardInterrupt
 
     outputs = Outputs(folder=tmp_path / "run")
@@ -480,7 +482,9 @@ def test_a_further_capture_leaves_interrupted_students_to_go_on(tmp_path: Path) 
     writer.save(mlp(16, 12, seed=4).module, 1)
     live = LiveTeacher(mlp(16, 12, seed=1), open_trajectory(tmp_path / "steps"))
     more = replace(staged(HIDDEN).stages[0], teacher=1)
-    capture([bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, codecs=EXACT)
+    capture(
+        [bound(Curriculum(name="more", stages=(more,)), teacher=live)], store, compression=EXACT
+    )
     again = run()
     execute(again, judge, metric="none", outputs=outputs, resume=True)
     assert torch.equal(weights(again), wanted)
@@ -516,7 +520,7 @@ def test_targets_that_are_no_numbers_are_refused(
         rf"teacher that are not{words}$"
     )
     with pytest.raises(DataError, match=sentence):
-        capture([run], tmp_path, codecs=TargetCodecs(logits=codec))
+        capture([run], tmp_path, compression=TargetCompression(logits=codec))
 
 
 def test_missing_examples_end_a_run_with_one_sentence(tmp_path: Path) -> None:
@@ -534,6 +538,6 @@ def test_what_is_stored_suffices_whenever_a_stage_ends(tmp_path: Path) -> None:
     execute(live, judge, metric="none", outputs=Outputs(observers=(seen.append,)))
     assert [one.done for one in seen if isinstance(one, StageEndRecord)] == [4]
     # The logits are then read at steps 4 to 8, which are none of their stage as planned.
-    capture([bound(curriculum)], tmp_path, codecs=EXACT)
+    capture([bound(curriculum)], tmp_path, compression=EXACT)
     stored = bound(curriculum, teacher=open_targets(tmp_path))
     assert torch.equal(trained(stored), weights(live))

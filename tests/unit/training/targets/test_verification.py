@@ -19,7 +19,7 @@ from curricle.teachers.store.codecs import Exact, Sampled, TopK
 from curricle.teachers.store.manifest import read_manifest, write_manifest
 from curricle.teachers.store.target_sets import open_store
 from curricle.teachers.stored import StoredTeacher, open_targets
-from curricle.training.targets.capture import TargetCodecs, capture
+from curricle.training.targets.capture import TargetCompression, capture
 from curricle.training.targets.verification import LEAST_SHARE, agreement
 from tests.parts import bound, mlp, texts, tokens
 
@@ -27,8 +27,8 @@ EXTRACTION = extraction(total="9 steps")
 
 
 def captured(folder: Path, logits: Any) -> StoredTeacher:
-    codecs = TargetCodecs(hidden=Exact(), logits=logits)
-    capture([bound(EXTRACTION)], folder, codecs=codecs)
+    compression = TargetCompression(hidden=Exact(), logits=logits)
+    capture([bound(EXTRACTION)], folder, compression=compression)
     return open_targets(folder)
 
 
@@ -86,8 +86,8 @@ def test_a_row_agrees_if_all_of_its_numbers_do(tmp_path: Path) -> None:
 def test_selected_rows_of_targets_of_all_positions_agree(tmp_path: Path, codec: Any) -> None:
     stage = Stage(name="only", duration="3 steps", objectives=(MatchLogits(),))
     chosen = Curriculum(name="own", stages=(stage,))
-    codecs = TargetCodecs(logits=codec)
-    capture([texts(chosen, stream=tokens(selects=False))], tmp_path, codecs=codecs)
+    compression = TargetCompression(logits=codec)
+    capture([texts(chosen, stream=tokens(selects=False))], tmp_path, compression=compression)
     (found,) = agreement([texts(chosen)], open_targets(tmp_path), steps=3)
     assert (found.rows, found.share) == (18, 1.0)
 

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at
@@ -93,9 +93,9 @@ def selected_logits(model: TappedModel, batch: Batch) -> Float[Tensor, "selected
     Raises:
         BindError: If the model has no logits.
     """
-    with looked_at(model.module), observing(model), model.reading((), logits=True) as read:
+    with looked_at(model.module), observing(model), model.open_taps((), logits=True) as forward:
         return torch.cat(
-            [logits_of(read(chunk.inputs, chunk.selected)) for chunk in chunks(model, batch)]
+            [logits_of(forward(chunk.inputs, chunk.selected)) for chunk in chunks(model, batch)]
         )
 
 
@@ -122,9 +122,13 @@ def _gather(
         raise BindError("'taps' must name at least one tap; got none")
     places = [model.place(tap) for tap in taps]
     rows: dict[Place, list[Tensor]] = {place: [] for place in places}
-    with looked_at(model.module), observing(model), model.reading(places, logits=False) as read:
+    with (
+        looked_at(model.module),
+        observing(model),
+        model.open_taps(places, logits=False) as forward,
+    ):
         for chunk in chunks(model, batch):
-            for place, states in read(chunk.inputs).hidden.items():
+            for place, states in forward(chunk.inputs).hidden.items():
                 rows[place].append(select(chunk, place.label, states))
     return {place.label: torch.cat(rows[place]) for place in places}
 

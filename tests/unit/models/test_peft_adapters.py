@@ -6,7 +6,7 @@ import pytest
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.models.tuners import base_of, is_tuned, tuner_settings
+from curricle.models.peft_adapters import base_of, is_tuned, tuner_settings
 from curricle.models.weights import weights_digest
 from tests.parts import Tuned
 

@@ -9,7 +9,7 @@ from typing import Final
 
 from curricle.metrics import ACCURACY, Direction, is_at_chance
 from curricle.reports.comparisons import verdict
-from curricle.reports.quantities import mean_text
+from curricle.reports.formatting import mean_text
 from curricle.reports.run_folders import Run
 
 WORSE: Final[Mapping[Direction, str]] = {"higher": "less", "lower": "more"}

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.models.shortened import LayerTrace, has_features_last, width_axes
 from curricle.models.tapped import Place
+from curricle.models.width_axis import LayerTrace, has_features_last, width_axes
 from tests.parts import drawn
 
 

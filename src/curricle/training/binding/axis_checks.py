@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from curricle.data.streams import DECODER_INPUTS, Batch
+from curricle.data.batch import DECODER_INPUTS, Batch
 from curricle.errors import BindError, CurricleError
 from curricle.models.restoring import buffers_kept, modes_kept
 from curricle.models.tapped import REFUSALS, Activations, TappedModel
@@ -35,6 +35,7 @@ def check_decoder_inputs(module: nn.Module, batch: Batch) -> None:
     Raises:
         BindError: If it gets none.
     """
+    # A mark of Hugging Face models; others with a decoder are not recognized and pass.
     configuration = getattr(module, "config", None)
     if not getattr(configuration, "is_encoder_decoder", False):
         return
@@ -66,11 +67,17 @@ def check_orientation(
         BindError: If positions lie on the first axis, or are those of an encoder where a decoder
             is scored.
     """
+    # States of the encoder are refused first, as the rest takes the positions of the batch for
+    # those of the states.
     _check_side(owner, model, activations, batch)
     if not any(_is_open(leading, batch) for _, leading, _ in _states(activations)):
         return
+    # One less changes the axis of examples alone. It is at least 1, since a batch of one example is
+    # not open.
     fewer = batch.num_examples - 1
     try:
+        # Both anew, in evaluation mode: the activations at hand may hold noise of training, and
+        # batch statistics that depend on the number of examples.
         full_pass, smaller_pass = _passes(model, activations, batch, fewer)
     except (CurricleError, *REFUSALS):
         return
@@ -79,6 +86,7 @@ def check_orientation(
     ):
         if not _is_open(leading, batch):
             continue
+        # Of rows below each other only the numbers show the order; elsewhere the shape does.
         is_flat = len(leading) == 1
         is_right = _agree(rows, fewer_rows) if is_flat else tuple(fewer_leading[:1]) == (fewer,)
         if not is_right:
@@ -98,6 +106,7 @@ def _is_open(leading: tuple[int, ...], batch: Batch) -> bool:
     if len(leading) <= 1:
         # Rows of all examples, one below the other, in one order or the other. A state without an
         # axis of examples is refused by its objective.
+        # With one position an example both orders are the same.
         return leading == (math.prod(batch.positions),) and leading != (count,)
     return leading[0] == count and leading[1] == count
 
@@ -111,11 +120,13 @@ def _check_side(owner: str, model: TappedModel, activations: Activations, batch:
     if not batch.is_decoded or isinstance(batch.inputs, Tensor) or not activations.hidden:
         return
     shape = batch.positions
+    # Only where an input of the encoder has the decoder's shape, too, can a state belong to either.
     sides = {name: tensor.shape[:2] == shape for name, tensor in batch.inputs.items()}
     if shape[1] == 1 or not any(
         is_equal and not name.startswith("decoder_") for name, is_equal in sides.items()
     ):
         return
+    # The decoder alone reads one position less: states that keep their length are the encoder's.
     shorter = {
         name: tensor[:, :-1] if sides[name] and name.startswith("decoder_") else tensor
         for name, tensor in batch.inputs.items()
@@ -125,10 +136,10 @@ def _check_side(owner: str, model: TappedModel, activations: Activations, batch:
             torch.no_grad(),
             modes_kept(model.module),
             buffers_kept(model.module),
-            model.reading(activations.hidden, logits=False) as read,
+            model.open_taps(activations.hidden, logits=False) as forward,
         ):
             model.module.eval()
-            states = read(shorter).hidden
+            states = forward(shorter).hidden
     except (CurricleError, *REFUSALS):
         return
     for place, state in states.items():
@@ -149,11 +160,14 @@ def _passes(
         torch.no_grad(),
         modes_kept(model.module),
         buffers_kept(model.module),
-        model.reading(activations.hidden, logits=activations.logits is not None, head=head) as read,
+        model.open_taps(
+            activations.hidden, logits=activations.logits is not None, head=head
+        ) as forward,
     ):
         model.module.eval()
+        # The first examples, so that their rows are comparable with the first rows of all.
         smaller = batch.chunks(fewer)[0]
-        return read(batch.inputs, batch.selected), read(smaller.inputs, smaller.selected)
+        return forward(batch.inputs, batch.selected), forward(smaller.inputs, smaller.selected)
 
 
 def _states(activations: Activations) -> Iterator[tuple[str, tuple[int, ...], Tensor]]:
@@ -173,6 +187,8 @@ def _agree(states: Tensor, smaller: Tensor) -> bool:
     first, second = states[: len(smaller)].float(), smaller.float()
     if first.shape != second.shape:
         return False
+    # Masked logits are infinite, and would make the scale so, by which any difference would pass.
     finite = torch.cat([first, second]).where(torch.cat([first, second]).isfinite(), 0.0)
     scale = float(finite.abs().amax()) if finite.numel() else 0.0
+    # Kernels round differently for another number of rows, so equality cannot be exact.
     return torch.allclose(first, second, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True)

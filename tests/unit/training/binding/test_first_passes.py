@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import from_labels, one_shot
+from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.streams import Batch
 from curricle.errors import BindError, DataError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel

@@ -15,9 +15,9 @@ from typing import Literal, final
 
 from pydantic import Field
 
+from curricle.checksums import read_lines, read_sealed, sealed_lines, write_sealed
 from curricle.errors import CheckpointError, SpecError, reason
 from curricle.files import write_bytes
-from curricle.seals import read_lines, read_sealed, sealed_lines, write_sealed
 from curricle.values import parse, plain, value
 
 POINTS, RECIPE, PANELS = "points.jsonl", "recipe.json", "panels"

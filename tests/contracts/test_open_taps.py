@@ -82,16 +82,16 @@ def hooks(module: nn.Module) -> int:
 
 def alone(model: TappedModel, place: Place, inputs: Inputs) -> Tensor:
     """Return the state at a place in a reading of its own."""
-    with model.reading([place], logits=False) as read:
-        return read(inputs).hidden[place]
+    with model.open_taps([place], logits=False) as forward:
+        return forward(inputs).hidden[place]
 
 
 @every_model
 def test_hooks_live_as_long_as_the_reading(name: str) -> None:
     model, shallow, deep = build(name)
     before = hooks(model.module)
-    with model.reading([shallow, deep], logits=True) as read:
-        read(drawn_inputs(name))
+    with model.open_taps([shallow, deep], logits=True) as forward:
+        forward(drawn_inputs(name))
         assert hooks(model.module) > before
     assert hooks(model.module) == before
 
@@ -102,8 +102,8 @@ def test_hooks_are_gone_after_an_exception_in_the_block_of_the_reading(name: str
     before = hooks(model.module)
 
     def fail_while_reading() -> None:
-        with model.reading([shallow], logits=True) as read:
-            read(drawn_inputs(name))
+        with model.open_taps([shallow], logits=True) as forward:
+            forward(drawn_inputs(name))
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -136,10 +136,10 @@ def test_a_reading_goes_on_after_an_exception_in_forward(name: str) -> None:
             raise ZeroDivisionError
 
     model.module.get_submodule(deep.path).register_forward_pre_hook(break_down_once)
-    with model.reading([shallow, deep], logits=False) as read:
+    with model.open_taps([shallow, deep], logits=False) as forward:
         with pytest.raises(ZeroDivisionError):
-            read(inputs)
-        activations = read(inputs).hidden
+            forward(inputs)
+        activations = forward(inputs).hidden
     assert torch.equal(activations[shallow], alone(model, shallow, inputs))
     assert torch.equal(activations[deep], alone(model, deep, inputs))
 
@@ -148,8 +148,8 @@ def test_a_reading_goes_on_after_an_exception_in_forward(name: str) -> None:
 def test_passes_of_different_size_do_not_mix(name: str) -> None:
     model, shallow, deep = build(name)
     batches = [drawn_inputs(name, num_examples) for num_examples in (4, 1, 2)]
-    with model.reading([shallow, deep], logits=True) as read:
-        activations = [read(batch).hidden for batch in batches]
+    with model.open_taps([shallow, deep], logits=True) as forward:
+        activations = [forward(batch).hidden for batch in batches]
     for hidden, batch in zip(activations, batches, strict=True):
         assert torch.equal(hidden[shallow], alone(model, shallow, batch))
         assert torch.equal(hidden[deep], alone(model, deep, batch))
@@ -158,8 +158,8 @@ def test_passes_of_different_size_do_not_mix(name: str) -> None:
 @every_model
 def test_an_open_reading_keeps_no_tensor_alive(name: str) -> None:
     model, _, deep = build(name)
-    with model.reading([deep], logits=True) as read:
-        activations = read(drawn_inputs(name))
+    with model.open_taps([deep], logits=True) as forward:
+        activations = forward(drawn_inputs(name))
         assert activations.logits is not None
         watched = [weakref.ref(activations.hidden[deep]), weakref.ref(activations.logits)]
         del activations
@@ -170,8 +170,8 @@ def test_an_open_reading_keeps_no_tensor_alive(name: str) -> None:
 def test_nested_readings_do_not_disturb_each_other(name: str) -> None:
     model, shallow, deep = build(name)
     inputs = drawn_inputs(name)
-    with model.reading([deep], logits=False) as outer:
-        with model.reading([shallow], logits=True) as inner:
+    with model.open_taps([deep], logits=False) as outer:
+        with model.open_taps([shallow], logits=True) as inner:
             first, within = outer(inputs), inner(inputs)
         after = outer(inputs)
     assert [list(activations.hidden) for activations in (first, within, after)] == [
@@ -195,16 +195,16 @@ def test_another_forward_while_a_reading_is_open_is_the_plain_one(name: str) -> 
         return logits
 
     expected = plain()
-    with model.reading([shallow], logits=True) as read:
-        read(inputs)
+    with model.open_taps([shallow], logits=True) as forward:
+        forward(inputs)
         assert torch.equal(plain(), expected)
 
 
 @every_model
 def test_no_gradient_is_kept_without_gradient(name: str) -> None:
     model, shallow, deep = build(name)
-    with torch.no_grad(), model.reading([shallow, deep], logits=True) as read:
-        activations = read(drawn_inputs(name))
+    with torch.no_grad(), model.open_taps([shallow, deep], logits=True) as forward:
+        activations = forward(drawn_inputs(name))
     assert activations.logits is not None
     assert not any(
         state.requires_grad for state in [*activations.hidden.values(), activations.logits]
@@ -214,6 +214,6 @@ def test_no_gradient_is_kept_without_gradient(name: str) -> None:
 @every_model
 def test_a_pass_in_inference_mode_is_read(name: str) -> None:
     model, shallow, deep = build(name)
-    with torch.inference_mode(), model.reading([shallow, deep], logits=True) as read:
-        activations = read(drawn_inputs(name)).hidden
+    with torch.inference_mode(), model.open_taps([shallow, deep], logits=True) as forward:
+        activations = forward(drawn_inputs(name)).hidden
     assert torch.equal(activations[deep], alone(model, deep, drawn_inputs(name)))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.errors import CheckpointError, SpecError
-from curricle.points import (
+from curricle.figure_points import (
     PANELS,
     POINTS,
     RECIPE,

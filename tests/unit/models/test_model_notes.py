@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.decisions import (
+from curricle.models.families import tapped
+from curricle.models.model_notes import (
     Role,
     check_pair,
     check_problem_type,
     model_notes,
     probability_note,
 )
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from tests.parts import drawn
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.models.families import tapped
-from curricle.models.nesting import padded_inside
+from curricle.models.nested_tensors import padded_inside
 from tests.parts import drawn
 
 
@@ -32,8 +32,8 @@ MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
 def test_a_tap_inside_shows_padded_data(path: str) -> None:
     module = Net().eval()
     model, inputs = tapped(module), {"inputs": drawn(2, 4, 4), "mask": MASK}
-    with torch.no_grad(), model.reading([model.place(path)], logits=True) as read:
-        shown = read(inputs)
+    with torch.no_grad(), model.open_taps([model.place(path)], logits=True) as forward:
+        shown = forward(inputs)
     assert shown.hidden[model.place(path)].shape == (2, 4, 4)
     assert module.encoder.use_nested_tensor
     with torch.no_grad():

@@ -39,22 +39,28 @@ def standard_state(*, trains: bool = True) -> Iterator[None]:
 
     Raises:
         BindError: If the surrounding state cannot be undone from inside, or a launcher has started
-            several processes of what trains.
+            several processes of a block that trains.
     """
+    # Before the look at an outer block, which may be one that only reads and has not checked this.
     if trains:
         check_single_process()
     if _ENTERED.get() is not None:
         yield
         return
+    # Read before anything is changed, since the notes are about the caller's state.
     token = _ENTERED.set(_notes())
     try:
         with ExitStack() as stack:
+            # First of all: tensors that are made in inference mode never record a gradient,
+            # whatever `enable_grad` declares.
             stack.enter_context(torch.inference_mode(mode=False))
             stack.enter_context(torch.enable_grad())
             # A device context costs every call of torch some time, so none is opened in vain.
             if torch.get_default_device().type != "cpu":
                 stack.enter_context(torch.device("cpu"))
             stack.enter_context(_without_autocast())
+            # After all that can be undone is undone: a tensor that is still unusual here comes from
+            # a transform or a mode that cannot be left from inside.
             _check_tensors()
             yield
     finally:
@@ -72,9 +78,13 @@ def check_single_process() -> None:
     Raises:
         BindError: If a launcher has started several.
     """
+    # Launchers set the variable before any process group exists, and a script that never makes one
+    # would train the whole student in each process.
     number = os.environ.get("WORLD_SIZE", "1")
+    # A variable of that name in another form belongs to another program.
     processes = int(number) if number.isdecimal() else 1
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # A group may also have been made by hand, without a launcher and its variable.
         processes = max(processes, torch.distributed.get_world_size())
     if processes > 1:
         raise BindError(
@@ -114,12 +124,16 @@ def _without_autocast() -> Iterator[None]:
     """
     enabled = [device for device in AUTOCAST_DEVICES if torch.is_autocast_enabled(device)]
     is_cached = torch.is_autocast_cache_enabled()
+    # Torch has no function that only reads the depth, so it is raised and read at once.
     depth = torch.autocast_increment_nesting() - 1
     for _ in range(depth + 1):
         torch.autocast_decrement_nesting()
     for device in enabled:
         torch.set_autocast_enabled(device, False)  # noqa: FBT003 - torch's own
+    # The caller may have switched the cache off; without it a bfloat16 step of the run would cast
+    # every weight again at each use.
     torch.set_autocast_cache_enabled(True)
+    # Casts of the caller stand for weights that the run is about to move.
     if depth:
         torch.clear_autocast_cache()
     try:
@@ -147,9 +161,12 @@ def _check_tensors() -> None:
             f"a run must not start inside a mode that replaces tensors, such as FakeTensorMode; "
             f"new tensors are {type(tensor).__name__!r} there"
         )
+    # A trace makes plain tensors, so the type above does not show it.
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call] # as torch exports it
         raise BindError("a run must not start inside 'torch.jit.trace', which cannot record it")
     try:
+        # Inside of `grad` or `vmap` this is the call that torch refuses; most others pass, and
+        # training would fail only at its first backward pass.
         tensor.requires_grad_()
     except RuntimeError:
         raise BindError(

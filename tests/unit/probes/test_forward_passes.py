@@ -5,12 +5,12 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
-from curricle.probes import readings
-from curricle.probes.readings import (
+from curricle.probes import forward_passes
+from curricle.probes.forward_passes import (
     hidden_rows,
     hidden_states,
     numbered_taps,
@@ -91,8 +91,8 @@ def test_a_model_in_training_is_read_without_dropout_and_goes_on_training() -> N
 def test_chunks_give_the_states_of_the_full_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tapped(Tokens())
     full = hidden_states(model, TOKENS, ["embedding"])["embedding"]
-    monkeypatch.setattr(readings, "MOST_POSITIONS", 3)
-    parts = list(readings.chunks(model, TOKENS))
+    monkeypatch.setattr(forward_passes, "MOST_POSITIONS", 3)
+    parts = list(forward_passes.chunks(model, TOKENS))
     assert [part.num_examples for part in parts] == [1, 1]
     assert torch.equal(hidden_states(model, TOKENS, ["embedding"])["embedding"], full)
     assert selected_logits(model, TOKENS).tolist() == [[2, 3], [10, 11]]
@@ -100,5 +100,5 @@ def test_chunks_give_the_states_of_the_full_batch(monkeypatch: pytest.MonkeyPatc
 
 def test_flat_examples_count_one_place_each() -> None:
     batch = Batch(inputs=torch.zeros(5000, 3))
-    sizes = [part.num_examples for part in readings.chunks(tapped(nn.Identity()), batch)]
+    sizes = [part.num_examples for part in forward_passes.chunks(tapped(nn.Identity()), batch)]
     assert sizes == [4096, 904]

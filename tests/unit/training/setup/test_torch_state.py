@@ -18,7 +18,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.setup.ambient import (
+from curricle.training.setup.torch_state import (
     check_single_process,
     standard_state,
     surrounding_notes,
@@ -177,7 +177,7 @@ def test_models_may_rely_on_the_default_dtype() -> None:
             evaluation=[parity().batch(0)],
             settings=curricle.TrainingSettings(device="cpu"),
         )
-    assert result.spent.steps == 2
+    assert result.usage.steps == 2
 
 
 def test_without_surroundings_nothing_is_noted() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curricle.reports.quantities import (
+from curricle.reports.formatting import (
     goal_text,
     half_width,
     limits,

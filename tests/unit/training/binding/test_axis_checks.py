@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.curriculum.strategies import from_labels, one_shot
-from curricle.data.streams import Batch
+from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
 from curricle.models.families import tapped
@@ -19,8 +19,8 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher
-from curricle.training.binding.orientation import check_decoder_inputs, check_orientation
-from tests.parts import Listed, Reader, bound, drawn, texts
+from curricle.training.binding.axis_checks import check_decoder_inputs, check_orientation
+from tests.parts import Forward, Listed, bound, drawn, texts
 
 
 @pytest.fixture(autouse=True)
@@ -33,14 +33,14 @@ def drawn_weights() -> Iterator[None]:
 SQUARE = Batch(inputs={"input_ids": torch.arange(16).remainder(11).view(4, 4)})
 
 
-class SequenceFirst(Reader):
+class SequenceFirst(Forward):
     """Gives positions first, as modules of torch do by default."""
 
     def forward(self, input_ids: Tensor) -> Tensor:
         return super().forward(input_ids.mT)
 
 
-class Rows(Reader):
+class Rows(Forward):
     """Gives the rows of all examples one below the other, in one order or the other."""
 
     def __init__(self, width: int, *, is_first: bool) -> None:
@@ -78,8 +78,8 @@ def model(module: nn.Module) -> TappedModel:
 def check(module: nn.Module, batch: Batch = SQUARE, *, logits: bool = True) -> None:
     read_model = model(module)
     places = () if logits else (read_model.place(1),)
-    with observing(read_model), read_model.reading(places, logits=logits) as read:
-        shown = read(batch.inputs, batch.selected)
+    with observing(read_model), read_model.open_taps(places, logits=logits) as forward:
+        shown = forward(batch.inputs, batch.selected)
     check_orientation("student", read_model, shown, batch)
 
 
@@ -90,14 +90,14 @@ def test_positions_on_the_first_axis_are_refused(logits: bool) -> None:
         BindError, match=rf"^{name} of the student must have .*\(4, 4\) become \(4, 3"
     ):
         check(SequenceFirst(3), logits=logits)
-    check(Reader(3), logits=logits)
+    check(Forward(3), logits=logits)
 
 
 def test_selected_logits_are_looked_at_before_they_are_selected() -> None:
     batch = Batch(inputs=SQUARE.inputs, selected=torch.tensor([1, 6, 11]))
     with pytest.raises(BindError, match=r"^'logits' of the student must have the examples on the"):
         check(SequenceFirst(3), batch)
-    check(Reader(3), batch)
+    check(Forward(3), batch)
 
 
 def test_rows_in_the_order_of_positions_are_refused() -> None:
@@ -116,7 +116,7 @@ def test_images_as_high_as_a_batch_is_long_are_told_apart() -> None:
 
 def test_nothing_runs_where_shapes_tell() -> None:
     batch = Batch(inputs={"input_ids": torch.zeros(4, 3).long()})
-    module = Reader(3)
+    module = Forward(3)
     check(module, batch)
     calls: list[int] = []
     module.register_forward_hook(lambda *_: calls.append(1))
@@ -147,20 +147,20 @@ def encoder_decoder(**inputs: Tensor) -> Batch:
 
 
 def test_a_decoder_must_have_inputs_where_labels_have_positions() -> None:
-    module = Reader(3)
+    module = Forward(3)
     module.config = SimpleNamespace(is_encoder_decoder=True)  # type: ignore[assignment]
     ids = torch.zeros(2, 5).long()
     with pytest.raises(
-        BindError, match=r"^'decoder_input_ids' must be in the batches of Reader, an"
+        BindError, match=r"^'decoder_input_ids' must be in the batches of Forward, an"
     ):
         check_decoder_inputs(module, encoder_decoder(input_ids=ids))
     check_decoder_inputs(module, encoder_decoder(input_ids=ids, decoder_input_ids=ids))
     check_decoder_inputs(module, Batch(inputs={"input_ids": ids}, labels=torch.zeros(2).long()))
-    check_decoder_inputs(Reader(3), encoder_decoder(input_ids=ids))
+    check_decoder_inputs(Forward(3), encoder_decoder(input_ids=ids))
 
 
 def test_a_run_refuses_a_decoder_without_inputs() -> None:
-    student = tapped(Reader(3), blocks=["block"])
+    student = tapped(Forward(3), blocks=["block"])
     student.module.config = SimpleNamespace(is_encoder_decoder=True)  # type: ignore[assignment]
     stream = Listed(encoder_decoder(input_ids=torch.zeros(2, 5).long()))
     curriculum: Curriculum = from_labels(total="1 steps")
@@ -189,8 +189,8 @@ def test_an_encoder_as_long_as_its_decoder_is_told_apart(length: int) -> None:
     read_model = model(Translator(2))
     for path in ("encoder", "block"):
         places = [read_model.place(path)]
-        with read_model.reading(places, logits=False) as read:
-            shown = read(batch.inputs)
+        with read_model.open_taps(places, logits=False) as forward:
+            shown = forward(batch.inputs)
         if path == "block":
             check_orientation("student", read_model, shown, batch)
             continue
@@ -218,7 +218,7 @@ def test_a_student_without_an_axis_of_classes_gets_a_sentence() -> None:
         )
 
 
-class Layout(Reader):
+class Layout(Forward):
     """Gives classes on axis 1, as nn.CrossEntropyLoss reads them, or moves them there and back."""
 
     def __init__(self, width: int, *, is_back: bool) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from curricle.data.streams import Batch, Inputs, Rows, check_positions
+from curricle.data.batch import Batch, Inputs, Rows, check_positions
 from curricle.errors import BindError, CurricleError, DataError
 
 TOKENS, FEATURES = {"input_ids": torch.zeros(4, 3).long()}, torch.zeros(4, 6)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import DataError
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.errors import CheckpointError
-from curricle.seals import (
+from curricle.checksums import (
     SEAL,
     LineChain,
     check_sealed,
@@ -20,6 +19,7 @@ from curricle.seals import (
     sealed_names,
     write_sealed,
 )
+from curricle.errors import CheckpointError
 from curricle.yaml_specs import Document
 
 DOCUMENT: Document = {"steps": [1, 2], "name": "größer", "loss": 0.1, "nested": {"a": None}}
