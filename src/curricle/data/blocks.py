@@ -37,6 +37,7 @@ def joined(stream: Stream, step: int, number: int) -> Batch | None:
     return None if read is None else read(step, number)
 
 
+@final
 class StudentTensors(TypedDict, total=False):
     """Tensors that students read of a batch; those it lacks have no key."""
 

@@ -260,6 +260,7 @@ def _shapes(tensors: object) -> object:
     return [_shapes(value) for value in tensors] if isinstance(tensors, tuple) else tensors
 
 
+@final
 class _States(TypedDict, total=False):
     """States of a teacher; without logits there is no key."""
 
