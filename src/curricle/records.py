@@ -28,7 +28,6 @@ from pydantic import Field
 
 from curricle.checksums import (
     UNSEALED,
-    Document,
     LineChain,
     check_sealed,
     is_cut,
@@ -38,6 +37,7 @@ from curricle.checksums import (
 from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
 from curricle.values import parse, plain, value
+from curricle.yaml_specs import Document
 
 RECORDS, PROBES = "records.jsonl", "probes.jsonl"
 """Names of the files of a run folder with the records of the run, and of its probes."""

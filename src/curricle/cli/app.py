@@ -43,7 +43,7 @@ WIDE = 140
 class _Verbs(TyperGroup):
     """The verbs; each ends with 128 and the signal's number if a signal ends it."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own signature
+    def invoke(self, ctx: Any) -> object:  # noqa: ANN401 - Typer exports no type of it
         """Return the result of the verb.
 
         Raises:

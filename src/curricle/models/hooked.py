@@ -126,7 +126,7 @@ class HookedModel:
         """Return the decisions about the model, one sentence each."""
         return self._numbering.notes
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the module's
+    def __call__(self, *args: object, **keywords: object) -> Any:  # noqa: ANN401 - as the module's
         """Return the output of the module for the same arguments."""
         return self._module(*args, **keywords)
 

@@ -176,7 +176,7 @@ def _shortened(inputs: Inputs) -> Iterator[Inputs]:
     # Of examples, positions and features, the model refuses other numbers of features.
     for axis in dict.fromkeys((leading.ndim - 1, 1)):
         length, count = leading.shape[axis], leading.shape[0]
-        if length < 2:  # noqa: PLR2004 - no half of it
+        if length <= 1:
             continue
         shorter = {
             name: _cut(value, [axis] if value is leading else _axes_of(value, length), length)

@@ -198,7 +198,7 @@ def train_class(
         watch: Receives every record of every student.
     """
     unfinished = [student for student in students if checked_end(student.folder) is None]
-    if len(unfinished) < 2:  # noqa: PLR2004 - one is no class
+    if len(unfinished) <= 1:
         for student in unfinished:
             train_student(spec, student, [partial(watch, student)])
         return

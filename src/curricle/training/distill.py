@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -142,14 +142,14 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
-    data: Stream | DataLoader[Any],
+    data: Stream | DataLoader[object],
     *,
     evaluation: Sequence[Batch] | Evaluator,
     metric: str | Metric = ACCURACY,
     better: Direction | None = None,
-    optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
@@ -242,12 +242,12 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     student: AnyModel,
     teacher: AnyModel,
     curriculum: Curriculum,
-    data: Stream | DataLoader[Any],
+    data: Stream | DataLoader[object],
     *,
     folder: str | Path,
-    compression: TargetCompression = TargetCompression(),  # noqa: B008 - a frozen value
+    compression: TargetCompression = TargetCompression(),
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Manifest:

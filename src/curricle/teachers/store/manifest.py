@@ -20,13 +20,14 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from curricle.checksums import Document, read_sealed, write_sealed
+from curricle.checksums import read_sealed, write_sealed
 from curricle.curriculum.stages import TeacherReference
 from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
 from curricle.files import inside, is_plain_name
 from curricle.objectives.base import BoundObjective, pending_calibration, target_description
 from curricle.teachers.store.codecs import Codec
 from curricle.values import Plain, fingerprint, parse, plain, value
+from curricle.yaml_specs import Document
 
 MANIFEST = "manifest.json"
 DRAW = "projection_"

@@ -103,7 +103,7 @@ def _is_open(leading: tuple[int, ...], batch: Batch) -> bool:
     count = batch.num_examples
     if count == 1:
         return False
-    if len(leading) < 2:  # noqa: PLR2004 - example and position
+    if len(leading) <= 1:
         # Rows of all examples, one below the other, in one order or the other. A state without an
         # axis of examples is refused by its objective.
         # With one position an example both orders are the same.

@@ -460,7 +460,7 @@ def _is_same(tensor: Tensor, argument: Tensor) -> bool:
 def _offset(argument: Tensor, ids: Tensor) -> int | None:
     """Return the first row that positions take if a tensor counts them; None if it does not."""
     length = ids.shape[-1]
-    if argument.shape[-1] != length or argument.is_floating_point() or length < 2:  # noqa: PLR2004
+    if argument.shape[-1] != length or argument.is_floating_point() or length <= 1:
         return None
     # Values are read, which waits for a GPU, but only while binding.
     steps = argument.reshape(-1, length)[0].diff()

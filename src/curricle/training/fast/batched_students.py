@@ -11,8 +11,8 @@ Design: shapes do not show whether two models compute the same, nor whether a mo
 its weights at all, so the losses of the batched model are compared with those of the single ones.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -172,13 +172,13 @@ def _batched_optimizer(
     # By the groups of the first student, since equal settings are a condition of a group.
     names = {parameter: name for name, parameter in parameters[0].items()}
     first = steppers[0].optimizer
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {**group, "params": [weights[names[parameter]] for parameter in group["params"]]}
         for group in first.param_groups
     ]
     # Its settings travel with the groups; other arguments of its class have defaults.
-    kind: Any = type(first)
-    optimizer: torch.optim.Optimizer = kind(groups)
+    kind: Callable[..., torch.optim.Optimizer] = type(first)
+    optimizer = kind(groups)
     for parameter, name in names.items():
         states = [
             stepper.optimizer.state[named[name]]

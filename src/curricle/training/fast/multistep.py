@@ -17,7 +17,7 @@ once in a process.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, final
+from typing import TypedDict, final
 
 import torch
 from torch import Tensor, fx
@@ -25,9 +25,9 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curricle.data.batch import Batch, check_positions
-from curricle.data.blocks import Block, read_block
+from curricle.data.blocks import Block, StudentTensors, of_step, read_block
 from curricle.errors import BindError
-from curricle.models.tapped import Activations
+from curricle.models.tapped import Activations, Place
 from curricle.objectives.base import BoundObjective, Target
 from curricle.training.binding.batches import excess
 from curricle.training.fast.batched_students import BatchedStudents, is_counter
@@ -38,7 +38,7 @@ BlockInputs = tuple[
     dict[str, Tensor],
     dict[str, Tensor],
     dict[str, Moments],
-    dict[str, Any],
+    StudentTensors,
     dict[str, Tensor],
     dict[str, Tensor],
 ]
@@ -189,17 +189,17 @@ class FusedSteps:
         weights, frozen, moments, tensors_of_batches, targets, factors = inputs
         totals = []
         for number in range(self._number):
-            batch, target, factor = (
-                _at(tensors, number) for tensors in (tensors_of_batches, targets, factors)
+            batch = Batch(**of_step(tensors_of_batches, number), length=length)
+            target, factor = (
+                {name: tensors[number] for name, tensors in named.items()}
+                for named in (targets, factors)
             )
             with torch.enable_grad():
                 # New leaves: the gradient of a step must not run into the steps before it.
                 moving = {
                     name: weight.detach().requires_grad_() for name, weight in weights.items()
                 }
-                sums = self._students.totals(
-                    {**frozen, **moving}, Batch(**batch, length=length), target
-                )
+                sums = self._students.totals({**frozen, **moving}, batch, target)
                 gradients = torch.autograd.grad(
                     sums, list(moving.values()), gradients_of_sums(sums, scales)
                 )
@@ -250,14 +250,6 @@ def _constants(graph: fx.GraphModule) -> list[str]:
     return [f"{name} = {getattr(graph, name).tolist()}" for name in dict.fromkeys(names)]
 
 
-def _at(named: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the tensors of one step of a block."""
-    return {
-        name: tensors[number] if isinstance(tensors, Tensor) else _at(tensors, number)
-        for name, tensors in named.items()
-    }
-
-
 def _shapes(tensors: object) -> object:
     """Return the names, shapes, strides and dtypes of nested tensors."""
     if isinstance(tensors, Tensor):
@@ -265,6 +257,14 @@ def _shapes(tensors: object) -> object:
     if isinstance(tensors, Mapping):
         return [(name, _shapes(value)) for name, value in tensors.items()]
     return [_shapes(value) for value in tensors] if isinstance(tensors, tuple) else tensors
+
+
+@final
+class _States(TypedDict, total=False):
+    """States of a teacher; without logits there is no key."""
+
+    hidden: Mapping[Place, Tensor]
+    logits: Tensor
 
 
 def block_targets(loss: StageLoss, block: Block) -> list[Target]:
@@ -279,13 +279,14 @@ def block_targets(loss: StageLoss, block: Block) -> list[Target]:
         return [None] * len(loss.terms)
     # Inside `vmap` the number of positions can no longer be checked.
     check_positions("'logits'", states.positions, block.whole)
-    logits = {} if states.logits is None else {"logits": states.logits}
-    tensors = block.cut({"hidden": states.hidden, **logits}), block.parts
+    rows = _States(hidden={place: block.cut(state) for place, state in states.hidden.items()})
+    if states.logits is not None:
+        rows["logits"] = block.cut(states.logits)
     with torch.no_grad(), loss.teacher_autocast():
         # Objectives are written for the axes of one batch, so the steps of the states are mapped
         # over.
         return [
-            vmap(partial(_target, term.objective, block.length))(*tensors)
+            vmap(partial(_target, term.objective, block.length))(rows, block.parts)
             if term.needs_teacher
             else None
             for term in loss.terms
@@ -293,6 +294,6 @@ def block_targets(loss: StageLoss, block: Block) -> list[Target]:
 
 
 def _target(
-    objective: BoundObjective, length: int | None, states: dict[str, Any], batch: dict[str, Any]
+    objective: BoundObjective, length: int | None, states: _States, batch: StudentTensors
 ) -> Target:
     return objective.target(Activations(**states), Batch(**batch, length=length))

@@ -22,13 +22,12 @@ from types import FrameType, TracebackType
 from typing import Any, final
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, _frame: FrameType | None) -> None:
     """Handle a signal before and after a run, when there is no step to wait for.
 
     Raises:
         Interrupted: Always.
     """
-    del frame
     raise Interrupted(number)
 
 
@@ -127,8 +126,7 @@ class Interrupts:
         if kind is None and self.requested is not None:
             raise Interrupted(self.requested)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         # Only a flag is set: a handler runs between any two instructions, where an exception could
         # leave a weight half updated or a file half written. The second signal accepts that.
         if self.requested is not None:

@@ -93,16 +93,14 @@ class SGD:
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
 
     def factors(
-        self, rates: Float[Tensor, " step"], counts: Float[Tensor, " step"]
+        self, rates: Float[Tensor, " step"], _counts: Float[Tensor, " step"]
     ) -> Float[Tensor, "step 1"]:
         """Return the factors of steps that `moved` needs.
 
         Args:
             rates: Learning rate of each.
-            counts: Number of updates of the weight, each included.
         """
         # Descent has no bias correction; the argument keeps one signature for both optimizers.
-        del counts
         return rates[:, None]
 
     def moved(

@@ -80,8 +80,8 @@ def capture(
     runs: Sequence[BoundRun],
     folder: Path,
     *,
-    compression: TargetCompression = TargetCompression(),  # noqa: B008 - a frozen value
-    data: DataFacts = DataFacts(),  # noqa: B008 - a frozen value
+    compression: TargetCompression = TargetCompression(),
+    data: DataFacts = DataFacts(),
     watch: Watch | None = None,
 ) -> Manifest:
     """Capture the missing targets of some runs.

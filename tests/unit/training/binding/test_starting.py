@@ -78,7 +78,7 @@ def strings() -> Listed:
     return Listed(*batches)
 
 
-def shared(*, seed: int = 0, law: Gaussian | Sign = Gaussian()) -> Tensor:  # noqa: B008
+def shared(*, seed: int = 0, law: Gaussian | Sign = Gaussian()) -> Tensor:
     """Return the projection that layers with a shared one are compared through."""
     return law.matrix(seed=seed, name="shared", student_width=STUDENT, teacher_width=TEACHER)
 
