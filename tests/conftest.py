@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests.checks import check_calls
 
 # As for mypy, an int will do where a float is asked for. The option of jaxtyping's pytest plugin
 # splits at commas, so it takes either two packages or a checker with arguments.
-install_import_hook(
+check_calls(
     ["curricle", "curricle_papers"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
