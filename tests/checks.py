@@ -14,10 +14,9 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ForwardRef, get_args
+from typing import Any, ForwardRef, Literal, get_args, get_origin, get_type_hints
 
 import jaxtyping
-from beartype.roar import BeartypeDecorHintForwardRefException
 
 Function = Callable[..., Any]
 Checker = Callable[[Function], Function]
@@ -56,16 +55,41 @@ def decorator(*, typechecker: Checker) -> Callable[[Any], Any]:
 
 def checked(function: Function, typechecker: Checker) -> Function:
     """Return a function that checks its arguments and its returned value."""
-    hints = list(function.__annotations__.values())
+    hints = function.__annotations__
+    known = {name: resolved(hint, function.__globals__) for name, hint in hints.items()}
+    needs_scope = any(map(has_shape, known.values()))
     # A scope would end before the first value of a generator.
-    if inspect.isgeneratorfunction(function) and any(map(has_shape, hints)):
+    if inspect.isgeneratorfunction(function) and needs_scope:
         return JAXTYPED(function, typechecker=typechecker)
+    function.__annotations__ = known
+    inner = typechecker(function)
+    function.__annotations__ = inner.__annotations__ = hints
+    return scoped(inner) if needs_scope else inner
+
+
+def resolved(hint: Any, names: dict[str, Any]) -> Any:
+    """Return a type hint without strings; `Any` if it names what does not exist here, or not yet.
+
+    Beartype would look again at each call, and not find what is imported for mypy alone.
+    """
+    if not has_string(hint):
+        return hint
+
+    def holder() -> None:
+        """Stand for a function with this hint."""
+
+    holder.__annotations__ = {"hint": hint}
     try:
-        inner = typechecker(function)
-    except BeartypeDecorHintForwardRefException:
-        # Names that exist for mypy only; jaxtyping leaves them unchecked.
-        return JAXTYPED(function, typechecker=typechecker)
-    return scoped(inner) if any(map(has_shape, hints)) else inner
+        return get_type_hints(holder, names, include_extras=True)["hint"]
+    except (AttributeError, NameError):
+        return Any
+
+
+def has_string(hint: Any) -> bool:
+    """Return whether a type hint holds a string, which stands for a name that comes later."""
+    if isinstance(hint, list):
+        return any(map(has_string, hint))
+    return isinstance(hint, (str, ForwardRef)) or any(map(has_string, parameters(hint)))
 
 
 def scoped(function: Function) -> Function:
@@ -80,11 +104,14 @@ def scoped(function: Function) -> Function:
 
 
 def has_shape(hint: Any) -> bool:
-    """Return whether a type hint holds a shape; one in a string may."""
-    if isinstance(hint, (str, ForwardRef)):
-        return "[" in str(hint)
+    """Return whether a type hint without strings holds a shape."""
     if isinstance(hint, list):
         return any(map(has_shape, hint))
     if inspect.isclass(hint) and issubclass(hint, jaxtyping.AbstractArray):
         return True
-    return any(map(has_shape, get_args(hint)))
+    return any(map(has_shape, parameters(hint)))
+
+
+def parameters(hint: Any) -> tuple[Any, ...]:
+    """Return the hints inside a hint; the values of a `Literal` are none."""
+    return () if get_origin(hint) is Literal else get_args(hint)

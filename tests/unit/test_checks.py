@@ -1,7 +1,8 @@
 """The checks that run around every call of curricle in the tests."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import pytest
 import torch
@@ -45,6 +46,11 @@ class Pair:
 @check
 def counted(number: int) -> "int":
     return number if number < 10 else str(number)  # type: ignore[return-value]
+
+
+@check
+def listed(values: "list[Float[Tensor, ' width']]", *, kind: Literal["a", "b"] = "a") -> "object":
+    return values
 
 
 @check
@@ -97,6 +103,12 @@ def test_types_without_a_shape_are_checked_without_a_scope() -> None:
             counted(wrong)
 
 
+def test_types_in_strings_are_checked() -> None:
+    listed([torch.ones(2)], kind="b")
+    with pytest.raises(BeartypeCallHintViolation, match="values"):
+        listed([torch.ones(2, 3)])
+
+
 def test_a_name_for_the_type_checker_alone_is_left_unchecked() -> None:
     assert unknown("anything") == 1
 
@@ -106,11 +118,10 @@ def test_a_name_for_the_type_checker_alone_is_left_unchecked() -> None:
     [
         (int, False),
         (list[int], False),
-        ("Tensor", False),
         (STATE, True),
         (dict[str, tuple[STATE, ...]], True),
         (STATE | None, True),
-        ("Float[Tensor, ' width']", True),
+        (Callable[[STATE], int], True),
     ],
 )
 def test_a_shape_is_seen_wherever_it_stands_in_a_hint(hint: object, holds: bool) -> None:
