@@ -108,7 +108,7 @@ OPTIMIZERS = {
     every=st.integers(7, 13),
 )
 @example(curriculum="own layers", optimizer="adam", ahead=2, every=2)
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_ends_where_single_steps_would_and_records_the_same(
     curriculum: str, optimizer: str, ahead: int, every: int
 ) -> None:

@@ -202,22 +202,29 @@ def hard_run(
     )
 
 
-# Every pair of a curriculum, an optimizer and a way to treat its state occurs.
+# Every pair of a curriculum, an optimizer and a way to treat its state occurs. A pair of
+# `stops` holds the interval between checkpoints and the step of the interruption, right after a
+# checkpoint or later. Of each curriculum one run has them at its borders, one inside its stages.
 @pytest.mark.parametrize(
-    ("name", "optimizer", "reset"),
+    ("name", "optimizer", "reset", "stops"),
     [
-        ("extraction", "sgd", False),
-        ("extraction", "adamw", True),
-        ("frozen extraction", "sgd", True),
-        ("frozen extraction", "adamw", False),
-        ("progressive", "sgd", True),
-        ("progressive", "adamw", False),
-        ("learned", "sgd", True),
-        ("learned", "adamw", False),
+        ("extraction", "sgd", False, [(3, 4), (5, 7)]),
+        ("extraction", "adamw", True, [(4, 7), (13, 18)]),
+        ("frozen extraction", "sgd", True, [(4, 5), (8, 10)]),
+        ("frozen extraction", "adamw", False, [(3, 4), (5, 7)]),
+        ("progressive", "sgd", True, [(7, 9), (13, 14)]),
+        ("progressive", "adamw", False, [(5, 6), (10, 12)]),
+        ("learned", "sgd", True, [(4, 7), (8, 9)]),
+        ("learned", "adamw", False, [(3, 4), (5, 7), (13, 18)]),
     ],
 )
 def test_a_run_interrupted_anywhere_ends_bit_equal(
-    tmp_path: Path, trajectory: Trajectory, name: str, optimizer: str, reset: bool
+    tmp_path: Path,
+    trajectory: Trajectory,
+    name: str,
+    optimizer: str,
+    reset: bool,
+    stops: list[tuple[int, int]],
 ) -> None:
     curriculum = CURRICULA[name]
     chosen = resetting(curriculum) if reset else curriculum
@@ -227,8 +234,7 @@ def test_a_run_interrupted_anywhere_ends_bit_equal(
 
     whole = run(None)
     executed(whole, tmp_path / "whole")
-    # After checkpoints inside a stage and at its border, right after them and later.
-    for every, step in [(3, 4), (4, 7), (5, 6), (7, 9), (13, 18)]:
+    for every, step in stops:
         folder = tmp_path / f"{every}-{step}"
         with pytest.raises(CutError):
             executed(run(every), folder, interrupt_at(step))
