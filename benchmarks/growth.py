@@ -249,7 +249,7 @@ TABLES = {
         size="students",
         sizes=[1, 2, 4, 8, 16],
         quick=[1, 2],
-        expected="1 one after another, less in a class, near 0 stacked as long as calls cost",
+        expected="1 one after another, less with a shared teacher, near 0 batched",
         row=students,
     ),
     "examples": Table(

@@ -1,9 +1,9 @@
-"""What do twelve students taught together cost, against one?
+"""Cost of twelve students that share a teacher, against one student.
 
 Task: (100,4)-parity in batches of 64. Teacher: MLP, 2,000 wide; students: MLPs, 100 wide, from
 different seeds, learning its logits with SGD. One student alone, twelve one after another, twelve
-in a classroom, and twelve stacked in one take turns; the ratios are those of the medians,
-evaluation left out. The teacher is not trained, which changes nothing about the time.
+with one pass of the teacher, and twelve as one batched model take turns; the ratios are those of
+the medians, evaluation left out. The teacher is not trained, which changes nothing about the time.
 Run: python benchmarks/shared_teacher.py [--quick] [--students N]
 """
 
@@ -35,23 +35,23 @@ def main() -> None:
     """Print the medians and their ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short repetitions")
-    parser.add_argument("--students", type=int, default=12, help="students of the classroom")
+    parser.add_argument("--students", type=int, default=12, help="students of the teacher")
     given = parser.parse_args()
     torch.set_num_threads(1)
     steps, repetitions = (100, 3) if given.quick else (1000, 7)
-    one, apart, together, stacked = [], [], [], []
+    alone, apart, shared, batched = [], [], [], []
     for _ in range(repetitions):
-        one.append(timed(runs(1, steps), is_shared=False))
+        alone.append(timed(runs(1, steps), is_shared=False))
         apart.append(timed(runs(given.students, steps), is_shared=False))
-        together.append(timed(runs(given.students, steps), is_shared=True))
-        stacked.append(timed(runs(given.students, steps), is_shared=True, batch_students=True))
-    alone = statistics.median(one)
+        shared.append(timed(runs(given.students, steps), is_shared=True))
+        batched.append(timed(runs(given.students, steps), is_shared=True, batch_students=True))
+    reference = statistics.median(alone)
     print(f"torch {torch.__version__}, {platform.machine()}, 1 thread")
     print(f"{repetitions} interleaved repetitions of {steps} steps")
-    rows = {"1 student": one, "apart": apart, "classroom": together, "stacked": stacked}
+    rows = {"1 student": alone, "apart": apart, "shared": shared, "batched": batched}
     for name, seconds in rows.items():
         median = statistics.median(seconds)
-        print(f"{name:10} {median / steps * 1e6:9.1f} us a step, ratio {median / alone:6.2f}")
+        print(f"{name:10} {median / steps * 1e6:9.1f} us a step, ratio {median / reference:6.2f}")
 
 
 def runs(number: int, steps: int) -> list[BoundRun]:

@@ -3,16 +3,18 @@
 Curricle itself is not imported here before the hook that checks the shapes of every call.
 """
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests.checks import check_calls
 
 # As for mypy, an int will do where a float is asked for. The option of jaxtyping's pytest plugin
 # splits at commas, so it takes either two packages or a checker with arguments.
-install_import_hook(
+check_calls(
     ["curricle", "curricle_papers"],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
@@ -22,6 +24,14 @@ settings.register_profile("curricle", deadline=None, max_examples=50)
 settings.load_profile("curricle")
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def disk_is_not_awaited() -> Iterator[None]:
+    """Replace fsync, whose only effect shows after a power failure, by a check of its argument."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -15,11 +15,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, final
+from typing import Final, final
 
 from curricle.errors import CheckpointError, reason
 from curricle.files import content_digest, inside, write_text
-from curricle.yaml_specs import from_json, kind_of
+from curricle.yaml_specs import Document, from_json, kind_of
 
 CHECK: Final = "check"
 SEAL: Final = "manifest.json"
@@ -29,9 +29,6 @@ DIGITS: Final = 16
 UNSEALED: Final = "remove this file: the files it lists are then checked by the records alone"
 """Remedy for the damaged manifest of a finished run."""
 _END = re.compile(rb', "check": "([0-9a-f]{16})"\}')
-
-Document = dict[str, Any]
-"""A JSON object."""
 
 
 def sealed(document: Mapping[str, object]) -> str:

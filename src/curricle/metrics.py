@@ -93,7 +93,7 @@ def _num_correct(scores: Scores) -> int:
 
 
 def _nats(scores: Scores) -> float:
-    from curricle.objectives.losses import cross_entropy  # noqa: PLC0415 - see the module
+    from curricle.objectives.losses import cross_entropy
 
     return float(cross_entropy(scores.student, _required(scores.labels)))
 
@@ -104,7 +104,7 @@ def _perplexity(total: float, count: int) -> float:
 
 
 def _kl(scores: Scores) -> float:
-    from curricle.objectives.losses import forward_kl  # noqa: PLC0415 - see the module
+    from curricle.objectives.losses import forward_kl
 
     teacher = _required(scores.teacher)
     if teacher.shape != scores.student.shape:
@@ -118,7 +118,7 @@ def _kl(scores: Scores) -> float:
 
 
 def _squared_error(scores: Scores) -> float:
-    from curricle.objectives.losses import squared_error, value_rows  # noqa: PLC0415
+    from curricle.objectives.losses import squared_error, value_rows
 
     return float(squared_error(*value_rows(scores.student, _required(scores.labels))))
 
@@ -129,15 +129,14 @@ def _predictions(scores: Scores) -> tuple[int, list[int], list[int]]:
     return scores.student.shape[-1], predictions, _required(scores.labels).flatten().tolist()
 
 
-def _f1(parts: Sequence[tuple[int, list[int], list[int]]], count: int, *, average: str) -> float:
+def _f1(parts: Sequence[tuple[int, list[int], list[int]]], _count: int, *, average: str) -> float:
     """Return F1; the macro mean is over the classes among labels or predictions.
 
     Raises:
         DataError: If binary F1 is computed for more than two classes.
     """
-    from sklearn.metrics import f1_score  # noqa: PLC0415 - imported for this metric only
+    from sklearn.metrics import f1_score
 
-    del count
     classes = parts[0][0]
     if average == "binary" and classes > MOST_CLASSES_OF_F1:
         raise DataError(
@@ -150,7 +149,7 @@ def _f1(parts: Sequence[tuple[int, list[int], list[int]]], count: int, *, averag
 
 
 def _values(scores: Scores) -> tuple[list[float], list[float]]:
-    from curricle.objectives.losses import value_rows  # noqa: PLC0415 - see the module
+    from curricle.objectives.losses import value_rows
 
     student, labels = value_rows(scores.student, _required(scores.labels))
     return student.double().flatten().tolist(), labels.double().flatten().tolist()
@@ -158,14 +157,13 @@ def _values(scores: Scores) -> tuple[list[float], list[float]]:
 
 def _correlation(
     parts: Sequence[tuple[list[float], list[float]]],
-    count: int,
+    _count: int,
     *,
     name: str,
 ) -> float:
     """Return a correlation of all values; 0 where one side is constant."""
-    from scipy import stats  # noqa: PLC0415 - imported for this metric only
+    from scipy import stats
 
-    del count
     student = [number for part in parts for number in part[0]]
     labels = [number for part in parts for number in part[1]]
     if len(set(student)) == 1 or len(set(labels)) == 1:

@@ -28,7 +28,6 @@ from pydantic import Field
 
 from curricle.checksums import (
     UNSEALED,
-    Document,
     LineChain,
     check_sealed,
     is_cut,
@@ -38,6 +37,10 @@ from curricle.checksums import (
 from curricle.errors import CheckpointError
 from curricle.files import disk_errors, write_bytes
 from curricle.values import parse, plain, value
+from curricle.yaml_specs import Document
+
+RECORDS, PROBES = "records.jsonl", "probes.jsonl"
+"""Names of the files of a run folder with the records of the run, and of its probes."""
 
 
 @final
@@ -115,7 +118,8 @@ class StagePlan:
 EndReason = Literal["length", "plateau", "metric", "goal"]
 """Reason of a stage's end."""
 AT_CHANCE = (
-    "the student ends at chance: its accuracy is that of giving the most frequent label everywhere"
+    "the student ends at chance: its accuracy is not above that of the most frequent label; check "
+    "the teacher's accuracy, the learning rate and the length of the run"
 )
 """Note about a student whose accuracy is below `RunRecord.chance`."""
 REMEDY = "restore it, or move the folder {!r} away and run again"
@@ -198,7 +202,8 @@ class EvaluationRecord:
     stage: str
     """Name of the stage."""
     metrics: dict[str, float]
-    """`accuracy` (share of scored positions) and `nll` (mean nats a scored position)."""
+    """Metrics by name, such as `accuracy` and `nll`: those of the task, or of the
+    user's evaluation."""
     usage: Usage
     """Consumed before the evaluation."""
 

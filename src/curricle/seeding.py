@@ -74,14 +74,14 @@ def foreign(seed: int) -> Iterator[None]:
     Yields:
         Nothing.
     """
-    python, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - used by models
+    python, legacy = random.getstate(), np.random.get_state()
     try:
         random.seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002 - see above
+        np.random.seed(seed % 2**32)
         yield
     finally:
         random.setstate(python)
-        np.random.set_state(legacy)  # noqa: NPY002 - see above
+        np.random.set_state(legacy)
 
 
 def global_state() -> tuple[bytes, ...]:
@@ -94,7 +94,7 @@ def global_state() -> tuple[bytes, ...]:
 
 def foreign_state() -> tuple[object, ...]:
     """Return a copy of the states of Python's and numpy's global generators; see `global_state`."""
-    legacy = np.random.get_state(legacy=True)  # noqa: NPY002 - used by models
+    legacy = np.random.get_state(legacy=True)
     return random.getstate(), *(
         item.tobytes() if isinstance(item, np.ndarray) else item for item in legacy
     )

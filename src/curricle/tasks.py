@@ -90,9 +90,8 @@ class ParityTask:
         """Return the number of positions a step; signs have none, so it is the batch size."""
         return self.batch_size * (1 if self.encoding == "signs" else self.num_inputs)
 
-    def tokenizer(self, cache_dir: Path) -> str:
+    def tokenizer(self, _cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer: none, for the data are no text."""
-        del cache_dir
         return ""
 
     def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
@@ -326,9 +325,8 @@ class PcfgTask:
         """Return the positions a step, padding included; expected ones with `pad_to` batch."""
         return sequence_tokens(self.rules, batch_size=self.batch_size, pad_to=self.pad_to)
 
-    def tokenizer(self, cache_dir: Path) -> str:
+    def tokenizer(self, _cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer: none, for the data are no text."""
-        del cache_dir
         return ""
 
     def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:

@@ -30,6 +30,7 @@ from typing import (
     dataclass_transform,
     get_args,
     get_origin,
+    overload,
 )
 
 import pydantic
@@ -40,12 +41,12 @@ from pydantic_core import ArgsKwargs, ErrorDetails
 
 from curricle.errors import SpecError, near_names, reason
 from curricle.renamed import name_hint
-from curricle.yaml_specs import MOST_CHARACTERS, from_yaml, kind_of
+from curricle.yaml_specs import MOST_CHARACTERS, Document, from_yaml, kind_of
 
 ValueType = TypeVar("ValueType")
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
-Plain = dict[str, Any]
+Plain = Document
 """Plain data as YAML and JSON hold it."""
 
 CONFIG = ConfigDict(
@@ -93,7 +94,7 @@ def value(cls: type[ValueType]) -> type[ValueType]:
     names = [name for name in cls.__annotations__ if not name.startswith("_")]
     numbers = frozenset(name for name in names if _holds_numbers(cls.__annotations__[name]))
 
-    def reject_unknown(_cls: type, data: Any) -> Any:  # noqa: ANN401 - pydantic's own signature
+    def reject_unknown(_cls: type, data: object) -> object:
         fields = data.kwargs or {} if isinstance(data, ArgsKwargs) else data
         if isinstance(fields, Mapping):
             for name in fields:
@@ -103,13 +104,13 @@ def value(cls: type[ValueType]) -> type[ValueType]:
         return data
 
     # Pydantic needs a class method here, while its types accept the plain function only.
-    method: Any = classmethod(reject_unknown)
-    validator = pydantic.model_validator(mode="before")(method)
+    before = pydantic.model_validator(mode="before")
+    validator = before(classmethod(reject_unknown))  # type: ignore[arg-type]
     setattr(cls, "_reject_unknown", validator)  # noqa: B010 - a class made by a decorator
-    built: Any = pydantic_dataclass(frozen=True, kw_only=True, slots=True, config=CONFIG)(cls)
+    built = pydantic_dataclass(frozen=True, kw_only=True, slots=True, config=CONFIG)(cls)
     validated_init = built.__init__
 
-    def checked_init(self: object, *args: Any, **fields: Any) -> None:  # noqa: ANN401
+    def checked_init(self: object, *args: object, **fields: object) -> None:
         # Pydantic overlooks `kw_only` for required fields that are declared with `Field`.
         if args:
             raise SpecError(f"{cls.__name__!r} takes its fields by name; got {_short(args[0])}")
@@ -118,8 +119,8 @@ def value(cls: type[ValueType]) -> type[ValueType]:
         except ValidationError as error:
             raise SpecError(sentence(error, fields, prefix=cls.__name__)) from None
 
-    built.__init__ = checked_init
-    built.__signature__ = _readable(inspect.signature(built))
+    built.__init__ = checked_init  # type: ignore[method-assign]
+    built.__signature__ = _readable(inspect.signature(built))  # type: ignore[attr-defined]
     # The decorator adds fields, it does not change the class.
     return cast("type[ValueType]", built)
 
@@ -131,14 +132,14 @@ def sentence(error: ValidationError, data: object, *, prefix: str = "") -> str:
     path = ".".join(filter(None, [prefix, place]))
     if first["type"] == "union_tag_not_found":
         return f"{'.'.join(filter(None, [path, 'kind']))!r}: field required"
-    rule = _rule(first)
+    where, rule = f"{path!r}: " if path else "", _rule(first)
     if first["type"] in ("value_error", "union_tag_invalid"):
-        return f"{path!r}: {rule}" if path else rule
+        return f"{where}{rule}"
     # A field of several types breaks the rule of each.
     choices = [_rule(detail) for detail in further if _path(detail, data) == place]
     rule = " or ".join(dict.fromkeys([rule, *(detail.removeprefix(SHOULD) for detail in choices)]))
     got = "" if first["type"].startswith("missing") else f"; got {_short(first['input'])}"
-    return f"{path!r}: {rule}{got}"
+    return f"{where}{rule}{got}"
 
 
 def _rule(error: ErrorDetails) -> str:
@@ -188,12 +189,12 @@ def _readable(signature: inspect.Signature) -> inspect.Signature:
     )
 
 
-def _bare(kind: Any) -> Any:  # noqa: ANN401 - any annotation
+def _bare(kind: object) -> object:
     """Return an annotation without the validators in it."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _bare(inner[0])
-    if not inner or origin is Literal:
+    if origin is None or not inner or origin is Literal:
         return kind
     if origin in (Union, types.UnionType):
         return functools.reduce(operator.or_, map(_bare, inner))
@@ -202,13 +203,13 @@ def _bare(kind: Any) -> Any:  # noqa: ANN401 - any annotation
     return origin[tuple(map(_bare, inner))]
 
 
-def _holds_numbers(kind: Any) -> bool:  # noqa: ANN401 - any annotation
+def _holds_numbers(kind: object) -> bool:
     """Return whether an annotation has room for numbers and none for true or false."""
     leaves = set(_leaves(kind))
     return bool(leaves & {int, float}) and not leaves & {bool, Any, object}
 
 
-def _leaves(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - any annotation
+def _leaves(kind: object) -> Iterator[object]:
     inner = get_args(kind)
     if get_origin(kind) is Annotated:
         yield from _leaves(inner[0])
@@ -219,7 +220,7 @@ def _leaves(kind: Any) -> Iterator[Any]:  # noqa: ANN401 - any annotation
             yield from _leaves(argument)
 
 
-def _refuse_flags(fields: Mapping[Any, Any], numbers: frozenset[str]) -> None:
+def _refuse_flags(fields: Mapping[str, object], numbers: frozenset[str]) -> None:
     """Refuse true and false in the place of numbers, as which Python counts them.
 
     Args:
@@ -247,11 +248,11 @@ def _has_flag(field: object) -> bool:
 def _path(error: ErrorDetails, data: object) -> str:
     """Return the dotted path of an error without the tags that pydantic adds for unions."""
     names: list[str] = []
-    here: Any = data
+    here = data
     for position, item in enumerate(error["loc"]):
-        in_mapping = isinstance(here, Mapping) and item in here
-        if in_mapping or (isinstance(here, Sequence) and item in range(len(here))):
-            here = here[item]
+        items = dict(enumerate(here)) if isinstance(here, Sequence) else here
+        if isinstance(items, Mapping) and item in items:
+            here = items[item]
         elif position < len(error["loc"]) - 1 or not error["type"].startswith("missing"):
             continue
         names.append(str(item))
@@ -263,13 +264,19 @@ def _short(item: object, max_length: int = 80) -> str:
     return text if len(text) <= max_length else text[: max_length - 3] + "..."
 
 
-@functools.cache
-def _adapter(kind: Any) -> Any:  # noqa: ANN401 - the shape checks know no `TypeAdapter`
-    """Return pydantic's reader of a type; building one takes fifty times as long as using it."""
-    return TypeAdapter(kind)
+_adapter = functools.cache(TypeAdapter[object])
+"""Pydantic's reader of a type; building one takes fifty times as long as using it."""
 
 
-def parse(kind: Any, data: object, *, source: str = "") -> Any:  # noqa: ANN401 - any value type
+@overload
+def parse(kind: type[ValueType], data: object, *, source: str = "") -> ValueType: ...
+
+
+@overload
+def parse(kind: object, data: object, *, source: str = "") -> Any: ...  # noqa: ANN401 - an alias
+
+
+def parse(kind: object, data: object, *, source: str = "") -> object:
     """Return plain data as a value of type `kind`.
 
     Args:
@@ -287,10 +294,11 @@ def parse(kind: Any, data: object, *, source: str = "") -> Any:  # noqa: ANN401 
         raise SpecError(where + sentence(error, data)) from None
 
 
-def plain(spec: object) -> Any:  # noqa: ANN401 - plain data has no narrower type
+def plain(spec: object) -> Plain:
     """Return a value as plain data that `parse` reads back to an equal value."""
-    kind: Any = type(spec)
-    return _adapter(kind).dump_python(spec, mode="json")
+    kind: object = type(spec)
+    fields: Plain = _adapter(kind).dump_python(spec, mode="json")
+    return fields
 
 
 def to_yaml(spec: object) -> str:
@@ -352,28 +360,33 @@ def override(data: Plain, assignments: Sequence[str]) -> Plain:
     return dict(result)
 
 
-def _assign(data: Any, path: str, new: object) -> None:  # noqa: ANN401 - walks plain data
+def _assign(data: object, path: str, new: object) -> None:
     here = data
     names = path.split(".")
-    for depth, name in enumerate(names):
-        last = depth == len(names) - 1
-        key = _key(here, name, ".".join(names[: depth + 1]))
-        if last:
-            here[key] = new
+    for depth, name in enumerate(names, start=1):
+        is_last = depth == len(names)
+        if isinstance(here, dict):
+            if is_last or here.get(name) is None:
+                here[name] = new if is_last else {}
+            here = here[name]
         else:
-            if isinstance(here, dict) and here.get(key) is None:
-                here[key] = {}
-            here = here[key]
+            items, number = _item(here, name, ".".join(names[:depth]))
+            if is_last:
+                items[number] = new
+            here = items[number]
 
 
-def _key(here: object, name: str, path: str) -> str | int:
-    if isinstance(here, dict):
-        return name
+def _item(here: object, name: str, path: str) -> tuple[list[object], int]:
+    """Return the list in which an item is set, and the item's number.
+
+    Raises:
+        SpecError: If there is no list, or no such item in it.
+    """
     if not isinstance(here, list):
         raise SpecError(f"{path!r} cannot be set: its parent has no fields; got {_short(here)}")
     if not name.isdecimal() or int(name) >= len(here):
         raise SpecError(f"{path!r} must number one of {len(here)} items; got {name!r}")
-    return int(name)
+    return here, int(name)
 
 
 def changes(then: Plain, now: Plain) -> list[str]:

@@ -25,11 +25,13 @@ MOST_NODES = 10_000
 """Items of the largest text, aliases counted with their expansion."""
 MOST_BITS = 128
 """Bits of the largest integer."""
+Document = dict[str, Any]
+"""A JSON object; readers check its fields as they go."""
 MERGE = "tag:yaml.org,2002:merge"
 """Tag of the key `<<`, which may stand several times."""
 
 
-def from_yaml(text: str) -> Any:  # noqa: ANN401 - plain data has no narrower type
+def from_yaml(text: str) -> object:
     """Return the plain data in a YAML text.
 
     Args:
@@ -74,7 +76,7 @@ def kind_of(data: object) -> str:
     return kinds.get(type(data), f"a {type(data).__name__}")
 
 
-def from_json(text: str | bytes) -> Any:  # noqa: ANN401 - as above
+def from_json(text: str | bytes) -> Any:  # noqa: ANN401 - readers check as they go
     """Return the plain data in a JSON text.
 
     Args:
@@ -108,14 +110,14 @@ class _BoundedLoader(yaml.SafeLoader):
         self._level = 0
         self._count = 0
 
-    def compose_node(self, parent: Node | None, index: Any) -> Node | None:  # noqa: ANN401 - a number, key or None
+    def compose_node(self, parent: Node | None, index: object) -> Node | None:
         """Return the next node after counting it.
 
         Raises:
             ComposerError: If the text is beyond a bound, or an alias contains itself.
         """
         # PyYAML's parser carries no types.
-        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         mark = event.start_mark
         alias = event.anchor if isinstance(event, yaml.AliasEvent) else None
         before, self._level = self._count, self._level + 1
@@ -123,7 +125,8 @@ class _BoundedLoader(yaml.SafeLoader):
             raise ComposerError(
                 None, None, f"at most {MOST_LEVELS} levels are read; there are more", mark
             )
-        node = super().compose_node(parent, index)
+        # The stubs know numbers only; PyYAML passes a key of a mapping, or None, as well.
+        node = super().compose_node(parent, index)  # type: ignore[arg-type]
         self._level -= 1
         if node is None:
             return None
@@ -143,13 +146,14 @@ class _BoundedLoader(yaml.SafeLoader):
             )
         return node
 
-    def compose_mapping_node(self, anchor: Any) -> MappingNode:  # noqa: ANN401 - name or None
+    def compose_mapping_node(self, anchor: object) -> MappingNode:
         """Return a mapping with distinct keys.
 
         Raises:
             ComposerError: If a key stands twice.
         """
-        node = super().compose_mapping_node(anchor)
+        # By the stubs it is a mapping; PyYAML passes a name or None.
+        node = super().compose_mapping_node(anchor)  # type: ignore[arg-type]
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
             if isinstance(key, ScalarNode) and key.tag != MERGE:
@@ -160,7 +164,7 @@ class _BoundedLoader(yaml.SafeLoader):
                 lines[name] = line
         return node
 
-    def construct_object(self, node: Node, deep: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002 - as above
+    def construct_object(self, node: Node, deep: bool = False) -> object:  # noqa: FBT001, FBT002 - as PyYAML
         """Return the plain data of a node.
 
         Raises:

@@ -26,6 +26,8 @@ FROZEN = {
     "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes"]),
+    "export": (["run"], ["--to", "--strategy", "--seed", "--onnx", "--onnx-tolerance"]),
+    "trajectory": (["path"], []),
 }
 FROZEN_TARGETS = {
     "capture": (["spec"], ["--set"]),

@@ -105,6 +105,15 @@ def test_annotations_are_evaluated_where_they_stand(path: Path) -> None:
     assert "__future__" not in found
 
 
+def test_no_two_modules_share_a_name() -> None:
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        if not path.stem.startswith("__"):
+            places.setdefault(path.stem, []).append(str(path.relative_to(REPOSITORY)))
+    shared = [", ".join(paths) for paths in places.values() if len(paths) > 1]
+    assert not shared, "of one name: " + "; ".join(shared)
+
+
 def test_every_module_has_a_namesake_test() -> None:
     tests = [path.stem for path in (REPOSITORY / "tests").rglob("test_*.py")]
     missing = [

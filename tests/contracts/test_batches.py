@@ -8,6 +8,7 @@ of aligned batches are gathered by hand.
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,8 @@ VALID = torch.arange(5) < torch.tensor([[5], [2], [4], [3]])
 SELECTED = torch.tensor([0, 3, 5, 6, 10, 12, 16, 17])
 
 
-@dataclass(frozen=True, kw_only=True)
+# Compared by identity, so that a case can be a key.
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """A kind of batches, with the parts of models that read them."""
 
@@ -206,6 +208,12 @@ def trained(run: BoundRun) -> dict[str, Tensor]:
     return run.student.module.state_dict()
 
 
+@cache
+def trained_alone(case: Case, seed: int = 0, accumulation: int = 1) -> dict[str, Tensor]:
+    """Return the weights after the plain run of a case, which many tests compare with."""
+    return trained(case.run(seed=seed, gradient_accumulation_steps=accumulation))
+
+
 def assert_equal(weights: dict[str, Tensor], expected: dict[str, Tensor], **options: Any) -> None:
     torch.testing.assert_close(weights, expected, **({"rtol": 0, "atol": 0} | options))
 
@@ -263,19 +271,19 @@ def test_keys_depend_on_the_inputs_of_both_models_and_on_their_alignment(case: C
 @every_case
 def test_micro_batches_train_as_the_whole_batch(case: Case) -> None:
     weights = trained(case.run(gradient_accumulation_steps=2))
-    assert_equal(weights, trained(case.run()), rtol=1e-4, atol=1e-6)
+    assert_equal(weights, trained_alone(case), rtol=1e-4, atol=1e-6)
 
 
 @every_case
 @pytest.mark.parametrize("prefetch", ["batch", "targets"])
 def test_prefetching_changes_nothing(case: Case, prefetch: str) -> None:
-    assert_equal(trained(case.run(prefetch=prefetch)), trained(case.run()))
+    assert_equal(trained(case.run(prefetch=prefetch)), trained_alone(case))
 
 
 @every_case
 def test_stored_targets_train_as_the_live_teacher(case: Case, tmp_path: Path) -> None:
     capture([case.run()], tmp_path, compression=TargetCompression(hidden=Exact(), logits=Exact()))
-    assert_equal(trained(case.run(teacher=open_targets(tmp_path))), trained(case.run()))
+    assert_equal(trained(case.run(teacher=open_targets(tmp_path))), trained_alone(case))
 
 
 @every_case
@@ -295,8 +303,7 @@ def test_a_shared_teacher_runs_once_for_each_part_and_changes_nothing(
     execute_shared(members, metric="accuracy")
     assert len(passes) == STEPS * accumulation
     for seed, run in enumerate(runs):
-        expected = trained(case.run(seed=seed, gradient_accumulation_steps=accumulation))
-        assert_equal(run.student.module.state_dict(), expected)
+        assert_equal(run.student.module.state_dict(), trained_alone(case, seed, accumulation))
 
 
 # --- alignment ------------------------------------------------------------------------------------
@@ -329,7 +336,7 @@ def test_alignment_to_equal_positions_is_that_of_no_alignment() -> None:
     case = CASES["tokens"]
     same = torch.arange(5).expand(EXAMPLES, 5)
     aligned = replace(case, batch=lambda number: replace(case.batch(number), alignment=same))
-    assert_equal(trained(aligned.run()), trained(case.run()))
+    assert_equal(trained(aligned.run()), trained_alone(case))
 
 
 @pytest.mark.parametrize("name", ["tokens", "features", "images"])
@@ -340,7 +347,7 @@ def test_the_student_s_inputs_given_to_the_teacher_again_change_nothing(name: st
         batch = case.batch(number)
         return replace(batch, teacher_inputs=batch.inputs)
 
-    assert_equal(trained(replace(case, batch=doubled).run()), trained(case.run()))
+    assert_equal(trained(replace(case, batch=doubled).run()), trained_alone(case))
 
 
 def test_the_teacher_of_images_has_the_positions_of_the_labels() -> None:

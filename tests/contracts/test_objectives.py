@@ -23,7 +23,7 @@ from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import adapter_of
 from curricle.objectives.base import BoundObjective, Objective, Reads, Sample, pending_calibration
 from curricle.objectives.catalog import AnyObjective
-from curricle.objectives.divergences import JSD, ReverseKL, TotalVariation
+from curricle.objectives.divergences import JSD, ReverseKL, SquaredError, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
@@ -310,6 +310,13 @@ CATALOG: dict[str, Case] = {
     "forward KL": logits_case(forward_kl),
     "reverse KL": logits_case(lambda t, s: forward_kl(s, t), divergence=ReverseKL()),
     "JSD": logits_case(jsd, divergence=JSD(beta=0.3)),
+    "squared error of outputs": Case(
+        MatchLogits(divergence=SquaredError()),
+        lambda student, teacher, _: float(((student - teacher) ** 2).mean(-1).sum()),
+        counts="selected",
+        selects=True,
+        is_zero_at_match=True,
+    ),
     "total variation": logits_case(total_variation, divergence=TotalVariation()),
     "soft teacher": logits_case(forward_kl, teacher_temperature=2.5),
     "both soft": logits_case(forward_kl, student_temperature=2.0, teacher_temperature=2.0),

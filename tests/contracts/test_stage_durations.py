@@ -3,6 +3,7 @@
 The second stage is reached by the rule of the first, or after its maximum.
 """
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,10 @@ from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned
-from curricle.records import Record, StageEndRecord, StageRecord, StepRecord, read_records
+from curricle.records import RECORDS, Record, StageEndRecord, StageRecord, StepRecord, read_records
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.loop.engine import RECORDS, Outputs
+from curricle.training.loop.engine import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW, Schedule
 from curricle.values import parse, plain, to_yaml
 from tests.parts import bound
@@ -112,6 +113,12 @@ def executed(
     return seen
 
 
+@cache
+def records_of(name: str) -> list[Record]:
+    """Return the records of a whole run, which several tests read."""
+    return executed(run_of(name))
+
+
 def timeless(folder: Path) -> list[dict[str, Any]]:
     lines = [plain(record) for record in read_records(folder / RECORDS)]
     for line in lines:
@@ -139,7 +146,7 @@ def test_a_plan_counts_with_the_maximum(name: str) -> None:
 
 @every_duration
 def test_a_stage_ends_in_time_and_the_next_begins_at_once(name: str) -> None:
-    records = executed(run_of(name))
+    records = records_of(name)
     done, _ = ENDS[name]
     assert [one.usage.steps for one in records if isinstance(one, StageRecord)] == [0, done]
     steps = [(one.stage, one.usage.steps) for one in records if isinstance(one, StepRecord)]
@@ -149,7 +156,7 @@ def test_a_stage_ends_in_time_and_the_next_begins_at_once(name: str) -> None:
 
 @every_duration
 def test_the_reason_is_recorded_for_a_rule_alone(name: str) -> None:
-    found = [one for one in executed(run_of(name)) if isinstance(one, StageEndRecord)]
+    found = [one for one in records_of(name) if isinstance(one, StageEndRecord)]
     done, why = ENDS[name]
     told = [(one.stage, one.planned, one.done, one.why, one.usage.steps) for one in found]
     assert told == ([] if why is None else [("layer", MOST, done, why, done)])
@@ -157,7 +164,7 @@ def test_the_reason_is_recorded_for_a_rule_alone(name: str) -> None:
 
 @every_duration
 def test_the_learning_rate_follows_the_planned_run_at_the_real_step(name: str) -> None:
-    records = executed(run_of(name))
+    records = records_of(name)
     rates = [one.learning_rate for one in records if isinstance(one, StepRecord)]
     schedule = Schedule(warmup=0.1, decay="cosine")
     expected = [0.01 * schedule.factor(step, MOST + LAST) for step in range(len(rates))]

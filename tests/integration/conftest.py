@@ -1,8 +1,10 @@
 """The command line run in this process, and specs so small that it takes a moment."""
 
 import copy
+import shutil
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import yaml
 from tests.runs import tiny_comparison
 
 Command = Callable[..., tuple[object, str, str]]
+CopyRun = Callable[..., Path]
 PARITY = tiny_comparison() | {
     "curriculum": {"kind": "extraction", "pairs": [{"student": 1, "teacher": 1}]},
     "goal": {"number": 0.1},
@@ -58,29 +61,67 @@ def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Command:
     """Return a function from arguments to exit code, output and error output; it runs here."""
-    from curricle.cli.app import main
-
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: object) -> tuple[object, str, str]:
-        monkeypatch.setattr(sys, "argv", ["curricle", *map(str, arguments)])
-        code: object = 0
-        try:
-            main()
-        except SystemExit as end:
-            code = end.code
+        code = exit_code(monkeypatch, *arguments)
         shown = capsys.readouterr()
         return code, shown.out, shown.err
 
     return run
 
 
+def exit_code(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> object:
+    """Run the command line in this process."""
+    from curricle.cli.app import main
+
+    monkeypatch.setattr(sys, "argv", ["curricle", *map(str, arguments)])
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
 @pytest.fixture
 def parity(tmp_path: Path) -> Path:
     """Return the file of a comparison on (8,2)-parity; the run folder is `run`."""
-    path = tmp_path / "parity.yaml"
+    return write_parity(tmp_path)
+
+
+def write_parity(folder: Path) -> Path:
+    path = folder / "parity.yaml"
     path.write_text(yaml.safe_dump(copy.deepcopy(PARITY), sort_keys=False))
     return path
+
+
+@pytest.fixture(scope="session")
+def run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function from a verb to the run folder that it leaves; each verb runs once."""
+
+    @cache
+    def run(verb: str) -> Path:
+        folder = tmp_path_factory.mktemp(verb)
+        spec = write_parity(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            assert exit_code(patch, verb, spec.name) == 0
+        return folder / "run"
+
+    return run
+
+
+@pytest.fixture
+def copy_run(run_once: Callable[[str], Path], parity: Path, tmp_path: Path) -> CopyRun:
+    """Return a function that copies what `curricle VERB parity.yaml` leaves, in `run` by default.
+
+    Nothing in the folder depends on its place, so to train it again would give the same files.
+    """
+
+    def copied(verb: str, name: str = "run") -> Path:
+        return Path(shutil.copytree(run_once(verb), tmp_path / name))
+
+    return copied
 
 
 @pytest.fixture

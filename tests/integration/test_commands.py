@@ -18,6 +18,7 @@ from tests.runs import contents
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
+CopyRun = Callable[..., Path]
 REPORT = ("summary.json", "report.html", "learning-curves.png", "learning-curves.svg")
 # FLOPs of one step at 8 inputs, 16 examples, 8 hidden units, 2 classes, and a teacher of 16 units:
 # forward, and gradients of all weights and of the hidden state.
@@ -96,9 +97,9 @@ def test_teach_leaves_a_teacher_with_its_checkpoints(
 
 
 def test_distill_uses_the_teacher_that_teach_left(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, parity: Path, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("teach", parity)
+    copy_run("teach")
     before = contents(tmp_path / "run" / "teacher")
     code, shown, _ = command("distill", parity)
     assert code == 0
@@ -108,11 +109,11 @@ def test_distill_uses_the_teacher_that_teach_left(
 
 
 def test_distill_gives_the_same_with_a_teacher_of_its_own(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, parity: Path, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("teach", parity)
+    copy_run("teach")
     command("distill", parity)
-    command("distill", parity, "--set", "output_dir=other")
+    copy_run("distill", "other")
     name = "model.safetensors"
     assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
@@ -130,9 +131,9 @@ def test_compare_trains_every_strategy_on_every_seed_and_reports(
 
 
 def test_several_processes_give_the_same_students_as_one(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, parity: Path, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     code, _, _ = command("compare", parity, "--jobs", "2", "--set", "output_dir=other")
     assert code == 0
     one, two = (
@@ -144,9 +145,13 @@ def test_several_processes_give_the_same_students_as_one(
 
 
 def test_an_interrupted_comparison_goes_on_and_ends_as_an_uninterrupted_one(
-    command: Command, parity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    parity: Path,
+    copy_run: CopyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command("compare", parity, "--set", "output_dir=whole")
+    copy_run("compare", "whole")
     with monkeypatch.context() as patch:
         interrupt_student(patch, number=1, at=9)
         code, _, told = command("compare", parity)
@@ -164,9 +169,13 @@ def test_an_interrupted_comparison_goes_on_and_ends_as_an_uninterrupted_one(
 
 
 def test_an_interrupted_student_goes_on_from_its_checkpoint(
-    command: Command, parity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    parity: Path,
+    copy_run: CopyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command("distill", parity, "--set", "output_dir=whole")
+    copy_run("distill", "whole")
     with monkeypatch.context() as patch:
         interrupt_student(patch, number=0, at=9)
         assert command("distill", parity)[0] == 130
@@ -179,9 +188,13 @@ def test_an_interrupted_student_goes_on_from_its_checkpoint(
 
 
 def test_an_interrupted_teacher_goes_on(
-    command: Command, parity: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command,
+    parity: Path,
+    copy_run: CopyRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    command("teach", parity, "--set", "output_dir=whole")
+    copy_run("teach", "whole")
     with monkeypatch.context() as patch:
         interrupt_student(patch, number=-1, at=9)
         assert command("teach", parity)[0] == 130
@@ -194,9 +207,9 @@ def test_an_interrupted_teacher_goes_on(
 
 
 def test_a_finished_run_is_not_changed_by_resuming_it(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("distill", parity)
+    copy_run("distill")
     before = contents(tmp_path / "run")
     code, shown, _ = command("resume", "run")
     assert code == 0

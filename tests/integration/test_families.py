@@ -46,6 +46,10 @@ def ids(**others: Tensor) -> Listed:
     return Listed(Batch(inputs={"input_ids": tokens, **others}))
 
 
+def translation() -> Listed:
+    return ids(decoder_input_ids=torch.arange(4, 24).view(4, 5) % 20)
+
+
 def images(height: int = 32, width: int = 32) -> Listed:
     return Listed(Batch(inputs={"pixel_values": drawn(4, 3, height, width)}))
 
@@ -107,23 +111,54 @@ def test_a_curriculum_that_reads_no_block_needs_none(
 
 
 @pytest.mark.parametrize(
-    ("make", "data", "sentence"),
+    ("make", "data", "taps", "widths"),
     [
-        (albert, ids(), (r"'blocks' must be given for AlbertForMaskedLM: one list of 2 .*: "
-         r"'albert.encoder.albert_layer_groups' with 1")),
-        (t5, ids(), (r"'blocks' must be given for T5ForConditionalGeneration: numbers could mean "
-         r"its encoder or its decoder; .*: 'encoder.block' with 3, 'decoder.block' with 2")),
-        (clip_classifier, images(8, 8), r"'blocks' must be .*: its configuration has no 'num_h"),
-        (convnext, images(32, 64), (r"tap 'convnext.encoder.stages.\d' must have its features on a "
-         r"known axis; got .*width_axis=1")),
+        (albert, ids(), "1 <- 1", "8 <- 8"),
+        (t5, translation(), "1 <- 1", "8 <- 8"),
+        (clip_classifier, images(8, 8), "1 <- 1", "8 <- 8"),
+        (convnext, images(32, 64), "2 <- 2", "8 <- 8"),
     ],
     ids=["shared block", "two stacks", "composite", "stages"],
-)  # fmt: skip
-def test_numbers_that_could_mean_several_things_are_refused(
-    make: Callable[[], nn.Module], data: Listed, sentence: str
+)
+def test_numbers_refer_to_what_a_pass_has_shown(
+    make: Callable[[], nn.Module], data: Listed, taps: str, widths: str
 ) -> None:
-    with pytest.raises(BindError, match=sentence):
+    run = learn(make, extraction(total="2 steps", pairs=1), data)
+    assert (run.stages[0].taps, run.stages[0].widths) == (taps, widths)
+
+
+def test_the_stack_of_numbers_is_noted() -> None:
+    run = learn(t5, extraction(total="2 steps", pairs=1), translation())
+    note = (
+        "numbered taps are the 2 blocks of 'decoder.block', not those of 'encoder.block', whose "
+        "taps are 'encoder:0' to 'encoder:3'"
+    )
+    assert run.notes == (f"student: {note}", f"teacher: {note}")
+
+
+def test_stages_of_an_encoder_and_a_decoder_train_in_turn() -> None:
+    pairs = tuple(
+        LayerPair(student=tap, teacher=tap) for tap in ("encoder:1", "encoder:1.0", "decoder:0.5")
+    )
+    with pytest.raises(BindError, match=r"tap 1.0 as a fraction must lie strictly between 0"):
+        learn(t5, extraction(total="4 steps", pairs=pairs), translation())
+    run = learn(t5, extraction(total="4 steps", pairs=(pairs[0], pairs[2])), translation())
+    assert [stage.taps for stage in run.stages] == [
+        "encoder:1 <- encoder:1", "decoder:1 <- decoder:1", "logits",
+    ]  # fmt: skip
+
+
+def test_numbers_of_equal_parts_are_refused() -> None:
+    fields: dict[str, Any] = {"vision_config": CLIP, "text_config": ENCODER, "projection_dim": 8}
+    make = lambda: hf.CLIPModel(hf.CLIPConfig(**fields))  # noqa: E731
+    data = ids(pixel_values=drawn(4, 3, 8, 8))
+    with pytest.raises(
+        BindError, match=r"student's tap must name one of .* as in 'text:1' or 'vision:1'; curri"
+    ):
         learn(make, extraction(total="2 steps", pairs=1), data)
+    for tap in ("text:1", "vision:0.5"):
+        objective = MatchHidden(pair=LayerPair(student=tap, teacher=tap))
+        assert learn(make, one_shot(total="1 steps", objective=objective), data).stages[0].taps
 
 
 def test_stages_have_numbers_where_the_axis_is_named() -> None:

@@ -11,6 +11,7 @@ import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional
 
+import curricle
 from curricle import seeding
 from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
@@ -263,3 +264,25 @@ def test_a_student_whose_adapter_cannot_learn_is_refused(change: Callable[[Any],
     change(student)
     with pytest.raises(BindError, match="'trainable' must leave something to train; got 'reached'"):
         taught(student, llama(24, seed=1))
+
+
+def test_an_export_has_the_adapter_merged_and_is_loaded_without_peft(tmp_path: Path) -> None:
+    model = wrapped(llama(), peft.LoraConfig(**QUERIES))
+    before = weights_digest(model)
+    exported = curricle.export(model, tmp_path / "out")
+    assert exported.merged
+    assert weights_digest(model) == before
+    again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert not any("lora" in name for name, _ in again.named_parameters())
+    tokens = torch.arange(8).view(1, 8)
+    with torch.no_grad():
+        expected = model.eval()(tokens).logits
+        torch.testing.assert_close(nn.Module.eval(again)(tokens).logits, expected)
+        plain = llama().eval()(tokens).logits
+    assert not torch.allclose(plain, expected)
+
+
+def test_an_adapter_without_a_merged_form_is_not_exported(tmp_path: Path) -> None:
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(BindError, match="without 'merge_and_unload'"):
+        curricle.export(wrapped(llama(), config), tmp_path / "out")

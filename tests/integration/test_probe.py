@@ -9,13 +9,14 @@ from tests.parts import read_probes
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
+CopyRun = Callable[..., Path]
 WRITTEN = ("probes.jsonl", "probes.png", "probes.svg")
 
 
 def test_a_comparison_on_parity_is_looked_into(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     code, shown, told = command("probe", "run", "--examples", "256")
     assert (code, told) == (0, "")
     assert "correlations: mean correlation of the output" in shown
@@ -87,9 +88,9 @@ def test_no_probe_is_trained_on_a_text(command: Command, text: Path) -> None:
 
 
 def test_probing_and_reporting_do_not_disturb_each_other(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     summary = (tmp_path / "run" / "summary.json").read_bytes()
     command("probe", "run", "--examples", "64")
     assert command("report", "run")[0] == 0

@@ -18,6 +18,7 @@ from tests.parts import edit_records
 
 pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
+CopyRun = Callable[..., Path]
 REPORT = ("summary.json", "report.html", "learning-curves.png", "learning-curves.svg")
 # FLOPs of one step at 8 inputs, 16 examples, 8 hidden units, 2 classes, and a teacher of 16 units:
 # forward, and gradients of all weights and of the hidden state.
@@ -25,10 +26,8 @@ LABELS_STEP = 2 * 16 * (8 * 8 + 8 * 2) + 2 * 16 * (8 * 8 + 8 * 2 + 8 * 2)
 LOGITS_STEP = LABELS_STEP + 2 * 16 * (8 * 16 + 16 * 2)
 
 
-def test_the_summary_has_the_documented_form(
-    command: Command, parity: Path, tmp_path: Path
-) -> None:
-    command("compare", parity)
+def test_the_summary_has_the_documented_form(copy_run: CopyRun, tmp_path: Path) -> None:
+    copy_run("compare")
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     first = ["task", "metric", "goal", "budget", "methods", "teacher"]
     assert list(summary) == [*first, "goal_of", "missing", "caution", "better"]
@@ -45,9 +44,9 @@ def test_the_summary_has_the_documented_form(
 
 
 def test_a_report_made_again_without_any_weights_is_the_same(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     made = {name: (tmp_path / "run" / name).read_bytes() for name in REPORT}
     for name in REPORT:
         (tmp_path / "run" / name).unlink()
@@ -60,9 +59,9 @@ def test_a_report_made_again_without_any_weights_is_the_same(
 
 
 def test_a_report_of_records_alone_knows_no_target_and_no_budget(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     made = json.loads((tmp_path / "run" / "summary.json").read_text())
     for file in list((tmp_path / "run").rglob("*")):
         if file.is_file() and file.name != "records.jsonl":
@@ -75,8 +74,10 @@ def test_a_report_of_records_alone_knows_no_target_and_no_budget(
         assert again["methods"][method]["final"] == told["final"]
 
 
-def test_a_report_tells_of_missing_runs(command: Command, parity: Path, tmp_path: Path) -> None:
-    command("compare", parity)
+def test_a_report_tells_of_missing_runs(
+    command: Command, copy_run: CopyRun, tmp_path: Path
+) -> None:
+    copy_run("compare")
     shutil.rmtree(tmp_path / "run/students/one_shot")
     shutil.rmtree(tmp_path / "run/students/progressive/seed-1")
     told = "3 of 4 runs are missing: one_shot seed 0, one_shot seed 1, progressive seed 1."
@@ -87,19 +88,19 @@ def test_a_report_tells_of_missing_runs(command: Command, parity: Path, tmp_path
 
 
 def test_a_report_of_several_folders_says_where_runs_are_missing(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
     for name in ("first", "second"):
-        command("compare", parity, "--set", f"output_dir={name}")
+        copy_run("compare", name)
     shutil.rmtree(tmp_path / "second/students/one_shot/seed-1")
     _, shown, _ = command("report", "first", "second")
     assert "1 of 8 runs is missing: one_shot seed 1 in second." in shown
 
 
 def test_a_report_that_cannot_be_written_is_a_users_mistake(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     (tmp_path / "file").write_text("")
     for page in ("file/page.html", "run"):
         code, _, told = command("report", "run", "--output", page)
@@ -138,15 +139,15 @@ def lines_again(page: Path) -> list[str]:
     ],
 )
 def test_a_page_elsewhere_names_its_place_to_be_made_again(
-    command: Command, parity: Path, folders: list[str], page: str
+    command: Command, copy_run: CopyRun, folders: list[str], page: str
 ) -> None:
-    command("distill", parity)
+    copy_run("distill")
     shutil.copytree("run", "python")
     for name in ("spec.yaml", "run.json"):
         Path("python", name).unlink()
     assert command("report", *folders, "--output", page)[0] == 0
     content, (*before, line) = Path(page).read_bytes(), lines_again(Path(page))
-    assert before == ([f"curricle distill {parity}"] if folders == ["run"] else [])
+    assert before == (["curricle distill parity.yaml"] if folders == ["run"] else [])
     assert shlex.split(line) == ["curricle", "report", *folders, "--output", page]
     Path(page).unlink()
     assert command(*shlex.split(line)[1:])[0] == 0
@@ -155,9 +156,9 @@ def test_a_page_elsewhere_names_its_place_to_be_made_again(
 
 @pytest.mark.parametrize("output", [(), ("--output", "{}"), ("--output", "./{}")])
 def test_a_page_at_its_usual_place_needs_no_place_named(
-    command: Command, parity: Path, output: tuple[str, ...]
+    command: Command, copy_run: CopyRun, output: tuple[str, ...]
 ) -> None:
-    command("distill", parity)
+    copy_run("distill")
     shutil.copytree("run", "other")
     for folders, place in ((["run"], "run/"), (["run", "other"], "joint-report/")):
         page = f"{place}report.html"
@@ -170,8 +171,8 @@ def test_a_report_of_several_folders_tells_their_runs_apart(
     command: Command, parity: Path, tmp_path: Path
 ) -> None:
     final = "goal={final_of: one_shot}"
-    for name in ("first", "second"):
-        command("compare", parity, "--set", f"output_dir={name}", "--set", final)
+    command("compare", parity, "--set", "output_dir=first", "--set", final)
+    shutil.copytree("first", "second")
     code, _, told = command("report", "first", "second", "--output", "both/page.html")
     assert (code, told) == (0, "")
     summary = json.loads((tmp_path / "both" / "summary.json").read_text())
@@ -205,10 +206,10 @@ def test_a_report_of_one_student_has_no_target_that_only_a_comparison_has(
 
 
 def test_a_report_of_several_folders_leaves_theirs_as_they_are(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
     for name in ("first", "second"):
-        command("compare", parity, "--set", f"output_dir={name}")
+        copy_run("compare", name)
     made = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     code, shown, _ = command("report", "first", "second")
     assert (code, "report: joint-report/report.html" in shown) == (0, True)
@@ -218,8 +219,10 @@ def test_a_report_of_several_folders_leaves_theirs_as_they_are(
     assert {path.name for path in (tmp_path / "joint-report").iterdir()} == set(REPORT)
 
 
-def test_a_report_of_several_tasks_is_refused(command: Command, parity: Path) -> None:
-    command("distill", parity, "--set", "output_dir=first")
+def test_a_report_of_several_tasks_is_refused(
+    command: Command, parity: Path, copy_run: CopyRun
+) -> None:
+    copy_run("distill", "first")
     command("distill", parity, "--set", "output_dir=second", "--set", "task.degree=3")
     code, _, told = command("report", "first", "second")
     assert (code, told.count("\n")) == (2, 1)
@@ -227,9 +230,9 @@ def test_a_report_of_several_tasks_is_refused(command: Command, parity: Path) ->
 
 
 def test_the_direction_of_recorded_runs_can_be_declared_for_a_report(
-    command: Command, parity: Path, tmp_path: Path
+    copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     for path in (tmp_path / "run").rglob("*"):
         if path.is_file() and path.name != "records.jsonl":
             path.unlink()
@@ -242,10 +245,8 @@ def test_the_direction_of_recorded_runs_can_be_declared_for_a_report(
     assert "no strategy is called best" not in headline(summary)
 
 
-def test_the_title_of_many_folders_counts_them(
-    command: Command, parity: Path, tmp_path: Path
-) -> None:
-    command("distill", parity)
+def test_the_title_of_many_folders_counts_them(copy_run: CopyRun, tmp_path: Path) -> None:
+    copy_run("distill")
     folders = [tmp_path / f"run-{number}" for number in range(8)]
     for folder in folders:
         shutil.copytree(tmp_path / "run", folder)
@@ -256,9 +257,9 @@ def test_the_title_of_many_folders_counts_them(
 
 
 def test_a_folder_of_an_earlier_version_is_reported_and_not_resumed(
-    command: Command, parity: Path, tmp_path: Path
+    command: Command, copy_run: CopyRun, tmp_path: Path
 ) -> None:
-    command("compare", parity)
+    copy_run("compare")
     folder = tmp_path / "run"
     made = (folder / "summary.json").read_bytes()
     spec, origin = folder / "spec.yaml", folder / "run.json"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curricle.objectives.projections import Gaussian, Orthogonal, Sign
@@ -72,6 +72,7 @@ def test_orthogonal_keeps_right_angles_and_lengths(
 
 
 @laws
+@settings(max_examples=15)
 @given(seed=st.integers(0, 2**32), student_width=widths, teacher_width=widths)
 def test_the_squared_norm_is_kept_within_its_spread(
     law: Law, seed: int, student_width: int, teacher_width: int

@@ -82,7 +82,6 @@ def test_every_step_belongs_to_exactly_one_stage(
     taken = run(timeline, numbers)
     assert taken == timeline.num_steps == sum(end.done for end in timeline.ends)
     expected = [number for number, end in enumerate(timeline.ends) for _ in range(end.done)]
-    assert [timeline.stage_at(step) for step in range(taken)] == expected
     assert all(step in spans[number].possible_steps for step, number in enumerate(expected))
 
 

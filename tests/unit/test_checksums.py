@@ -7,7 +7,6 @@ import pytest
 
 from curricle.checksums import (
     SEAL,
-    Document,
     LineChain,
     check_sealed,
     folder_seal,
@@ -21,6 +20,7 @@ from curricle.checksums import (
     write_sealed,
 )
 from curricle.errors import CheckpointError
+from curricle.yaml_specs import Document
 
 DOCUMENT: Document = {"steps": [1, 2], "name": "größer", "loss": 0.1, "nested": {"a": None}}
 LINES: list[Document] = [{"a": 1}, {"b": [2.5]}, {"c": 'text, "check": '}]

@@ -1,7 +1,7 @@
 """Command line: the verbs and their options.
 
-The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
-`reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
+The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`, `export`,
+`trajectory`, `reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
 `--set path=value`. A user's mistake is printed as one line and has exit code 2; a traceback means a
 fault of curricle. A signal is printed as one line and has exit code 128 plus its number.
 
@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
+from curricle.cli import exports
 from curricle.cli import targets as cli_targets
+from curricle.cli import trajectory as cli_trajectory
 from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
 
@@ -41,7 +43,7 @@ WIDE = 140
 class _Verbs(TyperGroup):
     """The verbs; each ends with 128 and the signal's number if a signal ends it."""
 
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - Typer's own signature
+    def invoke(self, ctx: Any) -> object:  # noqa: ANN401 - Typer exports no type of it
         """Return the result of the verb.
 
         Raises:
@@ -294,6 +296,7 @@ def probe(
     ] = False,
 ) -> None:
     """Look inside the teacher's checkpoints and the finished students of a run."""
+    from curricle.records import PROBES
     from curricle.reports.probe_tables import probe_grids, save_probe_figure
     from curricle.reports.tables import to_rich
     from curricle.runs.probe import probe_run
@@ -308,8 +311,13 @@ def probe(
         )
     for grid in probe_grids(records):
         console.print(to_rich(grid))
-    for path in (run / "probes.jsonl", *save_probe_figure(records, run / "probes")):
+    probes = run / PROBES
+    for path in (probes, *save_probe_figure(records, probes.with_suffix(""))):
         _print(path)
+
+
+app.command()(exports.export)
+app.command()(cli_trajectory.trajectory)
 
 
 def _line(verb: str, what: object, sets: list[str] | None, output_dir: Path | None = None) -> str:

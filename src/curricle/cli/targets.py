@@ -71,7 +71,7 @@ def verify(
     agreements = verify_targets(folder, None if spec is None else load_spec(spec, sets))
     for agreement in agreements:
         console.print(
-            f"{agreement.section.name}: {agreement.share:.1%} of {agreement.rows} rows agree"
+            f"{agreement.target_set.name}: {agreement.share:.1%} of {agreement.rows} rows agree"
         )
     console.print(visible(f"{folder}: all files intact"), soft_wrap=True)
     if not read_manifest(folder).is_complete:
@@ -150,10 +150,10 @@ def _print_manifest(console: Console, manifest: "Manifest") -> None:
         console.print(visible(f"{name}: {text}"), soft_wrap=True)
     table = Table("targets", "intact", "codec", "error", "examples", "rows", "bytes a row")
     for row in describe_targets(manifest):
-        codec = row.section.codec
+        codec = row.target_set.codec
         sizes = (f"{row.examples}", f"{row.rows}", f"{row.bytes_a_row:.1f}")
-        intact = "yes" if manifest.has_all(row.section) else "no"
-        table.add_row(visible(str(row.section)), intact, codec.kind, codec.words, *sizes)
+        intact = "yes" if manifest.has_all(row.target_set) else "no"
+        table.add_row(visible(str(row.target_set)), intact, codec.kind, codec.words, *sizes)
     console.print(table)
 
 

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from types import MappingProxyType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -80,7 +80,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     pairs: tuple[NamedPair, ...] | int = 1,
     layer_fraction: Share | None = None,
     durations: tuple[StageDurationText, ...] | None = None,
-    projection: Projection = Gaussian(),  # noqa: B008 - a frozen value
+    projection: Projection = Gaussian(),
     shared_projection: bool = False,
     normalize: Normalize = "auto",
     center: bool = False,
@@ -88,7 +88,7 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
     trainable: Trainable = "reached",
     schedule: Schedule = "global",
     optimizer_state: State = "keep",
-    final_objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    final_objective: AnyObjective = MatchLogits(),
     teacher: TeacherReference = "final",
     init: WarmStart | None = None,
     name: str = "extraction",
@@ -180,12 +180,12 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
 def progressive(  # noqa: PLR0913 - each argument is a decision of the method
     *,
     total: DurationText,
-    trajectory: Any,  # noqa: ANN401 - pydantic cannot check a protocol; done below
+    trajectory: object,
     select: Select = "equal",
     refresh: int | None = None,
     speed: Annotated[float, Field(gt=0)] = 1.0,
     durations: tuple[StageDurationText, ...] | None = None,
-    objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    objective: AnyObjective = MatchLogits(),
     init: WarmStart | None = None,
     name: str = "progressive",
 ) -> Curriculum:
@@ -256,7 +256,7 @@ def progressive(  # noqa: PLR0913 - each argument is a decision of the method
 def one_shot(
     *,
     total: DurationText,
-    objective: AnyObjective = MatchLogits(),  # noqa: B008 - a frozen value
+    objective: AnyObjective = MatchLogits(),
     teacher: TeacherReference = "final",
     init: WarmStart | None = None,
     name: str = "one_shot",
@@ -333,7 +333,7 @@ STRATEGIES: Mapping[str, Callable[..., Curriculum]] = MappingProxyType(
 """The strategies of run specs, by `kind`."""
 
 
-def build(call: Mapping[str, Any], *, total: Duration, trajectory: object) -> Curriculum:
+def build(call: Mapping[str, object], *, total: Duration, trajectory: object) -> Curriculum:
     """Return the curriculum of a spec's `{kind: ..., arguments}`.
 
     Args:

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
-from curricle.data.labels import way_out
+from curricle.data.label_checks import way_out
 from curricle.errors import BindError, CurricleError, DataError
 
 Inputs = Tensor | Mapping[str, Tensor]
@@ -37,6 +37,8 @@ ENOUGH = 8
 """Number of labels from which on it is no coincidence that all equal their own inputs."""
 DECODER_INPUTS = ("decoder_input_ids", "decoder_inputs_embeds")
 """Names of the inputs of a decoder; their positions are scored if an encoder reads others."""
+DECODER_PREFIX = "decoder_"
+"""Beginning of the names of all that a decoder alone reads."""
 TOKEN_INPUTS = (*DECODER_INPUTS, "input_ids", "inputs_embeds")
 """Names of inputs with one position a token, which are those of the logits."""
 SEQUENCE_AXES = 2
@@ -141,6 +143,23 @@ class Batch:
         return not isinstance(self.inputs, Tensor) and any(
             name in self.inputs for name in DECODER_INPUTS
         )
+
+    @property
+    def for_encoder(self) -> "Batch":
+        """Return the batch with the positions that an encoder reads, without labels.
+
+        A batch without inputs of a decoder has no others.
+        """
+        if isinstance(self.inputs, Tensor) or not self.is_decoded:
+            return self
+        inputs = {
+            name: tensor
+            for name, tensor in self.inputs.items()
+            if not name.startswith(DECODER_PREFIX)
+        }
+        mask = data_mask(inputs)
+        valid = None if mask is None else mask.bool()
+        return Batch(inputs=inputs, valid=valid, step=self.step, offset=self.offset)
 
     @property
     def num_examples(self) -> int:
@@ -454,7 +473,7 @@ class Rows:
         if batch.is_decoded and len(shape) > 1:
             raise BindError(
                 f"{name} must have the positions {data} of the decoder, which masks and labels "
-                f"refer to; got {shape}; the states of an encoder cannot be matched yet"
+                f"refer to; got {shape}; 'encoder:1' and so on are the taps of an encoder"
             )
         if batch.valid is not None and len(shape) > 1:
             raise BindError(

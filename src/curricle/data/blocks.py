@@ -10,18 +10,19 @@ Padded batches have different numbers of positions and make no block.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, final
+from operator import itemgetter
+from typing import TypedDict, final
 
 from torch import Tensor
 
 from curricle.colocation import count_beside
-from curricle.data.batch import SEQUENCE_AXES, Batch, concatenate, named
+from curricle.data.batch import SEQUENCE_AXES, Batch, Inputs, concatenate, named
 from curricle.data.streams import Stream
 
 
-def joined(stream: Stream, step: int, number: int) -> Batch | None:
+def concatenated(stream: Stream, step: int, number: int) -> Batch | None:
     """Return the concatenated batches of steps, if the stream has a method of this name.
 
     Args:
@@ -32,8 +33,17 @@ def joined(stream: Stream, step: int, number: int) -> Batch | None:
     Returns:
         The batches; None if the stream cannot read them faster than one by one.
     """
-    read: Callable[[int, int], Batch | None] | None = getattr(stream, "joined", None)
+    read: Callable[[int, int], Batch | None] | None = getattr(stream, "concatenated", None)
     return None if read is None else read(step, number)
+
+
+@final
+class StudentTensors(TypedDict, total=False):
+    """Tensors that students read of a batch; those it lacks have no key."""
+
+    inputs: Inputs
+    labels: Tensor
+    selected: Tensor
 
 
 @final
@@ -56,29 +66,43 @@ class Block:
         positions = self.first.positions
         return positions[1] if len(positions) == SEQUENCE_AXES else None
 
-    def cut(self, rows: Mapping[Any, Any]) -> dict[Any, Any]:
-        """Return tensors, which may lie deeper, with a first axis of steps.
+    def cut(self, rows: Tensor) -> Tensor:
+        """Return a tensor with a first axis of steps.
 
         Args:
-            rows: Tensors of the whole block, step after step along the first axis.
+            rows: Rows of the whole block, step after step along the first axis.
         """
-        return {
-            name: tensor.unflatten(0, (self.number, -1))
-            if isinstance(tensor, Tensor)
-            else self.cut(tensor)
-            for name, tensor in rows.items()
-        }
+        steps: Tensor = rows.unflatten(0, (self.number, -1))
+        return steps
 
     @property
-    def parts(self) -> dict[str, Any]:
+    def parts(self) -> StudentTensors:
         """Return the tensors of the student's side of a batch, each with a first axis of steps."""
         batch = self.whole
-        fields = {"inputs": batch.inputs, "labels": batch.labels, "selected": batch.selected}
-        tensors = self.cut({name: field for name, field in fields.items() if field is not None})
+        tensors = StudentTensors(inputs=_mapped(batch.inputs, self.cut))
+        if batch.labels is not None:
+            tensors["labels"] = self.cut(batch.labels)
         if batch.selected is not None:
             offsets = _offsets(self.first, self.number, batch.selected)
-            tensors["selected"] = tensors["selected"] - offsets[:, None]
+            tensors["selected"] = self.cut(batch.selected) - offsets[:, None]
         return tensors
+
+
+def of_step(tensors: StudentTensors, number: int) -> StudentTensors:
+    """Return the tensors of one step among those of a block."""
+    step = StudentTensors(inputs=_mapped(tensors["inputs"], itemgetter(number)))
+    if "labels" in tensors:
+        step["labels"] = tensors["labels"][number]
+    if "selected" in tensors:
+        step["selected"] = tensors["selected"][number]
+    return step
+
+
+def _mapped(inputs: Inputs, function: Callable[[Tensor], Tensor]) -> Inputs:
+    """Return inputs with a function applied to each tensor."""
+    if isinstance(inputs, Tensor):
+        return function(inputs)
+    return {name: function(tensor) for name, tensor in inputs.items()}
 
 
 def read_block(
@@ -93,7 +117,7 @@ def read_block(
         place: Puts a batch where it is read.
     """
     first = place(stream.batch(step))
-    found = joined(stream, step, number)
+    found = concatenated(stream, step, number)
     if found is not None:
         whole = place(replace(found, step=step))
         return Block(first=first, whole=whole, number=number, shapes=_shapes(first))

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 from curricle.data.batch import ENOUGH, SEQUENCE_AXES, Batch, Inputs, data_mask, named
-from curricle.data.labels import LABEL_ALIASES, way_out
+from curricle.data.label_checks import LABEL_ALIASES, way_out
 from curricle.errors import DataError
 
 IGNORED = -100
@@ -72,7 +72,9 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
     """
     if isinstance(item, Batch):
         if next_token:
-            raise DataError("'next_token' has no effect on a `Batch`, which says what is scored")
+            raise DataError(
+                "'next_token' has no effect on a `Batch`, whose labels have their places"
+            )
         return item
     inputs, labels, teacher_inputs, alignment = _parts(item)
     plain = Batch(inputs=inputs)

@@ -16,9 +16,9 @@ of the first batch are compared, and a loader that gives different ones is refus
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import ExitStack, contextmanager
-from typing import Any, final
+from typing import final
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -32,7 +32,7 @@ from curricle.values import fingerprint
 
 
 def stream(
-    loader: DataLoader[Any],
+    loader: DataLoader[object],
     *,
     seed: int = 0,
     next_token: bool = False,
@@ -74,7 +74,7 @@ class LoaderStream:
 
     def __init__(
         self,
-        loader: DataLoader[Any],
+        loader: DataLoader[object],
         *,
         seed: int,
         next_token: bool,
@@ -199,12 +199,11 @@ class LoaderStream:
         )
         return iter(ahead)
 
-    def _indexes(self, step: int) -> list[Any]:
+    def _indexes(self, step: int) -> Sequence[object]:
         epoch, place = divmod(step, self._steps_per_epoch)
         if epoch != self._epoch:
             self._batches, self._epoch = self._listed(epoch), epoch
-        indexes: list[Any] = self._batches[place]
-        return indexes
+        return self._batches[place]
 
     def _listed(self, epoch: int) -> Order:
         """Return the indexes of the whole batches of an epoch."""
@@ -251,11 +250,11 @@ class LoaderStream:
 
     def _described(self, first: Batch) -> str:
         loader = self._loader
-        dataset: Any = loader.dataset
+        dataset = loader.dataset
         return fingerprint(
             {
                 "stream": "loader",
-                "dataset": [_name(dataset), len(dataset) if hasattr(dataset, "__len__") else None],
+                "dataset": [_name(dataset), len(dataset) if isinstance(dataset, Sized) else None],
                 "samplers": [_name(loader.batch_sampler), _name(loader.sampler)],
                 "shape": [self._steps_per_epoch, self._batch_size],
                 "order": order_digest(self._batches),
@@ -272,16 +271,16 @@ class LoaderStream:
 class _Batches(Dataset[object]):
     """Data set of the collated batches of another data set; the key holds the step."""
 
-    def __init__(self, loader: DataLoader[Any], seed: int) -> None:
-        self._dataset: Any = loader.dataset
+    def __init__(self, loader: DataLoader[object], seed: int) -> None:
+        self._dataset = loader.dataset
         self._collate = loader.collate_fn
         self._seed = seed
 
-    def __getitem__(self, key: tuple[int, list[Any]]) -> object:
+    def __getitem__(self, key: tuple[int, Sequence[object]]) -> object:
         step, indexes = key
         with seeding.scoped(self._seed, "loader batch", step):
-            if callable(getattr(self._dataset, "__getitems__", None)):
-                return self._collate(self._dataset.__getitems__(indexes))
+            if callable(read := getattr(self._dataset, "__getitems__", None)):
+                return self._collate(read(indexes))
             return self._collate([self._dataset[index] for index in indexes])
 
 
@@ -289,13 +288,13 @@ class _Batches(Dataset[object]):
 class _Keys:
     """Keys of `_Batches` for some steps, each made when a worker is given it."""
 
-    def __init__(self, indexes: Callable[[int], list[Any]], steps: range) -> None:
+    def __init__(self, indexes: Callable[[int], Sequence[object]], steps: range) -> None:
         self._indexes, self._steps = indexes, steps
 
     def __len__(self) -> int:
         return len(self._steps)
 
-    def __iter__(self) -> Iterator[tuple[int, list[Any]]]:
+    def __iter__(self) -> Iterator[tuple[int, Sequence[object]]]:
         return ((step, self._indexes(step)) for step in self._steps)
 
 
@@ -303,7 +302,7 @@ def _unchanged(item: object) -> object:
     return item
 
 
-def _generators(loader: DataLoader[Any]) -> list[torch.Generator]:
+def _generators(loader: DataLoader[object]) -> list[torch.Generator]:
     """Return the explicit generators from which a loader's order may be drawn."""
     batch_sampler = loader.batch_sampler
     owners = (loader, loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
@@ -330,15 +329,15 @@ def _lent(generator: torch.Generator, seed: int, epoch: int) -> Iterator[None]:
 
 def _note(first: Batch) -> str:
     """Return the decision about positions as a sentence for `plan`."""
-    labels = "no labels"
+    labels = "without labels"
     if first.labels is not None:
-        values = " of several values" if first.labels.ndim > 1 else ""
-        owner = "examples" if first.selected is None else "positions"
-        labels = f"labels{values} of {owner}"
-    count = first.positions[1] if first.has_positions else "no"
+        kind = "a label of several values" if first.labels.ndim > 1 else "a label"
+        owner = "example" if first.selected is None else "selected position"
+        labels = f"with {kind} for each {owner}"
+    count = f"as {first.positions[1]} positions" if first.has_positions else "as a whole"
     return (
-        f"data of the loader: {count} positions in an example of the first batch, {labels}; "
-        f"'positions' of curricle.stream overrides this"
+        f"data: each example counts {count}, {labels}, as in the first batch; 'positions' of "
+        f"curricle.stream declares otherwise"
     )
 
 

@@ -176,7 +176,9 @@ def _last_layer(module: nn.Module) -> nn.Module:
 
 def _last_leaf(model: nn.Module) -> nn.Module:
     """Return the last module with weights in the order of registration."""
-    leaves = [module for module in model.modules() if any(True for _ in module.parameters(False))]  # noqa: FBT003
+    leaves = [
+        module for module in model.modules() if any(True for _ in module.parameters(recurse=False))
+    ]
     return leaves[-1] if leaves else model
 
 

@@ -17,8 +17,9 @@ from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.peft_adapters import base_of
-from curricle.models.stacks import Numbering, numbered_blocks
+from curricle.models.stacks import Numbering, numbered_blocks, traced_numbering
 from curricle.models.tapped import TappedModel
+from curricle.models.tracing import traced_stacks
 from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
 
@@ -70,11 +71,18 @@ def tapped(
     numbering, head_end = Numbering(paths=tuple(blocks)), None
     has_config = _is_hugging_face(model)
     if has_config and not blocks:
-        numbering = numbered_blocks(model, model.config)
+        numbering = traced_numbering(
+            model,
+            traced_stacks(model, _keywords(model)),
+            numbered_blocks(model, model.config),
+        )
     elif isinstance(model, MLP) and not blocks:
         numbering = Numbering(paths=tuple(f"blocks.{place}" for place in range(len(model.blocks))))
-    # A configuration without a depth is one of several models, with unknown heads.
-    is_transformer = has_config and hasattr(model.config, "num_hidden_layers")
+    # A configuration without a depth is one of several models, with unknown heads, unless a pass
+    # has shown the stack that they read.
+    main = numbering.main
+    is_transformer = has_config and (hasattr(model.config, "num_hidden_layers") or main is not None)
+    keeps_shape = main is None or main.keeps_shape
     if is_transformer and head is None:
         output = _output_embeddings(model)
         head_end = _head_end(model, output)
@@ -83,7 +91,7 @@ def tapped(
         blocks=replace(numbering, notes=(*notes, *numbering.notes)),
         head=_head_paths(model, output) if head is None else head,
         head_end=head_end,
-        is_residual=is_transformer if is_residual is None else is_residual,
+        is_residual=(is_transformer and keeps_shape) if is_residual is None else is_residual,
         width_axis=width_axis,
         keywords=_keywords(model) if has_config else None,
     )

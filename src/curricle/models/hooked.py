@@ -15,6 +15,7 @@ early exit passes; see `hooked_forward`.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, final
 
 from torch import nn
@@ -88,9 +89,12 @@ class HookedModel:
         self._is_residual = is_residual
         self._width_axis = width_axis
         self._keywords = dict(keywords or {})
-        # The blocks of transformers have their features last: no pass has to show it.
+        # The blocks of transformers have their features last, except in maps: no pass has to show
+        # it, and some families change with the size of an image.
+        main = self._numbering.main
+        has_known_states = is_residual if main is None else not main.has_maps
         self._observed = ObservedAxes(
-            module, has_known_states=is_residual and hasattr(module, "config")
+            module, has_known_states=has_known_states and hasattr(module, "config")
         )
         # A wrong path is an error now, not in the middle of the first pass.
         for path in (*self._blocks, *self._head):
@@ -122,7 +126,7 @@ class HookedModel:
         """Return the decisions about the model, one sentence each."""
         return self._numbering.notes
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the module's
+    def __call__(self, *args: object, **keywords: object) -> Any:  # noqa: ANN401 - as the module's
         """Return the output of the module for the same arguments."""
         return self._module(*args, **keywords)
 
@@ -143,7 +147,10 @@ class HookedModel:
             BindError: If the model has no such tap.
         """
         if isinstance(tap, str):
-            return self._place_at(tap)
+            return self._named_place(tap)
+        main = self._numbering.main
+        if main is not None:
+            return self._oriented(main.places[tap_number(tap, main.depth)])
         if not self._blocks and self._numbering.reason:
             raise BindError(self._numbering.reason)
         if not self._blocks:
@@ -243,6 +250,21 @@ class HookedModel:
         # A subclass may compute something else of its weight than a product.
         return end is not None and type(self._modules[end.path]) in (nn.Linear, HeldLinear)
 
+    def _oriented(self, place: Place) -> Place:
+        """Return a place; a declared axis of features takes precedence over the traced one."""
+        return place if self._width_axis == -1 else replace(place, order=())
+
+    def _named_place(self, name: str) -> Place:
+        """Return the place of a module path, or of a tap in a named stack such as `encoder:2`."""
+        for stack in self._numbering.stacks:
+            prefix, mark, number = name.partition(":")
+            if mark and prefix == stack.name and name not in self._modules:
+                return self._oriented(stack.places[tap_number(_number(name, number), stack.depth)])
+        place = self._place_at(name)
+        # A path of a block has the axes of its tap.
+        places = [tap for stack in self._numbering.stacks for tap in stack.places if tap == place]
+        return self._oriented(replace(places[0], tap="")) if places else place
+
     def _place_at(self, name: str) -> Place:
         path, mark, call = name.partition("#")
         if path not in self._modules or (mark and not call.isdecimal()):
@@ -251,3 +273,17 @@ class HookedModel:
                 f"tap {name!r} must be a module path of {self._name}; {near_names(path, paths)}"
             )
         return Place(path, int(call) if mark else 0)
+
+
+def _number(tap: str, number: str) -> float:
+    """Return the number or fraction in a tap of a named stack.
+
+    Raises:
+        BindError: If it is neither.
+    """
+    try:
+        return int(number) if number.isdecimal() else float(number)
+    except ValueError:
+        raise BindError(
+            f"tap {tap!r} must end in a number or a fraction of the depth after ':'; got {number!r}"
+        ) from None

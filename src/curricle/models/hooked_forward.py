@@ -102,6 +102,8 @@ class HookedForward:
         width_axis, class_axis = axes
         self._module = observed.module
         self._places = places
+        # Equal places, whatever is known of their axes.
+        self._declared = {place: place for place in places}
         self._reads_logits = logits
         self._end = end
         self._ends_at_head = ends_at_head
@@ -199,7 +201,10 @@ class HookedForward:
                 leaves open which axis counts features.
         """
         # A declared axis is trusted; the default is checked against the layers of the first pass.
-        traced: list[Place | None] = list(self._places) if self._width_axis == -1 else []
+        # So are axes that were traced before.
+        traced: list[Place | None] = (
+            [place for place in self._places if not place.order] if self._width_axis == -1 else []
+        )
         if self._reads_logits and self._class_axis == -1:
             traced.append(None)
         with self._observed.tracing(traced):
@@ -222,7 +227,12 @@ class HookedForward:
         # After the pass, when a later module has changed a tap in place if any does.
         self._check_unchanged()
         self._collected = tuple(self._hidden)
-        hidden = [with_features_last(state, self._width_axis) for state in self._hidden.values()]
+        hidden = [
+            state.permute(place.order)
+            if len(place.order) == state.ndim
+            else with_features_last(state, self._width_axis)
+            for place, state in self._hidden.items()
+        ]
         return hidden, logits, None if self._head is None else self._head.states
 
     def _settle_axes(
@@ -239,6 +249,8 @@ class HookedForward:
 
     def _check_states(self) -> None:
         for place, state in self._hidden.items():
+            if len(place.order) == state.ndim:
+                continue
             check_state(
                 str(place),
                 state,
@@ -270,8 +282,8 @@ class HookedForward:
         # A module that is used several times is a place in each of its calls.
         call = self._calls[path, side]
         self._calls[path, side] += 1
-        place = Place(path, call, side)
-        if place not in self._places:
+        place = self._declared.get(Place(path, call, side))
+        if place is None:
             return
         state = first_tensor(output, str(place))
         check_numbers(str(place), state)

@@ -6,8 +6,9 @@ is the only module that uses transformers' model classes; the package is an extr
 when a model is built.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Literal, final
 
 from pydantic import Field
@@ -20,6 +21,10 @@ from curricle.values import value
 from curricle.yaml_specs import from_json
 
 Head = Literal["masked_lm", "causal_lm"]
+AUTO_CLASSES: Mapping[Head, str] = MappingProxyType(
+    {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
+)
+"""Classes of transformers that choose a model by its configuration."""
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 LONGEST_REASON = 200
 """Characters of an error of transformers in a message; some errors list every family."""
@@ -82,7 +87,9 @@ class HuggingFaceSpec:
         } | self.config
         try:
             config = transformers.AutoConfig.for_model(self.model_type, **settings)
-            model = _auto(transformers, self.head).from_config(config, trust_remote_code=False)
+            model = getattr(transformers, AUTO_CLASSES[self.head]).from_config(
+                config, trust_remote_code=False
+            )
         except Exception as error:
             # The errors of families for a wrong field have no common base class.
             raise SpecError(
@@ -132,7 +139,7 @@ class PretrainedSpec:
         _refuse_code(transformers, self.path)
         try:
             # Version 5 loads in the dtype of the file by default; a student needs float32.
-            model, loaded = _auto(transformers, self.head).from_pretrained(
+            model, loaded = getattr(transformers, AUTO_CLASSES[self.head]).from_pretrained(
                 self.path,
                 dtype="float32",
                 local_files_only=True,
@@ -213,12 +220,6 @@ def _check_sizes(config: object, num_inputs: int, num_positions: int) -> None:
 
 def _reason(error: Exception) -> str:
     return " ".join(str(error).split())[:LONGEST_REASON]
-
-
-def _auto(transformers: ModuleType, head: Head) -> Any:  # noqa: ANN401 - a class chosen by name
-    if head == "masked_lm":
-        return transformers.AutoModelForMaskedLM
-    return transformers.AutoModelForCausalLM
 
 
 def _transformers() -> ModuleType:

@@ -12,7 +12,7 @@ exit, stay outside the graph, and blocks of the same kind share one.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -142,11 +142,11 @@ class _Compiled:
 
     def __init__(self, block: nn.Module, *, with_gradient: bool) -> None:
         self._with_gradient = with_gradient
-        self._plain: Callable[..., Any] = block.forward
+        self._plain: Callable[..., object] = block.forward
         self._inner = [module for module in block.modules() if module is not block]
-        self._compiled: Callable[..., Any] = torch.compile(block.forward)
+        self._compiled: Callable[..., object] = torch.compile(block.forward)
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as torch's
+    def __call__(self, *args: object, **keywords: object) -> object:
         # A hook inside may end the pass, which a graph cannot.
         is_compiled = torch.is_grad_enabled() == self._with_gradient and not self._is_read()
         return (self._compiled if is_compiled else self._plain)(*args, **keywords)

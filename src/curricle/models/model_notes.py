@@ -6,7 +6,7 @@ a run wrong are refused instead: outputs that are no scores of classes, and labe
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ def probability_note(logits: Tensor) -> str:
         logits: Logits of a first batch, classes last.
     """
     rows = logits.detach().flatten(0, -2)[:PROBED_ROWS].float()
-    if rows.shape[-1] < 2 or not len(rows) or bool((rows < 0).any()):  # noqa: PLR2004 - classes
+    if rows.shape[-1] <= 1 or not len(rows) or bool((rows < 0).any()):
         return ""
     if not torch.allclose(rows.sum(-1), rows.new_ones(len(rows)), atol=1e-3):
         return ""
@@ -144,7 +144,7 @@ def _labels(config: object) -> Mapping[int, str]:
     return {} if all(name == f"label_{place}" for place, name in labels.items()) else labels
 
 
-def _config(model: TappedModel) -> Any:  # noqa: ANN401 - a configuration carries no types
+def _config(model: TappedModel) -> object:
     """Return a model's configuration; stored targets stand for a model without a module."""
     return getattr(getattr(model, "module", None), "config", None)
 

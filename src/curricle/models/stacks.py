@@ -5,13 +5,46 @@ decoder or a vision tower. Lists inside a block, such as experts, and lists of p
 are not stacks.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import nn
 
+from curricle.models.tapped import Place
+
 FEWEST_MAPS = 2
 """Minimum number of linear maps in a block; attention and feed-forward layers have more."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stack:
+    """Blocks whose states follow each other, as a pass has shown."""
+
+    name: str = ""
+    """Name in taps such as `encoder:2`; empty for the only one."""
+    places: tuple[Place, ...]
+    """Place of tap 0 and of each block's output."""
+    keeps_shape: bool = True
+    """Whether all states have one shape, as on a residual stream."""
+    has_maps: bool = False
+    """Whether states have rows and columns, so that an axis before them may count features."""
+
+    @property
+    def depth(self) -> int:
+        """Return the number of blocks."""
+        return len(self.places) - 1
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Return the blocks as users write them."""
+        return tuple(map(str, self.places[1:]))
+
+    @property
+    def list_path(self) -> str:
+        """Return the path of the module list of the blocks."""
+        return self.places[0].path.rpartition(".")[0]
 
 
 @final
@@ -25,6 +58,10 @@ class Numbering:
     """Cause of an unknown numbering, for the error of a numbered tap."""
     notes: tuple[str, ...] = ()
     """Decisions about the model, one sentence each."""
+    main: Stack | None = None
+    """The numbered stack, if a pass has shown it."""
+    stacks: tuple[Stack, ...] = ()
+    """All stacks that a pass has shown, the main one included."""
 
 
 def numbered_blocks(model: nn.Module, config: object) -> Numbering:
@@ -54,6 +91,62 @@ def numbered_blocks(model: nn.Module, config: object) -> Numbering:
     return Numbering(
         reason=f"'blocks' must be given for {name}: {rule}; lists of blocks: {listed}; "
         f"curricle.tapped(model, blocks=[...]) names those that count, or taps are module paths"
+    )
+
+
+def traced_numbering(model: nn.Module, stacks: Sequence[Stack], numbering: Numbering) -> Numbering:
+    """Return the numbering with the stacks that a pass has shown.
+
+    Numbers refer to the stack of the whole model, to that of a decoder if there is also an encoder,
+    and to none of the equal parts of a composite model.
+
+    Args:
+        model: The model.
+        stacks: Its stacks in a pass; the numbering stays as it is without any.
+        numbering: The numbering according to the configuration.
+    """
+    named = {stack.name: stack for stack in stacks}
+    main = named.get("") or named.get("decoder") or (stacks[0] if len(stacks) == 1 else None)
+    if not stacks:
+        return numbering
+    if main is None:
+        taps = " or ".join(repr(f"{stack.name}:1") for stack in stacks)
+        return replace(
+            numbering,
+            paths=(),
+            notes=(),
+            stacks=tuple(stacks),
+            reason=f"tap must name one of the stacks of blocks in {type(model).__name__}, as in "
+            f"{taps}; curricle.tapped(model, blocks=[...]) gives numbers to other blocks",
+        )
+    unnumbered = [_range_words(stack) for stack in stacks if stack is not main]
+    # Stacks that the pass has not run, such as the vision tower in one of text.
+    traced_paths = [stack.list_path for stack in stacks]
+    unnumbered += [
+        repr(path) for path in stack_lengths(model) if not _is_traced(path, traced_paths)
+    ]
+    note = (
+        f"numbered taps are the {main.depth} blocks of {main.list_path!r}, not those of "
+        f"{', '.join(unnumbered)}"
+    )
+    main = replace(
+        main,
+        places=tuple(replace(place, tap=place.tap.rpartition(":")[2]) for place in main.places),
+    )
+    return Numbering(
+        paths=main.paths, notes=(note,) if unnumbered else (), main=main, stacks=tuple(stacks)
+    )
+
+
+def _range_words(stack: Stack) -> str:
+    return f"{stack.list_path!r}, whose taps are '{stack.name}:0' to '{stack.name}:{stack.depth}'"
+
+
+def _is_traced(path: str, traced_paths: Sequence[str]) -> bool:
+    """Return whether a list is one of a pass, or contains one or lies inside of one."""
+    return any(
+        f"{path}.".startswith(f"{traced}.") or f"{traced}.".startswith(f"{path}.")
+        for traced in traced_paths
     )
 
 

@@ -47,11 +47,20 @@ class Place:
     """`output`, or `input` for the input of the module (tap 0 without an embedding)."""
     tap: str = field(default="", compare=False)
     """The tap as users number it, for people; empty for taps named by path."""
+    order: tuple[int, ...] = field(default=(), compare=False)
+    """Axes of the module's tensor in the order example, positions, features, if it is another."""
+    stack: str = field(default="", compare=False)
+    """Name of the stack of blocks, such as `encoder`; empty if there is one, or for paths."""
 
     def __str__(self) -> str:
         """Return the path in the form in which users write it."""
         name = self.path if self.call == 0 else f"{self.path}#{self.call}"
         return name if self.side == "output" else f"{name} (input)"
+
+    @property
+    def is_encoded(self) -> bool:
+        """Return whether the state has the positions of an encoder beside a decoder."""
+        return self.stack == "encoder"
 
     @property
     def label(self) -> str:
@@ -159,7 +168,7 @@ def run_trial(who: str, forward: "Forward", inputs: Inputs, selected: Tensor | N
         if isinstance(error, CurricleError):
             raise
         raise BindError(
-            f"{who!r} must take the inputs of the stream; its forward pass says: {error}"
+            f"{who!r} must take the inputs of the stream; its forward pass failed with: {error}"
         ) from error
 
 
@@ -182,5 +191,5 @@ def check_head(model: TappedModel, inputs: Inputs) -> None:
     if states.head is None or states.logits is None or not states.head.gives(states.logits):
         raise BindError(
             f"'chunk' must be None for {type(model.module).__name__}, which makes its logits from "
-            f"the last linear map of its head in a way that its configuration does not tell"
+            f"the last linear map of its head in a way that does not follow from its configuration"
         )

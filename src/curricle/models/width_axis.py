@@ -62,8 +62,10 @@ Shapes = Mapping[Place | None, tuple[int, ...]]
 def has_features_last(module: nn.Module) -> bool:
     """Return whether a layer puts features on the last axis of any input."""
     if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
-        # Of several axes any may count features, as of a whole map.
-        return len(module.normalized_shape) == 1
+        # Of several axes any may count features, as of a whole map. Subclasses with a forward pass
+        # of their own may normalize channels on axis 1.
+        is_plain = type(module).forward in (nn.LayerNorm.forward, nn.RMSNorm.forward)
+        return is_plain and len(module.normalized_shape) == 1
     return isinstance(module, FEATURES_LAST)
 
 
@@ -174,7 +176,7 @@ def _shortened(inputs: Inputs) -> Iterator[Inputs]:
     # Of examples, positions and features, the model refuses other numbers of features.
     for axis in dict.fromkeys((leading.ndim - 1, 1)):
         length, count = leading.shape[axis], leading.shape[0]
-        if length < 2:  # noqa: PLR2004 - no half of it
+        if length <= 1:
             continue
         shorter = {
             name: _cut(value, [axis] if value is leading else _axes_of(value, length), length)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from curricle.objectives.divergences import JSD as JSD
     from curricle.objectives.divergences import ForwardKL as ForwardKL
     from curricle.objectives.divergences import ReverseKL as ReverseKL
+    from curricle.objectives.divergences import SquaredError as SquaredError
     from curricle.objectives.divergences import TotalVariation as TotalVariation
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
@@ -39,7 +40,7 @@ else:
         {
             "base": ("BoundObjective", "Objective", "Reads", "Sample"),
             "chunked": ("chunked_cross_entropy", "chunked_divergence"),
-            "divergences": ("ForwardKL", "JSD", "ReverseKL", "TotalVariation"),
+            "divergences": ("ForwardKL", "JSD", "ReverseKL", "SquaredError", "TotalVariation"),
             "hidden": ("LayerPair", "MatchHidden"),
             "labels": ("LabelLoss",),
             "logits": ("MatchLogits",),

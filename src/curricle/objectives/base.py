@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar, final, runtime_checkable
 from torch import Tensor
 
 from curricle.data.batch import Batch
-from curricle.data.labels import require_classes
+from curricle.data.label_checks import require_classes
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.values import Plain

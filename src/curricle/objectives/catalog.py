@@ -5,7 +5,7 @@ Python code may put any object with the methods of `Objective` into a stage.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, SerializeAsAny, WrapSerializer, WrapValidator
 from pydantic_core import to_jsonable_python
@@ -22,14 +22,14 @@ Shipped = Annotated[
 ]
 
 
-def _validate(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+def _validate(objective: object, handler: Callable[[object], object]) -> object:
     """Return an objective object unchanged, and any other value as validated by pydantic."""
     # A class has the methods too, for example `MatchLogits` where `MatchLogits()` was meant.
     is_objective = conforms(objective, Objective) and not isinstance(objective, type)
     return objective if is_objective else handler(objective)
 
 
-def _serialize(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: ANN401
+def _serialize(objective: object, handler: Callable[[object], object]) -> object:
     """Return an objective as plain data; a user-defined one as its class name and attributes.
 
     Digests of runs are computed from these data. User-defined objectives are not read back, since
@@ -38,8 +38,9 @@ def _serialize(objective: Any, handler: Callable[[Any], Any]) -> Any:  # noqa: A
     if isinstance(objective, MatchHidden | MatchLogits | LabelLoss | LearnedTemperature):
         data = handler(objective)
         # The default stays unwritten, so that runs from before this field keep their digests.
-        if isinstance(objective, LabelLoss) and objective.loss == "cross_entropy":
-            data.pop("loss")
+        is_default = isinstance(objective, LabelLoss) and objective.loss == "cross_entropy"
+        if is_default and isinstance(data, dict):
+            del data["loss"]
         return data
     kind = type(objective)
     attributes = to_jsonable_python(objective, fallback=lambda item: getattr(item, "__dict__", {}))

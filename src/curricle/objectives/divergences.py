@@ -1,4 +1,4 @@
-"""Divergences between output distributions, as spec values.
+"""Divergences between outputs of student and teacher, as spec values.
 
 Each value stands for one function of `losses` together with its settings. The temperatures are not
 fields: they belong to the objective, which passes the same two numbers to any divergence and calls
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from curricle.errors import SpecError
 from curricle.objectives import losses
 from curricle.values import value
 
@@ -150,8 +151,50 @@ class TotalVariation:
         )
 
 
+@final
+@value
+class SquaredError:
+    """Squared error of the outputs themselves, see `losses.squared_error`.
+
+    For outputs that are no scores of classes, such as those of regression and of several labels;
+    with classes it matches logits without a softmax.
+    """
+
+    kind: Literal["squared_error"] = "squared_error"
+
+    def check(self, *, student_temperature: float, teacher_temperature: float) -> None:
+        """Check that the outputs are not softened.
+
+        Args:
+            student_temperature: Temperature of the student; dimensionless.
+            teacher_temperature: Temperature of the teacher; dimensionless.
+
+        Raises:
+            SpecError: If one of them is not 1.
+        """
+        if (student_temperature, teacher_temperature) != (1.0, 1.0):
+            raise SpecError(
+                f"'student_temperature' and 'teacher_temperature' must be 1 with divergence "
+                f"{self.kind!r}, which compares outputs and no probabilities; got "
+                f"{student_temperature:g} and {teacher_temperature:g}"
+            )
+
+    def __call__(
+        self,
+        student_logits: Float[Tensor, "*row class"],
+        teacher_logits: Float[Tensor, "*row class"],
+        *,
+        student_temperature: float,
+        teacher_temperature: float,
+        overwrites: bool = False,
+    ) -> Float[Tensor, ""]:
+        """Return the squared error summed over rows, in squared units of the outputs."""
+        del student_temperature, teacher_temperature, overwrites
+        return losses.squared_error(student_logits, teacher_logits)
+
+
 Divergence = Annotated[
-    ForwardKL | ReverseKL | JSD | TotalVariation,
+    ForwardKL | ReverseKL | JSD | TotalVariation | SquaredError,
     Field(discriminator="kind"),
 ]
 """Field type of a divergence, selected by `kind`."""

@@ -155,12 +155,17 @@ class MatchHidden:
         student = sample.student.hidden[reads.student[0]]
         teacher = require(sample.teacher, "teacher").hidden[reads.teacher[0]]
         names = f"{reads.student[0]} <- {reads.teacher[0]}"
+        are_encoded = [place.is_encoded for place in (reads.student[0], reads.teacher[0])]
+        is_encoded = all(are_encoded) and sample.batch.is_decoded
+        if sample.batch.is_decoded and any(are_encoded):
+            self._check_encoded(names, sample.batch, are_both=all(are_encoded))
+        batch = sample.batch.for_encoder if is_encoded else sample.batch
         if student.shape[:-1] != teacher.shape[:-1]:
             raise BindError(
                 f"taps {names!r} must have the same examples and positions; "
                 f"got {tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}"
             )
-        rows = Rows.of(f"taps {names!r}", student.shape[:-1], sample.batch)
+        rows = Rows.of(f"taps {names!r}", student.shape[:-1], batch)
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
             raise BindError(
                 f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
@@ -204,7 +209,23 @@ class MatchHidden:
             adapter=adapter,
             mean=None,
             selects=self.selected_positions(sample.batch) is not None,
+            is_encoded=is_encoded,
         )
+
+    def _check_encoded(self, names: str, batch: Batch, *, are_both: bool) -> None:
+        """Check that states of an encoder are compared with such, at all of its positions.
+
+        Raises:
+            BindError: If one is of a decoder, or positions are selected or aligned, which are
+                those of the decoder.
+        """
+        selects = self.selected_positions(batch) is not None
+        if not are_both or selects or batch.alignment is not None:
+            problem = "'alignment'" if batch.alignment is not None else "selected positions"
+            raise BindError(
+                f"taps {names!r} must both be of an encoder, at all of its positions; got "
+                f"{problem if are_both else 'one of a decoder'}"
+            )
 
 
 def _place(role: str, model: TappedModel, tap: Tap) -> Place:
@@ -246,6 +267,8 @@ class _BoundHidden:
     mean: Float[Tensor, " compared_width"] | None
     selects: bool
     """Whether the data select positions, so that only these count."""
+    is_encoded: bool
+    """Whether the states have the positions of an encoder beside a decoder."""
 
     @property
     def target_facts(self) -> Plain:
@@ -277,7 +300,10 @@ class _BoundHidden:
     def count(self, batch: Batch) -> int:
         """Return the number of positions in the mean."""
         selected = self.declared.selected_positions(batch)
-        return self.rows.count(batch) if selected is None else selected.numel()
+        return self.rows.count(self._side(batch)) if selected is None else selected.numel()
+
+    def _side(self, batch: Batch) -> Batch:
+        return batch.for_encoder if self.is_encoded else batch
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
         """Return the normalized (projected) state of the teacher, in float32 or autocast's type."""
@@ -305,7 +331,7 @@ class _BoundHidden:
     ) -> Float[Tensor, "row width"]:
         selected = self.declared.selected_positions(batch)
         if selected is None:
-            return self.rows.take(states, batch)
+            return self.rows.take(states, self._side(batch))
         check_positions("a state", states.shape[:-1], batch)
         return states.flatten(0, -2)[selected]
 

@@ -22,7 +22,7 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.data.batch import Batch, check_positions
-from curricle.data.labels import misplaced
+from curricle.data.label_checks import misplaced
 from curricle.errors import BindError, CurricleError, DataError, SpecError
 from curricle.models.model_notes import check_problem_type
 from curricle.models.tapped import Activations, TappedModel

@@ -6,7 +6,7 @@ and data count.
 
 Axes: leading (example, position), row (counted positions), class.
 
-Unit: nats a counted position.
+Unit: nats a counted position; with `SquaredError` the squared unit of the outputs.
 """
 
 from dataclasses import dataclass, replace
@@ -35,7 +35,7 @@ from curricle.objectives.chunked import (
     chunked_divergence,
     chunked_total,
 )
-from curricle.objectives.divergences import Divergence, ForwardKL
+from curricle.objectives.divergences import Divergence, ForwardKL, SquaredError
 from curricle.objectives.sparse import SparseTarget, sparse_forward_kl
 from curricle.values import Plain, value
 
@@ -61,7 +61,7 @@ class MatchLogits:
 
     kind: Literal["logits"] = "logits"
     divergence: Divergence = ForwardKL()
-    """Divergence of the two distributions."""
+    """Divergence of the two distributions, or the squared error of the outputs as they are."""
     teacher_temperature: float = Field(default=1.0, ge=0)
     """Softening of the teacher; dimensionless; 0 uses its arg-max as a label."""
     student_temperature: float = Field(default=1.0, gt=0)
@@ -80,7 +80,7 @@ class MatchLogits:
     """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
-        """Check that the divergence is finite at the temperatures."""
+        """Check that the divergence is defined at the temperatures."""
         self.divergence.check(
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
@@ -91,10 +91,15 @@ class MatchLogits:
         """Return True: the target is the teacher's distribution."""
         return True
 
+    @property
+    def _needs_classes(self) -> bool:
+        return not isinstance(self.divergence, SquaredError)
+
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return both logits, or both heads with `chunk`."""
-        check_problem_type(student, "student")
-        check_problem_type(require(teacher, "teacher"), "teacher")
+        if self._needs_classes:
+            check_problem_type(student, "student")
+            check_problem_type(require(teacher, "teacher"), "teacher")
         if self.chunk is None:
             return Reads(student_logits=True, teacher_logits=True)
         return Reads(student_head=True, teacher_head=True)
@@ -108,15 +113,25 @@ class MatchLogits:
         """
         del reads, is_residual
         teacher_activations = require(sample.teacher, "teacher")
-        *leading, student = check_scores("student", logits_shape(self.chunk, sample.student))
-        *teacher_leading, teacher = check_scores(
-            "teacher", logits_shape(self.chunk, teacher_activations)
-        )
+        shapes = {
+            "student": logits_shape(self.chunk, sample.student),
+            "teacher": logits_shape(self.chunk, teacher_activations),
+        }
+        for role, shape in shapes.items():
+            if self._needs_classes:
+                check_scores(role, shape)
+            elif len(shape) < LOGIT_AXES:
+                raise BindError(
+                    f"outputs of the {role} must have their values on the last axis; got shape "
+                    f"{shape}; for a single value return (examples, 1), without squeeze(-1)"
+                )
+        *leading, student = shapes["student"]
+        *teacher_leading, teacher = shapes["teacher"]
         if self.num_classes is None and student != teacher:
             raise BindError(
-                f"'vocabulary' of student and teacher must be equal to match logits; for padded "
-                f"vocabularies set 'num_classes' to the number of real classes; got {student} and "
-                f"{teacher} classes"
+                f"'logits' of student and teacher must have the same classes, or values, to be "
+                f"matched; got {student} and {teacher}; if the larger vocabulary is padded at its "
+                f"end, 'num_classes' of MatchLogits is the number of real classes"
             )
         if self.num_classes is not None and self.num_classes > min(student, teacher):
             raise BindError(
@@ -151,9 +166,10 @@ def check_scores(role: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) < LOGIT_AXES or shape[-1] < FEWEST_CLASSES:
         raise BindError(
             f"'logits' of the {role} must have two classes or more to define probabilities; got "
-            f"shape {shape}, a single value each, as in regression or for a binary logit; for a "
-            f"binary logit z return torch.cat([torch.zeros_like(z), z], dim=-1), and for other "
-            f"models match hidden states by MatchHidden"
+            f"shape {shape}, a single value each; for regression use final_objective="
+            f"MatchLogits(divergence={{'kind': 'squared_error'}}), or LabelLoss("
+            f"loss='squared_error') with labels alone; for a binary logit z return "
+            f"torch.cat([torch.zeros_like(z), z], dim=-1)"
         )
     return shape
 

@@ -26,12 +26,12 @@ References:
     [L22] Li et al. 2022, arXiv 2211.16231: a temperature that is itself learned.
 """
 
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import BackwardCFunction, once_differentiable
 from torch.nn import functional
 
 from curricle.errors import DataError, SpecError
@@ -409,7 +409,7 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     def forward(  # noqa: PLR0917 - torch passes by position
-        ctx: Any,  # noqa: ANN401 - torch types only a part of it
+        ctx: BackwardCFunction,
         student: Tensor,
         teacher: Tensor,
         temperatures: tuple[float, float],
@@ -429,7 +429,7 @@ class _ForwardKL(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401 - as above
+    def backward(ctx: BackwardCFunction, scale: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * scale, None, None, None
 

@@ -20,16 +20,17 @@ References:
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 
 from curricle.colocation import beside
 from curricle.data.batch import Batch
-from curricle.data.labels import misplaced, require_classes
+from curricle.data.label_checks import misplaced, require_classes
 from curricle.errors import BindError, SpecError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import LinearMap
@@ -216,12 +217,12 @@ class _Reversal(torch.autograd.Function):
     """Identity with its gradient multiplied by -lambda [G14]."""
 
     @staticmethod
-    def forward(ctx: Any, raw: Tensor, reversal: Tensor) -> Tensor:  # noqa: ANN401
+    def forward(ctx: BackwardCFunction, raw: Tensor, reversal: Tensor) -> Tensor:
         ctx.save_for_backward(reversal)
         return raw.view_as(raw)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
+    def backward(ctx: BackwardCFunction, *gradients: Tensor) -> tuple[Tensor, None]:
         (reversal,) = ctx.saved_tensors
         return -reversal * gradients[0], None
 

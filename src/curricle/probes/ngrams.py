@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from curricle.data.batch import Batch
+from curricle.data.batch import SEQUENCE_AXES, Batch
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.tapped import TappedModel
 from curricle.probes.forward_passes import selected_logits
@@ -157,7 +157,7 @@ class _Sequences:
         """
         named = {"input_ids": batch.inputs} if isinstance(batch.inputs, Tensor) else batch.inputs
         tokens = named.get("input_ids")
-        if tokens is None or tokens.is_floating_point() or tokens.ndim != 2:  # noqa: PLR2004
+        if tokens is None or tokens.is_floating_point() or tokens.ndim != SEQUENCE_AXES:
             shapes = {name: tuple(tensor.shape) for name, tensor in named.items()}
             raise BindError(f"'batch' must hold rows of token ids as 'input_ids'; got {shapes}")
         restored = tokens.clone()

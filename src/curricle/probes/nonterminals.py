@@ -111,7 +111,7 @@ def nonterminal_probe(
     labels: Int[Tensor, "other place level"],
     training_batch: Batch,
     training_labels: Int[Tensor, "example position level"],
-    settings: NonterminalProbe = NonterminalProbe(),  # noqa: B008 - a frozen value
+    settings: NonterminalProbe = NonterminalProbe(),
     seed: int = 0,
 ) -> dict[str, float]:
     """Return the probe's accuracies on the last hidden state of a model.
@@ -146,7 +146,7 @@ def nonterminal_accuracies(
     held_out_states: Float[Tensor, "other place width"],
     held_out_labels: Int[Tensor, "other place level"],
     *,
-    settings: NonterminalProbe = NonterminalProbe(),  # noqa: B008 - a frozen value
+    settings: NonterminalProbe = NonterminalProbe(),
     seed: int = 0,
 ) -> dict[str, float]:
     """Return the held-out accuracy of every level, after training the probe.
@@ -191,7 +191,7 @@ def fit_heads(
     states: Float[Tensor, "example position width"],
     labels: Int[Tensor, "example position level"],
     *,
-    settings: NonterminalProbe = NonterminalProbe(),  # noqa: B008 - a frozen value
+    settings: NonterminalProbe = NonterminalProbe(),
     seed: int = 0,
 ) -> PositionHeads:
     """Return the probe's heads, trained on labeled states by mean cross-entropy in nats.

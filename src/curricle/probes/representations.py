@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from curricle.colocation import beside
 from curricle.data.batch import Batch
-from curricle.data.labels import misplaced, require_classes
+from curricle.data.label_checks import misplaced, require_classes
 from curricle.errors import BindError, DataError, SpecError
 from curricle.models.tapped import Tap, TappedModel
 from curricle.probes.forward_passes import hidden_rows, numbered_taps, selected_rows

@@ -14,7 +14,6 @@ from itertools import cycle
 from pathlib import Path
 from typing import final
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -22,7 +21,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from curricle.figure_points import Chart, Panel, Point
 from curricle.reports.curves import colors
 from curricle.reports.formatting import half_width, limits, mean, short, t_quantile
-from curricle.reports.printed import MARKERS, SETTINGS, label, save
+from curricle.reports.printed import MARKERS, drawing, label, save
 from curricle.reports.summary import Summary
 from curricle.values import value
 
@@ -179,7 +178,7 @@ def save_chart(
     names = list(dict.fromkeys(names)) or [""]
     ends = _limits(chart, panels)
     palette = colors(dict.fromkeys(point.series for point in points))
-    with mpl.rc_context(SETTINGS):
+    with drawing():
         figure = Figure(
             figsize=(WIDTH * len(names), HEIGHT), layout="constrained", facecolor="white"
         )

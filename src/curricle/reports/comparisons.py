@@ -33,8 +33,6 @@ class Difference:
     """Mean of the first minus mean of the second."""
     ci95: float | None
     """Half of the 95 % interval; None if one of them has fewer than two seeds."""
-    is_paired: bool
-    """Whether seeds were compared one by one."""
 
     @property
     def is_measurable(self) -> bool:
@@ -52,8 +50,8 @@ def difference(first: Mapping[int, float], second: Mapping[int, float]) -> Diffe
     shift = mean([*first.values()]) - mean([*second.values()])
     if set(first) == set(second):
         pairs = [first[seed] - second[seed] for seed in first]
-        return Difference(mean=shift, ci95=half_width(pairs), is_paired=True)
-    return Difference(mean=shift, ci95=_welch(first, second), is_paired=False)
+        return Difference(mean=shift, ci95=half_width(pairs))
+    return Difference(mean=shift, ci95=_welch(first, second))
 
 
 def verdict(first: Mapping[int, float], second: Mapping[int, float]) -> Verdict:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from curricle.reports.comparisons import cost_verdict, verdict
 from curricle.reports.directions import remedy
 from curricle.reports.formatting import mean, short, with_interval
+from curricle.reports.student_warnings import chance_warning
 from curricle.reports.summary import MethodSummary, Summary
 
 MOST_NAMED = 6
@@ -35,6 +36,11 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     """
     if summary.caution:
         return f"{summary.caution}."
+    if summary.methods and all(map(_ends_at_chance, summary.methods.values())):
+        return (
+            "all students end at chance, so no strategy is ranked; train longer, or check the "
+            "teacher and the learning rate."
+        )
     reached = {
         name: method
         for name, method in summary.methods.items()
@@ -59,6 +65,12 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
         + _seeds(summary)
         + "."
     )
+
+
+def _ends_at_chance(method: MethodSummary) -> bool:
+    """Return whether all runs of a strategy end at chance."""
+    count = len(method.seeds)
+    return any(note.startswith(chance_warning(count, count)) for note in method.notes)
 
 
 def _leaders(
@@ -137,13 +149,16 @@ def _share(summary: Summary, leader: str) -> tuple[str, str]:
             unclear.append(f"{NOISE} in {words} ({_both(cheapest, reference, cost)})")
         else:
             ratio = mean([*numbers.values()]) / (mean([*reference_numbers.values()]) or 1.0)
-            measurable.append(f"{ratio:.2g} of its {words}" if ratio < 1 else _more(ratio, words))
+            measurable.append(_relative(ratio, words))
     share = f"in {' and '.join(measurable)}, " if measurable else ""
     return share, "".join(f", {clause}" for clause in unclear)
 
 
-def _more(ratio: float, words: str) -> str:
-    return f"{_times(ratio)} times its {words}"
+def _relative(ratio: float, words: str) -> str:
+    """Return a cost relative to that of the strategy that set the goal."""
+    if f"{ratio:.2g}" == "1":
+        return f"equal {words}"
+    return f"{ratio:.2g} of its {words}" if ratio < 1 else f"{_times(ratio)} times its {words}"
 
 
 def _both(first: MethodSummary, second: MethodSummary, cost: str) -> str:

@@ -10,9 +10,10 @@ The same runs give the same bytes.
 
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from itertools import cycle
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -28,18 +29,6 @@ from curricle.reports.tables import COST_WORDS
 from curricle.values import value
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SETTINGS: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": "#444444",
-    "axes.labelcolor": "#222222",
-    "xtick.color": "#444444",
-    "ytick.color": "#444444",
-    # Names inside the SVG are drawn from this, so that it is the same every time.
-    "svg.hashsalt": "curricle",
-}
 GRAY = "#555555"
 WIDTH, HEIGHT = 4.4, 3.6
 """Inches of one panel."""
@@ -49,6 +38,24 @@ LEGEND_LINE, LEGEND_LETTER, LEGEND_ROW = 0.7, 0.075, 0.2
 """Inches of a legend's sample line, of a letter and of a row."""
 MARKER_SPACING = 0.11
 """Between two markers of a line, as a share of the panel's diagonal."""
+
+
+def drawing() -> AbstractContextManager[None]:
+    """Return a context with the settings of all figures."""
+    return mpl.rc_context(
+        {
+            "font.family": "DejaVu Sans",
+            "font.size": 10.0,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.edgecolor": "#444444",
+            "axes.labelcolor": "#222222",
+            "xtick.color": "#444444",
+            "ytick.color": "#444444",
+            # Names inside the SVG are drawn from this, so that it is the same every time.
+            "svg.hashsalt": "curricle",
+        }
+    )
 
 
 @final
@@ -93,7 +100,7 @@ def save_learning_curves(
     columns = max(1, int(width / (LEGEND_LINE + LEGEND_LETTER * longest)))
     # More names than one row holds need room of their own, or they would leave none to the panels.
     height = HEIGHT + LEGEND_ROW * (len(grouped(runs)) // columns)
-    with mpl.rc_context(SETTINGS):
+    with drawing():
         figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
         row = list(figure.subplots(1, len(axes), sharey=True, squeeze=False)[0])
         _draw_row(row, runs, View(metric=metric, goal=goal, axes=tuple(axes), log_x=log_x))
@@ -114,7 +121,7 @@ def save_panels(
         path_without_suffix: Where to write; `.png` and `.svg` are put behind.
     """
     columns = len(panels[0][2].axes)
-    with mpl.rc_context(SETTINGS):
+    with drawing():
         figure = Figure(
             figsize=(WIDTH * columns, HEIGHT * len(panels)), layout="constrained", facecolor="white"
         )

@@ -13,7 +13,6 @@ from itertools import cycle
 from pathlib import Path
 from types import MappingProxyType
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
@@ -21,7 +20,7 @@ from matplotlib.ticker import FuncFormatter
 from curricle.records import ProbeRecord
 from curricle.reports.curves import colors
 from curricle.reports.formatting import NONE, mean, short
-from curricle.reports.printed import MARKERS, SETTINGS, save
+from curricle.reports.printed import MARKERS, drawing, save
 from curricle.reports.tables import Grid
 
 SHOWN = MappingProxyType(
@@ -86,7 +85,7 @@ def save_probe_figure(
     ]
     if not names:
         return ()
-    with mpl.rc_context(SETTINGS):
+    with drawing():
         size = (WIDTH * len(names), HEIGHT)
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
         for panel, name in zip(

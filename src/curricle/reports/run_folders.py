@@ -19,6 +19,7 @@ from typing import TypeVar, final
 from curricle.errors import CheckpointError, visible
 from curricle.figure_points import where_runs_are
 from curricle.records import (
+    RECORDS,
     EndReason,
     EndRecord,
     EvaluationRecord,
@@ -32,7 +33,6 @@ from curricle.records import (
 )
 from curricle.reports.thinning import extremes
 
-FILE_NAME = "records.jsonl"
 MOST_STEPS = 10_000
 """Training losses of one run that are kept for figures."""
 InStage = TypeVar("InStage", StageRecord, StageEndRecord, StepRecord, EvaluationRecord)
@@ -174,20 +174,20 @@ def load_runs(folders: Sequence[Path]) -> tuple[Run, ...]:
 def _load_folder(folder: Path) -> list[Run]:
     students = folder / "students"
     if not students.is_dir():
-        if not (folder / FILE_NAME).is_file():
+        if not (folder / RECORDS).is_file():
             raise CheckpointError(
-                f"{str(folder)!r} must hold {FILE_NAME!r} or 'students'; it holds neither"
+                f"{str(folder)!r} must hold {RECORDS!r} or 'students'; it holds neither"
                 f"{where_runs_are(folder)}"
             )
         return [_load(folder, method=_method(folder))]
     seeds = sorted(students.glob("*/seed-*"), key=_order)
     if not seeds:
         raise CheckpointError(
-            f"{str(students)!r} must hold '<strategy>/seed-<n>/{FILE_NAME}'; there is none"
+            f"{str(students)!r} must hold '<strategy>/seed-<n>/{RECORDS}'; there is none"
         )
     runs = [_load(path, method=path.parent.name) for path in seeds]
     teacher = folder / "teacher"
-    if (teacher / FILE_NAME).is_file():
+    if (teacher / RECORDS).is_file():
         runs.append(_load(teacher, method="teacher", is_teacher=True))
     return runs
 
@@ -205,7 +205,7 @@ def _method(folder: Path) -> str | None:
 
 
 def _load(folder: Path, *, method: str | None, is_teacher: bool = False) -> Run:
-    path = folder / FILE_NAME
+    path = folder / RECORDS
     records = read_records(path)
     first = next(records, None)
     if not isinstance(first, RunRecord):

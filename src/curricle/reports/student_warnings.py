@@ -53,8 +53,18 @@ def _at_chance(runs: Sequence[Run], metric: str) -> list[str]:
     number = sum(is_at_chance(run.end.metrics, run.opening.chance) for run in ends if run.end)
     if not number:
         return []
-    sentence = "accuracy is that of giving the most frequent label everywhere"
-    return [f"{number} of {len(ends)} students end at chance: their {sentence}"]
+    sentence = "accuracy is not above that of the most frequent label"
+    return [f"{chance_warning(number, len(ends))}: their {sentence}"]
+
+
+def chance_warning(number: int, runs: int) -> str:
+    """Return the beginning of the warning about students at chance.
+
+    Args:
+        number: Students at chance.
+        runs: All students of the strategy.
+    """
+    return f"{number} of {runs} students end at chance"
 
 
 def _below(

@@ -220,9 +220,9 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     metric: str | Metric = ACCURACY,
     better: Literal["higher", "lower"] | None = None,
     goal: float | str | None = None,
-    optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     output_dir: str | Path | None = None,
     share_teacher: bool = False,
     watch: Watcher | None = None,

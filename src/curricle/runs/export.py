@@ -1,26 +1,174 @@
 """Finished models in the form that other programs read.
 
-Hugging Face models are written once more, as folders that `from_pretrained` reads, with the
-tokenizer of the text that they have learned from.
+Hugging Face models become folders that `from_pretrained` reads, with weights, configuration,
+tokenizer and, where the model has one, generation configuration; adapters of PEFT are merged. Other
+modules become a weights file. With them goes a model card made from the records of the run and, on
+request, an ONNX file whose logits agree with torch.
+
+Design: a folder appears whole or not at all, so a refused ONNX file leaves nothing behind.
 """
 
-from collections.abc import Callable
+import copy
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import final
 
 from torch import nn
 
-from curricle.files import new_folder
-from curricle.models.weights import serializing
+from curricle.data.batch import Batch
+from curricle.errors import BindError, CheckpointError, reason
+from curricle.files import new_folder, usable_folder, write_text
+from curricle.models.peft_adapters import base_of, is_tuned
+from curricle.models.tapped import Inputs, TappedModel
+from curricle.models.unwrapping import unwrapped
+from curricle.models.weights import save_weights, serializing
+from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
+from curricle.runs.card import CARD, Card, model_card
+from curricle.runs.onnx_files import (
+    ONNX,
+    TOLERANCE,
+    OnnxCheck,
+    check_onnx_packages,
+    write_onnx,
+)
+from curricle.training.loop.engine import FINISHED
 
 EXPORT = "model"
+SAMPLE = 4
+"""Examples with which an ONNX file is traced and compared."""
+LIBRARIES = ("transformers", "sentence_transformers", "timm")
+"""Packages whose models the Hub loads by their own library."""
+PYTORCH = "pytorch"
+"""Library of all other models, by its name on the Hub."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+"""Name of a model on the Hub: owner and model."""
+WriteTokenizer = Callable[[Path], object]
+"""Writes a tokenizer into a folder."""
 
 
-def export(
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exported:
+    """Result of an export."""
+
+    folder: Path
+    """The folder."""
+    files: tuple[str, ...]
+    """Names of its files."""
+    merged: bool
+    """Whether adapters were merged into the weights."""
+    onnx: OnnxCheck | None = None
+    """Agreement of the ONNX file with torch, if there is one."""
+
+
+def export(  # noqa: PLR0913 - the public call; everything but two has a default
+    student: nn.Module | TappedModel,
+    to: str | Path,
+    *,
+    run: str | Path | None = None,
+    tokenizer: object = None,
+    teacher: str = "",
+    base_model: str | None = None,
+    onnx: Batch | Inputs | None = None,
+    tolerance: float = TOLERANCE,
+) -> Exported:
+    """Write a finished model for use without curricle, with a model card.
+
+    Args:
+        student: The model; it is not changed, and adapters of PEFT are merged in a copy.
+        to: Folder to make; it must not exist or be empty.
+        run: The `output_dir` of `distill`, whose records the card states; None makes a short card.
+        tokenizer: An object with `save_pretrained`, written beside a model that reads text.
+        teacher: Description of the teacher for the card.
+        base_model: Name on the Hub of the model that was trained further; None takes it from the
+            configuration of the student, if that has one.
+        onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
+            None writes none.
+        tolerance: Largest difference between logits of both, relative to the largest logit or to 1
+            if all are smaller.
+
+    Returns:
+        Folder, files and the comparison.
+
+    Raises:
+        BindError: If `tokenizer` cannot be saved, adapters cannot be merged, packages for ONNX are
+            missing, or its logits differ by more than the tolerance; nothing is written then.
+        CheckpointError: If the folder is taken, or `run` is not a finished run.
+    """
+    module, _ = unwrapped(student if isinstance(student, nn.Module) else student.module)
+    records = () if run is None else finished_records(Path(run))
+    model, is_merged = merged(module)
+    card = Card(
+        title=_title(records),
+        class_name=type(model).__name__,
+        library=library_of(model),
+        loading=loading_code(model, Path(to).name),
+        records=records,
+        teacher=teacher,
+        base_model=base_model or base_name(model),
+    )
+    return write_export(
+        model,
+        to,
+        card,
+        write_tokenizer=_tokenizer_writer(tokenizer),
+        onnx=onnx.inputs if isinstance(onnx, Batch) else onnx,
+        tolerance=tolerance,
+        is_merged=is_merged,
+    )
+
+
+def write_export(
+    model: nn.Module,
+    to: str | Path,
+    card: Card,
+    *,
+    write_tokenizer: WriteTokenizer | None = None,
+    onnx: Inputs | None = None,
+    tolerance: float = TOLERANCE,
+    is_merged: bool = False,
+) -> Exported:
+    """Write the folder of an export in one piece.
+
+    Args:
+        model: The model, without adapters.
+        to: Folder to make.
+        card: Content of its card.
+        write_tokenizer: Writes the tokenizer beside the model.
+        onnx: Inputs for an ONNX file; None writes none.
+        tolerance: Largest difference of its logits.
+        is_merged: Whether adapters were merged.
+
+    Returns:
+        Folder, files and the comparison.
+
+    Raises:
+        CheckpointError: If the folder is taken.
+    """
+    if onnx is not None:
+        check_onnx_packages()
+    folder = _free_folder(to)
+    check: OnnxCheck | None = None
+    with new_folder(folder) as temporary:
+        _write_files(model, temporary)
+        if write_tokenizer is not None:
+            write_tokenizer(temporary)
+        if onnx is not None:
+            check = write_onnx(model, _first(onnx), temporary / ONNX, tolerance=tolerance)
+        agreement = "" if check is None else str(check)
+        write_text(temporary / CARD, model_card(replace(card, onnx=agreement)))
+        files = tuple(sorted(path.name for path in temporary.iterdir()))
+    return Exported(folder=folder, files=files, merged=is_merged, onnx=check)
+
+
+def write_model(
     module: nn.Module,
     folder: Path | None,
-    write_tokenizer: Callable[[Path], None] | None = None,
+    write_tokenizer: WriteTokenizer | None = None,
 ) -> None:
-    """Write a Hugging Face model as such.
+    """Write a Hugging Face model as such, below its run folder.
 
     Args:
         module: The model; any other is left alone.
@@ -35,3 +183,139 @@ def export(
             save_pretrained(str(temporary))
             if write_tokenizer is not None:
                 write_tokenizer(temporary)
+
+
+def finished_records(folder: Path) -> tuple[Record, ...]:
+    """Return the records of a finished run.
+
+    Args:
+        folder: Its folder.
+
+    Raises:
+        CheckpointError: If there are none, or the run is not finished.
+    """
+    records = tuple(read_records(folder / RECORDS))
+    if not records or not isinstance(records[-1], EndRecord):
+        raise CheckpointError(
+            f"{str(folder)!r} must hold a finished run to be exported; it is not finished: resume "
+            f"it first"
+        )
+    return records
+
+
+def merged(module: nn.Module) -> tuple[nn.Module, bool]:
+    """Return a model with its adapters of PEFT merged, and whether it has any.
+
+    Args:
+        module: A model; one with adapters is copied and not changed.
+
+    Raises:
+        BindError: If its adapters cannot be merged.
+    """
+    has_adapters = base_of(module) is not module or any(map(is_tuned, module.modules()))
+    if not has_adapters:
+        return module, False
+    merge = getattr(module, "merge_and_unload", None)
+    if not callable(merge):
+        raise BindError(
+            f"'student' must be a model of peft.get_peft_model with adapters that can be merged, "
+            f"such as LoRA; got {type(module).__name__} without 'merge_and_unload'"
+        )
+    try:
+        model: nn.Module = copy.deepcopy(module).merge_and_unload()  # type: ignore[operator]
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise BindError(
+            f"'student' must have adapters that can be merged; PEFT says: {reason(error)}"
+        ) from error
+    return model, True
+
+
+def library_of(model: nn.Module) -> str:
+    """Return the library that loads a model, by its name on the Hub."""
+    roots = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
+    name = next((library for library in LIBRARIES if library in roots), PYTORCH)
+    return name.replace("_", "-")
+
+
+def base_name(model: nn.Module) -> str | None:
+    """Return the name on the Hub from which a model was loaded; None if it is none or unknown."""
+    name = getattr(getattr(model, "config", None), "name_or_path", None)
+    # A folder on this machine may look the same, and is of no use to others.
+    if not isinstance(name, str) or not HUB_NAME.fullmatch(name) or Path(name).exists():
+        return None
+    return name
+
+
+def _write_files(model: nn.Module, folder: Path) -> None:
+    save_pretrained: Callable[[str], None] | None = getattr(model, "save_pretrained", None)
+    if save_pretrained is None:
+        save_weights(model, folder / FINISHED)
+        return
+    with serializing(folder):
+        save_pretrained(str(folder))
+
+
+def _free_folder(to: str | Path) -> Path:
+    """Return the folder of an export.
+
+    Raises:
+        CheckpointError: If something is there already.
+    """
+    folder = usable_folder(to, "to")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise CheckpointError(
+            f"'to' must be a folder that does not exist or is empty; got {str(folder)!r}, which "
+            f"holds {min(path.name for path in folder.iterdir())!r}"
+        )
+    return folder
+
+
+def _tokenizer_writer(tokenizer: object) -> WriteTokenizer | None:
+    """Return a function that saves a tokenizer; None without one.
+
+    Raises:
+        BindError: If it cannot be saved.
+    """
+    if tokenizer is None:
+        return None
+    save = getattr(tokenizer, "save_pretrained", None)
+    if not callable(save):
+        raise BindError(
+            f"'tokenizer' must have 'save_pretrained', as those of transformers; got "
+            f"{type(tokenizer).__name__!r}"
+        )
+    return lambda folder: save(str(folder))
+
+
+def _first(inputs: Inputs) -> Inputs:
+    """Return the first examples of inputs."""
+    if isinstance(inputs, Mapping):
+        return {name: tensor[:SAMPLE] for name, tensor in inputs.items()}
+    return inputs[:SAMPLE]
+
+
+def _title(records: tuple[Record, ...]) -> str:
+    opening = next(iter(records), None)
+    return f"Student of {opening.method}" if isinstance(opening, RunRecord) else "Student"
+
+
+def loading_code(model: nn.Module, name: str, sizes: str = "...") -> str:
+    """Return Python code that loads an exported model.
+
+    Args:
+        model: The model.
+        name: Name of its folder.
+        sizes: Arguments of its class, for a model without configuration.
+    """
+    kind = type(model)
+    if hasattr(model, "save_pretrained") and hasattr(kind, "from_pretrained"):
+        root = kind.__module__.partition(".")[0]
+        home = root if root in LIBRARIES else kind.__module__
+        load = f"model = {kind.__name__}.from_pretrained({name!r})"
+        return f"from {home} import {kind.__name__}\n\n{load}"
+    return (
+        f"from safetensors.torch import load_model\n\n"
+        f"from {kind.__module__} import {kind.__name__}\n\n"
+        f"model = {kind.__name__}({sizes})\n"
+        f"load_model(model, {f'{name}/{FINISHED}'!r})\nmodel.eval()"
+    )

@@ -22,9 +22,9 @@ from curricle.figure_points import where_runs_are
 from curricle.files import content_digest, remove_leftovers, usable_folder, write_text
 from curricle.locks import COMMAND_LOCK, locked
 from curricle.models.weights import load_weights
-from curricle.records import EndRecord, RunRecord, read_records
+from curricle.records import RECORDS, EndRecord, RunRecord, read_records
 from curricle.runs.spec import RunSpec
-from curricle.training.loop.engine import FINISHED, RECORDS
+from curricle.training.loop.engine import FINISHED
 from curricle.training.loop.resuming import check_weights_file
 from curricle.values import Plain, changes, fingerprint, parse, plain, read_yaml, to_yaml
 

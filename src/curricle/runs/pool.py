@@ -21,7 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING
 
 from curricle.errors import CheckpointError
 from curricle.records import Record
@@ -29,6 +30,11 @@ from curricle.runs.spec import RunSpec
 from curricle.runs.train import StudentRun, classes, train_class
 from curricle.training.setup.interrupts import Interrupted
 
+if TYPE_CHECKING:
+    Messages = Queue[tuple[str, Record]]
+else:
+    # This class takes no types when code runs.
+    Messages = Queue
 Watcher = Callable[[StudentRun, Record], None]
 """Receives every record of every run."""
 POLL_SECONDS = 0.2
@@ -105,7 +111,7 @@ def _ignoring(*names: str) -> Iterator[None]:
 
 def _listen(
     futures: list[Future[None]],
-    messages: Any,  # noqa: ANN401 - a multiprocessing queue has no public type
+    messages: Messages,
     tell: Callable[[str, Record], None],
 ) -> None:
     """Pass messages on until every run has ended and nothing more comes, or one has failed."""
@@ -121,11 +127,11 @@ def _listen(
                 return
 
 
-_MESSAGES: list[Any] = []
+_MESSAGES: list[Messages] = []
 """In a worker process: the queue to the parent."""
 
 
-def _connect(messages: Any, parent: Connection) -> None:  # noqa: ANN401 - as above
+def _connect(messages: Messages, parent: Connection) -> None:
     _MESSAGES[:] = [messages]
     # A parent that no longer listens must not keep the process from ending.
     messages.cancel_join_thread()

@@ -44,7 +44,7 @@ from curricle.probes.forward_passes import Probe
 from curricle.probes.ngrams import POSITIONS, ngram_reliance
 from curricle.probes.nonterminals import NonterminalProbe, nonterminal_probe
 from curricle.probes.representations import linear_probe, tap_similarity
-from curricle.records import ProbeRecord, write_probes
+from curricle.records import PROBES, ProbeRecord, write_probes
 from curricle.runs.folder import TEACHER, end_of, read_origin, stored_spec
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import (
@@ -67,7 +67,6 @@ from curricle.training.setup.placement import place_model
 
 FINAL: Final = 0
 """Step of a pretrained teacher without checkpoints."""
-PROBES: Final = "probes.jsonl"
 EXAMPLES: Final = MappingProxyType({"signs": 100_000, "tokens": 16_384, "sequences": 256})
 """Held-out examples by default: parity as in the paper, parity as tokens, and language."""
 MOST_PLACES: Final = 16_384

@@ -13,7 +13,7 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BeforeValidator
@@ -133,7 +133,7 @@ WORDS: Mapping[object, str] = types.MappingProxyType(
         float: "number",
         str: "text",
         bool: "`true`, `false`",
-        Any: "list: whole number",
+        object: "list: whole number",
         Plain: "fields",
     }
 )

@@ -22,6 +22,7 @@ from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
 from curricle.tasks import PcfgTask, Task, TextTask
 from curricle.teachers.trajectory import hugging_face_steps
+from curricle.trackers import TrackerName, tracker_names
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.setup.settings import TrainingSettings
@@ -206,6 +207,8 @@ class RunSpec:
     """How students are trained, and the teacher unless it has its own."""
     engine: TrainingSettings = TrainingSettings()
     """Device, precision and intervals."""
+    report_to: Annotated[tuple[TrackerName, ...], BeforeValidator(tracker_names)] = ()
+    """Trackers that receive every run beside its records, each an extra of curricle."""
 
     def __post_init__(self) -> None:
         """Check the fields as far as possible without opening the task or building a model.

@@ -27,7 +27,7 @@ STEPS = 4
 class Described:
     """Kind of stored target, in words and numbers."""
 
-    section: TargetSet
+    target_set: TargetSet
     """The kind of target."""
     examples: int
     """Number of examples."""
@@ -62,12 +62,12 @@ def describe_targets(manifest: Manifest) -> list[Described]:
     """Return the content of a folder, kind by kind."""
     return [
         Described(
-            section=section,
-            examples=sum(shard.examples for shard in manifest.of(section)),
-            rows=sum(shard.rows for shard in manifest.of(section)),
-            size=sum(shard.size for shard in manifest.of(section)),
+            target_set=target_set,
+            examples=sum(shard.examples for shard in manifest.of(target_set)),
+            rows=sum(shard.rows for shard in manifest.of(target_set)),
+            size=sum(shard.size for shard in manifest.of(target_set)),
         )
-        for section in manifest.sections
+        for target_set in manifest.sections
     ]
 
 
@@ -82,8 +82,8 @@ def verify_targets(folder: Path, spec: RunSpec | None = None) -> list[Agreement]
         CheckpointError: If a file is damaged, or the targets are not those of the teacher.
     """
     stored = open_targets(folder)
-    for section in stored.store.manifest.sections:
-        stored.store.reader(section).check_content()
+    for target_set in stored.store.manifest.sections:
+        stored.store.reader(target_set).check_content()
     if spec is None:
         return []
     runs = captured_runs(spec)
@@ -94,8 +94,8 @@ def verify_targets(folder: Path, spec: RunSpec | None = None) -> list[Agreement]
     for agreement_ in agreements:
         if not agreement_.holds:
             raise CheckpointError(
-                f"{str(folder)!r} must hold the teacher's targets; of {agreement_.section.name!r} "
-                f"only {agreement_.share:.1%} of {agreement_.rows} rows agree; capture into a new "
-                f"folder"
+                f"{str(folder)!r} must hold the teacher's targets; of "
+                f"{agreement_.target_set.name!r} only {agreement_.share:.1%} of "
+                f"{agreement_.rows} rows agree; capture into a new folder"
             )
     return agreements

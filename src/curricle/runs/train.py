@@ -10,6 +10,7 @@ in the last strategy does not show only after the teacher and all others have co
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ from curricle.runs.assemble import (
     refuse_targets,
 )
 from curricle.runs.budget import PROVISIONAL, bind_within
-from curricle.runs.export import export
+from curricle.runs.export import write_model
 from curricle.runs.folder import (
     TEACHER,
     checked_end,
@@ -50,6 +51,7 @@ from curricle.runs.spec import SEEDS, Model, RunSpec, require_field
 from curricle.tasks import TaskData
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
+from curricle.trackers import check_trackers, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Observer, Outputs
@@ -130,6 +132,7 @@ def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
         spec: Spec of the run.
         students: Students to check.
     """
+    check_trackers(spec.report_to)
     if spec.teacher.total is not None:
         _teaching(spec, open_task(spec, spec.seed, "train"))
     # To measure seconds a student has to train; everything else can be checked without.
@@ -154,8 +157,11 @@ def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
     run = _teaching(spec, data)
     claim_teacher(spec)
     writer = TrajectoryWriter(folder / TRAJECTORY, spec.trajectory_steps())
-    outputs = Outputs(folder=folder, observers=tuple(observers), trajectory=writer, task=data.name)
-    _execute(spec, run, data, outputs)
+    with tracking(spec.report_to, folder, "teacher") as reports:
+        outputs = Outputs(
+            folder=folder, observers=(*observers, *reports), trajectory=writer, task=data.name
+        )
+        _execute(spec, run, data, outputs)
 
 
 def train_student(
@@ -176,8 +182,9 @@ def train_student(
     steps = recorded_steps(student.folder) if _is_timed(spec) else None
     length = None if steps is None else Duration(number=steps)
     run = _bound(spec, student, data, open_teacher(spec, data), length=length)
-    outputs = Outputs(folder=student.folder, observers=tuple(observers), task=data.name)
-    return _execute(spec, run, data, outputs, _until(spec))
+    with tracking(spec.report_to, student.folder, str(student)) as reports:
+        outputs = Outputs(folder=student.folder, observers=(*observers, *reports), task=data.name)
+        return _execute(spec, run, data, outputs, _until(spec))
 
 
 def train_class(
@@ -191,30 +198,31 @@ def train_class(
         watch: Receives every record of every student.
     """
     unfinished = [student for student in students if checked_end(student.folder) is None]
-    if len(unfinished) < 2:  # noqa: PLR2004 - one is no class
+    if len(unfinished) <= 1:
         for student in unfinished:
             train_student(spec, student, [partial(watch, student)])
         return
     data = open_task(spec, data_seed(spec, unfinished[0].seed), "student")
     teacher = open_teacher(spec, data)
     evaluate = _evaluator(spec, data, teacher, spec.goal.metric)
-    members = [
-        SharedRun(
-            run=_bound(spec, student, data, teacher, length=None),
-            evaluate=evaluate,
-            outputs=Outputs(
-                folder=student.folder, observers=(partial(watch, student),), task=data.name
-            ),
+    with ExitStack() as stack:
+        members = []
+        for student in unfinished:
+            reports = stack.enter_context(tracking(spec.report_to, student.folder, str(student)))
+            outputs = Outputs(
+                folder=student.folder,
+                observers=(partial(watch, student), *reports),
+                task=data.name,
+            )
+            run = _bound(spec, student, data, teacher, length=None)
+            members.append(SharedRun(run=run, evaluate=evaluate, outputs=outputs))
+        execute_shared(
+            members,
+            metric=spec.goal.metric,
+            resume=True,
+            until=_until(spec),
+            batch_students=spec.batch_students,
         )
-        for student in unfinished
-    ]
-    execute_shared(
-        members,
-        metric=spec.goal.metric,
-        resume=True,
-        until=_until(spec),
-        batch_students=spec.batch_students,
-    )
     for member in members:
         _export(spec, member.run.student.module, member.outputs.folder)
 
@@ -405,4 +413,4 @@ def _until(spec: RunSpec) -> Callable[[Mapping[str, float]], bool] | None:
 
 def _export(spec: RunSpec, module: nn.Module, folder: Path | None) -> None:
     """Write a finished model with the tokenizer of its task."""
-    export(module, folder, partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)))
+    write_model(module, folder, partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)))

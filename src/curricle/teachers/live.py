@@ -12,11 +12,12 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor
 
+from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch, BatchKey, Inputs, check_positions
 from curricle.errors import BindError, DataError
 from curricle.models.inference import Inference
@@ -27,8 +28,6 @@ from curricle.teachers.trajectory import Trajectory
 
 PLAIN = Inference()
 """Makes nothing faster."""
-Reference = Literal["final"] | int
-"""Which teacher: the finished one, or the checkpoint of a step."""
 TeacherForward = Callable[[Inputs, Tensor | None, BatchKey | None], Activations]
 """A forward pass of a teacher: inputs, positions with logits, and the key of the batch."""
 
@@ -51,7 +50,7 @@ class LiveTeacher:
             self._digest = weights_digest(self.model.module)
         return self._digest
 
-    def check(self, references: Iterable[Reference]) -> None:
+    def check(self, references: Iterable[TeacherReference]) -> None:
         """Check that every checkpoint that stages name is there and fits.
 
         Raises:
@@ -61,7 +60,7 @@ class LiveTeacher:
             if reference != "final":
                 self._of(reference).check(self.model.module, [reference])
 
-    def at(self, reference: Reference) -> TappedModel:
+    def at(self, reference: TeacherReference) -> TappedModel:
         """Return the model with the weights of a checkpoint, or the finished one.
 
         It is the finished model itself, or a copy that is the caller's.
@@ -89,7 +88,7 @@ class LiveTeacher:
     @contextmanager
     def open_taps(
         self,
-        reference: Reference,
+        reference: TeacherReference,
         places: Iterable[Place],
         *,
         logits: bool,

@@ -12,7 +12,6 @@ Hub's cache consist of them.
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import safetensors
 from torch import nn
@@ -27,6 +26,8 @@ from curricle.yaml_specs import from_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER = "adapter_model.safetensors"
 PICKLE = "pytorch_model"
+LOADER = "from_pretrained"
+"""Class method of transformers' models that reads a folder."""
 LONGEST_REASON = 200
 """Characters of an error of transformers in a message."""
 
@@ -94,7 +95,7 @@ def needs_own_loader(module: nn.Module, path: Path) -> bool:
     """
     if not path.is_dir():
         return False
-    if not (callable(getattr(type(module), "from_pretrained", None)) and hasattr(module, "config")):
+    if not (callable(getattr(type(module), LOADER, None)) and hasattr(module, "config")):
         return False
     if base_of(module) is not module:
         # The method of a PEFT wrapper loads adapters into a base model.
@@ -130,13 +131,12 @@ def _load_copy(module: nn.Module, folder: Path) -> nn.Module:
         CheckpointError: If the class cannot read it, or weights are missing or left over.
     """
     pretrained_files(folder)
-    model_class: Any = type(module)
     floats = (weight.dtype for weight in module.parameters() if weight.is_floating_point())
     try:
         # Weights missing in a folder are initialized at random, which must not advance the
         # generators of the run.
         with seeding.scoped(0, "pretrained"):
-            loaded, report = model_class.from_pretrained(
+            loaded, report = getattr(type(module), LOADER)(
                 str(folder),
                 config=copy.deepcopy(module.config),
                 dtype=next(floats, None),
@@ -149,7 +149,7 @@ def _load_copy(module: nn.Module, folder: Path) -> nn.Module:
         # The errors of model families for an unsuitable folder have no common base class.
         cause = " ".join(reason(error).split())[:LONGEST_REASON]
         raise CheckpointError(
-            f"{str(folder)!r} must hold weights of {model_class.__name__}; loading failed: {cause}"
+            f"{str(folder)!r} must hold weights of {type(module).__name__}; loading failed: {cause}"
         ) from error
     for kind, rule in (("missing_keys", "is missing"), ("unexpected_keys", "is not in the model")):
         names = sorted(report.get(kind, ()))

@@ -17,10 +17,11 @@ from typing import final
 
 from torch import Tensor
 
+from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import BatchKey, Inputs
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Forward, Place, TappedModel
-from curricle.teachers.live import PLAIN, LiveTeacher, Reference, TeacherForward
+from curricle.teachers.live import PLAIN, LiveTeacher, TeacherForward
 
 Wanted = tuple[tuple[Place, ...], bool, bool]
 """Places to read, whether to read the logits, and whether to read the output layer."""
@@ -33,7 +34,7 @@ class SharedTeacher:
     def __init__(self, teacher: LiveTeacher) -> None:
         """Take the teacher, which must be left alone from now on."""
         self._teacher = teacher
-        self._desks: dict[Reference, _Desk] = {}
+        self._desks: dict[TeacherReference, _Desk] = {}
 
     @property
     def model(self) -> TappedModel:
@@ -45,7 +46,7 @@ class SharedTeacher:
         """Return the digest of the finished weights."""
         return self._teacher.digest
 
-    def check(self, references: Iterable[Reference]) -> None:
+    def check(self, references: Iterable[TeacherReference]) -> None:
         """Check that every checkpoint that stages name is there and fits."""
         self._teacher.check(references)
 
@@ -57,7 +58,7 @@ class SharedTeacher:
     @contextmanager
     def open_taps(
         self,
-        reference: Reference,
+        reference: TeacherReference,
         places: Iterable[Place],
         *,
         logits: bool,
@@ -86,7 +87,7 @@ class SharedTeacher:
             if not desk.queries:
                 del self._desks[reference]
 
-    def _at(self, reference: Reference) -> TappedModel:
+    def _at(self, reference: TeacherReference) -> TappedModel:
         finished = self._desks.get("final")
         if finished is not None and reference != "final":
             # The finished model is about to be copied, and a copy shall have no hooks.

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from curricle.colocation import beside
+from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError
 from curricle.models.heads import LinearHead
 from curricle.models.inference import Inference
 from curricle.models.tapped import Activations, Forward, Place, Tap, tap_number
 from curricle.objectives.base import BoundObjective, Reads, Target, target_description
-from curricle.teachers.live import PLAIN, Reference
+from curricle.teachers.live import PLAIN
 from curricle.teachers.store.codecs import Sampled, TopK
 from curricle.teachers.store.manifest import CALIBRATION, DRAW, Manifest, TargetSet, target_key
 from curricle.teachers.store.target_sets import TargetSetReader, TargetStore, open_store
@@ -104,13 +105,13 @@ class StoredTeacher:
             stored.reader.target_set for stored in targets if stored is not None
         )
 
-    def check(self, references: Iterable[Reference]) -> None:
+    def check(self, references: Iterable[TeacherReference]) -> None:
         """Check that targets of every checkpoint of the stages are stored.
 
         Raises:
             BindError: If not.
         """
-        stored = sorted({str(section.reference) for section in self.store.manifest.sections})
+        stored = sorted({str(target_set.reference) for target_set in self.store.manifest.sections})
         for reference in references:
             if str(reference) not in stored:
                 raise BindError(
@@ -138,7 +139,7 @@ class StoredTeacher:
         return nullcontext()
 
     def serving(
-        self, objective: BoundObjective, reference: Reference, stream: str
+        self, objective: BoundObjective, reference: TeacherReference, stream: str
     ) -> StoredTargets:
         """Return the stored targets of an objective.
 
@@ -158,7 +159,7 @@ class StoredTeacher:
         check_readable(objective, target_set)
         return StoredTargets(reader=self.store.reader(target_set), selected=selected)
 
-    def _find(self, key: Plain, reference: Reference, *, selected: bool) -> TargetSet:
+    def _find(self, key: Plain, reference: TeacherReference, *, selected: bool) -> TargetSet:
         manifest = self.store.manifest
         readable = tuple(filter(manifest.is_readable, manifest.sections))
         # Selected positions can be picked from all positions, but not the other way round.

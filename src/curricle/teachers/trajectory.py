@@ -26,6 +26,7 @@ from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import content_digest, inside, remove_leftovers
 from curricle.models.weights import check_weights, load_weights, save_weights
+from curricle.teachers.checkpoints import checkpoint_folders, evaluation_loss, in_step_order
 from curricle.teachers.pretrained import (
     SINGLE,
     check_pretrained,
@@ -33,9 +34,8 @@ from curricle.teachers.pretrained import (
     needs_own_loader,
     pretrained_files,
 )
-from curricle.yaml_specs import from_json
 
-MANIFEST, TRAINER_STATE = "manifest.json", "trainer_state.json"
+MANIFEST = "manifest.json"
 
 
 @final
@@ -75,7 +75,7 @@ class Trajectory:
             else:
                 file = _weights_file(path)
                 check_weights(module, file)
-                self._check_digest(step, file)
+                self.check_digest(step)
 
     def load(self, module: nn.Module, step: int) -> None:
         """Load the weights of a checkpoint into a model, after checking them."""
@@ -83,16 +83,16 @@ class Trajectory:
         if needs_own_loader(module, path):
             load_pretrained(module, path)
         else:
-            file = _weights_file(path)
-            self._check_digest(step, file)
-            load_weights(module, file)
+            self.check_digest(step)
+            load_weights(module, _weights_file(path))
 
-    def _check_digest(self, step: int, path: Path) -> None:
-        """Check a weights file against the manifest.
+    def check_digest(self, step: int) -> None:
+        """Check the weights file of a checkpoint against the manifest, if that has its hash.
 
         Raises:
             CheckpointError: If its hash differs.
         """
+        path = _weights_file(self.path(step))
         expected = dict(self.digests).get(step)
         if expected is not None and (digest := content_digest(path)) != expected:
             raise CheckpointError(
@@ -183,15 +183,16 @@ def _read_manifest(manifest: Path) -> _Listed:
     return _Listed(steps, losses, digests)
 
 
-def hugging_face_trajectory(folders: Sequence[Path | str]) -> Trajectory:
+def hugging_face_trajectory(folders: Sequence[Path | str] | Path | str) -> Trajectory:
     """Return the trajectory made of Hugging Face model folders.
 
-    Folders named `checkpoint-<step>`, as by the Trainer, are sorted by step; otherwise folders keep
-    their order and are numbered from 1. Losses come from the evaluations at these steps in the
-    Trainer's `trainer_state.json`.
+    Folders named `checkpoint-<step>`, as by the Trainer, `step<step>` or `chck_<words>` are sorted
+    by that number; otherwise folders keep their order and are numbered from 1. Losses come from the
+    evaluations at these steps in the Trainer's `trainer_state.json`.
 
     Args:
-        folders: Folders with `model.safetensors`, or with several files and their index.
+        folders: Folders with `model.safetensors`, or with several files and their index; or the one
+            folder that holds them under such names, also one of the Hub's cache.
 
     Raises:
         CheckpointError: If there is none, a folder has no safetensors or a damaged state, or a step
@@ -199,10 +200,13 @@ def hugging_face_trajectory(folders: Sequence[Path | str]) -> Trajectory:
     """
     if not folders:
         raise CheckpointError("'folders' must be at least one; got none")
-    ordered = _in_step_order([Path(folder) for folder in folders])
+    if isinstance(folders, (str, Path)):
+        ordered = checkpoint_folders(Path(folders))
+    else:
+        ordered = in_step_order([Path(folder) for folder in folders])
     for _, folder in ordered:
         pretrained_files(folder)
-    evaluations = [(step, _evaluation_loss(folder, step)) for step, folder in ordered]
+    evaluations = [(step, evaluation_loss(folder, step)) for step, folder in ordered]
     losses = tuple((step, loss) for step, loss in evaluations if loss is not None)
     return Trajectory(tuple(ordered), losses)
 
@@ -213,38 +217,7 @@ def hugging_face_steps(folders: Sequence[Path]) -> tuple[int, ...]:
     Raises:
         CheckpointError: If a step occurs twice.
     """
-    return tuple(step for step, _ in _in_step_order(folders))
-
-
-def _in_step_order(folders: Sequence[Path]) -> list[tuple[int, Path]]:
-    matches = [re.fullmatch(r"checkpoint-(\d+)", folder.name) for folder in folders]
-    steps = [int(match.group(1)) for match in matches if match is not None]
-    if len(steps) < len(folders):
-        # Names without steps define no order, so the user's order stays.
-        return list(enumerate(folders, start=1))
-    repeated = sorted({step for step in steps if steps.count(step) > 1})
-    if repeated:
-        raise CheckpointError(f"'folders' must have each step once; got step {repeated[0]} twice")
-    return sorted(zip(steps, folders, strict=True))
-
-
-def _evaluation_loss(folder: Path, step: int) -> float | None:
-    """Return the evaluation loss of a step in the Trainer's state, in nats; None if it has none.
-
-    Raises:
-        CheckpointError: If the state is damaged.
-    """
-    state = folder / TRAINER_STATE
-    if not state.is_file():
-        return None
-    try:
-        history = from_json(state.read_bytes())["log_history"]
-        evaluations = [entry for entry in history if "eval_loss" in entry and entry["step"] == step]
-        return float(evaluations[-1]["eval_loss"]) if evaluations else None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{str(state)!r} must hold the 'log_history' of a Trainer: {error!r}"
-        ) from None
+    return tuple(step for step, _ in in_step_order(folders))
 
 
 def _weights_file(path: Path) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -39,9 +39,10 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
+from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.speed import check_speed
-from curricle.training.fast.stacking import compiled_blocks
+from curricle.training.fast.stacking import fused_steps
 from curricle.training.loop.checkpoints import latest_checkpoint
 from curricle.training.loop.engine import (
     CHECKPOINTS,
@@ -126,7 +127,7 @@ def execute(
             until=until,
             # Single steps need no compiler, and are the reference with which compiled ones agree
             # within rounding.
-            stage_steps=single_steps if number == 1 else compiled_blocks(number),
+            stage_steps=single_steps if number == 1 else fused_steps(number),
             interrupts=interrupts,
         )
         with training:
@@ -141,17 +142,18 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
-    data: Stream | DataLoader[Any],
+    data: Stream | DataLoader[object],
     *,
     evaluation: Sequence[Batch] | Evaluator,
     metric: str | Metric = ACCURACY,
     better: Direction | None = None,
-    optimizer: Optimizer = AdamW(learning_rate=1e-3),  # noqa: B008 - a frozen value
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
+    report_to: str | Sequence[str] = (),
     resume: bool = False,
 ) -> Result:
     """Train a student by a curriculum.
@@ -177,6 +179,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         seed: Seed of everything random in the run.
         output_dir: Run folder for records, checkpoints and the student; None writes nothing.
         observers: Functions that receive every record.
+        report_to: Trackers that receive the run: `tensorboard`, `wandb`, `trackio`, `mlflow`, each
+            an extra of curricle.
         resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
             student gets the finished weights.
 
@@ -184,8 +188,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         The student with its metrics and the usage of the run.
 
     Raises:
-        BindError: If models, curriculum and data do not fit, an argument is of another kind, or the
-            evaluation does not give the metric.
+        BindError: If models, curriculum and data do not fit, an argument is of another kind, the
+            evaluation does not give the metric, or the package of a tracker is missing.
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
@@ -200,6 +204,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
     name, better = judged_by(metric, better)
+    trackers = tracker_names(report_to)
+    check_trackers(trackers)
     # Here, where it is one comparison: inside, both are wrapped, and shared memory would be named
     # by the paths of weights.
     if student is teacher:
@@ -218,8 +224,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         seed=seed,
     )
     evaluate = evaluator_of(evaluation, settings, metric, source)
-    outputs = Outputs(folder=folder, observers=tuple(observers), better=better)
-    with _add_resumption_note(folder):
+    with _add_resumption_note(folder), tracking(trackers, folder) as reports:
+        outputs = Outputs(folder=folder, observers=(*observers, *reports), better=better)
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))
@@ -236,12 +242,12 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
     student: AnyModel,
     teacher: AnyModel,
     curriculum: Curriculum,
-    data: Stream | DataLoader[Any],
+    data: Stream | DataLoader[object],
     *,
     folder: str | Path,
-    compression: TargetCompression = TargetCompression(),  # noqa: B008 - a frozen value
+    compression: TargetCompression = TargetCompression(),
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
     watch: Watch | None = None,
 ) -> Manifest:
@@ -494,6 +500,6 @@ def _describe(argument: object) -> str:
     """Return the description of a wrong argument, for people."""
     if argument is None or isinstance(argument, str):
         return repr(argument)
-    # A module tells torch's AdamW from ours.
+    # With its module, since torch has an AdamW of its own.
     name = f"{type(argument).__module__}.{type(argument).__qualname__}"
     return repr(name.removeprefix("builtins."))

@@ -302,7 +302,7 @@ def staged_loss(  # noqa: PLR0913 - everything but four has a default
     *,
     optimizer: torch.optim.Optimizer | None = None,
     trajectory: Trajectory | None = None,
-    settings: TrainingSettings = TrainingSettings(),  # noqa: B008 - a frozen value
+    settings: TrainingSettings = TrainingSettings(),
     seed: int = 0,
 ) -> Iterator[StagedLoss]:
     """Bind a curriculum and open its loss, for a training loop of your own.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricle.data.batch import Batch
+from curricle.data.batch import Batch, Rows
 from curricle.data.streams import Stream
 from curricle.errors import DataError
 
@@ -270,3 +270,28 @@ def test_inputs_must_have_examples_and_what_is_selected_positions() -> None:
         DataError, match=r"^'selected' must come with the positions .* \(4,\) do no"
     ):
         Batch(inputs=torch.zeros(4), selected=torch.tensor([1]))
+
+
+def test_an_encoder_has_positions_and_padding_of_its_own() -> None:
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    inputs = {
+        "input_ids": torch.zeros(2, 4).long(),
+        "attention_mask": mask,
+        "decoder_input_ids": torch.zeros(2, 3).long(),
+        "decoder_attention_mask": torch.ones(2, 3).long(),
+    }
+    batch = Batch(inputs=inputs, selected=torch.tensor([1, 4]))
+    encoder = batch.for_encoder
+    assert (batch.positions, encoder.positions) == ((2, 3), (2, 4))
+    assert (encoder.num_tokens, encoder.selected) == (6, None)
+    assert isinstance(encoder.inputs, dict)
+    assert set(encoder.inputs) == {"input_ids", "attention_mask"}
+    assert encoder.for_encoder is encoder
+
+
+def test_frames_of_sound_are_counted_by_the_encoder() -> None:
+    inputs = {"input_features": torch.zeros(2, 5, 8), "decoder_input_ids": torch.zeros(2, 3).long()}
+    encoder = Batch(inputs=inputs).for_encoder
+    assert encoder.positions == (2,)
+    rows = Rows.of("states", (2, 4), encoder)
+    assert rows.take(torch.zeros(2, 4, 7), encoder).shape == (8, 7)

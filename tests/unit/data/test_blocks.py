@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curricle.data.batch import Batch
-from curricle.data.blocks import joined, read_block
+from curricle.data.blocks import concatenated, of_step, read_block
 from curricle.data.synthetic.parity import ParityStream
 from tests.parts import Listed, drawn
 
@@ -41,7 +41,7 @@ def test_a_block_of_a_stream_is_cut_into_its_batches(step: int, number: int, enc
     assert block is not None
     for offset, part in enumerate(block.whole.split(number)):
         batch = stream.batch(step + offset)
-        cut = Batch(**{name: one[offset] for name, one in block.parts.items()})
+        cut = Batch(**of_step(block.parts, offset))
         for found in (part, cut):
             torch.testing.assert_close(found.inputs, batch.inputs)
             torch.testing.assert_close(found.labels, batch.labels)
@@ -53,8 +53,8 @@ def test_a_block_of_a_stream_is_cut_into_its_batches(step: int, number: int, enc
 def test_batches_that_were_drawn_apart_make_a_block_too() -> None:
     # 2 ** 14 examples are drawn at once, here those of 4 steps.
     stream = ParityStream(num_inputs=4, degree=2, batch_size=4096, seed=0)
-    assert joined(stream, 2, 2) is not None
-    assert joined(stream, 3, 2) is None
+    assert concatenated(stream, 2, 2) is not None
+    assert concatenated(stream, 3, 2) is None
     for first in (2, 3):
         block = read_block(stream, first, 2, place=here)
         assert block is not None
@@ -68,17 +68,17 @@ def test_named_inputs_and_places_are_those_of_each_step() -> None:
     assert block is not None
     assert block.whole.selected is not None
     assert block.whole.selected.tolist() == [0, 3, 11, 14, 22, 25]
-    parts = block.parts
     for step, batch in enumerate(batches):
-        torch.testing.assert_close(parts["inputs"]["input_ids"][step], batch.leading)
-        torch.testing.assert_close(parts["selected"][step], batch.selected)
+        tensors = of_step(block.parts, step)
+        torch.testing.assert_close(tensors["inputs"], batch.inputs)
+        torch.testing.assert_close(tensors["selected"], batch.selected)
 
 
-def test_what_lies_deeper_is_cut_alike() -> None:
+def test_rows_are_cut_by_step() -> None:
     block = read_block(Listed(sentences(0)), 0, 2, place=here)
     assert block is not None
     rows = drawn(4, 7)
-    found = block.cut({"hidden": {"tap": rows}})["hidden"]["tap"]
+    found = block.cut(rows)
     torch.testing.assert_close(found, torch.stack([rows[:2], rows[2:]]))
 
 

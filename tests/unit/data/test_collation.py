@@ -435,10 +435,10 @@ def test_positions_are_decided_by_names_masks_and_labels(
     assert batch.positions == positions
     if of_positions is not None:
         assert (batch.selected is not None) == of_positions
-    count = positions[1] if len(positions) > 1 else "no"
-    assert loaded.note.startswith(f"data of the loader: {count} positions in an example of the ")
-    words = {None: "no labels;", True: "labels of positions;", False: "of examples;"}
-    assert words[of_positions] in loaded.note
+    count = f"as {positions[1]} positions" if len(positions) > 1 else "as a whole"
+    assert loaded.note.startswith(f"data: each example counts {count}, with")
+    words = {None: "without labels", True: "for each selected position", False: "for each example"}
+    assert f"{words[of_positions]}, as in the first batch; " in loaded.note
 
 
 def test_several_whole_numbers_of_an_example_are_declared() -> None:

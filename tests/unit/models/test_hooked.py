@@ -1,7 +1,7 @@
 """Reading any module: what its outputs may look like, where taps lie, and how mistakes are said."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from curricle.errors import BindError
 from curricle.models.axes import observing
 from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
+from curricle.models.stacks import Numbering, Stack
 from curricle.models.tapped import Activations, Inputs, Place, Tap, check_head
 from tests.parts import Tuned, drawn
 
@@ -698,3 +699,63 @@ def test_a_head_with_an_adapter_is_not_read_in_chunks() -> None:
     )
     with pytest.raises(BindError, match=sentence):
         model.open_taps([], logits=False, head=True)
+
+
+def two_sides(**options: Any) -> HookedModel:
+    """Return a model of two stacks of equal blocks, the second of which has its channels first."""
+    module = nn.Sequential(*(linear(4, 4) for _ in range(4)))
+    first = [Place("0", 0, "input"), Place("0"), Place("1")]
+    second = [Place("2", 0, "input"), Place("2"), Place("3")]
+    stacks = tuple(
+        Stack(
+            name=name,
+            places=tuple(
+                replace(place, tap=f"{name}:{number}", stack=name, order=order)
+                for number, place in enumerate(places)
+            ),
+        )
+        for name, places, order in (("encoder", first, ()), ("decoder", second, (0, 2, 1)))
+    )
+    numbering = Numbering(paths=stacks[1].paths, main=stacks[1], stacks=stacks)
+    return HookedModel(module, blocks=numbering, **options)
+
+
+@pytest.mark.parametrize(
+    ("tap", "place", "label"),
+    [
+        (1, Place("2"), "decoder:1"),
+        (0, Place("2", 0, "input"), "decoder:0"),
+        ("encoder:2", Place("1"), "encoder:2"),
+        ("encoder:0.5", Place("0"), "encoder:1"),
+        ("3", Place("3"), "3"),
+    ],
+)
+def test_taps_of_several_stacks_have_the_name_of_theirs(tap: Tap, place: Place, label: str) -> None:
+    found = two_sides().place(tap)
+    assert (found, found.label) == (place, label)
+
+
+@pytest.mark.parametrize(
+    ("tap", "sentence"),
+    [
+        ("encoder:3", r"^tap 3 must lie between 0 and the model's depth 2"),
+        ("encoder:last", r"^tap 'encoder:last' must end in a number or a fraction .*; got 'last'$"),
+        ("vision:1", r"^tap 'vision:1' must be a module path"),
+    ],
+)
+def test_taps_of_stacks_that_do_not_exist_are_refused(tap: str, sentence: str) -> None:
+    with pytest.raises(BindError, match=sentence):
+        two_sides().place(tap)
+
+
+@pytest.mark.parametrize("tap", [2, "decoder:2", "3"])
+def test_states_are_put_in_the_order_of_their_place(tap: Tap) -> None:
+    model = two_sides()
+    inputs, place = torch.arange(24.0).view(2, 3, 4), model.place(tap)
+    with model.open_taps([place], logits=False) as forward:
+        state = forward(inputs).hidden[place]
+    assert torch.equal(state, model.module(inputs).transpose(1, 2))
+
+
+def test_a_declared_axis_takes_precedence_over_a_traced_order() -> None:
+    assert two_sides(width_axis=1).place(2).order == ()

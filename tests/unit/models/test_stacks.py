@@ -6,7 +6,14 @@ import pytest
 from torch import nn
 
 from curricle import seeding
-from curricle.models.stacks import numbered_blocks, stack_lengths
+from curricle.models.stacks import (
+    Numbering,
+    Stack,
+    numbered_blocks,
+    stack_lengths,
+    traced_numbering,
+)
+from curricle.models.tapped import Place
 
 
 class Block(nn.Module):
@@ -73,3 +80,48 @@ def test_ambiguous_blocks_have_no_numbers(
 def test_an_encoder_alone_has_numbers_whatever_the_family() -> None:
     config = SimpleNamespace(num_hidden_layers=2, is_encoder_decoder=True)
     assert numbered_blocks(build(encoder=2), config).paths == ("encoder.0", "encoder.1")
+
+
+def stack(name: str, path: str, depth: int) -> Stack:
+    prefix = f"{name}:" if name else ""
+    places = [Place(f"{path}.0", side="input", tap=f"{prefix}0")]
+    places += [Place(f"{path}.{number}", tap=f"{prefix}{number + 1}") for number in range(depth)]
+    return Stack(name=name, places=tuple(places))
+
+
+UNKNOWN = Numbering(reason="unknown")
+
+
+def test_without_a_pass_the_configuration_decides() -> None:
+    assert traced_numbering(build(layers=2), (), UNKNOWN) is UNKNOWN
+
+
+def test_numbers_are_the_blocks_of_the_decoder() -> None:
+    stacks = (stack("encoder", "encoder", 3), stack("decoder", "decoder", 2))
+    numbering = traced_numbering(build(encoder=3, decoder=2), stacks, UNKNOWN)
+    assert numbering.main is not None
+    assert numbering.paths == ("decoder.0", "decoder.1")
+    assert [place.tap for place in numbering.main.places] == ["0", "1", "2"]
+    assert (numbering.reason, numbering.stacks) == ("", stacks)
+    (note,) = numbering.notes
+    assert note == (
+        "numbered taps are the 2 blocks of 'decoder', not those of 'encoder', whose taps are "
+        "'encoder:0' to 'encoder:3'"
+    )
+
+
+def test_lists_that_a_pass_has_not_run_are_noted() -> None:
+    stacks = (stack("", "text", 2),)
+    numbering = traced_numbering(build(text=2, vision=2), stacks, UNKNOWN)
+    assert numbering.notes == ("numbered taps are the 2 blocks of 'text', not those of 'vision'",)
+    assert traced_numbering(build(text=2), stacks, UNKNOWN).notes == ()
+
+
+def test_equal_parts_have_no_numbers() -> None:
+    stacks = (stack("text", "text", 2), stack("vision", "vision", 2))
+    numbering = traced_numbering(build(text=2, vision=2), stacks, UNKNOWN)
+    assert (numbering.main, numbering.paths) == (None, ())
+    assert numbering.reason == (
+        "tap must name one of the stacks of blocks in Net, as in 'text:1' or 'vision:1'; "
+        "curricle.tapped(model, blocks=[...]) gives numbers to other blocks"
+    )

@@ -88,7 +88,8 @@ def test_a_forward_pass_that_fails_is_told_with_its_owner() -> None:
         model.open_taps([], logits=True) as forward,
         pytest.raises(
             BindError,
-            match=r"^'teacher' must take the inputs of the stream; its forward pass says: mat1 and",
+            match=r"^'teacher' must take the inputs of the stream; its forward pass failed with: "
+            "mat1 and",
         ),
     ):
         run_trial("teacher", forward, torch.zeros(1, 4), None)

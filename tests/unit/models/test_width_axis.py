@@ -36,12 +36,20 @@ def axis_of_output(module: nn.Module, inputs: Tensor) -> int | None:
     return width_axes(module, inputs, {}, {None: shape}).get(None)
 
 
+class ChannelsFirst(nn.LayerNorm):
+    """A normalization of channels on axis 1, as in ConvNext."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs.movedim(1, -1)).movedim(-1, 1)
+
+
 @pytest.mark.parametrize(
     ("layer", "is_known"),
     [
         (nn.LayerNorm(4), True),
         (nn.RMSNorm(4), True),
         (nn.LayerNorm([3, 4]), False),
+        (ChannelsFirst(4), False),
         (nn.Identity(), False),
     ],
 )

@@ -15,11 +15,13 @@ from curricle.objectives.divergences import (
     Divergence,
     ForwardKL,
     ReverseKL,
+    SquaredError,
     TotalVariation,
 )
 from curricle.values import parse, plain
 
-VALUES = [ForwardKL(), ReverseKL(), JSD(), TotalVariation()]
+PROBABILITIES = [ForwardKL(), ReverseKL(), JSD(), TotalVariation()]
+VALUES = [*PROBABILITIES, SquaredError()]
 
 
 def logits(seed: int) -> Tensor:
@@ -51,6 +53,7 @@ def test_a_divergence_calls_its_function_with_its_own_settings(
         ({"kind": "reverse_kl"}, ReverseKL()),
         ({"kind": "jsd", "beta": 0.25}, JSD(beta=0.25)),
         ({"kind": "total_variation"}, TotalVariation()),
+        ({"kind": "squared_error"}, SquaredError()),
     ],
 )
 def test_a_divergence_is_read_from_plain_data_and_back(
@@ -90,7 +93,15 @@ def test_the_others_take_a_hard_teacher(divergence: ForwardKL | JSD | TotalVaria
     assert actual.isfinite()
 
 
-@pytest.mark.parametrize("divergence", VALUES)
+@pytest.mark.parametrize("temperatures", [(2.0, 1.0), (1.0, 0.5), (0.0, 1.0)])
+def test_values_have_no_temperature(temperatures: tuple[float, float]) -> None:
+    student, teacher = temperatures
+    sentence = "'student_temperature' and 'teacher_temperature' must be 1 with divergence 'squared"
+    with pytest.raises(SpecError, match=f"^{sentence}"):
+        SquaredError().check(student_temperature=student, teacher_temperature=teacher)
+
+
+@pytest.mark.parametrize("divergence", PROBABILITIES)
 def test_every_divergence_refuses_a_student_temperature_of_zero(divergence: Divergence) -> None:
     with pytest.raises(SpecError, match=r"^'student_temperature' must be finite and at least"):
         divergence.check(student_temperature=0.0, teacher_temperature=1.0)

@@ -259,6 +259,50 @@ def test_states_must_have_the_positions_that_are_selected() -> None:
         bind(objective(positions="selected"), drawn(8, 3), drawn(8, 4), batch=batch)
 
 
+ENCODED = Reads(
+    student=(Place("s", tap="encoder:1", stack="encoder"),),
+    teacher=(Place("t", tap="encoder:3", stack="encoder"),),
+)
+
+
+def translation(**fields: Any) -> Batch:
+    inputs = {
+        "input_ids": torch.zeros(2, 4).long(),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]),
+        "decoder_input_ids": torch.zeros(2, 3).long(),
+    }
+    return Batch(inputs=inputs, **fields)
+
+
+def test_states_of_an_encoder_are_counted_by_its_own_mask() -> None:
+    batch = translation(selected=torch.tensor([1, 4]))
+    student, teacher = torch.zeros(2, 4, 4), torch.full((2, 4, 4), 3.0)
+    teacher[1, 2:] = 100.0
+    term = bind(objective(projection=Identity()), student, teacher, reads=ENCODED, batch=batch)
+    assert term.count(batch) == 6
+    target = term.target(Activations({ENCODED.teacher[0]: teacher}), batch)
+    loss = term.total(Activations({ENCODED.student[0]: student}), target, batch)
+    assert loss.item() / 6 == pytest.approx(9)
+
+
+@pytest.mark.parametrize(
+    ("reads", "fields", "problem"),
+    [
+        (Reads(student=ENCODED.student, teacher=(TEACHER,)), {}, "one of a decoder"),
+        (ENCODED, {"alignment": torch.zeros(2, 3).long()}, "'alignment'"),
+        (ENCODED, {"selected": torch.tensor([1])}, "selected positions"),
+    ],
+)
+def test_states_of_an_encoder_are_compared_at_all_of_its_positions(
+    reads: Reads, fields: dict[str, Any], problem: str
+) -> None:
+    states, batch = drawn(2, 4, 4), translation(**fields)
+    with pytest.raises(
+        BindError, match=rf"^taps 's <- t' must both be of an encoder, .*; got {problem}$"
+    ):
+        bind(objective(positions="selected"), states, states, reads=reads, batch=batch)
+
+
 def test_states_without_examples_are_refused() -> None:
     batch = Batch(inputs=torch.zeros(8, 10, dtype=torch.int64))
     with pytest.raises(BindError, match=r"^taps 's <- t' must have the 8 examples on its first"):

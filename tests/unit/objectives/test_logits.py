@@ -15,7 +15,7 @@ from curricle.models.heads import LinearHead
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import Activations
 from curricle.objectives.base import BoundObjective, Reads, Sample, pending_calibration
-from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, TotalVariation
+from curricle.objectives.divergences import JSD, ForwardKL, ReverseKL, SquaredError, TotalVariation
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
 
@@ -100,10 +100,33 @@ def test_one_value_is_no_distribution(shape: tuple[int, ...], role: str) -> None
     with pytest.raises(
         BindError,
         match=rf"^'logits' of the {role} must have two classes or more to define probabilities; "
-        rf"got shape {re.escape(str(shape))}, a single value each, as in regression or for a "
-        r"binary logit; for a binary logit z return .* match hidden states by MatchHidden$",
+        rf"got shape {re.escape(str(shape))}, a single value each; for regression use "
+        r"final_objective=MatchLogits\(divergence={'kind': 'squared_error'}\), .*; for a binary "
+        r"logit z return torch.cat",
     ):
         bind(MatchLogits(), tensors["student"], tensors["teacher"], Batch(inputs=torch.zeros(2, 2)))
+
+
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_values_of_a_regression_are_matched_by_their_squared_error(chunk: int | None) -> None:
+    declared = MatchLogits(divergence=SquaredError(), chunk=chunk)
+    outputs = [torch.tensor([[1.0], [4.0]]), torch.tensor([[3.0], [5.0]])]
+    student, teacher = (
+        Activations({}, values, LinearHead(states=values, weight=torch.ones(1, 1)))
+        for values in outputs
+    )
+    batch = Batch(inputs=torch.zeros(2, 2))
+    sample = Sample(batch=batch, student=student, teacher=teacher, seed=0)
+    term = declared.bind(Reads(), sample, is_residual=False)
+    # (3 - 1)^2 + (5 - 4)^2, summed over two examples of a single value.
+    assert term.total(student, term.target(teacher, batch), batch).item() == 5.0
+
+
+def test_values_need_an_axis_of_their_own() -> None:
+    with pytest.raises(
+        BindError, match=r"^outputs of the student must have their values on the last axis; got "
+    ):
+        bind(MatchLogits(divergence=SquaredError()), torch.zeros(3), torch.zeros(3, 1))
 
 
 @pytest.mark.parametrize("declared", [LabelLoss(), MatchLogits(), MatchLogits(chunk="auto")])
@@ -214,9 +237,9 @@ def test_logits_of_examples_are_counted_by_example() -> None:
 def test_different_vocabularies_are_refused() -> None:
     with pytest.raises(
         BindError,
-        match=r"^'vocabulary' of student and teacher must be equal to match logits; for "
-        r"padded vocabularies set 'num_classes' to the number of real classes; got 4 and 5 "
-        r"classes$",
+        match=r"^'logits' of student and teacher must have the same classes, or values, to be "
+        r"matched; got 4 and 5; if the larger vocabulary is padded at its end, 'num_classes' of "
+        r"MatchLogits is the number of real classes$",
     ):
         bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 5))
 

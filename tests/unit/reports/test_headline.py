@@ -293,3 +293,19 @@ def test_the_headline_counts_missing_runs(comparison: Path) -> None:
 def test_no_verdict_is_given_where_the_numbers_say_nothing(comparison: Path) -> None:
     summary = summarize(load_runs([comparison]), goal=0.9, caution="too short to tell")
     assert headline(summary) == "too short to tell."
+
+
+def test_students_at_chance_are_not_ranked(tmp_path: Path, write_run: WriteRun) -> None:
+    for method, final in (("extraction", 0.1), ("one_shot", 0.09)):
+        write_run(tmp_path / f"students/{method}/seed-0", {20: final}, method=method, chance=0.12)
+    line = headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
+    assert line.startswith("all students end at chance, so no strategy is ranked; ")
+    write_run(tmp_path / "students/labels/seed-0", {20: 0.5}, method="labels", chance=0.12)
+    assert "at chance" not in headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
+
+
+def test_an_equal_cost_is_no_share_of_one(tmp_path: Path, write_run: WriteRun) -> None:
+    for method in ("extraction", "one_shot"):
+        write_run(tmp_path / f"students/{method}/seed-0", {20: 0.5}, method=method)
+    line = headline(summarize(load_runs([tmp_path]), goal_of="one_shot"))
+    assert "in 1 of its" not in line

@@ -1,13 +1,24 @@
-"""Hugging Face models leave a folder of their own; others leave none."""
+"""Exported folders are loaded by others; a run leaves one of each Hugging Face model."""
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model
 from torch import nn
 
-from curricle.errors import CheckpointError
-from curricle.runs.export import EXPORT, export
+import curricle
+from curricle import seeding
+from curricle.errors import BindError, CheckpointError
+from curricle.models.weights import weights_digest
+from curricle.runs import export as export_module
+from curricle.runs.export import EXPORT, base_name, write_model
+from curricle.runs.onnx_files import OnnxCheck
+from tests.parts import mlp, parity
 
 
 class Exportable(nn.Module):
@@ -18,7 +29,7 @@ class Exportable(nn.Module):
 
 
 def test_a_hugging_face_model_is_written_below_its_run_folder(tmp_path: Path) -> None:
-    export(Exportable(), tmp_path)
+    write_model(Exportable(), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [EXPORT]
 
 
@@ -29,29 +40,232 @@ def test_an_export_on_a_full_disk_leaves_nothing_and_is_told(tmp_path: Path) -> 
             raise SafetensorError("I/O error: No space left on device (os error 28)")
 
     with pytest.raises(CheckpointError, match=r"model' cannot be written: .*No space left"):
-        export(Full(), tmp_path)
+        write_model(Full(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_export_replaces_an_earlier_one_but_no_link(tmp_path: Path) -> None:
-    export(Exportable(), tmp_path)
-    export(Exportable(), tmp_path)
+    write_model(Exportable(), tmp_path)
+    write_model(Exportable(), tmp_path)
     (tmp_path / EXPORT).rename(tmp_path / "precious")
     (tmp_path / EXPORT).symlink_to(tmp_path / "precious")
     with pytest.raises(CheckpointError, match=r"must be a folder to be replaced; it is a symbol"):
-        export(Exportable(), tmp_path)
+        write_model(Exportable(), tmp_path)
     assert (tmp_path / "precious" / "config.json").is_file()
 
 
 def test_any_other_model_is_left_alone(tmp_path: Path) -> None:
-    export(nn.Identity(), tmp_path)
+    write_model(nn.Identity(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_without_a_folder_nothing_is_written() -> None:
-    export(Exportable(), None)
+    write_model(Exportable(), None)
 
 
 def test_the_tokenizer_is_written_beside_the_model(tmp_path: Path) -> None:
-    export(Exportable(), tmp_path, lambda folder: (folder / "tokenizer.json").touch())
+    write_model(Exportable(), tmp_path, lambda folder: (folder / "tokenizer.json").touch())
     assert (tmp_path / EXPORT / "tokenizer.json").is_file()
+
+
+# --- export from Python ---------------------------------------------------------------------------
+
+
+def trained(folder: Path) -> curricle.Result:
+    return curricle.distill(
+        mlp(5),
+        mlp(16, seed=1),
+        curricle.one_shot(total="4 steps"),
+        parity(),
+        evaluation=[parity(purpose="evaluation").batch(0)],
+        settings=curricle.TrainingSettings(device="cpu"),
+        seed=3,
+        output_dir=folder,
+    )
+
+
+def linear() -> nn.Module:
+    with seeding.scoped(0, "test model"):
+        return nn.Linear(2, 2)
+
+
+def language_model(kind: str) -> Any:
+    transformers = pytest.importorskip("transformers")
+    sizes = {
+        "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 11,
+        "max_position_embeddings": 8, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    config = transformers.AutoConfig.for_model(kind, **sizes)
+    auto = {"bert": transformers.AutoModelForMaskedLM, "gpt2": transformers.AutoModelForCausalLM}
+    with seeding.scoped(0, "test model"):
+        return auto[kind].from_config(config).eval()
+
+
+def test_a_plain_module_is_exported_with_weights_and_card(tmp_path: Path) -> None:
+    result = trained(tmp_path / "run")
+    exported = curricle.export(
+        result.student, tmp_path / "out", run=tmp_path / "run", teacher="a wide one"
+    )
+    assert exported.files == ("README.md", "model.safetensors")
+    assert (exported.merged, exported.onnx) == (False, None)
+    again = mlp(5, seed=7).module
+    load_model(again, tmp_path / "out" / "model.safetensors")
+    inputs = torch.eye(6)
+    assert torch.equal(again(inputs), result.student(inputs))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "# Student of one\\_shot" in card
+    assert "| seeds | run 3 |" in card
+    assert "a wide one" in card
+    assert "library_name: pytorch" in card
+    assert f"| `accuracy` | {result.metrics['accuracy']:.6g} |" in card
+
+
+def test_the_code_of_a_card_loads_the_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = language_model("bert")
+    curricle.export(model, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    code = card.partition("```python\n")[2].partition("```")[0]
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert weights_digest(names["model"]) == weights_digest(model)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_hugging_face_model_is_loaded_by_its_auto_class(tmp_path: Path, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = language_model(kind)
+    curricle.export(curricle.tapped(model), tmp_path / "out")
+    auto = {"bert": transformers.AutoModelForMaskedLM, "gpt2": transformers.AutoModelForCausalLM}
+    again = auto[kind].from_pretrained(tmp_path / "out").eval()
+    tokens = torch.arange(8).view(1, 8)
+    assert torch.equal(again(tokens).logits, model(tokens).logits)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"config.json", "model.safetensors", "README.md"} <= files
+    assert ("generation_config.json" in files) == (kind == "gpt2")
+
+
+def test_an_object_with_save_pretrained_is_written_as_the_tokenizer(tmp_path: Path) -> None:
+    class Tokenizer:
+        def save_pretrained(self, save_directory: str) -> None:
+            (Path(save_directory) / "tokenizer.json").touch()
+
+    exported = curricle.export(linear(), tmp_path / "out", tokenizer=Tokenizer())
+    assert "tokenizer.json" in exported.files
+    with pytest.raises(BindError, match=r"'tokenizer' must have 'save_pretrained'.*got 'object'"):
+        curricle.export(linear(), tmp_path / "other", tokenizer=object())
+
+
+def test_a_folder_with_anything_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    with pytest.raises(CheckpointError, match=r"'to' must be a folder that .* holds 'precious'"):
+        curricle.export(linear(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+    (empty := tmp_path / "empty").mkdir()
+    assert curricle.export(linear(), empty).folder == empty
+
+
+def test_an_unfinished_run_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path / "run")
+    lines = (tmp_path / "run" / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "run" / "records.jsonl").write_bytes(b"".join(lines[:-1]))
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match="must hold a finished run to be exported"):
+        curricle.export(linear(), tmp_path / "out", run=tmp_path / "run")
+
+
+def test_adapters_are_merged_in_a_copy(tmp_path: Path) -> None:
+    class Adapted(nn.Module):
+        """Stands for a model of PEFT: what it holds is merged into a plain model."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.base = nn.Linear(2, 2)
+
+        def get_base_model(self) -> nn.Module:
+            return self.base
+
+        def merge_and_unload(self) -> nn.Module:
+            with torch.no_grad():
+                self.base.weight.fill_(7)
+            return self.base
+
+    with seeding.scoped(0, "test model"):
+        model = Adapted()
+    before = model.base.weight.clone()
+    exported = curricle.export(model, tmp_path / "out")
+    assert exported.merged
+    assert torch.equal(model.base.weight, before)
+    assert load_file(tmp_path / "out" / "model.safetensors")["weight"].eq(7).all()
+
+
+@pytest.mark.parametrize("has_merge", [True, False])
+def test_adapters_that_cannot_be_merged_are_refused(tmp_path: Path, has_merge: bool) -> None:
+    class Prompted(nn.Module):
+        def get_base_model(self) -> nn.Module:
+            return nn.Identity()
+
+    class Broken(Prompted):
+        def merge_and_unload(self) -> nn.Module:
+            raise ValueError("quantized weights cannot be merged")
+
+    rule = "PEFT says: quantized" if has_merge else "without 'merge_and_unload'"
+    with pytest.raises(BindError, match=f"'student' must .*{rule}"):
+        curricle.export(Broken() if has_merge else Prompted(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_base_model_is_named_only_if_it_is_one_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "local" / "model").mkdir(parents=True)
+    names = {"owner/model": "owner/model", "local/model": None, "/tmp/model": None, "": None}
+    for name, expected in names.items():
+        model = nn.Identity()
+        model.config = SimpleNamespace(name_or_path=name)  # type: ignore[assignment]
+        assert base_name(model) == expected
+    assert base_name(nn.Identity()) is None
+    curricle.export(linear(), tmp_path / "out", base_model="owner/model")
+    assert "base_model: owner/model" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_refused_onnx_file_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "onnx", ModuleType("onnx"))
+    monkeypatch.setitem(sys.modules, "onnxscript", ModuleType("onnxscript"))
+    with pytest.raises(BindError, match=r"'onnxruntime' must be installed .*curricle\[onnx\]"):
+        curricle.export(linear(), tmp_path / "out", onnx=torch.zeros(2, 2))
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise BindError("'tolerance' of ONNX must not be exceeded")
+
+    monkeypatch.setattr(export_module, "check_onnx_packages", lambda: None)
+    monkeypatch.setattr(export_module, "write_onnx", refuse)
+    with pytest.raises(BindError, match="must not be exceeded"):
+        curricle.export(linear(), tmp_path / "out", onnx=torch.zeros(2, 2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_onnx_gets_the_first_examples_of_a_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    samples: list[Any] = []
+
+    def write(module: nn.Module, sample: Any, path: Path, *, tolerance: float) -> OnnxCheck:
+        samples.append(sample)
+        path.touch()
+        return OnnxCheck(inputs={}, difference=2e-7, tolerance=tolerance, shapes=((4, 2),))
+
+    monkeypatch.setattr(export_module, "check_onnx_packages", lambda: None)
+    monkeypatch.setattr(export_module, "write_onnx", write)
+    batch = curricle.Batch(inputs={"x": torch.arange(12).view(6, 2)})
+    exported = curricle.export(linear(), tmp_path / "out", onnx=batch, tolerance=1e-3)
+    assert samples[0]["x"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert "model.onnx" in exported.files
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "logits of shape 4x2 differ from torch by at most 2.0e-07 (allowed: 1.0e-03)" in card

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -175,27 +176,35 @@ def long_comparison(spec: RunSpec, folder: Path) -> Iterator["subprocess.Popen[s
 
 
 @pytest.fixture
-def long_spec(make_spec: MakeSpec) -> RunSpec:
-    """Return a comparison of two students that takes hours."""
+def make_long(make_spec: MakeSpec) -> MakeSpec:
+    """Return a function from overrides to a comparison of two students that takes hours."""
     refresh = "strategies.progressive.curriculum.refresh=50000000"
-    return make_spec("seeds=[3]", "budget=500000000 steps", refresh)
+    return partial(make_spec, "seeds=[3]", "budget=500000000 steps", refresh)
 
 
 @pytest.mark.integration
-def test_workers_end_with_a_parent_that_is_killed(long_spec: RunSpec, tmp_path: Path) -> None:
-    with long_comparison(long_spec, tmp_path) as parent:
+def test_workers_end_with_a_parent_that_is_killed(make_long: MakeSpec, tmp_path: Path) -> None:
+    with long_comparison(make_long(), tmp_path) as parent:
         parent.kill()
         # What they print into stays open as long as one of them lives.
         parent.communicate(timeout=120)
     assert parent.returncode == -signal.SIGKILL
 
 
+# A worker takes seconds to start, and two of them once show that each ends.
 @pytest.mark.integration
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("number", "changes"),
+    [
+        (signal.SIGINT, []),
+        (signal.SIGTERM, ["strategies={one_shot: {curriculum: {kind: one_shot}}}"]),
+        (signal.SIGHUP, ["strategies={one_shot: {curriculum: {kind: one_shot}}}"]),
+    ],
+)
 def test_an_interrupt_of_all_processes_ends_them_without_a_traceback(
-    long_spec: RunSpec, tmp_path: Path, number: signal.Signals
+    make_long: MakeSpec, tmp_path: Path, number: signal.Signals, changes: list[str]
 ) -> None:
-    with long_comparison(long_spec, tmp_path) as parent:
+    with long_comparison(make_long(*changes), tmp_path) as parent:
         # As a terminal or a scheduler does it: parent and workers are told.
         os.killpg(parent.pid, number)
         shown = parent.communicate(timeout=120)

@@ -13,10 +13,10 @@ from curricle.models.mlp import MLP
 from curricle.models.weights import load_weights, save_weights
 from curricle.probes.correlations import output_correlations
 from curricle.probes.representations import linear_probe, tap_similarity
-from curricle.records import ProbeRecord
+from curricle.records import PROBES, ProbeRecord
 from curricle.runs import probe as probing
 from curricle.runs.folder import Origin, start
-from curricle.runs.probe import PROBES, probe_run
+from curricle.runs.probe import probe_run
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import single_run, student_runs, teach, train_student
 from tests.parts import edit_records, read_probes

@@ -97,7 +97,7 @@ def test_what_is_stored_is_told(spec: RunSpec) -> None:
     teach(spec)
     manifest = capture_targets(spec)
     assert manifest.data.name == "(8,2)-parity"
-    references = {str(one.section.reference) for one in describe_targets(manifest)}
+    references = {str(one.target_set.reference) for one in describe_targets(manifest)}
     assert references == {"final", "10", "20"}
     for one in describe_targets(manifest):
         assert one.examples == one.rows

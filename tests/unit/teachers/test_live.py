@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.curriculum.stages import TeacherReference
 from curricle.errors import BindError, CheckpointError
 from curricle.models.inference import Inference
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
-from curricle.teachers.live import LiveTeacher, Reference, num_parameters
+from curricle.teachers.live import LiveTeacher, num_parameters
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 
 LOW = Inference(linear=torch.bfloat16)
@@ -74,7 +75,7 @@ def test_modes_come_back_after_an_error() -> None:
 
 @pytest.mark.parametrize("reference", ["final", 10])
 def test_weights_held_in_lower_precision_teach_the_same_in_autocast(
-    trajectory: Trajectory, reference: Reference
+    trajectory: Trajectory, reference: TeacherReference
 ) -> None:
     teacher = LiveTeacher(mlp(0), trajectory)
     with torch.autocast("cpu", torch.bfloat16):

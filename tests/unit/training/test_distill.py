@@ -19,7 +19,7 @@ from curricle.errors import BindError, CheckpointError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
-from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.teachers.store.codecs import Exact
 from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
@@ -29,7 +29,7 @@ from curricle.training.distill import (
     capture_targets,
     distill,
 )
-from curricle.training.loop.engine import FINISHED, RECORDS
+from curricle.training.loop.engine import FINISHED
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings

@@ -113,7 +113,7 @@ class ParityStream:
         row = step % self._shape[0]
         return Batch(inputs=inputs[row], labels=labels[row], selected=self._selected, step=step)
 
-    def joined(self, step: int, number: int) -> Batch | None:
+    def concatenated(self, step: int, number: int) -> Batch | None:
         """Return the concatenated batches of steps; None if they are of several blocks."""
         first = step % self._shape[0]
         if self._selected is not None or first + number > self._shape[0]:

@@ -128,7 +128,7 @@ def open_store(folder: Path) -> TokenStore:
     size = path.stat().st_size if path.is_file() else 0
     if size != count * dtype.itemsize:
         raise CheckpointError(
-            f"{str(path)!r} must hold {count * dtype.itemsize} bytes as its manifest says; "
+            f"{str(path)!r} must hold {count * dtype.itemsize} bytes by its manifest; "
             f"got {size}; delete the folder to build it again"
         )
     require_digest(path, sha256)
@@ -218,7 +218,7 @@ def require_digest(path: Path, sha256: str) -> None:
         CheckpointError: If the file is missing or differs.
     """
     if not path.is_file():
-        raise CheckpointError(f"{str(path)!r} must exist as its manifest says; there is none")
+        raise CheckpointError(f"{str(path)!r} must exist by its manifest; there is none")
     if (digest := content_digest(path)) != sha256:
         raise CheckpointError(
             f"{str(path)!r} is damaged: its SHA-256 must be {sha256[:16]}...; "

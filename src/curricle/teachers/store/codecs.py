@@ -51,14 +51,12 @@ class Exact:
         """Return the stated error."""
         return "exact"
 
-    def encode(self, target: Float[Tensor, "row width"], uniforms: Uniforms) -> Entries:
+    def encode(self, target: Float[Tensor, "row width"], _uniforms: Uniforms) -> Entries:
         """Return rows in encoded form."""
-        del uniforms
         return {"values": target.float()}
 
-    def decode(self, entries: Entries, width: int) -> Float[Tensor, "row width"]:
+    def decode(self, entries: Entries, _width: int) -> Float[Tensor, "row width"]:
         """Return rows decoded from their entries."""
-        del width
         return entries["values"]
 
     def bound(self, target: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
@@ -78,14 +76,12 @@ class BFloat16:
         """Return the stated error."""
         return "at most 1/256 of each number"
 
-    def encode(self, target: Float[Tensor, "row width"], uniforms: Uniforms) -> Entries:
+    def encode(self, target: Float[Tensor, "row width"], _uniforms: Uniforms) -> Entries:
         """Return rows in encoded form."""
-        del uniforms
         return {"values": target.to(torch.bfloat16)}
 
-    def decode(self, entries: Entries, width: int) -> Float[Tensor, "row width"]:
+    def decode(self, entries: Entries, _width: int) -> Float[Tensor, "row width"]:
         """Return rows decoded from their entries."""
-        del width
         return entries["values"].float()
 
     def bound(self, target: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
@@ -106,13 +102,12 @@ class Int8:
         """Return the stated error."""
         return "at most 1/254 of the row's largest magnitude"
 
-    def encode(self, target: Float[Tensor, "row width"], uniforms: Uniforms) -> Entries:
+    def encode(self, target: Float[Tensor, "row width"], _uniforms: Uniforms) -> Entries:
         """Return rows in encoded form.
 
         Raises:
             DataError: If a number is not finite.
         """
-        del uniforms
         target = target.float()
         # An infinity would make the scale infinite and erase the finite numbers of its row.
         if not bool(target.isfinite().all()):
@@ -123,9 +118,8 @@ class Int8:
         steps = target / scale.clamp_min(torch.finfo(scale.dtype).tiny).unsqueeze(-1)
         return {"values": steps.round().clamp(-127, 127).to(torch.int8), "scale": scale}
 
-    def decode(self, entries: Entries, width: int) -> Float[Tensor, "row width"]:
+    def decode(self, entries: Entries, _width: int) -> Float[Tensor, "row width"]:
         """Return rows decoded from their entries."""
-        del width
         return entries["values"].float() * entries["scale"].unsqueeze(-1)
 
     def bound(self, target: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
@@ -243,9 +237,8 @@ class TopK:
         )
         return f"log-probabilities rounded to 11 bits; missing mass: {policy}"
 
-    def encode(self, target: Float[Tensor, "row class"], uniforms: Uniforms) -> Entries:
+    def encode(self, target: Float[Tensor, "row class"], _uniforms: Uniforms) -> Entries:
         """Return rows in encoded form."""
-        del uniforms
         count = min(self.k, target.shape[-1])
         chunks = [
             (logits.float() / self.temperature).log_softmax(-1).topk(count)

@@ -23,7 +23,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import Literal, cast, final
 
 import numpy as np
 import torch
@@ -40,11 +40,9 @@ from curricle.teachers.store.codecs import TopK
 from curricle.teachers.store.distillkit import Compression, read_compression
 from curricle.teachers.store.manifest import MANIFEST, DataFacts, Manifest, TargetSet, read_manifest
 from curricle.teachers.store.shards import ShardWriter
-from curricle.yaml_specs import from_json
+from curricle.yaml_specs import Document, from_json
 
 Missing = Literal["rest", "renormalize"]
-Record = Mapping[str, Any]
-"""Parsed JSON object."""
 Rows = list[int] | list[list[float]]
 """A column of a Parquet row: packed bytes, or lists of numbers."""
 BATCH_ROWS = 64
@@ -221,7 +219,7 @@ def _read_lines(path: Path) -> Iterator[ScoredSequence]:
             ) from None
 
 
-def _response_records(line: Record) -> Iterator[Record]:
+def _response_records(line: Document) -> Iterator[Document]:
     """Yield the records of a line: itself, or the choices of a complete server response.
 
     Batches of requests have `response.body` around each response. Values beside the choices, as the
@@ -248,7 +246,7 @@ def _response_records(line: Record) -> Iterator[Record]:
         yield record
 
 
-def _parse_record(record: Record) -> ScoredSequence:
+def _parse_record(record: Document) -> ScoredSequence:
     """Return the sequence of a record.
 
     Raises:
@@ -288,5 +286,5 @@ def _class_scores(entry: object) -> Iterable[tuple[int, float]]:
             elif (score.get("rank") or 0) <= len(entry):
                 yield int(number), float(score["logprob"])
     else:
-        for score in cast("Iterable[Record]", entry):
+        for score in cast("Iterable[Document]", entry):
             yield int(str(score["token"]).removeprefix("token_id:")), float(score["logprob"])

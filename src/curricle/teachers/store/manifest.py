@@ -20,13 +20,14 @@ from typing import Literal, final
 
 from pydantic import Field
 
-from curricle.checksums import Document, read_sealed, write_sealed
+from curricle.checksums import read_sealed, write_sealed
+from curricle.curriculum.stages import TeacherReference
 from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
 from curricle.files import inside, is_plain_name
 from curricle.objectives.base import BoundObjective, pending_calibration, target_description
-from curricle.teachers.live import Reference
 from curricle.teachers.store.codecs import Codec
 from curricle.values import Plain, fingerprint, parse, plain, value
+from curricle.yaml_specs import Document
 
 MANIFEST = "manifest.json"
 DRAW = "projection_"
@@ -70,7 +71,7 @@ class DataFacts:
 class TargetSet:
     """One kind of target of one teacher."""
 
-    reference: Reference = "final"
+    reference: TeacherReference = "final"
     """The finished teacher or the step of a checkpoint."""
     facts: Plain
     """Key of the targets, from the objective: tap, projection and its draw, or classes."""
@@ -107,7 +108,9 @@ class TargetSet:
         """Return whether only some classes of a row are stored."""
         return self.codec.kind in {"sampled", "top_k"}
 
-    def matches(self, reference: Reference, key: Plain, *, but: tuple[str, ...] = ()) -> bool:
+    def matches(
+        self, reference: TeacherReference, key: Plain, *, but: tuple[str, ...] = ()
+    ) -> bool:
         """Return whether the targets serve an objective.
 
         Args:
@@ -158,7 +161,7 @@ class Shard:
     file: str
     """Name in the folder."""
     section: str
-    """Name of the target set."""
+    """Name of the target set; the field is named as in the file."""
     examples: int = Field(ge=0)
     """Number of examples."""
     rows: int = Field(ge=0)
@@ -180,6 +183,7 @@ class Manifest:
     """The teacher."""
     data: DataFacts = DataFacts()
     """The data."""
+    # The key of the file, which keeps the former name of target sets so that folders stay readable.
     sections: tuple[TargetSet, ...] = ()
     """The target sets."""
     shards: tuple[Shard, ...] = ()
@@ -262,8 +266,8 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _with_present_names(content: Document) -> Document:
     """Return a manifest whose codecs have the field names of this version."""
-    for section in content.get("sections", ()):
-        codec = section.get("codec", {})
+    for target_set in content.get("sections", ()):
+        codec = target_set.get("codec", {})
         if "draws" in codec:
             codec["num_samples"] = codec.pop("draws")
     return content

@@ -19,12 +19,13 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from curricle.colocation import beside
+from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch
 from curricle.data.example_keys import KEYS, data_counts, example_keys, selected_places
 from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.weights import weights_digest
 from curricle.objectives.base import Target
-from curricle.teachers.live import LiveTeacher, Reference
+from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.codecs import Entries
 from curricle.teachers.store.manifest import Manifest, TargetSet, read_manifest
 from curricle.teachers.store.shards import check_content, open_shard
@@ -52,7 +53,7 @@ class TargetStore:
             BindError: If a digest of weights differs.
         """
         steps = () if teacher.trajectory is None else teacher.trajectory.steps
-        references: tuple[Reference, ...] = ("final", *steps)
+        references: tuple[TeacherReference, ...] = ("final", *steps)
         for reference in references:
             stored = self.manifest.teacher.weights.get(str(reference))
             if stored is None:

@@ -103,7 +103,7 @@ def _is_open(leading: tuple[int, ...], batch: Batch) -> bool:
     count = batch.num_examples
     if count == 1:
         return False
-    if len(leading) < 2:  # noqa: PLR2004 - example and position
+    if len(leading) <= 1:
         # Rows of all examples, one below the other, in one order or the other. A state without an
         # axis of examples is refused by its objective.
         # With one position an example both orders are the same.
@@ -143,11 +143,11 @@ def _check_side(owner: str, model: TappedModel, activations: Activations, batch:
     except (CurricleError, *REFUSALS):
         return
     for place, state in states.items():
-        if tuple(state.shape[:2]) == shape:
+        if tuple(state.shape[:2]) == shape and not place.is_encoded:
             raise BindError(
                 f"tap {str(place)!r} of the {owner} must have the positions of the decoder, since "
                 f"masks and labels count those; it keeps its {shape[1]} positions if the decoder "
-                f"reads one less; the states of an encoder cannot be matched yet"
+                f"reads one less; 'encoder:1' and so on are the taps of an encoder"
             )
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
 from curricle.data.batch import Batch, Inputs, named
-from curricle.data.blocks import joined
+from curricle.data.blocks import concatenated
 from curricle.data.dataloaders import LoaderStream
 from curricle.data.streams import Stream
 from curricle.errors import BindError, CurricleError, DataError
@@ -156,7 +156,7 @@ def run_forward(
         raise
     except REFUSALS as error:
         rule = words or f"{owner!r} must take every batch of the stream"
-        raise DataError(f"{rule}; its forward pass says: {error}") from error
+        raise DataError(f"{rule}; its forward pass failed with: {error}") from error
     return activations
 
 
@@ -234,13 +234,13 @@ class RunBatches:
             raise
         return batch
 
-    def joined(self, step: int, number: int) -> Batch | None:
+    def concatenated(self, step: int, number: int) -> Batch | None:
         """Return the batches of some steps one below the other, if the stream joins them.
 
         Raises:
             DataError: As in `batch`.
         """
-        block = joined(self.stream, step, number)
+        block = concatenated(self.stream, step, number)
         if block is not None:
             try:
                 self._look(block, step, block.num_read_tokens // number, number=number)
@@ -460,7 +460,7 @@ def _is_same(tensor: Tensor, argument: Tensor) -> bool:
 def _offset(argument: Tensor, ids: Tensor) -> int | None:
     """Return the first row that positions take if a tensor counts them; None if it does not."""
     length = ids.shape[-1]
-    if argument.shape[-1] != length or argument.is_floating_point() or length < 2:  # noqa: PLR2004
+    if argument.shape[-1] != length or argument.is_floating_point() or length <= 1:
         return None
     # Values are read, which waits for a GPU, but only while binding.
     steps = argument.reshape(-1, length)[0].diff()

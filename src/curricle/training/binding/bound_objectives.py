@@ -15,9 +15,9 @@ from typing import final
 import torch
 from torch import nn
 
+from curricle.curriculum.stages import TeacherReference
 from curricle.objectives.adapters import adapter_of
 from curricle.objectives.base import BoundObjective, Objective, Reads, Sample
-from curricle.teachers.live import Reference
 from curricle.teachers.stored import StoredTargets, StoredTeacher
 from curricle.training.setup.optimizers import decay_groups
 
@@ -48,7 +48,7 @@ def bound_term(
     sample: Sample,
     *,
     residual: bool,
-    source: tuple[StoredTeacher | None, Reference, str],
+    source: tuple[StoredTeacher | None, TeacherReference, str],
 ) -> Term:
     """Return an objective bound to the activations of both models, and to stored targets if any.
 

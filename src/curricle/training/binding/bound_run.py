@@ -84,6 +84,16 @@ class BoundRun:
         return Curriculum(name=self.name, stages=stages, init=start).teachers
 
     @property
+    def is_noisy(self) -> bool:
+        """Return whether the student's forward pass draws from any global generator."""
+        return self.draws_noise or self.draws_foreign_noise
+
+    @property
+    def has_buffers(self) -> bool:
+        """Return whether the student has state that is no parameter, as a running mean."""
+        return any(True for _ in self.student.module.buffers())
+
+    @property
     def plans(self) -> tuple[StagePlan, ...]:
         """Return description and cost of the start, if any, and of the stages."""
         start = () if self.warm_start is None else (self.warm_start.plan,)
@@ -97,7 +107,7 @@ class BoundRun:
 
 # Binding trains nothing, so each process of a launcher may bind, as for a plan; only running is
 # refused there.
-@standard_state(trains=False)
+@standard_state(is_training=False)
 def bind(
     curriculum: Curriculum,
     *,
@@ -162,7 +172,7 @@ def bind(
             # new.
             raise BindError(f"stage {stage.name!r}: {error}") from None
         bound.append(next_stage)
-        # In order, since `trains='own'` freezes all that earlier stages have trained.
+        # In order, since `trainable='new'` freezes all that earlier stages have trained.
         reached |= next_stage.trained
     # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)

@@ -10,7 +10,6 @@ is one only where a metric may end a stage.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -21,7 +20,7 @@ from curricle.models.weights import architecture
 from curricle.renamed import RENAMED
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.bound_run import BoundRun
-from curricle.values import changes, fingerprint, plain
+from curricle.values import Plain, changes, fingerprint, plain
 from curricle.yaml_specs import from_json
 
 FACTS = "run-facts.json"
@@ -38,7 +37,7 @@ DIGESTS: Mapping[str, str] = {
 """Sentences about facts that are digests, which people cannot read."""
 
 
-def run_facts(run: BoundRun) -> dict[str, Any]:
+def run_facts(run: BoundRun) -> Plain:
     """Return everything on which the result of a run depends, as plain data with stable keys."""
     # Nothing is added for a run without a start, so that its digest is that of versions without
     # starts.
@@ -71,11 +70,6 @@ def _rule_settings(run: BoundRun) -> dict[str, int]:
     return {"eval_every": run.settings.eval_every} if has_metric else {}
 
 
-def run_fingerprint(run: BoundRun) -> str:
-    """Return a digest of everything on which the result of a run depends."""
-    return fingerprint(run_facts(run))
-
-
 def _student_settings(module: nn.Module) -> dict[str, str]:
     """Return digests of frozen parameters and active adapters, where there are any."""
     frozen = sorted(name for name, item in module.named_parameters() if not item.requires_grad)
@@ -95,13 +89,13 @@ def _teacher_digest(run: BoundRun) -> str:
     return run.teacher.digest
 
 
-def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+def write_facts(folder: Path, facts: Mapping[str, object]) -> None:
     """Keep the facts of a run that begins in its folder."""
     # For people alone: the digest in the records decides, so a folder without this file resumes.
     write_text(folder / FACTS, json.dumps(facts, indent=1))
 
 
-def differences(folder: Path, facts: Mapping[str, Any]) -> str:
+def differences(folder: Path, facts: Mapping[str, object]) -> str:
     """Return in words the changes since a folder's run began; empty if unknown.
 
     Args:
@@ -116,7 +110,7 @@ def differences(folder: Path, facts: Mapping[str, Any]) -> str:
     return "; ".join(_named(then, facts)) if isinstance(then, dict) else ""
 
 
-def _named(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _named(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
     """Return the changes of facts in words, at most `MOST_CHANGES` of them."""
     # Digests first: what a person cannot look up in a spec must not be cut off by the limit.
     words = [words for name, words in DIGESTS.items() if then.get(name) != now.get(name)]
@@ -125,7 +119,7 @@ def _named(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return words if more <= 0 else [*words[:MOST_CHANGES], f"and {more} more"]
 
 
-def _legible(facts: Mapping[str, Any]) -> dict[str, Any]:
+def _legible(facts: Mapping[str, object]) -> Plain:
     """Return the facts that are no digests, with the settings under their present names."""
     legible = {name: fact for name, fact in facts.items() if name not in DIGESTS}
     # Keys of facts stay for ever, since they enter the digest by which a run is resumed.

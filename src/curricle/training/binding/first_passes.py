@@ -8,7 +8,7 @@ import torch
 
 from curricle.data.batch import Batch
 from curricle.data.collation import IGNORED
-from curricle.data.labels import misplaced, way_out
+from curricle.data.label_checks import misplaced, way_out
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations, Forward, run_trial
 

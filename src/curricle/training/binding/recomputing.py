@@ -1,7 +1,7 @@
 """Activation checkpoints that recompute a forward pass inside of the backward pass.
 
 The reentrant ones of torch run a backward pass of their own, which does not support some
-gradients only and knows no early end of a forward pass. Weights inside are then missed: autograd
+gradients only and no early end of a forward pass. Weights inside are then missed: autograd
 either refuses, or finds no gradient of them, as in a student whose base is frozen and whose
 adapters are trained.
 """

@@ -35,9 +35,9 @@ def check_speed(run: BoundRun) -> None:
     kind = settings.placement.kind
     if settings.compiled_steps > 1:
         check_compiler(kind, setting="compiled_steps", plain=1)
-    # Stored targets leave nothing of a teacher to compile, but 'both' compiles the student all the
-    # same.
-    if settings.compile == "student" or _compiles_teacher(run) or settings.compile == "both":
+    # Stored targets leave nothing of a teacher to compile.
+    is_teacher_compiled = settings.compiles_teacher and isinstance(run.teacher, LiveTeacher)
+    if settings.compiles_student or is_teacher_compiled:
         check_compiler(kind, setting="compile", plain="'none'")
 
 
@@ -47,10 +47,6 @@ def _windows(run: BoundRun) -> list[int]:
     return [duration.window for duration in durations if isinstance(duration, UntilPlateau)]
 
 
-def _compiles_teacher(run: BoundRun) -> bool:
-    return run.settings.compile in {"teacher", "both"} and isinstance(run.teacher, LiveTeacher)
-
-
 def _features(run: BoundRun) -> dict[str, str]:
     """Return features of the models and data of a run, by the names of the table."""
     # Binding wraps the stream, and only the one inside shows whether it has workers.
@@ -58,8 +54,8 @@ def _features(run: BoundRun) -> dict[str, str]:
     teacher = run.teacher
     present = {
         "num_workers": isinstance(stream, LoaderStream) and stream.reads_ahead,
-        "noise": run.draws_noise or run.draws_foreign_noise,
-        "buffers": any(True for _ in run.student.module.buffers()),
+        "noise": run.is_noisy,
+        "buffers": run.has_buffers,
         "stored targets": any(
             term.stored is not None for stage in run.stages for term in stage.terms
         ),

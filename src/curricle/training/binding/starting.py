@@ -257,16 +257,16 @@ class _MapStart:
         inputs, states = [], []
         with self.teacher.open_taps([place], logits=False) as forward:
             for step in range(BATCHES):
-                # The placed weights show where the models lie; a start knows no placement.
+                # The placed weights show where the models lie, so that no placement is needed here.
                 batch = self.stream.batch(step).map(partial(beside, like=self.linear.weight))
                 states.append(forward(batch.for_teacher.inputs).hidden[place])
                 # The student's own inputs, which the fitted layer will read, even where the teacher
                 # has others.
                 inputs.append(batch.inputs)
-        return _joined(inputs), _joined(states)
+        return _concatenated(inputs), _concatenated(states)
 
 
-def _joined(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
+def _concatenated(tensors: Sequence[object]) -> Float[Tensor, "example width"]:
     # On the CPU, where torch has the driver, and in float64: the fit is made once, and its error
     # would stay in every later step.
     return torch.cat([torch.as_tensor(tensor) for tensor in tensors]).to("cpu", torch.float64)

@@ -13,7 +13,6 @@ sum over an unfinished window is a float64 beside the student, so that no step w
 and a resumed run continues with the same bits.
 """
 
-import itertools
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,13 +130,25 @@ def check_rule(span: Span, *, eval_every: int) -> None:
             f"windows and than 'at_least', before which a plateau cannot end a stage; got "
             f"{span.most} steps"
         )
-    # Evaluations lie at multiples counted over the run, so an interval no longer than the stage is
-    # sure to fall into it, wherever it begins.
-    if isinstance(duration, UntilMetric) and eval_every > span.most:
+    if isinstance(duration, UntilMetric) and not _is_evaluated_early(span, eval_every):
+        room = span.most - span.least
+        smaller = f"an 'eval_every' of at most {room}, or " if room else ""
         raise BindError(
-            f"'eval_every' must not exceed the {span.most} steps of 'at_most', within which "
-            f"the metric is to be evaluated; got {eval_every}"
+            f"'eval_every' must give an evaluation after at least {span.least} and before the last "
+            f"of the {span.most} steps of 'at_most', at which the metric can end the stage; got "
+            f"{eval_every}; choose {smaller}a longer 'at_most'"
         )
+
+
+def _is_evaluated_early(span: Span, eval_every: int) -> bool:
+    """Return whether the student is sure to be evaluated where a metric can end a stage early."""
+    if span.start > span.earliest:
+        # Evaluations lie at multiples counted over the run: an interval no longer than the range is
+        # sure to fall into it, wherever the stage begins.
+        return eval_every <= span.most - span.least
+    first = span.start + span.least
+    # Up to the next multiple of the interval.
+    return first + -first % eval_every < span.end
 
 
 @final
@@ -210,19 +221,6 @@ class Timeline:
     def num_steps(self) -> int:
         """Return the number of steps of the run if all remaining stages take their longest."""
         return self._start + sum(self._spans[number].most for number in self.remaining())
-
-    def stage_at(self, step: int) -> int:
-        """Return the number of the stage of a step; remaining stages take their longest.
-
-        Raises:
-            ValueError: If the run has no such step.
-        """
-        lengths = [end.done for end in self._ends]
-        lengths += [self._spans[number].most for number in self.remaining()]
-        borders = list(itertools.accumulate(lengths))
-        if not 0 <= step < borders[-1]:
-            raise ValueError(f"'step' must lie within the {borders[-1]} of the run; got {step}")
-        return bisect_right(borders, step)
 
     def due(self, step: int) -> int:
         """Return the next number of steps after which something is due, at most the stage's end.

@@ -17,7 +17,7 @@ once in a process.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any, final
+from typing import TypedDict, final
 
 import torch
 from torch import Tensor, fx
@@ -25,20 +25,20 @@ from torch.func import vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from curricle.data.batch import Batch, check_positions
-from curricle.data.blocks import Block, read_block
+from curricle.data.blocks import Block, StudentTensors, of_step, read_block
 from curricle.errors import BindError
-from curricle.models.tapped import Activations
+from curricle.models.tapped import Activations, Place
 from curricle.objectives.base import BoundObjective, Target
 from curricle.training.binding.batches import excess
-from curricle.training.fast.joined import Joined, is_counter
-from curricle.training.loop.stage_loss import StageLoss, StepLoss
+from curricle.training.fast.batched_students import BatchedStudents, is_counter
+from curricle.training.loop.stage_loss import StageLoss, StepLoss, gradients_of_sums
 from curricle.training.setup.optimizers import Moments
 
 BlockInputs = tuple[
     dict[str, Tensor],
     dict[str, Tensor],
     dict[str, Moments],
-    dict[str, Any],
+    StudentTensors,
     dict[str, Tensor],
     dict[str, Tensor],
 ]
@@ -49,24 +49,24 @@ BlockOutputs = tuple[dict[str, Tensor], dict[str, Moments], Tensor]
 
 
 @final
-class CompiledSteps:
+class FusedSteps:
     """A fixed number of steps at once."""
 
-    def __init__(self, joined: Joined, number: int) -> None:
+    def __init__(self, students: BatchedStudents, number: int) -> None:
         """Take the students; nothing is compiled before the first block.
 
         Args:
-            joined: One or several students; their optimizer has all moments already.
+            students: One or several students; their optimizer has all moments already.
             number: Steps in one call.
         """
-        self._joined, self._number = joined, number
-        self._run = joined.steppers[0].run
-        named = joined.weights.items()
+        self._students, self._number = students, number
+        self._run = students.steppers[0].run
+        named = students.weights.items()
         self._moving = {name: weight for name, weight in named if weight.requires_grad}
         self._frozen = {name: weight.detach() for name, weight in named if name not in self._moving}
         self._decays = {
             name: group["weight_decay"]
-            for group in joined.optimizer.param_groups
+            for group in students.optimizer.param_groups
             for name, weight in self._moving.items()
             # By identity: `in` would compare tensors by their numbers.
             if any(weight is parameter for parameter in group["params"])
@@ -83,7 +83,7 @@ class CompiledSteps:
         Raises:
             BindError: If the steps of the stage cannot be compiled.
         """
-        run, steppers = self._run, self._joined.steppers
+        run, steppers = self._run, self._students.steppers
         block = read_block(
             self._run.stream, step, self._number, self._run.settings.placement.part_of
         )
@@ -92,7 +92,7 @@ class CompiledSteps:
             return None
         # Outside of the graph: a block has one pass of the teacher, whose targets all its steps
         # read.
-        targets = self._joined.gathered(
+        targets = self._students.gathered(
             [block_targets(stepper.loss, block) for stepper in steppers], axis=1
         )
         weights, moments = self._state()
@@ -113,14 +113,14 @@ class CompiledSteps:
             return None
         self._commit(new_weights, new_moments)
         # The rate of the last step, as single steps would leave it in the optimizer.
-        self._joined.set_rate(steppers[0].learning_rate(step + self._number - 1))
+        self._students.set_rate(steppers[0].learning_rate(step + self._number - 1))
         counts = steppers[0].loss.counts(block.first)
         # A copy: outputs of a CUDA graph lie in memory that the next block overwrites.
-        return [self._joined.losses(sums.unbind(0), counts) for sums in totals.clone().unbind(0)]
+        return [self._students.losses(sums.unbind(0), counts) for sums in totals.clone().unbind(0)]
 
     def _state(self) -> tuple[dict[str, Tensor], dict[str, Moments]]:
         """Return the trained weights and the optimizer's moments of each."""
-        state = self._joined.optimizer.state
+        state = self._students.optimizer.state
         moments: dict[str, Moments] = {
             name: {
                 key: moment
@@ -135,14 +135,14 @@ class CompiledSteps:
 
     def _factors(self, step: int) -> dict[str, Tensor]:
         """Return the optimizer's factors of each step, such as rates, for each weight."""
-        first = self._joined.steppers[0]
+        first = self._students.steppers[0]
         rates = [first.learning_rate(step + offset) for offset in range(self._number)]
         # In float64: of 1 - beta**count few digits are left in float32 for small counts.
         following = torch.arange(1, self._number + 1, dtype=torch.float64)
         factors_by_count: dict[float, Tensor] = {}
         factors: dict[str, Tensor] = {}
         for name, weight in self._moving.items():
-            updates = float(self._joined.optimizer.state.get(weight, {}).get("step", 0))
+            updates = float(self._students.optimizer.state.get(weight, {}).get("step", 0))
             # Counts differ if an earlier stage has trained only some of the weights.
             if updates not in factors_by_count:
                 exact = self._run.optimizer.factors(
@@ -163,7 +163,7 @@ class CompiledSteps:
         # blocks exist to save a call for each weight.
         torch._foreach_copy_(places, values)
         for weight in self._moving.values():
-            counter = self._joined.optimizer.state.get(weight, {}).get("step")
+            counter = self._students.optimizer.state.get(weight, {}).get("step")
             if counter is not None:
                 # In place as well: batched students share the counter.
                 counter += self._number
@@ -171,7 +171,7 @@ class CompiledSteps:
     def _function(self, block: Block, inputs: BlockInputs) -> Callable[[BlockInputs], BlockOutputs]:
         """Return the compiled function of a block; shapes besides the block's never change."""
         if self._compiled is None or self._compiled[0] != block.shapes:
-            loss = self._joined.steppers[0].loss
+            loss = self._students.steppers[0].loss
             scales = loss.scales(loss.counts(block.first))
             # Fake tensors: tracing computes nothing, and no value of an input enters the graph.
             graph = make_fx(partial(self._steps, scales, block.length), tracing_mode="fake")(inputs)
@@ -189,21 +189,20 @@ class CompiledSteps:
         weights, frozen, moments, tensors_of_batches, targets, factors = inputs
         totals = []
         for number in range(self._number):
-            batch, target, factor = (
-                _at(tensors, number) for tensors in (tensors_of_batches, targets, factors)
+            batch = Batch(**of_step(tensors_of_batches, number), length=length)
+            target, factor = (
+                {name: tensors[number] for name, tensors in named.items()}
+                for named in (targets, factors)
             )
             with torch.enable_grad():
                 # New leaves: the gradient of a step must not run into the steps before it.
                 moving = {
                     name: weight.detach().requires_grad_() for name, weight in weights.items()
                 }
-                sums = self._joined.totals(
-                    {**frozen, **moving}, Batch(**batch, length=length), target
+                sums = self._students.totals({**frozen, **moving}, batch, target)
+                gradients = torch.autograd.grad(
+                    sums, list(moving.values()), gradients_of_sums(sums, scales)
                 )
-                seeds = [
-                    torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)
-                ]
-                gradients = torch.autograd.grad(sums, list(moving.values()), seeds)
             totals.append(torch.stack([total.detach() for total in sums]))
             updated = {
                 name: self._run.optimizer.moved(
@@ -223,10 +222,10 @@ class CompiledSteps:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """A graph of tensor operations, identified by its code and shapes."""
+    """A graph of tensor operations, identified by its code, constants and inputs."""
 
     key: str
-    """Its code, kind of processor, and the shapes of its inputs."""
+    """Kind of processor; shapes, strides and dtypes of the inputs; code; constants of the graph."""
     kind: str = field(compare=False)
     """Kind of processor that runs it."""
     graph: fx.GraphModule = field(compare=False)
@@ -251,21 +250,21 @@ def _constants(graph: fx.GraphModule) -> list[str]:
     return [f"{name} = {getattr(graph, name).tolist()}" for name in dict.fromkeys(names)]
 
 
-def _at(named: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return the tensors of one step of a block."""
-    return {
-        name: tensors[number] if isinstance(tensors, Tensor) else _at(tensors, number)
-        for name, tensors in named.items()
-    }
-
-
 def _shapes(tensors: object) -> object:
-    """Return the names, shapes and types of nested tensors."""
+    """Return the names, shapes, strides and dtypes of nested tensors."""
     if isinstance(tensors, Tensor):
         return tuple(tensors.shape), tensors.stride(), tensors.dtype
     if isinstance(tensors, Mapping):
         return [(name, _shapes(value)) for name, value in tensors.items()]
     return [_shapes(value) for value in tensors] if isinstance(tensors, tuple) else tensors
+
+
+@final
+class _States(TypedDict, total=False):
+    """States of a teacher; without logits there is no key."""
+
+    hidden: Mapping[Place, Tensor]
+    logits: Tensor
 
 
 def block_targets(loss: StageLoss, block: Block) -> list[Target]:
@@ -280,13 +279,14 @@ def block_targets(loss: StageLoss, block: Block) -> list[Target]:
         return [None] * len(loss.terms)
     # Inside `vmap` the number of positions can no longer be checked.
     check_positions("'logits'", states.positions, block.whole)
-    logits = {} if states.logits is None else {"logits": states.logits}
-    tensors = block.cut({"hidden": states.hidden, **logits}), block.parts
+    rows = _States(hidden={place: block.cut(state) for place, state in states.hidden.items()})
+    if states.logits is not None:
+        rows["logits"] = block.cut(states.logits)
     with torch.no_grad(), loss.teacher_autocast():
         # Objectives are written for the axes of one batch, so the steps of the states are mapped
         # over.
         return [
-            vmap(partial(_target, term.objective, block.length))(*tensors)
+            vmap(partial(_target, term.objective, block.length))(rows, block.parts)
             if term.needs_teacher
             else None
             for term in loss.terms
@@ -294,6 +294,6 @@ def block_targets(loss: StageLoss, block: Block) -> list[Target]:
 
 
 def _target(
-    objective: BoundObjective, length: int | None, states: dict[str, Any], batch: dict[str, Any]
+    objective: BoundObjective, length: int | None, states: _States, batch: StudentTensors
 ) -> Target:
     return objective.target(Activations(**states), Batch(**batch, length=length))

@@ -6,9 +6,10 @@ pass, backward pass and update moves all of them. Steps before the next record, 
 checkpoint may be taken in one compiled call, of one student or of a group.
 
 Results agree with those of separate runs and single steps within rounding: a batched matrix product
-adds up in another order. Students that can be neither batched nor compiled take single steps:
-models with buffers or noise, logits in chunks, objectives with adapters. Clipping and gradient
-accumulation are refused (`setup.compatibility`).
+adds up in another order. Stages with logits in chunks or adapters take single steps, and so do
+batched students with noise or buffers, or with sparse stored targets. Compiled blocks with noise,
+buffers or stored targets, and both fast paths with clipping or gradient accumulation, are refused
+by the table of `setup.compatibility`.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,15 +19,15 @@ from typing import final
 from curricle.errors import DataError
 from curricle.models.weights import architecture
 from curricle.training.binding.batches import add_location, excess
-from curricle.training.fast.joined import Joined, is_counter
-from curricle.training.fast.multistep import CompiledSteps
+from curricle.training.fast.batched_students import BatchedStudents, is_counter
+from curricle.training.fast.multistep import FusedSteps
 from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps
 from curricle.values import fingerprint, plain
 
 
 @final
-class CompiledStepper:
+class FusedStepper:
     """Steps of one student, in compiled blocks where a block fits."""
 
     def __init__(self, stepper: Stepper, number: int) -> None:
@@ -58,7 +59,7 @@ class CompiledStepper:
         return self._stepper.take(first, stop)
 
 
-def compiled_blocks(number: int) -> Callable[[Stepper], AbstractContextManager[TakeSteps]]:
+def fused_steps(number: int) -> Callable[[Stepper], AbstractContextManager[TakeSteps]]:
     """Return the way in which a run takes the steps of a stage: in compiled blocks.
 
     Args:
@@ -67,7 +68,7 @@ def compiled_blocks(number: int) -> Callable[[Stepper], AbstractContextManager[T
 
     @contextmanager
     def steps(stepper: Stepper) -> Iterator[TakeSteps]:
-        yield CompiledStepper(stepper, number).take
+        yield FusedStepper(stepper, number).take
 
     return steps
 
@@ -84,13 +85,13 @@ class Group:
             number: Steps in one compiled call; 1 compiles nothing.
         """
         self.steppers = steppers
-        self._joined = Joined(steppers)
-        self._compiled = CompiledSteps(self._joined, number) if number > 1 else None
+        self._students = BatchedStudents(steppers)
+        self._compiled = FusedSteps(self._students, number) if number > 1 else None
 
     def agrees(self, step: int) -> bool:
         """Return whether the students compute the same as one model."""
         with self._explained(step):
-            return self._joined.agrees(self.steppers[0].batch(step))
+            return self._students.agrees(self.steppers[0].batch(step))
 
     def take(self, step: int) -> list[list[StepLoss]]:
         """Take one step.
@@ -99,7 +100,7 @@ class Group:
             For this step the loss of each student.
         """
         with self._explained(step):
-            return [self._joined.step(self.steppers[0].batch(step), step)]
+            return [self._students.step(self.steppers[0].batch(step), step)]
 
     def take_block(self, step: int) -> list[list[StepLoss]] | None:
         """Take a block of steps.
@@ -138,7 +139,7 @@ class Group:
                 words = excess(run.tables, "student", run.stream.batch(step).inputs)
                 if not words:
                     raise
-                raise DataError(f"{words}; its forward pass says: {error}") from error
+                raise DataError(f"{words}; its forward pass failed with: {error}") from error
 
 
 def is_batchable(stepper: Stepper) -> bool:
@@ -149,10 +150,9 @@ def is_batchable(stepper: Stepper) -> bool:
     # no arguments of the batched model, so the first student's would serve all, and so would its
     # adapters. Sparse targets are no tensors that could be stacked.
     return not (
-        run.draws_noise
-        or run.draws_foreign_noise
+        run.is_noisy
+        or run.has_buffers
         or stepper.stage.reads.student_head
-        or any(True for _ in run.student.module.buffers())
         or len(stepper.loss.adapters)
         or any(term.stored is not None and not term.stored.is_dense for term in stepper.stage.terms)
     )

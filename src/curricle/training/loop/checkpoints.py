@@ -13,11 +13,11 @@ shape or type other than that of its own state: fused kernels read past the end 
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import safetensors
 import torch
@@ -32,7 +32,7 @@ from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, TimelineState
 from curricle.values import parse, plain
-from curricle.yaml_specs import from_json, kind_of
+from curricle.yaml_specs import Document, from_json, kind_of
 
 STUDENT, OPTIMIZER, STATE = "student.safetensors", "optimizer.safetensors", "state.json"
 ADAPTERS, ADAPTERS_OPTIMIZER = "adapters.safetensors", "adapters-optimizer.safetensors"
@@ -213,20 +213,20 @@ def _parsed_state(path: Path) -> RunState:
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(
-            f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
+            f"{str(path / STATE)!r} must hold the state of a run: {error!r}"
         ) from None
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _content(path: Path) -> Document:
     try:
         content = from_json((path / STATE).read_bytes())
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{str(path / STATE)!r} must tell where a run stands: {error!r}"
+            f"{str(path / STATE)!r} must hold the state of a run: {error!r}"
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(
-            f"{str(path / STATE)!r} must tell where a run stands: it must hold named fields; got "
+            f"{str(path / STATE)!r} must hold the state of a run: it must have named fields; got "
             f"{kind_of(content)}"
         )
     return content
@@ -382,12 +382,12 @@ class _SlotTable:
             self._known[key] = self._slots(parameter, self._optimizer.param_groups[number])
         return self._known[key]
 
-    def _slots(self, parameter: nn.Parameter, group: dict[str, Any]) -> Slots:
+    def _slots(self, parameter: nn.Parameter, group: dict[str, object]) -> Slots:
         # torch declares the state of an optimizer nowhere; a step creates it. Two axes of different
         # length distinguish a state in the parameter's shape from a count or a state of rows.
         sample = nn.Parameter(parameter.detach().new_zeros(2, 3))
         sample.grad = torch.zeros_like(sample)
-        trial: Any = type(self._optimizer)
+        trial: Callable[..., torch.optim.Optimizer] = type(self._optimizer)
         optimizer = trial([sample], lr=0.0)
         optimizer.param_groups[0].update({k: v for k, v in group.items() if k != "params"})
         optimizer.step()

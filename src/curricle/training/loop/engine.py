@@ -28,6 +28,7 @@ from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
 from curricle.records import (
+    RECORDS,
     EndRecord,
     EvaluationRecord,
     Record,
@@ -54,8 +55,8 @@ StageSteps = Callable[[Stepper], AbstractContextManager[TakeSteps]]
 """Opens the way in which the steps of a stage are taken."""
 Observer = Callable[[Record], None]
 """Function that receives every record; records are immutable and give no access to the engine."""
-RECORDS, CHECKPOINTS, FINISHED = "records.jsonl", "checkpoints", "model.safetensors"
-OUR_METRICS = tuple(metric.name for metric in CLASS_METRICS)
+CHECKPOINTS, FINISHED = "checkpoints", "model.safetensors"
+CLASS_METRIC_NAMES = tuple(metric.name for metric in CLASS_METRICS)
 """Metrics of every evaluator of this package, which need no trial before training."""
 
 
@@ -401,7 +402,8 @@ class TrainingRun:
     ) -> StageEnd | None:
         """Return the end of a stage, if it ends here, after recording it."""
         end = self.timeline.look(done, metrics, reaches_goal=reaches_goal)
-        # That of a fixed length follows from the plan.
+        # The end of a fixed length follows from the plan, or from the usage of the end record where
+        # the run reaches its goal within it.
         if end is not None and not isinstance(stage.declared.duration, Duration):
             self._journal.write(
                 StageEndRecord(
@@ -459,7 +461,7 @@ class TrainingRun:
             raise
 
     @property
-    def _is_ours(self) -> bool:
+    def _is_built_in_evaluator(self) -> bool:
         """Return whether the evaluation is one of this package."""
         return str(getattr(self.evaluate, "__module__", "")).startswith("curricle.")
 
@@ -468,7 +470,7 @@ class TrainingRun:
 
         Evaluators of this package are not run for it if their metrics suffice.
         """
-        if self._is_ours and set(self._metric_names) <= set(OUR_METRICS):
+        if self._is_built_in_evaluator and set(self._metric_names) <= set(CLASS_METRIC_NAMES):
             return
         module = self.run.student.module
         with (
@@ -501,7 +503,7 @@ class TrainingRun:
         for name, number in metrics.items():
             # Metrics of the caller may be undefined for some students, as a precision without
             # positive predictions; ours are finite for every student that has not diverged.
-            if not math.isfinite(number) and (name == self.metric or self._is_ours):
+            if not math.isfinite(number) and (name == self.metric or self._is_built_in_evaluator):
                 raise DivergenceError(
                     f"{name!r} must be finite; got {number} in stage {stage.declared.name!r} "
                     f"after step {self._usage.steps - 1} with seed {self.run.seed}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from curricle.data.batch import Batch, Rows, check_positions
 from curricle.data.finiteness import non_finite_words
-from curricle.data.labels import misplaced, require_classes
+from curricle.data.label_checks import misplaced, require_classes
 from curricle.errors import BindError, DataError
 from curricle.metrics import CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing

@@ -11,7 +11,7 @@ run is resumed, records after the checkpoint are dropped and written again.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import nn
@@ -41,7 +41,7 @@ class Journal:
         timeline: Timeline,
         *,
         observers: Sequence[Callable[[Record], None]] = (),
-        facts: Mapping[str, Any],
+        facts: Mapping[str, object],
         is_writer: bool = True,
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.

@@ -103,11 +103,6 @@ class StageLoss:
         )
         """Context in which targets are computed."""
 
-    @property
-    def has_teacher(self) -> bool:
-        """Return whether targets need a forward pass of the teacher."""
-        return self._teacher is not None
-
     def counts(self, *batches: Batch) -> list[int]:
         """Return the number of positions of each objective's mean, at least 1.
 
@@ -225,6 +220,16 @@ class StageLoss:
                 for term, calibrate in zip(self.terms, pending, strict=True)
             )
         return True
+
+
+def gradients_of_sums(sums: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """Return the gradient of the loss, the weighted sum of means, with respect to each sum.
+
+    Args:
+        sums: Result of `StageLoss.sums`, or those of several students along one axis.
+        scales: Result of `StageLoss.scales`.
+    """
+    return [torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)]
 
 
 def _target(term: Term, states: Activations | None, batch: Batch) -> Target:

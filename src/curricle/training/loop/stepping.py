@@ -33,6 +33,7 @@ from curricle.training.loop.stage_loss import (
     CALIBRATION_BATCHES,
     StageLoss,
     StepLoss,
+    gradients_of_sums,
     open_stage_loss,
 )
 
@@ -171,7 +172,7 @@ class Stepper:
         """Return the context of a step: seeded if the model draws from global generators."""
         run = self.run
         # Seeding the global generators costs every step time; most models draw nothing.
-        if not run.draws_noise and not run.draws_foreign_noise:
+        if not run.is_noisy:
             return nullcontext()
         return seeding.scoped(run.seed, "noise", step, beyond_torch=run.draws_foreign_noise)
 
@@ -196,9 +197,7 @@ class Stepper:
             targets = self.loss.targets(batch)
         sums = self.loss.sums(batch, targets)
         # Weights and counts enter as the gradient of the sums: no kernel is spent on them.
-        torch.autograd.backward(
-            sums, [torch.full_like(total, scale) for total, scale in zip(sums, scales, strict=True)]
-        )
+        torch.autograd.backward(sums, gradients_of_sums(sums, scales))
         # Without their graph, whose activations are freed before the next micro-batch.
         return [total.detach() for total in sums]
 
@@ -305,7 +304,7 @@ def stepping(
     with ExitStack() as stack:
         loss = stack.enter_context(open_stage_loss(run, stage))
         stack.enter_context(frozen_but(run.student.module, stage.trained))
-        if run.settings.compile in {"student", "both"}:
+        if run.settings.compiles_student:
             stack.enter_context(compiled_blocks(run.student))
         # Gradients take as much memory as the weights, and are not read after the stage.
         stack.callback(run.student.module.zero_grad)

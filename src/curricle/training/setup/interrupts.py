@@ -15,24 +15,26 @@ ignored, and handlers of the calling program keep theirs.
 import logging
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import final
+from typing import Any, final
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
+def interrupt(number: int, _frame: FrameType | None) -> None:
     """Handle a signal before and after a run, when there is no step to wait for.
 
     Raises:
         Interrupted: Always.
     """
-    del frame
     raise Interrupted(number)
 
 
+Handler = Callable[[int, FrameType | None], None]
 LOGGER = logging.getLogger("curricle")
+ENDING = ("SIGTERM", "SIGHUP")
+"""Signals that end a process by default."""
 DEFAULTS = (signal.SIG_DFL, signal.default_int_handler, interrupt)
 """Actions that are replaced while a run goes on."""
 
@@ -97,25 +99,14 @@ class Interrupts:
             saves: Whether the run writes checkpoints. Otherwise ctrl-C has nothing to wait for and
                 raises at once, as Python does.
         """
-        names = ("SIGTERM", "SIGHUP", *(("SIGINT",) if saves else ()))
-        # Windows has no SIGHUP.
-        self._numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        self._replaced: list[tuple[int, object]] = []
+        self._names = (*ENDING, "SIGINT") if saves else ENDING
+        self._stack = ExitStack()
         self.requested: int | None = None
         """Number of the signal that has arrived; None as long as none has."""
 
     def __enter__(self) -> "Interrupts":
         """Return itself after installing the handlers, which only the main thread can."""
-        # Python refuses to install handlers elsewhere; a run in another thread leaves signals to
-        # the program around it.
-        if threading.current_thread() is threading.main_thread():
-            for number in self._numbers:
-                before = signal.getsignal(number)
-                # A handler that was not installed from Python reads as None, and stays in place
-                # too.
-                if before in DEFAULTS:
-                    signal.signal(number, self._note)
-                    self._replaced.append((number, before))
+        self._stack.enter_context(_handled(self._names, self._note, instead_of=DEFAULTS))
         return self
 
     def __exit__(
@@ -130,15 +121,12 @@ class Interrupts:
             Interrupted: If a signal came too late for a step to end the run by it.
         """
         # Before anything is raised, so that the next signal already acts as it did before the run.
-        while self._replaced:
-            number, before = self._replaced.pop()
-            signal.signal(number, before)  # type: ignore[arg-type] # what `getsignal` returned
+        self._stack.close()
         # An error that is on its way out already is not hidden by a signal that came beside it.
         if kind is None and self.requested is not None:
             raise Interrupted(self.requested)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
+    def _note(self, number: int, _frame: FrameType | None) -> None:
         # Only a flag is set: a handler runs between any two instructions, where an exception could
         # leave a weight half updated or a file half written. The second signal accepts that.
         if self.requested is not None:
@@ -158,16 +146,37 @@ def interruptible() -> Iterator[None]:
     Yields:
         Nothing.
     """
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    replaced: list[int] = []
+    with _handled(ENDING, interrupt, instead_of=(signal.SIG_DFL,)):
+        yield
+
+
+@contextmanager
+def _handled(
+    names: Iterable[str], handler: Handler, *, instead_of: Container[object]
+) -> Iterator[None]:
+    """Handle signals within the block, where one of some actions is in place.
+
+    Args:
+        names: Names of the signals; one that the system lacks is left out.
+        handler: Handler of the signals.
+        instead_of: Actions that are replaced; all others stay, as that of a signal that is ignored.
+
+    Yields:
+        Nothing.
+    """
+    replaced: list[tuple[int, Callable[[int, FrameType | None], Any] | int | None]] = []
     try:
+        # Python refuses to install handlers elsewhere; a run in another thread leaves signals to
+        # the program around it.
         if threading.current_thread() is threading.main_thread():
-            for number in numbers:
-                # An ignored signal, as SIGHUP under `nohup`, stays ignored.
-                if signal.getsignal(number) == signal.SIG_DFL:
-                    signal.signal(number, interrupt)
-                    replaced.append(number)
+            # Windows has no SIGHUP.
+            for number in [getattr(signal, name) for name in names if hasattr(signal, name)]:
+                before = signal.getsignal(number)
+                # A handler that was not installed from Python reads as None, and stays, too.
+                if before in instead_of:
+                    signal.signal(number, handler)
+                    replaced.append((number, before))
         yield
     finally:
-        for number in replaced:
-            signal.signal(number, signal.SIG_DFL)
+        for number, action in reversed(replaced):
+            signal.signal(number, action)

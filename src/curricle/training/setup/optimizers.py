@@ -46,7 +46,8 @@ class Schedule:
         """
         if self.decay == "constant" and self.floor:
             raise SpecError(
-                f"'floor' must come with a decay, without has no effect; got {self.floor}"
+                f"'floor' has no effect with decay='constant'; choose 'cosine' or 'linear', or "
+                f"remove it (got {self.floor})"
             )
 
     def factor(self, step: int, total: int) -> float:
@@ -92,16 +93,14 @@ class SGD:
         return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
 
     def factors(
-        self, rates: Float[Tensor, " step"], counts: Float[Tensor, " step"]
+        self, rates: Float[Tensor, " step"], _counts: Float[Tensor, " step"]
     ) -> Float[Tensor, "step 1"]:
         """Return the factors of steps that `moved` needs.
 
         Args:
             rates: Learning rate of each.
-            counts: Number of updates of the weight, each included.
         """
         # Descent has no bias correction; the argument keeps one signature for both optimizers.
-        del counts
         return rates[:, None]
 
     def moved(

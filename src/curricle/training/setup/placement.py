@@ -18,7 +18,7 @@ from functools import cache
 from typing import Literal, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from curricle.data.batch import Batch
 from curricle.errors import BindError
@@ -69,14 +69,6 @@ class Placement(ABC):
 
         Args:
             number: Number of this process.
-        """
-
-    @abstractmethod
-    def full_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """Return all weights and buffers of a module under their names, none of them sharded.
-
-        Args:
-            module: A model that was placed, without the wrapper that `place` returned.
         """
 
     @property
@@ -134,10 +126,6 @@ class SingleDevice(Placement):
     def total(self, number: float) -> float:
         """Return the number: this process has all of it."""
         return number
-
-    def full_state(self, module: nn.Module) -> dict[str, Tensor]:
-        """Return the state of the module."""
-        return module.state_dict()
 
 
 HOST = SingleDevice("cpu")

@@ -96,14 +96,27 @@ class TrainingSettings:
             for name, default in EXCLUSIVE.items()
             if getattr(self, name) != default
         }
-        # One feature a model, since each excludes other things. That of 'none' is in no row of the
-        # table, so it excludes nothing.
-        sides = ("student", "teacher") if self.compile == "both" else (self.compile,)
-        features |= {f"compile {side}": f"'{path}compile={self.compile}'" for side in sides}
+        # One feature a model, since each excludes other things.
+        sides = {"student": self.compiles_student, "teacher": self.compiles_teacher}
+        features |= {
+            f"compile {side}": f"'{path}compile={self.compile}'"
+            for side, is_compiled in sides.items()
+            if is_compiled
+        }
         # A property of three settings together; no single one of them is at fault.
         if self._shortest_interval == 1:
             features["every step"] = "an interval of 1 step between records or evaluations"
         return features
+
+    @property
+    def compiles_student(self) -> bool:
+        """Return whether the blocks of the student are compiled."""
+        return self.compile in {"student", "both"}
+
+    @property
+    def compiles_teacher(self) -> bool:
+        """Return whether the blocks of the teacher are compiled."""
+        return self.compile in {"teacher", "both"}
 
     @property
     def placement(self) -> Placement:
@@ -116,21 +129,24 @@ class TrainingSettings:
         return tuple(filter(None, (self.log_every, self.eval_every, self.save_every)))
 
     @property
+    def precision_of_teacher(self) -> Precision:
+        """Return the precision of the teacher's passes while it teaches."""
+        return self.teacher_precision or self.precision
+
+    @property
     def precisions(self) -> tuple[Precision, ...]:
         """Return the student's precision, and the teacher's where it is another."""
         # Equal ones count once: the tuple enters the digest of a run, which must not depend on
         # whether the default was spelled out. The teacher's is the last.
-        return tuple(dict.fromkeys((self.precision, self.teacher_precision or self.precision)))
+        return tuple(dict.fromkeys((self.precision, self.precision_of_teacher)))
 
     @property
     def teacher_inference(self) -> Inference:
         """Return how the teacher is made fast while it teaches."""
         # In float32 a copy in lower precision would change what the teacher computes; in bfloat16
         # autocast would make the same cast at every pass.
-        is_wide = (self.teacher_precision or self.precision) == "float32"
-        return Inference(
-            linear=None if is_wide else torch.bfloat16, compiled=self.compile in ("teacher", "both")
-        )
+        is_wide = self.precision_of_teacher == "float32"
+        return Inference(linear=None if is_wide else torch.bfloat16, compiled=self.compiles_teacher)
 
     @contextmanager
     def stated_threads(self) -> Iterator[None]:
@@ -154,4 +170,4 @@ class TrainingSettings:
 
     def teacher_autocast(self) -> AbstractContextManager[object]:
         """Return the context in which the teacher's forward passes run while it teaches."""
-        return self.placement.autocast(self.teacher_precision or self.precision)
+        return self.placement.autocast(self.precision_of_teacher)

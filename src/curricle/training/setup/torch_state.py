@@ -26,13 +26,13 @@ _ENTERED: ContextVar[tuple[str, ...] | None] = ContextVar("_ENTERED", default=No
 
 
 @contextmanager
-def standard_state(*, trains: bool = True) -> Iterator[None]:
+def standard_state(*, is_training: bool = True) -> Iterator[None]:
     """Run a block with gradients, the CPU as default device and no autocast.
 
     The block is also a decorator. Inside another one it changes nothing.
 
     Args:
-        trains: Whether the block trains or writes, which several processes must not do.
+        is_training: Whether the block trains or writes, which several processes must not do.
 
     Yields:
         Nothing.
@@ -42,7 +42,7 @@ def standard_state(*, trains: bool = True) -> Iterator[None]:
             several processes of a block that trains.
     """
     # Before the look at an outer block, which may be one that only reads and has not checked this.
-    if trains:
+    if is_training:
         check_single_process()
     if _ENTERED.get() is not None:
         yield

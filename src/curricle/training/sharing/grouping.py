@@ -53,7 +53,7 @@ class StudentGroups:
         for key, group in candidates.items():
             # Runs come in turns; a group keeps its model only if its students keep their order.
             group.sort(key=lambda run: -1 if run.stepper is None else self._places[run.stepper])
-            if len(group) < 2:  # noqa: PLR2004 - alone it steps as ever
+            if len(group) <= 1:
                 continue
             started = placement.now()
             losses = self._losses(key, group, step)

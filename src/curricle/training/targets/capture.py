@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from curricle.colocation import beside
+from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch
 from curricle.data.example_keys import example_keys
 from curricle.data.finiteness import non_finite_words
@@ -33,7 +34,7 @@ from curricle.models.heads import LinearHead
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import weights_digest
 from curricle.objectives.base import BoundObjective, Target, target_description
-from curricle.teachers.live import LiveTeacher, Reference, num_parameters
+from curricle.teachers.live import LiveTeacher, num_parameters
 from curricle.teachers.store.codecs import BFloat16, Codec, HiddenCodec, Sampled
 from curricle.teachers.store.manifest import (
     MANIFEST,
@@ -79,8 +80,8 @@ def capture(
     runs: Sequence[BoundRun],
     folder: Path,
     *,
-    compression: TargetCompression = TargetCompression(),  # noqa: B008 - a frozen value
-    data: DataFacts = DataFacts(),  # noqa: B008 - a frozen value
+    compression: TargetCompression = TargetCompression(),
+    data: DataFacts = DataFacts(),
     watch: Watch | None = None,
 ) -> Manifest:
     """Capture the missing targets of some runs.
@@ -119,7 +120,9 @@ def capture(
         data=data if data.fingerprint else replace(data, fingerprint=runs[0].stream.fingerprint),
         sections=tuple(
             {
-                section.name: section for query in queries for section, _ in query.target_sets
+                target_set.name: target_set
+                for query in queries
+                for target_set, _ in query.target_sets
             }.values()
         ),
     )
@@ -183,8 +186,8 @@ class TeacherQuery:
                     with add_location(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(micro_batch)
                         rows = [_rows(loss, targets[number]) for _, number in self.target_sets]
-                    for (section, number), target in zip(self.target_sets, rows, strict=True):
-                        yield section, loss.terms[number].objective, micro_batch, target
+                    for (target_set, number), target in zip(self.target_sets, rows, strict=True):
+                        yield target_set, loss.terms[number].objective, micro_batch, target
 
     def _parts(self, step: int) -> list[Batch]:
         """Return the parts of the batch of a step where the teacher lies."""
@@ -219,11 +222,12 @@ class TeacherQuery:
         # On the CPU, before the batch is moved: where nothing is missing, as in a second epoch, the
         # teacher does not run.
         keys = [
-            example_keys(micro_batch, selected=section.selected) for section, _ in self.target_sets
+            example_keys(micro_batch, selected=target_set.selected)
+            for target_set, _ in self.target_sets
         ]
         missing = [
-            writer.find_missing(section, keys_of_section)
-            for (section, _), keys_of_section in zip(self.target_sets, keys, strict=True)
+            writer.find_missing(target_set, keys_of_set)
+            for (target_set, _), keys_of_set in zip(self.target_sets, keys, strict=True)
         ]
         if not any(is_missing.any() for is_missing in missing):
             return
@@ -236,7 +240,7 @@ class TeacherQuery:
         # Of the whole part even if few examples are missing: fewer would round differently.
         targets = loss.targets(placed, numbers)
         columns = zip(self.target_sets, keys, missing, strict=True)
-        for (section, number), keys_of_section, is_missing in columns:
+        for (target_set, number), keys_of_set, is_missing in columns:
             if not is_missing.any():
                 continue
             target = _rows(loss, targets[number])
@@ -244,9 +248,9 @@ class TeacherQuery:
             counts = counts_of(loss.terms[number].objective, micro_batch)
             # A target has rows and not examples, so the mask is repeated for the rows of each.
             rows = torch.from_numpy(np.flatnonzero(np.repeat(is_missing, counts)))
-            random = uniforms(section, keys_of_section[is_missing], counts[is_missing])
-            entries = section.codec.encode(target[beside(rows, target)], random)
-            writer.add(section, keys_of_section[is_missing], counts[is_missing], entries)
+            random = uniforms(target_set, keys_of_set[is_missing], counts[is_missing])
+            entries = target_set.codec.encode(target[beside(rows, target)], random)
+            writer.add(target_set, keys_of_set[is_missing], counts[is_missing], entries)
 
 
 def _rows(loss: StageLoss, target: Target) -> Float[Tensor, "row width"]:
@@ -265,7 +269,8 @@ def queries_of(runs: Sequence[BoundRun], compression: TargetCompression) -> list
 def _query(run: BoundRun, stage: BoundStage, compression: TargetCompression) -> TeacherQuery:
     # Several objectives may need the same targets.
     distinct = {
-        section.name: (section, number) for section, number in _target_sets(run, stage, compression)
+        target_set.name: (target_set, number)
+        for target_set, number in _target_sets(run, stage, compression)
     }
     return TeacherQuery(run=run, stage=stage, target_sets=list(distinct.values()))
 
@@ -277,7 +282,7 @@ def _target_sets(
     for number, term in enumerate(stage.terms):
         if term.needs_teacher:
             reference, stream = stage.declared.teacher, run.stream.fingerprint
-            yield _section(term.objective, reference, stream, compression), number
+            yield _target_set(term.objective, reference, stream, compression), number
 
 
 def _check_readable(runs: Sequence[BoundRun], compression: TargetCompression) -> None:
@@ -288,9 +293,9 @@ def _check_readable(runs: Sequence[BoundRun], compression: TargetCompression) ->
     """
     for run in runs:
         for stage in run.stages:
-            for section, number in _target_sets(run, stage, compression):
+            for target_set, number in _target_sets(run, stage, compression):
                 try:
-                    check_readable(stage.terms[number].objective, section)
+                    check_readable(stage.terms[number].objective, target_set)
                 except BindError as error:
                     raise BindError(
                         f"stage {stage.declared.name!r}: {error}; 'compression.logits' sets the "
@@ -298,8 +303,11 @@ def _check_readable(runs: Sequence[BoundRun], compression: TargetCompression) ->
                     ) from None
 
 
-def _section(
-    objective: BoundObjective, reference: Reference, stream: str, compression: TargetCompression
+def _target_set(
+    objective: BoundObjective,
+    reference: TeacherReference,
+    stream: str,
+    compression: TargetCompression,
 ) -> TargetSet:
     """Return the description of an objective's targets."""
     facts = target_key(objective, stream)
@@ -330,7 +338,7 @@ def _facts(teacher: LiveTeacher, runs: Sequence[BoundRun]) -> TeacherFacts:
         taps=_taps(teacher.model),
         is_residual=teacher.model.is_residual,
         parameters=num_parameters(teacher.model),
-        precision=settings.teacher_precision or settings.precision,
+        precision=settings.precision_of_teacher,
     )
 
 
@@ -362,19 +370,21 @@ def _merged(folder: Path, manifest: Manifest) -> Manifest:
             f"{str(folder)!r} must hold targets of a teacher in {manifest.teacher.precision!r}; "
             f"got {there.teacher.precision!r}; capture into another folder"
         )
-    for section in manifest.sections:
-        stored_set = there.target_set(section.name)
+    for target_set in manifest.sections:
+        stored_set = there.target_set(target_set.name)
         # Names leave the codec out, so a folder keeps each kind of target in one form.
-        if stored_set is not None and stored_set != section:
+        if stored_set is not None and stored_set != target_set:
             raise CheckpointError(
-                f"{str(folder)!r} must hold targets packed as {section.codec}; got "
+                f"{str(folder)!r} must hold targets packed as {target_set.codec}; got "
                 f"{stored_set.codec}; capture into another folder"
             )
-    sections = {target_set.name: target_set for target_set in (*there.sections, *manifest.sections)}
+    target_sets = {
+        target_set.name: target_set for target_set in (*there.sections, *manifest.sections)
+    }
     return replace(
         there,
         teacher=replace(manifest.teacher, weights=both),
-        sections=tuple(sections.values()),
+        sections=tuple(target_sets.values()),
     )
 
 

@@ -40,7 +40,7 @@ LEAST_SHARE = 0.98
 class Agreement:
     """Agreement of one kind of target with the teacher."""
 
-    section: TargetSet
+    target_set: TargetSet
     """The kind of target."""
     rows: int
     """Rows that were compared."""
@@ -50,7 +50,7 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Return whether the targets are the teacher's."""
-        return self.share >= (LEAST_SHARE if self.section.is_sparse else 1.0)
+        return self.share >= (LEAST_SHARE if self.target_set.is_sparse else 1.0)
 
 
 def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) -> list[Agreement]:
@@ -62,28 +62,28 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
         steps: How many steps of each stage are looked at.
     """
     matches: dict[str, list[Bool[Tensor, " row"]]] = {}
-    sections: dict[str, TargetSet] = {}
+    target_sets: dict[str, TargetSet] = {}
     # With any codecs: the form that is compared is that of the store.
     for query in queries_of(runs, TargetCompression()):
         for _, objective, batch, expected in query.recomputed(steps):
             targets = stored.serving(
                 objective, query.stage.declared.teacher, query.run.stream.fingerprint
             )
-            section = targets.reader.target_set
+            target_set = targets.reader.target_set
             read = targets.target(batch, objective.count(batch))
-            if isinstance(section.codec, (Sampled, TopK)):
+            if isinstance(target_set.codec, (Sampled, TopK)):
                 # Packed by the same random numbers, since other draws of the same logits are other
                 # classes.
-                entries = section.codec.encode(expected, _random(section, objective, batch))
-                again = section.codec.decode(entries, section.width)
+                entries = target_set.codec.encode(expected, _random(target_set, objective, batch))
+                again = target_set.codec.decode(entries, target_set.width)
                 agree = _equal(read, again)
             else:
-                agree = _within(read, expected, section.codec.bound(expected))
-            sections[section.name] = section
-            matches.setdefault(section.name, []).append(agree)
+                agree = _within(read, expected, target_set.codec.bound(expected))
+            target_sets[target_set.name] = target_set
+            matches.setdefault(target_set.name, []).append(agree)
     return [
         Agreement(
-            section=sections[name],
+            target_set=target_sets[name],
             rows=sum(map(len, matches_of_set)),
             share=sum(int(rows.sum()) for rows in matches_of_set)
             / max(sum(map(len, matches_of_set)), 1),
@@ -92,15 +92,15 @@ def agreement(runs: Sequence[BoundRun], stored: StoredTeacher, *, steps: int) ->
     ]
 
 
-def _random(section: TargetSet, objective: BoundObjective, batch: Batch) -> Uniforms:
+def _random(target_set: TargetSet, objective: BoundObjective, batch: Batch) -> Uniforms:
     """Return the random numbers of the rows that an objective reads, as they were when stored."""
-    keys = example_keys(batch, selected=section.selected)
+    keys = example_keys(batch, selected=target_set.selected)
     # Rows that selected positions pick from those of all positions.
     description = target_description(objective)
-    if section.selected or description is None or not description.reads_selected:
-        return uniforms(section, keys, counts_of(objective, batch))
+    if target_set.selected or description is None or not description.reads_selected:
+        return uniforms(target_set, keys, counts_of(objective, batch))
     counts = data_counts(batch)
-    draws = uniforms(section, keys, counts)
+    draws = uniforms(target_set, keys, counts)
     starts = counts.cumsum() - counts
     rows = np.concatenate(
         [start + places for start, places in zip(starts, selected_places(batch), strict=True)]

@@ -158,7 +158,7 @@ def test_one_changed_byte_is_noticed(tmp_path_factory: pytest.TempPathFactory, p
 
 
 def test_a_missing_file_is_refused_before_its_digest(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="must exist as its manifest says; there is none"):
+    with pytest.raises(CheckpointError, match="must exist by its manifest; there is none"):
         require_digest(tmp_path / "missing", "")
 
 

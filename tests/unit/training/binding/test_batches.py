@@ -120,10 +120,10 @@ def test_an_interval_costs_the_same_whatever_its_length() -> None:
 def test_joined_batches_are_counted_each() -> None:
     stream = parity()
     batches = RunBatches(stream, stream.batch(0))
-    whole = batches.joined(0, 3)
+    whole = batches.concatenated(0, 3)
     assert whole is not None
     assert batches.relative_tokens(0, 3) == (24, 24)
-    assert RunBatches(Listed(SHORT), SHORT).joined(0, 2) is None
+    assert RunBatches(Listed(SHORT), SHORT).concatenated(0, 2) is None
 
 
 @pytest.mark.parametrize(
@@ -226,7 +226,7 @@ def test_an_error_of_the_data_is_located() -> None:
 class Joining(Listed):
     """Gives the batches of several steps at once."""
 
-    def joined(self, step: int, number: int) -> Batch:
+    def concatenated(self, step: int, number: int) -> Batch:
         each = [self.batch(step + one) for one in range(number)]
         labels = torch.cat([one.labels for one in each if one.labels is not None])
         return Batch(inputs=torch.cat([one.leading for one in each]), labels=labels)
@@ -239,7 +239,7 @@ def test_of_joined_batches_the_one_at_fault_is_known(step: int) -> None:
     with pytest.raises(
         DataError, match=r"^'labels' must lie between 0 and 3, .*; got 9;"
     ) as caught:
-        RunBatches(stream, good, labels=[(0, 9, FOUR_CLASSES)]).joined(0, 4)
+        RunBatches(stream, good, labels=[(0, 9, FOUR_CLASSES)]).concatenated(0, 4)
     assert caught.value.step == step
 
 
@@ -363,7 +363,8 @@ def test_a_pass_that_fails_for_too_many_positions_is_explained(owner: str) -> No
     )
     sentence = (
         rf"step 1, seed 0: 'input_ids' must have at most the 4 positions of the {owner}'s table "
-        rf"'places'; got 8; truncate them in the collate function; its forward pass says: index"
+        rf"'places'; got 8; truncate them in the collate function; its forward pass failed "
+        r"with: index"
     )
     with pytest.raises(DataError, match=sentence):
         execute(run, lambda _: {"accuracy": 0.5}, metric="accuracy", outputs=Outputs())
@@ -391,7 +392,9 @@ def failing(error: BaseException) -> Activations:
 
 @pytest.mark.parametrize("error", [IndexError("out of range"), RuntimeError("sizes"), TypeError()])
 def test_a_later_forward_pass_that_fails_is_an_error_of_the_data(error: Exception) -> None:
-    with pytest.raises(DataError, match=rf"^'student' must take every batch .* says: {error}$"):
+    with pytest.raises(
+        DataError, match=rf"^'student' must take every batch .* failed with: {error}$"
+    ):
         run_forward(lambda: failing(error), torch.zeros(1), "student", ())
 
 

@@ -17,13 +17,13 @@ from curricle.training.binding.facts import (
     MOST_CHANGES,
     differences,
     run_facts,
-    run_fingerprint,
     write_facts,
 )
 from curricle.training.distill import execute
 from curricle.training.loop.engine import Outputs
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.setup.optimizers import SGD
+from curricle.values import fingerprint
 from tests.parts import Tuned, bound, mlp, parity
 
 
@@ -119,10 +119,10 @@ def test_a_folder_without_facts_names_nothing(content: str | None, tmp_path: Pat
 @pytest.mark.parametrize("place", [0, -1])
 def test_every_number_of_the_teacher_counts(place: int) -> None:
     teacher = mlp(40, 40, seed=1)
-    before = run_fingerprint(bound(one_shot(total="4 steps"), teacher=LiveTeacher(teacher)))
+    before = fingerprint(run_facts(bound(one_shot(total="4 steps"), teacher=LiveTeacher(teacher))))
     with torch.no_grad():
         teacher.module.get_parameter("blocks.1.0.weight")[place, place] += 1e-6
-    after = run_fingerprint(bound(one_shot(total="4 steps"), teacher=LiveTeacher(teacher)))
+    after = fingerprint(run_facts(bound(one_shot(total="4 steps"), teacher=LiveTeacher(teacher))))
     assert before != after
 
 

@@ -147,7 +147,7 @@ WORDS = r"; '{}' of shape \(4,\) is among the inputs, and labels go under 'label
 def test_a_model_that_takes_no_labels_is_not_to_blame_for_those_among_its_inputs(
     name: str, curriculum: Any
 ) -> None:
-    sentence = rf"its forward pass says: .* unexpected keyword argument '{name}'" + WORDS
+    sentence = rf"its forward pass failed with: .* unexpected keyword argument '{name}'" + WORDS
     with pytest.raises(BindError, match=sentence.format(name)):
         run_on(misnamed(name), curriculum(total="2 steps"))
 

@@ -25,14 +25,15 @@ from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import Gaussian, Sign
-from curricle.records import EndRecord, Record, RunRecord, StepRecord, Usage, read_records
+from curricle.records import RECORDS, EndRecord, Record, RunRecord, StepRecord, Usage, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
-from curricle.training.binding.facts import run_fingerprint
+from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import BATCHES, bind_start
 from curricle.training.distill import distill, execute
-from curricle.training.loop.engine import RECORDS, Observer, Outputs
+from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.setup.optimizers import SGD
+from curricle.values import fingerprint
 from tests.parts import INPUTS, Listed, mlp, parity
 
 NUM_IDS, LENGTH, TEACHER, STUDENT = 20, 6, 12, 8
@@ -77,7 +78,7 @@ def strings() -> Listed:
     return Listed(*batches)
 
 
-def shared(*, seed: int = 0, law: Gaussian | Sign = Gaussian()) -> Tensor:  # noqa: B008
+def shared(*, seed: int = 0, law: Gaussian | Sign = Gaussian()) -> Tensor:
     """Return the projection that layers with a shared one are compared through."""
     return law.matrix(seed=seed, name="shared", student_width=STUDENT, teacher_width=TEACHER)
 
@@ -407,7 +408,7 @@ def test_one_call_starts_and_distills(tmp_path: Path) -> None:
 
 def test_a_start_is_part_of_what_a_run_depends_on() -> None:
     starts = [None, RandomStart(), RandomStart(projection=Sign()), PrincipalStart()]
-    assert len({run_fingerprint(bound(start)) for start in starts}) == len(starts)
+    assert len({fingerprint(run_facts(bound(start))) for start in starts}) == len(starts)
 
 
 def test_what_is_set_is_told_as_a_stage_of_no_steps() -> None:

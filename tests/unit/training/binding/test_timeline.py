@@ -11,7 +11,14 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.errors import BindError
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
-from curricle.training.binding.timeline import Span, StageEnd, Timeline, TimelineState, plan_spans
+from curricle.training.binding.timeline import (
+    Span,
+    StageEnd,
+    Timeline,
+    TimelineState,
+    check_rule,
+    plan_spans,
+)
 from curricle.training.loop.stage_loss import StepLoss
 from tests.parts import bound
 
@@ -149,14 +156,6 @@ def test_stages_after_an_early_end_follow_at_once() -> None:
     timeline.close(12, "metric")
     assert list(timeline.remaining()) == [1, 2]
     assert (timeline.start, timeline.due(12), timeline.num_steps) == (12, 22, 27)
-    assert [timeline.stage_at(step) for step in (0, 11, 12, 21, 22, 26)] == [0, 0, 1, 1, 2, 2]
-
-
-@pytest.mark.parametrize("step", [-1, 55])
-def test_a_step_outside_the_run_has_no_stage(step: int) -> None:
-    timeline = Timeline(spans(METRIC, "15 steps"))
-    with pytest.raises(ValueError, match=rf"must lie within the 55 of the run; got {step}$"):
-        timeline.stage_at(step)
 
 
 @pytest.mark.parametrize("step", [0, 41])
@@ -239,8 +238,9 @@ NO_PLATEAU = (
     r"than 'at_least', before which a plateau cannot end a stage; got 15 steps$"
 )
 NO_METRIC = (
-    r"^stage 'logits': 'eval_every' must not exceed the 40 steps of 'at_most', within which "
-    r"the metric is to be evaluated; got 50$"
+    r"^stage 'logits': 'eval_every' must give an evaluation after at least 1 and before the last "
+    r"of the 40 steps of 'at_most', .*; got 50; choose an 'eval_every' of at most 39, or a longer "
+    r"'at_most'$"
 )
 
 
@@ -254,3 +254,44 @@ NO_METRIC = (
 def test_a_rule_that_cannot_end_a_stage_is_refused(rule: StageDuration, sentence: str) -> None:
     with pytest.raises(BindError, match=sentence):
         bound(curriculum(rule), settings={"eval_every": 50})
+
+
+LATE = UntilMetric(
+    metric="accuracy",
+    reaches=0.9,
+    direction="above",
+    at_most="40 steps",
+    at_least=Duration(number=31),
+)
+"""Ends after 31 to 39 steps, or after 40 in any case."""
+
+
+@pytest.mark.parametrize(
+    ("durations", "fitting", "unfitting"),
+    [
+        # An evaluation at the end alone cannot shorten the stage.
+        ([METRIC], [1, 20, 39], [40, 41, 250]),
+        ([LATE], [9, 16, 35, 39], [20, 30, 40]),
+        # Intervals count from the start of the run: after 11 to 49 steps, or after 41 to 49.
+        (["10 steps", METRIC], [11, 40, 49], [50, 51]),
+        (["10 steps", LATE], [9, 41, 22], [10, 20, 40, 50]),
+        # Where the start is not known, the interval must fit wherever the stage begins.
+        ([PLATEAU, METRIC], [39], [40, 55]),
+        ([PLATEAU, LATE], [9], [10, 35]),
+    ],
+)
+def test_a_metric_must_be_evaluated_where_it_can_end_the_stage(
+    durations: list[StageDuration | str], fitting: list[int], unfitting: list[int]
+) -> None:
+    span = spans(*durations)[-1]
+    for interval in fitting:
+        check_rule(span, eval_every=interval)
+    for interval in unfitting:
+        with pytest.raises(BindError, match=rf"^'eval_every' must .*; got {interval}; choose an "):
+            check_rule(span, eval_every=interval)
+
+
+def test_a_stage_of_one_step_has_no_interval_to_choose() -> None:
+    rule = UntilMetric(metric="nll", reaches=1, direction="below", at_most="1 step")
+    with pytest.raises(BindError, match=r"; got 1; choose a longer 'at_most'$"):
+        check_rule(spans(rule)[0], eval_every=1)

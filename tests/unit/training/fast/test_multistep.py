@@ -28,7 +28,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
 from curricle.training.fast import multistep as compiling
-from curricle.training.fast.multistep import CompiledSteps, Traced
+from curricle.training.fast.multistep import FusedSteps, Traced
 from curricle.training.loop.engine import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW, Schedule
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
@@ -48,14 +48,14 @@ def evaluate(model: TappedModel) -> dict[str, float]:
 def blocks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Run graphs as they are; return a list that gets the first step of every block."""
     seen: list[int] = []
-    step = CompiledSteps.step
+    step = FusedSteps.step
 
     def counting(self: Any, first: int) -> Any:
         found = step(self, first)
         seen.extend([first] if found is not None else [])
         return found
 
-    monkeypatch.setattr(CompiledSteps, "step", counting)
+    monkeypatch.setattr(FusedSteps, "step", counting)
     monkeypatch.setattr(compiling, "compiled", lambda traced: traced.graph)
     monkeypatch.setattr(shutil, "which", lambda name: name)
     return seen
@@ -108,7 +108,7 @@ OPTIMIZERS = {
     every=st.integers(7, 13),
 )
 @example(curriculum="own layers", optimizer="adam", ahead=2, every=2)
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=4, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_run_ends_where_single_steps_would_and_records_the_same(
     curriculum: str, optimizer: str, ahead: int, every: int
 ) -> None:

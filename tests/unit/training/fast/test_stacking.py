@@ -21,7 +21,7 @@ from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.fast.joined import Joined
+from curricle.training.fast.batched_students import BatchedStudents
 from curricle.training.loop.engine import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
@@ -85,13 +85,13 @@ def assert_close(ones: list[BoundRun], others: list[BoundRun]) -> None:
 def joined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list that gets the number of students of every step taken as one."""
     seen: list[int] = []
-    step = Joined.step
+    step = BatchedStudents.step
 
     def counting(self: Any, batch: Any, number: int) -> Any:
         seen.append(len(self.steppers))
         return step(self, batch, number)
 
-    monkeypatch.setattr(Joined, "step", counting)
+    monkeypatch.setattr(BatchedStudents, "step", counting)
     return seen
 
 
@@ -254,13 +254,13 @@ def test_models_that_only_look_alike_are_compared_once(monkeypatch: pytest.Monke
             return tapped(Scaled(1.0 + seed), blocks=["layer"])
 
     asked: list[int] = []
-    agrees = Joined.agrees
+    agrees = BatchedStudents.agrees
 
     def counting(self: Any, batch: Any) -> bool:
         asked.append(len(self.steppers))
         return agrees(self, batch)
 
-    monkeypatch.setattr(Joined, "agrees", counting)
+    monkeypatch.setattr(BatchedStudents, "agrees", counting)
     together(runs(student=student))
     assert asked == [NUMBER]
 

@@ -145,12 +145,12 @@ def test_half_a_checkpoint_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"usage": {"stepz": 1}}'])
 def test_a_damaged_state_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / STATE).write_text(content)
-    with pytest.raises(CheckpointError, match=r"state.json' must tell where a run stands: "):
+    with pytest.raises(CheckpointError, match=r"state.json' must hold the state of a run: "):
         read_state(tmp_path)
 
 
 def test_a_missing_state_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"must tell where a run stands: FileNotFound"):
+    with pytest.raises(CheckpointError, match=r"must hold the state of a run: FileNotFound"):
         read_state(tmp_path)
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -15,14 +16,22 @@ from curricle.curriculum.strategies import one_shot
 from curricle.errors import CheckpointError
 from curricle.locks import LOCK, locked
 from curricle.models.tapped import TappedModel
-from curricle.records import EndRecord, Record, RecordWriter, RunRecord, read_records
+from curricle.records import RECORDS, EndRecord, Record, RecordWriter, RunRecord, read_records
 from curricle.training.distill import execute
 from curricle.training.loop.checkpoints import OPTIMIZER, STATE, STUDENT
-from curricle.training.loop.engine import CHECKPOINTS, FINISHED, RECORDS, Outputs
+from curricle.training.loop.engine import CHECKPOINTS, FINISHED, Outputs
 from curricle.training.loop.resuming import RunFolder, owner_of
 from tests.parts import bound, mlp, parity
 
 STEPS = 8
+
+
+class Whole(NamedTuple):
+    """A run that nothing has disturbed."""
+
+    folder: Path
+    end: EndRecord
+    student: nn.Module
 
 
 class CutError(Exception):
@@ -58,6 +67,24 @@ def begun(folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Return a finished run, whose folder is to be copied."""
+    folder = tmp_path_factory.mktemp("whole")
+    return Whole(folder, *run(folder))
+
+
+@pytest.fixture(scope="module")
+def cut_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder as `begun` leaves it; it is to be copied."""
+    return begun(tmp_path_factory.mktemp("begun"))
+
+
+def copied(source: Path, folder: Path) -> Path:
+    """Return a folder with what is in another one."""
+    return Path(shutil.copytree(source, folder, dirs_exist_ok=True))
+
+
 def flip(path: Path, place: float) -> None:
     content = bytearray(path.read_bytes())
     content[int(place * len(content))] ^= 4
@@ -70,9 +97,9 @@ PLACES = pytest.mark.parametrize("place", [0.0, 0.25, 0.5, 0.75, 0.9999])
 @PLACES
 @pytest.mark.parametrize("name", [RECORDS, FINISHED, SEAL])
 def test_a_flipped_bit_in_a_finished_run_is_noticed(
-    tmp_path: Path, name: str, place: float
+    tmp_path: Path, whole: Whole, name: str, place: float
 ) -> None:
-    run(tmp_path)
+    copied(whole.folder, tmp_path)
     flip(tmp_path / name, place)
     with pytest.raises(CheckpointError, match=name):
         run(tmp_path, resume=True)
@@ -80,9 +107,9 @@ def test_a_flipped_bit_in_a_finished_run_is_noticed(
 
 @PLACES
 def test_a_flipped_bit_in_the_records_of_a_begun_run_is_noticed(
-    tmp_path: Path, place: float
+    tmp_path: Path, cut_run: Path, place: float
 ) -> None:
-    flip(begun(tmp_path) / RECORDS, place)
+    flip(copied(cut_run, tmp_path) / RECORDS, place)
     with pytest.raises(CheckpointError, match=RECORDS):
         list(read_records(tmp_path / RECORDS))
     with pytest.raises(CheckpointError, match=RECORDS):
@@ -91,11 +118,11 @@ def test_a_flipped_bit_in_the_records_of_a_begun_run_is_noticed(
 
 @pytest.mark.parametrize("lines", [1, 2, 5])
 def test_lines_that_are_missing_at_the_end_of_a_finished_run_are_noticed(
-    tmp_path: Path, lines: int
+    tmp_path: Path, whole: Whole, lines: int
 ) -> None:
-    run(tmp_path)
-    whole = (tmp_path / RECORDS).read_bytes().splitlines(keepends=True)
-    (tmp_path / RECORDS).write_bytes(b"".join(whole[:-lines]))
+    copied(whole.folder, tmp_path)
+    written = (tmp_path / RECORDS).read_bytes().splitlines(keepends=True)
+    (tmp_path / RECORDS).write_bytes(b"".join(written[:-lines]))
     with pytest.raises(CheckpointError, match=r"records.jsonl' must hold \d+ bytes as .*; one"):
         list(read_records(tmp_path / RECORDS))
 
@@ -120,8 +147,8 @@ def test_records_of_the_same_run_at_another_time_do_not_go_with_a_checkpoint(
         run(tmp_path / "a", resume=True)
 
 
-def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path) -> None:
-    path = begun(tmp_path) / RECORDS
+def test_a_byte_that_is_no_text_is_named_with_its_line(tmp_path: Path, cut_run: Path) -> None:
+    path = copied(cut_run, tmp_path) / RECORDS
     path.write_bytes(path.read_bytes().replace(b'"stage"', b'"st\xffge"', 1))
     with pytest.raises(CheckpointError, match=r"records.jsonl' line 2 is not a record: "):
         list(read_records(path))
@@ -139,15 +166,15 @@ def test_a_finished_run_without_its_manifest_is_checked_by_its_records(tmp_path:
         run(tmp_path, resume=True)
 
 
-def test_missing_weights_of_a_finished_run_are_told(tmp_path: Path) -> None:
-    run(tmp_path)
+def test_missing_weights_of_a_finished_run_are_told(tmp_path: Path, whole: Whole) -> None:
+    copied(whole.folder, tmp_path)
     (tmp_path / FINISHED).unlink()
     with pytest.raises(CheckpointError, match=r"must hold the weights of the finished run; there"):
         run(tmp_path, resume=True)
 
 
-def test_a_run_may_begin_anew_where_only_the_records_are_gone(tmp_path: Path) -> None:
-    run(tmp_path)
+def test_a_run_may_begin_anew_where_only_the_records_are_gone(tmp_path: Path, whole: Whole) -> None:
+    copied(whole.folder, tmp_path)
     (tmp_path / RECORDS).unlink()
     for path in (tmp_path / CHECKPOINTS).rglob("*"):
         if path.is_file():
@@ -159,39 +186,39 @@ def test_a_run_may_begin_anew_where_only_the_records_are_gone(tmp_path: Path) ->
 @PLACES
 @pytest.mark.parametrize("name", [SEAL, STATE, STUDENT, OPTIMIZER])
 def test_without_its_damaged_checkpoint_a_run_begins_anew_and_ends_as_ever(
-    tmp_path: Path, name: str, place: float
+    tmp_path: Path, whole: Whole, cut_run: Path, name: str, place: float
 ) -> None:
-    whole, expected = run(tmp_path / "whole")
-    folder = begun(tmp_path / "begun")
+    folder = copied(cut_run, tmp_path / "begun")
     checkpoint = folder / CHECKPOINTS / "step-000000003"
     flip(checkpoint / name, place)
     with pytest.raises(CheckpointError, match=rf"; remove the folder '{checkpoint}': an unfin"):
         run(folder, resume=True)
     shutil.rmtree(checkpoint)
     end, student = run(folder, resume=True)
-    assert end.weights == whole.weights
-    assert same(student, expected)
+    assert end.weights == whole.end.weights
+    assert same(student, whole.student)
 
 
 @pytest.mark.parametrize("name", [SEAL, STATE])
 def test_without_its_damaged_checkpoint_a_finished_run_gives_its_student(
-    tmp_path: Path, name: str
+    tmp_path: Path, whole: Whole, name: str
 ) -> None:
-    whole, expected = run(tmp_path)
+    copied(whole.folder, tmp_path)
     checkpoint = tmp_path / CHECKPOINTS / "step-000000006"
     flip(checkpoint / name, 0.5)
     with pytest.raises(CheckpointError, match=rf"; remove the folder '{checkpoint}'"):
         run(tmp_path, resume=True)
     shutil.rmtree(checkpoint)
     end, student = run(tmp_path, resume=True)
-    assert end == whole
-    assert same(student, expected)
+    assert end == whole.end
+    assert same(student, whole.student)
 
 
-def test_without_its_damaged_checkpoint_a_run_goes_on_from_an_older_one(tmp_path: Path) -> None:
+def test_without_its_damaged_checkpoint_a_run_goes_on_from_an_older_one(
+    tmp_path: Path, whole: Whole, cut_run: Path
+) -> None:
     """As a crash between writing a checkpoint and removing the one before it leaves them."""
-    whole, expected = run(tmp_path / "whole")
-    older = begun(tmp_path / "begun") / CHECKPOINTS / "step-000000003"
+    older = copied(cut_run, tmp_path / "begun") / CHECKPOINTS / "step-000000003"
     newer = older.with_name("step-000000006")
     shutil.copytree(older, newer)
     flip(newer / SEAL, 0.5)
@@ -200,14 +227,15 @@ def test_without_its_damaged_checkpoint_a_run_goes_on_from_an_older_one(tmp_path
     shutil.rmtree(newer)
     seen: list[int] = []
     end, student = run(tmp_path / "begun", lambda each: seen.append(steps_of(each)), resume=True)
-    assert (end.weights, min(filter(None, seen))) == (whole.weights, 4)
-    assert same(student, expected)
+    assert (end.weights, min(filter(None, seen))) == (whole.end.weights, 4)
+    assert same(student, whole.student)
 
 
 @PLACES
-def test_the_ways_out_of_damaged_records_lead_out(tmp_path: Path, place: float) -> None:
-    whole, expected = run(tmp_path / "whole")
-    folder = begun(tmp_path / "begun")
+def test_the_ways_out_of_damaged_records_lead_out(
+    tmp_path: Path, whole: Whole, cut_run: Path, place: float
+) -> None:
+    folder = copied(cut_run, tmp_path / "begun")
     content = (folder / RECORDS).read_bytes()
     flip(folder / RECORDS, place)
     with pytest.raises(
@@ -216,25 +244,25 @@ def test_the_ways_out_of_damaged_records_lead_out(tmp_path: Path, place: float) 
         run(folder, resume=True)
     folder.rename(tmp_path / "away")
     end, student = run(folder, resume=True)
-    assert end.weights == whole.weights
-    assert same(student, expected)
+    assert end.weights == whole.end.weights
+    assert same(student, whole.student)
     (tmp_path / "away" / RECORDS).write_bytes(content)
     end, student = run(tmp_path / "away", resume=True)
-    assert end.weights == whole.weights
-    assert same(student, expected)
+    assert end.weights == whole.end.weights
+    assert same(student, whole.student)
 
 
 @PLACES
 def test_without_its_damaged_manifest_a_finished_run_is_as_before(
-    tmp_path: Path, place: float
+    tmp_path: Path, whole: Whole, place: float
 ) -> None:
-    whole, _ = run(tmp_path)
+    copied(whole.folder, tmp_path)
     content = (tmp_path / SEAL).read_bytes()
     flip(tmp_path / SEAL, place)
     with pytest.raises(CheckpointError, match=r"manifest.json' must hold .*; remove this file: "):
         run(tmp_path, resume=True)
     (tmp_path / SEAL).unlink()
-    assert run(tmp_path, resume=True)[0] == whole
+    assert run(tmp_path, resume=True)[0] == whole.end
     assert (tmp_path / SEAL).read_bytes() == content
 
 
@@ -250,8 +278,10 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 # --- one writer -----------------------------------------------------------------------------------
 
 
-def test_a_second_writer_of_a_begun_run_is_refused_and_nothing_changes(tmp_path: Path) -> None:
-    before = (begun(tmp_path) / RECORDS).read_bytes()
+def test_a_second_writer_of_a_begun_run_is_refused_and_nothing_changes(
+    tmp_path: Path, cut_run: Path
+) -> None:
+    before = (copied(cut_run, tmp_path) / RECORDS).read_bytes()
     told = rf"must have one writer at a time; process {os.getpid()} on"
     with locked(tmp_path), pytest.raises(CheckpointError, match=told):
         run(tmp_path, resume=True)
@@ -279,8 +309,10 @@ def test_the_lock_is_given_back_however_a_run_ends(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.glob(".*")] == [LOCK]
 
 
-def test_what_a_killed_writer_left_is_removed_when_its_run_goes_on(tmp_path: Path) -> None:
-    begun(tmp_path)
+def test_what_a_killed_writer_left_is_removed_when_its_run_goes_on(
+    tmp_path: Path, cut_run: Path
+) -> None:
+    copied(cut_run, tmp_path)
     (tmp_path / CHECKPOINTS / ".step-000000006-abcd_123" / "new").mkdir(parents=True)
     (tmp_path / f".{FINISHED}.99.tmp").touch()
     run(tmp_path, resume=True)
@@ -288,20 +320,21 @@ def test_what_a_killed_writer_left_is_removed_when_its_run_goes_on(tmp_path: Pat
     assert left == {LOCK}
 
 
-def test_runs_that_go_on_after_a_kill_end_as_those_that_do_not(tmp_path: Path) -> None:
-    _, whole = run(tmp_path / "whole")
-    begun(tmp_path / "cut")
-    _, resumed = run(tmp_path / "cut", resume=True)
-    for one, other in zip(whole.parameters(), resumed.parameters(), strict=True):
-        assert torch.equal(one, other)
+def test_runs_that_go_on_after_a_kill_end_as_those_that_do_not(
+    tmp_path: Path, whole: Whole, cut_run: Path
+) -> None:
+    copied(cut_run, tmp_path)
+    assert same(run(tmp_path, resume=True)[1], whole.student)
 
 
 # --- links and disks ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", [RECORDS, CHECKPOINTS])
-def test_a_link_in_a_run_folder_is_not_written_through(tmp_path: Path, name: str) -> None:
-    begun(tmp_path / "a")
+def test_a_link_in_a_run_folder_is_not_written_through(
+    tmp_path: Path, cut_run: Path, name: str
+) -> None:
+    copied(cut_run, tmp_path / "a")
     place = tmp_path / "a" / name
     place.rename(tmp_path / "precious")
     place.symlink_to(tmp_path / "precious")

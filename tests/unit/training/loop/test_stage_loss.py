@@ -85,7 +85,6 @@ def test_targets_alone_leave_the_student_without_hooks() -> None:
         assert not any(part._forward_hooks for part in run.student.module.modules())
         (target,) = loss.targets(run.stream.batch(0))
         assert target.shape == (8, 5)
-        assert loss.has_teacher
 
 
 def test_hooks_are_gone_when_it_closes() -> None:

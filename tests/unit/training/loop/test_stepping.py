@@ -778,6 +778,6 @@ def test_a_later_batch_that_a_model_cannot_take_is_located(who: str, accumulatio
     with pytest.raises(
         DataError,
         match=rf"^stage 'only', step 1, seed 0: '{who}' must take every batch of the stream; its "
-        r"forward pass says: index out of range in self$",
+        r"forward pass failed with: index out of range in self$",
     ):
         stepped(bound(stage(), **parts), steps=2)

@@ -220,7 +220,6 @@ curricle.distill(
 @pytest.mark.parametrize(
     ("number", "folder", "told"),
     [
-        (signal.SIGTERM, "run", r"resume=True\) resumes from the newest checkpoint"),
         (signal.SIGHUP, "run", r"resume=True\) resumes from the newest checkpoint"),
         (signal.SIGTERM, "", "nothing was written, since 'output_dir' is None"),
     ],

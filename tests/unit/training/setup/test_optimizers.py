@@ -80,7 +80,9 @@ def test_a_stretch_of_one_step_has_a_positive_rate() -> None:
 
 
 def test_a_floor_is_where_a_decay_ends() -> None:
-    with pytest.raises(SpecError, match=r"'floor' must come with a decay, .*; got 0\.1$"):
+    with pytest.raises(
+        SpecError, match=r"'floor' has no effect with .*; choose 'cosine' or .*\(got 0\.1\)$"
+    ):
         Schedule(warmup=0.5, floor=0.1)
 
 

@@ -267,7 +267,11 @@ def test_several_processes_may_bind_and_read_but_not_run(
 
 def test_what_is_refused_stays_refused_inside_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with standard_state(trains=False), pytest.raises(BindError, match="got 2"), standard_state():
+    with (
+        standard_state(is_training=False),
+        pytest.raises(BindError, match="got 2"),
+        standard_state(),
+    ):
         pass
 
 

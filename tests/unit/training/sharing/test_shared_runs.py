@@ -20,12 +20,12 @@ from curricle.errors import BindError, CheckpointError, DivergenceError
 from curricle.models.tapped import TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.projections import Learned
-from curricle.records import Record, RunRecord, StageEndRecord, read_records
+from curricle.records import RECORDS, Record, RunRecord, StageEndRecord, read_records
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.distill import execute
-from curricle.training.loop.engine import RECORDS, Outputs
+from curricle.training.loop.engine import Outputs
 from curricle.training.setup.optimizers import SGD, AdamW
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 from curricle.values import plain
@@ -141,23 +141,27 @@ def assert_equal(ones: Sequence[BoundRun], others: Sequence[BoundRun]) -> None:
         torch.testing.assert_close(state(one), state(other), rtol=0, atol=0)
 
 
+# Those that read the teacher in different ways.
+READERS = ("another seed", "momentum", "progressive", "deep", "learned")
+
+
 @pytest.mark.parametrize(
-    "settings",
+    ("names", "settings"),
     [
-        {},
-        {"gradient_accumulation_steps": 2},
-        {"precision": "bfloat16"},
-        {"teacher_precision": "bfloat16"},
+        (tuple(CLASS), {}),
+        (READERS, {"gradient_accumulation_steps": 2}),
+        (READERS, {"precision": "bfloat16"}),
+        (READERS, {"teacher_precision": "bfloat16"}),
     ],
 )
 def test_every_student_ends_bit_equal_to_one_that_was_taught_alone(
-    tmp_path: Path, trajectory: Trajectory, settings: dict[str, Any]
+    tmp_path: Path, trajectory: Trajectory, names: tuple[str, ...], settings: dict[str, Any]
 ) -> None:
-    apart, joined = runs(trajectory, **settings), runs(trajectory, **settings)
+    apart, joined = runs(trajectory, names, **settings), runs(trajectory, names, **settings)
     alone(apart, tmp_path / "alone")
     together(joined, tmp_path / "together")
     assert_equal(joined, apart)
-    for number in range(len(CLASS)):
+    for number in range(len(names)):
         assert told(tmp_path / "together", number) == told(tmp_path / "alone", number)
 
 
@@ -220,6 +224,14 @@ def test_the_finished_teacher_is_given_back_as_it_came(trajectory: Trajectory) -
     assert not any(one._forward_hooks for one in module.modules())
 
 
+@pytest.fixture(scope="module")
+def undisturbed(trajectory: Trajectory) -> list[BoundRun]:
+    """Return the students of a class after a run to the end."""
+    chosen = runs(trajectory, save_every=4)
+    together(chosen)
+    return chosen
+
+
 class CutError(Exception):
     """Ends a classroom from outside."""
 
@@ -234,40 +246,39 @@ def cut_at(step: int) -> Callable[[Record], None]:
 
 @pytest.mark.parametrize("step", [3, 9, 14])
 def test_an_interrupted_class_ends_as_an_uninterrupted_one(
-    tmp_path: Path, trajectory: Trajectory, step: int
+    tmp_path: Path, trajectory: Trajectory, undisturbed: list[BoundRun], step: int
 ) -> None:
-    whole, cut, again = (runs(trajectory, save_every=4) for _ in range(3))
-    together(whole, tmp_path / "whole")
+    cut, again = runs(trajectory, save_every=4), runs(trajectory, save_every=4)
     with pytest.raises(CutError):
         execute_shared(seats(cut, tmp_path / "cut", cut_at(step)), metric="accuracy")
     together(again, tmp_path / "cut", resume=True)
-    assert_equal(again, whole)
+    assert_equal(again, undisturbed)
 
 
 def test_students_at_different_steps_are_brought_together(
-    tmp_path: Path, trajectory: Trajectory
+    tmp_path: Path, trajectory: Trajectory, undisturbed: list[BoundRun]
 ) -> None:
-    names = ["one shot", "another seed"]
-    whole, ahead, again = (runs(trajectory, names, save_every=4) for _ in range(3))
-    together(whole, tmp_path / "whole")
+    names = tuple(CLASS)[:2]
+    ahead, again = (runs(trajectory, names, save_every=4) for _ in range(2))
     with contextlib.suppress(CutError):
         outputs = Outputs(folder=tmp_path / "cut" / "0", observers=(cut_at(13),))
         execute(ahead[0], evaluate, metric="accuracy", outputs=outputs)
     passes = counted(again[0])
     together(again, tmp_path / "cut", resume=True)
-    assert_equal(again, whole)
+    assert_equal(again, undisturbed[:2])
     # The first went on from step 12, and read its first batch before it was known to be ahead.
     assert len(passes) == 18 + 1
 
 
-def test_a_class_can_be_gone_on_with_one_by_one(tmp_path: Path, trajectory: Trajectory) -> None:
-    whole, cut, again = (runs(trajectory, save_every=4) for _ in range(3))
-    together(whole, tmp_path / "whole")
+def test_a_class_can_be_gone_on_with_one_by_one(
+    tmp_path: Path, trajectory: Trajectory, undisturbed: list[BoundRun]
+) -> None:
+    cut, again = runs(trajectory, save_every=4), runs(trajectory, save_every=4)
     with pytest.raises(CutError):
         execute_shared(seats(cut, tmp_path / "cut", cut_at(9)), metric="accuracy")
     for seat in seats(again, tmp_path / "cut"):
         execute(seat.run, evaluate, metric="accuracy", outputs=seat.outputs, resume=True)
-    assert_equal(again, whole)
+    assert_equal(again, undisturbed)
 
 
 def test_a_student_may_end_at_its_target_and_the_others_go_on(trajectory: Trajectory) -> None:
@@ -279,7 +290,7 @@ def test_a_student_may_end_at_its_target_and_the_others_go_on(trajectory: Trajec
 
 def test_seconds_of_others_do_not_count(trajectory: Trajectory) -> None:
     started = time.perf_counter()
-    ends = together(runs(trajectory))
+    ends = together(runs(trajectory, ["one shot", "another seed", "wider"]))
     passed = time.perf_counter() - started
     assert all(end.usage.seconds > 0 for end in ends)
     assert sum(end.usage.seconds for end in ends) < passed

@@ -35,7 +35,7 @@ def captured(folder: Path, logits: Any) -> StoredTeacher:
 @pytest.mark.parametrize("codec", [Exact(), Sampled(), TopK(k=2)])
 def test_captured_targets_agree(tmp_path: Path, codec: Any) -> None:
     found = agreement([bound(EXTRACTION)], captured(tmp_path, codec), steps=2)
-    assert [one.section.facts["kind"] for one in found] == ["hidden", "logits"]
+    assert [one.target_set.facts["kind"] for one in found] == ["hidden", "logits"]
     assert all(one.holds for one in found)
     assert {one.rows for one in found} == {2 * 8}
 

@@ -49,8 +49,23 @@ def require_classes(labels: Tensor, owner: str = "'labels'") -> None:
     if labels.is_floating_point() or labels.ndim > 1:
         raise DataError(
             f"{owner} must be whole numbers, one for each place with logits, to be classes; got "
-            f"{labels.dtype} of shape {tuple(labels.shape)}{way_out(labels)}"
+            f"{labels.dtype} of shape {tuple(labels.shape)}{way_out(labels) or _other_use(labels)}"
         )
+
+
+def _other_use(labels: Tensor) -> str:
+    """Return the use of labels that are no classes, after a semicolon; empty if there is none."""
+    if labels.is_floating_point():
+        return (
+            "; values are fitted by loss='squared_error' of LabelLoss or from_labels, and judged "
+            "by metric='mean_squared_error'"
+        )
+    if labels.ndim == TABLE_AXES:
+        return (
+            "; labels of positions are flat, those of 'selected', as curricle.stream"
+            "(loader, next_token=True) gives them"
+        )
+    return ""
 
 
 def is_one_hot(labels: Tensor) -> bool:

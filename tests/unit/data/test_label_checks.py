@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricle.data.labels import is_one_hot, misplaced, way_out
+from curricle.data.label_checks import is_one_hot, misplaced, way_out
 
 IDS = torch.ones(2, 3).long()
 

@@ -1,4 +1,4 @@
-"""Joined students are a function of their weights, alone or several."""
+"""Batched students are a function of their weights, alone or several."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -9,7 +9,7 @@ import torch
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import one_shot
 from curricle.teachers.live import LiveTeacher
-from curricle.training.fast.joined import Joined, is_counter
+from curricle.training.fast.batched_students import BatchedStudents, is_counter
 from curricle.training.loop.stepping import Stepper, stepping
 from tests.parts import bound, mlp
 
@@ -36,26 +36,26 @@ def test_totals_are_those_of_each_student_with_the_weights_given(
     some = steppers[:number]
     batch = some[0].batch(0)
     own = [one.loss.sums(batch, one.loss.targets(batch))[0].item() for one in some]
-    joined = Joined(some)
-    targets = joined.gathered([one.loss.targets(batch) for one in some])
-    (found,) = joined.totals(joined.weights, batch, targets)
+    students = BatchedStudents(some)
+    targets = students.gathered([one.loss.targets(batch) for one in some])
+    (found,) = students.totals(students.weights, batch, targets)
     assert found.flatten().tolist() == pytest.approx(own, rel=1e-5)
-    zeros = {name: torch.zeros_like(one) for name, one in joined.weights.items()}
-    (other,) = joined.totals(zeros, batch, targets)
+    zeros = {name: torch.zeros_like(one) for name, one in students.weights.items()}
+    (other,) = students.totals(zeros, batch, targets)
     assert other.shape == found.shape
     assert not torch.allclose(other, found)
 
 
 def test_who_is_joined_agrees_with_itself(steppers: list[Stepper]) -> None:
     batch = steppers[0].batch(0)
-    assert Joined(steppers[:1]).agrees(batch)
-    assert Joined(steppers).agrees(batch)
+    assert BatchedStudents(steppers[:1]).agrees(batch)
+    assert BatchedStudents(steppers).agrees(batch)
 
 
 def test_losses_are_one_a_student(steppers: list[Stepper]) -> None:
-    (alone,) = Joined(steppers[:1]).losses([torch.tensor(16.0)], [8])
+    (alone,) = BatchedStudents(steppers[:1]).losses([torch.tensor(16.0)], [8])
     assert alone.loss.item() == 16.0 / 8
-    both = Joined(steppers).losses([torch.tensor([16.0, 8.0])], [8])
+    both = BatchedStudents(steppers).losses([torch.tensor([16.0, 8.0])], [8])
     assert [one.loss.item() for one in both] == [2.0, 1.0]
 
 

@@ -11,8 +11,8 @@ Design: shapes do not show whether two models compute the same, nor whether a mo
 its weights at all, so the losses of the batched model are compared with those of the single ones.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, final
+from collections.abc import Callable, Mapping, Sequence
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 
 from curricle.data.batch import Batch
 from curricle.objectives.base import Target
-from curricle.training.loop.stage_loss import StageLoss, StepLoss
+from curricle.training.loop.stage_loss import StageLoss, StepLoss, gradients_of_sums
 from curricle.training.loop.stepping import Stepper
 
 TOLERANCE = 1e-3
@@ -28,11 +28,11 @@ TOLERANCE = 1e-3
 
 
 @final
-class Joined:
+class BatchedStudents:
     """Several students as one model, or one student."""
 
     def __init__(self, steppers: Sequence[Stepper]) -> None:
-        """Join students with open stages.
+        """Batch students with open stages.
 
         Args:
             steppers: Steps of each; several students share memory from now on.
@@ -92,10 +92,7 @@ class Joined:
         for weight in self.weights.values():
             weight.grad = None
         scales = first.loss.scales(counts)
-        torch.autograd.backward(
-            totals,
-            [torch.full_like(total, scale) for total, scale in zip(totals, scales, strict=True)],
-        )
+        torch.autograd.backward(totals, gradients_of_sums(totals, scales))
         self.set_rate(first.learning_rate(step))
         self.optimizer.step()
         return losses
@@ -175,13 +172,13 @@ def _batched_optimizer(
     # By the groups of the first student, since equal settings are a condition of a group.
     names = {parameter: name for name, parameter in parameters[0].items()}
     first = steppers[0].optimizer
-    groups: list[dict[str, Any]] = [
+    groups: list[dict[str, object]] = [
         {**group, "params": [weights[names[parameter]] for parameter in group["params"]]}
         for group in first.param_groups
     ]
     # Its settings travel with the groups; other arguments of its class have defaults.
-    kind: Any = type(first)
-    optimizer: torch.optim.Optimizer = kind(groups)
+    kind: Callable[..., torch.optim.Optimizer] = type(first)
+    optimizer = kind(groups)
     for parameter, name in names.items():
         states = [
             stepper.optimizer.state[named[name]]

@@ -1,0 +1,269 @@
+"""ONNX files of finished models, compared with torch number by number.
+
+`torch.onnx` exports the forward pass in evaluation mode, from the inputs of the model to its
+logits. Batch size and length are free wherever torch can trace them with symbols. ONNX Runtime then
+computes the logits of the sample, and of a smaller subset of it along free axes; a difference from
+torch beyond the tolerance is an error.
+
+Axes: example, then those of the model's inputs.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from curricle.errors import BindError, reason
+from curricle.extras import imported
+from curricle.models.outputs import logits_in
+from curricle.models.restoring import modes_kept
+from curricle.models.tapped import REFUSALS, Inputs
+
+ONNX = "model.onnx"
+TOLERANCE = 1e-4
+"""Largest difference from torch by default, relative to the largest logit or to 1 if all are
+smaller; float32 of two programs differs by about 1e-6."""
+EXTRA, USE = "onnx", "ONNX files"
+LARGEST_FILE = 1_900_000_000
+"""Bytes of weights in the file itself, whose format allows 2 GiB; more go into a second file."""
+LEAST = 2
+"""Smallest size of an axis that can be traced as free: torch takes 1 for a constant."""
+LONGEST_REASON = 300
+"""Characters of an error of torch in a message."""
+Session = Any
+"""Session of ONNX Runtime, which carries no types."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnnxCheck:
+    """Agreement of an ONNX file with torch."""
+
+    inputs: Mapping[str, tuple[str, ...]]
+    """Axes of each input: a size, or a name for a free one."""
+    difference: float
+    """Largest difference of logits, relative to the largest logit or to 1."""
+    tolerance: float
+    """Largest difference that is allowed."""
+    shapes: tuple[tuple[int, ...], ...]
+    """Shapes of the logits that were compared."""
+
+    def __str__(self) -> str:
+        """Return the agreement in a sentence."""
+        sizes = " and ".join("x".join(map(str, shape)) for shape in self.shapes)
+        return (
+            f"logits of shape {sizes} differ from torch by at most {self.difference:.1e} "
+            f"(allowed: {self.tolerance:.1e})"
+        )
+
+
+@final
+class _Logits(nn.Module):
+    """Model whose only output is its logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Inputs) -> Tensor:
+        """Return the logits."""
+        return _logits(self.model, inputs)
+
+
+def check_onnx_packages() -> None:
+    """Check that the packages of the extra are installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        imported(package, package=package, extra=EXTRA, use=USE)
+
+
+def write_onnx(
+    module: nn.Module, sample: Inputs, path: Path, *, tolerance: float = TOLERANCE
+) -> OnnxCheck:
+    """Write a model as an ONNX file and compare its logits with torch.
+
+    Args:
+        module: The model; its modes are kept.
+        sample: Inputs of the model, at least two examples.
+        path: The file; weights of more than 1.9 GB go into a second one beside it.
+        tolerance: Largest difference of logits, relative to the largest one or to 1.
+
+    Returns:
+        The agreement.
+
+    Raises:
+        BindError: If torch cannot export the model, or logits differ by more than the tolerance.
+    """
+    check_onnx_packages()
+    sample = _detached(sample, module)
+    tensors = _named(sample)
+    if any(len(tensor) < LEAST for tensor in tensors.values()):
+        sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        raise BindError(
+            f"'onnx' must be inputs of at least {LEAST} examples, so that their number stays "
+            f"free; got {sizes}"
+        )
+    with modes_kept(module), torch.no_grad():
+        module.eval()
+        _write(module, sample, path)
+        return _check(module, sample, path, tolerance)
+
+
+def _write(module: nn.Module, sample: Inputs, path: Path) -> None:
+    """Export the forward pass.
+
+    Raises:
+        BindError: If torch cannot; its reason is given.
+    """
+    free = torch.export.Dim.AUTO
+    axes = {name: dict.fromkeys(range(item.ndim), free) for name, item in _named(sample).items()}
+    shapes = (axes if isinstance(sample, Mapping) else next(iter(axes.values())),)
+    try:
+        with _quiet():
+            program = torch.export.export(_Logits(module), (sample,), dynamic_shapes=shapes)
+            torch.onnx.export(
+                program,
+                f=path,
+                dynamo=True,
+                input_names=list(axes),
+                output_names=["logits"],
+                verbose=False,
+                external_data=_num_bytes(module) > LARGEST_FILE,
+            )
+    except Exception as error:
+        # The errors of torch's compilers have no common base class.
+        cause = " ".join(reason(error).split())[:LONGEST_REASON]
+        raise BindError(
+            f"'onnx' must be of a model that torch.onnx can export; {type(module).__name__} is "
+            f"not: {cause}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what torch's exporter says about its own code and about packages that are not needed.
+
+    Yields:
+        Nothing.
+    """
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> OnnxCheck:
+    """Compare logits of ONNX Runtime and torch on the sample and on a subset of it.
+
+    Returns:
+        The agreement.
+
+    Raises:
+        BindError: If they differ by more than the tolerance.
+    """
+    session = _runtime().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    inputs = {entry.name: tuple(map(str, entry.shape)) for entry in session.get_inputs()}
+    difference, shapes = 0.0, []
+    for subset, expected in _subsets(module, sample, inputs):
+        logits = _run(session, subset, inputs)
+        scale = max(1.0, expected.abs().max().item())
+        gap = (logits - expected).abs().max().item() / scale
+        # A comparison with NaN is never true, so that NaN is a difference.
+        difference = gap if not gap <= difference else difference
+        shapes.append(tuple(logits.shape))
+    if not difference <= tolerance:
+        raise BindError(
+            f"'tolerance' of ONNX must not be exceeded: logits of ONNX Runtime and torch differ "
+            f"by {difference:.1e}, more than {tolerance:.1e}; nothing was written"
+        )
+    return OnnxCheck(
+        inputs=inputs, difference=difference, tolerance=tolerance, shapes=tuple(shapes)
+    )
+
+
+def _run(session: Session, subset: Inputs, inputs: Iterable[str]) -> Tensor:
+    """Return the logits of ONNX Runtime.
+
+    Raises:
+        BindError: If it cannot run the file.
+    """
+    # Inputs that the model ignores are not in the file.
+    arrays = {name: item.cpu().numpy() for name, item in _named(subset).items() if name in inputs}
+    try:
+        logits = session.run(["logits"], arrays)[0]
+    except Exception as error:
+        # The errors of ONNX Runtime have no common base class.
+        cause = " ".join(str(error).split())[:LONGEST_REASON]
+        raise BindError(
+            f"'onnx' must be of a model that ONNX Runtime can run; inputs of shapes "
+            f"{[list(array.shape) for array in arrays.values()]} fail: {cause}"
+        ) from error
+    return torch.from_numpy(logits).float()
+
+
+def _subsets(
+    module: nn.Module, sample: Inputs, inputs: Mapping[str, tuple[str, ...]]
+) -> list[tuple[Inputs, Tensor]]:
+    """Return the sample and a smaller subset that the model takes, with logits from torch."""
+    subsets = [(sample, _logits(module, sample).float().cpu())]
+    # Half of the positions where the model takes them; an image may need its size.
+    for num_axes in (None, 1):
+        subset = _narrowed(sample, inputs, num_axes)
+        try:
+            subsets.append((subset, _logits(module, subset).float().cpu()))
+        except REFUSALS:
+            continue
+        break
+    return subsets
+
+
+def _narrowed(
+    sample: Inputs, inputs: Mapping[str, tuple[str, ...]], num_axes: int | None
+) -> Inputs:
+    """Return one example with half of the other sizes, along the free ones of the first axes."""
+    subsets = {}
+    for name, tensor in _named(sample).items():
+        subset = tensor
+        for axis, size in list(enumerate(inputs.get(name, ())))[:num_axes]:
+            if not size.isdecimal():
+                subset = subset.narrow(axis, 0, max(1, tensor.shape[axis] // 2) if axis else 1)
+        subsets[name] = subset.contiguous()
+    return subsets if isinstance(sample, Mapping) else next(iter(subsets.values()))
+
+
+def _logits(module: nn.Module, inputs: Inputs) -> Tensor:
+    output = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
+    return logits_in(output, type(module).__name__)
+
+
+def _num_bytes(module: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in module.parameters())
+
+
+def _named(inputs: Inputs) -> Mapping[str, Tensor]:
+    """Return inputs by their names in the file."""
+    return inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
+
+
+def _detached(inputs: Inputs, module: nn.Module) -> Inputs:
+    """Return inputs on the device of a model."""
+    weight = next(module.parameters(), None)
+    device = torch.device("cpu") if weight is None else weight.device
+    if isinstance(inputs, Mapping):
+        return {name: tensor.to(device) for name, tensor in inputs.items()}
+    return inputs.to(device)
+
+
+def _runtime() -> ModuleType:
+    return imported("onnxruntime", package="onnxruntime", extra=EXTRA, use=USE)

@@ -1,0 +1,136 @@
+"""ONNX files give the logits of torch, or are refused."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from curricle import seeding
+from curricle.errors import BindError
+from curricle.runs import onnx_files
+from curricle.runs.onnx_files import OnnxCheck, check_onnx_packages, write_onnx
+from tests.parts import drawn, mlp
+
+MISSING = r"'{0}' must be installed for ONNX files: pip install 'curricle\[onnx\]'"
+
+
+@pytest.fixture
+def runtime() -> Any:
+    pytest.importorskip("onnxscript")
+    return pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_missing_package_is_refused_with_the_name_of_the_extra(
+    monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, sys if name != package else None)
+    with pytest.raises(BindError, match=MISSING.format(package)):
+        check_onnx_packages()
+
+
+def test_a_check_is_a_sentence() -> None:
+    check = OnnxCheck(inputs={}, difference=1.5e-6, tolerance=1e-4, shapes=((4, 2), (1, 2)))
+    assert str(check) == (
+        "logits of shape 4x2 and 1x2 differ from torch by at most 1.5e-06 (allowed: 1.0e-04)"
+    )
+
+
+@pytest.mark.integration
+def test_a_plain_module_agrees_for_any_number_of_examples(tmp_path: Path, runtime: Any) -> None:
+    with seeding.scoped(0, "test model"):
+        module = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.5), nn.Linear(5, 2)).train()
+    check = write_onnx(module, drawn(4, 6), tmp_path / "model.onnx")
+    assert check.difference <= 1e-6
+    assert check.shapes == ((4, 2), (1, 2))
+    assert check.inputs["inputs"][1] == "6"
+    # Modes are those of the caller again; the file is that of evaluation.
+    assert all(part.training for part in module.modules())
+    session = runtime.InferenceSession(str(tmp_path / "model.onnx"))
+    inputs = drawn(9, 6, seed=1)
+    (logits,) = session.run(None, {"inputs": inputs.numpy()})
+    assert torch.allclose(torch.from_numpy(logits), module.eval()(inputs), atol=1e-6)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_a_language_model_agrees_for_any_length(tmp_path: Path, runtime: Any, kind: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(
+        kind, vocab_size=11, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8, max_position_embeddings=16, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    auto = {"bert": transformers.AutoModelForMaskedLM, "gpt2": transformers.AutoModelForCausalLM}
+    with seeding.scoped(0, "test model"):
+        model = auto[kind].from_config(config)
+    tokens = torch.arange(24).view(3, 8) % 11
+    mask = torch.ones_like(tokens)
+    mask[1, -3:] = 0
+    check = write_onnx(model, {"input_ids": tokens, "attention_mask": mask}, tmp_path / "m.onnx")
+    assert check.difference <= 1e-5
+    assert check.shapes == ((3, 8, 11), (1, 4, 11))
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"))
+    assert {entry.name for entry in session.get_inputs()} == {"input_ids", "attention_mask"}
+
+
+@pytest.mark.integration
+def test_logits_that_differ_are_refused(
+    tmp_path: Path, runtime: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, sample = mlp(5).module, drawn(4, 6)
+    original = onnx_files._run
+
+    def disturbed(*arguments: Any) -> Tensor:
+        return original(*arguments) + 0.01
+
+    monkeypatch.setattr(onnx_files, "_run", disturbed)
+    with pytest.raises(BindError, match=r"differ by 1\.0e-02, more than 1\.0e-04; nothing was"):
+        write_onnx(module, sample, tmp_path / "model.onnx")
+    assert write_onnx(module, sample, tmp_path / "model.onnx", tolerance=0.1).difference > 0.005
+    monkeypatch.setattr(onnx_files, "_run", lambda *arguments: original(*arguments) * torch.nan)
+    with pytest.raises(BindError, match="differ by nan"):
+        write_onnx(module, sample, tmp_path / "model.onnx", tolerance=1e9)
+
+
+def test_a_file_that_the_runtime_cannot_run_is_refused() -> None:
+    class Session:
+        def run(self, names: list[str], arrays: dict[str, Any]) -> None:
+            raise OverflowError("too large")
+
+    with pytest.raises(BindError, match=r"shapes \[\[4, 6\]\] fail: too large"):
+        onnx_files._run(Session(), drawn(4, 6), {"inputs": ()})
+
+
+def test_a_single_example_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnx_files, "check_onnx_packages", lambda: None)
+    with pytest.raises(BindError, match=r"at least 2 examples.*got \{'inputs': \(1, 6\)\}"):
+        write_onnx(mlp(5).module, drawn(1, 6), tmp_path / "model.onnx")
+
+
+def test_a_model_that_cannot_be_traced_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Branching(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return inputs if inputs.sum() > 0 else -inputs
+
+    monkeypatch.setattr(onnx_files, "check_onnx_packages", lambda: None)
+    with pytest.raises(BindError, match=r"that torch\.onnx can export; Branching is not: "):
+        write_onnx(Branching(), drawn(4, 6), tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_smaller_part_follows_the_free_axes_that_the_model_takes() -> None:
+    sample = drawn(4, 3, 8, 8)
+    free = {"inputs": ("n", "3", "h", "w")}
+    part = onnx_files._narrowed(sample, free, None)
+    assert isinstance(part, Tensor)
+    assert part.shape == (1, 3, 4, 4)
+    with seeding.scoped(0, "test model"):
+        module = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    parts = onnx_files._subsets(module, sample, free)
+    assert [tuple(logits.shape) for _, logits in parts] == [(4, 2), (1, 2)]
