@@ -211,7 +211,7 @@ def test_adapters_that_cannot_be_merged_are_refused(tmp_path: Path, has_merge: b
         def merge_and_unload(self) -> nn.Module:
             raise ValueError("quantized weights cannot be merged")
 
-    rule = "PEFT says: quantized" if has_merge else "without 'merge_and_unload'"
+    rule = "PEFT failed with: quantized" if has_merge else "without 'merge_and_unload'"
     with pytest.raises(BindError, match=f"'student' must .*{rule}"):
         curricle.export(Broken() if has_merge else Prompted(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
