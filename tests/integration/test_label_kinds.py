@@ -72,6 +72,37 @@ def test_a_student_learns_each_kind_of_label(
     assert metrics[metric] > reached if is_higher else metrics[metric] < reached
 
 
+@pytest.mark.parametrize("num_values", [1, 3])
+@pytest.mark.parametrize("strategy", ["one_shot", "extraction"])
+def test_a_regression_teacher_is_matched_without_labels_in_the_loss(
+    strategy: str, num_values: int
+) -> None:
+    with seeding.scoped(0, "model"):
+        teacher, student = (
+            nn.Sequential(nn.Linear(6, width), nn.Linear(width, num_values)) for width in (16, 8)
+        )
+    taught = teacher(INPUTS).detach()
+    values = curricle.MatchLogits(divergence={"kind": "squared_error"})  # type: ignore[arg-type]
+    pair = curricle.LayerPair(student="0", teacher="0")
+    curriculum = (
+        curricle.one_shot(total="200 steps", objective=values)
+        if strategy == "one_shot"
+        else curricle.extraction(total="200 steps", pairs=(pair,), final_objective=values)
+    )
+    before = float(((student(INPUTS).detach() - taught) ** 2).mean())
+    result = curricle.distill(
+        student,
+        teacher,
+        curriculum,
+        # Labels of the data are other numbers: only the teacher can have taught the values.
+        curricle.stream(loader(torch.zeros(64, num_values))),
+        evaluation=held_out(taught),
+        metric="mean_squared_error",
+        optimizer=curricle.AdamW(learning_rate=0.02),
+    )
+    assert result.metrics["mean_squared_error"] < before / 20
+
+
 def test_kl_compares_with_the_finished_teacher() -> None:
     teacher = linear(1)
     metrics = judged("cross_entropy", "kl", teacher).metrics

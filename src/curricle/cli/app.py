@@ -25,7 +25,7 @@ from typer.core import TyperGroup
 
 from curricle.cli import exports
 from curricle.cli import targets as cli_targets
-from curricle.cli import trajectory as cli_trajectory
+from curricle.cli import trajectory_listing as cli_trajectory
 from curricle.errors import CurricleError, SpecError, visible
 from curricle.extras import package_version
 

@@ -331,7 +331,7 @@ def _note(first: Batch) -> str:
     """Return the decision about positions as a sentence for `plan`."""
     labels = "without labels"
     if first.labels is not None:
-        kind = "a label of several values" if first.labels.ndim > 1 else "a label"
+        kind = "a label of several values" if first.labels[:1].numel() > 1 else "a label"
         owner = "example" if first.selected is None else "selected position"
         labels = f"with {kind} for each {owner}"
     count = f"as {first.positions[1]} positions" if first.has_positions else "as a whole"

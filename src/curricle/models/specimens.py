@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
+from curricle.colocation import beside
 from curricle.models.peft_adapters import base_of
 
 Specimen = dict[str, Tensor]
@@ -54,11 +55,12 @@ def specimens(model: nn.Module) -> Iterator[Specimen]:
     main = tuple(name for name in accepted if name == inner.main_input_name)
     sides = tuple(name for name in accepted if name in (*main, "decoder_input_ids"))
     for names in dict.fromkeys((main, sides, tuple(accepted))):
-        yield {name: _beside(makers[name](), weights[0]) for name in names}
+        yield {name: _as_read(makers[name](), weights[0]) for name in names}
 
 
-def _beside(tensor: Tensor, weight: Tensor) -> Tensor:
-    return tensor.to(weight.device, weight.dtype if tensor.is_floating_point() else tensor.dtype)
+def _as_read(tensor: Tensor, weight: Tensor) -> Tensor:
+    """Return an input beside a weight; features get its precision, token ids stay as they are."""
+    return beside(tensor.to(weight.dtype) if tensor.is_floating_point() else tensor, weight)
 
 
 def _tokens(config: object, length: int) -> Tensor:

@@ -166,10 +166,10 @@ def check_scores(role: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) < LOGIT_AXES or shape[-1] < FEWEST_CLASSES:
         raise BindError(
             f"'logits' of the {role} must have two classes or more to define probabilities; got "
-            f"shape {shape}, a single value each; for regression use final_objective="
-            f"MatchLogits(divergence={{'kind': 'squared_error'}}), or LabelLoss("
-            f"loss='squared_error') with labels alone; for a binary logit z return "
-            f"torch.cat([torch.zeros_like(z), z], dim=-1)"
+            f"shape {shape}, a single value each; for regression set 'objective' of one_shot, "
+            f"or 'final_objective' of other strategies, to MatchLogits(divergence="
+            f"{{'kind': 'squared_error'}}), or fit labels by loss='squared_error'; for a binary "
+            f"logit z return torch.cat([torch.zeros_like(z), z], dim=-1)"
         )
     return shape
 

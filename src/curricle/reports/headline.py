@@ -36,11 +36,6 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     """
     if summary.caution:
         return f"{summary.caution}."
-    if summary.methods and all(map(_ends_at_chance, summary.methods.values())):
-        return (
-            "all students end at chance, so no strategy is ranked; train longer, or check the "
-            "teacher and the learning rate."
-        )
     reached = {
         name: method
         for name, method in summary.methods.items()
@@ -48,6 +43,11 @@ def headline(summary: Summary, *, subject: str = "extraction") -> str:
     }
     if summary.goal is None or not reached:
         return _without_leader(summary)
+    if summary.methods and all(map(_ends_at_chance, summary.methods.values())):
+        return (
+            "all students end at chance, so no strategy is ranked; train longer, or check the "
+            "teacher and the learning rate."
+        )
     ranking = sorted(
         reached, key=lambda name: (_examples(reached[name]), _flops(reached[name]), name)
     )

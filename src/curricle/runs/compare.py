@@ -267,6 +267,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     if not callable(student):
         require_model("student", student)
+    _check_constructor(student)
     if teacher is not None and not isinstance(teacher, StoredTeacher):
         require_model("teacher", teacher)
     if isinstance(data, DataLoader):
@@ -317,6 +318,23 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         page = None if output_dir is None else folder / REPORT
         summary = summarized([folder])[1] if page is None else write_report([folder], page)
     return Comparison(students=students, summary=summary, report=page)
+
+
+def _check_constructor(student: object) -> None:
+    """Check that a function that builds students takes the seed.
+
+    Raises:
+        BindError: If it does not.
+    """
+    if not inspect.isfunction(student):
+        return
+    try:
+        inspect.signature(student).bind(0)
+    except TypeError as error:
+        raise BindError(
+            f"'student' must be a module or a function from a seed to one, such as "
+            f"lambda seed: network(32); got one that cannot be called with a seed: {error}"
+        ) from None
 
 
 def _named(strategies: Sequence[str] | Mapping[str, object]) -> dict[str, Strategy]:

@@ -225,7 +225,7 @@ def merged(module: nn.Module) -> tuple[nn.Module, bool]:
         model: nn.Module = copy.deepcopy(module).merge_and_unload()  # type: ignore[operator]
     except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise BindError(
-            f"'student' must have adapters that can be merged; PEFT says: {reason(error)}"
+            f"'student' must have adapters that can be merged; PEFT failed with: {reason(error)}"
         ) from error
     return model, True
 

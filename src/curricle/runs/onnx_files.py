@@ -20,6 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
+from curricle.colocation import beside
 from curricle.errors import BindError, reason
 from curricle.extras import imported
 from curricle.models.outputs import logits_in
@@ -101,7 +102,7 @@ def write_onnx(
         BindError: If torch cannot export the model, or logits differ by more than the tolerance.
     """
     check_onnx_packages()
-    sample = _detached(sample, module)
+    sample = _beside_weights(sample, module)
     tensors = _named(sample)
     if any(len(tensor) < LEAST for tensor in tensors.values()):
         sizes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -138,16 +139,15 @@ def _write(module: nn.Module, sample: Inputs, path: Path) -> None:
             )
     except Exception as error:
         # The errors of torch's compilers have no common base class.
-        cause = " ".join(reason(error).split())[:LONGEST_REASON]
         raise BindError(
             f"'onnx' must be of a model that torch.onnx can export; {type(module).__name__} is "
-            f"not: {cause}"
+            f"not: {_cause(error)}"
         ) from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what torch's exporter says about its own code and about packages that are not needed.
+    """Hide messages of torch's exporter about its own code and about packages that are not needed.
 
     Yields:
         Nothing.
@@ -204,10 +204,9 @@ def _run(session: Session, subset: Inputs, inputs: Iterable[str]) -> Tensor:
         logits = session.run(["logits"], arrays)[0]
     except Exception as error:
         # The errors of ONNX Runtime have no common base class.
-        cause = " ".join(str(error).split())[:LONGEST_REASON]
         raise BindError(
             f"'onnx' must be of a model that ONNX Runtime can run; inputs of shapes "
-            f"{[list(array.shape) for array in arrays.values()]} fail: {cause}"
+            f"{[list(array.shape) for array in arrays.values()]} fail: {_cause(error)}"
         ) from error
     return torch.from_numpy(logits).float()
 
@@ -256,13 +255,19 @@ def _named(inputs: Inputs) -> Mapping[str, Tensor]:
     return inputs if isinstance(inputs, Mapping) else {"inputs": inputs}
 
 
-def _detached(inputs: Inputs, module: nn.Module) -> Inputs:
-    """Return inputs on the device of a model."""
+def _beside_weights(inputs: Inputs, module: nn.Module) -> Inputs:
+    """Return inputs in the memory of a model."""
     weight = next(module.parameters(), None)
-    device = torch.device("cpu") if weight is None else weight.device
+    if weight is None:
+        return inputs
     if isinstance(inputs, Mapping):
-        return {name: tensor.to(device) for name, tensor in inputs.items()}
-    return inputs.to(device)
+        return {name: beside(tensor, weight) for name, tensor in inputs.items()}
+    return beside(inputs, weight)
+
+
+def _cause(error: Exception) -> str:
+    """Return the reason of an error of another program in one line of limited length."""
+    return " ".join(reason(error).split())[:LONGEST_REASON]
 
 
 def _runtime() -> ModuleType:

@@ -70,7 +70,7 @@ def compare(spec: RunSpec, *, jobs: int, watch: Watcher) -> None:
         jobs, mp_context=context, initializer=_connect, initargs=(messages, parent)
     )
     try:
-        # Workers stay as deaf as they are born: this process hears of an interrupt, and ends them.
+        # Workers inherit the ignored signal: this process handles an interrupt, and ends them.
         with _ignoring("SIGINT"):
             futures = [pool.submit(_work, single, number) for number in range(len(student_classes))]
         _listen(futures, messages, lambda name, record: watch(runs[name], record))

@@ -12,7 +12,7 @@ from curricle.errors import CheckpointError
 from curricle.records import RECORDS
 from curricle.runs.assemble import TRAJECTORY
 from curricle.runs.folder import TEACHER
-from curricle.teachers.checkpoints import (
+from curricle.teachers.checkpoint_folders import (
     Checkpoint,
     checkpoint_folders,
     inspect,

@@ -26,7 +26,7 @@ from curricle.checksums import read_sealed, write_sealed
 from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import content_digest, inside, remove_leftovers
 from curricle.models.weights import check_weights, load_weights, save_weights
-from curricle.teachers.checkpoints import checkpoint_folders, evaluation_loss, in_step_order
+from curricle.teachers.checkpoint_folders import checkpoint_folders, evaluation_loss, in_step_order
 from curricle.teachers.pretrained import (
     SINGLE,
     check_pretrained,

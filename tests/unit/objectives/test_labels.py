@@ -103,7 +103,8 @@ def test_a_zero_vector_has_distance_one() -> None:
 
 FLOATS = (
     "'labels' must be whole numbers, one for each place with logits, to be "
-    "classes; got torch.float32 of shape (5,)"
+    "classes; got torch.float32 of shape (5,); values are fitted by loss='squared_error' of "
+    "LabelLoss or from_labels, and judged by metric='mean_squared_error'"
 )
 OTHER_SHAPE = (
     "'labels' must have the 3 values of the student's output at each position for loss='{}'; got "

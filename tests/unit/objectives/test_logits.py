@@ -100,8 +100,8 @@ def test_one_value_is_no_distribution(shape: tuple[int, ...], role: str) -> None
     with pytest.raises(
         BindError,
         match=rf"^'logits' of the {role} must have two classes or more to define probabilities; "
-        rf"got shape {re.escape(str(shape))}, a single value each; for regression use "
-        r"final_objective=MatchLogits\(divergence={'kind': 'squared_error'}\), .*; for a binary "
+        rf"got shape {re.escape(str(shape))}, a single value each; for regression set 'objective' "
+        r"of one_shot, .* to MatchLogits\(divergence={'kind': 'squared_error'}\), .*; for a binary "
         r"logit z return torch.cat",
     ):
         bind(MatchLogits(), tensors["student"], tensors["teacher"], Batch(inputs=torch.zeros(2, 2)))

@@ -167,7 +167,8 @@ def test_the_student_gets_the_gradient_of_the_loss_at_its_temperatures(variant: 
 def test_the_temperature_gets_minus_lambda_times_the_gradient_of_the_loss(
     variant: str, reversal: float
 ) -> None:
-    term = exact(variant, hidden=8, reversal_to=reversal)
+    network = {"hidden": 8} if variant == "instance" else {}
+    term = exact(variant, **network, reversal_to=reversal)
     parameters = list(module(term).parameters())
     actual = torch.autograd.grad(total(term), parameters)
     for gradient, parameter in zip(actual, parameters, strict=True):

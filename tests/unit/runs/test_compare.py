@@ -206,6 +206,11 @@ def test_a_mistake_in_the_last_strategy_shows_before_the_first_is_trained() -> N
             "'fixed' to .* got 'Curriculum', whose length no budget can set",
         ),
         ({"budget": "12 stpes"}, SpecError, "stpes"),
+        (
+            {"student": lambda: None},
+            BindError,
+            "'student' must be a module or a function from a seed",
+        ),
         ({"goal": "labels"}, SpecError, "'goal' must be a number or one of the strategies"),
         ({"student": "bert"}, BindError, "'student' must be a torch.nn.Module"),
         ({"teacher": "bert"}, BindError, "'teacher' must be a torch.nn.Module"),

@@ -211,7 +211,7 @@ def test_adapters_that_cannot_be_merged_are_refused(tmp_path: Path, has_merge: b
         def merge_and_unload(self) -> nn.Module:
             raise ValueError("quantized weights cannot be merged")
 
-    rule = "PEFT says: quantized" if has_merge else "without 'merge_and_unload'"
+    rule = "PEFT failed with: quantized" if has_merge else "without 'merge_and_unload'"
     with pytest.raises(BindError, match=f"'student' must .*{rule}"):
         curricle.export(Broken() if has_merge else Prompted(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -222,7 +222,7 @@ def test_a_base_model_is_named_only_if_it_is_one_of_the_hub(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "local" / "model").mkdir(parents=True)
-    names = {"owner/model": "owner/model", "local/model": None, "/tmp/model": None, "": None}
+    names = {"owner/model": "owner/model", "local/model": None, "/models/teacher": None, "": None}
     for name, expected in names.items():
         model = nn.Identity()
         model.config = SimpleNamespace(name_or_path=name)  # type: ignore[assignment]

@@ -219,15 +219,17 @@ def _read_lines(path: Path) -> Iterator[ScoredSequence]:
             ) from None
 
 
-def _response_records(line: Document) -> Iterator[Document]:
+def _response_records(line: object) -> Iterator[Document]:
     """Yield the records of a line: itself, or the choices of a complete server response.
 
     Batches of requests have `response.body` around each response. Values beside the choices, as the
     ids of a chat, belong to all choices.
 
     Raises:
-        DataError: If the server did not return the ids.
+        DataError: If the line is no object, or the server did not return the ids.
     """
+    if not isinstance(line, dict):
+        raise DataError(f"a line must be an object; got {type(line).__name__!r}")
     response = line.get("response")
     body = response["body"] if isinstance(response, Mapping) else line
     if "choices" not in body:

@@ -110,12 +110,12 @@ class TrainingSettings:
 
     @property
     def compiles_student(self) -> bool:
-        """Return whether the blocks of the student are compiled."""
+        """Return whether loss and gradient of the student are compiled."""
         return self.compile in {"student", "both"}
 
     @property
     def compiles_teacher(self) -> bool:
-        """Return whether the blocks of the teacher are compiled."""
+        """Return whether the teacher's blocks are compiled."""
         return self.compile in {"teacher", "both"}
 
     @property

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from curricle.errors import CheckpointError
-from curricle.teachers.checkpoints import (
+from curricle.teachers.checkpoint_folders import (
     checkpoint_folders,
     in_step_order,
     inspect,
