@@ -1,5 +1,7 @@
 """Losses of a curriculum in a loop of one's own: those of the engine."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -19,7 +21,7 @@ def test_a_loop_of_ones_own_has_the_losses_of_the_engine() -> None:
     )
     student = model("masked", 8, 0)
     optimizer = torch.optim.SGD(student.parameters(), lr=0.05, momentum=0.9)
-    data = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
+    data: DataLoader[Any] = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
     numbers = []
     with staged_loss(
         student, model("masked", 16, 1), curriculum, data, optimizer=optimizer, seed=42
@@ -43,7 +45,7 @@ def test_a_loop_of_ones_own_has_the_losses_of_the_engine() -> None:
 
 def test_a_loop_without_optimizer_cannot_reset_it() -> None:
     curriculum = curricle.extraction(total="4 steps", optimizer_state="reset")
-    data = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
+    data: DataLoader[Any] = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
     arguments = model("masked", 8, 0), model("masked", 16, 1), curriculum, data
     with staged_loss(*arguments) as staged:
         staged(staged.next_batch()).backward()

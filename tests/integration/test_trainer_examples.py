@@ -18,10 +18,10 @@ MOST_LINES = 3
 
 def changed_lines(name: str) -> list[str]:
     """Return the lines of the distilling script that the plain one lacks."""
-    texts = [
+    plain, distilling = (
         (SCRIPTS / f"{name}{ending}.py").read_text().splitlines() for ending in ("", "_distilled")
-    ]
-    changes = list(difflib.ndiff(*texts))
+    )
+    changes = list(difflib.ndiff(plain, distilling))
     added = [line[2:] for line in changes if line.startswith("+ ")]
     assert sum(line.startswith("- ") for line in changes) <= len(added)
     return added

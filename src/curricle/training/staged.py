@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from curricle.curriculum.stages import Curriculum
-from curricle.data.streams import Batch, Stream
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.families import tapped
 from curricle.models.restoring import frozen_but
@@ -40,13 +41,13 @@ from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline, TimelineState
-from curricle.training.distill import AnyModel, as_stream, as_teacher
 from curricle.training.loop.stage_loss import (
     CALIBRATION_BATCHES,
     StageLoss,
     StepLoss,
     open_stage_loss,
 )
+from curricle.training.setup.arguments import AnyModel, as_stream, as_teacher
 from curricle.training.setup.optimizers import AdamW
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process

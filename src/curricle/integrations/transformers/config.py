@@ -155,7 +155,9 @@ class CurriculumConfig(transformers.TrainingArguments):
         if isinstance(self.curriculum, Curriculum):
             return self.curriculum
         kind = str(self._kind)
-        call = dict(self.curriculum) if isinstance(self.curriculum, Mapping) else {"kind": kind}
+        call: dict[str, Any] = {"kind": kind}
+        if isinstance(self.curriculum, Mapping):
+            call |= self.curriculum
         if self._has_objective:
             name = OBJECTIVES[kind]
             if name in call:

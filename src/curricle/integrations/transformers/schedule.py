@@ -5,19 +5,18 @@ to another stage is known only after the evaluation, so `StageRates` can set it 
 """
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
-from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 Factor = Callable[[int], float]
 """Function from a step to the factor of the learning rate."""
 
 
 @final
-class StageRates(LRScheduler):
-    """Scheduler whose factor depends on the open stage."""
+class StageRates(LambdaLR):
+    """Scheduler whose factor depends on the open stage; the function itself is in no checkpoint."""
 
     def __init__(self, optimizer: Optimizer, factor: Factor) -> None:
         """Set the rates of the first step.
@@ -26,21 +25,12 @@ class StageRates(LRScheduler):
             optimizer: The optimizer of the Trainer.
             factor: Returns the factor of a step, by the stage that is open.
         """
-        self.factor = factor
-        super().__init__(optimizer)
-
-    def get_lr(self) -> list[float | Tensor]:
-        """Return the rate of each group of parameters."""
-        factor = self.factor(self.last_epoch)
-        return [float(rate) * factor for rate in self.base_lrs]
+        super().__init__(optimizer, factor)
 
     def refresh(self) -> None:
         """Set the rates of the step at hand again, after its stage is known."""
-        rates = self.get_lr()
+        factor = self.lr_lambdas[0](self.last_epoch)
+        rates = [rate * factor for rate in self.base_lrs]
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
         self._last_lr = list(rates)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state without the function, which the curriculum gives again."""
-        return {name: state for name, state in super().state_dict().items() if name != "factor"}

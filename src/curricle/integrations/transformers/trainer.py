@@ -17,13 +17,12 @@ from typing import Any, final
 import torch
 import transformers
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR
 from transformers.trainer_callback import ExportableState
 
 from curricle.curriculum.durations import UntilMetric
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import BindError, CheckpointError
-from curricle.integrations.transformers.batches import BatchReader, FirstBatches
 from curricle.integrations.transformers.config import CurriculumConfig
 from curricle.integrations.transformers.models import (
     disable_dropout,
@@ -31,6 +30,7 @@ from curricle.integrations.transformers.models import (
     shifts_labels,
 )
 from curricle.integrations.transformers.schedule import Factor, StageRates
+from curricle.integrations.transformers.trainer_batches import BatchReader, FirstBatches
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.records import Usage
@@ -70,7 +70,7 @@ class CurriculumTrainer(transformers.Trainer):
         data_collator: Callable[[list[Any]], Any] | None = None,
         compute_metrics: Callable[[transformers.EvalPrediction], dict[str, Any]] | None = None,
         callbacks: Sequence[transformers.TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, LRScheduler | None] = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, LambdaLR | None] = (None, None),
         **keywords: Any,  # noqa: ANN401 - as in the Trainer
     ) -> None:
         """Take the arguments of the Trainer, and a teacher.
@@ -112,6 +112,7 @@ class CurriculumTrainer(transformers.Trainer):
             **keywords,
         )
         self.args: CurriculumConfig = args
+        self._student = model
         self.stages: StagedLoss | None = None
         """Loss and stages of the training at hand, and after it of the last one."""
         next_token = shifts_labels(model) if args.next_token is None else args.next_token
@@ -179,12 +180,12 @@ class CurriculumTrainer(transformers.Trainer):
         teacher = self.teacher_model
         return bind(
             curriculum,
-            student=tapped(self.model),
+            student=tapped(self._student),
             teacher=None if teacher is None else LiveTeacher(tapped(teacher), trajectory),
             stream=batches,
             optimizer=PLANNED_OPTIMIZER,
             settings=TrainingSettings(
-                device=args.device.type,
+                device="cuda" if args.device.type == "cuda" else "cpu",
                 precision="bfloat16" if args.bf16 else "float32",
                 eval_every=self._evaluation_interval(num_steps),
             ),
@@ -248,7 +249,7 @@ class CurriculumTrainer(transformers.Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Any],
+        inputs: dict[str, Any],
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - as in the Trainer
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401 - as in the Trainer
@@ -318,14 +319,14 @@ class CurriculumTrainer(transformers.Trainer):
 
     def _own_factor(self, num_steps: int) -> Factor:
         """Return the schedule of the arguments over a number of steps."""
-        args = self.args
+        args, keywords = self.args, self.args.lr_scheduler_kwargs
         trial = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
         scheduler = transformers.get_scheduler(
             args.lr_scheduler_type,
             optimizer=trial,
             num_warmup_steps=args.get_warmup_steps(num_steps),
             num_training_steps=num_steps,
-            scheduler_specific_kwargs=args.lr_scheduler_kwargs,
+            scheduler_specific_kwargs=keywords if isinstance(keywords, dict) else None,
         )
         factor: Factor = scheduler.lr_lambdas[0]
         return factor
@@ -433,7 +434,11 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
         if self._trainer is None:
             return
         if state.global_step:
-            saved = state.stateful_callbacks.get(type(self).__name__, {})
+            # By name, once transformers has read a checkpoint; a list of callbacks otherwise.
+            states = state.stateful_callbacks
+            saved: dict[str, Any] = (
+                states.get(type(self).__name__, {}) if isinstance(states, dict) else {}
+            )
             self._trainer.resume_stages(saved.get("attributes", {}).get("stages", {}))
         elif self._trainer.stages is not None:
             self._trainer.stages.start()
@@ -485,6 +490,11 @@ def _checked(args: transformers.TrainingArguments, keywords: Iterable[str]) -> C
         raise BindError(
             f"'n_gpu' must be at most 1, since a curriculum runs on one GPU for now; got "
             f"{args.n_gpu}; CUDA_VISIBLE_DEVICES=0 shows the process one"
+        )
+    if args.device.type not in {"cpu", "cuda"}:
+        raise BindError(
+            f"'use_cpu' must be True where there is no CUDA device, as a curriculum runs on CPU or "
+            f"CUDA; got {args.device.type!r}"
         )
     refused = {"model_init", "compute_loss_func"} & set(keywords)
     if refused:
