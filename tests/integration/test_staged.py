@@ -43,6 +43,39 @@ def test_a_loop_of_ones_own_has_the_losses_of_the_engine() -> None:
     )
 
 
+def test_items_of_the_loader_and_micro_batches_give_the_losses_of_whole_batches() -> None:
+    curriculum = curricle.extraction(total="4 steps", pairs=1, layer_fraction=0.5)
+    numbers = []
+    for size in (SIZE, SIZE // 4):
+        student = model("next_token", 8, 0)
+        optimizer = torch.optim.SGD(student.parameters(), lr=0.05)
+        loader: DataLoader[Any] = DataLoader(examples("next_token"), batch_size=size)  # type: ignore[arg-type]
+        data = curricle.stream(loader, next_token=True)
+        with staged_loss(student, model("next_token", 16, 1), curriculum, data) as staged:
+            items = iter(loader)
+            while not staged.is_over:
+                parts = [next(items) for _ in range(SIZE // size)]
+                staged.begin_step(*parts)
+                for part in parts:
+                    staged(part).backward()
+                numbers.append(float(staged.step_loss.loss))
+                optimizer.step()
+                optimizer.zero_grad()
+                staged.advance()
+    assert numbers[:4] == pytest.approx(numbers[4:], rel=2e-6)
+
+
+def test_items_of_other_data_than_a_loader_are_refused() -> None:
+    loader: DataLoader[Any] = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]
+    data = Listed([curricle.stream(loader).batch(0)])
+    models = model("masked", 8, 0), model("masked", 16, 1)
+    with (
+        staged_loss(*models, curricle.one_shot(total="2 steps"), data) as staged,
+        pytest.raises(BindError, match="must be taken on a curricle.Batch where .* got 'dict'"),
+    ):
+        staged(next(iter(loader)))
+
+
 def test_a_loop_without_optimizer_cannot_reset_it() -> None:
     curriculum = curricle.extraction(total="4 steps", optimizer_state="reset")
     data: DataLoader[Any] = DataLoader(examples("masked"), batch_size=SIZE)  # type: ignore[arg-type]

@@ -320,6 +320,20 @@ def test_a_tracker_gets_the_arguments_and_the_logs(tmp_path: Path) -> None:
     assert sum("loss/logits/logits" in logs for logs in received) == 5
 
 
+def test_tensorboard_gets_objectives_stage_and_usage(tmp_path: Path) -> None:
+    reading = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trained(
+        "masked", tmp_path, curriculum=CURRICULA["one_shot"], report_to=["tensorboard"],
+        eval_strategy="steps", eval_steps=5,
+    )  # fmt: skip
+    (file,) = tmp_path.rglob("events.out.tfevents.*")
+    events = reading.EventAccumulator(str(file)).Reload()
+    assert {"train/loss/logits/logits", "train/stage", "eval/loss"} <= set(events.Tags()["scalars"])
+    assert [event.value for event in events.Scalars("train/examples")] == [
+        SIZE * step for step in range(1, 6)
+    ]
+
+
 def test_temperature_and_beta_are_those_of_trl(tmp_path: Path) -> None:
     objective = curricle.MatchLogits(
         divergence={"kind": "jsd", "beta": 0.3},  # type: ignore[arg-type]

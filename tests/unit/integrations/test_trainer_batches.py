@@ -51,4 +51,6 @@ def test_labels_are_shifted_for_next_tokens() -> None:
     ids = torch.arange(6)[None]
     batch = BatchReader(next_token=True)({"input_ids": ids, "labels": ids})
     assert batch.labels is not None
-    assert batch.labels[0, :5].tolist() == [1, 2, 3, 4, 5]
+    assert batch.selected is not None
+    assert batch.labels.tolist() == [1, 2, 3, 4, 5]
+    assert batch.selected.tolist() == [0, 1, 2, 3, 4]

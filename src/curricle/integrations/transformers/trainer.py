@@ -38,9 +38,9 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.timeline import TimelineState, plan_spans
 from curricle.training.loop.stage_loss import StepLoss
+from curricle.training.loop.staged import PLANNED_OPTIMIZER, StagedLoss
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process
-from curricle.training.staged import PLANNED_OPTIMIZER, StagedLoss
 from curricle.values import fingerprint, parse, plain
 
 LOGGER = logging.getLogger("curricle")
@@ -140,7 +140,7 @@ class CurriculumTrainer(transformers.Trainer):
             Steps, mean loss and speed, as of the Trainer.
         """
         self._means, self._metrics, self._is_pending = {}, {}, False
-        with StagedLoss(self._bind()) as self.stages:
+        with StagedLoss(self._bind(), read=self._reader) as self.stages:
             for note in self.stages.run.notes:
                 LOGGER.info("curricle: %s", note)
             output = super().train(resume_from_checkpoint, *args, **keywords)
@@ -243,7 +243,7 @@ class CurriculumTrainer(transformers.Trainer):
             stages.optimizer = self.optimizer
             if isinstance(self.lr_scheduler, StageRates):
                 self.lr_scheduler.refresh()
-            stages.begin_step(*map(self._reader, samples))
+            stages.begin_step(*samples)
         return samples, count
 
     def compute_loss(
@@ -266,7 +266,7 @@ class CurriculumTrainer(transformers.Trainer):
             return super().compute_loss(
                 model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
             )
-        loss = self._opened()(self._reader(inputs))
+        loss = self._opened()(inputs)
         return (loss, {}) if return_outputs else loss
 
     def create_scheduler(

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from curricle import seeding
 from curricle.errors import BindError
 from curricle.metrics import METRICS
 from curricle.models.mlp import MLP
@@ -33,13 +34,16 @@ def test_a_stream_is_used_as_it_is_and_a_loader_becomes_one() -> None:
 
 
 def test_a_model_becomes_a_live_teacher() -> None:
-    teacher = as_teacher(MLP(INPUTS, (4,), CLASSES), None)
+    with seeding.scoped(0, "model"):
+        model = MLP(INPUTS, (4,), CLASSES)
+    teacher = as_teacher(model, None)
     assert isinstance(teacher, LiveTeacher)
+    assert teacher.model.module is model
     assert as_teacher(None, None) is None
 
 
 def test_the_sentence_about_a_teacher_names_stored_targets() -> None:
-    require_model("student", nn.Linear(1, 1))
+    require_model("student", nn.Identity())
     with pytest.raises(BindError, match=r"'teacher' must be .*open_targets opens.*") as error:
         require_model("teacher", "runs/targets")
     assert "got 'runs/targets'" in str(error.value)

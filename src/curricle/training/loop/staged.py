@@ -16,7 +16,7 @@ A step is begun with all its micro-batches, so that each is divided by the count
 Units: FLOPs are those of the plan, in proportion to the tokens of the batches that were read.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, final
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader
 
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
+from curricle.data.dataloaders import LoaderStream
 from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.families import tapped
@@ -64,12 +65,19 @@ class StagedLoss:
     A context: entering opens the teacher, leaving closes the stage and puts everything back.
     """
 
-    def __init__(self, run: BoundRun, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def __init__(
+        self,
+        run: BoundRun,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        read: Callable[[object], Batch] | None = None,
+    ) -> None:
         """Begin before the first step.
 
         Args:
             run: The bound run.
             optimizer: The optimizer of the loop, which stages may reset; None if it is set later.
+            read: Makes a batch of an item of the loop's own data; None takes batches only.
 
         Raises:
             BindError: If an objective has parameters of its own.
@@ -92,6 +100,7 @@ class StagedLoss:
         """Steps taken."""
         self.usage = Usage()
         """Usage until now, without seconds."""
+        self._read = read
         self._first_tokens = run.stream.batch(0).num_read_tokens
         self._stack, self._stage_stack = ExitStack(), ExitStack()
         self._is_started = False
@@ -170,15 +179,34 @@ class StagedLoss:
         """Return the batch of the next step from the run's own data."""
         return self.run.stream.batch(self.num_steps)
 
-    def begin_step(self, *batches: Batch) -> None:
+    def as_batch(self, item: object) -> Batch:
+        """Return an item of the loop's data as a batch, with labels and positions as in the run.
+
+        Args:
+            item: A batch, which is returned as it is, or an item of the loader.
+
+        Raises:
+            BindError: If it is no batch, and the data of the run are no loader.
+        """
+        if isinstance(item, Batch):
+            return item
+        if self._read is not None:
+            return self._read(item)
+        raise BindError(
+            f"a step must be taken on a curricle.Batch where 'data' are no DataLoader; got "
+            f"{type(item).__name__!r}"
+        )
+
+    def begin_step(self, *items: object) -> None:
         """Begin a step of several micro-batches, each of which is then called on.
 
         Args:
-            *batches: All micro-batches of the step.
+            *items: All micro-batches of the step, each a batch or an item of the loader.
 
         Raises:
             BindError: If all stages have ended.
         """
+        batches = [self.as_batch(item) for item in items]
         loss = self._loss if self._loss is not None else self._open_stage()
         with self._located():
             for batch in batches:
@@ -186,14 +214,15 @@ class StagedLoss:
         self._counts, self._totals = loss.counts(*batches), []
         self._spend(batches)
 
-    def __call__(self, batch: Batch) -> Tensor:
+    def __call__(self, item: object) -> Tensor:
         """Return the loss of a batch, or the share of a micro-batch in the loss of the step begun.
 
         Gradients of the shares add up to that of the whole batch.
 
         Args:
-            batch: The batch; it is moved to the models.
+            item: The batch, or an item of the loader; it is moved to the models.
         """
+        batch = self.as_batch(item)
         if not self._counts:
             self.begin_step(batch)
         loss = self._opened()
@@ -321,14 +350,16 @@ def staged_loss(  # noqa: PLR0913 - everything but four has a default
     Yields:
         The loss, which opens and closes the stages as steps are taken.
     """
+    stream = as_stream(data, seed)
     run = bind(
         curriculum,
         student=tapped(student),
         teacher=as_teacher(teacher, trajectory),
-        stream=as_stream(data, seed),
+        stream=stream,
         optimizer=PLANNED_OPTIMIZER,
         settings=settings,
         seed=seed,
     )
-    with StagedLoss(run, optimizer) as loss:
+    read = stream.as_batch if isinstance(stream, LoaderStream) else None
+    with StagedLoss(run, optimizer, read=read) as loss:
         yield loss
