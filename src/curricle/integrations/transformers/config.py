@@ -43,8 +43,8 @@ UNSUPPORTED: Mapping[str, object] = MappingProxyType(
 class CurriculumConfig(transformers.TrainingArguments):
     """Arguments of a `CurriculumTrainer`.
 
-    The length of the training is that of a `Curriculum`; a strategy by name is given the length
-    that `max_steps` or `num_train_epochs` say.
+    The length of the training is that of a `Curriculum`; a strategy by name lasts `max_steps`
+    or `num_train_epochs`.
     """
 
     # Text comes second: parsers of the command line take it as the type of the argument.

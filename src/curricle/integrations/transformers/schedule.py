@@ -1,4 +1,4 @@
-"""Learning rates of a Trainer whose stages have schedules or factors of their own.
+"""Learning rates of a Trainer with schedules or factors by stage.
 
 A scheduler of torch sets the rate of the next step when a step is taken. Whether that step belongs
 to another stage is known only after the evaluation, so `StageRates` can set it again.
@@ -16,7 +16,7 @@ Factor = Callable[[int], float]
 
 @final
 class StageRates(LambdaLR):
-    """Scheduler whose factor depends on the open stage; the function itself is in no checkpoint."""
+    """Scheduler by the open stage; the function itself is in no checkpoint."""
 
     def __init__(self, optimizer: Optimizer, factor: Factor) -> None:
         """Set the rates of the first step.

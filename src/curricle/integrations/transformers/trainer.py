@@ -12,7 +12,7 @@ where transformers writes that of callbacks.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import transformers
@@ -249,7 +249,7 @@ class CurriculumTrainer(transformers.Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Any],
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - as in the Trainer
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401 - as in the Trainer
@@ -264,7 +264,10 @@ class CurriculumTrainer(transformers.Trainer):
         """
         if not model.training:
             return super().compute_loss(
-                model, inputs, return_outputs=return_outputs, num_items_in_batch=num_items_in_batch
+                model,
+                cast("dict[str, Any]", inputs),
+                return_outputs=return_outputs,
+                num_items_in_batch=num_items_in_batch,
             )
         loss = self._opened()(inputs)
         return (loss, {}) if return_outputs else loss
@@ -365,7 +368,7 @@ class CurriculumTrainer(transformers.Trainer):
         """Add metrics of an evaluation, by which a stage may end, to those since the last step.
 
         Args:
-            metrics: The metrics, whose names begin with `eval_`.
+            metrics: The metrics; their names begin with `eval_`.
         """
         self._metrics |= metrics
 
@@ -519,7 +522,7 @@ def _teacher(
 
 
 def _check_durations(curriculum: Curriculum, args: CurriculumConfig) -> None:
-    """Check that the Trainer has what the durations of stages need.
+    """Check that the Trainer fits the durations of stages.
 
     Raises:
         BindError: If a rule reads metrics and there are none, or tokens are no number of steps.

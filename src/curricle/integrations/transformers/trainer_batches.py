@@ -77,7 +77,7 @@ class FirstBatches:
 
     @property
     def tokens_per_batch(self) -> int:
-        """Return the number of positions of a step whose micro-batches are as long as the first."""
+        """Return the number of positions of a step of micro-batches as long as the first."""
         return self.batch(0).num_read_tokens * self._accumulation
 
     @property

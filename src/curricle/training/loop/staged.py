@@ -93,7 +93,7 @@ class StagedLoss:
         self.run = run
         """The bound run."""
         self.optimizer = optimizer
-        """The optimizer of the loop, whose state a stage with `optimizer_state='reset'` clears."""
+        """The optimizer of the loop; a stage with `optimizer_state='reset'` clears its state."""
         self.timeline = Timeline([stage.span for stage in run.stages])
         """Stages as they follow each other."""
         self.num_steps = 0
