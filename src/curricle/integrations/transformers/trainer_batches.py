@@ -3,9 +3,9 @@
 The Trainer collates items and cuts a step into micro-batches; `BatchReader` makes a `Batch` of each
 item. `FirstBatches` is the stream that binding reads: some first items of the Trainer's loader.
 
-Design: the Trainer owns the order of its data, so no stream can return the batch of any step. What
-binding reads are items of the same loader, drawn apart from the training, whose random numbers stay
-as they are.
+Design: the Trainer owns the order of its data, so no stream can return the batch of any step.
+Binding reads items of the same loader, drawn apart from the training; the random numbers of the
+training stay as they are.
 """
 
 import itertools
