@@ -106,16 +106,10 @@ class LoaderStream:
         self._next_token = next_token
         self._epoch = -1
         self._batches: Order = []
-        self._steps_per_epoch = 0
+        self._steps_per_epoch = self._batch_size = 0
         self._ahead: Iterator[object] | None = None
         self._last = -1
-        if self._in_order is None:
-            self._batches = self._listed(0)
-            self._epoch, self._steps_per_epoch = 0, len(self._batches)
-            self._batch_size = len(self._batches[0])
-        else:
-            self._steps_per_epoch = self._in_order.steps_per_epoch
-            self._batch_size = self._in_order.batch_size
+        self._open_first_epoch()
         item = self._fetch(0)
         declared = declared_positions(item)
         if positions is not None and isinstance(item, Batch):
@@ -133,6 +127,15 @@ class LoaderStream:
         self.note = "" if isinstance(item, Batch) else _note(first)
         """Decision about positions, as a sentence; empty if the batches declare them."""
         self._fingerprint = self._described(first)
+
+    def _open_first_epoch(self) -> None:
+        if self._in_order is None:
+            self._batches = self._listed(0)
+            self._epoch, self._steps_per_epoch = 0, len(self._batches)
+            self._batch_size = len(self._batches[0])
+        else:
+            self._steps_per_epoch = self._in_order.steps_per_epoch
+            self._batch_size = self._in_order.batch_size
 
     @property
     def batch_size(self) -> int:

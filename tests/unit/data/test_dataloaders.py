@@ -284,9 +284,13 @@ def test_workers_of_an_iterable_data_set_give_the_same_batches_after_a_restart()
 def test_an_iterable_data_set_shorter_than_it_states_is_refused(
     length: int, number: int, sentence: str
 ) -> None:
-    with pytest.raises(DataError, match=sentence):
+    def read_epoch() -> None:
         data = stream(DataLoader(Stated(length, number=number), batch_size=3))
-        [leading(data, step) for step in range(3)]
+        for step in range(3):
+            data.batch(step)
+
+    with pytest.raises(DataError, match=sentence):
+        read_epoch()
 
 
 def test_a_loader_without_batches_is_refused() -> None:
