@@ -74,7 +74,7 @@ def open_teacher(spec: RunSpec, data: TaskData) -> Teacher:
     stored.trajectory = live.trajectory
     stored_tokenizer, tokenizer = (
         stored.store.manifest.data.tokenizer,
-        spec.task.tokenizer(Path(spec.cache_dir)),
+        spec.task.tokenizer_digest(Path(spec.cache_dir)),
     )
     if stored_tokenizer and tokenizer and stored_tokenizer != tokenizer:
         raise BindError(

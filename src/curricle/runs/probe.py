@@ -60,7 +60,6 @@ from curricle.tasks import (
     PcfgTask,
     Task,
     TaskData,
-    TextTask,
 )
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.placement import place_model
@@ -189,7 +188,7 @@ def _trained(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
         BindError: If none does.
     """
     task = spec.task
-    if isinstance(task, TextTask):
+    if not isinstance(task, ParityTask | PcfgTask):
         raise BindError(
             f"'--train-probes' must be left out but for parity and strings of a grammar; "
             f"got {data.name!r}"

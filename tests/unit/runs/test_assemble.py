@@ -59,7 +59,7 @@ def test_targets_of_another_tokenizer_are_refused(
 
 
 def test_only_a_text_has_a_tokenizer(make_spec: MakeSpec, tmp_path: Path) -> None:
-    assert not make_spec().task.tokenizer(tmp_path)
+    assert not make_spec().task.tokenizer_digest(tmp_path)
     assert len(student_runs(make_spec())) == 4
     text = TextTask(vocabulary_size=300)
     assert text.tokenizer(tmp_path) == text.tokenizer(tmp_path) != ""
