@@ -124,6 +124,14 @@ CASES = {
         rows=lambda n: {"tokens": sentence(n).split(), "ner_tags": ["O", "B", "O"]},
         metrics=("accuracy", "nll", "f1_macro"),
     ),
+    "question answering": Case(
+        task={"kind": "question_answering"}, model=bert("question_answering"),
+        rows=lambda n: {
+            "question": WORDS[n % 8], "context": sentence(n),
+            "answers": {"text": [sentence(n).split()[1]],
+                        "answer_start": [len(sentence(n).split()[0]) + 1]},
+        },
+    ),
     "translation": Case(
         task={"kind": "seq2seq", "columns": SIDES},
         model={"kind": "hf", "model_type": "t5", "head": "seq2seq_lm", "config": T5},

@@ -18,7 +18,8 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor
 
-from curricle.data.collation import IGNORED, Positions
+from curricle.data.collation import IGNORED
+from curricle.data.examples import Owner
 from curricle.data.tables import Row
 from curricle.errors import DataError, near_names
 from curricle.protocols import Tokenizer
@@ -29,6 +30,7 @@ TextKind = Literal[
     "regression",
     "embedding",
     "token_classification",
+    "question_answering",
     "seq2seq",
     "instructions",
 ]
@@ -49,6 +51,9 @@ USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "label": ("label", "labels", "target", "score", "stars", "intent"),
         "values": ("labels", "label", "score", "value", "values", "target", "stars"),
         "embedding": ("embedding", "embeddings", "label", "labels"),
+        "question": ("question", "query"),
+        "context": ("context", "passage", "document", "text"),
+        "answers": ("answers", "answer"),
         "tokens": ("tokens", "words"),
         "tags": ("ner_tags", "pos_tags", "tags", "labels"),
         "source": ("source", "src", "input", "text", "document", "article"),
@@ -72,8 +77,8 @@ class Encoded:
     """Labels, with positions if `positions` is `token`."""
     num_classes: int
     """Classes or values of an output."""
-    positions: Positions = "example"
-    """Owner of a label."""
+    positions: Owner = "example"
+    """Owner of a label; `span` for the first and last position of an answer."""
     next_token: bool = False
     """Whether labels are to be shifted by one position."""
     dropped: int = 0
@@ -122,6 +127,7 @@ def texts_of(rows: Sequence[Row], kind: TextKind, columns: Columns) -> list[str]
     names = {
         "token_classification": ("tokens",),
         "seq2seq": ("source", "target"),
+        "question_answering": ("question", "context"),
     }.get(kind, ())
     if kind == "instructions":
         return [piece for row in rows for piece in _pieces(row, columns)]
@@ -284,6 +290,58 @@ def _tagged(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) ->
                 labels[place, position] = numbers[word]
             last = word
     return Encoded(inputs=inputs, labels=labels, num_classes=classes.count, positions="token")
+
+
+def _answered(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
+    """Return questions and contexts with the first and last token of the first answer.
+
+    The answer of a question without any is the first token. Rows whose answer is cut off are left
+    out.
+
+    Raises:
+        DataError: If an answer is not in its context, or every answer is cut off.
+    """
+    del training
+    questions, contexts, answers = (
+        _column(rows, role, encoding.columns) for role in ("question", "context", "answers")
+    )
+    output, inputs = _tokenized(encoding, questions, contexts, return_offsets_mapping=True)
+    spans, complete = [], []
+    for number, (context, answer) in enumerate(zip(contexts, answers, strict=True)):
+        texts, starts = answer["text"], answer["answer_start"]
+        if not texts:
+            spans.append((0, 0))
+            complete.append(number)
+            continue
+        first, end = starts[0], starts[0] + len(texts[0])
+        if context[first:end] != texts[0] or not texts[0]:
+            raise DataError(
+                f"an answer must stand in its context at 'answer_start'; row {number + 1} has "
+                f"{context[first:end]!r} at {first} and not {texts[0]!r}"
+            )
+        inside = [
+            place
+            for place, (offsets, part) in enumerate(
+                zip(output["offset_mapping"][number], output.sequence_ids(number), strict=True)
+            )
+            if part == 1 and offsets[0] < end and offsets[1] > first
+        ]
+        if inside and output["offset_mapping"][number][inside[-1]][1] >= end:
+            spans.append((inside[0], inside[-1]))
+            complete.append(number)
+    if not spans:
+        raise DataError(
+            f"'window' must leave room for an answer; got {encoding.window}, in which none of "
+            f"{len(rows)} rows has one"
+        )
+    kept = torch.tensor(complete)
+    return Encoded(
+        inputs={name: tensor[kept] for name, tensor in inputs.items()},
+        labels=torch.tensor(spans),
+        num_classes=2,
+        positions="span",
+        dropped=len(rows) - len(spans),
+    )
 
 
 def _translated(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
@@ -458,6 +516,7 @@ _ENCODERS: Mapping[TextKind, Callable[[Sequence[Row], Encoding, Sequence[Row]], 
             "regression": _valued,
             "embedding": _valued,
             "token_classification": _tagged,
+            "question_answering": _answered,
             "seq2seq": _translated,
             "instructions": _instructed,
         }

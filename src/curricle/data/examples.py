@@ -12,6 +12,7 @@ since tables are often sorted by label. The order of epoch e is drawn from the n
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, final
 
@@ -20,8 +21,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from curricle.data.batch import Batch, Inputs, named
-from curricle.data.collation import Positions, batch_of
+from curricle.data.batch import Batch, Inputs, data_mask, named
+from curricle.data.collation import batch_of
 from curricle.data.tables import READERS, Row, rows_of
 from curricle.data.text.corpora import HUB, load_data_set
 from curricle.errors import DataError, near_names
@@ -32,6 +33,8 @@ Part = Literal["train", "valid"]
 """Training and held-out examples."""
 Source = str | Path | Iterable[Row] | Mapping[str, Iterable[Row]]
 """A path or name, rows such as a `datasets.Dataset`, or such rows by the name of their part."""
+Owner = Literal["example", "token", "span"]
+"""Owner of labels: an example, each of its positions, or the span between two of them."""
 VALID = ("valid", "validation", "dev")
 """Names of the held-out part."""
 EVERY = 20
@@ -127,7 +130,7 @@ class ExampleStream:
         batch_size: int,
         seed: int = 0,
         purpose: str = "train",
-        positions: Positions = "example",
+        positions: Owner = "example",
         next_token: bool = False,
         note: str = "",
     ) -> None:
@@ -139,7 +142,8 @@ class ExampleStream:
             batch_size: Examples of a batch.
             seed: Seed of the order.
             purpose: Name of the reader; two readers of a seed get different orders.
-            positions: `token` where the second axis of the labels counts positions.
+            positions: `token` where the second axis of the labels counts positions, `span` where
+                labels are the first and the last position of an answer.
             next_token: Whether labels are shifted by one; see `curricle.stream`.
             note: Decision about the data, as a sentence for a plan; empty for none.
 
@@ -231,8 +235,23 @@ class ExampleStream:
                 selected=torch.arange(len(places)),
                 length=labels.shape[1],
             )
+        if self._positions == "span":
+            return _span(inputs, labels)
         item = (inputs, labels) if isinstance(inputs, Tensor) else {**inputs, "labels": labels}
         return batch_of(item, next_token=self._next_token, positions=self._positions)
+
+
+def _span(inputs: Inputs, labels: Int[Tensor, "example 2"]) -> Batch:
+    """Return a batch for models with start and end logits.
+
+    These are two rows an example. Its first two positions stand for them in `selected`.
+    """
+    mask = data_mask(inputs)
+    plain = Batch(inputs=inputs, valid=None if mask is None else mask.bool())
+    width = plain.positions[1]
+    starts = torch.arange(len(labels)).unsqueeze(1) * width
+    selected = (starts + torch.arange(2)).flatten()
+    return replace(plain, labels=labels.flatten(), selected=selected)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

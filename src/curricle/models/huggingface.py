@@ -28,6 +28,7 @@ Head = Literal[
     "seq2seq_lm",
     "sequence_classification",
     "token_classification",
+    "question_answering",
     "image_classification",
 ]
 AUTO_CLASSES: Mapping[Head, str] = MappingProxyType(
@@ -37,6 +38,7 @@ AUTO_CLASSES: Mapping[Head, str] = MappingProxyType(
         "seq2seq_lm": "AutoModelForSeq2SeqLM",
         "sequence_classification": "AutoModelForSequenceClassification",
         "token_classification": "AutoModelForTokenClassification",
+        "question_answering": "AutoModelForQuestionAnswering",
         "image_classification": "AutoModelForImageClassification",
     }
 )

@@ -193,3 +193,17 @@ def test_a_tokenizer_is_trained_on_all_texts_that_are_read(
     kind: TextKind, row: Row, texts: list[str]
 ) -> None:
     assert texts_of([row], kind, {}) == texts
+
+
+def test_an_answer_is_its_first_and_last_token() -> None:
+    row = {"question": "d", "context": "a b c", "answers": {"text": ["b c"], "answer_start": [2]}}
+    cut = {"question": "d a", "context": "a b c", "answers": {"text": ["c"], "answer_start": [4]}}
+    none = {"question": "d", "context": "a", "answers": {"text": [], "answer_start": []}}
+    example = encoded("question_answering", [row, cut, none])
+    assert example.inputs["input_ids"].tolist() == [[D, A, B, C], [D, A, PAD, PAD]]
+    assert (example.labels.tolist(), example.dropped) == ([[2, 3], [0, 0]], 1)
+    wrong = row | {"answers": {"text": ["b"], "answer_start": [0]}}
+    with pytest.raises(DataError, match="row 1 has 'a' at 0 and not 'b'"):
+        encoded("question_answering", [wrong])
+    with pytest.raises(DataError, match="'window' must leave room for an answer; got 4"):
+        encoded("question_answering", [cut])
