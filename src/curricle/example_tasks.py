@@ -97,7 +97,8 @@ class ExamplesTask(OnTokens):
     columns: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     """Names of columns where they are not the usual ones, by role: `text` (two names for two texts)
     and `label` (several names for several columns), `tokens` and `tags`, `source` and `target`,
-    `prompt` and `completion`, `messages`, `question`, `context` and `answers`. `a.b` is the entry b inside a."""
+    `prompt` and `completion`, `messages`, `question`, `context` and `answers`. `a.b` is the entry b
+    inside a."""
     tokenizer: str | None = None
     """Local Hugging Face folder with a tokenizer; None trains one on the training rows."""
     vocabulary_size: int = Field(default=4096, gt=0)
@@ -216,7 +217,10 @@ class ExamplesTask(OnTokens):
         return tokenizer.convert_tokens_to_ids(self.start_token)
 
     def _stream(self, encoded: Encoded, seed: int, purpose: str) -> ExampleStream:
-        dropped = f"data: {encoded.dropped} rows have no answer within {self.window} tokens and are left out"
+        dropped = (
+            f"data: {encoded.dropped} rows have no answer within {self.window} tokens and are left "
+            f"out"
+        )
         return ExampleStream(
             encoded.inputs,
             encoded.labels,

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 from curricle.errors import SpecError
 from curricle.example_tasks import ExamplesTask
 from curricle.metrics import METRICS
+from curricle.runs.assemble import build_model
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import rehearse, student_runs, teach, train_student
 from curricle.values import parse
@@ -176,7 +177,6 @@ def spec_of(name: str, folder: Path, **fields: Any) -> RunSpec:
         "strategies": {
             "extraction": {"curriculum": {"kind": "extraction", "layer_fraction": 0.5}},
             "progressive": {"curriculum": {"kind": "progressive"}},
-            "from_labels": {"curriculum": {"kind": "from_labels"}},
         },
         "seeds": [0],
         "budget": "3 steps",
@@ -192,6 +192,7 @@ def test_every_kind_of_stage_trains_and_is_judged_by_the_metrics_of_the_task(
     name: str, tmp_path: Path
 ) -> None:
     spec = spec_of(name, tmp_path)
+    # The teacher learns from labels, students from hidden states, checkpoints and outputs.
     teach(spec)
     for run in student_runs(spec):
         metrics = train_student(spec, run).metrics
@@ -210,11 +211,38 @@ def test_what_a_spec_leaves_out_is_the_metric_loss_and_objective_of_the_task(
     squared = {"kind": "logits", "divergence": {"kind": "squared_error"}}
     assert calls["extraction"]["final_objective"] == squared
     assert calls["progressive"]["objective"] == squared
-    assert calls["from_labels"]["loss"] == "squared_error"
     stated = {"kind": "from_labels", "loss": "cosine"}
-    spec = spec_of("regression", tmp_path, strategies={"a": {"curriculum": stated}})
-    assert student_runs(spec)[0].curriculum == stated
+    for call, expected in (
+        (stated, stated),
+        ({"kind": "from_labels"}, {"kind": "from_labels", "loss": "squared_error"}),
+    ):
+        spec = spec_of("regression", tmp_path, strategies={"a": {"curriculum": call}})
+        assert student_runs(spec)[0].curriculum == expected
     rehearse(spec_of("digits", tmp_path), student_runs(spec_of("digits", tmp_path)))
+
+
+def test_the_loss_of_question_answering_is_that_of_transformers(tmp_path: Path) -> None:
+    spec = spec_of("question answering", tmp_path)
+    data = spec.task.open(seed=0, cache_dir=tmp_path / "cache")
+    batch = data.stream.batch(0)
+    assert batch.labels is not None
+    assert not isinstance(batch.inputs, torch.Tensor)
+    model = build_model(spec.teacher.model, data, 0, "teacher")
+    model.module.eval()
+    with model.open_taps((), logits=True) as forward:
+        logits = forward(batch.inputs, batch.selected).logits
+    assert logits is not None
+    loss = torch.nn.functional.cross_entropy(logits, batch.labels)
+    starts, ends = batch.labels.view(-1, 2).unbind(1)
+    expected = model.module(**batch.inputs, start_positions=starts, end_positions=ends).loss
+    torch.testing.assert_close(loss, expected)
+    with model.open_taps((), logits=True) as forward:
+        whole = forward(batch.inputs).logits
+    assert whole is not None
+    assert torch.equal(whole.flatten(0, 1), logits)
+    # Two halves of a batch have the rows of the whole.
+    halves = [half.labels for half in batch.split(2)]
+    assert torch.equal(torch.cat([half for half in halves if half is not None]), batch.labels)
 
 
 @pytest.mark.parametrize(
