@@ -21,14 +21,14 @@ from torch import Tensor
 
 from curricle.data.encoding import Encoded, Encoding, TextKind, encode, texts_of
 from curricle.data.examples import EVERY, ExampleStream, Part, files_of, open_table
-from curricle.data.tables import Row
+from curricle.data.table_files import Row
 from curricle.data.text.corpora import Documents
 from curricle.errors import BindError, DataError
 from curricle.extras import imported
 from curricle.models.huggingface import open_tokenizer, wrapped_tokenizer
 from curricle.objectives.labels import LabelLossName
 from curricle.protocols import Tokenizer
-from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, OnTokens, TaskData
+from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, BaseTask, TaskData
 from curricle.values import value
 
 DIGITS = "digits"
@@ -85,7 +85,7 @@ OF_LABELS: Mapping[str, _Facts] = MappingProxyType(
 
 @final
 @value
-class ExamplesTask(OnTokens):
+class ExamplesTask(BaseTask):
     """Texts with labels, answers or translations, from the rows of a table."""
 
     kind: TextKind = "classification"
@@ -247,7 +247,7 @@ class ExamplesTask(OnTokens):
 
 @final
 @value
-class TensorsTask(OnTokens):
+class TensorsTask(BaseTask):
     """Tensors with labels: images, feature vectors, or a vector at each position."""
 
     kind: Literal["tensors"] = "tensors"

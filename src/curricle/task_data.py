@@ -4,6 +4,7 @@ A task is a value; to open it gives a `TaskData`: the stream and held-out batche
 the sizes that a model must have.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import final
 
@@ -44,10 +45,20 @@ class TaskData:
     """Id that stands for a hidden token; None where none is hidden."""
 
 
-class OnTokens:
-    """Facts of a task that predicts tokens or classes, by default."""
+class BaseTask(ABC):
+    """Facts of every task; the defaults are those of tasks that predict tokens."""
 
     __slots__ = ()
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+
+    @property
+    @abstractmethod
+    def tokens_per_batch(self) -> int:
+        """Return the positions a step, padding included."""
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -29,13 +29,13 @@ from curricle.data.text.windows import CausalWindows, MaskedWindows, Masking, ev
 from curricle.errors import CurricleError, DataError, SpecError
 from curricle.example_tasks import ExamplesTask, TensorsTask
 from curricle.extras import imported
-from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, OnTokens, TaskData
+from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, BaseTask, TaskData
 from curricle.values import value
 
 
 @final
 @value
-class ParityTask(OnTokens):
+class ParityTask(BaseTask):
     """Sparse parity of random bits, with fresh samples at every step."""
 
     kind: Literal["parity"] = "parity"
@@ -109,7 +109,7 @@ class ParityTask(OnTokens):
 
 @final
 @value
-class TextTask(OnTokens):
+class TextTask(BaseTask):
     """Language modeling on a text, with a tokenizer trained on it."""
 
     kind: Literal["text"] = "text"
@@ -231,7 +231,7 @@ class TextTask(OnTokens):
 
 @final
 @value
-class PcfgTask(OnTokens):
+class PcfgTask(BaseTask):
     """Language modeling on strings of a grammar, with fresh samples at every step."""
 
     kind: Literal["pcfg"] = "pcfg"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from curricle.data.collation import IGNORED
 from curricle.data.examples import Owner
-from curricle.data.tables import Row
+from curricle.data.table_files import Row
 from curricle.errors import DataError, near_names
 from curricle.protocols import Tokenizer
 
@@ -334,9 +334,9 @@ def _answered(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) 
             f"'window' must leave room for an answer; got {encoding.window}, in which none of "
             f"{len(rows)} rows has one"
         )
-    kept = torch.tensor(complete)
+    numbers = torch.tensor(complete)
     return Encoded(
-        inputs={name: tensor[kept] for name, tensor in inputs.items()},
+        inputs={name: tensor[numbers] for name, tensor in inputs.items()},
         labels=torch.tensor(spans),
         num_classes=2,
         positions="span",
@@ -407,12 +407,12 @@ def _prompt_and_completion(row: Row, encoding: Encoding) -> tuple[list[int], lis
     tokenizer, columns = encoding.tokenizer, encoding.columns
     conversation = _messages(row, columns)
     if conversation is not None:
-        whole = _templated(tokenizer, conversation, add_generation_prompt=False)
+        ids = _templated(tokenizer, conversation, add_generation_prompt=False)
         prompt = _templated(tokenizer, conversation[:-1], add_generation_prompt=True)
         common = 0
-        while common < min(len(whole), len(prompt)) and whole[common] == prompt[common]:
+        while common < min(len(ids), len(prompt)) and ids[common] == prompt[common]:
             common += 1
-        return whole[:common], whole[common:]
+        return ids[:common], ids[common:]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if _has(row, "completion", columns):
         prompt_text, text = (
@@ -492,8 +492,8 @@ class _Classes:
         if self._names is None:
             numbers = [int(label) if _is_number(label) else -1 for label in labels]
         else:
-            known = {name: number for number, name in enumerate(self._names)}
-            numbers = [known.get(str(label), -1) for label in labels]
+            by_name = {name: number for number, name in enumerate(self._names)}
+            numbers = [by_name.get(str(label), -1) for label in labels]
         for label, number in zip(labels, numbers, strict=True):
             if not 0 <= number < self.count:
                 raise DataError(

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from curricle.data.batch import Batch, Inputs, data_mask, named
 from curricle.data.collation import batch_of
-from curricle.data.tables import READERS, Row, rows_of
+from curricle.data.table_files import READERS, Row, rows_of
 from curricle.data.text.corpora import HUB, load_data_set
 from curricle.errors import DataError, near_names
 from curricle.seeding import numpy_generator

@@ -11,7 +11,7 @@ from curricle.errors import BindError
 from curricle.models.tapped import TappedModel
 from curricle.runs.folder import TEACHER, end_of, is_claimed, load_finished
 from curricle.runs.spec import Model, RunSpec
-from curricle.tasks import TaskData
+from curricle.task_data import TaskData
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.teachers.trajectory import hugging_face_trajectory, open_trajectory

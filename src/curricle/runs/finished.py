@@ -30,7 +30,8 @@ from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
 from curricle.runs.onnx_files import TOLERANCE, check_onnx_packages
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
-from curricle.tasks import TaskData, TextTask
+from curricle.task_data import TaskData
+from curricle.tasks import TextTask
 from curricle.values import Plain, plain
 
 

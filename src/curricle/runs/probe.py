@@ -54,13 +54,8 @@ from curricle.runs.train import (
     single_run,
     student_runs,
 )
-from curricle.tasks import (
-    EVALUATION_SEED,
-    ParityTask,
-    PcfgTask,
-    Task,
-    TaskData,
-)
+from curricle.task_data import EVALUATION_SEED, TaskData
+from curricle.tasks import ParityTask, PcfgTask, Task
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.placement import place_model
 

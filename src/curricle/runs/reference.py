@@ -180,7 +180,7 @@ def _sections(sections: Mapping[str, object]) -> Iterator[str]:
             yield _section("", about, _fields(about))
         else:
             for member in _members(about):
-                yield _section(f"### {_kinds(member)}\n", member, _fields(member))
+                yield _section(f"### `{_kind(member)}`\n", member, _fields(member))
 
 
 def _section(heading: str, about: object, rows: list[tuple[str, ...]]) -> str:
@@ -203,7 +203,8 @@ def _fields(kind: object) -> list[tuple[str, ...]]:
             info.description or "",
         )
         for name, info in fields.items()
-        if name != KIND
+        # A kind of several is a choice, and not the heading alone.
+        if name != KIND or len(get_args(info.annotation)) > 1
     ]
 
 
@@ -284,12 +285,6 @@ def _title(kind: object) -> str:
 def _kind(kind: object) -> str:
     info = getattr(kind, "__pydantic_fields__", {}).get(KIND)
     return "" if info is None else str(info.default)
-
-
-def _kinds(kind: object) -> str:
-    """Return all kinds of a value, of which some have several."""
-    info = getattr(kind, "__pydantic_fields__", {})[KIND]
-    return ", ".join(f"`{choice}`" for choice in get_args(info.annotation))
 
 
 def _members(union: object) -> tuple[object, ...]:

@@ -7,7 +7,7 @@ import tokenizers
 import torch
 
 from curricle.data.encoding import Encoded, Encoding, TextKind, encode, texts_of
-from curricle.data.tables import Row
+from curricle.data.table_files import Row
 from curricle.errors import DataError
 from curricle.models.huggingface import wrapped_tokenizer
 from curricle.protocols import Tokenizer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curricle.data.examples import ExampleStream, open_table
-from curricle.data.tables import Row
+from curricle.data.table_files import Row
 from curricle.errors import DataError
 
 ROWS: list[Row] = [{"text": f"text {number}", "label": number % 2} for number in range(40)]

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
-from curricle.data.tables import form_of, rows_of
+from curricle.data.table_files import form_of, rows_of
 from curricle.data.text import progress
 from curricle.data.text.chunks import TextFile, between, count_lines, lines, open_text
 from curricle.errors import DataError, SpecError, near_names

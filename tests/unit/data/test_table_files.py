@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from curricle.data.tables import Row, rows_of
+from curricle.data.table_files import Row, rows_of
 from curricle.data.text.corpora import open_corpus
 from curricle.errors import DataError
 
