@@ -108,10 +108,14 @@ class StageLoss:
         )
         """Context in which targets are computed."""
 
-    def counts(self, batch: Batch) -> list[int]:
-        """Return the number of positions of each objective's mean, at least 1."""
+    def counts(self, *batches: Batch) -> list[int]:
+        """Return the number of positions of each objective's mean, at least 1.
+
+        Args:
+            *batches: The batch of a step, or all micro-batches of it.
+        """
         # Where nothing is counted the sum is 0, which a division by 0 would make NaN.
-        return [term.objective.count(batch) or 1 for term in self.terms]
+        return [sum(map(term.objective.count, batches)) or 1 for term in self.terms]
 
     def scales(self, counts: Sequence[int]) -> list[float]:
         """Return the factor of each objective's sum in the loss.
