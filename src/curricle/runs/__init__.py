@@ -7,6 +7,7 @@ from curricle.lazy import public_names
 if TYPE_CHECKING:
     from curricle.runs.budget import Budget as Budget
     from curricle.runs.compare import Comparison as Comparison
+    from curricle.runs.evaluate import Evaluation as Evaluation
     from curricle.runs.export import Exported as Exported
     from curricle.runs.probe import probe_run as probe_run
     from curricle.runs.report import write_report as write_report
@@ -22,6 +23,7 @@ else:
         {
             "budget": ("Budget",),
             "compare": ("Comparison",),
+            "evaluate": ("Evaluation",),
             "export": ("Exported",),
             "probe": ("probe_run",),
             "report": ("write_report",),
