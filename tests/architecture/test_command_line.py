@@ -28,7 +28,10 @@ FROZEN = {
     "probe": (["run"], ["--examples", "--train-probes"]),
     "evaluate": (
         ["run"],
-        ["--on", "--strategy", "--seed", "--metric", "--repetitions", "--json"],
+        [
+            *("--on", "--strategy", "--seed", "--metric", "--repetitions", "--blimp", "--pairs"),
+            *("--fine-tune", "--test", "--seeds", "--epochs", "--learning-rate", "--json"),
+        ],
     ),
     "export": (["run"], ["--to", "--strategy", "--seed", "--onnx", "--onnx-tolerance"]),
     "trajectory": (["path"], []),

@@ -53,7 +53,11 @@ def evaluation_grid(models: Mapping[str, Plain], *, title: str = "") -> Grid:
 
 
 def accuracy_grid(
-    names: Sequence[str], rows: Mapping[str, Sequence[float]], *, title: str = ""
+    names: Sequence[str],
+    rows: Mapping[str, Sequence[float]],
+    *,
+    title: str = "",
+    total: bool = False,
 ) -> Grid:
     """Return one row a kind of sentence or a seed, with shares in percent.
 
@@ -61,9 +65,11 @@ def accuracy_grid(
         names: Headings, that of the row's name first.
         rows: Shares by the name of their row.
         title: Heading.
+        total: Whether the last row sums up the others.
     """
     return Grid(
         title=title,
+        total=total,
         columns=tuple(names),
         rows=tuple(
             (name, *(metric_text("accuracy", share) for share in shares))

@@ -4,17 +4,21 @@ The student is that of `curricle distill` or one of `curricle compare`; a folder
 has its teacher evaluated. A teacher that cannot be opened is left out, with the reason as a note.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from curricle.errors import CheckpointError, CurricleError, SpecError
 from curricle.metrics import METRICS, NLL, metric_of, metrics_beside
+from curricle.models.huggingface import language_head, open_language_model
 from curricle.models.tapped import TappedModel
 from curricle.runs.assemble import open_task
 from curricle.runs.evaluate import REPETITIONS, Evaluation, evaluate
 from curricle.runs.export import EXPORT
+from curricle.runs.fine_tuning import FineTuned, FineTuning, fine_tune
 from curricle.runs.finished import open_finished
 from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
+from curricle.runs.minimal_pairs import PairAccuracy, Watch, pair_accuracy, read_pairs
 from curricle.runs.spec import RunSpec, changed
 from curricle.runs.train import finished_teacher
 from curricle.tasks import TaskData
@@ -94,6 +98,59 @@ def model_folder(
             f"the model is a {type(model.module).__name__}"
         )
     return exported, model.name
+
+
+def score_run(
+    folder: Path,
+    pairs: Path,
+    *,
+    most: int | None = None,
+    strategy: str | None = None,
+    seed: int | None = None,
+    watch: Watch | None = None,
+) -> PairAccuracy:
+    """Return the accuracy of a run's language model on minimal pairs.
+
+    Args:
+        folder: A run folder of the command line, or a Hugging Face folder.
+        pairs: File of pairs, such as BLiMP as JSON lines.
+        most: Number of pairs of each kind; None takes all.
+        strategy: Strategy of a comparison; None if there is only one.
+        seed: Seed of a comparison; None takes the first.
+        watch: Receives the progress.
+    """
+    # The file first: a model may take long to open.
+    contrasts = read_pairs(pairs, most=most)
+    model, _ = model_folder(folder, strategy=strategy, seed=seed)
+    opened = open_language_model(model)
+    return pair_accuracy(
+        opened.module, opened.tokenizer, contrasts, head=language_head(model), watch=watch
+    )
+
+
+def fine_tune_run(
+    folder: Path,
+    train: Path,
+    test: Path,
+    *,
+    strategy: str | None = None,
+    seed: int | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    tuning: FineTuning | None = None,
+) -> FineTuned:
+    """Return the scores of a run's model after fine-tuning on classified texts.
+
+    Args:
+        folder: A run folder of the command line, or a Hugging Face folder.
+        train: Texts with their classes as JSON lines.
+        test: Texts that are not trained on, in the same form.
+        strategy: Strategy of a comparison; None if there is only one.
+        seed: Seed of a comparison; None takes the first.
+        seeds: Seeds of the fine-tuning.
+        tuning: Length, learning rate and names of the fields; None takes the defaults.
+    """
+    model, _ = model_folder(folder, strategy=strategy, seed=seed)
+    return fine_tune(model, train, test, seeds=seeds, tuning=tuning or FineTuning())
 
 
 def _stored(folder: Path) -> tuple[RunSpec, str]:
