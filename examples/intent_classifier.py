@@ -9,6 +9,7 @@ Run it with: python examples/intent_classifier.py --train TRAIN.jsonl --test TES
 
 import argparse
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -164,6 +165,37 @@ def train_teacher(
     return teacher
 
 
+def read_options(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of the command line."""
+    parser = argparse.ArgumentParser(description="Distil an intent classifier.")
+    parser.add_argument("--train", type=Path, help="JSON lines with text and label")
+    parser.add_argument("--test", type=Path, help="JSON lines that choose nothing")
+    parser.add_argument("--to", type=Path, default=Path("runs/intents"), help="folder of results")
+    parser.add_argument("--teacher-steps", type=int, default=2800)
+    parser.add_argument("--student-steps", type=int, default=400)
+    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    return parser.parse_args(arguments)
+
+
+def choose(
+    comparison: curricle.Comparison,
+    held_out: Sequence[curricle.Batch],
+    test: Sequence[curricle.Batch],
+) -> tuple[str, int]:
+    """Return the run that is best on held-out batches; the test batches are printed only."""
+    print("\n| strategy | seed | accuracy on test rows | macro F1 |\n| --- | ---: | ---: | ---: |")
+    accuracies = {}
+    for run, student in comparison.students.items():
+        metrics = curricle.evaluate(
+            student, test, metrics=("accuracy", "f1_macro"), repetitions=1
+        ).student.metrics
+        print(f"| {run[0]} | {run[1]} | {metrics['accuracy']:.1%} | {metrics['f1_macro']:.1%} |")
+        on_held_out = curricle.evaluate(student, held_out, repetitions=1)
+        accuracies[run] = on_held_out.student.metrics["accuracy"]
+    return max(accuracies, key=lambda run: accuracies[run])
+
+
 def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, float]:
     """Return the accuracy of teacher and shipped student on the test rows.
 
@@ -171,25 +203,15 @@ def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, f
         steps: Length of each training; None takes the lengths of the options.
         arguments: Options of the command line.
     """
-    parser = argparse.ArgumentParser(description="Distil an intent classifier.")
-    parser.add_argument("--train", type=Path, help="JSON lines with text and label")
-    parser.add_argument("--test", type=Path, help="JSON lines that choose nothing")
-    parser.add_argument("--to", type=Path, default=Path("runs/intents"), help="folder of results")
-    parser.add_argument("--teacher-steps", type=int, default=2800)
-    parser.add_argument("--student-steps", type=int, default=500)
-    parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options = parser.parse_args(arguments)
+    options = read_options(arguments)
     torch.set_num_threads(1)
-
     rows = read_rows(options.train) if options.train else made_up_rows(512, "train")
     test_rows = read_rows(options.test) if options.test else made_up_rows(128, "test")
     names = sorted({row["label"] for row in rows})
     order = torch.randperm(len(rows), generator=seeding.generator(0, "rows")).tolist()
-    # Held-out rows choose the student; the test rows choose nothing.
+    # One row in ten is held out and chooses the student; the test rows choose nothing.
     border = len(rows) // 10
-    held_out = [rows[index] for index in order[:border]]
-    rows = [rows[index] for index in order[border:]]
+    held_out, rows = ([rows[index] for index in part] for part in (order[:border], order[border:]))
     tokenizer = open_tokenizer(rows, options.to / "teacher")
     data = {
         "data": read_batches(rows, names, tokenizer),
@@ -199,12 +221,13 @@ def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, f
         options.to / "teacher", names, len(tokenizer), steps or options.teacher_steps, **data
     )
 
-    place = options.to / f"students-{steps or options.student_steps}"
+    length = steps or options.student_steps
+    place = options.to / f"students-{length}"
     comparison = curricle.compare(
         lambda _seed: build(STUDENT_WIDTH, names, len(tokenizer)),
         teacher,
         **data,
-        budget=f"{steps or options.student_steps} steps",
+        budget=f"{length} steps",
         strategies={name: STRATEGIES[name] for name in options.strategies},
         seeds=options.seeds,
         optimizer=curricle.AdamW(learning_rate=3e-3),
@@ -214,23 +237,11 @@ def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, f
     print(comparison)
 
     test = held_out_batches(test_rows, names, tokenizer)
-    held_out_accuracy = {}
-    print("\n| strategy | seed | accuracy on test rows | macro F1 |\n| --- | ---: | ---: | ---: |")
-    for run, student in comparison.students.items():
-        metrics = curricle.evaluate(
-            student, test, metrics=("accuracy", "f1_macro"), repetitions=1
-        ).student.metrics
-        print(f"| {run[0]} | {run[1]} | {metrics['accuracy']:.1%} | {metrics['f1_macro']:.1%} |")
-        held_out_accuracy[run] = curricle.evaluate(
-            student, data["evaluation"], repetitions=1
-        ).student.metrics["accuracy"]
-
-    best = max(held_out_accuracy, key=lambda run: held_out_accuracy[run])
+    name, seed = best = choose(comparison, data["evaluation"], test)
     student = comparison.students[best]
     evaluation = curricle.evaluate(
         student, test, teacher=teacher, metrics=("accuracy", "f1_macro", "kl")
     )
-    name, seed = best
     print(f"\n{name}, seed {seed}, beside its teacher on the test rows\n\n{evaluation}")
     exported = curricle.export(
         student,
@@ -247,6 +258,4 @@ def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, f
 
 
 if __name__ == "__main__":
-    import sys
-
     main(arguments=sys.argv[1:])

@@ -77,13 +77,11 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
         _show(accuracy.grid(blimp.name), notes, accuracy.plain(), as_json=as_json)
     elif fine_tune is not None:
         _check_alone({"--on": on, "--metric": metric}, "--fine-tune")
-        if test is None:
-            raise SpecError("'--fine-tune' must come with '--test', the texts to be judged by")
         tuning = FineTuning(epochs=epochs, learning_rate=learning_rate)
         tuned = fine_tune_run(
             run,
             fine_tune,
-            test,
+            _require_test(test),
             strategy=strategy,
             seed=seed,
             seeds=range(seeds),
@@ -105,6 +103,17 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
             repetitions=repetitions,
         )
         _show(evaluation.grid(), evaluation.notes, evaluation.plain(), as_json=as_json)
+
+
+def _require_test(test: Path | None) -> Path:
+    """Return the file of test texts.
+
+    Raises:
+        SpecError: If none is given.
+    """
+    if test is None:
+        raise SpecError("'--fine-tune' must come with '--test', the texts to be judged by")
+    return test
 
 
 def _check_alone(options: dict[str, object], mode: str) -> None:

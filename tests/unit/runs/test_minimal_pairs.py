@@ -153,7 +153,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(DataError, match="must hold sentences with tokens; got ''"):
         pair_accuracy(Bigrams(), Letters(), [pair("kind", "a", "")], head="causal_lm")
     with pytest.raises(BindError, match="must have a mask token; got none"):
-        pair_accuracy(Bigrams(), Letters(mask=None), pairs[:1], head="masked_lm")
+        pair_accuracy(Bigrams(), Letters(mask=None), [pair("kind", "a", "b")], head="masked_lm")
     with pytest.raises(DataError, match="must hold pairs of sentences; got none"):
         pair_accuracy(Bigrams(), Letters(), [], head="causal_lm")
 
