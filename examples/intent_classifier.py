@@ -196,7 +196,9 @@ def choose(
     return max(accuracies, key=lambda run: accuracies[run])
 
 
-def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, float]:
+def main(  # noqa: PLR0914 - a script reads from top to bottom
+    steps: int | None = None, arguments: Sequence[str] = ()
+) -> dict[str, float]:
     """Return the accuracy of teacher and shipped student on the test rows.
 
     Args:
@@ -204,7 +206,6 @@ def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, f
         arguments: Options of the command line.
     """
     options = read_options(arguments)
-    torch.set_num_threads(1)
     rows = read_rows(options.train) if options.train else made_up_rows(512, "train")
     test_rows = read_rows(options.test) if options.test else made_up_rows(128, "test")
     names = sorted({row["label"] for row in rows})
