@@ -69,6 +69,7 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     from curricle.runs.fine_tuning import FineTuning
     from curricle.runs.run_evaluation import evaluate_run, fine_tune_run, score_run
 
+    notes: tuple[str, ...]
     if blimp is not None:
         _check_alone({"--fine-tune": fine_tune, "--on": on, "--metric": metric}, "--blimp")
         with _progress("scoring pairs") as watch:

@@ -195,7 +195,7 @@ class OpenedFolder:
         """Return the number of tokens that model and tokenizer take, at most `most`."""
         positions = getattr(self.module.config, "max_position_embeddings", None)
         limit = positions if isinstance(positions, int) else most
-        return min(most, limit, self.tokenizer.model_max_length)
+        return min(most, limit, int(self.tokenizer.model_max_length))
 
 
 def language_head(folder: Path) -> Head:
@@ -266,7 +266,8 @@ def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
     if opened.tokenizer.pad_token_id is None:
         # Decoders have no padding; what stands there is masked.
         opened.tokenizer.pad_token = opened.tokenizer.eos_token or opened.tokenizer.bos_token
-    opened.module.config.pad_token_id = opened.tokenizer.pad_token_id
+    config: Any = opened.module.config
+    config.pad_token_id = opened.tokenizer.pad_token_id
     return opened
 
 

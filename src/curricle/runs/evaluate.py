@@ -21,8 +21,8 @@ from curricle.models.tapped import TappedModel
 from curricle.reports.evaluation_tables import evaluation_grid
 from curricle.reports.tables import Grid, to_markdown
 from curricle.runs.costs import Cost, first_examples, measure_costs, num_examples
-from curricle.training.distill import require_model
 from curricle.training.loop.evaluation import label_metrics
+from curricle.training.setup.arguments import require_model
 from curricle.training.setup.placement import place_model
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
@@ -217,8 +217,9 @@ def _require_batches(evaluation: object) -> None:
     Raises:
         BindError: If they are not.
     """
-    is_sequence = isinstance(evaluation, Sequence) and not isinstance(evaluation, str)
-    if not is_sequence or not evaluation or any(type(item) is not Batch for item in evaluation):
+    is_sequence = isinstance(evaluation, Sequence) and len(evaluation) > 0
+    items = evaluation if isinstance(evaluation, Sequence) else ()
+    if not is_sequence or any(type(item) is not Batch for item in items):
         raise BindError(
             f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
             f"in range(4)] of held_out = curricle.stream(loader); got "

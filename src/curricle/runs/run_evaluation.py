@@ -56,7 +56,7 @@ def evaluate_run(
     data = _changed_task(spec, changes, model.data) if changes else model.data
     is_teacher = model.name == TEACHER
     teacher, notes = (None, ()) if is_teacher else _open_teacher(spec, data)
-    metric = spec.goal.metric
+    metric: str = spec.goal.metric
     if METRICS[metric].reads == "teacher" and teacher is None:
         metric = NLL.name
     evaluation = evaluate(
