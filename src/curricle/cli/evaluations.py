@@ -73,7 +73,7 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     if blimp is not None:
         _check_alone({"--fine-tune": fine_tune, "--on": on, "--metric": metric}, "--blimp")
         with _progress("scoring pairs") as watch:
-            accuracy = score_run(run, blimp, most=pairs, strategy=strategy, seed=seed, watch=watch)
+            accuracy = score_run(run, blimp, limit=pairs, strategy=strategy, seed=seed, watch=watch)
         notes = (f"{accuracy.pairs:,} pairs, {accuracy.ties} ties, which count as wrong",)
         _show(accuracy.grid(blimp.name), notes, accuracy.plain(), as_json=as_json)
     elif fine_tune is not None:

@@ -191,11 +191,11 @@ class OpenedFolder:
     new_weights: tuple[str, ...] = ()
     """Names of weights that the folder lacks, which are random."""
 
-    def longest(self, most: int) -> int:
-        """Return the number of tokens that model and tokenizer take, at most `most`."""
+    def longest(self, limit: int) -> int:
+        """Return the number of tokens that model and tokenizer take, at most `limit`."""
         positions = getattr(self.module.config, "max_position_embeddings", None)
-        limit = positions if isinstance(positions, int) else most
-        return min(most, limit, int(self.tokenizer.model_max_length))
+        room = positions if isinstance(positions, int) else limit
+        return min(limit, room, int(self.tokenizer.model_max_length))
 
 
 def language_head(folder: Path) -> Head:
@@ -229,13 +229,13 @@ def open_language_model(folder: Path) -> OpenedFolder:
     Raises:
         CheckpointError: If weights are missing.
     """
-    opened = _open(AUTO_CLASSES[language_head(folder)], folder)
-    if opened.new_weights:
+    bundle = _open(AUTO_CLASSES[language_head(folder)], folder)
+    if bundle.new_weights:
         raise CheckpointError(
-            f"{str(folder)!r} must hold all weights of {type(opened.module).__name__}; "
-            f"{opened.new_weights[0]!r} is missing"
+            f"{str(folder)!r} must hold all weights of {type(bundle.module).__name__}; "
+            f"{bundle.new_weights[0]!r} is missing"
         )
-    return opened
+    return bundle
 
 
 def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
@@ -250,7 +250,7 @@ def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
     Raises:
         CheckpointError: If the folder has none of the model's weights.
     """
-    opened = _open(
+    bundle = _open(
         "AutoModelForSequenceClassification",
         folder,
         id2label=dict(enumerate(classes)),
@@ -259,16 +259,16 @@ def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
         # A head of another number of classes is replaced.
         ignore_mismatched_sizes=True,
     )
-    if len(opened.new_weights) == len(opened.module.state_dict()):
+    if len(bundle.new_weights) == len(bundle.module.state_dict()):
         raise CheckpointError(
-            f"{str(folder)!r} must hold weights of {type(opened.module).__name__}; got none"
+            f"{str(folder)!r} must hold weights of {type(bundle.module).__name__}; got none"
         )
-    if opened.tokenizer.pad_token_id is None:
+    if bundle.tokenizer.pad_token_id is None:
         # Decoders have no padding; what stands there is masked.
-        opened.tokenizer.pad_token = opened.tokenizer.eos_token or opened.tokenizer.bos_token
-    config: Any = opened.module.config
-    config.pad_token_id = opened.tokenizer.pad_token_id
-    return opened
+        bundle.tokenizer.pad_token = bundle.tokenizer.eos_token or bundle.tokenizer.bos_token
+    config: Any = bundle.module.config
+    config.pad_token_id = bundle.tokenizer.pad_token_id
+    return bundle
 
 
 def _open(auto_class: str, folder: Path, **settings: object) -> OpenedFolder:

@@ -20,7 +20,7 @@ from curricle.models.restoring import looked_at
 from curricle.models.tapped import TappedModel
 from curricle.reports.evaluation_tables import evaluation_grid
 from curricle.reports.tables import Grid, to_markdown
-from curricle.runs.costs import Cost, first_examples, measure_costs, num_examples
+from curricle.runs.model_costs import Cost, first_examples, measure_costs, num_examples
 from curricle.training.loop.evaluation import label_metrics
 from curricle.training.setup.arguments import require_model
 from curricle.training.setup.placement import place_model

@@ -221,9 +221,9 @@ def _tune(  # noqa: PLR0917 - private, called once
     """Return the scores of a seed on the second texts after training on the first."""
     train_texts, test_texts = texts
     with seeding.scoped(seed, "fine-tuning"):
-        opened = open_classifier(folder, classes)
+        bundle = open_classifier(folder, classes)
     collate = partial(
-        _collate, tokenizer=opened.tokenizer, classes=classes, length=opened.longest(MOST_TOKENS)
+        _collate, tokenizer=bundle.tokenizer, classes=classes, length=bundle.longest(MOST_TOKENS)
     )
     loader: DataLoader[Any] = DataLoader(
         train_texts,  # type: ignore[arg-type]  # a list is a data set
@@ -236,7 +236,7 @@ def _tune(  # noqa: PLR0917 - private, called once
         for start in range(0, len(test_texts), tuning.batch_size)
     ]
     distill(
-        opened.module,
+        bundle.module,
         None,
         from_labels(total=f"{tuning.steps(len(train_texts))} steps"),
         stream(loader, seed=seed),
@@ -248,8 +248,8 @@ def _tune(  # noqa: PLR0917 - private, called once
     )
     metrics = [METRICS[name] for name in METRICS_OF_TEXTS]
     judge = label_metrics(held_out, settings.placement, metrics=metrics)
-    with looked_at(opened.module):
-        return _Scores(judge(tapped(opened.module)), opened.new_weights)
+    with looked_at(bundle.module):
+        return _Scores(judge(tapped(bundle.module)), bundle.new_weights)
 
 
 def read_texts(path: str | Path, tuning: FineTuning = FineTuning()) -> list[Text]:

@@ -119,12 +119,12 @@ class _Sequence:
     """Positions of tokens that are not special."""
 
 
-def read_pairs(path: str | Path, *, most: int | None = None) -> list[Pair]:
+def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     """Return the pairs of a file of JSON lines, plain or gzip.
 
     Args:
         path: File with the fields `UID`, `sentence_good` and `sentence_bad`.
-        most: Number of pairs of each kind, the first ones; None reads all.
+        limit: Number of pairs of each kind, the first ones; None reads all.
 
     Raises:
         DataError: If there is no pair, or a field is missing.
@@ -139,7 +139,7 @@ def read_pairs(path: str | Path, *, most: int | None = None) -> list[Pair]:
             )
         kind, good, bad = (row[field] for field in FIELDS)
         counts[kind] = counts.get(kind, 0) + 1
-        if most is None or counts[kind] <= most:
+        if limit is None or counts[kind] <= limit:
             pairs.append(Pair(kind=kind, good=good, bad=bad))
     if not pairs:
         raise DataError(f"{str(path)!r} must hold pairs of sentences; got none")
@@ -243,7 +243,7 @@ def _score(model: nn.Module, rows: Sequence[_Row]) -> list[float]:
     # Only the logits that are read: a softmax over all positions of masked rows would cost more.
     read = logits[beside(numbers, weight), beside(places, weight)].float().log_softmax(-1)
     values = read.gather(1, beside(targets, weight)[:, None])[:, 0].double().cpu()
-    return [float(part.sum()) for part in values.split(counts)]
+    return [float(row_values.sum()) for row_values in values.split(counts)]
 
 
 def _tokenized(tokenizer: Tokenizer, text: str, model: nn.Module) -> _Sequence:
@@ -260,10 +260,10 @@ def _tokenized(tokenizer: Tokenizer, text: str, model: nn.Module) -> _Sequence:
     scored = tuple(position for position, mark in enumerate(special) if not mark)
     if not scored:
         raise DataError(f"'pairs' must hold sentences with tokens; got {text!r}")
-    most = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(most, int) and len(ids) > most:
+    room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if isinstance(room, int) and len(ids) > room:
         raise DataError(
-            f"'pairs' must hold sentences of at most {most} tokens, the positions of the model; "
+            f"'pairs' must hold sentences of at most {room} tokens, the positions of the model; "
             f"got {len(ids)} in {text!r}"
         )
     return _Sequence(ids=tuple(ids), scored=scored)

@@ -1,7 +1,7 @@
 """Evaluation of a run folder: its student beside its teacher, on the run's task or a changed one.
 
 The student is that of `curricle distill` or one of `curricle compare`; a folder of `curricle teach`
-has its teacher evaluated. A teacher that cannot be opened is left out, with the reason as a note.
+has its teacher evaluated. A teacher that cannot be language_model is left out, with the reason as a note.
 """
 
 from collections.abc import Sequence
@@ -104,7 +104,7 @@ def score_run(
     folder: Path,
     pairs: Path,
     *,
-    most: int | None = None,
+    limit: int | None = None,
     strategy: str | None = None,
     seed: int | None = None,
     watch: Watch | None = None,
@@ -114,17 +114,21 @@ def score_run(
     Args:
         folder: A run folder of the command line, or a Hugging Face folder.
         pairs: File of pairs, such as BLiMP as JSON lines.
-        most: Number of pairs of each kind; None takes all.
+        limit: Number of pairs of each kind; None takes all.
         strategy: Strategy of a comparison; None if there is only one.
         seed: Seed of a comparison; None takes the first.
         watch: Receives the progress.
     """
     # The file first: a model may take long to open.
-    contrasts = read_pairs(pairs, most=most)
+    contrasts = read_pairs(pairs, limit=limit)
     model, _ = model_folder(folder, strategy=strategy, seed=seed)
-    opened = open_language_model(model)
+    language_model = open_language_model(model)
     return pair_accuracy(
-        opened.module, opened.tokenizer, contrasts, head=language_head(model), watch=watch
+        language_model.module,
+        language_model.tokenizer,
+        contrasts,
+        head=language_head(model),
+        watch=watch,
     )
 
 
@@ -177,7 +181,7 @@ def _open_teacher(spec: RunSpec, data: TaskData) -> tuple[TappedModel | None, tu
 
 
 def _changed_task(spec: RunSpec, changes: list[str], data: TaskData) -> TaskData:
-    """Return the opened task with other values of some fields.
+    """Return the changed_data task with other values of some fields.
 
     Raises:
         SpecError: If its tokens or sizes are not those of the run.
@@ -189,11 +193,11 @@ def _changed_task(spec: RunSpec, changes: list[str], data: TaskData) -> TaskData
             "'--on' must keep the tokenizer of the run, which the models read; got a task with "
             "another one"
         )
-    opened = open_task(task, spec.seed, "student")
-    sizes = [(one.num_inputs, one.num_classes) for one in (data, opened)]
+    changed_data = open_task(task, spec.seed, "student")
+    sizes = [(task_data.num_inputs, task_data.num_classes) for task_data in (data, changed_data)]
     if sizes[0] != sizes[1]:
         raise SpecError(
             f"'--on' must keep the {sizes[0][0]} inputs and {sizes[0][1]} classes of the run; got "
             f"{sizes[1][0]} and {sizes[1][1]}"
         )
-    return opened
+    return changed_data

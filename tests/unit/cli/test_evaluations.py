@@ -9,10 +9,10 @@ import pytest
 
 from curricle.cli import app as cli
 from curricle.runs import run_evaluation
-from curricle.runs.costs import Cost
 from curricle.runs.evaluate import Evaluation, ModelEvaluation
 from curricle.runs.fine_tuning import FineTuned, FineTuning
 from curricle.runs.minimal_pairs import PairAccuracy
+from curricle.runs.model_costs import Cost
 
 COST = Cost(parameters=10, num_bytes=40, milliseconds=0.5, milliseconds_alone=1.0)
 EVALUATION = Evaluation(
@@ -83,7 +83,7 @@ def test_pairs_are_scored_in_place_of_the_task(
 
     monkeypatch.setattr(run_evaluation, "score_run", score_run)
     assert call(monkeypatch, "run", "--blimp", "pairs.jsonl", "--pairs", "5") == 0
-    options = {"most": 5, "strategy": None, "seed": None}
+    options = {"limit": 5, "strategy": None, "seed": None}
     assert calls == [(Path("run"), Path("pairs.jsonl"), options)]
     out = capsys.readouterr().out
     assert "islands" in out

@@ -170,7 +170,7 @@ def test_pairs_are_read_from_plain_and_compressed_files(tmp_path: Path) -> None:
     plain = read_pairs(tmp_path / "pairs.jsonl")
     assert plain == read_pairs(str(tmp_path / "pairs.jsonl.gz"))
     assert plain[4] == pair("b", "b1", "x")
-    assert [one.good for one in read_pairs(tmp_path / "pairs.jsonl", most=1)] == ["a0", "b0"]
+    assert [one.good for one in read_pairs(tmp_path / "pairs.jsonl", limit=1)] == ["a0", "b0"]
 
 
 def test_a_file_without_pairs_is_refused(tmp_path: Path) -> None:

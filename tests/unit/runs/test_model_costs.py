@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import SpecError
-from curricle.runs import costs
-from curricle.runs.costs import first_examples, measure_costs
+from curricle.runs import model_costs
+from curricle.runs.model_costs import first_examples, measure_costs
 
 
 class Counting(nn.Module):
@@ -40,13 +40,13 @@ def test_models_take_turns_and_warm_up_is_left_out(monkeypatch: pytest.MonkeyPat
     models = [Counting(log, "a"), Counting(log, "b").train()]
     # Two warm-up passes take long, and one of three timed passes was interrupted.
     times = iter([90.0, 90.0, 90.0, 90.0, 8.0, 4.0, 50.0, 4.0, 12.0, 4.0] + 10 * [3.0])
-    measured = costs._time_pass
+    measured = model_costs._time_pass
 
     def time_pass(module: nn.Module, inputs: Tensor) -> float:
         measured(module, inputs)
         return next(times)
 
-    monkeypatch.setattr(costs, "_time_pass", time_pass)
+    monkeypatch.setattr(model_costs, "_time_pass", time_pass)
     first, second = measure_costs(models, [torch.zeros(4, 3)] * 2, repetitions=3)
     assert log == [("a", 4), ("b", 4)] * 5 + [("a", 1), ("b", 1)] * 5
     assert (first.milliseconds, second.milliseconds) == (12.0 / 4, 4.0 / 4)
@@ -55,7 +55,7 @@ def test_models_take_turns_and_warm_up_is_left_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_pass_takes_time() -> None:
-    assert costs._time_pass(nn.Identity(), torch.zeros(256, 64)) > 0
+    assert model_costs._time_pass(nn.Identity(), torch.zeros(256, 64)) > 0
 
 
 def test_named_inputs_are_cut_row_by_row() -> None:
