@@ -1,7 +1,7 @@
 """Evaluation of a run folder: its student beside its teacher, on the run's task or a changed one.
 
 The student is that of `curricle distill` or one of `curricle compare`; a folder of `curricle teach`
-has its teacher evaluated. A teacher that cannot be language_model is left out, with the reason as a note.
+has its teacher evaluated. A teacher that cannot be opened is left out, with the reason as a note.
 """
 
 from collections.abc import Sequence
