@@ -181,7 +181,7 @@ def _open_teacher(spec: RunSpec, data: TaskData) -> tuple[TappedModel | None, tu
 
 
 def _changed_task(spec: RunSpec, changes: list[str], data: TaskData) -> TaskData:
-    """Return the changed_data task with other values of some fields.
+    """Return the opened task with other values of some fields.
 
     Raises:
         SpecError: If its tokens or sizes are not those of the run.
