@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from curricle.metrics import Metric as Metric
     from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
+    from curricle.models.vocabularies import common_vocabulary as common_vocabulary
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
@@ -77,6 +78,7 @@ else:
             "metrics": ("Metric",),
             "models.families": ("tapped",),
             "models.mlp": ("MLP",),
+            "models.vocabularies": ("common_vocabulary",),
             "objectives.hidden": ("LayerPair", "MatchHidden"),
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),

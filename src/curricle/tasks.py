@@ -8,7 +8,7 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
@@ -31,6 +31,9 @@ from curricle.data.text.windows import CausalWindows, MaskedWindows, Masking, ev
 from curricle.errors import CurricleError, DataError, SpecError
 from curricle.extras import imported
 from curricle.values import value
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 EVALUATION_SEED = 0
 """Seed of the held-out data of every task."""
@@ -182,10 +185,14 @@ class TextTask:
 
     def tokenizer(self, cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer, in hexadecimal."""
-        tokenizer = _text_module().open_tokenizer(
+        return hashlib.sha256(self.open_tokenizer(cache_dir).to_str().encode()).hexdigest()
+
+    def open_tokenizer(self, cache_dir: Path) -> "Tokenizer":
+        """Return the tokenizer, trained on the corpus the first time."""
+        tokenizer: Tokenizer = _text_module().open_tokenizer(
             self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
         )
-        return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        return tokenizer
 
     def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
         """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it.
@@ -194,11 +201,8 @@ class TextTask:
             folder: Where a model lies.
             cache_dir: Where tokenized texts are kept.
         """
-        module = _text_module()
-        tokenizer = module.open_tokenizer(
-            self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
-        )
-        module.write_tokenizer(tokenizer, folder, window=self.window)
+        tokenizer = self.open_tokenizer(cache_dir)
+        _text_module().write_tokenizer(tokenizer, folder, window=self.window)
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed; the tokenized text is made once and reused.

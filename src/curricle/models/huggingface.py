@@ -128,7 +128,7 @@ class PretrainedSpec:
             padding_token: Not used; it is part of the folder's configuration.
 
         Raises:
-            BindError: If the folder is missing or its vocabulary is not the task's.
+            BindError: If the folder is missing or its vocabulary is smaller than the task's.
             CheckpointError: If transformers cannot read the model or weights are missing.
         """
         del num_classes, padding_token
@@ -160,7 +160,7 @@ class PretrainedSpec:
                 f"'path' {self.path!r} must hold all weights of {type(model).__name__}; "
                 f"{min(loaded['missing_keys'])!r} is missing"
             )
-        if model.config.vocab_size != num_inputs:
+        if model.config.vocab_size < num_inputs:
             raise BindError(
                 f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries; "
                 f"got {model.config.vocab_size}"
