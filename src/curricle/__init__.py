@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from curricle.data.dataloaders import stream as stream
     from curricle.data.streams import Stream as Stream
     from curricle.data.synthetic.parity import ParityStream as ParityStream
+    from curricle.data.text.paired import PairedTexts as PairedTexts
+    from curricle.data.text.paired import paired_texts as paired_texts
     from curricle.errors import CurricleError as CurricleError
     from curricle.metrics import Metric as Metric
     from curricle.models.families import tapped as tapped
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
+    from curricle.objectives.sorted_logits import MatchSortedLogits as MatchSortedLogits
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.compare import compare as compare
     from curricle.runs.export import Exported as Exported
@@ -74,6 +77,7 @@ else:
             "data.batch": ("Batch",),
             "data.streams": ("Stream",),
             "data.synthetic.parity": ("ParityStream",),
+            "data.text.paired": ("PairedTexts", "paired_texts"),
             "errors": ("CurricleError",),
             "metrics": ("Metric",),
             "models.families": ("tapped",),
@@ -82,6 +86,7 @@ else:
             "objectives.hidden": ("LayerPair", "MatchHidden"),
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
+            "objectives.sorted_logits": ("MatchSortedLogits",),
             "runs.compare": ("Comparison", "compare"),
             "runs.export": ("Exported", "export"),
             "teachers.stored": ("open_targets",),

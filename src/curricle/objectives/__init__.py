@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from curricle.objectives.losses import forward_kl as forward_kl
     from curricle.objectives.losses import generalized_jsd as generalized_jsd
     from curricle.objectives.losses import reverse_kl as reverse_kl
+    from curricle.objectives.losses import sorted_distance as sorted_distance
     from curricle.objectives.losses import squared_error as squared_error
     from curricle.objectives.losses import total_variation as total_variation
     from curricle.objectives.projections import Gaussian as Gaussian
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from curricle.objectives.projections import Learned as Learned
     from curricle.objectives.projections import Orthogonal as Orthogonal
     from curricle.objectives.projections import Sign as Sign
+    from curricle.objectives.sorted_logits import MatchSortedLogits as MatchSortedLogits
     from curricle.objectives.temperature import LearnedTemperature as LearnedTemperature
 else:
     __all__, __getattr__, __dir__ = public_names(
@@ -51,10 +53,12 @@ else:
                 "forward_kl",
                 "generalized_jsd",
                 "reverse_kl",
+                "sorted_distance",
                 "squared_error",
                 "total_variation",
             ),
             "projections": ("Gaussian", "Identity", "Learned", "Orthogonal", "Sign"),
+            "sorted_logits": ("MatchSortedLogits",),
             "temperature": ("LearnedTemperature",),
         },
     )

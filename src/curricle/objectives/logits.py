@@ -119,6 +119,12 @@ class MatchLogits:
             # Logits behind the common vocabulary are padding, or tokens that one side lacks.
             limited = replace(self, num_classes=reads.common_classes)
             return limited.bind(reads, sample, is_residual=is_residual)
+        if sample.batch.matched is not None:
+            raise BindError(
+                "'data' must have a counterpart of the teacher at every position to match logits "
+                "by class; got 'matched' positions, as of two tokenizers; MatchSortedLogits "
+                "compares probabilities in descending order, and from_labels needs no teacher"
+            )
         teacher_activations = require(sample.teacher, "teacher")
         shapes = {
             "student": logits_shape(self.chunk, sample.student),

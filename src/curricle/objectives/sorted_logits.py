@@ -1,0 +1,146 @@
+"""Objective on logits of two vocabularies: matching sorted probabilities.
+
+Two tokenizers have no classes in common by id, so the probabilities of each model are compared in
+descending order: the largest with the largest, and so on; the smaller vocabulary is continued by
+zeros. Positions are those where both models have read the same text, so that both distributions are
+about the same continuation: `matched` of the batch.
+
+Axes: row (compared positions), class (of either vocabulary), rank (classes by probability).
+
+Unit: probability a compared position, dimensionless, between 0 and 2.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, final
+
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+
+from curricle.data.batch import Batch, Rows, check_positions
+from curricle.errors import BindError
+from curricle.models.model_notes import check_problem_type
+from curricle.models.tapped import Activations, TappedModel
+from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, logits_of, require
+from curricle.objectives.logits import check_scores
+from curricle.objectives.losses import sorted_distance
+from curricle.values import value
+
+
+@final
+@value
+class MatchSortedLogits:
+    """Bring the student's sorted probabilities close to the teacher's, whatever their tokens.
+
+    loss = mean over compared positions of the sum over ranks of |p_S - p_T|. It says nothing about
+    which token is likely, so a stage combines it with a `LabelLoss`, which counts at every
+    selected position.
+
+    Source:
+        Boizard et al. 2024, universal logit distillation (arXiv 2402.12030), which adds the
+        cross-entropy of the labels. Deviation: positions are paired where both tokenizers have read
+        the same characters, and not by their number.
+    """
+
+    kind: Literal["sorted_logits"] = "sorted_logits"
+    teacher_temperature: float = Field(default=1.0, gt=0)
+    """Softening of the teacher; dimensionless, positive."""
+    student_temperature: float = Field(default=1.0, gt=0)
+    """Softening of the student; dimensionless, positive."""
+    num_largest: int | None = Field(default=None, gt=0)
+    """Number of ranks to compare, since sorting a large vocabulary takes time; None for all."""
+    weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
+    """Factor of the term in the stage's loss; positive and at most a million."""
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Return True: the target is the teacher's distribution."""
+        return True
+
+    def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
+        """Return both logits."""
+        check_problem_type(student, "student")
+        check_problem_type(require(teacher, "teacher"), "teacher")
+        return Reads(student_logits=True, teacher_logits=True)
+
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "_BoundSortedLogits":
+        """Return the term after checking the positions.
+
+        Raises:
+            BindError: If a model has fewer than two classes, or the two have other positions.
+        """
+        del reads, is_residual
+        teacher = require(sample.teacher, "teacher")
+        batch = sample.batch
+        student_shape, teacher_shape = (
+            check_scores(role, tuple(logits_of(activations).shape))
+            for role, activations in (("student", sample.student), ("teacher", teacher))
+        )
+        for role, positions in (
+            ("student", sample.student.positions),
+            ("teacher", teacher.positions),
+        ):
+            check_positions(f"'logits' of the {role}", positions, batch, kind=BindError)
+        leading: tuple[int, ...] = student_shape[:-1]
+        selected = batch.matched_selected
+        if selected is not None:
+            leading = tuple(selected.shape)
+        if leading != teacher_shape[:-1]:
+            raise BindError(
+                f"'logits' of student and teacher must have the same compared positions; got "
+                f"{leading} and {teacher_shape[:-1]}"
+            )
+        rows = Rows.of("'logits'", leading, batch) if batch.selected is None else None
+        return _BoundSortedLogits(
+            declared=self, rows=rows, num_classes=(student_shape[-1], teacher_shape[-1])
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BoundSortedLogits:
+    """`MatchSortedLogits` with the compared rows."""
+
+    declared: MatchSortedLogits
+    rows: Rows | None
+    """Rows with counted logits; None for the selected positions."""
+    num_classes: tuple[int, int]
+    """Of student and teacher."""
+
+    def count(self, batch: Batch) -> int:
+        """Return the number of compared positions."""
+        if self.rows is not None:
+            return self.rows.count(batch.for_matching)
+        return require(batch.matched_selected, "selected").numel()
+
+    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+        """Return the teacher's logits at the compared positions."""
+        logits = logits_of(teacher)
+        return logits if self.rows is None else self.rows.take(logits, batch.for_matching)
+
+    def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
+        """Return the distance of the sorted probabilities, summed over compared positions."""
+        return sorted_distance(
+            self._student_rows(student, batch),
+            require(target, "target"),
+            student_temperature=self.declared.student_temperature,
+            teacher_temperature=self.declared.teacher_temperature,
+            num_largest=self.declared.num_largest,
+        )
+
+    def _student_rows(self, student: Activations, batch: Batch) -> Float[Tensor, "row class"]:
+        logits = logits_of(student)
+        check_positions("'logits'", student.positions, batch)
+        if self.rows is not None:
+            return self.rows.take(logits, batch.for_matching)
+        if batch.matched is None:
+            return logits
+        return logits[batch.matched.flatten()[require(batch.selected, "selected")]]
+
+    def describe(self) -> tuple[str, str, str, str]:
+        """Return taps, objective, projection and widths in words."""
+        declared = self.declared
+        ranks = "" if declared.num_largest is None else f" of {declared.num_largest}"
+        softening = f"T={declared.teacher_temperature:g}"
+        widths = f"{self.num_classes[0]} <- {self.num_classes[1]}"
+        return "logits", f"{declared.weight:g} x sorted L1{ranks} {softening}", "-", widths
