@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
-    from curricle.objectives.sorted_logits import MatchSortedLogits as MatchSortedLogits
+    from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
+    from curricle.objectives.token_groups import token_groups as token_groups
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.compare import compare as compare
     from curricle.runs.export import Exported as Exported
@@ -86,7 +87,8 @@ else:
             "objectives.hidden": ("LayerPair", "MatchHidden"),
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
-            "objectives.sorted_logits": ("MatchSortedLogits",),
+            "objectives.paired_logits": ("MatchPairedLogits",),
+            "objectives.token_groups": ("token_groups",),
             "runs.compare": ("Comparison", "compare"),
             "runs.export": ("Exported", "export"),
             "teachers.stored": ("open_targets",),

@@ -139,7 +139,7 @@ def _common(student: Mapping[int, str], teacher: Mapping[int, str]) -> int:
             f"tokenizers of student and teacher must give equal tokens equal ids to compare "
             f"logits by id; {len(differing)} of the first {count} ids differ: {pairs}; take the "
             f"teacher's tokenizer for the student, or read the text with both by "
-            f"curricle.paired_texts and match by MatchSortedLogits"
+            f"curricle.paired_texts and match by MatchPairedLogits"
         )
     return count
 

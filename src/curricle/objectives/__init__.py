@@ -29,13 +29,16 @@ if TYPE_CHECKING:
     from curricle.objectives.losses import sorted_distance as sorted_distance
     from curricle.objectives.losses import squared_error as squared_error
     from curricle.objectives.losses import total_variation as total_variation
+    from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.projections import Gaussian as Gaussian
     from curricle.objectives.projections import Identity as Identity
     from curricle.objectives.projections import Learned as Learned
     from curricle.objectives.projections import Orthogonal as Orthogonal
     from curricle.objectives.projections import Sign as Sign
-    from curricle.objectives.sorted_logits import MatchSortedLogits as MatchSortedLogits
     from curricle.objectives.temperature import LearnedTemperature as LearnedTemperature
+    from curricle.objectives.token_groups import GroupedProbabilities as GroupedProbabilities
+    from curricle.objectives.token_groups import SortedProbabilities as SortedProbabilities
+    from curricle.objectives.token_groups import token_groups as token_groups
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -58,7 +61,8 @@ else:
                 "total_variation",
             ),
             "projections": ("Gaussian", "Identity", "Learned", "Orthogonal", "Sign"),
-            "sorted_logits": ("MatchSortedLogits",),
+            "paired_logits": ("MatchPairedLogits",),
             "temperature": ("LearnedTemperature",),
+            "token_groups": ("GroupedProbabilities", "SortedProbabilities", "token_groups"),
         },
     )

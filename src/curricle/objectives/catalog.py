@@ -14,16 +14,16 @@ from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
-from curricle.objectives.sorted_logits import MatchSortedLogits
+from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
 
 Shipped = Annotated[
-    MatchHidden | MatchLogits | MatchSortedLogits | LabelLoss | LearnedTemperature,
+    MatchHidden | MatchLogits | MatchPairedLogits | LabelLoss | LearnedTemperature,
     Field(discriminator="kind"),
 ]
 
-SHIPPED = (MatchHidden, MatchLogits, MatchSortedLogits, LabelLoss, LearnedTemperature)
+SHIPPED = (MatchHidden, MatchLogits, MatchPairedLogits, LabelLoss, LearnedTemperature)
 
 
 def _validate(objective: object, handler: Callable[[object], object]) -> object:

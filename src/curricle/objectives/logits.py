@@ -122,8 +122,8 @@ class MatchLogits:
         if sample.batch.matched is not None:
             raise BindError(
                 "'data' must have a counterpart of the teacher at every position to match logits "
-                "by class; got 'matched' positions, as of two tokenizers; MatchSortedLogits "
-                "compares probabilities in descending order, and from_labels needs no teacher"
+                "by class; got 'matched' positions, as of two tokenizers; MatchPairedLogits "
+                "compares vocabularies of two tokenizers"
             )
         teacher_activations = require(sample.teacher, "teacher")
         shapes = {

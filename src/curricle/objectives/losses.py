@@ -347,7 +347,7 @@ def sorted_distance(
         [B24]: the Wasserstein distance of two distributions over unrelated classes under a uniform
         cost.
     """
-    check_temperatures(student_temperature, teacher_temperature, soft_teacher_for="sorted_logits")
+    check_temperatures(student_temperature, teacher_temperature, soft_teacher_for="paired_logits")
     sides = (
         _largest(_log_probabilities(logits, temperature).exp(), num_largest)
         for logits, temperature in (

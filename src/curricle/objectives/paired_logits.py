@@ -1,13 +1,13 @@
-"""Objective on logits of two vocabularies: matching sorted probabilities.
+"""Objective on logits of two vocabularies.
 
-Two tokenizers have no classes in common by id, so the probabilities of each model are compared in
-descending order: the largest with the largest, and so on; the smaller vocabulary is continued by
-zeros. Positions are those where both models have read the same text, so that both distributions are
-about the same continuation: `matched` of the batch.
+Two tokenizers have no classes in common by id, so a `comparison` decides which probabilities are
+compared: those of equal rank, or those of groups of tokens with a common beginning. Positions are
+those where both models have read the same text, so that both distributions are about the same
+continuation: `matched` of the batch.
 
-Axes: row (compared positions), class (of either vocabulary), rank (classes by probability).
+Axes: row (compared positions), class (of either vocabulary).
 
-Unit: probability a compared position, dimensionless, between 0 and 2.
+Unit: a compared position's probability, or nats, as of the comparison.
 """
 
 from dataclasses import dataclass
@@ -23,32 +23,31 @@ from curricle.models.model_notes import check_problem_type
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, logits_of, require
 from curricle.objectives.logits import check_scores
-from curricle.objectives.losses import sorted_distance
+from curricle.objectives.token_groups import Comparison, SortedProbabilities
 from curricle.values import value
 
 
 @final
 @value
-class MatchSortedLogits:
-    """Bring the student's sorted probabilities close to the teacher's, whatever their tokens.
+class MatchPairedLogits:
+    """Bring the student's output distribution close to that of a teacher with another tokenizer.
 
-    loss = mean over compared positions of the sum over ranks of |p_S - p_T|. It says nothing about
-    which token is likely, so a stage combines it with a `LabelLoss`, which counts at every
-    selected position.
+    loss = mean over compared positions of the comparison. Positions without a counterpart of the
+    teacher do not count, so a stage combines it with a `LabelLoss`, which counts everywhere.
 
     Source:
-        Boizard et al. 2024, universal logit distillation (arXiv 2402.12030), which adds the
-        cross-entropy of the labels. Deviation: positions are paired where both tokenizers have read
-        the same characters, and not by their number.
+        Boizard et al. 2024, universal logit distillation (arXiv 2402.12030), for the default; the
+        paper adds the cross-entropy of the labels. Deviation: positions are paired where both
+        tokenizers have read the same characters, and not by their number.
     """
 
-    kind: Literal["sorted_logits"] = "sorted_logits"
+    kind: Literal["paired_logits"] = "paired_logits"
+    comparison: Comparison = SortedProbabilities()
+    """Probabilities by rank, or by groups of tokens as from `curricle.token_groups`."""
     teacher_temperature: float = Field(default=1.0, gt=0)
     """Softening of the teacher; dimensionless, positive."""
     student_temperature: float = Field(default=1.0, gt=0)
     """Softening of the student; dimensionless, positive."""
-    num_largest: int | None = Field(default=None, gt=0)
-    """Number of ranks to compare, since sorting a large vocabulary takes time; None for all."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 
@@ -63,7 +62,7 @@ class MatchSortedLogits:
         check_problem_type(require(teacher, "teacher"), "teacher")
         return Reads(student_logits=True, teacher_logits=True)
 
-    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "_BoundSortedLogits":
+    def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "_BoundPairedLogits":
         """Return the term after checking the positions.
 
         Raises:
@@ -90,18 +89,19 @@ class MatchSortedLogits:
                 f"'logits' of student and teacher must have the same compared positions; got "
                 f"{leading} and {teacher_shape[:-1]}"
             )
+        self.comparison.check(student_shape[-1], teacher_shape[-1])
         rows = Rows.of("'logits'", leading, batch) if batch.selected is None else None
-        return _BoundSortedLogits(
+        return _BoundPairedLogits(
             declared=self, rows=rows, num_classes=(student_shape[-1], teacher_shape[-1])
         )
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _BoundSortedLogits:
-    """`MatchSortedLogits` with the compared rows."""
+class _BoundPairedLogits:
+    """`MatchPairedLogits` with the compared rows."""
 
-    declared: MatchSortedLogits
+    declared: MatchPairedLogits
     rows: Rows | None
     """Rows with counted logits; None for the selected positions."""
     num_classes: tuple[int, int]
@@ -119,13 +119,12 @@ class _BoundSortedLogits:
         return logits if self.rows is None else self.rows.take(logits, batch.for_matching)
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
-        """Return the distance of the sorted probabilities, summed over compared positions."""
-        return sorted_distance(
+        """Return the comparison summed over compared positions."""
+        return self.declared.comparison(
             self._student_rows(student, batch),
             require(target, "target"),
             student_temperature=self.declared.student_temperature,
             teacher_temperature=self.declared.teacher_temperature,
-            num_largest=self.declared.num_largest,
         )
 
     def _student_rows(self, student: Activations, batch: Batch) -> Float[Tensor, "row class"]:
@@ -140,7 +139,11 @@ class _BoundSortedLogits:
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
         declared = self.declared
-        ranks = "" if declared.num_largest is None else f" of {declared.num_largest}"
-        softening = f"T={declared.teacher_temperature:g}"
+        objective = f"{declared.comparison.kind} T={declared.teacher_temperature:g}"
         widths = f"{self.num_classes[0]} <- {self.num_classes[1]}"
-        return "logits", f"{declared.weight:g} x sorted L1{ranks} {softening}", "-", widths
+        return (
+            "logits",
+            f"{declared.weight:g} x {objective}",
+            "-",
+            widths,
+        )
