@@ -159,7 +159,7 @@ class PairedTexts:
         self._window, self._batch_size, self._seed = window, batch_size, seed
         self._purpose = f"paired texts/{purpose}"
         self._counterparts = counterparts(student, teacher)
-        self._starts = _window_starts(self._counterparts, window)
+        self._starts = window_starts(self._counterparts, window)
         self._bounds = self._teacher_bounds()
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
         self._fingerprint = fingerprint(
@@ -269,7 +269,7 @@ class PairedTexts:
         return first, np.maximum(stop, first)
 
 
-def _window_starts(tokens: Int[np.ndarray, " token"], window: int) -> Int[np.ndarray, " window"]:
+def window_starts(tokens: Int[np.ndarray, " token"], window: int) -> Int[np.ndarray, " window"]:
     """Return the student's first token of each window.
 
     Args:
@@ -282,7 +282,7 @@ def _window_starts(tokens: Int[np.ndarray, " token"], window: int) -> Int[np.nda
     starts = [0]
     while (stop := starts[-1] + window) + 1 < len(tokens):
         common = int(latest[stop - 1]) + 1
-        start = common if common > stop - window // 2 else stop
+        start = common if common >= stop - window // 2 else stop
         if start + window > len(tokens):
             break
         starts.append(start)
