@@ -63,8 +63,8 @@ def test_matched_positions_have_read_the_same_bytes_of_text(
             place = int(batch.alignment[row, position])
             read = bytes_of(pair[0], own[: position + 1])
             other = bytes_of(pair[1], taught[: place + 1])
-            # The teacher may begin later, where its first token begins inside of the window.
-            assert read.endswith(other)
+            # Without a pair in the window before, one begins later, at most inside of a token.
+            assert read.endswith(other) or other.endswith(read)
             assert other
 
 
@@ -101,6 +101,6 @@ def test_windows_leave_no_token_out_before_the_last_and_begin_at_pairs(
     assert starts[0] == 0
     assert ((gaps > 0) & (gaps <= window)).all()
     assert len(tokens) - (starts[-1] + window) < window
-    for start, gap in zip(starts[1:], gaps, strict=True):
+    for start in starts[1:]:
         # Elsewhere only where the second half of the window before has no pair.
-        assert are_matched[start - 1] or not any(are_matched[start - gap + window // 2 : start])
+        assert are_matched[start - 1] or not any(are_matched[start - window // 2 - 1 : start])

@@ -114,8 +114,6 @@ class Batch:
                 f"'matched' must come with an 'alignment' of its shape {tuple(matched.shape)}; got "
                 f"{shape}"
             )
-        if matched.dtype is not torch.bool:
-            raise DataError(f"'matched' must be true or false; got {matched.dtype}")
 
     def _check_teacher(self) -> None:
         if self.alignment is not None and tuple(self.alignment.shape) != self.positions:

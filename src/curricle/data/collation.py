@@ -102,7 +102,7 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
         length=length,
         teacher_inputs=teacher_inputs,
         alignment=alignment,
-        matched=matched,
+        matched=None if matched is None else matched.bool(),
     )
 
 

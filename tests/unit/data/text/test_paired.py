@@ -148,9 +148,6 @@ def test_both_kinds_of_stages_train_and_resume_bit_by_bit(comparison: str, tmp_p
     whole = distilled(objectives, data())
     settings = curricle.TrainingSettings(save_every=3)
 
-    class Stop(Exception):
-        """An interruption."""
-
     class Breaking:
         """A stream that fails at a step."""
 
@@ -161,10 +158,10 @@ def test_both_kinds_of_stages_train_and_resume_bit_by_bit(comparison: str, tmp_p
 
         def batch(self, step: int) -> Batch:
             if step == 6 and self.is_armed:
-                raise Stop
+                raise KeyboardInterrupt
             return self._stream.batch(step)
 
-    with pytest.raises(Stop):
+    with pytest.raises(KeyboardInterrupt):
         distilled(objectives, Breaking(data()), settings=settings, output_dir=tmp_path)  # type: ignore[arg-type]
     again = distilled(objectives, data(), settings=settings, output_dir=tmp_path, resume=True)
     assert any("% of the student's tokens end at the same" in note for note in whole.notes)
@@ -173,7 +170,9 @@ def test_both_kinds_of_stages_train_and_resume_bit_by_bit(comparison: str, tmp_p
 
 
 def test_matching_by_class_is_refused() -> None:
-    with pytest.raises(BindError, match=r"^'data' must have a counterpart .* by class; got"):
+    with pytest.raises(
+        BindError, match=r"^stage 'logits': 'data' must have a counterpart .* by class; got"
+    ):
         distilled((curricle.MatchLogits(),), data())
 
 
@@ -213,5 +212,3 @@ def test_matched_positions_come_with_an_alignment() -> None:
     matched = torch.ones(1, 2, dtype=torch.bool)
     with pytest.raises(DataError, match=r"^'matched' must come with an 'alignment'"):
         Batch(inputs=inputs, matched=matched)
-    with pytest.raises(DataError, match=r"^'matched' must be true or false; got torch.int64$"):
-        Batch(inputs=inputs, matched=matched.long(), alignment=torch.zeros(1, 2).long())
