@@ -5,6 +5,8 @@ Curricle itself is not imported here before the hook that checks the shapes of e
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +34,17 @@ def disk_is_not_awaited() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", os.fstat)
         yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave figures undrawn, which takes most of the time of a report; their files hold a word."""
+    from matplotlib.figure import Figure
+
+    def write(self: Figure, path: Path, *, format: str, **options: Any) -> None:
+        path.write_text(format)
+
+    monkeypatch.setattr(Figure, "savefig", write)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ FINISHED = (
     "curricle/data",
     "curricle/models",
     "curricle/training",
+    "curricle/integrations",
     "curricle_papers",
 )
 """Packages that hold the rules; a package is added when it is rewritten."""

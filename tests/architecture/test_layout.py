@@ -132,6 +132,8 @@ def test_a_public_dataclass_is_frozen(path: Path) -> None:
         for node in classes(path)
         for name, decorator in decorators(node).items()
         if name == "dataclass" and node.name[0] != "_" and not sets(decorator, "frozen")
+        # The Trainer of transformers changes its arguments.
+        if node.name != "CurriculumConfig"
     ]
     assert not thawed
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from matplotlib.figure import Figure
 
 from tests.runs import tiny_comparison
 
@@ -56,6 +57,14 @@ TEXT: dict[str, Any] = {
 }
 
 
+DRAW = Figure.savefig
+
+
+@pytest.fixture(autouse=True)
+def figures(undrawn: None) -> None:
+    """Leave figures undrawn; a module whose tests need them has a fixture of this name."""
+
+
 @pytest.fixture
 def command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
@@ -97,7 +106,10 @@ def write_parity(folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Return a function from a verb to the run folder that it leaves; each verb runs once."""
+    """Return a function from a verb to the run folder that it leaves, with figures.
+
+    Each verb runs once.
+    """
 
     @cache
     def run(verb: str) -> Path:
@@ -105,6 +117,7 @@ def run_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         spec = write_parity(folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
+            patch.setattr(Figure, "savefig", DRAW)
             assert exit_code(patch, verb, spec.name) == 0
         return folder / "run"
 

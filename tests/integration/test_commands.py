@@ -130,6 +130,14 @@ def test_compare_trains_every_strategy_on_every_seed_and_reports(
     assert all((tmp_path / "run" / name).stat().st_size for name in REPORT)
 
 
+def test_the_learning_curves_of_a_comparison_are_drawn(copy_run: CopyRun) -> None:
+    folder = copy_run("compare")
+    png, svg = ((folder / name).read_bytes() for name in REPORT[2:])
+    assert png.startswith(b"\x89PNG")
+    assert b"<svg" in svg
+    assert b"one_shot" in svg
+
+
 def test_several_processes_give_the_same_students_as_one(
     command: Command, parity: Path, copy_run: CopyRun, tmp_path: Path
 ) -> None:

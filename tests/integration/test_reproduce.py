@@ -12,6 +12,12 @@ pytestmark = pytest.mark.integration
 Command = Callable[..., tuple[object, str, str]]
 
 
+@pytest.fixture(autouse=True)
+def figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw the figure of a recipe alone, and no learning curves of its comparisons."""
+    monkeypatch.setattr("curricle.runs.report.save_learning_curves", lambda *_, **__: None)
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_runs_to_its_figure(command: Command, name: str, tmp_path: Path) -> None:
     code, shown, told = command("reproduce", name, "--scale", "smoke", "--jobs", "1")

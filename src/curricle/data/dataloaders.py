@@ -239,8 +239,16 @@ class LoaderStream:
             )
         return full_batches
 
+    def as_batch(self, item: object) -> Batch:
+        """Return an item of the loader, of any number of examples, as the stream reads it.
+
+        Args:
+            item: What the loader has collated.
+        """
+        return batch_of(item, next_token=self._next_token, positions=self._positions)
+
     def _built(self, item: object) -> Batch:
-        batch = batch_of(item, next_token=self._next_token, positions=self._positions)
+        batch = self.as_batch(item)
         if batch.num_examples != self._batch_size:
             raise DataError(
                 f"'loader' must collate {self._batch_size} examples into as many rows; "

@@ -44,19 +44,18 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.distill import (
+from curricle.training.distill import evaluator_of, execute
+from curricle.training.loop.engine import Outputs
+from curricle.training.loop.evaluation import Evaluator
+from curricle.training.setup.arguments import (
     AnyModel,
     as_stream,
     as_teacher,
-    evaluator_of,
-    execute,
     judged_by,
     require_kind,
     require_model,
     require_parts,
 )
-from curricle.training.loop.engine import Outputs
-from curricle.training.loop.evaluation import Evaluator
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from curricle.training.loop.engine import Outputs as Outputs
     from curricle.training.loop.evaluation import Evaluator as Evaluator
     from curricle.training.loop.evaluation import label_metrics as label_metrics
+    from curricle.training.loop.staged import StagedLoss as StagedLoss
+    from curricle.training.loop.staged import staged_loss as staged_loss
     from curricle.training.setup.observers import ProgressBar as ProgressBar
     from curricle.training.setup.optimizers import SGD as SGD
     from curricle.training.setup.optimizers import AdamW as AdamW
@@ -33,6 +35,7 @@ else:
             "setup.optimizers": ("AdamW", "SGD", "Schedule"),
             "setup.settings": ("TrainingSettings",),
             "sharing.shared_runs": ("SharedRun", "execute_shared"),
+            "loop.staged": ("StagedLoss", "staged_loss"),
             "targets.capture": ("TargetCompression",),
         },
     )

@@ -190,6 +190,7 @@ def test_a_launcher_of_several_processes_is_refused_before_anything_is_written(
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("undrawn")
 def test_verbs_that_do_not_train_run_beside_a_launcher_of_several_processes(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

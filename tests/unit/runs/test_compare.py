@@ -23,6 +23,7 @@ from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from tests.parts import INPUTS, parity
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 CPU = TrainingSettings(device="cpu")
 
 

@@ -25,7 +25,6 @@ from curricle.teachers.stored import open_targets
 from curricle.teachers.trajectory import TrajectoryWriter, open_trajectory
 from curricle.training.distill import (
     Result,
-    _require_direction,
     capture_targets,
     distill,
 )
@@ -104,11 +103,6 @@ def test_a_declared_direction_of_the_metric_is_recorded() -> None:
     )
     assert isinstance(seen[0], RunRecord)
     assert (seen[0].metric, seen[0].better) == ("xyz", "lower")
-
-
-def test_a_direction_of_another_name_is_refused() -> None:
-    with pytest.raises(BindError, match="'better' must be 'higher', 'lower' or None; got 'up'"):
-        _require_direction("up")
 
 
 def test_a_metric_that_the_evaluation_does_not_give_is_told() -> None:

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import final
 
 import torch
@@ -97,16 +98,24 @@ class StageLoss:
         self.weights = [term.weight for term in terms]
         """Factor of each objective in the loss."""
         self._student, self._teacher, self._tables = student, teacher, tables
-        self._autocast: Callable[[], AbstractContextManager[object]] = settings.autocast
-        self.teacher_autocast: Callable[[], AbstractContextManager[object]] = (
-            settings.teacher_autocast
+        # Looked up once: a pass of a small model takes as long as a few lookups of the placement.
+        placement = settings.placement
+        self._autocast: Callable[[], AbstractContextManager[object]] = partial(
+            placement.autocast, settings.precision
+        )
+        self.teacher_autocast: Callable[[], AbstractContextManager[object]] = partial(
+            placement.autocast, settings.precision_of_teacher
         )
         """Context in which targets are computed."""
 
-    def counts(self, batch: Batch) -> list[int]:
-        """Return the number of positions of each objective's mean, at least 1."""
+    def counts(self, *batches: Batch) -> list[int]:
+        """Return the number of positions of each objective's mean, at least 1.
+
+        Args:
+            *batches: The batch of a step, or all micro-batches of it.
+        """
         # Where nothing is counted the sum is 0, which a division by 0 would make NaN.
-        return [term.objective.count(batch) or 1 for term in self.terms]
+        return [sum(map(term.objective.count, batches)) or 1 for term in self.terms]
 
     def scales(self, counts: Sequence[int]) -> list[float]:
         """Return the factor of each objective's sum in the loss.
@@ -164,6 +173,8 @@ class StageLoss:
             batch: The batch, or a part of it.
             objectives: Numbers of the objectives to compute targets for; None for all.
         """
+        if self._teacher is None and all(term.stored is None for term in self.terms):
+            return [None] * len(self.terms)
         indexes = range(len(self.terms)) if objectives is None else objectives
         # Targets belong to the teacher's pass: its precision is theirs, also in a capture.
         with torch.no_grad(), self.teacher_autocast():

@@ -19,7 +19,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, final
+from typing import final
 
 
 def interrupt(number: int, _frame: FrameType | None) -> None:
@@ -164,7 +164,7 @@ def _handled(
     Yields:
         Nothing.
     """
-    replaced: list[tuple[int, Callable[[int, FrameType | None], Any] | int | None]] = []
+    replaced: list[tuple[int, Callable[[int, FrameType | None], object] | int | None]] = []
     try:
         # Python refuses to install handlers elsewhere; a run in another thread leaves signals to
         # the program around it.

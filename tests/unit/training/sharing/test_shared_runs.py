@@ -224,10 +224,14 @@ def test_the_finished_teacher_is_given_back_as_it_came(trajectory: Trajectory) -
     assert not any(one._forward_hooks for one in module.modules())
 
 
+# The first two differ in their seeds alone; the others keep what only they have in a checkpoint.
+RESUMED = ("one shot", "another seed", "momentum", "progressive", "shorter", "learned")
+
+
 @pytest.fixture(scope="module")
 def undisturbed(trajectory: Trajectory) -> list[BoundRun]:
     """Return the students of a class after a run to the end."""
-    chosen = runs(trajectory, save_every=4)
+    chosen = runs(trajectory, RESUMED, save_every=4)
     together(chosen)
     return chosen
 
@@ -248,7 +252,7 @@ def cut_at(step: int) -> Callable[[Record], None]:
 def test_an_interrupted_class_ends_as_an_uninterrupted_one(
     tmp_path: Path, trajectory: Trajectory, undisturbed: list[BoundRun], step: int
 ) -> None:
-    cut, again = runs(trajectory, save_every=4), runs(trajectory, save_every=4)
+    cut, again = (runs(trajectory, RESUMED, save_every=4) for _ in range(2))
     with pytest.raises(CutError):
         execute_shared(seats(cut, tmp_path / "cut", cut_at(step)), metric="accuracy")
     together(again, tmp_path / "cut", resume=True)
@@ -258,8 +262,7 @@ def test_an_interrupted_class_ends_as_an_uninterrupted_one(
 def test_students_at_different_steps_are_brought_together(
     tmp_path: Path, trajectory: Trajectory, undisturbed: list[BoundRun]
 ) -> None:
-    names = tuple(CLASS)[:2]
-    ahead, again = (runs(trajectory, names, save_every=4) for _ in range(2))
+    ahead, again = (runs(trajectory, RESUMED[:2], save_every=4) for _ in range(2))
     with contextlib.suppress(CutError):
         outputs = Outputs(folder=tmp_path / "cut" / "0", observers=(cut_at(13),))
         execute(ahead[0], evaluate, metric="accuracy", outputs=outputs)
@@ -273,7 +276,7 @@ def test_students_at_different_steps_are_brought_together(
 def test_a_class_can_be_gone_on_with_one_by_one(
     tmp_path: Path, trajectory: Trajectory, undisturbed: list[BoundRun]
 ) -> None:
-    cut, again = runs(trajectory, save_every=4), runs(trajectory, save_every=4)
+    cut, again = (runs(trajectory, RESUMED, save_every=4) for _ in range(2))
     with pytest.raises(CutError):
         execute_shared(seats(cut, tmp_path / "cut", cut_at(9)), metric="accuracy")
     for seat in seats(again, tmp_path / "cut"):

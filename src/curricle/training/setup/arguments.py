@@ -1,0 +1,190 @@
+"""Arguments of the public calls: what is accepted, and sentences about everything else."""
+
+from collections.abc import Sequence
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from curricle.curriculum.stages import Curriculum
+from curricle.data.batch import Batch
+from curricle.data.dataloaders import stream
+from curricle.data.streams import Stream
+from curricle.errors import BindError
+from curricle.metrics import METRICS, Direction, Metric
+from curricle.models.families import tapped
+from curricle.models.tapped import TappedModel
+from curricle.protocols import conforms
+from curricle.teachers.live import LiveTeacher
+from curricle.teachers.stored import StoredTeacher
+from curricle.teachers.trajectory import Trajectory
+from curricle.training.setup.optimizers import SGD, AdamW
+
+AnyModel = nn.Module | TappedModel
+"""A plain module, or one with known taps."""
+
+
+def as_teacher(
+    teacher: AnyModel | StoredTeacher | None, trajectory: Trajectory | None
+) -> LiveTeacher | StoredTeacher | None:
+    """Return the teacher of a run: a live one of a model, a stored one as it is.
+
+    Args:
+        teacher: A model or stored targets, if there is a teacher.
+        trajectory: Checkpoints of the model.
+    """
+    if teacher is None or isinstance(teacher, StoredTeacher):
+        return teacher
+    return LiveTeacher(tapped(teacher), trajectory)
+
+
+def as_stream(data: object, seed: int) -> Stream:
+    """Return training data as a stream.
+
+    Args:
+        data: A stream, or a loader, which is read by `curricle.stream(data, seed=seed)`.
+        seed: Seed of the order of a loader.
+
+    Raises:
+        BindError: If they are neither a stream nor a loader.
+    """
+    if isinstance(data, DataLoader):
+        return stream(data, seed=seed)
+    # `isinstance` with a protocol misses methods that a wrapper forwards.
+    if not conforms(data, Stream):
+        raise BindError(f"'data' must be a stream or a DataLoader; got {type(data).__name__!r}")
+    return data
+
+
+def require_curriculum(curriculum: object) -> None:
+    """Check that an argument is a curriculum.
+
+    Args:
+        curriculum: The argument.
+
+    Raises:
+        BindError: If it is something else.
+    """
+    if not isinstance(curriculum, Curriculum):
+        raise BindError(
+            f"'curriculum' must be what a strategy returns, as curricle.extraction(total='10k "
+            f"steps'); got {_describe(curriculum)}"
+        )
+
+
+def require_parts(optimizer: object, evaluation: object) -> None:
+    """Check that optimizer and evaluation are of the kinds that `distill` takes.
+
+    Args:
+        optimizer: `AdamW` or `SGD` of this package.
+        evaluation: Batches or a function.
+
+    Raises:
+        BindError: If they are something else; the sentence names the right class.
+    """
+    # Torch's classes have the same names, and are what a newcomer passes.
+    if not isinstance(optimizer, (AdamW, SGD)):
+        raise BindError(
+            f"'optimizer' must be curricle.AdamW(learning_rate=...) or curricle.SGD("
+            f"learning_rate=...); got {_describe(optimizer)}"
+        )
+    # What it returns is checked when the run opens, before the first step.
+    if callable(evaluation):
+        return
+    if not isinstance(evaluation, Sequence):
+        raise BindError(
+            f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
+            f"in range(4)] of held_out = curricle.stream(loader), or a function; "
+            f"got {_describe(evaluation)}"
+        )
+    # A loader's pairs of tensors are sequences, too, and would fail in the middle of the run.
+    wrong = [item for item in evaluation if type(item) is not Batch]
+    if wrong:
+        raise BindError(
+            f"'evaluation' must hold batches, written curricle.Batch(inputs=x, labels=y); "
+            f"got {_describe(wrong[0])}"
+        )
+
+
+def require_model(name: str, model: object) -> None:
+    """Check that an argument is a model.
+
+    Args:
+        name: Name of the argument.
+        model: The argument.
+
+    Raises:
+        BindError: If it is something else.
+    """
+    if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
+        stored = (
+            " (curricle.open_targets opens a folder of stored targets, as teacher of 'distill')"
+        )
+        raise BindError(
+            f"{name!r} must be a torch.nn.Module, or one that curricle.tapped describes; got "
+            f"{_describe(model)}{stored if name == 'teacher' else ''}"
+        )
+
+
+def require_direction(better: object) -> None:
+    """Check the direction of a metric.
+
+    Args:
+        better: The direction.
+
+    Raises:
+        BindError: If it is none.
+    """
+    if better not in (None, "higher", "lower"):
+        raise BindError(f"'better' must be 'higher', 'lower' or None; got {better!r}")
+
+
+def judged_by(metric: str | Metric, better: Direction | None) -> tuple[str, Direction | None]:
+    """Return the name of a metric and the direction that records declare.
+
+    Args:
+        metric: A metric or its name.
+        better: The direction, if it is declared beside the metric.
+
+    Raises:
+        BindError: If the direction is none, or another than that of the metric.
+    """
+    require_direction(better)
+    if isinstance(metric, str):
+        return metric, better
+    # Two directions would rank the same run differently in records and in reports.
+    if better not in (None, metric.better):
+        raise BindError(
+            f"'better' must be {metric.better!r} or None for the metric {metric.name!r}; got "
+            f"{better!r}"
+        )
+    # Reports have the direction of built-in metrics themselves.
+    is_built_in = METRICS.get(metric.name) is metric
+    return metric.name, better if is_built_in else metric.better
+
+
+def require_kind(name: str, argument: object, kind: type, example: str) -> None:
+    """Check that an argument is a value of this package and not, for example, a dictionary.
+
+    Args:
+        name: Name of the argument.
+        argument: The argument.
+        kind: Its class.
+        example: Arguments of the class, for the error.
+
+    Raises:
+        BindError: If it is not.
+    """
+    if not isinstance(argument, kind):
+        raise BindError(
+            f"{name!r} must be curricle.{kind.__name__}(...), as curricle.{kind.__name__}"
+            f"({example}); got {_describe(argument)}"
+        )
+
+
+def _describe(argument: object) -> str:
+    """Return the description of a wrong argument, for people."""
+    if argument is None or isinstance(argument, str):
+        return repr(argument)
+    # With its module, since torch has an AdamW of its own.
+    name = f"{type(argument).__module__}.{type(argument).__qualname__}"
+    return repr(name.removeprefix("builtins."))

@@ -1,0 +1,64 @@
+"""Arguments of the public calls: the accepted kinds, and a sentence for each wrong one."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from curricle import seeding
+from curricle.errors import BindError
+from curricle.metrics import METRICS
+from curricle.models.mlp import MLP
+from curricle.teachers.live import LiveTeacher
+from curricle.training.setup.arguments import (
+    as_stream,
+    as_teacher,
+    judged_by,
+    require_direction,
+    require_model,
+)
+from tests.parts import CLASSES, INPUTS, drawn, parity
+
+
+def test_a_stream_is_used_as_it_is_and_a_loader_becomes_one() -> None:
+    stream = parity()
+    assert as_stream(stream, 0) is stream
+    loader: DataLoader[Any] = DataLoader(
+        TensorDataset(drawn(8, INPUTS), torch.arange(8) % CLASSES), batch_size=4
+    )
+    assert as_stream(loader, 0).batch(0).num_examples == 4
+    with pytest.raises(BindError, match=r"^'data' must be a stream or a DataLoader; got 'list'$"):
+        as_stream([1], 0)
+
+
+def test_a_model_becomes_a_live_teacher() -> None:
+    with seeding.scoped(0, "model"):
+        model = MLP(INPUTS, (4,), CLASSES)
+    teacher = as_teacher(model, None)
+    assert isinstance(teacher, LiveTeacher)
+    assert teacher.model.module is model
+    assert as_teacher(None, None) is None
+
+
+def test_the_sentence_about_a_teacher_names_stored_targets() -> None:
+    require_model("student", nn.Identity())
+    with pytest.raises(BindError, match=r"'teacher' must be .*open_targets opens.*") as error:
+        require_model("teacher", "runs/targets")
+    assert "got 'runs/targets'" in str(error.value)
+    with pytest.raises(BindError) as error:
+        require_model("student", "runs/targets")
+    assert "open_targets" not in str(error.value)
+
+
+def test_a_direction_of_another_name_is_refused() -> None:
+    with pytest.raises(BindError, match="'better' must be 'higher', 'lower' or None; got 'up'"):
+        require_direction("up")
+
+
+def test_the_direction_of_a_metric_is_declared_unless_reports_have_it() -> None:
+    assert judged_by(METRICS["accuracy"], None) == ("accuracy", None)
+    assert judged_by("xyz", "lower") == ("xyz", "lower")
+    with pytest.raises(BindError, match="'better' must be 'higher' or None for the metric 'accu"):
+        judged_by(METRICS["accuracy"], "lower")
