@@ -370,6 +370,14 @@ CATALOG: dict[str, Case] = {
         by_rank, kind=MatchPairedLogits, student_temperature=2.0, teacher_temperature=2.0
     ),
     "paired sorted everywhere": logits_case(by_rank, kind=MatchPairedLogits, selects=False),
+    "paired sorted with labels": replace(
+        logits_case(by_rank, kind=MatchPairedLogits, label_weight=0.5),
+        formula=lambda student, teacher, rows: (
+            float(by_rank(softmax(teacher), softmax(student)).sum())
+            + 0.5 * labels_formula(student, teacher, rows)
+        ),
+        is_zero_at_match=False,
+    ),
     "paired largest": logits_case(
         by_largest, kind=MatchPairedLogits, comparison=SortedProbabilities(num_largest=2)
     ),

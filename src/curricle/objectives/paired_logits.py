@@ -23,6 +23,7 @@ from curricle.models.model_notes import check_problem_type
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, logits_of, require
 from curricle.objectives.logits import check_scores
+from curricle.objectives.losses import cross_entropy
 from curricle.objectives.token_groups import Comparison, SortedProbabilities
 from curricle.values import value
 
@@ -32,8 +33,9 @@ from curricle.values import value
 class MatchPairedLogits:
     """Bring the student's output distribution close to that of a teacher with another tokenizer.
 
-    loss = mean over compared positions of the comparison. Positions without a counterpart of the
-    teacher do not count, so a stage combines it with a `LabelLoss`, which counts everywhere.
+    loss = mean over compared positions of the comparison. With a `label_weight` L it is the mean
+    over all selected positions of the comparison, 0 where the teacher has no counterpart, plus L
+    times the cross-entropy of the label.
 
     Source:
         Boizard et al. 2024, universal logit distillation (arXiv 2402.12030), for the default; the
@@ -48,6 +50,9 @@ class MatchPairedLogits:
     """Softening of the teacher; dimensionless, positive."""
     student_temperature: float = Field(default=1.0, gt=0)
     """Softening of the student; dimensionless, positive."""
+    label_weight: float = Field(default=0.0, ge=0, le=MOST_WEIGHT)
+    """Factor of the cross-entropy of the labels, before `weight`. Ranks leave open which token is
+    likely, and positions without a counterpart teach by labels alone."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 
@@ -108,7 +113,18 @@ class _BoundPairedLogits:
     """Of student and teacher."""
 
     def count(self, batch: Batch) -> int:
-        """Return the number of compared positions."""
+        """Return the number of positions in the mean.
+
+        Raises:
+            BindError: If `label_weight` is positive and the data have no labels.
+        """
+        if self.declared.label_weight:
+            if batch.labels is None:
+                raise BindError(
+                    f"'labels' must be in the data for 'label_weight' "
+                    f"{self.declared.label_weight:g}; got batches without labels"
+                )
+            return batch.num_selected
         if self.rows is not None:
             return self.rows.count(batch.for_matching)
         return require(batch.matched_selected, "selected").numel()
@@ -119,13 +135,23 @@ class _BoundPairedLogits:
         return logits if self.rows is None else self.rows.take(logits, batch.for_matching)
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
-        """Return the comparison summed over compared positions."""
-        return self.declared.comparison(
+        """Return the loss summed over the counted positions."""
+        declared = self.declared
+        total = declared.comparison(
             self._student_rows(student, batch),
             require(target, "target"),
-            student_temperature=self.declared.student_temperature,
-            teacher_temperature=self.declared.teacher_temperature,
+            student_temperature=declared.student_temperature,
+            teacher_temperature=declared.teacher_temperature,
         )
+        if not declared.label_weight:
+            return total
+        labels = require(batch.labels, "labels")
+        return total + declared.label_weight * cross_entropy(logits_of(student), labels)
+
+    @property
+    def label_classes(self) -> int | None:
+        """Return the number of classes of labels; None if labels are not fitted."""
+        return self.num_classes[0] if self.declared.label_weight else None
 
     def _student_rows(self, student: Activations, batch: Batch) -> Float[Tensor, "row class"]:
         logits = logits_of(student)
@@ -140,6 +166,8 @@ class _BoundPairedLogits:
         """Return taps, objective, projection and widths in words."""
         declared = self.declared
         objective = f"{declared.comparison.kind} T={declared.teacher_temperature:g}"
+        if declared.label_weight:
+            objective += f" + {declared.weight * declared.label_weight:g} x cross-entropy"
         widths = f"{self.num_classes[0]} <- {self.num_classes[1]}"
         return (
             "logits",

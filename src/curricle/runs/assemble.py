@@ -58,7 +58,7 @@ def load_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
         BindError: If a loaded teacher has another tokenizer than the task.
     """
     _check_tokens(spec)
-    model = build_model(spec.teacher.model, data, spec.seed, "teacher")
+    model = build_model(spec.teacher.model, data.for_teacher, spec.seed, "teacher")
     folder = spec.folder / TEACHER
     if spec.teacher.total is None:
         folders = [Path(folder) for folder in spec.teacher.folders]

@@ -29,7 +29,7 @@ from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
 from curricle.runs.onnx_files import TOLERANCE, check_onnx_packages
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
-from curricle.tasks import TaskData, TextTask
+from curricle.tasks import PairedTextTask, TaskData, TextTask
 from curricle.values import Plain, plain
 
 
@@ -203,7 +203,7 @@ def _sizes(model: Finished) -> str:
 
 def _datasets(spec: RunSpec) -> tuple[str, ...]:
     """Return the names of the data sets of the Hub that a spec reads."""
-    if not isinstance(spec.task, TextTask):
+    if not isinstance(spec.task, TextTask | PairedTextTask):
         return ()
     corpora = [str(name) for name in names(spec.task.corpus)]
     hub = [name.removeprefix(HUB) for name in corpora if name.startswith(HUB)]

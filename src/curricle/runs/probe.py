@@ -56,6 +56,7 @@ from curricle.runs.train import (
 )
 from curricle.tasks import (
     EVALUATION_SEED,
+    PairedTextTask,
     ParityTask,
     PcfgTask,
     Task,
@@ -189,7 +190,7 @@ def _trained(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
         BindError: If none does.
     """
     task = spec.task
-    if isinstance(task, TextTask):
+    if isinstance(task, TextTask | PairedTextTask):
         raise BindError(
             f"'--train-probes' must be left out but for parity and strings of a grammar; "
             f"got {data.name!r}"

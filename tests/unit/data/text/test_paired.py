@@ -170,9 +170,8 @@ def test_both_kinds_of_stages_train_and_resume_bit_by_bit(comparison: str, tmp_p
 
 
 def test_matching_by_class_is_refused() -> None:
-    with pytest.raises(
-        BindError, match=r"^stage 'logits': 'data' must have a counterpart .* by class; got"
-    ):
+    message = r"^stage 'logits': 'data' must have a counterpart .* by class; got 'matched' pos"
+    with pytest.raises(BindError, match=message):
         distilled((curricle.MatchLogits(),), data())
 
 
