@@ -120,9 +120,14 @@ def probe_run(
         trains_probes: Whether probes that are trained themselves look as well.
 
     Raises:
-        BindError: If no probe fits the task and there is no student.
+        BindError: If no probe fits the task and there is no student, or the models read the tokens
+            of two tokenizers.
     """
     command, spec = read_origin(folder).command, stored_spec(folder)
+    if isinstance(spec.task, PairedTextTask):
+        raise BindError(
+            "'task' must have one tokenizer for both models to be probed; got 'paired_text'"
+        )
     with spec.engine.stated_threads():
         data, batch = _opened(spec, examples)
         teacher = finished_teacher(spec, data)
@@ -190,7 +195,7 @@ def _trained(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
         BindError: If none does.
     """
     task = spec.task
-    if isinstance(task, TextTask | PairedTextTask):
+    if isinstance(task, TextTask):
         raise BindError(
             f"'--train-probes' must be left out but for parity and strings of a grammar; "
             f"got {data.name!r}"
