@@ -76,7 +76,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Layer pair": LayerPair,
         "Stage": Stage,
         "Stored targets": TargetsSpec,
-        "Goal compression": TargetCompression,
+        "Target compression": TargetCompression,
         "Codecs": Codec,
         "Starts": WarmStart,
         "Objectives": Shipped,
