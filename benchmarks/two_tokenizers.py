@@ -40,23 +40,45 @@ def main() -> None:
     parser.add_argument("--student-steps", type=int, default=400)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    compare(arguments.corpus, arguments.teacher_steps, arguments.student_steps)
+
+
+def compare(corpus: str, teacher_steps: int, student_steps: int) -> None:
+    """Print losses and gains of all ways to learn."""
     with tempfile.TemporaryDirectory() as cache:
         own, other = (
-            open_tokenizer(arguments.corpus, vocabulary_size=size, cache_dir=Path(cache))
+            open_tokenizer(corpus, vocabulary_size=size, cache_dir=Path(cache))
             for size in (STUDENT_TOKENS, TEACHER_TOKENS)
         )
-    texts = {split: lines(arguments.corpus, split) for split in ("train", "valid")}
+    texts = {split: lines(corpus, split) for split in ("train", "valid")}
     paired = {split: pairs(texts[split], own, other) for split in texts}
     print(paired["train"].note, flush=True)
     alone: Streams = {split: Alone(stream) for split, stream in paired.items()}
     of_other: Streams = {split: Alone(pairs(texts[split], other, other)) for split in texts}
     teachers = {
-        "same": teacher(STUDENT_TOKENS, alone, arguments.teacher_steps),
-        "other": teacher(TEACHER_TOKENS, of_other, arguments.teacher_steps),
+        "same": teacher(STUDENT_TOKENS, alone, teacher_steps),
+        "other": teacher(TEACHER_TOKENS, of_other, teacher_steps),
     }
+    arms = ways(alone, paired, (own, other))
+    losses = {}
+    for name, (taught_by, streams, objective) in arms.items():
+        student = model(STUDENT_TOKENS, layers=2, width=64)
+        stages = curriculum(student_steps, objective, is_staged="hidden" in name)
+        losses[name] = learn(name, (student, teachers.get(taught_by or "")), stages, streams)
+        gain = losses["labels alone"] - losses[name]
+        form = "hidden + logits" if "hidden" in name else "logits"
+        same = losses.get(f"same tokenizer, {form}", float("nan"))
+        share = gain / (losses["labels alone"] - same)
+        print(f"{'':33} gain {gain:+.4f}, {share:.0%} of the same tokenizer's", flush=True)
+
+
+def ways(
+    alone: "Streams", paired: "Streams", tokenizers: tuple[Tokenizer, Tokenizer]
+) -> "dict[str, tuple[str | None, Streams, Objective | None]]":
+    """Return for each way its teacher, its batches and its objective beside the labels."""
     ranks = curricle.MatchPairedLogits(comparison=SortedProbabilities(num_largest=512), weight=1.5)
-    groups = curricle.MatchPairedLogits(comparison=curricle.token_groups(own, other))
-    arms = {
+    groups = curricle.MatchPairedLogits(comparison=curricle.token_groups(*tokenizers))
+    return {
         "labels alone": (None, alone, None),
         "same tokenizer, logits": ("same", alone, curricle.MatchLogits()),
         "other tokenizer, groups": ("other", paired, groups),
@@ -64,16 +86,6 @@ def main() -> None:
         "same tokenizer, hidden + logits": ("same", alone, curricle.MatchLogits()),
         "other tokenizer, hidden + groups": ("other", paired, groups),
     }
-    losses = {}
-    for name, (taught_by, streams, objective) in arms.items():
-        student = model(STUDENT_TOKENS, layers=2, width=64)
-        stages = curriculum(arguments.student_steps, objective, is_staged="hidden" in name)
-        losses[name] = learn(name, (student, teachers.get(taught_by or "")), stages, streams)
-        gain = losses["labels alone"] - losses[name]
-        form = "hidden + logits" if "hidden" in name else "logits"
-        same = losses.get(f"same tokenizer, {form}", float("nan"))
-        share = gain / (losses["labels alone"] - same)
-        print(f"{'':33} gain {gain:+.4f}, {share:.0%} of the same tokenizer's", flush=True)
 
 
 Streams = dict[str, curricle.Stream]
