@@ -24,7 +24,7 @@ from curricle import seeding
 from curricle.data.text import open_corpus, open_tokenizer
 from curricle.data.text.pieces import pieces
 from curricle.objectives.base import Objective
-from curricle.objectives.token_groups import SortedProbabilities
+from curricle.objectives.vocabulary_groups import SortedProbabilities
 
 STUDENT_TOKENS, TEACHER_TOKENS, WINDOW, BATCH, POSITIONS = 8192, 4096, 64, 8, 192
 EVALUATED = 24

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from curricle.data.text.paired import paired_texts as paired_texts
     from curricle.errors import CurricleError as CurricleError
     from curricle.metrics import Metric as Metric
+    from curricle.models.ensemble import Ensemble as Ensemble
     from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
     from curricle.models.vocabularies import common_vocabulary as common_vocabulary
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
     from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
-    from curricle.objectives.token_groups import token_groups as token_groups
+    from curricle.objectives.vocabulary_groups import token_groups as token_groups
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.compare import compare as compare
     from curricle.runs.export import Exported as Exported
@@ -81,6 +82,7 @@ else:
             "data.text.paired": ("PairedTexts", "paired_texts"),
             "errors": ("CurricleError",),
             "metrics": ("Metric",),
+            "models.ensemble": ("Ensemble",),
             "models.families": ("tapped",),
             "models.mlp": ("MLP",),
             "models.vocabularies": ("common_vocabulary",),
@@ -88,7 +90,7 @@ else:
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
             "objectives.paired_logits": ("MatchPairedLogits",),
-            "objectives.token_groups": ("token_groups",),
+            "objectives.vocabulary_groups": ("token_groups",),
             "runs.compare": ("Comparison", "compare"),
             "runs.export": ("Exported", "export"),
             "teachers.stored": ("open_targets",),

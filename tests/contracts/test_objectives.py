@@ -30,7 +30,7 @@ from curricle.objectives.logits import MatchLogits
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
-from curricle.objectives.token_groups import GroupedProbabilities, SortedProbabilities
+from curricle.objectives.vocabulary_groups import GroupedProbabilities, SortedProbabilities
 from curricle.values import parse, plain
 
 Array = np.ndarray

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from curricle.objectives.projections import Orthogonal as Orthogonal
     from curricle.objectives.projections import Sign as Sign
     from curricle.objectives.temperature import LearnedTemperature as LearnedTemperature
-    from curricle.objectives.token_groups import GroupedProbabilities as GroupedProbabilities
-    from curricle.objectives.token_groups import SortedProbabilities as SortedProbabilities
-    from curricle.objectives.token_groups import token_groups as token_groups
+    from curricle.objectives.vocabulary_groups import GroupedProbabilities as GroupedProbabilities
+    from curricle.objectives.vocabulary_groups import SortedProbabilities as SortedProbabilities
+    from curricle.objectives.vocabulary_groups import token_groups as token_groups
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -63,6 +63,6 @@ else:
             "projections": ("Gaussian", "Identity", "Learned", "Orthogonal", "Sign"),
             "paired_logits": ("MatchPairedLogits",),
             "temperature": ("LearnedTemperature",),
-            "token_groups": ("GroupedProbabilities", "SortedProbabilities", "token_groups"),
+            "vocabulary_groups": ("GroupedProbabilities", "SortedProbabilities", "token_groups"),
         },
     )

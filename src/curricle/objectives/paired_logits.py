@@ -24,7 +24,7 @@ from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, logits_of, require
 from curricle.objectives.logits import check_scores
 from curricle.objectives.losses import cross_entropy
-from curricle.objectives.token_groups import Comparison, SortedProbabilities
+from curricle.objectives.vocabulary_groups import Comparison, SortedProbabilities
 from curricle.values import value
 
 
