@@ -31,15 +31,20 @@ if TYPE_CHECKING:
     from curricle.data.dataloaders import stream as stream
     from curricle.data.streams import Stream as Stream
     from curricle.data.synthetic.parity import ParityStream as ParityStream
+    from curricle.data.text.paired import PairedTexts as PairedTexts
+    from curricle.data.text.paired import paired_texts as paired_texts
     from curricle.errors import CurricleError as CurricleError
     from curricle.metrics import Metric as Metric
     from curricle.models.ensemble import Ensemble as Ensemble
     from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
+    from curricle.models.vocabularies import common_vocabulary as common_vocabulary
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
+    from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
+    from curricle.objectives.vocabulary_groups import token_groups as token_groups
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.compare import compare as compare
     from curricle.runs.evaluate import Evaluation as Evaluation
@@ -76,14 +81,18 @@ else:
             "data.batch": ("Batch",),
             "data.streams": ("Stream",),
             "data.synthetic.parity": ("ParityStream",),
+            "data.text.paired": ("PairedTexts", "paired_texts"),
             "errors": ("CurricleError",),
             "metrics": ("Metric",),
             "models.ensemble": ("Ensemble",),
             "models.families": ("tapped",),
             "models.mlp": ("MLP",),
+            "models.vocabularies": ("common_vocabulary",),
             "objectives.hidden": ("LayerPair", "MatchHidden"),
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
+            "objectives.paired_logits": ("MatchPairedLogits",),
+            "objectives.vocabulary_groups": ("token_groups",),
             "runs.compare": ("Comparison", "compare"),
             "runs.evaluate": ("Evaluation", "evaluate"),
             "runs.export": ("Exported", "export"),

@@ -5,7 +5,7 @@ the sizes that a model must have.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from curricle.data.batch import Batch
@@ -43,6 +43,22 @@ class TaskData:
     """Id after the end of a sequence, which an embedding may ignore; None if every id is data."""
     mask_token: int | None = None
     """Id that stands for a hidden token; None where none is hidden."""
+    teacher_num_inputs: int | None = None
+    """Size of the teacher's vocabulary; None for that of the student."""
+    teacher_num_positions: int | None = None
+    """Length of the teacher's sequences; None for that of the student's."""
+
+    @property
+    def for_teacher(self) -> "TaskData":
+        """Return the task with the sizes that a teacher must have."""
+        if self.teacher_num_inputs is None or self.teacher_num_positions is None:
+            return self
+        return replace(
+            self,
+            num_inputs=self.teacher_num_inputs,
+            num_classes=self.teacher_num_inputs,
+            num_positions=self.teacher_num_positions,
+        )
 
 
 class BaseTask(ABC):

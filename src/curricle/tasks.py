@@ -7,7 +7,7 @@ model must have. Held-out data never depend on the run's seed, so all runs are j
 import hashlib
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 from pydantic import Field
 
@@ -23,7 +23,9 @@ from curricle.data.synthetic.pcfg import (
     sequence_positions,
     sequence_tokens,
 )
-from curricle.data.text.corpora import names
+from curricle.data.text.corpora import Split, names, open_corpus
+from curricle.data.text.paired import PairedTexts, paired_texts
+from curricle.data.text.pieces import pieces
 from curricle.data.text.token_store import TokenStore
 from curricle.data.text.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
 from curricle.errors import CurricleError, DataError, SpecError
@@ -31,6 +33,9 @@ from curricle.example_tasks import ExamplesTask, TensorsTask
 from curricle.extras import imported
 from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, BaseTask, TaskData
 from curricle.values import value
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @final
@@ -154,10 +159,14 @@ class TextTask(BaseTask):
 
     def tokenizer_digest(self, cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer, in hexadecimal."""
-        tokenizer = _text_module().open_tokenizer(
+        return hashlib.sha256(self.open_tokenizer(cache_dir).to_str().encode()).hexdigest()
+
+    def open_tokenizer(self, cache_dir: Path) -> "Tokenizer":
+        """Return the tokenizer, trained on the corpus the first time."""
+        tokenizer: Tokenizer = _text_module().open_tokenizer(
             self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
         )
-        return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+        return tokenizer
 
     def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
         """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it.
@@ -166,11 +175,8 @@ class TextTask(BaseTask):
             folder: Where a model lies.
             cache_dir: Where tokenized texts are kept.
         """
-        module = _text_module()
-        tokenizer = module.open_tokenizer(
-            self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
-        )
-        module.write_tokenizer(tokenizer, folder, window=self.window)
+        tokenizer = self.open_tokenizer(cache_dir)
+        _text_module().write_tokenizer(tokenizer, folder, window=self.window)
 
     def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
         """Return the data of a seed; the tokenized text is made once and reused.
@@ -348,8 +354,108 @@ class PcfgTask(BaseTask):
         )
 
 
+@final
+@value
+class PairedTextTask(BaseTask):
+    """Next tokens of a text, read by a student and a loaded teacher with another tokenizer."""
+
+    kind: Literal["paired_text"] = "paired_text"
+    corpus: str | tuple[str, ...] = "sample"
+    """A text, as in a task of kind `text`."""
+    teacher_tokenizer: str
+    """The teacher's `tokenizer.json`, or its folder."""
+    vocabulary_size: int = Field(default=4096, gt=0)
+    """Entries of the student's byte-pair vocabulary, trained on the corpus."""
+    window: int = Field(default=64, gt=1)
+    """Tokens of the student in one example; the teacher reads those of the same characters."""
+    batch_size: int = Field(default=64, gt=0)
+    """Examples a step."""
+    evaluation_batches: int = Field(default=20, gt=0)
+    """Held-out batches, from the validation part of the corpus."""
+
+    def __post_init__(self) -> None:
+        """Check that there is a text."""
+        names(self.corpus)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+        return LANGUAGE_MODELS
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the student's tokens a step."""
+        return self.batch_size * self.window
+
+    @property
+    def text(self) -> TextTask:
+        """Return the task of the student alone."""
+        return TextTask(
+            corpus=self.corpus,
+            objective="next_token",
+            vocabulary_size=self.vocabulary_size,
+            window=self.window,
+            batch_size=self.batch_size,
+            evaluation_batches=self.evaluation_batches,
+        )
+
+    def tokenizer_digest(self, cache_dir: Path) -> str:
+        """Return the SHA-256 of the student's tokenizer, in hexadecimal."""
+        return self.text.tokenizer_digest(cache_dir)
+
+    def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
+        """Write the student's tokenizer as `AutoTokenizer.from_pretrained` reads it.
+
+        Args:
+            folder: Where a model lies.
+            cache_dir: Where tokenized texts are kept.
+        """
+        self.text.write_tokenizer(folder, cache_dir=cache_dir)
+
+    def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
+        """Return the data of a seed; the text is tokenized in memory.
+
+        Args:
+            seed: Seed of the training data.
+            cache_dir: Where the student's tokenizer is kept.
+            reader: Name of the reader; two readers of a seed get different orders.
+        """
+        own = self.text.open_tokenizer(cache_dir)
+        other = _text_module().load_tokenizer(self.teacher_tokenizer)
+        stream = self._stream("train", (own, other), seed, reader)
+        held_out = self._stream("valid", (own, other), EVALUATION_SEED, "evaluation")
+        texts = " + ".join(Path(corpus).name for corpus in names(self.corpus))
+        return TaskData(
+            stream=stream,
+            evaluation=evaluation_batches(held_out, self.evaluation_batches),
+            num_inputs=own.get_vocab_size(),
+            num_classes=own.get_vocab_size(),
+            num_positions=self.window,
+            name=f"next_token tokens of {texts} beside those of another tokenizer",
+            teacher_num_inputs=other.get_vocab_size(),
+            teacher_num_positions=stream.teacher_window,
+        )
+
+    def _stream(
+        self, split: Split, tokenizers: "tuple[Tokenizer, Tokenizer]", seed: int, purpose: str
+    ) -> PairedTexts:
+        lines = (line for text in open_corpus(self.corpus, split).read() for line in pieces(text))
+        try:
+            return paired_texts(
+                lines,
+                *tokenizers,
+                window=self.window,
+                batch_size=self.batch_size,
+                seed=seed,
+                purpose=purpose,
+            )
+        except DataError as error:
+            raise DataError(f"split {split!r} of corpus {self.corpus!r}: {error}") from None
+
+
 Task = Annotated[
-    ParityTask | TextTask | PcfgTask | ExamplesTask | TensorsTask, Field(discriminator="kind")
+    ParityTask | TextTask | PcfgTask | PairedTextTask | ExamplesTask | TensorsTask,
+    Field(discriminator="kind"),
 ]
 
 

@@ -6,7 +6,7 @@ Values and gradients are compared with formulas in numpy's float64, gradients by
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,8 +27,10 @@ from curricle.objectives.divergences import JSD, ReverseKL, SquaredError, TotalV
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
+from curricle.objectives.vocabulary_groups import GroupedProbabilities, SortedProbabilities
 from curricle.values import parse, plain
 
 Array = np.ndarray
@@ -245,6 +247,7 @@ def logits_case(
     teacher_temperature: float = 1.0,
     factor: float = 1.0,
     selects: bool = True,
+    kind: Callable[..., Any] = MatchLogits,
     **fields: Any,
 ) -> Case:
     def formula(student: Array, teacher: Array, _: Array) -> float:
@@ -254,7 +257,7 @@ def logits_case(
         return float(factor * compare(likely, softmax(student, student_temperature)).sum())
 
     return Case(
-        MatchLogits(
+        kind(
             student_temperature=student_temperature,
             teacher_temperature=teacher_temperature,
             **fields,
@@ -280,6 +283,23 @@ def jsd(t: Array, s: Array) -> Array:
 def total_variation(t: Array, s: Array) -> Array:
     actual: Array = np.maximum(t - s, 0).sum(-1)
     return actual
+
+
+def by_rank(t: Array, s: Array) -> Array:
+    actual: Array = np.abs(np.sort(t) - np.sort(s)).sum(-1)
+    return actual
+
+
+def by_largest(t: Array, s: Array) -> Array:
+    actual: Array = np.abs(np.sort(t)[:, :-3:-1] - np.sort(s)[:, :-3:-1]).sum(-1)
+    return actual
+
+
+STUDENT_GROUPS, TEACHER_GROUPS = (0, 1, 1, 2, 2), (2, 1, 0, 1, 2)
+
+
+def by_group(t: Array, s: Array) -> Array:
+    return forward_kl(t @ np.eye(3)[list(TEACHER_GROUPS)], s @ np.eye(3)[list(STUDENT_GROUPS)])
 
 
 def labels_formula(student: Array, _: Array, rows: Array) -> float:
@@ -345,6 +365,31 @@ CATALOG: dict[str, Case] = {
     "hidden learned": learned_case(),
     "hidden learned layernorm": learned_case(by=layer, normalize="layernorm"),
     "hidden learned rms centered": learned_case(by=rms, normalize="rms", center=True),
+    "paired sorted": logits_case(by_rank, kind=MatchPairedLogits),
+    "paired sorted softened": logits_case(
+        by_rank, kind=MatchPairedLogits, student_temperature=2.0, teacher_temperature=2.0
+    ),
+    "paired sorted everywhere": logits_case(by_rank, kind=MatchPairedLogits, selects=False),
+    "paired sorted with labels": replace(
+        logits_case(by_rank, kind=MatchPairedLogits, label_weight=0.5),
+        formula=lambda student, teacher, rows: (
+            float(by_rank(softmax(teacher), softmax(student)).sum())
+            + 0.5 * labels_formula(student, teacher, rows)
+        ),
+        is_zero_at_match=False,
+    ),
+    "paired largest": logits_case(
+        by_largest, kind=MatchPairedLogits, comparison=SortedProbabilities(num_largest=2)
+    ),
+    "paired groups": replace(
+        logits_case(
+            by_group,
+            kind=MatchPairedLogits,
+            teacher_temperature=0.5,
+            comparison=GroupedProbabilities(student=STUDENT_GROUPS, teacher=TEACHER_GROUPS),
+        ),
+        tolerance=1e-6,
+    ),
     "learned temperature": temperature_case(),
     "learned temperature without labels": temperature_case(label_weight=0.0),
     "learned temperature everywhere": temperature_case(label_weight=0.0, selects=False),

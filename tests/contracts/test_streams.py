@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from curricle.data.batch import Batch
+from curricle.data.batch import Batch, named
 from curricle.data.dataloaders import stream
 from curricle.data.streams import Stream
 from curricle.data.synthetic.grammars import shipped
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.synthetic.pcfg import CausalStrings, MaskedStrings
+from curricle.data.text.paired import PairedTexts, Spans
 from curricle.data.text.token_store import TokenStore, Vocabulary
 from curricle.data.text.windows import CausalWindows, MaskedWindows
 from tests.parts import token_store
@@ -29,6 +30,21 @@ STRINGS = shipped("cfg3b", start=13)
 def text() -> TokenStore:
     tokens = np.random.default_rng(0).integers(0, 40, size=3_000)
     return token_store(tokens, Vocabulary(size=40, special=(0, 1, 2, 3), mask=2))
+
+
+def paired(seed: int) -> Stream:
+    """Return a text in tokens of two and of three characters, of 40 kinds each."""
+    ends = [np.arange(1, 6_000 // width + 1) * width for width in (2, 3)]
+    student, teacher = (
+        Spans(
+            ids=np.random.default_rng(0).integers(0, 40, size=len(stops)),
+            starts=np.append(0, stops[:-1]),
+            ends=stops,
+            special=np.arange(3),
+        )
+        for stops in ends
+    )
+    return PairedTexts(student, teacher, window=8, batch_size=6, seed=seed)
 
 
 def collated_with_noise(rows: list[Any]) -> dict[str, Tensor]:
@@ -52,6 +68,7 @@ CATALOG: dict[str, Make] = {
     "parity": lambda seed: ParityStream(num_inputs=9, degree=3, batch_size=6, seed=seed),
     "masked strings": lambda seed: MaskedStrings(STRINGS, batch_size=6, seed=seed),
     "causal strings": lambda seed: CausalStrings(STRINGS, batch_size=6, seed=seed, span_level=2),
+    "paired texts": paired,
     "loader of pairs": lambda seed: stream(loader(collate=False), seed=seed),
     "loader of sequences": lambda seed: stream(loader(collate=True), seed=seed),
     "loader of causal sequences": lambda seed: stream(
@@ -65,7 +82,10 @@ every_stream = pytest.mark.parametrize("make", CATALOG.values(), ids=CATALOG.key
 def parts(batch: Batch) -> dict[str, Tensor | None]:
     """Return everything in a batch by name."""
     inputs = {"": batch.inputs} if isinstance(batch.inputs, Tensor) else dict(batch.inputs)
-    return {**inputs, "labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
+    fields = {"labels": batch.labels, "selected": batch.selected, "valid": batch.valid}
+    aligned = {"alignment": batch.alignment, "matched": batch.matched}
+    taught = {f"teacher {name}": tensor for name, tensor in named(batch.teacher_inputs).items()}
+    return {**inputs, **fields, **aligned, **taught}
 
 
 def same(one: Batch, other: Batch) -> bool:

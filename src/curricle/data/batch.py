@@ -17,7 +17,7 @@ a sum over micro-batches can be divided by the count of the whole batch.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import final, overload
 
@@ -70,6 +70,10 @@ class Batch:
     """For each position of the student the position of the teacher, within the same example, with
     which it is compared; None where both have the same positions. Entries of padding are
     ignored but must be positions of the teacher."""
+    matched: Bool[Tensor, "example position"] | None = None
+    """True where a position of the student has a counterpart of the teacher, as where the tokens of
+    two tokenizers end at the same character; None if all have one. Hidden states and logits of both
+    models are compared there only, and labels count everywhere."""
     step: int | None = None
     """Step of the run, by which a teacher that several students share recognizes the batch; set by
     the run."""
@@ -98,8 +102,18 @@ class Batch:
                 f"'labels' must be one for each of the {self.num_selected} {places}; "
                 f"got shape {tuple(self.labels.shape)}{way_out(self.labels)}"
             )
+        if self.matched is not None:
+            self._check_matched(self.matched)
         if self.teacher_inputs is not None or self.alignment is not None:
             self._check_teacher()
+
+    def _check_matched(self, matched: Tensor) -> None:
+        if self.alignment is None or matched.shape != self.alignment.shape:
+            shape = None if self.alignment is None else tuple(self.alignment.shape)
+            raise DataError(
+                f"'matched' must come with an 'alignment' of its shape {tuple(matched.shape)}; got "
+                f"{shape}"
+            )
 
     def _check_teacher(self) -> None:
         if self.alignment is not None and tuple(self.alignment.shape) != self.positions:
@@ -224,6 +238,21 @@ class Batch:
         return None if self.step is None else (self.step, self.offset, self.num_examples)
 
     @property
+    def for_matching(self) -> "Batch":
+        """Return the batch with the positions that both models have, and without labels."""
+        if self.matched is None:
+            return self
+        valid = self.matched if self.valid is None else self.matched & self.valid
+        return replace(self, valid=valid, labels=None, selected=self.matched_selected)
+
+    @property
+    def matched_selected(self) -> Int[Tensor, " selected"] | None:
+        """Return the selected positions that both models have; None without selection."""
+        if self.selected is None or self.matched is None:
+            return self.selected
+        return self.selected[self.matched.flatten()[self.selected]]
+
+    @property
     def for_teacher(self) -> "Batch":
         """Return the batch as the teacher reads it: its inputs and its positions with logits."""
         if self.teacher_inputs is None and self.alignment is None:
@@ -236,7 +265,7 @@ class Batch:
             # Without alignment the positions are those of the student.
             length = self.positions[1] if self.has_positions else None
             return Batch(inputs=inputs, length=length, selected=self.selected)
-        selected = self.selected
+        selected = self.matched_selected
         if selected is not None and self.alignment is not None:
             shape = teacher.positions if teacher.has_positions else tuple(teacher.leading.shape)
             rows = selected.div(self.positions[1], rounding_mode="floor")
@@ -295,6 +324,7 @@ class Batch:
             length=self.length,
             teacher_inputs=_each(self.teacher_inputs, change),
             alignment=_each(self.alignment, change),
+            matched=_each(self.matched, change),
             step=self.step,
             offset=self.offset + start,
         )
@@ -340,6 +370,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         length=first.length,
         teacher_inputs=_inputs_below(teacher_inputs) if teacher_inputs else None,
         alignment=_below([batch.alignment for batch in batches]),
+        matched=_below([batch.matched for batch in batches]),
         step=first.step,
         offset=first.offset,
     )

@@ -121,7 +121,7 @@ def read_block(
     if found is not None:
         whole = place(replace(found, step=step))
         return Block(first=first, whole=whole, number=number, shapes=_shapes(first))
-    if first.valid is not None:
+    if first.valid is not None or first.matched is not None:
         return None
     following = range(step + 1, step + number)
     batches = [first, *(place(stream.batch(later)) for later in following)]
@@ -146,6 +146,6 @@ def _shapes(batch: Batch) -> tuple[object, ...]:
         batch.length,
         *(
             None if tensor is None else (tensor.shape, tensor.dtype)
-            for tensor in (*tensors, batch.labels, batch.selected, batch.alignment)
+            for tensor in (*tensors, batch.labels, batch.selected, batch.alignment, batch.matched)
         ),
     )

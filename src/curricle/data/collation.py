@@ -1,7 +1,7 @@
 """Batches made of the items that a user's loader collates.
 
 An item may be a `Batch`, inputs alone, `(inputs, labels)`, or a mapping of named tensors with
-optional `labels`, `attention_mask`, `teacher_inputs` and `alignment`.
+optional `labels`, `attention_mask`, `teacher_inputs`, `alignment` and `matched`.
 
 Axes: example (rows of a batch), position (places in a sequence), selected (scored positions).
 
@@ -36,6 +36,7 @@ class _Parts(NamedTuple):
     labels: Tensor | None
     teacher_inputs: Inputs | None = None
     alignment: Tensor | None = None
+    matched: Tensor | None = None
 
 
 def declared_positions(item: object) -> Positions:
@@ -76,7 +77,7 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
                 "'next_token' has no effect on a `Batch`, whose labels have their places"
             )
         return item
-    inputs, labels, teacher_inputs, alignment = _parts(item)
+    inputs, labels, teacher_inputs, alignment, matched = _parts(item)
     plain = Batch(inputs=inputs)
     if labels is None and next_token:
         raise DataError("'next_token' must find labels of every position; got none")
@@ -101,6 +102,7 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
         length=length,
         teacher_inputs=teacher_inputs,
         alignment=alignment,
+        matched=None if matched is None else matched.bool(),
     )
 
 
@@ -147,7 +149,7 @@ def _parts(item: object) -> _Parts:
         DataError: If the item has none of the known forms.
     """
     inputs: object = item
-    labels = teacher_inputs = alignment = None
+    labels = teacher_inputs = alignment = matched = None
     if isinstance(item, Sequence) and len(item) in {1, 2}:
         inputs, labels = item[0], item[1] if len(item) > 1 else None
     if isinstance(inputs, Mapping):
@@ -155,6 +157,7 @@ def _parts(item: object) -> _Parts:
         labels = fields.pop("labels", labels)
         teacher_inputs = fields.pop("teacher_inputs", None)
         alignment = fields.pop("alignment", None)
+        matched = fields.pop("matched", None)
         if labels is None:
             _require_known_name(fields)
         inputs = _tensors(fields)
@@ -170,6 +173,7 @@ def _parts(item: object) -> _Parts:
         if isinstance(teacher_inputs, Mapping)
         else _tensor("teacher_inputs", teacher_inputs),
         _tensor("alignment", alignment),
+        _tensor("matched", matched),
     )
 
 

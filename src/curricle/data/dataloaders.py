@@ -378,6 +378,8 @@ def _digest(batch: Batch) -> str:
     }
     if batch.alignment is not None:
         apart["alignment"] = batch.alignment
+    if batch.matched is not None:
+        apart["matched"] = batch.matched
     digest = hashlib.sha256()
     for name, tensor in [*named(batch.inputs).items(), *tensors.items(), *apart.items()]:
         digest.update(name.encode())

@@ -21,6 +21,7 @@ from jaxtyping import Int, Shaped
 from torch import Tensor
 
 from curricle.data.batch import Batch, data_mask
+from curricle.errors import BindError
 
 KEY_BYTES = 16
 """Bytes of a key; two of 1e9 examples share one by chance of 1e-21."""
@@ -34,7 +35,15 @@ def example_keys(batch: Batch, *, selected: bool) -> Shaped[np.ndarray, " exampl
     Args:
         batch: The batch.
         selected: Whether it matters which positions are selected.
+
+    Raises:
+        BindError: If only some positions have a counterpart of the teacher.
     """
+    if batch.matched is not None:
+        raise BindError(
+            "'targets' cannot be stored or read for data with 'matched' positions, since their "
+            "rows are not those of the data; run the teacher beside the student"
+        )
     rows = list(_rows(batch))
     places = selected_places(batch) if selected and batch.selected is not None else None
     for number, positions in enumerate(places or ()):

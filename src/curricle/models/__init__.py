@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from curricle.models.tapped import Forward as Forward
     from curricle.models.tapped import Place as Place
     from curricle.models.tapped import TappedModel as TappedModel
+    from curricle.models.vocabularies import common_vocabulary as common_vocabulary
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -22,5 +23,6 @@ else:
             "huggingface": ("HuggingFaceSpec", "PretrainedSpec"),
             "mlp": ("MLP", "MLPSpec"),
             "tapped": ("Activations", "Place", "Forward", "TappedModel"),
+            "vocabularies": ("common_vocabulary",),
         },
     )

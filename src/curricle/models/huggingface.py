@@ -167,7 +167,8 @@ class PretrainedSpec:
             padding_token: Not used; it is part of the folder's configuration.
 
         Raises:
-            BindError: If the folder is missing, or its vocabulary or classes are not the task's.
+            BindError: If the folder is missing, its vocabulary is smaller than the task's, or it
+                has other classes.
             CheckpointError: If transformers cannot read the model or weights are missing.
         """
         del padding_token
@@ -200,9 +201,9 @@ class PretrainedSpec:
                 f"{min(loaded['missing_keys'])!r} is missing"
             )
         config = model.config
-        if self.head in LANGUAGE_HEADS and config.vocab_size != num_inputs:
+        if self.head in LANGUAGE_HEADS and config.vocab_size < num_inputs:
             raise BindError(
-                f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries; "
+                f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries or more; "
                 f"got {config.vocab_size}"
             )
         if self.head not in LANGUAGE_HEADS and config.num_labels != num_classes:

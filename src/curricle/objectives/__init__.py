@@ -26,14 +26,19 @@ if TYPE_CHECKING:
     from curricle.objectives.losses import forward_kl as forward_kl
     from curricle.objectives.losses import generalized_jsd as generalized_jsd
     from curricle.objectives.losses import reverse_kl as reverse_kl
+    from curricle.objectives.losses import sorted_distance as sorted_distance
     from curricle.objectives.losses import squared_error as squared_error
     from curricle.objectives.losses import total_variation as total_variation
+    from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.projections import Gaussian as Gaussian
     from curricle.objectives.projections import Identity as Identity
     from curricle.objectives.projections import Learned as Learned
     from curricle.objectives.projections import Orthogonal as Orthogonal
     from curricle.objectives.projections import Sign as Sign
     from curricle.objectives.temperature import LearnedTemperature as LearnedTemperature
+    from curricle.objectives.vocabulary_groups import GroupedProbabilities as GroupedProbabilities
+    from curricle.objectives.vocabulary_groups import SortedProbabilities as SortedProbabilities
+    from curricle.objectives.vocabulary_groups import token_groups as token_groups
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -51,10 +56,13 @@ else:
                 "forward_kl",
                 "generalized_jsd",
                 "reverse_kl",
+                "sorted_distance",
                 "squared_error",
                 "total_variation",
             ),
             "projections": ("Gaussian", "Identity", "Learned", "Orthogonal", "Sign"),
+            "paired_logits": ("MatchPairedLogits",),
             "temperature": ("LearnedTemperature",),
+            "vocabulary_groups": ("GroupedProbabilities", "SortedProbabilities", "token_groups"),
         },
     )

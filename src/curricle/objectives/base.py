@@ -96,6 +96,9 @@ class Reads:
     """Whether the student's head (states and last linear map) is read in place of logits."""
     teacher_head: bool = False
     """Whether the teacher's head is read in place of logits."""
+    common_classes: int | None = None
+    """Number of leading classes that stand for the same tokens in both models; None if their
+    tokenizers are unknown or equal."""
 
 
 def merge_reads(all_reads: Sequence[Reads], *, full_student: bool) -> Reads:

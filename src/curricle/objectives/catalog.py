@@ -14,12 +14,16 @@ from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
 
 Shipped = Annotated[
-    MatchHidden | MatchLogits | LabelLoss | LearnedTemperature, Field(discriminator="kind")
+    MatchHidden | MatchLogits | MatchPairedLogits | LabelLoss | LearnedTemperature,
+    Field(discriminator="kind"),
 ]
+
+SHIPPED = (MatchHidden, MatchLogits, MatchPairedLogits, LabelLoss, LearnedTemperature)
 
 
 def _validate(objective: object, handler: Callable[[object], object]) -> object:
@@ -35,7 +39,7 @@ def _serialize(objective: object, handler: Callable[[object], object]) -> object
     Digests of runs are computed from these data. User-defined objectives are not read back, since
     only Python code can create them.
     """
-    if isinstance(objective, MatchHidden | MatchLogits | LabelLoss | LearnedTemperature):
+    if isinstance(objective, SHIPPED):
         data = handler(objective)
         # The default stays unwritten, so that runs from before this field keep their digests.
         is_default = isinstance(objective, LabelLoss) and objective.loss == "cross_entropy"

@@ -142,8 +142,8 @@ class MatchHidden:
         )
 
     def selected_positions(self, batch: Batch) -> Int[Tensor, " selected"] | None:
-        """Return the selected positions of a batch; None if all positions with data count."""
-        return batch.selected if self.positions == "selected" else None
+        """Return the compared selected positions; None if all positions with data count."""
+        return batch.matched_selected if self.positions == "selected" else None
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> BoundObjective:
         """Return the term with a sampled projection, or a learned one with sampled initial values.
@@ -303,7 +303,7 @@ class _BoundHidden:
         return self.rows.count(self._side(batch)) if selected is None else selected.numel()
 
     def _side(self, batch: Batch) -> Batch:
-        return batch.for_encoder if self.is_encoded else batch
+        return batch.for_encoder if self.is_encoded else batch.for_matching
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
         """Return the normalized (projected) state of the teacher, in float32 or autocast's type."""

@@ -21,6 +21,7 @@ from curricle.errors import BindError
 from curricle.models.heads import LinearHead
 from curricle.models.model_notes import check_problem_type
 from curricle.models.tapped import Activations, TappedModel
+from curricle.models.vocabularies import common_classes
 from curricle.objectives.base import (
     MOST_WEIGHT,
     Reads,
@@ -70,8 +71,9 @@ class MatchLogits:
     """`temperature_squared` multiplies by the squared student temperature, which keeps the
     gradient's size if both temperatures are equal."""
     num_classes: int | None = Field(default=None, gt=0)
-    """Number of leading classes to compare, for vocabularies padded to different sizes; None
-    compares all, and requires equal vocabularies."""
+    """Number of leading classes to compare, for vocabularies padded to different sizes, as from
+    `curricle.common_vocabulary`; None compares all that both have: those of models loaded from
+    folders with tokenizers are compared by token id, and others must be equal in number."""
     chunk: Chunk | None = None
     """Number of positions with logits in memory at one time, for large vocabularies: a number,
     `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads
@@ -97,12 +99,14 @@ class MatchLogits:
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return both logits, or both heads with `chunk`."""
+        common = None
         if self._needs_classes:
             check_problem_type(student, "student")
             check_problem_type(require(teacher, "teacher"), "teacher")
+            common = common_classes(student, require(teacher, "teacher"))
         if self.chunk is None:
-            return Reads(student_logits=True, teacher_logits=True)
-        return Reads(student_head=True, teacher_head=True)
+            return Reads(student_logits=True, teacher_logits=True, common_classes=common)
+        return Reads(student_head=True, teacher_head=True, common_classes=common)
 
     def bind(self, reads: Reads, sample: Sample, *, is_residual: bool) -> "BoundLogits":
         """Return the term after checking the vocabularies.
@@ -111,7 +115,16 @@ class MatchLogits:
             BindError: If the numbers of classes differ without `num_classes`, there are fewer than
                 two classes, or the positions of the logits are not those of the data.
         """
-        del reads, is_residual
+        if self.num_classes is None and reads.common_classes is not None:
+            # Logits behind the common vocabulary are padding, or tokens that one side lacks.
+            limited = replace(self, num_classes=reads.common_classes)
+            return limited.bind(reads, sample, is_residual=is_residual)
+        if sample.batch.matched is not None:
+            raise BindError(
+                "'data' must have a counterpart of the teacher at every position to match logits "
+                "by class; got 'matched' positions, as of two tokenizers; MatchPairedLogits "
+                "compares vocabularies of two tokenizers"
+            )
         teacher_activations = require(sample.teacher, "teacher")
         shapes = {
             "student": logits_shape(self.chunk, sample.student),
@@ -127,17 +140,7 @@ class MatchLogits:
                 )
         *leading, student = shapes["student"]
         *teacher_leading, teacher = shapes["teacher"]
-        if self.num_classes is None and student != teacher:
-            raise BindError(
-                f"'logits' of student and teacher must have the same classes, or values, to be "
-                f"matched; got {student} and {teacher}; if the larger vocabulary is padded at its "
-                f"end, 'num_classes' of MatchLogits is the number of real classes"
-            )
-        if self.num_classes is not None and self.num_classes > min(student, teacher):
-            raise BindError(
-                f"'num_classes' must be at most the {student} and {teacher} classes of student and "
-                f"teacher; got {self.num_classes}"
-            )
+        self._check_classes(student, teacher)
         for owner, positions in (
             ("student", sample.student.positions),
             ("teacher", teacher_activations.positions),
@@ -151,6 +154,25 @@ class MatchLogits:
         selects_none = sample.batch.selected is None
         rows = Rows.of("'logits'", leading, sample.batch) if selects_none else None
         return BoundLogits(declared=self, rows=rows, num_classes=self.num_classes or teacher)
+
+    def _check_classes(self, student: int, teacher: int) -> None:
+        """Check that both models have the compared classes.
+
+        Raises:
+            BindError: If not.
+        """
+        if self.num_classes is None and student != teacher:
+            raise BindError(
+                f"'logits' of student and teacher must have the same classes, or values, to be "
+                f"matched; got {student} and {teacher}; if the larger vocabulary is padded at its "
+                f"end, 'num_classes' of MatchLogits is the number of real classes, "
+                f"which curricle.common_vocabulary returns for two tokenizers"
+            )
+        if self.num_classes is not None and self.num_classes > min(student, teacher):
+            raise BindError(
+                f"'num_classes' must be at most the {student} and {teacher} classes of student and "
+                f"teacher; got {self.num_classes}"
+            )
 
 
 def check_scores(role: str, shape: tuple[int, ...]) -> tuple[int, ...]:

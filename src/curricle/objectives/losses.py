@@ -23,6 +23,7 @@ References:
     [P24] Panigrahi et al. 2024, arXiv 2410.05464: the temperature softens the teacher only; their
         cross-entropy form has the gradient of `forward_kl`, and a tiny temperature stands for 0.
     [A23] Agarwal et al. 2023, arXiv 2306.13649: reverse KL and generalized JSD for distillation.
+    [B24] Boizard et al. 2024, arXiv 2402.12030: sorted probabilities of two vocabularies.
     [L22] Li et al. 2022, arXiv 2211.16231: a temperature that is itself learned.
 """
 
@@ -317,6 +318,57 @@ def total_variation(
     student = _log_probabilities(student_logits, student_temperature).exp()
     teacher = _log_probabilities(teacher_logits.detach(), teacher_temperature).exp()
     return 0.5 * (teacher - student).abs().sum()
+
+
+def sorted_distance(
+    student_logits: Float[Tensor, "*row student_class"],
+    teacher_logits: Float[Tensor, "*row teacher_class"],
+    *,
+    student_temperature: float,
+    teacher_temperature: float,
+    num_largest: int | None = None,
+) -> Float[Tensor, ""]:
+    """Return the distance of sorted probabilities: sum over rows and ranks of |S_(k) - T_(k)|.
+
+    S_(k) and T_(k) are the k-th largest probabilities of the two models, which may have different
+    classes; the smaller number of them is continued by zeros.
+
+    Args:
+        student_logits: The student's logits s.
+        teacher_logits: The teacher's logits t, of any number of classes.
+        student_temperature: Softening of the student; dimensionless, positive.
+        teacher_temperature: Softening of the teacher; dimensionless, positive.
+        num_largest: Number of ranks to compare; None for all.
+
+    Returns:
+        Sum over rows, dimensionless, between 0 and 2 a row.
+
+    Source:
+        [B24]: the Wasserstein distance of two distributions over unrelated classes under a uniform
+        cost.
+    """
+    check_temperatures(student_temperature, teacher_temperature, soft_teacher_for="paired_logits")
+    sides = (
+        _largest(_log_probabilities(logits, temperature).exp(), num_largest)
+        for logits, temperature in (
+            (student_logits, student_temperature),
+            (teacher_logits.detach(), teacher_temperature),
+        )
+    )
+    student, teacher = sides
+    missing = student.shape[-1] - teacher.shape[-1]
+    student = functional.pad(student, (0, max(-missing, 0)))
+    teacher = functional.pad(teacher, (0, max(missing, 0)))
+    return (student - teacher).abs().sum()
+
+
+def _largest(
+    probabilities: Float[Tensor, "*row class"], number: int | None
+) -> Float[Tensor, "*row rank"]:
+    """Return the largest probabilities in descending order; all without a number."""
+    if number is None or number >= probabilities.shape[-1]:
+        return probabilities.sort(-1, descending=True).values
+    return probabilities.topk(number, dim=-1).values
 
 
 def layer_normalize(

@@ -137,7 +137,7 @@ class LearnedTemperature:
                 f"'labels' must have one label for each of the {rows} positions with logits; got "
                 f"{labels.numel()}; set 'label_weight' to 0 to train without labels"
             )
-        adapter = Temperature(self, num_classes=logits.shape[-1], sample=sample)
+        adapter = Temperature(self, num_classes=matched.num_classes, sample=sample)
         return _BoundTemperature(declared=self, matched=matched, adapter=beside(adapter, logits))
 
 

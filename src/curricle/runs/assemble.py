@@ -8,10 +8,13 @@ from pathlib import Path
 
 from curricle import seeding
 from curricle.errors import BindError
+from curricle.models.huggingface import PretrainedSpec
 from curricle.models.tapped import TappedModel
+from curricle.models.vocabularies import TOKENIZER, common_vocabulary
 from curricle.runs.folder import TEACHER, end_of, is_claimed, load_finished
 from curricle.runs.spec import Model, RunSpec
 from curricle.task_data import TaskData
+from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.teachers.trajectory import hugging_face_trajectory, open_trajectory
@@ -50,14 +53,33 @@ def build_model(model: Model, data: TaskData, seed: int, purpose: str) -> Tapped
 
 
 def load_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
-    """Return the finished teacher with its trajectory."""
-    model = build_model(spec.teacher.model, data, spec.seed, "teacher")
+    """Return the finished teacher with its trajectory.
+
+    Raises:
+        BindError: If a loaded teacher has another tokenizer than the task.
+    """
+    _check_tokens(spec)
+    model = build_model(spec.teacher.model, data.for_teacher, spec.seed, "teacher")
     folder = spec.folder / TEACHER
     if spec.teacher.total is None:
         folders = [Path(folder) for folder in spec.teacher.folders]
         return LiveTeacher(model, hugging_face_trajectory(folders) if folders else None)
     load_finished(model.module, folder)
     return LiveTeacher(model, open_trajectory(folder / TRAJECTORY))
+
+
+def _check_tokens(spec: RunSpec) -> None:
+    """Check that a loaded teacher reads the tokens of a text task, if its tokenizer is known.
+
+    Raises:
+        BindError: If an id stands for another token.
+    """
+    model, task = spec.teacher.model, spec.task
+    if not isinstance(model, PretrainedSpec) or not isinstance(task, TextTask):
+        return
+    path = Path(model.path, TOKENIZER)
+    if path.is_file():
+        common_vocabulary(task.open_tokenizer(Path(spec.cache_dir)), path)
 
 
 def open_teacher(spec: RunSpec, data: TaskData) -> Teacher:

@@ -31,7 +31,7 @@ from curricle.runs.onnx_files import TOLERANCE, check_onnx_packages
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
 from curricle.task_data import TaskData
-from curricle.tasks import TextTask
+from curricle.tasks import PairedTextTask, TextTask
 from curricle.values import Plain, plain
 
 
@@ -205,7 +205,7 @@ def _sizes(model: Finished) -> str:
 
 def _datasets(spec: RunSpec) -> tuple[str, ...]:
     """Return the names of the data sets of the Hub that a spec reads."""
-    if isinstance(spec.task, TextTask):
+    if isinstance(spec.task, TextTask | PairedTextTask):
         corpora = [str(name) for name in names(spec.task.corpus)]
     else:
         corpora = [spec.task.data] if isinstance(spec.task, ExamplesTask) else []

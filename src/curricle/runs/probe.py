@@ -55,7 +55,7 @@ from curricle.runs.train import (
     student_runs,
 )
 from curricle.task_data import EVALUATION_SEED, TaskData
-from curricle.tasks import ParityTask, PcfgTask, Task
+from curricle.tasks import PairedTextTask, ParityTask, PcfgTask, Task
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.placement import place_model
 
@@ -113,9 +113,14 @@ def probe_run(
         trains_probes: Whether probes that are trained themselves look as well.
 
     Raises:
-        BindError: If no probe fits the task and there is no student.
+        BindError: If no probe fits the task and there is no student, or the models read the tokens
+            of two tokenizers.
     """
     command, spec = read_origin(folder).command, stored_spec(folder)
+    if isinstance(spec.task, PairedTextTask):
+        raise BindError(
+            "'task' must have one tokenizer for both models to be probed; got 'paired_text'"
+        )
     with spec.engine.stated_threads():
         data, batch = _opened(spec, examples)
         teacher = finished_teacher(spec, data)

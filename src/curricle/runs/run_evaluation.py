@@ -21,7 +21,7 @@ from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
 from curricle.runs.minimal_pairs import PairAccuracy, Watch, pair_accuracy, read_pairs
 from curricle.runs.spec import RunSpec, changed
 from curricle.runs.train import finished_teacher
-from curricle.tasks import TaskData
+from curricle.task_data import TaskData
 
 
 def evaluate_run(
@@ -188,7 +188,7 @@ def _changed_task(spec: RunSpec, changes: list[str], data: TaskData) -> TaskData
     """
     task = changed(spec, [f"task.{change}" for change in changes])
     cache = Path(spec.cache_dir)
-    if task.task.tokenizer(cache) != spec.task.tokenizer(cache):
+    if task.task.tokenizer_digest(cache) != spec.task.tokenizer_digest(cache):
         raise SpecError(
             "'--on' must keep the tokenizer of the run, which the models read; got a task with "
             "another one"

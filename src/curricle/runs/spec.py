@@ -21,7 +21,7 @@ from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
 from curricle.task_data import with_objectives
-from curricle.tasks import PcfgTask, Task, TextTask
+from curricle.tasks import PairedTextTask, PcfgTask, Task, TextTask
 from curricle.teachers.trajectory import hugging_face_steps
 from curricle.trackers import TrackerName, tracker_names
 from curricle.training.setup.compatibility import check_compatible
@@ -289,6 +289,11 @@ class RunSpec:
             )
 
     def _check_models(self) -> None:
+        if isinstance(self.task, PairedTextTask) and self.teacher.total is not None:
+            raise SpecError(
+                f"'teacher.total' must be left out with the task 'paired_text', whose teacher is "
+                f"loaded with its tokenizer; got {self.teacher.total}"
+            )
         models = {"teacher.model": self.teacher.model, "student": self.student}
         suitable = self.task.models
         for path, model in models.items():
@@ -348,7 +353,9 @@ class RunSpec:
 
 def _sees_the_answer(task: Task, model: Model | None) -> bool:
     """Return whether a model reads the token that it is to predict."""
-    predicts_next = isinstance(task, (TextTask, PcfgTask)) and task.objective == "next_token"
+    predicts_next = isinstance(task, PairedTextTask) or (
+        isinstance(task, (TextTask, PcfgTask)) and task.objective == "next_token"
+    )
     return predicts_next and getattr(model, "head", None) == "masked_lm"
 
 

@@ -239,7 +239,8 @@ def test_different_vocabularies_are_refused() -> None:
         BindError,
         match=r"^'logits' of student and teacher must have the same classes, or values, to be "
         r"matched; got 4 and 5; if the larger vocabulary is padded at its end, 'num_classes' of "
-        r"MatchLogits is the number of real classes$",
+        r"MatchLogits is the number of real classes, which curricle.common_vocabulary returns for "
+        r"two tokenizers$",
     ):
         bind(MatchLogits(), torch.zeros(2, 4), torch.zeros(2, 5))
 

@@ -39,7 +39,7 @@ from curricle.data.text.token_store import (
     write_folder,
     write_store,
 )
-from curricle.errors import DataError, SpecError
+from curricle.errors import BindError, DataError, SpecError
 from curricle.files import content_digest, write_text
 from curricle.values import Plain, fingerprint
 
@@ -160,6 +160,25 @@ def open_tokenizer(corpus: Corpus, *, vocabulary_size: int, cache_dir: Path) -> 
         cache_dir: Folder of the cache.
     """
     return tokenizer_of(open_corpus(corpus, "train"), vocabulary_size, cache_dir)
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Return the tokenizer in a file or folder.
+
+    Args:
+        path: A `tokenizer.json`, or a folder with that file.
+
+    Raises:
+        BindError: If it cannot be read.
+    """
+    file = Path(path, "tokenizer.json") if Path(path).is_dir() else Path(path)
+    try:
+        return Tokenizer.from_file(str(file))
+    # The package raises the base class of all errors.
+    except Exception as error:  # noqa: BLE001 - see above
+        raise BindError(
+            f"{str(file)!r} must be the tokenizer.json of a fast tokenizer; got: {error}"
+        ) from None
 
 
 def open_or_build(

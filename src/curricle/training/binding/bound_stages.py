@@ -285,8 +285,9 @@ class StageProbe:
             self._logits_notes[owner] = activations.logits_note or probability_note(
                 activations.logits
             )
-        # One stage is enough to make classes and vocabularies of both models matter.
-        self._compares_logits |= any(
+        # One stage is enough to make classes and vocabularies of both models matter. With positions
+        # of two tokenizers no objective compares classes by id.
+        self._compares_logits |= self._part.matched is None and any(
             reads.teacher_logits or reads.teacher_head for reads in all_reads
         )
 
