@@ -59,6 +59,7 @@ from curricle.training.setup.arguments import (
     require_parts,
 )
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
+from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
@@ -157,6 +158,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
     report_to: str | Sequence[str] = (),
+    progress: bool = True,
     resume: bool = False,
 ) -> Result:
     """Train a student by a curriculum.
@@ -184,6 +186,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         observers: Functions that receive every record.
         report_to: Trackers that receive the run: `tensorboard`, `wandb`, `trackio`, `mlflow`, each
             an extra of curricle.
+        progress: Whether a progress bar and the notes of the run are shown on stderr, if that is a
+            terminal.
         resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
             student gets the finished weights.
 
@@ -227,8 +231,16 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         seed=seed,
     )
     evaluate = evaluator_of(evaluation, settings, metric, source)
-    with _add_resumption_note(folder), tracking(trackers, folder) as reports:
-        outputs = Outputs(folder=folder, observers=(*observers, *reports), better=better)
+    with (
+        _add_resumption_note(folder),
+        tracking(trackers, folder) as reports,
+        shown_progress(is_wanted=progress) as new_observer,
+    ):
+        outputs = Outputs(
+            folder=folder,
+            observers=(*observers, *reports, new_observer(run.name)),
+            better=better,
+        )
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))

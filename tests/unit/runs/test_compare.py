@@ -1,6 +1,7 @@
 """The comparison for models of one's own: what it trains, equalizes, writes and refuses."""
 
 import inspect
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def compared(**parts: Any) -> Comparison:
     }
     result: Comparison = inspect.unwrap(compare)(**(defaults | parts))
     return result
+
+
+def test_each_run_has_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    compared(seeds=(0,))
+    for name in ("one_shot seed 0", "extraction seed 0"):
+        assert name in terminal.getvalue()
 
 
 def test_every_strategy_is_trained_with_every_seed() -> None:

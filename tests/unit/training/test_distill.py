@@ -1,6 +1,7 @@
 """The one call that distils: what it takes, gives, writes and refuses."""
 
 import inspect
+import io
 import signal
 from pathlib import Path
 from typing import Any
@@ -229,6 +230,18 @@ def test_observers_are_told() -> None:
     seen: list[Record] = []
     distilled(observers=[seen.append])
     assert [record.kind for record in seen] == ["run", "stage", "stage", "end"]
+
+
+@pytest.mark.parametrize(("progress", "is_shown"), [(True, True), (False, False)])
+def test_progress_is_shown_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, *, progress: bool, is_shown: bool
+) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    distilled(progress=progress)
+    assert ("extraction" in terminal.getvalue() and "12/12" in terminal.getvalue()) is is_shown
 
 
 def test_everything_follows_from_the_seed() -> None:
