@@ -49,9 +49,11 @@ from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.setup.arguments import (
     AnyModel,
+    as_evaluation,
     as_stream,
     as_teacher,
     judged_by,
+    named_arguments,
     require_kind,
     require_model,
     require_parts,
@@ -182,7 +184,7 @@ class _Plan:
     def member(self, name: str, seed: int, folder: Path, display: Observer) -> SharedRun:
         """Return a bound run with its evaluation and outputs."""
         place = run_folder(folder, name, seed)
-        observers = (display,)
+        observers: tuple[Observer, ...] = (display,)
         if self.watch is not None:
             observers = (*observers, partial(self.watch, name, seed))
         return SharedRun(
@@ -217,13 +219,14 @@ class _Plan:
         )
 
 
+@named_arguments
 @standard_state()
 def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
     student: AnyModel | Callable[[int], AnyModel],
     teacher: AnyModel | StoredTeacher | None,
     data: Stream | DataLoader[object] | Callable[[int], Stream],
     *,
-    evaluation: Sequence[Batch] | Evaluator,
+    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
     budget: Budget | str,
     strategies: Sequence[str] | Mapping[str, Strategy] = DEFAULT_STRATEGIES,
     seeds: Sequence[int] = (0, 1, 2),
@@ -247,7 +250,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         teacher: The finished teacher, stored targets, or None if no strategy needs one.
         data: Training batches, or a function from a seed to them; a `DataLoader` is read in an
             order of each seed.
-        evaluation: Held-out batches with labels, or a function from the model to metrics.
+        evaluation: Held-out batches with labels, a `DataLoader` of them, which is read once, or a
+            function from the model to metrics.
         budget: Limit for each student, as `'2000 steps'`, `'1M examples'`, `'4T flops'` or
             `'60 seconds'`. FLOPs count student and teacher; seconds count training only.
         strategies: Names of strategies, or strategies by name: a `kind` with arguments such as
@@ -275,7 +279,10 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         DivergenceError: If a loss or the metric is not finite.
         SpecError: If a strategy or the budget does not exist or does not pay for its stages.
     """
-    require_parts(optimizer, evaluation)
+    # Labels of held-out items have the meaning of those of training items.
+    reader = as_stream(data, 0) if isinstance(data, DataLoader) else data
+    held_out = as_evaluation(evaluation, reader)
+    require_parts(optimizer, held_out)
     require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     if not callable(student):
         require_model("student", student)
@@ -301,7 +308,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         optimizer=optimizer,
         settings=settings,
         shares_teacher=share_teacher,
-        evaluate=evaluator_of(evaluation, settings, metric, source),
+        evaluate=evaluator_of(held_out, settings, metric, source),
         metric=name,
         better=better,
         watch=watch,

@@ -50,9 +50,11 @@ from curricle.training.loop.engine import (
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
 from curricle.training.setup.arguments import (
     AnyModel,
+    as_evaluation,
     as_stream,
     as_teacher,
     judged_by,
+    named_arguments,
     require_curriculum,
     require_kind,
     require_model,
@@ -141,6 +143,7 @@ def execute(
         return training.end
 
 
+@named_arguments
 @standard_state()
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
@@ -148,7 +151,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     curriculum: Curriculum,
     data: Stream | DataLoader[object],
     *,
-    evaluation: Sequence[Batch] | Evaluator,
+    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
     metric: str | Metric = ACCURACY,
     better: Direction | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),
@@ -170,7 +173,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         curriculum: Result of a strategy such as `extraction`.
         data: Training batches, or a `DataLoader`, which is read by `curricle.stream(data,
             seed=seed)`; call it yourself for `next_token` and `positions`.
-        evaluation: Held-out batches with labels, or a function from the model to metrics. The
+        evaluation: Held-out batches with labels, a `DataLoader` of them, which is read once, or a
+            function from the model to metrics. The
             metric by which the run is judged must be finite; of the others, records and the result
             hold those that are.
         metric: The metric by which the run is judged, or its name. Batches are evaluated by it and
@@ -204,7 +208,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     # fail as missing attributes of things that the caller does not know.
     batches = as_stream(data, seed)
     require_curriculum(curriculum)
-    require_parts(optimizer, evaluation)
+    held_out = as_evaluation(evaluation, batches)
+    require_parts(optimizer, held_out)
     require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     require_model("student", student)
     # Stored targets are no model, and need none.
@@ -230,7 +235,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         settings=settings,
         seed=seed,
     )
-    evaluate = evaluator_of(evaluation, settings, metric, source)
+    evaluate = evaluator_of(held_out, settings, metric, source)
     with (
         _add_resumption_note(folder),
         tracking(trackers, folder) as reports,
