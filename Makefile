@@ -58,9 +58,10 @@ dependencies: install  ## Check that what is imported is declared, and the rever
 spelling: install  ## Check spelling
 	$(BIN)/codespell
 
-docs: install  ## Make docs/spec.md and docs/records.md from the source
+docs: install  ## Make pages of docs/ from the source, and files for coding agents from the pages
 	$(BIN)/python -m curricle.runs.reference spec > docs/spec.md
 	$(BIN)/python -m curricle.runs.reference records > docs/records.md
+	$(BIN)/python tools/agent_files.py
 
 architecture: install  ## Make docs/images/architecture.svg from the imports
 	$(BIN)/python tools/architecture.py

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from curricle.data.synthetic.parity import ParityStream as ParityStream
     from curricle.errors import CurricleError as CurricleError
     from curricle.metrics import Metric as Metric
+    from curricle.models.ensemble import Ensemble as Ensemble
     from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
     from curricle.objectives.hidden import LayerPair as LayerPair
@@ -75,6 +76,7 @@ else:
             "data.synthetic.parity": ("ParityStream",),
             "errors": ("CurricleError",),
             "metrics": ("Metric",),
+            "models.ensemble": ("Ensemble",),
             "models.families": ("tapped",),
             "models.mlp": ("MLP",),
             "objectives.hidden": ("LayerPair", "MatchHidden"),

@@ -4,8 +4,9 @@ A `Metric` holds its name, which values are better, its unit, and how it is comp
 goals and reports read these fields, so that a new metric is one value here or in a user's code.
 
 Design: a metric reduces each batch to a part, and the parts of all batches to a number. Accuracy,
-nll, perplexity, mean squared error and KL keep a sum; F1, Pearson and Spearman keep
-predictions or values, one a scored position. So no metric holds the logits of several batches.
+nll, perplexity, mean squared error, cosine similarity and KL keep a sum; F1, Pearson, Spearman and
+average precision keep predictions or values, one a scored position. So no metric holds the logits
+of several batches.
 
 Reports read names, directions and units without torch: torch, scikit-learn and scipy are imported
 when a metric is computed.
@@ -36,11 +37,15 @@ MetricName = Literal[
     "mean_squared_error",
     "pearson",
     "spearman",
+    "average_precision",
+    "cosine_similarity",
     "kl",
 ]
 """Names of the built-in metrics."""
 MOST_CLASSES_OF_F1 = 2
 """Number of classes of binary F1."""
+HALF = 0.5
+"""Probability from which a label counts as 1."""
 LARGEST_EXPONENT = 700.0
 """Nats from which perplexity is infinite; a float holds exp(709)."""
 
@@ -171,6 +176,50 @@ def _correlation(
     return float(getattr(stats, name)(student, labels).statistic)
 
 
+def _rows(scores: Scores) -> tuple[list[list[float]], list[list[float]]]:
+    """Return the values of the student and of the data, row by row."""
+    student, labels = scores.student.flatten(0, -2), _required(scores.labels)
+    return student.tolist(), labels.reshape(student.shape).tolist()
+
+
+def _average_precision(
+    parts: Sequence[tuple[list[list[float]], list[list[float]]]], _count: int
+) -> float:
+    """Return the mean of the labels that have examples of both kinds; missing ones are left out.
+
+    Raises:
+        DataError: If no label has examples of both kinds.
+    """
+    from sklearn.metrics import average_precision_score
+
+    student = [row for part in parts for row in part[0]]
+    labels = [row for part in parts for row in part[1]]
+    precisions = []
+    for scores, targets in zip(zip(*student, strict=True), zip(*labels, strict=True), strict=True):
+        pairs = [
+            (score, target >= HALF)
+            for score, target in zip(scores, targets, strict=True)
+            if not math.isnan(target)
+        ]
+        if len({target for _, target in pairs}) > 1:
+            precisions.append(
+                average_precision_score(*zip(*[(t, s) for s, t in pairs], strict=True))
+            )
+    if not precisions:
+        raise DataError(
+            "'average_precision' must find a label with examples of 0 and of 1 in 'evaluation'; "
+            "got none"
+        )
+    return float(sum(precisions) / len(precisions))
+
+
+def _cosine(scores: Scores) -> float:
+    from torch.nn.functional import cosine_similarity
+
+    student, labels = scores.student.flatten(0, -2), _required(scores.labels)
+    return float(cosine_similarity(student, labels.reshape(student.shape), dim=-1).double().sum())
+
+
 def _required(tensor: "Tensor | None") -> "Tensor":
     """Return labels or the teacher's logits.
 
@@ -235,6 +284,26 @@ _ALL: tuple[Metric, ...] = (
             most=1.0,
         )
         for name in ("pearson", "spearman")
+    ),
+    Metric(
+        name="average_precision",
+        better="higher",
+        unit="share",
+        part=_rows,
+        compute=_average_precision,
+        reads="values",
+        least=0.0,
+        most=1.0,
+    ),
+    Metric(
+        name="cosine_similarity",
+        better="higher",
+        part=_cosine,
+        compute=_mean,
+        keeps="sum",
+        reads="values",
+        least=-1.0,
+        most=1.0,
     ),
     Metric(
         name="kl",

@@ -5,7 +5,8 @@ It then misses what `__getattr__` forwards: the submodules of a `torch.nn.Module
 behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
 """
 
-from typing import Protocol, TypeGuard, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 Structure = TypeVar("Structure")
 
@@ -35,3 +36,36 @@ def _members(protocol: type) -> dict[str, bool]:
             if not name.startswith("_") or name in ("__call__", "__dataclass_fields__"):
                 names.setdefault(name, callable(vars(base).get(name)))
     return names
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """The part of a tokenizer of transformers that tasks use."""
+
+    if TYPE_CHECKING:
+        # transformers forwards them by `__getattr__`, which `isinstance` misses.
+        model_input_names: list[str]
+        pad_token_id: int | None
+        eos_token_id: int | None
+
+    def __len__(self) -> int:
+        """Return the number of ids."""
+        ...
+
+    def __call__(self, *args: object, **options: object) -> Any:  # noqa: ANN401 - as in transformers
+        """Return token ids, masks and so on, by name."""
+
+    def apply_chat_template(self, *args: object, **options: object) -> Any:  # noqa: ANN401 - as in transformers
+        """Return the token ids of messages."""
+
+    def get_vocab(self) -> dict[str, int]:
+        """Return the ids of all tokens."""
+        ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> int:
+        """Return the id of a token."""
+        ...
+
+    def save_pretrained(self, save_directory: Path) -> object:
+        """Write the tokenizer."""
+        ...

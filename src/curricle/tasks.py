@@ -1,18 +1,16 @@
-"""Tasks of run specs: parity, text and grammars.
+"""Tasks of run specs: parity, text, grammars, and labeled examples.
 
 A task is a value; `open` gives the streams and held-out batches of a seed, and the sizes that a
 model must have. Held-out data never depend on the run's seed, so all runs are judged alike.
 """
 
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Literal, final
 
 from pydantic import Field
 
-from curricle.data.batch import Batch
 from curricle.data.streams import Stream
 from curricle.data.synthetic.grammars import Grammar, shipped
 from curricle.data.synthetic.parity import Encoding, ParityStream
@@ -29,41 +27,15 @@ from curricle.data.text.corpora import names
 from curricle.data.text.token_store import TokenStore
 from curricle.data.text.windows import CausalWindows, MaskedWindows, Masking, evaluation_batches
 from curricle.errors import CurricleError, DataError, SpecError
+from curricle.example_tasks import ExamplesTask, TensorsTask
 from curricle.extras import imported
+from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, BaseTask, TaskData
 from curricle.values import value
-
-EVALUATION_SEED = 0
-"""Seed of the held-out data of every task."""
-LANGUAGE_MODELS = ("hf", "pretrained")
-"""Kinds of models that read tokens."""
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskData:
-    """An opened task."""
-
-    stream: Stream
-    """Training data."""
-    evaluation: tuple[Batch, ...]
-    """Held-out batches."""
-    num_inputs: int
-    """Features an example, or size of the vocabulary."""
-    num_classes: int
-    """Number of classes."""
-    num_positions: int
-    """Length of the sequences; 1 for a task without positions."""
-    name: str
-    """The task in a few words."""
-    padding_token: int | None = 0
-    """Id after the end of a sequence, which an embedding may ignore; None if every id is data."""
-    mask_token: int | None = None
-    """Id that stands for a hidden token; None where none is hidden."""
 
 
 @final
 @value
-class ParityTask:
+class ParityTask(BaseTask):
     """Sparse parity of random bits, with fresh samples at every step."""
 
     kind: Literal["parity"] = "parity"
@@ -90,7 +62,7 @@ class ParityTask:
         """Return the number of positions a step; signs have none, so it is the batch size."""
         return self.batch_size * (1 if self.encoding == "signs" else self.num_inputs)
 
-    def tokenizer(self, _cache_dir: Path) -> str:
+    def tokenizer_digest(self, _cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer: none, for the data are no text."""
         return ""
 
@@ -137,7 +109,7 @@ class ParityTask:
 
 @final
 @value
-class TextTask:
+class TextTask(BaseTask):
     """Language modeling on a text, with a tokenizer trained on it."""
 
     kind: Literal["text"] = "text"
@@ -180,7 +152,7 @@ class TextTask:
         """Return the tokens a step."""
         return self.batch_size * self.window
 
-    def tokenizer(self, cache_dir: Path) -> str:
+    def tokenizer_digest(self, cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer, in hexadecimal."""
         tokenizer = _text_module().open_tokenizer(
             self.corpus, vocabulary_size=self.vocabulary_size, cache_dir=cache_dir
@@ -259,7 +231,7 @@ class TextTask:
 
 @final
 @value
-class PcfgTask:
+class PcfgTask(BaseTask):
     """Language modeling on strings of a grammar, with fresh samples at every step."""
 
     kind: Literal["pcfg"] = "pcfg"
@@ -325,7 +297,7 @@ class PcfgTask:
         """Return the positions a step, padding included; expected ones with `pad_to` batch."""
         return sequence_tokens(self.rules, batch_size=self.batch_size, pad_to=self.pad_to)
 
-    def tokenizer(self, _cache_dir: Path) -> str:
+    def tokenizer_digest(self, _cache_dir: Path) -> str:
         """Return the SHA-256 of the tokenizer: none, for the data are no text."""
         return ""
 
@@ -376,7 +348,9 @@ class PcfgTask:
         )
 
 
-Task = Annotated[ParityTask | TextTask | PcfgTask, Field(discriminator="kind")]
+Task = Annotated[
+    ParityTask | TextTask | PcfgTask | ExamplesTask | TensorsTask, Field(discriminator="kind")
+]
 
 
 def _text_module() -> ModuleType:

@@ -175,3 +175,30 @@ def test_chance_is_a_matter_of_accuracy() -> None:
     assert not is_at_chance({"accuracy": 0.5}, 0.5)
     assert not is_at_chance({"accuracy": 0.4}, None)
     assert not is_at_chance({"nll": 0.4}, 0.5)
+
+
+def test_average_precision_is_the_mean_over_labels_of_both_kinds() -> None:
+    labels = torch.tensor([[1.0, 0.0, 1.0], [0.0, math.nan, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 1.0]])
+    student = torch.randn(4, 3, generator=torch.Generator().manual_seed(5))
+    batches = [
+        Scores(student=student[rows], labels=labels[rows]) for rows in (slice(3), slice(3, None))
+    ]
+    kept = [0, 2, 3]
+    expected = [
+        reference.average_precision_score(labels[:, 0].numpy(), student[:, 0].numpy()),
+        reference.average_precision_score(labels[kept, 1].numpy(), student[kept, 1].numpy()),
+    ]
+    assert computed(METRICS["average_precision"], batches) == pytest.approx(sum(expected) / 2)
+    with pytest.raises(DataError, match="'average_precision' must find a label with examples of 0"):
+        computed(METRICS["average_precision"], [Scores(student=student, labels=torch.ones(4, 3))])
+
+
+def test_cosine_similarity_is_the_mean_of_all_rows() -> None:
+    batches = value_scores(3)
+    student, labels = (
+        np.concatenate([np.asarray(tensor) for tensor in tensors])
+        for tensors in ([s.student for s in batches], [s.labels for s in batches])
+    )
+    norms = np.linalg.norm(student, axis=1) * np.linalg.norm(labels, axis=1)
+    expected = float(np.mean((student * labels).sum(1) / norms))
+    assert computed(METRICS["cosine_similarity"], batches) == pytest.approx(expected, rel=1e-5)

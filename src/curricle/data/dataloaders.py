@@ -7,7 +7,8 @@ collate function are therefore independent of the worker and of the time of read
 itself and the global generators stay unchanged.
 
 Design: batches are fetched by an internal loader with whole batches as items. With workers, an
-iterator prefetches as long as steps come in order; any other step is fetched in this process.
+iterator prefetches as long as steps come in order; any other step is fetched in this process. A
+loader over an `IterableDataset` is iterated as it is (`iterables`).
 `collation` lists the accepted items. The last short batch of an epoch is dropped, since all batches
 have one size.
 
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from curricle import seeding
 from curricle.data.batch import Batch, named
 from curricle.data.collation import Positions, batch_of, check_first, declared_positions
+from curricle.data.iterables import ItemsInOrder
 from curricle.data.orders import IndexOrder, Order, epoch_order, order_digest
 from curricle.errors import DataError
 from curricle.values import fingerprint
@@ -50,7 +52,9 @@ def stream(
     positions. The first batch decides, and `plan` and `result.notes` state the decision.
 
     Args:
-        loader: Over a data set with a length; its order, collate function and workers are used.
+        loader: Over a data set with a length; its order, collate function and workers are used. An
+            `IterableDataset` states its length by `__len__`; a resumed run iterates it from the
+            start of the epoch.
         seed: Seed of the order and of the random numbers that the data set draws from torch.
         next_token: Whether `labels[t]` is the token at t and is predicted at t - 1, as causal
             models of transformers have it; the shift is made here, once.
@@ -91,24 +95,21 @@ class LoaderStream:
         Raises:
             DataError: If the loader's batches cannot be found again by step.
         """
-        if isinstance(loader.dataset, IterableDataset):
-            raise DataError(
-                "'loader' must have a data set with a length and indexes, for a step must be found "
-                f"again when a run resumes; got the IterableDataset {_name(loader.dataset)!r}"
-            )
-        if loader.batch_sampler is None:
+        is_iterable = isinstance(loader.dataset, IterableDataset)
+        if loader.batch_sampler is None and not is_iterable:
             raise DataError("'loader' must make batches; got batch_size=None")
         self._loader = loader
+        self._in_order = (
+            ItemsInOrder(loader, seed=seed, opening=self._opened) if is_iterable else None
+        )
         self._seed = seed
         self._next_token = next_token
         self._epoch = -1
         self._batches: Order = []
-        self._steps_per_epoch = 0
+        self._steps_per_epoch = self._batch_size = 0
         self._ahead: Iterator[object] | None = None
         self._last = -1
-        self._batches = self._listed(0)
-        self._epoch, self._steps_per_epoch = 0, len(self._batches)
-        self._batch_size = len(self._batches[0])
+        self._open_first_epoch()
         item = self._fetch(0)
         declared = declared_positions(item)
         if positions is not None and isinstance(item, Batch):
@@ -126,6 +127,15 @@ class LoaderStream:
         self.note = "" if isinstance(item, Batch) else _note(first)
         """Decision about positions, as a sentence; empty if the batches declare them."""
         self._fingerprint = self._described(first)
+
+    def _open_first_epoch(self) -> None:
+        if self._in_order is None:
+            self._batches = self._listed(0)
+            self._epoch, self._steps_per_epoch = 0, len(self._batches)
+            self._batch_size = len(self._batches[0])
+        else:
+            self._steps_per_epoch = self._in_order.steps_per_epoch
+            self._batch_size = self._in_order.batch_size
 
     @property
     def batch_size(self) -> int:
@@ -166,6 +176,8 @@ class LoaderStream:
 
     def _read(self, step: int) -> object:
         """Return the item of a step: from the workers if steps come in order, or fetched here."""
+        if self._in_order is not None:
+            return self._in_order.read(step)
         in_order, self._last = step == self._last + 1, step
         if not self._loader.num_workers or not in_order:
             # The batches that the workers have prefetched belong to other steps.
@@ -176,6 +188,8 @@ class LoaderStream:
         return next(self._ahead)
 
     def _fetch(self, step: int) -> object:
+        if self._in_order is not None:
+            return self._in_order.read(step, again=True)
         return _Batches(self._loader, self._seed)[step, self._indexes(step)]
 
     def _workers(self, start: int) -> Iterator[object]:
@@ -205,13 +219,19 @@ class LoaderStream:
             self._batches, self._epoch = self._listed(epoch), epoch
         return self._batches[place]
 
-    def _listed(self, epoch: int) -> Order:
-        """Return the indexes of the whole batches of an epoch."""
-        batch_sampler = self._loader.batch_sampler
+    @contextmanager
+    def _opened(self, epoch: int) -> Iterator[None]:
+        """Seed the generators of an epoch's order inside the block."""
         with ExitStack() as stack:
             for generator in _generators(self._loader):
                 stack.enter_context(_lent(generator, self._seed, epoch))
             stack.enter_context(seeding.scoped(self._seed, "loader", epoch))
+            yield
+
+    def _listed(self, epoch: int) -> Order:
+        """Return the indexes of the whole batches of an epoch."""
+        batch_sampler = self._loader.batch_sampler
+        with self._opened(epoch):
             for sampler in (batch_sampler, self._loader.sampler):
                 # Samplers of distributed training receive the epoch in this way.
                 if callable(set_epoch := getattr(sampler, "set_epoch", None)):

@@ -34,7 +34,7 @@ from curricle.models.axes import (
 )
 from curricle.models.heads import HeadEnd, LinearHead
 from curricle.models.inference import HeldLinear
-from curricle.models.outputs import first_tensor, logits_in, logits_note
+from curricle.models.outputs import first_tensor, is_span, logits_in, logits_note
 from curricle.models.tapped import Activations, Inputs, Place
 
 PassOutput = tuple[list[Tensor], Tensor | None, Tensor | None]
@@ -266,7 +266,8 @@ class HookedForward:
         if self._output is None or self._has_gathered:
             return None
         try:
-            return logits_in(self._output[0])
+            # Their last axis are positions, of which shorter inputs have fewer.
+            return None if is_span(self._output[0]) else logits_in(self._output[0])
         except BindError:
             return None
 
@@ -360,6 +361,9 @@ class HookedForward:
         axis = self._class_axis
         try:
             logits = logits_in(output, type(self._module).__name__)
+            if is_span(output):
+                self._logits_note = logits_note(output)
+                return self._span_rows(logits)
             if axis is not None:
                 check_logits(
                     logits,
@@ -373,6 +377,21 @@ class HookedForward:
             return None
         self._logits_note = logits_note(output)
         return self._select(logits if axis is None else with_features_last(logits, axis))
+
+    def _span_rows(self, logits: Tensor) -> Tensor:
+        """Return start and end logits of each example, one below the other.
+
+        Raises:
+            BindError: If not two positions of each example are selected.
+        """
+        selected = self._selected
+        rows = logits.flatten(0, 1)
+        if selected is not None and len(selected) != len(rows):
+            raise BindError(
+                f"'selected' must be two positions of each example, for start and end logits, "
+                f"{len(rows)} in all; got {len(selected)}"
+            )
+        return logits if selected is None else rows
 
     def _select(self, logits: Tensor) -> Tensor:
         selected = self._selected

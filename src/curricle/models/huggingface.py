@@ -1,7 +1,8 @@
 """Specifications of Hugging Face models, new or pretrained.
 
 `HuggingFaceSpec` builds a model of any family with random weights, `PretrainedSpec` loads a local
-folder. Both return tapped models through `families.tapped`, which needs no table of families. This
+folder. Both return tapped models through `families.tapped`, which needs no table of families;
+`open_tokenizer` loads the tokenizer of a folder. This
 is the only module that uses transformers' model classes; the package is an extra, so it is imported
 when a model is built.
 """
@@ -9,7 +10,7 @@ when a model is built.
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 from pydantic import Field
 
@@ -17,14 +18,33 @@ from curricle.errors import BindError, CheckpointError, SpecError, near_names
 from curricle.extras import imported
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.protocols import Tokenizer
 from curricle.values import value
 from curricle.yaml_specs import from_json
 
-Head = Literal["masked_lm", "causal_lm"]
+Head = Literal[
+    "masked_lm",
+    "causal_lm",
+    "seq2seq_lm",
+    "sequence_classification",
+    "token_classification",
+    "question_answering",
+    "image_classification",
+]
 AUTO_CLASSES: Mapping[Head, str] = MappingProxyType(
-    {"masked_lm": "AutoModelForMaskedLM", "causal_lm": "AutoModelForCausalLM"}
+    {
+        "masked_lm": "AutoModelForMaskedLM",
+        "causal_lm": "AutoModelForCausalLM",
+        "seq2seq_lm": "AutoModelForSeq2SeqLM",
+        "sequence_classification": "AutoModelForSequenceClassification",
+        "token_classification": "AutoModelForTokenClassification",
+        "question_answering": "AutoModelForQuestionAnswering",
+        "image_classification": "AutoModelForImageClassification",
+    }
 )
 """Classes of transformers that choose a model by its configuration."""
+LANGUAGE_HEADS = ("masked_lm", "causal_lm", "seq2seq_lm")
+"""Heads that predict the vocabulary; the others predict a task's classes or values."""
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 LONGEST_REASON = 200
 """Characters of an error of transformers in a message; some errors list every family."""
@@ -39,7 +59,7 @@ class HuggingFaceSpec:
     model_type: str
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
-    """Task of the head: masked or next tokens."""
+    """Output of the head: tokens, or classes or values of the whole input or of its positions."""
     config: dict[str, Any] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
@@ -54,16 +74,15 @@ class HuggingFaceSpec:
         """Return the model with weights from torch's global generator.
 
         Args:
-            num_inputs: Size of the vocabulary.
-            num_classes: Not used; a language model predicts its vocabulary.
-            num_positions: Length of the sequences.
+            num_inputs: Size of the vocabulary, or number of channels of an image.
+            num_classes: Classes or values; not used by a head that predicts the vocabulary.
+            num_positions: Length of the sequences, or of the edge of an image.
             padding_token: Padding id, with a zero embedding in some families; None without one.
 
         Raises:
             SpecError: If the family, or a field of its configuration, does not exist, or if
                 transformers cannot build the model.
         """
-        del num_classes
         transformers = _transformers()
         try:
             defaults = transformers.AutoConfig.for_model(self.model_type)
@@ -78,13 +97,14 @@ class HuggingFaceSpec:
                     f"{name!r} is not a field of the {self.model_type} configuration; "
                     f"{near_names(name, fields)}"
                 )
-        settings = {
-            "vocab_size": num_inputs,
-            # Some families number positions from the padding id and need a few more.
-            "max_position_embeddings": num_positions + 8,
-            "pad_token_id": padding_token,
-            **{name: None for name in SPECIAL_TOKENS if name in fields},
-        } | self.config
+        settings = self._sizes(num_inputs, num_classes, num_positions) | self.config
+        if self.head != "image_classification":
+            settings = {
+                "pad_token_id": padding_token,
+                **{name: None for name in SPECIAL_TOKENS if name in fields},
+            } | settings
+        if self.head == "seq2seq_lm":
+            settings.setdefault("decoder_start_token_id", padding_token)
         try:
             config = transformers.AutoConfig.for_model(self.model_type, **settings)
             model = getattr(transformers, AUTO_CLASSES[self.head]).from_config(
@@ -96,8 +116,17 @@ class HuggingFaceSpec:
                 f"'config' must describe a {self.model_type} model with head {self.head!r}; "
                 f"transformers says: {_reason(error)}"
             ) from error
-        _check_sizes(model.config, num_inputs, num_positions)
+        if self.head != "image_classification":
+            _check_sizes(model.config, num_inputs, num_positions)
         return tapped(model)
+
+    def _sizes(self, num_inputs: int, num_classes: int, num_positions: int) -> dict[str, Any]:
+        """Return the sizes of a task as fields of the configuration."""
+        classes = {} if self.head in LANGUAGE_HEADS else {"num_labels": num_classes}
+        if self.head == "image_classification":
+            return {"num_channels": num_inputs, "image_size": num_positions} | classes
+        # Some families number positions from the padding id and need a few more.
+        return {"vocab_size": num_inputs, "max_position_embeddings": num_positions + 8} | classes
 
 
 @final
@@ -109,7 +138,7 @@ class PretrainedSpec:
     path: str
     """Folder with `config.json` and `model.safetensors`."""
     head: Head = "masked_lm"
-    """Task of the head: masked or next tokens."""
+    """Output of the head, as in a model of the kind `hf`."""
 
     def build(
         self,
@@ -122,16 +151,16 @@ class PretrainedSpec:
         """Return the model in float32.
 
         Args:
-            num_inputs: Size of the task's vocabulary.
-            num_classes: Not used; a language model predicts its vocabulary.
-            num_positions: Length of the sequences.
+            num_inputs: Size of the task's vocabulary, or number of channels of an image.
+            num_classes: Classes or values; not used by a head that predicts the vocabulary.
+            num_positions: Length of the sequences, or of the edge of an image.
             padding_token: Not used; it is part of the folder's configuration.
 
         Raises:
-            BindError: If the folder is missing or its vocabulary is not the task's.
+            BindError: If the folder is missing, or its vocabulary or classes are not the task's.
             CheckpointError: If transformers cannot read the model or weights are missing.
         """
-        del num_classes, padding_token
+        del padding_token
         if not Path(self.path, "config.json").is_file():
             raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
         _check_safetensors(Path(self.path))
@@ -160,13 +189,67 @@ class PretrainedSpec:
                 f"'path' {self.path!r} must hold all weights of {type(model).__name__}; "
                 f"{min(loaded['missing_keys'])!r} is missing"
             )
-        if model.config.vocab_size != num_inputs:
+        config = model.config
+        if self.head in LANGUAGE_HEADS and config.vocab_size != num_inputs:
             raise BindError(
                 f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries; "
-                f"got {model.config.vocab_size}"
+                f"got {config.vocab_size}"
             )
-        _check_sizes(model.config, num_inputs, num_positions)
+        if self.head not in LANGUAGE_HEADS and config.num_labels != num_classes:
+            raise BindError(
+                f"'num_labels' of {self.path!r} must be the task's {num_classes} classes or "
+                f"values; got {config.num_labels}"
+            )
+        if self.head != "image_classification":
+            _check_sizes(config, num_inputs, num_positions)
         return tapped(model)
+
+
+def open_tokenizer(path: str) -> Tokenizer:
+    """Return the tokenizer in a local Hugging Face folder.
+
+    A tokenizer without a padding token pads with its end of a text.
+
+    Args:
+        path: Folder with `tokenizer.json` or the files of its family.
+
+    Raises:
+        BindError: If the folder is missing.
+        CheckpointError: If transformers cannot read the tokenizer, or nothing can pad.
+    """
+    if not Path(path).is_dir():
+        raise BindError(f"'tokenizer' must be a folder with a tokenizer; got {path!r}")
+    transformers = _transformers()
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:
+        # The errors of families for a damaged folder have no common base class.
+        raise CheckpointError(
+            f"'tokenizer' {path!r} must hold a tokenizer; transformers says: {_reason(error)}"
+        ) from error
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise CheckpointError(f"'tokenizer' {path!r} must have a padding token; it has none")
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast("Tokenizer", tokenizer)
+
+
+def wrapped_tokenizer(tokenizer: object, *, special: Mapping[str, str]) -> Tokenizer:
+    """Return a tokenizer of the package `tokenizers` as one of transformers.
+
+    Args:
+        tokenizer: The tokenizer.
+        special: Special tokens by their names in transformers.
+    """
+    wrapped = _transformers().PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_input_names=["input_ids", "attention_mask"],
+        clean_up_tokenization_spaces=False,
+        **special,
+    )
+    return cast("Tokenizer", wrapped)
 
 
 def _check_safetensors(folder: Path) -> None:

@@ -3,7 +3,7 @@
 Blocks of linear map and ReLU, then a linear head; PyTorch's default initialization, as in the code
 of both papers. Block l is tap l.
 
-Axes: example, input, class.
+Axes: place (example, or example and position), input, class.
 
 Source:
     Panigrahi et al. 2024 (arXiv 2410.05464), section on sparse parity: one hidden layer.
@@ -37,8 +37,8 @@ class MLP(nn.Module):
         )
         self.head = nn.Linear(sizes[-1], num_classes)
 
-    def forward(self, inputs: Float[Tensor, "example input"]) -> Float[Tensor, "example class"]:
-        """Return the logits."""
+    def forward(self, inputs: Float[Tensor, "*place input"]) -> Float[Tensor, "*place class"]:
+        """Return the logits, also at each position of an example."""
         state = inputs
         for block in self.blocks:
             state = block(state)

@@ -1,13 +1,14 @@
 """States and logits in the outputs of modules.
 
 Modules return tensors, tuples, mappings and dataclasses. Logits are a single tensor, a tensor named
-`logits`, or the only tensor that can be scores. Several candidates are ambiguous, so none of them
-is used.
+`logits`, or the only tensor that can be scores. Start and end logits of question answering are two
+rows of one tensor. Several other candidates are ambiguous, so none of them is used.
 """
 
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from curricle.errors import BindError
@@ -16,6 +17,8 @@ STATE_NAMES = ("hidden", "state", "embed", "pool", "feature")
 """Words in the names of tensors that are not scores of classes."""
 STATES_OF_BLOCKS = ("last_hidden_state", "hidden_states")
 """Names of the state among several named outputs of a module of transformers."""
+SPAN = ("start_logits", "end_logits")
+"""Names of the scores of positions that begin and end an answer, in the order of their rows."""
 LEAST_AXES = 2
 """Axes of scores: examples and classes at least, which excludes losses and other statistics."""
 
@@ -39,6 +42,8 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
     logits = entries.get("logits")
     boxes = [name for name in entries if "box" in name]
     scores = _candidates(entries)
+    if is_span(output):
+        return torch.stack([scores[name] for name in SPAN], 1)
     if isinstance(logits, Tensor) and not boxes:
         return logits
     if logits is None and len(scores) == 1:
@@ -52,6 +57,18 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
     )
 
 
+def is_span(output: object) -> bool:
+    """Return whether an output scores positions as start and end of an answer.
+
+    Args:
+        output: Result of `forward`.
+    """
+    entries = None if isinstance(output, Tensor) else _entries(output)
+    if entries is None or "logits" in entries:
+        return False
+    return all(isinstance(entries.get(name), Tensor) for name in SPAN)
+
+
 def logits_note(output: object) -> str:
     """Return a note about the choice of the logits in an output; empty if there was no choice.
 
@@ -61,6 +78,8 @@ def logits_note(output: object) -> str:
     if isinstance(output, Tensor):
         return ""
     entries = _entries(output) or {}
+    if is_span(output):
+        return "start and end logits are taught as two distributions over the positions"
     if "logits" in entries:
         unused = [
             name

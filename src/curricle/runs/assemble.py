@@ -11,7 +11,7 @@ from curricle.errors import BindError
 from curricle.models.tapped import TappedModel
 from curricle.runs.folder import TEACHER, end_of, is_claimed, load_finished
 from curricle.runs.spec import Model, RunSpec
-from curricle.tasks import TaskData
+from curricle.task_data import TaskData
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.teachers.trajectory import hugging_face_trajectory, open_trajectory
@@ -74,7 +74,7 @@ def open_teacher(spec: RunSpec, data: TaskData) -> Teacher:
     stored.trajectory = live.trajectory
     stored_tokenizer, tokenizer = (
         stored.store.manifest.data.tokenizer,
-        spec.task.tokenizer(Path(spec.cache_dir)),
+        spec.task.tokenizer_digest(Path(spec.cache_dir)),
     )
     if stored_tokenizer and tokenizer and stored_tokenizer != tokenizer:
         raise BindError(

@@ -13,6 +13,7 @@ from torch import nn
 
 from curricle.data.text.corpora import HUB, names
 from curricle.errors import CheckpointError, SpecError, near_names
+from curricle.example_tasks import ExamplesTask
 from curricle.models.huggingface import PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.runs.assemble import data_seed, load_teacher, open_task
@@ -29,7 +30,8 @@ from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
 from curricle.runs.onnx_files import TOLERANCE, check_onnx_packages
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
-from curricle.tasks import TaskData, TextTask
+from curricle.task_data import TaskData
+from curricle.tasks import TextTask
 from curricle.values import Plain, plain
 
 
@@ -203,9 +205,10 @@ def _sizes(model: Finished) -> str:
 
 def _datasets(spec: RunSpec) -> tuple[str, ...]:
     """Return the names of the data sets of the Hub that a spec reads."""
-    if not isinstance(spec.task, TextTask):
-        return ()
-    corpora = [str(name) for name in names(spec.task.corpus)]
+    if isinstance(spec.task, TextTask):
+        corpora = [str(name) for name in names(spec.task.corpus)]
+    else:
+        corpora = [spec.task.data] if isinstance(spec.task, ExamplesTask) else []
     hub = [name.removeprefix(HUB) for name in corpora if name.startswith(HUB)]
     return tuple(name.partition(":")[0] for name in hub)
 

@@ -54,14 +54,8 @@ from curricle.runs.train import (
     single_run,
     student_runs,
 )
-from curricle.tasks import (
-    EVALUATION_SEED,
-    ParityTask,
-    PcfgTask,
-    Task,
-    TaskData,
-    TextTask,
-)
+from curricle.task_data import EVALUATION_SEED, TaskData
+from curricle.tasks import ParityTask, PcfgTask, Task
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.placement import place_model
 
@@ -189,7 +183,7 @@ def _trained(spec: RunSpec, data: TaskData, batch: Batch) -> dict[str, _Look]:
         BindError: If none does.
     """
     task = spec.task
-    if isinstance(task, TextTask):
+    if not isinstance(task, ParityTask | PcfgTask):
         raise BindError(
             f"'--train-probes' must be left out but for parity and strings of a grammar; "
             f"got {data.name!r}"

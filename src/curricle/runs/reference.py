@@ -76,7 +76,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Layer pair": LayerPair,
         "Stage": Stage,
         "Stored targets": TargetsSpec,
-        "Goal compression": TargetCompression,
+        "Target compression": TargetCompression,
         "Codecs": Codec,
         "Starts": WarmStart,
         "Objectives": Shipped,
@@ -203,7 +203,8 @@ def _fields(kind: object) -> list[tuple[str, ...]]:
             info.description or "",
         )
         for name, info in fields.items()
-        if name != KIND
+        # A kind of several is a choice, and not the heading alone.
+        if name != KIND or len(get_args(info.annotation)) > 1
     ]
 
 

@@ -8,7 +8,7 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, TypeVar, final
+from typing import Annotated, TypeVar, cast, final
 
 from pydantic import BeforeValidator, Field
 
@@ -20,6 +20,7 @@ from curricle.metrics import ACCURACY, METRICS, MetricName, is_reached
 from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
+from curricle.task_data import with_objectives
 from curricle.tasks import PcfgTask, Task, TextTask
 from curricle.teachers.trajectory import hugging_face_steps
 from curricle.trackers import TrackerName, tracker_names
@@ -219,6 +220,7 @@ class RunSpec:
                 features exclude each other.
         """
         self._check_models()
+        self._check_metric()
         self._check_seeds()
         self._check_features()
         total = self._total()
@@ -231,6 +233,24 @@ class RunSpec:
             raise SpecError(
                 f"'goal.final_of' must name a strategy; got {self.goal.final_of!r}; "
                 f"{near_names(str(self.goal.final_of), self.strategies)}"
+            )
+
+    def _check_metric(self) -> None:
+        """Judge by the task's metric if none is named, and refuse one of another kind of labels.
+
+        Raises:
+            SpecError: If the metric does not read the task's labels or the teacher.
+        """
+        judge = METRICS[self.task.metric]
+        if self.goal == Goal() and judge != ACCURACY:
+            # A value is frozen for all but its own construction.
+            object.__setattr__(self, "goal", Goal(metric=cast("MetricName", judge.name)))
+        metric = METRICS[self.goal.metric]
+        if metric.reads not in (judge.reads, "teacher"):
+            fitting = [name for name, other in METRICS.items() if other.reads == judge.reads]
+            raise SpecError(
+                f"'goal.metric' must be {' or '.join(map(repr, fitting))} for the task "
+                f"{self.task.kind!r}; got {metric.name!r}"
             )
 
     def _check_seeds(self) -> None:
@@ -277,6 +297,12 @@ class RunSpec:
                     f"'{path}.kind' must be {' or '.join(map(repr, suitable))} for the task "
                     f"{self.task.kind!r}; got {model.kind!r}"
                 )
+            head = getattr(model, "head", None)
+            if head is not None and head not in self.task.heads:
+                raise SpecError(
+                    f"'{path}.head' must be {' or '.join(map(repr, self.task.heads))} for the task "
+                    f"{self.task.kind!r}; got {head!r}"
+                )
             if _sees_the_answer(self.task, model):
                 raise SpecError(
                     f"'{path}.head' must be 'causal_lm' to predict the next token, which a model "
@@ -289,7 +315,9 @@ class RunSpec:
             f"strategies.{name}.curriculum": strategy.curriculum
             for name, strategy in self.strategies.items()
         }
-        return calls if self.curriculum is None else calls | {"curriculum": self.curriculum}
+        if self.curriculum is not None:
+            calls["curriculum"] = self.curriculum
+        return {path: with_objectives(call, self.task.label_loss) for path, call in calls.items()}
 
     def _total(self) -> Duration:
         """Return the length of a student's training as far as the spec determines it."""

@@ -52,7 +52,7 @@ def capture_targets(spec: RunSpec, watch: Watch | None = None) -> Manifest:
     targets = require_field(spec.targets, "targets", "targets capture")
     runs = captured_runs(spec)
     task_name = open_task(spec, spec.seed, "student").name
-    facts = DataFacts(name=task_name, tokenizer=spec.task.tokenizer(Path(spec.cache_dir)))
+    facts = DataFacts(name=task_name, tokenizer=spec.task.tokenizer_digest(Path(spec.cache_dir)))
     return capture(
         runs, Path(targets.folder), compression=targets.compression, data=facts, watch=watch
     )

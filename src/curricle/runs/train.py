@@ -48,7 +48,7 @@ from curricle.runs.folder import (
     run_folder,
 )
 from curricle.runs.spec import SEEDS, Model, RunSpec, require_field
-from curricle.tasks import TaskData
+from curricle.task_data import TaskData, with_objectives
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.trackers import check_trackers, tracking
@@ -87,7 +87,7 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
     return [
         StudentRun(
             name=name,
-            curriculum=strategy.curriculum,
+            curriculum=with_objectives(strategy.curriculum, spec.task.label_loss),
             optimizer=strategy.optimizer or spec.optimizer,
             seed=seed,
             folder=run_folder(spec.folder, name, seed),
@@ -118,7 +118,7 @@ def single_run(spec: RunSpec) -> StudentRun:
     call = require_field(spec.curriculum, "curriculum", "distill")
     return StudentRun(
         name=str(call["kind"]),
-        curriculum=call,
+        curriculum=with_objectives(call, spec.task.label_loss),
         optimizer=spec.optimizer,
         seed=spec.seed,
         folder=spec.folder,
@@ -368,7 +368,9 @@ def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
     """Return the teacher's training, bound."""
     return bind(
         from_labels(
-            total=require_field(spec.teacher.total, "teacher.total", "teach"), name="teacher"
+            total=require_field(spec.teacher.total, "teacher.total", "teach"),
+            loss=spec.task.label_loss,
+            name="teacher",
         ),
         student=build_model(spec.teacher.model, data, spec.seed, "teacher"),
         teacher=None,
@@ -389,7 +391,7 @@ def _execute(  # noqa: PLR0917 - private, always called in this order
     metric: str = spec.goal.metric
     if run.teacher is None and METRICS[metric].reads == "teacher":
         # The teacher of the comparison has none itself.
-        metric = NLL.name
+        metric = spec.task.metric if spec.task.label_loss != "cross_entropy" else NLL.name
     evaluate = _evaluator(spec, data, run.teacher, metric)
     # A folder whose run was cut off before its first checkpoint starts anew.
     end = execute(run, evaluate, metric=metric, outputs=outputs, resume=True, until=until)

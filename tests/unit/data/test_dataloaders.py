@@ -219,7 +219,8 @@ def test_an_iterable_data_set_is_refused_with_the_reason() -> None:
         def __iter__(self) -> Iterator[int]:
             return iter(range(9))
 
-    with pytest.raises(DataError, match=r"must be found again when a run resumes; got .*Endless'"):
+    sentence = r"must be found again when a run resumes; got .*Endless' without '__len__'"
+    with pytest.raises(DataError, match=sentence):
         stream(DataLoader(Endless(), batch_size=2))
 
 

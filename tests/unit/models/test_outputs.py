@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curricle.errors import BindError
-from curricle.models.outputs import first_tensor, logits_in, logits_note
+from curricle.models.outputs import first_tensor, is_span, logits_in, logits_note
 
 FIRST, SECOND = torch.zeros(1), torch.ones(1)
 SCORES, OTHER = torch.zeros(2, 3), torch.zeros(2, 3, 4)
@@ -76,7 +76,6 @@ def test_the_only_scores_are_the_logits(output: object) -> None:
     ("output", "listed"),
     [
         ((OTHER, SCORES), r"item 0 \(2, 3, 4\), item 1 \(2, 3\)"),
-        (Span(SCORES, SCORES), r"start_logits \(2, 3\), end_logits \(2, 3\)"),
         ({"digits": SCORES, "sex": SCORES}, r"digits \(2, 3\), sex \(2, 3\)"),
         ({"last_hidden_state": OTHER}, r"last_hidden_state \(2, 3, 4\)"),
         ({"image_embeds": SCORES}, r"image_embeds \(2, 3\)"),
@@ -141,7 +140,6 @@ def test_a_state_is_found_among_other_outputs(output: object) -> None:
             {"input_ids": torch.ones(2, 3, dtype=torch.int64), "tokens": OTHER, "text": SCORES},
             r"input_ids \(2, 3\), tokens \(2, 3, 4\), text \(2, 3\)",
         ),
-        (Span(SCORES, SCORES), r"start_logits \(2, 3\), end_logits \(2, 3\)"),
         ((torch.ones(2, dtype=torch.int64), SCORES), r"item 0 \(2,\), item 1 \(2, 3\)"),
     ],
 )
@@ -166,3 +164,17 @@ def test_a_single_column_is_no_candidate_for_the_logits() -> None:
     assert logits_in((SCORES, value)) is SCORES
     assert logits_in((value, SCORES)) is SCORES
     assert "'item 1' of the output is taken" in logits_note((value, SCORES))
+
+
+def test_start_and_end_logits_are_two_rows_of_one_tensor() -> None:
+    output = Span(SCORES, SCORES + 1)
+    logits = logits_in(output)
+    assert torch.equal(logits[:, 0], SCORES)
+    assert torch.equal(logits[:, 1], SCORES + 1)
+    assert is_span(output)
+    assert logits_note(output) == (
+        "start and end logits are taught as two distributions over the positions"
+    )
+    assert not is_span({"logits": SCORES, "start_logits": SCORES, "end_logits": SCORES})
+    assert not is_span({"start_logits": SCORES})
+    assert not is_span(SCORES)

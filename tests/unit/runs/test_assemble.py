@@ -53,14 +53,16 @@ def test_targets_of_another_tokenizer_are_refused(
     write_manifest(tmp_path / "targets", replace(manifest, data=DataFacts(tokenizer="a" * 64)))
     # A task without a tokenizer has nothing to compare.
     open_teacher(spec, data)
-    monkeypatch.setattr(type(spec.task), "tokenizer", lambda *_: "b" * 64)
+    monkeypatch.setattr(type(spec.task), "tokenizer_digest", lambda *_: "b" * 64)
     with pytest.raises(BindError, match="must hold targets of this tokenizer"):
         open_teacher(spec, data)
 
 
-def test_only_a_text_has_a_tokenizer(make_spec: MakeSpec, tmp_path: Path) -> None:
-    assert not make_spec().task.tokenizer(tmp_path)
+def test_only_texts_have_a_tokenizer(make_spec: MakeSpec, tmp_path: Path) -> None:
+    assert not make_spec().task.tokenizer_digest(tmp_path)
     assert len(student_runs(make_spec())) == 4
     text = TextTask(vocabulary_size=300)
-    assert text.tokenizer(tmp_path) == text.tokenizer(tmp_path) != ""
-    assert text.tokenizer(tmp_path) != TextTask(vocabulary_size=301).tokenizer(tmp_path)
+    assert text.tokenizer_digest(tmp_path) == text.tokenizer_digest(tmp_path) != ""
+    assert text.tokenizer_digest(tmp_path) != TextTask(vocabulary_size=301).tokenizer_digest(
+        tmp_path
+    )

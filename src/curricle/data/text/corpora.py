@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, final, get_args
 
+from curricle.data.table_files import form_of, rows_of
 from curricle.data.text import progress
 from curricle.data.text.chunks import TextFile, between, count_lines, lines, open_text
 from curricle.errors import DataError, SpecError, near_names
@@ -35,9 +36,14 @@ SAMPLE = "sample"
 """Name of the text shipped with the package."""
 HUB = "datasets:"
 """Prefix of the names of data sets."""
-SUFFIXES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz")
+TABLES = (".csv", ".tsv", ".parquet")
+"""Formats of tables beside JSON lines, in each of whose rows a column is a document."""
+SUFFIXES = (
+    *(".txt", ".txt.gz", ".jsonl", ".jsonl.gz"),
+    *(".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet"),
+)
 TEXT = "text"
-"""Field of a JSON line, or column of a data set, that holds a document."""
+"""Field of a JSON line, or column of a table or data set, that holds a document."""
 AT_ONCE = 1000
 """Rows of a data set per call; single rows take fifty times as long."""
 _TEXT = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ufeff]")
@@ -65,9 +71,10 @@ def open_corpus(corpus: Corpus, split: Split) -> Documents:
     """Return the documents of a split, without documents that have no text.
 
     A text file is a single document; in a JSON-lines file the field `text` of each line is a
-    document. A folder has a file for each split (`train.txt`, `valid.jsonl.gz`, ...); a single file
-    is cut 90/5/5 by lines, in order. In a data set the column `text` of each row is a document, and
-    its split `validation` is `valid`; if it has only `train`, that is cut 90/5/5 by rows.
+    document, and in a CSV or Parquet file that of each row. A folder has a file for each split
+    (`train.txt`, `valid.jsonl.gz`, ...); a single file is cut 90/5/5 by lines or rows, in order. In
+    a data set the column `text` of each row is a document, and its split `validation` is `valid`;
+    if it has only `train`, that is cut 90/5/5 by rows.
 
     The content of files and rows is validated while the documents are read; its errors are raised
     then.
@@ -159,6 +166,8 @@ def _share(split: Split, count: int) -> tuple[int, int]:
 def _open_file(name: str, split: Split) -> Documents:
     path, is_folder = _locate(name, split)
     cut = None if is_folder else split
+    if form_of(path) in TABLES:
+        return _open_table(path, cut, name, split)
     form = ".jsonl" if ".jsonl" in path.suffixes else ".txt"
     file = open_text(path)
     chunks = partial(_chunks, file, cut, name)
@@ -253,13 +262,37 @@ def _record(line: str, file: Path, number: int) -> str:
     return text
 
 
+def _open_table(path: Path, cut: Split | None, name: str, split: Split) -> Documents:
+    """Return the documents in the rows of a file, or of a split that is cut from it."""
+    sha256 = open_text(path).sha256
+
+    def texts() -> Iterator[str]:
+        borders = _share(cut, sum(1 for _ in rows_of(path))) if cut else (0, None)
+        for number, row in enumerate(itertools.islice(rows_of(path), *borders), start=1):
+            text = row.get(TEXT)
+            if not isinstance(text, str):
+                raise DataError(
+                    f"{str(path)!r} must hold a text in column {TEXT!r} of every row; got {text!r} "
+                    f"in row {number} with columns {', '.join(row)}"
+                )
+            yield text
+        if open_text(path).sha256 != sha256:
+            raise DataError(
+                f"{str(path)!r} must not change while it is read; it did, and nothing made from "
+                f"it is kept; start again when the file is complete"
+            )
+
+    digest = _digest([sha256], form_of(path), cut)
+    return Documents(read=lambda: _with_text(texts(), name, split), digest=digest)
+
+
 def _open_data_set(name: str, split: Split) -> Documents:
     """Return the documents of a data set.
 
     Raises:
         DataError: If it has no such split or no texts.
     """
-    splits = _load(name)
+    splits = load_data_set(name)
     cut = split if set(splits) == {"train"} else None
     source = "train" if cut else "validation" if split == "valid" else split
     if source not in splits:
@@ -274,8 +307,11 @@ def _open_data_set(name: str, split: Split) -> Documents:
     return Documents(read=lambda: _with_text(_read_rows(rows, name), name, split), digest=digest)
 
 
-def _load(name: str) -> Any:  # noqa: ANN401 - the package may be missing and with it the type
+def load_data_set(name: str) -> Any:  # noqa: ANN401 - the package may be missing and with it the type
     """Return the splits of a data set by name, mapped from the cache of `datasets`.
+
+    Args:
+        name: `datasets:NAME` or `datasets:NAME:CONFIG`.
 
     Raises:
         DataError: If it cannot be loaded.

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 from jaxtyping import Int
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from curricle.data.text import progress
 from curricle.data.text.corpora import Corpus, Documents, Pieces, Split, open_corpus
@@ -46,6 +46,13 @@ from curricle.values import Plain, fingerprint
 SPECIAL = ("<pad>", "<unk>", "<mask>", "<bos>")
 """Special tokens in the order of their ids."""
 PAD, UNKNOWN, MASK, START = range(4)
+SPECIAL_NAMES = {
+    "pad_token": SPECIAL[PAD],
+    "unk_token": SPECIAL[UNKNOWN],
+    "mask_token": SPECIAL[MASK],
+    "bos_token": SPECIAL[START],
+}
+"""Special tokens by their names in transformers."""
 ALGORITHM = 3
 """Version of the tokenization; increased when the same text gives other tokens."""
 SMALLEST = len(SPECIAL) + 256
@@ -152,7 +159,7 @@ def open_tokenizer(corpus: Corpus, *, vocabulary_size: int, cache_dir: Path) -> 
         vocabulary_size: As in `train_tokenizer`.
         cache_dir: Folder of the cache.
     """
-    return _tokenizer(open_corpus(corpus, "train"), vocabulary_size, cache_dir)
+    return tokenizer_of(open_corpus(corpus, "train"), vocabulary_size, cache_dir)
 
 
 def open_or_build(
@@ -178,7 +185,7 @@ def open_or_build(
     )
     folder = cache_dir / f"tokens-{split}-{key}"
     if not folder.is_dir():
-        tokenizer = _tokenizer(train, vocabulary_size, cache_dir)
+        tokenizer = tokenizer_of(train, vocabulary_size, cache_dir)
         with progress.job(f"tokenizing {split}"):
             write_store(folder, encode(tokenizer, documents.read()), vocabulary_of(tokenizer))
     return open_store(folder)
@@ -206,14 +213,25 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, window: int) -> None:
     write_text(folder / "tokenizer.json", exported.to_str(pretty=True))
     facts = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": SPECIAL[PAD],
-        "unk_token": SPECIAL[UNKNOWN],
-        "mask_token": SPECIAL[MASK],
-        "bos_token": SPECIAL[START],
+        **SPECIAL_NAMES,
         "model_max_length": window,
         "clean_up_tokenization_spaces": False,
     }
     write_text(folder / "tokenizer_config.json", json.dumps(facts, indent=2))
+
+
+def with_start_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer that begins each text with `<bos>`, also the second of two.
+
+    Args:
+        tokenizer: From `train_tokenizer`; not modified.
+    """
+    starting = Tokenizer.from_str(tokenizer.to_str())
+    start = SPECIAL[START]
+    starting.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A", pair=f"{start} $A {start} $B", special_tokens=[(start, START)]
+    )
+    return starting
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
@@ -223,7 +241,14 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     )
 
 
-def _tokenizer(train: Documents, vocabulary_size: int, cache_dir: Path) -> Tokenizer:
+def tokenizer_of(train: Documents, vocabulary_size: int, cache_dir: Path) -> Tokenizer:
+    """Return the tokenizer of documents, trained the first time.
+
+    Args:
+        train: Documents for training.
+        vocabulary_size: As in `train_tokenizer`.
+        cache_dir: Folder of the cache.
+    """
     folder = cache_dir / f"tokenizer-{_tokenizer_key(train, vocabulary_size)}"
 
     def fill(building: Path) -> Plain:

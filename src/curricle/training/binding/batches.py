@@ -25,6 +25,7 @@ from curricle.curriculum.stages import Stage
 from curricle.data.batch import Batch, Inputs, named
 from curricle.data.blocks import concatenated
 from curricle.data.dataloaders import LoaderStream
+from curricle.data.examples import ExampleStream
 from curricle.data.streams import Stream
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
@@ -343,7 +344,9 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
 
 def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
     """Return the decisions on positions, and a note on batches that differ in length."""
-    decided = (stream.note,) if isinstance(stream, LoaderStream) and stream.note else ()
+    decided = (
+        (stream.note,) if isinstance(stream, LoaderStream | ExampleStream) and stream.note else ()
+    )
     # Read only where it may differ: without positions all batches have one number of examples.
     second = stream.batch(1).num_read_tokens if first.has_positions else first.num_read_tokens
     if second == first.num_read_tokens:

@@ -3,7 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, overload
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -31,7 +31,8 @@ AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
 Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
-HeldOut = TypeVar("HeldOut")
+OwnEvaluation = Callable[[TappedModel], dict[str, float]]
+"""Evaluation by a function of the caller."""
 
 
 def named_arguments(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -72,7 +73,13 @@ def _place_of(name: str) -> str:
     return ""
 
 
-def as_evaluation(evaluation: HeldOut | DataLoader[object], data: object) -> HeldOut | list[Batch]:
+@overload
+def as_evaluation(
+    evaluation: Sequence[Batch] | DataLoader[object] | OwnEvaluation, data: object
+) -> Sequence[Batch] | OwnEvaluation: ...
+@overload
+def as_evaluation(evaluation: object, data: object) -> object: ...
+def as_evaluation(evaluation: object, data: object) -> object:
     """Return held-out data as batches if they are a loader, which is read once; else unchanged.
 
     Args:

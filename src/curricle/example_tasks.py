@@ -1,0 +1,407 @@
+"""Tasks of run specs on labeled examples: rows of a table with texts, and tensors.
+
+`ExamplesTask` reads JSON lines, CSV, Parquet and data sets of the Hub through a tokenizer;
+`TensorsTask` reads tensors of a file, or the digits of scikit-learn.
+"""
+
+import hashlib
+import importlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, ModuleType
+from typing import Literal, final
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from curricle.data.encoding import Encoded, Encoding, TextKind, encode, texts_of
+from curricle.data.examples import EVERY, ExampleStream, Part, files_of, open_table
+from curricle.data.table_files import Row
+from curricle.data.text.corpora import Documents
+from curricle.errors import BindError, DataError
+from curricle.extras import imported
+from curricle.models.huggingface import open_tokenizer, wrapped_tokenizer
+from curricle.objectives.labels import LabelLossName
+from curricle.protocols import Tokenizer
+from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, BaseTask, TaskData
+from curricle.values import value
+
+DIGITS = "digits"
+"""Name of the data of scikit-learn's `load_digits`."""
+DIGITS_HELD_OUT = 5
+"""One digit of so many is held out."""
+DIGIT_LEVELS = 16
+"""Largest gray level of a digit."""
+IMAGE_AXES = 4
+"""Axes of images: example, channel, row, column."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Facts:
+    """Facts about a kind of task."""
+
+    heads: tuple[str, ...]
+    metric: str = "accuracy"
+    label_loss: LabelLossName = "cross_entropy"
+
+
+FACTS: Mapping[TextKind, _Facts] = MappingProxyType(
+    {
+        "classification": _Facts(heads=("sequence_classification",)),
+        "several_labels": _Facts(
+            heads=("sequence_classification",), metric="average_precision", label_loss="binary"
+        ),
+        "regression": _Facts(
+            heads=("sequence_classification",),
+            metric="mean_squared_error",
+            label_loss="squared_error",
+        ),
+        "embedding": _Facts(
+            heads=("sequence_classification",), metric="cosine_similarity", label_loss="cosine"
+        ),
+        "token_classification": _Facts(heads=("token_classification",), metric="f1_macro"),
+        "question_answering": _Facts(heads=("question_answering",)),
+        "seq2seq": _Facts(heads=("seq2seq_lm",)),
+        "instructions": _Facts(heads=("causal_lm",)),
+    }
+)
+"""Head, metric and label loss of each kind of task on texts."""
+OF_LABELS: Mapping[str, _Facts] = MappingProxyType(
+    {
+        "classes": _Facts(heads=("image_classification",)),
+        "several": FACTS["several_labels"],
+        "values": FACTS["regression"],
+        "embedding": FACTS["embedding"],
+    }
+)
+"""Metric and label loss of each kind of labels of tensors."""
+
+
+@final
+@value
+class ExamplesTask(BaseTask):
+    """Texts with labels, answers or translations, from the rows of a table."""
+
+    kind: TextKind = "classification"
+    """What is learned of the rows."""
+    data: str = Field(min_length=1)
+    """A .jsonl, .csv, .tsv (each also .gz) or .parquet file, a folder with files `train` and
+    `valid` of these formats, or `datasets:NAME` or `datasets:NAME:CONFIG`. Without a part `valid`,
+    every twentieth row is held out."""
+    columns: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
+    """Names of columns where they are not the usual ones, by role: `text` (two names for two texts)
+    and `label` (several names for several columns), `tokens` and `tags`, `source` and `target`,
+    `prompt` and `completion`, `messages`, `question`, `context` and `answers`. `a.b` is the entry b
+    inside a."""
+    tokenizer: str | None = None
+    """Local Hugging Face folder with a tokenizer; None trains one on the training rows."""
+    vocabulary_size: int = Field(default=4096, gt=0)
+    """Entries of the vocabulary of a tokenizer that is trained."""
+    window: int = Field(default=64, gt=1)
+    """Tokens of an example; shorter ones are padded, longer ones cut."""
+    batch_size: int = Field(default=32, gt=0)
+    """Examples a step."""
+    evaluation_batches: int = Field(default=100, gt=0)
+    """Maximum number of held-out batches."""
+    start_token: str | None = None
+    """First token that a decoder reads, for `seq2seq`; None for the padding token, as in T5."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+        return LANGUAGE_MODELS
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Return the heads of Hugging Face models that give the task's outputs."""
+        return FACTS[self.kind].heads
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the metric by which the task is judged if the spec names none."""
+        return FACTS[self.kind].metric
+
+    @property
+    def label_loss(self) -> LabelLossName:
+        """Return the loss that fits the task's labels."""
+        return FACTS[self.kind].label_loss
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the tokens a step."""
+        return self.batch_size * self.window
+
+    def tokenizer_of(self, cache_dir: Path) -> Tokenizer:
+        """Return the tokenizer.
+
+        Args:
+            cache_dir: Where trained tokenizers are kept.
+        """
+        if self.tokenizer is not None:
+            return open_tokenizer(self.tokenizer)
+        return self._trained(open_table(self.data, "train"), cache_dir)
+
+    def tokenizer_digest(self, cache_dir: Path) -> str:
+        """Return the SHA-256 of the vocabulary, in hexadecimal.
+
+        Args:
+            cache_dir: Where trained tokenizers are kept.
+        """
+        vocabulary = sorted(self.tokenizer_of(cache_dir).get_vocab().items())
+        return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
+
+    def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
+        """Write the tokenizer as `AutoTokenizer.from_pretrained` reads it.
+
+        Args:
+            folder: Where a model lies.
+            cache_dir: Where trained tokenizers are kept.
+        """
+        self.tokenizer_of(cache_dir).save_pretrained(folder)
+
+    def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
+        """Return the data of a seed.
+
+        Args:
+            seed: Seed of the order of the training data.
+            cache_dir: Where trained tokenizers are kept.
+            reader: Name of the reader; two readers of a seed get different orders.
+        """
+        training = open_table(self.data, "train")
+        tokenizer = (
+            self._trained(training, cache_dir)
+            if self.tokenizer is None
+            else open_tokenizer(self.tokenizer)
+        )
+        start = None if self.start_token is None else self._start(tokenizer)
+        encoding = Encoding(
+            kind=self.kind,
+            tokenizer=tokenizer,
+            window=self.window,
+            columns=self.columns,
+            start_token=start,
+        )
+        learned = encode(training, encoding, training)
+        held_out = encode(open_table(self.data, "valid"), encoding, training)
+        size = len(tokenizer)
+        # A token that also ends texts is data, where tokens are predicted.
+        is_data = learned.num_classes == 0 and tokenizer.pad_token_id == tokenizer.eos_token_id
+        return TaskData(
+            stream=self._stream(learned, seed, reader),
+            evaluation=self._stream(held_out, EVALUATION_SEED, "evaluation").held_out(
+                self.evaluation_batches
+            ),
+            num_inputs=size,
+            num_classes=learned.num_classes or size,
+            num_positions=self.window,
+            name=f"{self.kind.replace('_', ' ')} of {Path(self.data).name}",
+            padding_token=None if is_data else tokenizer.pad_token_id,
+        )
+
+    def _start(self, tokenizer: Tokenizer) -> int:
+        """Return the id of the first token of a decoder.
+
+        Raises:
+            BindError: If the tokenizer does not have it.
+        """
+        if self.start_token not in tokenizer.get_vocab():
+            raise BindError(
+                f"'start_token' must be a token of the tokenizer; got {self.start_token!r}"
+            )
+        return tokenizer.convert_tokens_to_ids(self.start_token)
+
+    def _stream(self, encoded: Encoded, seed: int, purpose: str) -> ExampleStream:
+        dropped = (
+            f"data: {encoded.dropped} rows have no answer within {self.window} tokens and are left "
+            f"out"
+        )
+        return ExampleStream(
+            encoded.inputs,
+            encoded.labels,
+            batch_size=self.batch_size,
+            seed=seed,
+            purpose=purpose,
+            positions=encoded.positions,
+            next_token=encoded.next_token,
+            note=dropped if encoded.dropped else "",
+        )
+
+    def _trained(self, training: Sequence[Row], cache_dir: Path) -> Tokenizer:
+        module = _text_module()
+        texts = texts_of(training, self.kind, self.columns)
+        documents = Documents(
+            read=lambda: ((text,) for text in texts),
+            digest=hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        )
+        tokenizer = module.tokenizer_of(documents, self.vocabulary_size, cache_dir)
+        return wrapped_tokenizer(
+            module.with_start_tokens(tokenizer), special=dict(module.SPECIAL_NAMES)
+        )
+
+
+@final
+@value
+class TensorsTask(BaseTask):
+    """Tensors with labels: images, feature vectors, or a vector at each position."""
+
+    kind: Literal["tensors"] = "tensors"
+    data: str = Field(default=DIGITS, min_length=1)
+    """`digits` for the 1,797 images of scikit-learn, a .safetensors file with the tensors `inputs`
+    and `labels`, one row an example, or a folder with files `train` and `valid` of that format.
+    Without a part `valid`, every twentieth row is held out, of digits every fifth."""
+    labels: Literal["classes", "several", "values", "embedding"] = "classes"
+    """Meaning of the labels: a class, several labels of 0 or 1 (NaN if missing), values, or an
+    embedding."""
+    encoding: Literal["vector", "positions", "image"] = "vector"
+    """How models read an example: as one `vector` or as a vector at each of its `positions`, both
+    by an `mlp`, or as an `image` by a Hugging Face model."""
+    batch_size: int = Field(default=64, gt=0)
+    """Examples a step."""
+    evaluation_batches: int = Field(default=100, gt=0)
+    """Maximum number of held-out batches."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+        return LANGUAGE_MODELS if self.encoding == "image" else ("mlp",)
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Return the heads of Hugging Face models that give the task's outputs."""
+        return ("image_classification",)
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the metric by which the task is judged if the spec names none."""
+        return OF_LABELS[self.labels].metric
+
+    @property
+    def label_loss(self) -> LabelLossName:
+        """Return the loss that fits the task's labels."""
+        return OF_LABELS[self.labels].label_loss
+
+    @property
+    def tokens_per_batch(self) -> int:
+        """Return the positions a step."""
+        positions = 1
+        if self.encoding == "positions":
+            positions = self._tensors("train")[0].shape[1]
+        return self.batch_size * positions
+
+    def tokenizer_digest(self, _cache_dir: Path) -> str:
+        """Return the SHA-256 of the tokenizer: none, for the data are no text."""
+        return ""
+
+    def write_tokenizer(self, folder: Path, *, cache_dir: Path) -> None:
+        """Write nothing, for the data are no text."""
+
+    def open(self, *, seed: int, cache_dir: Path, reader: str = "train") -> TaskData:
+        """Return the data of a seed.
+
+        Args:
+            seed: Seed of the order of the training data.
+            cache_dir: Not used; the tensors are read from their file.
+            reader: Name of the reader; two readers of a seed get different orders.
+        """
+        del cache_dir
+        inputs, labels = self._tensors("train")
+        held_out = self._stream(*self._tensors("valid"), EVALUATION_SEED, "evaluation")
+        is_image = self.encoding == "image"
+        classes = int(labels.max()) + 1 if self.labels == "classes" else labels.shape[-1]
+        return TaskData(
+            stream=self._stream(inputs, labels, seed, reader),
+            evaluation=held_out.held_out(self.evaluation_batches),
+            num_inputs=inputs.shape[1] if is_image else inputs.shape[-1],
+            num_classes=classes,
+            num_positions=inputs.shape[-1] if is_image else 1,
+            name=f"{self.labels} of {Path(self.data).name}",
+            padding_token=None,
+        )
+
+    def _stream(self, inputs: Tensor, labels: Tensor, seed: int, purpose: str) -> ExampleStream:
+        return ExampleStream(
+            {"pixel_values": inputs} if self.encoding == "image" else inputs,
+            labels,
+            batch_size=self.batch_size,
+            seed=seed,
+            purpose=purpose,
+            positions="token" if self.encoding == "positions" else "example",
+        )
+
+    def _tensors(self, part: Part) -> tuple[Tensor, Tensor]:
+        """Return inputs in the encoding, and labels.
+
+        Raises:
+            DataError: If their shapes or types are not those of the encoding and the labels.
+        """
+        inputs, labels = _digits(part) if self.data == DIGITS else _stored(self.data, part)
+        num_places = 2 if self.encoding == "positions" else 1
+        is_classes = self.labels == "classes"
+        if is_classes == labels.is_floating_point() or labels.ndim != num_places + (not is_classes):
+            axes = "example, position" if num_places > 1 else "example"
+            form = f"whole numbers ({axes})" if is_classes else f"floats ({axes}, value)"
+            raise DataError(
+                f"'labels' of {self.data!r} must be {form}; got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}"
+            )
+        if self.encoding == "vector":
+            inputs = inputs.flatten(1)
+        axes_of_inputs = {"vector": 2, "positions": 3, "image": IMAGE_AXES}[self.encoding]
+        if inputs.ndim != axes_of_inputs:
+            raise DataError(
+                f"'inputs' of {self.data!r} must have {axes_of_inputs} axes with encoding "
+                f"{self.encoding!r}; got shape {tuple(inputs.shape)}"
+            )
+        return inputs.float(), labels.float() if labels.is_floating_point() else labels.long()
+
+
+def _digits(part: Part) -> tuple[Tensor, Tensor]:
+    """Return a part of the digits: images between 0 and 1, and their numbers."""
+    # Here, since scikit-learn takes a second to import.
+    data = importlib.import_module("sklearn.datasets").load_digits()
+    images = torch.from_numpy(data.images).float().unsqueeze(1) / DIGIT_LEVELS
+    rows = _rows(len(images), part, DIGITS_HELD_OUT)
+    return images[rows], torch.from_numpy(data.target)[rows]
+
+
+def _rows(count: int, part: Part, every: int) -> Tensor:
+    is_held_out = torch.arange(1, count + 1) % every == 0
+    return is_held_out if part == "valid" else ~is_held_out
+
+
+def _stored(data: str, part: Part) -> tuple[Tensor, Tensor]:
+    """Return the tensors of a part.
+
+    Raises:
+        DataError: If a file is missing, is not of the format, or lacks a tensor.
+    """
+    path = Path(data)
+    files = files_of(path, [".safetensors"]) if path.is_dir() else {"train": path}
+    is_cut = "valid" not in files
+    path = files.get("train" if is_cut else part, path / f"{part}.safetensors")
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DataError(
+            f"'data' must be {DIGITS!r}, a .safetensors file or a folder with 'train.safetensors'; "
+            f"got {data!r}: {error}"
+        ) from None
+    if not {"inputs", "labels"} <= tensors.keys():
+        raise DataError(
+            f"{str(path)!r} must hold the tensors 'inputs' and 'labels'; got {sorted(tensors)}"
+        )
+    inputs, labels = tensors["inputs"], tensors["labels"]
+    if not is_cut:
+        return inputs, labels
+    rows = _rows(len(inputs), part, EVERY)
+    return inputs[rows], labels[rows]
+
+
+def _text_module() -> ModuleType:
+    return imported("curricle.data.text.tokenizing", package="tokenizers", extra="hf", use="text")

@@ -1,0 +1,96 @@
+"""Opened tasks, and what tasks have in common.
+
+A task is a value; to open it gives a `TaskData`: the stream and held-out batches of a seed, and
+the sizes that a model must have.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import final
+
+from curricle.data.batch import Batch
+from curricle.data.streams import Stream
+from curricle.metrics import ACCURACY
+from curricle.objectives.labels import LabelLossName
+from curricle.values import Plain
+
+EVALUATION_SEED = 0
+"""Seed of the held-out data of every task."""
+LANGUAGE_MODELS = ("hf", "pretrained")
+"""Kinds of models that read tokens."""
+ARGUMENTS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
+"""Argument of the objective on outputs, by kind of curriculum."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskData:
+    """An opened task."""
+
+    stream: Stream
+    """Training data."""
+    evaluation: tuple[Batch, ...]
+    """Held-out batches."""
+    num_inputs: int
+    """Features an example, size of the vocabulary, or channels of an image."""
+    num_classes: int
+    """Number of classes or values."""
+    num_positions: int
+    """Length of the sequences, or of the edge of an image; 1 for a task without positions."""
+    name: str
+    """The task in a few words."""
+    padding_token: int | None = 0
+    """Id after the end of a sequence, which an embedding may ignore; None if every id is data."""
+    mask_token: int | None = None
+    """Id that stands for a hidden token; None where none is hidden."""
+
+
+class BaseTask(ABC):
+    """Facts of every task; the defaults are those of tasks that predict tokens."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def models(self) -> tuple[str, ...]:
+        """Return the kinds of models that can read the data."""
+
+    @property
+    @abstractmethod
+    def tokens_per_batch(self) -> int:
+        """Return the positions a step, padding included."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Return the heads of Hugging Face models that give the task's outputs."""
+        return ("masked_lm", "causal_lm")
+
+    @property
+    def metric(self) -> str:
+        """Return the name of the metric by which the task is judged if the spec names none."""
+        return ACCURACY.name
+
+    @property
+    def label_loss(self) -> LabelLossName:
+        """Return the loss that fits the task's labels."""
+        return "cross_entropy"
+
+
+def with_objectives(call: Plain, label_loss: LabelLossName) -> Plain:
+    """Return a call of a curriculum with objectives that suit the labels, where it names none.
+
+    Outputs that are values, not scores of classes, are matched by their squared error.
+
+    Args:
+        call: Kind of the curriculum, and its arguments.
+        label_loss: Loss that fits the task's labels.
+    """
+    kind = str(call.get("kind"))
+    if label_loss == "cross_entropy":
+        return call
+    if kind == "from_labels":
+        return {"loss": label_loss, **call}
+    if kind in ARGUMENTS:
+        values = {"kind": "logits", "divergence": {"kind": "squared_error"}}
+        return {ARGUMENTS[kind]: values, **call}
+    return call
