@@ -2,7 +2,8 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import ParamSpec, TypeVar, overload
 
 from torch import nn
@@ -10,7 +11,6 @@ from torch.utils.data import DataLoader
 
 from curricle import seeding
 from curricle.curriculum.stages import Curriculum
-from curricle.curriculum.strategies import STRATEGIES
 from curricle.data.batch import Batch
 from curricle.data.collation import batch_of, declared_positions
 from curricle.data.dataloaders import LoaderStream, stream
@@ -33,6 +33,29 @@ Arguments = ParamSpec("Arguments")
 Returned = TypeVar("Returned")
 OwnEvaluation = Callable[[TappedModel], dict[str, float]]
 """Evaluation by a function of the caller."""
+
+# The engine does not know the strategies, so their arguments that are most likely to be passed to
+# a public call are listed here.
+STRATEGY_ARGUMENTS: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(
+        (
+            "total",
+            "pairs",
+            "init",
+            "layer_fraction",
+            "durations",
+            "projection",
+            "shared_projection",
+            "normalize",
+            "trainable",
+            "final_objective",
+        ),
+        "extraction",
+    )
+    | dict.fromkeys(("objective", "label_weight"), "one_shot")
+    | dict.fromkeys(("select", "refresh", "speed"), "progressive")
+)
+"""A strategy that takes an argument, by the name of the argument."""
 
 
 def named_arguments(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
@@ -67,9 +90,8 @@ def _place_of(name: str) -> str:
     for argument, kind in (("settings", TrainingSettings), ("optimizer", AdamW)):
         if new in inspect.signature(kind).parameters:
             return f"it belongs to {argument}=curricle.{kind.__name__}({new}=...)"
-    for strategy, build in STRATEGIES.items():
-        if new in inspect.signature(build).parameters:
-            return f"it belongs to the strategy, as curricle.{strategy}(..., {new}=...)"
+    if new in STRATEGY_ARGUMENTS:
+        return f"it belongs to the strategy, as curricle.{STRATEGY_ARGUMENTS[new]}(..., {new}=...)"
     return ""
 
 
