@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from curricle.objectives.logits import MatchLogits as MatchLogits
     from curricle.runs.compare import Comparison as Comparison
     from curricle.runs.compare import compare as compare
+    from curricle.runs.evaluate import Evaluation as Evaluation
+    from curricle.runs.evaluate import evaluate as evaluate
     from curricle.runs.export import Exported as Exported
     from curricle.runs.export import export as export
     from curricle.teachers.stored import open_targets as open_targets
@@ -83,6 +85,7 @@ else:
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),
             "runs.compare": ("Comparison", "compare"),
+            "runs.evaluate": ("Evaluation", "evaluate"),
             "runs.export": ("Exported", "export"),
             "teachers.stored": ("open_targets",),
             "teachers.trajectory": ("Trajectory", "hugging_face_trajectory", "open_trajectory"),

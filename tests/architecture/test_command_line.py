@@ -26,6 +26,13 @@ FROZEN = {
     "reproduce": (["name"], ["--scale", "--output-dir", "--set", "--jobs", "--list"]),
     "report": (["runs"], ["--output"]),
     "probe": (["run"], ["--examples", "--train-probes"]),
+    "evaluate": (
+        ["run"],
+        [
+            *("--on", "--strategy", "--seed", "--metric", "--repetitions", "--blimp", "--pairs"),
+            *("--fine-tune", "--test", "--seeds", "--epochs", "--learning-rate", "--json"),
+        ],
+    ),
     "export": (["run"], ["--to", "--strategy", "--seed", "--onnx", "--onnx-tolerance"]),
     "trajectory": (["path"], []),
 }

@@ -45,7 +45,7 @@ PUBLIC = {
 """Packages with public names, each with an object that this file imports from it."""
 INTERNAL = ("curricle.cli", "curricle.training.", "curricle.teachers.store")
 """Packages whose init has no names: the command line, and parts of a package that has them."""
-ROOT_ONLY = {"export", "compare", "distill", "tapped"}
+ROOT_ONLY = {"evaluate", "export", "compare", "distill", "tapped"}
 """Names of `curricle` that are names of modules in their own package."""
 MODULES = {"curricle.seeding"}
 """Modules that are documented as such, by their functions' names with the module's in front."""

@@ -1,9 +1,10 @@
 """Command line: the verbs and their options.
 
-The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`, `export`,
-`trajectory`, `reproduce`, and `targets` with its own verbs. Every verb that takes a spec also takes
-`--set path=value`. A user's mistake is printed as one line and has exit code 2; a traceback means a
-fault of curricle. A signal is printed as one line and has exit code 128 plus its number.
+The verbs are `demo`, `plan`, `teach`, `distill`, `compare`, `resume`, `report`, `probe`,
+`evaluate`, `export`, `trajectory`, `reproduce`, and `targets` with its own verbs. Every verb that
+takes a spec also takes `--set path=value`. A user's mistake is printed as one line and has exit
+code 2; a traceback means a fault of curricle. A signal is printed as one line and has exit code 128
+plus its number.
 
 Design: the command line only connects runs, which write records, with reports, which read them;
 neither imports the other. Modules that need torch are imported by the command that needs
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperGroup
 
-from curricle.cli import exports
+from curricle.cli import evaluations, exports
 from curricle.cli import targets as cli_targets
 from curricle.cli import trajectory_listing as cli_trajectory
 from curricle.errors import CurricleError, SpecError, visible
@@ -316,6 +317,7 @@ def probe(
         _print(path)
 
 
+app.command()(evaluations.evaluate)
 app.command()(exports.export)
 app.command()(cli_trajectory.trajectory)
 

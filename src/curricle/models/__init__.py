@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from curricle.lazy import public_names
 
 if TYPE_CHECKING:
+    from curricle.models.ensemble import Ensemble as Ensemble
     from curricle.models.huggingface import HuggingFaceSpec as HuggingFaceSpec
     from curricle.models.huggingface import PretrainedSpec as PretrainedSpec
     from curricle.models.mlp import MLP as MLP
@@ -17,6 +18,7 @@ else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
         {
+            "ensemble": ("Ensemble",),
             "huggingface": ("HuggingFaceSpec", "PretrainedSpec"),
             "mlp": ("MLP", "MLPSpec"),
             "tapped": ("Activations", "Place", "Forward", "TappedModel"),

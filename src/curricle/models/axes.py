@@ -200,7 +200,8 @@ class ObservedAxes:
         """
         self.module, self._has_known_states = module, has_known_states
         self._traced: set[Place | None] = set()
-        self._is_active = False
+        self.is_active = False
+        """Whether forward passes observe axes; others use earlier observations."""
         self._axes: dict[tuple[Place | None, int], int | None] = {}
         self._trace: LayerTrace | None = None
 
@@ -211,11 +212,11 @@ class ObservedAxes:
         Yields:
             Nothing.
         """
-        before, self._is_active = self._is_active, True
+        before, self.is_active = self.is_active, True
         try:
             yield
         finally:
-            self._is_active = before
+            self.is_active = before
 
     def axis(self, place: Place | None, tensor: Tensor) -> int | None:
         """Return the observed axis, None if it is ambiguous.
@@ -236,7 +237,7 @@ class ObservedAxes:
         Yields:
             Nothing.
         """
-        if not self._is_active or self._traced.issuperset(places):
+        if self._traced.issuperset(places):
             yield
             return
         self._trace = LayerTrace()
@@ -260,8 +261,6 @@ class ObservedAxes:
             inputs: Inputs of the pass.
             keywords: Its keyword arguments.
         """
-        if not self._is_active:
-            return
         fresh = {
             place: tensor
             for place, tensor in tensors.items()

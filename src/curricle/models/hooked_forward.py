@@ -16,6 +16,7 @@ weight of a head that is multiplied in chunks is used outside of the pass, which
 
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import final
 
@@ -200,14 +201,9 @@ class HookedForward:
             BindError: If the pass does not reach a tap or the head, changes a tap in place, or
                 leaves open which axis counts features.
         """
-        # A declared axis is trusted; the default is checked against the layers of the first pass.
-        # So are axes that were traced before.
-        traced: list[Place | None] = (
-            [place for place in self._places if not place.order] if self._width_axis == -1 else []
-        )
-        if self._reads_logits and self._class_axis == -1:
-            traced.append(None)
-        with self._observed.tracing(traced):
+        traced = self._unknown_axes() if self._observed.is_active else []
+        # Most passes trace nothing and spare the cost, which a small model would notice.
+        with self._observed.tracing(traced) if traced else nullcontext():
             try:
                 output = (
                     module(inputs, **keywords)
@@ -221,7 +217,8 @@ class HookedForward:
                 self._check_complete(output)
             # Passes inside `settle` are of the same module and fire the same hooks.
             self._is_running = False
-            self._settle_axes(traced, inputs, keywords)
+            if traced:
+                self._settle_axes(traced, inputs, keywords)
         self._check_states()
         logits = self._read_logits(inputs)
         # After the pass, when a later module has changed a tap in place if any does.
@@ -234,6 +231,17 @@ class HookedForward:
             for place, state in self._hidden.items()
         ]
         return hidden, logits, None if self._head is None else self._head.states
+
+    def _unknown_axes(self) -> list[Place | None]:
+        """Return the places whose axis of features is observed; None for the logits."""
+        # A declared axis is trusted; the default is checked against the layers of the first pass.
+        # So are axes that were traced before.
+        unknown: list[Place | None] = (
+            [place for place in self._places if not place.order] if self._width_axis == -1 else []
+        )
+        if self._reads_logits and self._class_axis == -1:
+            unknown.append(None)
+        return unknown
 
     def _settle_axes(
         self, traced: list[Place | None], inputs: Inputs, keywords: Mapping[str, object]

@@ -2,17 +2,20 @@
 
 `HuggingFaceSpec` builds a model of any family with random weights, `PretrainedSpec` loads a local
 folder. Both return tapped models through `families.tapped`, which needs no table of families;
-`open_tokenizer` loads the tokenizer of a folder. This
-is the only module that uses transformers' model classes; the package is an extra, so it is imported
-when a model is built.
+`open_tokenizer` loads the tokenizer of a folder; `open_language_model` and `open_classifier` open a
+folder with its tokenizer for an evaluation.
+This is the only module that uses transformers' model classes; the package is an extra, so it is
+imported when a model is built.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any, Literal, cast, final
 
 from pydantic import Field
+from torch import nn
 
 from curricle.errors import BindError, CheckpointError, SpecError, near_names
 from curricle.extras import imported
@@ -45,6 +48,13 @@ AUTO_CLASSES: Mapping[Head, str] = MappingProxyType(
 """Classes of transformers that choose a model by its configuration."""
 LANGUAGE_HEADS = ("masked_lm", "causal_lm", "seq2seq_lm")
 """Heads that predict the vocabulary; the others predict a task's classes or values."""
+HEAD_TABLES: Mapping[Head, str] = MappingProxyType(
+    {
+        "masked_lm": "MODEL_FOR_MASKED_LM_MAPPING_NAMES",
+        "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    }
+)
+"""Tables of transformers with the names of the classes that have a head."""
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 LONGEST_REASON = 200
 """Characters of an error of transformers in a message; some errors list every family."""
@@ -250,6 +260,137 @@ def wrapped_tokenizer(tokenizer: object, *, special: Mapping[str, str]) -> Token
         **special,
     )
     return cast("Tokenizer", wrapped)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenedFolder:
+    """Model and tokenizer of a Hugging Face folder."""
+
+    module: nn.Module
+    """The model in float32."""
+    tokenizer: Any
+    """Its tokenizer."""
+    new_weights: tuple[str, ...] = ()
+    """Names of weights that the folder lacks, which are random."""
+
+    def longest(self, limit: int) -> int:
+        """Return the number of tokens that model and tokenizer take, at most `limit`."""
+        positions = getattr(self.module.config, "max_position_embeddings", None)
+        room = positions if isinstance(positions, int) else limit
+        return min(limit, room, int(self.tokenizer.model_max_length))
+
+
+def language_head(folder: Path) -> Head:
+    """Return the kind of head of a language model in a folder.
+
+    Args:
+        folder: Folder of `save_pretrained`.
+
+    Raises:
+        BindError: If its class predicts neither masked nor next tokens.
+    """
+    transformers = _transformers()
+    _refuse_code(transformers, str(folder))
+    architectures = _load(transformers.AutoConfig, folder).architectures or ["none"]
+    tables = transformers.models.auto.modeling_auto
+    for head, name in HEAD_TABLES.items():
+        if architectures[0] in getattr(tables, name).values():
+            return head
+    raise BindError(
+        f"{str(folder)!r} must hold a model that predicts masked or next tokens; got "
+        f"{architectures[0]}"
+    )
+
+
+def open_language_model(folder: Path) -> OpenedFolder:
+    """Return the language model of a folder with its tokenizer.
+
+    Args:
+        folder: Folder of `save_pretrained`.
+
+    Raises:
+        CheckpointError: If weights are missing.
+    """
+    bundle = _open(AUTO_CLASSES[language_head(folder)], folder)
+    if bundle.new_weights:
+        raise CheckpointError(
+            f"{str(folder)!r} must hold all weights of {type(bundle.module).__name__}; "
+            f"{bundle.new_weights[0]!r} is missing"
+        )
+    return bundle
+
+
+def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
+    """Return the model of a folder with a head for texts of some classes, and its tokenizer.
+
+    Weights that the folder lacks come from torch's global generator.
+
+    Args:
+        folder: Folder of `save_pretrained`.
+        classes: Names of the classes.
+
+    Raises:
+        CheckpointError: If the folder has none of the model's weights.
+    """
+    bundle = _open(
+        "AutoModelForSequenceClassification",
+        folder,
+        id2label=dict(enumerate(classes)),
+        label2id={name: number for number, name in enumerate(classes)},
+        problem_type="single_label_classification",
+        # A head of another number of classes is replaced.
+        ignore_mismatched_sizes=True,
+    )
+    if len(bundle.new_weights) == len(bundle.module.state_dict()):
+        raise CheckpointError(
+            f"{str(folder)!r} must hold weights of {type(bundle.module).__name__}; got none"
+        )
+    if bundle.tokenizer.pad_token_id is None:
+        # Decoders have no padding; what stands there is masked.
+        bundle.tokenizer.pad_token = bundle.tokenizer.eos_token or bundle.tokenizer.bos_token
+    config: Any = bundle.module.config
+    config.pad_token_id = bundle.tokenizer.pad_token_id
+    return bundle
+
+
+def _open(auto_class: str, folder: Path, **settings: object) -> OpenedFolder:
+    """Return model and tokenizer of a folder."""
+    _check_safetensors(folder)
+    transformers = _transformers()
+    _refuse_code(transformers, str(folder))
+    module, loaded = _load(
+        getattr(transformers, auto_class),
+        folder,
+        dtype="float32",
+        use_safetensors=True,
+        output_loading_info=True,
+        **settings,
+    )
+    mismatched = [entry[0] for entry in loaded.get("mismatched_keys", ())]
+    return OpenedFolder(
+        module=module,
+        tokenizer=_load(transformers.AutoTokenizer, folder),
+        new_weights=tuple(sorted({*loaded["missing_keys"], *mismatched})),
+    )
+
+
+def _load(auto_class: Any, folder: Path, **settings: object) -> Any:  # noqa: ANN401 - no types
+    """Return what a class of transformers reads from a folder.
+
+    Raises:
+        CheckpointError: If it cannot; its reason is given.
+    """
+    try:
+        return auto_class.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False, **settings
+        )
+    except Exception as error:
+        # The errors of families for a damaged folder have no common base class.
+        raise CheckpointError(
+            f"{str(folder)!r} must hold a model and its tokenizer as 'save_pretrained' writes "
+            f"them; transformers says: {_reason(error)}"
+        ) from error
 
 
 def _check_safetensors(folder: Path) -> None:

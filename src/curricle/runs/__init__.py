@@ -7,7 +7,14 @@ from curricle.lazy import public_names
 if TYPE_CHECKING:
     from curricle.runs.budget import Budget as Budget
     from curricle.runs.compare import Comparison as Comparison
+    from curricle.runs.evaluate import Evaluation as Evaluation
     from curricle.runs.export import Exported as Exported
+    from curricle.runs.fine_tuning import FineTuned as FineTuned
+    from curricle.runs.fine_tuning import FineTuning as FineTuning
+    from curricle.runs.fine_tuning import fine_tune as fine_tune
+    from curricle.runs.minimal_pairs import PairAccuracy as PairAccuracy
+    from curricle.runs.minimal_pairs import pair_accuracy as pair_accuracy
+    from curricle.runs.minimal_pairs import read_pairs as read_pairs
     from curricle.runs.probe import probe_run as probe_run
     from curricle.runs.report import write_report as write_report
     from curricle.runs.spec import Goal as Goal
@@ -22,7 +29,10 @@ else:
         {
             "budget": ("Budget",),
             "compare": ("Comparison",),
+            "evaluate": ("Evaluation",),
             "export": ("Exported",),
+            "fine_tuning": ("FineTuned", "FineTuning", "fine_tune"),
+            "minimal_pairs": ("PairAccuracy", "pair_accuracy", "read_pairs"),
             "probe": ("probe_run",),
             "report": ("write_report",),
             "spec": (

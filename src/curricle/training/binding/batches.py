@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from inspect import signature
+from types import TracebackType
 from typing import final
 
 import torch
@@ -359,24 +360,36 @@ def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:
     return (*decided, note)
 
 
-@contextmanager
-def add_location(stage: str, step: int, seed: int) -> Iterator[None]:
-    """Add to an error of the data where in the run it has come up.
+@final
+class LocatedErrors:
+    """Context that adds to an error of the data where in the run it has come up."""
 
-    Args:
-        stage: Name of the stage.
-        step: The step, unless the error has it, as of batches that are read ahead.
-        seed: Seed of the run.
+    def __init__(self, stage: str, step: int, seed: int) -> None:
+        """Hold the location.
 
-    Raises:
-        DataError: If the block raises one.
-    """
-    try:
-        yield
-    except DataError as error:
-        # Step 0 is a step, so the comparison is with None.
-        fault = step if error.step is None else error.step
-        raise DataError(f"stage {stage!r}, step {fault}, seed {seed}: {error}") from error
+        Args:
+            stage: Name of the stage.
+            step: The step, unless the error has it, as of batches that are read ahead.
+            seed: Seed of the run.
+        """
+        self._stage, self._step, self._seed = stage, step, seed
+
+    def __enter__(self) -> None:
+        """Do nothing; a class, since a generator would cost each step of a small model time."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Add the location.
+
+        Raises:
+            DataError: If the block has raised one.
+        """
+        if isinstance(error, DataError):
+            # Step 0 is a step, so the comparison is with None.
+            fault = self._step if error.step is None else error.step
+            where = f"stage {self._stage!r}, step {fault}, seed {self._seed}"
+            raise DataError(f"{where}: {error}") from error
 
 
 @final

@@ -18,7 +18,7 @@ from typing import final
 
 from curricle.errors import DataError
 from curricle.models.weights import architecture
-from curricle.training.binding.batches import add_location, excess
+from curricle.training.binding.batches import LocatedErrors, excess
 from curricle.training.fast.batched_students import BatchedStudents, is_counter
 from curricle.training.fast.multistep import FusedSteps
 from curricle.training.loop.stage_loss import StepLoss
@@ -131,7 +131,7 @@ class Group:
         """
         stepper = self.steppers[0]
         run = stepper.run
-        with add_location(stepper.stage.declared.name, step, run.seed):
+        with LocatedErrors(stepper.stage.declared.name, step, run.seed):
             try:
                 yield
             except IndexError as error:

@@ -36,7 +36,7 @@ from curricle.objectives.base import label_check
 from curricle.records import Usage
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
-from curricle.training.binding.batches import add_location
+from curricle.training.binding.batches import LocatedErrors
 from curricle.training.binding.bound_objectives import adapters_of
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.bound_stages import BoundStage
@@ -294,7 +294,7 @@ class StagedLoss:
         self._stage_stack.close()
 
     def _located(self) -> AbstractContextManager[None]:
-        return add_location(self.stage.declared.name, self.num_steps, self.run.seed)
+        return LocatedErrors(self.stage.declared.name, self.num_steps, self.run.seed)
 
     def _check(self, batch: Batch) -> None:
         """Check the ids and labels of a batch; see `RunBatches`."""

@@ -23,7 +23,7 @@ from curricle.models.inference import compiled_blocks
 from curricle.models.restoring import frozen_but
 from curricle.objectives.base import Target
 from curricle.records import Usage
-from curricle.training.binding.batches import add_location
+from curricle.training.binding.batches import LocatedErrors
 from curricle.training.binding.bound_objectives import adapters_in_optimizer
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
@@ -120,7 +120,7 @@ class Stepper:
             DataError: If a batch cannot be read by a model; the stage and the step are named.
             DivergenceError: If the loss is not finite; the weights are those before the step.
         """
-        with add_location(self.stage.declared.name, step, self.run.seed):
+        with LocatedErrors(self.stage.declared.name, step, self.run.seed):
             if self.prefetcher is None:
                 prepared = self.prepared(step)
             else:
@@ -262,7 +262,7 @@ class Stepper:
     def calibrate(self) -> None:
         """Give the objectives that need them the teacher's statistics over the first batches."""
         begins = self._placement.now()
-        with add_location(self.stage.declared.name, self.start, self.run.seed):
+        with LocatedErrors(self.stage.declared.name, self.start, self.run.seed):
             was_needed = self.loss.calibrate(
                 lambda: (self.batch(step) for step in range(CALIBRATION_BATCHES))
             )

@@ -47,7 +47,7 @@ from curricle.teachers.store.manifest import (
 )
 from curricle.teachers.store.shards import SHARD_BYTES, ShardWriter, uniforms
 from curricle.teachers.stored import check_readable
-from curricle.training.binding.batches import add_location
+from curricle.training.binding.batches import LocatedErrors
 from curricle.training.binding.bound_run import BoundRun
 from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.loop.stage_loss import CALIBRATION_BATCHES, StageLoss, open_stage_loss
@@ -160,7 +160,7 @@ class TeacherQuery:
         with self._open() as loss:
             # If an earlier stage may end early, a student may read any of these steps.
             for step in stage.span.possible_steps:
-                with add_location(stage.declared.name, step, run.seed):
+                with LocatedErrors(stage.declared.name, step, run.seed):
                     # In the parts of training: a pass of another size rounds differently.
                     for micro_batch in run.stream.batch(step).split(
                         run.settings.gradient_accumulation_steps
@@ -183,7 +183,7 @@ class TeacherQuery:
         with self._open() as loss:
             for step in stage.span.possible_steps[:steps]:
                 for micro_batch in self._parts(step):
-                    with add_location(stage.declared.name, step, self.run.seed):
+                    with LocatedErrors(stage.declared.name, step, self.run.seed):
                         targets = loss.targets(micro_batch)
                         rows = [_rows(loss, targets[number]) for _, number in self.target_sets]
                     for (target_set, number), target in zip(self.target_sets, rows, strict=True):
@@ -192,7 +192,7 @@ class TeacherQuery:
     def _parts(self, step: int) -> list[Batch]:
         """Return the parts of the batch of a step where the teacher lies."""
         run = self.run
-        with add_location(self.stage.declared.name, step, run.seed):
+        with LocatedErrors(self.stage.declared.name, step, run.seed):
             micro_batches = run.stream.batch(step).split(run.settings.gradient_accumulation_steps)
             return [run.settings.placement.part_of(micro_batch) for micro_batch in micro_batches]
 
@@ -212,7 +212,7 @@ class TeacherQuery:
         ):
             # As a stage does at its start, over the same batches: the mean is part of a centered
             # target.
-            with add_location(stage.declared.name, stage.span.start, run.seed):
+            with LocatedErrors(stage.declared.name, stage.span.start, run.seed):
                 loss.calibrate(
                     lambda: (place(run.stream.batch(step)) for step in range(CALIBRATION_BATCHES))
                 )

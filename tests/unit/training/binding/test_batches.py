@@ -19,10 +19,10 @@ from curricle.objectives.base import check_classes
 from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import (
+    LocatedErrors,
     RunBatches,
     TableLimit,
     TableWatch,
-    add_location,
     check_token_lengths,
     excess,
     run_forward,
@@ -217,9 +217,9 @@ def test_a_table_of_positions_that_is_given_ids_has_no_row_for_each() -> None:
 
 def test_an_error_of_the_data_is_located() -> None:
     sentence = r"^stage 'a', step 3, seed 5: too long$"
-    with pytest.raises(DataError, match=sentence), add_location("a", 3, 5):
+    with pytest.raises(DataError, match=sentence), LocatedErrors("a", 3, 5):
         raise DataError("too long")
-    with pytest.raises(KeyError), add_location("a", 3, 5):
+    with pytest.raises(KeyError), LocatedErrors("a", 3, 5):
         raise KeyError("other")
 
 
@@ -248,7 +248,7 @@ def test_an_error_that_knows_its_step_is_located_there(step: int) -> None:
     error = DataError("too long")
     error.step = step
     with pytest.raises(DataError, match=rf"^stage 'a', step {step}, seed 5: too long$"):  # noqa: SIM117
-        with add_location("a", 3, 5):
+        with LocatedErrors("a", 3, 5):
             raise error
 
 

@@ -1,0 +1,157 @@
+"""Command for the judgement of finished models: evaluate.
+
+Design: as in `cli`, modules that need torch are imported when the command runs.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from curricle.errors import SpecError, visible
+from curricle.values import Plain
+
+if TYPE_CHECKING:
+    from curricle.reports.tables import Grid
+
+WIDE = 140
+"""Columns of tables that do not go to a terminal."""
+
+
+def evaluate(  # noqa: PLR0913 - each option is one of the command
+    run: Annotated[Path, typer.Argument(help="Run folder.", show_default=False)],
+    *,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Change a field of the task; repeatable."),
+    ] = None,
+    strategy: Annotated[
+        str | None, typer.Option(help="Of a comparison: the student's strategy.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of a comparison: the student's seed; by default the first.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="Metric; repeatable; those of the run by default.", show_default=False),
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 20,
+    blimp: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Score pairs of sentences instead, JSON lines as BLiMP."),
+    ] = None,
+    pairs: Annotated[
+        int | None, typer.Option(min=1, help="With --blimp: pairs of each kind, the first ones.")
+    ] = None,
+    fine_tune: Annotated[
+        Path | None,
+        typer.Option(metavar="TRAIN", help="Fine-tune on texts with labels instead, a table."),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="With --fine-tune: texts to be judged by, a table.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="With --fine-tune: number of seeds.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: passes over TRAIN.")] = 3,
+    learning_rate: Annotated[
+        float, typer.Option(help="With --fine-tune: peak of the learning rate.")
+    ] = 1e-4,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
+) -> None:
+    """Compare a finished student with its teacher: metrics, size and speed on this machine.
+
+    With --blimp or --fine-tune RUN may also be a Hugging Face folder.
+    """
+    from curricle.runs.fine_tuning import FineTuning
+    from curricle.runs.run_evaluation import evaluate_run, fine_tune_run, score_run
+
+    notes: tuple[str, ...]
+    if blimp is not None:
+        _check_alone({"--fine-tune": fine_tune, "--on": on, "--metric": metric}, "--blimp")
+        with _progress("scoring pairs") as watch:
+            accuracy = score_run(run, blimp, limit=pairs, strategy=strategy, seed=seed, watch=watch)
+        notes = (f"{accuracy.pairs:,} pairs, {accuracy.ties} ties, which count as wrong",)
+        _show(accuracy.grid(blimp.name), notes, accuracy.plain(), as_json=as_json)
+    elif fine_tune is not None:
+        _check_alone({"--on": on, "--metric": metric}, "--fine-tune")
+        tuning = FineTuning(epochs=epochs, learning_rate=learning_rate)
+        tuned = fine_tune_run(
+            run,
+            fine_tune,
+            _require_test(test),
+            strategy=strategy,
+            seed=seed,
+            seeds=range(seeds),
+            tuning=tuning,
+        )
+        texts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
+        notes = (
+            f"{texts} of {len(tuned.classes)} classes; {tuned.steps:,} steps a seed",
+            f"new weights: {', '.join(tuned.new_weights) or 'none'}",
+        )
+        _show(tuned.grid(fine_tune.name), notes, tuned.plain(), as_json=as_json)
+    else:
+        evaluation = evaluate_run(
+            run,
+            changes=on,
+            strategy=strategy,
+            seed=seed,
+            metrics=metric,
+            repetitions=repetitions,
+        )
+        _show(evaluation.grid(), evaluation.notes, evaluation.plain(), as_json=as_json)
+
+
+def _require_test(test: Path | None) -> Path:
+    """Return the file of test texts.
+
+    Raises:
+        SpecError: If none is given.
+    """
+    if test is None:
+        raise SpecError("'--fine-tune' must come with '--test', the texts to be judged by")
+    return test
+
+
+def _check_alone(options: dict[str, object], mode: str) -> None:
+    """Check that no option of another evaluation is given.
+
+    Raises:
+        SpecError: If one is.
+    """
+    for name, argument in options.items():
+        if argument is not None:
+            raise SpecError(
+                f"{name!r} must be left out with {mode!r}, which is an evaluation apart"
+            )
+
+
+@contextmanager
+def _progress(words: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a bar on standard error.
+
+    Yields:
+        A function of the number that is done and of all.
+    """
+    console = Console(stderr=True, markup=False, emoji=False)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task(words)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _show(grid: "Grid", notes: tuple[str, ...], facts: Plain, *, as_json: bool) -> None:
+    """Print a table with notes, or JSON."""
+    from curricle.reports.tables import to_rich
+
+    if as_json:
+        print(json.dumps(facts, indent=2))
+        return
+    console = Console(markup=False, emoji=False)
+    console = console if console.is_terminal else Console(width=WIDE, markup=False, emoji=False)
+    console.print(to_rich(grid))
+    for note in notes:
+        console.print(visible(note), soft_wrap=True)

@@ -1,0 +1,232 @@
+"""Evaluation of a trained student beside its teacher: metrics, size and speed.
+
+`evaluate` takes models and held-out batches as `distill` does and changes nothing. The result is
+printed as a table and has plain data for JSON.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import nn
+
+from curricle.data.batch import Batch
+from curricle.errors import BindError
+from curricle.extras import package_version
+from curricle.metrics import ACCURACY, METRICS, Metric, metric_of, metrics_beside
+from curricle.models.families import tapped
+from curricle.models.restoring import looked_at
+from curricle.models.tapped import TappedModel
+from curricle.reports.evaluation_tables import evaluation_grid
+from curricle.reports.tables import Grid, to_markdown
+from curricle.runs.model_costs import Cost, first_examples, measure_costs, num_examples
+from curricle.training.loop.evaluation import label_metrics
+from curricle.training.setup.arguments import require_model
+from curricle.training.setup.placement import place_model
+from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.torch_state import standard_state
+from curricle.values import Plain
+
+REPETITIONS = 20
+"""Timed passes of each model."""
+NAMES = ("student", "teacher")
+"""Names of models in tables."""
+MOST_TIMED = 32
+"""Largest batch whose passes are timed."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEvaluation:
+    """Metrics, size and speed of one model."""
+
+    name: str
+    """Name in tables."""
+    metrics: Mapping[str, float]
+    """Metrics on the held-out data; empty if the teacher reads other positions."""
+    cost: Cost
+    """Size and speed."""
+
+    def plain(self) -> Plain:
+        """Return plain data, as JSON has it."""
+        return {
+            "name": self.name,
+            "metrics": dict(self.metrics),
+            "parameters": self.cost.parameters,
+            "bytes": self.cost.num_bytes,
+            "ms_per_example": self.cost.milliseconds,
+            "ms_alone": self.cost.milliseconds_alone,
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Result of `evaluate`; its text is a table."""
+
+    student: ModelEvaluation
+    """The student."""
+    teacher: ModelEvaluation | None
+    """The teacher; None if there is none."""
+    task: str
+    """The data in a few words; empty if they have no name."""
+    num_examples: int
+    """Number of held-out examples."""
+    timed_examples: int
+    """Examples of the batch whose passes were timed."""
+    repetitions: int
+    """Timed passes of each model."""
+    device: str
+    """Device of the models."""
+    threads: int
+    """CPU threads of torch."""
+    notes: tuple[str, ...] = ()
+    """Why something is missing, one sentence each."""
+
+    def plain(self) -> Plain:
+        """Return plain data, as JSON has it."""
+        return {
+            "task": self.task,
+            "examples": self.num_examples,
+            "student": self.student.plain(),
+            "teacher": None if self.teacher is None else self.teacher.plain(),
+            "timing": {
+                "batch": self.timed_examples,
+                "repetitions": self.repetitions,
+                "device": self.device,
+                "threads": self.threads,
+                "torch": torch.__version__,
+            },
+            "notes": list(self.notes),
+            "curricle": package_version(),
+        }
+
+    def grid(self) -> Grid:
+        """Return the table."""
+        models = [model for model in (self.student, self.teacher) if model is not None]
+        return evaluation_grid({model.name: model.plain() for model in models}, title=self.task)
+
+    def __str__(self) -> str:
+        """Return the table and the notes."""
+        return "\n".join([to_markdown(self.grid()), *self.notes])
+
+
+@standard_state(is_training=False)
+def evaluate(
+    student: nn.Module | TappedModel,
+    evaluation: Sequence[Batch],
+    *,
+    teacher: nn.Module | TappedModel | None = None,
+    metrics: Sequence[str | Metric] | None = None,
+    repetitions: int = REPETITIONS,
+    settings: TrainingSettings = TrainingSettings(),
+    task: str = "",
+) -> Evaluation:
+    """Return metrics, size and speed of a student and, beside it, of its teacher.
+
+    Args:
+        student: The model; it stays as it is.
+        evaluation: Held-out batches with labels.
+        teacher: The model to compare with; None evaluates the student alone.
+        metrics: Metrics or names of built-in ones; None takes accuracy and nll for classes, and
+            the mean squared error for float labels. `kl` is that from the teacher.
+        repetitions: Timed passes of each model, whose median is taken.
+        settings: Device and threads.
+        task: The data in a few words, for the table.
+
+    Returns:
+        The numbers of both models; the table is its text.
+
+    Raises:
+        BindError: If an argument is of another kind, or a metric reads a teacher without one.
+        DataError: If labels and models do not fit.
+    """
+    require_model("student", student)
+    models = [tapped(student)]
+    if teacher is not None:
+        require_model("teacher", teacher)
+        models.append(tapped(teacher))
+    _require_batches(evaluation)
+    choice = _metrics(evaluation, metrics)
+    notes: list[str] = []
+    with settings.stated_threads():
+        for model in models:
+            place_model(settings.placement, model)
+        numbers = _scores(evaluation, settings, choice, models)
+        if teacher is not None and any(batch.for_teacher is not batch for batch in evaluation):
+            notes.append("the teacher reads inputs of its own, so its metrics are left out")
+        batch = evaluation[0]
+        inputs = [first_examples(side.inputs, MOST_TIMED) for side in (batch, batch.for_teacher)]
+        costs = measure_costs(
+            [model.module for model in models], inputs[: len(models)], repetitions=repetitions
+        )
+        results = [
+            ModelEvaluation(name=name, metrics=scores, cost=cost)
+            for name, scores, cost in zip(NAMES, numbers, costs, strict=False)
+        ]
+        return Evaluation(
+            student=results[0],
+            teacher=None if teacher is None else results[1],
+            task=task,
+            num_examples=sum(batch.num_examples for batch in evaluation),
+            timed_examples=num_examples(inputs[0]),
+            repetitions=repetitions,
+            device=_device(models[0].module),
+            threads=torch.get_num_threads(),
+            notes=tuple(notes),
+        )
+
+
+def _scores(
+    evaluation: Sequence[Batch],
+    settings: TrainingSettings,
+    metrics: Sequence[Metric],
+    models: Sequence[TappedModel],
+) -> list[dict[str, float]]:
+    """Return the metrics of student and teacher; none of a teacher with inputs of its own."""
+    teacher = models[1] if len(models) > 1 else None
+    has_own_inputs = any(batch.for_teacher is not batch for batch in evaluation)
+    results: list[dict[str, float]] = []
+    for model in models:
+        # A comparison with the teacher is not one of the teacher's own metrics.
+        judges = [metric for metric in metrics if model is not teacher or metric.reads != "teacher"]
+        if not judges or (model is teacher and has_own_inputs):
+            results.append({})
+            continue
+        judge = label_metrics(evaluation, settings.placement, metrics=judges, teacher=teacher)
+        with looked_at(model.module):
+            results.append(judge(model))
+    return results
+
+
+def _metrics(
+    evaluation: Sequence[Batch], metrics: Sequence[str | Metric] | None
+) -> tuple[Metric, ...]:
+    """Return the metrics to compute."""
+    if metrics is not None:
+        return tuple({metric.name: metric for metric in map(metric_of, metrics)}.values())
+    labels = evaluation[0].labels
+    is_value = labels is not None and labels.is_floating_point()
+    return metrics_beside(METRICS["mean_squared_error"] if is_value else ACCURACY)
+
+
+def _require_batches(evaluation: object) -> None:
+    """Check that held-out data are batches.
+
+    Raises:
+        BindError: If they are not.
+    """
+    is_sequence = isinstance(evaluation, Sequence) and len(evaluation) > 0
+    items = evaluation if isinstance(evaluation, Sequence) else ()
+    if not is_sequence or any(type(item) is not Batch for item in items):
+        raise BindError(
+            f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
+            f"in range(4)] of held_out = curricle.stream(loader); got "
+            f"{type(evaluation).__name__!r}"
+        )
+
+
+def _device(module: nn.Module) -> str:
+    """Return the kind of device that holds the weights."""
+    return next((parameter.device.type for parameter in module.parameters()), "cpu")
