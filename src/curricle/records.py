@@ -20,7 +20,7 @@ evaluation and checkpoints.
 
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, final
 
@@ -162,6 +162,11 @@ class RunRecord:
     """Decisions of binding, one sentence each: the choice of stages, the output that is taken for
     the logits, positions outside the loss."""
 
+    def __str__(self) -> str:
+        """Return the method, its stages and their lengths in a line."""
+        stages = ", ".join(f"{stage.name} ({stage.steps} steps)" for stage in self.stages)
+        return f"{self.method} with seed {self.seed}: {stages}"
+
 
 @final
 @value
@@ -173,6 +178,10 @@ class StageRecord:
     """Name of the stage."""
     usage: Usage
     """Consumed before the stage."""
+
+    def __str__(self) -> str:
+        """Return the step and the name of the stage in a line."""
+        return f"step {self.usage.steps}: stage {self.stage!r} begins"
 
 
 @final
@@ -192,6 +201,11 @@ class StepRecord:
     usage: Usage
     """Consumed including this step."""
 
+    def __str__(self) -> str:
+        """Return the step, stage and loss in a line."""
+        rate = f"learning rate {self.learning_rate:.3g}"
+        return f"step {self.usage.steps} ({self.stage}): loss {self.loss:.4g}, {rate}"
+
 
 @final
 @value
@@ -206,6 +220,10 @@ class EvaluationRecord:
     user's evaluation."""
     usage: Usage
     """Consumed before the evaluation."""
+
+    def __str__(self) -> str:
+        """Return the step, stage and metrics in a line."""
+        return f"step {self.usage.steps} ({self.stage}): {_listed(self.metrics)}"
 
 
 @final
@@ -229,6 +247,11 @@ class StageEndRecord:
     usage: Usage
     """Consumed by the end of the stage."""
 
+    def __str__(self) -> str:
+        """Return the step, and the length and reason of the end in a line."""
+        length = f"ends after {self.done} of {self.planned} steps"
+        return f"step {self.usage.steps}: stage {self.stage!r} {length} ({self.why})"
+
 
 @final
 @value
@@ -242,6 +265,11 @@ class EndRecord:
     """Consumed by the whole run."""
     weights: str = ""
     """SHA-256 of the finished student's `model.safetensors`; empty in records of version 0.1."""
+
+    def __str__(self) -> str:
+        """Return the number of steps, the seconds and the metrics in a line."""
+        cost = f"end after {self.usage.steps} steps in {self.usage.seconds:.1f} seconds"
+        return f"{cost}: {_listed(self.metrics)}"
 
 
 @final
@@ -270,6 +298,11 @@ Record = Annotated[
     RunRecord | StageRecord | StepRecord | EvaluationRecord | StageEndRecord | EndRecord,
     Field(discriminator="kind"),
 ]
+
+
+def _listed(metrics: Mapping[str, float]) -> str:
+    """Return metrics with their names, for people."""
+    return ", ".join(f"{name} {number:.4g}" for name, number in metrics.items())
 
 
 @final

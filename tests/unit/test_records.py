@@ -14,6 +14,7 @@ from curricle.records import (
     Record,
     RecordWriter,
     RunRecord,
+    StageEndRecord,
     StagePlan,
     StageRecord,
     StepRecord,
@@ -65,6 +66,18 @@ def write(path: Path, records: list[Record], *, keep_bytes: int = 0) -> int:
     size = writer.size
     writer.close()
     return size
+
+
+def test_each_record_prints_as_one_short_line() -> None:
+    end = StageEndRecord(stage="layer 1", planned=9, done=2, why="plateau", usage=SPENT)
+    assert [str(record) for record in (*RUN, end)] == [
+        "extraction with seed 3: layer 1 (2 steps)",
+        "step 0: stage 'layer 1' begins",
+        "step 2 (layer 1): loss 0.5, learning rate 0.1",
+        "step 2 (layer 1): accuracy 0.75",
+        "end after 2 steps in 0.5 seconds: accuracy 0.75",
+        "step 2: stage 'layer 1' ends after 2 of 9 steps (plateau)",
+    ]
 
 
 def test_flops_of_student_and_teacher_add_up() -> None:

@@ -23,7 +23,7 @@ from fractions import Fraction
 from types import MappingProxyType
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from curricle.curriculum.durations import (
     Duration,
@@ -36,6 +36,7 @@ from curricle.curriculum.initialization import RandomStart, WarmStart
 from curricle.curriculum.selection import Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
+from curricle.objectives.base import MOST_WEIGHT
 from curricle.objectives.catalog import AnyObjective
 from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
 from curricle.objectives.labels import LabelLoss, LabelLossName
@@ -49,6 +50,14 @@ Schedule = Literal["global", "own"]
 State = Literal["keep", "reset"]
 Trainable = Literal["reached", "new", "all"]
 Stages = Annotated[tuple[Stage, ...], Field(min_length=1)]
+
+
+def _as_pairs(pairs: object) -> object:
+    """Return a single layer pair, or its fields, as a list of one."""
+    return (pairs,) if isinstance(pairs, (LayerPair, Mapping)) else pairs
+
+
+Pairs = Annotated[tuple[NamedPair, ...] | int, BeforeValidator(_as_pairs)]
 MOST_PAIRS = 1_000
 """Maximum number of layer pairs, hence of stages."""
 MOST_REFRESHES = 100_000
@@ -77,7 +86,7 @@ def evenly_spaced_pairs(num_pairs: int) -> tuple[LayerPair, ...]:
 def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the paper
     *,
     total: DurationText,
-    pairs: tuple[NamedPair, ...] | int = 1,
+    pairs: Pairs = 1,
     layer_fraction: Share | None = None,
     durations: tuple[StageDurationText, ...] | None = None,
     projection: Projection = Gaussian(),
@@ -97,7 +106,8 @@ def extraction(  # noqa: PLR0913 - each argument is a decision not stated in the
 
     Args:
         total: Length of the curriculum.
-        pairs: Layer pairs, earliest first; a number r means `evenly_spaced_pairs(r)`.
+        pairs: Layer pairs, earliest first, or a single one; a number r means
+            `evenly_spaced_pairs(r)`.
         layer_fraction: Part of `total` for all layer stages together, divided equally; a quarter if
             neither this nor `durations` is set.
         durations: Length of each layer stage, instead of `layer_fraction`; for a rule its
@@ -257,6 +267,7 @@ def one_shot(
     *,
     total: DurationText,
     objective: AnyObjective = MatchLogits(),
+    label_weight: Annotated[float, Field(ge=0, le=MOST_WEIGHT)] = 0.0,
     teacher: TeacherReference = "final",
     init: WarmStart | None = None,
     name: str = "one_shot",
@@ -266,11 +277,18 @@ def one_shot(
     Args:
         total: Length of the curriculum.
         objective: Objective of the stage.
+        label_weight: Weight of a second objective, the cross-entropy against the data's labels;
+            0 leaves it out. Another label loss is an objective of `staged`.
         teacher: Teacher of the stage.
         init: Initialization of the student's embeddings before the first step.
         name: Name of the method in reports.
+
+    Source:
+        Hinton et al. 2015 (arXiv 1503.02531), section 2: the weighted sum of both objectives.
+        Deviation: the objective of the teacher keeps its own weight; it is not 1 - `label_weight`.
     """
-    stage = Stage(name="logits", duration=total, objectives=(objective,), teacher=teacher)
+    labels = (LabelLoss(weight=label_weight),) if label_weight else ()
+    stage = Stage(name="logits", duration=total, objectives=(objective, *labels), teacher=teacher)
     return Curriculum(name=name, stages=(stage,), init=init)
 
 

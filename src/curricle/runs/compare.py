@@ -45,17 +45,20 @@ from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import evaluator_of, execute
-from curricle.training.loop.engine import Outputs
+from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.setup.arguments import (
     AnyModel,
+    as_evaluation,
     as_stream,
     as_teacher,
     judged_by,
+    named_arguments,
     require_kind,
     require_model,
     require_parts,
 )
+from curricle.training.setup.observers import NewObserver, shown_progress
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
@@ -143,18 +146,26 @@ class _Plan:
         return [[run for run in runs if run[1] == seed] for seed in seeds]
 
     def train(
-        self, runs: Sequence[tuple[str, int]], folder: Path, *, resume: bool
+        self,
+        runs: Sequence[tuple[str, int]],
+        folder: Path,
+        *,
+        new_observer: NewObserver,
+        resume: bool,
     ) -> dict[tuple[str, int], nn.Module]:
         """Return the students of runs, trained.
 
         Args:
             runs: Strategies and seeds.
             folder: Folder of the comparison.
+            new_observer: Returns the observer that shows a run.
             resume: Whether each run continues from its newest checkpoint.
         """
         students: dict[tuple[str, int], nn.Module] = {}
         for group in self.groups(runs):
-            members = [self.member(*run, folder) for run in group]
+            members = [
+                self.member(*run, folder, new_observer(f"{run[0]} seed {run[1]}")) for run in group
+            ]
             if len(members) > 1:
                 execute_shared(members, metric=self.metric, resume=resume)
             else:
@@ -170,10 +181,12 @@ class _Plan:
             }
         return students
 
-    def member(self, name: str, seed: int, folder: Path) -> SharedRun:
+    def member(self, name: str, seed: int, folder: Path, display: Observer) -> SharedRun:
         """Return a bound run with its evaluation and outputs."""
         place = run_folder(folder, name, seed)
-        observers = () if self.watch is None else (partial(self.watch, name, seed),)
+        observers: tuple[Observer, ...] = (display,)
+        if self.watch is not None:
+            observers = (*observers, partial(self.watch, name, seed))
         return SharedRun(
             run=self.bound(name, seed, place),
             evaluate=self.evaluate,
@@ -206,13 +219,14 @@ class _Plan:
         )
 
 
+@named_arguments
 @standard_state()
 def compare(  # noqa: PLR0913 - the public call; everything but the models, data and budget has a default
     student: AnyModel | Callable[[int], AnyModel],
     teacher: AnyModel | StoredTeacher | None,
     data: Stream | DataLoader[object] | Callable[[int], Stream],
     *,
-    evaluation: Sequence[Batch] | Evaluator,
+    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
     budget: Budget | str,
     strategies: Sequence[str] | Mapping[str, Strategy] = DEFAULT_STRATEGIES,
     seeds: Sequence[int] = (0, 1, 2),
@@ -225,6 +239,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     output_dir: str | Path | None = None,
     share_teacher: bool = False,
     watch: Watcher | None = None,
+    progress: bool = True,
     resume: bool = False,
 ) -> Comparison:
     """Train a student by each strategy with each seed, within equal budgets, and compare them.
@@ -235,7 +250,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         teacher: The finished teacher, stored targets, or None if no strategy needs one.
         data: Training batches, or a function from a seed to them; a `DataLoader` is read in an
             order of each seed.
-        evaluation: Held-out batches with labels, or a function from the model to metrics.
+        evaluation: Held-out batches with labels, a `DataLoader` of them, which is read once, or a
+            function from the model to metrics.
         budget: Limit for each student, as `'2000 steps'`, `'1M examples'`, `'4T flops'` or
             `'60 seconds'`. FLOPs count student and teacher; seconds count training only.
         strategies: Names of strategies, or strategies by name: a `kind` with arguments such as
@@ -251,6 +267,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         share_teacher: Whether students that read the same data are trained in turns, with one pass
             of the teacher for all. Results are the same; memory holds all these students.
         watch: Receives strategy, seed and record of everything that happens.
+        progress: Whether a progress bar of each run is shown on stderr, if that is a terminal.
         resume: Whether to continue an interrupted comparison in `output_dir`.
 
     Returns:
@@ -262,7 +279,10 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         DivergenceError: If a loss or the metric is not finite.
         SpecError: If a strategy or the budget does not exist or does not pay for its stages.
     """
-    require_parts(optimizer, evaluation)
+    # Labels of held-out items have the meaning of those of training items.
+    reader = as_stream(data, 0) if isinstance(data, DataLoader) else data
+    held_out = as_evaluation(evaluation, reader)
+    require_parts(optimizer, held_out)
     require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     if not callable(student):
         require_model("student", student)
@@ -288,7 +308,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         optimizer=optimizer,
         settings=settings,
         shares_teacher=share_teacher,
-        evaluate=evaluator_of(evaluation, settings, metric, source),
+        evaluate=evaluator_of(held_out, settings, metric, source),
         metric=name,
         better=better,
         watch=watch,
@@ -313,7 +333,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
             plan.bound(name, seeds[0], run_folder(folder, name, seeds[0]))
         write_request(folder, request, resume=resume)
         runs = [(name, seed) for seed in seeds for name in plan.strategies]
-        students = plan.train(runs, folder, resume=resume)
+        with shown_progress(is_wanted=progress) as new_observer:
+            students = plan.train(runs, folder, new_observer=new_observer, resume=resume)
         page = None if output_dir is None else folder / REPORT
         summary = summarized([folder])[1] if page is None else write_report([folder], page)
     return Comparison(students=students, summary=summary, report=page)

@@ -50,15 +50,18 @@ from curricle.training.loop.engine import (
 from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
 from curricle.training.setup.arguments import (
     AnyModel,
+    as_evaluation,
     as_stream,
     as_teacher,
     judged_by,
+    named_arguments,
     require_curriculum,
     require_kind,
     require_model,
     require_parts,
 )
 from curricle.training.setup.interrupts import LOGGER, Interrupts, Terminated
+from curricle.training.setup.observers import shown_progress
 from curricle.training.setup.optimizers import SGD, AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
@@ -140,6 +143,7 @@ def execute(
         return training.end
 
 
+@named_arguments
 @standard_state()
 def distill(  # noqa: PLR0913 - the public call; everything but four has a default
     student: AnyModel,
@@ -147,7 +151,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     curriculum: Curriculum,
     data: Stream | DataLoader[object],
     *,
-    evaluation: Sequence[Batch] | Evaluator,
+    evaluation: Sequence[Batch] | DataLoader[object] | Evaluator,
     metric: str | Metric = ACCURACY,
     better: Direction | None = None,
     optimizer: Optimizer = AdamW(learning_rate=1e-3),
@@ -157,6 +161,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     output_dir: str | Path | None = None,
     observers: Sequence[Observer] = (),
     report_to: str | Sequence[str] = (),
+    progress: bool = True,
     resume: bool = False,
 ) -> Result:
     """Train a student by a curriculum.
@@ -168,7 +173,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         curriculum: Result of a strategy such as `extraction`.
         data: Training batches, or a `DataLoader`, which is read by `curricle.stream(data,
             seed=seed)`; call it yourself for `next_token` and `positions`.
-        evaluation: Held-out batches with labels, or a function from the model to metrics. The
+        evaluation: Held-out batches with labels, a `DataLoader` of them, which is read once, or a
+            function from the model to metrics. The
             metric by which the run is judged must be finite; of the others, records and the result
             hold those that are.
         metric: The metric by which the run is judged, or its name. Batches are evaluated by it and
@@ -184,6 +190,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         observers: Functions that receive every record.
         report_to: Trackers that receive the run: `tensorboard`, `wandb`, `trackio`, `mlflow`, each
             an extra of curricle.
+        progress: Whether a progress bar and the notes of the run are shown on stderr, if that is a
+            terminal.
         resume: Whether to go on from the newest checkpoint in `output_dir`; of a complete run the
             student gets the finished weights.
 
@@ -200,7 +208,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     # fail as missing attributes of things that the caller does not know.
     batches = as_stream(data, seed)
     require_curriculum(curriculum)
-    require_parts(optimizer, evaluation)
+    held_out = as_evaluation(evaluation, batches)
+    require_parts(optimizer, held_out)
     require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
     require_model("student", student)
     # Stored targets are no model, and need none.
@@ -226,9 +235,17 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         settings=settings,
         seed=seed,
     )
-    evaluate = evaluator_of(evaluation, settings, metric, source)
-    with _add_resumption_note(folder), tracking(trackers, folder) as reports:
-        outputs = Outputs(folder=folder, observers=(*observers, *reports), better=better)
+    evaluate = evaluator_of(held_out, settings, metric, source)
+    with (
+        _add_resumption_note(folder),
+        tracking(trackers, folder) as reports,
+        shown_progress(is_wanted=progress) as new_observer,
+    ):
+        outputs = Outputs(
+            folder=folder,
+            observers=(*observers, *reports, new_observer(run.name)),
+            better=better,
+        )
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
     # Known only when the run ends, so it cannot be one of the notes of binding.
     at_chance = is_at_chance(end.metrics, chance_of(evaluate))

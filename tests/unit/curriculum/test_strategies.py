@@ -417,6 +417,23 @@ def test_a_spec_may_ask_for_the_transition_before_the_teacher_is_taught() -> Non
 # --- the others -----------------------------------------------------------------------------------
 
 
+def test_one_shot_adds_the_labels_with_a_weight() -> None:
+    (stage,) = one_shot(total=steps(10), label_weight=0.5).stages
+    assert stage.objectives == (MatchLogits(), LabelLoss(weight=0.5))
+    assert one_shot(total=steps(10), label_weight=0) == one_shot(total=steps(10))
+
+
+def test_one_shot_refuses_a_negative_weight_of_the_labels() -> None:
+    with pytest.raises(SpecError, match="'label_weight': input should be greater than or equal"):
+        one_shot(total=steps(10), label_weight=-1)
+
+
+@pytest.mark.parametrize("pair", [LayerPair(student=1, teacher=2), {"student": 1, "teacher": 2}])
+def test_a_single_pair_needs_no_list(pair: Any) -> None:
+    listed = extraction(total=steps(40), pairs=(LayerPair(student=1, teacher=2),))
+    assert extraction(total=steps(40), pairs=pair) == listed
+
+
 def test_one_shot_is_one_stage_of_logits() -> None:
     (stage,) = one_shot(total=steps(10), teacher=4).stages
     assert (stage.objectives, stage.teacher, stage.duration) == ((MatchLogits(),), 4, steps(10))

@@ -1,12 +1,14 @@
 """The comparison for models of one's own: what it trains, equalizes, writes and refuses."""
 
 import inspect
+import io
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import curricle
 from curricle import seeding
@@ -52,6 +54,30 @@ def compared(**parts: Any) -> Comparison:
     }
     result: Comparison = inspect.unwrap(compare)(**(defaults | parts))
     return result
+
+
+def test_held_out_data_may_be_a_loader() -> None:
+    batch = parity(purpose="evaluation").batch(0)
+    assert batch.labels is not None
+    pairs = list(zip(batch.leading, batch.labels, strict=True))
+    loader: DataLoader[Any] = DataLoader(pairs, batch_size=4)  # type: ignore[arg-type]
+    by_loader = compared(seeds=(0,), evaluation=loader)
+    by_batch = compared(seeds=(0,), evaluation=[batch])
+    finals = [
+        {name: method.final.mean for name, method in result.summary.methods.items()}
+        for result in (by_loader, by_batch)
+    ]
+    assert finals[0] == finals[1]
+
+
+def test_each_run_has_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    compared(seeds=(0,))
+    for name in ("one_shot seed 0", "extraction seed 0"):
+        assert name in terminal.getvalue()
 
 
 def test_every_strategy_is_trained_with_every_seed() -> None:

@@ -1,6 +1,7 @@
 """The one call that distils: what it takes, gives, writes and refuses."""
 
 import inspect
+import io
 import signal
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from curricle.training.distill import (
 )
 from curricle.training.loop.engine import FINISHED
 from curricle.training.loop.evaluation import label_metrics
+from curricle.training.setup.arguments import as_evaluation
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
@@ -146,12 +148,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"optimizer": torch.optim.AdamW([torch.ones(1)])},
         "curricle.AdamW(learning_rate=...) or curricle.SGD(learning_rate=...); got 'torch.optim.",
     ),
-    "stream": ({"evaluation": parity()}, "'evaluation' must be a sequence of curricle.Batch, as ["),
-    "batch": ({"evaluation": held_out()[0]}, "'evaluation' must be a sequence of curricle.Batch"),
-    "loader": (
-        {"evaluation": DataLoader(TensorDataset(torch.ones(8, INPUTS)))},
-        "of held_out = curricle.stream(loader), or a function; got 'torch.utils.data.dataloader.Da",
+    "stream": (
+        {"evaluation": parity()},
+        "'evaluation' must be a sequence of curricle.Batch, a DataLoader or a",
     ),
+    "batch": ({"evaluation": held_out()[0]}, "'evaluation' must be a sequence of curricle.Batch"),
     "items": ({"evaluation": [{"labels": 1}]}, "'evaluation' must hold batches, written curricle."),
 }
 
@@ -229,6 +230,70 @@ def test_observers_are_told() -> None:
     seen: list[Record] = []
     distilled(observers=[seen.append])
     assert [record.kind for record in seen] == ["run", "stage", "stage", "end"]
+
+
+@pytest.mark.parametrize(("progress", "is_shown"), [(True, True), (False, False)])
+def test_progress_is_shown_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, *, progress: bool, is_shown: bool
+) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    distilled(progress=progress)
+    assert ("extraction" in terminal.getvalue() and "12/12" in terminal.getvalue()) is is_shown
+
+
+def test_a_loader_of_held_out_data_is_read_whole_and_draws_nothing() -> None:
+    batch = parity(purpose="evaluation").batch(0)
+    assert batch.labels is not None
+    pairs = TensorDataset(batch.leading, batch.labels)
+    # The last batch is smaller than the others.
+    loader = DataLoader(pairs, batch_size=3, shuffle=True)
+    before = torch.get_rng_state()
+    metrics = distilled(evaluation=loader, data=DataLoader(pairs, batch_size=4)).metrics
+    assert torch.equal(torch.get_rng_state(), before)
+    whole = distilled(evaluation=[batch], data=DataLoader(pairs, batch_size=4)).metrics
+    assert metrics == pytest.approx(whole)
+
+
+def test_labels_of_held_out_tokens_are_shifted_like_those_of_training() -> None:
+    ids = torch.randint(0, 5, (4, 6), generator=torch.Generator().manual_seed(0))
+    loader: DataLoader[Any] = DataLoader(
+        [{"input_ids": row, "labels": row} for row in ids],  # type: ignore[arg-type]
+        batch_size=2,
+    )
+    training = stream(loader, next_token=True)
+    batches = as_evaluation(loader, training)
+    assert isinstance(batches, list)
+    assert torch.equal(batches[1].labels, training.batch(1).labels)
+
+
+def test_an_empty_loader_is_no_evaluation() -> None:
+    empty: DataLoader[Any] = DataLoader([], batch_size=2)  # type: ignore[arg-type]
+    with pytest.raises(BindError, match="at least one batch; got an empty DataLoader"):
+        distilled(evaluation=empty)
+
+
+def test_a_missing_evaluation_is_named() -> None:
+    with pytest.raises(BindError, match=r"'distill' must be called with .* 'evaluation'; help"):
+        distill(mlp(5), mlp(16), extraction(total=TOTAL), parity())  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("start", r"belongs to the strategy, as curricle\.extraction\(\.\.\., init=\.\.\.\)"),
+        ("pairs", r"belongs to the strategy"),
+        ("device", r"belongs to settings=curricle\.TrainingSettings\(device=\.\.\.\)"),
+        ("evaluate_every", r"belongs to settings=curricle\.TrainingSettings\(eval_every="),
+        ("learning_rate", r"belongs to optimizer=curricle\.AdamW\(learning_rate=\.\.\.\)"),
+        ("observer", r"'observers'"),
+    ],
+)
+def test_the_place_of_a_foreign_argument_is_named(name: str, hint: str) -> None:
+    with pytest.raises(BindError, match=f"'{name}' is not an argument of 'distill'; .*{hint}"):
+        distilled(**{name: 1})
 
 
 def test_everything_follows_from_the_seed() -> None:

@@ -1,26 +1,127 @@
 """Arguments of the public calls: what is accepted, and sentences about everything else."""
 
-from collections.abc import Sequence
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import ParamSpec, TypeVar, overload
 
 from torch import nn
 from torch.utils.data import DataLoader
 
+from curricle import seeding
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
-from curricle.data.dataloaders import stream
+from curricle.data.collation import batch_of, declared_positions
+from curricle.data.dataloaders import LoaderStream, stream
 from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.metrics import METRICS, Direction, Metric
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.protocols import conforms
+from curricle.renamed import RENAMED, name_hint
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.setup.optimizers import SGD, AdamW
+from curricle.training.setup.settings import TrainingSettings
 
 AnyModel = nn.Module | TappedModel
 """A plain module, or one with known taps."""
+Arguments = ParamSpec("Arguments")
+Returned = TypeVar("Returned")
+OwnEvaluation = Callable[[TappedModel], dict[str, float]]
+"""Evaluation by a function of the caller."""
+
+# The engine does not know the strategies, so their arguments that are most likely to be passed to
+# a public call are listed here.
+STRATEGY_ARGUMENTS: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(
+        (
+            "total",
+            "pairs",
+            "init",
+            "layer_fraction",
+            "durations",
+            "projection",
+            "shared_projection",
+            "normalize",
+            "trainable",
+            "final_objective",
+        ),
+        "extraction",
+    )
+    | dict.fromkeys(("objective", "label_weight"), "one_shot")
+    | dict.fromkeys(("select", "refresh", "speed"), "progressive")
+)
+"""A strategy that takes an argument, by the name of the argument."""
+
+
+def named_arguments(function: Callable[Arguments, Returned]) -> Callable[Arguments, Returned]:
+    """Return a function that refuses missing and unknown arguments with a sentence.
+
+    Args:
+        function: The function.
+    """
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Returned:
+        for name in kwargs:
+            if name not in signature.parameters:
+                hint = _place_of(name) or name_hint(name, signature.parameters)
+                raise BindError(f"{name!r} is not an argument of {function.__name__!r}; {hint}")
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise BindError(
+                f"{function.__name__!r} must be called with all of its arguments: {error}; "
+                f"help(curricle.{function.__name__}) lists them"
+            ) from None
+        return function(*args, **kwargs)
+
+    return call
+
+
+def _place_of(name: str) -> str:
+    """Return where an argument belongs that is none of a public call; empty if nowhere."""
+    new = RENAMED.get(name, name)
+    for argument, kind in (("settings", TrainingSettings), ("optimizer", AdamW)):
+        if new in inspect.signature(kind).parameters:
+            return f"it belongs to {argument}=curricle.{kind.__name__}({new}=...)"
+    if new in STRATEGY_ARGUMENTS:
+        return f"it belongs to the strategy, as curricle.{STRATEGY_ARGUMENTS[new]}(..., {new}=...)"
+    return ""
+
+
+@overload
+def as_evaluation(
+    evaluation: Sequence[Batch] | DataLoader[object] | OwnEvaluation, data: object
+) -> Sequence[Batch] | OwnEvaluation: ...
+@overload
+def as_evaluation(evaluation: object, data: object) -> object: ...
+def as_evaluation(evaluation: object, data: object) -> object:
+    """Return held-out data as batches if they are a loader, which is read once; else unchanged.
+
+    Args:
+        evaluation: A loader, batches or a function.
+        data: Training data; where they are a stream of a loader, its reading of items is used.
+
+    Raises:
+        BindError: If the loader is empty.
+    """
+    if not isinstance(evaluation, DataLoader):
+        return evaluation
+    # A loader that shuffles draws its order from torch's global generator, which is the caller's.
+    with seeding.scoped(0, "evaluation"):
+        items = list(evaluation)
+    if not items:
+        raise BindError("'evaluation' must give at least one batch; got an empty DataLoader")
+    if isinstance(data, LoaderStream):
+        return [data.as_batch(item) for item in items]
+    positions = declared_positions(items[0])
+    return [batch_of(item, next_token=False, positions=positions) for item in items]
 
 
 def as_teacher(
@@ -92,8 +193,7 @@ def require_parts(optimizer: object, evaluation: object) -> None:
         return
     if not isinstance(evaluation, Sequence):
         raise BindError(
-            f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
-            f"in range(4)] of held_out = curricle.stream(loader), or a function; "
+            f"'evaluation' must be a sequence of curricle.Batch, a DataLoader or a function; "
             f"got {_describe(evaluation)}"
         )
     # A loader's pairs of tensors are sequences, too, and would fail in the middle of the run.

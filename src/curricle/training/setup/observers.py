@@ -4,9 +4,14 @@ Here are those for people: a progress bar with stage, loss and metric, a line wi
 of the stages, and a bar for preparations before the first step. Trackers are written the same
 way, outside the engine.
 
-Design: names come from users and are never read as markup.
+Design: names come from users and are never read as markup. Bars of Python calls are drawn when a
+record arrives and not by a thread: data loaders fork, and a lock that a thread holds at a fork is
+never released in the child.
 """
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import final
 
 from rich.console import Console
@@ -19,6 +24,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from curricle.errors import visible
 from curricle.metrics import is_at_chance
@@ -34,16 +40,64 @@ from curricle.records import (
 )
 
 
-def new_progress(console: Console | None = None) -> Progress:
-    """Return an empty set of progress bars for training runs."""
+def new_progress(console: Console | None = None, *, is_drawn_by_records: bool = False) -> Progress:
+    """Return an empty set of progress bars for training runs.
+
+    Args:
+        console: Console that shows them.
+        is_drawn_by_records: Whether bars are drawn by calls of `refresh` alone, without a thread.
+    """
+    # On a narrow terminal the note gives way, not the numbers.
     return Progress(
-        TextColumn("{task.description:<22}", markup=False),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}", markup=False),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=12, table_column=Column(no_wrap=True)),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[note]}", markup=False, table_column=Column()),
         console=console,
+        auto_refresh=not is_drawn_by_records,
+        # Output that goes into a file stays there; on the terminal it is printed above the bars.
+        redirect_stdout=not is_drawn_by_records or sys.stdout.isatty(),
     )
+
+
+NewObserver = Callable[[str], Callable[[Record], None]]
+"""Function from the name of a run to the observer that shows it."""
+
+
+@contextmanager
+def shown_progress(*, is_wanted: bool) -> Iterator[NewObserver]:
+    """Show runs of a Python call on stderr, if that is a terminal.
+
+    Args:
+        is_wanted: Whether anything may be shown.
+
+    Yields:
+        Function that returns the observer of a run, which moves its bar and prints its notes.
+    """
+    console = Console(stderr=True)
+    if not is_wanted or not console.is_terminal or console.is_dumb_terminal:
+        yield lambda _: _ignore
+        return
+    bars = new_progress(console, is_drawn_by_records=True)
+    line = NoteLine(console)
+
+    def new_observer(name: str) -> Callable[[Record], None]:
+        bar = ProgressBar(bars, name)
+
+        def observe(record: Record) -> None:
+            line(record)
+            bar(record)
+            bars.refresh()
+
+        return observe
+
+    with bars:
+        yield new_observer
+
+
+def _ignore(_: Record) -> None:
+    """Show nothing of a record."""
 
 
 @final

@@ -1,5 +1,6 @@
 """Arguments of the public calls: the accepted kinds, and a sentence for each wrong one."""
 
+import inspect
 from typing import Any
 
 import pytest
@@ -8,11 +9,13 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from curricle import seeding
+from curricle.curriculum.strategies import STRATEGIES
 from curricle.errors import BindError
 from curricle.metrics import METRICS
 from curricle.models.mlp import MLP
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.arguments import (
+    STRATEGY_ARGUMENTS,
     as_stream,
     as_teacher,
     judged_by,
@@ -62,3 +65,8 @@ def test_the_direction_of_a_metric_is_declared_unless_reports_have_it() -> None:
     assert judged_by("xyz", "lower") == ("xyz", "lower")
     with pytest.raises(BindError, match="'better' must be 'higher' or None for the metric 'accu"):
         judged_by(METRICS["accuracy"], "lower")
+
+
+@pytest.mark.parametrize(("argument", "strategy"), STRATEGY_ARGUMENTS.items())
+def test_listed_arguments_of_strategies_exist(argument: str, strategy: str) -> None:
+    assert argument in inspect.signature(STRATEGIES[strategy]).parameters

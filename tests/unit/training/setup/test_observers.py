@@ -1,6 +1,7 @@
 """The progress bar shows what the records say."""
 
 import io
+import sys
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,13 @@ from curricle.records import (
     StepRecord,
     Usage,
 )
-from curricle.training.setup.observers import NoteLine, PreparationBar, ProgressBar, new_progress
+from curricle.training.setup.observers import (
+    NoteLine,
+    PreparationBar,
+    ProgressBar,
+    new_progress,
+    shown_progress,
+)
 
 
 def opening(*steps: int) -> RunRecord:
@@ -177,3 +184,59 @@ def test_a_stage_that_its_rule_ends_shortens_the_bar(
 ) -> None:
     end = StageEndRecord(stage="layer 1", planned=40, done=30, why=why, usage=Usage(steps=30))
     assert shown(progress, opening(40, 60), STAGE, end) == (90, 30, f"layer 1{word}")
+
+
+class Terminal(io.StringIO):
+    """Text of a stream that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+RUN = (replace(opening(100), notes=("logits are the output",)), STAGE, STEP, EVALUATION, END)
+
+
+def stderr_of_a_call(
+    monkeypatch: pytest.MonkeyPatch, stderr: io.StringIO, *, is_wanted: bool
+) -> str:
+    monkeypatch.setattr("sys.stderr", stderr)
+    monkeypatch.setenv("COLUMNS", "80")
+    with shown_progress(is_wanted=is_wanted) as new_observer:
+        observe = new_observer("extraction")
+        for record in RUN:
+            observe(record)
+    return stderr.getvalue()
+
+
+def test_a_python_call_shows_a_bar_and_notes_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    text = stderr_of_a_call(monkeypatch, Terminal(), is_wanted=True)
+    for part in ("extraction: logits are the output", "100/100", "loss 0.1235", "accuracy 0.750"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("stderr", "term", "is_wanted"),
+    [(io.StringIO, "xterm", True), (Terminal, "dumb", True), (Terminal, "xterm", False)],
+)
+def test_a_python_call_shows_nothing_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, stderr: type[io.StringIO], term: str, *, is_wanted: bool
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    assert not stderr_of_a_call(monkeypatch, stderr(), is_wanted=is_wanted)
+
+
+def test_output_into_a_file_stays_there_while_bars_are_shown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    file, terminal = io.StringIO(), Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setattr("sys.stdout", file)
+    with shown_progress(is_wanted=True) as new_observer:
+        new_observer("extraction")(STEP)
+        sys.stdout.write("a line of the caller\n")
+    assert file.getvalue() == "a line of the caller\n"
+    assert "a line of the caller" not in terminal.getvalue()
