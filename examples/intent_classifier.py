@@ -1,4 +1,4 @@
-"""Distil an intent classifier: from labelled questions to a folder that ships.
+"""Distil an intent classifier: from labeled questions to a folder that ships.
 
 The rows are JSON lines with `text` and `label`, plain or gzip, such as banking77; without files, a
 few made-up questions show the steps. A tokenizer and a BERT of 2 layers x 256 are trained on them.

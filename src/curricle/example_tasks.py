@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from curricle.data.encoding import Encoded, Encoding, TextKind, encode, texts_of
-from curricle.data.examples import EVERY, ExampleStream, Part, files_of, open_table
+from curricle.data.examples import EVERY, ExampleSplit, ExampleStream, files_of, open_table
 from curricle.data.table_files import Row
 from curricle.data.text.corpora import Documents
 from curricle.errors import BindError, DataError
@@ -334,13 +334,13 @@ class TensorsTask(BaseTask):
             positions="token" if self.encoding == "positions" else "example",
         )
 
-    def _tensors(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _tensors(self, split: ExampleSplit) -> tuple[Tensor, Tensor]:
         """Return inputs in the encoding, and labels.
 
         Raises:
             DataError: If their shapes or types are not those of the encoding and the labels.
         """
-        inputs, labels = _digits(part) if self.data == DIGITS else _stored(self.data, part)
+        inputs, labels = _digits(split) if self.data == DIGITS else _stored(self.data, split)
         num_places = 2 if self.encoding == "positions" else 1
         is_classes = self.labels == "classes"
         if is_classes == labels.is_floating_point() or labels.ndim != num_places + (not is_classes):
@@ -361,21 +361,21 @@ class TensorsTask(BaseTask):
         return inputs.float(), labels.float() if labels.is_floating_point() else labels.long()
 
 
-def _digits(part: Part) -> tuple[Tensor, Tensor]:
+def _digits(split: ExampleSplit) -> tuple[Tensor, Tensor]:
     """Return a part of the digits: images between 0 and 1, and their numbers."""
     # Here, since scikit-learn takes a second to import.
     data = importlib.import_module("sklearn.datasets").load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1) / DIGIT_LEVELS
-    rows = _rows(len(images), part, DIGITS_HELD_OUT)
+    rows = _rows(len(images), split, DIGITS_HELD_OUT)
     return images[rows], torch.from_numpy(data.target)[rows]
 
 
-def _rows(count: int, part: Part, every: int) -> Tensor:
+def _rows(count: int, split: ExampleSplit, every: int) -> Tensor:
     is_held_out = torch.arange(1, count + 1) % every == 0
-    return is_held_out if part == "valid" else ~is_held_out
+    return is_held_out if split == "valid" else ~is_held_out
 
 
-def _stored(data: str, part: Part) -> tuple[Tensor, Tensor]:
+def _stored(data: str, split: ExampleSplit) -> tuple[Tensor, Tensor]:
     """Return the tensors of a part.
 
     Raises:
@@ -384,7 +384,7 @@ def _stored(data: str, part: Part) -> tuple[Tensor, Tensor]:
     path = Path(data)
     files = files_of(path, [".safetensors"]) if path.is_dir() else {"train": path}
     is_cut = "valid" not in files
-    path = files.get("train" if is_cut else part, path / f"{part}.safetensors")
+    path = files.get("train" if is_cut else split, path / f"{split}.safetensors")
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -399,7 +399,7 @@ def _stored(data: str, part: Part) -> tuple[Tensor, Tensor]:
     inputs, labels = tensors["inputs"], tensors["labels"]
     if not is_cut:
         return inputs, labels
-    rows = _rows(len(inputs), part, EVERY)
+    rows = _rows(len(inputs), split, EVERY)
     return inputs[rows], labels[rows]
 
 

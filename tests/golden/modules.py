@@ -24,7 +24,7 @@ from curricle import (
 )
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.base import Reads, Sample
-from curricle.tasks import TaskData
+from curricle.task_data import TaskData
 from tests.golden.cases import Run, cases, distilled, of, only
 from tests.golden.outcomes import Performance
 from tests.golden.tasks import transformer

@@ -25,7 +25,8 @@ from curricle.records import read_records
 from curricle.runs.pool import compare
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import teach
-from curricle.tasks import ParityTask, PcfgTask, TaskData, TextTask
+from curricle.task_data import TaskData
+from curricle.tasks import ParityTask, PcfgTask, TextTask
 from curricle.values import parse
 from tests.golden.cases import RECORDS, Case, Run, cases, distilled, of, only, weight_files
 from tests.golden.outcomes import Performance

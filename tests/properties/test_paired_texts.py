@@ -21,7 +21,7 @@ tokenizers = st.sampled_from([(SMALL, LARGE), (LARGE, SMALL), (LARGE, LARGE)])
 def bytes_of(tokenizer: Tokenizer, ids: list[int]) -> bytes:
     """Return the bytes of some tokens, whole characters or not."""
     tokens = [tokenizer.id_to_token(number) for number in ids]
-    return bytes(BYTES[letter] for token in tokens for letter in token)
+    return bytes(BYTES[letter] for token in tokens for letter in token or "")
 
 
 def letters() -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Command for the judgement of finished models: evaluate.
+"""Command for the judgment of finished models: evaluate.
 
 Design: as in `cli`, modules that need torch are imported when the command runs.
 """

@@ -117,9 +117,9 @@ def read_block(
         place: Puts a batch where it is read.
     """
     first = place(stream.batch(step))
-    found = concatenated(stream, step, number)
-    if found is not None:
-        whole = place(replace(found, step=step))
+    joined = concatenated(stream, step, number)
+    if joined is not None:
+        whole = place(replace(joined, step=step))
         return Block(first=first, whole=whole, number=number, shapes=_shapes(first))
     if first.valid is not None or first.matched is not None:
         return None

@@ -29,7 +29,7 @@ from curricle.errors import DataError, near_names
 from curricle.seeding import numpy_generator
 from curricle.values import fingerprint
 
-Part = Literal["train", "valid"]
+ExampleSplit = Literal["train", "valid"]
 """Training and held-out examples."""
 Source = str | Path | Iterable[Row] | Mapping[str, Iterable[Row]]
 """A path or name, rows such as a `datasets.Dataset`, or such rows by the name of their part."""
@@ -41,31 +41,31 @@ EVERY = 20
 """One row of so many is held out where a source has no held-out part."""
 
 
-def open_table(source: Source, part: Part) -> list[Row]:
+def open_table(source: Source, split: ExampleSplit) -> list[Row]:
     """Return the rows of a part of a source.
 
     Args:
         source: A file or folder, `datasets:NAME` or `datasets:NAME:CONFIG`, rows, or rows by part.
-        part: `train` or `valid`; a source without a part `valid`, `validation` or `dev` gives
+        split: `train` or `valid`; a source without a part `valid`, `validation` or `dev` gives
             every twentieth row for it.
 
     Raises:
         DataError: If there are no rows.
     """
-    parts = _parts(source)
-    held_out = next((name for name in VALID if name in parts), None)
-    if "train" not in parts:
-        raise DataError(f"{_name(source)} must have a part 'train'; {near_names('train', parts)}")
-    if part == "valid" and held_out is not None:
-        rows = list(parts[held_out])
+    splits = _parts(source)
+    held_out = next((name for name in VALID if name in splits), None)
+    if "train" not in splits:
+        raise DataError(f"{_name(source)} must have a part 'train'; {near_names('train', splits)}")
+    if split == "valid" and held_out is not None:
+        rows = list(splits[held_out])
     else:
-        rows = list(parts["train"])
+        rows = list(splits["train"])
         if held_out is None:
-            is_held_out = part == "valid"
+            is_held_out = split == "valid"
             rows = [row for i, row in enumerate(rows, 1) if (i % EVERY == 0) == is_held_out]
     if not rows:
         few = f"; without a part 'valid' it needs at least {EVERY}" if held_out is None else ""
-        raise DataError(f"{_name(source)} must have rows for {part!r}; got none{few}")
+        raise DataError(f"{_name(source)} must have rows for {split!r}; got none{few}")
     return rows
 
 

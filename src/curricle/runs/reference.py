@@ -28,6 +28,7 @@ from curricle.objectives.catalog import Shipped
 from curricle.objectives.divergences import Divergence
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.projections import Projection
+from curricle.objectives.vocabulary_groups import Comparison
 from curricle.records import Record, StagePlan, Usage
 from curricle.runs.budget import Budget, budget
 from curricle.runs.spec import (
@@ -81,6 +82,7 @@ SECTIONS: Mapping[str, object] = types.MappingProxyType(
         "Starts": WarmStart,
         "Objectives": Shipped,
         "Divergences": Divergence,
+        "Comparisons of vocabularies": Comparison,
         "Projections": Projection,
         "Optimizers": Optimizer,
         "Schedule": Schedule,

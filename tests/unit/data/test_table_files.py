@@ -51,7 +51,7 @@ def test_every_format_gives_the_same_rows(tmp_path: Path, name: str) -> None:
 @every_format
 def test_the_column_text_of_every_format_is_a_corpus(tmp_path: Path, name: str) -> None:
     file = str(written(tmp_path, name))
-    texts = {split: list(open_corpus(file, split)) for split in ("train", "valid", "test")}  # type: ignore[arg-type]
+    texts = {split: list(open_corpus(file, split)) for split in ("train", "valid", "test")}
     assert {split: len(documents) for split, documents in texts.items()} == {
         "train": 36, "valid": 2, "test": 2,
     }  # fmt: skip

@@ -1,5 +1,7 @@
 """Logits of two vocabularies at the positions that both models have; values are in the contract."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ def rows_of(data: Batch) -> tuple[Tensor, Tensor]:
     return STUDENT[data.selected], TEACHER[data.matched_selected]
 
 
-def bound(data: Batch, **fields: float) -> tuple[BoundObjective, Activations, Activations]:
+def bound(data: Batch, **fields: Any) -> tuple[BoundObjective, Activations, Activations]:
     student, teacher = (Activations({}, logits) for logits in rows_of(data))
     sample = Sample(batch=data, student=student, teacher=teacher, seed=0)
     term = MatchPairedLogits(**fields).bind(Reads(), sample, is_residual=False)

@@ -111,9 +111,9 @@ def test_wrong_texts_and_settings_are_refused(folder: Path, tmp_path: Path) -> N
         fine_tune(folder, train, train, tuning=FineTuning(batch_size=33))
     with pytest.raises(DataError, match="a text 'text' and a class 'intent'; it has 'text', 'lab"):
         read_texts(train, FineTuning(label_column="intent"))
-    (tmp_path / "empty").write_text("")
+    (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match="must hold texts with classes; got none"):
-        read_texts(tmp_path / "empty")
+        read_texts(tmp_path / "empty.jsonl")
     with pytest.raises(SpecError, match=r"'seeds' must be different numbers.*\[1, 1\]"):
         fine_tune(folder, train, train, seeds=(1, 1))
     with pytest.raises(SpecError, match="'epochs' must be positive; got 0"):
@@ -124,9 +124,11 @@ def test_a_folder_is_opened_by_its_head(folder: Path, tmp_path: Path) -> None:
     assert language_head(folder) == "masked_lm"
     with seeding.scoped(0, "head"):
         classifier = open_classifier(folder, ["a", "b", "c"])
-    assert classifier.module.config.num_labels == 3
+    config: Any = classifier.module.config
+    assert config.num_labels == 3
     assert (classifier.longest(128), classifier.longest(5)) == (8, 5)
-    classifier.module.save_pretrained(tmp_path / "classifier")
+    module: Any = classifier.module
+    module.save_pretrained(tmp_path / "classifier")
     with pytest.raises(BindError, match="masked or next tokens; got BertForSequenceClass"):
         language_head(tmp_path / "classifier")
     with pytest.raises(CheckpointError, match="must hold a model and its tokenizer"):
@@ -148,7 +150,8 @@ def test_a_decoder_without_padding_is_a_classifier_and_a_language_model(tmp_path
     assert language_head(path) == "causal_lm"
     with seeding.scoped(0, "head"):
         opened = open_classifier(path, ["a", "b"])
-    assert opened.module.config.pad_token_id == opened.tokenizer.pad_token_id is not None
+    module: Any = opened.module
+    assert module.config.pad_token_id == opened.tokenizer.pad_token_id is not None
     train = write_texts(tmp_path / "train.jsonl", ["pos", "neg"] * 4)
     result = fine_tune(path, train, train, seeds=(0,), tuning=FineTuning(batch_size=8))
     assert 0.0 <= result.by_seed[0]["accuracy"] <= 1.0

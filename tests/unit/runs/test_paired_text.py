@@ -14,7 +14,7 @@ from curricle.runs.spec import RunSpec
 from curricle.runs.train import planned_student, single_run, train_student
 from curricle.values import override, parse
 
-WIDTHS = {"n_embd": 8, "n_layer": 2, "n_head": 2}
+WIDTHS: dict[str, Any] = {"n_embd": 8, "n_layer": 2, "n_head": 2}
 
 
 @pytest.fixture

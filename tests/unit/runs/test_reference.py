@@ -37,7 +37,7 @@ def test_every_link_leads_to_one_heading(name: str) -> None:
         "| `widths` | list: whole number > 0, not empty |  | Width of each hidden layer, fir",
         "| `betas` | list of 2: number | `[0.9, 0.95]` | Decay rates of the first and second mome",
         "| `schedule` | [schedule](#schedule) | `{warmup: 0.06, decay: cosine}` | Learning ra",
-        "| `final_objective` | [hidden](#hidden) or [logits](#logits) or [labels](#labels) or [",
+        "| `final_objective` | [hidden](#hidden) or [logits](#logits) or [paired_logits](",
         "| `layer_fraction` | number > 0, < 1 | `null` | Part of `total` for all layer stages toge",
         "| `trajectory` | list: whole number | the teacher's | A trajectory, or the steps of the",
     ],

@@ -266,7 +266,10 @@ def test_labels_of_held_out_tokens_are_shifted_like_those_of_training() -> None:
     training = stream(loader, next_token=True)
     batches = as_evaluation(loader, training)
     assert isinstance(batches, list)
-    assert torch.equal(batches[1].labels, training.batch(1).labels)
+    labels = training.batch(1).labels
+    assert labels is not None
+    assert batches[1].labels is not None
+    assert torch.equal(batches[1].labels, labels)
 
 
 def test_an_empty_loader_is_no_evaluation() -> None:

@@ -120,7 +120,7 @@ def tokens_of(stream: PairedTexts) -> Tensor:
 def distilled(objectives: tuple[Any, ...], stream: PairedTexts, **fields: Any) -> Any:
     with seeding.scoped(0, "models"):
         student, teacher = TokenNet(8, 300), TokenNet(12, 268)
-    stage = {"duration": curricle.Duration(number=4, unit="steps")}
+    stage: dict[str, Any] = {"duration": curricle.Duration(number=4, unit="steps")}
     curriculum = curricle.Curriculum(
         name="two tokenizers",
         stages=(
