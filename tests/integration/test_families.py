@@ -179,7 +179,7 @@ def test_stages_have_numbers_where_the_axis_is_named() -> None:
     [
         (bert("BertModel"), ids(),
          (r"'logits' must be the only output of BertModel or have that name; got "
-         r"last_hidden_state \(4, 6, 8\), pooler_output \(4, 8\); wrap the model in a module that returns")),
+         r"last_hidden_state \(4, 6, 8\), pooler_output \(4, 8\); wrap the model in")),
         (lambda: hf.CLIPVisionModelWithProjection(hf.CLIPVisionConfig(**CLIP, projection_dim=8)),
          images(8, 8), r"got image_embeds \(4, 8\), last_hidden_state \(4, 5, 8\)"),
         (bert("BertForSequenceClassification", num_labels=1), ids(),
