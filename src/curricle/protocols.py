@@ -47,6 +47,8 @@ class Tokenizer(Protocol):
         model_input_names: list[str]
         pad_token_id: int | None
         eos_token_id: int | None
+        bos_token_id: int | None
+        mask_token_id: int | None
 
     def __len__(self) -> int:
         """Return the number of ids."""

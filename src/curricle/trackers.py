@@ -15,11 +15,12 @@ import logging
 import os
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Any, Literal, final
 
 from curricle.errors import SpecError, near_names
 from curricle.extras import imported
@@ -47,25 +48,24 @@ LONGEST_PARAMETER = 500
 """Characters of a parameter that every server of MLflow takes."""
 
 
-@runtime_checkable
-class Tracker(Protocol):
+class Tracker(ABC):
     """Destination of the numbers of one run."""
 
+    @abstractmethod
     def open(self, run: RunRecord, name: str, step: int) -> None:
         """Begin a run in the tracker; `step` is the number of steps that it has already taken."""
-        ...
 
+    @abstractmethod
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Add numbers at a step."""
-        ...
 
+    @abstractmethod
     def close(self, *, failed: bool) -> None:
         """End the run in the tracker."""
-        ...
 
 
 @final
-class TensorBoard:
+class TensorBoard(Tracker):
     """Event files in the run folder, or in torch's default folder `runs/` without one."""
 
     def __init__(self, module: ModuleType, folder: Path | None) -> None:
@@ -96,7 +96,7 @@ class TensorBoard:
 
 
 @final
-class WeightsAndBiases:
+class WeightsAndBiases(Tracker):
     """A run of Weights & Biases, online or offline (`WANDB_MODE`)."""
 
     def __init__(self, module: ModuleType, folder: Path | None) -> None:
@@ -125,7 +125,7 @@ class WeightsAndBiases:
 
 
 @final
-class Trackio:
+class Trackio(Tracker):
     """A run of Trackio."""
 
     def __init__(self, module: ModuleType, folder: Path | None) -> None:
@@ -151,7 +151,7 @@ class Trackio:
 
 
 @final
-class MLflow:
+class MLflow(Tracker):
     """A run of MLflow, through its client, which allows several open runs."""
 
     def __init__(self, module: ModuleType, folder: Path | None) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.errors import BindError, SpecError
 from curricle.objectives import losses
 from curricle.values import value
@@ -132,7 +133,7 @@ def _group_logits(
     """Return the logarithm of the probability of each group; logits of padding are left out."""
     wide = logits[..., : len(groups)]
     wide = wide if wide.dtype == torch.float64 else wide.float()
-    index = torch.tensor(groups, device=logits.device)
+    index = beside(torch.tensor(groups), logits)
     probabilities = wide.softmax(-1)
     sums = probabilities.new_zeros((*probabilities.shape[:-1], number))
     sums = sums.index_add(-1, index, probabilities)

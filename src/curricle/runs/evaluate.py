@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import nn
 
+from curricle.colocation import processor_kind
 from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.extras import package_version
@@ -77,7 +78,7 @@ class Evaluation:
     """Examples of the batch whose passes were timed."""
     repetitions: int
     """Timed passes of each model."""
-    device: str
+    processor: str
     """Device of the models."""
     threads: int
     """CPU threads of torch."""
@@ -94,7 +95,7 @@ class Evaluation:
             "timing": {
                 "batch": self.timed_examples,
                 "repetitions": self.repetitions,
-                "device": self.device,
+                "processor": self.processor,
                 "threads": self.threads,
                 "torch": torch.__version__,
             },
@@ -172,7 +173,7 @@ def evaluate(
             num_examples=sum(batch.num_examples for batch in evaluation),
             timed_examples=num_examples(inputs[0]),
             repetitions=repetitions,
-            device=_device(models[0].module),
+            processor=_processor(models[0].module),
             threads=torch.get_num_threads(),
             notes=tuple(notes),
         )
@@ -227,6 +228,6 @@ def _require_batches(evaluation: object) -> None:
         )
 
 
-def _device(module: nn.Module) -> str:
-    """Return the kind of device that holds the weights."""
-    return next((parameter.device.type for parameter in module.parameters()), "cpu")
+def _processor(module: nn.Module) -> str:
+    """Return the kind of processor that computes on the weights."""
+    return next((processor_kind(weight) for weight in module.parameters()), "cpu")

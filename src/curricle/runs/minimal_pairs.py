@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Protocol, cast, final, runtime_checkable
+from typing import cast, final
 
 import torch
 from jaxtyping import Int
@@ -31,6 +31,7 @@ from curricle.data.table_files import rows_of
 from curricle.errors import BindError, DataError
 from curricle.models.huggingface import Head
 from curricle.models.restoring import looked_at
+from curricle.protocols import Tokenizer
 from curricle.reports.evaluation_tables import accuracy_grid
 from curricle.reports.tables import Grid, to_markdown
 from curricle.values import Plain
@@ -44,18 +45,6 @@ MEAN = "mean"
 Ids = tuple[int, ...]
 Watch = Callable[[int, int], None]
 """Receives the number of scored sequences and of all."""
-
-
-@runtime_checkable
-class Tokenizer(Protocol):
-    """Part of transformers' tokenizers that is used here."""
-
-    bos_token_id: int | None
-    mask_token_id: int | None
-
-    def __call__(self, text: str, *, return_special_tokens_mask: bool) -> Mapping[str, list[int]]:
-        """Return `input_ids` and `special_tokens_mask` of a text."""
-        ...
 
 
 @final

@@ -22,7 +22,7 @@ EVALUATION = Evaluation(
     num_examples=4,
     timed_examples=4,
     repetitions=3,
-    device="cpu",
+    processor="cpu",
     threads=1,
     notes=("the teacher is left out: [red]gone[/red]",),
 )

@@ -6,12 +6,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from curricle.errors import BindError, DataError
+from curricle.protocols import Tokenizer
 from curricle.runs.minimal_pairs import Pair, PairAccuracy, pair_accuracy, read_pairs
 
 START, MASK, A, B, C = range(5)
@@ -46,23 +48,40 @@ class Bigrams(nn.Module):
         return SimpleNamespace(logits=logits)
 
 
-class Letters:
+class Letters(Tokenizer):
     """One token a letter; some have a token for the start."""
 
     def __init__(self, *, start: int | None = START, mask: int | None = MASK) -> None:
         self.bos_token_id, self.mask_token_id = start, mask
+        self.eos_token_id = self.pad_token_id = None
+        self.model_input_names = ["input_ids"]
 
-    def __call__(self, text: str, *, return_special_tokens_mask: bool) -> Mapping[str, list[int]]:
-        assert return_special_tokens_mask
-        ids = [A + "abc".index(letter) for letter in text.lower()]
+    def __call__(self, *texts: object, **options: object) -> Mapping[str, list[int]]:
+        assert options == {"return_special_tokens_mask": True}
+        ids = [self.convert_tokens_to_ids(letter) for letter in str(*texts).lower()]
         return {"input_ids": ids, "special_tokens_mask": [0] * len(ids)}
+
+    def __len__(self) -> int:
+        return A + len(self.get_vocab())
+
+    def get_vocab(self) -> dict[str, int]:
+        return {letter: A + place for place, letter in enumerate("abc")}
+
+    def convert_tokens_to_ids(self, tokens: str) -> int:
+        return self.get_vocab()[tokens]
+
+    def apply_chat_template(self, *args: object, **options: object) -> Any:
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: Path) -> object:
+        raise NotImplementedError
 
 
 class Framed(Letters):
     """Puts a special token around each text, as BERT's tokenizer does."""
 
-    def __call__(self, text: str, *, return_special_tokens_mask: bool) -> Mapping[str, list[int]]:
-        ids = super().__call__(text, return_special_tokens_mask=return_special_tokens_mask)
+    def __call__(self, *texts: object, **options: object) -> Mapping[str, list[int]]:
+        ids = super().__call__(*texts, **options)
         tokens = ids["input_ids"]
         return {
             "input_ids": [START, *tokens, START],
