@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 import transformers
 
@@ -48,7 +48,7 @@ class CurriculumConfig(transformers.TrainingArguments):
     """
 
     # Text comes second: parsers of the command line take it as the type of the argument.
-    curriculum: Curriculum | str | dict[str, Any] | None = field(
+    curriculum: Curriculum | str | dict[str, object] | None = field(
         default="one_shot",
         metadata={
             "help": "A Curriculum, or a strategy: its name, or as in a run spec its 'kind' and "
@@ -61,7 +61,7 @@ class CurriculumConfig(transformers.TrainingArguments):
     teacher_model_revision: str | None = field(
         default=None, metadata={"help": "Branch, tag or commit of the teacher."}
     )
-    teacher_model_init_kwargs: dict[str, Any] | str | None = field(
+    teacher_model_init_kwargs: dict[str, object] | str | None = field(
         default=None, metadata={"help": "Arguments of the teacher's from_pretrained."}
     )
     teacher_checkpoints: str | None = field(
@@ -135,9 +135,9 @@ class CurriculumConfig(transformers.TrainingArguments):
     def _has_objective(self) -> bool:
         return self.temperature is not None or self.beta is not None
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the arguments as plain data, as trackers record them."""
-        fields: dict[str, Any] = super().to_dict()
+        fields: dict[str, object] = super().to_dict()
         if isinstance(self.curriculum, Curriculum):
             fields["curriculum"] = plain(self.curriculum)
         return fields
@@ -155,7 +155,7 @@ class CurriculumConfig(transformers.TrainingArguments):
         if isinstance(self.curriculum, Curriculum):
             return self.curriculum
         kind = str(self._kind)
-        call: dict[str, Any] = {"kind": kind}
+        call: dict[str, object] = {"kind": kind}
         if isinstance(self.curriculum, Mapping):
             call |= self.curriculum
         if self._has_objective:

@@ -1,7 +1,6 @@
 """Student and teacher of a Trainer: which head they have, and how they are prepared."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import transformers
@@ -26,7 +25,7 @@ HEADS = (
 
 
 def load_teacher(
-    name_or_path: str, student: nn.Module, *, revision: str | None, keywords: Mapping[str, Any]
+    name_or_path: str, student: nn.Module, *, revision: str | None, keywords: Mapping[str, object]
 ) -> nn.Module:
     """Return a teacher with the head of the student.
 

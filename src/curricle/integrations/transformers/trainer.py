@@ -67,7 +67,7 @@ class CurriculumTrainer(transformers.Trainer):
         train_dataset: Any = None,  # noqa: ANN401 - as in the Trainer
         eval_dataset: Any = None,  # noqa: ANN401 - as in the Trainer
         processing_class: Any = None,  # noqa: ANN401 - as in the Trainer
-        data_collator: Callable[[list[Any]], Any] | None = None,
+        data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         compute_metrics: Callable[[transformers.EvalPrediction], dict[str, Any]] | None = None,
         callbacks: Sequence[transformers.TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, LambdaLR | None] = (None, None),
@@ -220,8 +220,8 @@ class CurriculumTrainer(transformers.Trainer):
         return self.stages
 
     def get_batch_samples(
-        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
-    ) -> tuple[list[Any], Tensor | int | None]:
+        self, epoch_iterator: Iterator[object], num_batches: int, device: torch.device
+    ) -> tuple[list[object], Tensor | int | None]:
         """Fetch the micro-batches of a step, and begin it.
 
         Args:
@@ -249,7 +249,7 @@ class CurriculumTrainer(transformers.Trainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: Mapping[str, Any],
+        inputs: Mapping[str, object],
         return_outputs: bool = False,  # noqa: FBT001, FBT002 - as in the Trainer
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:  # noqa: ANN401 - as in the Trainer
@@ -265,7 +265,7 @@ class CurriculumTrainer(transformers.Trainer):
         if not model.training:
             return super().compute_loss(
                 model,
-                cast("dict[str, Any]", inputs),
+                cast("dict[str, object]", inputs),
                 return_outputs=return_outputs,
                 num_items_in_batch=num_items_in_batch,
             )
@@ -387,7 +387,7 @@ class CurriculumTrainer(transformers.Trainer):
             self.control.should_training_stop = True
 
     @property
-    def stage_facts(self) -> dict[str, Any]:
+    def stage_facts(self) -> dict[str, object]:
         """Return the state of the stages as plain data, for a checkpoint."""
         stages = self._opened()
         return {
@@ -471,7 +471,7 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
         if self._trainer is not None and self._trainer.is_in_train:
             self._trainer.note_metrics(metrics or {})
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """Return the state for `trainer_state.json`."""
         trainer = self._trainer
         if trainer is None or trainer.stages is None:
