@@ -201,6 +201,7 @@ class ExamplesTask(BaseTask):
             num_classes=learned.num_classes or size,
             num_positions=self.window,
             name=f"{self.kind.replace('_', ' ')} of {Path(self.data).name}",
+            class_names=learned.class_names,
             padding_token=None if is_data else tokenizer.pad_token_id,
         )
 

@@ -39,6 +39,8 @@ class TaskData:
     """Length of the sequences, or of the edge of an image; 1 for a task without positions."""
     name: str
     """The task in a few words."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by number; empty if the labels have none."""
     padding_token: int | None = 0
     """Id after the end of a sequence, which an embedding may ignore; None if every id is data."""
     mask_token: int | None = None

@@ -73,6 +73,19 @@ def test_items_of_the_loader_and_micro_batches_give_the_losses_of_whole_batches(
     assert numbers[:4] == pytest.approx(numbers[4:], rel=2e-5)
 
 
+def test_a_micro_batch_that_was_not_begun_is_refused() -> None:
+    loader = loader_of("masked", SIZE)
+    with staged_loss(
+        model("masked", 8, 0), model("masked", 16, 1), curricle.one_shot(total="2 steps"), loader
+    ) as staged:
+        batch = staged.next_batch()
+        staged(batch).backward()
+        with pytest.raises(BindError, match=r"got 2 calls in a step of 1; call 'begin_step\("):
+            staged(batch)
+        staged.advance()
+        staged(batch).backward()
+
+
 def test_items_of_other_data_than_a_loader_are_refused() -> None:
     loader = loader_of("masked", SIZE)
     data = Listed(curricle.stream(loader).batch(0))

@@ -342,7 +342,10 @@ def test_temperature_and_beta_are_those_of_trl(tmp_path: Path) -> None:
     )
     trainer = trained("masked", tmp_path, max_steps=3, temperature=2.0, beta=0.3)
     explicit = curricle.one_shot(total="3 steps", objective=objective)
-    assert losses(trainer) == losses(trained("masked", tmp_path, curriculum=explicit))
+    declared = trained("masked", tmp_path, curriculum=explicit)
+    assert losses(trainer) == losses(declared)
+    # The length of the curriculum is not left in the user's arguments.
+    assert (trainer.args.max_steps, declared.args.max_steps) == (3, -1)
     assert losses(trainer) != losses(trained("masked", tmp_path, max_steps=3))
 
 

@@ -64,6 +64,8 @@ USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """Names of columns by role, in the order in which they are looked for."""
+INSTRUCTION, CONTEXT = "instruction", "input"
+"""Names of the column of an instruction and of that of the text it is about."""
 
 
 @final
@@ -77,6 +79,8 @@ class Encoded:
     """Labels, with positions if `positions` is `token`."""
     num_classes: int
     """Classes or values of an output."""
+    class_names: tuple[str, ...] = ()
+    """Names of the classes by number; empty if the labels are numbers or no classes."""
     positions: Owner = "example"
     """Owner of a label; `span` for the first and last position of an answer."""
     next_token: bool = False
@@ -231,7 +235,9 @@ def _classified(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]
     column = _find(training, "label", encoding.columns)
     classes = _Classes(_values(training, column), column)
     labels = torch.tensor(classes.numbers(_values(rows, column)))
-    return Encoded(inputs=inputs, labels=labels, num_classes=classes.count)
+    return Encoded(
+        inputs=inputs, labels=labels, num_classes=classes.count, class_names=classes.names
+    )
 
 
 def _valued(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
@@ -289,7 +295,13 @@ def _tagged(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) ->
             if word is not None and word != last:
                 labels[place, position] = numbers[word]
             last = word
-    return Encoded(inputs=inputs, labels=labels, num_classes=classes.count, positions="token")
+    return Encoded(
+        inputs=inputs,
+        labels=labels,
+        num_classes=classes.count,
+        class_names=classes.names,
+        positions="token",
+    )
 
 
 def _answered(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
@@ -407,6 +419,11 @@ def _prompt_and_completion(row: Row, encoding: Encoding) -> tuple[list[int], lis
     tokenizer, columns = encoding.tokenizer, encoding.columns
     conversation = _messages(row, columns)
     if conversation is not None:
+        # Only answers are scored: what follows the last one has no answer yet.
+        while conversation and conversation[-1].get("role") == "user":
+            conversation.pop()
+        if not conversation:
+            return [], []
         ids = _templated(tokenizer, conversation, add_generation_prompt=False)
         prompt = _templated(tokenizer, conversation[:-1], add_generation_prompt=True)
         common = 0
@@ -418,6 +435,10 @@ def _prompt_and_completion(row: Row, encoding: Encoding) -> tuple[list[int], lis
         prompt_text, text = (
             _texts([row], _find([row], role, columns))[0] for role in ("prompt", "completion")
         )
+        # The further text of an instruction, in a column of its own since Alpaca.
+        context = row.get(CONTEXT)
+        if row.get(INSTRUCTION) == prompt_text and isinstance(context, str) and context:
+            prompt_text = f"{prompt_text}\n\n{context}"
         read = _without_end(tokenizer(prompt_text)["input_ids"], end)
         return read, [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
     text = _texts([row], _find([row], "text", columns))[0]
@@ -476,12 +497,18 @@ class _Classes:
 
     def __init__(self, labels: Sequence[Any], column: str) -> None:
         self._column = column
-        self._names: list[str] | None = None
+        self.names: tuple[str, ...] = ()
+        num_missing = sum(label == "" for label in labels)
+        if num_missing:
+            raise DataError(
+                f"column {column!r} must hold a class in every row; got none in {num_missing} of "
+                f"{len(labels)}"
+            )
         if all(_is_number(label) for label in labels):
             self.count = max(int(label) for label in labels) + 1
         else:
-            self._names = sorted({str(label) for label in labels})
-            self.count = len(self._names)
+            self.names = tuple(sorted({str(label) for label in labels}))
+            self.count = len(self.names)
 
     def numbers(self, labels: Sequence[Any]) -> list[int]:
         """Return the classes of labels.
@@ -489,10 +516,10 @@ class _Classes:
         Raises:
             DataError: If a label is not in the training rows.
         """
-        if self._names is None:
+        if not self.names:
             numbers = [int(label) if _is_number(label) else -1 for label in labels]
         else:
-            by_name = {name: number for number, name in enumerate(self._names)}
+            by_name = {name: number for number, name in enumerate(self.names)}
             numbers = [by_name.get(str(label), -1) for label in labels]
         for label, number in zip(labels, numbers, strict=True):
             if not 0 <= number < self.count:

@@ -75,7 +75,8 @@ class Ensemble(nn.Module):
 
         Raises:
             BindError: If the outputs of the members differ in shape.
-            DataError: If `member_weights` has not one weight for each example and member.
+            DataError: If `member_weights` has not one weight from 0 for each example and member, or
+                a sum of 0.
         """
         rows = named.pop(ROW_WEIGHTS, None)
         outputs = [
@@ -115,4 +116,11 @@ def _row_weights(rows: Tensor, shape: tuple[int, ...], num_members: int) -> Tens
         )
     weights = rows.float()
     total = weights.sum(-1, keepdim=True)
+    # A look at values on a GPU would wait for it at every step.
+    if rows.is_cpu and not bool(((weights >= 0).all(-1, keepdim=True) & (total > 0)).all()):
+        raise DataError(
+            f"{ROW_WEIGHTS!r} must be numbers from 0 with a positive sum for each example; got "
+            f"{weights.min().item():g} as the smallest number and {total.min().item():g} as the "
+            f"smallest sum"
+        )
     return (weights / total).view(shape[0], *(1 for _ in shape[1:]), num_members)

@@ -4,11 +4,14 @@ Opened task, initial models and the teacher: the finished teacher of the run
 folder, or in its place the targets that were captured of it.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.huggingface import PretrainedSpec
+from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import TappedModel
 from curricle.models.vocabularies import TOKENIZER, common_vocabulary
 from curricle.runs.folder import TEACHER, end_of, is_claimed, load_finished
@@ -42,14 +45,42 @@ def open_task(spec: RunSpec, seed: int, reader: str) -> TaskData:
 
 
 def build_model(model: Model, data: TaskData, seed: int, purpose: str) -> TappedModel:
-    """Return a model of the task's sizes with the first weights of a seed."""
+    """Return a model of the task's sizes and classes with the first weights of a seed.
+
+    Raises:
+        BindError: If a loaded model numbers the task's classes in another way.
+    """
     with seeding.scoped(seed, purpose):
-        return model.build(
+        built = model.build(
             num_inputs=data.num_inputs,
             num_classes=data.num_classes,
             num_positions=data.num_positions,
             padding_token=data.padding_token,
         )
+    if data.class_names and not isinstance(model, MLPSpec):
+        config: Any = built.module.config
+        if isinstance(model, PretrainedSpec):
+            _check_classes(config, data.class_names, model.path)
+        else:
+            config.id2label = dict(enumerate(data.class_names))
+            config.label2id = {name: number for number, name in enumerate(data.class_names)}
+    return built
+
+
+def _check_classes(config: Any, names: Sequence[str], path: str) -> None:  # noqa: ANN401 - of a model
+    """Check that classes with a name of the task have its number.
+
+    Raises:
+        BindError: If one has another.
+    """
+    numbers = {name: int(number) for number, name in config.id2label.items()}
+    for number, name in enumerate(names):
+        if numbers.get(name, number) != number:
+            raise BindError(
+                f"'id2label' of {path!r} must number the classes as the task does, in the order of "
+                f"their names; got {numbers[name]} for {name!r}, which is {number} in the data; "
+                f"replace the names by the model's numbers in the column of labels"
+            )
 
 
 def load_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:

@@ -6,10 +6,11 @@ printed as a table and has plain data for JSON.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, cast, final
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from curricle.colocation import processor_kind
 from curricle.data.batch import Batch
@@ -23,7 +24,7 @@ from curricle.reports.evaluation_tables import evaluation_grid
 from curricle.reports.tables import Grid, to_markdown
 from curricle.runs.model_costs import Cost, first_examples, measure_costs, num_examples
 from curricle.training.loop.evaluation import label_metrics
-from curricle.training.setup.arguments import require_model
+from curricle.training.setup.arguments import as_evaluation, require_model
 from curricle.training.setup.placement import place_model
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import standard_state
@@ -116,7 +117,7 @@ class Evaluation:
 @standard_state(is_training=False)
 def evaluate(
     student: nn.Module | TappedModel,
-    evaluation: Sequence[Batch],
+    evaluation: Sequence[Batch] | DataLoader[Any],
     *,
     teacher: nn.Module | TappedModel | None = None,
     metrics: Sequence[str | Metric] | None = None,
@@ -127,8 +128,8 @@ def evaluate(
     """Return metrics, size and speed of a student and, beside it, of its teacher.
 
     Args:
-        student: The model; it stays as it is.
-        evaluation: Held-out batches with labels.
+        student: The model; it is moved to the device of the settings and stays as it is.
+        evaluation: Held-out batches with labels, or a DataLoader, which is read once.
         teacher: The model to compare with; None evaluates the student alone.
         metrics: Metrics or names of built-in ones; None takes accuracy and nll for classes, and
             the mean squared error for float labels. `kl` is that from the teacher.
@@ -148,16 +149,17 @@ def evaluate(
     if teacher is not None:
         require_model("teacher", teacher)
         models.append(tapped(teacher))
-    _require_batches(evaluation)
-    choice = _metrics(evaluation, metrics)
+    held_out = cast("Sequence[Batch]", as_evaluation(evaluation, None))
+    _require_batches(held_out)
+    choice = _metrics(held_out, metrics)
     notes: list[str] = []
     with settings.stated_threads():
         for model in models:
             place_model(settings.placement, model)
-        numbers = _scores(evaluation, settings, choice, models)
-        if teacher is not None and any(batch.for_teacher is not batch for batch in evaluation):
+        numbers = _scores(held_out, settings, choice, models)
+        if teacher is not None and any(batch.for_teacher is not batch for batch in held_out):
             notes.append("the teacher reads inputs of its own, so its metrics are left out")
-        batch = evaluation[0]
+        batch = held_out[0]
         inputs = [first_examples(side.inputs, MOST_TIMED) for side in (batch, batch.for_teacher)]
         costs = measure_costs(
             [model.module for model in models], inputs[: len(models)], repetitions=repetitions
@@ -170,7 +172,7 @@ def evaluate(
             student=results[0],
             teacher=None if teacher is None else results[1],
             task=task,
-            num_examples=sum(batch.num_examples for batch in evaluation),
+            num_examples=sum(batch.num_examples for batch in held_out),
             timed_examples=num_examples(inputs[0]),
             repetitions=repetitions,
             processor=_processor(models[0].module),
@@ -222,8 +224,7 @@ def _require_batches(evaluation: object) -> None:
     items = evaluation if isinstance(evaluation, Sequence) else ()
     if not is_sequence or any(type(item) is not Batch for item in items):
         raise BindError(
-            f"'evaluation' must be a sequence of curricle.Batch, as [held_out.batch(step) for step "
-            f"in range(4)] of held_out = curricle.stream(loader); got "
+            f"'evaluation' must be a DataLoader or a sequence of curricle.Batch; got "
             f"{type(evaluation).__name__!r}"
         )
 

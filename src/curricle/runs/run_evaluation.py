@@ -194,10 +194,28 @@ def _changed_task(spec: RunSpec, changes: list[str], data: TaskData) -> TaskData
             "another one"
         )
     changed_data = open_task(task, spec.seed, "student")
+    check_classes(data, changed_data)
+    return changed_data
+
+
+def check_classes(data: TaskData, changed_data: TaskData) -> None:
+    """Check that a task with other values of some fields fits the models of the run.
+
+    Args:
+        data: Task of the run.
+        changed_data: The other task.
+
+    Raises:
+        SpecError: If sizes or classes differ.
+    """
     sizes = [(task_data.num_inputs, task_data.num_classes) for task_data in (data, changed_data)]
     if sizes[0] != sizes[1]:
         raise SpecError(
             f"'--on' must keep the {sizes[0][0]} inputs and {sizes[0][1]} classes of the run; got "
             f"{sizes[1][0]} and {sizes[1][1]}"
         )
-    return changed_data
+    if data.class_names != changed_data.class_names:
+        raise SpecError(
+            f"'--on' must keep the classes of the run, {', '.join(data.class_names) or 'numbers'}; "
+            f"got {', '.join(changed_data.class_names) or 'numbers'}"
+        )

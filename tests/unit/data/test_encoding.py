@@ -44,10 +44,18 @@ def encoded(
 def test_classes_are_numbers_or_names_in_alphabetical_order() -> None:
     named = encoded("classification", [{"text": "a", "label": x} for x in ("no", "yes", "and")])
     assert (named.labels.tolist(), named.num_classes) == ([1, 2, 0], 3)
+    assert named.class_names == ("and", "no", "yes")
     numbers = encoded("classification", [{"sentence": "a", "label": x} for x in ("2", "0")])
     assert (numbers.labels.tolist(), numbers.num_classes) == ([2, 0], 3)
+    assert numbers.class_names == ()
     assert numbers.inputs["input_ids"].tolist() == [[A, PAD, PAD, PAD]] * 2
     assert numbers.inputs["attention_mask"].tolist() == [[1, 0, 0, 0]] * 2
+
+
+def test_a_row_with_an_empty_label_is_no_class() -> None:
+    rows: list[Row] = [{"text": "a", "label": label} for label in ("yes", "", "no")]
+    with pytest.raises(DataError, match="'label' must hold a class in every row; got none in 1 of"):
+        encoded("classification", rows)
 
 
 def test_classes_are_those_of_the_training_rows() -> None:
@@ -121,6 +129,31 @@ def test_a_prompt_is_read_and_its_completion_scored() -> None:
     assert (example.next_token, example.dropped) == (True, 1)
 
 
+def test_the_input_of_an_instruction_is_read_after_it() -> None:
+    rows: list[Row] = [
+        {"instruction": "a", "input": "b", "output": "c"},
+        {"instruction": "a", "input": "", "output": "c"},
+    ]
+    example = encoded("instructions", rows, tokenizer=words(eos_token="</s>"))
+    assert example.inputs["input_ids"].tolist() == [[A, B, C, END], [A, C, END, PAD]]
+    assert example.labels.tolist() == [[-100, -100, C, END], [-100, C, END, -100]]
+
+
+def test_words_of_the_user_after_the_last_answer_are_not_scored() -> None:
+    tokenizer = words(eos_token="</s>")
+    tokenizer.chat_template = TEMPLATE
+    turns = [("user", "a"), ("assistant", "b"), ("user", "c")]
+    rows: list[Row] = [
+        {"messages": [{"role": role, "content": text} for role, text in turns[:stop]]}
+        for stop in (2, 3, 1)
+    ]
+    example = encoded("instructions", rows, tokenizer=tokenizer, window=8)
+    first, second = example.labels.tolist()
+    assert first == second
+    assert [label for label in first if label != -100] == [B, END]
+    assert example.dropped == 1
+
+
 def test_a_text_alone_is_scored_as_a_whole() -> None:
     example = encoded("instructions", [{"text": "a b"}], tokenizer=words(eos_token="</s>"))
     assert example.labels.tolist() == [[A, B, END, -100]]
@@ -145,8 +178,9 @@ def test_messages_pass_through_the_chat_template_and_the_last_answer_is_scored(f
 
 
 def test_a_tokenizer_without_a_chat_template_is_named() -> None:
+    turns = [{"role": role, "content": "a"} for role in ("user", "assistant")]
     with pytest.raises(DataError, match="'messages' must suit the chat template of the tokenizer"):
-        encoded("instructions", [{"messages": [{"role": "user", "content": "a"}]}])
+        encoded("instructions", [{"messages": turns}])
 
 
 def test_a_window_without_room_for_any_completion_is_refused() -> None:

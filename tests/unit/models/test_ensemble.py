@@ -86,6 +86,12 @@ def test_weights_of_other_examples_are_refused() -> None:
         curricle.Ensemble([SURE, UNSURE])(INPUTS, member_weights=torch.ones(3, 2))
 
 
+@pytest.mark.parametrize("rows", [[[1.0, 1.0], [0.0, 0.0]], [[1.0, 1.0], [2.0, -1.0]]])
+def test_weights_of_examples_that_are_none_are_refused(rows: list[list[float]]) -> None:
+    with pytest.raises(DataError, match="numbers from 0 with a positive sum for each example; got"):
+        curricle.Ensemble([SURE, UNSURE])(INPUTS, member_weights=torch.tensor(rows))
+
+
 def network(seed: int) -> nn.Sequential:
     with seeding.scoped(seed, "network"):
         return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))

@@ -3,14 +3,19 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from curricle.errors import BindError
-from curricle.runs.assemble import data_seed, is_ready, open_task, open_teacher
+from curricle.data.synthetic.parity import ParityStream
+from curricle.errors import BindError, SpecError
+from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
+from curricle.runs.assemble import build_model, data_seed, is_ready, open_task, open_teacher
+from curricle.runs.run_evaluation import check_classes
 from curricle.runs.spec import RunSpec
 from curricle.runs.target_folder import capture_targets
 from curricle.runs.train import student_runs, teach
+from curricle.task_data import TaskData
 from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import DataFacts, read_manifest, write_manifest
@@ -66,3 +71,30 @@ def test_only_texts_have_a_tokenizer(make_spec: MakeSpec, tmp_path: Path) -> Non
     assert text.tokenizer_digest(tmp_path) != TextTask(vocabulary_size=301).tokenizer_digest(
         tmp_path
     )
+
+
+def test_classes_have_the_names_and_numbers_of_the_data(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    new = HuggingFaceSpec(model_type="bert", head="sequence_classification", config=sizes)
+    data = TaskData(
+        stream=ParityStream(num_inputs=4, degree=2, batch_size=2, seed=0),
+        evaluation=(),
+        num_inputs=20,
+        num_classes=3,
+        num_positions=4,
+        name="classification",
+        class_names=("contradiction", "entailment", "neutral"),
+    )
+    module: Any = build_model(new, data, 0, "student").module
+    assert module.config.id2label == {0: "contradiction", 1: "entailment", 2: "neutral"}
+    assert module.config.label2id["neutral"] == 2
+    module.save_pretrained(tmp_path / "same")
+    loaded = PretrainedSpec(path=str(tmp_path / "same"), head="sequence_classification")
+    build_model(loaded, data, 0, "teacher")
+    module.config.id2label = {0: "entailment", 1: "neutral", 2: "contradiction"}
+    module.save_pretrained(tmp_path / "other")
+    loaded = PretrainedSpec(path=str(tmp_path / "other"), head="sequence_classification")
+    with pytest.raises(BindError, match=r"got 2 for 'contradiction', which is 0 in the data"):
+        build_model(loaded, data, 0, "teacher")
+    with pytest.raises(SpecError, match="'--on' must keep the classes of the run, contradiction, "):
+        check_classes(data, replace(data, class_names=("a", "b", "c")))

@@ -140,11 +140,16 @@ class CurriculumTrainer(transformers.Trainer):
             Steps, mean loss and speed, as of the Trainer.
         """
         self._means, self._metrics, self._is_pending = {}, {}, False
-        with StagedLoss(self._bind(), read=self._reader) as self.stages:
-            for note in self.stages.run.notes:
-                LOGGER.info("curricle: %s", note)
-            output = super().train(resume_from_checkpoint, *args, **keywords)
-            self.settle()
+        declared = self.args.max_steps
+        try:
+            with StagedLoss(self._bind(), read=self._reader) as self.stages:
+                for note in self.stages.run.notes:
+                    LOGGER.info("curricle: %s", note)
+                output = super().train(resume_from_checkpoint, *args, **keywords)
+                self.settle()
+        finally:
+            # The arguments are the user's and may serve another Trainer with other data.
+            self.args.max_steps = declared
         return output
 
     def _bind(self) -> BoundRun:

@@ -107,6 +107,7 @@ class StagedLoss:
         self._loss: StageLoss | None = None
         self._counts: list[int] = []
         self._totals: list[list[Tensor]] = []
+        self._num_begun = 0
 
     def __enter__(self) -> "StagedLoss":
         """Check the teacher's checkpoints and hold the teacher in evaluation mode.
@@ -212,6 +213,7 @@ class StagedLoss:
             for batch in batches:
                 self._check(batch)
         self._counts, self._totals = loss.counts(*batches), []
+        self._num_begun = len(batches)
         self._spend(batches)
 
     def __call__(self, item: object) -> Tensor:
@@ -221,10 +223,19 @@ class StagedLoss:
 
         Args:
             item: The batch, or an item of the loader; it is moved to the models.
+
+        Raises:
+            BindError: If the step has no further micro-batch.
         """
         batch = self.as_batch(item)
         if not self._counts:
             self.begin_step(batch)
+        if len(self._totals) == self._num_begun:
+            raise BindError(
+                f"a step must be begun with all of its micro-batches and ended by 'advance()'; got "
+                f"{self._num_begun + 1} calls in a step of {self._num_begun}; call "
+                f"'begin_step(first, second, ...)' before several micro-batches"
+            )
         loss = self._opened()
         with self._located():
             placed = self.run.settings.placement.part_of(batch)
