@@ -193,7 +193,7 @@ class ExamplesTask(BaseTask):
         # A token that also ends texts is data, where tokens are predicted.
         is_data = learned.num_classes == 0 and tokenizer.pad_token_id == tokenizer.eos_token_id
         return TaskData(
-            stream=self._stream(learned, seed, reader),
+            stream=self._stream(learned, seed, reader, held_out.dropped),
             evaluation=self._stream(held_out, EVALUATION_SEED, "evaluation").held_out(
                 self.evaluation_batches
             ),
@@ -217,10 +217,12 @@ class ExamplesTask(BaseTask):
             )
         return tokenizer.convert_tokens_to_ids(self.start_token)
 
-    def _stream(self, encoded: Encoded, seed: int, purpose: str) -> ExampleStream:
+    def _stream(
+        self, encoded: Encoded, seed: int, purpose: str, num_dropped_held_out: int = 0
+    ) -> ExampleStream:
         dropped = (
-            f"data: {encoded.dropped} rows have no answer within {self.window} tokens and are left "
-            f"out"
+            f"data: {encoded.dropped} training rows and {num_dropped_held_out} held-out rows have "
+            f"no answer within {self.window} tokens and are left out of training and metrics"
         )
         return ExampleStream(
             encoded.inputs,
@@ -230,7 +232,7 @@ class ExamplesTask(BaseTask):
             purpose=purpose,
             positions=encoded.positions,
             next_token=encoded.next_token,
-            note=dropped if encoded.dropped else "",
+            note=dropped if encoded.dropped or num_dropped_held_out else "",
         )
 
     def _trained(self, training: Sequence[Row], cache_dir: Path) -> Tokenizer:

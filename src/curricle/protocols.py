@@ -8,6 +8,8 @@ behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
+from curricle.errors import BindError
+
 Structure = TypeVar("Structure")
 
 
@@ -71,3 +73,22 @@ class Tokenizer(Protocol):
     def save_pretrained(self, save_directory: Path) -> object:
         """Write the tokenizer."""
         ...
+
+
+def fast_backend(role: str, tokenizer: object) -> Any:  # noqa: ANN401 - of an optional package
+    """Return the tokenizer of the package tokenizers inside a fast tokenizer of transformers.
+
+    Args:
+        role: `student` or `teacher`, for the error sentence.
+        tokenizer: A fast tokenizer of transformers, or a `Tokenizer` of tokenizers itself.
+
+    Raises:
+        BindError: If it is neither.
+    """
+    backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "get_vocab") or not hasattr(type(backend), "from_str"):
+        raise BindError(
+            f"'{role}_tokenizer' must be a fast tokenizer of transformers or a Tokenizer of "
+            f"tokenizers; got {type(tokenizer).__name__!r}"
+        )
+    return backend

@@ -47,6 +47,20 @@ def test_texts_open_to_their_sizes(tmp_path: Path) -> None:
     assert labels.tolist() == [19 % 3, 39 % 3]
 
 
+def test_held_out_rows_without_an_answer_in_the_window_are_counted(tmp_path: Path) -> None:
+    long = {"prompt": "a long prompt of many words", "completion": "no"}
+    short = {"prompt": "a", "completion": "yes"}
+    for split, examples in {"train": [short] * 8, "valid": [short, short, long]}.items():
+        path = tmp_path / f"{split}.jsonl"
+        path.write_text("\n".join(json.dumps(row) for row in examples))
+    task = ExamplesTask(
+        kind="instructions", data=str(tmp_path), window=8, batch_size=2, vocabulary_size=270
+    )
+    stream = task.open(seed=0, cache_dir=tmp_path / "cache").stream
+    note = str(getattr(stream, "note", ""))
+    assert note.startswith("data: 0 training rows and 1 held-out rows have no answer within 8 tok")
+
+
 def test_a_start_token_that_the_tokenizer_lacks_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"source": "a", "target": "b"}\n' * 20)
     fields = {"kind": "seq2seq", "data": str(tmp_path), "vocabulary_size": 270}

@@ -73,7 +73,7 @@ def _extent(tensor: Tensor) -> Extent | None:
         last = sum(
             (size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True)
         )
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         # Sparse tensors and lazy weights have no single storage.
         return None
     if not tensor.numel() or not start:

@@ -12,7 +12,7 @@ the teacher `ab` and `c`, the teacher predicts `ab` where the student predicts `
 belongs to `ab`. Tokens that begin with no common one form group 0.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Annotated, Any, Literal, final
 
 import torch
@@ -23,6 +23,7 @@ from torch import Tensor
 from curricle.colocation import beside
 from curricle.errors import BindError, SpecError
 from curricle.objectives import losses
+from curricle.protocols import fast_backend
 from curricle.values import value
 
 FEWEST_GROUPED = 0.5
@@ -155,17 +156,19 @@ def token_groups(student_tokenizer: object, teacher_tokenizer: object) -> Groupe
         BindError: If it is none of these, or fewer than half of the tokens of one of them belong
             to a common token.
     """
-    student = _backend("student", student_tokenizer)
-    teacher = _backend("teacher", teacher_tokenizer)
+    student = fast_backend("student", student_tokenizer)
+    teacher = fast_backend("teacher", teacher_tokenizer)
     vocabularies = student.get_vocab(), teacher.get_vocab()
     common = sorted(vocabularies[0].keys() & vocabularies[1].keys())
     numbers = {token: number for number, token in enumerate(common, start=1)}
     sides = []
-    for role, ids, backend in (
-        ("student", vocabularies[0], teacher),
-        ("teacher", vocabularies[1], student),
+    for role, ids, own, other in (
+        ("student", vocabularies[0], student, teacher),
+        ("teacher", vocabularies[1], teacher, student),
     ):
-        groups = _groups(ids, numbers, backend)
+        added = own.get_added_tokens_decoder().values()
+        special = {token.content for token in added if token.special}
+        groups = _groups(ids, numbers, other, special)
         share = sum(map(bool, groups)) / len(groups)
         if share < FEWEST_GROUPED:
             raise BindError(
@@ -180,28 +183,19 @@ def _groups(
     ids: Mapping[str, int],
     numbers: Mapping[str, int],
     other: Any,  # noqa: ANN401 - of an optional package
+    special: Container[str],
 ) -> tuple[int, ...]:
-    """Return the group of each id of a vocabulary; ids without a token belong to group 0."""
+    """Return the group of each id of a vocabulary; ids without a token belong to group 0.
+
+    So do special tokens of one vocabulary alone: their characters are no text.
+    """
     groups = [0] * (max(ids.values()) + 1)
     for token, number in ids.items():
         group = numbers.get(token)
-        if group is None:
+        if group is None and token in special:
+            group = 0
+        elif group is None:
             beginning = other.model.tokenize(token)
             group = numbers.get(beginning[0].value, 0) if beginning else 0
         groups[number] = group
     return tuple(groups)
-
-
-def _backend(role: str, tokenizer: object) -> Any:  # noqa: ANN401 - of an optional package
-    """Return the tokenizer of the package tokenizers.
-
-    Raises:
-        BindError: If there is none.
-    """
-    backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not hasattr(backend, "model") or not hasattr(backend, "get_vocab"):
-        raise BindError(
-            f"'{role}_tokenizer' must be a fast tokenizer of transformers or a Tokenizer of "
-            f"tokenizers; got {type(tokenizer).__name__!r}"
-        )
-    return backend

@@ -128,7 +128,7 @@ def evaluate(
     """Return metrics, size and speed of a student and, beside it, of its teacher.
 
     Args:
-        student: The model; it is moved to the device of the settings and stays as it is.
+        student: The model; it is moved to where the settings place it and stays as it is.
         evaluation: Held-out batches with labels, or a DataLoader, which is read once.
         teacher: The model to compare with; None evaluates the student alone.
         metrics: Metrics or names of built-in ones; None takes accuracy and nll for classes, and

@@ -8,7 +8,7 @@ Source:
     None; the procedure of GLUE (Wang et al. 2019, arXiv 1804.07461) with settings of its own.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from curricle.metrics import METRICS
 from curricle.models.families import tapped
 from curricle.models.huggingface import open_classifier
 from curricle.models.restoring import looked_at
+from curricle.protocols import Tokenizer
 from curricle.reports.evaluation_tables import accuracy_grid
 from curricle.reports.tables import Grid, to_markdown
 from curricle.training.distill import distill
@@ -43,10 +44,6 @@ SCHEDULE = Schedule(warmup=0.1, decay="linear")
 """Learning rate over a fine-tuning."""
 METRICS_OF_TEXTS = ("accuracy", "f1_macro")
 """Metrics on the test texts."""
-
-
-Tokenizer = Callable[..., Mapping[str, Tensor]]
-"""Tokenizer of transformers."""
 
 
 @final

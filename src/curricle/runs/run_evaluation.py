@@ -186,7 +186,7 @@ def _changed_task(spec: RunSpec, changes: list[str], data: TaskData) -> TaskData
     Raises:
         SpecError: If its tokens or sizes are not those of the run.
     """
-    task = changed(spec, [f"task.{change}" for change in changes])
+    task = changed(spec, [f"task.{change}" for change in changes], option="--on")
     cache = Path(spec.cache_dir)
     if task.task.tokenizer_digest(cache) != spec.task.tokenizer_digest(cache):
         raise SpecError(

@@ -371,9 +371,15 @@ def load_spec(path: Path, assignments: list[str] | None = None) -> RunSpec:
     return spec
 
 
-def changed(spec: RunSpec, assignments: list[str]) -> RunSpec:
-    """Return a spec with `path=value` overrides applied."""
-    result: RunSpec = parse(RunSpec, override(plain(spec), assignments), source="--set")
+def changed(spec: RunSpec, assignments: list[str], *, option: str = "--set") -> RunSpec:
+    """Return a spec with `path=value` overrides applied.
+
+    Args:
+        spec: The spec.
+        assignments: The overrides.
+        option: Option of the command line that gives them, for error sentences.
+    """
+    result: RunSpec = parse(RunSpec, override(plain(spec), assignments), source=option)
     return result
 
 

@@ -20,6 +20,17 @@ def test_tokens_of_one_side_belong_to_the_common_token_they_begin_with() -> None
     assert len(set(groups.teacher)) == len(other)
 
 
+def test_special_tokens_of_one_side_belong_to_no_common_token() -> None:
+    from tokenizers import Tokenizer
+
+    sides = [Tokenizer.from_str(side.to_str()) for side in (COARSE, FINE)]
+    for side, token in zip(sides, ("<the end>", "the other end"), strict=True):
+        side.add_special_tokens([token])
+    groups = curricle.token_groups(*sides)
+    assert groups.student[sides[0].get_vocab()["<the end>"]] == 0
+    assert groups.teacher[sides[1].get_vocab()["the other end"]] == 0
+
+
 def test_tokenizers_without_common_tokens_have_no_groups() -> None:
     from tokenizers import Tokenizer, models
 

@@ -45,6 +45,8 @@ def test_metrics_are_those_at_the_end_of_the_runs(make_spec: MakeSpec) -> None:
     assert set(larger.student.metrics) == {"f1"}
     with pytest.raises(SpecError, match="'--on' must keep the 8 inputs and 2 classes"):
         evaluate_run(spec.folder, changes=["num_inputs=9"])
+    with pytest.raises(SpecError, match=r"^--on: .*'inputs' is not a field"):
+        evaluate_run(spec.folder, changes=["inputs=9"])
     with pytest.raises(SpecError, match="'metric' 'f2' is not built in"):
         evaluate_run(spec.folder, metrics=["f2"])
     with pytest.raises(CheckpointError, match=r"in 'model'; got none, since the model is a MLP"):

@@ -28,7 +28,8 @@ import torch
 from jaxtyping import Bool, Int
 
 from curricle.data.batch import Batch
-from curricle.errors import BindError, DataError, SpecError
+from curricle.errors import DataError, SpecError
+from curricle.protocols import fast_backend
 from curricle.seeding import numpy_generator
 from curricle.values import fingerprint
 
@@ -199,6 +200,11 @@ class PairedTexts:
         return max(int((stop - first).max()), 1)
 
     @property
+    def _mean_teacher_tokens(self) -> float:
+        first, stop = self._bounds
+        return float((stop - first).mean())
+
+    @property
     def matched_share(self) -> float:
         """Return the share of the student's tokens that end where one of the teacher ends."""
         return float((self._counterparts != UNMATCHED).mean())
@@ -208,8 +214,8 @@ class PairedTexts:
         """Return the share of aligned positions as a sentence for `plan`."""
         return (
             f"data: {self.matched_share:.1%} of the student's tokens end at the same character as "
-            f"a token of the teacher, and are compared with it; the teacher reads "
-            f"{self.teacher_window} tokens for each {self._window} of the student"
+            f"a token of the teacher, and are compared with it; for {self._window} tokens of the "
+            f"student the teacher reads {self._mean_teacher_tokens:.1f} on average"
         )
 
     def batch(self, step: int) -> Batch:
@@ -264,6 +270,10 @@ class PairedTexts:
         """
         student, teacher = self._student, self._teacher
         first = np.searchsorted(teacher.starts, student.starts[self._starts], side="left")
+        # Where both have ended before the window, the teacher goes on with its next token: it may
+        # hold a blank that the student's offsets leave out, and so begin before the window.
+        before = np.where(self._starts > 0, self._counterparts[self._starts - 1], UNMATCHED)
+        first = np.where(before == UNMATCHED, first, before + 1)
         last = self._starts + self._window - 1
         stop = np.searchsorted(teacher.ends, student.ends[last], side="right")
         return first, np.maximum(stop, first)
@@ -336,12 +346,7 @@ def _copied(role: str, tokenizer: object) -> Any:  # noqa: ANN401 - of an option
     Raises:
         BindError: If it has no offsets.
     """
-    backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not hasattr(backend, "to_str") or not hasattr(type(backend), "from_str"):
-        raise BindError(
-            f"'{role}_tokenizer' must be a fast tokenizer of transformers or a Tokenizer of "
-            f"tokenizers, whose tokens have character offsets; got {type(tokenizer).__name__!r}"
-        )
+    backend = fast_backend(role, tokenizer)
     copied = type(backend).from_str(backend.to_str())
     copied.no_truncation()
     copied.no_padding()

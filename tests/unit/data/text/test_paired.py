@@ -71,6 +71,21 @@ def test_the_note_has_the_share_of_aligned_positions() -> None:
     assert stream.matched_share == pytest.approx(np.mean(shares), abs=0.1)
     assert stream.matched_share < 0.9
     assert f"{stream.matched_share:.1%} of the student's tokens end at the same" in stream.note
+    # Five words of two letters in two tokens of the teacher each, and windows of two words.
+    halves = PairedTexts(
+        spans(2, 4, 6, 8, 10), spans(*range(1, 11)), window=2, batch_size=2, seed=0
+    )
+    assert halves.note.endswith("for 2 tokens of the student the teacher reads 4.0 on average")
+
+
+def test_a_blank_that_only_the_teacher_reads_belongs_to_its_next_token() -> None:
+    # aa bb cc dd ee: the student's tokens leave the blanks out, the teacher's begin with them.
+    student = spans(2, 5, 8, 11, 14, starts=[0, 3, 6, 9, 12])
+    teacher = spans(2, 5, 8, 11, 14)
+    batch = PairedTexts(student, teacher, window=2, batch_size=2, seed=0).batch(0)
+    expected = named(batch.inputs)["input_ids"]
+    assert sorted(expected.tolist()) == [[0, 1], [2, 3]]
+    assert torch.equal(named(batch.teacher_inputs)["input_ids"], expected)
 
 
 def test_padding_of_the_teacher_is_masked() -> None:
