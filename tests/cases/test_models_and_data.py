@@ -391,11 +391,16 @@ def test_a_dynamically_quantized_teacher_teaches_as_it_is(tmp_path: Path) -> Non
         expected = divergence(student(drawn(4, 6)), quantized[0](drawn(4, 6))).mean().item()
     objectives = curricle.MatchLogits(), matched("1", normalize="none")
     assert losses(plain(lambda: classifier(8)), quantized[0], features(), objectives[1])[0] > 0
-    found = losses(student, quantized[0], features(), objectives[0], run_dir=tmp_path / "run")
+    found = losses(student, quantized[0], features(), objectives[0], output_dir=tmp_path / "run")
     assert found == pytest.approx([expected], rel=1e-5)
     with pytest.raises(curricle.CurricleError, match="teacher"):
         losses(
-            student, quantized[1], features(), objectives[0], run_dir=tmp_path / "run", resume=True
+            student,
+            quantized[1],
+            features(),
+            objectives[0],
+            output_dir=tmp_path / "run",
+            resume=True,
         )
 
 
