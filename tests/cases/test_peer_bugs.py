@@ -244,7 +244,7 @@ def test_a_student_can_be_copied_and_pickled_after_its_stages() -> None:
     file = io.BytesIO()
     torch.save(student, file)
     file.seek(0)
-    for copied in (copy.deepcopy(student), torch.load(file, weights_only=False)):
+    for copied in (copy.deepcopy(student), torch.load(file, weights_only=False)):  # noqa: TID251
         assert torch.equal(copied(drawn(4, 6)), student(drawn(4, 6)))
         assert list(copied.state_dict()) == names
     hooks = [
