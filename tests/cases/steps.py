@@ -14,9 +14,9 @@ STILL = curricle.SGD(learning_rate=1e-12)
 """An optimizer that moves nothing, so that the first loss of every stage is that of the start."""
 
 
-def loader(rows: Sequence[Any], batch_size: int = 4) -> DataLoader[Any]:
+def loader(rows: Sequence[Any], batch_size: int = 4, **options: Any) -> DataLoader[Any]:
     """Return a loader of rows in their order."""
-    return DataLoader(rows, batch_size=batch_size)  # type: ignore[arg-type]
+    return DataLoader(rows, batch_size=batch_size, **options)  # type: ignore[arg-type]
 
 
 def records_of(

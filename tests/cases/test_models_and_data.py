@@ -191,7 +191,7 @@ def translation() -> tuple[Any, Tensor, Tensor]:
         for a, b, c, d in zip(source, mask, shown, target, strict=True)
     ]
     # A generator of its own, so that reading the loader leaves torch's alone.
-    return DataLoader(rows, batch_size=4, generator=torch.Generator()), mask, target
+    return loader(rows, generator=torch.Generator()), mask, target
 
 
 def test_the_mask_of_an_encoder_says_nothing_about_the_labels_of_its_decoder() -> None:

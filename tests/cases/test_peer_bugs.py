@@ -118,7 +118,7 @@ def test_the_loss_is_a_mean_over_the_labels_of_the_step_however_it_is_cut(parts:
     check_weights(student, moved)
 
 
-FAMILIES = {
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "plain": ("Llama", {}),
     "soft cap": ("Gemma2", {"head_dim": 4, "final_logit_softcapping": 2.0}),
     "scale": ("Cohere", {"logit_scale": 0.25}),
@@ -266,9 +266,7 @@ class Recomputed(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         state = self.front(inputs)
         for _ in range(2):
-            state, _ = torch.utils.checkpoint.checkpoint(  # type: ignore[no-untyped-call]
-                self.wrapped, state, use_reentrant=False
-            )
+            state, _ = torch.utils.checkpoint.checkpoint(self.wrapped, state, use_reentrant=False)
         logits: Tensor = self.head(state)
         return logits
 
@@ -290,7 +288,7 @@ def test_a_block_that_runs_again_in_the_backward_pass_counts_once(call: int) -> 
     by_hand, inputs = copy.deepcopy(student), drawn(4, 6)
 
     def state(model: Recomputed) -> Tensor:
-        found = model.front(inputs)
+        found: Tensor = model.front(inputs)
         for _ in range(call + 1):
             found = model.block(found).tanh()
         return found

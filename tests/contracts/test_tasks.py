@@ -15,13 +15,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import Tensor
 from torch.nn import functional
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from curricle.curriculum.stages import Curriculum
 from curricle.data.batch import Batch
 from curricle.errors import SpecError
 from curricle.example_tasks import ExamplesTask
 from curricle.metrics import METRICS
+from curricle.models.huggingface import wrapped_tokenizer
 from curricle.models.tapped import TappedModel
 from curricle.records import StepRecord
 from curricle.runs.assemble import build_model
@@ -124,9 +125,8 @@ def chat_tokenizer(folder: Path) -> None:
     ids = {word: number for number, word in enumerate(("[pad]", "[unk]", "[end]", *WORDS))}
     model = Tokenizer(WordLevel(ids, unk_token="[unk]"))
     model.pre_tokenizer = WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=model, pad_token="[pad]", unk_token="[unk]", eos_token="[end]"
-    )
+    special = {"pad_token": "[pad]", "unk_token": "[unk]", "eos_token": "[end]"}
+    tokenizer: Any = wrapped_tokenizer(model, special=special)
     tokenizer.chat_template = (
         "{% for message in messages %}{{ message['content'] }}"
         "{% if message['role'] == 'assistant' %} [end]{% endif %} {% endfor %}"
@@ -334,6 +334,7 @@ def test_the_first_loss_of_each_kind_of_stage_is_that_of_the_formula(
 
 def build_still(spec: RunSpec, data: TaskData, seed: int) -> TappedModel:
     """Return a model without dropout, whose outputs differ from those of another seed."""
+    assert spec.student is not None
     model = build_model(spec.student, data, seed, "student")
     for module in model.module.modules():
         if isinstance(module, torch.nn.Dropout):
