@@ -162,9 +162,9 @@ class HookedModel:
         # Embeddings have no name that all families share; the input of block 1 is their output.
         if number == 0:
             first = self._place_at(self._blocks[0])
-            return Place(first.path, first.call, "input", tap="0")
+            return self._oriented(Place(first.path, first.call, "input", tap="0"))
         block = self._place_at(self._blocks[number - 1])
-        return Place(block.path, block.call, tap=str(number))
+        return self._oriented(Place(block.path, block.call, tap=str(number)))
 
     def open_taps(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
@@ -251,7 +251,9 @@ class HookedModel:
         return end is not None and type(self._modules[end.path]) in (nn.Linear, HeldLinear)
 
     def _oriented(self, place: Place) -> Place:
-        """Return a place; a declared axis of features takes precedence over the traced one."""
+        """Return a place; declared axes take precedence over traced ones."""
+        if self._numbering.order:
+            return replace(place, order=self._numbering.order)
         return place if self._width_axis == -1 else replace(place, order=())
 
     def _named_place(self, name: str) -> Place:
@@ -263,7 +265,7 @@ class HookedModel:
         place = self._place_at(name)
         # A path of a block has the axes of its tap.
         places = [tap for stack in self._numbering.stacks for tap in stack.places if tap == place]
-        return self._oriented(replace(places[0], tap="")) if places else place
+        return self._oriented(replace(places[0], tap="") if places else place)
 
     def _place_at(self, name: str) -> Place:
         path, mark, call = name.partition("#")

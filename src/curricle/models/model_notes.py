@@ -77,7 +77,8 @@ def check_problem_type(model: TappedModel, who: Role) -> None:
         raise BindError(
             f"'problem_type' of the {who} must be 'single_label_classification' or unset to "
             f"compare its logits as probabilities of classes; got {problem!r}, whose outputs are "
-            f"independent of each other; MatchHidden matches states of such a model"
+            f"independent of each other; MatchLogits(divergence={{'kind': 'squared_error'}}) "
+            f"matches such outputs, as 'objective' of one_shot or 'final_objective' of others"
         )
 
 

@@ -62,6 +62,9 @@ class Numbering:
     """The numbered stack, if a pass has shown it."""
     stacks: tuple[Stack, ...] = ()
     """All stacks that a pass has shown, the main one included."""
+    order: tuple[int, ...] = ()
+    """Declared axes of all states with positions, in the order example, position, feature; empty if
+    they have that order."""
 
 
 def numbered_blocks(model: nn.Module, config: object) -> Numbering:

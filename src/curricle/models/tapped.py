@@ -30,6 +30,8 @@ Tap = int | float | str
 
 REFUSALS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """Errors of forward passes on inputs that they cannot take."""
+SEQUENCE_FIRST = (1, 0, 2)
+"""Order of axes that puts the examples of a sequence-first state before its positions."""
 Inputs = Tensor | Mapping[str, Tensor]
 """A model's input: one tensor, or named tensors passed as keywords."""
 

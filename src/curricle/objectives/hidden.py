@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.batch import Batch, Rows, check_positions
+from curricle.data.batch import Batch, Rows, check_positions, sequence_first_remedy
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
@@ -161,9 +161,11 @@ class MatchHidden:
             self._check_encoded(names, sample.batch, are_both=all(are_encoded))
         batch = sample.batch.for_encoder if is_encoded else sample.batch
         if student.shape[:-1] != teacher.shape[:-1]:
+            shapes = [tuple(state.shape[:-1]) for state in (student, teacher)]
+            remedies = (sequence_first_remedy(shape, batch) for shape in shapes)
             raise BindError(
                 f"taps {names!r} must have the same examples and positions; "
-                f"got {tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}"
+                f"got {shapes[0]} and {shapes[1]}{next(filter(None, remedies), '')}"
             )
         rows = Rows.of(f"taps {names!r}", student.shape[:-1], batch)
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:

@@ -94,7 +94,8 @@ def check_orientation(
                 f"{name} of the {owner} must have the examples on the first axis and not the "
                 f"positions; its positions {tuple(leading)} become {tuple(fewer_leading)} with "
                 f"{fewer} of {batch.num_examples} examples; modules of torch take "
-                f"'batch_first=True' for that"
+                f"'batch_first=True' for that, and curricle.tapped(model, batch_axis=1) declares "
+                f"states of those without it"
             )
 
 
