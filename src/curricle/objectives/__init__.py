@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from curricle.objectives.divergences import ReverseKL as ReverseKL
     from curricle.objectives.divergences import SquaredError as SquaredError
     from curricle.objectives.divergences import TotalVariation as TotalVariation
+    from curricle.objectives.embeddings import MatchEmbeddings as MatchEmbeddings
+    from curricle.objectives.embeddings import MatchMargins as MatchMargins
+    from curricle.objectives.embeddings import MatchSimilarities as MatchSimilarities
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
@@ -46,6 +49,7 @@ else:
             "base": ("BoundObjective", "Objective", "Reads", "Sample"),
             "chunked": ("chunked_cross_entropy", "chunked_divergence"),
             "divergences": ("ForwardKL", "JSD", "ReverseKL", "SquaredError", "TotalVariation"),
+            "embeddings": ("MatchEmbeddings", "MatchMargins", "MatchSimilarities"),
             "hidden": ("LayerPair", "MatchHidden"),
             "labels": ("LabelLoss",),
             "logits": ("MatchLogits",),

@@ -11,6 +11,7 @@ from pydantic import Field, SerializeAsAny, WrapSerializer, WrapValidator
 from pydantic_core import to_jsonable_python
 
 from curricle.objectives.base import Objective
+from curricle.objectives.embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
@@ -19,11 +20,27 @@ from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
 
 Shipped = Annotated[
-    MatchHidden | MatchLogits | MatchPairedLogits | LabelLoss | LearnedTemperature,
+    MatchHidden
+    | MatchLogits
+    | MatchPairedLogits
+    | MatchEmbeddings
+    | MatchSimilarities
+    | MatchMargins
+    | LabelLoss
+    | LearnedTemperature,
     Field(discriminator="kind"),
 ]
 
-SHIPPED = (MatchHidden, MatchLogits, MatchPairedLogits, LabelLoss, LearnedTemperature)
+SHIPPED = (
+    MatchHidden,
+    MatchLogits,
+    MatchPairedLogits,
+    MatchEmbeddings,
+    MatchSimilarities,
+    MatchMargins,
+    LabelLoss,
+    LearnedTemperature,
+)
 
 
 def _validate(objective: object, handler: Callable[[object], object]) -> object:

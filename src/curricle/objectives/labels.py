@@ -33,6 +33,7 @@ from curricle.objectives.base import (
     Sample,
     check_classes,
     logits_of,
+    refuse_embeddings,
     require,
 )
 from curricle.objectives.chunked import Chunk, chunked_cross_entropy
@@ -101,6 +102,8 @@ class LabelLoss:
         batch, student = sample.batch, sample.student
         shape = logits_shape(self.chunk, student)
         is_classes = self.loss == "cross_entropy"
+        if is_classes:
+            refuse_embeddings("student", student, "cross-entropy")
         *leading, width = check_scores("student", shape) if is_classes else shape
         check_positions("'logits' of the student", student.positions, batch, kind=BindError)
         # Missing labels raise an error in `count`.

@@ -28,6 +28,7 @@ from curricle.objectives.base import (
     Sample,
     Target,
     logits_of,
+    refuse_embeddings,
     require,
 )
 from curricle.objectives.chunked import (
@@ -130,6 +131,9 @@ class MatchLogits:
             "student": logits_shape(self.chunk, sample.student),
             "teacher": logits_shape(self.chunk, teacher_activations),
         }
+        for role, activations in (("student", sample.student), ("teacher", teacher_activations)):
+            if self._needs_classes:
+                refuse_embeddings(role, activations, self.divergence.kind)
         for role, shape in shapes.items():
             if self._needs_classes:
                 check_scores(role, shape)
