@@ -1,7 +1,7 @@
 """Calls of modules with the inputs of a batch.
 
-Named inputs are passed as keywords. A module whose forward pass takes all of them in one mapping, as
-those of sentence-transformers do, declares it by the annotation of its only required argument.
+Named inputs are passed as keywords. A module whose forward pass takes all of them in one mapping,
+as those of sentence-transformers do, declares it by the annotation of its only required argument.
 """
 
 import inspect

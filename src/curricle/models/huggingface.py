@@ -106,7 +106,11 @@ class HuggingFaceSpec:
         if self.head == "seq2seq_lm":
             settings.setdefault("decoder_start_token_id", padding_token)
         model = _new_model(
-            transformers, AUTO_CLASSES[self.head], self.model_type, settings, f"head {self.head!r}"
+            transformers,
+            AUTO_CLASSES[self.head],
+            self.model_type,
+            settings,
+            output=f"head {self.head!r}",
         )
         if self.head != "image_classification":
             _check_sizes(model.config, num_inputs, num_positions)
@@ -200,7 +204,7 @@ def new_encoder(
         "max_position_embeddings": num_positions + EXTRA_POSITIONS,
         **config,
     }
-    model = _new_model(transformers, "AutoModel", model_type, settings, "states of its tokens")
+    model = _new_model(transformers, "AutoModel", model_type, settings, output="token states")
     _check_sizes(model.config, num_inputs, num_positions)
     return model
 
@@ -247,6 +251,7 @@ def _new_model(
     auto_class: str,
     model_type: str,
     settings: Mapping[str, Any],
+    *,
     output: str,
 ) -> Any:  # noqa: ANN401 - of an optional package
     """Return a model of a family with fresh weights.

@@ -1,8 +1,8 @@
 """Encoders of sentences: a transformer whose states are pooled into one embedding a text.
 
 `SentenceEncoder` is the pooling around any Hugging Face encoder, and its folders are those of
-sentence-transformers. `SentenceEncoderSpec` builds one for a spec, with fresh weights or from such a
-folder.
+sentence-transformers. `SentenceEncoderSpec` builds one for a spec, with fresh weights or from such
+a folder.
 
 Axes: example (texts), position (tokens), width (of a state), embedding (values of an embedding).
 

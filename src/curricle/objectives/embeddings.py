@@ -10,9 +10,9 @@ Embeddings are the outputs of both models: one a text, or one at each selected p
 
 Axes: row (counted embeddings), width (of an embedding), group (a query with its texts), text.
 
-Design: every target is the teacher's embedding itself, so that stored targets serve all of them, and
-matrices of similarities are computed with the loss. Micro-batches would compare fewer pairs than
-their batch, so the similarities of a batch are refused with gradient accumulation.
+Design: every target is the teacher's embedding itself, so stored targets serve both objectives of
+rows, and matrices of similarities are computed with the loss. Micro-batches would compare fewer
+pairs than their batch, so the similarities of a batch are refused with gradient accumulation.
 """
 
 from collections.abc import Sequence
@@ -106,8 +106,8 @@ class MatchEmbeddings:
 class MatchSimilarities:
     """Bring the cosine similarities of all pairs of a batch close to the teacher's.
 
-    Mean over embeddings: with `squared_error` of the mean over the others of the squared error, with
-    `kl` of the divergence, in nats, of a softmax over the others.
+    Mean over embeddings: with `squared_error` of the mean squared error over the others, with `kl`
+    of the divergence of a softmax over the others, in nats.
     """
 
     kind: Literal["similarities"] = "similarities"
@@ -384,8 +384,8 @@ class BoundMargins:
         groups, rest = divmod(batch.num_examples, self.declared.texts)
         if rest:
             raise DataError(
-                f"a batch must consist of groups of {self.declared.texts} consecutive texts (query, "
-                f"positive, {self.declared.negatives} negatives) for MatchMargins; got "
+                f"a batch must consist of groups of {self.declared.texts} consecutive texts "
+                f"(query, positive, {self.declared.negatives} negatives) for MatchMargins; got "
                 f"{batch.num_examples} texts"
             )
         return groups

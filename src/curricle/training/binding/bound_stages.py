@@ -35,6 +35,7 @@ from curricle.objectives.base import (
     Reads,
     Sample,
     Target,
+    compares_examples,
     label_check,
     merge_reads,
     require,
