@@ -92,6 +92,23 @@ def similarity_kl(
     )
 
 
+def pair_error(
+    student: Float[Tensor, "row width"], similarities: Float[Tensor, " row"]
+) -> Float[Tensor, ""]:
+    """Return the squared error of the cosine similarities of consecutive rows.
+
+    Args:
+        student: Embeddings; rows 2 i and 2 i + 1 are a pair.
+        similarities: Similarity to match of the pair of each row.
+
+    Returns:
+        Sum over rows, each with the error of its pair.
+    """
+    unit = _normalized(student)
+    gaps = (unit[0::2] * unit[1::2]).sum(-1) - similarities[0::2]
+    return 2.0 * gaps.square().sum()
+
+
 def margins(
     embeddings: Float[Tensor, "group text width"], score: Score
 ) -> Float[Tensor, "group negative"]:
