@@ -393,10 +393,10 @@ _ALL: tuple[Metric, ...] = (
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
 """The built-in metrics by name; `kl` is that from the finished teacher, at temperature 1.
 
-`similarity_spearman` is the rank correlation of the cosine similarities of pairs of texts with those
-in the data, `teacher_cosine` the mean cosine similarity to the finished teacher's embeddings, and
-`teacher_spearman` the rank correlation of the similarities of all pairs of a batch with those of the
-teacher, whose embeddings may have another width."""
+`similarity_spearman` is the rank correlation of the cosine similarities of pairs of texts with
+those in the data, `teacher_cosine` the mean cosine similarity to the finished teacher's embeddings,
+and `teacher_spearman` the rank correlation of the similarities of all pairs of a batch with those
+of the teacher, whose embeddings may have another width."""
 CLASS_METRICS = (ACCURACY, NLL)
 """Metrics of an evaluation against classes that names no others."""
 

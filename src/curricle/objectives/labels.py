@@ -10,7 +10,7 @@ Outputs of the student are read at the selected positions only, without selectio
 | `cosine` | embedding of the student's width | 1 - cos(s, t) | 1, from 0 to 2 |
 | `similarity` | cosine similarity of a pair, at both of its texts | (cos(s, s') - t)^2 | 1 |
 
-With `similarity`, texts 2 i and 2 i + 1 are a pair, and each has the label and the loss of its pair.
+With `similarity`, texts 2 i and 2 i + 1 are a pair; each has the label and the loss of its pair.
 
 Axes: leading (example, position), row (counted positions), class, label, value.
 """

@@ -16,6 +16,7 @@ from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.example_tasks import ExamplesTask
 from curricle.models.huggingface import PretrainedSpec
 from curricle.models.mlp import MLPSpec
+from curricle.models.sentence_encoder import SentenceEncoderSpec
 from curricle.runs.assemble import data_seed, load_teacher, open_task
 from curricle.runs.card import Card
 from curricle.runs.export import (
@@ -187,6 +188,8 @@ def describe_model(model: Model) -> str:
         return f"MLP of widths {', '.join(map(str, model.widths))}"
     if isinstance(model, PretrainedSpec):
         # The folder is one of this machine; its name often is that of the model.
+        return f"pretrained {Path(model.path).name}"
+    if isinstance(model, SentenceEncoderSpec) and model.path is not None:
         return f"pretrained {Path(model.path).name}"
     return f"{model.model_type} with {_words(model.config) or 'its default configuration'}"
 
