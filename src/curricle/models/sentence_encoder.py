@@ -36,7 +36,8 @@ Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """Embedding of a text: the mean of the states of its tokens, the first, the maximum, the last."""
 MODULES, POOLING, DENSE, NORMALIZE = "modules.json", "1_Pooling", "2_Dense", "Normalize"
 """File and folders of the layout of sentence-transformers."""
-CONFIG = "config.json"
+CONFIG, LIMITS = "config.json", "sentence_bert_config.json"
+"""Files of a module, and of the tokens that a folder takes."""
 MODES: Mapping[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -63,6 +64,7 @@ class SentenceEncoder(nn.Module):
         pooling: Pooling = "mean",
         width: int | None = None,
         normalize: bool = True,
+        max_length: int | None = None,
     ) -> None:
         """Put a pooling around an encoder.
 
@@ -72,6 +74,8 @@ class SentenceEncoder(nn.Module):
             width: Values of an embedding, by a linear map of the pooled state with weights from
                 torch's global generator; None for those of a state.
             normalize: Whether embeddings have length 1.
+            max_length: Tokens of the longest text, which is written for tokenizers of exported
+                folders; None leaves it to the encoder.
 
         Raises:
             BindError: If the encoder has no configuration with a `hidden_size`.
@@ -87,6 +91,7 @@ class SentenceEncoder(nn.Module):
         self.dense = None if width is None else nn.Linear(size, width)
         self.pooling: Pooling = pooling
         self.normalize = normalize
+        self.max_length = max_length
 
     @property
     def width(self) -> int:
@@ -151,9 +156,7 @@ class SentenceEncoder(nn.Module):
             for place, (kind, path) in enumerate(modules)
         ]
         _write(folder / MODULES, listed)
-        positions = getattr(config, "max_position_embeddings", None)
-        limit = {"max_seq_length": positions, "do_lower_case": False}
-        _write(folder / "sentence_bert_config.json", limit)
+        _write(folder / LIMITS, {"max_seq_length": self.max_length, "do_lower_case": False})
         _write(
             folder / "config_sentence_transformers.json",
             {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
@@ -252,6 +255,7 @@ class SentenceEncoderSpec:
                 pooling=self.pooling or "mean",
                 width=self.width,
                 normalize=self.normalize is not False,
+                max_length=num_positions,
             )
         )
 
@@ -272,6 +276,7 @@ class SentenceEncoderSpec:
             pooling=self.pooling or pooling,
             width=self.width or stored_width,
             normalize=normalize if self.normalize is None else self.normalize,
+            max_length=_max_length(home),
         )
         # A map of another width is a new one.
         if model.dense is not None and dense is not None and model.width == stored_width:
@@ -287,8 +292,14 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
     """
     if not (folder / MODULES).is_file():
         return []
-    listed = from_json((folder / MODULES).read_bytes())
-    modules = [(entry["type"].rpartition(".")[2], folder / entry["path"]) for entry in listed]
+    try:
+        listed = from_json((folder / MODULES).read_bytes())
+        modules = [(entry["type"].rpartition(".")[2], folder / entry["path"]) for entry in listed]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(
+            f"{str(folder / MODULES)!r} must list the modules of a folder of sentence-transformers; "
+            f"{error}"
+        ) from None
     kinds = [kind for kind, _ in modules]
     if kinds not in (
         ["Transformer", "Pooling", *dense, *normalize]
@@ -309,7 +320,7 @@ def _pooling(folder: Path) -> Pooling:
     Raises:
         CheckpointError: If it is none of those here.
     """
-    config = from_json((folder / CONFIG).read_bytes())
+    config = _config(folder / CONFIG)
     flagged = [flag for flag in (*MODES, *FOREIGN_MODES) if config.get(flag)]
     named = config.get("pooling_mode") or [MODES.get(flag, flag) for flag in flagged]
     names = [named] if isinstance(named, str) else list(named)
@@ -328,7 +339,7 @@ def _dense(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: If it has an activation or no bias, or cannot be read.
     """
-    config = from_json((folder / CONFIG).read_bytes())
+    config = _config(folder / CONFIG)
     activation = config.get("activation_function", LINEAR)
     if activation != LINEAR or not config.get("bias", True):
         raise CheckpointError(
@@ -344,6 +355,28 @@ def _dense(folder: Path) -> dict[str, Tensor]:
             f"{str(folder)!r} must hold 'linear.weight' and 'linear.bias' in a "
             f"'model.safetensors'; {error}"
         ) from None
+
+
+def _max_length(folder: Path) -> int | None:
+    """Return the number of tokens that a folder of sentence-transformers states; None for none."""
+    path = folder / LIMITS
+    length = _config(path).get("max_seq_length") if path.is_file() else None
+    return length if isinstance(length, int) else None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """Return the fields of a configuration.
+
+    Raises:
+        CheckpointError: If the file is missing or no mapping.
+    """
+    try:
+        config = from_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{str(path)!r} must be a configuration; {error}") from None
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{str(path)!r} must be a configuration; got no mapping")
+    return config
 
 
 def _write(path: Path, content: object) -> None:

@@ -22,6 +22,7 @@ from curricle.runs.card import Card
 from curricle.runs.export import (
     Exported,
     base_name,
+    check_layout,
     finished_records,
     library_of,
     loading_code,
@@ -63,6 +64,7 @@ def export_run(
     *,
     strategy: str | None = None,
     seed: int | None = None,
+    layout: str | None = None,
     onnx: bool = False,
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -73,6 +75,7 @@ def export_run(
         to: Folder to make.
         strategy: Strategy of a comparison; None if there is only one.
         seed: Seed of a comparison; None takes the first.
+        layout: As in `curricle.export`.
         onnx: Whether to write an ONNX file, compared with torch on held-out examples.
         tolerance: Largest difference of its logits.
 
@@ -93,6 +96,7 @@ def export_run(
         check_onnx_packages()
     spec, origin = stored_spec(folder), read_origin(folder)
     model = open_finished(spec, origin.command, strategy, seed)
+    check_layout(model.module, layout)
     card = Card(
         title=f"{origin.title}: {model.name}",
         class_name=type(model.module).__name__,
