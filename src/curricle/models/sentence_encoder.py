@@ -297,8 +297,7 @@ def _modules(folder: Path) -> list[tuple[str, Path]]:
         modules = [(entry["type"].rpartition(".")[2], folder / entry["path"]) for entry in listed]
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(
-            f"{str(folder / MODULES)!r} must list the modules of a folder of sentence-transformers; "
-            f"{error}"
+            f"{str(folder / MODULES)!r} must list modules as sentence-transformers does; {error}"
         ) from None
     kinds = [kind for kind, _ in modules]
     if kinds not in (

@@ -2,8 +2,9 @@
 
 Hugging Face models become folders that `from_pretrained` reads, with weights, configuration,
 tokenizer and, where the model has one, generation configuration; adapters of PEFT are merged.
-Encoders of sentences become folders that `SentenceTransformer` reads. Other modules become a weights file. With them goes a model card made from the records of the run and, on
-request, an ONNX file whose logits agree with torch.
+Encoders of sentences become folders that `SentenceTransformer` reads. Other modules become a
+weights file. With them goes a model card made from the records of the run and, on request, an ONNX
+file whose logits agree with torch.
 
 Design: a folder appears whole or not at all, so a refused ONNX file leaves nothing behind.
 """
@@ -102,8 +103,9 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         Folder, files and the comparison.
 
     Raises:
-        BindError: If the student has another layout, `tokenizer` cannot be saved, adapters cannot be merged, packages for ONNX are
-            missing, or its logits differ by more than the tolerance; nothing is written then.
+        BindError: If the student has another layout, `tokenizer` cannot be saved, adapters cannot
+            be merged, packages for ONNX are missing, or its logits differ by more than the
+            tolerance; nothing is written then.
         CheckpointError: If the folder is taken, or `run` is not a finished run.
     """
     module, _ = unwrapped(student if isinstance(student, nn.Module) else student.module)
