@@ -31,10 +31,10 @@ from curricle.objectives.base import (
 )
 from curricle.objectives.catalog import SHIPPED, AnyObjective
 from curricle.objectives.divergences import JSD, ReverseKL, SquaredError, TotalVariation
-from curricle.objectives.embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature

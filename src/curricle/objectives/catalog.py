@@ -11,10 +11,10 @@ from pydantic import Field, SerializeAsAny, WrapSerializer, WrapValidator
 from pydantic_core import to_jsonable_python
 
 from curricle.objectives.base import Objective
-from curricle.objectives.embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from curricle.lazy import public_names
 
 if TYPE_CHECKING:
-    from curricle.integrations.sentence_transformers.collation import TextCollator as TextCollator
+    from curricle.integrations.sentence_transformers.text_collator import (
+        TextCollator as TextCollator,
+    )
 else:
-    __all__, __getattr__, __dir__ = public_names(__name__, {"collation": ("TextCollator",)})
+    __all__, __getattr__, __dir__ = public_names(__name__, {"text_collator": ("TextCollator",)})
