@@ -64,7 +64,7 @@ def distill(objective: Any, *, widths: tuple[int, int] = (3, 5), **settings: Any
         MatchEmbeddings(projection=Learned()),
         MatchEmbeddings(projection=Orthogonal(), distance="squared_error"),
     ],
-    ids=lambda objective: f"{objective.kind} {getattr(objective, 'divergence', '')}",
+    ids=["similarities", "by KL", "margins", "learned map", "fixed map"],
 )
 def test_a_student_of_another_width_learns_the_similarities_of_its_teacher(objective: Any) -> None:
     before = distill(objective, widths=(3, 5), eval_every=300)
