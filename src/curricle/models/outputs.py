@@ -92,7 +92,7 @@ def logits_note(output: object) -> str:
     Args:
         output: Result of `forward` that `logits_in` accepts.
     """
-    if isinstance(output, Tensor):
+    if isinstance(output, Tensor) or is_embedding(output):
         return ""
     entries = _entries(output) or {}
     if is_span(output):
