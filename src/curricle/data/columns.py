@@ -6,9 +6,8 @@ Columns are found by the names that people give them (`text`, `label`, `sentence
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
-from curricle.data.table_files import Row
+from curricle.data.table_files import Cell, Row
 from curricle.errors import DataError, near_names
 
 Columns = Mapping[str, str | tuple[str, ...]]
@@ -72,7 +71,7 @@ def find_column(rows: Sequence[Row], role: str, columns: Columns) -> str:
     return usual
 
 
-def read_column(rows: Sequence[Row], role: str, columns: Columns) -> list[Any]:
+def read_column(rows: Sequence[Row], role: str, columns: Columns) -> list[Cell]:
     """Return the entries of the column of a role.
 
     Args:
@@ -83,7 +82,7 @@ def read_column(rows: Sequence[Row], role: str, columns: Columns) -> list[Any]:
     return read_values(rows, find_column(rows, role, columns))
 
 
-def read_values(rows: Sequence[Row], name: str) -> list[Any]:
+def read_values(rows: Sequence[Row], name: str) -> list[Cell]:
     """Return a column, also one inside another, as in `translation.de`.
 
     Args:
@@ -95,7 +94,7 @@ def read_values(rows: Sequence[Row], name: str) -> list[Any]:
     """
     values = []
     for number, row in enumerate(rows, start=1):
-        entry: Any = row
+        entry: object = row
         for key in [name] if name in row else name.split("."):
             entry = entry.get(key) if isinstance(entry, Mapping) else None
         if entry is None:

@@ -13,7 +13,7 @@ alphabetical order over the training rows.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from torch import Tensor
@@ -30,9 +30,12 @@ from curricle.data.columns import (
     text_columns,
 )
 from curricle.data.examples import Owner
-from curricle.data.table_files import Row
+from curricle.data.table_files import Cell, Row
 from curricle.errors import DataError
 from curricle.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
 
 TextKind = Literal[
     "classification",
@@ -136,8 +139,8 @@ def texts_of(rows: Sequence[Row], kind: TextKind, columns: Columns) -> list[str]
 
 
 def _tokenized(
-    encoding: Encoding, *texts: Sequence[Any], **options: bool
-) -> tuple[Any, dict[str, Tensor]]:
+    encoding: Encoding, *texts: Sequence[object], **options: bool
+) -> tuple["BatchEncoding", dict[str, Tensor]]:
     """Return the tokenizer's output, and its inputs of models."""
     output = encoding.tokenizer(
         *map(list, texts),
@@ -422,7 +425,7 @@ def _without_end(ids: list[int], end: list[int]) -> list[int]:
     return ids[:-1] if end and ids[-1:] == end else ids
 
 
-def _templated(tokenizer: Tokenizer, messages: list[Any], **options: bool) -> list[int]:
+def _templated(tokenizer: Tokenizer, messages: list[Cell], **options: bool) -> list[int]:
     """Return the tokens of messages by the tokenizer's chat template.
 
     Raises:
@@ -441,7 +444,7 @@ def _templated(tokenizer: Tokenizer, messages: list[Any], **options: bool) -> li
     return ids
 
 
-def _messages(row: Row, columns: Columns) -> list[Any] | None:
+def _messages(row: Row, columns: Columns) -> list[Cell] | None:
     """Return the messages of a row; None if it has texts."""
     if _has(row, "messages", columns):
         return list(row[find_column([row], "messages", columns)])
@@ -468,7 +471,7 @@ def _has(row: Row, role: str, columns: Columns) -> bool:
 class _Classes:
     """Numbers of classes, by the labels of the training rows."""
 
-    def __init__(self, labels: Sequence[Any], column: str) -> None:
+    def __init__(self, labels: Sequence[Cell], column: str) -> None:
         self._column = column
         self.names: tuple[str, ...] = ()
         num_missing = sum(label == "" for label in labels)
@@ -483,7 +486,7 @@ class _Classes:
             self.names = tuple(sorted({str(label) for label in labels}))
             self.count = len(self.names)
 
-    def numbers(self, labels: Sequence[Any]) -> list[int]:
+    def numbers(self, labels: Sequence[Cell]) -> list[int]:
         """Return the classes of labels.
 
         Raises:
