@@ -207,7 +207,9 @@ def new_encoder(
         "max_position_embeddings": num_positions + EXTRA_POSITIONS,
         **config,
     }
-    model = _new_model(transformers, "AutoModel", model_type, settings, output="token states")
+    model: nn.Module = _new_model(
+        transformers, "AutoModel", model_type, settings, output="token states"
+    )
     _check_sizes(model.config, num_inputs, num_positions)
     return model
 

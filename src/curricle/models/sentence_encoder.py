@@ -13,7 +13,7 @@ and a `SentenceTransformer` are read alike, by the names of their outputs.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -328,8 +328,7 @@ def _pooling(folder: Path) -> Pooling:
             f"{str(folder)!r} must have one pooling of {', '.join(MODES.values())}; got "
             f"{', '.join(names) or 'none'}"
         )
-    pooling: Pooling = names[0]
-    return pooling
+    return cast("Pooling", names[0])
 
 
 def _dense(folder: Path) -> dict[str, Tensor]:

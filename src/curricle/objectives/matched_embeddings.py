@@ -86,12 +86,17 @@ class MatchEmbeddings:
                 f"widths, projection={{'kind': 'gaussian'}} maps the teacher's to the student's "
                 f"width, and 'width' of a SentenceEncoder ends in the teacher's"
             )
-        widths = {"student_width": width, "teacher_width": teacher_width}
         logits = logits_of(sample.student)
         if isinstance(law, Learned):
-            adapter = beside(law.adapter(seed=sample.seed, name=NAME, **widths), logits)
+            learned = law.adapter(
+                seed=sample.seed, name=NAME, student_width=width, teacher_width=teacher_width
+            )
+            adapter = beside(learned, logits)
         elif law is not None:
-            matrix = beside(law.matrix(seed=sample.seed, name=NAME, **widths), logits)
+            fixed = law.matrix(
+                seed=sample.seed, name=NAME, student_width=width, teacher_width=teacher_width
+            )
+            matrix = beside(fixed, logits)
         return BoundEmbeddings(
             declared=self,
             outputs=_Outputs.of(shape, sample.batch, teacher_width),
@@ -400,7 +405,8 @@ class BoundMargins:
         return margin_error(groups, require(target, "target"), score=self.declared.score)
 
     def _groups(self, activations: Activations, batch: Batch) -> Float[Tensor, "group text width"]:
-        return logits_of(activations).unflatten(0, (self.count(batch), self.declared.texts))
+        embeddings = logits_of(activations)
+        return embeddings.reshape(self.count(batch), self.declared.texts, embeddings.shape[-1])
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""
