@@ -77,6 +77,9 @@ def bert(head: str, **fields: Any) -> dict[str, Any]:
     return {"kind": "hf", "model_type": "bert", "head": head, "config": TINY | fields}
 
 
+ENCODER: dict[str, Any] = {"kind": "sentence_encoder", "model_type": "bert", "config": TINY}
+
+
 def causal(family: str, fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"kind": "hf", "model_type": family, "head": "causal_lm", "config": fields}
 
@@ -165,6 +168,16 @@ CASES = {
         task={"kind": "embedding"}, model=bert("sequence_classification"),
         rows=lambda n: {"text": sentence(n), "embedding": [n % 3, 1.0, -0.5]},
         metrics=("mean_squared_error", "cosine_similarity"),
+    ),
+    "embedding of an encoder": Case(
+        task={"kind": "embedding"}, model=ENCODER | {"width": 3},
+        rows=lambda n: {"text": sentence(n), "embedding": [n % 3, 1.0, -0.5]},
+        metrics=("mean_squared_error", "cosine_similarity"),
+    ),
+    "similarity": Case(
+        task={"kind": "similarity", "largest_score": 5}, model=ENCODER | {"pooling": "cls"},
+        rows=lambda n: {"sentence1": sentence(n), "sentence2": sentence(n * 3), "score": n % 6},
+        metrics=("similarity_spearman",),
     ),
     "token classification": Case(
         task={"kind": "token_classification"}, model=bert("token_classification"),

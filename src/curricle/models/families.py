@@ -19,7 +19,7 @@ from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.peft_adapters import base_of
-from curricle.models.stacks import Numbering, numbered_blocks, traced_numbering
+from curricle.models.stacks import Numbering, below, numbered_blocks, traced_numbering
 from curricle.models.tapped import SEQUENCE_FIRST, TappedModel
 from curricle.models.tracing import traced_stacks
 from curricle.models.unwrapping import unwrapped
@@ -82,18 +82,18 @@ def tapped(
     output: nn.Module | None = None
     numbering, head_end = Numbering(paths=tuple(blocks)), None
     has_config = _is_hugging_face(model)
-    if has_config and not blocks:
-        numbering = traced_numbering(
-            model,
-            traced_stacks(model, _keywords(model)),
-            numbered_blocks(model, model.config),
-        )
+    inner = None if blocks else _inner_path(model)
+    if inner is not None:
+        numbering = _numbering(model.get_submodule(inner))
+        numbering = below(inner, numbering) if inner else numbering
     elif isinstance(model, MLP) and not blocks:
         numbering = Numbering(paths=tuple(f"blocks.{place}" for place in range(len(model.blocks))))
     # A configuration without a depth is one of several models, with unknown heads, unless a pass
     # has shown the stack that they read.
     main = numbering.main
     is_transformer = has_config and (hasattr(model.config, "num_hidden_layers") or main is not None)
+    # Taps inside a module lie on the stream of the model in it, if a pass has shown the stack.
+    has_stream = is_transformer or (inner is not None and main is not None)
     keeps_shape = main is None or main.keeps_shape
     if is_transformer and head is None:
         output = _output_embeddings(model)
@@ -107,10 +107,29 @@ def tapped(
         ),
         head=_head_paths(model, output) if head is None else head,
         head_end=head_end,
-        is_residual=(is_transformer and keeps_shape) if is_residual is None else is_residual,
+        is_residual=(has_stream and keeps_shape) if is_residual is None else is_residual,
         width_axis=width_axis,
         keywords=_keywords(model) if has_config else None,
     )
+
+
+def _inner_path(model: nn.Module) -> str | None:
+    """Return the path of the only Hugging Face model in a module, the outermost of nested ones.
+
+    Empty for a module that is one, and None if there is none or several.
+    """
+    paths: list[str] = []
+    for path, module in model.named_modules():
+        is_inside = any(not outer or path.startswith(f"{outer}.") for outer in paths)
+        if not is_inside and _is_hugging_face(module):
+            paths.append(path)
+    return paths[0] if len(paths) == 1 else None
+
+
+def _numbering(model: nn.Module) -> Numbering:
+    """Return the blocks of a Hugging Face model, as a pass or its configuration shows them."""
+    stacks = traced_stacks(model, _keywords(model))
+    return traced_numbering(model, stacks, numbered_blocks(model, model.config))
 
 
 def _is_hugging_face(model: nn.Module) -> bool:

@@ -67,6 +67,29 @@ class Numbering:
     they have that order."""
 
 
+def below(path: str, numbering: Numbering) -> Numbering:
+    """Return the numbering of a model as a module around it has it.
+
+    Args:
+        path: Path of the model in the module.
+        numbering: The numbering of the model.
+    """
+    prefix = f"{path}."
+    stacks = {stack.name: _below(prefix, stack) for stack in numbering.stacks}
+    main = numbering.main
+    return replace(
+        numbering,
+        paths=tuple(f"{prefix}{block}" for block in numbering.paths),
+        main=None if main is None else _below(prefix, main),
+        stacks=tuple(stacks.values()),
+    )
+
+
+def _below(prefix: str, stack: Stack) -> Stack:
+    places = [replace(place, path=f"{prefix}{place.path}") for place in stack.places]
+    return replace(stack, places=tuple(places))
+
+
 def numbered_blocks(model: nn.Module, config: object) -> Numbering:
     """Return the blocks of a Hugging Face model: its only list as long as in its configuration.
 

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from curricle import seeding
 from curricle.errors import CurricleError
+from curricle.models.calls import run_module
 from curricle.models.outputs import first_tensor, logits_in
 from curricle.models.restoring import buffers_kept, modes_kept
 from curricle.models.tapped import REFUSALS, Inputs, Place
@@ -226,10 +227,7 @@ def _shapes(
         _hooked(module, places, record),
     ):
         module.eval()
-        if isinstance(inputs, Tensor):
-            output = module(inputs, **keywords)
-        else:
-            output = module(**inputs, **keywords)
+        output = run_module(module, inputs, keywords)
     if None in places:
         shapes[None] = tuple(logits_in(output).shape)
     return shapes

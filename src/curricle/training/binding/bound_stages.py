@@ -35,6 +35,7 @@ from curricle.objectives.base import (
     Reads,
     Sample,
     Target,
+    compares_examples,
     label_check,
     merge_reads,
     require,
@@ -399,10 +400,18 @@ class StageProbe:
         )
         stored = self._teacher if isinstance(self._teacher, StoredTeacher) else None
         source = stored, stage.teacher, self._fingerprint
-        return tuple(
+        terms = tuple(
             bound_term(objective, reads, sample, residual=residual, source=source)
             for objective, reads in zip(stage.objectives, all_reads, strict=True)
         )
+        parts = self._settings.gradient_accumulation_steps
+        for term, objective in zip(terms, stage.objectives, strict=True):
+            if parts > 1 and compares_examples(term.objective):
+                raise BindError(
+                    f"'gradient_accumulation_steps' must be 1 for {type(objective).__name__}, "
+                    f"which compares the examples of a batch with each other; got {parts}"
+                )
+        return terms
 
     @torch.no_grad()
     def _targets(self, terms: Sequence[Term], activations: Activations | None) -> list[Target]:
