@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from curricle.colocation import beside
 from curricle.data.table_files import rows_of
 from curricle.errors import BindError, DataError
+from curricle.models.dispatching import resident_weight
 from curricle.models.huggingface import Head
 from curricle.models.restoring import looked_at
 from curricle.protocols import Tokenizer
@@ -222,7 +223,7 @@ def _rows(sequences: Iterable[_Sequence], tokenizer: Tokenizer, head: Head) -> I
 
 def _score(model: nn.Module, rows: Sequence[_Row]) -> list[float]:
     """Return the sum of log-probabilities of the targets of each row."""
-    weight = next(model.parameters())
+    weight = resident_weight(model)
     ids, mask = _padded([row.ids for row in rows])
     logits = model(input_ids=beside(ids, weight), attention_mask=beside(mask, weight)).logits
     counts = [len(row.places) for row in rows]
