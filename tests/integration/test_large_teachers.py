@@ -4,6 +4,7 @@ Each teaches as in a loop by hand with the same module.
 """
 
 import copy
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +41,8 @@ def llama(width: int, seed: int, kind: str = "llama", **sizes: Any) -> Any:
     """Return a model whose weights are large enough for logits that differ."""
     config = hf.AutoConfig.for_model(
         kind, vocab_size=VOCABULARY, hidden_size=width, num_hidden_layers=BLOCKS,
-        num_attention_heads=2, intermediate_size=16, max_position_embeddings=16, **sizes,
+        num_attention_heads=2, num_key_value_heads=2, intermediate_size=16,
+        max_position_embeddings=16, **sizes,
     )  # fmt: skip
     with seeding.scoped(seed, "test model"):
         model = hf.AutoModelForCausalLM.from_config(config)
@@ -220,7 +222,8 @@ def test_offloaded_weights_are_read_where_they_lie(sharded: Path) -> None:
 
 def test_sizes_and_speed_of_an_offloaded_teacher_are_measured(sharded: Path) -> None:
     inputs: Any = tokens().batch(0).inputs
-    held_out = [Batch(inputs=inputs, labels=inputs["input_ids"])]
+    labels = inputs["input_ids"].flatten().flip(0)
+    held_out = [Batch(inputs=inputs, labels=labels, selected=torch.arange(len(labels)))]
     plain, spread = opened(sharded), on_disk(sharded, "model.embed_tokens")
     one, other = (
         curricle.evaluate(
@@ -248,7 +251,9 @@ def test_what_offloaded_weights_cannot_do_is_refused(sharded: Path) -> None:
     chunked = one_shot(total="1 steps", objective=MatchLogits(chunk=5))
     with pytest.raises(BindError, match="'chunk' needs a head whose weight is in memory"):
         taught(llama(16, seed=0), teacher, chunked)
-    trajectory = hugging_face_trajectory([sharded.rename(sharded.with_name("checkpoint-3"))])
+    trajectory = hugging_face_trajectory(
+        [shutil.copytree(sharded, sharded.with_name("checkpoint-3"))]
+    )
     with pytest.raises(BindError, match="all weights in memory to teach with those of a checkpo"):
         taught(
             llama(16, seed=0),
