@@ -10,7 +10,7 @@ Axes: example, position, channel, row, column.
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from curricle import seeding
 from curricle.colocation import beside
 from curricle.models.dispatching import offloaded_weights
 from curricle.models.peft_adapters import base_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Specimen = dict[str, Tensor]
 """Inputs by name."""
@@ -38,7 +41,7 @@ def specimens(model: nn.Module) -> Iterator[Specimen]:
     Args:
         model: A Hugging Face model, also inside a wrapper of PEFT.
     """
-    inner: Any = base_of(model)
+    inner = cast("PreTrainedModel", base_of(model))
     weights = [weight for weight in inner.parameters() if weight.is_floating_point()]
     resident = [weight for weight in weights if not weight.is_meta]
     if not resident and not offloaded_weights(inner):
@@ -104,7 +107,7 @@ def _sound_shape(config: object) -> tuple[int, ...]:
     return EXAMPLES, math.prod(strides) * (FRAMES + kernels)
 
 
-def _setting(config: object, name: str, default: Any) -> Any:  # noqa: ANN401 - as configured
+def _setting(config: object, name: str, default: object) -> Any:  # noqa: ANN401 - as configured
     """Return a field of a configuration or of the configurations inside it."""
     for holder in (config, *(getattr(config, part, None) for part in PARTS)):
         value = getattr(holder, name, None)
