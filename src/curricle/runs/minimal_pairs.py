@@ -16,6 +16,7 @@ Source:
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from curricle.data.table_files import rows_of
 from curricle.errors import BindError, DataError
 from curricle.models.dispatching import resident_weight
 from curricle.models.huggingface import Head
+from curricle.models.positions import usable_positions
 from curricle.models.restoring import looked_at
 from curricle.protocols import Tokenizer
 from curricle.reports.evaluation_tables import accuracy_grid
@@ -158,7 +160,8 @@ def pair_accuracy(
 
     Raises:
         BindError: If a masked model's tokenizer has no mask.
-        DataError: If a sentence has no token, or more than the model has positions.
+        DataError: If a sentence has no token, or more than the model has positions, or logits
+            are not numbers.
     """
     if not pairs:
         raise DataError("'pairs' must hold pairs of sentences; got none")
@@ -174,6 +177,9 @@ def pair_accuracy(
                 scores[row.sequence] += score
             if watch is not None:
                 watch(start + len(batch), len(rows))
+    unscored = next((text for text in sequences if math.isnan(scores[sequences[text]])), None)
+    if unscored is not None:
+        raise DataError(f"'model' must give numbers as logits; got NaN in {unscored!r}")
     results: dict[str, list[bool]] = {}
     ties = 0
     for pair in pairs:
@@ -250,8 +256,8 @@ def _tokenized(tokenizer: Tokenizer, text: str, model: nn.Module) -> _Sequence:
     scored = tuple(position for position, mark in enumerate(special) if not mark)
     if not scored:
         raise DataError(f"'pairs' must hold sentences with tokens; got {text!r}")
-    room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(room, int) and len(ids) > room:
+    room = usable_positions(model)
+    if room is not None and len(ids) > room:
         raise DataError(
             f"'pairs' must hold sentences of at most {room} tokens, the positions of the model; "
             f"got {len(ids)} in {text!r}"
