@@ -28,7 +28,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from curricle.colocation import beside
-from curricle.data.table_files import rows_of
+from curricle.data.table_files import rows_of, tables_in
 from curricle.errors import BindError, DataError
 from curricle.models.dispatching import resident_weight
 from curricle.models.huggingface import Head
@@ -115,7 +115,8 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     """Return the pairs of a table, such as JSON lines.
 
     Args:
-        path: File with the fields `UID`, `sentence_good` and `sentence_bad`.
+        path: File with the fields `UID`, `sentence_good` and `sentence_bad`, or a folder of such
+            files.
         limit: Number of pairs of each kind, the first ones; None reads all.
 
     Raises:
@@ -123,10 +124,12 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     """
     pairs: list[Pair] = []
     counts: dict[str, int] = {}
-    for number, row in enumerate(rows_of(Path(path)), start=1):
+    files = tables_in(Path(path)) if Path(path).is_dir() else [Path(path)]
+    rows = ((file, *numbered) for file in files for numbered in enumerate(rows_of(file), start=1))
+    for file, number, row in rows:
         if any(not isinstance(row.get(field), str) for field in FIELDS):
             raise DataError(
-                f"row {number} of {str(path)!r} must have the texts "
+                f"row {number} of {str(file)!r} must have the texts "
                 f"{', '.join(map(repr, FIELDS))}; got {json.dumps(row)[:80]}"
             )
         kind, good, bad = (row[field] for field in FIELDS)

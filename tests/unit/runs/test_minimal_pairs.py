@@ -269,6 +269,13 @@ def test_pairs_are_read_from_plain_and_compressed_files(tmp_path: Path) -> None:
     assert plain == read_pairs(str(tmp_path / "pairs.jsonl.gz"))
     assert plain[4] == pair("b", "b1", "x")
     assert [one.good for one in read_pairs(tmp_path / "pairs.jsonl", limit=1)] == ["a0", "b0"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for kind in "ba":
+        lines = [json.dumps(row) for row in rows if row["UID"] == kind]
+        (folder / f"{kind}.jsonl").write_text("\n".join(lines))
+    (folder / "README.md").write_text("no pairs")
+    assert read_pairs(folder) == plain
 
 
 def test_a_file_without_pairs_is_refused(tmp_path: Path) -> None:
