@@ -33,5 +33,6 @@ def unused_positions(module: nn.Module) -> int:
         is_table = isinstance(table, nn.Embedding) and table.num_embeddings == length
         if is_table and "pos" in path and table.padding_idx is not None:
             # The entry of padding itself, and those before it.
-            return table.padding_idx + 1
+            unused: int = table.padding_idx + 1
+            return unused
     return 0
