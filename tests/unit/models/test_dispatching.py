@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.dispatching import (
     HOOK,
@@ -36,17 +37,12 @@ def offloaded(model: nn.Sequential, number: int, **hook: Any) -> dict[str, Tenso
 
 
 def two_maps() -> nn.Sequential:
-    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
+    with seeding.scoped(0, "model"):
+        model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
     with torch.no_grad():
         for number, parameter in enumerate(model.parameters()):
             parameter.fill_(number + 0.5)
     return model
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Any:
-    with torch.random.fork_rng():
-        yield
 
 
 def test_stored_weights_are_read_in_the_precision_of_the_model() -> None:
