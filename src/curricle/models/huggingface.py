@@ -211,7 +211,7 @@ def new_encoder(
     model: nn.Module = _new_model(
         transformers, "AutoModel", model_type, settings, output="token states"
     )
-    _check_sizes(model.config, num_inputs, num_positions)
+    _check_sizes(model, num_inputs, num_positions)
     return model
 
 
@@ -224,7 +224,7 @@ def pretrained_encoder(path: str, *, num_inputs: int, num_positions: int) -> nn.
         num_positions: Length of the sequences.
     """
     model = _pretrained_model("AutoModel", path, "an encoder")
-    _check_sizes(model.config, num_inputs, num_positions)
+    _check_sizes(model, num_inputs, num_positions)
     return model
 
 
