@@ -43,14 +43,21 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 20,
     blimp: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Score pairs of sentences instead, JSON lines as BLiMP."),
+        typer.Option(
+            metavar="PATH",
+            help="Score pairs of sentences instead: JSON lines as BLiMP, or their folder.",
+        ),
     ] = None,
     pairs: Annotated[
         int | None, typer.Option(min=1, help="With --blimp: pairs of each kind, the first ones.")
     ] = None,
     fine_tune: Annotated[
         Path | None,
-        typer.Option(metavar="TRAIN", help="Fine-tune on texts with labels instead, a table."),
+        typer.Option(
+            metavar="TRAIN",
+            help="Fine-tune on texts with labels instead: a table, or a folder with train and "
+            "test.",
+        ),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="With --fine-tune: texts to be judged by, a table.")
@@ -66,7 +73,7 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
 
     With --blimp or --fine-tune RUN may also be a Hugging Face folder.
     """
-    from curricle.runs.fine_tuning import FineTuning
+    from curricle.runs.fine_tuning import FineTuning, split_files
     from curricle.runs.run_evaluation import evaluate_run, fine_tune_run, score_run
 
     notes: tuple[str, ...]
@@ -79,18 +86,19 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     elif fine_tune is not None:
         _check_alone({"--on": on, "--metric": metric}, "--fine-tune")
         tuning = FineTuning(epochs=epochs, learning_rate=learning_rate)
+        is_folder = test is None and fine_tune.is_dir()
+        texts = split_files(fine_tune) if is_folder else (fine_tune, _require_test(test))
         tuned = fine_tune_run(
             run,
-            fine_tune,
-            _require_test(test),
+            *texts,
             strategy=strategy,
             seed=seed,
             seeds=range(seeds),
             tuning=tuning,
         )
-        texts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
+        counts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
         notes = (
-            f"{texts} of {len(tuned.classes)} classes; {tuned.steps:,} steps a seed",
+            f"{counts} of {len(tuned.classes)} classes; {tuned.steps:,} steps a seed",
             f"new weights: {', '.join(tuned.new_weights) or 'none'}",
         )
         _show(tuned.grid(fine_tune.name), notes, tuned.plain(), as_json=as_json)

@@ -94,7 +94,7 @@ def test_pairs_are_scored_in_place_of_the_task(
 
 
 def test_a_fine_tuning_has_its_own_seeds_and_needs_test_texts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     calls: list[object] = []
 
@@ -124,6 +124,18 @@ def test_a_fine_tuning_has_its_own_seeds_and_needs_test_texts(
     assert "new weights: head.weight" in out
     assert call(monkeypatch, "run", "--fine-tune", "train") == 2
     assert "'--fine-tune' must come with '--test'" in capsys.readouterr().err
+    # Of a folder the files with these names are taken.
+    for name in ("train.jsonl.gz", "test.jsonl.gz", "oos_train.jsonl.gz", "readme.md"):
+        (tmp_path / name).touch()
+    assert call(monkeypatch, "run", "--fine-tune", str(tmp_path), "--seeds", "2") == 0
+    options = {"strategy": None, "seed": None, "seeds": range(2), "tuning": FineTuning()}
+    files = (tmp_path / "train.jsonl.gz", tmp_path / "test.jsonl.gz")
+    assert calls[-1] == (Path("run"), *files, options)
+    (tmp_path / "test.csv").touch()
+    assert call(monkeypatch, "run", "--fine-tune", str(tmp_path)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "one file 'test', each" in error
+    assert "got train.jsonl.gz, test.csv, test.jsonl.gz" in error
 
 
 def test_evaluations_are_not_mixed(

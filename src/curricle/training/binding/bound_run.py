@@ -14,6 +14,7 @@ from torch import nn
 
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.data.streams import Stream
+from curricle.data.text.paired import PairedTexts
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
 from curricle.models.eligibility import (
@@ -35,6 +36,7 @@ from curricle.training.binding.batches import (
     position_notes,
 )
 from curricle.training.binding.bound_stages import BoundStage, StageProbe
+from curricle.training.binding.causality import check_causal
 from curricle.training.binding.starting import BoundStart, bind_start
 from curricle.training.binding.timeline import check_rule, plan_spans
 from curricle.training.setup.optimizers import AdamW, Optimizer
@@ -176,6 +178,7 @@ def bind(
         reached |= next_stage.trained
     # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)
+    _check_pairing(stream, student, live, settings)
     return BoundRun(
         name=curriculum.name,
         student=student,
@@ -213,6 +216,18 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
     if teacher is not None:
         check_present(teacher, "teacher")
         check_apart(student, teacher, names=("student", "teacher"))
+
+
+def _check_pairing(
+    stream: Stream, student: TappedModel, teacher: LiveTeacher | None, settings: TrainingSettings
+) -> None:
+    """Check that models of texts with two tokenizers are decoders."""
+    if not isinstance(stream, PairedTexts):
+        return
+    batch = settings.placement.part_of(stream.batch(0))
+    check_causal(student, batch.inputs, "student")
+    if teacher is not None:
+        check_causal(teacher.model, batch.for_teacher.inputs, "teacher")
 
 
 def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:
