@@ -265,11 +265,16 @@ class EndRecord:
     """Consumed by the whole run."""
     weights: str = ""
     """SHA-256 of the finished student's `model.safetensors`; empty in records of version 0.1."""
+    best_metric: str = Field(default="", exclude_if=operator.not_)
+    """Metric by which the best weights were kept (`keep_best`); left out of files if none were."""
+    best_step: int = Field(default=0, exclude_if=operator.not_)
+    """Steps after which the student had them; `metrics` are those of that evaluation."""
 
     def __str__(self) -> str:
         """Return the number of steps, the seconds and the metrics in a line."""
         cost = f"end after {self.usage.steps} steps in {self.usage.seconds:.1f} seconds"
-        return f"{cost}: {_listed(self.metrics)}"
+        best = f" (best {self.best_metric} at step {self.best_step})" if self.best_metric else ""
+        return f"{cost}: {_listed(self.metrics)}{best}"
 
 
 @final

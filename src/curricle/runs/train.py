@@ -376,7 +376,8 @@ def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
         teacher=None,
         stream=data.stream,
         optimizer=spec.teacher.optimizer or spec.optimizer,
-        settings=spec.engine,
+        # Its last weights are the last checkpoint of its trajectory.
+        settings=replace(spec.engine, keep_best=False),
         seed=spec.seed,
     )
 
@@ -404,7 +405,7 @@ def _evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> E
     return label_metrics(
         data.evaluation,
         spec.engine.placement,
-        metrics=metrics_beside(metric),
+        metrics=metrics_beside(metric, "" if teacher is None else spec.engine.best_metric),
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )
 

@@ -82,6 +82,9 @@ class Result:
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, such as the output taken as
     the logits, frozen weights, or a student that ends at chance."""
+    best_step: int = 0
+    """Steps after which the student had the weights that it ends with, if `keep_best` chose them;
+    else 0."""
 
 
 @standard_state()
@@ -254,6 +257,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         metrics=end.metrics,
         usage=end.usage,
         notes=(*run.notes, AT_CHANCE) if at_chance else run.notes,
+        best_step=end.best_step,
     )
 
 
@@ -363,7 +367,7 @@ def evaluator_of(
     return label_metrics(
         evaluation,
         settings.placement,
-        metrics=metrics_beside(metric),
+        metrics=metrics_beside(metric, settings.best_metric),
         # Stored targets hold no answers to held-out batches, so comparisons with them are left out.
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )

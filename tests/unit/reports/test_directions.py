@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from curricle.errors import CheckpointError
-from curricle.reports.directions import direction_by_name, direction_of
+from curricle.metric_words import direction_by_name
+from curricle.reports.directions import direction_of
 from curricle.reports.run_folders import load_runs
 
 WriteRun = Callable[..., Path]
