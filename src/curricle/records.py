@@ -122,6 +122,12 @@ AT_CHANCE = (
     "the teacher's accuracy, the learning rate and the length of the run"
 )
 """Note about a student whose accuracy is below `RunRecord.chance`."""
+TEACHER_AT_CHANCE = (
+    "the teacher is at chance on the held-out data: its accuracy is not above that of the most "
+    "frequent label; check that its weights are trained and that its classes are numbered as the "
+    "labels"
+)
+"""Note about a teacher that has nothing to teach."""
 REMEDY = "restore it, or move the folder {!r} away and run again"
 
 

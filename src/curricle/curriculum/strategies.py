@@ -31,6 +31,7 @@ from curricle.curriculum.durations import (
     StageDuration,
     StageDurationText,
     duration,
+    exact_fraction,
 )
 from curricle.curriculum.initialization import RandomStart, WarmStart
 from curricle.curriculum.selection import Select, select_checkpoints
@@ -384,6 +385,10 @@ def _lengths(durations: Sequence[StageDuration | str] | None) -> tuple[StageDura
 
 def _split_evenly(total: Duration, share: float, count: int) -> tuple[Duration, ...]:
     """Return `count` lengths with `share` of the total as sum, equal up to one unit."""
+    if total.unit == "epochs" and count:
+        # Parts of epochs are exact, since only the data say how many steps they are.
+        length = total.length * exact_fraction(share) / count
+        return (Duration.of(length, total.unit),) * count
     # The borders are rounded, not the lengths, so that rounding errors do not accumulate.
     borders = [
         math.floor(total.number * share * index / max(count, 1) + 0.5) for index in range(count + 1)
@@ -407,13 +412,14 @@ def _remaining_time(total: Duration, durations: Sequence[StageDuration]) -> Dura
                 f"'durations' must be in {total.unit} like 'total' (in steps for a budget of FLOPs "
                 f"or seconds); got {length}"
             )
-    remaining = total.number - sum(length.number for length in lengths)
-    if remaining < 1:
+    earlier = sum((length.length for length in lengths), Fraction(0))
+    remaining = total.length - earlier
+    if remaining <= 0:
         raise SpecError(
             f"'total' {total} must be longer than the stages before the last; they take "
-            f"{total.number - remaining}"
+            f"{earlier if earlier.denominator == 1 else float(earlier)}"
         )
-    return Duration(number=remaining, unit=total.unit)
+    return Duration.of(remaining, total.unit)
 
 
 def _refresh_plan(

@@ -186,6 +186,11 @@ class ExampleStream:
         return self._batch_size * self._width
 
     @property
+    def examples_per_epoch(self) -> int:
+        """Return the number of examples."""
+        return len(self._labels)
+
+    @property
     def fingerprint(self) -> str:
         """Return a digest of the examples, the shape of the batches and the seed."""
         return self._fingerprint

@@ -71,9 +71,7 @@ class BestWeights:
             return
         if self.path is None:
             self._state = {
-                name: entry.detach().cpu().clone()
-                if isinstance(entry, Tensor)
-                else deepcopy(entry)
+                name: entry.detach().cpu().clone() if isinstance(entry, Tensor) else deepcopy(entry)
                 for name, entry in module.state_dict().items()
             }
         else:

@@ -43,7 +43,7 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.best import BestWeights, best_weights, check_evaluated
-from curricle.training.loop.evaluation import Evaluator, chance_of
+from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.results import plain_metrics
@@ -210,6 +210,7 @@ class TrainingRun:
             check_savable(module)
         stack.enter_context(modes_kept(module))
         self._modes = train(module)
+        check_ids(self.evaluate, run.tables)
         if not self._resume:
             # Before the folder is taken: a call with another evaluation may write there.
             self._try_evaluation()

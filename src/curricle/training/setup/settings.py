@@ -54,8 +54,8 @@ class TrainingSettings:
     """Steps between checkpoints to resume from; None writes none."""
     keep_best: bool | BestMetric = Field(default=False, exclude_if=operator.not_)
     """Whether the student ends with the weights of its best evaluation, by the metric of the run or
-    by one that is named here; of equal values the earlier counts. A teacher that a spec trains keeps
-    its last weights."""
+    by one that is named here; of equal values the earlier counts. A teacher that a spec trains
+    keeps its last weights."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
     compile: Literal["none", "student", "teacher", "both"] = "none"

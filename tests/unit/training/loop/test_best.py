@@ -104,14 +104,14 @@ def test_without_the_setting_a_run_ends_with_its_last_weights_and_says_nothing_o
     assert "best" not in (tmp_path / "records.jsonl").read_text()
 
 
-class Stop(Exception):
+class StopRunError(Exception):
     """Ends a run from an observer."""
 
 
 def stopping(step: int) -> Callable[[Record], None]:
     def observe(record: Record) -> None:
         if isinstance(record, EvaluationRecord) and record.usage.steps == step:
-            raise Stop
+            raise StopRunError
 
     return observe
 
@@ -135,7 +135,7 @@ def test_a_run_that_is_resumed_in_the_middle_ends_with_the_same_best_weights(
 
     whole, cut, resumed = run(), run(), run()
     end = executed(whole, squares, folder=tmp_path / "whole")
-    with pytest.raises(Stop):
+    with pytest.raises(StopRunError):
         executed(cut, squares, folder=tmp_path / "cut", observers=(stopping(stop),))
     again = executed(resumed, squares, folder=tmp_path / "cut", resume=True)
     assert (again.best_step, again.metrics) == (end.best_step, end.metrics)
@@ -147,7 +147,7 @@ def test_resuming_takes_the_best_weights_of_the_checkpoint_and_not_of_steps_afte
     tmp_path: Path,
 ) -> None:
     settings = {"keep_best": True, "save_every": 8}
-    with pytest.raises(Stop):
+    with pytest.raises(StopRunError):
         # Better than ever after 12 steps, of which no checkpoint is left.
         executed(
             run_of(**settings),
@@ -162,7 +162,7 @@ def test_resuming_takes_the_best_weights_of_the_checkpoint_and_not_of_steps_afte
 
 def test_damaged_best_weights_of_a_checkpoint_are_refused(tmp_path: Path) -> None:
     settings = {"keep_best": True, "save_every": 8}
-    with pytest.raises(Stop):
+    with pytest.raises(StopRunError):
         executed(run_of(**settings), squares, folder=tmp_path, observers=(stopping(12),))
     checkpoint = latest_checkpoint(tmp_path / CHECKPOINTS)
     assert checkpoint is not None
@@ -174,7 +174,7 @@ def test_damaged_best_weights_of_a_checkpoint_are_refused(tmp_path: Path) -> Non
 
 def test_a_run_does_not_go_on_with_another_choice_of_the_best(tmp_path: Path) -> None:
     settings = {"save_every": 8, "keep_best": True}
-    with pytest.raises(Stop):
+    with pytest.raises(StopRunError):
         executed(run_of(**settings), squares, folder=tmp_path, observers=(stopping(12),))
     with pytest.raises(CheckpointError, match="keep_best"):
         executed(run_of(save_every=8), squares, folder=tmp_path, resume=True)
