@@ -38,7 +38,7 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Metric; repeatable; those of the run by default.", show_default=False),
+        typer.Option(help="Metric beside those of the run; repeatable.", show_default=False),
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 20,
     blimp: Annotated[

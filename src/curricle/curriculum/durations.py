@@ -141,7 +141,7 @@ def duration(text: object) -> object:
     if exact > LONGEST:
         raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
     if unit == "epochs" and exact > 0:
-        return Duration.of(exact_fraction(exact), unit)
+        return Duration.of(exact_fraction(exact), "epochs")
     if exact != int(exact) or exact <= 0:
         raise SpecError(
             f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from curricle.runs.spec import TargetsSpec as TargetsSpec
     from curricle.runs.spec import TeacherSpec as TeacherSpec
     from curricle.runs.spec import load_spec as load_spec
+    from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -43,5 +44,6 @@ else:
                 "TeacherSpec",
                 "load_spec",
             ),
+            "teaching": ("TrainedTeacher",),
         },
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from curricle.errors import CheckpointError, CurricleError, SpecError
-from curricle.metrics import METRICS, NLL, metric_of, metrics_beside
+from curricle.metrics import METRICS, NLL, Metric, metrics_beside
 from curricle.models.huggingface import language_head, open_language_model
 from curricle.models.tapped import TappedModel
 from curricle.runs.assemble import open_task
@@ -40,7 +40,7 @@ def evaluate_run(
         changes: Fields of the task with other values, such as `evaluation_batches=100`.
         strategy: Strategy of a comparison; None if there is only one.
         seed: Seed of a comparison; None takes the first.
-        metrics: Names of metrics; None takes those of the run.
+        metrics: Names of metrics beside those of the run.
         repetitions: Timed passes of each model.
 
     Returns:
@@ -50,7 +50,6 @@ def evaluate_run(
         CheckpointError: If the folder holds no run of the command line, or it is not finished.
         SpecError: If a metric does not exist, or the changed task has other tokens or sizes.
     """
-    values = None if metrics is None else [metric_of(name) for name in metrics]
     spec, command = _stored(folder)
     model = open_finished(spec, command, strategy, seed)
     data = _changed_task(spec, changes, model.data) if changes else model.data
@@ -63,13 +62,26 @@ def evaluate_run(
         model.module,
         data.evaluation,
         teacher=teacher,
-        metrics=values or metrics_beside(metric),
+        metrics=_chosen(metric, metrics or []),
         repetitions=repetitions,
         settings=spec.engine,
         task=data.name,
     )
     student = replace(evaluation.student, name=model.name)
     return replace(evaluation, student=student, notes=(*notes, *evaluation.notes))
+
+
+def _chosen(metric: str, names: Sequence[str]) -> tuple[Metric, ...]:
+    """Return the metrics of a run and some more.
+
+    Args:
+        metric: Metric by which the run is judged.
+        names: Names of more metrics, of the same labels or of the teacher.
+    """
+    chosen = {item.name: item for item in metrics_beside(metric)}
+    for name in names:
+        chosen |= {item.name: item for item in metrics_beside(metric, name)}
+    return tuple(chosen.values())
 
 
 def model_folder(

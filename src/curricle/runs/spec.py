@@ -25,7 +25,7 @@ from curricle.models.mlp import MLPSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
 from curricle.task_data import with_objectives
 from curricle.tasks import PairedTextTask, PcfgTask, Task, TextTask
-from curricle.teachers.trajectory import hugging_face_steps
+from curricle.teachers.trajectory import checkpoint_steps, hugging_face_steps
 from curricle.trackers import TrackerName, tracker_names
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.optimizers import Optimizer
@@ -357,8 +357,7 @@ class RunSpec:
         total = self.teacher_steps()
         if total == 0:
             return self.teacher.pretrained_steps()
-        number = min(self.teacher.checkpoints, total)
-        return tuple(sorted({round(total * i / number) for i in range(1, number + 1)}))
+        return checkpoint_steps(total, self.teacher.checkpoints)
 
     @property
     def folder(self) -> Path:

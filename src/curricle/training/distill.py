@@ -353,14 +353,12 @@ def _add_resumption_note(folder: Path | None) -> Iterator[None]:
         raise
 
 
-def teacher_notes(
-    evaluate: Evaluator, teacher: LiveTeacher | StoredTeacher | None, run: BoundRun
-) -> tuple[str, ...]:
+def teacher_notes(evaluate: Evaluator, teacher: object, run: BoundRun) -> tuple[str, ...]:
     """Return a note if a run's teacher is at chance on the held-out data, and log it.
 
     Args:
         evaluate: Evaluation of the run.
-        teacher: Its teacher.
+        teacher: Its teacher; one that is no model is not judged.
         run: The bound run; a teacher that it does not read is not judged.
     """
     if not isinstance(teacher, LiveTeacher) or not run.teachers:
