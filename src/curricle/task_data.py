@@ -134,6 +134,6 @@ def with_objectives(call: Plain, label_loss: LabelLossName) -> Plain:
         return {"loss": label_loss, **call}
     if kind in ARGUMENTS:
         values = {"kind": "logits", "divergence": {"kind": "squared_error"}}
-        labels = {"label_loss": label_loss} if kind == "one_shot" else {}
+        labels = {"label_loss": label_loss} if "label_weight" in call else {}
         return {ARGUMENTS[kind]: values, **labels, **call}
     return call

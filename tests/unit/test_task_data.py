@@ -1,7 +1,12 @@
 """Objectives that a task sets where a curriculum leaves them out."""
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+
+from curricle.example_tasks import TensorsTask
 from curricle.metrics import METRICS
 from curricle.objectives.labels import LabelLossName
 from curricle.task_data import with_objectives
@@ -41,3 +46,24 @@ def test_tasks_on_tokens_predict_classes() -> None:
     for task in (ParityTask(), TextTask()):
         assert METRICS[task.metric].reads == "classes"
         assert (task.label_loss, task.heads) == ("cross_entropy", ("masked_lm", "causal_lm"))
+
+
+def test_the_labels_of_hintons_loss_are_fitted_as_the_task_has_them() -> None:
+    call = {"kind": "one_shot", "label_weight": 0.5}
+    assert with_objectives(call, "binary") == {**call, "objective": VALUES, "label_loss": "binary"}
+    assert with_objectives(call, "cross_entropy") == call
+
+
+def test_the_numbers_of_rows_and_classes_are_a_sentence(tmp_path: Path) -> None:
+    digits = TensorsTask(batch_size=32).open(seed=0, cache_dir=tmp_path)
+    assert digits.facts == "data: 1,438 examples to train on and 359 held out, 10 classes"
+    names = tuple("abcdefgh")
+    assert replace(digits, class_names=names, num_classes=8).facts.endswith(
+        "8 classes (a, b, c, d, e, f, 2 more)"
+    )
+    parity = ParityTask().open(seed=0, cache_dir=tmp_path)
+    assert parity.facts.startswith("data: new examples at every step to train on and ")
+    assert parity.facts.endswith("2 classes")
+    assert replace(digits, num_inputs=10).facts.endswith("a vocabulary of 10 tokens")
+    batch = replace(digits.evaluation[0], labels=torch.zeros(32, 10))
+    assert replace(digits, evaluation=(batch,)).facts.endswith("32 held out, 10 values each")

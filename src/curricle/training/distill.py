@@ -363,7 +363,7 @@ def teacher_notes(evaluate: Evaluator, teacher: object, run: BoundRun) -> tuple[
     """
     if not isinstance(teacher, LiveTeacher) or not run.teachers:
         return ()
-    if not teacher_is_at_chance(evaluate, teacher.model):
+    if not teacher_is_at_chance(evaluate, teacher.model, run.tables):
         return ()
     LOGGER.warning("curricle: %s", TEACHER_AT_CHANCE)
     return (TEACHER_AT_CHANCE,)

@@ -233,3 +233,20 @@ def test_a_terminal_shows_the_rule_of_a_stage(stages: tuple[StagePlan, ...]) -> 
     shown = _shown(plan_table(ruled), width=120)
     assert "at most 1,000" in shown
     assert "until accuracy above 0.9" in shown
+
+
+def test_a_column_of_shares_lists_values_in_every_row_or_in_none(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, final in enumerate((0.4, 0.9)):
+        write_run(tmp_path / f"students/wide/seed-{seed}", {10: final}, method="wide", seed=seed)
+    for seed, final in enumerate((0.90, 0.91)):
+        write_run(tmp_path / f"students/sure/seed-{seed}", {10: final}, method="sure", seed=seed)
+    for seed, final in enumerate((0.90, 0.91, 0.90, 0.91)):
+        write_run(tmp_path / f"students/four/seed-{seed}", {10: final}, method="four", seed=seed)
+    cells = dict(row[:2] for row in summary_grid(summarize(load_runs([tmp_path]))).rows)
+    assert cells == {
+        "wide": "65.00 % (2 seeds: 40.00, 90.00 %)",
+        "sure": "90.50 % (2 seeds: 90.00, 91.00 %)",
+        "four": "90.50 % (89.58 to 91.42 %)",
+    }

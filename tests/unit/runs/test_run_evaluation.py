@@ -42,7 +42,13 @@ def test_metrics_are_those_at_the_end_of_the_runs(make_spec: MakeSpec) -> None:
         spec.folder, changes=["evaluation_examples=96"], metrics=["f1"], repetitions=1
     )
     assert (evaluation.num_examples, larger.num_examples) == (64, 96)
-    assert set(larger.student.metrics) == {"f1"}
+    assert set(larger.student.metrics) == {"accuracy", "nll", "f1"}
+    compared = evaluate_run(spec.folder, metrics=["kl"], repetitions=1)
+    assert set(compared.student.metrics) == {"accuracy", "nll", "kl"}
+    assert compared.teacher is not None
+    assert set(compared.teacher.metrics) == {"accuracy", "nll"}
+    with pytest.raises(SpecError, match="'pearson' must read the labels that 'accuracy' reads"):
+        evaluate_run(spec.folder, metrics=["pearson"])
     with pytest.raises(SpecError, match="'--on' must keep the 8 inputs and 2 classes"):
         evaluate_run(spec.folder, changes=["num_inputs=9"])
     with pytest.raises(SpecError, match=r"^--on: .*'inputs' is not a field"):

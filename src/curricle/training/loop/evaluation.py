@@ -40,7 +40,9 @@ def chance_of(evaluate: Evaluator) -> float | None:
     return chance if isinstance(chance, float) else None
 
 
-def teacher_is_at_chance(evaluate: Evaluator, teacher: TappedModel) -> bool:
+def teacher_is_at_chance(
+    evaluate: Evaluator, teacher: TappedModel, tables: Sequence[TableLimit] = ()
+) -> bool:
     """Return whether a teacher's accuracy on the first held-out batches is that of chance.
 
     A teacher that reads other inputs, or cannot read these, is not judged.
@@ -48,6 +50,7 @@ def teacher_is_at_chance(evaluate: Evaluator, teacher: TappedModel) -> bool:
     Args:
         evaluate: Evaluator of held-out batches, or a function of the user, by which none is judged.
         teacher: The teacher, where the batches are.
+        tables: Tables of the models, which must have a row for each id.
     """
     if not isinstance(evaluate, _LabelEvaluator) or evaluate.bounds is None:
         return False
@@ -55,6 +58,7 @@ def teacher_is_at_chance(evaluate: Evaluator, teacher: TappedModel) -> bool:
     labels = [require(batch.labels, "labels").flatten() for batch in batches]
     if not sum(map(len, labels)) or any(batch.for_teacher is not batch for batch in batches):
         return False
+    check_ids(evaluate, tables, "teacher")
     judge = replace(evaluate, batches=batches, metrics=(ACCURACY,), teacher=None)
     # The pass is not one of the run: whatever prevents it is told where a stage needs it.
     with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
