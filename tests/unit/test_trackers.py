@@ -247,7 +247,8 @@ def test_a_tracker_that_fails_ends_its_reports_and_not_the_run(
     with caplog.at_level(logging.WARNING):
         result = run(None, report_to="wandb")
     assert result.usage.steps == STEPS
-    assert caplog.messages == ["curricle: reports to 'wandb' end here, the run goes on: no server"]
+    reports = [message for message in caplog.messages if "teacher" not in message]
+    assert reports == ["curricle: reports to 'wandb' end here, the run goes on: no server"]
     assert (len(module.named("log")) > 0) == (logs > 0)
 
 

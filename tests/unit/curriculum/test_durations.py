@@ -94,13 +94,13 @@ def test_a_text_without_number_or_unit_is_refused(text: str) -> None:
     [
         ("10 % step", ", not in '% step'"),
         ("5 %%", ", not in '%%'"),
-        ("3k epochs", ", not in 'epochs'"),
+        ("3k passes", ", not in 'passes'"),
         ("1500", ", with a number and a unit"),
         ("steps", ", with a number and a unit"),
     ],
 )
 def test_the_fault_of_a_text_is_named_beside_the_forms(text: str, fault: str) -> None:
-    forms = "'1500 steps' or '2.5M examples', in steps, examples or tokens"
+    forms = "'1500 steps' or '2.5M examples', in steps, examples, tokens or epochs"
     with pytest.raises(SpecError) as message:
         parse(Walk, {"length": text})
     assert str(message.value) == f"'length': a duration must read like {forms}{fault}; got {text!r}"

@@ -495,14 +495,15 @@ def test_a_teacher_at_chance_is_noted_before_training(caplog: pytest.LogCaptureF
             )
             for batch, label in zip(batches, labels, strict=True)
         ]
-        teacher = nn.Linear(INPUTS, 2)
+        with seeding.scoped(0, "models"):
+            student, teacher = nn.Linear(INPUTS, 2), nn.Linear(INPUTS, 2)
         with torch.no_grad():
             teacher.weight.zero_()
             teacher.bias.copy_(torch.tensor([0.5, 0.0]) * sign)
             teacher.weight[1, -1] = sign
         caplog.clear()
         result = distill(
-            nn.Linear(INPUTS, 2),
+            student,
             teacher,
             one_shot(total="2 steps"),
             Listed(*marked),
@@ -523,6 +524,10 @@ def test_an_id_without_a_row_in_the_held_out_data_is_refused_in_a_sentence() -> 
             embedder(6, 1),
             one_shot(total="2 steps"),
             texts,
-            evaluation=[Batch(inputs={"input_ids": ids}, labels=ids.flatten() % 3)],
+            evaluation=[
+                Batch(
+                    inputs={"input_ids": ids}, labels=ids.flatten() % 3, selected=torch.arange(20)
+                )
+            ],
             settings=TrainingSettings(device="cpu"),
         )

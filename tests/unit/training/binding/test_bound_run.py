@@ -21,7 +21,7 @@ from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Sign
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.optimizers import SGD, AdamW
-from tests.parts import INPUTS, Listed, bound, layers, mlp, texts
+from tests.parts import INPUTS, Listed, bound, drawn, layers, mlp, texts
 
 BATCH = 8
 
@@ -123,7 +123,7 @@ def test_different_fractions_are_of_each_model_alone() -> None:
 
 
 def test_epochs_are_those_of_the_data_and_are_noted() -> None:
-    inputs = torch.randn(50, INPUTS)
+    inputs = drawn(50, INPUTS)
     data = ExampleStream(inputs, torch.arange(50) % 2, batch_size=8)
     run = bound(extraction(total="3 epochs", layer_fraction=0.1), stream=data)
     # 150 examples are 18.75 batches of 8, the first 15 of them 1.875.
@@ -134,7 +134,7 @@ def test_epochs_are_those_of_the_data_and_are_noted() -> None:
 
 @pytest.mark.parametrize(("drops", "steps"), [(True, 15), (False, 15)])
 def test_an_epoch_of_a_loader_is_its_whole_batches(drops: bool, steps: int) -> None:
-    pairs = [(torch.randn(INPUTS), place % 2) for place in range(43)]
+    pairs = [(torch.zeros(INPUTS), place % 2) for place in range(43)]
     loader: DataLoader[Any] = DataLoader(pairs, batch_size=8, drop_last=drops)  # type: ignore[arg-type]
     assert bound(one_shot(total="3 epochs"), stream=curricle.stream(loader)).num_steps == steps
 
