@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from curricle.runs.fine_tuning import FineTuned as FineTuned
     from curricle.runs.fine_tuning import FineTuning as FineTuning
     from curricle.runs.fine_tuning import fine_tune as fine_tune
+    from curricle.runs.harness import HarnessScores as HarnessScores
+    from curricle.runs.harness import harness_scores as harness_scores
     from curricle.runs.minimal_pairs import PairAccuracy as PairAccuracy
     from curricle.runs.minimal_pairs import pair_accuracy as pair_accuracy
     from curricle.runs.minimal_pairs import read_pairs as read_pairs
@@ -33,6 +35,7 @@ else:
             "evaluate": ("Evaluation",),
             "export": ("Exported",),
             "fine_tuning": ("FineTuned", "FineTuning", "fine_tune"),
+            "harness": ("HarnessScores", "harness_scores"),
             "minimal_pairs": ("PairAccuracy", "pair_accuracy", "read_pairs"),
             "probe": ("probe_run",),
             "report": ("write_report",),

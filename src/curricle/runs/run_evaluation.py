@@ -18,10 +18,12 @@ from curricle.runs.export import EXPORT
 from curricle.runs.fine_tuning import FineTuned, FineTuning, fine_tune
 from curricle.runs.finished import open_finished
 from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
+from curricle.runs.harness import HarnessScores, harness_scores
 from curricle.runs.minimal_pairs import PairAccuracy, Watch, pair_accuracy, read_pairs
 from curricle.runs.spec import RunSpec, changed
 from curricle.runs.train import finished_teacher
 from curricle.task_data import TaskData
+from curricle.training.setup.settings import TrainingSettings
 
 
 def evaluate_run(
@@ -167,6 +169,27 @@ def fine_tune_run(
     """
     model, _ = model_folder(folder, strategy=strategy, seed=seed)
     return fine_tune(model, train, test, seeds=seeds, tuning=tuning or FineTuning())
+
+
+def harness_run(
+    folder: Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    strategy: str | None = None,
+    seed: int | None = None,
+) -> HarnessScores:
+    """Return the metrics of a run's language model on tasks of the LM Evaluation Harness.
+
+    Args:
+        folder: A run folder of the command line, or a Hugging Face folder.
+        tasks: Names of tasks, or paths of YAML files that define one.
+        limit: Number of examples of each task; None takes all.
+        strategy: Strategy of a comparison; None if there is only one.
+        seed: Seed of a comparison; None takes the first.
+    """
+    model, _ = model_folder(folder, strategy=strategy, seed=seed)
+    return harness_scores(model, tasks, limit=limit, device=TrainingSettings().placement.kind)
 
 
 def _stored(folder: Path) -> tuple[RunSpec, str]:
