@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from curricle import seeding
 from curricle.errors import BindError, SpecError, reason
 from curricle.extras import imported
 from curricle.models.huggingface import language_head
@@ -92,14 +93,16 @@ def harness_scores(
     names, folders = _named_tasks(tasks)
     manager = imported("lm_eval.tasks", package="lm_eval", extra=EXTRA, use="'--lm-eval'")
     try:
-        results: Any = package.simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(folder), "device": device},
-            tasks=names,
-            limit=limit,
-            batch_size=BATCH_SIZE,
-            task_manager=manager.TaskManager(include_path=folders or None),
-        )
+        # The package seeds the global generators.
+        with seeding.scoped(0, "evaluation/lm_eval", beyond_torch=True):
+            results: Any = package.simple_evaluate(
+                model="hf",
+                model_args={"pretrained": str(folder), "device": device},
+                tasks=names,
+                limit=limit,
+                batch_size=BATCH_SIZE,
+                task_manager=manager.TaskManager(include_path=folders or None),
+            )
     except Exception as error:
         # The package raises errors of its own, of data sets and of the Hub.
         raise SpecError(
