@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from curricle.runs.minimal_pairs import PairAccuracy as PairAccuracy
     from curricle.runs.minimal_pairs import pair_accuracy as pair_accuracy
     from curricle.runs.minimal_pairs import read_pairs as read_pairs
+    from curricle.runs.planning import Plan as Plan
+    from curricle.runs.planning import plan as plan
     from curricle.runs.probe import probe_run as probe_run
     from curricle.runs.report import write_report as write_report
     from curricle.runs.spec import Goal as Goal
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from curricle.runs.spec import TeacherSpec as TeacherSpec
     from curricle.runs.spec import load_spec as load_spec
     from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
+    from curricle.runs.teaching import teach as teach
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -37,6 +40,7 @@ else:
             "fine_tuning": ("FineTuned", "FineTuning", "fine_tune"),
             "harness": ("HarnessScores", "harness_scores"),
             "minimal_pairs": ("PairAccuracy", "pair_accuracy", "read_pairs"),
+            "planning": ("Plan", "plan"),
             "probe": ("probe_run",),
             "report": ("write_report",),
             "spec": (
@@ -47,6 +51,6 @@ else:
                 "TeacherSpec",
                 "load_spec",
             ),
-            "teaching": ("TrainedTeacher",),
+            "teaching": ("TrainedTeacher", "teach"),
         },
     )
