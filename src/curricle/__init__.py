@@ -38,11 +38,15 @@ if TYPE_CHECKING:
     from curricle.models.ensemble import Ensemble as Ensemble
     from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
+    from curricle.models.sentence_encoder import SentenceEncoder as SentenceEncoder
     from curricle.models.vocabularies import common_vocabulary as common_vocabulary
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
     from curricle.objectives.logits import MatchLogits as MatchLogits
+    from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
+    from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
+    from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities
     from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.vocabulary_groups import token_groups as token_groups
     from curricle.runs.compare import Comparison as Comparison
@@ -91,7 +95,13 @@ else:
             "models.ensemble": ("Ensemble",),
             "models.families": ("tapped",),
             "models.mlp": ("MLP",),
+            "models.sentence_encoder": ("SentenceEncoder",),
             "models.vocabularies": ("common_vocabulary",),
+            "objectives.matched_embeddings": (
+                "MatchEmbeddings",
+                "MatchMargins",
+                "MatchSimilarities",
+            ),
             "objectives.hidden": ("LayerPair", "MatchHidden"),
             "objectives.labels": ("LabelLoss",),
             "objectives.logits": ("MatchLogits",),

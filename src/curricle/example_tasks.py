@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from curricle.data.encoding import Encoded, Encoding, TextKind, encode, texts_of
+from curricle.data.encoding import GROUPS, Encoded, Encoding, TextKind, encode, texts_of
 from curricle.data.examples import (
     ExampleSplit,
     ExampleStream,
@@ -29,13 +29,20 @@ from curricle.data.examples import (
 )
 from curricle.data.table_files import Row
 from curricle.data.text.corpora import Documents
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError, DataError, SpecError
 from curricle.extras import imported
 from curricle.models.huggingface import open_tokenizer, wrapped_tokenizer
 from curricle.objectives.labels import LabelLossName
 from curricle.protocols import Tokenizer
-from curricle.task_data import EVALUATION_SEED, LANGUAGE_MODELS, BaseTask, TaskData
-from curricle.values import value
+from curricle.task_data import (
+    EVALUATION_SEED,
+    LANGUAGE_MODELS,
+    OF_VALUES,
+    SENTENCE_MODELS,
+    BaseTask,
+    TaskData,
+)
+from curricle.values import Plain, value
 
 DIGITS = "digits"
 """Name of the data of scikit-learn's `load_digits`."""
@@ -52,11 +59,19 @@ IMAGE_AXES = 4
 class _Facts:
     """Facts about a kind of task."""
 
-    heads: tuple[str, ...]
+    heads: tuple[str, ...] = ()
     metric: str = "accuracy"
     label_loss: LabelLossName = "cross_entropy"
+    models: tuple[str, ...] = LANGUAGE_MODELS
+    matching: str | None = None
+    """Kind of the objective on embeddings; None for outputs of other kinds."""
+    is_labeled: bool = True
 
 
+UNLABELED: Mapping[TextKind, str] = MappingProxyType(
+    {"sentences": "similarities", "triplets": "margins"}
+)
+"""Objectives on embeddings by kind of task without labels."""
 FACTS: Mapping[TextKind, _Facts] = MappingProxyType(
     {
         "classification": _Facts(heads=("sequence_classification",)),
@@ -69,12 +84,31 @@ FACTS: Mapping[TextKind, _Facts] = MappingProxyType(
             label_loss="squared_error",
         ),
         "embedding": _Facts(
-            heads=("sequence_classification",), metric="cosine_similarity", label_loss="cosine"
+            heads=("sequence_classification",),
+            metric="cosine_similarity",
+            label_loss="cosine",
+            models=(*LANGUAGE_MODELS, *SENTENCE_MODELS),
         ),
         "token_classification": _Facts(heads=("token_classification",), metric="f1_macro"),
         "question_answering": _Facts(heads=("question_answering",)),
         "seq2seq": _Facts(heads=("seq2seq_lm",)),
         "instructions": _Facts(heads=("causal_lm",)),
+        "similarity": _Facts(
+            metric="similarity_spearman",
+            label_loss="similarity",
+            models=SENTENCE_MODELS,
+            matching="similarities",
+        ),
+        **{
+            kind: _Facts(
+                metric="teacher_spearman",
+                label_loss="similarity",
+                models=SENTENCE_MODELS,
+                matching=matching,
+                is_labeled=False,
+            )
+            for kind, matching in UNLABELED.items()
+        },
     }
 )
 """Head, metric and label loss of each kind of task on texts."""
@@ -103,8 +137,8 @@ class ExamplesTask(BaseTask):
     columns: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     """Names of columns where they are not the usual ones, by role: `text` (two names for two texts)
     and `label` (several names for several columns), `tokens` and `tags`, `source` and `target`,
-    `prompt` and `completion`, `messages`, `question`, `context` and `answers`. `a.b` is the entry b
-    inside a."""
+    `prompt` and `completion`, `messages`, `question`, `context` and `answers`, `query`, `positive`
+    and `negative`. `a.b` is the entry b inside a."""
     tokenizer: str | None = None
     """Local Hugging Face folder with a tokenizer; None trains one on the training rows."""
     vocabulary_size: int = Field(default=4096, gt=0)
@@ -117,11 +151,42 @@ class ExamplesTask(BaseTask):
     """Maximum number of held-out batches."""
     start_token: str | None = None
     """First token that a decoder reads, for `seq2seq`; None for the padding token, as in T5."""
+    largest_score: float = Field(default=1.0, gt=0)
+    """Score of two texts with the same meaning, for `similarity`, by which scores are divided."""
+
+    def __post_init__(self) -> None:
+        """Check that batches hold whole groups, and that scores are divided only if there are any.
+
+        Raises:
+            SpecError: If not.
+        """
+        group = GROUPS.get(self.kind, 1)
+        if self.batch_size % group:
+            raise SpecError(
+                f"'batch_size' must be a multiple of {group} for the task {self.kind!r}, whose "
+                f"rows have {group} texts, each of them an example; got {self.batch_size}"
+            )
+        if self.largest_score != 1.0 and self.kind != "similarity":
+            raise SpecError(
+                f"'largest_score' must be left out for the task {self.kind!r}; got "
+                f"{self.largest_score:g}"
+            )
 
     @property
     def models(self) -> tuple[str, ...]:
         """Return the kinds of models that can read the data."""
-        return LANGUAGE_MODELS
+        return FACTS[self.kind].models
+
+    @property
+    def matching(self) -> Plain:
+        """Return the objective on outputs that are values, not scores of classes."""
+        kind = FACTS[self.kind].matching
+        return dict(OF_VALUES) if kind is None else {"kind": kind}
+
+    @property
+    def is_labeled(self) -> bool:
+        """Return whether the data have labels."""
+        return FACTS[self.kind].is_labeled
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -192,6 +257,7 @@ class ExamplesTask(BaseTask):
             window=self.window,
             columns=self.columns,
             start_token=start,
+            largest_score=self.largest_score,
         )
         learned = encode(training, encoding, training)
         held_out = encode(open_table(self.data, "valid"), encoding, training)
@@ -238,6 +304,7 @@ class ExamplesTask(BaseTask):
             purpose=purpose,
             positions=encoded.positions,
             next_token=encoded.next_token,
+            group=GROUPS.get(self.kind, 1),
             note=dropped if encoded.dropped or num_dropped_held_out else "",
         )
 

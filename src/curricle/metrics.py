@@ -39,6 +39,9 @@ MetricName = Literal[
     "spearman",
     "average_precision",
     "cosine_similarity",
+    "similarity_spearman",
+    "teacher_cosine",
+    "teacher_spearman",
     "kl",
 ]
 """Names of the built-in metrics."""
@@ -81,8 +84,9 @@ class Metric:
     number."""
     keeps: Literal["sum", "parts"] = "parts"
     """Whether parts are numbers that are added, or are kept in a list, one a batch."""
-    reads: Literal["classes", "values", "teacher"] = "classes"
-    """What the student is compared with: classes or float values of the data, or the teacher."""
+    reads: Literal["classes", "values", "pairs", "teacher"] = "classes"
+    """What the student is compared with: classes or float values of the data, similarities of pairs
+    of consecutive texts, or the teacher."""
     least: float = -math.inf
     """Least possible value."""
     most: float = math.inf
@@ -220,6 +224,48 @@ def _cosine(scores: Scores) -> float:
     return float(cosine_similarity(student, labels.reshape(student.shape), dim=-1).double().sum())
 
 
+def _pair_scores(scores: Scores) -> tuple[list[float], list[float]]:
+    """Return the cosine similarities of consecutive texts and those of the data."""
+    from torch.nn.functional import cosine_similarity
+
+    student, labels = scores.student.double(), _required(scores.labels)
+    first, second = student[0::2], student[1::2]
+    similarities = cosine_similarity(first, second, dim=-1)
+    return similarities.tolist(), labels.double().reshape(len(student), -1)[0::2, 0].tolist()
+
+
+def _teacher_cosine(scores: Scores) -> float:
+    """Return the sum of the cosine similarities of the embeddings of both models.
+
+    Raises:
+        DataError: If their widths differ.
+    """
+    from torch.nn.functional import cosine_similarity
+
+    teacher = _required(scores.teacher)
+    if teacher.shape != scores.student.shape:
+        raise DataError(
+            f"'teacher_cosine' needs embeddings of the same width; got those of shape "
+            f"{tuple(scores.student.shape)} and {tuple(teacher.shape)}; 'teacher_spearman' takes "
+            f"any widths"
+        )
+    cosines = cosine_similarity(scores.student.flatten(0, -2), teacher.flatten(0, -2), dim=-1)
+    return float(cosines.double().sum())
+
+
+def _pairwise(scores: Scores) -> tuple[list[float], list[float]]:
+    """Return the cosine similarities of all pairs of a batch, of student and teacher."""
+    from curricle.objectives.similarities import cosines
+
+    sides = []
+    for embeddings in (scores.student, _required(scores.teacher)):
+        matrix = cosines(embeddings.flatten(0, -2).double())
+        count = len(matrix)
+        places = [row * count + other for row in range(count) for other in range(row)]
+        sides.append(matrix.flatten()[places].tolist())
+    return sides[0], sides[1]
+
+
 def _required(tensor: "Tensor | None") -> "Tensor":
     """Return labels or the teacher's logits.
 
@@ -306,6 +352,34 @@ _ALL: tuple[Metric, ...] = (
         most=1.0,
     ),
     Metric(
+        name="similarity_spearman",
+        better="higher",
+        part=_pair_scores,
+        compute=partial(_correlation, name="spearmanr"),
+        reads="pairs",
+        least=-1.0,
+        most=1.0,
+    ),
+    Metric(
+        name="teacher_cosine",
+        better="higher",
+        part=_teacher_cosine,
+        compute=_mean,
+        keeps="sum",
+        reads="teacher",
+        least=-1.0,
+        most=1.0,
+    ),
+    Metric(
+        name="teacher_spearman",
+        better="higher",
+        part=_pairwise,
+        compute=partial(_correlation, name="spearmanr"),
+        reads="teacher",
+        least=-1.0,
+        most=1.0,
+    ),
+    Metric(
         name="kl",
         better="lower",
         unit="nats",
@@ -317,7 +391,12 @@ _ALL: tuple[Metric, ...] = (
     ),
 )
 METRICS: Mapping[str, Metric] = MappingProxyType({metric.name: metric for metric in _ALL})
-"""The built-in metrics by name; `kl` is that from the finished teacher, at temperature 1."""
+"""The built-in metrics by name; `kl` is that from the finished teacher, at temperature 1.
+
+`similarity_spearman` is the rank correlation of the cosine similarities of pairs of texts with
+those in the data, `teacher_cosine` the mean cosine similarity to the finished teacher's embeddings,
+and `teacher_spearman` the rank correlation of the similarities of all pairs of a batch with those
+of the teacher, whose embeddings may have another width."""
 CLASS_METRICS = (ACCURACY, NLL)
 """Metrics of an evaluation against classes that names no others."""
 

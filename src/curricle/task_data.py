@@ -5,8 +5,10 @@ the sizes that a model must have.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from types import MappingProxyType
+from typing import Any, final
 
 from curricle.data.batch import Batch
 from curricle.data.streams import Stream, examples_per_epoch
@@ -20,8 +22,15 @@ LANGUAGE_MODELS = ("hf", "pretrained")
 """Kinds of models that read tokens."""
 SHOWN_CLASSES = 6
 """Number of names of classes in a plan."""
+SENTENCE_MODELS = ("sentence_encoder",)
+"""Kinds of models that give an embedding of each text."""
 ARGUMENTS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
 """Argument of the objective on outputs, by kind of curriculum."""
+
+OF_VALUES: Mapping[str, Any] = MappingProxyType(
+    {"kind": "logits", "divergence": {"kind": "squared_error"}}
+)
+"""Objective on outputs that are values, not scores of classes."""
 
 
 @final
@@ -117,23 +126,32 @@ class BaseTask(ABC):
         """Return the loss that fits the task's labels."""
         return "cross_entropy"
 
+    @property
+    def matching(self) -> Plain:
+        """Return the objective on outputs that are values, not scores of classes."""
+        return dict(OF_VALUES)
 
-def with_objectives(call: Plain, label_loss: LabelLossName) -> Plain:
+    @property
+    def is_labeled(self) -> bool:
+        """Return whether the data have labels."""
+        return True
+
+
+def with_objectives(call: Plain, task: BaseTask) -> Plain:
     """Return a call of a curriculum with objectives that suit the labels, where it names none.
 
-    Outputs that are values, not scores of classes, are matched by their squared error.
+    Outputs that are values, not scores of classes, are matched by the objective of the task.
 
     Args:
         call: Kind of the curriculum, and its arguments.
-        label_loss: Loss that fits the task's labels.
+        task: The task.
     """
     kind = str(call.get("kind"))
-    if label_loss == "cross_entropy":
+    if task.label_loss == "cross_entropy":
         return call
     if kind == "from_labels":
-        return {"loss": label_loss, **call}
+        return {"loss": task.label_loss, **call}
     if kind in ARGUMENTS:
-        values = {"kind": "logits", "divergence": {"kind": "squared_error"}}
-        labels = {"label_loss": label_loss} if "label_weight" in call else {}
-        return {ARGUMENTS[kind]: values, **labels, **call}
+        labels = {"label_loss": task.label_loss} if "label_weight" in call else {}
+        return {ARGUMENTS[kind]: task.matching, **labels, **call}
     return call

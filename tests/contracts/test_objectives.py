@@ -21,12 +21,20 @@ from curricle.errors import SpecError
 from curricle.models.heads import LinearHead
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.adapters import adapter_of
-from curricle.objectives.base import BoundObjective, Objective, Reads, Sample, pending_calibration
-from curricle.objectives.catalog import AnyObjective
+from curricle.objectives.base import (
+    BoundObjective,
+    Objective,
+    Reads,
+    Sample,
+    compares_examples,
+    pending_calibration,
+)
+from curricle.objectives.catalog import SHIPPED, AnyObjective
 from curricle.objectives.divergences import JSD, ReverseKL, SquaredError, TotalVariation
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.projections import Identity, Learned, Orthogonal, Sign
 from curricle.objectives.temperature import LearnedTemperature
@@ -49,43 +57,48 @@ class World:
 
     tables: dict[str, Tensor]
     batch: Batch
+    is_pooled: bool = False
 
     def shown(self, who: str, batch: Batch) -> Activations:
         """Return the activations of a model on a batch; ids are numbers of positions."""
         assert isinstance(batch.inputs, Tensor)
-        logits = self.tables[f"{who} logits"][batch.inputs]
+        ids = batch.inputs[:, 0] if self.is_pooled else batch.inputs
+        logits = self.tables[f"{who} logits"][ids]
         logits = logits if batch.selected is None else logits.flatten(0, -2)[batch.selected]
         # A head that multiplies by one.
-        head = LinearHead(states=logits, weight=torch.eye(NUM_CLASSES, dtype=logits.dtype))
+        head = LinearHead(states=logits, weight=torch.eye(logits.shape[-1], dtype=logits.dtype))
         return Activations({Place(who): self.tables[who][batch.inputs]}, logits, head)
 
 
 def world(case: "Case", *, matched: bool = False, seed: int = 0) -> World:
     generator = torch.Generator().manual_seed(seed)
-    teacher_width = case.teacher_width
+    teacher_width, num_examples = case.teacher_width, case.num_examples
     shapes = {
         "student": WIDTH,
         "teacher": teacher_width,
         "student logits": NUM_CLASSES,
-        "teacher logits": NUM_CLASSES,
+        "teacher logits": case.teacher_outputs,
     }
     tables = {
-        name: torch.randn(NUM_EXAMPLES * LENGTH, width, generator=generator, dtype=torch.float64)
+        name: torch.randn(num_examples * LENGTH, width, generator=generator, dtype=torch.float64)
         for name, width in shapes.items()
     }
     if matched:
-        tables["student logits"] = tables["teacher logits"].clone()
+        # Further coordinates are zero, so that similarities are those of narrower embeddings.
+        tables["teacher logits"][:, NUM_CLASSES:] = 0
+        tables["student logits"] = tables["teacher logits"][:, :NUM_CLASSES].clone()
         tables["student"] = tables["teacher"].clone()
-    valid = torch.zeros(NUM_EXAMPLES * LENGTH, dtype=torch.bool)
+    valid = torch.zeros(num_examples * LENGTH, dtype=torch.bool)
     valid[VALID] = True
     return World(
         tables=tables,
         batch=Batch(
-            inputs=torch.arange(NUM_EXAMPLES * LENGTH).reshape(NUM_EXAMPLES, LENGTH),
+            inputs=torch.arange(num_examples * LENGTH).reshape(num_examples, LENGTH),
             labels=torch.tensor(SELECTED) % NUM_CLASSES if case.selects else None,
             selected=torch.tensor(SELECTED) if case.selects else None,
-            valid=valid.reshape(NUM_EXAMPLES, LENGTH),
+            valid=valid.reshape(num_examples, LENGTH),
         ),
+        is_pooled=case.is_pooled,
     )
 
 
@@ -103,9 +116,16 @@ class Case:
     selects: bool = True
     is_zero_at_match: bool = True
     has_formula: bool = True
+    teacher_outputs: int = NUM_CLASSES
+    num_examples: int = NUM_EXAMPLES
+    is_pooled: bool = False
+    compares_examples: bool = False
+    group: int = 1
 
     @property
     def positions(self) -> list[int]:
+        if self.is_pooled:
+            return [*range(0, self.num_examples * LENGTH, LENGTH)]
         return SELECTED if self.counts == "selected" else VALID
 
     def bound(self, seen: World) -> BoundObjective:
@@ -306,6 +326,68 @@ def labels_formula(student: Array, _: Array, rows: Array) -> float:
     return float(-np.log(softmax(student)[np.arange(len(rows)), rows % NUM_CLASSES]).sum())
 
 
+def unit(embeddings: Array) -> Array:
+    actual: Array = embeddings / np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    return actual
+
+
+def cosine_gaps(student: Array, teacher: Array, _: Array) -> float:
+    return float((1 - (unit(student) * unit(teacher)).sum(-1)).sum())
+
+
+def projected(student: Array, teacher: Array, rows: Array) -> float:
+    law = Sign().matrix(
+        seed=SEED, name="embeddings", student_width=NUM_CLASSES, teacher_width=teacher.shape[-1]
+    )
+    return float(((student - teacher @ law.numpy().astype(np.float64).T) ** 2).mean(-1).sum())
+
+
+def mapped(student: Array, teacher: Array, rows: Array) -> float:
+    first = Learned().adapter(
+        seed=SEED, name="embeddings", student_width=NUM_CLASSES, teacher_width=teacher.shape[-1]
+    )
+    matrix = first.weight.detach().numpy().astype(np.float64)
+    return cosine_gaps(student @ matrix.T, teacher, rows)
+
+
+def similarity_gaps(student: Array, teacher: Array, _: Array) -> float:
+    gaps = unit(student) @ unit(student).T - unit(teacher) @ unit(teacher).T
+    return float((gaps**2).sum() / (len(student) - 1))
+
+
+def similarity_divergence(student: Array, teacher: Array, _: Array) -> float:
+    others = ~np.eye(len(student), dtype=bool)
+    rows = [
+        [softmax((unit(side) @ unit(side)[row])[others[row]], 0.5) for row in range(len(side))]
+        for side in (teacher, student)
+    ]
+    return sum(float(forward_kl(t, s)) for t, s in zip(*rows, strict=True))
+
+
+def margin_gaps(by: Callable[[Array], Array], texts: int) -> Formula:
+    def differences_of(embeddings: Array) -> Array:
+        groups = by(embeddings).reshape(-1, texts, embeddings.shape[-1])
+        scores = (groups[:, :1] * groups[:, 1:]).sum(-1)
+        actual: Array = scores[:, :1] - scores[:, 1:]
+        return actual
+
+    return lambda student, teacher, _: float(
+        ((differences_of(student) - differences_of(teacher)) ** 2).mean(-1).sum()
+    )
+
+
+def margins_case(by: Callable[[Array], Array], texts: int = 3, **fields: Any) -> Case:
+    return Case(
+        MatchMargins(**fields),
+        margin_gaps(by, texts),
+        selects=False,
+        is_pooled=True,
+        teacher_outputs=TEACHER_WIDTH,
+        num_examples=4 * texts,
+        group=texts,
+    )
+
+
 CATALOG: dict[str, Case] = {
     "hidden": hidden_case(),
     "hidden on residual streams": hidden_case(by=layer, is_residual=True),
@@ -397,9 +479,51 @@ CATALOG: dict[str, Case] = {
     "learned temperature of instances without labels": temperature_case(
         variant="instance", label_weight=0.0
     ),
+    "embeddings": Case(MatchEmbeddings(), cosine_gaps),
+    "embeddings of texts": Case(MatchEmbeddings(), cosine_gaps, selects=False, is_pooled=True),
+    "embeddings everywhere": Case(MatchEmbeddings(), cosine_gaps, counts="valid", selects=False),
+    "embeddings by squared error": Case(
+        MatchEmbeddings(distance="squared_error"),
+        lambda student, teacher, _: float(((student - teacher) ** 2).mean(-1).sum()),
+    ),
+    "embeddings projected": Case(
+        MatchEmbeddings(distance="squared_error", projection=Sign()),
+        projected,
+        teacher_outputs=TEACHER_WIDTH,
+        tolerance=1e-5,
+        is_zero_at_match=False,
+    ),
+    "embeddings learned": Case(
+        MatchEmbeddings(projection=Learned()),
+        mapped,
+        teacher_outputs=TEACHER_WIDTH,
+        tolerance=1e-5,
+        is_zero_at_match=False,
+    ),
+    "similarities": Case(
+        MatchSimilarities(),
+        similarity_gaps,
+        teacher_outputs=TEACHER_WIDTH,
+        compares_examples=True,
+    ),
+    "similarities of texts by KL": Case(
+        MatchSimilarities(divergence="kl", temperature=0.5),
+        similarity_divergence,
+        selects=False,
+        is_pooled=True,
+        teacher_outputs=TEACHER_WIDTH,
+        compares_examples=True,
+    ),
+    "margins": margins_case(unit),
+    "margins of dot products": margins_case(unnormalized, score="dot"),
+    "margins of two negatives": margins_case(unit, 4, negatives=2),
 }
 
 every_objective = pytest.mark.parametrize("case", CATALOG.values(), ids=CATALOG.keys())
+every_sum_of_examples = pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name) for name, case in CATALOG.items() if not case.compares_examples],
+)
 every_formula = pytest.mark.parametrize(
     "case", [pytest.param(case, id=name) for name, case in CATALOG.items() if case.has_formula]
 )
@@ -454,7 +578,17 @@ def test_the_total_is_zero_at_a_match(case: Case) -> None:
     assert case.total(world(case, matched=True)).item() == pytest.approx(0, abs=1e-8)
 
 
+@pytest.mark.parametrize("kind", SHIPPED)
+def test_every_objective_of_the_catalog_keeps_the_promises(kind: type) -> None:
+    assert any(type(case.objective) is kind for case in CATALOG.values())
+
+
 @every_objective
+def test_it_declares_whether_it_compares_examples(case: Case) -> None:
+    assert compares_examples(case.bound(world(case))) is case.compares_examples
+
+
+@every_sum_of_examples
 @pytest.mark.parametrize("parts", [2, 4])
 def test_totals_and_counts_of_the_parts_add_up(case: Case, parts: int) -> None:
     seen = world(case)
@@ -472,13 +606,13 @@ def test_the_count_is_the_number_of_positions_that_matter(case: Case) -> None:
     (gradient,) = torch.autograd.grad(case.total(seen), table)
     matters = gradient.abs().sum(-1).nonzero().flatten().tolist()
     assert matters == case.positions
-    assert case.bound(seen).count(seen.batch) == len(matters)
+    assert case.bound(seen).count(seen.batch) * case.group == len(matters)
 
 
 @every_objective
 def test_positions_that_do_not_count_do_not_change_the_total(case: Case) -> None:
     seen, changed = world(case), world(case)
-    others = [row for row in range(NUM_EXAMPLES * LENGTH) if row not in case.positions]
+    others = [row for row in range(case.num_examples * LENGTH) if row not in case.positions]
     for table in changed.tables.values():
         table[others] += 1e3
     assert torch.equal(case.total(changed), case.total(seen))
@@ -541,7 +675,9 @@ def test_a_copy_has_an_adapter_of_its_own(case: Case) -> None:
         assert one.data_ptr() != other.data_ptr()
 
 
-@every_objective
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, id=name) for name, case in CATALOG.items() if not case.is_pooled]
+)
 def test_a_part_without_any_position_adds_nothing(case: Case) -> None:
     seen = world(case)
     table = case.student_table(seen).requires_grad_()

@@ -55,6 +55,60 @@ def value_scores(width: int | None = None) -> list[Scores]:
     ]
 
 
+def pair_scores() -> list[Scores]:
+    """Return embeddings of pairs; the labels are those of their texts."""
+    generator = torch.Generator().manual_seed(5)
+    return [
+        Scores(
+            student=torch.randn(rows, 3, generator=generator),
+            labels=torch.rand(rows // 2, generator=generator).repeat_interleave(2).unsqueeze(1),
+            teacher=torch.randn(rows, 4, generator=generator),
+        )
+        for rows in (8, 6)
+    ]
+
+
+def cosine_of(first: Tensor, second: Tensor) -> float:
+    return float(first @ second / first.norm() / second.norm())
+
+
+def test_similarities_of_pairs_are_ranked_as_by_scipy() -> None:
+    batches = pair_scores()
+    labels = joined([scores.labels for scores in batches])[::2, 0]
+    student = [
+        cosine_of(*scores.student[row : row + 2])
+        for scores in batches
+        for row in range(0, len(scores.student), 2)
+    ]
+    expected = stats.spearmanr(student, labels).statistic
+    assert computed(METRICS["similarity_spearman"], batches) == pytest.approx(expected)
+
+
+def test_similarities_within_batches_are_ranked_as_those_of_the_teacher() -> None:
+    batches = pair_scores()
+    sides: list[list[float]] = [[], []]
+    for scores in batches:
+        for side, rows in zip(sides, (scores.student, scores.teacher), strict=True):
+            assert rows is not None
+            count = len(rows)
+            side += [cosine_of(rows[i], rows[j]) for i in range(count) for j in range(i)]
+    expected = stats.spearmanr(*sides).statistic
+    assert computed(METRICS["teacher_spearman"], batches) == pytest.approx(expected)
+
+
+def test_embeddings_of_one_width_are_compared_with_the_teacher() -> None:
+    batches = class_scores(3)
+    cosines = [
+        cosine_of(student, teacher)
+        for scores in batches
+        for student, teacher in zip(scores.student, scores.teacher, strict=True)  # type: ignore[arg-type]
+    ]
+    expected = sum(cosines) / len(cosines)
+    assert computed(METRICS["teacher_cosine"], batches) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(DataError, match=r"embeddings of the same width; .*'teacher_spearman'"):
+        computed(METRICS["teacher_cosine"], pair_scores())
+
+
 def joined(tensors: list[Tensor | None]) -> np.ndarray:
     return np.asarray(torch.cat([tensor for tensor in tensors if tensor is not None]))
 
@@ -133,7 +187,8 @@ def test_values_of_another_number_are_refused() -> None:
 def test_a_metric_lies_within_its_limits(name: str) -> None:
     metric = METRICS[name]
     two = class_scores(2)
-    batches = {"classes": two, "teacher": two, "values": value_scores(2)}[metric.reads]
+    kinds = {"classes": two, "teacher": two, "values": value_scores(2), "pairs": pair_scores()}
+    batches = kinds[metric.reads]
     assert metric.least <= computed(metric, batches) <= metric.most
     assert metric.name == name
 

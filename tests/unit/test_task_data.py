@@ -9,10 +9,16 @@ import torch
 from curricle.example_tasks import TensorsTask
 from curricle.metrics import METRICS
 from curricle.objectives.labels import LabelLossName
-from curricle.task_data import with_objectives
+from curricle.task_data import BaseTask, with_objectives
 from curricle.tasks import ParityTask, TextTask
 from curricle.values import Plain
 
+TASKS: dict[LabelLossName, BaseTask] = {
+    "cross_entropy": TensorsTask(),
+    "squared_error": TensorsTask(labels="values"),
+    "binary": TensorsTask(labels="several"),
+    "cosine": TensorsTask(labels="embedding"),
+}
 VALUES = {"kind": "logits", "divergence": {"kind": "squared_error"}}
 
 
@@ -24,9 +30,9 @@ VALUES = {"kind": "logits", "divergence": {"kind": "squared_error"}}
 def test_values_are_matched_by_their_squared_error(
     kind: str, name: str, loss: LabelLossName
 ) -> None:
-    assert with_objectives({"kind": kind}, loss) == {"kind": kind, name: VALUES}
+    assert with_objectives({"kind": kind}, TASKS[loss]) == {"kind": kind, name: VALUES}
     stated = {"kind": kind, name: {"kind": "labels"}}
-    assert with_objectives(stated, loss) == stated
+    assert with_objectives(stated, TASKS[loss]) == stated
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_values_are_matched_by_their_squared_error(
     ],
 )
 def test_other_calls_stay_as_they_are(call: Plain, loss: LabelLossName) -> None:
-    assert with_objectives(call, loss) == call
+    assert with_objectives(call, TASKS[loss]) == call
 
 
 def test_tasks_on_tokens_predict_classes() -> None:
@@ -50,8 +56,12 @@ def test_tasks_on_tokens_predict_classes() -> None:
 
 def test_the_labels_of_hintons_loss_are_fitted_as_the_task_has_them() -> None:
     call = {"kind": "one_shot", "label_weight": 0.5}
-    assert with_objectives(call, "binary") == {**call, "objective": VALUES, "label_loss": "binary"}
-    assert with_objectives(call, "cross_entropy") == call
+    assert with_objectives(call, TASKS["binary"]) == {
+        **call,
+        "objective": VALUES,
+        "label_loss": "binary",
+    }
+    assert with_objectives(call, TASKS["cross_entropy"]) == call
 
 
 def test_the_numbers_of_rows_and_classes_are_a_sentence(tmp_path: Path) -> None:

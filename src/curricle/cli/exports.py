@@ -22,6 +22,10 @@ def export(
     seed: Annotated[
         int | None, typer.Option(help="Of a comparison: the student's seed; by default the first.")
     ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(help="sentence-transformers, for a student with a pooling: checked first."),
+    ] = None,
     onnx: Annotated[
         bool, typer.Option("--onnx", help="Also write an ONNX file and compare it with torch.")
     ] = False,
@@ -33,7 +37,13 @@ def export(
     from curricle.runs.finished import export_run
 
     exported = export_run(
-        run, to, strategy=strategy, seed=seed, onnx=onnx, tolerance=onnx_tolerance
+        run,
+        to,
+        strategy=strategy,
+        seed=seed,
+        layout=layout,
+        onnx=onnx,
+        tolerance=onnx_tolerance,
     )
     console = Console(markup=False, emoji=False)
     for name in exported.files:

@@ -109,6 +109,8 @@ class LoaderStream:
         self._steps_per_epoch = self._batch_size = 0
         self._ahead: Iterator[object] | None = None
         self._last = -1
+        # Examples of a row of the data set, as the texts of a pair; None before the first batch.
+        self._rows: int | None = None
         self._open_first_epoch()
         item = self._fetch(0)
         declared = declared_positions(item)
@@ -140,7 +142,7 @@ class LoaderStream:
     @property
     def batch_size(self) -> int:
         """Return the number of examples of every batch."""
-        return self._batch_size
+        return self._batch_size * (self._rows or 1)
 
     @property
     def tokens_per_batch(self) -> int:
@@ -274,7 +276,11 @@ class LoaderStream:
 
     def _built(self, item: object) -> Batch:
         batch = self.as_batch(item)
-        if batch.num_examples != self._batch_size:
+        rows, rest = divmod(batch.num_examples, self._batch_size)
+        # Only a `Batch` states that the rows of the data set are several examples each.
+        if isinstance(item, Batch) and rows and not rest and self._rows in (None, rows):
+            self._rows = rows
+        elif batch.num_examples != self._batch_size:
             raise DataError(
                 f"'loader' must collate {self._batch_size} examples into as many rows; "
                 f"got {batch.num_examples} rows"

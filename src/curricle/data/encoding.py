@@ -19,9 +19,19 @@ import torch
 from torch import Tensor
 
 from curricle.data.collation import IGNORED
+from curricle.data.columns import (
+    PAIRS,
+    USUAL,
+    Columns,
+    find_column,
+    read_column,
+    read_texts,
+    read_values,
+    text_columns,
+)
 from curricle.data.examples import Owner
 from curricle.data.table_files import Cell, Row
-from curricle.errors import DataError, near_names
+from curricle.errors import DataError
 from curricle.protocols import Tokenizer
 
 if TYPE_CHECKING:
@@ -36,37 +46,15 @@ TextKind = Literal[
     "question_answering",
     "seq2seq",
     "instructions",
+    "similarity",
+    "sentences",
+    "triplets",
 ]
 """Kinds of tasks on rows with texts."""
-Columns = Mapping[str, str | tuple[str, ...]]
-"""Names of columns by role."""
-PAIRS = (
-    ("sentence1", "sentence2"),
-    ("premise", "hypothesis"),
-    ("question1", "question2"),
-    ("text", "text_pair"),
-    ("text1", "text2"),
-)
-"""Columns of two texts of one example."""
-USUAL: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "text": ("text", "sentence", "content", "review", "question", "query"),
-        "label": ("label", "labels", "target", "score", "stars", "intent"),
-        "values": ("labels", "label", "score", "value", "values", "target", "stars"),
-        "embedding": ("embedding", "embeddings", "label", "labels"),
-        "question": ("question", "query"),
-        "context": ("context", "passage", "document", "text"),
-        "answers": ("answers", "answer"),
-        "tokens": ("tokens", "words"),
-        "tags": ("ner_tags", "pos_tags", "tags", "labels"),
-        "source": ("source", "src", "input", "text", "document", "article"),
-        "target": ("target", "tgt", "output", "summary", "highlights"),
-        "prompt": ("prompt", "instruction", "question"),
-        "completion": ("completion", "response", "output", "answer"),
-        "messages": ("messages", "conversations"),
-    }
-)
-"""Names of columns by role, in the order in which they are looked for."""
+GROUPS: Mapping[TextKind, int] = MappingProxyType({"similarity": 2, "triplets": 3})
+"""Consecutive examples that belong together, for kinds in which a row is several."""
+TRIPLET = ("query", "positive", "negative")
+"""Roles of the texts of a triplet, in the order of their examples."""
 INSTRUCTION, CONTEXT = "instruction", "input"
 """Names of the column of an instruction and of that of the text it is about."""
 
@@ -78,8 +66,8 @@ class Encoded:
 
     inputs: dict[str, Tensor]
     """Inputs of models by name."""
-    labels: Tensor
-    """Labels, with positions if `positions` is `token`."""
+    labels: Tensor | None
+    """Labels, with positions if `positions` is `token`; None for texts without any."""
     num_classes: int
     """Classes or values of an output."""
     class_names: tuple[str, ...] = ()
@@ -107,6 +95,8 @@ class Encoding:
     """Names of columns by role, where they are not among the usual ones."""
     start_token: int | None = None
     """First token that a decoder reads; None for padding, as T5 has it."""
+    largest_score: float = 1.0
+    """Divisor of the scores of `similarity`."""
 
 
 def encode(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
@@ -135,85 +125,17 @@ def texts_of(rows: Sequence[Row], kind: TextKind, columns: Columns) -> list[str]
         "token_classification": ("tokens",),
         "seq2seq": ("source", "target"),
         "question_answering": ("question", "context"),
+        "triplets": TRIPLET,
     }.get(kind, ())
     if kind == "instructions":
         return [piece for row in rows for piece in _pieces(row, columns)]
     if not names:
-        return [text for column in _text_columns(rows, columns) for text in _texts(rows, column)]
+        return [text for column in text_columns(rows, columns) for text in read_texts(rows, column)]
     return [
         " ".join(entry) if role == "tokens" else str(entry)
         for role in names
-        for entry in _column(rows, role, columns)
+        for entry in read_column(rows, role, columns)
     ]
-
-
-def _find(rows: Sequence[Row], role: str, columns: Columns) -> str:
-    """Return the name of the column of a role.
-
-    Raises:
-        DataError: If there is none.
-    """
-    present = rows[0]
-    name = columns.get(role)
-    if isinstance(name, str):
-        if name.partition(".")[0] not in present:
-            near = near_names(name, present)
-            raise DataError(f"'columns.{role}' must name a column; got {name!r}; {near}")
-        return name
-    usual = next((name for name in USUAL[role] if name in present), None)
-    if usual is None:
-        raise DataError(
-            f"'data' must have a column for {role!r}, such as {', '.join(USUAL[role][:3])}, or "
-            f"'columns.{role}' must name it; got columns {', '.join(present)}"
-        )
-    return usual
-
-
-def _column(rows: Sequence[Row], role: str, columns: Columns) -> list[Cell]:
-    return _values(rows, _find(rows, role, columns))
-
-
-def _values(rows: Sequence[Row], name: str) -> list[Cell]:
-    """Return a column, also one inside another, as in `translation.de`.
-
-    Raises:
-        DataError: If a row does not have it.
-    """
-    values = []
-    for number, row in enumerate(rows, start=1):
-        entry: object = row
-        for key in [name] if name in row else name.split("."):
-            entry = entry.get(key) if isinstance(entry, Mapping) else None
-        if entry is None:
-            raise DataError(
-                f"column {name!r} must have a value in every row; row {number} has none"
-            )
-        values.append(entry)
-    return values
-
-
-def _texts(rows: Sequence[Row], name: str) -> list[str]:
-    """Return a column of texts.
-
-    Raises:
-        DataError: If an entry is none.
-    """
-    for number, text in enumerate(texts := _values(rows, name), start=1):
-        if not isinstance(text, str):
-            raise DataError(f"column {name!r} must hold texts; got {text!r} in row {number}")
-    return texts
-
-
-def _text_columns(rows: Sequence[Row], columns: Columns) -> tuple[str, ...]:
-    """Return the column of the text, or those of two texts."""
-    stated = columns.get("text")
-    if isinstance(stated, tuple):
-        return tuple(_find(rows, "text", {"text": name}) for name in stated)
-    if stated is None:
-        for pair in PAIRS:
-            if all(name in rows[0] for name in pair):
-                return pair
-    return (_find(rows, "text", columns),)
 
 
 def _tokenized(
@@ -233,11 +155,11 @@ def _tokenized(
 
 
 def _classified(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
-    names = _text_columns(training, encoding.columns)
-    _, inputs = _tokenized(encoding, *(_texts(rows, name) for name in names))
-    column = _find(training, "label", encoding.columns)
-    classes = _Classes(_values(training, column), column)
-    labels = torch.tensor(classes.numbers(_values(rows, column)))
+    names = text_columns(training, encoding.columns)
+    _, inputs = _tokenized(encoding, *(read_texts(rows, name) for name in names))
+    column = find_column(training, "label", encoding.columns)
+    classes = _Classes(read_values(training, column), column)
+    labels = torch.tensor(classes.numbers(read_values(rows, column)))
     return Encoded(
         inputs=inputs, labels=labels, num_classes=classes.count, class_names=classes.names
     )
@@ -249,15 +171,15 @@ def _valued(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) ->
     Raises:
         DataError: If rows have different numbers of values, or something else.
     """
-    names = _text_columns(training, encoding.columns)
-    _, inputs = _tokenized(encoding, *(_texts(rows, name) for name in names))
+    names = text_columns(training, encoding.columns)
+    _, inputs = _tokenized(encoding, *(read_texts(rows, name) for name in names))
     role = "embedding" if encoding.kind == "embedding" else "values"
     stated = encoding.columns.get("label")
     if isinstance(stated, tuple):
-        entries = [list(row) for row in zip(*(_values(rows, n) for n in stated), strict=True)]
+        entries = [list(row) for row in zip(*(read_values(rows, n) for n in stated), strict=True)]
     else:
         columns = {} if stated is None else {role: stated}
-        entries = _column(rows, role, columns)
+        entries = read_column(rows, role, columns)
     try:
         labels = torch.tensor(
             [
@@ -273,22 +195,72 @@ def _valued(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) ->
     return Encoded(inputs=inputs, labels=labels, num_classes=labels.shape[1])
 
 
+def _interleaved(encoding: Encoding, *texts: Sequence[str]) -> dict[str, Tensor]:
+    """Return the texts of each row as consecutive examples."""
+    _, inputs = _tokenized(encoding, [text for row in zip(*texts, strict=True) for text in row])
+    return inputs
+
+
+def _paired(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
+    """Return two texts a row with the score of the row at both.
+
+    Raises:
+        DataError: If there are not two columns of texts, or a score is no number up to the largest.
+    """
+    names = text_columns(training, encoding.columns)
+    if len(names) != len(PAIRS[0]):
+        raise DataError(
+            f"'data' must have two columns of texts for 'similarity', such as sentence1 and "
+            f"sentence2, or 'columns.text' must name them; got {', '.join(names)}"
+        )
+    stated = encoding.columns.get("label")
+    scores = read_column(rows, "values", {} if stated is None else {"values": stated})
+    largest = encoding.largest_score
+    try:
+        labels = torch.tensor([float(score) for score in scores]) / largest
+    except (TypeError, ValueError):
+        raise DataError(f"the scores of 'similarity' must be numbers; got {scores[0]!r}") from None
+    if bool((labels.abs() > 1).any()):
+        raise DataError(
+            f"the scores of 'similarity' must lie between -{largest:g} and {largest:g}; got "
+            f"{float(labels[labels.abs().argmax()]) * largest:g}; 'largest_score' is that of texts "
+            f"with the same meaning"
+        )
+    return Encoded(
+        inputs=_interleaved(encoding, *(read_texts(rows, name) for name in names)),
+        labels=labels.repeat_interleave(len(names)).unsqueeze(1),
+        num_classes=1,
+    )
+
+
+def _listed(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
+    names = text_columns(training, encoding.columns)
+    texts = [read_texts(rows, name) for name in names]
+    return Encoded(inputs=_interleaved(encoding, *texts), labels=None, num_classes=1)
+
+
+def _tripled(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
+    names = [find_column(training, role, encoding.columns) for role in TRIPLET]
+    texts = [read_texts(rows, name) for name in names]
+    return Encoded(inputs=_interleaved(encoding, *texts), labels=None, num_classes=1)
+
+
 def _tagged(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
     """Return words with a class each, at the first token of the word.
 
     Raises:
         DataError: If a row has not one tag for each word.
     """
-    words = _column(rows, "tokens", encoding.columns)
-    column = _find(training, "tags", encoding.columns)
-    tags = _values(rows, column)
+    words = read_column(rows, "tokens", encoding.columns)
+    column = find_column(training, "tags", encoding.columns)
+    tags = read_values(rows, column)
     for number, (row_words, row_tags) in enumerate(zip(words, tags, strict=True), start=1):
         if len(row_words) != len(row_tags):
             raise DataError(
                 f"column {column!r} must have one tag for each word; row {number} has "
                 f"{len(row_words)} words and {len(row_tags)} tags"
             )
-    classes = _Classes([tag for row in _values(training, column) for tag in row], column)
+    classes = _Classes([tag for row in read_values(training, column) for tag in row], column)
     output, inputs = _tokenized(encoding, words, is_split_into_words=True)
     labels = torch.full_like(inputs["input_ids"], IGNORED)
     for place, row_tags in enumerate(tags):
@@ -318,7 +290,7 @@ def _answered(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) 
     """
     del training
     questions, contexts, answers = (
-        _column(rows, role, encoding.columns) for role in ("question", "context", "answers")
+        read_column(rows, role, encoding.columns) for role in ("question", "context", "answers")
     )
     output, inputs = _tokenized(encoding, questions, contexts, return_offsets_mapping=True)
     spans, complete = [], []
@@ -361,11 +333,11 @@ def _answered(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) 
 
 def _translated(rows: Sequence[Row], encoding: Encoding, training: Sequence[Row]) -> Encoded:
     del training
-    source = _find(rows, "source", encoding.columns)
-    target = _find(rows, "target", encoding.columns)
-    _, inputs = _tokenized(encoding, _texts(rows, source))
+    source = find_column(rows, "source", encoding.columns)
+    target = find_column(rows, "target", encoding.columns)
+    _, inputs = _tokenized(encoding, read_texts(rows, source))
     output = encoding.tokenizer(
-        text_target=_texts(rows, target),
+        text_target=read_texts(rows, target),
         truncation=True,
         padding="max_length",
         max_length=encoding.window,
@@ -436,7 +408,8 @@ def _prompt_and_completion(row: Row, encoding: Encoding) -> tuple[list[int], lis
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if _has(row, "completion", columns):
         prompt_text, text = (
-            _texts([row], _find([row], role, columns))[0] for role in ("prompt", "completion")
+            read_texts([row], find_column([row], role, columns))[0]
+            for role in ("prompt", "completion")
         )
         # The further text of an instruction, in a column of its own since Alpaca.
         context = row.get(CONTEXT)
@@ -444,7 +417,7 @@ def _prompt_and_completion(row: Row, encoding: Encoding) -> tuple[list[int], lis
             prompt_text = f"{prompt_text}\n\n{context}"
         read = _without_end(tokenizer(prompt_text)["input_ids"], end)
         return read, [*tokenizer(text, add_special_tokens=False)["input_ids"], *end]
-    text = _texts([row], _find([row], "text", columns))[0]
+    text = read_texts([row], find_column([row], "text", columns))[0]
     return [], [*_without_end(tokenizer(text)["input_ids"], end), *end]
 
 
@@ -474,9 +447,9 @@ def _templated(tokenizer: Tokenizer, messages: list[Cell], **options: bool) -> l
 def _messages(row: Row, columns: Columns) -> list[Cell] | None:
     """Return the messages of a row; None if it has texts."""
     if _has(row, "messages", columns):
-        return list(row[_find([row], "messages", columns)])
+        return list(row[find_column([row], "messages", columns)])
     if _has(row, "completion", columns) and _has(row, "prompt", columns):
-        pieces = [row[_find([row], role, columns)] for role in ("prompt", "completion")]
+        pieces = [row[find_column([row], role, columns)] for role in ("prompt", "completion")]
         if all(isinstance(piece, list) for piece in pieces):
             return [*pieces[0], *pieces[1]]
     return None
@@ -487,7 +460,7 @@ def _pieces(row: Row, columns: Columns) -> list[str]:
     if messages is not None:
         return [str(message["content"]) for message in messages]
     roles = ("prompt", "completion") if _has(row, "completion", columns) else ("text",)
-    return [str(row[_find([row], role, columns)]) for role in roles]
+    return [str(row[find_column([row], role, columns)]) for role in roles]
 
 
 def _has(row: Row, role: str, columns: Columns) -> bool:
@@ -549,6 +522,9 @@ _ENCODERS: Mapping[TextKind, Callable[[Sequence[Row], Encoding, Sequence[Row]], 
             "question_answering": _answered,
             "seq2seq": _translated,
             "instructions": _instructed,
+            "similarity": _paired,
+            "sentences": _listed,
+            "triplets": _tripled,
         }
     )
 )

@@ -136,7 +136,7 @@ class ExampleStream:
     def __init__(  # noqa: PLR0913 - parts of a batch, and what an order depends on
         self,
         inputs: Inputs,
-        labels: Tensor,
+        labels: Tensor | None,
         *,
         batch_size: int,
         seed: int = 0,
@@ -144,12 +144,14 @@ class ExampleStream:
         positions: Owner = "example",
         next_token: bool = False,
         note: str = "",
+        group: int = 1,
     ) -> None:
         """Set the examples.
 
         Args:
             inputs: Inputs of all examples, with one row for each.
-            labels: Labels of all examples: one or several values each, or with positions.
+            labels: Labels of all examples: one or several values each, or with positions; None for
+                examples without labels.
             batch_size: Examples of a batch.
             seed: Seed of the order.
             purpose: Name of the reader; two readers of a seed get different orders.
@@ -157,16 +159,25 @@ class ExampleStream:
                 labels are the first and the last position of an answer.
             next_token: Whether labels are shifted by one; see `curricle.stream`.
             note: Decision about the data, as a sentence for a plan; empty for none.
+            group: Number of consecutive examples that stay together, as the texts of a pair.
 
         Raises:
-            DataError: If labels and inputs have different numbers of examples.
+            DataError: If labels and inputs have different numbers of examples, or these numbers and
+                that of a batch are not multiples of a group.
         """
-        counts = {len(labels), *map(len, named(inputs).values())}
-        if len(counts) > 1 or not len(labels):
+        tensors = {**named(inputs), **({} if labels is None else {"labels": labels})}
+        counts = {len(tensor) for tensor in tensors.values()}
+        if len(counts) > 1 or not max(counts):
             raise DataError(
                 f"inputs and 'labels' must have equally many examples, at least one; got "
                 f"{sorted(counts)}"
             )
+        if max(counts) % group or batch_size % group:
+            raise DataError(
+                f"examples and 'batch_size' must be multiples of the {group} of a group; got "
+                f"{max(counts)} and {batch_size}"
+            )
+        self._count, self._group = max(counts), group
         self._inputs, self._labels = inputs, labels
         self._batch_size, self._seed, self._purpose = batch_size, seed, f"examples/{purpose}"
         self._positions, self._next_token = positions, next_token
@@ -174,13 +185,14 @@ class ExampleStream:
         self._order = np.empty(0, dtype=np.int64)
         self.note = note
         """Decision about the data, as a sentence; empty for none."""
-        first = self._batch(np.arange(min(batch_size, len(labels))))
+        first = self._batch(np.arange(min(batch_size, self._count)))
         self._width = first.num_read_tokens // first.num_examples
         self._fingerprint = fingerprint(
             {
                 "stream": "examples",
-                "content": _digest({**named(inputs), "labels": labels}),
-                "shape": [batch_size, positions, next_token],
+                "content": _digest(tensors),
+                # Groups of one are left out, so that digests from before them stay.
+                "shape": [batch_size, positions, next_token, *([group] if group > 1 else [])],
                 "seed": seed,
                 "purpose": purpose,
             }
@@ -198,8 +210,8 @@ class ExampleStream:
 
     @property
     def examples_per_epoch(self) -> int:
-        """Return the number of examples."""
-        return len(self._labels)
+        """Return the number of examples of whole groups."""
+        return self._count // self._group * self._group
 
     @property
     def fingerprint(self) -> str:
@@ -208,14 +220,19 @@ class ExampleStream:
 
     def batch(self, step: int) -> Batch:
         """Return the batch of a step."""
-        count = len(self._labels)
-        places = np.arange(step * self._batch_size, (step + 1) * self._batch_size)
-        epochs, offsets = np.divmod(places, count)
+        size = self._batch_size // self._group
+        epochs, offsets = np.divmod(
+            np.arange(step * size, (step + 1) * size), self._count // self._group
+        )
         rows = [
             self._permutation(epoch)[offsets[epochs == epoch]]
             for epoch in np.unique(epochs).tolist()
         ]
-        return self._batch(np.concatenate(rows))
+        groups = np.concatenate(rows)
+        if self._group == 1:
+            return self._batch(groups)
+        members = np.arange(self._group)
+        return self._batch((groups[:, np.newaxis] * self._group + members).reshape(-1))
 
     def held_out(self, most: int) -> tuple[Batch, ...]:
         """Return the examples in their own order as batches, the last of which may be smaller.
@@ -223,7 +240,7 @@ class ExampleStream:
         Args:
             most: Maximum number of batches.
         """
-        count = min(len(self._labels), most * self._batch_size)
+        count = min(self._count, most * self._batch_size)
         starts = range(0, count, self._batch_size)
         return tuple(
             self._batch(np.arange(start, min(start + self._batch_size, count))) for start in starts
@@ -232,17 +249,20 @@ class ExampleStream:
     def _permutation(self, epoch: int) -> Int[np.ndarray, " example"]:
         if epoch != self._epoch:
             generator = numpy_generator(self._seed, self._purpose, epoch)
-            self._order, self._epoch = generator.permutation(len(self._labels)), epoch
+            self._order, self._epoch = generator.permutation(self._count // self._group), epoch
         return self._order
 
     def _batch(self, numbers: Int[np.ndarray, " example"]) -> Batch:
         rows = torch.from_numpy(numbers)
-        labels = self._labels[rows]
+        labels = None if self._labels is None else self._labels[rows]
         inputs: Inputs
         if isinstance(self._inputs, Tensor):
             inputs = self._inputs[rows]
         else:
             inputs = {name: tensor[rows] for name, tensor in self._inputs.items()}
+        if labels is None:
+            mask = data_mask(inputs)
+            return Batch(inputs=inputs, valid=None if mask is None else mask.bool())
         if self._positions == "token" and labels.is_floating_point():
             places = labels.flatten(0, 1)
             return Batch(

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from curricle.models.huggingface import PretrainedSpec as PretrainedSpec
     from curricle.models.mlp import MLP as MLP
     from curricle.models.mlp import MLPSpec as MLPSpec
+    from curricle.models.sentence_encoder import SentenceEncoder as SentenceEncoder
+    from curricle.models.sentence_encoder import SentenceEncoderSpec as SentenceEncoderSpec
     from curricle.models.tapped import Activations as Activations
     from curricle.models.tapped import Forward as Forward
     from curricle.models.tapped import Place as Place
@@ -22,6 +24,7 @@ else:
             "ensemble": ("Ensemble",),
             "huggingface": ("HuggingFaceSpec", "PretrainedSpec"),
             "mlp": ("MLP", "MLPSpec"),
+            "sentence_encoder": ("SentenceEncoder", "SentenceEncoderSpec"),
             "tapped": ("Activations", "Place", "Forward", "TappedModel"),
             "vocabularies": ("common_vocabulary",),
         },

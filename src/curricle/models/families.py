@@ -1,14 +1,16 @@
 """Tapped models of users' modules.
 
 `tapped` accepts an MLP, a Hugging Face model or any other module. For Hugging Face models no table
-of families is needed: the blocks are the only module list as long as in the configuration, the head
-is the top-level children from the base model to the output embeddings, and all taps lie on the
-residual stream. Nothing here imports transformers.
+of families is needed. Their blocks are traced in a forward pass; where that fails, they are the one
+module list whose length is that in the configuration. The head consists of the top-level children
+after the base model, up to the output embeddings. All taps lie on the residual stream. Nothing here
+imports transformers.
 """
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 
@@ -17,8 +19,8 @@ from curricle.models.heads import HeadEnd
 from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.peft_adapters import base_of
-from curricle.models.stacks import Numbering, numbered_blocks, traced_numbering
-from curricle.models.tapped import TappedModel
+from curricle.models.stacks import Numbering, below, numbered_blocks, traced_numbering
+from curricle.models.tapped import SEQUENCE_FIRST, TappedModel
 from curricle.models.tracing import traced_stacks
 from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
@@ -34,6 +36,7 @@ def tapped(
     head: str | None = None,
     is_residual: bool | None = None,
     width_axis: int = -1,
+    batch_axis: Literal[0, 1] = 0,
 ) -> TappedModel:
     """Return a model with readable hidden states.
 
@@ -51,10 +54,13 @@ def tapped(
             models and no for others.
         width_axis: Axis that counts features in hidden states and classes in logits; 1 for
             convolutions. States with four axes or more need it.
+        batch_axis: Axis that counts examples in hidden states of examples, positions and features;
+            1 for the layers of torch without `batch_first`. Inputs and logits have the examples
+            first in any case.
 
     Raises:
-        BindError: If a path does not exist, a tapped model is described again, or it is not a
-            model.
+        BindError: If a path does not exist, a tapped model is described again, it is not a model,
+            or both axes are declared.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         raise BindError(
@@ -63,38 +69,67 @@ def tapped(
             f"curricle.open_targets, and only as a teacher of 'distill')"
         )
     if not isinstance(model, nn.Module):
-        if blocks or head is not None or is_residual is not None or width_axis != -1:
+        is_plain = head is None and is_residual is None and (width_axis, batch_axis) == (-1, 0)
+        if blocks or not is_plain:
             raise BindError("'model' must not be tapped already to be described; got a tapped one")
         return model
+    if batch_axis and width_axis != -1:
+        raise BindError(
+            f"'batch_axis' must be 0 beside 'width_axis', which describes states of other axes "
+            f"than examples, positions and features; got {batch_axis} beside {width_axis}"
+        )
     model, notes = unwrapped(model)
     output: nn.Module | None = None
     numbering, head_end = Numbering(paths=tuple(blocks)), None
     has_config = _is_hugging_face(model)
-    if has_config and not blocks:
-        numbering = traced_numbering(
-            model,
-            traced_stacks(model, _keywords(model)),
-            numbered_blocks(model, model.config),
-        )
+    inner = None if blocks else _inner_path(model)
+    if inner is not None:
+        numbering = _numbering(model.get_submodule(inner))
+        numbering = below(inner, numbering) if inner else numbering
     elif isinstance(model, MLP) and not blocks:
         numbering = Numbering(paths=tuple(f"blocks.{place}" for place in range(len(model.blocks))))
     # A configuration without a depth is one of several models, with unknown heads, unless a pass
     # has shown the stack that they read.
     main = numbering.main
     is_transformer = has_config and (hasattr(model.config, "num_hidden_layers") or main is not None)
+    # Taps inside a module lie on the stream of the model in it, if a pass has shown the stack.
+    has_stream = is_transformer or (inner is not None and main is not None)
     keeps_shape = main is None or main.keeps_shape
     if is_transformer and head is None:
         output = _output_embeddings(model)
         head_end = _head_end(model, output)
     return HookedModel(
         model,
-        blocks=replace(numbering, notes=(*notes, *numbering.notes)),
+        blocks=replace(
+            numbering,
+            notes=(*notes, *numbering.notes),
+            order=SEQUENCE_FIRST if batch_axis else (),
+        ),
         head=_head_paths(model, output) if head is None else head,
         head_end=head_end,
-        is_residual=(is_transformer and keeps_shape) if is_residual is None else is_residual,
+        is_residual=(has_stream and keeps_shape) if is_residual is None else is_residual,
         width_axis=width_axis,
         keywords=_keywords(model) if has_config else None,
     )
+
+
+def _inner_path(model: nn.Module) -> str | None:
+    """Return the path of the only Hugging Face model in a module, the outermost of nested ones.
+
+    Empty for a module that is one, and None if there is none or several.
+    """
+    paths: list[str] = []
+    for path, module in model.named_modules():
+        is_inside = any(not outer or path.startswith(f"{outer}.") for outer in paths)
+        if not is_inside and _is_hugging_face(module):
+            paths.append(path)
+    return paths[0] if len(paths) == 1 else None
+
+
+def _numbering(model: nn.Module) -> Numbering:
+    """Return the blocks of a Hugging Face model, as a pass or its configuration shows them."""
+    stacks = traced_stacks(model, _keywords(model))
+    return traced_numbering(model, stacks, numbered_blocks(model, model.config))
 
 
 def _is_hugging_face(model: nn.Module) -> bool:

@@ -33,9 +33,10 @@ from curricle.models.axes import (
     check_state,
     with_features_last,
 )
+from curricle.models.calls import run_module
 from curricle.models.heads import HeadEnd, LinearHead
 from curricle.models.inference import HeldLinear
-from curricle.models.outputs import first_tensor, is_span, logits_in, logits_note
+from curricle.models.outputs import first_tensor, is_embedding, is_span, logits_in, logits_note
 from curricle.models.tapped import Activations, Inputs, Place
 
 PassOutput = tuple[list[Tensor], Tensor | None, Tensor | None]
@@ -116,6 +117,7 @@ class HookedForward:
         )
         self._width_axis, self._class_axis = width_axis, class_axis
         self._obscurity = self._logits_note = ""
+        self._are_embeddings = False
         self._is_running = self._has_gathered = False
         self._selected: Tensor | None = None
         self._positions: tuple[int, ...] | None = None
@@ -175,6 +177,7 @@ class HookedForward:
             self._positions,
             self._obscurity,
             self._logits_note,
+            self._are_embeddings,
         )
 
     def _clear(self, selected: Tensor | None) -> None:
@@ -183,6 +186,7 @@ class HookedForward:
         self._collected = ()
         self._head = self._positions = self._output = None
         self._obscurity = self._logits_note = ""
+        self._are_embeddings = False
         self._versions.clear()
         self._calls.clear()
         self._has_gathered = False
@@ -205,11 +209,7 @@ class HookedForward:
         # Most passes trace nothing and spare the cost, which a small model would notice.
         with self._observed.tracing(traced) if traced else nullcontext():
             try:
-                output = (
-                    module(inputs, **keywords)
-                    if isinstance(inputs, Tensor)
-                    else module(**inputs, **keywords)
-                )
+                output = run_module(module, inputs, keywords)
             except EarlyExit:
                 # The collection is complete: the hooks hold everything.
                 pass
@@ -274,7 +274,7 @@ class HookedForward:
         if self._output is None or self._has_gathered:
             return None
         try:
-            # Their last axis are positions, of which shorter inputs have fewer.
+            # Their last axis counts positions, so its size follows the length of the inputs.
             return None if is_span(self._output[0]) else logits_in(self._output[0])
         except BindError:
             return None
@@ -383,7 +383,7 @@ class HookedForward:
         except BindError as error:
             self._obscurity = str(error)
             return None
-        self._logits_note = logits_note(output)
+        self._logits_note, self._are_embeddings = logits_note(output), is_embedding(output)
         return self._select(logits if axis is None else with_features_last(logits, axis))
 
     def _span_rows(self, logits: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ HEAD_TABLES: Mapping[Head, str] = MappingProxyType(
 )
 """Tables of transformers with the names of the classes that have a head."""
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+EXTRA_POSITIONS = 8
+"""Positions beyond the length of a task's sequences."""
 LONGEST_REASON = 200
 """Characters of an error of transformers in a message; some errors list every family."""
 
@@ -97,19 +99,7 @@ class HuggingFaceSpec:
                 transformers cannot build the model.
         """
         transformers = _transformers()
-        try:
-            defaults = transformers.AutoConfig.for_model(self.model_type)
-        except ValueError:
-            raise SpecError(
-                f"'model_type' must be a family of transformers; got {self.model_type!r}"
-            ) from None
-        fields = [*defaults.to_dict(), *defaults.attribute_map]
-        for name in self.config:
-            if name not in fields:
-                raise SpecError(
-                    f"{name!r} is not a field of the {self.model_type} configuration; "
-                    f"{near_names(name, fields)}"
-                )
+        fields = _config_fields(transformers, self.model_type, self.config)
         settings = self._sizes(num_inputs, num_classes, num_positions) | self.config
         if self.head != "image_classification":
             settings = {
@@ -118,17 +108,13 @@ class HuggingFaceSpec:
             } | settings
         if self.head == "seq2seq_lm":
             settings.setdefault("decoder_start_token_id", padding_token)
-        try:
-            config = transformers.AutoConfig.for_model(self.model_type, **settings)
-            model = getattr(transformers, AUTO_CLASSES[self.head]).from_config(
-                config, trust_remote_code=False
-            )
-        except Exception as error:
-            # The errors of families for a wrong field have no common base class.
-            raise SpecError(
-                f"'config' must describe a {self.model_type} model with head {self.head!r}; "
-                f"transformers says: {_reason(error)}"
-            ) from error
+        model = _new_model(
+            transformers,
+            AUTO_CLASSES[self.head],
+            self.model_type,
+            settings,
+            output=f"head {self.head!r}",
+        )
         if self.head != "image_classification":
             _check_sizes(model.config, num_inputs, num_positions)
         return tapped(model)
@@ -139,7 +125,8 @@ class HuggingFaceSpec:
         if self.head == "image_classification":
             return {"num_channels": num_inputs, "image_size": num_positions} | classes
         # Some families number positions from the padding id and need a few more.
-        return {"vocab_size": num_inputs, "max_position_embeddings": num_positions + 8} | classes
+        room = num_positions + EXTRA_POSITIONS
+        return {"vocab_size": num_inputs, "max_position_embeddings": room} | classes
 
 
 @final
@@ -175,35 +162,10 @@ class PretrainedSpec:
             CheckpointError: If transformers cannot read the model or weights are missing.
         """
         del padding_token
-        if not Path(self.path, "config.json").is_file():
-            raise BindError(f"'path' must be a folder with a config.json; got {self.path!r}")
-        _check_safetensors(Path(self.path))
-        transformers = _transformers()
-        _refuse_code(transformers, self.path)
-        try:
-            # Version 5 loads in the dtype of the file by default; a student needs float32.
-            model, loaded = getattr(transformers, AUTO_CLASSES[self.head]).from_pretrained(
-                self.path,
-                dtype="float32",
-                local_files_only=True,
-                use_safetensors=True,
-                output_loading_info=True,
-                # By default, transformers reads from the standard input whether to run code.
-                trust_remote_code=False,
-            )
-        except Exception as error:
-            # The errors of families for a damaged folder have no common base class.
-            raise CheckpointError(
-                f"'path' {self.path!r} must hold a model with head {self.head!r}; "
-                f"transformers says: {_reason(error)}"
-            ) from error
-        if loaded["missing_keys"]:
-            # transformers would initialize them at random.
-            raise CheckpointError(
-                f"'path' {self.path!r} must hold all weights of {type(model).__name__}; "
-                f"{min(loaded['missing_keys'])!r} is missing"
-            )
-        config = model.config
+        model = _pretrained_model(
+            AUTO_CLASSES[self.head], self.path, f"a model with head {self.head!r}"
+        )
+        config: Any = model.config
         if self.head in LANGUAGE_HEADS and config.vocab_size < num_inputs:
             raise BindError(
                 f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries or more; "
@@ -217,6 +179,144 @@ class PretrainedSpec:
         if self.head != "image_classification":
             _check_sizes(config, num_inputs, num_positions)
         return tapped(model)
+
+
+def new_encoder(
+    model_type: str,
+    config: Mapping[str, Any],
+    *,
+    num_inputs: int,
+    num_positions: int,
+    padding_token: int | None,
+) -> nn.Module:
+    """Return a model without head, with weights from torch's global generator.
+
+    Args:
+        model_type: Family, as in `HuggingFaceSpec`.
+        config: Fields of its configuration, likewise.
+        num_inputs: Size of the vocabulary.
+        num_positions: Length of the sequences.
+        padding_token: Padding id; None without one.
+    """
+    transformers = _transformers()
+    fields = _config_fields(transformers, model_type, config)
+    settings = {
+        "pad_token_id": padding_token,
+        **{name: None for name in SPECIAL_TOKENS if name in fields},
+        "vocab_size": num_inputs,
+        "max_position_embeddings": num_positions + EXTRA_POSITIONS,
+        **config,
+    }
+    model: nn.Module = _new_model(
+        transformers, "AutoModel", model_type, settings, output="token states"
+    )
+    _check_sizes(model.config, num_inputs, num_positions)
+    return model
+
+
+def pretrained_encoder(path: str, *, num_inputs: int, num_positions: int) -> nn.Module:
+    """Return the model of a local folder without its head, in float32.
+
+    Args:
+        path: Folder with `config.json` and `model.safetensors`.
+        num_inputs: Size of the task's vocabulary.
+        num_positions: Length of the sequences.
+    """
+    model = _pretrained_model("AutoModel", path, "an encoder")
+    _check_sizes(model.config, num_inputs, num_positions)
+    return model
+
+
+def _config_fields(
+    transformers: ModuleType, model_type: str, config: Mapping[str, Any]
+) -> list[str]:
+    """Return the names of the fields of a family's configuration.
+
+    Raises:
+        SpecError: If the family does not exist, or has no field of a name.
+    """
+    try:
+        defaults = transformers.AutoConfig.for_model(model_type)
+    except ValueError:
+        raise SpecError(
+            f"'model_type' must be a family of transformers; got {model_type!r}"
+        ) from None
+    fields = [*defaults.to_dict(), *defaults.attribute_map]
+    for name in config:
+        if name not in fields:
+            raise SpecError(
+                f"{name!r} is not a field of the {model_type} configuration; "
+                f"{near_names(name, fields)}"
+            )
+    return fields
+
+
+def _new_model(
+    transformers: ModuleType,
+    auto_class: str,
+    model_type: str,
+    settings: Mapping[str, Any],
+    *,
+    output: str,
+) -> Any:  # noqa: ANN401 - of an optional package
+    """Return a model of a family with fresh weights.
+
+    Raises:
+        SpecError: If transformers cannot build it.
+    """
+    try:
+        config = transformers.AutoConfig.for_model(model_type, **settings)
+        return getattr(transformers, auto_class).from_config(config, trust_remote_code=False)
+    except Exception as error:
+        # The errors of families for a wrong field have no common base class.
+        raise SpecError(
+            f"'config' must describe a {model_type} model with {output}; "
+            f"transformers says: {_reason(error)}"
+        ) from error
+
+
+def _pretrained_model(auto_class: str, path: str, description: str) -> nn.Module:
+    """Return the model of a folder in float32.
+
+    Raises:
+        BindError: If the folder is missing.
+        CheckpointError: If transformers cannot read the model or weights are missing.
+    """
+    if not Path(path, "config.json").is_file():
+        raise BindError(f"'path' must be a folder with a config.json; got {path!r}")
+    _check_safetensors(Path(path))
+    transformers = _transformers()
+    _refuse_code(transformers, path)
+    try:
+        # Version 5 loads in the dtype of the file by default; a student needs float32.
+        model, loaded = getattr(transformers, auto_class).from_pretrained(
+            path,
+            dtype="float32",
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+            # By default, transformers reads from the standard input whether to run code.
+            trust_remote_code=False,
+        )
+    except Exception as error:
+        # The errors of families for a damaged folder have no common base class.
+        raise CheckpointError(
+            f"'path' {path!r} must hold {description}; transformers says: {_reason(error)}"
+        ) from error
+    # Some encoders have a pooler beside their states, which pooled embeddings do not read.
+    missing = [name for name in loaded["missing_keys"] if not _is_spare(auto_class, name)]
+    if missing:
+        # transformers would initialize them at random.
+        raise CheckpointError(
+            f"'path' {path!r} must hold all weights of {type(model).__name__}; "
+            f"{min(missing)!r} is missing"
+        )
+    module: nn.Module = model
+    return module
+
+
+def _is_spare(auto_class: str, name: str) -> bool:
+    return auto_class == "AutoModel" and name.startswith("pooler.")
 
 
 def open_tokenizer(path: str) -> Tokenizer:

@@ -1,7 +1,8 @@
 """States and logits in the outputs of modules.
 
 Modules return tensors, tuples, mappings and dataclasses. Logits are a single tensor, a tensor named
-`logits`, or the only tensor that can be scores. Start and end logits of question answering are two
+`logits`, or the only tensor that can be scores. Models of sentence embeddings have these in their
+place, by the name `sentence_embedding`. Start and end logits of question answering are two
 rows of one tensor. Several other candidates are ambiguous, so none of them is used.
 """
 
@@ -17,6 +18,8 @@ STATE_NAMES = ("hidden", "state", "embed", "pool", "feature")
 """Words in the names of tensors that are not scores of classes."""
 STATES_OF_BLOCKS = ("last_hidden_state", "hidden_states")
 """Names of the state among several named outputs of a module of transformers."""
+EMBEDDING = "sentence_embedding"
+"""Name of the embeddings of whole texts, which are the output of their models."""
 SPAN = ("start_logits", "end_logits")
 """Names of the scores of positions that begin and end an answer, in the order of their rows."""
 LEAST_AXES = 2
@@ -46,6 +49,8 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
         return torch.stack([scores[name] for name in SPAN], 1)
     if isinstance(logits, Tensor) and not boxes:
         return logits
+    if is_embedding(output):
+        return scores[EMBEDDING]
     if logits is None and len(scores) == 1:
         name, tensor = next(iter(scores.items()))
         if not any(word in name for word in STATE_NAMES):
@@ -69,13 +74,25 @@ def is_span(output: object) -> bool:
     return all(isinstance(entries.get(name), Tensor) for name in SPAN)
 
 
+def is_embedding(output: object) -> bool:
+    """Return whether an output holds embeddings of sentences and no logits.
+
+    Args:
+        output: Result of `forward`.
+    """
+    entries = None if isinstance(output, Tensor) else _entries(output)
+    if entries is None or "logits" in entries:
+        return False
+    return EMBEDDING in _scores(entries)
+
+
 def logits_note(output: object) -> str:
     """Return a note about the choice of the logits in an output; empty if there was no choice.
 
     Args:
         output: Result of `forward` that `logits_in` accepts.
     """
-    if isinstance(output, Tensor):
+    if isinstance(output, Tensor) or is_embedding(output):
         return ""
     entries = _entries(output) or {}
     if is_span(output):

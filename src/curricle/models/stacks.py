@@ -62,6 +62,32 @@ class Numbering:
     """The numbered stack, if a pass has shown it."""
     stacks: tuple[Stack, ...] = ()
     """All stacks that a pass has shown, the main one included."""
+    order: tuple[int, ...] = ()
+    """Declared axes of all states with positions, in the order example, position, feature; empty if
+    they have that order."""
+
+
+def below(path: str, numbering: Numbering) -> Numbering:
+    """Return the numbering of a model as a module around it has it.
+
+    Args:
+        path: Path of the model in the module.
+        numbering: The numbering of the model.
+    """
+    prefix = f"{path}."
+    stacks = {stack.name: _below(prefix, stack) for stack in numbering.stacks}
+    main = numbering.main
+    return replace(
+        numbering,
+        paths=tuple(f"{prefix}{block}" for block in numbering.paths),
+        main=None if main is None else _below(prefix, main),
+        stacks=tuple(stacks.values()),
+    )
+
+
+def _below(prefix: str, stack: Stack) -> Stack:
+    places = [replace(place, path=f"{prefix}{place.path}") for place in stack.places]
+    return replace(stack, places=tuple(places))
 
 
 def numbered_blocks(model: nn.Module, config: object) -> Numbering:
@@ -97,8 +123,8 @@ def numbered_blocks(model: nn.Module, config: object) -> Numbering:
 def traced_numbering(model: nn.Module, stacks: Sequence[Stack], numbering: Numbering) -> Numbering:
     """Return the numbering with the stacks that a pass has shown.
 
-    Numbers refer to the stack of the whole model, to that of a decoder if there is also an encoder,
-    and to none of the equal parts of a composite model.
+    Numbers refer to the stack of the whole model or, beside an encoder, to that of the decoder.
+    A composite of several equal parts has no numbered taps, only named ones such as `vision:2`.
 
     Args:
         model: The model.

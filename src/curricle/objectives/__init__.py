@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from curricle.objectives.losses import sorted_distance as sorted_distance
     from curricle.objectives.losses import squared_error as squared_error
     from curricle.objectives.losses import total_variation as total_variation
+    from curricle.objectives.matched_embeddings import MatchEmbeddings as MatchEmbeddings
+    from curricle.objectives.matched_embeddings import MatchMargins as MatchMargins
+    from curricle.objectives.matched_embeddings import MatchSimilarities as MatchSimilarities
     from curricle.objectives.paired_logits import MatchPairedLogits as MatchPairedLogits
     from curricle.objectives.projections import Gaussian as Gaussian
     from curricle.objectives.projections import Identity as Identity
@@ -46,6 +49,7 @@ else:
             "base": ("BoundObjective", "Objective", "Reads", "Sample"),
             "chunked": ("chunked_cross_entropy", "chunked_divergence"),
             "divergences": ("ForwardKL", "JSD", "ReverseKL", "SquaredError", "TotalVariation"),
+            "matched_embeddings": ("MatchEmbeddings", "MatchMargins", "MatchSimilarities"),
             "hidden": ("LayerPair", "MatchHidden"),
             "labels": ("LabelLoss",),
             "logits": ("MatchLogits",),

@@ -68,6 +68,25 @@ def check_classes(labels: Tensor, num_classes: int, where: str = " in the first 
         )
 
 
+def refuse_embeddings(role: str, activations: Activations, loss: str) -> None:
+    """Check that outputs are scores of classes and not embeddings of texts.
+
+    Args:
+        role: `student` or `teacher`.
+        activations: Its activations.
+        loss: Name of the loss that needs classes.
+
+    Raises:
+        BindError: If they are embeddings by their name.
+    """
+    if activations.are_embeddings:
+        raise BindError(
+            f"outputs of the {role} must be scores of classes for {loss}; got sentence embeddings; "
+            f"'objective' of one_shot, or 'final_objective' of other strategies, may be "
+            f"curricle.MatchEmbeddings() for equal widths or curricle.MatchSimilarities()"
+        )
+
+
 def logits_of(activations: Activations) -> Tensor:
     """Return the logits of a forward pass.
 
@@ -147,9 +166,11 @@ class BoundObjective(Protocol):
     - `adapter`: module trained beside the student, or None (`adapters.adapter_of`);
     - `label_classes`: number of classes of labels, or None if labels are not read
       (`label_classes`); `check_labels(labels)`: another check of labels (`label_check`);
+    - `compares_examples`: whether the loss of an example depends on the others of its batch, which
+      micro-batches would separate (`compares_examples`);
     - `wants_calibration` and `calibrated(teachers)`: whether statistics of the teacher's
-      activations are needed before training, and the objective with those of some batches
-      (`pending_calibration`);
+      activations are needed before training, and the function that computes them over some batches
+      and returns the objective that holds them (`pending_calibration`);
     - `target_facts`, `reads_selected` and `sparse_temperature`: see `TargetDescription`
       (`target_description`).
     """
@@ -174,8 +195,14 @@ class BoundObjective(Protocol):
         ...
 
 
+def compares_examples(objective: BoundObjective) -> bool:
+    """Return whether the loss of an example depends on the others of its batch."""
+    return bool(getattr(objective, "compares_examples", False))
+
+
 Calibration = Callable[[Iterable[tuple[Activations, Batch]]], BoundObjective]
-"""Function of a teacher's activations of batches to the objective with their statistics."""
+"""Function that computes statistics of a teacher's activations over some batches and returns the
+objective that holds them."""
 
 
 def pending_calibration(objective: BoundObjective) -> Calibration | None:

@@ -14,16 +14,33 @@ from curricle.objectives.base import Objective
 from curricle.objectives.hidden import MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
+from curricle.objectives.matched_embeddings import MatchEmbeddings, MatchMargins, MatchSimilarities
 from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.protocols import conforms
 
 Shipped = Annotated[
-    MatchHidden | MatchLogits | MatchPairedLogits | LabelLoss | LearnedTemperature,
+    MatchHidden
+    | MatchLogits
+    | MatchPairedLogits
+    | MatchEmbeddings
+    | MatchSimilarities
+    | MatchMargins
+    | LabelLoss
+    | LearnedTemperature,
     Field(discriminator="kind"),
 ]
 
-SHIPPED = (MatchHidden, MatchLogits, MatchPairedLogits, LabelLoss, LearnedTemperature)
+SHIPPED = (
+    MatchHidden,
+    MatchLogits,
+    MatchPairedLogits,
+    MatchEmbeddings,
+    MatchSimilarities,
+    MatchMargins,
+    LabelLoss,
+    LearnedTemperature,
+)
 
 
 def _validate(objective: object, handler: Callable[[object], object]) -> object:

@@ -1,6 +1,7 @@
 """Objective on the labels of the data: classes, several labels, values or embeddings.
 
-Outputs of the student are read at the selected positions only, without selection one an example.
+Outputs of the student are read at the selected positions; where the data select none, there is one
+output per example.
 
 | `loss` | labels | a row's loss | unit |
 |---|---|---|---|
@@ -8,6 +9,9 @@ Outputs of the student are read at the selected positions only, without selectio
 | `binary` | probability of each of several labels, NaN if missing | mean over labels | nats |
 | `squared_error` | values, as many as the student has | mean of squares | squared units of values |
 | `cosine` | embedding of the student's width | 1 - cos(s, t) | 1, from 0 to 2 |
+| `similarity` | cosine similarity of a pair, at both of its texts | (cos(s, s') - t)^2 | 1 |
+
+With `similarity`, texts 2 i and 2 i + 1 are a pair; each has the label and the loss of its pair.
 
 Axes: leading (example, position), row (counted positions), class, label, value.
 """
@@ -17,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
@@ -33,6 +38,7 @@ from curricle.objectives.base import (
     Sample,
     check_classes,
     logits_of,
+    refuse_embeddings,
     require,
 )
 from curricle.objectives.chunked import Chunk, chunked_cross_entropy
@@ -44,9 +50,10 @@ from curricle.objectives.losses import (
     squared_error,
     value_rows,
 )
+from curricle.objectives.similarities import pair_error
 from curricle.values import value
 
-LabelLossName = Literal["cross_entropy", "binary", "squared_error", "cosine"]
+LabelLossName = Literal["cross_entropy", "binary", "squared_error", "cosine", "similarity"]
 """Losses against labels."""
 
 
@@ -58,7 +65,8 @@ class LabelLoss:
     kind: Literal["labels"] = "labels"
     loss: LabelLossName = "cross_entropy"
     """`cross_entropy` of one class, `binary` cross-entropy of several labels with a logit each,
-    `squared_error` of values, or `cosine` distance of embeddings."""
+    `squared_error` of values, `cosine` distance of embeddings, or squared error of the cosine
+    `similarity` of two consecutive texts."""
     chunk: Chunk | None = None
     """As in `MatchLogits`, for cross-entropy. If both set it, each computes the student's
     logits."""
@@ -101,7 +109,14 @@ class LabelLoss:
         batch, student = sample.batch, sample.student
         shape = logits_shape(self.chunk, student)
         is_classes = self.loss == "cross_entropy"
+        if is_classes:
+            refuse_embeddings("student", student, "cross-entropy")
         *leading, width = check_scores("student", shape) if is_classes else shape
+        if self.loss == "similarity" and batch.num_selected % 2:
+            raise BindError(
+                f"'batch_size' must be even for loss='similarity', which compares two consecutive "
+                f"texts; got {batch.num_selected} texts"
+            )
         check_positions("'logits' of the student", student.positions, batch, kind=BindError)
         # Missing labels raise an error in `count`.
         if batch.labels is not None:
@@ -125,6 +140,8 @@ def _check_labels(labels: Tensor, loss: LabelLossName, width: int, where: str = 
     shape = tuple(labels.shape)
     if loss == "cross_entropy":
         check_classes(labels, width, where)
+    elif loss == "similarity":
+        _check_pairs(labels)
     elif shape[1:] != (width,) and (width, labels.ndim, loss) != (1, 1, "squared_error"):
         raise DataError(
             f"'labels' must have the {width} values of the student's output at each position for "
@@ -135,6 +152,27 @@ def _check_labels(labels: Tensor, loss: LabelLossName, width: int, where: str = 
             f"'labels' must lie between 0 and 1 for loss='binary', or be NaN where missing; got "
             f"{float(labels[~labels.isnan()].min()):g} to {float(labels[~labels.isnan()].max()):g}"
             f"{where}"
+        )
+
+
+def _check_pairs(labels: Tensor) -> None:
+    """Check that labels are cosine similarities of consecutive texts.
+
+    Raises:
+        DataError: If they are not one a text, equal within a pair and between -1 and 1.
+    """
+    shape = tuple(labels.shape)
+    is_single = labels.ndim == 1 or shape[1:] == (1,)
+    if not is_single or len(labels) % 2 or not labels.is_floating_point():
+        raise DataError(
+            f"'labels' must be floats, one for each of two consecutive texts of a pair, for "
+            f"loss='similarity'; got {labels.dtype} of shape {shape}"
+        )
+    pairs = labels.reshape(-1, 2)
+    if not torch.equal(pairs[:, 0], pairs[:, 1]) or bool((pairs.abs() > 1).any()):
+        raise DataError(
+            f"'labels' must be cosine similarities between -1 and 1, equal for both texts of a "
+            f"pair, for loss='similarity'; got {float(labels.min()):g} to {float(labels.max()):g}"
         )
 
 
@@ -149,6 +187,8 @@ def _loss(loss: LabelLossName, outputs: Tensor, labels: Tensor) -> Float[Tensor,
             return squared_error(*value_rows(outputs.flatten(0, -2), labels))
         case "cosine":
             return cosine_distance(outputs.flatten(0, -2), labels.flatten(0, -2))
+        case "similarity":
+            return pair_error(outputs, labels.flatten())
 
 
 def _check_places(

@@ -9,6 +9,7 @@ Axes: leading (example, position), row (counted positions), class.
 Unit: nats a counted position; with `SquaredError` the squared unit of the outputs.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -28,6 +29,7 @@ from curricle.objectives.base import (
     Sample,
     Target,
     logits_of,
+    refuse_embeddings,
     require,
 )
 from curricle.objectives.chunked import (
@@ -72,8 +74,8 @@ class MatchLogits:
     gradient's size if both temperatures are equal."""
     num_classes: int | None = Field(default=None, gt=0)
     """Number of leading classes to compare, for vocabularies padded to different sizes, as from
-    `curricle.common_vocabulary`; None compares all that both have: those of models loaded from
-    folders with tokenizers are compared by token id, and others must be equal in number."""
+    `curricle.common_vocabulary`. None: if both models come from folders with tokenizers, the common
+    leading token ids; otherwise all classes, of which both models must have the same number."""
     chunk: Chunk | None = None
     """Number of positions with logits in memory at one time, for large vocabularies: a number,
     `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads
@@ -130,14 +132,10 @@ class MatchLogits:
             "student": logits_shape(self.chunk, sample.student),
             "teacher": logits_shape(self.chunk, teacher_activations),
         }
-        for role, shape in shapes.items():
-            if self._needs_classes:
-                check_scores(role, shape)
-            elif len(shape) < LOGIT_AXES:
-                raise BindError(
-                    f"outputs of the {role} must have their values on the last axis; got shape "
-                    f"{shape}; for a single value return (examples, 1), without squeeze(-1)"
-                )
+        if self._needs_classes:
+            refuse_embeddings("student", sample.student, self.divergence.kind)
+            refuse_embeddings("teacher", teacher_activations, self.divergence.kind)
+        self._check_shapes(shapes)
         *leading, student = shapes["student"]
         *teacher_leading, teacher = shapes["teacher"]
         self._check_classes(student, teacher)
@@ -154,6 +152,21 @@ class MatchLogits:
         selects_none = sample.batch.selected is None
         rows = Rows.of("'logits'", leading, sample.batch) if selects_none else None
         return BoundLogits(declared=self, rows=rows, num_classes=self.num_classes or teacher)
+
+    def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that outputs define distributions, or have values on their last axis.
+
+        Raises:
+            BindError: If not.
+        """
+        for role, shape in shapes.items():
+            if self._needs_classes:
+                check_scores(role, shape)
+            elif len(shape) < LOGIT_AXES:
+                raise BindError(
+                    f"outputs of the {role} must have their values on the last axis; got shape "
+                    f"{shape}; for a single value return (examples, 1), without squeeze(-1)"
+                )
 
     def _check_classes(self, student: int, teacher: int) -> None:
         """Check that both models have the compared classes.

@@ -30,6 +30,8 @@ PIPELINES: Mapping[str, str] = MappingProxyType(
     }
 )
 """Task on the Hub by the end of the name of a class of transformers."""
+SENTENCES = "sentence-similarity"
+"""Task on the Hub of encoders of sentences."""
 EXTRACTION, PROGRESSIVE, HINTON = (
     """@article{gupta2025curriculum,
   title={Efficient Knowledge Distillation via Curriculum Extraction},
@@ -99,6 +101,11 @@ class Card:
     """Agreement of the ONNX file with torch, if there is one."""
 
     @property
+    def is_sentence_encoder(self) -> bool:
+        """Return whether the model gives an embedding of each text."""
+        return self.library == "sentence-transformers"
+
+    @property
     def run(self) -> RunRecord | None:
         """Return the opening record, if the records are known."""
         return next((record for record in self.records if isinstance(record, RunRecord)), None)
@@ -140,12 +147,16 @@ def stage_lengths(records: Sequence[Record], end: EndRecord) -> dict[str, int]:
 def _metadata(card: Card) -> str:
     run, end = card.run, card.end
     tags = ["curricle", "knowledge-distillation", "curriculum-learning"]
+    is_known = card.library == "transformers"
     pipeline = next(
-        (task for suffix, task in PIPELINES.items() if card.class_name.endswith(suffix)), None
+        (task for end, task in PIPELINES.items() if is_known and card.class_name.endswith(end)),
+        None,
     )
+    if card.is_sentence_encoder:
+        tags = ["sentence-transformers", "feature-extraction", *tags]
     facts = {
         "library_name": card.library,
-        "pipeline_tag": pipeline if card.library == "transformers" else None,
+        "pipeline_tag": SENTENCES if card.is_sentence_encoder else pipeline,
         "base_model": card.base_model,
         "datasets": list(card.datasets),
         "metrics": [] if end is None else list(end.metrics),

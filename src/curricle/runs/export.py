@@ -1,9 +1,10 @@
 """Finished models in the form that other programs read.
 
 Hugging Face models become folders that `from_pretrained` reads, with weights, configuration,
-tokenizer and, where the model has one, generation configuration; adapters of PEFT are merged. Other
-modules become a weights file. With them goes a model card made from the records of the run and, on
-request, an ONNX file whose logits agree with torch.
+tokenizer and, where the model has one, generation configuration; adapters of PEFT are merged.
+Encoders of sentences become folders that `SentenceTransformer` reads. Other modules become a
+weights file. With them goes a model card made from the records of the run and, on request, an ONNX
+file whose logits agree with torch.
 
 Design: a folder appears whole or not at all, so a refused ONNX file leaves nothing behind.
 """
@@ -13,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Literal, final
 
 from torch import nn
 
@@ -21,6 +22,7 @@ from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import new_folder, usable_folder, write_text
 from curricle.models.peft_adapters import base_of, is_tuned
+from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.tapped import Inputs, TappedModel
 from curricle.models.unwrapping import unwrapped
 from curricle.models.weights import save_weights, serializing
@@ -40,6 +42,10 @@ SAMPLE = 4
 """Examples with which an ONNX file is traced and compared."""
 LIBRARIES = ("transformers", "sentence_transformers", "timm")
 """Packages whose models the Hub loads by their own library."""
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+"""Library and layout of encoders of sentences, by its name on the Hub."""
+Layout = Literal["sentence-transformers"]
+"""Layouts of folders that are not that of the model's class."""
 PYTORCH = "pytorch"
 """Library of all other models, by its name on the Hub."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -71,6 +77,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
     tokenizer: object = None,
     teacher: str = "",
     base_model: str | None = None,
+    layout: Layout | None = None,
     onnx: Batch | Inputs | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -84,6 +91,9 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         teacher: Description of the teacher for the card.
         base_model: Name on the Hub of the model that was trained further; None takes it from the
             configuration of the student, if that has one.
+        layout: `sentence-transformers` for a folder that `SentenceTransformer` reads, which the
+            student must be: a `SentenceEncoder` or a `SentenceTransformer`. None takes the layout
+            of the student's class.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
             None writes none.
         tolerance: Largest difference between logits of both, relative to the largest logit or to 1
@@ -93,13 +103,15 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         Folder, files and the comparison.
 
     Raises:
-        BindError: If `tokenizer` cannot be saved, adapters cannot be merged, packages for ONNX are
-            missing, or its logits differ by more than the tolerance; nothing is written then.
+        BindError: If the student has another layout, `tokenizer` cannot be saved, adapters cannot
+            be merged, packages for ONNX are missing, or its logits differ by more than the
+            tolerance; nothing is written then.
         CheckpointError: If the folder is taken, or `run` is not a finished run.
     """
     module, _ = unwrapped(student if isinstance(student, nn.Module) else student.module)
     records = () if run is None else finished_records(Path(run))
     model, is_merged = merged(module)
+    check_layout(model, layout)
     card = Card(
         title=_title(records),
         class_name=type(model).__name__,
@@ -232,9 +244,31 @@ def merged(module: nn.Module) -> tuple[nn.Module, bool]:
 
 def library_of(model: nn.Module) -> str:
     """Return the library that loads a model, by its name on the Hub."""
+    if isinstance(model, SentenceEncoder):
+        return SENTENCE_TRANSFORMERS
     roots = {kind.__module__.partition(".")[0] for kind in type(model).__mro__}
     name = next((library for library in LIBRARIES if library in roots), PYTORCH)
     return name.replace("_", "-")
+
+
+def check_layout(model: nn.Module, layout: str | None) -> None:
+    """Check that a model can be written in a layout.
+
+    Args:
+        model: The model.
+        layout: Name of the layout; None for that of its class.
+
+    Raises:
+        BindError: If the layout is unknown, or the model has no pooling for it.
+    """
+    if layout not in (None, SENTENCE_TRANSFORMERS):
+        raise BindError(f"'layout' must be {SENTENCE_TRANSFORMERS!r} or left out; got {layout!r}")
+    if layout is not None and library_of(model) != SENTENCE_TRANSFORMERS:
+        raise BindError(
+            f"'student' must be an encoder with a pooling for the layout {layout!r}; got "
+            f"{type(model).__name__}; curricle.SentenceEncoder(encoder, pooling='mean') puts one "
+            f"around an encoder of transformers, and 'kind: sentence_encoder' does in a spec"
+        )
 
 
 def base_name(model: nn.Module) -> str | None:
@@ -308,6 +342,12 @@ def loading_code(model: nn.Module, name: str, sizes: str = "...") -> str:
         sizes: Arguments of its class, for a model without configuration.
     """
     kind = type(model)
+    if library_of(model) == SENTENCE_TRANSFORMERS:
+        return (
+            f"from sentence_transformers import SentenceTransformer\n\n"
+            f"model = SentenceTransformer({name!r})\n"
+            f'embeddings = model.encode(["A text.", "Another text."])'
+        )
     if hasattr(model, "save_pretrained") and hasattr(kind, "from_pretrained"):
         root = kind.__module__.partition(".")[0]
         home = root if root in LIBRARIES else kind.__module__

@@ -16,11 +16,13 @@ from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.example_tasks import ExamplesTask
 from curricle.models.huggingface import PretrainedSpec
 from curricle.models.mlp import MLPSpec
+from curricle.models.sentence_encoder import SentenceEncoderSpec
 from curricle.runs.assemble import data_seed, load_teacher, open_task
 from curricle.runs.card import Card
 from curricle.runs.export import (
     Exported,
     base_name,
+    check_layout,
     finished_records,
     library_of,
     loading_code,
@@ -62,6 +64,7 @@ def export_run(
     *,
     strategy: str | None = None,
     seed: int | None = None,
+    layout: str | None = None,
     onnx: bool = False,
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -72,6 +75,7 @@ def export_run(
         to: Folder to make.
         strategy: Strategy of a comparison; None if there is only one.
         seed: Seed of a comparison; None takes the first.
+        layout: As in `curricle.export`.
         onnx: Whether to write an ONNX file, compared with torch on held-out examples.
         tolerance: Largest difference of its logits.
 
@@ -92,6 +96,7 @@ def export_run(
         check_onnx_packages()
     spec, origin = stored_spec(folder), read_origin(folder)
     model = open_finished(spec, origin.command, strategy, seed)
+    check_layout(model.module, layout)
     card = Card(
         title=f"{origin.title}: {model.name}",
         class_name=type(model.module).__name__,
@@ -187,6 +192,8 @@ def describe_model(model: Model) -> str:
         return f"MLP of widths {', '.join(map(str, model.widths))}"
     if isinstance(model, PretrainedSpec):
         # The folder is one of this machine; its name often is that of the model.
+        return f"pretrained {Path(model.path).name}"
+    if isinstance(model, SentenceEncoderSpec) and model.path is not None:
         return f"pretrained {Path(model.path).name}"
     return f"{model.model_type} with {_words(model.config) or 'its default configuration'}"
 

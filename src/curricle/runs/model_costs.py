@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from curricle.colocation import beside, synchronize
 from curricle.errors import SpecError
+from curricle.models.calls import run_module
 from curricle.models.restoring import looked_at
 from curricle.models.tapped import Inputs
 
@@ -117,10 +118,7 @@ def _time_pass(module: nn.Module, inputs: Inputs) -> float:
     with looked_at(module):
         synchronize(place)
         start = time.perf_counter_ns()
-        if isinstance(inputs, Mapping):
-            module(**inputs)
-        else:
-            module(inputs)
+        run_module(module, inputs)
         # Work of a GPU is queued; the clock stops when it is done.
         synchronize(place)
         return (time.perf_counter_ns() - start) * MICRO

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from curricle.colocation import beside
 from curricle.errors import BindError, reason
 from curricle.extras import imported
+from curricle.models.calls import run_module
 from curricle.models.outputs import logits_in
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import REFUSALS, Inputs
@@ -243,8 +244,7 @@ def _narrowed(
 
 
 def _logits(module: nn.Module, inputs: Inputs) -> Tensor:
-    output = module(**inputs) if isinstance(inputs, Mapping) else module(inputs)
-    return logits_in(output, type(module).__name__)
+    return logits_in(run_module(module, inputs), type(module).__name__)
 
 
 def _num_bytes(module: nn.Module) -> int:

@@ -22,6 +22,7 @@ from curricle.errors import CheckpointError, CurricleError, SpecError, near_name
 from curricle.metrics import ACCURACY, METRICS, MetricName, is_reached
 from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
 from curricle.models.mlp import MLPSpec
+from curricle.models.sentence_encoder import SentenceEncoderSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
 from curricle.task_data import with_objectives
 from curricle.tasks import PairedTextTask, PcfgTask, Task, TextTask
@@ -33,7 +34,9 @@ from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
 from curricle.values import LONGEST_NAME, Line, Plain, override, parse, plain, read_yaml, value
 
-Model = Annotated[MLPSpec | HuggingFaceSpec | PretrainedSpec, Field(discriminator="kind")]
+Model = Annotated[
+    MLPSpec | HuggingFaceSpec | PretrainedSpec | SentenceEncoderSpec, Field(discriminator="kind")
+]
 FieldType = TypeVar("FieldType")
 Name = Annotated[str, Field(pattern=r"^[\w+-][\w.+-]*$", max_length=LONGEST_NAME)]
 MOST_CHECKPOINTS = 100_000
@@ -67,7 +70,7 @@ class TeacherSpec:
             SpecError: If neither or both is given, it has an optimizer without effect, or its
                 checkpoints are not in order.
         """
-        is_pretrained = isinstance(self.model, PretrainedSpec)
+        is_pretrained = getattr(self.model, "path", None) is not None
         if is_pretrained == (self.total is not None):
             raise SpecError(
                 f"'total' must be given exactly for teachers that are not pretrained; "
@@ -75,7 +78,7 @@ class TeacherSpec:
             )
         if is_pretrained:
             self._check_untrained()
-        if self.folders and not is_pretrained:
+        if self.folders and not isinstance(self.model, PretrainedSpec):
             raise SpecError(f"'folders' must go with a pretrained teacher; got {self.model.kind!r}")
         try:
             self.pretrained_steps()
@@ -303,6 +306,12 @@ class RunSpec:
                 f"'teacher.total' must be left out with the task 'paired_text', whose teacher is "
                 f"loaded with its tokenizer; got {self.teacher.total}"
             )
+        if not self.task.is_labeled and self.teacher.total is not None:
+            raise SpecError(
+                f"'teacher.total' must be left out with the task {self.task.kind!r}, which has no "
+                f"labels to train a teacher from; got {self.teacher.total}; 'teacher.model' with a "
+                f"'path' is a finished one"
+            )
         models = {"teacher.model": self.teacher.model, "student": self.student}
         suitable = self.task.models
         for path, model in models.items():
@@ -331,7 +340,7 @@ class RunSpec:
         }
         if self.curriculum is not None:
             calls["curriculum"] = self.curriculum
-        return {path: with_objectives(call, self.task.label_loss) for path, call in calls.items()}
+        return {path: with_objectives(call, self.task) for path, call in calls.items()}
 
     def _total(self) -> Duration:
         """Return the length of a student's training as far as the spec determines it."""

@@ -87,7 +87,7 @@ def student_runs(spec: RunSpec) -> list[StudentRun]:
     return [
         StudentRun(
             name=name,
-            curriculum=with_objectives(strategy.curriculum, spec.task.label_loss),
+            curriculum=with_objectives(strategy.curriculum, spec.task),
             optimizer=strategy.optimizer or spec.optimizer,
             seed=seed,
             folder=run_folder(spec.folder, name, seed),
@@ -118,7 +118,7 @@ def single_run(spec: RunSpec) -> StudentRun:
     call = require_field(spec.curriculum, "curriculum", "distill")
     return StudentRun(
         name=str(call["kind"]),
-        curriculum=with_objectives(call, spec.task.label_loss),
+        curriculum=with_objectives(call, spec.task),
         optimizer=spec.optimizer,
         seed=spec.seed,
         folder=spec.folder,

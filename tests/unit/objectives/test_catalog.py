@@ -69,7 +69,7 @@ def test_shipped_objectives_are_named_by_kind(data: dict[str, Any], expected: ob
     [
         (
             {"kind": "hiden"},
-            r"'hiden' is not a kind; did .*: 'hidden', 'logits', 'paired_logits', 'labels'",
+            r"'hiden' is not a kind; did .*: 'hidden', 'logits', 'paired_logits', 'embeddings'",
         ),
         ({"weight": 1}, r"kind': field required"),
         ("labels", r"input should be a mapping"),

@@ -10,13 +10,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 from torch import nn
+from transformers import BertConfig, BertModel
 
 import curricle
 from curricle import seeding
 from curricle.errors import BindError, CheckpointError
+from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.weights import weights_digest
 from curricle.runs import export as export_module
-from curricle.runs.export import EXPORT, base_name, write_model
+from curricle.runs.export import EXPORT, base_name, check_layout, write_model
 from curricle.runs.onnx_files import OnnxCheck
 from tests.parts import mlp, parity
 
@@ -269,3 +271,50 @@ def test_onnx_gets_the_first_examples_of_a_batch(
     assert "model.onnx" in exported.files
     card = (tmp_path / "out" / "README.md").read_text()
     assert "logits of shape 4x2 differ from torch by at most 2.0e-07 (allowed: 1.0e-03)" in card
+
+
+def sentence_encoder(**fields: Any) -> SentenceEncoder:
+    with seeding.scoped(0, "encoder"):
+        config = BertConfig(
+            vocab_size=20,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+            max_position_embeddings=16,
+        )
+        return SentenceEncoder(BertModel(config), **fields)
+
+
+def test_an_encoder_of_sentences_has_the_layout_of_sentence_transformers(tmp_path: Path) -> None:
+    exported = curricle.export(
+        sentence_encoder(pooling="cls", width=4), tmp_path / "own", layout="sentence-transformers"
+    )
+    assert {
+        "1_Pooling",
+        "2_Dense",
+        "config.json",
+        "config_sentence_transformers.json",
+        "model.safetensors",
+        "modules.json",
+        "sentence_bert_config.json",
+    } < {*exported.files}
+    card = (exported.folder / "README.md").read_text()
+    assert "library_name: sentence-transformers\npipeline_tag: sentence-similarity\n" in card
+    assert "model = SentenceTransformer('own')" in card
+
+
+@pytest.mark.parametrize(
+    ("layout", "sentence"),
+    [
+        (
+            "sentence-transformers",
+            r"'student' must be an encoder with a pooling .*; got Exportable",
+        ),
+        ("onnx", r"'layout' must be 'sentence-transformers' or left out; got 'onnx'"),
+    ],
+)
+def test_a_model_of_another_layout_is_refused(layout: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(BindError, match=sentence):
+        check_layout(Exportable(), layout)
+    assert not list(tmp_path.iterdir())

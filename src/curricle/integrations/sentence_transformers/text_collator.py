@@ -1,0 +1,243 @@
+"""Collation of rows of texts for encoders of sentences.
+
+`TextCollator` is the `collate_fn` of a `DataLoader` over texts, pairs with a score, or triplets.
+The texts of a row become consecutive examples, as the objectives on embeddings read them. With a
+teacher of another tokenizer a batch also has the teacher's tokens, and the pairs of positions that
+end at the same character, where hidden states are compared.
+
+Axes: example (texts), position (tokens), row (of the data set).
+
+Design: models are read by their methods `preprocess` or `tokenize`, so that the package
+sentence-transformers is not imported, and any fast tokenizer of transformers serves as well.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from curricle.data.batch import Batch, data_mask
+from curricle.errors import BindError, DataError, near_names
+from curricle.protocols import fast_backend
+
+TextRow = str | Sequence[str] | Mapping[str, Any]
+"""A text, several texts, or columns with texts and, if any, a score."""
+SCORES = ("score", "label", "similarity_score")
+"""Names of the column of the score of a pair, in the order in which they are looked for."""
+METHODS = ("preprocess", "tokenize")
+"""Methods that make inputs of texts, of newer and older versions of sentence-transformers."""
+PAIR = 2
+"""Texts of a row with a score."""
+
+
+@final
+class TextCollator:
+    """Makes a `curricle.Batch` of rows of texts."""
+
+    def __init__(
+        self,
+        student: object,
+        *,
+        teacher: object = None,
+        columns: Sequence[str] = (),
+        score: str | None = None,
+    ) -> None:
+        """Set the tokenizers and columns.
+
+        Args:
+            student: A `SentenceTransformer`, or a fast tokenizer of transformers.
+            teacher: The same of the teacher; None if both read the same tokens.
+            columns: Names of the columns with texts, in the order of the examples; by default all
+                that hold texts, in their own order.
+            score: Name of the column with the score of a pair; by default one of the usual ones.
+
+        Raises:
+            BindError: If one has no tokenizer, or those of two different vocabularies have no
+                offsets.
+        """
+        self._columns, self._score = tuple(columns), score
+        self._student = _Reader("student", student)
+        self._teacher = None if teacher is None else _Reader("teacher", teacher)
+        if self._teacher is not None and self._teacher.vocabulary == self._student.vocabulary:
+            # Positions are those of the student, so that nothing has to be aligned.
+            self._teacher = None
+        for reader in () if self._teacher is None else (self._student, self._teacher):
+            fast_backend(reader.role, reader.tokenizer)
+
+    def __call__(self, rows: Sequence[TextRow]) -> Batch:
+        """Return a batch with the texts of each row as consecutive examples.
+
+        Args:
+            rows: Rows of a data set.
+
+        Raises:
+            DataError: If they have different numbers of texts, or a score without a pair.
+        """
+        groups = [self._texts(row) for row in rows]
+        sizes = {len(group) for group in groups}
+        if sizes == {0} or len(sizes) != 1:
+            raise DataError(f"rows must have equally many texts, at least one; got {sorted(sizes)}")
+        texts = [text for group in groups for text in group]
+        inputs = self._student.read(texts)
+        mask = data_mask(inputs)
+        fields: dict[str, Any] = {}
+        if self._teacher is not None:
+            fields["teacher_inputs"] = self._teacher.read(texts)
+            places = aligned_positions(self._student.ends(texts), self._teacher.ends(texts))
+            fields |= {"alignment": places.clamp(min=0), "matched": places >= 0}
+        scores = self._scores(rows)
+        if scores is not None and sizes != {PAIR}:
+            raise DataError(f"a score must come with {PAIR} texts; got {sizes.pop()}")
+        if scores is not None:
+            fields["labels"] = torch.tensor(scores).repeat_interleave(PAIR).unsqueeze(1)
+        return Batch(inputs=inputs, valid=None if mask is None else mask.bool(), **fields)
+
+    def _texts(self, row: TextRow) -> list[str]:
+        """Return the texts of a row.
+
+        Raises:
+            DataError: If a named column is missing, or an entry is no text.
+        """
+        if isinstance(row, str):
+            return [row]
+        if not isinstance(row, Mapping):
+            texts = list(row)
+        elif self._columns:
+            missing = [name for name in self._columns if name not in row]
+            if missing:
+                raise DataError(
+                    f"'columns' must be in every row; got {missing[0]!r}; "
+                    f"{near_names(missing[0], row)}"
+                )
+            texts = [row[name] for name in self._columns]
+        else:
+            texts = [entry for entry in row.values() if isinstance(entry, str)]
+        wrong = [text for text in texts if not isinstance(text, str)]
+        if wrong:
+            raise DataError(f"rows must hold texts; got {type(wrong[0]).__name__}")
+        return texts
+
+    def _scores(self, rows: Sequence[TextRow]) -> list[float] | None:
+        """Return the scores of the rows; None if they have none.
+
+        Raises:
+            DataError: If a row lacks the score that another one has.
+        """
+        first = rows[0]
+        if not isinstance(first, Mapping):
+            return None
+        names = SCORES if self._score is None else (self._score,)
+        name = next((name for name in names if name in first), None)
+        if name is None and self._score is not None:
+            raise DataError(f"'score' must be in every row; {near_names(self._score, first)}")
+        if name is None:
+            return None
+        try:
+            return [float(row[name]) for row in rows if isinstance(row, Mapping)]
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"column {name!r} must hold a number in every row") from None
+
+
+@final
+class _Reader:
+    """Texts as inputs of one model."""
+
+    def __init__(self, role: str, model: object) -> None:
+        """Find the tokenizer of a model.
+
+        Args:
+            role: `student` or `teacher`, for error sentences.
+            model: A model with a tokenizer, or a tokenizer.
+
+        Raises:
+            BindError: If there is none.
+        """
+        self.role = role
+        self.tokenizer: Any = getattr(model, "tokenizer", model)
+        """Tokenizer of transformers."""
+        if not callable(self.tokenizer) or not hasattr(self.tokenizer, "get_vocab"):
+            raise BindError(
+                f"{role!r} must be a SentenceTransformer or a tokenizer of transformers; got "
+                f"{type(model).__name__!r}"
+            )
+        methods = (
+            [getattr(model, name, None) for name in METHODS] if model is not self.tokenizer else []
+        )
+        self._preprocess: Callable[[list[str]], Mapping[str, Any]] | None = next(
+            filter(None, methods), None
+        )
+        self._max_length: int | None = getattr(model, "max_seq_length", None)
+
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Return the ids of all tokens."""
+        vocabulary: dict[str, int] = self.tokenizer.get_vocab()
+        return vocabulary
+
+    def read(self, texts: list[str]) -> dict[str, Tensor]:
+        """Return the inputs of the model, padded to the longest text.
+
+        Args:
+            texts: The texts.
+        """
+        # Words beside tensors, such as the modality of an input, are those of the defaults.
+        output = self._tokenized(texts) if self._preprocess is None else self._preprocess(texts)
+        return {name: entry for name, entry in output.items() if isinstance(entry, Tensor)}
+
+    def ends(self, texts: list[str]) -> Int[Tensor, "example position"]:
+        """Return the character after each token, 0 for special tokens and padding.
+
+        Args:
+            texts: The texts.
+        """
+        starts, ends = self._tokenized(texts, return_offsets_mapping=True)["offset_mapping"].unbind(
+            -1
+        )
+        return torch.where(ends > starts, ends, 0)
+
+    def _tokenized(self, texts: list[str], **options: bool) -> Mapping[str, Any]:
+        output: Mapping[str, Any] = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self._max_length,
+            return_tensors="pt",
+            **options,
+        )
+        return output
+
+
+def aligned_positions(
+    student: Int[Tensor, "example position"], teacher: Int[Tensor, "example token"]
+) -> Int[Tensor, "example position"]:
+    """Return for each position of the student that of the teacher with the same end.
+
+    Args:
+        student: Character after each token of the student, 0 for none.
+        teacher: The same of the teacher.
+
+    Returns:
+        Positions, -1 where there is none. Of several tokens with one end, the last counts on both
+        sides, which has read all of the text before it.
+    """
+    return torch.where(
+        _are_last(student),
+        _last_places(student.unsqueeze(2) == teacher.unsqueeze(1)),
+        -1,
+    )
+
+
+def _are_last(ends: Int[Tensor, "example position"]) -> Bool[Tensor, "example position"]:
+    """Return whether a token is the last one with its end."""
+    following = torch.cat([ends[:, 1:], torch.zeros_like(ends[:, :1])], dim=1)
+    return (ends > 0) & (ends != following)
+
+
+def _last_places(
+    are_equal: Bool[Tensor, "example position token"],
+) -> Int[Tensor, "example position"]:
+    """Return the last place of a true entry, -1 without any."""
+    places = torch.arange(are_equal.shape[-1]).expand(are_equal.shape)
+    return places.masked_fill(~are_equal, -1).amax(-1)

@@ -1,0 +1,148 @@
+"""Rows of texts as batches: groups of examples, scores, and positions of two tokenizers."""
+
+from typing import Any
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerFast
+
+import curricle
+from curricle.errors import BindError, DataError
+from curricle.integrations.sentence_transformers import TextCollator
+from curricle.integrations.sentence_transformers.text_collator import aligned_positions
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]"]
+WORDS = [f"w{number}" for number in range(10)]
+
+
+def tokenizer(*, characters: bool = False) -> PreTrainedTokenizerFast:
+    entries = [*SPECIAL, *(["w", *map(str, range(10))] if characters else WORDS)]
+    inner = Tokenizer(
+        models.WordLevel({word: number for number, word in enumerate(entries)}, unk_token="[UNK]")
+    )
+    inner.pre_tokenizer = (
+        pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.WhitespaceSplit(),
+                pre_tokenizers.Split(pattern="", behavior="isolated"),
+            ]
+        )
+        if characters
+        else pre_tokenizers.WhitespaceSplit()
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
+
+
+class Model:
+    """Has the tokenizer and the method of a `SentenceTransformer`."""
+
+    max_seq_length = 4
+
+    def __init__(self) -> None:
+        self.tokenizer = tokenizer()
+
+    def preprocess(self, texts: list[str]) -> dict[str, Any]:
+        output = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=4, return_tensors="pt"
+        )
+        return {**output, "modality": "text"}
+
+
+def named(inputs: Any) -> dict[str, Tensor]:
+    assert isinstance(inputs, dict)
+    return inputs
+
+
+def test_texts_are_padded_to_the_longest() -> None:
+    batch = TextCollator(tokenizer())(["w1 w2 w3", "w4"])
+    assert named(batch.inputs)["input_ids"].tolist() == [[4, 5, 6], [7, 0, 0]]
+    assert batch.valid is not None
+    assert batch.valid.tolist() == [[True] * 3, [True, False, False]]
+    assert batch.labels is None
+
+
+def test_a_model_reads_texts_by_its_own_method_and_words_are_left_out() -> None:
+    batch = TextCollator(Model())(["w1 " * 9])
+    assert {*named(batch.inputs)} == {*tokenizer()(["w1"])}
+    assert batch.positions == (1, 4)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [("w1", "w2", "w3"), ("w4", "w5", "w6")],
+        [
+            {"anchor": "w1", "positive": "w2", "negative": "w3"},
+            {"anchor": "w4", "positive": "w5", "negative": "w6"},
+        ],
+    ],
+)
+def test_texts_of_a_row_are_consecutive_examples(rows: Any) -> None:
+    batch = TextCollator(tokenizer())(rows)
+    assert named(batch.inputs)["input_ids"].flatten().tolist() == [4, 5, 6, 7, 8, 9]
+
+
+def test_both_texts_of_a_pair_have_its_score() -> None:
+    rows = [{"a": "w1", "b": "w2", "score": 0.5}, {"a": "w3", "b": "w4", "score": 1}]
+    batch = TextCollator(tokenizer())(rows)
+    assert batch.labels is not None
+    assert batch.labels.tolist() == [[0.5], [0.5], [1.0], [1.0]]
+    named_columns = TextCollator(tokenizer(), columns=["b", "a"], score="score")(rows)
+    assert named(named_columns.inputs)["input_ids"].flatten().tolist() == [5, 4, 7, 6]
+
+
+def test_tokens_of_two_tokenizers_are_aligned_where_words_end() -> None:
+    batch = TextCollator(tokenizer(), teacher=tokenizer(characters=True))(["w1 w2", "w3"])
+    assert named(batch.inputs)["input_ids"].tolist() == [[4, 5], [6, 0]]
+    assert named(batch.teacher_inputs)["input_ids"].tolist() == [[3, 5, 3, 6], [3, 7, 0, 0]]
+    assert batch.alignment is not None
+    assert batch.matched is not None
+    assert batch.matched.tolist() == [[True, True], [True, False]]
+    assert batch.alignment[batch.matched].tolist() == [1, 3, 1]
+
+
+def test_a_teacher_with_the_same_vocabulary_reads_the_tokens_of_the_student() -> None:
+    assert TextCollator(tokenizer(), teacher=Model())(["w1"]).teacher_inputs is None
+
+
+def test_the_last_of_several_tokens_with_one_end_counts() -> None:
+    student = torch.tensor([[0, 2, 4, 4, 7, 0]])
+    teacher = torch.tensor([[2, 4, 4, 6, 0]])
+    assert aligned_positions(student, teacher).tolist() == [[-1, 0, -1, 2, -1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "fields", "sentence"),
+    [
+        (["w1", ("w1", "w2")], {}, r"equally many texts, at least one; got \[1, 2\]"),
+        ([{"number": 3}], {}, r"at least one; got \[0\]"),
+        ([("w1", 2)], {}, r"rows must hold texts; got int"),
+        ([{"a": "w1"}], {"columns": ["b"]}, r"'columns' must be in every row; got 'b'; available"),
+        ([{"a": "w1", "score": 1.0}], {}, r"a score must come with 2 texts; got 1"),
+        ([{"a": "w1", "b": "w1"}], {"score": "x"}, r"'score' must be in every row; available"),
+        (
+            [{"a": "w1", "b": "w1", "score": "high"}],
+            {"columns": ["a", "b"]},
+            r"column 'score' must hold a number in every row",
+        ),
+    ],
+)
+def test_other_rows_are_refused(rows: Any, fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        TextCollator(tokenizer(), **fields)(rows)
+
+
+def test_what_has_no_tokenizer_is_refused() -> None:
+    with pytest.raises(BindError, match=r"^'student' must be a SentenceTransformer or a tokenizer"):
+        TextCollator(torch.nn.Identity())
+
+
+def test_a_loader_of_rows_is_a_stream_of_their_texts() -> None:
+    rows = [(f"w{number}", f"w{number + 1}") for number in range(6)]
+    loader: Any = DataLoader(rows, batch_size=3, collate_fn=TextCollator(tokenizer()))
+    data = curricle.stream(loader)
+    assert (data.batch_size, data.batch(1).num_examples) == (6, 6)
+    assert data.steps_per_epoch == 2
