@@ -40,6 +40,7 @@ from curricle.objectives.base import (
 )
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
+from curricle.objectives.readings import Reading, StateReading
 from curricle.values import Plain, plain, value
 
 Positions = Literal["all", "selected"]
@@ -51,6 +52,11 @@ NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _is_default(reading: object) -> bool:
+    """Return whether a reading is left out of specs and digests, which are older than readings."""
+    return reading == "positions"
+
+
 @final
 @value
 class LayerPair:
@@ -60,6 +66,11 @@ class LayerPair:
     """Tap of the student: a number, a fraction of its depth, or a module path."""
     teacher: Tap
     """Tap of the teacher: a number, a fraction of its depth, or a module path."""
+    reading: Reading = Field(default="positions", exclude_if=_is_default)
+    """Compared rows of both states: `positions`, all of them; `grid`, positions after adaptive
+    averages of the larger map over the cells of the smaller; `pooled`, the mean over positions, as
+    between a convolutional network and a vision transformer; or `channels`, one row a channel with
+    the map as its features, for models with as many channels."""
 
 
 def _named_taps(pair: object) -> object:
@@ -119,8 +130,14 @@ class MatchHidden:
         """Check that a shared projection is a fixed one.
 
         Raises:
-            SpecError: If a learned projection is to be shared.
+            SpecError: If a learned projection is to be shared, or positions are selected that the
+                reading of the pair does not have.
         """
+        if self.positions == "selected" and self.pair.reading != "positions":
+            raise SpecError(
+                f"'positions' must be 'all' with reading {self.pair.reading!r}, which has no "
+                f"position of the data; got 'selected'"
+            )
         if self.shared_projection and isinstance(self.projection, Learned):
             raise SpecError(
                 f"'shared_projection' has no effect with projection 'learned', which is trained "
@@ -160,12 +177,15 @@ class MatchHidden:
         if sample.batch.is_decoded and any(are_encoded):
             self._check_encoded(names, sample.batch, are_both=all(are_encoded))
         batch = sample.batch.for_encoder if is_encoded else sample.batch
+        shapes = [tuple(student.shape), tuple(teacher.shape)]
+        reading = StateReading.of(self.pair.reading, names, shapes, batch)
+        rows = reading.rows(f"taps {names!r}", shapes[0], batch)
+        student, teacher = (reading.read(state, batch) for state in (student, teacher))
         if student.shape[:-1] != teacher.shape[:-1]:
             raise BindError(
-                f"taps {names!r} must have the same examples and positions; "
-                f"got {tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}"
+                f"taps {names!r} must have the same {reading.axes}; got "
+                f"{tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}{reading.remedy}"
             )
-        rows = Rows.of(f"taps {names!r}", student.shape[:-1], batch)
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
             raise BindError(
                 f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
@@ -204,6 +224,7 @@ class MatchHidden:
             reads=reads,
             rule=rule,
             rows=rows,
+            reading=reading,
             widths=(student_width, teacher_width),
             matrix=matrix,
             adapter=adapter,
@@ -258,6 +279,7 @@ class _BoundHidden:
     reads: Reads
     rule: str
     rows: Rows
+    reading: StateReading
     widths: tuple[int, int]
     """Of student and teacher."""
     matrix: Float[Tensor, "student_width teacher_width"] | None
@@ -275,6 +297,7 @@ class _BoundHidden:
         """Return the dependencies of the target besides the teacher and the data."""
         law, (student_width, teacher_width) = self.declared.projection, self.widths
         shared = {"projection_name": SHARED} if self.declared.shared_projection else {}
+        self.reading.check_stored()
         return {
             "kind": "hidden",
             "place": str(self.reads.teacher[0]),
@@ -283,6 +306,8 @@ class _BoundHidden:
             "teacher_width": teacher_width,
             "width": teacher_width if self.matrix is None else student_width,
             "law": plain(law),
+            # Left out for the plain reading, so that older targets keep their key.
+            **({} if self.reading.kind == "positions" else {"reading": self.reading.kind}),
             # Learned and identity projections do not depend on the seed.
             **({} if isinstance(law, (Learned, Identity)) else self.draw_facts | shared),
         }
@@ -331,7 +356,8 @@ class _BoundHidden:
     ) -> Float[Tensor, "row width"]:
         selected = self.declared.selected_positions(batch)
         if selected is None:
-            return self.rows.take(states, self._side(batch))
+            side = self._side(batch)
+            return self.rows.take(self.reading.read(states, side), side)
         check_positions("a state", states.shape[:-1], batch)
         return states.flatten(0, -2)[selected]
 
@@ -355,6 +381,7 @@ class _BoundHidden:
         terms = [f"{self.declared.weight:g} x MSE", self.rule if self.rule != "none" else ""]
         terms += ["centered" if self.declared.center else ""]
         terms += ["selected" if self.declared.positions == "selected" else ""]
+        terms += ["" if self.reading.kind == "positions" else self.reading.kind]
         law = self.declared.projection.kind + (" shared" if self.declared.shared_projection else "")
         shape = f"{student_width}x{teacher_width}"
         if self.adapter is not None:
