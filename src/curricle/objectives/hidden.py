@@ -353,7 +353,7 @@ class _BoundHidden:
 
     def _rows(
         self, states: Float[Tensor, "*leading width"], batch: Batch
-    ) -> Float[Tensor, "row width"]:
+    ) -> Float[Tensor, "row features"]:
         selected = self.declared.selected_positions(batch)
         if selected is None:
             side = self._side(batch)

@@ -145,7 +145,7 @@ def test_padding_among_unknown_positions_is_refused_before_it_is_averaged() -> N
 
 
 def test_selected_positions_are_those_of_the_data() -> None:
-    with pytest.raises(SpecError, match=r"^'positions' must be 'all' with reading 'pooled'"):
+    with pytest.raises(SpecError, match=r"'positions' must be 'all' with reading 'pooled'"):
         objective("pooled", positions="selected")
 
 
