@@ -27,7 +27,9 @@ HINTON = {"kind": "one_shot", "label_weight": 1.0}
 
 def layers(reading: str) -> dict[str, object]:
     """Return extraction of the two stages of the teacher, read pooled or on a common grid."""
-    pairs = [{"student": name, "teacher": name, "reading": reading} for name in ("layer1", "layer2")]
+    pairs = [
+        {"student": name, "teacher": name, "reading": reading} for name in ("layer1", "layer2")
+    ]
     return {"kind": "extraction", "pairs": pairs}
 
 
@@ -101,7 +103,9 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(steps: int | None = None, arguments: Sequence[str] = ()) -> dict[str, float]:
+def main(  # noqa: PLR0914 - a script reads from top to bottom
+    steps: int | None = None, arguments: Sequence[str] = ()
+) -> dict[str, float]:
     """Return the accuracy of teacher and shipped student on the test images.
 
     Args:

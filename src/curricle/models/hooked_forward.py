@@ -14,6 +14,7 @@ loss may use: wrappers find the parameters of a pass by following the graph of i
 weight of a head that is multiplied in chunks is used outside of the pass, which they do not see.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -405,11 +406,11 @@ class HookedForward:
         selected = self._selected
         if selected is None:
             return logits
-        has_positions = logits.ndim >= SEQUENCE_AXES
-        is_last = has_positions and self._class_axis in (None, logits.ndim - 1)
-        if self._width_axis != -1 and not is_last:
+        # A declared axis of classes has been moved to the end, where there are positions.
+        if self._width_axis != -1 and logits.ndim < SEQUENCE_AXES:
             raise BindError(
-                f"'width_axis' must be -1 for logits at selected positions; got {self._width_axis}"
+                f"'width_axis' must be -1 for logits without positions where some are selected; "
+                f"got {self._width_axis}"
             )
         rows = logits if self._has_gathered else self._rows(logits, selected)
         # A head that pools over positions would mix the gathered rows without an error.
@@ -426,7 +427,9 @@ class HookedForward:
         Raises:
             DataError: If more are selected than there are, which a GPU would not survive.
         """
-        self._positions = tuple(state.shape[:-1])
+        examples, *space = state.shape[:-1]
+        # Labels of a map are numbered row by row, as positions of a sequence are.
+        self._positions = (examples, math.prod(space)) if space else (examples,)
         rows = state.flatten(0, -2)
         if len(selected) > len(rows):
             raise DataError(
