@@ -34,6 +34,7 @@ def tapped(
     head: str | None = None,
     is_residual: bool | None = None,
     width_axis: int = -1,
+    output: str = "",
 ) -> TappedModel:
     """Return a model with readable hidden states.
 
@@ -51,10 +52,12 @@ def tapped(
             models and no for others.
         width_axis: Axis that counts features in hidden states and classes in logits; 1 for
             convolutions. States with four axes or more need it.
+        output: Name, or number, of the entry of the output of `forward` that holds the logits, as
+            of one head of several; empty for the only one, or that named `logits`.
 
     Raises:
         BindError: If a path does not exist, a tapped model is described again, or it is not a
-            model.
+            model; if both `output` and `head` are given.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         raise BindError(
@@ -62,12 +65,16 @@ def tapped(
             f"{type(model).__name__!r} (a folder of stored targets is opened by "
             f"curricle.open_targets, and only as a teacher of 'distill')"
         )
+    if output and head is not None:
+        raise BindError(
+            f"'output' must not be combined with 'head', whose output is the logits; got {output!r}"
+        )
     if not isinstance(model, nn.Module):
-        if blocks or head is not None or is_residual is not None or width_axis != -1:
+        if blocks or output or head is not None or is_residual is not None or width_axis != -1:
             raise BindError("'model' must not be tapped already to be described; got a tapped one")
         return model
     model, notes = unwrapped(model)
-    output: nn.Module | None = None
+    embeddings: nn.Module | None = None
     numbering, head_end = Numbering(paths=tuple(blocks)), None
     has_config = _is_hugging_face(model)
     if has_config and not blocks:
@@ -83,16 +90,18 @@ def tapped(
     main = numbering.main
     is_transformer = has_config and (hasattr(model.config, "num_hidden_layers") or main is not None)
     keeps_shape = main is None or main.keeps_shape
-    if is_transformer and head is None:
-        output = _output_embeddings(model)
-        head_end = _head_end(model, output)
+    # The head of the logits makes no other output.
+    if is_transformer and head is None and not output:
+        embeddings = _output_embeddings(model)
+        head_end = _head_end(model, embeddings)
     return HookedModel(
         model,
         blocks=replace(numbering, notes=(*notes, *numbering.notes)),
-        head=_head_paths(model, output) if head is None else head,
+        head=_head_paths(model, embeddings) if head is None else head,
         head_end=head_end,
         is_residual=(is_transformer and keeps_shape) if is_residual is None else is_residual,
         width_axis=width_axis,
+        output=output,
         keywords=_keywords(model) if has_config else None,
     )
 

@@ -15,7 +15,7 @@ weight of a head that is multiplied in chunks is used outside of the pass, which
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,7 +36,13 @@ from curricle.models.axes import (
 )
 from curricle.models.heads import HeadEnd, LinearHead
 from curricle.models.inference import HeldLinear
-from curricle.models.outputs import first_tensor, is_span, logits_in, logits_note
+from curricle.models.outputs import (
+    entry_of,
+    first_tensor,
+    is_span,
+    logits_note,
+    logits_of_output,
+)
 from curricle.models.tapped import Activations, Inputs, Place
 
 PassOutput = tuple[list[Tensor], Tensor | None, Tensor | None]
@@ -104,8 +110,10 @@ class HookedForward:
         width_axis, class_axis = axes
         self._module = observed.module
         self._places = places
-        # Equal places, whatever is known of their axes.
-        self._declared = {place: place for place in places}
+        # A module may have several entries of its output among them.
+        self._declared: dict[tuple[str, int, str], list[Place]] = defaultdict(list)
+        for place in places:
+            self._declared[place.path, place.call, place.side].append(place)
         self._reads_logits = logits
         self._end = end
         self._ends_at_head = ends_at_head
@@ -276,7 +284,8 @@ class HookedForward:
             return None
         try:
             # Their last axis are positions, of which shorter inputs have fewer.
-            return None if is_span(self._output[0]) else logits_in(self._output[0])
+            is_fixed = not self._observed.output and is_span(self._output[0])
+            return None if is_fixed else logits_of_output(self._output[0], self._observed.output)
         except BindError:
             return None
 
@@ -292,14 +301,17 @@ class HookedForward:
         # A module that is used several times is a place in each of its calls.
         call = self._calls[path, side]
         self._calls[path, side] += 1
-        place = self._declared.get(Place(path, call, side))
-        if place is None:
-            return
-        state = first_tensor(output, str(place))
-        check_numbers(str(place), state)
-        self._versions.append(_version(state))
-        self._hidden[place], self._owners[place] = state, module
-        self._exit_if_complete()
+        places = self._declared.get((path, call, side), ())
+        for place in places:
+            name = str(place)
+            state = (
+                entry_of(output, place.entry, name) if place.entry else first_tensor(output, name)
+            )
+            check_numbers(name, state)
+            self._versions.append(_version(state))
+            self._hidden[place], self._owners[place] = state, module
+        if places:
+            self._exit_if_complete()
 
     def gather_rows(
         self, _module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
@@ -369,8 +381,8 @@ class HookedForward:
         output, model = self._output
         axis = self._class_axis
         try:
-            logits = logits_in(output, type(self._module).__name__)
-            if is_span(output):
+            logits = logits_of_output(output, self._observed.output, type(self._module).__name__)
+            if not self._observed.output and is_span(output):
                 self._logits_note = logits_note(output)
                 return self._span_rows(logits)
             if axis is not None:
@@ -384,7 +396,8 @@ class HookedForward:
         except BindError as error:
             self._obscurity = str(error)
             return None
-        self._logits_note = logits_note(output)
+        # A named output is a decision of the user.
+        self._logits_note = "" if self._observed.output else logits_note(output)
         return self._select(logits if axis is None else with_features_last(logits, axis))
 
     def _span_rows(self, logits: Tensor) -> Tensor:

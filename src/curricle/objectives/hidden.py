@@ -28,6 +28,7 @@ from torch import Tensor
 from curricle.colocation import beside
 from curricle.data.batch import Batch, Rows, check_positions
 from curricle.errors import BindError, SpecError
+from curricle.models.frames import FrameCounter, counts_frames, frame_counter
 from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
 from curricle.objectives.adapters import LinearMap
@@ -156,6 +157,7 @@ class MatchHidden:
         return Reads(
             student=(place,),
             teacher=(_place("teacher", require(teacher, "teacher"), self.pair.teacher),),
+            frames=frame_counter(student),
         )
 
     def selected_positions(self, batch: Batch) -> Int[Tensor, " selected"] | None:
@@ -177,6 +179,9 @@ class MatchHidden:
         if sample.batch.is_decoded and any(are_encoded):
             self._check_encoded(names, sample.batch, are_both=all(are_encoded))
         batch = sample.batch.for_encoder if is_encoded else sample.batch
+        # Where the states have the positions of the data, the mask of the data is theirs.
+        frames = reads.frames if counts_frames(reads.frames, student.shape[:-1], batch) else None
+        batch = batch if frames is None else frames.batch(batch)
         shapes = [tuple(student.shape), tuple(teacher.shape)]
         reading = StateReading.of(self.pair.reading, names, shapes, batch)
         rows = reading.rows(f"taps {names!r}", shapes[0], batch)
@@ -231,6 +236,7 @@ class MatchHidden:
             mean=None,
             selects=self.selected_positions(sample.batch) is not None,
             is_encoded=is_encoded,
+            frames=frames,
         )
 
     def _check_encoded(self, names: str, batch: Batch, *, are_both: bool) -> None:
@@ -291,6 +297,8 @@ class _BoundHidden:
     """Whether the data select positions, so that only these count."""
     is_encoded: bool
     """Whether the states have the positions of an encoder beside a decoder."""
+    frames: FrameCounter | None
+    """Counter of the frames of padded samples, if the states have frames."""
 
     @property
     def target_facts(self) -> Plain:
@@ -328,7 +336,8 @@ class _BoundHidden:
         return self.rows.count(self._side(batch)) if selected is None else selected.numel()
 
     def _side(self, batch: Batch) -> Batch:
-        return batch.for_encoder if self.is_encoded else batch.for_matching
+        side = batch.for_encoder if self.is_encoded else batch.for_matching
+        return side if self.frames is None else self.frames.batch(side)
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
         """Return the normalized (projected) state of the teacher, in float32 or autocast's type."""
