@@ -182,9 +182,8 @@ class MatchHidden:
         # Where the states have the positions of the data, the mask of the data is theirs.
         frames = reads.frames if counts_frames(reads.frames, student.shape[:-1], batch) else None
         batch = batch if frames is None else frames.batch(batch)
-        shapes = [tuple(student.shape), tuple(teacher.shape)]
-        reading = StateReading.of(self.pair.reading, names, shapes, batch)
-        rows = reading.rows(f"taps {names!r}", shapes[0], batch)
+        reading = StateReading.of(self.pair.reading, names, (student, teacher), batch)
+        rows = reading.rows(f"taps {names!r}", tuple(student.shape), batch)
         student, teacher = (reading.read(state, batch) for state in (student, teacher))
         if student.shape[:-1] != teacher.shape[:-1]:
             raise BindError(

@@ -47,14 +47,14 @@ class StateReading:
 
     @classmethod
     def of(
-        cls, kind: Reading, names: str, shapes: Sequence[tuple[int, ...]], batch: Batch
+        cls, kind: Reading, names: str, states: Sequence[Tensor], batch: Batch
     ) -> "StateReading":
         """Return the reading of the states of two models.
 
         Args:
             kind: The reading.
             names: Names of both taps in error messages.
-            shapes: Shapes of both states, features last.
+            states: States of both models, features last.
             batch: The batch of both passes.
 
         Raises:
@@ -67,6 +67,7 @@ class StateReading:
                 f"'reading' of taps {names!r} must be 'positions' or 'pooled' for padded data; "
                 f"got {kind!r}"
             )
+        shapes = [tuple(state.shape) for state in states]
         spaces = [shape[1:-1] for shape in shapes]
         if not all(spaces) or (kind == "grid" and len(spaces[0]) != len(spaces[1])):
             raise BindError(
