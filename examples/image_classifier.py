@@ -22,7 +22,13 @@ import curricle
 from curricle import seeding
 
 CHANNELS, STUDENT_CHANNELS, BATCH = 32, 8, 32
-HINTON = {"kind": "one_shot", "label_weight": 1.0}
+SOFT = {
+    "kind": "logits",
+    "teacher_temperature": 4.0,
+    "student_temperature": 4.0,
+    "scale": "temperature_squared",
+}
+"""Soft targets of Hinton et al. 2015."""
 
 
 def layers(reading: str) -> dict[str, object]:
@@ -30,13 +36,16 @@ def layers(reading: str) -> dict[str, object]:
     pairs = [
         {"student": name, "teacher": name, "reading": reading} for name in ("layer1", "layer2")
     ]
-    return {"kind": "extraction", "pairs": pairs}
+    # States behind a ReLU have no common scale with projected ones.
+    return {
+        "kind": "extraction", "pairs": pairs, "layer_fraction": 0.1, "normalize": "layernorm",
+    }  # fmt: skip
 
 
 STRATEGIES = {
     "labels": {"kind": "from_labels"},
     "one_shot": {"kind": "one_shot"},
-    "one_shot_and_labels": HINTON,
+    "soft_and_labels": {"kind": "one_shot", "objective": SOFT, "label_weight": 1.0},
     "extraction_pooled": layers("pooled"),
     "extraction_grid": layers("grid"),
 }
@@ -97,7 +106,7 @@ def read_options(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Distil an image classifier.")
     parser.add_argument("--to", type=Path, default=Path("runs/digits"), help="folder of results")
     parser.add_argument("--teacher-steps", type=int, default=600)
-    parser.add_argument("--student-steps", type=int, default=100)
+    parser.add_argument("--student-steps", type=int, default=300)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--onnx", action="store_true", help="write an ONNX file, too")
     return parser.parse_args(arguments)
