@@ -264,7 +264,8 @@ class TensorsTask(BaseTask):
     data: str = Field(default=DIGITS, min_length=1)
     """`digits` for the 1,797 images of scikit-learn, `mnist1d` for the 5,000 signals of that
     package (1,000 of them held out), a .safetensors file with the tensors `inputs` and `labels`,
-    one row an example, or a folder with files `train` and `valid` of that format. Without a part `valid`, every twentieth row is held out, of digits every fifth."""
+    one row an example, or a folder with files `train` and `valid` of that format. Without a part
+    `valid`, every twentieth row is held out, of digits every fifth."""
     labels: Literal["classes", "several", "values", "embedding"] = "classes"
     """Meaning of the labels: a class, several labels of 0 or 1 (NaN if missing), values, or an
     embedding."""
