@@ -5,9 +5,11 @@ BIN := .venv/bin
 STAMP := .venv/installed
 # More than one thread a worker makes small models slower, not faster.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Tests of a group share what a fixture has trained, so they stay on one worker.
+TWO := -n 2 --dist loadgroup
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test benchmarks check lint types contracts dependencies spelling docs architecture
+.PHONY: help install demo test coverage benchmarks check lint types contracts dependencies spelling docs architecture
 .PHONY: format clean
 
 help:  ## Show this list
@@ -29,8 +31,11 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## Run the demonstration on the sample data
 	$(BIN)/curricle demo
 
-test: install  ## Run the tests on two cores, with coverage
-	$(PYTEST) -n 2 --cov=curricle --cov=curricle_papers
+test: install  ## Run the tests on two cores
+	$(PYTEST) $(TWO)
+
+coverage: install  ## Run the tests and check how many lines and branches they reach, in twice the time
+	$(PYTEST) $(TWO) --cov=curricle --cov=curricle_papers
 
 # The tables of docs/theory.md take minutes and time nothing; encoders are what others run.
 QUIET := benchmarks/theorem_tables.py benchmarks/encoders.py

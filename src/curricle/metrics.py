@@ -74,7 +74,7 @@ class Metric:
     """Which values are better."""
     unit: Literal["share", "nats", ""] = ""
     """`share` for numbers between 0 and 1, which reports show in percent."""
-    part: Callable[[Scores], Any]
+    part: Callable[[Scores], object]
     """Function from one batch to what the metric keeps of it."""
     compute: Callable[[Any, int], float]
     """Function from the sum or the list of parts, and the number of scored positions, to the

@@ -6,9 +6,12 @@ behind PEFT or `torch.compile`, and the `attribute_map` of a configuration.
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, cast, runtime_checkable
 
 from curricle.errors import BindError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
 
 Structure = TypeVar("Structure")
 
@@ -51,6 +54,10 @@ class Tokenizer(Protocol):
         eos_token_id: int | None
         bos_token_id: int | None
         mask_token_id: int | None
+        pad_token: str | None
+        eos_token: str | None
+        bos_token: str | None
+        model_max_length: int
 
     def __len__(self) -> int:
         """Return the number of ids."""
@@ -75,7 +82,7 @@ class Tokenizer(Protocol):
         ...
 
 
-def fast_backend(role: str, tokenizer: object) -> Any:  # noqa: ANN401 - of an optional package
+def fast_backend(role: str, tokenizer: object) -> "FastTokenizer":
     """Return the tokenizer of the package tokenizers inside a fast tokenizer of transformers.
 
     Args:
@@ -85,10 +92,10 @@ def fast_backend(role: str, tokenizer: object) -> Any:  # noqa: ANN401 - of an o
     Raises:
         BindError: If it is neither.
     """
-    backend: Any = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    backend: object = getattr(tokenizer, "backend_tokenizer", tokenizer)
     if not hasattr(backend, "get_vocab") or not hasattr(type(backend), "from_str"):
         raise BindError(
             f"'{role}_tokenizer' must be a fast tokenizer of transformers or a Tokenizer of "
             f"tokenizers; got {type(tokenizer).__name__!r}"
         )
-    return backend
+    return cast("FastTokenizer", backend)

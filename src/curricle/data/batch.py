@@ -149,7 +149,9 @@ class Batch:
 
         Inputs of a decoder come before token ids, and these before all others, such as images.
         """
-        return _leading(self.inputs)
+        # The common case first: several properties of every step read it.
+        inputs = self.inputs
+        return inputs if isinstance(inputs, Tensor) else _leading(inputs)
 
     @property
     def is_decoded(self) -> bool:

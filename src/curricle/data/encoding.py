@@ -13,16 +13,19 @@ alphabetical order over the training rows.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, final
+from typing import TYPE_CHECKING, Literal, final
 
 import torch
 from torch import Tensor
 
 from curricle.data.collation import IGNORED
 from curricle.data.examples import Owner
-from curricle.data.table_files import Row
+from curricle.data.table_files import Cell, Row
 from curricle.errors import DataError, near_names
 from curricle.protocols import Tokenizer
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding
 
 TextKind = Literal[
     "classification",
@@ -166,11 +169,11 @@ def _find(rows: Sequence[Row], role: str, columns: Columns) -> str:
     return usual
 
 
-def _column(rows: Sequence[Row], role: str, columns: Columns) -> list[Any]:
+def _column(rows: Sequence[Row], role: str, columns: Columns) -> list[Cell]:
     return _values(rows, _find(rows, role, columns))
 
 
-def _values(rows: Sequence[Row], name: str) -> list[Any]:
+def _values(rows: Sequence[Row], name: str) -> list[Cell]:
     """Return a column, also one inside another, as in `translation.de`.
 
     Raises:
@@ -178,7 +181,7 @@ def _values(rows: Sequence[Row], name: str) -> list[Any]:
     """
     values = []
     for number, row in enumerate(rows, start=1):
-        entry: Any = row
+        entry: object = row
         for key in [name] if name in row else name.split("."):
             entry = entry.get(key) if isinstance(entry, Mapping) else None
         if entry is None:
@@ -214,8 +217,8 @@ def _text_columns(rows: Sequence[Row], columns: Columns) -> tuple[str, ...]:
 
 
 def _tokenized(
-    encoding: Encoding, *texts: Sequence[Any], **options: bool
-) -> tuple[Any, dict[str, Tensor]]:
+    encoding: Encoding, *texts: Sequence[object], **options: bool
+) -> tuple["BatchEncoding", dict[str, Tensor]]:
     """Return the tokenizer's output, and its inputs of models."""
     output = encoding.tokenizer(
         *map(list, texts),
@@ -449,7 +452,7 @@ def _without_end(ids: list[int], end: list[int]) -> list[int]:
     return ids[:-1] if end and ids[-1:] == end else ids
 
 
-def _templated(tokenizer: Tokenizer, messages: list[Any], **options: bool) -> list[int]:
+def _templated(tokenizer: Tokenizer, messages: list[Cell], **options: bool) -> list[int]:
     """Return the tokens of messages by the tokenizer's chat template.
 
     Raises:
@@ -468,7 +471,7 @@ def _templated(tokenizer: Tokenizer, messages: list[Any], **options: bool) -> li
     return ids
 
 
-def _messages(row: Row, columns: Columns) -> list[Any] | None:
+def _messages(row: Row, columns: Columns) -> list[Cell] | None:
     """Return the messages of a row; None if it has texts."""
     if _has(row, "messages", columns):
         return list(row[_find([row], "messages", columns)])
@@ -495,7 +498,7 @@ def _has(row: Row, role: str, columns: Columns) -> bool:
 class _Classes:
     """Numbers of classes, by the labels of the training rows."""
 
-    def __init__(self, labels: Sequence[Any], column: str) -> None:
+    def __init__(self, labels: Sequence[Cell], column: str) -> None:
         self._column = column
         self.names: tuple[str, ...] = ()
         num_missing = sum(label == "" for label in labels)
@@ -510,7 +513,7 @@ class _Classes:
             self.names = tuple(sorted({str(label) for label in labels}))
             self.count = len(self.names)
 
-    def numbers(self, labels: Sequence[Any]) -> list[int]:
+    def numbers(self, labels: Sequence[Cell]) -> list[int]:
         """Return the classes of labels.
 
         Raises:

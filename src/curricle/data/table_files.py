@@ -19,7 +19,9 @@ from curricle.errors import DataError, reason
 from curricle.extras import imported
 from curricle.yaml_specs import from_json
 
-Row = Mapping[str, Any]
+Cell = Any
+"""Value of a column: a text, a number, or lists and mappings of them."""
+Row = Mapping[str, Cell]
 """Values by the names of their columns."""
 LONGEST_FIELD = 2**26
 """Maximum number of characters of a field of a CSV file."""

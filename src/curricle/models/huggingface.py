@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import Any, Literal, cast, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 from pydantic import Field
 from torch import nn
@@ -24,6 +24,9 @@ from curricle.models.tapped import TappedModel
 from curricle.protocols import Tokenizer
 from curricle.values import value
 from curricle.yaml_specs import from_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Head = Literal[
     "masked_lm",
@@ -70,7 +73,7 @@ class HuggingFaceSpec:
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
     """Output of the head: tokens, or classes or values of the whole input or of its positions."""
-    config: dict[str, Any] = Field(default_factory=dict)
+    config: dict[str, object] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
     def build(
@@ -130,7 +133,7 @@ class HuggingFaceSpec:
             _check_sizes(model.config, num_inputs, num_positions)
         return tapped(model)
 
-    def _sizes(self, num_inputs: int, num_classes: int, num_positions: int) -> dict[str, Any]:
+    def _sizes(self, num_inputs: int, num_classes: int, num_positions: int) -> dict[str, int]:
         """Return the sizes of a task as fields of the configuration."""
         classes = {} if self.head in LANGUAGE_HEADS else {"num_labels": num_classes}
         if self.head == "image_classification":
@@ -270,7 +273,7 @@ class OpenedFolder:
 
     module: nn.Module
     """The model in float32."""
-    tokenizer: Any
+    tokenizer: Tokenizer
     """Its tokenizer."""
     new_weights: tuple[str, ...] = ()
     """Names of weights that the folder lacks, which are random."""
@@ -350,7 +353,7 @@ def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
     if bundle.tokenizer.pad_token_id is None:
         # Decoders have no padding; what stands there is masked.
         bundle.tokenizer.pad_token = bundle.tokenizer.eos_token or bundle.tokenizer.bos_token
-    config: Any = bundle.module.config
+    config = cast("PreTrainedModel", bundle.module).config
     config.pad_token_id = bundle.tokenizer.pad_token_id
     return bundle
 

@@ -10,7 +10,7 @@ Axes: example, position, channel, row, column.
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.colocation import beside
 from curricle.models.peft_adapters import base_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Specimen = dict[str, Tensor]
 """Inputs by name."""
@@ -37,7 +40,7 @@ def specimens(model: nn.Module) -> Iterator[Specimen]:
     Args:
         model: A Hugging Face model, also inside a wrapper of PEFT.
     """
-    inner: Any = base_of(model)
+    inner = cast("PreTrainedModel", base_of(model))
     weights = [weight for weight in inner.parameters() if weight.is_floating_point()]
     if not weights or weights[0].is_meta:
         return
@@ -100,7 +103,7 @@ def _sound_shape(config: object) -> tuple[int, ...]:
     return EXAMPLES, math.prod(strides) * (FRAMES + kernels)
 
 
-def _setting(config: object, name: str, default: Any) -> Any:  # noqa: ANN401 - as configured
+def _setting(config: object, name: str, default: object) -> Any:  # noqa: ANN401 - as configured
     """Return a field of a configuration or of the configurations inside it."""
     for holder in (config, *(getattr(config, part, None) for part in PARTS)):
         value = getattr(holder, name, None)

@@ -13,7 +13,7 @@ belongs to `ab`. Tokens that begin with no common one form group 0.
 """
 
 from collections.abc import Container, Mapping
-from typing import Annotated, Any, Literal, final
+from typing import TYPE_CHECKING, Annotated, Literal, final
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,9 @@ from curricle.errors import BindError, SpecError
 from curricle.objectives import losses
 from curricle.protocols import fast_backend
 from curricle.values import value
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
 
 FEWEST_GROUPED = 0.5
 """Least share of the tokens of a vocabulary that belong to a common token."""
@@ -182,7 +185,7 @@ def token_groups(student_tokenizer: object, teacher_tokenizer: object) -> Groupe
 def _groups(
     ids: Mapping[str, int],
     numbers: Mapping[str, int],
-    other: Any,  # noqa: ANN401 - of an optional package
+    other: "FastTokenizer",
     special: Container[str],
 ) -> tuple[int, ...]:
     """Return the group of each id of a vocabulary; ids without a token belong to group 0.

@@ -6,7 +6,7 @@ folder, or in its place the targets that were captured of it.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 from curricle import seeding
 from curricle.errors import BindError
@@ -21,6 +21,9 @@ from curricle.tasks import TextTask
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher, open_targets
 from curricle.teachers.trajectory import hugging_face_trajectory, open_trajectory
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 TRAJECTORY = "trajectory"
 Teacher = LiveTeacher | StoredTeacher
@@ -58,7 +61,7 @@ def build_model(model: Model, data: TaskData, seed: int, purpose: str) -> Tapped
             padding_token=data.padding_token,
         )
     if data.class_names and not isinstance(model, MLPSpec):
-        config: Any = built.module.config
+        config = cast("PreTrainedModel", built.module).config
         if isinstance(model, PretrainedSpec):
             _check_classes(config, data.class_names, model.path)
         else:
@@ -67,13 +70,13 @@ def build_model(model: Model, data: TaskData, seed: int, purpose: str) -> Tapped
     return built
 
 
-def _check_classes(config: Any, names: Sequence[str], path: str) -> None:  # noqa: ANN401 - of a model
+def _check_classes(config: "PreTrainedConfig", names: Sequence[str], path: str) -> None:
     """Check that classes with a name of the task have its number.
 
     Raises:
         BindError: If one has another.
     """
-    numbers = {name: int(number) for number, name in config.id2label.items()}
+    numbers = {name: int(number) for number, name in (config.id2label or {}).items()}
     for number, name in enumerate(names):
         if numbers.get(name, number) != number:
             raise BindError(

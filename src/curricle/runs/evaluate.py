@@ -6,7 +6,7 @@ printed as a table and has plain data for JSON.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch
 from torch import nn
@@ -117,7 +117,7 @@ class Evaluation:
 @standard_state(is_training=False)
 def evaluate(
     student: nn.Module | TappedModel,
-    evaluation: Sequence[Batch] | DataLoader[Any],
+    evaluation: Sequence[Batch] | DataLoader[object],
     *,
     teacher: nn.Module | TappedModel | None = None,
     metrics: Sequence[str | Metric] | None = None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -222,7 +222,7 @@ def _tune(  # noqa: PLR0917 - private, called once
     collate = partial(
         _collate, tokenizer=bundle.tokenizer, classes=classes, length=bundle.longest(MOST_TOKENS)
     )
-    loader: DataLoader[Any] = DataLoader(
+    loader: DataLoader[object] = DataLoader(
         train_texts,  # type: ignore[arg-type]  # a list is a data set
         batch_size=tuning.batch_size,
         shuffle=True,

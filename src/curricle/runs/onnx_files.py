@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, final
+from typing import TYPE_CHECKING, final
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from curricle.extras import imported
 from curricle.models.outputs import logits_in
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import REFUSALS, Inputs
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 ONNX = "model.onnx"
 TOLERANCE = 1e-4
@@ -38,8 +41,6 @@ LEAST = 2
 """Smallest size of an axis that can be traced as free: torch takes 1 for a constant."""
 LONGEST_REASON = 300
 """Characters of an error of torch in a message."""
-Session = Any
-"""Session of ONNX Runtime, which carries no types."""
 
 
 @final
@@ -192,7 +193,7 @@ def _check(module: nn.Module, sample: Inputs, path: Path, tolerance: float) -> O
     )
 
 
-def _run(session: Session, subset: Inputs, inputs: Iterable[str]) -> Tensor:
+def _run(session: "InferenceSession", subset: Inputs, inputs: Iterable[str]) -> Tensor:
     """Return the logits of ONNX Runtime.
 
     Raises:

@@ -21,7 +21,7 @@ epoch), so the batch of a step is a lookup.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import TYPE_CHECKING, final
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from curricle.errors import DataError, SpecError
 from curricle.protocols import fast_backend
 from curricle.seeding import numpy_generator
 from curricle.values import fingerprint
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as FastTokenizer
 
 AT_ONCE = 2**18
 """Characters per call of a tokenizer."""
@@ -299,7 +302,7 @@ def window_starts(tokens: Int[np.ndarray, " token"], window: int) -> Int[np.ndar
     return np.array(starts)
 
 
-def _spans(tokenizer: Any, texts: list[str]) -> Spans:  # noqa: ANN401 - of an optional package
+def _spans(tokenizer: "FastTokenizer", texts: list[str]) -> Spans:
     """Return texts in the tokens of a tokenizer."""
     ids: list[int] = []
     bounds: list[tuple[int, int]] = []
@@ -340,7 +343,7 @@ def _batches(texts: list[str]) -> Iterable[list[str]]:
         yield batch
 
 
-def _copied(role: str, tokenizer: object) -> Any:  # noqa: ANN401 - of an optional package
+def _copied(role: str, tokenizer: object) -> "FastTokenizer":
     """Return a copy of a tokenizer that adds nothing and gives the offsets of whole tokens.
 
     Raises:

@@ -64,8 +64,8 @@ class CurriculumTrainer(transformers.Trainer):
         model: nn.Module,
         teacher_model: nn.Module | TappedModel | str | None = None,
         args: transformers.TrainingArguments | None = None,
-        train_dataset: Any = None,  # noqa: ANN401 - as in the Trainer
-        eval_dataset: Any = None,  # noqa: ANN401 - as in the Trainer
+        train_dataset: object = None,
+        eval_dataset: object = None,
         processing_class: Any = None,  # noqa: ANN401 - as in the Trainer
         data_collator: Callable[[list[Any]], dict[str, Any]] | None = None,
         compute_metrics: Callable[[transformers.EvalPrediction], dict[str, Any]] | None = None,
@@ -401,7 +401,7 @@ class CurriculumTrainer(transformers.Trainer):
             "usage": plain(stages.usage),
         }
 
-    def resume_stages(self, facts: Mapping[str, Any]) -> None:
+    def resume_stages(self, facts: Mapping[str, object]) -> None:
         """Go on in the stage of a checkpoint.
 
         Args:
@@ -436,7 +436,7 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
         args: transformers.TrainingArguments,
         state: transformers.TrainerState,
         control: transformers.TrainerControl,
-        **keywords: Any,  # noqa: ANN401 - as in the base class
+        **keywords: object,
     ) -> None:
         """Restore the stages of a checkpoint, or initialize the student."""
         if self._trainer is None:
@@ -456,7 +456,7 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
         args: transformers.TrainingArguments,
         state: transformers.TrainerState,
         control: transformers.TrainerControl,
-        **keywords: Any,  # noqa: ANN401 - as in the base class
+        **keywords: object,
     ) -> None:
         """Note the losses of the step, and count it unless an evaluation follows."""
         if self._trainer is not None:
@@ -470,7 +470,7 @@ class _StageCallback(transformers.TrainerCallback, ExportableState):
         state: transformers.TrainerState,
         control: transformers.TrainerControl,
         metrics: Mapping[str, float] | None = None,
-        **keywords: Any,  # noqa: ANN401 - as in the base class
+        **keywords: object,
     ) -> None:
         """Note the metrics; the step before them is counted when all are there."""
         if self._trainer is not None and self._trainer.is_in_train:

@@ -64,7 +64,8 @@ class StepLoss:
     @property
     def is_finite(self) -> bool:
         """Return whether every sum is finite; waits for a GPU."""
-        return all(math.isfinite(total.item()) for total in self.totals)
+        # A list and no generator, which costs a step of a small model more than the reads.
+        return all([math.isfinite(total.item()) for total in self.totals])  # noqa: C419
 
 
 @final
@@ -98,6 +99,7 @@ class StageLoss:
         self.weights = [term.weight for term in terms]
         """Factor of each objective in the loss."""
         self._student, self._teacher, self._tables = student, teacher, tables
+        self._has_targets = teacher is not None or any(term.stored is not None for term in terms)
         # Looked up once: a pass of a small model takes as long as a few lookups of the placement.
         placement = settings.placement
         self._autocast: Callable[[], AbstractContextManager[object]] = partial(
@@ -173,7 +175,7 @@ class StageLoss:
             batch: The batch, or a part of it.
             objectives: Numbers of the objectives to compute targets for; None for all.
         """
-        if self._teacher is None and all(term.stored is None for term in self.terms):
+        if not self._has_targets:
             return [None] * len(self.terms)
         indexes = range(len(self.terms)) if objectives is None else objectives
         # Targets belong to the teacher's pass: its precision is theirs, also in a capture.

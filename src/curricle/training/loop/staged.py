@@ -19,7 +19,7 @@ Units: FLOPs are those of the plan, in proportion to the tokens of the batches t
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from types import TracebackType
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -339,7 +339,7 @@ def staged_loss(  # noqa: PLR0913 - everything but four has a default
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
     curriculum: Curriculum,
-    data: Stream | DataLoader[Any],
+    data: Stream | DataLoader[object],
     *,
     optimizer: torch.optim.Optimizer | None = None,
     trajectory: Trajectory | None = None,

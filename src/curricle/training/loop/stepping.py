@@ -7,7 +7,7 @@ everything is put back when it closes.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -84,6 +84,8 @@ class Stepper:
         self._placement = run.settings.placement
         # Gradients of adapters are part of the norm by which all are clipped.
         self._parameters = [*run.student.module.parameters(), *loss.adapters.parameters()]
+        # Looked up once, as properties cost a step of a small model time.
+        self._num_steps, self._is_noisy = run.num_steps, run.is_noisy
         # On a GPU a look at every loss would wait for each step.
         self._checks_each_step = not self._placement.is_queued
 
@@ -95,7 +97,7 @@ class Stepper:
             # Of planned lengths: when a rule ends the stage is not known yet.
             factor = optimizer.schedule.factor(step - self.start, stage.span.most)
         else:
-            factor = optimizer.schedule.factor(step, run.num_steps)
+            factor = optimizer.schedule.factor(step, self._num_steps)
         return optimizer.learning_rate * factor * declared.learning_rate_scale
 
     def take(self, first: int, stop: int) -> list[StepLoss]:
@@ -151,8 +153,11 @@ class Stepper:
             # None and not zero: torch skips a parameter without gradient, so that one outside of
             # the stage neither decays nor gets a state.
             parameter.grad = None
-        # Noise depends on seed and step alone, so a run draws the same masks after it was resumed.
-        with self._noise(step):
+        if self._is_noisy:
+            with self._noise(step):
+                loss = self._accumulate(prepared)
+        else:
+            # Seeding the global generators costs every step time; most models draw nothing.
             loss = self._accumulate(prepared)
         if self._checks_each_step:
             # Before the update, so that the weights stay those before the step.
@@ -169,11 +174,9 @@ class Stepper:
         return loss
 
     def _noise(self, step: int) -> AbstractContextManager[None]:
-        """Return the context of a step: seeded if the model draws from global generators."""
+        """Return the context of a step in which global generators are seeded."""
         run = self.run
-        # Seeding the global generators costs every step time; most models draw nothing.
-        if not run.is_noisy:
-            return nullcontext()
+        # Noise depends on seed and step alone, so a run draws the same masks after it was resumed.
         return seeding.scoped(run.seed, "noise", step, beyond_torch=run.draws_foreign_noise)
 
     def _accumulate(self, prepared: Prepared) -> StepLoss:

@@ -27,6 +27,9 @@ from curricle.models.tapped import TappedModel
 
 Precision = Literal["float32", "bfloat16"]
 
+UNCHANGED = nullcontext()
+"""Context of passes in float32; one serves all, since it has no state."""
+
 
 class Placement(ABC):
     """Processors and processes of a run."""
@@ -92,7 +95,7 @@ class Placement(ABC):
         if precision == "float32":
             # A disabled autocast is no substitute: as the outermost context it would keep the casts
             # of an autocast inside of the model beyond the update of the weights.
-            return nullcontext()
+            return UNCHANGED
         return torch.autocast(self.kind, torch.bfloat16)
 
     def side_stream(self) -> torch.cuda.Stream | None:
