@@ -28,7 +28,6 @@ from torch import Tensor
 from curricle.colocation import beside
 from curricle.data.batch import Batch, Rows, check_positions
 from curricle.errors import BindError, SpecError
-from curricle.models.frames import FrameCounter, counts_frames, frame_counter
 from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
 from curricle.objectives.adapters import LinearMap
@@ -39,6 +38,7 @@ from curricle.objectives.base import (
     Sample,
     require,
 )
+from curricle.objectives.frames import FrameCounter, counts_frames, frame_counter
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
 from curricle.objectives.readings import Reading, StateReading

@@ -14,9 +14,9 @@ Axes: example, space (any number of axes), channel; features are on the last axi
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
 from torch import Tensor
 from torch.nn import functional
@@ -27,7 +27,7 @@ from curricle.errors import BindError
 Reading = Literal["positions", "grid", "pooled", "channels"]
 FLAT_AXES = 2
 """Axes of a state without positions: example and channel."""
-POOLING = {
+POOLING: Mapping[int, Callable[[Tensor, Any], Tensor]] = {
     1: functional.adaptive_avg_pool1d,
     2: functional.adaptive_avg_pool2d,
     3: functional.adaptive_avg_pool3d,
@@ -120,8 +120,7 @@ class StateReading:
             return state.flatten(1, -2).mT
         if tuple(state.shape[1:-1]) == self.cells:
             return state
-        pooled = POOLING[len(self.cells)](state.movedim(-1, 1), self.cells)  # type: ignore[operator]
-        return pooled.movedim(1, -1)
+        return POOLING[len(self.cells)](state.movedim(-1, 1), self.cells).movedim(1, -1)
 
     def rows(self, names: str, shape: tuple[int, ...], batch: Batch) -> Rows:
         """Return the counted rows of a state.

@@ -11,8 +11,8 @@ from torch import nn
 import curricle
 from curricle import seeding
 from curricle.data.batch import Batch
-from curricle.models.frames import FrameCounter, counts_frames, frame_counter
 from curricle.models.mlp import MLP
+from curricle.objectives.frames import FrameCounter, counts_frames, frame_counter
 from curricle.objectives.projections import Identity
 from curricle.records import StepRecord
 from tests.contracts.test_families import WAV2VEC2
