@@ -22,7 +22,7 @@ from curricle.models.families import tapped
 from curricle.models.tapped import Place, TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
-from curricle.objectives.projections import Identity
+from curricle.objectives.projections import Identity, Learned
 from curricle.records import StepRecord
 from curricle.training.distill import distill
 from curricle.training.setup.settings import TrainingSettings
@@ -404,6 +404,22 @@ def test_the_first_loss_of_the_logits_is_their_divergence_at_selected_positions(
     rows = torch.arange(len(student)) if batch.selected is None else batch.selected
     divergence = (teacher.exp() * (teacher - student)).sum(-1)[rows].mean()
     assert first_losses(name, MatchLogits()) == pytest.approx([divergence.item()], rel=1e-4)
+
+
+@every_tap
+def test_every_kind_of_stage_trains(name: str, prefix: str) -> None:
+    """Fixed and learned projections, pooled states and, of models with any, logits."""
+    tap = numbered(prefix, 1)
+    pairs = [
+        LayerPair(student=tap, teacher=tap),
+        LayerPair(student=tap, teacher=tap, reading="pooled"),
+    ]
+    objectives: list[Any] = [MatchHidden(pair=pair) for pair in pairs]
+    objectives.append(MatchHidden(pair=pairs[0], projection=Learned()))
+    objectives += [MatchLogits()] if FAMILIES[name].has_logits else []
+    losses = first_losses(name, *objectives)
+    assert len(losses) == len(objectives)
+    assert all(0.0 < loss < float("inf") for loss in losses)
 
 
 @pytest.mark.parametrize("name", ["t5", "bart", "whisper"])

@@ -99,6 +99,7 @@ def test_digits_are_images_between_0_and_1(
 def test_signals_of_mnist_1d_are_the_same_for_every_seed_and_move_no_generator(
     tmp_path: Path,
 ) -> None:
+    pytest.importorskip("mnist1d.data")
     before = seeding.global_state(), seeding.foreign_state()
     data = TensorsTask(data="mnist1d", batch_size=4000)
     opened = [data.open(seed=seed, cache_dir=tmp_path) for seed in (0, 1)]
