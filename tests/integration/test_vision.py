@@ -192,7 +192,8 @@ def test_an_axis_of_channels_that_is_not_named_is_refused_with_its_name() -> Non
 def test_stored_targets_of_pooled_taps_give_the_loss_of_a_live_teacher(tmp_path: Any) -> None:
     teacher = cnn(TorchvisionLike, 8, seed=1)
     curriculum = curricle.extraction(
-        total="4 steps",
+        total="8 steps",
+        layer_fraction=0.5,
         pairs=curricle.LayerPair(student="layer2", teacher="layer1", reading="pooled"),
     )
 
@@ -209,4 +210,6 @@ def test_stored_targets_of_pooled_taps_give_the_loss_of_a_live_teacher(tmp_path:
         cnn(TorchvisionLike, 4), teacher, curriculum, Listed(images()),
         folder=tmp_path / "targets", settings=curricle.TrainingSettings(device="cpu"),
     )  # fmt: skip
-    assert run(curricle.open_targets(tmp_path / "targets")) == pytest.approx(run(teacher), rel=1e-5)
+    # The layer stage; stored logits are rounded.
+    stored, live = run(curricle.open_targets(tmp_path / "targets"))[:4], run(teacher)[:4]
+    assert stored == pytest.approx(live, rel=1e-3)

@@ -55,8 +55,8 @@ class FrameCounter:
         """
         if batch.valid is None:
             return batch
-        whole = batch.valid.new_tensor([batch.valid.shape[1]], dtype=torch.int64)
-        numbers = torch.arange(int(self.counts(whole)), device=batch.valid.device)
+        longest = batch.valid.new_tensor([batch.valid.shape[1]], dtype=torch.int64)
+        numbers = torch.arange(int(self.counts(longest)), device=batch.valid.device)
         valid = numbers < self.counts(batch.valid.sum(1)).unsqueeze(1)
         return Batch(inputs=batch.inputs, valid=valid, step=batch.step, offset=batch.offset)
 
