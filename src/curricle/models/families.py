@@ -1,9 +1,10 @@
 """Tapped models of users' modules.
 
 `tapped` accepts an MLP, a Hugging Face model or any other module. For Hugging Face models no table
-of families is needed: the blocks are the only module list as long as in the configuration, the head
-is the top-level children from the base model to the output embeddings, and all taps lie on the
-residual stream. Nothing here imports transformers.
+of families is needed. Their blocks are traced in a forward pass; where that fails, they are the one
+module list whose length is that in the configuration. The head consists of the top-level children
+after the base model, up to the output embeddings. All taps lie on the residual stream. Nothing here
+imports transformers.
 """
 
 import inspect

@@ -235,12 +235,12 @@ class HookedModel:
         if self._width_axis != -1:
             raise BindError(
                 f"'chunk' must be None for {self._name}, whose states have their features on axis "
-                f"{self._width_axis}: in chunks the head reads them on the last one"
+                f"{self._width_axis}: computing in chunks needs them on the last axis"
             )
         if end is not None and is_tuned(self._modules[end.path]):
             raise BindError(
-                f"'chunk' must be None for {self._name}, around whose head {end.path!r} PEFT has "
-                f"put an adapter: in chunks the weights below it would be read alone"
+                f"'chunk' must be None for {self._name}, whose head {end.path!r} has an adapter of "
+                f"PEFT, which the computation in chunks would leave out"
             )
         if end is None or not self._is_linear(end):
             kind = "none" if end is None else type(self._modules[end.path]).__name__

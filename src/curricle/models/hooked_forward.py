@@ -283,7 +283,7 @@ class HookedForward:
         if self._output is None or self._has_gathered:
             return None
         try:
-            # Their last axis are positions, of which shorter inputs have fewer.
+            # Their last axis counts positions, so its size follows the length of the inputs.
             is_fixed = not self._observed.output and is_span(self._output[0])
             return None if is_fixed else logits_of_output(self._output[0], self._observed.output)
         except BindError:

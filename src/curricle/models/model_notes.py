@@ -46,7 +46,7 @@ def model_notes(
 
 
 def probability_note(logits: Tensor) -> str:
-    """Return whether logits look like probabilities; empty if they do not.
+    """Return a note if logits look like probabilities; empty if they do not.
 
     Objectives apply a softmax to the output of a model, so a model with a softmax of its own would
     be trained through two.
@@ -162,7 +162,7 @@ def _router_note(model: TappedModel) -> str:
 
 
 def _rank_note(model: TappedModel) -> str:
-    """Return whether ranks of adapters are meant to change while they are trained."""
+    """Return a note if ranks of adapters are meant to change while they are trained."""
     if not callable(getattr(getattr(model, "module", None), "update_and_allocate", None)):
         return ""
     return (

@@ -152,8 +152,8 @@ class BoundObjective(Protocol):
     - `label_classes`: number of classes of labels, or None if labels are not read
       (`label_classes`); `check_labels(labels)`: another check of labels (`label_check`);
     - `wants_calibration` and `calibrated(teachers)`: whether statistics of the teacher's
-      activations are needed before training, and the objective with those of some batches
-      (`pending_calibration`);
+      activations are needed before training, and the function that computes them over some batches
+      and returns the objective that holds them (`pending_calibration`);
     - `target_facts`, `reads_selected` and `sparse_temperature`: see `TargetDescription`
       (`target_description`).
     """
@@ -179,7 +179,8 @@ class BoundObjective(Protocol):
 
 
 Calibration = Callable[[Iterable[tuple[Activations, Batch]]], BoundObjective]
-"""Function of a teacher's activations of batches to the objective with their statistics."""
+"""Function that computes statistics of a teacher's activations over some batches and returns the
+objective that holds them."""
 
 
 def pending_calibration(objective: BoundObjective) -> Calibration | None:

@@ -239,11 +239,11 @@ class MatchHidden:
         )
 
     def _check_encoded(self, names: str, batch: Batch, *, are_both: bool) -> None:
-        """Check that states of an encoder are compared with such, at all of its positions.
+        """Check that states of an encoder are compared with states of an encoder, at all positions.
 
         Raises:
-            BindError: If one is of a decoder, or positions are selected or aligned, which are
-                those of the decoder.
+            BindError: If one state is of a decoder, or if positions are selected or aligned, which
+                refers to positions of the decoder.
         """
         selects = self.selected_positions(batch) is not None
         if not are_both or selects or batch.alignment is not None:
