@@ -5,7 +5,7 @@ as those of sentence-transformers do, declares it by the annotation of its only 
 """
 
 import inspect
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 from torch import Tensor, nn
@@ -31,8 +31,7 @@ def run_module(
     options = keywords or {}
     if isinstance(inputs, Tensor):
         return module(inputs, **options)
-    kind: Hashable = type(module)
-    if takes_mapping(kind):
+    if takes_mapping(type(module)):
         # A copy: modules of sentence-transformers add their outputs to it.
         return module(dict(inputs), **options)
     return module(**inputs, **options)

@@ -76,7 +76,7 @@ class HuggingFaceSpec:
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
     """Output of the head: tokens, or classes or values of the whole input or of its positions."""
-    config: dict[str, object] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
     def build(
