@@ -137,7 +137,7 @@ def test_a_small_student_learns_pixels_by_layers_and_logits() -> None:
     options: dict[str, Any] = {"evaluation": whole(), "settings": settings, "optimizer": optimizer}
     curricle.distill(tapped(teacher), None, curricle.from_labels(total="80 steps"), data, **options)
     curriculum = curricle.extraction(
-        total="80 steps", pairs=curricle.LayerPair(student="block", teacher="block")
+        total="80 steps", pairs=(curricle.LayerPair(student="block", teacher="block"),)
     )
     before = curricle.evaluate(tapped(build(4)), whole(), repetitions=1).student.metrics
     result = curricle.distill(tapped(student), tapped(teacher), curriculum, data, **options)

@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import curricle
 from curricle import seeding
 from curricle.curriculum.durations import Duration
-from curricle.data.batch import Batch
+from curricle.data.batch import Batch, named
 from curricle.errors import BindError, SpecError
+from curricle.objectives.divergences import SquaredError
 from curricle.objectives.projections import Identity
 from curricle.records import EvaluationRecord, StepRecord
 from curricle.values import plain
@@ -201,7 +202,7 @@ def clip(seed: int) -> Any:
 def test_projections_of_both_towers_are_matched() -> None:
     ids = torch.randint(4, 19, (4, 6), generator=torch.Generator().manual_seed(0))
     batch = Batch(inputs={"input_ids": ids, "pixel_values": drawn(4, 3, 8, 8)})
-    outputs = clip(0)(**batch.inputs), clip(1)(**batch.inputs)
+    outputs = [clip(seed)(**named(batch.inputs)) for seed in (0, 1)]
     for name in ("image_embeds", "text_embeds"):
         tap = f"output:{name}"
         objective = curricle.MatchHidden(
@@ -229,7 +230,7 @@ def test_one_number_an_example_is_a_value() -> None:
     with seeding.scoped(0, "test model"):
         student, teacher = Regressor(), Regressor()
     inputs, labels = drawn(8, 3), drawn(8)
-    squared = curricle.MatchLogits(divergence={"kind": "squared_error"})
+    squared = curricle.MatchLogits(divergence=SquaredError())
     error = (student(inputs) - teacher(inputs)).square().mean().item()
     assert losses(student, teacher, squared, Batch(inputs=inputs)) == pytest.approx([error])
     records: list[Any] = []

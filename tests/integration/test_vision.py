@@ -85,7 +85,9 @@ def cnn(make: Any, width: int, seed: int = 0) -> Any:
 
 
 def vit(width: int = 8) -> Any:
-    config = hf.ViTConfig(
+    # As in a configuration file: labels are no argument of the class.
+    make: Any = hf.ViTConfig
+    config = make(
         hidden_size=width, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
         image_size=16, patch_size=8, num_labels=CLASSES, hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
@@ -115,7 +117,7 @@ def losses(student: Any, teacher: Any, pair: Any, **fields: Any) -> list[float]:
     """Return the losses of three steps on a pair and three on the logits."""
     records: list[Any] = []
     curriculum = curricle.extraction(
-        total="6 steps", layer_fraction=0.5, pairs=curricle.LayerPair(**pair), **fields
+        total="6 steps", layer_fraction=0.5, pairs=(curricle.LayerPair(**pair),), **fields
     )
     curricle.distill(
         student, teacher, curriculum, Listed(images()), evaluation=[images()],
@@ -194,7 +196,7 @@ def test_stored_targets_of_pooled_taps_give_the_loss_of_a_live_teacher(tmp_path:
     curriculum = curricle.extraction(
         total="8 steps",
         layer_fraction=0.5,
-        pairs=curricle.LayerPair(student="layer2", teacher="layer1", reading="pooled"),
+        pairs=(curricle.LayerPair(student="layer2", teacher="layer1", reading="pooled"),),
     )
 
     def run(source: Any) -> list[float]:

@@ -10,7 +10,7 @@ from torch import nn
 
 import curricle
 from curricle import seeding
-from curricle.data.batch import Batch
+from curricle.data.batch import Batch, named
 from curricle.models.mlp import MLP
 from curricle.objectives.frames import FrameCounter, counts_frames, frame_counter
 from curricle.objectives.projections import Identity
@@ -55,7 +55,7 @@ def test_frames_of_padding_do_not_count_in_the_loss(reading: Any) -> None:
     student, teacher, batch = wav2vec2(0), wav2vec2(1), sound()
     student.train()
     states = [
-        model(**batch.inputs, output_hidden_states=True).hidden_states[1]
+        model(**named(batch.inputs), output_hidden_states=True).hidden_states[1]
         for model in (student, teacher)
     ]
     valid = counter(student).batch(batch).valid
