@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, final
+from typing import final
 
 from curricle.data.batch import Batch
 from curricle.data.streams import Stream, examples_per_epoch
@@ -27,7 +27,7 @@ SENTENCE_MODELS = ("sentence_encoder",)
 ARGUMENTS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
 """Argument of the objective on outputs, by kind of curriculum."""
 
-OF_VALUES: Mapping[str, Any] = MappingProxyType(
+OF_VALUES: Mapping[str, object] = MappingProxyType(
     {"kind": "logits", "divergence": {"kind": "squared_error"}}
 )
 """Objective on outputs that are values, not scores of classes."""

@@ -1,16 +1,16 @@
 """Weights of models that accelerate has spread over devices, read where they lie.
 
 `from_pretrained(..., device_map=...)` puts the modules of a model on several GPUs, on the CPU and
-on the disk. Hooks of accelerate carry the inputs of each module to its device; weights on the disk,
-or on the CPU beside a GPU, are meta tensors, which a hook fills for the length of a pass. Such a
-model is run as it is and is never moved.
+on the disk. Hooks of accelerate move the inputs of each module beside its weights; weights on
+the disk, or on the CPU beside a GPU, are meta tensors, which a hook fills for the length of a pass.
+Such a model is run as it is and is never moved.
 
 Design: accelerate is not imported here; its hooks are attributes of modules.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -65,8 +65,7 @@ def resident_weight(module: nn.Module) -> Tensor:
 class _Reader:
     """A weight that is read when it is called."""
 
-    # Maps of accelerate look up more than the names that they list, so that their type is open.
-    def __init__(self, stored: Any, name: str, dtype: torch.dtype) -> None:  # noqa: ANN401
+    def __init__(self, stored: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> None:
         self._stored, self._name, self._dtype = stored, name, dtype
 
     def __call__(self) -> Tensor:

@@ -166,7 +166,7 @@ class PretrainedSpec:
         model = _pretrained_model(
             AUTO_CLASSES[self.head], self.path, f"a model with head {self.head!r}"
         )
-        config: Any = model.config
+        config = cast("PreTrainedModel", model).config
         if self.head in LANGUAGE_HEADS and config.vocab_size < num_inputs:
             raise BindError(
                 f"'vocabulary' of {self.path!r} must have the task's {num_inputs} entries or more; "
@@ -184,7 +184,7 @@ class PretrainedSpec:
 
 def new_encoder(
     model_type: str,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     *,
     num_inputs: int,
     num_positions: int,
@@ -229,7 +229,7 @@ def pretrained_encoder(path: str, *, num_inputs: int, num_positions: int) -> nn.
 
 
 def _config_fields(
-    transformers: ModuleType, model_type: str, config: Mapping[str, Any]
+    transformers: ModuleType, model_type: str, config: Mapping[str, object]
 ) -> list[str]:
     """Return the names of the fields of a family's configuration.
 
@@ -256,7 +256,7 @@ def _new_model(
     transformers: ModuleType,
     auto_class: str,
     model_type: str,
-    settings: Mapping[str, Any],
+    settings: Mapping[str, object],
     *,
     output: str,
 ) -> Any:  # noqa: ANN401 - of an optional package

@@ -13,7 +13,7 @@ and a `SentenceTransformer` are read alike, by the names of their outputs.
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast, final
+from typing import TYPE_CHECKING, Any, Literal, cast, final
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from curricle.colocation import count_beside
 from curricle.errors import BindError, CheckpointError, SpecError
 from curricle.files import write_text
 from curricle.models.families import tapped
@@ -31,6 +32,9 @@ from curricle.models.outputs import EMBEDDING
 from curricle.models.tapped import TappedModel
 from curricle.values import value
 from curricle.yaml_specs import from_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Pooling = Literal["mean", "cls", "max", "lasttoken"]
 """Embedding of a text: the mean of the states of its tokens, the first, the maximum, the last."""
@@ -96,7 +100,7 @@ class SentenceEncoder(nn.Module):
     @property
     def width(self) -> int:
         """Return the number of values of an embedding."""
-        config: Any = self.encoder.config
+        config = cast("PreTrainedModel", self.encoder).config
         return int(config.hidden_size) if self.dense is None else self.dense.out_features
 
     def forward(
@@ -129,9 +133,9 @@ class SentenceEncoder(nn.Module):
         """
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        encoder: Any = self.encoder
+        encoder = cast("PreTrainedModel", self.encoder)
         encoder.save_pretrained(str(folder))
-        config: Any = encoder.config
+        config = encoder.config
         modules = [("Transformer", ""), ("Pooling", POOLING)]
         flags = {flag: mode == self.pooling for flag, mode in MODES.items()}
         _write(folder / POOLING / CONFIG, {"word_embedding_dimension": config.hidden_size, **flags})
@@ -181,10 +185,10 @@ def pooled_states(
     if pooling == "max":
         return states.masked_fill(mask.unsqueeze(-1) == 0, -torch.inf).amax(1)
     # The first of several largest numbers counts, and positions count backwards for the last token.
-    positions = torch.arange(mask.shape[1], device=mask.device)
+    positions = count_beside(mask, mask.shape[1])
     order = -positions if pooling == "cls" else positions
     places = order.masked_fill(mask == 0, -mask.shape[1]).argmax(1)
-    return states[torch.arange(len(states), device=mask.device), places]
+    return states[count_beside(mask, len(states)), places]
 
 
 @final

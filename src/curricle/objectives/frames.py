@@ -10,12 +10,13 @@ Axes: example, sample, frame.
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast, final
+from typing import cast, final
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from curricle.colocation import beside, count_beside
 from curricle.data.batch import Batch
 from curricle.models.tapped import TappedModel
 
@@ -41,11 +42,11 @@ class FrameCounter:
         Args:
             lengths: Numbers of samples.
         """
-        method = cast("Callable[..., Any]", getattr(self.module, LENGTHS))
+        method = cast("Callable[..., Tensor]", getattr(self.module, LENGTHS))
         # Adapters behind the blocks make fewer frames of those that the blocks have.
         has_adapter = "add_adapter" in inspect.signature(method).parameters
         counts = method(lengths, add_adapter=False) if has_adapter else method(lengths)
-        return torch.as_tensor(counts, device=lengths.device).long()
+        return beside(torch.as_tensor(counts), lengths).long()
 
     def batch(self, batch: Batch) -> Batch:
         """Return a batch with the positions of the frames, and without labels.
@@ -56,7 +57,7 @@ class FrameCounter:
         if batch.valid is None:
             return batch
         longest = batch.valid.new_tensor([batch.valid.shape[1]], dtype=torch.int64)
-        numbers = torch.arange(int(self.counts(longest)), device=batch.valid.device)
+        numbers = count_beside(batch.valid, int(self.counts(longest)))
         valid = numbers < self.counts(batch.valid.sum(1)).unsqueeze(1)
         return Batch(inputs=batch.inputs, valid=valid, step=batch.step, offset=batch.offset)
 

@@ -70,7 +70,7 @@ class HarnessScores:
 
 
 def harness_scores(
-    folder: Path, tasks: Sequence[str], *, limit: int | None = None, device: str = "cpu"
+    folder: Path, tasks: Sequence[str], *, limit: int | None = None, processor: str = "cpu"
 ) -> HarnessScores:
     """Return the metrics of a language model on tasks of the LM Evaluation Harness.
 
@@ -78,7 +78,7 @@ def harness_scores(
         folder: Hugging Face folder with the model and its tokenizer.
         tasks: Names of tasks, or paths of YAML files that define one.
         limit: Number of examples of each task; None takes all.
-        device: Device of the model.
+        processor: Kind of processor that runs the model, `cpu` or `cuda`.
 
     Raises:
         BindError: If the package is missing, or the model does not predict next tokens.
@@ -97,7 +97,7 @@ def harness_scores(
         with seeding.scoped(0, "evaluation/lm_eval", beyond_torch=True):
             results: Any = package.simple_evaluate(
                 model="hf",
-                model_args={"pretrained": str(folder), "device": device},
+                model_args={"pretrained": str(folder), "device": processor},
                 tasks=names,
                 limit=limit,
                 batch_size=BATCH_SIZE,

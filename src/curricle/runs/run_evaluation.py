@@ -189,7 +189,7 @@ def harness_run(
         seed: Seed of a comparison; None takes the first.
     """
     model, _ = model_folder(folder, strategy=strategy, seed=seed)
-    return harness_scores(model, tasks, limit=limit, device=TrainingSettings().placement.kind)
+    return harness_scores(model, tasks, limit=limit, processor=TrainingSettings().placement.kind)
 
 
 def _stored(folder: Path) -> tuple[RunSpec, str]:

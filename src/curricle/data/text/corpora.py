@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, final, get_args
+from typing import TYPE_CHECKING, Literal, final, get_args
 
 from curricle.data.table_files import form_of, rows_of
 from curricle.data.text import progress
@@ -29,6 +29,9 @@ from curricle.extras import imported
 from curricle.files import content_digest
 from curricle.values import fingerprint
 from curricle.yaml_specs import from_json
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
 
 Split = Literal["train", "valid", "test"]
 Corpus = str | Path | Sequence[str | Path]
@@ -307,7 +310,7 @@ def _open_data_set(name: str, split: Split) -> Documents:
     return Documents(read=lambda: _with_text(_read_rows(rows, name), name, split), digest=digest)
 
 
-def load_data_set(name: str) -> Any:  # noqa: ANN401 - the package may be missing and with it the type
+def load_data_set(name: str) -> "DatasetDict":
     """Return the splits of a data set by name, mapped from the cache of `datasets`.
 
     Args:
@@ -334,7 +337,7 @@ def load_data_set(name: str) -> Any:  # noqa: ANN401 - the package may be missin
     raise DataError(f"{name!r} cannot be loaded: {' '.join(str(cause).split())}")
 
 
-def _read_rows(rows: Any, name: str) -> Iterator[str]:  # noqa: ANN401 - as above
+def _read_rows(rows: "Dataset", name: str) -> Iterator[str]:
     """Yield the texts of a data set.
 
     Raises:

@@ -19,10 +19,11 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from curricle.data.batch import Batch, data_mask
+from curricle.data.table_files import Row
 from curricle.errors import BindError, DataError, near_names
 from curricle.protocols import fast_backend
 
-TextRow = str | Sequence[str] | Mapping[str, Any]
+TextRow = str | Sequence[str] | Row
 """A text, several texts, or columns with texts and, if any, a score."""
 SCORES = ("score", "label", "similarity_score")
 """Names of the column of the score of a pair, in the order in which they are looked for."""
@@ -165,7 +166,7 @@ class _Reader:
         methods = (
             [getattr(model, name, None) for name in METHODS] if model is not self.tokenizer else []
         )
-        self._preprocess: Callable[[list[str]], Mapping[str, Any]] | None = next(
+        self._preprocess: Callable[[list[str]], Mapping[str, object]] | None = next(
             filter(None, methods), None
         )
         self._max_length: int | None = getattr(model, "max_seq_length", None)
@@ -197,8 +198,8 @@ class _Reader:
         )
         return torch.where(ends > starts, ends, 0)
 
-    def _tokenized(self, texts: list[str], **options: bool) -> Mapping[str, Any]:
-        output: Mapping[str, Any] = self.tokenizer(
+    def _tokenized(self, texts: list[str], **options: bool) -> Mapping[str, Tensor]:
+        output: Mapping[str, Tensor] = self.tokenizer(
             texts,
             padding=True,
             truncation=True,
