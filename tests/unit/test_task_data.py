@@ -1,13 +1,24 @@
 """Objectives that a task sets where a curriculum leaves them out."""
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+
+from curricle.example_tasks import TensorsTask
 from curricle.metrics import METRICS
 from curricle.objectives.labels import LabelLossName
-from curricle.task_data import with_objectives
+from curricle.task_data import BaseTask, with_objectives
 from curricle.tasks import ParityTask, TextTask
 from curricle.values import Plain
 
+TASKS: dict[LabelLossName, BaseTask] = {
+    "cross_entropy": TensorsTask(),
+    "squared_error": TensorsTask(labels="values"),
+    "binary": TensorsTask(labels="several"),
+    "cosine": TensorsTask(labels="embedding"),
+}
 VALUES = {"kind": "logits", "divergence": {"kind": "squared_error"}}
 
 
@@ -19,9 +30,9 @@ VALUES = {"kind": "logits", "divergence": {"kind": "squared_error"}}
 def test_values_are_matched_by_their_squared_error(
     kind: str, name: str, loss: LabelLossName
 ) -> None:
-    assert with_objectives({"kind": kind}, loss) == {"kind": kind, name: VALUES}
+    assert with_objectives({"kind": kind}, TASKS[loss]) == {"kind": kind, name: VALUES}
     stated = {"kind": kind, name: {"kind": "labels"}}
-    assert with_objectives(stated, loss) == stated
+    assert with_objectives(stated, TASKS[loss]) == stated
 
 
 @pytest.mark.parametrize(
@@ -34,10 +45,35 @@ def test_values_are_matched_by_their_squared_error(
     ],
 )
 def test_other_calls_stay_as_they_are(call: Plain, loss: LabelLossName) -> None:
-    assert with_objectives(call, loss) == call
+    assert with_objectives(call, TASKS[loss]) == call
 
 
 def test_tasks_on_tokens_predict_classes() -> None:
     for task in (ParityTask(), TextTask()):
         assert METRICS[task.metric].reads == "classes"
         assert (task.label_loss, task.heads) == ("cross_entropy", ("masked_lm", "causal_lm"))
+
+
+def test_the_labels_of_hintons_loss_are_fitted_as_the_task_has_them() -> None:
+    call = {"kind": "one_shot", "label_weight": 0.5}
+    assert with_objectives(call, TASKS["binary"]) == {
+        **call,
+        "objective": VALUES,
+        "label_loss": "binary",
+    }
+    assert with_objectives(call, TASKS["cross_entropy"]) == call
+
+
+def test_the_numbers_of_rows_and_classes_are_a_sentence(tmp_path: Path) -> None:
+    digits = TensorsTask(batch_size=32).open(seed=0, cache_dir=tmp_path)
+    assert digits.facts == "data: 1,438 examples to train on and 359 held out, 10 classes"
+    names = tuple("abcdefgh")
+    assert replace(digits, class_names=names, num_classes=8).facts.endswith(
+        "8 classes (a, b, c, d, e, f, 2 more)"
+    )
+    parity = ParityTask().open(seed=0, cache_dir=tmp_path)
+    assert parity.facts.startswith("data: new examples at every step to train on and ")
+    assert parity.facts.endswith("2 classes")
+    assert replace(digits, num_inputs=10).facts.endswith("a vocabulary of 10 tokens")
+    batch = replace(digits.evaluation[0], labels=torch.zeros(32, 10))
+    assert replace(digits, evaluation=(batch,)).facts.endswith("32 held out, 10 values each")

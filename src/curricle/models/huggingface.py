@@ -323,7 +323,7 @@ def _is_spare(auto_class: str, name: str) -> bool:
 def open_tokenizer(path: str) -> Tokenizer:
     """Return the tokenizer in a local Hugging Face folder.
 
-    A tokenizer without a padding token pads with its end of a text.
+    A tokenizer without a padding token pads with its end of a text, or else its beginning.
 
     Args:
         path: Folder with `tokenizer.json` or the files of its family.
@@ -344,11 +344,28 @@ def open_tokenizer(path: str) -> Tokenizer:
         raise CheckpointError(
             f"'tokenizer' {path!r} must hold a tokenizer; transformers says: {_reason(error)}"
         ) from error
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise CheckpointError(f"'tokenizer' {path!r} must have a padding token; it has none")
-        tokenizer.pad_token = tokenizer.eos_token
+    _require_padding(tokenizer, f"'tokenizer' {path!r}")
     return cast("Tokenizer", tokenizer)
+
+
+def _require_padding(tokenizer: Tokenizer, name: str) -> None:
+    """Let a tokenizer without a padding token, as those of decoders, pad with the end of a text.
+
+    What stands there is masked.
+
+    Args:
+        tokenizer: Tokenizer of transformers.
+        name: The tokenizer, for people.
+
+    Raises:
+        CheckpointError: If it has no token of the kind.
+    """
+    if tokenizer.pad_token is not None:
+        return
+    token = tokenizer.eos_token or tokenizer.bos_token
+    if token is None:
+        raise CheckpointError(f"{name} must have a padding token; it has none")
+    tokenizer.pad_token = token
 
 
 def wrapped_tokenizer(tokenizer: object, *, special: Mapping[str, str]) -> Tokenizer:
@@ -451,9 +468,7 @@ def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
         raise CheckpointError(
             f"{str(folder)!r} must hold weights of {type(bundle.module).__name__}; got none"
         )
-    if bundle.tokenizer.pad_token_id is None:
-        # Decoders have no padding; what stands there is masked.
-        bundle.tokenizer.pad_token = bundle.tokenizer.eos_token or bundle.tokenizer.bos_token
+    _require_padding(bundle.tokenizer, f"the tokenizer of {str(folder)!r}")
     config = cast("PreTrainedModel", bundle.module).config
     config.pad_token_id = bundle.tokenizer.pad_token_id
     return bundle

@@ -13,7 +13,7 @@ from typing import final
 from torch import nn
 
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.data.streams import Stream
+from curricle.data.streams import Stream, examples_per_epoch
 from curricle.data.text.paired import PairedTexts
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
@@ -32,7 +32,9 @@ from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import (
     TableLimit,
+    check_epochs,
     check_token_lengths,
+    epoch_notes,
     position_notes,
 )
 from curricle.training.binding.bound_stages import BoundStage, StageProbe
@@ -159,10 +161,14 @@ def bind(
     # Before lengths become steps: in data without positions an example would silently count as one
     # token.
     check_token_lengths(curriculum.stages, stream)
+    check_epochs(curriculum.stages, stream)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
     spans = plan_spans(
-        curriculum.stages, batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
+        curriculum.stages,
+        batch_size=stream.batch_size,
+        tokens_per_batch=stream.tokens_per_batch,
+        examples_per_epoch=examples_per_epoch(stream),
     )
     for stage, span in zip(curriculum.stages, spans, strict=True):
         try:
@@ -194,6 +200,7 @@ def bind(
         warm_start=bind_start(curriculum.init, student, live, stream=stream, seed=seed),
         notes=(
             *((curriculum.note,) if curriculum.note else ()),
+            *epoch_notes(curriculum.stages, stream, spans[-1].end),
             *surrounding_notes(),
             *weight_notes(student.module),
             *mode_notes(student.module),
