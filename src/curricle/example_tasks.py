@@ -1,13 +1,17 @@
 """Tasks of run specs on labeled examples: rows of a table with texts, and tensors.
 
 `ExamplesTask` reads JSON lines, CSV, Parquet and data sets of the Hub through a tokenizer;
-`TensorsTask` reads tensors of a file, or the digits of scikit-learn.
+`TensorsTask` reads tensors of a file, the digits of scikit-learn, or MNIST-1D.
+
+References:
+    Greydanus and Kobak 2020 (arXiv 2011.14439): MNIST-1D, 4,000 training and 1,000 held-out signals
+    of 40 numbers in ten classes.
 """
 
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -19,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from curricle import seeding
 from curricle.data.encoding import GROUPS, Encoded, Encoding, TextKind, encode, texts_of
 from curricle.data.examples import (
     ExampleSplit,
@@ -46,6 +51,8 @@ from curricle.values import Plain, value
 
 DIGITS = "digits"
 """Name of the data of scikit-learn's `load_digits`."""
+MNIST1D = "mnist1d"
+"""Name of the signals of the package `mnist1d`."""
 DIGITS_HELD_OUT = 5
 """One digit of so many is held out."""
 DIGIT_LEVELS = 16
@@ -328,9 +335,10 @@ class TensorsTask(BaseTask):
 
     kind: Literal["tensors"] = "tensors"
     data: str = Field(default=DIGITS, min_length=1)
-    """`digits` for the 1,797 images of scikit-learn, a .safetensors file with the tensors `inputs`
-    and `labels`, one row an example, or a folder with files `train` and `valid` of that format.
-    Without a part `valid`, every twentieth row is held out, of digits every fifth."""
+    """`digits` for the 1,797 images of scikit-learn, `mnist1d` for the 5,000 signals of that
+    package (1,000 of them held out), a .safetensors file with the tensors `inputs` and `labels`,
+    one row an example, or a folder with files `train` and `valid` of that format. Without a part
+    `valid`, every twentieth row is held out, of digits every fifth."""
     labels: Literal["classes", "several", "values", "embedding"] = "classes"
     """Meaning of the labels: a class, several labels of 0 or 1 (NaN if missing), values, or an
     embedding."""
@@ -416,7 +424,8 @@ class TensorsTask(BaseTask):
         Raises:
             DataError: If their shapes or types are not those of the encoding and the labels.
         """
-        inputs, labels = _digits(split) if self.data == DIGITS else _stored(self.data, split)
+        read = BUILT_IN.get(self.data)
+        inputs, labels = read(split) if read is not None else _stored(self.data, split)
         num_places = 2 if self.encoding == "positions" else 1
         is_classes = self.labels == "classes"
         if is_classes == labels.is_floating_point() or labels.ndim != num_places + (not is_classes):
@@ -446,6 +455,23 @@ def _digits(split: ExampleSplit) -> tuple[Tensor, Tensor]:
     return images[rows], torch.from_numpy(data.target)[rows]
 
 
+def _mnist1d(split: ExampleSplit) -> tuple[Tensor, Tensor]:
+    """Return a part of MNIST-1D: signals (example, channel, time) and their classes."""
+    module = imported("mnist1d.data", package="mnist1d", extra="mnist1d", use="MNIST-1D")
+    # The package seeds the generators of Python and numpy; they are put back.
+    with seeding.scoped(0, "mnist1d", beyond_torch=True):
+        data = module.make_dataset()
+    names = ("x_test", "y_test") if split == "valid" else ("x", "y")
+    signals, labels = (torch.from_numpy(data[name]) for name in names)
+    return signals.float().unsqueeze(1), labels.long()
+
+
+BUILT_IN: Mapping[str, Callable[[ExampleSplit], tuple[Tensor, Tensor]]] = MappingProxyType(
+    {DIGITS: _digits, MNIST1D: _mnist1d}
+)
+"""Functions from a part to the tensors of data that have a name."""
+
+
 def _stored(data: str, split: ExampleSplit) -> tuple[Tensor, Tensor]:
     """Return the tensors of a part.
 
@@ -460,8 +486,8 @@ def _stored(data: str, split: ExampleSplit) -> tuple[Tensor, Tensor]:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise DataError(
-            f"'data' must be {DIGITS!r}, a .safetensors file or a folder with 'train.safetensors'; "
-            f"got {data!r}: {error}"
+            f"'data' must be {DIGITS!r}, {MNIST1D!r}, a .safetensors file or a folder with "
+            f"'train.safetensors'; got {data!r}: {error}"
         ) from None
     if not {"inputs", "labels"} <= tensors.keys():
         raise DataError(

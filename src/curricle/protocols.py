@@ -54,10 +54,6 @@ class Tokenizer(Protocol):
         eos_token_id: int | None
         bos_token_id: int | None
         mask_token_id: int | None
-        pad_token: str | None
-        eos_token: str | None
-        bos_token: str | None
-        model_max_length: int
 
     def __len__(self) -> int:
         """Return the number of ids."""

@@ -440,6 +440,22 @@ def test_the_first_loss_of_labels_is_their_cross_entropy_and_every_kind_follows(
     assert min(found) > 0
 
 
+@every_tap
+def test_every_kind_of_stage_trains(name: str, prefix: str) -> None:
+    """Fixed and learned projections, pooled states and, of models with any, logits."""
+    tap = numbered(prefix, 1)
+    pairs = [
+        LayerPair(student=tap, teacher=tap),
+        LayerPair(student=tap, teacher=tap, reading="pooled"),
+    ]
+    objectives: list[Any] = [MatchHidden(pair=pair) for pair in pairs]
+    objectives.append(MatchHidden(pair=pairs[0], projection=Learned()))
+    objectives += [MatchLogits()] if FAMILIES[name].has_logits else []
+    losses = first_losses(name, *objectives)
+    assert len(losses) == len(objectives)
+    assert all(0.0 < loss < float("inf") for loss in losses)
+
+
 @pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
 def test_states_of_an_encoder_are_compared_with_such_only(name: str) -> None:
     objective = MatchHidden(pair=LayerPair(student="encoder:1", teacher="decoder:1"))

@@ -206,12 +206,13 @@ class Convolutions(nn.Module):
 
 def test_the_channels_of_maps_are_named_once_and_the_refusal_says_how() -> None:
     with seeding.scoped(0, "models"):
-        student, teacher = Convolutions(3), Convolutions(5)
+        student: Any = Convolutions(3)
+        teacher: Any = Convolutions(5)
         images = torch.randn(8, 1, 6, 6)
     batch = curricle.Batch(inputs=images, labels=torch.arange(8) % 2)
     pair = curricle.LayerPair(student="first", teacher="first")
     parts: dict[str, Any] = {"data": Repeated(batch), "evaluation": [batch]}
-    curriculum = curricle.extraction(total="8 steps", pairs=pair, layer_fraction=0.5)
+    curriculum = curricle.extraction(total="8 steps", pairs=(pair,), layer_fraction=0.5)
     with pytest.raises(BindError, match=r"curricle\.tapped\(model, width_axis=1\) names axis 1"):
         distilled(curriculum, student=student, teacher=teacher, **parts)
     student, teacher = (curricle.tapped(model, width_axis=1) for model in (student, teacher))

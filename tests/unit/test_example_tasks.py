@@ -1,6 +1,7 @@
 """Tasks on rows and tensors opened to streams and sizes."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from curricle import seeding
 from curricle.errors import BindError, DataError, SpecError
 from curricle.example_tasks import FACTS, ExamplesTask, TensorsTask
 from curricle.metrics import METRICS
@@ -94,6 +96,28 @@ def test_digits_are_images_between_0_and_1(
     assert sum(batch.num_examples for batch in data.evaluation) == 1797 // 5
 
 
+def test_signals_of_mnist_1d_are_the_same_for_every_seed_and_move_no_generator(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("mnist1d.data")
+    before = seeding.global_state(), seeding.foreign_state()
+    data = TensorsTask(data="mnist1d", batch_size=4000)
+    opened = [data.open(seed=seed, cache_dir=tmp_path) for seed in (0, 1)]
+    assert (seeding.global_state(), seeding.foreign_state()) == before
+    assert (opened[0].num_inputs, opened[0].num_classes) == (40, 10)
+    assert [sum(batch.num_examples for batch in one.evaluation) for one in opened] == [1000] * 2
+    first, second = (one.stream.batch(0).leading.sort(0).values for one in opened)
+    assert torch.equal(first, second)
+    # The paper's data are centered, with standard deviation 1, over both parts.
+    assert float(first.std()) == pytest.approx(1.0, abs=0.05)
+
+
+def test_mnist_1d_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mnist1d.data", None)
+    with pytest.raises(BindError, match=r"'mnist1d' must be installed for MNIST-1D: pip install '"):
+        TensorsTask(data="mnist1d").open(seed=0, cache_dir=tmp_path)
+
+
 def test_a_folder_has_a_file_of_tensors_for_each_part(tmp_path: Path) -> None:
     stored(tmp_path / "train.safetensors", drawn(6, 3), torch.arange(6) % 2)
     stored(tmp_path / "valid.safetensors", drawn(4, 3), torch.arange(4) % 2)
@@ -136,7 +160,7 @@ def test_files_without_the_tensors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"the tensors 'inputs' and 'labels'; got \['x'\]"):
         TensorsTask(data=str(tmp_path / "a.safetensors")).open(seed=0, cache_dir=tmp_path)
     with pytest.raises(
-        DataError, match=r"'data' must be 'digits', a .safetensors file or a folder"
+        DataError, match=r"'data' must be 'digits', 'mnist1d', a .safetensors file or a folder"
     ):
         TensorsTask(data=str(tmp_path / "b.safetensors")).open(seed=0, cache_dir=tmp_path)
 

@@ -42,8 +42,9 @@ class _Parts(NamedTuple):
 def declared_positions(item: object) -> Positions:
     """Return whether examples have positions, by the first item of a loader.
 
-    With labels of two axes, `token` if they are whole numbers (classes of positions) or have the
-    positions of token inputs, and `example` for other floats (several values of an example).
+    With labels of two axes or more, `token` if they are whole numbers (classes of positions, or of
+    the pixels of a map) or have the positions of token inputs, and `example` for other floats
+    (several values of an example).
     Otherwise `token` if an input is named as tokens or there is an attention mask.
 
     Args:
@@ -53,7 +54,7 @@ def declared_positions(item: object) -> Positions:
         return "token" if item.has_positions else "example"
     inputs, labels, *_ = _parts(item)
     plain = Batch(inputs=inputs)
-    if labels is not None and labels.ndim == SEQUENCE_AXES:
+    if labels is not None and labels.ndim >= SEQUENCE_AXES:
         is_placed = plain.has_positions and tuple(labels.shape) == plain.positions
         return "token" if is_placed or not labels.is_floating_point() else "example"
     return "token" if plain.has_positions or data_mask(inputs) is not None else "example"
@@ -82,6 +83,7 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
     if labels is None and next_token:
         raise DataError("'next_token' must find labels of every position; got none")
     if labels is not None:
+        labels = _by_position(labels, plain, positions)
         _require_labels(labels, plain, next_token=next_token, positions=positions)
         labels = labels if labels.is_floating_point() else labels.long()
     are_placed = labels is not None and labels.ndim == SEQUENCE_AXES and positions == "token"
@@ -104,6 +106,13 @@ def batch_of(item: object, *, next_token: bool, positions: Positions) -> Batch:
         alignment=alignment,
         matched=None if matched is None else matched.bool(),
     )
+
+
+def _by_position(labels: Tensor, plain: Batch, positions: Positions) -> Tensor:
+    """Return labels of a map (example, row, column) as those of positions, row by row."""
+    # Inputs of a map have at least as many axes.
+    is_map = SEQUENCE_AXES < labels.ndim <= plain.leading.ndim and not plain.has_positions
+    return labels.flatten(1) if is_map and positions == "token" else labels
 
 
 def _second_axis(plain: Batch) -> int:
@@ -318,9 +327,9 @@ def _require_labels(
     """
     if labels.ndim > SEQUENCE_AXES:
         raise DataError(
-            f"'labels' of maps, as in segmentation, cannot be fitted yet; got shape "
-            f"{tuple(labels.shape)}{way_out(labels)}; leave them out to match logits and layers, "
-            f"and evaluate by a function"
+            f"'labels' of maps must be whole numbers, or positions='token' of curricle.stream must "
+            f"declare one number a pixel; got shape {tuple(labels.shape)}"
+            f"{way_out(labels)}"
         )
     leading, shape = tuple(plain.leading.shape), tuple(labels.shape)
     expected = leading[:1]

@@ -191,14 +191,16 @@ class ObservedAxes:
     pass. Without an observation the types of the modules decide.
     """
 
-    def __init__(self, module: nn.Module, *, has_known_states: bool) -> None:
+    def __init__(self, module: nn.Module, *, has_known_states: bool, output: str = "") -> None:
         """Start without observations.
 
         Args:
             module: The model.
             has_known_states: Whether the features of its states are last in any case.
+            output: Name of the output with the logits; empty for the usual one.
         """
         self.module, self._has_known_states = module, has_known_states
+        self.output = output
         self._traced: set[Place | None] = set()
         self.is_active = False
         """Whether forward passes observe axes; others use earlier observations."""
@@ -275,19 +277,19 @@ class ObservedAxes:
             if axes[place] is None and not self._is_exempt(place)
         }
         if ambiguous:
-            axes |= width_axes(self.module, inputs, keywords, ambiguous)
+            axes |= width_axes(self.module, inputs, keywords, ambiguous, output=self.output)
         self._axes |= {(place, fresh[place].ndim): axis for place, axis in axes.items()}
 
     def _axis_of_layers(self, place: Place | None, tensor: Tensor) -> int | None:
         """Return the axis according to the type of the tap or the layers of the pass."""
-        if place is not None and place.side == "output":
+        if place is not None and place.side == "output" and not place.entry:
             last = _last_layer(self.module.get_submodule(place.path))
             if has_features_last(last):
                 return tensor.ndim - 1
         return None if self._trace is None else self._trace.axis(tensor)
 
     def _is_exempt(self, place: Place | None) -> bool:
-        return place is not None and self._has_known_states
+        return place is not None and not place.entry and self._has_known_states
 
 
 def observing(model: TappedModel) -> AbstractContextManager[None]:

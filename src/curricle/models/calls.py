@@ -7,6 +7,7 @@ as those of sentence-transformers do, declares it by the annotation of its only 
 import inspect
 from collections.abc import Hashable, Mapping
 from functools import lru_cache
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -31,8 +32,8 @@ def run_module(
     options = keywords or {}
     if isinstance(inputs, Tensor):
         return module(inputs, **options)
-    kind: Hashable = type(module)
-    if takes_mapping(kind):
+    # The type checker does not take a class for hashable.
+    if takes_mapping(cast("Hashable", type(module))):
         # A copy: modules of sentence-transformers add their outputs to it.
         return module(dict(inputs), **options)
     return module(**inputs, **options)

@@ -37,6 +37,7 @@ def tapped(
     is_residual: bool | None = None,
     width_axis: int = -1,
     batch_axis: Literal[0, 1] = 0,
+    output: str = "",
 ) -> TappedModel:
     """Return a model with readable hidden states.
 
@@ -57,10 +58,12 @@ def tapped(
         batch_axis: Axis that counts examples in hidden states of examples, positions and features;
             1 for the layers of torch without `batch_first`. Inputs and logits have the examples
             first in any case.
+        output: Name, or number, of the entry of the output of `forward` that holds the logits, as
+            of one head of several; empty for the only one, or that named `logits`.
 
     Raises:
         BindError: If a path does not exist, a tapped model is described again, it is not a model,
-            or both axes are declared.
+            or both axes are declared; if both `output` and `head` are given.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         raise BindError(
@@ -68,18 +71,14 @@ def tapped(
             f"{type(model).__name__!r} (a folder of stored targets is opened by "
             f"curricle.open_targets, and only as a teacher of 'distill')"
         )
+    _check_combined(output=output, head=head, batch_axis=batch_axis, width_axis=width_axis)
     if not isinstance(model, nn.Module):
         is_plain = head is None and is_residual is None and (width_axis, batch_axis) == (-1, 0)
-        if blocks or not is_plain:
+        if blocks or output or not is_plain:
             raise BindError("'model' must not be tapped already to be described; got a tapped one")
         return model
-    if batch_axis and width_axis != -1:
-        raise BindError(
-            f"'batch_axis' must be 0 beside 'width_axis', which describes states of other axes "
-            f"than examples, positions and features; got {batch_axis} beside {width_axis}"
-        )
     model, notes = unwrapped(model)
-    output: nn.Module | None = None
+    embeddings: nn.Module | None = None
     numbering, head_end = Numbering(paths=tuple(blocks)), None
     has_config = _is_hugging_face(model)
     inner = None if blocks else _inner_path(model)
@@ -95,9 +94,10 @@ def tapped(
     # Taps inside a module lie on the stream of the model in it, if a pass has shown the stack.
     has_stream = is_transformer or (inner is not None and main is not None)
     keeps_shape = main is None or main.keeps_shape
-    if is_transformer and head is None:
-        output = _output_embeddings(model)
-        head_end = _head_end(model, output)
+    # The head of the logits makes no other output.
+    if is_transformer and head is None and not output:
+        embeddings = _output_embeddings(model)
+        head_end = _head_end(model, embeddings)
     return HookedModel(
         model,
         blocks=replace(
@@ -105,12 +105,30 @@ def tapped(
             notes=(*notes, *numbering.notes),
             order=SEQUENCE_FIRST if batch_axis else (),
         ),
-        head=_head_paths(model, output) if head is None else head,
+        head=_head_paths(model, embeddings) if head is None else head,
         head_end=head_end,
         is_residual=(has_stream and keeps_shape) if is_residual is None else is_residual,
         width_axis=width_axis,
+        output=output,
         keywords=_keywords(model) if has_config else None,
     )
+
+
+def _check_combined(*, output: str, head: str | None, batch_axis: int, width_axis: int) -> None:
+    """Check that the arguments of `tapped` describe one model.
+
+    Raises:
+        BindError: If two of them exclude each other.
+    """
+    if output and head is not None:
+        raise BindError(
+            f"'output' must not be combined with 'head', whose output is the logits; got {output!r}"
+        )
+    if batch_axis and width_axis != -1:
+        raise BindError(
+            f"'batch_axis' must be 0 beside 'width_axis', which describes states of other axes "
+            f"than examples, positions and features; got {batch_axis} beside {width_axis}"
+        )
 
 
 def _inner_path(model: nn.Module) -> str | None:

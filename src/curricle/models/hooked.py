@@ -28,7 +28,7 @@ from curricle.models.inference import HeldLinear
 from curricle.models.nested_tensors import padded_inside
 from curricle.models.peft_adapters import is_tuned
 from curricle.models.stacks import Numbering
-from curricle.models.tapped import Forward, Place, Tap, tap_number
+from curricle.models.tapped import OUTPUT, Forward, Place, Tap, tap_number
 
 
 @final
@@ -42,7 +42,7 @@ class HookedModel:
     result; `module` is the module itself, with everything else it has.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each argument is a fact about the module
         self,
         module: nn.Module,
         *,
@@ -51,6 +51,7 @@ class HookedModel:
         head_end: HeadEnd | None = None,
         is_residual: bool = False,
         width_axis: int = -1,
+        output: str = "",
         keywords: Mapping[str, object] | None = None,
     ) -> None:
         """Name the places of a module.
@@ -68,7 +69,9 @@ class HookedModel:
             is_residual: Whether the blocks write into one residual stream.
             width_axis: Axis of the hidden states that counts features, and of the logits that
                 counts classes unless a linear map makes them; 1 for convolutions: their
-                logits cannot be selected by position.
+                logits are selected by position row by row.
+            output: Name of the entry of the output of `forward` that holds the logits; empty for
+                the usual one.
             keywords: Fixed keyword arguments of every forward call.
 
         Raises:
@@ -94,7 +97,9 @@ class HookedModel:
         main = self._numbering.main
         has_known_states = is_residual if main is None else not main.has_maps
         self._observed = ObservedAxes(
-            module, has_known_states=has_known_states and hasattr(module, "config")
+            module,
+            has_known_states=has_known_states and hasattr(module, "config"),
+            output=output,
         )
         # A wrong path is an error now, not in the middle of the first pass.
         for path in (*self._blocks, *self._head):
@@ -257,11 +262,18 @@ class HookedModel:
         return place if self._width_axis == -1 else replace(place, order=())
 
     def _named_place(self, name: str) -> Place:
-        """Return the place of a module path, or of a tap in a named stack such as `encoder:2`."""
+        """Return the place of a module path, of a tap in a named stack, or of a named output.
+
+        Examples are `encoder.2`, `encoder:2` and `output:scores`.
+        """
         for stack in self._numbering.stacks:
             prefix, mark, number = name.partition(":")
             if mark and prefix == stack.name and name not in self._modules:
                 return self._oriented(stack.places[tap_number(_number(name, number), stack.depth)])
+        path, _, entry = name.partition(":")
+        path = "" if path == OUTPUT and OUTPUT not in self._modules else path
+        if entry and path.partition("#")[0] in self._modules:
+            return replace(self._place_at(path), entry=entry)
         place = self._place_at(name)
         # A path of a block has the axes of its tap.
         places = [tap for stack in self._numbering.stacks for tap in stack.places if tap == place]

@@ -14,7 +14,8 @@ loss may use: wrappers find the parameters of a pass by following the graph of i
 weight of a head that is multiplied in chunks is used outside of the pass, which they do not see.
 """
 
-from collections import Counter
+import math
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
@@ -36,7 +37,14 @@ from curricle.models.axes import (
 from curricle.models.calls import run_module
 from curricle.models.heads import HeadEnd, LinearHead
 from curricle.models.inference import HeldLinear
-from curricle.models.outputs import first_tensor, is_embedding, is_span, logits_in, logits_note
+from curricle.models.outputs import (
+    entry_of,
+    first_tensor,
+    is_embedding,
+    is_span,
+    logits_note,
+    logits_of_output,
+)
 from curricle.models.tapped import Activations, Inputs, Place
 
 PassOutput = tuple[list[Tensor], Tensor | None, Tensor | None]
@@ -104,8 +112,10 @@ class HookedForward:
         width_axis, class_axis = axes
         self._module = observed.module
         self._places = places
-        # Equal places, whatever is known of their axes.
-        self._declared = {place: place for place in places}
+        # A module may have several entries of its output among them.
+        self._declared: dict[tuple[str, int, str], list[Place]] = defaultdict(list)
+        for place in places:
+            self._declared[place.path, place.call, place.side].append(place)
         self._reads_logits = logits
         self._end = end
         self._ends_at_head = ends_at_head
@@ -275,7 +285,8 @@ class HookedForward:
             return None
         try:
             # Their last axis counts positions, so its size follows the length of the inputs.
-            return None if is_span(self._output[0]) else logits_in(self._output[0])
+            is_fixed = not self._observed.output and is_span(self._output[0])
+            return None if is_fixed else logits_of_output(self._output[0], self._observed.output)
         except BindError:
             return None
 
@@ -291,14 +302,17 @@ class HookedForward:
         # A module that is used several times is a place in each of its calls.
         call = self._calls[path, side]
         self._calls[path, side] += 1
-        place = self._declared.get(Place(path, call, side))
-        if place is None:
-            return
-        state = first_tensor(output, str(place))
-        check_numbers(str(place), state)
-        self._versions.append(_version(state))
-        self._hidden[place], self._owners[place] = state, module
-        self._exit_if_complete()
+        places = self._declared.get((path, call, side), ())
+        for place in places:
+            name = str(place)
+            state = (
+                entry_of(output, place.entry, name) if place.entry else first_tensor(output, name)
+            )
+            check_numbers(name, state)
+            self._versions.append(_version(state))
+            self._hidden[place], self._owners[place] = state, module
+        if places:
+            self._exit_if_complete()
 
     def gather_rows(
         self, _module: nn.Module, args: tuple[object, ...], keywords: dict[str, object]
@@ -374,8 +388,8 @@ class HookedForward:
         output, model = self._output
         axis = self._class_axis
         try:
-            logits = logits_in(output, type(self._module).__name__)
-            if is_span(output):
+            logits = logits_of_output(output, self._observed.output, type(self._module).__name__)
+            if not self._observed.output and is_span(output):
                 self._logits_note = logits_note(output)
                 return self._span_rows(logits)
             if axis is not None:
@@ -389,7 +403,9 @@ class HookedForward:
         except BindError as error:
             self._obscurity = str(error)
             return None
-        self._logits_note, self._are_embeddings = logits_note(output), is_embedding(output)
+        # A named output is a decision of the user.
+        self._logits_note = "" if self._observed.output else logits_note(output)
+        self._are_embeddings = is_embedding(output)
         return self._select(logits if axis is None else with_features_last(logits, axis))
 
     def _span_rows(self, logits: Tensor) -> Tensor:
@@ -411,11 +427,11 @@ class HookedForward:
         selected = self._selected
         if selected is None:
             return logits
-        has_positions = logits.ndim >= SEQUENCE_AXES
-        is_last = has_positions and self._class_axis in (None, logits.ndim - 1)
-        if self._width_axis != -1 and not is_last:
+        # A declared axis of classes has been moved to the end, where there are positions.
+        if self._width_axis != -1 and logits.ndim < SEQUENCE_AXES:
             raise BindError(
-                f"'width_axis' must be -1 for logits at selected positions; got {self._width_axis}"
+                f"'width_axis' must be -1 for logits without positions where some are selected; "
+                f"got {self._width_axis}"
             )
         rows = logits if self._has_gathered else self._rows(logits, selected)
         # A head that pools over positions would mix the gathered rows without an error.
@@ -432,7 +448,9 @@ class HookedForward:
         Raises:
             DataError: If more are selected than there are, which a GPU would not survive.
         """
-        self._positions = tuple(state.shape[:-1])
+        examples, *space = state.shape[:-1]
+        # Labels of a map are numbered row by row, as positions of a sequence are.
+        self._positions = (examples, math.prod(space)) if space else (examples,)
         rows = state.flatten(0, -2)
         if len(selected) > len(rows):
             raise DataError(

@@ -27,7 +27,7 @@ from curricle.values import value
 from curricle.yaml_specs import from_json
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Head = Literal[
     "masked_lm",
@@ -76,7 +76,7 @@ class HuggingFaceSpec:
     """Family as in its configuration, for example `bert`, `gpt2` or `megatron-bert`."""
     head: Head = "masked_lm"
     """Output of the head: tokens, or classes or values of the whole input or of its positions."""
-    config: dict[str, object] = Field(default_factory=dict)
+    config: dict[str, Any] = Field(default_factory=dict)
     """Fields of the family's configuration; vocabulary and positions follow the task."""
 
     def build(
@@ -348,7 +348,7 @@ def open_tokenizer(path: str) -> Tokenizer:
     return cast("Tokenizer", tokenizer)
 
 
-def _require_padding(tokenizer: Tokenizer, name: str) -> None:
+def _require_padding(tokenizer: "PreTrainedTokenizerBase", name: str) -> None:
     """Let a tokenizer without a padding token, as those of decoders, pad with the end of a text.
 
     What stands there is masked.
@@ -391,7 +391,7 @@ class OpenedFolder:
 
     module: nn.Module
     """The model in float32."""
-    tokenizer: Tokenizer
+    tokenizer: Any
     """Its tokenizer."""
     new_weights: tuple[str, ...] = ()
     """Names of weights that the folder lacks, which are random."""

@@ -57,9 +57,48 @@ def logits_in(output: object, model: str = "the model") -> Tensor:
             return tensor
     raise BindError(
         f"'logits' must be the only output of {model} or have that name; got {_listed(entries)}; "
-        f"wrap the model in a module that returns the logits, or name the module that computes "
-        f"them by curricle.tapped(model, head=...)"
+        f"wrap the model in a module that returns the logits, or name one of them by "
+        f"curricle.tapped(model, output=...), or the module that computes them by head=..."
     )
+
+
+def entry_of(output: object, name: str, tap: str) -> Tensor:
+    """Return a named tensor of an output; one number an example as a column.
+
+    Args:
+        output: Output of a module.
+        name: Name of the entry, number of an item, or several of them joined by dots.
+        tap: Name of the tap, for the error sentence.
+
+    Raises:
+        BindError: If there is no such tensor with examples on its first axis.
+    """
+    entries = {} if isinstance(output, Tensor) else _entries(output) or {}
+    # Items of tuples have numbers.
+    numbered = {key.removeprefix("item "): entry for key, entry in entries.items()}
+    entry = numbered.get(name)
+    first, dot, rest = name.partition(".")
+    if entry is None and dot and numbered.get(first) is not None:
+        return entry_of(numbered[first], rest, tap)
+    if not isinstance(entry, Tensor) or not entry.ndim:
+        shown = _listed(numbered) if entries else type(output).__name__
+        raise BindError(
+            f"tap {tap!r} must name a tensor with examples in the output; got {name!r}; there are "
+            f"{shown}"
+        )
+    return entry.unsqueeze(-1) if entry.ndim == 1 else entry
+
+
+def logits_of_output(output: object, entry: str, model: str = "the model") -> Tensor:
+    """Return the logits in the output of a model; one number an example as a column.
+
+    Args:
+        output: Result of `forward`.
+        entry: Name of the output that is taken; empty for the only one, or that named `logits`.
+        model: Name of the model, for the error sentence.
+    """
+    logits = entry_of(output, entry, f"output:{entry}") if entry else logits_in(output, model)
+    return logits.unsqueeze(-1) if logits.ndim == 1 else logits
 
 
 def is_span(output: object) -> bool:

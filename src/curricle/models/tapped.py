@@ -26,7 +26,11 @@ from curricle.models.heads import LinearHead
 from curricle.models.restoring import modes_kept
 
 Tap = int | float | str
-"""A tap: its number, a fraction of the depth strictly between 0 and 1, or a module path."""
+"""A tap: its number, a fraction of the depth strictly between 0 and 1, a module path, or an entry
+of an output: `output:NAME` of the model's, `PATH:NAME` of a module's, where NAME may be the number
+of an item of a tuple, or a path such as `boxes.scores`."""
+OUTPUT = "output"
+"""Name of the whole model in taps of the entries of its output."""
 
 REFUSALS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """Errors of forward passes on inputs that they cannot take."""
@@ -53,10 +57,14 @@ class Place:
     """Axes of the module's tensor in the order example, positions, features, if it is another."""
     stack: str = field(default="", compare=False)
     """Name of the stack of blocks, such as `encoder`; empty if there is one, or for paths."""
+    entry: str = ""
+    """Name or number of one of several outputs of the module; empty for its hidden state."""
 
     def __str__(self) -> str:
         """Return the path in the form in which users write it."""
         name = self.path if self.call == 0 else f"{self.path}#{self.call}"
+        if self.entry:
+            return f"{name or OUTPUT}:{self.entry}"
         return name if self.side == "output" else f"{name} (input)"
 
     @property

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from curricle import seeding
 from curricle.errors import CurricleError
 from curricle.models.calls import run_module
-from curricle.models.outputs import first_tensor, logits_in
+from curricle.models.outputs import entry_of, first_tensor, logits_of_output
 from curricle.models.restoring import buffers_kept, modes_kept
 from curricle.models.tapped import REFUSALS, Inputs, Place
 
@@ -134,7 +134,12 @@ class LayerTrace:
 
 
 def width_axes(
-    module: nn.Module, inputs: Inputs, keywords: Mapping[str, object], shapes: Shapes
+    module: nn.Module,
+    inputs: Inputs,
+    keywords: Mapping[str, object],
+    shapes: Shapes,
+    *,
+    output: str = "",
 ) -> dict[Place | None, int]:
     """Return the axis of features at each place where shorter inputs show it.
 
@@ -148,11 +153,13 @@ def width_axes(
         inputs: Inputs of a pass.
         keywords: Its other arguments.
         shapes: Shapes of that pass at the places that are open.
+        output: Name of the output with the logits; empty for the usual one.
     """
     for shorter in _shortened(inputs):
         try:
-            halved = _shapes(module, shorter, keywords, tuple(shapes))
-        except (CurricleError, *REFUSALS):
+            halved = _shapes(module, shorter, keywords, tuple(shapes), output=output)
+        except (AssertionError, CurricleError, *REFUSALS):
+            # Vision transformers of torchvision and timm assert the size of their images.
             continue
         axes = {place: _width_axis(shape, halved.get(place, ())) for place, shape in shapes.items()}
         return {place: axis for place, axis in axes.items() if axis is not None}
@@ -207,16 +214,24 @@ def _shapes(
     inputs: Inputs,
     keywords: Mapping[str, object],
     places: Sequence[Place | None],
+    *,
+    output: str,
 ) -> dict[Place | None, tuple[int, ...]]:
     """Return the shapes at some places of a pass that leaves a model as it is."""
     shapes: dict[Place | None, tuple[int, ...]] = {}
     calls = Counter[tuple[str, str]]()
 
     def record(path: str, side: str, output: object) -> None:
-        place = Place(path, calls[path, side], side)
+        call = calls[path, side]
         calls[path, side] += 1
-        if place in places:
-            shapes[place] = tuple(first_tensor(output, path).shape)
+        for place in places:
+            if place is not None and (place.path, place.call, place.side) == (path, call, side):
+                state = (
+                    entry_of(output, place.entry, str(place))
+                    if place.entry
+                    else first_tensor(output, path)
+                )
+                shapes[place] = tuple(state.shape)
 
     with (
         torch.no_grad(),
@@ -227,9 +242,9 @@ def _shapes(
         _hooked(module, places, record),
     ):
         module.eval()
-        output = run_module(module, inputs, keywords)
+        result = run_module(module, inputs, keywords)
     if None in places:
-        shapes[None] = tuple(logits_in(output).shape)
+        shapes[None] = tuple(logits_of_output(result, output).shape)
     return shapes
 
 

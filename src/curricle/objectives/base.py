@@ -23,6 +23,7 @@ from curricle.data.batch import Batch
 from curricle.data.label_checks import require_classes
 from curricle.errors import BindError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
+from curricle.objectives.frames import FrameCounter
 from curricle.values import Plain
 
 Value = TypeVar("Value")
@@ -115,6 +116,9 @@ class Reads:
     """Whether the student's head (states and last linear map) is read in place of logits."""
     teacher_head: bool = False
     """Whether the teacher's head is read in place of logits."""
+    frames: FrameCounter | None = None
+    """Counter of the student's frames, where its states may have frames of the samples in the data;
+    None if it has none."""
     common_classes: int | None = None
     """Number of leading classes that stand for the same tokens in both models; None if their
     tokenizers are unknown or equal."""

@@ -40,8 +40,10 @@ from curricle.objectives.base import (
     Sample,
     require,
 )
+from curricle.objectives.frames import FrameCounter, counts_frames, frame_counter
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
+from curricle.objectives.readings import Reading, StateReading
 from curricle.values import Plain, plain, value
 
 Positions = Literal["all", "selected"]
@@ -51,6 +53,11 @@ NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "layernorm": layer_normalize,
     "rms": rms_normalize,
 }
+
+
+def _is_default(reading: object) -> bool:
+    """Return whether a reading is left out of specs and digests, which are older than readings."""
+    return reading == "positions"
 
 
 @final
@@ -66,6 +73,11 @@ class LayerPair:
     """Tap of the student: a number, a fraction of its depth, or a module path."""
     teacher: Tap
     """Tap of the teacher: a number, a fraction of its depth, or a module path."""
+    reading: Reading = Field(default="positions", exclude_if=_is_default)
+    """Compared rows of both states: `positions`, all of them; `grid`, positions after adaptive
+    averages of the larger map over the cells of the smaller; `pooled`, the mean over positions, as
+    between a convolutional network and a vision transformer; or `channels`, one row a channel with
+    the map as its features, for models with as many channels."""
 
     def teacher_tap(self, student: TappedModel, teacher: TappedModel) -> Tap:
         """Return the teacher's tap, as a number where both are one fraction.
@@ -139,8 +151,14 @@ class MatchHidden:
         """Check that a shared projection is a fixed one.
 
         Raises:
-            SpecError: If a learned projection is to be shared.
+            SpecError: If a learned projection is to be shared, or positions are selected that the
+                reading of the pair does not have.
         """
+        if self.positions == "selected" and self.pair.reading != "positions":
+            raise SpecError(
+                f"'positions' must be 'all' with reading {self.pair.reading!r}, which has no "
+                f"position of the data; got 'selected'"
+            )
         if self.shared_projection and isinstance(self.projection, Learned):
             raise SpecError(
                 f"'shared_projection' has no effect with projection 'learned', which is trained "
@@ -158,7 +176,11 @@ class MatchHidden:
         check_always_runs(student, place)
         model = require(teacher, "teacher")
         tap = self.pair.teacher_tap(student, model)
-        return Reads(student=(place,), teacher=(_place("teacher", model, tap),))
+        return Reads(
+            student=(place,),
+            teacher=(_place("teacher", model, tap),),
+            frames=frame_counter(student),
+        )
 
     def selected_positions(self, batch: Batch) -> Int[Tensor, " selected"] | None:
         """Return the compared selected positions; None if all positions with data count."""
@@ -179,43 +201,25 @@ class MatchHidden:
         if sample.batch.is_decoded and any(are_encoded):
             self._check_encoded(names, sample.batch, are_both=all(are_encoded))
         batch = sample.batch.for_encoder if is_encoded else sample.batch
+        # Where the states have the positions of the data, the mask of the data is theirs.
+        frames = reads.frames if counts_frames(reads.frames, student.shape[:-1], batch) else None
+        batch = batch if frames is None else frames.batch(batch)
+        reading = StateReading.of(self.pair.reading, names, (student, teacher), batch)
+        rows = reading.rows(f"taps {names!r}", tuple(student.shape), batch)
+        student, teacher = (reading.read(state, batch) for state in (student, teacher))
         if student.shape[:-1] != teacher.shape[:-1]:
             shapes = [tuple(state.shape[:-1]) for state in (student, teacher)]
             remedies = (sequence_first_remedy(shape, batch) for shape in shapes)
             raise BindError(
-                f"taps {names!r} must have the same examples and positions; "
-                f"got {shapes[0]} and {shapes[1]}{next(filter(None, remedies), '')}"
+                f"taps {names!r} must have the same {reading.axes}; got {shapes[0]} and {shapes[1]}"
+                f"{next(filter(None, remedies), '') or reading.remedy}"
             )
-        rows = Rows.of(f"taps {names!r}", student.shape[:-1], batch)
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
             raise BindError(
                 f"taps {names!r} must have the positions {sample.batch.positions} of the data, "
                 f"because the data select some of them; got {tuple(student.shape[:-1])}"
             )
-        law = self.projection
-        student_width, teacher_width = student.shape[-1], teacher.shape[-1]
-        matrix: Tensor | None = None
-        adapter: LinearMap | None = None
-        if isinstance(law, Learned):
-            adapter = beside(
-                law.adapter(
-                    seed=sample.seed,
-                    name=names,
-                    student_width=student_width,
-                    teacher_width=teacher_width,
-                ),
-                student,
-            )
-        else:
-            matrix = beside(
-                law.matrix(
-                    seed=sample.seed,
-                    name=SHARED if self.shared_projection else names,
-                    student_width=student_width,
-                    teacher_width=teacher_width,
-                ),
-                student,
-            )
+        matrix, adapter = self._project(names, student, teacher, seed=sample.seed)
         rule = self.normalize
         if rule == "auto":
             rule = "layernorm" if is_residual else "none"
@@ -225,13 +229,40 @@ class MatchHidden:
             reads=reads,
             rule=rule,
             rows=rows,
-            widths=(student_width, teacher_width),
+            reading=reading,
+            widths=(student.shape[-1], teacher.shape[-1]),
             matrix=matrix,
             adapter=adapter,
             mean=None,
             selects=self.selected_positions(sample.batch) is not None,
             is_encoded=is_encoded,
+            frames=frames,
         )
+
+    def _project(
+        self, names: str, student: Tensor, teacher: Tensor, *, seed: int
+    ) -> tuple[Tensor | None, LinearMap | None]:
+        """Return the sampled matrix, or the trained map, between the widths of two states.
+
+        Args:
+            names: Taps of both, by which numbers are drawn.
+            student: State of the student, beside which both lie.
+            teacher: State of the teacher.
+            seed: Seed of the run.
+        """
+        student_width, teacher_width = student.shape[-1], teacher.shape[-1]
+        if isinstance(self.projection, Learned):
+            adapter = self.projection.adapter(
+                seed=seed, name=names, student_width=student_width, teacher_width=teacher_width
+            )
+            return None, beside(adapter, student)
+        matrix = self.projection.matrix(
+            seed=seed,
+            name=SHARED if self.shared_projection else names,
+            student_width=student_width,
+            teacher_width=teacher_width,
+        )
+        return beside(matrix, student), None
 
     def _check_encoded(self, names: str, batch: Batch, *, are_both: bool) -> None:
         """Check that states of an encoder are compared with states of an encoder, at all positions.
@@ -279,6 +310,7 @@ class _BoundHidden:
     reads: Reads
     rule: str
     rows: Rows
+    reading: StateReading
     widths: tuple[int, int]
     """Of student and teacher."""
     matrix: Float[Tensor, "student_width teacher_width"] | None
@@ -290,12 +322,15 @@ class _BoundHidden:
     """Whether the data select positions, so that only these count."""
     is_encoded: bool
     """Whether the states have the positions of an encoder beside a decoder."""
+    frames: FrameCounter | None
+    """Counter of the frames of padded samples, if the states have frames."""
 
     @property
     def target_facts(self) -> Plain:
         """Return the dependencies of the target besides the teacher and the data."""
         law, (student_width, teacher_width) = self.declared.projection, self.widths
         shared = {"projection_name": SHARED} if self.declared.shared_projection else {}
+        self.reading.check_stored()
         return {
             "kind": "hidden",
             "place": str(self.reads.teacher[0]),
@@ -304,6 +339,8 @@ class _BoundHidden:
             "teacher_width": teacher_width,
             "width": teacher_width if self.matrix is None else student_width,
             "law": plain(law),
+            # Left out for the plain reading, so that older targets keep their key.
+            **({} if self.reading.kind == "positions" else {"reading": self.reading.kind}),
             # Learned and identity projections do not depend on the seed.
             **({} if isinstance(law, (Learned, Identity)) else self.draw_facts | shared),
         }
@@ -324,7 +361,8 @@ class _BoundHidden:
         return self.rows.count(self._side(batch)) if selected is None else selected.numel()
 
     def _side(self, batch: Batch) -> Batch:
-        return batch.for_encoder if self.is_encoded else batch.for_matching
+        side = batch.for_encoder if self.is_encoded else batch.for_matching
+        return side if self.frames is None else self.frames.batch(side)
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
         """Return the normalized (projected) state of the teacher, in float32 or autocast's type."""
@@ -349,10 +387,11 @@ class _BoundHidden:
 
     def _rows(
         self, states: Float[Tensor, "*leading width"], batch: Batch
-    ) -> Float[Tensor, "row width"]:
+    ) -> Float[Tensor, "row features"]:
         selected = self.declared.selected_positions(batch)
         if selected is None:
-            return self.rows.take(states, self._side(batch))
+            side = self._side(batch)
+            return self.rows.take(self.reading.read(states, side), side)
         check_positions("a state", states.shape[:-1], batch)
         return states.flatten(0, -2)[selected]
 
@@ -376,6 +415,7 @@ class _BoundHidden:
         terms = [f"{self.declared.weight:g} x MSE", self.rule if self.rule != "none" else ""]
         terms += ["centered" if self.declared.center else ""]
         terms += ["selected" if self.declared.positions == "selected" else ""]
+        terms += ["" if self.reading.kind == "positions" else self.reading.kind]
         law = self.declared.projection.kind + (" shared" if self.declared.shared_projection else "")
         shape = f"{student_width}x{teacher_width}"
         if self.adapter is not None:

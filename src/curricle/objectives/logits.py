@@ -9,6 +9,7 @@ Axes: leading (example, position), row (counted positions), class.
 Unit: nats a counted position; with `SquaredError` the squared unit of the outputs.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, final
@@ -18,10 +19,10 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.data.batch import Batch, Rows, check_positions
-from curricle.errors import BindError
+from curricle.errors import BindError, SpecError
 from curricle.models.heads import LinearHead
 from curricle.models.model_notes import check_problem_type
-from curricle.models.tapped import Activations, TappedModel
+from curricle.models.tapped import OUTPUT, Activations, Place, TappedModel
 from curricle.models.vocabularies import common_classes
 from curricle.objectives.base import (
     MOST_WEIGHT,
@@ -46,6 +47,11 @@ LOGIT_AXES = 2
 """Minimum number of axes of logits: rows and classes."""
 FEWEST_CLASSES = 2
 """Minimum number of classes; a distribution over a single class is constant."""
+
+
+def _is_none(name: object) -> bool:
+    """Return whether a name is left out of specs and digests, which are older than it."""
+    return name is None
 
 
 @final
@@ -80,11 +86,23 @@ class MatchLogits:
     """Number of positions with logits in memory at one time, for large vocabularies: a number,
     `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads
     must end in a linear map."""
+    output: str | None = Field(default=None, exclude_if=_is_none)
+    """Name of the matched entry of both models' outputs, as one head of several; None for the
+    logits."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 
     def __post_init__(self) -> None:
-        """Check that the divergence is defined at the temperatures."""
+        """Check that the divergence is defined at the temperatures, and `chunk` for the output.
+
+        Raises:
+            SpecError: If `chunk` comes with a named output.
+        """
+        if self.output is not None and self.chunk is not None:
+            raise SpecError(
+                f"'chunk' has no effect with 'output', whose head is unknown; remove it (got "
+                f"{self.chunk})"
+            )
         self.divergence.check(
             student_temperature=self.student_temperature,
             teacher_temperature=self.teacher_temperature,
@@ -102,6 +120,10 @@ class MatchLogits:
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
         """Return both logits, or both heads with `chunk`."""
         common = None
+        if self.output is not None:
+            tap = f"{OUTPUT}:{self.output}"
+            teacher = require(teacher, "teacher")
+            return Reads(student=(student.place(tap),), teacher=(teacher.place(tap),))
         if self._needs_classes:
             check_problem_type(student, "student")
             check_problem_type(require(teacher, "teacher"), "teacher")
@@ -128,10 +150,11 @@ class MatchLogits:
                 "compares vocabularies of two tokenizers"
             )
         teacher_activations = require(sample.teacher, "teacher")
-        shapes = {
-            "student": logits_shape(self.chunk, sample.student),
-            "teacher": logits_shape(self.chunk, teacher_activations),
+        sides = {
+            "student": _named(sample.student, reads.student, sample.batch),
+            "teacher": _named(teacher_activations, reads.teacher, sample.batch),
         }
+        shapes = {owner: logits_shape(self.chunk, side) for owner, side in sides.items()}
         if self._needs_classes:
             refuse_embeddings("student", sample.student, self.divergence.kind)
             refuse_embeddings("teacher", teacher_activations, self.divergence.kind)
@@ -139,11 +162,9 @@ class MatchLogits:
         *leading, student = shapes["student"]
         *teacher_leading, teacher = shapes["teacher"]
         self._check_classes(student, teacher)
-        for owner, positions in (
-            ("student", sample.student.positions),
-            ("teacher", teacher_activations.positions),
-        ):
-            check_positions(f"'logits' of the {owner}", positions, sample.batch, kind=BindError)
+        for owner, side in sides.items():
+            name = f"'logits' of the {owner}"
+            check_positions(name, side.positions, sample.batch, kind=BindError)
         if leading != teacher_leading:
             raise BindError(
                 f"'logits' of student and teacher must have the same positions; "
@@ -151,7 +172,9 @@ class MatchLogits:
             )
         selects_none = sample.batch.selected is None
         rows = Rows.of("'logits'", leading, sample.batch) if selects_none else None
-        return BoundLogits(declared=self, rows=rows, num_classes=self.num_classes or teacher)
+        return BoundLogits(
+            declared=self, reads=reads, rows=rows, num_classes=self.num_classes or teacher
+        )
 
     def _check_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check that outputs define distributions, or have values on their last axis.
@@ -217,12 +240,26 @@ def logits_shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ..
     return (*head.states.shape[:-1], head.num_classes)
 
 
+def _named(activations: Activations, places: tuple[Place, ...], batch: Batch) -> Activations:
+    """Return activations with a named output, if one is read, in the place of the logits."""
+    if not places:
+        return activations
+    output = activations.hidden[places[0]]
+    if batch.selected is None:
+        return replace(activations, logits=output)
+    examples, *space = output.shape[:-1]
+    positions = (examples, math.prod(space)) if space else (examples,)
+    check_positions(f"{str(places[0])!r}", positions, batch)
+    return replace(activations, logits=output.flatten(0, -2)[batch.selected], positions=positions)
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BoundLogits:
     """`MatchLogits` with equal vocabularies."""
 
     declared: MatchLogits
+    reads: Reads
     rows: Rows | None
     """Rows with counted logits; None for the selected positions."""
     num_classes: int
@@ -230,7 +267,16 @@ class BoundLogits:
 
     @property
     def target_facts(self) -> Plain:
-        """Return the dependencies of the target besides the teacher and the data."""
+        """Return the dependencies of the target besides the teacher and the data.
+
+        Raises:
+            BindError: If the output has a name.
+        """
+        if self.declared.output is not None:
+            raise BindError(
+                f"'output' must be None for stored targets, which hold logits and hidden states; "
+                f"got {self.declared.output!r}"
+            )
         return {"kind": "logits", "num_classes": self.num_classes}
 
     @property
@@ -251,7 +297,7 @@ class BoundLogits:
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row class"] | LinearHead:
         """Return the teacher's logits, or its head with `chunk`."""
         if self.declared.chunk is None:
-            return self.logits(teacher, batch)
+            return self.logits(_named(teacher, self.reads.teacher, batch), batch)
         return self._head(teacher, batch).detached
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
@@ -279,7 +325,8 @@ class BoundLogits:
         chunk, compare = self.declared.chunk, self._comparison(target)
         if chunk is not None:
             return chunked_total(self._head(student, batch), compare, chunk=chunk)
-        return compare(self.logits(student, batch), slice(None))
+        named = _named(student, self.reads.student, batch)
+        return compare(self.logits(named, batch), slice(None))
 
     def _comparison(self, target: Tensor | SparseTarget) -> RowLoss:
         declared = self.declared
@@ -318,4 +365,5 @@ class BoundLogits:
         """Return taps, objective, projection and widths in words."""
         declared = self.declared
         softening = f"T={declared.teacher_temperature:g}"
-        return "logits", f"{declared.weight:g} x {declared.divergence.kind} {softening}", "-", "-"
+        tap = "logits" if declared.output is None else f"{OUTPUT}:{declared.output}"
+        return tap, f"{declared.weight:g} x {declared.divergence.kind} {softening}", "-", "-"

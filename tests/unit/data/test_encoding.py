@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
+from torch import Tensor
 
 from curricle.data.encoding import Encoded, Encoding, TextKind, encode, texts_of
 from curricle.data.table_files import Row
@@ -41,12 +42,17 @@ def encoded(
     return encode(rows, encoding, training or rows)
 
 
+def labels_of(part: Encoded) -> Tensor:
+    assert part.labels is not None
+    return part.labels
+
+
 def test_classes_are_numbers_or_names_in_alphabetical_order() -> None:
     named = encoded("classification", [{"text": "a", "label": x} for x in ("no", "yes", "and")])
-    assert (named.labels.tolist(), named.num_classes) == ([1, 2, 0], 3)
+    assert (labels_of(named).tolist(), named.num_classes) == ([1, 2, 0], 3)
     assert named.class_names == ("and", "no", "yes")
     numbers = encoded("classification", [{"sentence": "a", "label": x} for x in ("2", "0")])
-    assert (numbers.labels.tolist(), numbers.num_classes) == ([2, 0], 3)
+    assert (labels_of(numbers).tolist(), numbers.num_classes) == ([2, 0], 3)
     assert numbers.class_names == ()
     assert numbers.inputs["input_ids"].tolist() == [[A, PAD, PAD, PAD]] * 2
     assert numbers.inputs["attention_mask"].tolist() == [[1, 0, 0, 0]] * 2
@@ -61,7 +67,7 @@ def test_a_row_with_an_empty_label_is_no_class() -> None:
 def test_classes_are_those_of_the_training_rows() -> None:
     training: list[Row] = [{"text": "a", "label": name} for name in ("x", "z")]
     held_out = encoded("classification", [{"text": "b", "label": "z"}], training=training)
-    assert (held_out.labels.tolist(), held_out.num_classes) == ([1], 2)
+    assert (labels_of(held_out).tolist(), held_out.num_classes) == ([1], 2)
     with pytest.raises(DataError, match=r"'label' must hold one of the 2 classes .* got 'y'"):
         encoded("classification", [{"text": "b", "label": "y"}], training=training)
 
@@ -87,11 +93,11 @@ def test_long_texts_are_cut() -> None:
 def test_values_are_columns_lists_or_numbers() -> None:
     columns = {"label": ("x", "y")}
     several = encoded("several_labels", [{"text": "a", "x": "1", "y": 0}], columns=columns)
-    assert several.labels.tolist() == [[1.0, 0.0]]
+    assert labels_of(several).tolist() == [[1.0, 0.0]]
     listed = encoded("regression", [{"text": "a", "labels": [0.5, 2]}])
-    assert (listed.labels.tolist(), listed.num_classes) == ([[0.5, 2.0]], 2)
+    assert (labels_of(listed).tolist(), listed.num_classes) == ([[0.5, 2.0]], 2)
     single = encoded("regression", [{"text": "a", "score": "1.5"}])
-    assert (single.labels.tolist(), single.labels.dtype) == ([[1.5]], torch.float32)
+    assert (labels_of(single).tolist(), labels_of(single).dtype) == ([[1.5]], torch.float32)
     sentence = "labels of 'regression' must be numbers, equally many in every row; got"
     with pytest.raises(DataError, match=sentence):
         encoded("regression", [{"text": "a", "score": [1, 2]}, {"text": "a", "score": [1]}])
@@ -101,7 +107,7 @@ def test_the_first_token_of_each_word_has_its_tag() -> None:
     rows: list[Row] = [{"tokens": ["a b", "c"], "ner_tags": ["X", "O"]}]
     example = encoded("token_classification", rows)
     assert example.inputs["input_ids"].tolist() == [[A, B, C, PAD]]
-    assert example.labels.tolist() == [[1, -100, 0, -100]]
+    assert labels_of(example).tolist() == [[1, -100, 0, -100]]
     assert (example.num_classes, example.positions) == (2, "token")
     with pytest.raises(DataError, match="one tag for each word; row 1 has 1 words and 2 tags"):
         encoded("token_classification", [{"tokens": ["a"], "ner_tags": ["X", "O"]}])
@@ -113,7 +119,7 @@ def test_a_decoder_reads_the_target_one_token_later() -> None:
     example = encoded("seq2seq", rows, columns=columns, start_token=END)
     assert example.inputs["input_ids"].tolist() == [[A, B, PAD, PAD]]
     assert example.inputs["decoder_input_ids"].tolist() == [[END, C, D, PAD]]
-    assert example.labels.tolist() == [[C, D, -100, -100]]
+    assert labels_of(example).tolist() == [[C, D, -100, -100]]
     plain = encoded("seq2seq", [{"source": "a", "target": "b"}])
     assert plain.inputs["decoder_input_ids"].tolist() == [[PAD, B, PAD, PAD]]
 
@@ -125,7 +131,7 @@ def test_a_prompt_is_read_and_its_completion_scored() -> None:
     ]
     example = encoded("instructions", rows, tokenizer=words(eos_token="</s>"))
     assert example.inputs["input_ids"].tolist() == [[A, B, C, END]]
-    assert example.labels.tolist() == [[-100, -100, C, END]]
+    assert labels_of(example).tolist() == [[-100, -100, C, END]]
     assert (example.next_token, example.dropped) == (True, 1)
 
 
@@ -136,7 +142,7 @@ def test_the_input_of_an_instruction_is_read_after_it() -> None:
     ]
     example = encoded("instructions", rows, tokenizer=words(eos_token="</s>"))
     assert example.inputs["input_ids"].tolist() == [[A, B, C, END], [A, C, END, PAD]]
-    assert example.labels.tolist() == [[-100, -100, C, END], [-100, C, END, -100]]
+    assert labels_of(example).tolist() == [[-100, -100, C, END], [-100, C, END, -100]]
 
 
 def test_words_of_the_user_after_the_last_answer_are_not_scored() -> None:
@@ -148,7 +154,7 @@ def test_words_of_the_user_after_the_last_answer_are_not_scored() -> None:
         for stop in (2, 3, 1)
     ]
     example = encoded("instructions", rows, tokenizer=tokenizer, window=8)
-    first, second = example.labels.tolist()
+    first, second = labels_of(example).tolist()
     assert first == second
     assert [label for label in first if label != -100] == [B, END]
     assert example.dropped == 1
@@ -156,7 +162,7 @@ def test_words_of_the_user_after_the_last_answer_are_not_scored() -> None:
 
 def test_a_text_alone_is_scored_as_a_whole() -> None:
     example = encoded("instructions", [{"text": "a b"}], tokenizer=words(eos_token="</s>"))
-    assert example.labels.tolist() == [[A, B, END, -100]]
+    assert labels_of(example).tolist() == [[A, B, END, -100]]
     assert example.inputs["attention_mask"].tolist() == [[1, 1, 1, 0]]
 
 
@@ -174,7 +180,7 @@ def test_messages_pass_through_the_chat_template_and_the_last_answer_is_scored(f
     example = encoded("instructions", [row], tokenizer=tokenizer, window=12)
     ids = [USER, A, MODEL, B, END, USER, C, MODEL, D, END]
     assert example.inputs["input_ids"].tolist() == [[*ids, PAD, PAD]]
-    assert example.labels.tolist() == [[*[-100] * 8, D, END, -100, -100]]
+    assert labels_of(example).tolist() == [[*[-100] * 8, D, END, -100, -100]]
 
 
 def test_a_tokenizer_without_a_chat_template_is_named() -> None:
@@ -235,7 +241,7 @@ def test_an_answer_is_its_first_and_last_token() -> None:
     none = {"question": "d", "context": "a", "answers": {"text": [], "answer_start": []}}
     example = encoded("question_answering", [row, cut, none])
     assert example.inputs["input_ids"].tolist() == [[D, A, B, C], [D, A, PAD, PAD]]
-    assert (example.labels.tolist(), example.dropped) == ([[2, 3], [0, 0]], 1)
+    assert (labels_of(example).tolist(), example.dropped) == ([[2, 3], [0, 0]], 1)
     wrong = row | {"answers": {"text": ["b"], "answer_start": [0]}}
     with pytest.raises(DataError, match="row 1 has 'a' at 0 and not 'b'"):
         encoded("question_answering", [wrong])

@@ -1,6 +1,6 @@
 """Rows of texts as batches: groups of examples, scores, and positions of two tokenizers."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -142,7 +142,7 @@ def test_what_has_no_tokenizer_is_refused() -> None:
 
 def test_a_loader_of_rows_is_a_stream_of_their_texts() -> None:
     rows = [(f"w{number}", f"w{number + 1}") for number in range(6)]
-    loader: Any = DataLoader(rows, batch_size=3, collate_fn=TextCollator(tokenizer()))
+    loader: Any = DataLoader(cast("Any", rows), batch_size=3, collate_fn=TextCollator(tokenizer()))
     data = curricle.stream(loader)
     assert (data.batch_size, data.batch(1).num_examples) == (6, 6)
     assert data.steps_per_epoch == 2

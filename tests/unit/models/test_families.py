@@ -75,7 +75,7 @@ def test_what_is_said_of_an_mlp_holds() -> None:
     assert model.place(2) == Place("blocks.1")
     with (
         model.open_taps([], logits=True) as forward,
-        pytest.raises(BindError, match=r"^'width_axis' must be -1 for logits at selected pos"),
+        pytest.raises(BindError, match=r"^'width_axis' must be -1 for logits without pos"),
     ):
         forward(torch.zeros(2, 4), torch.tensor([1]))
 

@@ -219,15 +219,25 @@ def test_a_model_that_reshapes_its_logits_after_the_head_is_refused() -> None:
 
 
 @pytest.mark.parametrize("head", [(), ("1",)], ids=["no head", "head"])
-def test_positions_are_not_selected_where_the_width_is_not_last(head: tuple[str, ...]) -> None:
+def test_positions_of_a_map_are_selected_row_by_row(head: tuple[str, ...]) -> None:
     with seeding.scoped(0, "test model"):
-        module = nn.Sequential(nn.Conv1d(2, 5, 3), nn.Conv1d(5, 3, 1))
-    model = HookedModel(module, head=head, width_axis=1)
-    assert forward(model, drawn(4, 2, 9), logits=True).logits is not None
+        module = nn.Sequential(nn.Conv2d(2, 5, 3, padding=1), nn.Conv2d(5, 3, 1))
+    model, images = HookedModel(module, head=head, width_axis=1), drawn(2, 2, 3, 4)
+    found = forward(model, images, logits=True, selected=[1, 4, 23])
+    expected = module(images)
+    # Position 4 is the first column of the second row, 23 the last pixel of the second image.
+    rows = torch.stack([expected[0, :, 0, 1], expected[0, :, 1, 0], expected[1, :, 2, 3]])
+    assert found.logits is not None
+    assert torch.equal(found.logits, rows)
+    assert found.positions == (2, 12)
+
+
+def test_positions_are_not_selected_where_logits_have_none() -> None:
+    model = HookedModel(nn.Sequential(linear(4, 3)), width_axis=1)
     with pytest.raises(
-        BindError, match=r"^'width_axis' must be -1 for logits at selected positions; got 1$"
+        BindError, match=r"^'width_axis' must be -1 for logits without positions where some are "
     ):
-        forward(model, drawn(4, 2, 9), logits=True, selected=[1, 2])
+        forward(model, drawn(5, 4), logits=True, selected=[1, 2])
 
 
 def test_a_tap_around_the_head_shows_all_positions() -> None:

@@ -91,8 +91,8 @@ def test_logits_are_never_one_of_several_outputs(output: object, listed: str) ->
     with pytest.raises(
         BindError,
         match=rf"^'logits' must be the only output of Net or have that name; got {listed}; wrap "
-        rf"the model in a module that returns the logits, or name the module that computes them "
-        rf"by curricle.tapped\(model, head=...\)$",
+        rf"the model in a module that returns the logits, or name one of them by curricle.tapped"
+        rf"\(model, output=...\), or the module that computes them by head=...$",
     ):
         logits_in(output, "Net")
 

@@ -150,3 +150,12 @@ def test_the_model_and_the_generators_stay_as_they_were() -> None:
 @pytest.mark.parametrize("inputs", [torch.ones(3), torch.ones(3, 1)])
 def test_inputs_without_a_length_tell_nothing(inputs: Tensor) -> None:
     assert width_axes(nn.Identity(), inputs, {}, {None: (3, 1, 1)}) == {}
+
+
+def test_a_model_that_asserts_the_size_of_its_images_leaves_axes_open() -> None:
+    class Fixed(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            assert tuple(images.shape[1:]) == (2, 8, 8), "wrong size"
+            return images.flatten(2).mT
+
+    assert width_axes(Fixed(), drawn(3, 2, 8, 8), {}, {Place(""): (3, 64, 2)}) == {}

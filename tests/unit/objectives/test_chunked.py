@@ -254,7 +254,7 @@ class Largest(TorchDispatchMode):
 def test_no_tensor_holds_more_logits_than_those_of_a_chunk(divergence: Divergence) -> None:
     states = drawn(60, WIDTH).requires_grad_()
     head = LinearHead(states=states, weight=drawn(50, WIDTH).requires_grad_())
-    with Largest() as seen:  # type: ignore[no-untyped-call]
+    with Largest() as seen:
         chunked_divergence(
             head, head, divergence, **SOFT, labels=torch.zeros(60).long(), chunk=8
         ).backward()

@@ -313,7 +313,7 @@ def test_states_of_different_shape_are_refused() -> None:
     with pytest.raises(
         BindError,
         match=r"^taps 's <- t' must have the same examples and positions; got \(2, 5\) and "
-        r"\(2, 6\)$",
+        r"\(2, 6\); LayerPair\(reading='pooled'\) compares the means over positions, ",
     ):
         bind(objective(), drawn(2, 5, 3), drawn(2, 6, 3))
 

@@ -45,6 +45,8 @@ def formula(loss: LabelLossName, student: Tensor, target: Tensor) -> Tensor:
             product = (student * target).sum(-1)
             lengths = student.square().sum(-1).sqrt() * target.square().sum(-1).sqrt()
             return (1 - product / lengths).sum()
+        case "similarity":
+            raise NotImplementedError
 
 
 LOSSES: tuple[LabelLossName, ...] = ("cross_entropy", "binary", "squared_error", "cosine")

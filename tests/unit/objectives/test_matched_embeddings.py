@@ -16,6 +16,7 @@ from curricle.objectives.matched_embeddings import (
     MatchSimilarities,
 )
 from curricle.objectives.projections import Learned, Orthogonal
+from curricle.teachers.store.codecs import Exact
 from tests.parts import drawn
 
 STEPS = 120
@@ -92,7 +93,7 @@ def test_a_student_of_another_width_learns_the_similarities_of_its_teacher(objec
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_remedy(
-    objective: Any, settings: dict[str, int], sentence: str
+    objective: Any, settings: dict[str, Any], sentence: str
 ) -> None:
     with pytest.raises(BindError, match=sentence):
         distill(objective, **settings)
@@ -150,7 +151,7 @@ def test_targets_are_the_outputs_of_the_teacher_and_may_be_stored(tmp_path: Any)
         curriculum,
         Batches(),
         folder=tmp_path / "targets",
-        compression=curricle.TargetCompression(logits={"kind": "float32"}),
+        compression=curricle.TargetCompression(logits=Exact()),
     )
     results = [
         curricle.distill(

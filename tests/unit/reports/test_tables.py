@@ -245,7 +245,7 @@ def test_a_column_of_shares_lists_values_in_every_row_or_in_none(
         write_run(tmp_path / f"students/sure/seed-{seed}", {10: final}, method="sure", seed=seed)
     for seed, final in enumerate((0.90, 0.91, 0.90, 0.91)):
         write_run(tmp_path / f"students/four/seed-{seed}", {10: final}, method="four", seed=seed)
-    cells = dict(row[:2] for row in summary_grid(summarize(load_runs([tmp_path]))).rows)
+    cells = {row[0]: row[1] for row in summary_grid(summarize(load_runs([tmp_path]))).rows}
     assert cells == {
         "wide": "65.00 % (2 seeds: 40.00, 90.00 %)",
         "sure": "90.50 % (2 seeds: 90.00, 91.00 %)",

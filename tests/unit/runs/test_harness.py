@@ -141,7 +141,7 @@ def decoder_folder() -> Callable[[Path], Path]:
 
         words = {"<s>": 0, "a": 1, "b": 2, "▁a": 3, "▁b": 4}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
         transformers.PreTrainedTokenizerFast(
             tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>", pad_token="<s>"
         ).save_pretrained(folder)

@@ -54,7 +54,8 @@ class Letters(Tokenizer):
 
     def __init__(self, *, start: int | None = START, mask: int | None = MASK) -> None:
         self.bos_token_id, self.mask_token_id = start, mask
-        self.eos_token_id = self.pad_token_id = None
+        self.eos_token_id: int | None = None
+        self.pad_token_id: int | None = None
         self.model_input_names = ["input_ids"]
 
     def __call__(self, *texts: object, **options: object) -> Mapping[str, list[int]]:

@@ -1,6 +1,7 @@
 """The plan of a call in Python: stages, lengths and cost, and nothing trained."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def test_a_plan_is_made_in_python() -> None:
 
 
 def test_a_plan_has_the_numbers_of_the_run() -> None:
-    curriculum, seen = curricle.extraction(total="8 steps", layer_fraction=0.5), []
+    curriculum = curricle.extraction(total="8 steps", layer_fraction=0.5)
+    seen: list[Any] = []
     parts = (mlp(5, 4).module, mlp(16, 12, seed=1).module, curriculum, parity())
     planned = plan(*parts)
     curricle.distill(

@@ -117,7 +117,7 @@ def test_pairs_are_of_equal_depth_in_both_models(
 
 
 def test_different_fractions_are_of_each_model_alone() -> None:
-    curriculum = extraction(total="20 steps", pairs=LayerPair(student=0.5, teacher=0.75))
+    curriculum = extraction(total="20 steps", pairs=(LayerPair(student=0.5, teacher=0.75),))
     run = bound(curriculum, student=mlp(5, 5, 5), teacher=LiveTeacher(mlp(*[16] * 6)))
     assert run.stages[0].plan.taps == "2 <- 5"
 

@@ -34,7 +34,8 @@ def made(kind: str, size: int, head: str, **sizes: Any) -> nn.Module:
         intermediate_size=16, max_position_embeddings=64, **sizes,
     )  # fmt: skip
     with seeding.scoped(0, "model"):
-        return getattr(hf, f"AutoModelFor{head}").from_config(config)
+        model: nn.Module = getattr(hf, f"AutoModelFor{head}").from_config(config)
+    return model
 
 
 def decoder(size: int) -> nn.Module:

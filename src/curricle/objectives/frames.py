@@ -1,0 +1,88 @@
+"""Masks of the frames of a model that reads padded samples, as models of sound do.
+
+Convolutions before the blocks make a frame of many samples, so that the mask in the data has other
+positions than the states. Models of transformers know how many frames a number of samples gives:
+`_get_feat_extract_output_lengths`, which any model may define.
+
+Axes: example, sample, frame.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast, final
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from curricle.data.batch import Batch
+from curricle.models.tapped import TappedModel
+
+LENGTHS = "_get_feat_extract_output_lengths"
+"""Method from numbers of samples to numbers of frames."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameCounter:
+    """Number of frames of a model, by number of samples."""
+
+    module: nn.Module
+    """The module with the method."""
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "FrameCounter":
+        """Return the counter itself: copies of an objective must not copy the model."""
+        return self
+
+    def counts(self, lengths: Int[Tensor, " example"]) -> Int[Tensor, " example"]:
+        """Return the numbers of frames for numbers of samples.
+
+        Args:
+            lengths: Numbers of samples.
+        """
+        method = cast("Callable[..., Any]", getattr(self.module, LENGTHS))
+        # Adapters behind the blocks make fewer frames of those that the blocks have.
+        has_adapter = "add_adapter" in inspect.signature(method).parameters
+        counts = method(lengths, add_adapter=False) if has_adapter else method(lengths)
+        return torch.as_tensor(counts, device=lengths.device).long()
+
+    def batch(self, batch: Batch) -> Batch:
+        """Return a batch with the positions of the frames, and without labels.
+
+        Args:
+            batch: A batch with a mask of samples.
+        """
+        if batch.valid is None:
+            return batch
+        longest = batch.valid.new_tensor([batch.valid.shape[1]], dtype=torch.int64)
+        numbers = torch.arange(int(self.counts(longest)), device=batch.valid.device)
+        valid = numbers < self.counts(batch.valid.sum(1)).unsqueeze(1)
+        return Batch(inputs=batch.inputs, valid=valid, step=batch.step, offset=batch.offset)
+
+
+def frame_counter(model: TappedModel) -> FrameCounter | None:
+    """Return the counter of frames of a model; None if it has none.
+
+    Args:
+        model: A model; the outermost module with the method counts.
+    """
+    module = getattr(model, "module", None)
+    for part in module.modules() if isinstance(module, nn.Module) else ():
+        if callable(getattr(part, LENGTHS, None)):
+            return FrameCounter(part)
+    return None
+
+
+def counts_frames(counter: FrameCounter | None, leading: Sequence[int], batch: Batch) -> bool:
+    """Return whether states have frames, and the mask of their data samples.
+
+    Args:
+        counter: Counter of the model; None if it has none.
+        leading: Shape of a state without the width.
+        batch: Batch of its pass.
+    """
+    shape = tuple(leading)
+    if counter is None or batch.valid is None or len(shape) == 1 or shape == batch.positions:
+        return False
+    return counter.batch(batch).positions == shape

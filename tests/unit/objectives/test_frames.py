@@ -1,0 +1,152 @@
+"""Frames of padded samples: counts of transformers, rows of the loss, and models without any."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+import curricle
+from curricle import seeding
+from curricle.data.batch import Batch, named
+from curricle.models.mlp import MLP
+from curricle.objectives.frames import FrameCounter, counts_frames, frame_counter
+from curricle.objectives.projections import Identity
+from curricle.records import StepRecord
+from tests.contracts.test_families import WAV2VEC2
+from tests.parts import Listed, drawn
+
+LENGTHS = (200, 140, 60)
+
+
+def sound() -> Batch:
+    mask = torch.stack([(torch.arange(200) < length).long() for length in LENGTHS])
+    values = drawn(3, 200) * mask
+    return Batch(inputs={"input_values": values, "attention_mask": mask}, valid=mask.bool())
+
+
+def wav2vec2(seed: int) -> Any:
+    config = hf.Wav2Vec2Config(**WAV2VEC2, feat_extract_norm="layer")
+    with seeding.scoped(seed, "test model"):
+        return hf.Wav2Vec2Model(config).eval()
+
+
+def counter(model: Any) -> FrameCounter:
+    found = frame_counter(curricle.tapped(model))
+    assert found is not None
+    return found
+
+
+def test_the_mask_of_frames_is_that_of_the_model() -> None:
+    model, batch = wav2vec2(0), sound()
+    mask = batch.inputs["attention_mask"]  # type: ignore[index]
+    frames = int(model._get_feat_extract_output_lengths(200))
+    expected = model._get_feature_vector_attention_mask(frames, mask)
+    valid = counter(model).batch(batch).valid
+    assert valid is not None
+    assert torch.equal(valid, expected)
+    assert 0 < int(valid.sum()) < valid.numel()
+
+
+@pytest.mark.parametrize("reading", ["positions", "pooled"])
+def test_frames_of_padding_do_not_count_in_the_loss(reading: Any) -> None:
+    student, teacher, batch = wav2vec2(0), wav2vec2(1), sound()
+    student.train()
+    states = [
+        model(**named(batch.inputs), output_hidden_states=True).hidden_states[1]
+        for model in (student, teacher)
+    ]
+    valid = counter(student).batch(batch).valid
+    assert valid is not None
+    if reading == "pooled":
+        rows = [
+            torch.stack([row[mask].mean(0) for row, mask in zip(state, valid, strict=True)])
+            for state in states
+        ]
+    else:
+        rows = [state[valid] for state in states]
+    expected = (rows[0] - rows[1]).square().mean().item()
+    pair = curricle.LayerPair(student=1, teacher=1, reading=reading)
+    objective = curricle.MatchHidden(pair=pair, projection=Identity(), normalize="none")
+    records: list[Any] = []
+    curricle.distill(
+        student, teacher, curricle.one_shot(total="1 steps", objective=objective),
+        Listed(batch), evaluation=lambda _: {"accuracy": 0.0}, observers=[records.append],
+        settings=curricle.TrainingSettings(
+            device="cpu", log_every=1, gradient_accumulation_steps=3
+        ),
+    )  # fmt: skip
+    (loss,) = [record.loss for record in records if isinstance(record, StepRecord)]
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_frames_are_those_of_the_blocks_and_not_of_an_adapter() -> None:
+    class Adapted(nn.Module):
+        def _get_feat_extract_output_lengths(
+            self, lengths: torch.Tensor, add_adapter: bool = True
+        ) -> torch.Tensor:
+            return lengths // (4 if add_adapter else 2)
+
+    assert FrameCounter(Adapted()).counts(torch.tensor([8, 6])).tolist() == [4, 3]
+
+
+def test_states_with_the_positions_of_the_data_or_none_have_no_frames() -> None:
+    found, batch = counter(wav2vec2(0)), sound()
+    frames = int(found.counts(torch.tensor([200])))
+    assert counts_frames(found, (3, frames), batch)
+    assert not counts_frames(found, (3, 200), batch)
+    assert not counts_frames(found, (3,), batch)
+    assert not counts_frames(found, (3, frames + 1), batch)
+    assert not counts_frames(None, (3, frames), batch)
+    assert not counts_frames(found, (3, frames), Batch(inputs=batch.inputs))
+
+
+def test_a_batch_without_a_mask_stays_as_it_is() -> None:
+    batch = Batch(inputs={"input_values": drawn(3, 200)})
+    assert counter(wav2vec2(0)).batch(batch) is batch
+
+
+def test_models_without_the_method_have_no_counter() -> None:
+    with seeding.scoped(0, "test model"):
+        assert frame_counter(MLP(2, (3,), 2).tapped()) is None
+
+
+def test_a_copy_of_an_objective_does_not_copy_the_model() -> None:
+    found = counter(wav2vec2(0))
+    assert copy.deepcopy(found) is found
+
+
+def test_the_encoder_of_whisper_has_frames_of_its_own_mask() -> None:
+    config = hf.WhisperConfig(
+        vocab_size=20, d_model=8, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, num_mel_bins=4,
+        max_source_positions=10, max_target_positions=16, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1, begin_suppress_tokens=None, suppress_tokens=None,
+    )  # fmt: skip
+    with seeding.scoped(0, "test model"):
+        student, teacher = (hf.WhisperForConditionalGeneration(config).eval() for _ in range(2))
+    mask = torch.stack([(torch.arange(20) < length).long() for length in (20, 11)])
+    inputs = {
+        "input_features": drawn(2, 4, 20),
+        "attention_mask": mask,
+        "decoder_input_ids": torch.full((2, 5), 4),
+    }
+    states = [
+        model(**inputs, output_hidden_states=True).encoder_hidden_states[1]
+        for model in (student, teacher)
+    ]
+    error = (states[0] - states[1]).square().mean(-1)
+    # 20 and 11 columns of the spectrogram are 10 and 6 frames.
+    expected = (error[0].sum() + error[1, :6].sum()).item() / 16
+    pair = curricle.LayerPair(student="encoder:1", teacher="encoder:1")
+    objective = curricle.MatchHidden(pair=pair, projection=Identity(), normalize="none")
+    records: list[Any] = []
+    curricle.distill(
+        student, teacher, curricle.one_shot(total="1 steps", objective=objective),
+        Listed(Batch(inputs=inputs)), evaluation=lambda _: {"accuracy": 0.0},
+        observers=[records.append], settings=curricle.TrainingSettings(device="cpu", log_every=1),
+    )  # fmt: skip
+    (loss,) = [record.loss for record in records if isinstance(record, StepRecord)]
+    assert loss == pytest.approx(expected, rel=1e-4)
