@@ -16,8 +16,8 @@ from transformers import BertConfig, BertForMaskedLM
 from curricle import seeding
 from curricle.curriculum.strategies import one_shot
 from curricle.data.batch import Batch
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import bind
 from curricle.training.loop.stepping import stepping

@@ -17,9 +17,9 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.data.text.token_store import TokenStore, Vocabulary
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import ProbeRecord
 from curricle.teachers.live import LiveTeacher

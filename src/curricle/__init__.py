@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from curricle.errors import CurricleError as CurricleError
     from curricle.metrics import Metric as Metric
     from curricle.models.ensemble import Ensemble as Ensemble
-    from curricle.models.families import tapped as tapped
     from curricle.models.mlp import MLP as MLP
     from curricle.models.sentence_encoder import SentenceEncoder as SentenceEncoder
     from curricle.models.vocabularies import common_vocabulary as common_vocabulary
+    from curricle.models.wrapping import tapped as tapped
     from curricle.objectives.hidden import LayerPair as LayerPair
     from curricle.objectives.hidden import MatchHidden as MatchHidden
     from curricle.objectives.labels import LabelLoss as LabelLoss
@@ -93,7 +93,7 @@ else:
             "errors": ("CurricleError",),
             "metrics": ("Metric",),
             "models.ensemble": ("Ensemble",),
-            "models.families": ("tapped",),
+            "models.wrapping": ("tapped",),
             "models.mlp": ("MLP",),
             "models.sentence_encoder": ("SentenceEncoder",),
             "models.vocabularies": ("common_vocabulary",),

@@ -23,8 +23,8 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.batch import Batch, Inputs, concatenate, named
 from curricle.data.example_keys import example_keys
 from curricle.errors import BindError, DataError
-from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.base import Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits

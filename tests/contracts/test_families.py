@@ -19,8 +19,8 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
-from curricle.models.families import tapped
 from curricle.models.tapped import Place, TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits

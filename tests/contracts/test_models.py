@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import Place, Tap, TappedModel
+from curricle.models.wrapping import tapped
 from tests.parts import Shared, drawn
 
 Wrap = Callable[[Tensor], object]

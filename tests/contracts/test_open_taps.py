@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.models.families import tapped
 from curricle.models.huggingface import Head, HuggingFaceSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.tapped import Inputs, Place, Tap, TappedModel
+from curricle.models.wrapping import tapped
 from tests.parts import Shared
 
 NUM_IDS, LENGTH = 20, 6

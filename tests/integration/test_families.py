@@ -13,7 +13,7 @@ from curricle.curriculum.initialization import PrincipalStart
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.batch import Batch
 from curricle.errors import BindError
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.records import RunRecord
 from curricle.training.distill import distill

@@ -10,7 +10,7 @@ import pytest
 
 from curricle import seeding
 from curricle.curriculum.durations import Duration
-from curricle.curriculum.phase_transitions import find_transition
+from curricle.curriculum.loss_transitions import find_transition
 from curricle.curriculum.strategies import from_labels
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLPSpec

@@ -22,9 +22,9 @@ from curricle.curriculum.strategies import extraction, one_shot, progressive
 from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.dispatching import is_dispatched, offloaded_weights, resident_weight
-from curricle.models.families import tapped
 from curricle.models.huggingface import PretrainedSpec
 from curricle.models.weights import weights_digest
+from curricle.models.wrapping import tapped
 from curricle.objectives.logits import MatchLogits
 from curricle.teachers import hugging_face_trajectory
 from curricle.training.distill import distill

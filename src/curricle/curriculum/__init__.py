@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from curricle.curriculum.durations import UntilPlateau as UntilPlateau
     from curricle.curriculum.initialization import PrincipalStart as PrincipalStart
     from curricle.curriculum.initialization import RandomStart as RandomStart
-    from curricle.curriculum.phase_transitions import Transition as Transition
-    from curricle.curriculum.phase_transitions import find_transition as find_transition
+    from curricle.curriculum.loss_transitions import Transition as Transition
+    from curricle.curriculum.loss_transitions import find_transition as find_transition
     from curricle.curriculum.stages import Curriculum as Curriculum
     from curricle.curriculum.stages import Stage as Stage
     from curricle.curriculum.strategies import evenly_spaced_pairs as evenly_spaced_pairs
@@ -33,6 +33,6 @@ else:
                 "one_shot",
                 "progressive",
             ),
-            "phase_transitions": ("Transition", "find_transition"),
+            "loss_transitions": ("Transition", "find_transition"),
         },
     )

@@ -17,7 +17,7 @@ References:
 from dataclasses import dataclass
 from typing import Literal, final
 
-from curricle.curriculum.phase_transitions import (
+from curricle.curriculum.loss_transitions import (
     check_curve,
     find_transition,
     sudden_fall,

@@ -19,9 +19,9 @@ from torch import nn
 
 from curricle.errors import BindError, CheckpointError, SpecError, near_names
 from curricle.extras import imported
-from curricle.models.families import tapped
 from curricle.models.positions import unused_positions, usable_positions
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.protocols import Tokenizer
 from curricle.values import value
 from curricle.yaml_specs import from_json

@@ -26,10 +26,10 @@ from torch.nn import functional
 from curricle.colocation import count_beside
 from curricle.errors import BindError, CheckpointError, SpecError
 from curricle.files import write_text
-from curricle.models.families import tapped
 from curricle.models.huggingface import new_encoder, pretrained_encoder
 from curricle.models.outputs import EMBEDDING
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.values import value
 from curricle.yaml_specs import from_json
 

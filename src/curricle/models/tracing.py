@@ -27,7 +27,7 @@ from curricle import seeding
 from curricle.errors import BindError
 from curricle.models.outputs import first_tensor
 from curricle.models.restoring import buffers_kept, modes_kept
-from curricle.models.specimens import Specimen, specimens
+from curricle.models.sample_inputs import SampleInputs, sample_inputs
 from curricle.models.stacks import Stack
 from curricle.models.tapped import REFUSALS, SEQUENCE_FIRST, Place
 from curricle.models.width_axis import width_axes
@@ -72,20 +72,20 @@ def traced_stacks(model: nn.Module, keywords: Mapping[str, object]) -> tuple[Sta
         getattr(model, "main_input_name", None), str
     ):
         return ()
-    for specimen in specimens(model):
+    for sample in sample_inputs(model):
         try:
-            output, calls = _traced(model, specimen, keywords)
+            output, calls = _traced(model, sample, keywords)
         except (AttributeError, AssertionError, *REFUSALS):
             # Too small, or not all that the model needs.
             continue
         stacks = [_stack(name, states, calls) for name, states in _hidden_states(output)]
         traced = [stack for stack in stacks if stack is not None]
-        return tuple(_with_features_last(model, stack, specimen, keywords) for stack in traced)
+        return tuple(_with_features_last(model, stack, sample, keywords) for stack in traced)
     return ()
 
 
 def _traced(
-    model: nn.Module, specimen: Specimen, keywords: Mapping[str, object]
+    model: nn.Module, sample: SampleInputs, keywords: Mapping[str, object]
 ) -> tuple[object, list[_Call]]:
     """Return the output of a pass with hidden states, and the calls of modules in lists."""
     calls: list[_Call] = []
@@ -117,7 +117,7 @@ def _traced(
         stack.enter_context(seeding.scoped(0, "trace", beyond_torch=True))
         model.eval()
         options = {"output_hidden_states": True, "return_dict": True}
-        output = model(**specimen, **{**keywords, **options})
+        output = model(**sample, **{**keywords, **options})
     return output, calls
 
 
@@ -187,7 +187,7 @@ def _numbered(
 
 
 def _with_features_last(
-    model: nn.Module, traced: _Traced, specimen: Specimen, keywords: Mapping[str, object]
+    model: nn.Module, traced: _Traced, sample: SampleInputs, keywords: Mapping[str, object]
 ) -> Stack:
     """Return a stack whose maps have their features last; those of unclear axes stay as they are.
 
@@ -196,7 +196,7 @@ def _with_features_last(
     maps: dict[Place | None, tuple[int, ...]] = {
         place: shape for place, shape in traced.shapes.items() if len(shape) > SEQUENCE_AXES
     }
-    axes = width_axes(model, specimen, keywords, maps) if maps else {}
+    axes = width_axes(model, sample, keywords, maps) if maps else {}
     places = tuple(
         replace(place, order=_order(maps[place], axes[place])) if place in axes else place
         for place in traced.stack.places

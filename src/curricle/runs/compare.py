@@ -29,8 +29,8 @@ from curricle.data.streams import Stream
 from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
 from curricle.metrics import ACCURACY, Metric
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.protocols import conforms
 from curricle.records import Record
 from curricle.reports.headline import headline

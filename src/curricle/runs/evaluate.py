@@ -17,9 +17,9 @@ from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.extras import package_version
 from curricle.metrics import ACCURACY, METRICS, Metric, metric_of, metrics_beside
-from curricle.models.families import tapped
 from curricle.models.restoring import looked_at
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.reports.evaluation_tables import evaluation_grid
 from curricle.reports.tables import Grid, to_markdown
 from curricle.runs.model_costs import Cost, first_examples, measure_costs, num_examples

@@ -26,9 +26,9 @@ from curricle.data.dataloaders import stream
 from curricle.data.table_files import READERS, rows_of, tables_in
 from curricle.errors import DataError, SpecError, near_names
 from curricle.metrics import METRICS
-from curricle.models.families import tapped
 from curricle.models.huggingface import open_classifier
 from curricle.models.restoring import looked_at
+from curricle.models.wrapping import tapped
 from curricle.protocols import Tokenizer
 from curricle.reports.evaluation_tables import accuracy_grid
 from curricle.reports.tables import Grid, to_markdown

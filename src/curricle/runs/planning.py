@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from curricle.curriculum.stages import Curriculum
 from curricle.data.streams import Stream
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.records import StagePlan
 from curricle.reports.tables import Grid, plan_grid, to_markdown
 from curricle.teachers.stored import StoredTeacher

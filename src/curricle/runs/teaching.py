@@ -19,7 +19,7 @@ from curricle.data.streams import Stream
 from curricle.errors import SpecError
 from curricle.files import usable_folder
 from curricle.metrics import ACCURACY, Direction, Metric
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.objectives.labels import LabelLossName
 from curricle.records import Usage
 from curricle.runs.assemble import TRAJECTORY

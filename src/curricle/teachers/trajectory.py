@@ -8,7 +8,7 @@ parameter names than the module (sharded ones, mixtures of experts) are read thr
 
 The manifest records the teacher's loss on held-out data at each checkpoint, in nats per scored
 position. The training loss is not used: that of a batch is noisy, and smoothing it over earlier
-steps would shift and widen the transition that `curriculum.phase_transitions` detects.
+steps would shift and widen the transition that `curriculum.loss_transitions` detects.
 
 Design: every checkpoint of a curriculum is checked before training starts. A missing or unreadable
 one is an error then, never skipped later.

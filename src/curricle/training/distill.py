@@ -29,7 +29,7 @@ from curricle.metrics import (
     is_at_chance,
     metrics_beside,
 )
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.records import AT_CHANCE, TEACHER_AT_CHANCE, EndRecord, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest

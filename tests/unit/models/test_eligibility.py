@@ -13,7 +13,7 @@ from curricle import seeding
 from curricle.curriculum.strategies import extraction, one_shot
 from curricle.errors import BindError
 from curricle.models.eligibility import check_present, check_trainable, weight_notes
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.training.setup.optimizers import SGD, AdamW
 from tests.parts import bound
 

@@ -12,9 +12,9 @@ from torch.nn.utils import prune
 
 from curricle import seeding
 from curricle.extras import COMPILERS
-from curricle.models.families import tapped
 from curricle.models.inference import HeldLinear, Inference, compiled_blocks, undo
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from tests.parts import drawn
 
 LOW = Inference(linear=torch.bfloat16)

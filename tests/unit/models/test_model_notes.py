@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.model_notes import (
     Role,
     check_pair,
@@ -18,6 +17,7 @@ from curricle.models.model_notes import (
     probability_note,
 )
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from tests.parts import drawn
 
 

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from curricle import seeding
-from curricle.models.families import tapped
 from curricle.models.nested_tensors import padded_inside
+from curricle.models.wrapping import tapped
 from tests.parts import drawn
 
 

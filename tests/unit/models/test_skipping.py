@@ -7,8 +7,8 @@ import pytest
 from torch import nn
 
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.skipping import check_always_runs
+from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 
 

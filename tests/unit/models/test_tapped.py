@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.tapped import (
     Activations,
     Inputs,
@@ -15,6 +14,7 @@ from curricle.models.tapped import (
     run_trial,
     tap_number,
 )
+from curricle.models.wrapping import tapped
 
 
 @pytest.mark.parametrize(

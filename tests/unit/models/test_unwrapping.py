@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.unwrapping import unwrapped
+from curricle.models.wrapping import tapped
 from tests.parts import mlp
 
 NOTE = (

@@ -13,9 +13,9 @@ import curricle
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.tapped import Activations
 from curricle.models.vocabularies import common_classes, common_vocabulary
+from curricle.models.wrapping import tapped
 from curricle.objectives.base import Sample
 from curricle.objectives.logits import MatchLogits
 

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError, SpecError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.probes.correlations import (
     inside_monomials,
     monomial_correlations,

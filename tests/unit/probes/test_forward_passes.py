@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
+from curricle.models.wrapping import tapped
 from curricle.probes import forward_passes
 from curricle.probes.forward_passes import (
     hidden_rows,

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError, SpecError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.probes.ngrams import ngram_distances, ngram_reliance
 
 MASK, VOCABULARY, LENGTH = 4, 5, 20

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError, SpecError
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.probes.nonterminals import (
     IGNORED,
     NonterminalProbe,

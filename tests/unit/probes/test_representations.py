@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError, SpecError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.probes.representations import (
     effective_rank,
     linear_accuracy,

@@ -15,8 +15,8 @@ from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.data.streams import Stream
 from curricle.errors import BindError, CheckpointError, SpecError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
+from curricle.models.wrapping import tapped
 from curricle.records import EndRecord, Record, RunRecord, read_records
 from curricle.reports.run_folders import load_runs
 from curricle.runs.compare import Comparison, compare

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import Activations, Forward, Inputs, TappedModel
+from curricle.models.wrapping import tapped
 from curricle.teachers.live import LiveTeacher, TeacherForward
 from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.trajectory import Trajectory, TrajectoryWriter, open_trajectory

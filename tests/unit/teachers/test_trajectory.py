@@ -11,8 +11,8 @@ from torch import nn
 
 from curricle import seeding
 from curricle.errors import BindError, CheckpointError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
+from curricle.models.wrapping import tapped
 from curricle.teachers.trajectory import (
     MANIFEST,
     TrajectoryWriter,

@@ -17,9 +17,9 @@ from curricle.curriculum.strategies import extraction, from_labels, one_shot, pr
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
 from curricle.errors import BindError, CheckpointError, DataError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.teachers.store.codecs import Exact
 from curricle.teachers.stored import open_targets

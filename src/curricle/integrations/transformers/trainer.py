@@ -31,8 +31,8 @@ from curricle.integrations.transformers.models import (
 )
 from curricle.integrations.transformers.schedule import Factor, StageRates
 from curricle.integrations.transformers.trainer_batches import BatchReader, FirstBatches
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.records import Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind

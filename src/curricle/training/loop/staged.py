@@ -30,8 +30,8 @@ from curricle.data.batch import Batch
 from curricle.data.dataloaders import LoaderStream
 from curricle.data.streams import Stream
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.restoring import frozen_but
+from curricle.models.wrapping import tapped
 from curricle.objectives.base import label_check
 from curricle.records import Usage
 from curricle.teachers.stored import StoredTeacher

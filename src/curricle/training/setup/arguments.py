@@ -17,8 +17,8 @@ from curricle.data.dataloaders import LoaderStream, stream
 from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.metrics import METRICS, Direction, Metric
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.protocols import conforms
 from curricle.renamed import RENAMED, name_hint
 from curricle.teachers.live import LiveTeacher

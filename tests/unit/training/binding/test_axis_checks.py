@@ -14,8 +14,8 @@ from curricle.curriculum.strategies import from_labels, one_shot
 from curricle.data.batch import Batch
 from curricle.errors import BindError
 from curricle.models.axes import observing
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher

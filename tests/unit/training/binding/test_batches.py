@@ -13,8 +13,8 @@ from curricle.curriculum.stages import Stage
 from curricle.curriculum.strategies import from_labels, one_shot
 from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError
-from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.base import check_classes
 from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher

@@ -15,8 +15,8 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.data.batch import Batch
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned

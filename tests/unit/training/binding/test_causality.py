@@ -12,7 +12,7 @@ from curricle import seeding
 from curricle.data.text import open_corpus, train_tokenizer
 from curricle.data.text.paired import PairedTexts
 from curricle.errors import BindError
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.training.binding.causality import check_causal
 
 hf = pytest.importorskip("transformers")

@@ -9,8 +9,8 @@ import torch
 
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.errors import CheckpointError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.facts import (
     FACTS,

@@ -13,8 +13,8 @@ from curricle.curriculum.strategies import from_labels, one_shot
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
 from curricle.errors import BindError, DataError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.temperature import LearnedTemperature
 from curricle.probes.representations import linear_probe
 from curricle.teachers.live import LiveTeacher

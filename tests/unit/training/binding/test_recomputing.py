@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from curricle import seeding
 from curricle.curriculum.strategies import from_labels
 from curricle.errors import BindError
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.training.binding.recomputing import check_recomputation
 from tests.parts import bound
 

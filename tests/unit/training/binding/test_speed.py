@@ -15,8 +15,8 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import one_shot
 from curricle.data.dataloaders import stream
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.logits import MatchLogits
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun

@@ -19,10 +19,10 @@ from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.huggingface import HuggingFaceSpec
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.principal import principal_map
 from curricle.objectives.projections import Gaussian, Sign
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, StepRecord, Usage, read_records

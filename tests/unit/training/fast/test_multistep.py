@@ -21,8 +21,8 @@ from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.data.batch import Batch
 from curricle.errors import BindError, DivergenceError
 from curricle.extras import COMPILERS
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.records import EvaluationRecord, Record, StageEndRecord, StepRecord
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun

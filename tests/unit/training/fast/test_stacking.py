@@ -13,9 +13,9 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.errors import BindError, DivergenceError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.hidden import LayerPair
 from curricle.objectives.labels import LabelLoss
 from curricle.teachers.live import LiveTeacher

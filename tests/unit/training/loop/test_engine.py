@@ -23,9 +23,9 @@ from curricle.curriculum.strategies import extraction, from_labels, one_shot, pr
 from curricle.data.batch import Batch
 from curricle.data.synthetic.parity import ParityStream
 from curricle.errors import BindError, CheckpointError, DivergenceError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
+from curricle.models.wrapping import tapped
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Learned

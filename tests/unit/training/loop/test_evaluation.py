@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from curricle.data.batch import Batch
 from curricle.errors import BindError, DataError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.training.loop.evaluation import chance_of, label_metrics
 
 

@@ -17,7 +17,7 @@ from curricle.curriculum.strategies import extraction, one_shot
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
 from curricle.errors import BindError
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.batches import RunBatches
 from curricle.training.binding.bound_run import BoundRun

@@ -19,8 +19,8 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import one_shot
 from curricle.data.batch import Batch
 from curricle.errors import DataError, DivergenceError
-from curricle.models.families import tapped
 from curricle.models.tapped import Activations, TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.base import Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss

@@ -8,7 +8,7 @@ from torch import nn
 
 from curricle.data.batch import Batch
 from curricle.errors import BindError
-from curricle.models.families import tapped
+from curricle.models.wrapping import tapped
 from curricle.training.setup.placement import (
     HOST,
     SingleDevice,

@@ -16,8 +16,8 @@ from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, one_shot, progressive
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, DataError
-from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
+from curricle.models.wrapping import tapped
 from curricle.objectives.divergences import ReverseKL
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.logits import MatchLogits

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
-from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import Place
+from curricle.models.wrapping import tapped
 
 
 class Transformer(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from curricle.curriculum.phase_transitions import Curve, Transition, find_transition
+from curricle.curriculum.loss_transitions import Curve, Transition, find_transition
 from curricle.errors import SpecError
 from curricle.values import parse, plain
 

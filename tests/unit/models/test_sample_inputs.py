@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from curricle.models.specimens import specimens
+from curricle.models.sample_inputs import sample_inputs
 
 
 class Net(nn.Module):
@@ -52,8 +52,8 @@ class Wave(Net):
 
 def shapes(model: Net) -> list[dict[str, tuple[int, ...]]]:
     return [
-        {name: tuple(tensor.shape) for name, tensor in specimen.items()}
-        for specimen in specimens(model)
+        {name: tuple(tensor.shape) for name, tensor in sample.items()}
+        for sample in sample_inputs(model)
     ]
 
 
@@ -81,15 +81,15 @@ def test_sizes_are_those_of_the_configuration(
 
 def test_tokens_are_ordinary_and_end() -> None:
     model = Sides(vocab_size=12, eos_token_id=2, pad_token_id=0, image_token_id=3)
-    tokens = next(iter(specimens(model)))["input_ids"]
+    tokens = next(iter(sample_inputs(model)))["input_ids"]
     assert tokens[:, -1].tolist() == [2, 2]
     assert not set(tokens[:, :-1].flatten().tolist()) & {0, 2, 3}
     assert not torch.equal(tokens[0], tokens[1])
 
 
 def test_numbers_have_the_type_of_the_weights() -> None:
-    (specimen,) = specimens(Pictures(image_size=4))
-    assert specimen["pixel_values"].dtype == torch.float64
+    (sample,) = sample_inputs(Pictures(image_size=4))
+    assert sample["pixel_values"].dtype == torch.float64
 
 
 def test_a_model_without_weights_gets_none() -> None:

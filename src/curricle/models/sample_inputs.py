@@ -23,7 +23,7 @@ from curricle.models.peft_adapters import base_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Specimen = dict[str, Tensor]
+SampleInputs = dict[str, Tensor]
 """Inputs by name."""
 EXAMPLES, TOKENS, DECODER_TOKENS = 2, 5, 4
 """Examples, and positions of either side; all differ, which shows axes in another order."""
@@ -35,7 +35,7 @@ PARTS = ("text_config", "vision_config", "audio_config")
 """Names of configurations inside that of a composite model."""
 
 
-def specimens(model: nn.Module) -> Iterator[Specimen]:
+def sample_inputs(model: nn.Module) -> Iterator[SampleInputs]:
     """Yield small inputs that a model may take, its main input alone first.
 
     Args:
