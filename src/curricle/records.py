@@ -118,7 +118,7 @@ class StagePlan:
 EndReason = Literal["length", "plateau", "metric", "goal"]
 """Reason of a stage's end."""
 AT_CHANCE = (
-    "the student ends at chance: its accuracy is not above that of the most frequent label; check "
+    "the student ends at chance: its accuracy is below that of the most frequent label; check "
     "the teacher's accuracy, the learning rate and the length of the run"
 )
 """Note about a student whose accuracy is below `RunRecord.chance`."""

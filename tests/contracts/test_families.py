@@ -1,8 +1,9 @@
 """Promises of tapped models of every family: states, heads, gradients, files and the first loss."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from curricle.models.axes import observing
 from curricle.models.families import tapped
 from curricle.models.tapped import Place, TappedModel
 from curricle.objectives.hidden import LayerPair, MatchHidden
+from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
-from curricle.objectives.projections import Identity
+from curricle.objectives.projections import Identity, Learned
 from curricle.records import StepRecord
 from curricle.training.distill import distill
+from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from tests.parts import Listed, drawn
 
@@ -362,7 +365,20 @@ def both(name: str) -> tuple[TappedModel, TappedModel]:
     return student, teacher
 
 
-def first_losses(name: str, *objectives: Any) -> list[float]:
+def labeled(name: str) -> tuple[Batch, Tensor]:
+    """Return the batch of a family with labels, and the rows of the logits that have one."""
+    batch = FAMILIES[name].batch()
+    with torch.no_grad():
+        logits = full(build(name), name).logits
+    count = math.prod(logits.shape[:-1])
+    rows = torch.arange(count) if batch.selected is None else batch.selected
+    if batch.selected is None and logits.ndim == 3:
+        batch = replace(batch, selected=rows)
+    labels = torch.arange(len(rows)) % logits.shape[-1]
+    return replace(batch, labels=labels), rows
+
+
+def first_losses(name: str, *objectives: Any, batch: Batch | None = None) -> list[float]:
     """Return the losses of the first step of each stage in a run that moves nothing."""
     student, teacher = build(name), build(name, seed=1)
     stages = tuple(
@@ -372,7 +388,8 @@ def first_losses(name: str, *objectives: Any) -> list[float]:
     records: list[Any] = []
     distill(
         student, teacher, Curriculum(name="families", stages=stages),
-        Listed(FAMILIES[name].batch()), evaluation=lambda _: {"accuracy": 0.0},
+        Listed(batch or FAMILIES[name].batch()), evaluation=lambda _: {"accuracy": 0.0},
+        optimizer=SGD(learning_rate=1e-12),
         settings=TrainingSettings(device="cpu", log_every=1), observers=[records.append],
     )  # fmt: skip
     return [record.loss for record in records if isinstance(record, StepRecord)]
@@ -404,6 +421,23 @@ def test_the_first_loss_of_the_logits_is_their_divergence_at_selected_positions(
     rows = torch.arange(len(student)) if batch.selected is None else batch.selected
     divergence = (teacher.exp() * (teacher - student)).sum(-1)[rows].mean()
     assert first_losses(name, MatchLogits()) == pytest.approx([divergence.item()], rel=1e-4)
+
+
+@with_logits
+def test_the_first_loss_of_labels_is_their_cross_entropy_and_every_kind_follows(
+    name: str,
+) -> None:
+    batch, rows = labeled(name)
+    student, _ = both(name)
+    logits = full(student, name).logits.flatten(0, -2)[rows]
+    assert batch.labels is not None
+    expected = torch.nn.functional.cross_entropy(logits, batch.labels).item()
+    tap = numbered(next(iter(FAMILIES[name].stacks)), 1)
+    pair = LayerPair(student=tap, teacher=tap)
+    kinds = [MatchHidden(pair=pair), MatchHidden(pair=pair, projection=Learned()), MatchLogits()]
+    found = first_losses(name, LabelLoss(), *kinds, batch=batch)
+    assert found[0] == pytest.approx(expected, rel=1e-4)
+    assert min(found) > 0
 
 
 @pytest.mark.parametrize("name", ["t5", "bart", "whisper"])

@@ -10,16 +10,30 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from torch import Tensor
+from torch.nn import functional
 from transformers import AutoTokenizer
 
+from curricle.curriculum.stages import Curriculum
+from curricle.data.batch import Batch
 from curricle.errors import SpecError
 from curricle.example_tasks import ExamplesTask
 from curricle.metrics import METRICS
+from curricle.models.huggingface import wrapped_tokenizer
+from curricle.models.tapped import TappedModel
+from curricle.records import StepRecord
 from curricle.runs.assemble import build_model
 from curricle.runs.spec import RunSpec
 from curricle.runs.train import rehearse, student_runs, teach, train_student
+from curricle.task_data import TaskData
+from curricle.training.distill import distill
+from curricle.training.setup.optimizers import SGD
+from curricle.training.setup.settings import TrainingSettings
 from curricle.values import parse
-from tests.parts import drawn
+from tests.parts import Listed, drawn
 
 NUM_ROWS = 60
 WORDS = ("red", "green", "blue", "loud", "soft", "old", "new", "warm")
@@ -29,7 +43,14 @@ TINY: dict[str, Any] = {
     "num_attention_heads": 2,
     "intermediate_size": 16,
 }
-T5: dict[str, Any] = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_heads": 2, "num_layers": 2}
+T5: dict[str, Any] = {
+    "d_model": 8,
+    "d_kv": 4,
+    "d_ff": 16,
+    "num_heads": 2,
+    "num_layers": 2,
+    "dropout_rate": 0.0,
+}
 LLAMA: dict[str, Any] = TINY | {"num_key_value_heads": 2}
 
 
@@ -57,6 +78,16 @@ def bert(head: str, **fields: Any) -> dict[str, Any]:
 
 
 ENCODER: dict[str, Any] = {"kind": "sentence_encoder", "model_type": "bert", "config": TINY}
+
+
+def causal(family: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "hf", "model_type": family, "head": "causal_lm", "config": fields}
+
+
+def passage(number: int) -> str:
+    return " ".join(sentence(number + step) for step in range(40))
+
+
 SIDES = {"source": "translation.de", "target": "translation.en"}
 MLP = {"kind": "mlp", "widths": [8, 8]}
 
@@ -80,13 +111,30 @@ class Case:
             task = {"window": 12, "vocabulary_size": 300, **task}
         if task.get("data") == "digits":
             return task
+        if "tokenizer" in task:
+            chat_tokenizer(folder / "tokenizer")
+            task |= {"tokenizer": str(folder / "tokenizer")}
         path = folder / self.file
         if self.rows is not None:
             write = table if path.suffix == ".csv" else jsonl
             write(path, [self.rows(number) for number in range(NUM_ROWS)])
         else:
             tensors(path, *(make() for make in self.content))
-        return task | {"data": str(path)}
+        return task | {"corpus" if task["kind"] == "text" else "data": str(path)}
+
+
+def chat_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of words with a chat template."""
+    ids = {word: number for number, word in enumerate(("[pad]", "[unk]", "[end]", *WORDS))}
+    model = Tokenizer(WordLevel(ids, unk_token="[unk]"))
+    model.pre_tokenizer = WhitespaceSplit()
+    special = {"pad_token": "[pad]", "unk_token": "[unk]", "eos_token": "[end]"}
+    tokenizer: Any = wrapped_tokenizer(model, special=special)
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }}"
+        "{% if message['role'] == 'assistant' %} [end]{% endif %} {% endfor %}"
+    )
+    tokenizer.save_pretrained(folder)
 
 
 def values(*shape: int) -> Callable[[], torch.Tensor]:
@@ -151,8 +199,20 @@ CASES = {
     ),
     "instructions": Case(
         task={"kind": "instructions"},
-        model={"kind": "hf", "model_type": "llama", "head": "causal_lm", "config": LLAMA},
+        model=causal("llama", LLAMA),
         rows=lambda n: {"prompt": sentence(n), "completion": WORDS[n % 8]},
+    ),
+    "chat": Case(
+        task={"kind": "instructions", "tokenizer": "chat"}, model=causal("llama", LLAMA),
+        rows=lambda n: {"messages": [{"role": "user", "content": sentence(n)},
+                                     {"role": "assistant", "content": sentence(n + 3)}]},
+    ),
+    "masked tokens": Case(
+        task={"kind": "text"}, model=bert("masked_lm"), rows=lambda n: {"text": passage(n)}
+    ),
+    "next tokens": Case(
+        task={"kind": "text", "objective": "next_token"}, model=causal("llama", LLAMA),
+        rows=lambda n: {"text": passage(n)},
     ),
     "digits": Case(task={"kind": "tensors", "data": "digits"}, model=MLP),
     "images": Case(
@@ -211,6 +271,91 @@ def test_every_kind_of_stage_trains_and_is_judged_by_the_metrics_of_the_task(
         assert all(
             METRICS[key].least <= number <= METRICS[key].most for key, number in metrics.items()
         )
+
+
+def kl(student: Tensor, teacher: Tensor) -> Tensor:
+    student, teacher = student.log_softmax(-1), teacher.log_softmax(-1)
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def squared(student: Tensor, teacher: Tensor) -> Tensor:
+    return (student - teacher.view_as(student)).square().mean(-1)
+
+
+LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": functional.cross_entropy,
+    "binary": functional.binary_cross_entropy_with_logits,
+    "squared_error": lambda outputs, labels: squared(outputs, labels).mean(),
+    "cosine": lambda outputs, labels: 1 - functional.cosine_similarity(outputs, labels).mean(),
+}
+
+
+def passes(model: TappedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return outputs of scored places, and states of tap 1 in rows of positions with data."""
+    place = model.place(1)
+    modes = model.module.eval()
+    with torch.no_grad(), model.open_taps([place], logits=True) as forward:
+        shown = forward(batch.inputs, batch.selected)
+    modes.train()
+    assert shown.logits is not None
+    state = shown.hidden[place]
+    data = batch.valid if batch.valid is not None and state.ndim == 3 else None
+    return shown.logits.flatten(0, -2), state.flatten(0, -2) if data is None else state[data]
+
+
+@every_task
+def test_the_first_loss_of_each_kind_of_stage_is_that_of_the_formula(
+    name: str, tmp_path: Path
+) -> None:
+    spec = spec_of(name, tmp_path)
+    loss, data = spec.task.label_loss, spec.task.open(seed=0, cache_dir=tmp_path / "cache")
+    student, teacher = (build_still(spec, data, seed) for seed in (0, 1))
+    batch = data.stream.batch(0)
+    assert batch.labels is not None
+    (outputs, states), (targets, aims) = passes(student, batch), passes(teacher, batch)
+    compare = kl if loss == "cross_entropy" else squared
+    output, fit = compare(outputs, targets).mean(), LABEL_LOSSES[loss](outputs, batch.labels)
+    expected = {
+        "hidden": squared(states, aims).mean(),
+        "output": output,
+        "labels": fit,
+        "both": output + 0.5 * fit,
+    }
+    values = {"divergence": {"kind": "squared_error"}} if compare is squared else {}
+    match, labels = {"kind": "logits", **values}, {"kind": "labels", "loss": loss}
+    pair = {"student": 1, "teacher": 1}
+    hidden = {"kind": "hidden", "pair": pair, "projection": {"kind": "identity"}}
+    objectives = {
+        "hidden": [hidden | {"normalize": "none"}],
+        "output": [match],
+        "labels": [labels],
+        "both": [match, labels | {"weight": 0.5}],
+    }
+    stages = [
+        {"name": stage, "duration": "1 steps", "objectives": terms}
+        for stage, terms in objectives.items()
+    ]
+    records: list[Any] = []
+    distill(
+        student, teacher, parse(Curriculum, {"name": "kinds", "stages": stages}), Listed(batch),
+        evaluation=lambda _: {"accuracy": 0.0}, observers=[records.append],
+        optimizer=SGD(learning_rate=1e-12), settings=TrainingSettings(device="cpu", log_every=1),
+    )  # fmt: skip
+    found = [record.loss for record in records if isinstance(record, StepRecord)]
+    assert found == pytest.approx([float(value) for value in expected.values()], rel=1e-4)
+
+
+def build_still(spec: RunSpec, data: TaskData, seed: int) -> TappedModel:
+    """Return a model without dropout, whose outputs differ from those of another seed."""
+    assert spec.student is not None
+    model = build_model(spec.student, data, seed, "student")
+    for module in model.module.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    for number, parameter in enumerate(model.module.parameters()):
+        if parameter.ndim > 1:
+            parameter.data += 0.3 * drawn(*parameter.shape, seed=100 * seed + number)
+    return model
 
 
 def test_what_a_spec_leaves_out_is_the_metric_loss_and_objective_of_the_task(

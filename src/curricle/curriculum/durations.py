@@ -4,8 +4,8 @@ A `Duration` is a number with a unit. It replaces families of `num_steps` / `num
 parameters, and only this module converts units into steps. `UntilPlateau` and `UntilMetric` end a
 stage by what is measured while it runs, and at the latest after `at_most`.
 
-Design: every duration has an `at_most`, which budgets, plans and learning-rate schedules count with
-before a run. `training.binding.timeline` applies the rules; here they are values.
+Design: every duration has an `at_most`, on which budgets, plans and learning-rate schedules are
+based before a run. `training.binding.timeline` applies the rules; here they are values.
 """
 
 import math
@@ -126,7 +126,7 @@ class UntilPlateau:
 
     kind: Literal["plateau"] = "plateau"
     at_most: DurationField
-    """Length after which the stage ends in any case; budgets, plans and schedules count with it."""
+    """Length after which the stage ends in any case; budgets, plans and schedules use it."""
     window: int = Field(default=100, gt=0)
     """Number of steps over which the loss is averaged; the rule is checked after each window."""
     patience: int = Field(default=3, gt=0)
@@ -162,7 +162,7 @@ class UntilMetric:
     direction: Literal["above", "below"]
     """Side of the threshold on which the stage ends."""
     at_most: DurationField
-    """Length after which the stage ends in any case; budgets, plans and schedules count with it."""
+    """Length after which the stage ends in any case; budgets, plans and schedules use it."""
     at_least: AnyDuration | None = None
     """Length before which the stage does not end, in the unit of `at_most`; None sets none."""
 

@@ -48,7 +48,7 @@ class RandomStart:
     """Law of the random map; equal to that of the layers with a shared projection."""
 
     def map(self, *, seed: int, student_width: int, teacher_width: int) -> Map:
-        """Return a function with the map as constant result, sampled now.
+        """Return a function that ignores its rows and returns the matrix, which is sampled now.
 
         Args:
             seed: Seed of the run.

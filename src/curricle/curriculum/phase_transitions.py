@@ -40,7 +40,8 @@ BETTER_THAN_LINE = 0.5
 FLATNESS = 0.5
 """Maximum rate of decrease before the fall, relative to the fall's rate."""
 MARGIN = 0.1
-"""Minimum distance from both levels of a loss between them, relative to the fall."""
+"""Minimum distance of a loss inside the fall from the level before and after it, relative to the
+fall."""
 
 Curve = Sequence[tuple[int, float]]
 """Training step and loss of each checkpoint, ascending in steps."""

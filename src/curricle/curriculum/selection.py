@@ -105,8 +105,8 @@ def _with_transition(steps: tuple[int, ...], trajectory: object) -> Selection:
         step = earlier[len(earlier) // 2]
         return Selection(
             (step, last),
-            f"checkpoint {step} is provisional: which one lies inside the teacher's transition "
-            f"shows when it is taught",
+            f"checkpoint {step} is provisional: the one inside the teacher's transition is known "
+            f"only after the teacher was trained",
         )
     losses: dict[int, float] = dict(getattr(trajectory, "losses", ()))
     missing = [step for step in steps if step not in losses]
@@ -132,7 +132,7 @@ def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:
             return step, (
                 f"the checkpoints are too sparse to hold a transition: the teacher's loss falls "
                 f"({_fall(high[1], low[1])}) between the neighbors {sudden[0]} and "
-                f"{sudden[1]}; {step} is the nearest to half-way down, more would help"
+                f"{sudden[1]}; {step} is the nearest to half-way down, more checkpoints would help"
             )
         return step, (
             f"the teacher's loss has no transition ({_fall(high[1], low[1])} between "
@@ -150,7 +150,10 @@ def _nearest(losses: tuple[tuple[int, float], ...]) -> tuple[int, str]:
         (step, loss) for step, loss in losses[:-1] if transition.start <= step <= transition.end
     )
     step = _nearest_to(transition.middle, around)
-    return step, f"no checkpoint lies inside {where}; {step} is the nearest, more would help"
+    return (
+        step,
+        f"no checkpoint lies inside {where}; {step} is the nearest, more checkpoints would help",
+    )
 
 
 def _fall(before: float, after: float) -> str:

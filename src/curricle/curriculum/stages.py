@@ -40,8 +40,8 @@ class Stage:
     """Teacher of the targets."""
     trainable: Literal["reached", "new", "all"] = "reached"
     """Trainable parameters. `reached`: all parameters reached by the objectives; `new`: only those
-    not reached by an earlier stage, so earlier layers stay frozen; `all`: the full student runs,
-    without early exit, and the parameters reached by the objectives train."""
+    not reached by an earlier stage, so earlier layers stay frozen; `all`: as `reached`, but the
+    forward pass runs to the end of the student, without early exit."""
     optimizer_state: Literal["keep", "reset"] = "keep"
     """Whether the optimizer keeps or resets its state (momentum, second moments) at the beginning
     of the stage."""

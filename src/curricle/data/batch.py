@@ -434,13 +434,27 @@ def _inputs_below(columns: Sequence[Inputs]) -> Inputs:
     return joined[""] if isinstance(columns[0], Tensor) else joined
 
 
-def _position_remedy(shape: tuple[int, ...], batch: Batch) -> str:
-    """Return a remedy for states with other positions than the data; empty if there is none."""
+def sequence_first_remedy(shape: tuple[int, ...], batch: Batch) -> str:
+    """Return a remedy for states with positions on their first axis; empty for others.
+
+    Args:
+        shape: Shape of a state without the width.
+        batch: The batch of the forward pass.
+    """
     data = batch.positions
     if shape[1:2] == data[:1] and (not batch.has_positions or shape[:1] == data[1:2]):
-        return "; its first axis are positions, modules of torch accept 'batch_first=True'"
-    if batch.has_positions:
-        return ""
+        return (
+            "; its first axis are positions: modules of torch accept 'batch_first=True', and "
+            "curricle.tapped(model, batch_axis=1) declares states of those without it"
+        )
+    return ""
+
+
+def _position_remedy(shape: tuple[int, ...], batch: Batch) -> str:
+    """Return a remedy for states with other positions than the data; empty if there is none."""
+    remedy = sequence_first_remedy(shape, batch)
+    if remedy or batch.has_positions:
+        return remedy
     return (
         "; positions='token' of curricle.stream, or 'length' of a curricle.Batch, declares "
         "positions of the inputs"

@@ -76,7 +76,7 @@ def check_state(
         module: Module of the tap.
         side: `output` or `input` of the module.
         axis: Axis that counts features, as declared; -1 is the default.
-        observed: Their axis as observed in forward passes; see `shortened`.
+        observed: Their axis as observed in forward passes; see `ObservedAxes`.
 
     Raises:
         BindError: If the state is a map and no axis was declared, or if it has no real numbers or
@@ -110,7 +110,7 @@ def check_logits(
         model: Model that returned them.
         inputs: Its inputs.
         axis: Axis that counts classes, as declared; -1 is the default.
-        observed: Their axis as observed in forward passes; see `shortened`.
+        observed: Their axis as observed in forward passes; see `ObservedAxes`.
 
     Raises:
         BindError: If the logits are a map and no axis was declared.

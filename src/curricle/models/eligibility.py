@@ -68,8 +68,8 @@ def check_trainable(module: nn.Module) -> None:
         if parameter.requires_grad and parameter.dtype in LOW_PRECISION:
             dtype = str(parameter.dtype).removeprefix("torch.")
             raise BindError(
-                f"'student' must have float32 weights where it trains, since updates round away "
-                f"in less; {name!r} is {dtype}; pass student.float(), and "
+                f"'student' must have float32 weights where it trains, since small updates are "
+                f"lost in lower precision; {name!r} is {dtype}; pass student.float(), and "
                 f"TrainingSettings(precision='bfloat16') for fast passes"
             )
         if parameter.requires_grad and not parameter.is_leaf:

@@ -1,14 +1,16 @@
 """Tapped models of users' modules.
 
 `tapped` accepts an MLP, a Hugging Face model or any other module. For Hugging Face models no table
-of families is needed: the blocks are the only module list as long as in the configuration, the head
-is the top-level children from the base model to the output embeddings, and all taps lie on the
-residual stream. Nothing here imports transformers.
+of families is needed. Their blocks are traced in a forward pass; where that fails, they are the one
+module list whose length is that in the configuration. The head consists of the top-level children
+after the base model, up to the output embeddings. All taps lie on the residual stream. Nothing here
+imports transformers.
 """
 
 import inspect
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from torch import nn
 
@@ -18,7 +20,7 @@ from curricle.models.hooked import HookedModel
 from curricle.models.mlp import MLP
 from curricle.models.peft_adapters import base_of
 from curricle.models.stacks import Numbering, below, numbered_blocks, traced_numbering
-from curricle.models.tapped import TappedModel
+from curricle.models.tapped import SEQUENCE_FIRST, TappedModel
 from curricle.models.tracing import traced_stacks
 from curricle.models.unwrapping import unwrapped
 from curricle.protocols import conforms
@@ -34,6 +36,7 @@ def tapped(
     head: str | None = None,
     is_residual: bool | None = None,
     width_axis: int = -1,
+    batch_axis: Literal[0, 1] = 0,
 ) -> TappedModel:
     """Return a model with readable hidden states.
 
@@ -51,10 +54,13 @@ def tapped(
             models and no for others.
         width_axis: Axis that counts features in hidden states and classes in logits; 1 for
             convolutions. States with four axes or more need it.
+        batch_axis: Axis that counts examples in hidden states of examples, positions and features;
+            1 for the layers of torch without `batch_first`. Inputs and logits have the examples
+            first in any case.
 
     Raises:
-        BindError: If a path does not exist, a tapped model is described again, or it is not a
-            model.
+        BindError: If a path does not exist, a tapped model is described again, it is not a model,
+            or both axes are declared.
     """
     if not isinstance(model, nn.Module) and not conforms(model, TappedModel):
         raise BindError(
@@ -63,9 +69,15 @@ def tapped(
             f"curricle.open_targets, and only as a teacher of 'distill')"
         )
     if not isinstance(model, nn.Module):
-        if blocks or head is not None or is_residual is not None or width_axis != -1:
+        is_plain = head is None and is_residual is None and (width_axis, batch_axis) == (-1, 0)
+        if blocks or not is_plain:
             raise BindError("'model' must not be tapped already to be described; got a tapped one")
         return model
+    if batch_axis and width_axis != -1:
+        raise BindError(
+            f"'batch_axis' must be 0 beside 'width_axis', which describes states of other axes "
+            f"than examples, positions and features; got {batch_axis} beside {width_axis}"
+        )
     model, notes = unwrapped(model)
     output: nn.Module | None = None
     numbering, head_end = Numbering(paths=tuple(blocks)), None
@@ -88,7 +100,11 @@ def tapped(
         head_end = _head_end(model, output)
     return HookedModel(
         model,
-        blocks=replace(numbering, notes=(*notes, *numbering.notes)),
+        blocks=replace(
+            numbering,
+            notes=(*notes, *numbering.notes),
+            order=SEQUENCE_FIRST if batch_axis else (),
+        ),
         head=_head_paths(model, output) if head is None else head,
         head_end=head_end,
         is_residual=(has_stream and keeps_shape) if is_residual is None else is_residual,

@@ -162,9 +162,9 @@ class HookedModel:
         # Embeddings have no name that all families share; the input of block 1 is their output.
         if number == 0:
             first = self._place_at(self._blocks[0])
-            return Place(first.path, first.call, "input", tap="0")
+            return self._oriented(Place(first.path, first.call, "input", tap="0"))
         block = self._place_at(self._blocks[number - 1])
-        return Place(block.path, block.call, tap=str(number))
+        return self._oriented(Place(block.path, block.call, tap=str(number)))
 
     def open_taps(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
@@ -230,12 +230,12 @@ class HookedModel:
         if self._width_axis != -1:
             raise BindError(
                 f"'chunk' must be None for {self._name}, whose states have their features on axis "
-                f"{self._width_axis}: in chunks the head reads them on the last one"
+                f"{self._width_axis}: computing in chunks needs them on the last axis"
             )
         if end is not None and is_tuned(self._modules[end.path]):
             raise BindError(
-                f"'chunk' must be None for {self._name}, around whose head {end.path!r} PEFT has "
-                f"put an adapter: in chunks the weights below it would be read alone"
+                f"'chunk' must be None for {self._name}, whose head {end.path!r} has an adapter of "
+                f"PEFT, which the computation in chunks would leave out"
             )
         if end is None or not self._is_linear(end):
             kind = "none" if end is None else type(self._modules[end.path]).__name__
@@ -251,7 +251,9 @@ class HookedModel:
         return end is not None and type(self._modules[end.path]) in (nn.Linear, HeldLinear)
 
     def _oriented(self, place: Place) -> Place:
-        """Return a place; a declared axis of features takes precedence over the traced one."""
+        """Return a place; declared axes take precedence over traced ones."""
+        if self._numbering.order:
+            return replace(place, order=self._numbering.order)
         return place if self._width_axis == -1 else replace(place, order=())
 
     def _named_place(self, name: str) -> Place:
@@ -263,7 +265,7 @@ class HookedModel:
         place = self._place_at(name)
         # A path of a block has the axes of its tap.
         places = [tap for stack in self._numbering.stacks for tap in stack.places if tap == place]
-        return self._oriented(replace(places[0], tap="")) if places else place
+        return self._oriented(replace(places[0], tap="") if places else place)
 
     def _place_at(self, name: str) -> Place:
         path, mark, call = name.partition("#")

@@ -274,7 +274,7 @@ class HookedForward:
         if self._output is None or self._has_gathered:
             return None
         try:
-            # Their last axis are positions, of which shorter inputs have fewer.
+            # Their last axis counts positions, so its size follows the length of the inputs.
             return None if is_span(self._output[0]) else logits_in(self._output[0])
         except BindError:
             return None

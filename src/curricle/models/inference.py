@@ -49,9 +49,9 @@ class Inference:
     def apply(self, model: TappedModel) -> None:
         """Speed a model up; its weights must not change from now on.
 
-        It may be the copy of a model with speed-ups. Unchanged are linear maps of other classes,
-        subclasses included, those that are not in float32 or have a computed weight, and modules
-        with a replaced forward pass.
+        The model may be a copy that has speed-ups already. Not changed are subclasses of
+        `nn.Linear` and other linear layers, layers that are not in float32 or have a parametrized
+        weight, and modules with a replaced `forward`.
         """
         undo(model.module)
         if self.linear is not None:

@@ -72,7 +72,7 @@ class MLPSpec:
         """Return the network with weights from torch's global generator.
 
         Args:
-            num_inputs: Features an example.
+            num_inputs: Features per example.
             num_classes: Number of classes.
             num_positions: Not used; an MLP has no positions.
             padding_token: Not used, either.

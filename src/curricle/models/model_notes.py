@@ -46,7 +46,7 @@ def model_notes(
 
 
 def probability_note(logits: Tensor) -> str:
-    """Return whether logits look like probabilities; empty if they do not.
+    """Return a note if logits look like probabilities; empty if they do not.
 
     Objectives apply a softmax to the output of a model, so a model with a softmax of its own would
     be trained through two.
@@ -77,7 +77,8 @@ def check_problem_type(model: TappedModel, who: Role) -> None:
         raise BindError(
             f"'problem_type' of the {who} must be 'single_label_classification' or unset to "
             f"compare its logits as probabilities of classes; got {problem!r}, whose outputs are "
-            f"independent of each other; MatchHidden matches states of such a model"
+            f"independent of each other; MatchLogits(divergence={{'kind': 'squared_error'}}) "
+            f"matches such outputs, as 'objective' of one_shot or 'final_objective' of others"
         )
 
 
@@ -162,7 +163,7 @@ def _router_note(model: TappedModel) -> str:
 
 
 def _rank_note(model: TappedModel) -> str:
-    """Return whether ranks of adapters are meant to change while they are trained."""
+    """Return a note if ranks of adapters are meant to change while they are trained."""
     if not callable(getattr(getattr(model, "module", None), "update_and_allocate", None)):
         return ""
     return (

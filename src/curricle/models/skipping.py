@@ -1,7 +1,7 @@
 """Blocks that a forward pass in training may skip.
 
 Layer dropout leaves out whole blocks at random. A tap on such a block has no state in some steps,
-which would end a run after any number of them; so it is known before the first.
+so the run would fail at a random step. This is checked before the first step.
 """
 
 from torch import nn

@@ -62,6 +62,9 @@ class Numbering:
     """The numbered stack, if a pass has shown it."""
     stacks: tuple[Stack, ...] = ()
     """All stacks that a pass has shown, the main one included."""
+    order: tuple[int, ...] = ()
+    """Declared axes of all states with positions, in the order example, position, feature; empty if
+    they have that order."""
 
 
 def below(path: str, numbering: Numbering) -> Numbering:
@@ -120,8 +123,8 @@ def numbered_blocks(model: nn.Module, config: object) -> Numbering:
 def traced_numbering(model: nn.Module, stacks: Sequence[Stack], numbering: Numbering) -> Numbering:
     """Return the numbering with the stacks that a pass has shown.
 
-    Numbers refer to the stack of the whole model, to that of a decoder if there is also an encoder,
-    and to none of the equal parts of a composite model.
+    Numbers refer to the stack of the whole model or, beside an encoder, to that of the decoder.
+    A composite of several equal parts has no numbered taps, only named ones such as `vision:2`.
 
     Args:
         model: The model.

@@ -1,7 +1,7 @@
 """Taps of a model, and the protocol of models whose hidden states can be read.
 
 A *tap* is a numbered place whose hidden state can be read: 0 after the embedding or input, l
-after block l, counted once for all models. A tap may also be named by module path, or given as a
+after block l, numbered alike in all models. A tap may also be named by module path, or given as a
 fraction of the model's depth, which lets one curriculum serve models of different depth.
 
 Axes: example, position (absent for models without one), width (always the last axis of a hidden
@@ -30,6 +30,8 @@ Tap = int | float | str
 
 REFUSALS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """Errors of forward passes on inputs that they cannot take."""
+SEQUENCE_FIRST = (1, 0, 2)
+"""Order of axes that puts the examples of a sequence-first state before its positions."""
 Inputs = Tensor | Mapping[str, Tensor]
 """A model's input: one tensor, or named tensors passed as keywords."""
 
@@ -127,10 +129,10 @@ class TappedModel(Protocol):
     def open_taps(
         self, places: Iterable[Place], *, logits: bool, head: bool = False
     ) -> AbstractContextManager[Forward]:
-        """Open taps at some places and, on request, at the logits or the input of their map.
+        """Open taps at some places and, on request, the logits or the input of their last layer.
 
-        `head` adds the states before the last linear map of the head and for its weights;
-        `BindError` if the model has none.
+        `head` adds the states before the last linear layer of the head, and its weights;
+        `BindError` if the head does not end in one.
         """
         ...
 

@@ -29,15 +29,13 @@ from curricle.models.outputs import first_tensor
 from curricle.models.restoring import buffers_kept, modes_kept
 from curricle.models.specimens import Specimen, specimens
 from curricle.models.stacks import Stack
-from curricle.models.tapped import REFUSALS, Place
+from curricle.models.tapped import REFUSALS, SEQUENCE_FIRST, Place
 from curricle.models.width_axis import width_axes
 
 STATES = "hidden_states"
 """End of the names of hidden states in outputs."""
 WORDS = ("_model_outputs", "_model_output", "_outputs", "_output")
 """Ends of the names of parts in the output of a composite model."""
-SEQUENCE_FIRST = (1, 0, 2)
-"""Order of axes that puts the examples of a sequence-first state before its positions."""
 SEQUENCE_AXES = 3
 """Axes of a state with examples, positions and features."""
 

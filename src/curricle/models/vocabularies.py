@@ -41,10 +41,10 @@ def common_vocabulary(student: object, teacher: object) -> int:
 
 
 def common_classes(student: TappedModel, teacher: TappedModel) -> int | None:
-    """Return the number of common leading ids of two models; None where nothing is to be left out.
+    """Return the number of leading token ids that two models have in common.
 
-    That is where a tokenizer is unknown, or equal tokenizers belong to logits of equal size. The
-    tokenizer of a model is the one in the local folder that it was loaded from.
+    The tokenizer of a model is the one in the local folder that it was loaded from. None is
+    returned if one is unknown, or if tokenizers and numbers of logits are equal.
 
     Args:
         student: The model that learns.

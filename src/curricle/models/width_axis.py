@@ -49,7 +49,7 @@ CONVOLUTIONS = (
 """Modules whose output has its channels on axis 1."""
 FUSED = (nn.TransformerEncoderLayer, nn.MultiheadAttention, torch.jit.ScriptModule)
 """Modules that take no hooks, or compute in another way, with other rounding, while they have one.
-So do parts that torch compiles, with `_orig_mod` inside."""
+Modules that torch has compiled, with `_orig_mod` inside, are treated alike."""
 ALIKE = ("activation", "batchnorm", "dropout", "instancenorm", "linear", "normalization", "pooling")
 """Files of torch.nn.modules with layers that leave the axes where they are."""
 FEW = 2
@@ -139,8 +139,9 @@ def width_axes(
     """Return the axis of features at each place where shorter inputs show it.
 
     The model runs once on a few examples of half the length, in evaluation mode; it stays as it
-    was. Axes that follow the length count positions; features are on the last axis if that keeps
-    its size, and otherwise on the first axis after the examples that does, 0 if none does.
+    was. An axis whose size follows the length counts positions. Features are on the last axis if
+    its size stays, otherwise on the first axis after the examples whose size stays; 0 means that
+    none stays.
 
     Args:
         module: The model.

@@ -169,8 +169,8 @@ class BoundObjective(Protocol):
     - `compares_examples`: whether the loss of an example depends on the others of its batch, which
       micro-batches would separate (`compares_examples`);
     - `wants_calibration` and `calibrated(teachers)`: whether statistics of the teacher's
-      activations are needed before training, and the objective with those of some batches
-      (`pending_calibration`);
+      activations are needed before training, and the function that computes them over some batches
+      and returns the objective that holds them (`pending_calibration`);
     - `target_facts`, `reads_selected` and `sparse_temperature`: see `TargetDescription`
       (`target_description`).
     """
@@ -201,7 +201,8 @@ def compares_examples(objective: BoundObjective) -> bool:
 
 
 Calibration = Callable[[Iterable[tuple[Activations, Batch]]], BoundObjective]
-"""Function of a teacher's activations of batches to the objective with their statistics."""
+"""Function that computes statistics of a teacher's activations over some batches and returns the
+objective that holds them."""
 
 
 def pending_calibration(objective: BoundObjective) -> Calibration | None:

@@ -26,7 +26,7 @@ from pydantic import BeforeValidator, Field
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.batch import Batch, Rows, check_positions
+from curricle.data.batch import Batch, Rows, check_positions, sequence_first_remedy
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
 from curricle.models.tapped import Activations, Place, Tap, TappedModel
@@ -161,9 +161,11 @@ class MatchHidden:
             self._check_encoded(names, sample.batch, are_both=all(are_encoded))
         batch = sample.batch.for_encoder if is_encoded else sample.batch
         if student.shape[:-1] != teacher.shape[:-1]:
+            shapes = [tuple(state.shape[:-1]) for state in (student, teacher)]
+            remedies = (sequence_first_remedy(shape, batch) for shape in shapes)
             raise BindError(
                 f"taps {names!r} must have the same examples and positions; "
-                f"got {tuple(student.shape[:-1])} and {tuple(teacher.shape[:-1])}"
+                f"got {shapes[0]} and {shapes[1]}{next(filter(None, remedies), '')}"
             )
         rows = Rows.of(f"taps {names!r}", student.shape[:-1], batch)
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
@@ -213,11 +215,11 @@ class MatchHidden:
         )
 
     def _check_encoded(self, names: str, batch: Batch, *, are_both: bool) -> None:
-        """Check that states of an encoder are compared with such, at all of its positions.
+        """Check that states of an encoder are compared with states of an encoder, at all positions.
 
         Raises:
-            BindError: If one is of a decoder, or positions are selected or aligned, which are
-                those of the decoder.
+            BindError: If one state is of a decoder, or if positions are selected or aligned, which
+                refers to positions of the decoder.
         """
         selects = self.selected_positions(batch) is not None
         if not are_both or selects or batch.alignment is not None:

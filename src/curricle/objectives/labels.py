@@ -1,6 +1,7 @@
 """Objective on the labels of the data: classes, several labels, values or embeddings.
 
-Outputs of the student are read at the selected positions only, without selection one an example.
+Outputs of the student are read at the selected positions; where the data select none, there is one
+output per example.
 
 | `loss` | labels | a row's loss | unit |
 |---|---|---|---|

@@ -74,8 +74,8 @@ class MatchLogits:
     gradient's size if both temperatures are equal."""
     num_classes: int | None = Field(default=None, gt=0)
     """Number of leading classes to compare, for vocabularies padded to different sizes, as from
-    `curricle.common_vocabulary`; None compares all that both have: those of models loaded from
-    folders with tokenizers are compared by token id, and others must be equal in number."""
+    `curricle.common_vocabulary`. None: if both models come from folders with tokenizers, the common
+    leading token ids; otherwise all classes, of which both models must have the same number."""
     chunk: Chunk | None = None
     """Number of positions with logits in memory at one time, for large vocabularies: a number,
     `auto` for 256 MiB of a model's logits (on a CPU at most 512 positions), None for all. Heads

@@ -9,13 +9,13 @@ Axes: row (any number of axes), width (of a hidden state), class (of logits).
 
 Design: low-precision inputs are computed in float32, float64 inputs in float64. Arguments are not
 modified, except by functions with `in_place` in their name. Only the student's side gets a
-gradient, also if the caller has not detached the teacher's; the only exception is the temperature
+gradient, even if the caller has not detached the teacher's; the only exception is the temperature
 of `tempered_kl`, which may be learned.
-Temperatures divide the logits of one side; no result is multiplied by a temperature, so the
-gradient for large equal temperatures falls with their square. Teacher temperature 0 means the
-teacher's arg-max as a one-hot distribution (ties: the first class). A class is absent if its logit
-is minus infinity on both sides, as in a padded vocabulary; it contributes neither to value nor to
-gradient.
+Temperatures divide the logits of one side. Except in `tempered_kl`, no result is multiplied by a
+squared temperature, so the gradient for large equal temperatures falls with their square.
+Teacher temperature 0 means the teacher's arg-max as a one-hot distribution (ties: the first class).
+A class is absent if its logit is minus infinity on both sides, as in a padded vocabulary; it
+contributes neither to value nor to gradient.
 
 References:
     [GK25] Gupta and Karmalkar 2025, arXiv 2503.17494, Figure 1: mean squared error on projected
@@ -99,7 +99,7 @@ def binary_cross_entropy(
     so that the loss of a row does not depend on other rows.
 
     Args:
-        student_logits: The student's logits, one a label.
+        student_logits: The student's logits, one per label.
         labels: Probability of each label, between 0 and 1; NaN if missing.
 
     Returns:
@@ -123,7 +123,7 @@ def cosine_distance(
         target: The embeddings to match; of any length, a zero vector has distance 1.
 
     Returns:
-        Sum over rows, dimensionless, between 0 and 2 a row.
+        Sum over rows, dimensionless, between 0 and 2 per row.
     """
     wide, other = _widen(student), _widen(target.detach())
     return (1.0 - functional.cosine_similarity(wide, other.to(wide.dtype), dim=-1)).sum()
@@ -135,7 +135,7 @@ def value_rows(
     """Return the values of a model and of the data with the same two axes.
 
     Args:
-        student: Values of the model; a single value a row may have an axis of its own or none.
+        student: Values of the model; a single value per row may have an axis of its own or none.
         labels: Values of the data, likewise.
 
     Raises:
@@ -244,7 +244,7 @@ def generalized_jsd(
         beta: Weight of the teacher in the mixture, strictly between 0 and 1.
 
     Returns:
-        Sum over rows, in nats, not multiplied by a temperature; at most log 2 a row.
+        Sum over rows, in nats, not multiplied by a temperature; at most log 2 per row.
 
     Raises:
         SpecError: If `beta` is not strictly between 0 and 1.
@@ -312,7 +312,7 @@ def total_variation(
         teacher_temperature: Softening of the teacher; dimensionless, 0 or positive.
 
     Returns:
-        Sum over rows of a probability: dimensionless, between 0 and 1 a row.
+        Sum over rows of a probability: dimensionless, between 0 and 1 per row.
     """
     check_temperatures(student_temperature, teacher_temperature)
     student = _log_probabilities(student_logits, student_temperature).exp()
@@ -341,7 +341,7 @@ def sorted_distance(
         num_largest: Number of ranks to compare; None for all.
 
     Returns:
-        Sum over rows, dimensionless, between 0 and 2 a row.
+        Sum over rows, dimensionless, between 0 and 2 per row.
 
     Source:
         [B24]: the Wasserstein distance of two distributions over unrelated classes under a uniform

@@ -51,8 +51,8 @@ class MatchPairedLogits:
     student_temperature: float = Field(default=1.0, gt=0)
     """Softening of the student; dimensionless, positive."""
     label_weight: float = Field(default=0.0, ge=0, le=MOST_WEIGHT)
-    """Factor of the cross-entropy of the labels, before `weight`. Ranks leave open which token is
-    likely, and positions without a counterpart teach by labels alone."""
+    """Factor of the cross-entropy of the labels, before `weight`. Probabilities by rank do
+    not identify tokens, and positions without a counterpart of the teacher have labels alone."""
     weight: float = Field(default=1.0, gt=0, le=MOST_WEIGHT)
     """Factor of the term in the stage's loss; positive and at most a million."""
 

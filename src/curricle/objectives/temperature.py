@@ -58,14 +58,14 @@ HIDDEN = 64
 class LearnedTemperature:
     """Match the teacher's output at a temperature that is trained to maximize the loss.
 
-    loss = label_weight * cross-entropy + divergence_weight * tau^2 KL(softmax(t / tau) ||
-    softmax(s / tau)), mean over counted positions, with tau = least_temperature +
-    temperature_span * sigmoid(u). The student descends it and u ascends it, with its gradient
-    times lambda. After n updates of the stage, of which the first E are the ramp, lambda =
+    loss = label_weight * cross-entropy + divergence_weight * tau^2 KL(softmax(t / tau) || softmax(s
+    / tau)), mean over counted positions, with tau = least_temperature + temperature_span *
+    sigmoid(u). The student minimizes the loss and u maximizes it; the gradient of u is multiplied
+    by -lambda. After n updates of the stage, of which the first E are the ramp, lambda =
     reversal_from + (reversal_to - reversal_from) / 2 * (1 + cos((1 + min(n, E) / E) pi)).
 
     Source:
-        [L22]. Deviations: lambda moves at every step, not once an epoch; a ramp is a share of the
+        [L22]. Deviations: lambda changes at every step, not once an epoch; a ramp is a share of the
         stage. The public code has the global variant only, so the sizes and initial values of the
         instance variant, and its input (probabilities), are ours. With AdamW, which divides a
         gradient by its own size, lambda acts far less than with SGD.

@@ -6,10 +6,10 @@ group are added up on both sides. `token_groups` finds the groups from two token
 
 Axes: row (compared positions), class (of either vocabulary), group.
 
-Design: a group is a token that both vocabularies have. A token of one of them alone belongs to the
-group of the token with which the other tokenizer begins its text: where the student has `abc` and
-the teacher `ab` and `c`, the teacher predicts `ab` where the student predicts `abc`, so `abc`
-belongs to `ab`. Tokens that begin with no common one form group 0.
+Design: each token of both vocabularies is a group. A token of only one vocabulary is split by the
+other tokenizer, and belongs to the group of the first piece: where the student has `abc` and the
+teacher `ab` and `c`, the teacher predicts `ab` where the student predicts `abc`, so `abc` belongs
+to `ab`. If that piece is in only one vocabulary as well, the token belongs to group 0.
 """
 
 from collections.abc import Container, Mapping

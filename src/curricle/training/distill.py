@@ -104,7 +104,7 @@ def execute(
         resume: Whether to go on from the newest checkpoint in the run folder; if the run is
             complete, the student gets its finished weights and nothing is run.
         until: Function from the metrics of an evaluation to whether the run may end there; not
-            called in stages that leave the logits alone.
+            called in stages without an objective on the logits.
 
     Returns:
         The last record.
@@ -179,10 +179,10 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
             hold those that are.
         metric: The metric by which the run is judged, or its name. Batches are evaluated by it and
             by the usual metrics of their labels; a function must give it.
-        better: Which values of the metric are better. None takes the metric's own
-            direction, and for the name of another metric the words in it; by a metric of unknown
-            direction reports rank nothing.
-        optimizer: How the weights move.
+        better: Which values of the metric are better. None takes the direction of a built-in metric
+            or a `Metric`; for any other name it is inferred from the words of the name. If it stays
+            unknown, reports do not rank runs by this metric.
+        optimizer: How the weights are updated.
         trajectory: The teacher's checkpoints, for curricula that follow them.
         settings: Device, precision, intervals.
         seed: Seed of everything random in the run.
@@ -221,7 +221,9 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
     # Here, where it is one comparison: inside, both are wrapped, and shared memory would be named
     # by the paths of weights.
     if student is teacher:
-        raise BindError("'student' must be another module than 'teacher'; got the same twice")
+        raise BindError(
+            "'student' and 'teacher' must be different modules; got the same module for both"
+        )
     # Before binding, which runs both models: a path that cannot be a folder is found out at once.
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
     model = tapped(student)

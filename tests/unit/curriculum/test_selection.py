@@ -54,7 +54,7 @@ def test_a_transition_between_two_checkpoints_is_told() -> None:
     assert actual.steps == (30, 50)
     assert actual.note == (
         "no checkpoint lies inside the teacher's transition (loss 0.70 -> 0.0 between 30 and 40); "
-        "30 is the nearest, more would help"
+        "30 is the nearest, more checkpoints would help"
     )
 
 
@@ -90,7 +90,7 @@ def test_checkpoints_too_sparse_for_a_transition_are_told(losses: tuple[float, .
     assert actual.note == (
         f"the checkpoints are too sparse to hold a transition: the teacher's loss falls (0.70 -> "
         f"0.0) between the neighbors {fall} and {fall + 1}; {actual.steps[0]} is the nearest to "
-        f"half-way down, more would help"
+        f"half-way down, more checkpoints would help"
     )
 
 
@@ -98,8 +98,8 @@ def test_a_teacher_that_is_still_to_be_taught_gives_a_provisional_choice() -> No
     actual = select_checkpoints("transition", PlannedCheckpoints((10, 20, 30, 40, 50)))
     assert actual.steps == (30, 50)
     assert actual.note == (
-        "checkpoint 30 is provisional: which one lies inside the teacher's transition shows when "
-        "it is taught"
+        "checkpoint 30 is provisional: the one inside the teacher's transition is known only after "
+        "the teacher was trained"
     )
 
 

@@ -503,7 +503,7 @@ def test_a_head_is_not_read_in_chunks_where_features_are_not_last() -> None:
     with pytest.raises(
         BindError,
         match=r"^'chunk' must be None for Sequential, whose states have their features on axis 1: "
-        r"in chunks the head reads them on the last one$",
+        r"computing in chunks needs them on the last axis$",
     ):
         forward(model, drawn(2, 4), head=True)
 
@@ -694,9 +694,7 @@ def test_no_pass_is_added_where_layers_tell() -> None:
 def test_a_head_with_an_adapter_is_not_read_in_chunks() -> None:
     module = nn.Sequential(linear(3, 4), Tuned(linear(4, 5), "a"))
     model = HookedModel(module, head="1")
-    sentence = (
-        r"^'chunk' must be None for Sequential, around whose head '1' PEFT has put an adapter"
-    )
+    sentence = r"^'chunk' must be None for Sequential, whose head '1' has an adapter of PEFT"
     with pytest.raises(BindError, match=sentence):
         model.open_taps([], logits=False, head=True)
 

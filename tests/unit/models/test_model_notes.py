@@ -83,7 +83,8 @@ def test_outputs_that_are_no_distribution_are_refused(problem: str, who: Role) -
     with pytest.raises(
         BindError,
         match=rf"^'problem_type' of the {who} must be 'single_label_classification' or unset .*; "
-        rf"got '{problem}', whose outputs are independent of each other; MatchHidden matches",
+        rf"got '{problem}', whose outputs are independent of each other; "
+        rf"MatchLogits\(divergence=\{{'kind': 'squared_error'\}}\) matches such outputs",
     ):
         check_problem_type(tapped(Net(problem_type=problem)), who)
 

@@ -326,7 +326,8 @@ def test_a_student_comes_close_to_its_teacher(curriculum: Any) -> None:
 def test_nobody_teaches_itself() -> None:
     model = mlp(5)
     with pytest.raises(
-        BindError, match=r"^'student' must be another module than 'teacher'; got the same twice$"
+        BindError,
+        match=r"^'student' and 'teacher' must be different modules; got the same module for both$",
     ):
         distilled(student=model, teacher=model)
 

@@ -1,8 +1,8 @@
 """Checks that models have examples and positions where the data have them.
 
-Shapes do not distinguish the two axes if a batch has as many examples as positions, as may happen
-by chance, nor how rows are ordered where a model gives them one below the other. A pass over fewer
-examples, made while binding, decides.
+Shapes do not distinguish the two axes if a batch has as many examples as positions; nor do they
+show the order of rows where a model flattens both axes into one. In these cases a second forward
+pass over fewer examples, made while binding, decides.
 
 Axes: leading (axes before the width), example, position.
 """
@@ -94,7 +94,8 @@ def check_orientation(
                 f"{name} of the {owner} must have the examples on the first axis and not the "
                 f"positions; its positions {tuple(leading)} become {tuple(fewer_leading)} with "
                 f"{fewer} of {batch.num_examples} examples; modules of torch take "
-                f"'batch_first=True' for that"
+                f"'batch_first=True' for that, and curricle.tapped(model, batch_axis=1) declares "
+                f"states of those without it"
             )
 
 
@@ -145,9 +146,10 @@ def _check_side(owner: str, model: TappedModel, activations: Activations, batch:
     for place, state in states.items():
         if tuple(state.shape[:2]) == shape and not place.is_encoded:
             raise BindError(
-                f"tap {str(place)!r} of the {owner} must have the positions of the decoder, since "
-                f"masks and labels count those; it keeps its {shape[1]} positions if the decoder "
-                f"reads one less; 'encoder:1' and so on are the taps of an encoder"
+                f"tap {str(place)!r} of the {owner} must be a state of the decoder, since masks "
+                f"and labels refer to positions of the decoder; its length stays {shape[1]} when "
+                f"the decoder reads one token less, so it is a state of the encoder; name taps of "
+                f"the encoder 'encoder:1' and so on"
             )
 
 

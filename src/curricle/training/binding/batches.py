@@ -193,9 +193,9 @@ class RunBatches:
         self._first = first.num_read_tokens
         self._tables, self._labels = tuple(tables), tuple(labels)
         self._is_uniform = is_uniform
-        # At index i the positions of the steps before i beyond those of as many first batches; the
-        # last holds for all later steps, so that batches of equal length take no memory. A sum over
-        # any interval is a difference of two.
+        # Entry i is the number of positions of the steps before i, minus i times the positions of
+        # the first batch. The last entry applies to all later steps, so batches of equal length
+        # take no memory. The excess of an interval is the difference of two entries.
         self._excess = array("q", [0])
 
     @property
@@ -298,9 +298,9 @@ class RunBatches:
 
 def _unequal(first: int, second: int, where: str) -> str:
     return (
-        f"'duration' must be in steps or examples for batches of unequal numbers of positions, of "
-        f"which tokens make no number of steps; got {first} in the first batch and {second} in "
-        f"{where}"
+        f"'duration' must be in steps or examples where batches differ in their number of "
+        f"positions, since a length in tokens is then no number of steps; got {first} in the first "
+        f"batch and {second} in {where}"
     )
 
 

@@ -1,8 +1,8 @@
 """Objectives of a stage, bound to their models, and the adapters that train beside the student.
 
 A `Term` is a bound objective with its weight. If the objective owns an adapter, the term holds its
-first values; `opened` gives each stage copies to train, so that entering a stage, also again after
-an interrupt, always starts from the same.
+first values. `copy_trainable_terms` gives each stage copies to train, so that a stage always begins
+with the same adapter weights, also after an interruption.
 """
 
 import copy

@@ -257,7 +257,7 @@ class StageProbe:
         """Return in words why a stage trains nothing after others that have reached weights."""
         named = self._student.module.named_parameters()
         free = [name for name, parameter in named if parameter.requires_grad]
-        # First what the owner of the model can mend: with a frozen student no stage could work.
+        # First the cause outside of the curriculum: with a frozen student no stage could train.
         if not free:
             return (
                 "no weight of the student has requires_grad, as where PEFT has loaded an adapter "
@@ -267,8 +267,8 @@ class StageProbe:
             return "all that the objectives reach is frozen"
         return (
             f"the objectives reach none of the student's {len(free)} weights with requires_grad, "
-            f"of which {free[0]!r} is the first: they lie behind what is read, or belong to an "
-            f"adapter that is merged or not active"
+            f"of which {free[0]!r} is the first: they come after the last tap or output that the "
+            f"objectives read, or belong to an adapter that is merged or not active"
         )
 
     def _note_logits(
@@ -433,8 +433,8 @@ class StageProbe:
         self, terms: Sequence[Term], student: Activations, targets: Sequence[Target]
     ) -> frozenset[str]:
         """Return the names of the parameters to which the loss has a gradient."""
-        # Called for its errors: labels that are missing get a sentence before the loss fails in
-        # torch's words.
+        # Called for its checks alone: missing labels raise an error with a sentence here, before
+        # torch raises one in the loss.
         for term in terms:
             term.objective.count(self._whole)
         losses = [

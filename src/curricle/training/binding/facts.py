@@ -45,9 +45,8 @@ def run_facts(run: BoundRun) -> Plain:
     return {
         "curriculum": [*start, *(plain(stage.declared) for stage in run.stages)],
         "optimizer": plain(run.optimizer),
-        # Keys and values stay as they first were, whatever the settings are called now, and 0
-        # stands for no clipping: another letter is another digest, by which no begun run could
-        # resume.
+        # Keys and values stay as they are if settings are renamed; 0 means no clipping. Any change
+        # alters the digest, by which an unfinished run resumes.
         "settings": {
             "precisions": list(run.settings.precisions),
             "accumulation": run.settings.gradient_accumulation_steps,

@@ -1,9 +1,9 @@
 """Activation checkpoints that recompute a forward pass inside of the backward pass.
 
-The reentrant ones of torch run a backward pass of their own, which does not support some
-gradients only and no early end of a forward pass. Weights inside are then missed: autograd
-either refuses, or finds no gradient of them, as in a student whose base is frozen and whose
-adapters are trained.
+Torch's reentrant checkpoints run a nested backward pass, which supports neither gradients of a
+subset of the parameters nor a forward pass that ends early. In both cases autograd raises an error
+or computes no gradient of the parameters inside, as in a student with a frozen base and trained
+adapters.
 """
 
 import warnings

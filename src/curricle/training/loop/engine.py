@@ -5,10 +5,10 @@ checkpoints at their intervals. A `Timeline` decides which stage runs and when s
 `TrainingRun` advances by a step at a time, so that several runs can take turns at one teacher.
 
 Design: observers receive the immutable records of `curricle.records`, the same values that go
-to disk. Training time stands still while the student is evaluated or saved. While it trains, every
-submodule of the student is in training mode if the student was in evaluation mode at the call. Of a
-student in training mode, submodules that its owner has put in evaluation mode, such as frozen batch
-normalizations, stay there, also after each evaluation. After the run all modes are as they were.
+to disk. Evaluating and saving do not count as training time. Modes: all submodules of a student
+that is passed in evaluation mode are trained in training mode. In a student that is passed in
+training mode, submodules in evaluation mode, such as frozen batch normalizations, stay in it, also
+after each evaluation. All modes are restored after the run.
 """
 
 import math
@@ -368,7 +368,7 @@ class TrainingRun:
         is_kept = trajectory is not None and done in trajectory.steps
         is_due = done % settings.eval_every == 0
         if is_kept:
-            # Broken weights in a trajectory would teach, and a finite loss does not exclude them.
+            # Weights may be non-finite after a finite loss, and a trajectory must not hold them.
             stepper.check_weights(step)
         metrics: dict[str, float] = {}
         if is_due or is_kept:
@@ -377,7 +377,7 @@ class TrainingRun:
         if is_due:
             name = stage.declared.name
             self._journal.write(EvaluationRecord(stage=name, metrics=metrics, usage=self._usage))
-            # Before a stage trains the logits, a metric of them measures chance.
+            # As long as no objective has read the logits, a metric of them measures chance.
             is_taught = stage.plan.reads_logits
             reaches_goal = is_taught and self._until is not None and self._until(metrics)
         # Before the checkpoint, which counts the record of an end as written.
@@ -402,8 +402,8 @@ class TrainingRun:
     ) -> StageEnd | None:
         """Return the end of a stage, if it ends here, after recording it."""
         end = self.timeline.look(done, metrics, reaches_goal=reaches_goal)
-        # The end of a fixed length follows from the plan, or from the usage of the end record where
-        # the run reaches its goal within it.
+        # Stages of fixed length need no record of their end: it is in the plan, or in the usage of
+        # the run's last record if the goal ends the run early.
         if end is not None and not isinstance(stage.declared.duration, Duration):
             self._journal.write(
                 StageEndRecord(

@@ -5,8 +5,8 @@ lock while it computes, so on a CPU this takes one more core. On a GPU the kerne
 to a stream of its own, beside the student's step.
 
 Design: each step is taken once, in order, and only one is prefetched. Tensors in use are held until
-the next step is taken. Since the thread stands still by then, the memory of its stream is only used
-again by work that waits for the step that has read it.
+the next step is taken. At that time the thread is idle, so the memory of its stream is reused only
+by later work that waits for the step that has read it.
 """
 
 from collections.abc import Callable
@@ -28,8 +28,9 @@ class Prefetcher(Generic[T]):
         """Begin with nothing.
 
         Args:
-            make: Prepares the inputs of a step; called in another thread with torch's defaults:
-                gradients, precision and inference are its own to choose.
+            make: Function that prepares the inputs of a step. It runs in another thread, where
+                gradient mode, autocast and inference mode have torch's defaults, and has to set
+                those that it needs.
             stream: Queue of a GPU in which the thread computes; None on a CPU.
         """
         self._make = make

@@ -1,9 +1,9 @@
 """Run folders as a run finds and leaves them.
 
-A run folder is new, begun or finished. A begun one goes on from its newest checkpoint, and a
-finished one gives its student back. Every file that is read here is checked before: records by
-their chain of checks, weights by the hash in the last record, and both by the manifest that a run
-writes after its end.
+A run folder is new, begun or finished. A begun run resumes from its newest checkpoint; of a
+finished run the student is loaded. Every file that is read here is checked before: records by their
+chain of checks, weights by the hash in the last record, and both by the manifest that a run writes
+after its end.
 
 Design: weights are on disk before the record that holds their hash, and that record before the
 manifest. So after a crash at any moment the folder is either begun or finished, and without its

@@ -41,8 +41,8 @@ MOST_INSPECTED_STEPS = 100
 """Steps whose inputs are inspected after a non-finite loss, where not every loss is checked."""
 
 TakeSteps = Callable[[int, int], list[StepLoss]]
-"""Takes one or more steps from `first` on, at most up to `stop`, the step before which the weights
-are neither recorded, evaluated nor saved; returns the loss of each."""
+"""Function of `first` and `stop` that takes one or more optimizer steps, from `first` on and before
+`stop`, and returns the loss of each. No record, evaluation or checkpoint is due between them."""
 
 
 @final

@@ -11,17 +11,18 @@ from types import MappingProxyType
 from curricle.errors import CurricleError
 
 _ORDER = "students of one teacher read the same batch in turns"
-_FUSED = "several steps in one compiled graph"
-_BATCHED = "batched students take their steps as one model"
-_SECONDS = "students that are trained in turns share the machine, so their seconds say little"
+_FUSED = "compiled blocks of steps"
+_NO_ACCUMULATION = "do not support gradient accumulation"
+_BATCHED = "batched students, which take their steps as one model,"
+_SECONDS = "students that share a teacher share the machine, so seconds of one are not comparable"
 _COST = "FLOPs and seconds depend on whether the teacher runs"
 
 INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
     {
         # A block is one graph of equal steps: all that differs from step to step must be a tensor
         # that goes in, and nothing may look at values on the way.
-        ("compiled_steps", "max_grad_norm"): f"{_FUSED} have no gradient clipping",
-        ("compiled_steps", "gradient_accumulation_steps"): f"{_FUSED} read whole batches",
+        ("compiled_steps", "max_grad_norm"): f"{_FUSED} do not support gradient clipping",
+        ("compiled_steps", "gradient_accumulation_steps"): f"{_FUSED} {_NO_ACCUMULATION}",
         ("compiled_steps", "prefetch"): f"{_FUSED} read all their batches at once",
         ("compiled_steps", "compile student"): f"{_FUSED} compile the student already",
         ("compiled_steps", "share_teacher"): "students of one teacher wait for each other at "
@@ -39,9 +40,9 @@ INCOMPATIBLE: Mapping[tuple[str, str], str] = MappingProxyType(
         ("prefetch", "batch_students"): _ORDER,
         # Weights of all students lie in stacked tensors: their norm would clip the update of one
         # student by the gradients of another.
-        ("batch_students", "max_grad_norm"): f"{_BATCHED}, without clipping",
-        ("batch_students", "gradient_accumulation_steps"): f"{_BATCHED}, on whole batches",
-        ("batch_students", "compile student"): f"{_BATCHED}, whose blocks are not compiled",
+        ("batch_students", "max_grad_norm"): f"{_BATCHED} do not support gradient clipping",
+        ("batch_students", "gradient_accumulation_steps"): f"{_BATCHED} {_NO_ACCUMULATION}",
+        ("batch_students", "compile student"): f"{_BATCHED} do not support compiled blocks",
         # A budget in a unit that sharing or storing distorts would stop runs at points that cannot
         # be compared.
         ("share_teacher", "seconds"): _SECONDS,

@@ -3,8 +3,8 @@
 A `Meter` counts FLOPs and the bytes that autograd keeps for the backward pass. It can run over
 several blocks, such as a forward pass and later its backward pass, and adds them up.
 
-Units: seconds; FLOPs, of which a multiplication with its addition is two (matrix products,
-convolutions and attention, as torch counts them; cheaper operations are left out); bytes.
+Units: bytes; FLOPs, two for a multiplication with its addition (matrix products, convolutions and
+attention, as torch counts them; cheaper operations are left out).
 """
 
 from collections.abc import Iterable, Iterator

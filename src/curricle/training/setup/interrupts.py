@@ -4,9 +4,10 @@ SIGTERM (schedulers, `kill`), SIGHUP (a closed terminal) and, where a run writes
 (ctrl-C) set a flag that the engine polls once a step. It then saves a checkpoint and raises
 `Interrupted`, so at most one step is lost. A second signal raises at once.
 
-It need not be caught: SIGTERM and SIGHUP then end the process with 128 more than their number and
-without a traceback, as a `SystemExit` does. Ctrl-C stays a plain `KeyboardInterrupt`, since an exit
-would close an interactive Python; uncaught, it ends a script with a traceback.
+`Interrupted` need not be caught. Uncaught, SIGTERM and SIGHUP end the process with exit status 128
+plus their number and without a traceback, as a `SystemExit` does. Ctrl-C stays a plain
+`KeyboardInterrupt`, since an exit would close an interactive Python; uncaught, it ends a script
+with a traceback.
 
 Design: only default actions are replaced. A signal that is ignored, as SIGHUP under `nohup`, stays
 ignored, and handlers of the calling program keep theirs.

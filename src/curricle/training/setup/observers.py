@@ -1,8 +1,8 @@
 """Observers of runs: functions that receive records.
 
-Here are those for people: a progress bar with stage, loss and metric, a line with the reason
-of the stages, and a bar for preparations before the first step. Trackers are written the same
-way, outside the engine.
+Three are for people: a progress bar with stage, loss and metric, the notes of a run as lines of
+text, and a progress bar of preparations before the first step. Trackers are observers as well,
+outside of the engine.
 
 Design: names come from users and are never read as markup. Bars of Python calls are drawn when a
 record arrives and not by a thread: data loaders fork, and a lock that a thread holds at a fork is
@@ -47,7 +47,7 @@ def new_progress(console: Console | None = None, *, is_drawn_by_records: bool = 
         console: Console that shows them.
         is_drawn_by_records: Whether bars are drawn by calls of `refresh` alone, without a thread.
     """
-    # On a narrow terminal the note gives way, not the numbers.
+    # A narrow terminal shortens the note and keeps the numbers.
     return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=12, table_column=Column(no_wrap=True)),

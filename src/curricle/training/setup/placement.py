@@ -6,9 +6,9 @@ them to `part_of`, and makes new tensors beside those that it was given (`coloca
 
 Units: seconds.
 
-Design: every process reads the whole batch, since a stream is a pure function of the step, so the
-number of positions by which a loss is divided is counted on it without communication. `total` is
-for numbers that only parts have, such as correct answers of an evaluation.
+Design: every process reads the whole batch, as a stream is a pure function of the step. Each can
+therefore count the positions of the whole batch, by which a loss is divided, without communication.
+`total` is for numbers that only parts have, such as correct answers of an evaluation.
 """
 
 import time
@@ -50,9 +50,9 @@ class Placement(ABC):
 
     @abstractmethod
     def place(self, module: nn.Module) -> nn.Module:
-        """Return the module to call in place of a module; placing the result changes nothing.
+        """Move a module to its processor, and return the module to call: itself or a wrapper.
 
-        The module itself is moved, and stays the owner of its weights under their own names.
+        Placing the result again changes nothing. The module keeps its parameters and their names.
 
         Args:
             module: A model.

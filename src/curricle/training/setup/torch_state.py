@@ -5,9 +5,9 @@ default device. `standard_state` runs a block as if none of that were so and put
 State that cannot be undone from inside (function transforms, fake tensors, cached
 parametrizations) is refused, and so are several processes where something is trained or written.
 
-Choices of the caller for speed, memory or debugging stay: threads, deterministic kernels,
-anomaly detection, hooks on saved tensors, precision of matrix products. So is the default dtype,
-which models and data may rely on; tensors of curricle have explicit dtypes.
+The caller's settings for speed, memory and debugging are kept: threads, deterministic kernels,
+anomaly detection, hooks on saved tensors, precision of matrix products. The default dtype is kept
+as well, since models and data may rely on it; tensors of curricle have explicit dtypes.
 """
 
 import os
@@ -133,13 +133,13 @@ def _without_autocast() -> Iterator[None]:
     # The caller may have switched the cache off; without it a bfloat16 step of the run would cast
     # every weight again at each use.
     torch.set_autocast_cache_enabled(True)
-    # Casts of the caller stand for weights that the run is about to move.
+    # Low-precision copies that the caller has cached become stale when the run updates the weights.
     if depth:
         torch.clear_autocast_cache()
     try:
         yield
     finally:
-        # The casts that the caller has made are of weights that have moved since.
+        # Copies cached before the last update of the weights are stale.
         if depth:
             torch.clear_autocast_cache()
         torch.set_autocast_cache_enabled(is_cached)

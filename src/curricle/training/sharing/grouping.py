@@ -15,8 +15,8 @@ from curricle.training.loop.stage_loss import StepLoss
 from curricle.training.loop.stepping import Stepper, TakeSteps
 
 Advance = Callable[[TrainingRun, Sequence[StepLoss] | None, float], None]
-"""Advances a run by losses of steps that were taken in a group and its share of their seconds, or,
-without losses, by a step of its own."""
+"""Function of a run, losses and seconds: with losses, counts steps that its group has taken, with
+the run's share of their time; with None, takes one step of the run alone."""
 
 
 @final
