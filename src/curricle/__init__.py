@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from curricle.runs.evaluate import evaluate as evaluate
     from curricle.runs.export import Exported as Exported
     from curricle.runs.export import export as export
+    from curricle.runs.planning import Plan as Plan
+    from curricle.runs.planning import plan as plan
+    from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
+    from curricle.runs.teaching import teach as teach
     from curricle.teachers.stored import open_targets as open_targets
     from curricle.teachers.trajectory import Trajectory as Trajectory
     from curricle.teachers.trajectory import hugging_face_trajectory as hugging_face_trajectory
@@ -106,6 +110,8 @@ else:
             "runs.compare": ("Comparison", "compare"),
             "runs.evaluate": ("Evaluation", "evaluate"),
             "runs.export": ("Exported", "export"),
+            "runs.planning": ("Plan", "plan"),
+            "runs.teaching": ("TrainedTeacher", "teach"),
             "teachers.stored": ("open_targets",),
             "teachers.trajectory": ("Trajectory", "hugging_face_trajectory", "open_trajectory"),
             "training.distill": ("Result", "capture_targets", "distill"),

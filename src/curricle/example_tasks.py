@@ -20,7 +20,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from curricle.data.encoding import GROUPS, Encoded, Encoding, TextKind, encode, texts_of
-from curricle.data.examples import EVERY, ExampleSplit, ExampleStream, files_of, open_table
+from curricle.data.examples import (
+    ExampleSplit,
+    ExampleStream,
+    files_of,
+    open_table,
+    part_of_rows,
+)
 from curricle.data.table_files import Row
 from curricle.data.text.corpora import Documents
 from curricle.errors import BindError, DataError, SpecError
@@ -436,13 +442,8 @@ def _digits(split: ExampleSplit) -> tuple[Tensor, Tensor]:
     # Here, since scikit-learn takes a second to import.
     data = importlib.import_module("sklearn.datasets").load_digits()
     images = torch.from_numpy(data.images).float().unsqueeze(1) / DIGIT_LEVELS
-    rows = _rows(len(images), split, DIGITS_HELD_OUT)
+    rows = part_of_rows(len(images), split, every=DIGITS_HELD_OUT)
     return images[rows], torch.from_numpy(data.target)[rows]
-
-
-def _rows(count: int, split: ExampleSplit, every: int) -> Tensor:
-    is_held_out = torch.arange(1, count + 1) % every == 0
-    return is_held_out if split == "valid" else ~is_held_out
 
 
 def _stored(data: str, split: ExampleSplit) -> tuple[Tensor, Tensor]:
@@ -469,7 +470,7 @@ def _stored(data: str, split: ExampleSplit) -> tuple[Tensor, Tensor]:
     inputs, labels = tensors["inputs"], tensors["labels"]
     if not is_cut:
         return inputs, labels
-    rows = _rows(len(inputs), split, EVERY)
+    rows = part_of_rows(len(inputs), split)
     return inputs[rows], labels[rows]
 
 

@@ -414,19 +414,28 @@ def metric_of(metric: str | Metric) -> Metric:
     return METRICS[metric]
 
 
-def metrics_beside(metric: str | Metric) -> tuple[Metric, ...]:
+def metrics_beside(metric: str | Metric, also: str = "") -> tuple[Metric, ...]:
     """Return the metrics of a run that is judged by one: it, and the usual ones of its labels.
 
     Args:
         metric: The metric by which the run is judged.
+        also: Name of one more metric; empty for none.
 
     Raises:
-        SpecError: If there is no built-in metric of the name.
+        SpecError: If there is no built-in metric of the name, or two read different labels.
     """
     judge = metric_of(metric)
     usual = {"classes": CLASS_METRICS, "values": (METRICS["mean_squared_error"],)}
-    names = {one.name: one for one in (*usual.get(judge.reads, ()), judge)}
-    return tuple(names.values())
+    by_name = {metric.name: metric for metric in (*usual.get(judge.reads, ()), judge)}
+    if also and also not in by_name:
+        by_name[also] = metric_of(also)
+    labels = {metric.reads for metric in by_name.values()} - {"teacher"}
+    if len(labels) > 1:
+        raise SpecError(
+            f"{also!r} must read the labels that {judge.name!r} reads; one reads classes, the "
+            f"other float values"
+        )
+    return tuple(by_name.values())
 
 
 def is_at_chance(metrics: Mapping[str, float], chance: float | None) -> bool:

@@ -122,6 +122,12 @@ AT_CHANCE = (
     "the teacher's accuracy, the learning rate and the length of the run"
 )
 """Note about a student whose accuracy is below `RunRecord.chance`."""
+TEACHER_AT_CHANCE = (
+    "the teacher is at chance on the held-out data: its accuracy is not above that of the most "
+    "frequent label; check that its weights are trained and that its classes are numbered as the "
+    "labels"
+)
+"""Note about a teacher that has nothing to teach."""
 REMEDY = "restore it, or move the folder {!r} away and run again"
 
 
@@ -265,11 +271,16 @@ class EndRecord:
     """Consumed by the whole run."""
     weights: str = ""
     """SHA-256 of the finished student's `model.safetensors`; empty in records of version 0.1."""
+    best_metric: str = Field(default="", exclude_if=operator.not_)
+    """Metric by which the best weights were kept (`keep_best`); left out of files if none were."""
+    best_step: int = Field(default=0, exclude_if=operator.not_)
+    """Steps after which the student had them; `metrics` are those of that evaluation."""
 
     def __str__(self) -> str:
         """Return the number of steps, the seconds and the metrics in a line."""
         cost = f"end after {self.usage.steps} steps in {self.usage.seconds:.1f} seconds"
-        return f"{cost}: {_listed(self.metrics)}"
+        best = f" (best {self.best_metric} at step {self.best_step})" if self.best_metric else ""
+        return f"{cost}: {_listed(self.metrics)}{best}"
 
 
 @final

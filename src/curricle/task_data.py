@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, final
 
 from curricle.data.batch import Batch
-from curricle.data.streams import Stream
+from curricle.data.streams import Stream, examples_per_epoch
 from curricle.metrics import ACCURACY
 from curricle.objectives.labels import LabelLossName
 from curricle.values import Plain
@@ -20,6 +20,8 @@ EVALUATION_SEED = 0
 """Seed of the held-out data of every task."""
 LANGUAGE_MODELS = ("hf", "pretrained")
 """Kinds of models that read tokens."""
+SHOWN_CLASSES = 6
+"""Number of names of classes in a plan."""
 SENTENCE_MODELS = ("sentence_encoder",)
 """Kinds of models that give an embedding of each text."""
 ARGUMENTS = {"one_shot": "objective", "progressive": "objective", "extraction": "final_objective"}
@@ -58,6 +60,28 @@ class TaskData:
     """Size of the teacher's vocabulary; None for that of the student."""
     teacher_num_positions: int | None = None
     """Length of the teacher's sequences; None for that of the student's."""
+
+    @property
+    def facts(self) -> str:
+        """Return the numbers of rows and classes as a sentence for a plan."""
+        rows = examples_per_epoch(self.stream)
+        training = "new examples at every step" if rows is None else f"{rows:,} examples"
+        held_out = sum(batch.num_examples for batch in self.evaluation)
+        return f"data: {training} to train on and {held_out:,} held out, {self._outputs}"
+
+    @property
+    def _outputs(self) -> str:
+        """Return the number of classes, values or tokens, in words."""
+        labels = self.evaluation[0].labels if self.evaluation else None
+        if labels is not None and labels.is_floating_point():
+            return f"{self.num_classes:,} values each"
+        if self.num_classes == self.num_inputs:
+            return f"a vocabulary of {self.num_classes:,} tokens"
+        more = len(self.class_names) - SHOWN_CLASSES
+        listed = ", ".join(self.class_names[:SHOWN_CLASSES]) + (
+            f", {more} more" if more > 0 else ""
+        )
+        return f"{self.num_classes:,} classes" + (f" ({listed})" if listed else "")
 
     @property
     def for_teacher(self) -> "TaskData":
@@ -128,5 +152,6 @@ def with_objectives(call: Plain, task: BaseTask) -> Plain:
     if kind == "from_labels":
         return {"loss": task.label_loss, **call}
     if kind in ARGUMENTS:
-        return {ARGUMENTS[kind]: task.matching, **call}
+        labels = {"label_loss": task.label_loss} if "label_weight" in call else {}
+        return {ARGUMENTS[kind]: task.matching, **labels, **call}
     return call

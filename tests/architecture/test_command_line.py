@@ -30,6 +30,7 @@ FROZEN = {
         ["run"],
         [
             *("--on", "--strategy", "--seed", "--metric", "--repetitions", "--blimp", "--pairs"),
+            *("--lm-eval", "--limit"),
             *("--fine-tune", "--test", "--seeds", "--epochs", "--learning-rate", "--json"),
         ],
     ),

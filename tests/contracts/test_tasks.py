@@ -287,6 +287,9 @@ LABEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "binary": functional.binary_cross_entropy_with_logits,
     "squared_error": lambda outputs, labels: squared(outputs, labels).mean(),
     "cosine": lambda outputs, labels: 1 - functional.cosine_similarity(outputs, labels).mean(),
+    "similarity": lambda outputs, labels: squared(
+        functional.cosine_similarity(outputs[::2], outputs[1::2])[:, None], labels.flatten()[::2]
+    ).mean(),
 }
 
 

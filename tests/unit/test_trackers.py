@@ -247,7 +247,8 @@ def test_a_tracker_that_fails_ends_its_reports_and_not_the_run(
     with caplog.at_level(logging.WARNING):
         result = run(None, report_to="wandb")
     assert result.usage.steps == STEPS
-    assert caplog.messages == ["curricle: reports to 'wandb' end here, the run goes on: no server"]
+    reports = [message for message in caplog.messages if "teacher" not in message]
+    assert reports == ["curricle: reports to 'wandb' end here, the run goes on: no server"]
     assert (len(module.named("log")) > 0) == (logs > 0)
 
 
@@ -310,3 +311,48 @@ def test_strategies_of_one_stage_report_that_stage(monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     (first, *_), _ = module.named("log")[0]
     assert first == {"train/stage": 1.0}
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_comparison_reports_each_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, shares: bool
+) -> None:
+    module = recorder(monkeypatch, "wandb")
+    comparison = curricle.compare(
+        lambda _: mlp(5, 4).module,
+        mlp(16, 12, seed=1).module,
+        parity(),
+        evaluation=[parity(purpose="evaluation").batch(0)],
+        budget="6 steps",
+        strategies=["one_shot", "from_labels"],
+        seeds=(0, 1),
+        settings=TrainingSettings(device="cpu", log_every=2, eval_every=3),
+        share_teacher=shares,
+        output_dir=tmp_path,
+        report_to="wandb",
+    )
+    opened = [keywords for _, keywords in module.named("init")]
+    names = {f"{name} seed {seed}" for name, seed in comparison.students}
+    assert {keywords["name"] for keywords in opened} == names
+    assert len(opened) == 4
+    assert all(Path(keywords["dir"]).is_relative_to(tmp_path) for keywords in opened)
+    assert module.named("finish") == [((), {"exit_code": 0})] * 4
+
+
+def test_a_comparison_without_a_folder_reports_to_the_places_of_the_tracker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = recorder(monkeypatch, "wandb")
+    arguments: dict[str, Any] = {
+        "evaluation": [parity(purpose="evaluation").batch(0)],
+        "budget": "4 steps",
+        "strategies": ["from_labels"],
+        "seeds": (0,),
+        "settings": TrainingSettings(device="cpu", log_every=2),
+    }
+    curricle.compare(lambda _: mlp(5, 4).module, None, parity(), report_to="wandb", **arguments)
+    assert [keywords["dir"] for _, keywords in module.named("init")] == [None]
+    with pytest.raises(SpecError, match="'report_to' must name trackers; got 'wandbb'"):
+        curricle.compare(
+            lambda _: mlp(5, 4).module, None, parity(), report_to="wandbb", **arguments
+        )

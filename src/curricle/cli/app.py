@@ -418,7 +418,7 @@ def _compare_students(spec: "RunSpec", jobs: int) -> None:
         bars = {str(run): new_bar(str(run)) for run in student_runs(spec)}
 
         def watch(run: "StudentRun", record: "Record") -> None:
-            tell(record, run.name)
+            tell(record, run.name, student=str(run))
             bars[str(run)](record)
 
         run_all(spec, jobs=jobs, watch=watch)

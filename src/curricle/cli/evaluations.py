@@ -4,7 +4,7 @@ Design: as in `cli`, modules that need torch are imported when the command runs.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,19 +38,35 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="Metric; repeatable; those of the run by default.", show_default=False),
+        typer.Option(help="Metric beside those of the run; repeatable.", show_default=False),
     ] = None,
     repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 20,
     blimp: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Score pairs of sentences instead, JSON lines as BLiMP."),
+        typer.Option(
+            metavar="PATH",
+            help="Score pairs of sentences instead: JSON lines as BLiMP, or their folder.",
+        ),
     ] = None,
     pairs: Annotated[
         int | None, typer.Option(min=1, help="With --blimp: pairs of each kind, the first ones.")
     ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASKS", help="Run tasks of the package lm_eval instead: names or YAML files."
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --lm-eval: examples of each task.")
+    ] = None,
     fine_tune: Annotated[
         Path | None,
-        typer.Option(metavar="TRAIN", help="Fine-tune on texts with labels instead, a table."),
+        typer.Option(
+            metavar="TRAIN",
+            help="Fine-tune on texts with labels instead: a table, or a folder with train and "
+            "test.",
+        ),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="With --fine-tune: texts to be judged by, a table.")
@@ -64,33 +80,42 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
 ) -> None:
     """Compare a finished student with its teacher: metrics, size and speed on this machine.
 
-    With --blimp or --fine-tune RUN may also be a Hugging Face folder.
+    With --blimp, --lm-eval or --fine-tune RUN may also be a Hugging Face folder.
     """
-    from curricle.runs.fine_tuning import FineTuning
-    from curricle.runs.run_evaluation import evaluate_run, fine_tune_run, score_run
+    from curricle.runs.fine_tuning import FineTuning, split_files
+    from curricle.runs.run_evaluation import evaluate_run, fine_tune_run, harness_run, score_run
 
     notes: tuple[str, ...]
     if blimp is not None:
-        _check_alone({"--fine-tune": fine_tune, "--on": on, "--metric": metric}, "--blimp")
+        others = {"--lm-eval": lm_eval, "--fine-tune": fine_tune, "--on": on, "--metric": metric}
+        _check_alone(others, "--blimp")
         with _progress("scoring pairs") as watch:
             accuracy = score_run(run, blimp, limit=pairs, strategy=strategy, seed=seed, watch=watch)
         notes = (f"{accuracy.pairs:,} pairs, {accuracy.ties} ties, which count as wrong",)
         _show(accuracy.grid(blimp.name), notes, accuracy.plain(), as_json=as_json)
+    elif lm_eval is not None:
+        _check_alone({"--fine-tune": fine_tune, "--on": on, "--metric": metric}, "--lm-eval")
+        tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
+        scores = harness_run(run, tasks, limit=limit, strategy=strategy, seed=seed)
+        cut = "" if limit is None else f", of each task the first {limit:,} examples"
+        notes = (f"lm_eval {scores.version}{cut}",)
+        _show(scores.grid(), notes, scores.plain(), as_json=as_json)
     elif fine_tune is not None:
         _check_alone({"--on": on, "--metric": metric}, "--fine-tune")
         tuning = FineTuning(epochs=epochs, learning_rate=learning_rate)
+        is_folder = test is None and fine_tune.is_dir()
+        texts = split_files(fine_tune) if is_folder else (fine_tune, _require_test(test))
         tuned = fine_tune_run(
             run,
-            fine_tune,
-            _require_test(test),
+            *texts,
             strategy=strategy,
             seed=seed,
             seeds=range(seeds),
             tuning=tuning,
         )
-        texts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
+        counts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
         notes = (
-            f"{texts} of {len(tuned.classes)} classes; {tuned.steps:,} steps a seed",
+            f"{counts} of {len(tuned.classes)} classes; {tuned.steps:,} steps a seed",
             f"new weights: {', '.join(tuned.new_weights) or 'none'}",
         )
         _show(tuned.grid(fine_tune.name), notes, tuned.plain(), as_json=as_json)
@@ -117,7 +142,7 @@ def _require_test(test: Path | None) -> Path:
     return test
 
 
-def _check_alone(options: dict[str, object], mode: str) -> None:
+def _check_alone(options: Mapping[str, object], mode: str) -> None:
     """Check that no option of another evaluation is given.
 
     Raises:

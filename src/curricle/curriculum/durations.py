@@ -11,6 +11,7 @@ based before a run. `training.binding.timeline` applies the rules; here they are
 import math
 import re
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Literal, cast, final, get_args, overload
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
@@ -18,10 +19,16 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from curricle.errors import SpecError
 from curricle.values import LONGEST_NAME, Line, value
 
-Unit = Literal["steps", "examples", "tokens"]
+Unit = Literal["steps", "examples", "tokens", "epochs"]
 LONGEST = 1e18
 """Maximum number of units in a duration, above any budget."""
+LARGEST_DIVISOR = 1_000_000
+"""Largest divisor of a part of an epoch."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+
+
+def _is_one(divisor: int) -> bool:
+    return divisor == 1
 
 
 @final
@@ -32,15 +39,58 @@ class Duration:
     number: int = Field(gt=0)
     """Number of units; positive."""
     unit: Unit = "steps"
-    """Steps are optimizer updates; examples and tokens are counted before masking."""
+    """Steps are optimizer updates; examples and tokens are counted before masking; an epoch is the
+    number of examples of data of a known length."""
+    divisor: int = Field(default=1, gt=0, exclude_if=_is_one)
+    """Number by which `number` is divided, for parts of epochs: `0.75 epochs` are 3 / 4."""
 
-    def steps(self, *, batch_size: int, tokens_per_batch: int) -> int:
+    def __post_init__(self) -> None:
+        """Reduce the fraction.
+
+        Raises:
+            SpecError: If it is no whole number of another unit.
+        """
+        if self.divisor == 1:
+            return
+        length = self.length
+        if self.unit != "epochs" and length.denominator > 1:
+            raise SpecError(f"'divisor' must be 1 for {self.unit}; got {self.divisor}")
+        # A value is frozen for all but its own construction.
+        object.__setattr__(self, "number", length.numerator)
+        object.__setattr__(self, "divisor", length.denominator)
+
+    @classmethod
+    def of(cls, length: Fraction, unit: Unit) -> "Duration":
+        """Return the duration of an exact length.
+
+        Args:
+            length: Number of units; whole for all but epochs.
+            unit: The unit.
+        """
+        return cls(number=length.numerator, unit=unit, divisor=length.denominator)
+
+    @property
+    def length(self) -> Fraction:
+        """Return the exact number of units."""
+        return Fraction(self.number, self.divisor)
+
+    def steps(
+        self, *, batch_size: int, tokens_per_batch: int, examples_per_epoch: int | None = None
+    ) -> int:
         """Return the number of whole steps that cover the duration; at least one.
 
         Args:
             batch_size: Examples per step.
             tokens_per_batch: Tokens per step.
+            examples_per_epoch: Examples of an epoch; None for data without a known length.
+
+        Raises:
+            SpecError: If the unit is epochs and the data have no known length.
         """
+        if self.unit == "epochs":
+            if examples_per_epoch is None:
+                raise SpecError(f"{self} must have data of a known length; got data without")
+            return math.ceil(self.length * examples_per_epoch / batch_size)
         units_per_step = {"steps": 1, "examples": batch_size, "tokens": tokens_per_batch}[self.unit]
         return math.ceil(self.number / units_per_step)
 
@@ -51,7 +101,8 @@ class Duration:
 
     def __str__(self) -> str:
         """Return the text accepted by `duration`."""
-        return f"{self.number} {self.unit}"
+        number = str(self.number) if self.divisor == 1 else f"{float(self.length):.6g}"
+        return f"{number} {self.unit}"
 
 
 @overload
@@ -83,18 +134,25 @@ def duration(text: object) -> object:
     if unit not in get_args(Unit):
         fault = f", not in {last!r}" if last else ", with a number and a unit"
         raise SpecError(
-            f"a duration must read like '1500 steps' or '2.5M examples', in steps, examples or "
-            f"tokens{fault}; got {text!r}"
+            f"a duration must read like '1500 steps' or '2.5M examples', in steps, examples, "
+            f"tokens or epochs{fault}; got {text!r}"
         )
     exact = float(number.replace("_", "")) * SUFFIXES[suffix]
     if exact > LONGEST:
         raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
+    if unit == "epochs" and exact > 0:
+        return Duration.of(exact_fraction(exact), "epochs")
     if exact != int(exact) or exact <= 0:
         raise SpecError(
             f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "
             f"got {text!r}"
         )
     return Duration(number=int(exact), unit=cast("Unit", unit))
+
+
+def exact_fraction(number: float) -> Fraction:
+    """Return the fraction that a decimal number was written for, such as 3 / 10 for 0.3."""
+    return Fraction(number).limit_denominator(LARGEST_DIVISOR)
 
 
 AnyDuration = Annotated[Duration, BeforeValidator(duration)]
@@ -201,7 +259,7 @@ def _check_unit(at_least: Duration | None, at_most: Duration) -> None:
     """
     if at_least is None:
         return
-    if at_least.unit != at_most.unit or at_least.number >= at_most.number:
+    if at_least.unit != at_most.unit or at_least.length >= at_most.length:
         raise SpecError(
             f"'at_least' must be shorter than 'at_most' and in its unit; got {at_least} and "
             f"{at_most}"

@@ -31,13 +31,15 @@ from curricle.curriculum.durations import (
     StageDuration,
     StageDurationText,
     duration,
+    exact_fraction,
 )
 from curricle.curriculum.initialization import RandomStart, WarmStart
 from curricle.curriculum.selection import Select, select_checkpoints
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
 from curricle.errors import SpecError, near_names
-from curricle.objectives.base import MOST_WEIGHT
+from curricle.objectives.base import MOST_WEIGHT, Objective
 from curricle.objectives.catalog import AnyObjective
+from curricle.objectives.divergences import SquaredError
 from curricle.objectives.hidden import LayerPair, MatchHidden, NamedPair, Normalize, Positions
 from curricle.objectives.labels import LabelLoss, LabelLossName
 from curricle.objectives.logits import MatchLogits
@@ -69,9 +71,10 @@ TRANSITION_SHARE = 0.05
 def evenly_spaced_pairs(num_pairs: int) -> tuple[LayerPair, ...]:
     """Return layer pairs spread evenly over the depth of both models.
 
-    Pair i of r lies at depth i / (r + 1) of both models, so the last block is trained by the logits
-    only: three pairs of two 4-block models are taps 1, 2, 3, and the single pair of a one-block
-    model is its only tap.
+    Pair i of r lies at depth i / (r + 1) of the student, so the last block is trained by the logits
+    only if there are more blocks than pairs, and at the same depth of the teacher: three pairs of
+    4 and 8 blocks are 1-2, 2-4 and 3-6, as are those of 3 and 6 blocks, and the single pair of a
+    one-block model is its only tap.
 
     Raises:
         SpecError: If `num_pairs` is not positive, or more than 1,000.
@@ -268,6 +271,7 @@ def one_shot(
     total: DurationText,
     objective: AnyObjective = MatchLogits(),
     label_weight: Annotated[float, Field(ge=0, le=MOST_WEIGHT)] = 0.0,
+    label_loss: LabelLossName | None = None,
     teacher: TeacherReference = "final",
     init: WarmStart | None = None,
     name: str = "one_shot",
@@ -277,8 +281,10 @@ def one_shot(
     Args:
         total: Length of the curriculum.
         objective: Objective of the stage.
-        label_weight: Weight of a second objective, the cross-entropy against the data's labels;
-            0 leaves it out. Another label loss is an objective of `staged`.
+        label_weight: Weight of a second objective, a loss against the data's labels; 0 leaves it
+            out.
+        label_loss: That loss; see `LabelLoss`. None takes the squared error beside an objective of
+            squared errors, as for regression, and else the cross-entropy.
         teacher: Teacher of the stage.
         init: Initialization of the student's embeddings before the first step.
         name: Name of the method in reports.
@@ -287,9 +293,16 @@ def one_shot(
         Hinton et al. 2015 (arXiv 1503.02531), section 2: the weighted sum of both objectives.
         Deviation: the objective of the teacher keeps its own weight; it is not 1 - `label_weight`.
     """
-    labels = (LabelLoss(weight=label_weight),) if label_weight else ()
+    loss = label_loss or _loss_beside(objective)
+    labels = (LabelLoss(weight=label_weight, loss=loss),) if label_weight else ()
     stage = Stage(name="logits", duration=total, objectives=(objective, *labels), teacher=teacher)
     return Curriculum(name=name, stages=(stage,), init=init)
+
+
+def _loss_beside(objective: Objective) -> LabelLossName:
+    """Return the label loss of outputs that an objective compares."""
+    is_value = isinstance(objective, MatchLogits) and isinstance(objective.divergence, SquaredError)
+    return "squared_error" if is_value else "cross_entropy"
 
 
 @checked
@@ -384,6 +397,10 @@ def _lengths(durations: Sequence[StageDuration | str] | None) -> tuple[StageDura
 
 def _split_evenly(total: Duration, share: float, count: int) -> tuple[Duration, ...]:
     """Return `count` lengths with `share` of the total as sum, equal up to one unit."""
+    if total.unit == "epochs" and count:
+        # Parts of epochs are exact, since only the data say how many steps they are.
+        length = total.length * exact_fraction(share) / count
+        return (Duration.of(length, total.unit),) * count
     # The borders are rounded, not the lengths, so that rounding errors do not accumulate.
     borders = [
         math.floor(total.number * share * index / max(count, 1) + 0.5) for index in range(count + 1)
@@ -407,13 +424,14 @@ def _remaining_time(total: Duration, durations: Sequence[StageDuration]) -> Dura
                 f"'durations' must be in {total.unit} like 'total' (in steps for a budget of FLOPs "
                 f"or seconds); got {length}"
             )
-    remaining = total.number - sum(length.number for length in lengths)
-    if remaining < 1:
+    earlier = sum((length.length for length in lengths), Fraction(0))
+    remaining = total.length - earlier
+    if remaining <= 0:
         raise SpecError(
             f"'total' {total} must be longer than the stages before the last; they take "
-            f"{total.number - remaining}"
+            f"{earlier if earlier.denominator == 1 else float(earlier)}"
         )
-    return Duration(number=remaining, unit=total.unit)
+    return Duration.of(remaining, total.unit)
 
 
 def _refresh_plan(

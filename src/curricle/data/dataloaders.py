@@ -159,6 +159,11 @@ class LoaderStream:
         return self._steps_per_epoch
 
     @property
+    def examples_per_epoch(self) -> int:
+        """Return the number of examples of the whole batches of an epoch."""
+        return self._steps_per_epoch * self._batch_size
+
+    @property
     def reads_ahead(self) -> bool:
         """Return whether the loader has workers of its own."""
         return self._loader.num_workers > 0

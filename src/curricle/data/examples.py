@@ -61,12 +61,23 @@ def open_table(source: Source, split: ExampleSplit) -> list[Row]:
     else:
         rows = list(splits["train"])
         if held_out is None:
-            is_held_out = split == "valid"
-            rows = [row for i, row in enumerate(rows, 1) if (i % EVERY == 0) == is_held_out]
+            rows = [rows[number] for number in part_of_rows(len(rows), split)]
     if not rows:
         few = f"; without a part 'valid' it needs at least {EVERY}" if held_out is None else ""
         raise DataError(f"{_name(source)} must have rows for {split!r}; got none{few}")
     return rows
+
+
+def part_of_rows(count: int, split: ExampleSplit, *, every: int = EVERY) -> list[int]:
+    """Return the numbers of the rows of a part, for a source without a part of its own.
+
+    Args:
+        count: Number of rows of the source.
+        split: `train` or `valid`.
+        every: One row of so many is held out.
+    """
+    is_held_out = split == "valid"
+    return [number for number in range(count) if ((number + 1) % every == 0) == is_held_out]
 
 
 def files_of(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
@@ -196,6 +207,11 @@ class ExampleStream:
     def tokens_per_batch(self) -> int:
         """Return the number of positions of every batch, padding included."""
         return self._batch_size * self._width
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """Return the number of examples of whole groups."""
+        return self._count // self._group * self._group
 
     @property
     def fingerprint(self) -> str:

@@ -31,3 +31,15 @@ class Stream(Protocol):
     def batch(self, step: int) -> Batch:
         """Return the batch of a step, counted from 0; the same step gives the same batch."""
         ...
+
+
+def examples_per_epoch(stream: Stream) -> int | None:
+    """Return the number of examples after which a stream repeats; None if it has no such length.
+
+    A stream states it by a property of this name.
+
+    Args:
+        stream: The stream.
+    """
+    number: int | None = getattr(stream, "examples_per_epoch", None)
+    return number

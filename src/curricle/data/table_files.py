@@ -36,6 +36,15 @@ def form_of(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def tables_in(folder: Path) -> list[Path]:
+    """Return the files of a folder that `rows_of` reads, in the order of their names.
+
+    Args:
+        folder: The folder; those inside it are not searched.
+    """
+    return sorted(path for path in folder.iterdir() if path.is_file() and form_of(path) in READERS)
+
+
 def rows_of(path: Path) -> Iterator[Row]:
     """Yield the rows of a file.
 

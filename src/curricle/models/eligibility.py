@@ -11,11 +11,14 @@ import torch
 from torch import nn
 
 from curricle.errors import BindError, CurricleError
+from curricle.models.dispatching import offloaded_weights
 from curricle.models.tapped import Forward
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 SHARDED = ("torch.nn.parallel.distributed", "torch.distributed")
 """Modules of torch with classes that distribute a model over processes."""
+TEACHER = "teacher"
+"""Role of the model that is only read."""
 
 
 def check_present(module: nn.Module, role: str) -> None:
@@ -28,6 +31,7 @@ def check_present(module: nn.Module, role: str) -> None:
     Raises:
         BindError: If not; the message has the name of the first weight or module.
     """
+    offloaded = offloaded_weights(module)
     for path, submodule in module.named_modules():
         if type(submodule).__module__.startswith(SHARDED):
             raise BindError(
@@ -35,21 +39,37 @@ def check_present(module: nn.Module, role: str) -> None:
                 f"{path or role!r} is a {type(submodule).__name__}; pass the module inside"
             )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if type(tensor).__module__.startswith(SHARDED):
+        if name not in offloaded:
+            _check_tensor(name, tensor, role)
+        # Passes of a teacher read offloaded weights where they lie.
+        elif role != TEACHER:
             raise BindError(
-                f"{role!r} must have whole weights; {name!r} is a {type(tensor).__name__}, a shard "
-                f"distributed over several processes"
+                f"{role!r} must have its weights in memory to be trained; {name!r} is offloaded by "
+                f"its 'device_map'; load the model without one"
             )
-        if nn.parameter.is_lazy(tensor):
-            raise BindError(
-                f"{role!r} must have weights; {name!r} gets its shape from the first forward pass; "
-                f"run one on a batch before"
-            )
-        if tensor.is_meta:
-            raise BindError(
-                f"{role!r} must have weights; {name!r} is a meta tensor, without data; build the "
-                f"model on the CPU or load the weights"
-            )
+
+
+def _check_tensor(name: str, tensor: torch.Tensor, role: str) -> None:
+    """Check that a weight has its data, in this process.
+
+    Raises:
+        BindError: If not.
+    """
+    if type(tensor).__module__.startswith(SHARDED):
+        raise BindError(
+            f"{role!r} must have whole weights; {name!r} is a {type(tensor).__name__}, a shard "
+            f"distributed over several processes"
+        )
+    if nn.parameter.is_lazy(tensor):
+        raise BindError(
+            f"{role!r} must have weights; {name!r} gets its shape from the first forward pass; "
+            f"run one on a batch before"
+        )
+    if tensor.is_meta:
+        raise BindError(
+            f"{role!r} must have weights; {name!r} is a meta tensor, without data; build the "
+            f"model on the CPU or load the weights"
+        )
 
 
 def check_trainable(module: nn.Module) -> None:

@@ -50,7 +50,7 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
 
     Raises:
         BindError: If the model has no method for its token embeddings, they are not a table, or a
-            table or the output has an adapter of PEFT.
+            table or the output has an adapter of PEFT or is offloaded.
     """
     named, output = _named_modules(model)
     if named is not None:
@@ -66,6 +66,13 @@ def embedding_tables(model: nn.Module, role: str) -> EmbeddingTables:
         for path, table in model.named_modules()
         if isinstance(table, nn.Embedding) and table.embedding_dim == named.embedding_dim
     }
+    if any(table.weight.is_meta for table in tables.values()) or (
+        isinstance(output, nn.Linear) and output.weight.is_meta
+    ):
+        raise BindError(
+            f"{role!r} must have its tables in memory for a start; its 'device_map' offloads one; "
+            f"load the model without offloading, or leave 'init' out"
+        )
     path = next(path for path, table in tables.items() if table is named)
     if not isinstance(output, nn.Linear) or output.weight.shape != named.weight.shape:
         output = None

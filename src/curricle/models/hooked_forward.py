@@ -23,7 +23,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from curricle.colocation import processor_kind
+from curricle.colocation import beside, processor_kind
 from curricle.errors import BindError, DataError
 from curricle.models.axes import (
     SEQUENCE_AXES,
@@ -328,11 +328,17 @@ class HookedForward:
         """Collect input and weights of the last linear map; a forward pre-hook.
 
         Raises:
+            BindError: If the weight lies outside of the memory.
             EarlyExit: If the collection is complete.
         """
         if not self._is_running or self._end is None or not isinstance(module, nn.Linear):
             return
         states = self._select(first_tensor(args or keywords, "head"))
+        if module.weight.is_meta:
+            raise BindError(
+                "'chunk' needs a head whose weight is in memory; that of this model is offloaded "
+                "by its 'device_map'; keep the head in memory, or leave 'chunk' out"
+            )
         # Frozen maps may hold a cast copy of their weight, which spares a cast of it here.
         cast = module.held(processor_kind(states)) if isinstance(module, HeldLinear) else None
         weight, bias = cast or (module.weight, module.bias)
@@ -433,7 +439,8 @@ class HookedForward:
                 f"'selected' must be some of the {len(rows)} places where the model gives rows, of "
                 f"shape {self._positions}; got {len(selected)}"
             )
-        return rows[selected]
+        # Where a model is spread over devices, a state may lie elsewhere than the inputs.
+        return rows[beside(selected, rows)]
 
     def _exit_if_complete(self) -> None:
         # The cheapest test first: it runs after every hooked module.

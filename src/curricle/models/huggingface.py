@@ -20,6 +20,7 @@ from torch import nn
 from curricle.errors import BindError, CheckpointError, SpecError, near_names
 from curricle.extras import imported
 from curricle.models.families import tapped
+from curricle.models.positions import unused_positions, usable_positions
 from curricle.models.tapped import TappedModel
 from curricle.protocols import Tokenizer
 from curricle.values import value
@@ -116,7 +117,7 @@ class HuggingFaceSpec:
             output=f"head {self.head!r}",
         )
         if self.head != "image_classification":
-            _check_sizes(model.config, num_inputs, num_positions)
+            _check_sizes(model, num_inputs, num_positions)
         return tapped(model)
 
     def _sizes(self, num_inputs: int, num_classes: int, num_positions: int) -> dict[str, int]:
@@ -177,7 +178,7 @@ class PretrainedSpec:
                 f"values; got {config.num_labels}"
             )
         if self.head != "image_classification":
-            _check_sizes(config, num_inputs, num_positions)
+            _check_sizes(model, num_inputs, num_positions)
         return tapped(model)
 
 
@@ -210,7 +211,7 @@ def new_encoder(
     model: nn.Module = _new_model(
         transformers, "AutoModel", model_type, settings, output="token states"
     )
-    _check_sizes(model.config, num_inputs, num_positions)
+    _check_sizes(model, num_inputs, num_positions)
     return model
 
 
@@ -223,7 +224,7 @@ def pretrained_encoder(path: str, *, num_inputs: int, num_positions: int) -> nn.
         num_positions: Length of the sequences.
     """
     model = _pretrained_model("AutoModel", path, "an encoder")
-    _check_sizes(model.config, num_inputs, num_positions)
+    _check_sizes(model, num_inputs, num_positions)
     return model
 
 
@@ -322,7 +323,7 @@ def _is_spare(auto_class: str, name: str) -> bool:
 def open_tokenizer(path: str) -> Tokenizer:
     """Return the tokenizer in a local Hugging Face folder.
 
-    A tokenizer without a padding token pads with its end of a text.
+    A tokenizer without a padding token pads with its end of a text, or else its beginning.
 
     Args:
         path: Folder with `tokenizer.json` or the files of its family.
@@ -343,11 +344,28 @@ def open_tokenizer(path: str) -> Tokenizer:
         raise CheckpointError(
             f"'tokenizer' {path!r} must hold a tokenizer; transformers says: {_reason(error)}"
         ) from error
-    if tokenizer.pad_token is None:
-        if tokenizer.eos_token is None:
-            raise CheckpointError(f"'tokenizer' {path!r} must have a padding token; it has none")
-        tokenizer.pad_token = tokenizer.eos_token
+    _require_padding(tokenizer, f"'tokenizer' {path!r}")
     return cast("Tokenizer", tokenizer)
+
+
+def _require_padding(tokenizer: Tokenizer, name: str) -> None:
+    """Let a tokenizer without a padding token, as those of decoders, pad with the end of a text.
+
+    What stands there is masked.
+
+    Args:
+        tokenizer: Tokenizer of transformers.
+        name: The tokenizer, for people.
+
+    Raises:
+        CheckpointError: If it has no token of the kind.
+    """
+    if tokenizer.pad_token is not None:
+        return
+    token = tokenizer.eos_token or tokenizer.bos_token
+    if token is None:
+        raise CheckpointError(f"{name} must have a padding token; it has none")
+    tokenizer.pad_token = token
 
 
 def wrapped_tokenizer(tokenizer: object, *, special: Mapping[str, str]) -> Tokenizer:
@@ -380,8 +398,8 @@ class OpenedFolder:
 
     def longest(self, limit: int) -> int:
         """Return the number of tokens that model and tokenizer take, at most `limit`."""
-        positions = getattr(self.module.config, "max_position_embeddings", None)
-        room = positions if isinstance(positions, int) else limit
+        positions = usable_positions(self.module)
+        room = limit if positions is None else positions
         return min(limit, room, int(self.tokenizer.model_max_length))
 
 
@@ -450,9 +468,7 @@ def open_classifier(folder: Path, classes: Sequence[str]) -> OpenedFolder:
         raise CheckpointError(
             f"{str(folder)!r} must hold weights of {type(bundle.module).__name__}; got none"
         )
-    if bundle.tokenizer.pad_token_id is None:
-        # Decoders have no padding; what stands there is masked.
-        bundle.tokenizer.pad_token = bundle.tokenizer.eos_token or bundle.tokenizer.bos_token
+    _require_padding(bundle.tokenizer, f"the tokenizer of {str(folder)!r}")
     config = cast("PreTrainedModel", bundle.module).config
     config.pad_token_id = bundle.tokenizer.pad_token_id
     return bundle
@@ -531,18 +547,20 @@ def _refuse_code(transformers: ModuleType, path: str) -> None:
         )
 
 
-def _check_sizes(config: object, num_inputs: int, num_positions: int) -> None:
+def _check_sizes(model: nn.Module, num_inputs: int, num_positions: int) -> None:
     """Check that a model has room for a task's tokens and positions.
 
     Raises:
         BindError: If not; the message has the field of its configuration.
     """
-    required = {"vocab_size": num_inputs, "max_position_embeddings": num_positions}
-    for name, number in required.items():
-        size = getattr(config, name, number)
-        if isinstance(size, int) and size < number:
+    extra = unused_positions(model)
+    required = {"vocab_size": (num_inputs, 0), "max_position_embeddings": (num_positions, extra)}
+    for name, (number, unused) in required.items():
+        size = getattr(model.config, name, number + unused)
+        if isinstance(size, int) and size < number + unused:
+            reason = f" and {unused} more, up to its padding id" if unused else ""
             raise BindError(
-                f"{name!r} of the model must be at least the task's {number}; got {size}"
+                f"{name!r} of the model must be at least the task's {number}{reason}; got {size}"
             )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.colocation import beside
+from curricle.models.dispatching import offloaded_weights
 from curricle.models.peft_adapters import base_of
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ def specimens(model: nn.Module) -> Iterator[Specimen]:
     """
     inner = cast("PreTrainedModel", base_of(model))
     weights = [weight for weight in inner.parameters() if weight.is_floating_point()]
-    if not weights or weights[0].is_meta:
+    resident = [weight for weight in weights if not weight.is_meta]
+    if not resident and not offloaded_weights(inner):
         return
+    # Hooks of accelerate carry inputs from anywhere to the weights.
+    like = resident[0] if resident else torch.empty(0, dtype=weights[0].dtype)
     generator = seeding.generator(0, "specimen")
     makers = {
         "input_ids": lambda: _tokens(inner.config, TOKENS),
@@ -58,7 +62,7 @@ def specimens(model: nn.Module) -> Iterator[Specimen]:
     main = tuple(name for name in accepted if name == inner.main_input_name)
     sides = tuple(name for name in accepted if name in (*main, "decoder_input_ids"))
     for names in dict.fromkeys((main, sides, tuple(accepted))):
-        yield {name: _as_read(makers[name](), weights[0]) for name in names}
+        yield {name: _as_read(makers[name](), like) for name in names}
 
 
 def _as_read(tensor: Tensor, weight: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from curricle.errors import CheckpointError
 from curricle.files import new_file
+from curricle.models.dispatching import offloaded_weights
 from curricle.models.peft_adapters import tuner_settings
 from curricle.values import fingerprint
 
@@ -123,11 +124,12 @@ def weights_digest(module: nn.Module) -> str:
     """Return the SHA-256 of all parameters and buffers with their names, in hexadecimal.
 
     Tuples and settings of quantized modules, extra states of any kind and the active adapters of
-    PEFT are included.
+    PEFT are included. Weights that accelerate has offloaded are read one by one.
     """
     digest = hashlib.sha256()
+    readers = offloaded_weights(module)
     for name, content in sorted(module.state_dict().items()):
-        _add(digest, name, content)
+        _add(digest, name, readers[name]() if name in readers else content)
     for path, settings in sorted(tuner_settings(module).items()):
         _add(digest, f"{path}/adapters", settings)
     return digest.hexdigest()

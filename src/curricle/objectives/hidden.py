@@ -16,8 +16,10 @@ Source:
     (arXiv 1412.6550).
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Annotated, Literal, final
 
 import torch
@@ -29,7 +31,7 @@ from curricle.colocation import beside
 from curricle.data.batch import Batch, Rows, check_positions, sequence_first_remedy
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
-from curricle.models.tapped import Activations, Place, Tap, TappedModel
+from curricle.models.tapped import Activations, Place, Tap, TappedModel, tap_number
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.base import (
     MOST_WEIGHT,
@@ -54,12 +56,30 @@ NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
 @final
 @value
 class LayerPair:
-    """A student tap and the teacher tap for comparison."""
+    """A student tap and the teacher tap for comparison.
+
+    Equal fractions mean one depth: block k of the student's n and the teacher's block nearest to
+    k / n of its depth, so that 0.5 on 3 and 6 blocks is the pair of 2 and 4.
+    """
 
     student: Tap
     """Tap of the student: a number, a fraction of its depth, or a module path."""
     teacher: Tap
     """Tap of the teacher: a number, a fraction of its depth, or a module path."""
+
+    def teacher_tap(self, student: TappedModel, teacher: TappedModel) -> Tap:
+        """Return the teacher's tap, as a number where both are one fraction.
+
+        Args:
+            student: The student.
+            teacher: The teacher.
+        """
+        if self.student != self.teacher or not isinstance(self.student, float):
+            return self.teacher
+        if not student.depth or not teacher.depth:
+            return self.teacher
+        depth = Fraction(tap_number(self.student, student.depth), student.depth)
+        return max(1, math.floor(depth * teacher.depth + Fraction(1, 2)))
 
 
 def _named_taps(pair: object) -> object:
@@ -136,10 +156,9 @@ class MatchHidden:
         """Return the places of both taps."""
         place = _place("student", student, self.pair.student)
         check_always_runs(student, place)
-        return Reads(
-            student=(place,),
-            teacher=(_place("teacher", require(teacher, "teacher"), self.pair.teacher),),
-        )
+        model = require(teacher, "teacher")
+        tap = self.pair.teacher_tap(student, model)
+        return Reads(student=(place,), teacher=(_place("teacher", model, tap),))
 
     def selected_positions(self, batch: Batch) -> Int[Tensor, " selected"] | None:
         """Return the compared selected positions; None if all positions with data count."""

@@ -155,7 +155,20 @@ def metric_text(metric: str, number: float | None, ci95: float | None = None) ->
     return f"{number:.4g}{spread}"
 
 
-def mean_text(metric: str, numbers: Sequence[float]) -> str:
+def is_beyond(metric: str, numbers: Sequence[float]) -> bool:
+    """Return whether the interval of a share reaches beyond its possible range.
+
+    Args:
+        metric: Name of the metric.
+        numbers: Its values, one a seed.
+    """
+    middle, ci95 = mean(numbers), half_width(numbers)
+    low, high = limits(metric, numbers)
+    is_inside = ci95 is None or low <= middle - ci95 <= middle + ci95 <= high
+    return is_share(metric) and not is_inside
+
+
+def mean_text(metric: str, numbers: Sequence[float], *, has_ends: bool = False) -> str:
     """Return the mean of a metric over seeds with its interval.
 
     An interval beyond the possible range is useless as a half-width (50 ± 127 %): with two
@@ -164,10 +177,11 @@ def mean_text(metric: str, numbers: Sequence[float]) -> str:
     Args:
         metric: Name of the metric.
         numbers: Its values, one a seed, at least one.
+        has_ends: Whether a share is written so in any case, as another of its column is.
     """
     middle, ci95 = mean(numbers), half_width(numbers)
     low, high = limits(metric, numbers)
-    if not is_share(metric) or ci95 is None or low <= middle - ci95 <= middle + ci95 <= high:
+    if ci95 is None or not (is_beyond(metric, numbers) or (has_ends and is_share(metric))):
         return metric_text(metric, middle, ci95)
     if len(numbers) <= FEW:
         cells = ", ".join(f"{100 * number:.2f}" for number in sorted(numbers))

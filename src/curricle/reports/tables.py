@@ -19,7 +19,14 @@ from rich.text import Text
 
 from curricle.errors import visible
 from curricle.records import StagePlan
-from curricle.reports.formatting import NONE, metric_text, short, with_interval
+from curricle.reports.formatting import (
+    NONE,
+    is_beyond,
+    mean_text,
+    metric_text,
+    short,
+    with_interval,
+)
 from curricle.reports.summary import COSTS, MethodSummary, SeedSummary, Summary
 from curricle.values import value
 
@@ -72,11 +79,14 @@ def summary_grid(summary: Summary) -> Grid:
     """Return one row a strategy: the final metric and, if there is a goal, the costs to it."""
     final = ("strategy", f"final {summary.metric}")
     methods = summary.methods.items()
+    # A column has one form: with the values of the seeds wherever one strategy needs them.
+    complete = [[*method.finals.values()] for _, method in methods if method.finals]
+    has_ends = any(is_beyond(summary.metric, numbers) for numbers in complete)
     if summary.goal is None:
         return Grid(
             title=summary.task,
             columns=final,
-            rows=tuple((name, _final(method)) for name, method in methods),
+            rows=tuple((name, _final(method, has_ends=has_ends)) for name, method in methods),
             numeric=(False, True),
         )
     heads = [f"{COST_WORDS[name]} to goal" for name in COSTS]
@@ -84,14 +94,17 @@ def summary_grid(summary: Summary) -> Grid:
         title=f"{summary.task}: to {summary.goal_words}",
         columns=(*final, *heads, "reached"),
         rows=tuple(
-            (name, _final(method), *_costs(method), method.reached) for name, method in methods
+            (name, _final(method, has_ends=has_ends), *_costs(method), method.reached)
+            for name, method in methods
         ),
         numeric=(False, *[True] * (len(heads) + 2)),
     )
 
 
-def _final(method: MethodSummary) -> str:
-    return method.final_text if method.finals else "no complete run"
+def _final(method: MethodSummary, *, has_ends: bool) -> str:
+    if not method.finals:
+        return "no complete run"
+    return mean_text(method.final.metric, [*method.finals.values()], has_ends=has_ends)
 
 
 def _costs(method: MethodSummary) -> list[str]:

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from curricle.runs.fine_tuning import FineTuned as FineTuned
     from curricle.runs.fine_tuning import FineTuning as FineTuning
     from curricle.runs.fine_tuning import fine_tune as fine_tune
+    from curricle.runs.harness import HarnessScores as HarnessScores
+    from curricle.runs.harness import harness_scores as harness_scores
     from curricle.runs.minimal_pairs import PairAccuracy as PairAccuracy
     from curricle.runs.minimal_pairs import pair_accuracy as pair_accuracy
     from curricle.runs.minimal_pairs import read_pairs as read_pairs
+    from curricle.runs.planning import Plan as Plan
+    from curricle.runs.planning import plan as plan
     from curricle.runs.probe import probe_run as probe_run
     from curricle.runs.report import write_report as write_report
     from curricle.runs.spec import Goal as Goal
@@ -23,6 +27,8 @@ if TYPE_CHECKING:
     from curricle.runs.spec import TargetsSpec as TargetsSpec
     from curricle.runs.spec import TeacherSpec as TeacherSpec
     from curricle.runs.spec import load_spec as load_spec
+    from curricle.runs.teaching import TrainedTeacher as TrainedTeacher
+    from curricle.runs.teaching import teach as teach
 else:
     __all__, __getattr__, __dir__ = public_names(
         __name__,
@@ -32,7 +38,9 @@ else:
             "evaluate": ("Evaluation",),
             "export": ("Exported",),
             "fine_tuning": ("FineTuned", "FineTuning", "fine_tune"),
+            "harness": ("HarnessScores", "harness_scores"),
             "minimal_pairs": ("PairAccuracy", "pair_accuracy", "read_pairs"),
+            "planning": ("Plan", "plan"),
             "probe": ("probe_run",),
             "report": ("write_report",),
             "spec": (
@@ -43,5 +51,6 @@ else:
                 "TeacherSpec",
                 "load_spec",
             ),
+            "teaching": ("TrainedTeacher", "teach"),
         },
     )

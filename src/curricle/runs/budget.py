@@ -1,7 +1,7 @@
 """Budgets, and the length of training that a budget pays for.
 
-A budget is a number of examples, tokens, steps, FLOPs or seconds. For examples, tokens and steps
-every strategy runs equally long. For FLOPs (student and teacher together) and seconds the cost of
+A budget is a number of examples, tokens, steps, epochs, FLOPs or seconds. For the first four every
+strategy runs equally long. For FLOPs (student and teacher together) and seconds the cost of
 one step of each stage is measured first, and each strategy gets as many steps as the budget pays
 for: cheap stages buy more of them.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Literal, final
 
 from pydantic import BeforeValidator, Field
 
-from curricle.curriculum.durations import Duration
+from curricle.curriculum.durations import Duration, exact_fraction
 from curricle.curriculum.stages import Curriculum
 from curricle.errors import BindError, SpecError
 from curricle.models.restoring import modes_kept, train
@@ -37,8 +37,9 @@ class Budget:
 
     number: float = Field(gt=0)
     """How much; positive."""
-    unit: Literal["steps", "examples", "tokens", "flops", "seconds"]
-    """Unit; FLOPs count student and teacher, seconds only training."""
+    unit: Literal["steps", "examples", "tokens", "epochs", "flops", "seconds"]
+    """Unit; epochs need data of a known length; FLOPs count student and teacher, seconds only
+    training."""
 
     @property
     def is_length(self) -> bool:
@@ -46,12 +47,14 @@ class Budget:
         return self.unit not in ("flops", "seconds")
 
     def duration(self) -> Duration:
-        """Return the length that a budget of steps, examples or tokens stands for.
+        """Return the length that a budget of steps, examples, tokens or epochs stands for.
 
         Raises:
             SpecError: If it is a budget of FLOPs or seconds, or not a whole number.
         """
         unit = self.unit
+        if unit == "epochs":
+            return Duration.of(exact_fraction(self.number), unit)
         # Not `unit in (...)`, which would not tell the type checker what is left.
         if unit == "flops" or unit == "seconds" or self.number != int(self.number):
             raise SpecError(
@@ -77,6 +80,7 @@ def budget(text: object) -> object:
     match = re.fullmatch(r"\s*(-?[\d_.]+(?:e[+-]?\d+)?)\s*([kMGT]?)\s+(\w+)\s*", str(text))
     try:
         number, suffix, unit = match.groups() if match is not None else ("", "", "")
+        unit = "epochs" if unit == "epoch" else unit
         amount = float(number.replace("_", "")) * SUFFIXES[suffix]
     except ValueError:
         raise SpecError(

@@ -9,7 +9,7 @@ because a budget of FLOPs or seconds pays for more steps of cheap stages.
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -43,8 +43,9 @@ from curricle.runs.request import Request, write_request
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
+from curricle.trackers import TrackerName, check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.distill import evaluator_of, execute
+from curricle.training.distill import evaluator_of, execute, teacher_notes
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator
 from curricle.training.setup.arguments import (
@@ -112,6 +113,8 @@ class _Plan:
     metric: str
     better: Literal["higher", "lower"] | None
     watch: Watcher | None
+    trackers: tuple[TrackerName, ...]
+    has_folder: bool
 
     def build_student(self, seed: int) -> AnyModel:
         """Return the student of a seed, always of the same weights."""
@@ -163,28 +166,48 @@ class _Plan:
         """
         students: dict[tuple[str, int], nn.Module] = {}
         for group in self.groups(runs):
-            members = [
-                self.member(*run, folder, new_observer(f"{run[0]} seed {run[1]}")) for run in group
-            ]
-            if len(members) > 1:
-                execute_shared(members, metric=self.metric, resume=resume)
-            else:
-                execute(
-                    members[0].run,
-                    self.evaluate,
-                    metric=self.metric,
-                    outputs=members[0].outputs,
-                    resume=resume,
-                )
+            with ExitStack() as stack:
+                members = [
+                    self.member(*run, folder, new_observer=new_observer, stack=stack)
+                    for run in group
+                ]
+                if len(members) > 1:
+                    execute_shared(members, metric=self.metric, resume=resume)
+                else:
+                    execute(
+                        members[0].run,
+                        self.evaluate,
+                        metric=self.metric,
+                        outputs=members[0].outputs,
+                        resume=resume,
+                    )
             students |= {
                 run: member.run.student.module for run, member in zip(group, members, strict=True)
             }
         return students
 
-    def member(self, name: str, seed: int, folder: Path, display: Observer) -> SharedRun:
-        """Return a bound run with its evaluation and outputs."""
-        place = run_folder(folder, name, seed)
-        observers: tuple[Observer, ...] = (display,)
+    def member(
+        self,
+        name: str,
+        seed: int,
+        folder: Path,
+        *,
+        new_observer: NewObserver,
+        stack: ExitStack,
+    ) -> SharedRun:
+        """Return a bound run with its evaluation and outputs.
+
+        Args:
+            name: Name of the strategy.
+            seed: Seed of the run.
+            folder: Folder of the comparison.
+            new_observer: Returns the observer that shows a run.
+            stack: Ends the reports to trackers when it closes.
+        """
+        place, title = run_folder(folder, name, seed), f"{name} seed {seed}"
+        # Without a folder of the caller the place is temporary.
+        reports = tracking(self.trackers, place if self.has_folder else None, title)
+        observers: tuple[Observer, ...] = (*stack.enter_context(reports), new_observer(title))
         if self.watch is not None:
             observers = (*observers, partial(self.watch, name, seed))
         return SharedRun(
@@ -192,6 +215,21 @@ class _Plan:
             evaluate=self.evaluate,
             outputs=Outputs(folder=place, observers=observers, better=self.better),
         )
+
+    def rehearse(self, seed: int, folder: Path) -> None:
+        """Bind each strategy once, and warn of a teacher at chance.
+
+        Args:
+            seed: Seed of the runs.
+            folder: Folder of the comparison.
+        """
+        check_trackers(self.trackers)
+        is_judged = False
+        for name in self.strategies:
+            run = self.bound(name, seed, run_folder(folder, name, seed))
+            if run.teachers and not is_judged:
+                teacher_notes(self.evaluate, self.teacher, run)
+                is_judged = True
 
     def bound(self, name: str, seed: int, folder: Path) -> BoundRun:
         """Return the run of a strategy and a seed at the length that the budget pays for."""
@@ -239,6 +277,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
     output_dir: str | Path | None = None,
     share_teacher: bool = False,
     watch: Watcher | None = None,
+    report_to: str | Sequence[str] = (),
     progress: bool = True,
     resume: bool = False,
 ) -> Comparison:
@@ -267,6 +306,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         share_teacher: Whether students that read the same data are trained in turns, with one pass
             of the teacher for all. Results are the same; memory holds all these students.
         watch: Receives strategy, seed and record of everything that happens.
+        report_to: Trackers that receive each run; see `distill`.
         progress: Whether a progress bar of each run is shown on stderr, if that is a terminal.
         resume: Whether to continue an interrupted comparison in `output_dir`.
 
@@ -312,6 +352,8 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         metric=name,
         better=better,
         watch=watch,
+        trackers=tracker_names(report_to),
+        has_folder=output_dir is not None,
     )
     if not seeds or len(set(seeds)) != len(seeds):
         raise SpecError(f"'seeds' must be different numbers, at least one; got {list(seeds)}")
@@ -329,8 +371,7 @@ def compare(  # noqa: PLR0913 - the public call; everything but the models, data
         )
     with _opened(output_dir) as folder:
         # A mistake in the last strategy shows before the first student has cost its time.
-        for name in plan.strategies:
-            plan.bound(name, seeds[0], run_folder(folder, name, seeds[0]))
+        plan.rehearse(seeds[0], folder)
         write_request(folder, request, resume=resume)
         runs = [(name, seed) for seed in seeds for name in plan.strategies]
         with shown_progress(is_wanted=progress) as new_observer:

@@ -23,7 +23,7 @@ from curricle import seeding
 from curricle.curriculum.strategies import from_labels
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.data.table_files import rows_of
+from curricle.data.table_files import READERS, rows_of, tables_in
 from curricle.errors import DataError, SpecError, near_names
 from curricle.metrics import METRICS
 from curricle.models.families import tapped
@@ -139,6 +139,28 @@ class Text:
     """The text."""
     label: str
     """Name of the class."""
+
+
+def split_files(folder: Path) -> tuple[Path, Path]:
+    """Return the files `train` and `test` of a folder.
+
+    Args:
+        folder: Folder with one table of each name, such as `train.jsonl.gz`.
+
+    Raises:
+        DataError: If one is missing, or there are two of a name.
+    """
+    train, test = (
+        [path for path in tables_in(folder) if path.name.partition(".")[0] == split]
+        for split in ("train", "test")
+    )
+    if len(train) != 1 or len(test) != 1:
+        raise DataError(
+            f"{str(folder)!r} must hold one file 'train' and one file 'test', each "
+            f"{', '.join(READERS)} or such with .gz; got "
+            f"{', '.join(path.name for path in (*train, *test)) or 'none'}"
+        )
+    return train[0], test[0]
 
 
 def fine_tune(

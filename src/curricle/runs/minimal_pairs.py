@@ -16,6 +16,7 @@ Source:
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +28,11 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from curricle.colocation import beside
-from curricle.data.table_files import rows_of
+from curricle.data.table_files import rows_of, tables_in
 from curricle.errors import BindError, DataError
+from curricle.models.dispatching import resident_weight
 from curricle.models.huggingface import Head
+from curricle.models.positions import usable_positions
 from curricle.models.restoring import looked_at
 from curricle.protocols import Tokenizer
 from curricle.reports.evaluation_tables import accuracy_grid
@@ -112,7 +115,8 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     """Return the pairs of a table, such as JSON lines.
 
     Args:
-        path: File with the fields `UID`, `sentence_good` and `sentence_bad`.
+        path: File with the fields `UID`, `sentence_good` and `sentence_bad`, or a folder of such
+            files.
         limit: Number of pairs of each kind, the first ones; None reads all.
 
     Raises:
@@ -120,10 +124,12 @@ def read_pairs(path: str | Path, *, limit: int | None = None) -> list[Pair]:
     """
     pairs: list[Pair] = []
     counts: dict[str, int] = {}
-    for number, row in enumerate(rows_of(Path(path)), start=1):
+    files = tables_in(Path(path)) if Path(path).is_dir() else [Path(path)]
+    rows = ((file, *numbered) for file in files for numbered in enumerate(rows_of(file), start=1))
+    for file, number, row in rows:
         if any(not isinstance(row.get(field), str) for field in FIELDS):
             raise DataError(
-                f"row {number} of {str(path)!r} must have the texts "
+                f"row {number} of {str(file)!r} must have the texts "
                 f"{', '.join(map(repr, FIELDS))}; got {json.dumps(row)[:80]}"
             )
         kind, good, bad = (row[field] for field in FIELDS)
@@ -157,7 +163,8 @@ def pair_accuracy(
 
     Raises:
         BindError: If a masked model's tokenizer has no mask.
-        DataError: If a sentence has no token, or more than the model has positions.
+        DataError: If a sentence has no token, or more than the model has positions, or logits
+            are not numbers.
     """
     if not pairs:
         raise DataError("'pairs' must hold pairs of sentences; got none")
@@ -173,6 +180,9 @@ def pair_accuracy(
                 scores[row.sequence] += score
             if watch is not None:
                 watch(start + len(batch), len(rows))
+    unscored = next((text for text in sequences if math.isnan(scores[sequences[text]])), None)
+    if unscored is not None:
+        raise DataError(f"'model' must give numbers as logits; got NaN in {unscored!r}")
     results: dict[str, list[bool]] = {}
     ties = 0
     for pair in pairs:
@@ -222,7 +232,7 @@ def _rows(sequences: Iterable[_Sequence], tokenizer: Tokenizer, head: Head) -> I
 
 def _score(model: nn.Module, rows: Sequence[_Row]) -> list[float]:
     """Return the sum of log-probabilities of the targets of each row."""
-    weight = next(model.parameters())
+    weight = resident_weight(model)
     ids, mask = _padded([row.ids for row in rows])
     logits = model(input_ids=beside(ids, weight), attention_mask=beside(mask, weight)).logits
     counts = [len(row.places) for row in rows]
@@ -249,8 +259,8 @@ def _tokenized(tokenizer: Tokenizer, text: str, model: nn.Module) -> _Sequence:
     scored = tuple(position for position, mark in enumerate(special) if not mark)
     if not scored:
         raise DataError(f"'pairs' must hold sentences with tokens; got {text!r}")
-    room = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(room, int) and len(ids) > room:
+    room = usable_positions(model)
+    if room is not None and len(ids) > room:
         raise DataError(
             f"'pairs' must hold sentences of at most {room} tokens, the positions of the model; "
             f"got {len(ids)} in {text!r}"

@@ -16,12 +16,12 @@ from itertools import chain
 from statistics import median
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from curricle.colocation import beside, synchronize
 from curricle.errors import SpecError
 from curricle.models.calls import run_module
+from curricle.models.dispatching import resident_weight
 from curricle.models.restoring import looked_at
 from curricle.models.tapped import Inputs
 
@@ -126,7 +126,7 @@ def _time_pass(module: nn.Module, inputs: Inputs) -> float:
 
 def _beside(inputs: Inputs, module: nn.Module) -> Inputs:
     """Return inputs where the weights of a model lie."""
-    weight = next(chain(module.parameters(), module.buffers()), torch.empty(0))
+    weight = resident_weight(module)
     if isinstance(inputs, Mapping):
         return {name: beside(tensor, weight) for name, tensor in inputs.items()}
     return beside(inputs, weight)

@@ -56,9 +56,10 @@ from are in [recipes](../recipes/).
 A field without a default must be given; `null` is None. What has a `kind` is chosen by it, as in
 `optimizer: {kind: sgd, learning_rate: 0.3}`. `curriculum` is one of the [curricula](#curricula)
 with its arguments; how long it lasts is the `budget`. A length is written as `1500 steps`, `2.5M
-examples` or `64k tokens`; a budget also as `40T flops` or `60 seconds`. The `duration` of a stage
-may also be a [rule](#rules-that-end-a-stage), as in `{kind: plateau, at_most: 5k steps}`. On the
-command line a field is set by its path: `--set optimizer.learning_rate=0.1`.
+examples`, `64k tokens` or, for data of a known length, `3 epochs`; a budget also as `40T flops` or
+`60 seconds`. The `duration` of a stage may also be a [rule](#rules-that-end-a-stage), as in
+`{kind: plateau, at_most: 5k steps}`. On the command line a field is set by its path:
+`--set optimizer.learning_rate=0.1`.
 """
 KIND = "kind"
 SECTIONS: Mapping[str, object] = types.MappingProxyType(

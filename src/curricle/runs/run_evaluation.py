@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from curricle.errors import CheckpointError, CurricleError, SpecError
-from curricle.metrics import METRICS, NLL, metric_of, metrics_beside
+from curricle.metrics import METRICS, NLL, Metric, metrics_beside
 from curricle.models.huggingface import language_head, open_language_model
 from curricle.models.tapped import TappedModel
 from curricle.runs.assemble import open_task
@@ -18,10 +18,12 @@ from curricle.runs.export import EXPORT
 from curricle.runs.fine_tuning import FineTuned, FineTuning, fine_tune
 from curricle.runs.finished import open_finished
 from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
+from curricle.runs.harness import HarnessScores, harness_scores
 from curricle.runs.minimal_pairs import PairAccuracy, Watch, pair_accuracy, read_pairs
 from curricle.runs.spec import RunSpec, changed
 from curricle.runs.train import finished_teacher
 from curricle.task_data import TaskData
+from curricle.training.setup.settings import TrainingSettings
 
 
 def evaluate_run(
@@ -40,7 +42,7 @@ def evaluate_run(
         changes: Fields of the task with other values, such as `evaluation_batches=100`.
         strategy: Strategy of a comparison; None if there is only one.
         seed: Seed of a comparison; None takes the first.
-        metrics: Names of metrics; None takes those of the run.
+        metrics: Names of metrics beside those of the run.
         repetitions: Timed passes of each model.
 
     Returns:
@@ -50,7 +52,6 @@ def evaluate_run(
         CheckpointError: If the folder holds no run of the command line, or it is not finished.
         SpecError: If a metric does not exist, or the changed task has other tokens or sizes.
     """
-    values = None if metrics is None else [metric_of(name) for name in metrics]
     spec, command = _stored(folder)
     model = open_finished(spec, command, strategy, seed)
     data = _changed_task(spec, changes, model.data) if changes else model.data
@@ -63,13 +64,26 @@ def evaluate_run(
         model.module,
         data.evaluation,
         teacher=teacher,
-        metrics=values or metrics_beside(metric),
+        metrics=_chosen(metric, metrics or []),
         repetitions=repetitions,
         settings=spec.engine,
         task=data.name,
     )
     student = replace(evaluation.student, name=model.name)
     return replace(evaluation, student=student, notes=(*notes, *evaluation.notes))
+
+
+def _chosen(metric: str, names: Sequence[str]) -> tuple[Metric, ...]:
+    """Return the metrics of a run and some more.
+
+    Args:
+        metric: Metric by which the run is judged.
+        names: Names of more metrics, of the same labels or of the teacher.
+    """
+    chosen = {item.name: item for item in metrics_beside(metric)}
+    for name in names:
+        chosen |= {item.name: item for item in metrics_beside(metric, name)}
+    return tuple(chosen.values())
 
 
 def model_folder(
@@ -155,6 +169,27 @@ def fine_tune_run(
     """
     model, _ = model_folder(folder, strategy=strategy, seed=seed)
     return fine_tune(model, train, test, seeds=seeds, tuning=tuning or FineTuning())
+
+
+def harness_run(
+    folder: Path,
+    tasks: Sequence[str],
+    *,
+    limit: int | None = None,
+    strategy: str | None = None,
+    seed: int | None = None,
+) -> HarnessScores:
+    """Return the metrics of a run's language model on tasks of the LM Evaluation Harness.
+
+    Args:
+        folder: A run folder of the command line, or a Hugging Face folder.
+        tasks: Names of tasks, or paths of YAML files that define one.
+        limit: Number of examples of each task; None takes all.
+        strategy: Strategy of a comparison; None if there is only one.
+        seed: Seed of a comparison; None takes the first.
+    """
+    model, _ = model_folder(folder, strategy=strategy, seed=seed)
+    return harness_scores(model, tasks, limit=limit, device=TrainingSettings().placement.kind)
 
 
 def _stored(folder: Path) -> tuple[RunSpec, str]:

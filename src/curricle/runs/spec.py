@@ -5,7 +5,9 @@ One format serves every command. `curricle teach` needs `task` and `teacher`; `d
 `curriculum`. A stored spec can be run again as it is.
 """
 
+import json
 from collections.abc import Mapping
+from functools import lru_cache
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, TypeVar, cast, final
@@ -15,6 +17,7 @@ from pydantic import BeforeValidator, Field
 from curricle.curriculum.durations import AnyDuration, Duration
 from curricle.curriculum.selection import PlannedCheckpoints
 from curricle.curriculum.strategies import build
+from curricle.data.streams import examples_per_epoch
 from curricle.errors import CheckpointError, CurricleError, SpecError, near_names
 from curricle.metrics import ACCURACY, METRICS, MetricName, is_reached
 from curricle.models.huggingface import HuggingFaceSpec, PretrainedSpec
@@ -23,7 +26,7 @@ from curricle.models.sentence_encoder import SentenceEncoderSpec
 from curricle.runs.budget import PROVISIONAL, AnyBudget
 from curricle.task_data import with_objectives
 from curricle.tasks import PairedTextTask, PcfgTask, Task, TextTask
-from curricle.teachers.trajectory import hugging_face_steps
+from curricle.teachers.trajectory import checkpoint_steps, hugging_face_steps
 from curricle.trackers import TrackerName, tracker_names
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.optimizers import Optimizer
@@ -227,9 +230,15 @@ class RunSpec:
         self._check_seeds()
         self._check_features()
         total = self._total()
+        # Which checkpoints a teacher will have whose length is in epochs is known from its data,
+        # which a spec does not read; `rehearse` binds all strategies before anything is trained.
+        has_steps = self.teacher.total is None or self.teacher.total.unit != "epochs"
         for path, call in self._calls().items():
+            if call.get("kind") == "progressive" and not has_steps:
+                continue
+            steps = self.trajectory_steps() if has_steps else ()
             try:
-                build(call, total=total, trajectory=PlannedCheckpoints(self.trajectory_steps()))
+                build(call, total=total, trajectory=PlannedCheckpoints(steps))
             except CurricleError as error:
                 raise SpecError(f"{path!r}: {error}") from None
         if self.goal.final_of not in (None, *self.strategies):
@@ -343,21 +352,39 @@ class RunSpec:
         """Return the length of the teacher's training in steps; 0 if it is pretrained."""
         if self.teacher.total is None:
             return 0
-        tokens = self.task.tokens_per_batch
-        return self.teacher.total.steps(batch_size=self.task.batch_size, tokens_per_batch=tokens)
+        epoch = None
+        if self.teacher.total.unit == "epochs":
+            epoch = _epoch_of(json.dumps(plain(self.task)), self.seed, self.cache_dir)
+        return self.teacher.total.steps(
+            batch_size=self.task.batch_size,
+            tokens_per_batch=self.task.tokens_per_batch,
+            examples_per_epoch=epoch,
+        )
 
     def trajectory_steps(self) -> tuple[int, ...]:
         """Return the steps at which the teacher's checkpoints are or will be kept."""
         total = self.teacher_steps()
         if total == 0:
             return self.teacher.pretrained_steps()
-        number = min(self.teacher.checkpoints, total)
-        return tuple(sorted({round(total * i / number) for i in range(1, number + 1)}))
+        return checkpoint_steps(total, self.teacher.checkpoints)
 
     @property
     def folder(self) -> Path:
         """Return the run folder."""
         return Path(self.output_dir)
+
+
+@lru_cache(maxsize=8)
+def _epoch_of(task: str, seed: int, cache_dir: str) -> int | None:
+    """Return the examples of an epoch of a task.
+
+    Args:
+        task: The task as JSON, by which the result is kept.
+        seed: Seed of the data.
+        cache_dir: Where tokenized texts are kept.
+    """
+    opened: Task = parse(Task, json.loads(task))
+    return examples_per_epoch(opened.open(seed=seed, cache_dir=Path(cache_dir)).stream)
 
 
 def _sees_the_answer(task: Task, model: Model | None) -> bool:

@@ -53,7 +53,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.trackers import check_trackers, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
-from curricle.training.distill import execute
+from curricle.training.distill import execute, teacher_notes
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, label_metrics
 from curricle.training.setup.optimizers import Optimizer
@@ -128,6 +128,8 @@ def single_run(spec: RunSpec) -> StudentRun:
 def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
     """Bind the teacher's training and students as they will be bound, without training.
 
+    A finished teacher at chance is warned of.
+
     Args:
         spec: Spec of the run.
         students: Students to check.
@@ -137,8 +139,14 @@ def rehearse(spec: RunSpec, students: Sequence[StudentRun] = ()) -> None:
         _teaching(spec, open_task(spec, spec.seed, "train"))
     # To measure seconds a student has to train; everything else can be checked without.
     length = PROVISIONAL if _is_timed(spec) else None
+    is_judged = False
     for student in students:
-        _planned(spec, student, length)
+        run = _planned(spec, student, length)
+        if run.teachers and is_ready(spec) and not is_judged:
+            data = open_task(spec, data_seed(spec, student.seed), "student")
+            evaluate = _evaluator(spec, data, run.teacher, spec.goal.metric)
+            teacher_notes(evaluate, run.teacher, run)
+            is_judged = True
 
 
 def teach(spec: RunSpec, observers: Sequence[Observer] = ()) -> None:
@@ -230,11 +238,15 @@ def train_class(
 def planned_student(spec: RunSpec, student: StudentRun) -> BoundRun:
     """Return a student's run bound as it will be, with a teacher that need not be taught yet.
 
+    Its notes begin with the numbers of rows and classes of the data.
+
     Args:
         spec: Spec of the run.
         student: Which student.
     """
-    return _planned(spec, student, None)
+    run = _planned(spec, student, None)
+    data = open_task(spec, data_seed(spec, student.seed), "student")
+    return replace(run, notes=(data.facts, *run.notes))
 
 
 def finished_teacher(spec: RunSpec, data: TaskData) -> LiveTeacher:
@@ -376,7 +388,8 @@ def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
         teacher=None,
         stream=data.stream,
         optimizer=spec.teacher.optimizer or spec.optimizer,
-        settings=spec.engine,
+        # Its last weights are the last checkpoint of its trajectory.
+        settings=replace(spec.engine, keep_best=False),
         seed=spec.seed,
     )
 
@@ -404,7 +417,7 @@ def _evaluator(spec: RunSpec, data: TaskData, teacher: object, metric: str) -> E
     return label_metrics(
         data.evaluation,
         spec.engine.placement,
-        metrics=metrics_beside(metric),
+        metrics=metrics_beside(metric, "" if teacher is None else spec.engine.best_metric),
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )
 

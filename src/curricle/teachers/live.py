@@ -17,9 +17,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from curricle.colocation import beside
 from curricle.curriculum.stages import TeacherReference
 from curricle.data.batch import Batch, BatchKey, Inputs, check_positions
 from curricle.errors import BindError, DataError
+from curricle.models.dispatching import is_dispatched, offloaded_weights
 from curricle.models.inference import Inference
 from curricle.models.restoring import modes_kept
 from curricle.models.tapped import Activations, Place, TappedModel
@@ -54,10 +56,17 @@ class LiveTeacher:
         """Check that every checkpoint that stages name is there and fits.
 
         Raises:
-            BindError: If a checkpoint is named and there is no trajectory.
+            BindError: If a checkpoint is named and there is no trajectory, or weights of the
+                teacher lie outside of the memory, where a checkpoint cannot replace them.
         """
         for reference in references:
             if reference != "final":
+                if offloaded := offloaded_weights(self.model.module):
+                    raise BindError(
+                        f"'teacher' must have all weights in memory to teach with those of a "
+                        f"checkpoint; {min(offloaded)!r} is offloaded by its 'device_map'; load "
+                        f"the model without offloading"
+                    )
                 self._of(reference).check(self.model.module, [reference])
 
     def at(self, reference: TeacherReference) -> TappedModel:
@@ -105,8 +114,15 @@ class LiveTeacher:
         Yields:
             The forward pass.
         """
-        with self.at(reference).open_taps(places, logits=logits, head=head) as forward:
-            yield lambda inputs, selected, _: forward(inputs, selected)
+        model = self.at(reference)
+        is_spread = is_dispatched(model.module)
+        with model.open_taps(places, logits=logits, head=head) as forward:
+
+            def run(inputs: Inputs, selected: Tensor | None, _: BatchKey | None) -> Activations:
+                activations = forward(inputs, selected)
+                return collected(activations, inputs) if is_spread else activations
+
+            yield run
 
     @contextmanager
     def teaching(self, inference: Inference = PLAIN) -> Iterator[None]:
@@ -132,6 +148,29 @@ class LiveTeacher:
                 f"'trajectory' must be given to read teacher checkpoint {step}; got none"
             )
         return self.trajectory
+
+
+def collected(teacher: Activations, inputs: Inputs) -> Activations:
+    """Return activations of a model spread over devices, all of them where its inputs lie.
+
+    Args:
+        teacher: Activations, each where its module lies.
+        inputs: Inputs of the pass.
+    """
+    like = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    head = teacher.head
+    return replace(
+        teacher,
+        hidden={place: beside(state, like) for place, state in teacher.hidden.items()},
+        logits=None if teacher.logits is None else beside(teacher.logits, like),
+        head=head
+        and replace(
+            head,
+            states=beside(head.states, like),
+            weight=beside(head.weight, like),
+            bias=None if head.bias is None else beside(head.bias, like),
+        ),
+    )
 
 
 def aligned(teacher: Activations, batch: Batch) -> Activations:

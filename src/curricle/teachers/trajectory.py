@@ -139,6 +139,17 @@ class TrajectoryWriter:
         write_sealed(manifest, document)
 
 
+def checkpoint_steps(total: int, number: int) -> tuple[int, ...]:
+    """Return equally spaced steps of a training, of which the last is its end.
+
+    Args:
+        total: Length of the training in steps.
+        number: Number of checkpoints; of a shorter training one at each step.
+    """
+    number = min(number, total)
+    return tuple(sorted({round(total * i / number) for i in range(1, number + 1)}))
+
+
 def open_trajectory(folder: Path | str) -> Trajectory:
     """Return the trajectory in a folder written by `TrajectoryWriter`.
 

@@ -30,7 +30,7 @@ from curricle.metrics import (
     metrics_beside,
 )
 from curricle.models.families import tapped
-from curricle.records import AT_CHANCE, EndRecord, Usage
+from curricle.records import AT_CHANCE, TEACHER_AT_CHANCE, EndRecord, Usage
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.store.manifest import Manifest
 from curricle.teachers.stored import StoredTeacher
@@ -47,7 +47,12 @@ from curricle.training.loop.engine import (
     TrainingRun,
     single_steps,
 )
-from curricle.training.loop.evaluation import Evaluator, chance_of, label_metrics
+from curricle.training.loop.evaluation import (
+    Evaluator,
+    chance_of,
+    label_metrics,
+    teacher_is_at_chance,
+)
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -81,7 +86,10 @@ class Result:
     """Usage of the run: steps, examples, tokens, FLOPs, seconds."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, such as the output taken as
-    the logits, frozen weights, or a student that ends at chance."""
+    the logits, frozen weights, or a teacher or student at chance."""
+    best_step: int = 0
+    """Steps after which the student had the weights that it ends with, if `keep_best` chose them;
+    else 0."""
 
 
 @standard_state()
@@ -238,6 +246,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         seed=seed,
     )
     evaluate = evaluator_of(held_out, settings, metric, source)
+    notes = teacher_notes(evaluate, source, run)
     with (
         _add_resumption_note(folder),
         tracking(trackers, folder) as reports,
@@ -255,7 +264,8 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         student=model.module,
         metrics=end.metrics,
         usage=end.usage,
-        notes=(*run.notes, AT_CHANCE) if at_chance else run.notes,
+        notes=(*run.notes, *notes, *((AT_CHANCE,) if at_chance else ())),
+        best_step=end.best_step,
     )
 
 
@@ -345,6 +355,22 @@ def _add_resumption_note(folder: Path | None) -> Iterator[None]:
         raise
 
 
+def teacher_notes(evaluate: Evaluator, teacher: object, run: BoundRun) -> tuple[str, ...]:
+    """Return a note if a run's teacher is at chance on the held-out data, and log it.
+
+    Args:
+        evaluate: Evaluation of the run.
+        teacher: Its teacher; one that is no model is not judged.
+        run: The bound run; a teacher that it does not read is not judged.
+    """
+    if not isinstance(teacher, LiveTeacher) or not run.teachers:
+        return ()
+    if not teacher_is_at_chance(evaluate, teacher.model, run.tables):
+        return ()
+    LOGGER.warning("curricle: %s", TEACHER_AT_CHANCE)
+    return (TEACHER_AT_CHANCE,)
+
+
 def evaluator_of(
     evaluation: Sequence[Batch] | Evaluator,
     settings: TrainingSettings,
@@ -365,7 +391,7 @@ def evaluator_of(
     return label_metrics(
         evaluation,
         settings.placement,
-        metrics=metrics_beside(metric),
+        metrics=metrics_beside(metric, settings.best_metric),
         # Stored targets hold no answers to held-out batches, so comparisons with them are left out.
         teacher=teacher.model if isinstance(teacher, LiveTeacher) else None,
     )

@@ -11,6 +11,7 @@ from curricle.cli import app as cli
 from curricle.runs import run_evaluation
 from curricle.runs.evaluate import Evaluation, ModelEvaluation
 from curricle.runs.fine_tuning import FineTuned, FineTuning
+from curricle.runs.harness import HarnessScores
 from curricle.runs.minimal_pairs import PairAccuracy
 from curricle.runs.model_costs import Cost
 
@@ -94,7 +95,7 @@ def test_pairs_are_scored_in_place_of_the_task(
 
 
 def test_a_fine_tuning_has_its_own_seeds_and_needs_test_texts(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     calls: list[object] = []
 
@@ -124,6 +125,40 @@ def test_a_fine_tuning_has_its_own_seeds_and_needs_test_texts(
     assert "new weights: head.weight" in out
     assert call(monkeypatch, "run", "--fine-tune", "train") == 2
     assert "'--fine-tune' must come with '--test'" in capsys.readouterr().err
+    # Of a folder the files with these names are taken.
+    for name in ("train.jsonl.gz", "test.jsonl.gz", "oos_train.jsonl.gz", "readme.md"):
+        (tmp_path / name).touch()
+    assert call(monkeypatch, "run", "--fine-tune", str(tmp_path), "--seeds", "2") == 0
+    options = {"strategy": None, "seed": None, "seeds": range(2), "tuning": FineTuning()}
+    files = (tmp_path / "train.jsonl.gz", tmp_path / "test.jsonl.gz")
+    assert calls[-1] == (Path("run"), *files, options)
+    (tmp_path / "test.csv").touch()
+    assert call(monkeypatch, "run", "--fine-tune", str(tmp_path)) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "one file 'test', each" in error
+    assert "got train.jsonl.gz, test.csv, test.jsonl.gz" in error
+
+
+def test_tasks_of_the_harness_are_run_in_place_of_the_task(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[object] = []
+
+    def harness_run(run: Path, tasks: list[str], **options: object) -> HarnessScores:
+        calls.append((run, tasks, options))
+        return HarnessScores(by_task={"copa": {"acc": 0.75, "acc_stderr": 0.05}}, version="0.4.9")
+
+    monkeypatch.setattr(run_evaluation, "harness_run", harness_run)
+    assert call(monkeypatch, "run", "--lm-eval", "copa, own.yaml", "--limit", "7") == 0
+    options = {"limit": 7, "strategy": None, "seed": None}
+    assert calls == [(Path("run"), ["copa", "own.yaml"], options)]
+    out = capsys.readouterr().out
+    assert "0.7500" in out
+    assert "lm_eval 0.4.9, of each task the first 7 examples" in out
+    assert call(monkeypatch, "run", "--lm-eval", "copa", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["tasks"]["copa"]["acc"] == 0.75
+    assert call(monkeypatch, "run", "--lm-eval", "copa", "--metric", "nll") == 2
+    assert "'--metric' must be left out with '--lm-eval'" in capsys.readouterr().err
 
 
 def test_evaluations_are_not_mixed(

@@ -15,7 +15,7 @@ from curricle.curriculum.durations import (
 )
 from curricle.curriculum.strategies import staged
 from curricle.errors import SpecError
-from curricle.values import parse, value
+from curricle.values import parse, plain, value
 
 
 @final
@@ -83,7 +83,7 @@ def test_a_text_is_read_as_a_duration(text: str, number: int, unit: Unit) -> Non
     assert duration(text) == Duration(number=number, unit=unit)
 
 
-@pytest.mark.parametrize("text", ["1500", "steps", "1500 epochs", "1500steps", "5%", ""])
+@pytest.mark.parametrize("text", ["1500", "steps", "1500 passes", "1500steps", "5%", ""])
 def test_a_text_without_number_or_unit_is_refused(text: str) -> None:
     with pytest.raises(SpecError, match=rf"must read like '1500 steps'.*; got '{text}'$"):
         duration(text)
@@ -94,13 +94,13 @@ def test_a_text_without_number_or_unit_is_refused(text: str) -> None:
     [
         ("10 % step", ", not in '% step'"),
         ("5 %%", ", not in '%%'"),
-        ("3k epochs", ", not in 'epochs'"),
+        ("3k passes", ", not in 'passes'"),
         ("1500", ", with a number and a unit"),
         ("steps", ", with a number and a unit"),
     ],
 )
 def test_the_fault_of_a_text_is_named_beside_the_forms(text: str, fault: str) -> None:
-    forms = "'1500 steps' or '2.5M examples', in steps, examples or tokens"
+    forms = "'1500 steps' or '2.5M examples', in steps, examples, tokens or epochs"
     with pytest.raises(SpecError) as message:
         parse(Walk, {"length": text})
     assert str(message.value) == f"'length': a duration must read like {forms}{fault}; got {text!r}"
@@ -217,3 +217,59 @@ def test_rules_are_printed_in_words() -> None:
     metric = UntilMetric(metric="nll", reaches=0.25, direction="below", at_most="50 steps")
     assert str(plateau) == "plateau of the loss (2 windows of 7 steps below 5 %)"
     assert str(metric) == "nll below 0.25"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("3 epochs", 94), ("1 epoch", 32), ("0.5 epochs", 16), ("2.5 epochs", 79), ("0.1 epochs", 4)],
+)
+def test_epochs_are_the_whole_steps_that_cover_their_examples(text: str, expected: int) -> None:
+    length = duration(text)
+    steps = length.steps(batch_size=32, tokens_per_batch=1, examples_per_epoch=1_000)
+    assert steps == expected
+    assert duration(str(length)) == length
+
+
+def test_epochs_of_data_without_a_length_are_refused() -> None:
+    with pytest.raises(SpecError, match="3 epochs must have data of a known length"):
+        duration("3 epochs").steps(batch_size=32, tokens_per_batch=1)
+
+
+def test_parts_are_of_epochs_alone_and_in_lowest_terms() -> None:
+    assert Duration(number=6, unit="epochs", divisor=8) == Duration(
+        number=3, unit="epochs", divisor=4
+    )
+    assert parse(Duration, plain(duration("0.75 epochs"))) == duration("0.75 epochs")
+    assert plain(duration("3 epochs")) == {"number": 3, "unit": "epochs"}
+    with pytest.raises(SpecError, match="'divisor' must be 1 for steps; got 2"):
+        Duration(number=3, divisor=2)
+
+
+@pytest.mark.parametrize(
+    ("curriculum", "lengths"),
+    [
+        (
+            curricle.extraction(total="3 epochs", pairs=3, layer_fraction=0.1),
+            ["0.1 epochs"] * 3 + ["2.7 epochs"],
+        ),
+        (curricle.extraction(total="1 epoch", pairs=2), ["0.125 epochs"] * 2 + ["0.75 epochs"]),
+        (
+            curricle.extraction(total="2 epochs", durations=("0.5 epochs",)),
+            ["0.5 epochs", "1.5 epochs"],
+        ),
+        (curricle.progressive(total="2 epochs", trajectory=[1, 2, 3]), ["0.666667 epochs"] * 3),
+    ],
+)
+def test_strategies_divide_epochs_exactly(
+    curriculum: curricle.Curriculum, lengths: list[str]
+) -> None:
+    parts = [stage.duration.at_most for stage in curriculum.stages]
+    assert [str(part) for part in parts] == lengths
+    assert sum(part.length for part in parts).denominator == 1
+
+
+def test_stages_must_leave_time_in_epochs() -> None:
+    with pytest.raises(SpecError, match=r"'total' 1 epochs must be longer .* they take 1$"):
+        curricle.extraction(total="1 epoch", durations=("1 epoch",))
+    with pytest.raises(SpecError, match="'durations' must be in epochs like 'total'"):
+        curricle.extraction(total="1 epoch", durations=("10 steps",))

@@ -24,6 +24,7 @@ from curricle.curriculum.strategies import (
 )
 from curricle.errors import SpecError
 from curricle.models.tapped import tap_number
+from curricle.objectives.divergences import SquaredError
 from curricle.objectives.hidden import LayerPair, MatchHidden
 from curricle.objectives.labels import LabelLoss
 from curricle.objectives.logits import MatchLogits
@@ -421,6 +422,14 @@ def test_one_shot_adds_the_labels_with_a_weight() -> None:
     (stage,) = one_shot(total=steps(10), label_weight=0.5).stages
     assert stage.objectives == (MatchLogits(), LabelLoss(weight=0.5))
     assert one_shot(total=steps(10), label_weight=0) == one_shot(total=steps(10))
+
+
+def test_labels_beside_values_are_fitted_by_their_squared_error() -> None:
+    values = MatchLogits(divergence=SquaredError())
+    (stage,) = one_shot(total=steps(10), objective=values, label_weight=0.5).stages
+    assert stage.objectives == (values, LabelLoss(weight=0.5, loss="squared_error"))
+    (stage,) = one_shot(total=steps(10), label_weight=1.0, label_loss="binary").stages
+    assert stage.objectives == (MatchLogits(), LabelLoss(loss="binary"))
 
 
 def test_one_shot_refuses_a_negative_weight_of_the_labels() -> None:

@@ -74,7 +74,8 @@ def test_each_strategy_has_a_row_with_its_costs(summary: Summary) -> None:
     assert grid.title == "parity: to 90 % accuracy"
     assert grid.rows[0] == (
         "extraction",
-        "96.00 ± 2.48 %",
+        # The other strategy has two seeds, whose interval no share can have.
+        "96.00 % (3 seeds: 95.00, 96.00, 97.00 %)",
         "600 ± 497",
         "6k ± 4.97k",
         "24k ± 19.9k",
@@ -92,7 +93,7 @@ def test_without_a_target_there_are_no_columns_for_it(comparison: Path) -> None:
     summary = summarize(load_runs([comparison]))
     grid, runs = summary_grid(summary), seed_grid(summary)
     assert grid.columns == ("strategy", "final accuracy")
-    assert grid.rows[0] == ("extraction", "96.00 ± 2.48 %")
+    assert grid.rows[0] == ("extraction", "96.00 % (3 seeds: 95.00, 96.00, 97.00 %)")
     assert runs.columns[3:] == ("examples", "total FLOPs", "seconds", "state")
     assert runs.rows[0][3:] == ("1k", "40k", "50 s", "complete")
     assert len(runs.numeric) == len(runs.columns)
@@ -233,3 +234,20 @@ def test_a_terminal_shows_the_rule_of_a_stage(stages: tuple[StagePlan, ...]) -> 
     shown = _shown(plan_table(ruled), width=120)
     assert "at most 1,000" in shown
     assert "until accuracy above 0.9" in shown
+
+
+def test_a_column_of_shares_lists_values_in_every_row_or_in_none(
+    tmp_path: Path, write_run: WriteRun
+) -> None:
+    for seed, final in enumerate((0.4, 0.9)):
+        write_run(tmp_path / f"students/wide/seed-{seed}", {10: final}, method="wide", seed=seed)
+    for seed, final in enumerate((0.90, 0.91)):
+        write_run(tmp_path / f"students/sure/seed-{seed}", {10: final}, method="sure", seed=seed)
+    for seed, final in enumerate((0.90, 0.91, 0.90, 0.91)):
+        write_run(tmp_path / f"students/four/seed-{seed}", {10: final}, method="four", seed=seed)
+    cells = dict(row[:2] for row in summary_grid(summarize(load_runs([tmp_path]))).rows)
+    assert cells == {
+        "wide": "65.00 % (2 seeds: 40.00, 90.00 %)",
+        "sure": "90.50 % (2 seeds: 90.00, 91.00 %)",
+        "four": "90.50 % (89.58 to 91.42 %)",
+    }

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from curricle import seeding
 from curricle.errors import BindError, DataError
 from curricle.protocols import Tokenizer
 from curricle.runs.minimal_pairs import Pair, PairAccuracy, pair_accuracy, read_pairs
@@ -177,6 +178,84 @@ def test_what_cannot_be_scored_is_refused() -> None:
         pair_accuracy(Bigrams(), Letters(), [], head="causal_lm")
 
 
+class Counted(Letters):
+    """Ids beside the special ones of RoBERTa: start 0, padding 1, end 2, mask 9."""
+
+    def __init__(self) -> None:
+        super().__init__(start=0, mask=9)
+        self.pad_token_id, self.eos_token_id = 1, 2
+
+    def __call__(self, *texts: object, **options: object) -> Mapping[str, list[int]]:
+        ids = [self.convert_tokens_to_ids(letter) for letter in str(*texts)]
+        return {"input_ids": [0, *ids, 2], "special_tokens_mask": [1, *(0 for _ in ids), 1]}
+
+    def convert_tokens_to_ids(self, tokens: str) -> int:
+        return 3 + "abcdef".index(tokens)
+
+
+def roberta(positions: int) -> Any:
+    hf = pytest.importorskip("transformers")
+    config = hf.RobertaConfig(
+        vocab_size=10,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=positions,
+        pad_token_id=1,
+    )
+    with seeding.scoped(0, "model"):
+        model = hf.RobertaForMaskedLM(config)
+    with torch.no_grad():
+        # Of positions that differ, so that a wrong number changes the order of sentences.
+        model.roberta.embeddings.position_embeddings.weight.normal_(
+            std=3.0, generator=torch.Generator().manual_seed(1)
+        )
+    return model.eval()
+
+
+def pseudo_log_likelihood(model: Any, ids: list[int]) -> float:
+    """Return the sum over tokens without batches or padding; positions are stated: 2, 3, 4, ..."""
+    total = 0.0
+    for place in range(1, len(ids) - 1):
+        masked = torch.tensor([[*ids[:place], 9, *ids[place + 1 :]]])
+        numbers = torch.arange(2, 2 + len(ids))[None]
+        with torch.no_grad():
+            logits = model(input_ids=masked, position_ids=numbers).logits[0, place]
+        total += float(logits.double().log_softmax(-1)[ids[place]])
+    return total
+
+
+def test_a_model_that_numbers_positions_from_its_padding_id_is_scored_as_by_hand() -> None:
+    model, tokenizer = roberta(8), Counted()
+    texts = ["abcd", "dcba", "fade", "bad", "fab", "cab", "deaf", "a", "bc"]
+    pairs = [pair(f"{good} {bad}", good, bad) for good in texts for bad in texts if good != bad]
+    result = pair_accuracy(model, tokenizer, pairs, head="masked_lm", batch_size=7)
+    scores = {text: pseudo_log_likelihood(model, tokenizer(text)["input_ids"]) for text in texts}
+    expected = {
+        contrast.kind: float(scores[contrast.good] > scores[contrast.bad]) for contrast in pairs
+    }
+    assert result.by_kind == expected
+    assert (result.mean, result.ties) == (0.5, 0)
+
+
+def test_positions_before_the_first_are_not_counted() -> None:
+    # Of 8 entries, 0 and 1 have no position: 6 tokens, two of them special ones.
+    pairs = [pair("kind", "abcda", "a")]
+    with pytest.raises(DataError, match="at most 6 tokens, the positions of the model; got 7 in"):
+        pair_accuracy(roberta(8), Counted(), pairs, head="masked_lm")
+    assert pair_accuracy(roberta(9), Counted(), pairs, head="masked_lm").pairs == 1
+
+
+def test_logits_that_are_no_numbers_are_refused() -> None:
+    model = Bigrams()
+    with torch.no_grad():
+        model.table[B] = math.nan
+    pairs = [pair("kind", "ac", "ca"), pair("kind", "abc", "ac")]
+    with pytest.raises(DataError, match="must give numbers as logits; got NaN in 'abc'"):
+        pair_accuracy(model, Letters(), pairs, head="causal_lm")
+
+
 def test_pairs_are_read_from_plain_and_compressed_files(tmp_path: Path) -> None:
     rows = [
         {"UID": kind, "sentence_good": f"{kind}{number}", "sentence_bad": "x", "field": "syntax"}
@@ -190,6 +269,13 @@ def test_pairs_are_read_from_plain_and_compressed_files(tmp_path: Path) -> None:
     assert plain == read_pairs(str(tmp_path / "pairs.jsonl.gz"))
     assert plain[4] == pair("b", "b1", "x")
     assert [one.good for one in read_pairs(tmp_path / "pairs.jsonl", limit=1)] == ["a0", "b0"]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for kind in "ba":
+        lines = [json.dumps(row) for row in rows if row["UID"] == kind]
+        (folder / f"{kind}.jsonl").write_text("\n".join(lines))
+    (folder / "README.md").write_text("no pairs")
+    assert read_pairs(folder) == plain
 
 
 def test_a_file_without_pairs_is_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_metrics_are_those_at_the_end_of_the_runs(make_spec: MakeSpec) -> None:
         spec.folder, changes=["evaluation_examples=96"], metrics=["f1"], repetitions=1
     )
     assert (evaluation.num_examples, larger.num_examples) == (64, 96)
-    assert set(larger.student.metrics) == {"f1"}
+    assert set(larger.student.metrics) == {"accuracy", "nll", "f1"}
     with pytest.raises(SpecError, match="'--on' must keep the 8 inputs and 2 classes"):
         evaluate_run(spec.folder, changes=["num_inputs=9"])
     with pytest.raises(SpecError, match=r"^--on: .*'inputs' is not a field"):
@@ -56,6 +56,18 @@ def test_metrics_are_those_at_the_end_of_the_runs(make_spec: MakeSpec) -> None:
     assert alone.teacher is None
     assert alone.student.metrics == evaluation.student.metrics
     assert alone.notes[0].startswith("the teacher is left out: ")
+
+
+def test_metrics_are_added_to_those_of_the_run(make_spec: MakeSpec) -> None:
+    spec = started(make_spec(), "distill")
+    teach(spec)
+    train_student(spec, single_run(spec))
+    evaluation = evaluate_run(spec.folder, metrics=["kl"], repetitions=1)
+    assert set(evaluation.student.metrics) == {"accuracy", "nll", "kl"}
+    assert evaluation.teacher is not None
+    assert set(evaluation.teacher.metrics) == {"accuracy", "nll"}
+    with pytest.raises(SpecError, match="'pearson' must read the labels that 'accuracy' reads"):
+        evaluate_run(spec.folder, metrics=["pearson"])
 
 
 def test_a_student_of_a_comparison_is_selected(make_spec: MakeSpec) -> None:

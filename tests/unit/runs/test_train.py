@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from curricle import seeding
 from curricle.checksums import write_sealed
@@ -400,3 +400,57 @@ def test_a_student_is_drawn_from_its_own_seed(make_spec: MakeSpec) -> None:
     first, _, second, _ = (planned_student(spec, run) for run in student_runs(spec))
     weights = [next(run.student.module.parameters()) for run in (first, second)]
     assert not weights[0].equal(weights[1])
+
+
+def test_students_keep_their_best_weights_and_the_teacher_its_last(make_spec: MakeSpec) -> None:
+    spec = make_spec("engine.keep_best=true", "engine.eval_every=3")
+    teach(spec)
+    end = train_student(spec, single_run(spec))
+    assert (end.best_metric, end.best_step in {3, 6, 9, 12}) == ("accuracy", True)
+    taught = end_of(spec.folder / "teacher")
+    assert taught is not None
+    assert taught.best_step == 0
+    trajectory = open_trajectory(spec.folder / "teacher" / "trajectory")
+    weights = load_file(spec.folder / "teacher" / "model.safetensors")
+    last = load_file(trajectory.path(20))
+    assert all(torch.equal(weights[name], last[name]) for name in weights)
+
+
+def test_students_of_a_class_keep_their_best_weights_as_alone(
+    make_spec: MakeSpec, tmp_path: Path
+) -> None:
+    settings = ("engine.keep_best=nll", "engine.eval_every=3", "data_seed=0")
+    shared = make_spec(*settings, "share_teacher=true", f"output_dir={tmp_path / 'shared'}")
+    alone = make_spec(*settings, f"output_dir={tmp_path / 'alone'}")
+    for spec in (shared, alone):
+        teach(spec)
+    train_class(shared, student_runs(shared), lambda _, __: None)
+    for student in student_runs(alone):
+        train_student(alone, student)
+    for first, second in zip(student_runs(shared), student_runs(alone), strict=True):
+        ends = [end_of(run.folder) for run in (first, second)]
+        assert ends[0] is not None
+        assert ends[1] is not None
+        assert ends[0].best_step == ends[1].best_step > 0
+        assert contents(first.folder, "model.safetensors") == contents(
+            second.folder, "model.safetensors"
+        )
+
+
+def test_a_teacher_and_a_budget_may_be_given_in_epochs(make_spec: MakeSpec, tmp_path: Path) -> None:
+    rows = torch.zeros(50, 8)
+    rows[:, 0] = torch.arange(50) % 2
+    labels = (torch.arange(50) % 2).long()
+    save_file({"inputs": rows, "labels": labels}, tmp_path / "rows.safetensors")
+    task = f"{{kind: tensors, data: {tmp_path / 'rows.safetensors'}, batch_size: 8}}"
+    spec = make_spec(f"task={task}", "teacher.total=3 epochs", "budget=2 epochs")
+    # Of 50 rows 48 are trained on, six batches an epoch.
+    assert spec.teacher_steps() == 18
+    assert spec.trajectory_steps() == (9, 18)
+    rehearse(spec, student_runs(spec))
+    teach(spec)
+    assert open_trajectory(spec.folder / "teacher" / "trajectory").steps == (9, 18)
+    assert train_student(spec, student_runs(spec)[1]).usage.steps == 12
+    endless = make_spec("budget=2 epochs", f"output_dir={tmp_path / 'endless'}")
+    with pytest.raises(BindError, match="for data that do not repeat"):
+        rehearse(endless, student_runs(endless))

@@ -4,11 +4,11 @@ import inspect
 import io
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from curricle import seeding
@@ -16,7 +16,7 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import stream
-from curricle.errors import BindError, CheckpointError
+from curricle.errors import BindError, CheckpointError, DataError
 from curricle.models.families import tapped
 from curricle.models.mlp import MLP
 from curricle.models.tapped import TappedModel
@@ -35,7 +35,7 @@ from curricle.training.setup.arguments import as_evaluation
 from curricle.training.setup.optimizers import SGD
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.targets.capture import TargetCompression
-from tests.parts import CLASSES, INPUTS, Listed, drawn, parity
+from tests.parts import CLASSES, INPUTS, Listed, drawn, embedder, parity, tokens
 
 TOTAL = Duration(number=12)
 CPU = TrainingSettings(device="cpu")
@@ -483,3 +483,52 @@ def test_a_student_that_ends_at_chance_is_noted(steps: int, at_chance: bool) -> 
         settings=TrainingSettings(device="cpu"),
     )
     assert any("ends at chance" in note for note in result.notes) == at_chance
+
+
+def test_a_teacher_at_chance_is_noted_before_training(caplog: pytest.LogCaptureFixture) -> None:
+    batches = [parity(1).batch(step) for step in range(4)]
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    # Logits that are the labels themselves, and their opposite.
+    for sign, is_noted in ((1.0, False), (-1.0, True)):
+        marked = [
+            Batch(
+                inputs=torch.cat([batch.leading[:, :-1], label[:, None].float()], 1), labels=label
+            )
+            for batch, label in zip(batches, labels, strict=True)
+        ]
+        with seeding.scoped(0, "models"):
+            student, teacher = nn.Linear(INPUTS, 2), nn.Linear(INPUTS, 2)
+        with torch.no_grad():
+            teacher.weight.zero_()
+            teacher.bias.copy_(torch.tensor([0.5, 0.0]) * sign)
+            teacher.weight[1, -1] = sign
+        caplog.clear()
+        result = distill(
+            student,
+            teacher,
+            one_shot(total="2 steps"),
+            Listed(*marked),
+            evaluation=marked,
+            settings=TrainingSettings(device="cpu"),
+        )
+        assert any("the teacher is at chance" in note for note in result.notes) == is_noted
+        assert ("the teacher is at chance" in caplog.text) == is_noted
+
+
+def test_an_id_without_a_row_in_the_held_out_data_is_refused_in_a_sentence() -> None:
+    texts = tokens(selects=False)
+    ids = cast("dict[str, Tensor]", texts.batch(0).inputs)["input_ids"].clone()
+    ids[0, 0] = 99
+    with pytest.raises(DataError, match=r"^'evaluation': 'input_ids' must lie between 0 and 10, "):
+        distill(
+            embedder(4, 0),
+            embedder(6, 1),
+            one_shot(total="2 steps"),
+            texts,
+            evaluation=[
+                Batch(
+                    inputs={"input_ids": ids}, labels=ids.flatten() % 3, selected=torch.arange(20)
+                )
+            ],
+            settings=TrainingSettings(device="cpu"),
+        )

@@ -192,6 +192,11 @@ class PairedTexts:
         return self._fingerprint
 
     @property
+    def examples_per_epoch(self) -> int:
+        """Return the number of windows, which are the examples."""
+        return self.num_windows
+
+    @property
     def num_windows(self) -> int:
         """Return the number of windows of an epoch."""
         return len(self._starts)

@@ -212,6 +212,11 @@ class MaskedWindows:
         return self._facts.fingerprint
 
     @property
+    def examples_per_epoch(self) -> int:
+        """Return the number of windows, which are the examples."""
+        return self.num_windows
+
+    @property
     def num_windows(self) -> int:
         """Return the number of windows of an epoch."""
         return self._order.num_windows
@@ -292,6 +297,11 @@ class CausalWindows:
     def fingerprint(self) -> str:
         """Return a digest of the text, the shape and the seed."""
         return self._facts.fingerprint
+
+    @property
+    def examples_per_epoch(self) -> int:
+        """Return the number of windows, which are the examples."""
+        return self.num_windows
 
     @property
     def num_windows(self) -> int:

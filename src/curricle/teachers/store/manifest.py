@@ -25,6 +25,7 @@ from curricle.curriculum.stages import TeacherReference
 from curricle.errors import BindError, CheckpointError, CurricleError, SpecError, reason
 from curricle.files import inside, is_plain_name
 from curricle.objectives.base import BoundObjective, pending_calibration, target_description
+from curricle.objectives.paired_logits import MatchPairedLogits
 from curricle.teachers.store.codecs import Codec
 from curricle.values import Plain, fingerprint, parse, plain, value
 from curricle.yaml_specs import Document
@@ -139,12 +140,17 @@ def target_key(objective: BoundObjective, stream: str) -> Plain:
         stream: Digest of the stream of its run.
 
     Raises:
-        BindError: If it has no 'target_facts'.
+        BindError: If it has no 'target_facts', or compares two tokenizers.
     """
     # Statistics of other data give other targets, even of the same teacher and examples.
     calibration = {} if pending_calibration(objective) is None else {CALIBRATION: stream}
     # Users' objectives need not support stored targets.
     description = target_description(objective)
+    if isinstance(getattr(objective, "declared", None), MatchPairedLogits):
+        raise BindError(
+            "targets of 'paired_logits' cannot be stored, since they belong to positions of two "
+            "tokenizers; run the teacher beside the student"
+        )
     if description is None:
         raise BindError(
             f"{type(objective).__name__!r} must have 'target_facts' to store targets or to read "

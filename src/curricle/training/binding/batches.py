@@ -14,6 +14,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from inspect import signature
 from types import TracebackType
 from typing import final
@@ -25,7 +26,7 @@ from curricle.colocation import synchronize
 from curricle.curriculum.stages import Stage
 from curricle.data.batch import Batch, Inputs, named
 from curricle.data.blocks import concatenated
-from curricle.data.streams import Stream
+from curricle.data.streams import Stream, examples_per_epoch
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import REFUSALS, Activations
 
@@ -75,18 +76,27 @@ class TableLimit:
             DataError: If the embedding has no row for one.
         """
         tensor = named(side_of(batch, self.owner).inputs).get(self.name)
+        # Values on a GPU are not looked at, which would wait for it at every step.
+        if tensor is not None and tensor.is_cpu and (fault := self.fault(batch)):
+            raise DataError(fault)
+
+    def fault(self, batch: Batch) -> str:
+        """Return the sentence about an id without a row; empty if there is none.
+
+        Args:
+            batch: A batch on any device.
+        """
+        tensor = named(side_of(batch, self.owner).inputs).get(self.name)
         # A table of positions is not looked up by ids, so their size has no meaning for it.
         if self.offset is not None or tensor is None or not tensor.numel():
-            return
-        # Values on a GPU are not looked at, which would wait for it at every step.
-        if tensor.is_cpu:
-            lowest, highest = map(int, tensor.aminmax())
-            if lowest < 0 or highest >= self.rows:
-                raise DataError(
-                    f"{self.name or 'inputs'!r} must lie between 0 and {self.rows - 1}, the last "
-                    f"row of the {self.owner}'s table {self.path!r}; got "
-                    f"{lowest if lowest < 0 else highest}"
-                )
+            return ""
+        lowest, highest = map(int, tensor.aminmax())
+        if lowest >= 0 and highest < self.rows:
+            return ""
+        return (
+            f"{self.name or 'inputs'!r} must lie between 0 and {self.rows - 1}, the last row of "
+            f"the {self.owner}'s table {self.path!r}; got {lowest if lowest < 0 else highest}"
+        )
 
     def excess(self, inputs: Inputs) -> str:
         """Return the words for an input with more positions than rows; empty if it has not.
@@ -339,6 +349,47 @@ def check_token_lengths(stages: Sequence[Stage], stream: Stream) -> None:
         tokens = stream.batch(step).num_read_tokens
         if tokens != first.num_read_tokens:
             raise BindError(_unequal(first.num_read_tokens, tokens, f"that of step {step}"))
+
+
+def _epochs(stages: Sequence[Stage]) -> Fraction:
+    """Return the sum of the lengths that are declared in epochs."""
+    lengths = [stage.duration.at_most for stage in stages]
+    return sum((length.length for length in lengths if length.unit == "epochs"), Fraction(0))
+
+
+def check_epochs(stages: Sequence[Stage], stream: Stream) -> None:
+    """Check that lengths in epochs can become numbers of steps.
+
+    Args:
+        stages: The stages as declared.
+        stream: Training data.
+
+    Raises:
+        BindError: If the data have no known length.
+    """
+    epochs = _epochs(stages)
+    if epochs and examples_per_epoch(stream) is None:
+        raise BindError(
+            f"'duration' must be in steps, examples or tokens for data that do not repeat after a "
+            f"known number of examples; got {float(epochs):g} epochs of "
+            f"{type(stream).__name__!r}; a stream of your own states the number by a property "
+            f"'examples_per_epoch'"
+        )
+
+
+def epoch_notes(stages: Sequence[Stage], stream: Stream, num_steps: int) -> tuple[str, ...]:
+    """Return the number of steps that lengths in epochs became, as a sentence for a plan.
+
+    Args:
+        stages: The stages as declared.
+        stream: Training data.
+        num_steps: Steps of the run.
+    """
+    epochs, count = _epochs(stages), examples_per_epoch(stream)
+    if not epochs or count is None:
+        return ()
+    size = f"{count:,} examples in batches of {stream.batch_size}"
+    return (f"length: {float(epochs):g} epochs of {size} are {num_steps:,} steps",)
 
 
 def position_notes(stream: Stream, first: Batch) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ from typing import final
 from torch import nn
 
 from curricle.curriculum.stages import Curriculum, Stage, TeacherReference
-from curricle.data.streams import Stream
+from curricle.data.streams import Stream, examples_per_epoch
+from curricle.data.text.paired import PairedTexts
 from curricle.errors import BindError
 from curricle.models.aliasing import check_apart
 from curricle.models.eligibility import (
@@ -31,10 +32,13 @@ from curricle.teachers.shared import SharedTeacher
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.batches import (
     TableLimit,
+    check_epochs,
     check_token_lengths,
+    epoch_notes,
     position_notes,
 )
 from curricle.training.binding.bound_stages import BoundStage, StageProbe
+from curricle.training.binding.causality import check_causal
 from curricle.training.binding.starting import BoundStart, bind_start
 from curricle.training.binding.timeline import check_rule, plan_spans
 from curricle.training.setup.optimizers import AdamW, Optimizer
@@ -157,10 +161,14 @@ def bind(
     # Before lengths become steps: in data without positions an example would silently count as one
     # token.
     check_token_lengths(curriculum.stages, stream)
+    check_epochs(curriculum.stages, stream)
     bound: list[BoundStage] = []
     reached: frozenset[str] = frozenset()
     spans = plan_spans(
-        curriculum.stages, batch_size=stream.batch_size, tokens_per_batch=stream.tokens_per_batch
+        curriculum.stages,
+        batch_size=stream.batch_size,
+        tokens_per_batch=stream.tokens_per_batch,
+        examples_per_epoch=examples_per_epoch(stream),
     )
     for stage, span in zip(curriculum.stages, spans, strict=True):
         try:
@@ -176,6 +184,7 @@ def bind(
         reached |= next_stage.trained
     # After all stages are bound: a tap that is not there has been refused with its stage by now.
     _check_order(curriculum.stages, student)
+    _check_pairing(stream, student, live, settings)
     return BoundRun(
         name=curriculum.name,
         student=student,
@@ -191,6 +200,7 @@ def bind(
         warm_start=bind_start(curriculum.init, student, live, stream=stream, seed=seed),
         notes=(
             *((curriculum.note,) if curriculum.note else ()),
+            *epoch_notes(curriculum.stages, stream, spans[-1].end),
             *surrounding_notes(),
             *weight_notes(student.module),
             *mode_notes(student.module),
@@ -213,6 +223,18 @@ def _check_models(student: nn.Module, teacher: nn.Module | None, optimizer: Opti
     if teacher is not None:
         check_present(teacher, "teacher")
         check_apart(student, teacher, names=("student", "teacher"))
+
+
+def _check_pairing(
+    stream: Stream, student: TappedModel, teacher: LiveTeacher | None, settings: TrainingSettings
+) -> None:
+    """Check that models of texts with two tokenizers are decoders."""
+    if not isinstance(stream, PairedTexts):
+        return
+    batch = settings.placement.part_of(stream.batch(0))
+    check_causal(student, batch.inputs, "student")
+    if teacher is not None:
+        check_causal(teacher.model, batch.for_teacher.inputs, "teacher")
 
 
 def _check_order(stages: Sequence[Stage], student: TappedModel) -> None:

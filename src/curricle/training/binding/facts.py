@@ -16,7 +16,9 @@ from torch import nn
 from curricle.curriculum.durations import UntilMetric
 from curricle.files import write_text
 from curricle.models.peft_adapters import tuner_settings
+from curricle.models.tapped import TappedModel, tap_number
 from curricle.models.weights import architecture
+from curricle.objectives.hidden import MatchHidden
 from curricle.renamed import RENAMED
 from curricle.teachers.stored import StoredTeacher
 from curricle.training.binding.bound_run import BoundRun
@@ -53,6 +55,7 @@ def run_facts(run: BoundRun) -> Plain:
             "clip_norm": run.settings.max_grad_norm or 0,
             **_rule_settings(run),
         },
+        **_moved_pairs(run),
         "data": run.stream.fingerprint,
         "student": architecture(run.student.module),
         **_student_settings(run.student.module),
@@ -67,6 +70,29 @@ def _rule_settings(run: BoundRun) -> dict[str, int]:
     # change it.
     has_metric = any(isinstance(stage.declared.duration, UntilMetric) for stage in run.stages)
     return {"eval_every": run.settings.eval_every} if has_metric else {}
+
+
+def _moved_pairs(run: BoundRun) -> dict[str, list[int]]:
+    """Return the teacher's taps of pairs at one depth that earlier versions rounded otherwise."""
+    # Only these, so that all other runs keep the digests that they had: a run that was begun with
+    # another tap of the teacher must not go on with this one.
+    teacher = run.teacher
+    if teacher is None:
+        return {}
+    model: TappedModel = teacher.model
+    pairs = [
+        objective.pair
+        for stage in run.stages
+        for objective in stage.declared.objectives
+        if isinstance(objective, MatchHidden)
+    ]
+    taps = [
+        (pair.teacher_tap(run.student, model), tap_number(pair.teacher, model.depth))
+        for pair in pairs
+        if isinstance(pair.teacher, float) and model.depth
+    ]
+    is_moved = any(tap != earlier for tap, earlier in taps if isinstance(tap, int))
+    return {"pairs": [int(tap) for tap, _ in taps if isinstance(tap, int)]} if is_moved else {}
 
 
 def _student_settings(module: nn.Module) -> dict[str, str]:

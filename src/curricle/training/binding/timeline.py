@@ -16,6 +16,7 @@ and a resumed run continues with the same bits.
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import final
 
 from torch import Tensor
@@ -63,7 +64,11 @@ class Span:
 
 
 def plan_spans(
-    stages: Sequence[Stage], *, batch_size: int, tokens_per_batch: int
+    stages: Sequence[Stage],
+    *,
+    batch_size: int,
+    tokens_per_batch: int,
+    examples_per_epoch: int | None = None,
 ) -> tuple[Span, ...]:
     """Return the planned steps of some stages.
 
@@ -71,21 +76,24 @@ def plan_spans(
         stages: The stages in order.
         batch_size: Examples per step.
         tokens_per_batch: Tokens per step.
+        examples_per_epoch: Examples of an epoch; None for data without a known length.
     """
 
     def steps(length: Duration) -> int:
-        return length.steps(batch_size=batch_size, tokens_per_batch=tokens_per_batch)
+        return length.steps(
+            batch_size=batch_size,
+            tokens_per_batch=tokens_per_batch,
+            examples_per_epoch=examples_per_epoch,
+        )
 
-    declared: dict[Unit, int] = {}
+    declared: dict[Unit, Fraction] = {}
     spans: list[Span] = []
     start = earliest = 0
     for stage in stages:
         longest = stage.duration.at_most
-        declared[longest.unit] = declared.get(longest.unit, 0) + longest.number
+        declared[longest.unit] = declared.get(longest.unit, Fraction(0)) + longest.length
         # Borders are rounded, not lengths: many rounded stages would prolong the run.
-        covering = sum(
-            steps(Duration(number=number, unit=unit)) for unit, number in declared.items()
-        )
+        covering = sum(steps(Duration.of(length, unit)) for unit, length in declared.items())
         # Every stage gets a step, even one whose length rounding has given to its predecessors.
         most = max(covering, start + 1) - start
         least = most

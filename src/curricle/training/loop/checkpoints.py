@@ -31,6 +31,7 @@ from curricle.files import new_folder, remove_folder, remove_leftovers
 from curricle.models.weights import load_weights, save_weights, serializing
 from curricle.records import Usage
 from curricle.training.binding.timeline import Timeline, TimelineState
+from curricle.training.loop.best import BestPoint, BestWeights
 from curricle.values import parse, plain
 from curricle.yaml_specs import Document, from_json, kind_of
 
@@ -57,6 +58,8 @@ class RunState:
     """Digest of everything the run depends on."""
     timeline: TimelineState = field(default_factory=TimelineState)
     """Where the stages have ended, and the sums of the rule of the open one."""
+    best: BestPoint | None = None
+    """The evaluation with the best metric, if the run keeps its weights; they lie beside it."""
 
 
 def save_checkpoint(
@@ -66,6 +69,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     *,
     adapters: nn.ModuleList | None = None,
+    best: BestWeights | None = None,
 ) -> Path:
     """Write a checkpoint and remove the one before it.
 
@@ -75,6 +79,7 @@ def save_checkpoint(
         module: The student.
         optimizer: Optimizer of the state.
         adapters: Adapters that the stage trains beside the student.
+        best: The best weights until now, if the run keeps them.
 
     Returns:
         The folder of the checkpoint.
@@ -100,6 +105,9 @@ def save_checkpoint(
             "timeline": plain(state.timeline),
             "tensors": counts,
         }
+        if best is not None and best.point is not None:
+            content["best"] = plain(best.point)
+            best.copy_to(temporary)
         (temporary / STATE).write_text(json.dumps(content, indent=1), encoding="utf-8")
         # Last: the seal has the hash of every file before it.
         seal = folder_seal(temporary, [file.name for file in temporary.iterdir()])
@@ -210,6 +218,7 @@ def _parsed_state(path: Path) -> RunState:
             run=str(content["run"]),
             # Checkpoints from before stages could end by a rule have no timeline.
             timeline=parse(TimelineState, content.get("timeline", {})),
+            best=parse(BestPoint, content["best"]) if "best" in content else None,
         )
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(

@@ -42,7 +42,8 @@ from curricle.training.binding.bound_stages import BoundStage
 from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
-from curricle.training.loop.evaluation import Evaluator, chance_of
+from curricle.training.loop.best import BestWeights, best_weights, check_evaluated
+from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.results import plain_metrics
@@ -153,12 +154,22 @@ class TrainingRun:
         self._optimizer = run.optimizer.build(run.student.module.parameters())
         # Every process takes the same steps and reads the same checkpoints; one of them writes.
         self._is_writer = run.settings.placement.is_writer
+        check_evaluated(run.settings, run.num_steps)
+        self._best = best_weights(
+            run.settings,
+            metric,
+            outputs.better,
+            folder=outputs.folder if self._is_writer else None,
+        )
+        if self._best is not None:
+            self._metric_names = (*self._metric_names, self._best.metric)
         self._journal = Journal(
             _files(outputs.folder),
             run.student.module,
             self.timeline,
             observers=outputs.observers,
-            facts=run_facts(run),
+            facts={**run_facts(run), **_best_facts(self._best, run.settings.eval_every)},
+            best=self._best,
             is_writer=self._is_writer,
         )
 
@@ -199,6 +210,7 @@ class TrainingRun:
             check_savable(module)
         stack.enter_context(modes_kept(module))
         self._modes = train(module)
+        check_ids(self.evaluate, run.tables)
         if not self._resume:
             # Before the folder is taken: a call with another evaluation may write there.
             self._try_evaluation()
@@ -341,10 +353,23 @@ class TrainingRun:
                 files.save_student(module)
                 error.add_note(f"the trained weights are in {str(files.weights)!r}")
             raise
+        best, point = self._best, None
+        if best is not None:
+            best.keep(module, self._usage.steps, metrics)
+            best.load(module)
+            point = best.point
         # On disk before the record that holds their hash.
         weights = "" if files is None or not self._is_writer else files.save_student(module)
-        end = EndRecord(metrics=metrics, usage=self._usage, weights=weights)
+        end = EndRecord(
+            metrics=metrics if point is None else point.metrics,
+            usage=self._usage,
+            weights=weights,
+            best_metric="" if best is None or point is None else best.metric,
+            best_step=0 if point is None else point.step,
+        )
         self._journal.finish(end)
+        if best is not None:
+            best.remove()
         self.end = end
         # The folder is free and the student in its own modes while other runs go on.
         self._stack.close()
@@ -375,6 +400,8 @@ class TrainingRun:
             metrics = self._metrics_or_save(stage, stepper, loss, step)
         reaches_goal = False
         if is_due:
+            if self._best is not None:
+                self._best.keep(self.run.student.module, done, metrics)
             name = stage.declared.name
             self._journal.write(EvaluationRecord(stage=name, metrics=metrics, usage=self._usage))
             # As long as no objective has read the logits, a metric of them measures chance.
@@ -510,6 +537,13 @@ class TrainingRun:
                 )
         # Records are strict JSON, which has no NaN.
         return {name: number for name, number in metrics.items() if math.isfinite(number)}
+
+
+def _best_facts(best: BestWeights | None, eval_every: int) -> dict[str, object]:
+    """Return the facts on which the best weights depend; none if they are not kept."""
+    if best is None:
+        return {}
+    return {"keep_best": [best.metric, best.better], "eval_every": eval_every}
 
 
 def _files(folder: Path | None) -> RunFolder | None:

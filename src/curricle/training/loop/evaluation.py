@@ -5,8 +5,8 @@ Metrics are exact over all scored positions of the held-out batches, not means o
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -15,13 +15,14 @@ from torch import Tensor
 from curricle.data.batch import Batch, Rows, check_positions
 from curricle.data.finiteness import non_finite_words
 from curricle.data.label_checks import misplaced, require_classes
-from curricle.errors import BindError, DataError
-from curricle.metrics import CLASS_METRICS, Metric, Scores
+from curricle.errors import BindError, CurricleError, DataError
+from curricle.metrics import ACCURACY, CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
-from curricle.models.restoring import modes_kept
+from curricle.models.restoring import looked_at, modes_kept
 from curricle.models.tapped import Activations, Forward, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
+from curricle.training.binding.batches import TableLimit
 from curricle.training.binding.first_passes import check_places
 from curricle.training.setup.placement import HOST, Placement
 
@@ -29,10 +30,61 @@ Evaluator = Callable[[TappedModel], dict[str, float]]
 """A function from a model, in evaluation mode and without gradient, to named metrics."""
 
 
+JUDGED_BATCHES = 10
+"""Held-out batches on which the teacher is judged before a run."""
+
+
 def chance_of(evaluate: Evaluator) -> float | None:
     """Return the accuracy of chance, for evaluators that define it; see `RunRecord.chance`."""
     chance = getattr(evaluate, "chance", None)
     return chance if isinstance(chance, float) else None
+
+
+def teacher_is_at_chance(
+    evaluate: Evaluator, teacher: TappedModel, tables: Sequence[TableLimit] = ()
+) -> bool:
+    """Return whether a teacher's accuracy on the first held-out batches is that of chance.
+
+    A teacher that reads other inputs, or cannot read these, is not judged.
+
+    Args:
+        evaluate: Evaluator of held-out batches, or a function of the user, by which none is judged.
+        teacher: The teacher, where the batches are.
+        tables: Tables of the models, which must have a row for each id.
+    """
+    if not isinstance(evaluate, _LabelEvaluator) or evaluate.bounds is None:
+        return False
+    batches = [batch for batch in evaluate.batches[:JUDGED_BATCHES] if batch.labels is not None]
+    labels = [require(batch.labels, "labels").flatten() for batch in batches]
+    if not sum(map(len, labels)) or any(batch.for_teacher is not batch for batch in batches):
+        return False
+    check_ids(evaluate, tables, "teacher")
+    judge = replace(evaluate, batches=batches, metrics=(ACCURACY,), teacher=None)
+    # The pass is not one of the run: whatever prevents it is told where a stage needs it.
+    with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
+        with looked_at(teacher.module):
+            accuracy = judge(teacher)[ACCURACY.name]
+        return accuracy < _chance(torch.cat(labels).cpu())
+    return False
+
+
+def check_ids(evaluate: Evaluator, tables: Sequence[TableLimit], module: str = "student") -> None:
+    """Check that the embeddings of a model have a row for each id of the held-out batches.
+
+    Args:
+        evaluate: Evaluator of held-out batches; a function of the user is not looked at.
+        tables: Tables of the models.
+        module: Owner of the tables that count.
+
+    Raises:
+        DataError: If one has not.
+    """
+    if not isinstance(evaluate, _LabelEvaluator):
+        return
+    for table in tables:
+        for batch in evaluate.batches if table.owner == module else ():
+            if fault := table.fault(batch):
+                raise DataError(f"'evaluation': {fault}")
 
 
 def _chance(labels: Tensor) -> float:

@@ -20,6 +20,7 @@ from curricle.errors import CheckpointError
 from curricle.records import EndRecord, Record, RecordWriter, RunRecord, Usage
 from curricle.training.binding.facts import differences, write_facts
 from curricle.training.binding.timeline import Timeline
+from curricle.training.loop.best import BestWeights
 from curricle.training.loop.checkpoints import (
     RunState,
     load_checkpoint,
@@ -42,6 +43,7 @@ class Journal:
         *,
         observers: Sequence[Callable[[Record], None]] = (),
         facts: Mapping[str, object],
+        best: BestWeights | None = None,
         is_writer: bool = True,
     ) -> None:
         """Declare a journal; nothing is read or written before it is opened.
@@ -52,6 +54,7 @@ class Journal:
             timeline: Stages of the run, before the first step.
             observers: Functions that receive every record.
             facts: Facts on which the result of the run depends.
+            best: The best weights, if the run keeps them; they are part of its checkpoints.
             is_writer: Whether this process writes the files; every process reads checkpoints.
         """
         self.files = files
@@ -63,7 +66,7 @@ class Journal:
         self.usage = Usage()
         """Consumed by that checkpoint."""
         self._observers, self._facts = tuple(observers), facts
-        self._is_writer = is_writer
+        self._best, self._is_writer = best, is_writer
         self._writer: RecordWriter | None = None
 
     def open(
@@ -161,6 +164,8 @@ class Journal:
                 files.records, keep_bytes=state.records_bytes, head=state.records_head
             )
         load_checkpoint(self.resumed, self._student, optimizer)
+        if self._best is not None:
+            self._best.restore(self.resumed, state.best)
         self.usage = state.usage
         # The file has it already; these observers have not seen it.
         self._notify(opening)
@@ -197,7 +202,14 @@ class Journal:
             run=self.digest,
             timeline=self._timeline.state(),
         )
-        save_checkpoint(self.files.checkpoints, state, self._student, optimizer, adapters=adapters)
+        save_checkpoint(
+            self.files.checkpoints,
+            state,
+            self._student,
+            optimizer,
+            adapters=adapters,
+            best=self._best,
+        )
 
     def finish(self, end: EndRecord) -> None:
         """Write the last record and the manifest of the folder."""

@@ -24,6 +24,7 @@ from curricle.files import content_digest, remove_leftovers
 from curricle.locks import locked
 from curricle.models.weights import load_weights, save_weights
 from curricle.records import EndRecord, Record, RunRecord, read_records
+from curricle.training.loop.best import BEST
 from curricle.training.loop.checkpoints import (
     check_layout,
     clear_leftovers,
@@ -78,7 +79,7 @@ class RunFolder:
         stack.enter_context(locked(self.folder, remedy="wait for its end or take another folder"))
         # Under the lock only: temporary files of a running writer look like leftovers.
         clear_leftovers(self.checkpoints)
-        names = "|".join((self.records.name, self.weights.name, SEAL)).replace(".", r"\.")
+        names = "|".join((self.records.name, self.weights.name, SEAL, BEST)).replace(".", r"\.")
         remove_leftovers(self.folder, names)
 
     def begin(self) -> None:

@@ -83,6 +83,11 @@ class StagedLoss:
             BindError: If an objective has parameters of its own.
         """
         check_single_process()
+        if run.settings.keep_best is not False:
+            raise BindError(
+                f"'keep_best' must be False where a loop of your own takes the steps and "
+                f"evaluates; got {run.settings.keep_best!r}"
+            )
         for stage in run.stages:
             if len(adapters_of(stage.terms)):
                 raise BindError(

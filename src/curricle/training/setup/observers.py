@@ -86,7 +86,7 @@ def shown_progress(*, is_wanted: bool) -> Iterator[NewObserver]:
         bar = ProgressBar(bars, name)
 
         def observe(record: Record) -> None:
-            line(record)
+            line(record, student=name)
             bar(record)
             bars.refresh()
 
@@ -153,19 +153,22 @@ class NoteLine:
         self._told: set[str] = set()
         # Runs of a comparison share their held-out data, and so this number.
         self._chance: float | None = None
+        self._method = ""
 
-    def __call__(self, record: Record, name: str | None = None) -> None:
-        """Print the notes of a run that opens.
+    def __call__(self, record: Record, name: str | None = None, *, student: str = "") -> None:
+        """Print the notes of a run that opens, and a warning if its student ends at chance.
 
         Args:
             record: Any record of the run.
             name: Of the run's strategy in its spec; by default the curriculum's own name.
+            student: Name of the student; by default that of the strategy.
         """
         if isinstance(record, EndRecord) and is_at_chance(record.metrics, self._chance):
-            self._console.print(AT_CHANCE, soft_wrap=True, markup=False, emoji=False)
+            line = f"{student or name or self._method}: {AT_CHANCE}"
+            self._console.print(visible(line), soft_wrap=True, markup=False, emoji=False)
         if not isinstance(record, RunRecord):
             return
-        self._chance = record.chance
+        self._chance, self._method = record.chance, record.method
         for note in record.notes:
             line = f"{name or record.method}: {note}"
             if line not in self._told:

@@ -22,6 +22,7 @@ from torch import nn
 
 from curricle.data.batch import Batch
 from curricle.errors import BindError
+from curricle.models.dispatching import is_dispatched
 from curricle.models.hooked import HookedModel
 from curricle.models.tapped import TappedModel
 
@@ -52,7 +53,8 @@ class Placement(ABC):
     def place(self, module: nn.Module) -> nn.Module:
         """Move a module to its processor, and return the module to call: itself or a wrapper.
 
-        Placing the result again changes nothing. The module keeps its parameters and their names.
+        Placing the result again changes nothing. The module keeps its parameters and their names. A
+        module that hooks of accelerate run stays where they have put it.
 
         Args:
             module: A model.
@@ -113,7 +115,9 @@ class SingleDevice(Placement):
         return True
 
     def place(self, module: nn.Module) -> nn.Module:
-        """Return the module itself, moved."""
+        """Return the module itself, moved unless accelerate has placed it."""
+        if is_dispatched(module):
+            return module
         # Parameters are moved in place, so hooks, ties and optimizers that were made before stay
         # valid.
         return module.to(self.kind)

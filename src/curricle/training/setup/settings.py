@@ -3,10 +3,11 @@
 Apart from precision, clipping and rounding they do not change the trained student.
 """
 
+import operator
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import MappingProxyType
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import torch
 from pydantic import Field
@@ -15,8 +16,9 @@ from curricle.errors import SpecError
 from curricle.models.inference import Inference
 from curricle.training.setup.compatibility import check_compatible
 from curricle.training.setup.placement import Placement, Precision, find_placement
-from curricle.values import value
+from curricle.values import LONGEST_NAME, Line, value
 
+BestMetric = Annotated[Line, Field(min_length=1, max_length=LONGEST_NAME)]
 EXCLUSIVE = MappingProxyType(
     {
         "compiled_steps": 1,
@@ -50,6 +52,10 @@ class TrainingSettings:
     """Steps between records of the training loss."""
     save_every: int | None = Field(default=None, gt=0)
     """Steps between checkpoints to resume from; None writes none."""
+    keep_best: bool | BestMetric = Field(default=False, exclude_if=operator.not_)
+    """Whether the student ends with the weights of its best evaluation, by the metric of the run or
+    by one that is named here; of equal values the earlier counts. A teacher that a spec trains
+    keeps its last weights."""
     threads: int | None = Field(default=None, gt=0)
     """CPU threads of torch; None leaves torch's choice."""
     compile: Literal["none", "student", "teacher", "both"] = "none"
@@ -127,6 +133,11 @@ class TrainingSettings:
     def intervals(self) -> tuple[int, ...]:
         """Return the steps between records, evaluations and, if any are written, checkpoints."""
         return tuple(filter(None, (self.log_every, self.eval_every, self.save_every)))
+
+    @property
+    def best_metric(self) -> str:
+        """Return the metric that `keep_best` names; empty for that of the run, or none."""
+        return self.keep_best if isinstance(self.keep_best, str) else ""
 
     @property
     def precision_of_teacher(self) -> Precision:

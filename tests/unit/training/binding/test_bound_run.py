@@ -1,14 +1,18 @@
 """Binding finds what fits, and how long stages last."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
+import curricle
 from curricle.curriculum.durations import Duration, Unit
 from curricle.curriculum.stages import Curriculum, Stage
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
 from curricle.data.batch import Batch
+from curricle.data.examples import ExampleStream
 from curricle.data.streams import Stream
 from curricle.errors import BindError, DataError
 from curricle.objectives.hidden import LayerPair, MatchHidden
@@ -17,7 +21,7 @@ from curricle.objectives.logits import MatchLogits
 from curricle.objectives.projections import Sign
 from curricle.teachers.live import LiveTeacher
 from curricle.training.setup.optimizers import SGD, AdamW
-from tests.parts import INPUTS, Listed, bound, layers, mlp, texts
+from tests.parts import INPUTS, Listed, bound, drawn, layers, mlp, texts
 
 BATCH = 8
 
@@ -85,6 +89,63 @@ def test_a_student_may_be_deeper_than_its_teacher() -> None:
         teacher=LiveTeacher(mlp(16, 16, 16)),
     )
     assert [stage.plan.taps for stage in run.stages] == ["2 <- 1", "4 <- 2", "logits"]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "depth", "teacher_depth", "taps"),
+    [
+        # As people number the layers that they pair by hand.
+        (3, 3, 6, ["1 <- 2", "2 <- 4", "3 <- 6"]),
+        (2, 3, 6, ["1 <- 2", "2 <- 4"]),
+        (1, 3, 6, ["2 <- 4"]),
+        (3, 4, 8, ["1 <- 2", "2 <- 4", "3 <- 6"]),
+        (3, 6, 12, ["2 <- 4", "3 <- 6", "5 <- 10"]),
+        (4, 4, 12, ["1 <- 3", "2 <- 6", "3 <- 9", "4 <- 12"]),
+        (3, 4, 4, ["1 <- 1", "2 <- 2", "3 <- 3"]),
+        (2, 2, 3, ["1 <- 2", "2 <- 3"]),
+    ],
+)
+def test_pairs_are_of_equal_depth_in_both_models(
+    pairs: int, depth: int, teacher_depth: int, taps: list[str]
+) -> None:
+    run = bound(
+        extraction(total=Duration(number=80), pairs=pairs),
+        student=mlp(*[5] * depth),
+        teacher=LiveTeacher(mlp(*[16] * teacher_depth)),
+    )
+    assert [stage.plan.taps for stage in run.stages] == [*taps, "logits"]
+
+
+def test_different_fractions_are_of_each_model_alone() -> None:
+    curriculum = extraction(total="20 steps", pairs=LayerPair(student=0.5, teacher=0.75))
+    run = bound(curriculum, student=mlp(5, 5, 5), teacher=LiveTeacher(mlp(*[16] * 6)))
+    assert run.stages[0].plan.taps == "2 <- 5"
+
+
+def test_epochs_are_those_of_the_data_and_are_noted() -> None:
+    inputs = drawn(50, INPUTS)
+    data = ExampleStream(inputs, torch.arange(50) % 2, batch_size=8)
+    run = bound(extraction(total="3 epochs", layer_fraction=0.1), stream=data)
+    # 150 examples are 18.75 batches of 8, the first 15 of them 1.875.
+    assert [stage.plan.steps for stage in run.stages] == [2, 17]
+    assert "length: 3 epochs of 50 examples in batches of 8 are 19 steps" in run.notes
+    assert not any(note.startswith("length") for note in bound(one_shot(total="4 steps")).notes)
+
+
+@pytest.mark.parametrize(("drops", "steps"), [(True, 15), (False, 15)])
+def test_an_epoch_of_a_loader_is_its_whole_batches(drops: bool, steps: int) -> None:
+    pairs = [(torch.zeros(INPUTS), place % 2) for place in range(43)]
+    loader: DataLoader[Any] = DataLoader(pairs, batch_size=8, drop_last=drops)  # type: ignore[arg-type]
+    assert bound(one_shot(total="3 epochs"), stream=curricle.stream(loader)).num_steps == steps
+
+
+def test_epochs_of_data_without_an_end_are_refused() -> None:
+    with pytest.raises(
+        BindError,
+        match=r"^'duration' must be in steps, examples or tokens for data that do not repeat after "
+        r"a known number of examples; got 1.5 epochs of 'ParityStream'; ",
+    ):
+        bound(extraction(total="1.5 epochs"))
 
 
 def test_more_layer_stages_than_blocks_are_an_error() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from curricle.curriculum.strategies import one_shot
+from curricle.curriculum.strategies import extraction, from_labels, one_shot
 from curricle.errors import CheckpointError
 from curricle.models.families import tapped
 from curricle.models.tapped import TappedModel
@@ -137,3 +137,13 @@ def test_a_finished_run_cannot_be_prolonged(tmp_path: Path) -> None:
     sentence = r"'curriculum.0.duration.number' was 2 and is 5; a finished run cannot be prolonged"
     with pytest.raises(CheckpointError, match=sentence):
         executed(tmp_path, "5 steps")
+
+
+def test_only_pairs_that_earlier_versions_rounded_otherwise_are_facts() -> None:
+    def keys(depth: int, teacher_depth: int) -> set[str]:
+        curriculum = extraction(total="8 steps")
+        teacher = LiveTeacher(mlp(*[7] * teacher_depth, seed=1))
+        return set(run_facts(bound(curriculum, student=mlp(*[5] * depth), teacher=teacher)))
+
+    assert keys(3, 6) - keys(2, 4) == {"pairs"}
+    assert "pairs" not in run_facts(bound(from_labels(total="8 steps"), teacher=None))

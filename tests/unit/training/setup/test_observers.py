@@ -240,3 +240,15 @@ def test_output_into_a_file_stays_there_while_bars_are_shown(
         sys.stdout.write("a line of the caller\n")
     assert file.getvalue() == "a line of the caller\n"
     assert "a line of the caller" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("student", "name"), [("", "extraction"), ("layer seed 1", "layer seed 1")]
+)
+def test_a_student_that_ends_at_chance_is_named(student: str, name: str) -> None:
+    console = Console(file=io.StringIO(), width=400)
+    line = NoteLine(console)
+    line(replace(opening(5), chance=0.8), student=student)
+    line(replace(END, metrics={"accuracy": 0.75}), student=student)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().startswith(f"{name}: the student ends at chance: ")

@@ -1,0 +1,103 @@
+"""Plan of a run in Python: stages, lengths and cost, without training.
+
+`plan` is the counterpart of `curricle plan`. It binds a curriculum to models and data as `distill`
+does and returns what binding found.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+from torch.utils.data import DataLoader
+
+from curricle.curriculum.stages import Curriculum
+from curricle.data.streams import Stream
+from curricle.models.families import tapped
+from curricle.records import StagePlan
+from curricle.reports.tables import Grid, plan_grid, to_markdown
+from curricle.teachers.stored import StoredTeacher
+from curricle.teachers.trajectory import Trajectory
+from curricle.training.binding.bound_run import bind
+from curricle.training.setup.arguments import (
+    AnyModel,
+    as_stream,
+    as_teacher,
+    named_arguments,
+    require_curriculum,
+    require_kind,
+    require_model,
+)
+from curricle.training.setup.optimizers import AdamW, Optimizer
+from curricle.training.setup.settings import TrainingSettings
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Stages of a run with their lengths and cost; its text is a table with the notes."""
+
+    name: str
+    """Name of the curriculum."""
+    stages: tuple[StagePlan, ...]
+    """The bound stages, in order."""
+    num_steps: int
+    """Length of the run in steps, if every stage takes its longest."""
+    notes: tuple[str, ...]
+    """Decisions made by default, one sentence each."""
+
+    def grid(self) -> Grid:
+        """Return one row a stage, and the sums."""
+        return plan_grid(self.stages, title=self.name)
+
+    def __str__(self) -> str:
+        """Return the table and the notes."""
+        # Text for people and not for a page, where the mark of a pair of taps would be escaped.
+        table = to_markdown(self.grid()).replace("&lt;", "<")
+        return "\n".join([table, *self.notes])
+
+
+@named_arguments
+def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
+    student: AnyModel,
+    teacher: AnyModel | StoredTeacher | None,
+    curriculum: Curriculum,
+    data: Stream | DataLoader[object],
+    *,
+    optimizer: Optimizer = AdamW(learning_rate=1e-3),
+    trajectory: Trajectory | None = None,
+    settings: TrainingSettings = TrainingSettings(),
+    seed: int = 0,
+) -> Plan:
+    """Return what `distill` would train with the same arguments, without training.
+
+    Args:
+        student: The model that would learn; its weights stay as they are.
+        teacher: The finished teacher, its stored targets, or None.
+        curriculum: Result of a strategy such as `extraction`.
+        data: Training batches as in `distill`.
+        optimizer: How the weights would move; its state is part of the memory.
+        trajectory: The teacher's checkpoints, for curricula that follow them.
+        settings: Device and precision.
+        seed: Seed of the run.
+
+    Returns:
+        Stages with taps, objectives, steps, FLOPs and memory.
+
+    Raises:
+        BindError: If models, curriculum and data do not fit.
+    """
+    batches = as_stream(data, seed)
+    require_curriculum(curriculum)
+    require_kind("settings", settings, TrainingSettings, "precision='bfloat16'")
+    require_model("student", student)
+    if teacher is not None and not isinstance(teacher, StoredTeacher):
+        require_model("teacher", teacher)
+    run = bind(
+        curriculum,
+        student=tapped(student),
+        teacher=as_teacher(teacher, trajectory),
+        stream=batches,
+        optimizer=optimizer,
+        settings=settings,
+        seed=seed,
+    )
+    return Plan(name=run.name, stages=run.plans, num_steps=run.num_steps, notes=run.notes)
