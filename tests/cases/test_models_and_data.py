@@ -369,7 +369,7 @@ def test_a_part_of_both_models_is_refused() -> None:
     models = [plain(lambda: classifier(8, front), seed) for seed in (0, 1)]
     with pytest.raises(BindError, match=r"'0.weight'.*copy.deepcopy"):
         losses(*models, features(), curricle.MatchLogits())
-    with pytest.raises(BindError, match="must be another module than 'teacher'"):
+    with pytest.raises(BindError, match="'student' and 'teacher' must be different modules"):
         losses(models[0], models[0], features(), curricle.MatchLogits())
 
 
