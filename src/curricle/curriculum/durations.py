@@ -25,6 +25,8 @@ LONGEST = 1e18
 LARGEST_DIVISOR = 1_000_000
 """Largest divisor of a part of an epoch."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+SHAPE = r"\s*(?:(-?[\d_]+(?:\.\d+)?)\s*([kMG]?)|(\d+/0*[1-9]\d*))(?:\s+(\S.*?))?\s*"
+"""Text of a duration: a decimal with a suffix, or a fraction, and the unit."""
 
 
 def _is_one(divisor: int) -> bool:
@@ -100,9 +102,13 @@ class Duration:
         return self
 
     def __str__(self) -> str:
-        """Return the text accepted by `duration`."""
-        number = str(self.number) if self.divisor == 1 else f"{float(self.length):.6g}"
-        return f"{number} {self.unit}"
+        """Return the text that `duration` reads as this length."""
+        if self.divisor == 1:
+            return f"{self.number} {self.unit}"
+        # A decimal only where it is the exact length, as 0.75 is of 3 / 4 and 0.333333 not of 1 / 3.
+        decimal = f"{float(self.length):.6f}".rstrip("0")
+        is_exact = exact_fraction(float(decimal)) == self.length
+        return f"{decimal if is_exact else self.length} {self.unit}"
 
 
 @overload
@@ -110,13 +116,13 @@ def duration(text: Duration | str) -> Duration: ...
 @overload
 def duration(text: object) -> object: ...
 def duration(text: object) -> object:
-    """Return the `Duration` of a text such as `1500 steps` or `2.5M examples`.
+    """Return the `Duration` of a text such as `1500 steps`, `2.5M examples` or `1/3 epochs`.
 
     A `Duration` or its fields are returned unchanged, for validation by pydantic.
 
     Raises:
-        SpecError: If the text is not a positive whole number with a unit, or is a rule that ends a
-            stage.
+        SpecError: If the text is not a positive whole number with a unit, or a part of epochs that
+            is too small for a decimal, or is a rule that ends a stage.
     """
     if _kind_of(text) in RULES:
         raise SpecError(
@@ -127,9 +133,8 @@ def duration(text: object) -> object:
         return {name: field for name, field in text.items() if (name, field) != ("kind", FIXED)}
     if isinstance(text, Duration):
         return text
-    shape = r"\s*(-?[\d_]+(?:\.\d+)?)\s*([kMG]?)(?:\s+(\S.*?))?\s*"
-    match = re.fullmatch(shape, str(text))
-    number, suffix, last = match.groups("") if match is not None else ("", "", "")
+    match = re.fullmatch(SHAPE, str(text))
+    number, suffix, fraction, last = match.groups("") if match is not None else ("",) * 4
     unit = f"{last.removesuffix('s')}s"
     if unit not in get_args(Unit):
         fault = f", not in {last!r}" if last else ", with a number and a unit"
@@ -137,10 +142,18 @@ def duration(text: object) -> object:
             f"a duration must read like '1500 steps' or '2.5M examples', in steps, examples, "
             f"tokens or epochs{fault}; got {text!r}"
         )
-    exact = float(number.replace("_", "")) * SUFFIXES[suffix]
+    exact = Fraction(fraction) if fraction else float(number.replace("_", "")) * SUFFIXES[suffix]
     if exact > LONGEST:
         raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
     if unit == "epochs" and exact > 0:
+        if isinstance(exact, Fraction):
+            return Duration.of(exact, "epochs")
+        # Below it the nearest fraction is zero, or twice as long.
+        if exact < 1 / LARGEST_DIVISOR:
+            raise SpecError(
+                f"a duration must be at least {1 / LARGEST_DIVISOR:f} epochs, or a fraction such "
+                f"as '1/3 epochs'; got {text!r}"
+            )
         return Duration.of(exact_fraction(exact), "epochs")
     if exact != int(exact) or exact <= 0:
         raise SpecError(
