@@ -105,7 +105,7 @@ class Duration:
         """Return the text that `duration` reads as this length."""
         if self.divisor == 1:
             return f"{self.number} {self.unit}"
-        # A decimal only where it is the exact length, as 0.75 is of 3 / 4 and 0.333333 not of 1 / 3.
+        # A decimal only where it is the exact length, as 0.75 is, and 0.333333 for 1 / 3 is not.
         decimal = f"{float(self.length):.6f}".rstrip("0")
         is_exact = exact_fraction(float(decimal)) == self.length
         return f"{decimal if is_exact else self.length} {self.unit}"
@@ -133,6 +133,25 @@ def duration(text: object) -> object:
         return {name: field for name, field in text.items() if (name, field) != ("kind", FIXED)}
     if isinstance(text, Duration):
         return text
+    length, unit = _read_text(text)
+    if length > LONGEST:
+        raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
+    if unit == "epochs" and length > 0:
+        return Duration.of(_epochs(length, text), "epochs")
+    if length != int(length) or length <= 0:
+        raise SpecError(
+            f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "
+            f"got {text!r}"
+        )
+    return Duration(number=int(length), unit=unit)
+
+
+def _read_text(text: object) -> tuple[float | Fraction, Unit]:
+    """Return the length in a text, exact if it is written as a fraction, and its unit.
+
+    Raises:
+        SpecError: If the text has another form.
+    """
     match = re.fullmatch(SHAPE, str(text))
     number, suffix, fraction, last = match.groups("") if match is not None else ("",) * 4
     unit = f"{last.removesuffix('s')}s"
@@ -142,25 +161,26 @@ def duration(text: object) -> object:
             f"a duration must read like '1500 steps' or '2.5M examples', in steps, examples, "
             f"tokens or epochs{fault}; got {text!r}"
         )
-    exact = Fraction(fraction) if fraction else float(number.replace("_", "")) * SUFFIXES[suffix]
-    if exact > LONGEST:
-        raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
-    if unit == "epochs" and exact > 0:
-        if isinstance(exact, Fraction):
-            return Duration.of(exact, "epochs")
-        # Below it the nearest fraction is zero, or twice as long.
-        if exact < 1 / LARGEST_DIVISOR:
-            raise SpecError(
-                f"a duration must be at least {1 / LARGEST_DIVISOR:f} epochs, or a fraction such "
-                f"as '1/3 epochs'; got {text!r}"
-            )
-        return Duration.of(exact_fraction(exact), "epochs")
-    if exact != int(exact) or exact <= 0:
+    decimal = number.replace("_", "")
+    length = Fraction(fraction) if fraction else float(decimal) * SUFFIXES[suffix]
+    return length, cast("Unit", unit)
+
+
+def _epochs(length: float | Fraction, text: object) -> Fraction:
+    """Return the exact number of epochs for which a length was written.
+
+    Raises:
+        SpecError: If it is a decimal that is too small.
+    """
+    if isinstance(length, Fraction):
+        return length
+    # Below it the nearest fraction is zero, or another length.
+    if length < 1 / LARGEST_DIVISOR:
         raise SpecError(
-            f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "
-            f"got {text!r}"
+            f"a duration must be at least {1 / LARGEST_DIVISOR:f} epochs, or a fraction such as "
+            f"'1/3 epochs'; got {text!r}"
         )
-    return Duration(number=int(exact), unit=cast("Unit", unit))
+    return exact_fraction(length)
 
 
 def exact_fraction(number: float) -> Fraction:
