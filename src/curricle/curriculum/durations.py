@@ -25,7 +25,7 @@ LONGEST = 1e18
 LARGEST_DIVISOR = 1_000_000
 """Largest divisor of a part of an epoch."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
-SHAPE = r"\s*(?:(-?[\d_]+(?:\.\d+)?)\s*([kMG]?)|(\d+/0*[1-9]\d*))(?:\s+(\S.*?))?\s*"
+SHAPE = r"\s*(?:(-?\d[\d_]*(?:\.\d+)?)\s*([kMG]?)|(\d+/0*[1-9]\d*))(?:\s+(\S.*?))?\s*"
 """Text of a duration: a decimal with a suffix, or a fraction, and the unit."""
 
 
