@@ -59,6 +59,12 @@ from curricle.training.loop.evaluation import Evaluator, label_metrics
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
 
+LAST_WEIGHTS = (
+    "the teacher ends with its last weights, those of the last checkpoint of its trajectory: "
+    "'keep_best' is for students"
+)
+"""Note about the teacher of a spec whose students end with their best weights."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,7 +384,7 @@ def _bound(
 
 def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
     """Return the teacher's training, bound."""
-    return bind(
+    run = bind(
         from_labels(
             total=require_field(spec.teacher.total, "teacher.total", "teach"),
             loss=spec.task.label_loss,
@@ -388,10 +394,11 @@ def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
         teacher=None,
         stream=data.stream,
         optimizer=spec.teacher.optimizer or spec.optimizer,
-        # Its last weights are the last checkpoint of its trajectory.
         settings=replace(spec.engine, keep_best=False),
         seed=spec.seed,
     )
+    # The setting is that of the students, too, so that it is no mistake in a spec with a teacher.
+    return run if spec.engine.keep_best is False else replace(run, notes=(*run.notes, LAST_WEIGHTS))
 
 
 def _execute(  # noqa: PLR0917 - private, always called in this order
