@@ -54,6 +54,7 @@ from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.trackers import check_trackers, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute, teacher_notes
+from curricle.training.loop.best import best_weights, check_evaluated
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, label_metrics
 from curricle.training.setup.optimizers import Optimizer
@@ -325,12 +326,22 @@ def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> Bou
         teacher = open_teacher(spec, data)
         run = _bound(spec, student, data, teacher, length=length)
         teacher.check(run.teachers)
+        _check_best(spec, run, length)
         return run
     refuse_targets(spec)
     teacher = LiveTeacher(build_model(spec.teacher.model, data, spec.seed, "teacher"))
     run = _bound(spec, student, data, teacher, length=length)
     _check_checkpoints(spec, student, run.teachers)
+    _check_best(spec, run, length)
     return run
+
+
+def _check_best(spec: RunSpec, run: BoundRun, length: Duration | None) -> None:
+    """Check, before the teacher's training, that a student can end with its best weights."""
+    best_weights(run.settings, spec.goal.metric, None, folder=None)
+    # The provisional length of a student whose steps are not measured yet means nothing.
+    if length is None:
+        check_evaluated(run.settings, run.num_steps)
 
 
 def _check_checkpoints(

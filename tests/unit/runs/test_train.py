@@ -419,6 +419,14 @@ def test_students_keep_their_best_weights_and_the_teacher_its_last(make_spec: Ma
     assert all(torch.equal(weights[name], last[name]) for name in weights)
 
 
+def test_best_weights_of_a_single_evaluation_are_refused_before_the_teacher_is_taught(
+    make_spec: MakeSpec,
+) -> None:
+    spec = make_spec("engine.keep_best=true", "engine.eval_every=500")
+    with pytest.raises(BindError, match="'eval_every' must be below the 12 steps of the run"):
+        rehearse(spec, student_runs(spec))
+
+
 def test_students_of_a_class_keep_their_best_weights_as_alone(
     make_spec: MakeSpec, tmp_path: Path
 ) -> None:
