@@ -30,7 +30,7 @@ FROZEN = {
         ["run"],
         [
             *("--on", "--strategy", "--seed", "--metric", "--repetitions", "--blimp", "--lm-eval"),
-            "--limit",
+            "--pairs",
             *("--fine-tune", "--test", "--seeds", "--epochs", "--learning-rate", "--json"),
         ],
     ),
