@@ -19,7 +19,7 @@ from curricle.errors import BindError, CurricleError, DataError
 from curricle.metrics import ACCURACY, CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at, modes_kept
-from curricle.models.tapped import Activations, Forward, TappedModel
+from curricle.models.tapped import OUTPUT, Activations, Forward, Inputs, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
 from curricle.training.binding.batches import TableLimit
@@ -99,6 +99,7 @@ def label_metrics(
     *,
     metrics: Sequence[Metric] = CLASS_METRICS,
     teacher: TappedModel | None = None,
+    output: str = "",
 ) -> Evaluator:
     """Return an evaluator of fixed batches.
 
@@ -107,6 +108,7 @@ def label_metrics(
         placement: Devices of the model.
         metrics: Metrics to compute; by default accuracy and nll.
         teacher: The finished teacher, at the same place, for metrics that compare with it.
+        output: Name of the output that replaces the logits of models without any; empty for none.
 
     Raises:
         BindError: If a metric reads the teacher and there is none.
@@ -132,6 +134,7 @@ def label_metrics(
         # Taken here on the CPU: a look at labels on a GPU would wait in every evaluation.
         bounds=None if classes is None else (int(classes.min()), int(classes.max())),
         chance=None if classes is None else _chance(classes),
+        output=output,
     )
 
 
@@ -148,6 +151,8 @@ class _LabelEvaluator:
     """Least and largest class; None for labels that are no classes."""
     chance: float | None
     """See `RunRecord.chance`."""
+    output: str = ""
+    """See `label_metrics`."""
 
     def __call__(self, model: TappedModel) -> dict[str, float]:
         """Return the metrics of a model.
@@ -161,8 +166,8 @@ class _LabelEvaluator:
         count = 0
         with (
             observing(model),
-            model.open_taps((), logits=True) as forward,
-            _teaching(self.teacher) as read_teacher,
+            _open_logits(model, self.output) as forward,
+            _teaching(self.teacher, self.output) as read_teacher,
         ):
             for batch in self.batches:
                 logits, size = _logits(
@@ -232,13 +237,36 @@ def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, 
 
 
 @contextmanager
-def _teaching(teacher: TappedModel | None) -> Iterator[Callable[[Batch], Tensor] | None]:
+def _open_logits(model: TappedModel, output: str) -> Iterator[Forward]:
+    """Yield a forward pass with logits, or with a named output where the model has none."""
+    places = (model.place(f"{OUTPUT}:{output}"),) if output else ()
+    with model.open_taps(places, logits=True) as forward:
+
+        def run(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+            activations = forward(inputs, selected)
+            if not places or activations.logits is not None:
+                return activations
+            state = activations.hidden[places[0]]
+            if selected is None:
+                return replace(activations, logits=state)
+            examples, *space = state.shape[:-1]
+            positions = (examples, math.prod(space)) if space else (examples,)
+            rows = state.flatten(0, -2)
+            return replace(activations, logits=rows[selected], positions=positions)
+
+        yield run
+
+
+@contextmanager
+def _teaching(
+    teacher: TappedModel | None, output: str
+) -> Iterator[Callable[[Batch], Tensor] | None]:
     """Yield a function from a batch to the teacher's logits; None without a teacher."""
     if teacher is None:
         yield None
         return
     # The trial before training comes before the run puts its teacher into evaluation mode.
-    with modes_kept(teacher.module), teacher.open_taps((), logits=True) as forward:
+    with modes_kept(teacher.module), _open_logits(teacher, output) as forward:
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
         yield lambda batch: _logits(_teacher_activations(forward, batch), batch, name)[0]
