@@ -210,28 +210,22 @@ class MatchHidden:
         if sample.batch.is_decoded and any(are_encoded):
             self._check_encoded(names, sample.batch, are_both=all(are_encoded))
         batch = sample.batch.for_encoder if is_encoded else sample.batch
-        for place, state in ((reads.student[0], student), (reads.teacher[0], teacher)):
-            _check_batch_axis(place, tuple(state.shape[:-1]), batch)
-        # Where the states have the positions of the data, the mask of the data is theirs.
-        frames = counter_of_states(reads.student_frames, student.shape[:-1], batch)
-        batch = batch if frames is None else frames.batch(batch)
+        _check_batch_axis([(reads.student[0], student), (reads.teacher[0], teacher)], batch)
         taught = teacher_batch(sample.batch, teacher.shape[:-1], is_encoded=are_encoded[1])
-        teacher_frames = counter_of_states(reads.teacher_frames, teacher.shape[:-1], taught)
-        taught = taught if teacher_frames is None else teacher_frames.batch(taught)
+        batch, frames = _framed(reads.student_frames, student, batch)
+        taught, teacher_frames = _framed(reads.teacher_frames, teacher, taught)
         reading = StateReading.of(self.pair.reading, names, (student, teacher), (batch, taught))
         rows = reading.rows(f"taps {names!r}", tuple(student.shape), batch)
         if reading.kind == "pooled":
             # Equal shapes after pooling would hide padding among positions of the teacher alone.
-            reading.rows(
-                f"teacher's tap {str(reads.teacher[0])!r}", tuple(teacher.shape), taught
-            )
+            reading.rows(f"teacher's tap {str(reads.teacher[0])!r}", tuple(teacher.shape), taught)
         student, teacher = reading.read(student, batch), reading.read(teacher, taught)
         if student.shape[:-1] != teacher.shape[:-1]:
             shapes = [tuple(state.shape[:-1]) for state in (student, teacher)]
-            remedies = (sequence_first_remedy(shape, batch) for shape in shapes)
+            remedy = "".join({sequence_first_remedy(shape, batch) for shape in shapes})
             raise BindError(
                 f"taps {names!r} must have the same {reading.axes}; got {shapes[0]} and {shapes[1]}"
-                f"{next(filter(None, remedies), '') or reading.remedy}"
+                f"{remedy or reading.remedy}"
             )
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
             raise BindError(
@@ -319,20 +313,31 @@ def _place(role: str, model: TappedModel, tap: Tap) -> Place:
         raise BindError(f"{role}'s {error}{remedy}") from None
 
 
-def _check_batch_axis(place: Place, leading: tuple[int, ...], batch: Batch) -> None:
+def _framed(
+    counter: FrameCounter | None, state: Tensor, batch: Batch
+) -> tuple[Batch, FrameCounter | None]:
+    """Return a batch with the positions of a state, and the counter if these are frames."""
+    # Where the states have the positions of the data, the mask of the data is theirs.
+    frames = counter_of_states(counter, state.shape[:-1], batch)
+    return (batch, None) if frames is None else (frames.batch(batch), frames)
+
+
+def _check_batch_axis(states: Iterable[tuple[Place, Tensor]], batch: Batch) -> None:
     """Check that a state of a model tapped with `batch_axis=1` had its positions first.
 
     Raises:
         BindError: If its examples were first, so that the declared axis put them behind.
     """
-    is_moved = place.order == SEQUENCE_FIRST and leading[:1] != batch.positions[:1]
-    if is_moved and sequence_first_remedy(leading, batch):
-        raise BindError(
-            f"tap {str(place)!r} must have its positions on the first axis, as batch_axis=1 of "
-            f"curricle.tapped declares for all taps of the model; got examples, as before a "
-            f"transpose to sequence-first layers or after the transpose back; name a tap between "
-            f"both"
-        )
+    for place, state in states:
+        leading = tuple(state.shape[:-1])
+        is_moved = place.order == SEQUENCE_FIRST and leading[:1] != batch.positions[:1]
+        if is_moved and sequence_first_remedy(leading, batch):
+            raise BindError(
+                f"tap {str(place)!r} must have its positions on the first axis, as batch_axis=1 of "
+                f"curricle.tapped declares for all taps of the model; got examples, as before a "
+                f"transpose to sequence-first layers or after the transpose back; name a tap "
+                f"between both"
+            )
 
 
 @final

@@ -263,7 +263,7 @@ def _named(activations: Activations, places: tuple[Place, ...], batch: Batch) ->
 
 
 def matched_output(objectives: Iterable[object]) -> str:
-    """Return the name of the output that all objectives on logits match; empty without a common one.
+    """Return the name of the output that all objectives on logits match; empty if none is common.
 
     Args:
         objectives: Objectives of a curriculum.

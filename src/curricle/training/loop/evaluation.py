@@ -99,7 +99,6 @@ def label_metrics(
     *,
     metrics: Sequence[Metric] = CLASS_METRICS,
     teacher: TappedModel | None = None,
-    output: str = "",
 ) -> Evaluator:
     """Return an evaluator of fixed batches.
 
@@ -108,7 +107,6 @@ def label_metrics(
         placement: Devices of the model.
         metrics: Metrics to compute; by default accuracy and nll.
         teacher: The finished teacher, at the same place, for metrics that compare with it.
-        output: Name of the output that replaces the logits of models without any; empty for none.
 
     Raises:
         BindError: If a metric reads the teacher and there is none.
@@ -134,8 +132,17 @@ def label_metrics(
         # Taken here on the CPU: a look at labels on a GPU would wait in every evaluation.
         bounds=None if classes is None else (int(classes.min()), int(classes.max())),
         chance=None if classes is None else _chance(classes),
-        output=output,
     )
+
+
+def with_output(evaluate: Evaluator, output: str) -> Evaluator:
+    """Return an evaluator of batches that reads a named output of models without logits.
+
+    Args:
+        evaluate: Evaluator of held-out batches; a function of the user stays as it is.
+        output: Name of the output; empty for none.
+    """
+    return replace(evaluate, output=output) if isinstance(evaluate, _LabelEvaluator) else evaluate
 
 
 @final
@@ -152,7 +159,7 @@ class _LabelEvaluator:
     chance: float | None
     """See `RunRecord.chance`."""
     output: str = ""
-    """See `label_metrics`."""
+    """See `with_output`."""
 
     def __call__(self, model: TappedModel) -> dict[str, float]:
         """Return the metrics of a model.
