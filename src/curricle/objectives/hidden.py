@@ -222,10 +222,9 @@ class MatchHidden:
         student, teacher = reading.read(student, batch), reading.read(teacher, taught)
         if student.shape[:-1] != teacher.shape[:-1]:
             shapes = [tuple(state.shape[:-1]) for state in (student, teacher)]
-            remedy = "".join({sequence_first_remedy(shape, batch) for shape in shapes})
             raise BindError(
                 f"taps {names!r} must have the same {reading.axes}; got {shapes[0]} and {shapes[1]}"
-                f"{remedy or reading.remedy}"
+                f"{_remedy(shapes, batch) or reading.remedy}"
             )
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
             raise BindError(
@@ -311,6 +310,11 @@ def _place(role: str, model: TappedModel, tap: Tap) -> Place:
             "; curricle.tapped(model, blocks=[...]) numbers its blocks" if is_unnumbered else ""
         )
         raise BindError(f"{role}'s {error}{remedy}") from None
+
+
+def _remedy(shapes: Iterable[tuple[int, ...]], batch: Batch) -> str:
+    """Return the remedy for shapes with positions first; empty if there is none."""
+    return next(filter(None, (sequence_first_remedy(shape, batch) for shape in shapes)), "")
 
 
 def _framed(
