@@ -335,6 +335,10 @@ def test_numbered_taps_of_sequence_first_layers_have_the_examples_first() -> Non
         assert torch.equal(states[places[0]], model.table(tokens))
     assert {tuple(state.shape) for state in states.values()} == {(4, 6, 8)}
     assert places[1] == places[3]
+    # Behind the transpose back the examples are first already.
+    stream = padded(4)[0]
+    with pytest.raises(BindError, match=r"tap 'head' must have its positions on the first axis"):
+        losses(tapped, curricle.tapped(copy.deepcopy(model)), stream, matched("head"))
     with pytest.raises(BindError, match="'batch_axis' must be 0 beside 'width_axis'"):
         curricle.tapped(model, batch_axis=1, width_axis=1)
     with pytest.raises(BindError, match="must not be tapped already"):
