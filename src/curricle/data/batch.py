@@ -287,7 +287,7 @@ class Batch:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with each of its tensors changed, as by a move to other memory."""
         labels, selected = _each(self.labels, change), _each(self.selected, change)
-        return self._changed(change, labels, selected, 0, self.group)
+        return self._changed(change, labels, selected, group=self.group)
 
     def split(self, number: int) -> tuple["Batch", ...]:
         """Return the batch split along the examples into a number of batches of equal size.
@@ -328,14 +328,15 @@ class Batch:
         elif labels is not None:
             labels = labels[start:stop]
         group = 1 if start % self.group or stop % self.group else self.group
-        return self._changed(lambda tensor: tensor[start:stop], labels, selected, start, group)
+        part = self._changed(lambda tensor: tensor[start:stop], labels, selected, group=group)
+        return replace(part, offset=self.offset + start)
 
     def _changed(
         self,
         change: Callable[[Tensor], Tensor],
         labels: Tensor | None,
         selected: Tensor | None,
-        start: int,
+        *,
         group: int,
     ) -> "Batch":
         """Return the batch with other labels and selected positions, and the rest changed."""
@@ -350,7 +351,7 @@ class Batch:
             matched=_each(self.matched, change),
             group=group,
             step=self.step,
-            offset=self.offset + start,
+            offset=self.offset,
         )
 
     def _require_examples(self) -> None:

@@ -96,8 +96,7 @@ def test_a_student_of_another_width_learns_the_similarities_of_its_teacher(objec
         (
             MatchMargins(),
             {"data": Batches()},
-            r"'group' of the batches must be 3 for MatchMargins \(query, positive and 1 negative\); "
-            r"got 1, which are examples by themselves; TextCollator .* curricle.Batch\(..., group=3\)",
+            r"must be 3 for MatchMargins \(query, positive and 1 negative\); got 1,.*group=3\)",
         ),
         (
             MatchMargins(),
@@ -112,7 +111,7 @@ def test_a_student_of_another_width_learns_the_similarities_of_its_teacher(objec
         (
             curricle.LabelLoss(loss="similarity"),
             {"data": Batches(labels=torch.ones(12, 1))},
-            r"'group' of the batches must be 2 for loss='similarity' \(two texts of a pair\); got 1",
+            r"'group' .* must be 2 for loss='similarity' \(two texts of a pair\); got 1",
         ),
         (curricle.MatchLogits(), {}, r"student must be scores of classes for forward_kl; got sent"),
         (
