@@ -328,8 +328,9 @@ class Batch:
         elif labels is not None:
             labels = labels[start:stop]
         group = 1 if start % self.group or stop % self.group else self.group
-        part = self._changed(lambda tensor: tensor[start:stop], labels, selected, group=group)
-        return replace(part, offset=self.offset + start)
+        return self._changed(
+            lambda tensor: tensor[start:stop], labels, selected, group=group, start=start
+        )
 
     def _changed(
         self,
@@ -338,6 +339,7 @@ class Batch:
         selected: Tensor | None,
         *,
         group: int,
+        start: int = 0,
     ) -> "Batch":
         """Return the batch with other labels and selected positions, and the rest changed."""
         return Batch(
@@ -351,7 +353,7 @@ class Batch:
             matched=_each(self.matched, change),
             group=group,
             step=self.step,
-            offset=self.offset,
+            offset=self.offset + start,
         )
 
     def _require_examples(self) -> None:
