@@ -97,6 +97,7 @@ def world(case: "Case", *, matched: bool = False, seed: int = 0) -> World:
             labels=torch.tensor(SELECTED) % NUM_CLASSES if case.selects else None,
             selected=torch.tensor(SELECTED) if case.selects else None,
             valid=valid.reshape(num_examples, LENGTH),
+            group=case.group,
         ),
         is_pooled=case.is_pooled,
     )

@@ -1,5 +1,6 @@
 """Models of sentence-transformers, of their own package: taught, returned, exported and loaded."""
 
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,7 +106,7 @@ def test_a_student_is_returned_closer_to_its_teacher(words: list[str], tmp_path:
     result = curricle.distill(
         student,
         teacher,
-        curricle.extraction(total="60 steps", final_objective=curricle.MatchSimilarities()),
+        curricle.extraction(total="240 steps", final_objective=curricle.MatchSimilarities()),
         data,
         evaluation=held_out,
         metric="teacher_spearman",
@@ -119,6 +120,42 @@ def test_a_student_is_returned_closer_to_its_teacher(words: list[str], tmp_path:
     assert "library_name: sentence-transformers" in (exported.folder / "README.md").read_text()
     again = opened(exported.folder).encode(TEXTS, convert_to_tensor=True)
     torch.testing.assert_close(again, cast("Any", student).encode(TEXTS, convert_to_tensor=True))
+
+
+@pytest.mark.parametrize("name", ["query", None])
+def test_texts_are_read_with_the_default_prompt_of_the_model(
+    name: str | None, tmp_path: Path
+) -> None:
+    model = opened(write(tmp_path, width=8, layers=2))
+    model.prompts, model.default_prompt_name = {"query": "w5 w6 "}, name
+    batch = TextCollator(model)(TEXTS)
+    with torch.no_grad():
+        actual = model(dict(cast("Any", batch.inputs)))["sentence_embedding"]
+    torch.testing.assert_close(actual, model.encode(TEXTS, convert_to_tensor=True))
+
+
+def test_settings_of_a_folder_survive_the_round_trip(tmp_path: Path) -> None:
+    folder = write(tmp_path / "source", width=8, layers=2)
+    model = opened(folder)
+    model.prompts, model.similarity_fn_name = {"query": "w5 w6 ", "document": ""}, "dot"
+    model.save_pretrained(str(folder))
+    limits = folder / "sentence_bert_config.json"
+    limits.write_text(json.dumps(json.loads(limits.read_text()) | {"do_lower_case": True}))
+    with seeding.scoped(0, "opened"):
+        own: Any = SentenceEncoderSpec(path=str(folder)).build(
+            num_inputs=42, num_classes=1, num_positions=12
+        )
+    own.module.save_pretrained(tmp_path / "copy")
+    tokenizer(WORDS).save_pretrained(tmp_path / "copy")
+    copied = opened(tmp_path / "copy")
+    assert copied.prompts == {"query": "w5 w6 ", "document": ""}
+    assert (copied.similarity_fn_name, copied.default_prompt_name) == ("dot", None)
+    assert json.loads((tmp_path / "copy" / limits.name).read_text())["do_lower_case"] is True
+    for options in ({}, {"prompt_name": "query"}):
+        expected = model.encode(TEXTS, convert_to_tensor=True, **options)
+        torch.testing.assert_close(
+            copied.encode(TEXTS, convert_to_tensor=True, **options), expected
+        )
 
 
 def test_numbered_taps_are_the_states_of_the_transformer_inside(tmp_path: Path) -> None:

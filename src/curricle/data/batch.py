@@ -74,6 +74,9 @@ class Batch:
     """True where a position of the student has a counterpart of the teacher, as where the tokens of
     two tokenizers end at the same character; None if all have one. Hidden states and logits of both
     models are compared there only, and labels count everywhere."""
+    group: int = 1
+    """Number of consecutive examples that belong together, as the texts of a pair or of a query
+    with its positive and negatives; 1 for examples by themselves."""
     step: int | None = None
     """Step of the run, by which a teacher that several students share recognizes the batch; set by
     the run."""
@@ -86,11 +89,16 @@ class Batch:
         Only shapes are compared: reading values would wait for a GPU.
 
         Raises:
-            DataError: If there are no examples, or not one label for each place with logits, or
-                the teacher's inputs have other examples or, without alignment, other positions.
+            DataError: If there are no examples or no whole groups, or not one label for each place
+                with logits, or the teacher's inputs have other examples or, without alignment,
+                other positions.
         """
         if not _leading(self.inputs).ndim:
             raise DataError("'inputs' must have the examples on their first axis; got a 0-dim one")
+        if self.group < 1 or self.num_examples % self.group:
+            raise DataError(
+                f"'group' must be a divisor of the {self.num_examples} examples; got {self.group}"
+            )
         if self.selected is not None and len(self.positions) < SEQUENCE_AXES:
             raise DataError(
                 f"'selected' must come with the positions of an example, which inputs of shape "
@@ -175,7 +183,9 @@ class Batch:
         }
         mask = data_mask(inputs)
         valid = None if mask is None else mask.bool()
-        return Batch(inputs=inputs, valid=valid, step=self.step, offset=self.offset)
+        return Batch(
+            inputs=inputs, valid=valid, group=self.group, step=self.step, offset=self.offset
+        )
 
     @property
     def num_examples(self) -> int:
@@ -276,13 +286,14 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """Return the batch with each of its tensors changed, as by a move to other memory."""
-        return self._changed(change, _each(self.labels, change), _each(self.selected, change))
+        labels, selected = _each(self.labels, change), _each(self.selected, change)
+        return self._changed(change, labels, selected, group=self.group)
 
     def split(self, number: int) -> tuple["Batch", ...]:
         """Return the batch split along the examples into a number of batches of equal size.
 
         Raises:
-            DataError: If the number of examples is not a multiple of it.
+            DataError: If the number of examples, or of groups, is not a multiple of it.
         """
         if number == 1:
             return (self,)
@@ -291,10 +302,18 @@ class Batch:
                 f"'gradient_accumulation_steps' must divide the {self.num_examples} examples of a "
                 f"batch; got {number}"
             )
+        if self.num_examples // number % self.group:
+            raise DataError(
+                f"'gradient_accumulation_steps' must divide the {self.num_examples // self.group} "
+                f"groups of {self.group} examples of a batch, which stay together; got {number}"
+            )
         return self.chunks(self.num_examples // number)
 
     def chunks(self, size: int) -> tuple["Batch", ...]:
-        """Return the batch split along the examples into batches of at most `size`, in order."""
+        """Return the batch split along the examples into batches of at most `size`, in order.
+
+        Parts that cut a group consist of examples by themselves.
+        """
         self._require_examples()
         starts = range(0, self.num_examples, size)
         return tuple(self._rows(start, min(start + size, self.num_examples)) for start in starts)
@@ -308,13 +327,18 @@ class Batch:
             selected = selected[inside] - start * width
         elif labels is not None:
             labels = labels[start:stop]
-        return self._changed(lambda tensor: tensor[start:stop], labels, selected, start)
+        group = 1 if start % self.group or stop % self.group else self.group
+        return self._changed(
+            lambda tensor: tensor[start:stop], labels, selected, group=group, start=start
+        )
 
     def _changed(
         self,
         change: Callable[[Tensor], Tensor],
         labels: Tensor | None,
         selected: Tensor | None,
+        *,
+        group: int,
         start: int = 0,
     ) -> "Batch":
         """Return the batch with other labels and selected positions, and the rest changed."""
@@ -327,6 +351,7 @@ class Batch:
             teacher_inputs=_each(self.teacher_inputs, change),
             alignment=_each(self.alignment, change),
             matched=_each(self.matched, change),
+            group=group,
             step=self.step,
             offset=self.offset + start,
         )
@@ -373,6 +398,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         teacher_inputs=_inputs_below(teacher_inputs) if teacher_inputs else None,
         alignment=_below([batch.alignment for batch in batches]),
         matched=_below([batch.matched for batch in batches]),
+        group=first.group,
         step=first.step,
         offset=first.offset,
     )
@@ -485,6 +511,27 @@ def check_positions(
         f"{name} must have the positions {batch.positions} of the data; got {tuple(leading)}: a "
         f"model that adds positions, as prompt tuning does, or drops some cannot be compared by "
         f"position"
+    )
+
+
+def check_group(
+    batch: Batch, size: int, user: str, *, kind: type[CurricleError] = DataError
+) -> None:
+    """Check that consecutive examples of a batch are declared to belong together.
+
+    Args:
+        batch: The batch.
+        size: Examples of a group.
+        user: Purpose of the groups, in error messages, with their members.
+        kind: Class of the error: `BindError` while binding.
+    """
+    if batch.group == size:
+        return
+    got = "examples by themselves" if batch.group == 1 else f"groups of {batch.group}"
+    raise kind(
+        f"'group' of the batches must be {size} for {user}; got {batch.group}, which are {got}; "
+        f"TextCollator declares the texts of a row, and a collate function curricle.Batch(..., "
+        f"group={size})"
     )
 
 

@@ -161,7 +161,7 @@ class LoaderStream:
     @property
     def examples_per_epoch(self) -> int:
         """Return the number of examples of the whole batches of an epoch."""
-        return self._steps_per_epoch * self._batch_size
+        return self._steps_per_epoch * self.batch_size
 
     @property
     def reads_ahead(self) -> bool:

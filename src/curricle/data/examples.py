@@ -253,6 +253,10 @@ class ExampleStream:
         return self._order
 
     def _batch(self, numbers: Int[np.ndarray, " example"]) -> Batch:
+        batch = self._examples(numbers)
+        return batch if self._group == 1 else replace(batch, group=self._group)
+
+    def _examples(self, numbers: Int[np.ndarray, " example"]) -> Batch:
         rows = torch.from_numpy(numbers)
         labels = None if self._labels is None else self._labels[rows]
         inputs: Inputs

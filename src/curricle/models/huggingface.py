@@ -8,6 +8,7 @@ This is the only module that uses transformers' model classes; the package is an
 imported when a model is built.
 """
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,8 @@ HEAD_TABLES: Mapping[Head, str] = MappingProxyType(
 SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 EXTRA_POSITIONS = 8
 """Positions beyond the length of a task's sequences."""
+POOLER = "pooler."
+"""Beginning of the names of the weights beside the states, which pooled embeddings do not read."""
 LONGEST_REASON = 200
 """Characters of an error of transformers in a message; some errors list every family."""
 
@@ -218,6 +221,8 @@ def new_encoder(
 def pretrained_encoder(path: str, *, num_inputs: int, num_positions: int) -> nn.Module:
     """Return the model of a local folder without its head, in float32.
 
+    A pooler that the folder lacks is left out.
+
     Args:
         path: Folder with `config.json` and `model.safetensors`.
         num_inputs: Size of the task's vocabulary.
@@ -304,8 +309,10 @@ def _pretrained_model(auto_class: str, path: str, description: str) -> nn.Module
         raise CheckpointError(
             f"'path' {path!r} must hold {description}; transformers says: {_reason(error)}"
         ) from error
-    # Some encoders have a pooler beside their states, which pooled embeddings do not read.
-    missing = [name for name in loaded["missing_keys"] if not _is_spare(auto_class, name)]
+    missing = list(loaded["missing_keys"])
+    if auto_class == "AutoModel" and any(name.startswith(POOLER) for name in missing):
+        _drop_pooler(model)
+        missing = [name for name in missing if not name.startswith(POOLER)]
     if missing:
         # transformers would initialize them at random.
         raise CheckpointError(
@@ -316,8 +323,15 @@ def _pretrained_model(auto_class: str, path: str, description: str) -> nn.Module
     return module
 
 
-def _is_spare(auto_class: str, name: str) -> bool:
-    return auto_class == "AutoModel" and name.startswith("pooler.")
+def _drop_pooler(model: "PreTrainedModel") -> None:
+    """Remove the pooler of an encoder, whose weights would be random and belong to no output.
+
+    Args:
+        model: Model of transformers.
+    """
+    is_optional = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
+    # Families with the argument skip a pooler that is None; the others call it in each pass.
+    model.pooler = None if is_optional else nn.Identity()
 
 
 def open_tokenizer(path: str) -> Tokenizer:

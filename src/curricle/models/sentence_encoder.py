@@ -6,6 +6,9 @@ a folder.
 
 Axes: example (texts), position (tokens), width (of a state), embedding (values of an embedding).
 
+Settings of a folder that concern its use alone, such as named prompts, are written again. A default
+prompt is refused, since tasks of specs read texts as they are.
+
 Design: the output is a mapping with the names of sentence-transformers, so that a `SentenceEncoder`
 and a `SentenceTransformer` are read alike, by the names of their outputs.
 """
@@ -42,6 +45,8 @@ MODULES, POOLING, DENSE, NORMALIZE = "modules.json", "1_Pooling", "2_Dense", "No
 """File and folders of the layout of sentence-transformers."""
 CONFIG, LIMITS = "config.json", "sentence_bert_config.json"
 """Files of a module, and of the tokens that a folder takes."""
+SETTINGS = "config_sentence_transformers.json"
+"""File of the prompts of a folder, and of the similarity of its embeddings."""
 MODES: Mapping[str, Pooling] = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_mean_tokens": "mean",
@@ -69,6 +74,8 @@ class SentenceEncoder(nn.Module):
         width: int | None = None,
         normalize: bool = True,
         max_length: int | None = None,
+        lower_case: bool = False,
+        settings: Mapping[str, object] | None = None,
     ) -> None:
         """Put a pooling around an encoder.
 
@@ -80,6 +87,9 @@ class SentenceEncoder(nn.Module):
             normalize: Whether embeddings have length 1.
             max_length: Tokens of the longest text, which is written for tokenizers of exported
                 folders; None leaves it to the encoder.
+            lower_case: Whether exported folders turn texts into lower case.
+            settings: Fields of `config_sentence_transformers.json` in exported folders; None for no
+                prompts and cosine similarity.
 
         Raises:
             BindError: If the encoder has no configuration with a `hidden_size`.
@@ -96,6 +106,13 @@ class SentenceEncoder(nn.Module):
         self.pooling: Pooling = pooling
         self.normalize = normalize
         self.max_length = max_length
+        self.lower_case = lower_case
+        self.settings: dict[str, object] = {
+            "prompts": {},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+            **(settings or {}),
+        }
 
     @property
     def width(self) -> int:
@@ -160,11 +177,9 @@ class SentenceEncoder(nn.Module):
             for place, (kind, path) in enumerate(modules)
         ]
         _write(folder / MODULES, listed)
-        _write(folder / LIMITS, {"max_seq_length": self.max_length, "do_lower_case": False})
-        _write(
-            folder / "config_sentence_transformers.json",
-            {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"},
-        )
+        limits = {"max_seq_length": self.max_length, "do_lower_case": self.lower_case}
+        _write(folder / LIMITS, limits)
+        _write(folder / SETTINGS, self.settings)
 
 
 def pooled_states(
@@ -273,6 +288,7 @@ class SentenceEncoderSpec:
             pooling = _pooling(place) if kind == "Pooling" else pooling
             dense = _dense(place) if kind == "Dense" else dense
             normalize = normalize or kind == NORMALIZE
+        settings = _settings(Path(path))
         encoder = pretrained_encoder(str(home), num_inputs=num_inputs, num_positions=num_positions)
         stored_width = None if dense is None else len(dense["weight"])
         model = SentenceEncoder(
@@ -281,6 +297,8 @@ class SentenceEncoderSpec:
             width=self.width or stored_width,
             normalize=normalize if self.normalize is None else self.normalize,
             max_length=_max_length(home),
+            lower_case=_limits(home).get("do_lower_case") is True,
+            settings=settings,
         )
         # A map of another width is a new one.
         if model.dense is not None and dense is not None and model.width == stored_width:
@@ -361,9 +379,37 @@ def _dense(folder: Path) -> dict[str, Tensor]:
 
 def _max_length(folder: Path) -> int | None:
     """Return the number of tokens that a folder of sentence-transformers states; None for none."""
-    path = folder / LIMITS
-    length = _config(path).get("max_seq_length") if path.is_file() else None
+    length = _limits(folder).get("max_seq_length")
     return length if isinstance(length, int) else None
+
+
+def _limits(folder: Path) -> dict[str, Any]:
+    """Return the fields of the tokens that a folder takes; none without the file."""
+    path = folder / LIMITS
+    return _config(path) if path.is_file() else {}
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """Return prompts and similarity of a folder; none for a plain folder.
+
+    Raises:
+        CheckpointError: If it has a default prompt, without which its model would be read.
+    """
+    path = folder / SETTINGS
+    if not path.is_file():
+        return {}
+    # The versions are those of the packages that wrote the folder.
+    settings = {name: field for name, field in _config(path).items() if name != "__version__"}
+    name, prompts = settings.get("default_prompt_name"), settings.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, dict) else None
+    if prompt:
+        raise CheckpointError(
+            f"'path' {str(folder)!r} must be a folder without a default prompt, since tasks of "
+            f"specs read texts as they are; got {prompt!r} under {name!r}; "
+            f"'default_prompt_name': null in {SETTINGS!r} reads texts without it; in Python, "
+            f"TextCollator reads texts with it"
+        )
+    return settings
 
 
 def _config(path: Path) -> dict[str, Any]:

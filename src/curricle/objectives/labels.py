@@ -11,7 +11,8 @@ output per example.
 | `cosine` | embedding of the student's width | 1 - cos(s, t) | 1, from 0 to 2 |
 | `similarity` | cosine similarity of a pair, at both of its texts | (cos(s, s') - t)^2 | 1 |
 
-With `similarity`, texts 2 i and 2 i + 1 are a pair; each has the label and the loss of its pair.
+With `similarity`, texts 2 i and 2 i + 1 are a pair, as `Batch.group` declares; each has the label
+and the loss of its pair.
 
 Axes: leading (example, position), row (counted positions), class, label, value.
 """
@@ -26,7 +27,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from curricle.data.batch import Batch, check_positions
+from curricle.data.batch import Batch, check_group, check_positions
 from curricle.data.label_checks import misplaced
 from curricle.errors import BindError, CurricleError, DataError, SpecError
 from curricle.models.model_notes import check_problem_type
@@ -55,6 +56,8 @@ from curricle.values import value
 
 LabelLossName = Literal["cross_entropy", "binary", "squared_error", "cosine", "similarity"]
 """Losses against labels."""
+PAIR = 2
+"""Consecutive texts with one label, for `similarity`."""
 
 
 @final
@@ -112,11 +115,8 @@ class LabelLoss:
         if is_classes:
             refuse_embeddings("student", student, "cross-entropy")
         *leading, width = check_scores("student", shape) if is_classes else shape
-        if self.loss == "similarity" and batch.num_selected % 2:
-            raise BindError(
-                f"'batch_size' must be even for loss='similarity', which compares two consecutive "
-                f"texts; got {batch.num_selected} texts"
-            )
+        if self.loss == "similarity":
+            check_group(batch, PAIR, "loss='similarity' (two texts of a pair)", kind=BindError)
         check_positions("'logits' of the student", student.positions, batch, kind=BindError)
         # Missing labels raise an error in `count`.
         if batch.labels is not None:

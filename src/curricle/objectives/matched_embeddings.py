@@ -24,11 +24,12 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.batch import Batch, Rows, check_positions
-from curricle.errors import BindError, DataError
+from curricle.data.batch import Batch, Rows, check_group, check_positions
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, Target, logits_of, require
+from curricle.objectives.logits import LOGIT_AXES
 from curricle.objectives.losses import cosine_distance, squared_error
 from curricle.objectives.projections import Learned, Projection
 from curricle.objectives.similarities import Score, margin_error, similarity_error, similarity_kl
@@ -125,7 +126,7 @@ class MatchSimilarities:
 
     @property
     def needs_teacher(self) -> bool:
-        """Return True: the target are the teacher's embeddings."""
+        """Return True: targets are the teacher's embeddings."""
         return True
 
     def reads(self, student: TappedModel, teacher: TappedModel | None) -> Reads:
@@ -172,7 +173,7 @@ class MatchMargins:
 
     @property
     def needs_teacher(self) -> bool:
-        """Return True: the target are the teacher's embeddings."""
+        """Return True: targets are the teacher's embeddings."""
         return True
 
     @property
@@ -197,12 +198,19 @@ class MatchMargins:
                 f"outputs must be one embedding for each of the {sample.batch.num_examples} texts "
                 f"to have margins; got shape {shape}"
             )
-        bound = BoundMargins(declared=self, widths=(shape[-1], teacher_shape[-1]))
-        try:
-            bound.count(sample.batch)
-        except DataError as error:
-            raise BindError(str(error)) from None
-        return bound
+        self.check_groups(sample.batch, kind=BindError)
+        return BoundMargins(declared=self, widths=(shape[-1], teacher_shape[-1]))
+
+    def check_groups(self, batch: Batch, *, kind: type[CurricleError] = DataError) -> None:
+        """Check that a batch consists of groups of query, positive and negatives.
+
+        Args:
+            batch: The batch.
+            kind: Class of the error: `BindError` while binding.
+        """
+        plural = "" if self.negatives == 1 else "s"
+        members = f"query, positive and {self.negatives} negative{plural}"
+        check_group(batch, self.texts, f"MatchMargins ({members})", kind=kind)
 
 
 def _both(_student: TappedModel, teacher: TappedModel | None) -> Reads:
@@ -222,7 +230,7 @@ def _shapes(sample: Sample) -> tuple[tuple[int, ...], tuple[int, ...]]:
         check_positions(
             f"'logits' of the {owner}", activations.positions, sample.batch, kind=BindError
         )
-    if shapes[0][:-1] != shapes[1][:-1] or len(shapes[0]) < FEWEST_ROWS:
+    if shapes[0][:-1] != shapes[1][:-1] or len(shapes[0]) < LOGIT_AXES:
         raise BindError(
             f"outputs of student and teacher must be embeddings of the same texts, one a row; got "
             f"shapes {shapes[0]} and {shapes[1]}"
@@ -381,32 +389,24 @@ class BoundMargins:
     """Of student and teacher."""
 
     def count(self, batch: Batch) -> int:
-        """Return the number of groups.
-
-        Raises:
-            DataError: If the texts are not a multiple of those of a group.
-        """
-        groups, rest = divmod(batch.num_examples, self.declared.texts)
-        if rest:
-            raise DataError(
-                f"a batch must consist of groups of {self.declared.texts} consecutive texts "
-                f"(query, positive, {self.declared.negatives} negatives) for MatchMargins; got "
-                f"{batch.num_examples} texts"
-            )
-        return groups
+        """Return the number of groups."""
+        self.declared.check_groups(batch)
+        return batch.num_examples // self.declared.texts
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "group text width"]:
         """Return the teacher's embeddings by group."""
-        return self._groups(teacher, batch)
+        del batch
+        return self._groups(teacher)
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
         """Return the squared error of margins summed over groups."""
-        groups = self._groups(student, batch)
+        del batch
+        groups = self._groups(student)
         return margin_error(groups, require(target, "target"), score=self.declared.score)
 
-    def _groups(self, activations: Activations, batch: Batch) -> Float[Tensor, "group text width"]:
-        embeddings = logits_of(activations)
-        return embeddings.reshape(self.count(batch), self.declared.texts, embeddings.shape[-1])
+    def _groups(self, activations: Activations) -> Float[Tensor, "group text width"]:
+        # Batches are checked where they are counted: a compiled step has their tensors alone.
+        return logits_of(activations).unflatten(0, (-1, self.declared.texts))
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from curricle.data.batch import Batch, Rows
+from curricle.data.batch import Batch, Rows, concatenate
 from curricle.data.streams import Stream
 from curricle.errors import DataError
 
@@ -295,3 +295,21 @@ def test_frames_of_sound_are_counted_by_the_encoder() -> None:
     assert encoder.positions == (2,)
     rows = Rows.of("states", (2, 4), encoder)
     assert rows.take(torch.zeros(2, 4, 7), encoder).shape == (8, 7)
+
+
+def test_parts_of_whole_groups_keep_them() -> None:
+    batch = Batch(inputs=torch.arange(6), group=3, step=2)
+    assert [part.group for part in (batch.map(torch.neg), *batch.split(2))] == [3, 3, 3]
+    assert [part.group for part in batch.chunks(4)] == [1, 1]
+    assert concatenate([batch, batch]).group == batch.for_encoder.group == 3
+
+
+@pytest.mark.parametrize("group", [0, 4])
+def test_examples_are_whole_groups(group: int) -> None:
+    with pytest.raises(DataError, match=rf"'group' must be a divisor of the 6 .*; got {group}"):
+        Batch(inputs=torch.arange(6), group=group)
+
+
+def test_a_split_keeps_groups_together() -> None:
+    with pytest.raises(DataError, match=r"divide the 2 groups of 3 examples .* together; got 3"):
+        Batch(inputs=torch.arange(6), group=3).split(3)

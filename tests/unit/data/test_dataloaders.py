@@ -19,6 +19,8 @@ from torch.utils.data import (
     TensorDataset,
 )
 
+import curricle
+from curricle import seeding
 from curricle.data.batch import Batch
 from curricle.data.dataloaders import LoaderStream, stream
 from curricle.errors import DataError
@@ -275,3 +277,16 @@ def test_an_order_of_millions_is_not_listed() -> None:
     source = stream(DataLoader(Many(range(2**21)), batch_size=2, shuffle=True))
     assert source._batches[:0].__class__.__name__ == "IndexOrder"
     assert source.steps_per_epoch == 2**20
+
+
+def test_an_epoch_counts_the_texts_of_its_rows() -> None:
+    def collate(rows: list[Tensor]) -> Batch:
+        return Batch(inputs=torch.stack(rows).flatten(0, 1), group=2)
+
+    loader: Any = DataLoader(Items([torch.zeros(2, 4)] * 40), batch_size=4, collate_fn=collate)
+    data = stream(loader)
+    assert (data.batch_size, data.steps_per_epoch, data.examples_per_epoch) == (8, 10, 80)
+    with seeding.scoped(0, "models"):
+        student, teacher = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    plan = curricle.plan(student, teacher, curricle.one_shot(total="2 epochs"), loader)
+    assert plan.num_steps == 2 * len(loader) == 20

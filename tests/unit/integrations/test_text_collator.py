@@ -36,13 +36,17 @@ def tokenizer(*, characters: bool = False) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
 
 
-class Model:
-    """Has the tokenizer and the method of a `SentenceTransformer`."""
+class Model(torch.nn.Module):
+    """Has the tokenizer, method and prompts of a `SentenceTransformer`."""
 
     max_seq_length = 4
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: str = "", *, include_prompt: bool = True) -> None:
+        super().__init__()
         self.tokenizer = tokenizer()
+        self.prompts, self.default_prompt_name = {"query": prompt, "document": "w9 "}, "query"
+        self.pooling = torch.nn.Identity()
+        self.pooling.include_prompt = include_prompt
 
     def preprocess(self, texts: list[str]) -> dict[str, Any]:
         output = self.tokenizer(
@@ -83,14 +87,33 @@ def test_a_model_reads_texts_by_its_own_method_and_words_are_left_out() -> None:
 def test_texts_of_a_row_are_consecutive_examples(rows: Any) -> None:
     batch = TextCollator(tokenizer())(rows)
     assert named(batch.inputs)["input_ids"].flatten().tolist() == [4, 5, 6, 7, 8, 9]
+    assert batch.group == 3
+
+
+@pytest.mark.parametrize(
+    ("row", "ids"),
+    [
+        ({"review": "w1"}, [4]),
+        ({"sentence2": "w2", "sentence1": "w1"}, [4, 5]),
+        ({"passage": "w2", "question": "w1"}, [4, 5]),
+        ({"hard_negative": "w3", "positive": "w2", "query": "w1", "number": 1}, [4, 5, 6]),
+    ],
+)
+def test_columns_are_found_by_the_names_that_tasks_know(row: Any, ids: list[int]) -> None:
+    batch = TextCollator(tokenizer())([row])
+    assert named(batch.inputs)["input_ids"].flatten().tolist() == ids
 
 
 def test_both_texts_of_a_pair_have_its_score() -> None:
-    rows = [{"a": "w1", "b": "w2", "score": 0.5}, {"a": "w3", "b": "w4", "score": 1}]
+    rows = [
+        {"text1": "w1", "text2": "w2", "score": 0.5, "number": 3},
+        {"text1": "w3", "text2": "w4", "score": "1", "number": 4},
+    ]
     batch = TextCollator(tokenizer())(rows)
+    assert batch.group == 2
     assert batch.labels is not None
     assert batch.labels.tolist() == [[0.5], [0.5], [1.0], [1.0]]
-    named_columns = TextCollator(tokenizer(), columns=["b", "a"], score="score")(rows)
+    named_columns = TextCollator(tokenizer(), columns=["text2", "text1"], score="score")(rows)
     assert named(named_columns.inputs)["input_ids"].flatten().tolist() == [5, 4, 7, 6]
 
 
@@ -108,6 +131,28 @@ def test_a_teacher_with_the_same_vocabulary_reads_the_tokens_of_the_student() ->
     assert TextCollator(tokenizer(), teacher=Model())(["w1"]).teacher_inputs is None
 
 
+def test_each_model_reads_its_own_default_prompt() -> None:
+    assert named(TextCollator(Model("w7 w"))(["1 w2"]).inputs)["input_ids"].tolist() == [[10, 4, 5]]
+    batch = TextCollator(Model(), teacher=Model("w7 w8 "))(["w1 w2", "w3"])
+    assert named(batch.inputs)["input_ids"].tolist() == [[4, 5], [6, 0]]
+    teacher = named(batch.teacher_inputs)["input_ids"].tolist()
+    assert teacher == [[10, 11, 4, 5], [10, 11, 6, 0]]
+    assert batch.alignment is not None
+    assert batch.matched is not None
+    assert batch.matched.tolist() == [[True, True], [True, False]]
+    assert batch.alignment[batch.matched].tolist() == [2, 3, 2]
+    mirrored = TextCollator(Model("w7 w8 "), teacher=Model())(["w1 w2"])
+    assert mirrored.matched is not None
+    assert mirrored.matched.tolist() == [[False, False, True, True]]
+    assert TextCollator(Model("w7 "), teacher=Model("w7 "))(["w1"]).teacher_inputs is None
+
+
+def test_a_pooling_without_its_prompt_is_refused() -> None:
+    with pytest.raises(BindError, match=r"^'teacher' must pool .* prompt 'query' with the others;"):
+        TextCollator(Model(), teacher=Model("w7 ", include_prompt=False))
+    TextCollator(Model(include_prompt=False))
+
+
 def test_the_last_of_several_tokens_with_one_end_counts() -> None:
     student = torch.tensor([[0, 2, 4, 4, 7, 0]])
     teacher = torch.tensor([[2, 4, 4, 6, 0]])
@@ -121,8 +166,19 @@ def test_the_last_of_several_tokens_with_one_end_counts() -> None:
         ([{"number": 3}], {}, r"at least one; got \[0\]"),
         ([("w1", 2)], {}, r"rows must hold texts; got int"),
         ([{"a": "w1"}], {"columns": ["b"]}, r"'columns' must be in every row; got 'b'; available"),
-        ([{"a": "w1", "score": 1.0}], {}, r"a score must come with 2 texts; got 1"),
-        ([{"a": "w1", "b": "w1"}], {"score": "x"}, r"'score' must be in every row; available"),
+        ([{"text": "w1", "score": 1.0}], {}, r"a score must come with 2 texts; got 1"),
+        (
+            [{"text1": "w1", "text2": "w1"}],
+            {"score": "x"},
+            r"'score' must be in every row; available",
+        ),
+        (
+            [{"id": "w1", "query": "w1", "positive": "w2", "negative": "w3"}],
+            {},
+            r"'columns' must choose among 'id', 'query', 'positive', 'negative', which all hold",
+        ),
+        ([{"a": "w1", "b": "w1"}], {}, r"'columns' must choose among 'a', 'b', which"),
+        ([{"query": "w1", "text": "w1"}], {}, r"'columns' must choose among 'query', 'text'"),
         (
             [{"a": "w1", "b": "w1", "score": "high"}],
             {"columns": ["a", "b"]},

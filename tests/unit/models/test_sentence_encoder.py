@@ -7,9 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2Model,
+    LayoutLMConfig,
+    LayoutLMModel,
+)
 
 import curricle
 from curricle import seeding
@@ -20,6 +27,7 @@ from curricle.models.sentence_encoder import (
     SentenceEncoderSpec,
     pooled_states,
 )
+from curricle.models.weights import weights_digest
 
 SIZES = {"num_inputs": 30, "num_classes": 1, "num_positions": 12}
 TINY: dict[str, Any] = {
@@ -164,6 +172,42 @@ def test_a_plain_folder_of_transformers_is_pooled_by_the_mean(tmp_path: Path) ->
     assert torch.equal(embeddings(opened), embeddings(model))
 
 
+@pytest.mark.parametrize("family", [BertModel, LayoutLMModel])
+def test_a_folder_without_a_pooler_has_no_random_weights(family: Any, tmp_path: Path) -> None:
+    config = {BertModel: BertConfig, LayoutLMModel: LayoutLMConfig}[family]
+    with seeding.scoped(0, "encoder"):
+        model = family(config(vocab_size=30, max_position_embeddings=20, **TINY))
+    # A pooler without weights, as in a folder of a language model.
+    model.pooler = nn.Identity()
+    model.save_pretrained(tmp_path / "source")
+    digests = set()
+    for seed in (0, 1):
+        with seeding.scoped(seed, "opened"):
+            opened = SentenceEncoderSpec(path=str(tmp_path / "source")).build(**SIZES).module
+        digests.add(weights_digest(opened))
+    assert len(digests) == 1
+    assert torch.equal(embeddings(opened.eval()), embeddings(SentenceEncoder(model).eval()))
+    opened.save_pretrained(tmp_path / "copy")  # type: ignore[operator]
+    names = load_file(tmp_path / "copy" / "model.safetensors")
+    assert names
+    assert not [name for name in names if "pooler" in name]
+
+
+def test_settings_of_a_folder_are_written_again(tmp_path: Path) -> None:
+    settings = {"prompts": {"query": "q: "}, "similarity_fn_name": "dot", "model_type": "Encoder"}
+    source = encoder(lower_case=True, max_length=9, settings=settings)
+    source.save_pretrained(tmp_path / "source")
+    _change("config_sentence_transformers.json", __version__={"torch": "1"})(tmp_path / "source")
+    opened: Any = SentenceEncoderSpec(path=str(tmp_path / "source")).build(**SIZES).module
+    opened.save_pretrained(tmp_path / "copy")
+    written, limits = (
+        json.loads((tmp_path / "copy" / name).read_text())
+        for name in ("config_sentence_transformers.json", "sentence_bert_config.json")
+    )
+    assert written == settings | {"default_prompt_name": None}
+    assert limits == {"max_seq_length": 9, "do_lower_case": True}
+
+
 def test_a_decoder_is_an_encoder_of_sentences_by_its_last_token() -> None:
     with seeding.scoped(0, "decoder"):
         inner = GPT2Model(GPT2Config(vocab_size=30, n_embd=8, n_layer=2, n_head=2, n_positions=20))
@@ -206,6 +250,14 @@ def _change(name: str, **fields: object) -> Callable[[Path], object]:
         (
             _change("2_Dense/config.json", activation_function="torch.nn.modules.activation.Tanh"),
             r"must be a linear map with a bias and no activation; got .*Tanh",
+        ),
+        (
+            _change(
+                "config_sentence_transformers.json",
+                prompts={"query": "q: "},
+                default_prompt_name="query",
+            ),
+            r"must be a folder without a default prompt, .*; got 'q: ' under 'query'; .*TextColl",
         ),
         (
             lambda folder: save_file({"w": torch.zeros(1)}, folder / "2_Dense/model.safetensors"),

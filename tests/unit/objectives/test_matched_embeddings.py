@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import curricle
 from curricle import seeding
 from curricle.data.batch import Batch
-from curricle.errors import BindError, CurricleError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.objectives.matched_embeddings import (
     MatchEmbeddings,
     MatchMargins,
@@ -41,16 +41,26 @@ class Batches:
     batch_size = tokens_per_batch = 12
     fingerprint = "vectors"
 
+    def __init__(self, group: int = 1, **labels: Tensor) -> None:
+        self.fields: dict[str, Any] = {"group": group, **labels}
+
     def batch(self, step: int) -> Batch:
-        return Batch(inputs={"x": drawn(self.batch_size, 4, seed=step)})
+        return Batch(inputs={"x": drawn(self.batch_size, 4, seed=step)}, **self.fields)
 
 
-def distill(objective: Any, *, widths: tuple[int, int] = (3, 5), **settings: Any) -> Any:
+def distill(
+    objective: Any,
+    *,
+    widths: tuple[int, int] = (3, 5),
+    data: Batches | None = None,
+    **settings: Any,
+) -> Any:
+    group = objective.texts if isinstance(objective, MatchMargins) else 1
     return curricle.distill(
         Embedder(widths[0], 0),
         Embedder(widths[1], 1),
         curricle.one_shot(total=f"{STEPS} steps", objective=objective),
-        Batches(),
+        data or Batches(group),
         evaluation=[Batches().batch(number) for number in range(1000, 1004)],
         metric="teacher_spearman",
         optimizer=curricle.AdamW(learning_rate=0.02),
@@ -83,7 +93,26 @@ def test_a_student_of_another_width_learns_the_similarities_of_its_teacher(objec
             {"gradient_accumulation_steps": 2},
             r"'gradient_accumulation_steps' must be 1 for MatchSimilarities, .*; got 2",
         ),
-        (MatchMargins(negatives=3), {}, r"groups of 5 consecutive texts .*; got 12 texts"),
+        (
+            MatchMargins(),
+            {"data": Batches()},
+            r"must be 3 for MatchMargins \(query, positive and 1 negative\); got 1,.*group=3\)",
+        ),
+        (
+            MatchMargins(),
+            {"data": Batches(4)},
+            r"'group' of the batches must be 3 for MatchMargins .*; got 4, which are groups of 4;",
+        ),
+        (
+            MatchMargins(negatives=4),
+            {"data": Batches(3)},
+            r"'group' of the batches must be 6 for .* \(query, positive and 4 negatives\); got 3",
+        ),
+        (
+            curricle.LabelLoss(loss="similarity"),
+            {"data": Batches(labels=torch.ones(12, 1))},
+            r"'group' .* must be 2 for loss='similarity' \(two texts of a pair\); got 1",
+        ),
         (curricle.MatchLogits(), {}, r"student must be scores of classes for forward_kl; got sent"),
         (
             curricle.LabelLoss(),
@@ -97,6 +126,27 @@ def test_what_does_not_fit_is_refused_with_the_remedy(
 ) -> None:
     with pytest.raises(BindError, match=sentence):
         distill(objective, **settings)
+
+
+@pytest.mark.parametrize(
+    ("objective", "data", "steps", "sentence"),
+    [
+        (MatchMargins(), Batches(3), 3, r"must divide the 4 groups of 3 examples of a batch"),
+        (
+            curricle.LabelLoss(loss="similarity"),
+            Batches(2, labels=torch.ones(12, 1)),
+            4,
+            r"must divide the 6 groups of 2 examples of a batch",
+        ),
+    ],
+)
+def test_accumulation_that_cuts_groups_is_named(
+    objective: Any, data: Batches, steps: int, sentence: str
+) -> None:
+    with pytest.raises(
+        DataError, match=rf"^'gradient_accumulation_steps' {sentence}, .*; got {steps}$"
+    ):
+        distill(objective, data=data, gradient_accumulation_steps=steps)
 
 
 def test_a_batch_of_a_single_text_has_no_similarities(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,18 +7,23 @@ end at the same character, where hidden states are compared.
 
 Axes: example (texts), position (tokens), row (of the data set).
 
-Design: models are read by their methods `preprocess` or `tokenize`, so that the package
-sentence-transformers is not imported, and any fast tokenizer of transformers serves as well.
+Design: columns are found by the names that tasks of specs know, and string columns beside them are
+refused, so that an id never becomes a text. Each model reads texts with its own default prompt, as
+its method `encode` does. Models are read by their methods `preprocess` or `tokenize`, so that the
+package sentence-transformers is not imported, and any fast tokenizer of transformers serves as
+well.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, final
 
 import torch
 from jaxtyping import Bool, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from curricle.data.batch import Batch, data_mask
+from curricle.data.columns import PAIRS, USUAL
+from curricle.data.encoding import TRIPLET
 from curricle.data.table_files import Row
 from curricle.errors import BindError, DataError, near_names
 from curricle.protocols import fast_backend
@@ -50,8 +55,9 @@ class TextCollator:
         Args:
             student: A `SentenceTransformer`, or a fast tokenizer of transformers.
             teacher: The same of the teacher; None if both read the same tokens.
-            columns: Names of the columns with texts, in the order of the examples; by default all
-                that hold texts, in their own order.
+            columns: Names of the columns with texts, in the order of the examples; by default
+                those of a triplet (such as query, positive, negative), of two texts (sentence1 and
+                sentence2) or of a text.
             score: Name of the column with the score of a pair; by default one of the usual ones.
 
         Raises:
@@ -61,7 +67,7 @@ class TextCollator:
         self._columns, self._score = tuple(columns), score
         self._student = _Reader("student", student)
         self._teacher = None if teacher is None else _Reader("teacher", teacher)
-        if self._teacher is not None and self._teacher.vocabulary == self._student.vocabulary:
+        if self._teacher is not None and self._teacher.reads_tokens_of(self._student):
             # Positions are those of the student, so that nothing has to be aligned.
             self._teacher = None
         for reader in () if self._teacher is None else (self._student, self._teacher):
@@ -80,6 +86,7 @@ class TextCollator:
         sizes = {len(group) for group in groups}
         if sizes == {0} or len(sizes) != 1:
             raise DataError(f"rows must have equally many texts, at least one; got {sorted(sizes)}")
+        size = sizes.pop()
         texts = [text for group in groups for text in group]
         inputs = self._student.read(texts)
         mask = data_mask(inputs)
@@ -89,11 +96,12 @@ class TextCollator:
             places = aligned_positions(self._student.ends(texts), self._teacher.ends(texts))
             fields |= {"alignment": places.clamp(min=0), "matched": places >= 0}
         scores = self._scores(rows)
-        if scores is not None and sizes != {PAIR}:
-            raise DataError(f"a score must come with {PAIR} texts; got {sizes.pop()}")
+        if scores is not None and size != PAIR:
+            raise DataError(f"a score must come with {PAIR} texts; got {size}")
         if scores is not None:
             fields["labels"] = torch.tensor(scores).repeat_interleave(PAIR).unsqueeze(1)
-        return Batch(inputs=inputs, valid=None if mask is None else mask.bool(), **fields)
+        valid = None if mask is None else mask.bool()
+        return Batch(inputs=inputs, valid=valid, group=size, **fields)
 
     def _texts(self, row: TextRow) -> list[str]:
         """Return the texts of a row.
@@ -114,7 +122,9 @@ class TextCollator:
                 )
             texts = [row[name] for name in self._columns]
         else:
-            texts = [entry for entry in row.values() if isinstance(entry, str)]
+            scores = SCORES if self._score is None else (self._score,)
+            names = [name for name in row if isinstance(row[name], str) and name not in scores]
+            texts = [row[name] for name in usual_columns(names)]
         wrong = [text for text in texts if not isinstance(text, str)]
         if wrong:
             raise DataError(f"rows must hold texts; got {type(wrong[0]).__name__}")
@@ -170,12 +180,17 @@ class _Reader:
             filter(None, methods), None
         )
         self._max_length: int | None = getattr(model, "max_seq_length", None)
+        self.prompt = _default_prompt(role, model)
+        """Text before each text, empty for none."""
 
-    @property
-    def vocabulary(self) -> dict[str, int]:
-        """Return the ids of all tokens."""
-        vocabulary: dict[str, int] = self.tokenizer.get_vocab()
-        return vocabulary
+    def reads_tokens_of(self, other: "_Reader") -> bool:
+        """Return whether both readers make the same tokens.
+
+        Args:
+            other: Another reader.
+        """
+        vocabularies = [reader.tokenizer.get_vocab() for reader in (self, other)]
+        return vocabularies[0] == vocabularies[1] and self.prompt == other.prompt
 
     def read(self, texts: list[str]) -> dict[str, Tensor]:
         """Return the inputs of the model, padded to the longest text.
@@ -183,20 +198,21 @@ class _Reader:
         Args:
             texts: The texts.
         """
+        texts = [self.prompt + text for text in texts]
         # Words beside tensors, such as the modality of an input, are those of the defaults.
         output = self._tokenized(texts) if self._preprocess is None else self._preprocess(texts)
         return {name: entry for name, entry in output.items() if isinstance(entry, Tensor)}
 
     def ends(self, texts: list[str]) -> Int[Tensor, "example position"]:
-        """Return the character after each token, 0 for special tokens and padding.
+        """Return the character after each token, 0 for special tokens, the prompt and padding.
 
         Args:
             texts: The texts.
         """
-        starts, ends = self._tokenized(texts, return_offsets_mapping=True)["offset_mapping"].unbind(
-            -1
-        )
-        return torch.where(ends > starts, ends, 0)
+        prompted = [self.prompt + text for text in texts]
+        offsets = self._tokenized(prompted, return_offsets_mapping=True)["offset_mapping"]
+        starts, ends = offsets.unbind(-1)
+        return torch.where(ends > starts, ends - len(self.prompt), 0).clamp(min=0)
 
     def _tokenized(self, texts: list[str], **options: bool) -> Mapping[str, Tensor]:
         output: Mapping[str, Tensor] = self.tokenizer(
@@ -208,6 +224,54 @@ class _Reader:
             **options,
         )
         return output
+
+
+def usual_columns(names: Collection[str]) -> tuple[str, ...]:
+    """Return the columns of a triplet, of two texts or of a text, in the order of the examples.
+
+    Args:
+        names: All columns of a row that hold texts.
+
+    Returns:
+        All of them; none for none.
+
+    Raises:
+        DataError: If columns are left over, or have other names.
+    """
+    roles = [
+        tuple(next((name for name in USUAL[role] if name in names), "") for role in triplet)
+        for triplet in (TRIPLET, TRIPLET[:PAIR], ("text",))
+    ]
+    for columns in (roles[0], *PAIRS, *roles[1:]):
+        if {*columns} == {*names}:
+            return columns
+    if not names:
+        return ()
+    raise DataError(
+        f"'columns' must choose among {', '.join(map(repr, names))}, which all hold texts; without "
+        f"'columns' a row has no texts but one of text, of sentence1 and sentence2, or of query, "
+        f"positive and negative"
+    )
+
+
+def _default_prompt(role: str, model: object) -> str:
+    """Return the prompt that a model of sentence-transformers puts before each text by default.
+
+    Raises:
+        BindError: If its pooling leaves the prompt out, which its inputs would have to mark.
+    """
+    prompts, name = getattr(model, "prompts", None), getattr(model, "default_prompt_name", None)
+    prompt = prompts.get(name) if isinstance(prompts, Mapping) else None
+    if not prompt:
+        return ""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    if any(getattr(module, "include_prompt", True) is False for module in modules):
+        raise BindError(
+            f"{role!r} must pool the tokens of its default prompt {name!r} with the others; got a "
+            f"pooling with include_prompt=False; model.default_prompt_name = None reads texts "
+            f"without a prompt"
+        )
+    return str(prompt)
 
 
 def aligned_positions(
