@@ -203,7 +203,8 @@ def pooled_states(
     positions = count_beside(mask, mask.shape[1])
     order = -positions if pooling == "cls" else positions
     places = order.masked_fill(mask == 0, -mask.shape[1]).argmax(1)
-    return states[count_beside(mask, len(states)), places]
+    # By gather and not by row numbers, which a traced model would keep from its example.
+    return states.gather(1, places[:, None, None].expand(-1, 1, states.shape[-1])).squeeze(1)
 
 
 @final

@@ -406,7 +406,8 @@ class BoundMargins:
 
     def _groups(self, activations: Activations) -> Float[Tensor, "group text width"]:
         # Batches are checked where they are counted: a compiled step has their tensors alone.
-        return logits_of(activations).unflatten(0, (-1, self.declared.texts))
+        groups: Tensor = logits_of(activations).unflatten(0, (-1, self.declared.texts))
+        return groups
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

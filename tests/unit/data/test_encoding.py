@@ -250,7 +250,7 @@ def test_an_answer_is_its_first_and_last_token() -> None:
 
 
 def test_texts_of_a_row_become_consecutive_examples() -> None:
-    pairs = [
+    pairs: list[Row] = [
         {"sentence1": "a", "sentence2": "b", "score": 5},
         {"sentence1": "c", "sentence2": "d", "score": "1"},
     ]

@@ -46,7 +46,7 @@ class Model(torch.nn.Module):
         self.tokenizer = tokenizer()
         self.prompts, self.default_prompt_name = {"query": prompt, "document": "w9 "}, "query"
         self.pooling = torch.nn.Identity()
-        self.pooling.include_prompt = include_prompt
+        setattr(self.pooling, "include_prompt", include_prompt)  # noqa: B010 - of another type
 
     def preprocess(self, texts: list[str]) -> dict[str, Any]:
         output = self.tokenizer(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from curricle import seeding
 from curricle.errors import BindError
+from curricle.models.sentence_encoder import pooled_states
 from curricle.runs import onnx_files
 from curricle.runs.onnx_files import OnnxCheck, check_onnx_packages, write_onnx
 from tests.parts import drawn, mlp
@@ -75,6 +76,32 @@ def test_a_language_model_agrees_for_any_length(tmp_path: Path, runtime: Any, ki
     assert check.shapes == ((3, 8, 11), (1, 4, 11))
     session = runtime.InferenceSession(str(tmp_path / "m.onnx"))
     assert {entry.name for entry in session.get_inputs()} == {"input_ids", "attention_mask"}
+
+
+class LastTokens(nn.Module):
+    """Embeddings of texts by their last token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(11, 4)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return pooled_states(self.table(input_ids), attention_mask, "lasttoken")
+
+
+@pytest.mark.integration
+def test_a_pooled_token_is_found_in_any_number_of_texts(tmp_path: Path, runtime: Any) -> None:
+    with seeding.scoped(0, "test model"):
+        module = LastTokens()
+    tokens = torch.arange(24).view(3, 8) % 11
+    mask = torch.ones_like(tokens)
+    mask[1, -3:] = 0
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    assert write_onnx(module, inputs, tmp_path / "m.onnx").shapes == ((3, 4), (1, 4))
+    session = runtime.InferenceSession(str(tmp_path / "m.onnx"))
+    more = {name: torch.cat([tensor, tensor[:2]])[:, :6] for name, tensor in inputs.items()}
+    (rows,) = session.run(None, {name: tensor.numpy() for name, tensor in more.items()})
+    assert torch.equal(torch.from_numpy(rows), module(**more))
 
 
 @pytest.mark.integration

@@ -543,10 +543,11 @@ def test_a_teacher_is_judged_on_all_classes_and_only_by_logits_that_are_read(rea
         for start in range(0, 240, 8)
     ]
     with seeding.scoped(0, "models"):
-        student, teacher = (nn.Sequential(nn.Linear(INPUTS, 2)) for _ in range(2))
+        student, inner = nn.Sequential(nn.Linear(INPUTS, 2)), nn.Linear(INPUTS, 2)
+    teacher = nn.Sequential(inner)
     with torch.no_grad():
-        teacher[0].weight.zero_()
-        teacher[0].weight[1, -1] = 1.0
+        inner.weight.zero_()
+        inner.weight[1, -1] = 1.0
     pair = curricle.LayerPair(student="0", teacher="0")
     hidden = curricle.Stage(
         name="hidden",

@@ -36,7 +36,7 @@ class Named(TwoHeads):
 
 def built(kind: type[nn.Module], seed: int) -> Any:
     with seeding.scoped(seed, "test model"):
-        return kind(8)  # type: ignore[call-arg]
+        return kind(8)
 
 
 def loader() -> DataLoader[Any]:
@@ -104,6 +104,6 @@ def test_the_plan_notes_the_output_beside_labels(declared: str, output: str, not
     models = [curricle.tapped(built(TwoHeads, seed), output=declared) for seed in (0, 1)]
     label_weight = 0.5 if declared else 0.0
     curriculum = matched(output, **({"label_weight": label_weight} if label_weight else {}))
-    plan = curricle.plan(*models, curriculum, loader())
+    plan = curricle.plan(models[0], models[1], curriculum, loader())
     sentence = f"labels are compared with {note}; the teacher is matched at {output!r}"
     assert [text for text in plan.notes if "compared with" in text] == [sentence][: bool(note)]
