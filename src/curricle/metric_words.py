@@ -83,6 +83,17 @@ def direction_by_name(metric: str) -> Direction | None:
     return head if len(directions) == 1 else None
 
 
+def is_plain(metric: str) -> bool:
+    """Return whether every word of a metric's name is known, so that none can turn its direction.
+
+    `eval_loss` and `error_rate` are plain; `time_to_accuracy` and `forgetting_accuracy` are not.
+
+    Args:
+        metric: Name of the metric.
+    """
+    return all(_direction(word) is not None or _is_neutral(word) for word in _words(metric))
+
+
 def _words(metric: str) -> list[str]:
     """Return the lower-case words of a name: `evalLoss`, `eval-loss` and `eval/loss` are alike."""
     words: list[str] = []

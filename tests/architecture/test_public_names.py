@@ -17,6 +17,7 @@ from curricle.curriculum import Stage
 from curricle.data import Batch
 from curricle.data.synthetic import MaskedStrings
 from curricle.data.text import MaskedWindows
+from curricle.integrations.sentence_transformers import TextCollator
 from curricle.integrations.transformers import CurriculumConfig
 from curricle.models import TappedModel
 from curricle.objectives import Learned
@@ -33,6 +34,7 @@ PUBLIC = {
     "curricle.data": Batch,
     "curricle.data.synthetic": MaskedStrings,
     "curricle.data.text": MaskedWindows,
+    "curricle.integrations.sentence_transformers": TextCollator,
     "curricle.integrations.transformers": CurriculumConfig,
     "curricle.models": TappedModel,
     "curricle.objectives": Learned,

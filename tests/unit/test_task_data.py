@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from curricle.example_tasks import TensorsTask
+from curricle.data.encoding import TextKind
+from curricle.example_tasks import ExamplesTask, TensorsTask
 from curricle.metrics import METRICS
 from curricle.objectives.labels import LabelLossName
 from curricle.task_data import BaseTask, with_objectives
@@ -77,3 +78,16 @@ def test_the_numbers_of_rows_and_classes_are_a_sentence(tmp_path: Path) -> None:
     assert replace(digits, num_inputs=10).facts.endswith("a vocabulary of 10 tokens")
     batch = replace(digits.evaluation[0], labels=torch.zeros(32, 10))
     assert replace(digits, evaluation=(batch,)).facts.endswith("32 held out, 10 values each")
+
+
+@pytest.mark.parametrize(
+    ("task", "objective"),
+    [("similarity", "similarities"), ("sentences", "similarities"), ("triplets", "margins")],
+)
+def test_embeddings_are_matched_by_the_objective_of_the_task(
+    task: TextKind, objective: str
+) -> None:
+    texts = ExamplesTask(kind=task, data="rows.csv", batch_size=12)
+    call = with_objectives({"kind": "one_shot"}, texts)
+    assert call == {"kind": "one_shot", "objective": {"kind": objective}}
+    assert texts.is_labeled == (task == "similarity")

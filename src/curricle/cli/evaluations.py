@@ -4,9 +4,10 @@ Design: as in `cli`, modules that need torch are imported when the command runs.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,6 +20,19 @@ from curricle.values import Plain
 if TYPE_CHECKING:
     from curricle.reports.tables import Grid
 
+OWNERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "--on": ("",),
+        "--metric": ("",),
+        "--repetitions": ("",),
+        "--limit": ("--blimp", "--lm-eval"),
+        "--test": ("--fine-tune",),
+        "--seeds": ("--fine-tune",),
+        "--epochs": ("--fine-tune",),
+        "--learning-rate": ("--fine-tune",),
+    }
+)
+"""Evaluations that read an option; the one without a name measures the task of the run."""
 WIDE = 140
 """Columns of tables that do not go to a terminal."""
 
@@ -40,16 +54,15 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
         list[str] | None,
         typer.Option(help="Metric beside those of the run; repeatable.", show_default=False),
     ] = None,
-    repetitions: Annotated[int, typer.Option(min=1, help="Timed passes of each model.")] = 20,
+    repetitions: Annotated[
+        int | None, typer.Option(min=1, help="Timed passes of each model; 20 by default.")
+    ] = None,
     blimp: Annotated[
         Path | None,
         typer.Option(
             metavar="PATH",
             help="Score pairs of sentences instead: JSON lines as BLiMP, or their folder.",
         ),
-    ] = None,
-    pairs: Annotated[
-        int | None, typer.Option(min=1, help="With --blimp: pairs of each kind, the first ones.")
     ] = None,
     lm_eval: Annotated[
         str | None,
@@ -58,7 +71,14 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="With --lm-eval: examples of each task.")
+        int | None,
+        typer.Option(
+            "--limit",
+            "--pairs",
+            min=1,
+            help="With --blimp: pairs of each kind, the first ones. With --lm-eval: examples of "
+            "each task.",
+        ),
     ] = None,
     fine_tune: Annotated[
         Path | None,
@@ -71,11 +91,16 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     test: Annotated[
         Path | None, typer.Option(help="With --fine-tune: texts to be judged by, a table.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="With --fine-tune: number of seeds.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="With --fine-tune: passes over TRAIN.")] = 3,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, help="With --fine-tune: number of seeds; 3 by default.")
+    ] = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="With --fine-tune: passes over TRAIN; 3 by default.")
+    ] = None,
     learning_rate: Annotated[
-        float, typer.Option(help="With --fine-tune: peak of the learning rate.")
-    ] = 1e-4,
+        float | None,
+        typer.Option(help="With --fine-tune: peak of the learning rate; 0.0001 by default."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")] = False,
 ) -> None:
     """Compare a finished student with its teacher: metrics, size and speed on this machine.
@@ -85,24 +110,33 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
     from curricle.runs.fine_tuning import FineTuning, split_files
     from curricle.runs.run_evaluation import evaluate_run, fine_tune_run, harness_run, score_run
 
+    modes = {"--blimp": blimp, "--lm-eval": lm_eval, "--fine-tune": fine_tune}
+    options = {
+        "--on": on,
+        "--metric": metric,
+        "--repetitions": repetitions,
+        "--limit": limit,
+        "--test": test,
+        "--seeds": seeds,
+        "--epochs": epochs,
+        "--learning-rate": learning_rate,
+    }
+    _check_options(*(_given(arguments) for arguments in (modes, options)))
     notes: tuple[str, ...]
     if blimp is not None:
-        others = {"--lm-eval": lm_eval, "--fine-tune": fine_tune, "--on": on, "--metric": metric}
-        _check_alone(others, "--blimp")
         with _progress("scoring pairs") as watch:
-            accuracy = score_run(run, blimp, limit=pairs, strategy=strategy, seed=seed, watch=watch)
+            accuracy = score_run(run, blimp, limit=limit, strategy=strategy, seed=seed, watch=watch)
         notes = (f"{accuracy.pairs:,} pairs, {accuracy.ties} ties, which count as wrong",)
         _show(accuracy.grid(blimp.name), notes, accuracy.plain(), as_json=as_json)
     elif lm_eval is not None:
-        _check_alone({"--fine-tune": fine_tune, "--on": on, "--metric": metric}, "--lm-eval")
-        tasks = [task.strip() for task in lm_eval.split(",") if task.strip()]
-        scores = harness_run(run, tasks, limit=limit, strategy=strategy, seed=seed)
+        scores = harness_run(run, _tasks(lm_eval), limit=limit, strategy=strategy, seed=seed)
         cut = "" if limit is None else f", of each task the first {limit:,} examples"
         notes = (f"lm_eval {scores.version}{cut}",)
         _show(scores.grid(), notes, scores.plain(), as_json=as_json)
     elif fine_tune is not None:
-        _check_alone({"--on": on, "--metric": metric}, "--fine-tune")
-        tuning = FineTuning(epochs=epochs, learning_rate=learning_rate)
+        tuning = FineTuning(
+            epochs=epochs or 3, learning_rate=1e-4 if learning_rate is None else learning_rate
+        )
         is_folder = test is None and fine_tune.is_dir()
         texts = split_files(fine_tune) if is_folder else (fine_tune, _require_test(test))
         tuned = fine_tune_run(
@@ -110,7 +144,7 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
             *texts,
             strategy=strategy,
             seed=seed,
-            seeds=range(seeds),
+            seeds=range(seeds or 3),
             tuning=tuning,
         )
         counts = f"{tuned.train_texts:,} training texts and {tuned.test_texts:,} test texts"
@@ -126,7 +160,7 @@ def evaluate(  # noqa: PLR0913 - each option is one of the command
             strategy=strategy,
             seed=seed,
             metrics=metric,
-            repetitions=repetitions,
+            repetitions=repetitions or 20,
         )
         _show(evaluation.grid(), evaluation.notes, evaluation.plain(), as_json=as_json)
 
@@ -142,17 +176,42 @@ def _require_test(test: Path | None) -> Path:
     return test
 
 
-def _check_alone(options: Mapping[str, object], mode: str) -> None:
-    """Check that no option of another evaluation is given.
+def _tasks(names: str) -> list[str]:
+    """Return the tasks in a list with commas.
 
     Raises:
-        SpecError: If one is.
+        SpecError: If it is empty.
     """
-    for name, argument in options.items():
-        if argument is not None:
-            raise SpecError(
-                f"{name!r} must be left out with {mode!r}, which is an evaluation apart"
-            )
+    tasks = [task.strip() for task in names.split(",") if task.strip()]
+    if not tasks:
+        raise SpecError(f"'--lm-eval' must name a task; got {names!r}")
+    return tasks
+
+
+def _given(arguments: Mapping[str, object]) -> list[str]:
+    """Return the names of options that are given."""
+    return [name for name, argument in arguments.items() if argument is not None]
+
+
+def _check_options(modes: Sequence[str], options: Sequence[str]) -> None:
+    """Check that every option has an effect on the evaluation.
+
+    Args:
+        modes: Given options that choose an evaluation.
+        options: Other given options.
+
+    Raises:
+        SpecError: If several evaluations are chosen, or an option belongs to another one.
+    """
+    if len(modes) > 1:
+        raise SpecError(f"{modes[1]!r} must be left out with {modes[0]!r}; run them one by one")
+    mode = modes[0] if modes else ""
+    for option in options:
+        owners = OWNERS[option]
+        if mode and mode not in owners:
+            raise SpecError(f"{option!r} must be left out with {mode!r}, which does not read it")
+        if mode not in owners:
+            raise SpecError(f"{option!r} must come with {' or '.join(map(repr, owners))}")
 
 
 @contextmanager

@@ -331,7 +331,7 @@ def _drop_pooler(model: "PreTrainedModel") -> None:
     """
     is_optional = "add_pooling_layer" in inspect.signature(type(model).__init__).parameters
     # Families with the argument skip a pooler that is None; the others call it in each pass.
-    model.pooler = None if is_optional else nn.Identity()
+    setattr(model, POOLER.rstrip("."), None if is_optional else nn.Identity())
 
 
 def open_tokenizer(path: str) -> Tokenizer:

@@ -46,6 +46,27 @@ def require(value: Value | None, name: str) -> Value:
     return value
 
 
+def check_group(
+    batch: Batch, size: int, user: str, *, kind: type[CurricleError] = DataError
+) -> None:
+    """Check that consecutive examples of a batch are declared to belong together.
+
+    Args:
+        batch: The batch.
+        size: Examples of a group.
+        user: Purpose of the groups, in error messages, with their members.
+        kind: Class of the error: `BindError` while binding.
+    """
+    if batch.group == size:
+        return
+    got = "examples by themselves" if batch.group == 1 else f"groups of {batch.group}"
+    raise kind(
+        f"'group' of the batches must be {size} for {user}; got {batch.group}, which are {got}; "
+        f"TextCollator declares the texts of a row, and a collate function curricle.Batch(..., "
+        f"group={size})"
+    )
+
+
 def check_classes(labels: Tensor, num_classes: int, where: str = " in the first batch") -> None:
     """Check that labels are classes of the student; reads values, so it synchronizes with a GPU.
 

@@ -53,7 +53,7 @@ def _at_chance(runs: Sequence[Run], metric: str) -> list[str]:
     number = sum(is_at_chance(run.end.metrics, run.opening.chance) for run in ends if run.end)
     if not number:
         return []
-    sentence = "accuracy is below that of the most frequent label"
+    sentence = "accuracy is not measurably above that of the most frequent label"
     return [f"{chance_warning(number, len(ends))}: their {sentence}"]
 
 

@@ -361,9 +361,11 @@ def teacher_notes(evaluate: Evaluator, teacher: object, run: BoundRun) -> tuple[
     Args:
         evaluate: Evaluation of the run.
         teacher: Its teacher; one that is no model is not judged.
-        run: The bound run; a teacher that it does not read is not judged.
+        run: The bound run; a teacher is judged only if a stage reads its logits.
     """
-    if not isinstance(teacher, LiveTeacher) or not run.teachers:
+    reads = [stage.reads for stage in run.stages]
+    reads_logits = any(stage.teacher_logits or stage.teacher_head for stage in reads)
+    if not isinstance(teacher, LiveTeacher) or not reads_logits:
         return ()
     if not teacher_is_at_chance(evaluate, teacher.model, run.tables):
         return ()

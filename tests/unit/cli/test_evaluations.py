@@ -168,3 +168,9 @@ def test_evaluations_are_not_mixed(
     assert "'--fine-tune' must be left out with '--blimp'" in capsys.readouterr().err
     assert call(monkeypatch, "run", "--blimp", "pairs", "--metric", "nll") == 2
     assert "'--metric' must be left out with '--blimp'" in capsys.readouterr().err
+    assert call(monkeypatch, "run", "--blimp", "pairs", "--epochs", "2") == 2
+    assert "'--epochs' must be left out with '--blimp'" in capsys.readouterr().err
+    assert call(monkeypatch, "run", "--limit", "2") == 2
+    assert "'--limit' must come with '--blimp' or '--lm-eval'" in capsys.readouterr().err
+    assert call(monkeypatch, "run", "--lm-eval", ",") == 2
+    assert "'--lm-eval' must name a task; got ','" in capsys.readouterr().err

@@ -247,3 +247,38 @@ def test_an_answer_is_its_first_and_last_token() -> None:
         encoded("question_answering", [wrong])
     with pytest.raises(DataError, match="'window' must leave room for an answer; got 4"):
         encoded("question_answering", [cut])
+
+
+def test_texts_of_a_row_become_consecutive_examples() -> None:
+    pairs = [
+        {"sentence1": "a", "sentence2": "b", "score": 5},
+        {"sentence1": "c", "sentence2": "d", "score": "1"},
+    ]
+    similar = encoded("similarity", pairs, largest_score=5.0)
+    assert similar.inputs["input_ids"][:, 0].tolist() == [A, B, C, D]
+    assert similar.labels is not None
+    torch.testing.assert_close(similar.labels, torch.tensor([[1.0], [1.0], [0.2], [0.2]]))
+    triplets = encoded("triplets", [{"anchor": "a", "pos": "b", "negative": "c"}])
+    assert triplets.inputs["input_ids"][:, 0].tolist() == [A, B, C]
+    plain = encoded("sentences", [{"text": "d"}, {"text": "a"}])
+    assert plain.inputs["input_ids"][:, 0].tolist() == [D, A]
+    assert triplets.labels is None
+    assert plain.labels is None
+    assert texts_of([{"anchor": "a", "pos": "b", "negative": "c"}], "triplets", {}) == [
+        "a",
+        "b",
+        "c",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"text": "a", "score": 1}, r"two columns of texts for 'similarity'.*; got text"),
+        ({"text1": "a", "text2": "b", "score": "high"}, r"scores of 'similarity' must be numbers"),
+        ({"text1": "a", "text2": "b", "score": 4.5}, r"lie between -1 and 1; got 4.5; 'largest_sc"),
+    ],
+)
+def test_pairs_without_two_texts_or_a_score_are_refused(row: Row, sentence: str) -> None:
+    with pytest.raises(DataError, match=sentence):
+        encoded("similarity", [row])

@@ -126,3 +126,19 @@ def test_values_at_positions_are_scored_at_each_of_them() -> None:
 def test_inputs_and_labels_of_different_numbers_are_refused() -> None:
     with pytest.raises(DataError, match=r"equally many examples, at least one; got \[2, 3\]"):
         ExampleStream(torch.ones(3, 1), torch.ones(2), batch_size=1)
+
+
+def test_groups_stay_together_in_every_order() -> None:
+    inputs = {"input_ids": torch.arange(30).reshape(30, 1)}
+    data = ExampleStream(inputs, None, batch_size=6, group=3)
+    steps = [data.batch(step) for step in range(10)]
+    for batch in steps:
+        assert batch.labels is None
+        groups = batch.leading.reshape(2, 3)
+        assert (groups - groups[:, :1] == torch.arange(3)).all()
+        assert (groups[:, 0] % 3 == 0).all()
+    first = torch.cat([batch.leading.flatten() for batch in steps[:5]])
+    assert first.tolist() != list(range(30))
+    assert sorted(first.tolist()) == list(range(30))
+    with pytest.raises(DataError, match=r"must be multiples of the 3 of a group; got 30 and 8"):
+        ExampleStream(inputs, None, batch_size=8, group=3)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import curricle
 from curricle import seeding
 from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import extraction, from_labels, one_shot, progressive
@@ -513,6 +514,44 @@ def test_a_teacher_at_chance_is_noted_before_training(caplog: pytest.LogCaptureF
         )
         assert any("the teacher is at chance" in note for note in result.notes) == is_noted
         assert ("the teacher is at chance" in caplog.text) == is_noted
+
+
+@pytest.mark.parametrize("reads", ["logits", "hidden"])
+def test_a_teacher_is_judged_on_all_classes_and_only_by_logits_that_are_read(reads: str) -> None:
+    # Sorted by class, as folders of classes are read.
+    inputs = torch.randn(240, INPUTS, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(240) // 120
+    sign = 1.0 if reads == "logits" else -1.0
+    inputs[:, -1] = (labels * 2.0 - 1.0) * sign
+    held_out = [
+        Batch(inputs=inputs[start : start + 8], labels=labels[start : start + 8])
+        for start in range(0, 240, 8)
+    ]
+    with seeding.scoped(0, "models"):
+        student, teacher = (nn.Sequential(nn.Linear(INPUTS, 2)) for _ in range(2))
+    with torch.no_grad():
+        teacher[0].weight.zero_()
+        teacher[0].weight[1, -1] = 1.0
+    pair = curricle.LayerPair(student="0", teacher="0")
+    hidden = curricle.Stage(
+        name="hidden",
+        duration=curricle.Duration(number=2),
+        objectives=(curricle.MatchHidden(pair=pair),),
+    )
+    curriculum = (
+        one_shot(total="2 steps")
+        if reads == "logits"
+        else curricle.Curriculum(name="hidden", stages=(hidden,))
+    )
+    result = distill(
+        student,
+        teacher,
+        curriculum,
+        Listed(*held_out),
+        evaluation=held_out,
+        settings=TrainingSettings(device="cpu"),
+    )
+    assert not any("the teacher is at chance" in note for note in result.notes)
 
 
 def test_an_id_without_a_row_in_the_held_out_data_is_refused_in_a_sentence() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from curricle.checksums import check_sealed
 from curricle.errors import BindError
 from curricle.files import new_file
-from curricle.metric_words import direction_by_name
+from curricle.metric_words import direction_by_name, is_plain
 from curricle.metrics import Direction
 from curricle.models.weights import load_weights, save_weights
 from curricle.training.setup.settings import TrainingSettings
@@ -137,12 +137,15 @@ def best_weights(
         folder: Run folder, or None.
 
     Raises:
-        BindError: If the direction of the metric is unknown.
+        BindError: If the direction is not declared, and the name has words of unknown meaning:
+            `time_to_accuracy` is no accuracy.
     """
     if settings.keep_best is False:
         return None
     name = metric if settings.keep_best is True else settings.keep_best
-    direction = (better if name == metric else None) or direction_by_name(name)
+    direction = better if name == metric else None
+    if direction is None and is_plain(name):
+        direction = direction_by_name(name)
     if direction is None:
         raise BindError(
             f"'keep_best' must have a metric of known direction; {name!r} does not say whether "

@@ -43,28 +43,35 @@ def chance_of(evaluate: Evaluator) -> float | None:
 def teacher_is_at_chance(
     evaluate: Evaluator, teacher: TappedModel, tables: Sequence[TableLimit] = ()
 ) -> bool:
-    """Return whether a teacher's accuracy on the first held-out batches is that of chance.
+    """Return whether a teacher's accuracy on some held-out batches is that of chance.
 
-    A teacher that reads other inputs, or cannot read these, is not judged.
+    The batches are spread over all of them, which may be sorted by class. Not judged, hence False,
+    is a teacher with other inputs than the student, one whose pass fails on these batches, and any
+    teacher if `evaluate` is a function of the user.
 
     Args:
-        evaluate: Evaluator of held-out batches, or a function of the user, by which none is judged.
+        evaluate: Evaluator of held-out batches, or a function of the user.
         teacher: The teacher, where the batches are.
         tables: Tables of the models, which must have a row for each id.
     """
     if not isinstance(evaluate, _LabelEvaluator) or evaluate.bounds is None:
         return False
-    batches = [batch for batch in evaluate.batches[:JUDGED_BATCHES] if batch.labels is not None]
-    labels = [require(batch.labels, "labels").flatten() for batch in batches]
-    if not sum(map(len, labels)) or any(batch.for_teacher is not batch for batch in batches):
+    labeled = [batch for batch in evaluate.batches if batch.labels is not None]
+    if any(batch.for_teacher is not batch for batch in labeled):
+        return False
+    batches = labeled[:: math.ceil(len(labeled) / JUDGED_BATCHES) or 1]
+    judged = sum(require(batch.labels, "labels").numel() for batch in batches)
+    if not judged:
         return False
     check_ids(evaluate, tables, "teacher")
     judge = replace(evaluate, batches=batches, metrics=(ACCURACY,), teacher=None)
-    # The pass is not one of the run: whatever prevents it is told where a stage needs it.
+    # The pass is not one of the run: if it fails, binding raises the error where a stage needs it.
     with suppress(CurricleError, LookupError, RuntimeError, TypeError, ValueError):
         with looked_at(teacher.module):
             accuracy = judge(teacher)[ACCURACY.name]
-        return accuracy < _chance(torch.cat(labels).cpu())
+        # Of all labels, since those of a part may be of one class.
+        labels = [require(batch.labels, "labels").flatten().cpu() for batch in labeled]
+        return accuracy < _chance(torch.cat(labels), judged)
     return False
 
 
@@ -87,10 +94,15 @@ def check_ids(evaluate: Evaluator, tables: Sequence[TableLimit], module: str = "
                 raise DataError(f"'evaluation': {fault}")
 
 
-def _chance(labels: Tensor) -> float:
-    """Return the share of the most frequent label and two standard errors of it."""
+def _chance(labels: Tensor, judged: int | None = None) -> float:
+    """Return the share of the most frequent label and two standard errors of it.
+
+    Args:
+        labels: All labels.
+        judged: Number of those by which an accuracy is measured; by default all.
+    """
     share = float(labels.unique(return_counts=True)[1].max()) / len(labels)
-    return min(1.0, share + 2.0 * math.sqrt(share * (1.0 - share) / len(labels)))
+    return min(1.0, share + 2.0 * math.sqrt(share * (1.0 - share) / (judged or len(labels))))
 
 
 def label_metrics(

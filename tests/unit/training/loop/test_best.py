@@ -188,6 +188,9 @@ def test_the_best_of_a_single_evaluation_is_refused() -> None:
 def test_a_metric_of_unknown_direction_is_refused_unless_it_is_declared() -> None:
     with pytest.raises(BindError, match="'keep_best' must have a metric of known direction"):
         executed(run_of(keep_best=True), Scores(*range(6), name="gain"), metric="gain")
+    # A known word behind unknown ones may mean the opposite.
+    with pytest.raises(BindError, match="'time_to_accuracy' does not say whether"):
+        executed(run_of(keep_best=True), Scores(*range(6), name="t"), metric="time_to_accuracy")
     evaluate = Scores(0.1, 0.5, 0.3, 0.4, 0.2, 0.2, name="gain")
     end = executed(run_of(keep_best=True), evaluate, metric="gain", better="lower")
     assert end.best_step == EVERY
