@@ -21,7 +21,7 @@ from torch import Tensor
 
 from curricle.data.batch import Batch
 from curricle.data.label_checks import require_classes
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.objectives.frames import FrameCounter
 from curricle.values import Plain
