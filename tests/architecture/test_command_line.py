@@ -29,12 +29,15 @@ FROZEN = {
     "evaluate": (
         ["run"],
         [
-            *("--on", "--strategy", "--seed", "--metric", "--repetitions", "--blimp", "--pairs"),
-            *("--lm-eval", "--limit"),
+            *("--on", "--strategy", "--seed", "--metric", "--repetitions", "--blimp", "--lm-eval"),
+            "--pairs",
             *("--fine-tune", "--test", "--seeds", "--epochs", "--learning-rate", "--json"),
         ],
     ),
-    "export": (["run"], ["--to", "--strategy", "--seed", "--onnx", "--onnx-tolerance"]),
+    "export": (
+        ["run"],
+        ["--to", "--strategy", "--seed", "--layout", "--onnx", "--onnx-tolerance"],
+    ),
     "trajectory": (["path"], []),
 }
 FROZEN_TARGETS = {

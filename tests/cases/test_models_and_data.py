@@ -335,6 +335,10 @@ def test_numbered_taps_of_sequence_first_layers_have_the_examples_first() -> Non
         assert torch.equal(states[places[0]], model.table(tokens))
     assert {tuple(state.shape) for state in states.values()} == {(4, 6, 8)}
     assert places[1] == places[3]
+    # Behind the transpose back the examples are first already.
+    stream = padded(4)[0]
+    with pytest.raises(BindError, match=r"tap 'head' must have its positions on the first axis"):
+        losses(tapped, curricle.tapped(copy.deepcopy(model)), stream, matched("head"))
     with pytest.raises(BindError, match="'batch_axis' must be 0 beside 'width_axis'"):
         curricle.tapped(model, batch_axis=1, width_axis=1)
     with pytest.raises(BindError, match="must not be tapped already"):
@@ -369,7 +373,7 @@ def test_a_part_of_both_models_is_refused() -> None:
     models = [plain(lambda: classifier(8, front), seed) for seed in (0, 1)]
     with pytest.raises(BindError, match=r"'0.weight'.*copy.deepcopy"):
         losses(*models, features(), curricle.MatchLogits())
-    with pytest.raises(BindError, match="must be another module than 'teacher'"):
+    with pytest.raises(BindError, match="'student' and 'teacher' must be different modules"):
         losses(models[0], models[0], features(), curricle.MatchLogits())
 
 

@@ -86,6 +86,18 @@ def test_a_micro_batch_that_was_not_begun_is_refused() -> None:
         staged(batch).backward()
 
 
+def test_micro_batches_of_an_objective_that_compares_examples_are_refused() -> None:
+    data = loader_of("masked", SIZE)
+    curriculum = curricle.one_shot(total="2 steps", objective=curricle.MatchSimilarities())
+    with staged_loss(model("masked", 8, 0), model("masked", 16, 1), curriculum, data) as staged:
+        batch = staged.next_batch()
+        sentence = "'begin_step' must get 1 batch for MatchSimilarities in stage .*; got 2"
+        with pytest.raises(BindError, match=sentence):
+            staged.begin_step(batch, batch)
+        staged.begin_step(batch)
+        staged(batch).backward()
+
+
 def test_items_of_other_data_than_a_loader_are_refused() -> None:
     loader = loader_of("masked", SIZE)
     data = Listed(curricle.stream(loader).batch(0))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from torch.utils.data import IterableDataset
 
 import curricle
 from curricle import seeding
@@ -372,6 +374,42 @@ def test_epochs_are_the_length_of_a_strategy(tmp_path: Path) -> None:
     assert [stage.span.most for stage in trainer.stages.run.stages] == [3, 9]
 
 
+@pytest.mark.parametrize(("size", "accumulation", "steps"), [(SIZE, 1, 6), (5, 1, 5), (5, 2, 3)])
+def test_a_curriculum_may_last_epochs(
+    size: int, accumulation: int, steps: int, tmp_path: Path
+) -> None:
+    arguments: dict[str, Any] = {
+        "per_device_train_batch_size": size,
+        "gradient_accumulation_steps": accumulation,
+    }
+    curriculum = curricle.extraction(total="2 epochs", durations=("0.5 epochs",))
+    trainer = trained("masked", tmp_path / "staged", curriculum=curriculum, **arguments)
+    # As many steps as the Trainer itself takes for so many epochs.
+    plain = trained(
+        "masked", tmp_path / "plain", curriculum="one_shot", num_train_epochs=2, **arguments
+    )
+    assert trainer.state.global_step == plain.state.global_step == 2 * steps
+    assert trainer.stages is not None
+    first, _ = trainer.stages.run.stages
+    assert first.span.most == math.ceil(steps / 2)
+    assert any(f"are {2 * steps} steps" in note for note in trainer.stages.run.notes)
+
+
+def test_epochs_of_data_without_a_length_are_refused(tmp_path: Path) -> None:
+    class Unending(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            yield from examples("masked")
+
+    trainer = CurriculumTrainer(
+        model("masked", 8, 0),
+        model("masked", 16, 1),
+        config(tmp_path, curriculum=curricle.one_shot(total="2 epochs"), max_steps=2),
+        Unending(),
+    )
+    with pytest.raises(BindError, match="'duration' of stage 'logits' must be in steps or"):
+        trainer.train()
+
+
 def test_training_leaves_flags_hooks_and_the_teacher_as_they_were(tmp_path: Path) -> None:
     teacher = model("masked", 16, 1).train()
     before = weights(teacher)
@@ -443,6 +481,15 @@ def test_bfloat16_trains(tmp_path: Path) -> None:
                 "gradient_accumulation_steps": 2,
             },
             "'duration' of stage 'logits' must be in steps or examples",
+        ),
+        (
+            {
+                "curriculum": curricle.one_shot(
+                    total="2 steps", objective=curricle.MatchSimilarities()
+                ),
+                "gradient_accumulation_steps": 2,
+            },
+            "'gradient_accumulation_steps' must be 1 for MatchSimilarities in stage",
         ),
     ],
 )

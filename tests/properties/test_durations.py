@@ -9,9 +9,15 @@ NUMBERS = st.integers(1, 10**12)
 SIZES = st.integers(1, 10**6)
 UNITS = st.sampled_from(["steps", "examples", "tokens"])
 DURATIONS = st.builds(Duration, number=NUMBERS, unit=UNITS)
+PARTS = st.builds(
+    Duration,
+    number=NUMBERS,
+    unit=st.just("epochs"),
+    divisor=st.one_of(st.integers(1, 10**9), st.sampled_from([8, 10, 1_000, 10**6])),
+)
 
 
-@given(DURATIONS)
+@given(st.one_of(DURATIONS, PARTS))
 def test_a_printed_duration_reads_back(length: Duration) -> None:
     assert duration(str(length)) == length
 

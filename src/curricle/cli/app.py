@@ -440,7 +440,8 @@ def _distill(spec: "RunSpec") -> None:
     with _bars() as new_bar:
         end = train_student(spec, run, [NoteLine(console), new_bar(run.name)])
     metrics = ", ".join(f"{name} {number:.4f}" for name, number in end.metrics.items())
-    _print(f"{run.name}: {metrics} after {end.usage.steps} steps, in {spec.folder}")
+    best = f" (the best by {end.best_metric}, of step {end.best_step})" if end.best_metric else ""
+    _print(f"{run.name}: {metrics}{best} after {end.usage.steps} steps, in {spec.folder}")
 
 
 def _report(folders: list[Path], output: Path | None = None) -> None:

@@ -25,6 +25,8 @@ LONGEST = 1e18
 LARGEST_DIVISOR = 1_000_000
 """Largest divisor of a part of an epoch."""
 SUFFIXES = {"": 1, "k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+SHAPE = r"\s*(?:(-?\d[\d_]*(?:\.\d+)?)\s*([kMG]?)|(\d+/0*[1-9]\d*))(?:\s+(\S.*?))?\s*"
+"""Text of a duration: a decimal with a suffix, or a fraction, and the unit."""
 
 
 def _is_one(divisor: int) -> bool:
@@ -100,9 +102,13 @@ class Duration:
         return self
 
     def __str__(self) -> str:
-        """Return the text accepted by `duration`."""
-        number = str(self.number) if self.divisor == 1 else f"{float(self.length):.6g}"
-        return f"{number} {self.unit}"
+        """Return the text that `duration` reads as this length."""
+        if self.divisor == 1:
+            return f"{self.number} {self.unit}"
+        # A decimal only where it is the exact length, as 0.75 is, and 0.333333 for 1 / 3 is not.
+        decimal = f"{float(self.length):.6f}".rstrip("0")
+        is_exact = exact_fraction(float(decimal)) == self.length
+        return f"{decimal if is_exact else self.length} {self.unit}"
 
 
 @overload
@@ -110,13 +116,13 @@ def duration(text: Duration | str) -> Duration: ...
 @overload
 def duration(text: object) -> object: ...
 def duration(text: object) -> object:
-    """Return the `Duration` of a text such as `1500 steps` or `2.5M examples`.
+    """Return the `Duration` of a text such as `1500 steps`, `2.5M examples` or `1/3 epochs`.
 
     A `Duration` or its fields are returned unchanged, for validation by pydantic.
 
     Raises:
-        SpecError: If the text is not a positive whole number with a unit, or is a rule that ends a
-            stage.
+        SpecError: If the text is not a positive whole number with a unit, or a part of epochs that
+            is too small for a decimal, or is a rule that ends a stage.
     """
     if _kind_of(text) in RULES:
         raise SpecError(
@@ -127,9 +133,27 @@ def duration(text: object) -> object:
         return {name: field for name, field in text.items() if (name, field) != ("kind", FIXED)}
     if isinstance(text, Duration):
         return text
-    shape = r"\s*(-?[\d_]+(?:\.\d+)?)\s*([kMG]?)(?:\s+(\S.*?))?\s*"
-    match = re.fullmatch(shape, str(text))
-    number, suffix, last = match.groups("") if match is not None else ("", "", "")
+    length, unit = _read_text(text)
+    if length > LONGEST:
+        raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
+    if unit == "epochs" and length > 0:
+        return Duration.of(_epochs(length, text), "epochs")
+    if length != int(length) or length <= 0:
+        raise SpecError(
+            f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "
+            f"got {text!r}"
+        )
+    return Duration(number=int(length), unit=unit)
+
+
+def _read_text(text: object) -> tuple[float | Fraction, Unit]:
+    """Return the length in a text, exact if it is written as a fraction, and its unit.
+
+    Raises:
+        SpecError: If the text has another form.
+    """
+    match = re.fullmatch(SHAPE, str(text))
+    number, suffix, fraction, last = match.groups("") if match is not None else ("",) * 4
     unit = f"{last.removesuffix('s')}s"
     if unit not in get_args(Unit):
         fault = f", not in {last!r}" if last else ", with a number and a unit"
@@ -137,17 +161,26 @@ def duration(text: object) -> object:
             f"a duration must read like '1500 steps' or '2.5M examples', in steps, examples, "
             f"tokens or epochs{fault}; got {text!r}"
         )
-    exact = float(number.replace("_", "")) * SUFFIXES[suffix]
-    if exact > LONGEST:
-        raise SpecError(f"a duration must be at most {LONGEST:.0e} {unit}; got {text!r}")
-    if unit == "epochs" and exact > 0:
-        return Duration.of(exact_fraction(exact), "epochs")
-    if exact != int(exact) or exact <= 0:
+    decimal = number.replace("_", "")
+    length = Fraction(fraction) if fraction else float(decimal) * SUFFIXES[suffix]
+    return length, cast("Unit", unit)
+
+
+def _epochs(length: float | Fraction, text: object) -> Fraction:
+    """Return the exact number of epochs for which a length was written.
+
+    Raises:
+        SpecError: If it is a decimal that is too small.
+    """
+    if isinstance(length, Fraction):
+        return length
+    # Below it the nearest fraction is zero, or another length.
+    if length < 1 / LARGEST_DIVISOR:
         raise SpecError(
-            f"a duration must be a positive whole number of {unit}, such as '1500 {unit}'; "
-            f"got {text!r}"
+            f"a duration must be at least {1 / LARGEST_DIVISOR:f} epochs, or a fraction such as "
+            f"'1/3 epochs'; got {text!r}"
         )
-    return Duration(number=int(exact), unit=cast("Unit", unit))
+    return exact_fraction(length)
 
 
 def exact_fraction(number: float) -> Fraction:

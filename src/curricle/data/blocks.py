@@ -18,7 +18,7 @@ from typing import TypedDict, final
 from torch import Tensor
 
 from curricle.colocation import count_beside
-from curricle.data.batch import SEQUENCE_AXES, Batch, Inputs, concatenate, named
+from curricle.data.batch import SEQUENCE_AXES, Batch, Inputs, concatenate, data_mask, named
 from curricle.data.streams import Stream
 
 
@@ -117,6 +117,9 @@ def read_block(
         place: Puts a batch where it is read.
     """
     first = place(stream.batch(step))
+    # Parts of a block hold the tensors of students alone, without the mask of the teacher.
+    if first.teacher_inputs is not None and data_mask(first.teacher_inputs) is not None:
+        return None
     joined = concatenated(stream, step, number)
     if joined is not None:
         whole = place(replace(joined, step=step))

@@ -56,8 +56,10 @@ def tapped(
         width_axis: Axis that counts features in hidden states and classes in logits; 1 for
             convolutions. States with four axes or more need it.
         batch_axis: Axis that counts examples in hidden states of examples, positions and features;
-            1 for the layers of torch without `batch_first`. Inputs and logits have the examples
-            first in any case.
+            1 for the layers of torch without `batch_first`. It holds for all taps of the model:
+            states with the examples first, as before a transpose to such layers or after the
+            transpose back, are refused as taps. Inputs and logits have the examples first in any
+            case.
         output: Name, or number, of the entry of the output of `forward` that holds the logits, as
             of one head of several; empty for the only one, or that named `logits`.
 

@@ -137,9 +137,11 @@ class Reads:
     """Whether the student's head (states and last linear map) is read in place of logits."""
     teacher_head: bool = False
     """Whether the teacher's head is read in place of logits."""
-    frames: FrameCounter | None = None
+    student_frames: FrameCounter | None = None
     """Counter of the student's frames, where its states may have frames of the samples in the data;
     None if it has none."""
+    teacher_frames: FrameCounter | None = None
+    """Counter of the teacher's frames; None if it has none."""
     common_classes: int | None = None
     """Number of leading classes that stand for the same tokens in both models; None if their
     tokenizers are unknown or equal."""

@@ -75,8 +75,10 @@ def frame_counter(model: TappedModel) -> FrameCounter | None:
     return None
 
 
-def counts_frames(counter: FrameCounter | None, leading: Sequence[int], batch: Batch) -> bool:
-    """Return whether states have frames, and the mask of their data samples.
+def counter_of_states(
+    counter: FrameCounter | None, leading: Sequence[int], batch: Batch
+) -> FrameCounter | None:
+    """Return the counter if states have frames, and the mask of their data samples; else None.
 
     Args:
         counter: Counter of the model; None if it has none.
@@ -85,5 +87,5 @@ def counts_frames(counter: FrameCounter | None, leading: Sequence[int], batch: B
     """
     shape = tuple(leading)
     if counter is None or batch.valid is None or len(shape) == 1 or shape == batch.positions:
-        return False
-    return counter.batch(batch).positions == shape
+        return None
+    return counter if counter.batch(batch).positions == shape else None

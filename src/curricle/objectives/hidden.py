@@ -31,7 +31,14 @@ from curricle.colocation import beside
 from curricle.data.batch import Batch, Rows, check_positions, sequence_first_remedy
 from curricle.errors import BindError, SpecError
 from curricle.models.skipping import check_always_runs
-from curricle.models.tapped import Activations, Place, Tap, TappedModel, tap_number
+from curricle.models.tapped import (
+    SEQUENCE_FIRST,
+    Activations,
+    Place,
+    Tap,
+    TappedModel,
+    tap_number,
+)
 from curricle.objectives.adapters import LinearMap
 from curricle.objectives.base import (
     MOST_WEIGHT,
@@ -40,10 +47,10 @@ from curricle.objectives.base import (
     Sample,
     require,
 )
-from curricle.objectives.frames import FrameCounter, counts_frames, frame_counter
+from curricle.objectives.frames import FrameCounter, counter_of_states, frame_counter
 from curricle.objectives.losses import layer_normalize, rms_normalize, squared_error
 from curricle.objectives.projections import SHARED, Gaussian, Identity, Learned, Projection
-from curricle.objectives.readings import Reading, StateReading
+from curricle.objectives.readings import Reading, StateReading, teacher_batch
 from curricle.values import Plain, plain, value
 
 Positions = Literal["all", "selected"]
@@ -65,8 +72,9 @@ def _is_default(reading: object) -> bool:
 class LayerPair:
     """A student tap and the teacher tap for comparison.
 
-    Equal fractions mean one depth: block k of the student's n and the teacher's block nearest to
-    k / n of its depth, so that 0.5 on 3 and 6 blocks is the pair of 2 and 4.
+    Equal fractions select blocks of equal relative depth: block k of the n blocks of the student,
+    and the block of the teacher nearest to k / n of its depth. On 3 and 6 blocks, 0.5 selects
+    blocks 2 and 4.
     """
 
     student: Tap
@@ -179,7 +187,8 @@ class MatchHidden:
         return Reads(
             student=(place,),
             teacher=(_place("teacher", model, tap),),
-            frames=frame_counter(student),
+            student_frames=frame_counter(student),
+            teacher_frames=frame_counter(model),
         )
 
     def selected_positions(self, batch: Batch) -> Int[Tensor, " selected"] | None:
@@ -201,18 +210,21 @@ class MatchHidden:
         if sample.batch.is_decoded and any(are_encoded):
             self._check_encoded(names, sample.batch, are_both=all(are_encoded))
         batch = sample.batch.for_encoder if is_encoded else sample.batch
-        # Where the states have the positions of the data, the mask of the data is theirs.
-        frames = reads.frames if counts_frames(reads.frames, student.shape[:-1], batch) else None
-        batch = batch if frames is None else frames.batch(batch)
-        reading = StateReading.of(self.pair.reading, names, (student, teacher), batch)
+        _check_batch_axis([(reads.student[0], student), (reads.teacher[0], teacher)], batch)
+        taught = teacher_batch(sample.batch, teacher.shape[:-1], is_encoded=are_encoded[1])
+        batch, frames = _framed(reads.student_frames, student, batch)
+        taught, teacher_frames = _framed(reads.teacher_frames, teacher, taught)
+        reading = StateReading.of(self.pair.reading, names, (student, teacher), (batch, taught))
         rows = reading.rows(f"taps {names!r}", tuple(student.shape), batch)
-        student, teacher = (reading.read(state, batch) for state in (student, teacher))
+        if reading.kind == "pooled":
+            # Equal shapes after pooling would hide padding among positions of the teacher alone.
+            reading.rows(f"teacher's tap {str(reads.teacher[0])!r}", tuple(teacher.shape), taught)
+        student, teacher = reading.read(student, batch), reading.read(teacher, taught)
         if student.shape[:-1] != teacher.shape[:-1]:
             shapes = [tuple(state.shape[:-1]) for state in (student, teacher)]
-            remedies = (sequence_first_remedy(shape, batch) for shape in shapes)
             raise BindError(
                 f"taps {names!r} must have the same {reading.axes}; got {shapes[0]} and {shapes[1]}"
-                f"{next(filter(None, remedies), '') or reading.remedy}"
+                f"{_remedy(shapes, batch) or reading.remedy}"
             )
         if self.selected_positions(sample.batch) is not None and rows.per_example is not None:
             raise BindError(
@@ -236,7 +248,8 @@ class MatchHidden:
             mean=None,
             selects=self.selected_positions(sample.batch) is not None,
             is_encoded=is_encoded,
-            frames=frames,
+            student_frames=frames,
+            teacher_frames=teacher_frames,
         )
 
     def _project(
@@ -299,6 +312,38 @@ def _place(role: str, model: TappedModel, tap: Tap) -> Place:
         raise BindError(f"{role}'s {error}{remedy}") from None
 
 
+def _remedy(shapes: Iterable[tuple[int, ...]], batch: Batch) -> str:
+    """Return the remedy for shapes with positions first; empty if there is none."""
+    return next(filter(None, (sequence_first_remedy(shape, batch) for shape in shapes)), "")
+
+
+def _framed(
+    counter: FrameCounter | None, state: Tensor, batch: Batch
+) -> tuple[Batch, FrameCounter | None]:
+    """Return a batch with the positions of a state, and the counter if these are frames."""
+    # Where the states have the positions of the data, the mask of the data is theirs.
+    frames = counter_of_states(counter, state.shape[:-1], batch)
+    return (batch, None) if frames is None else (frames.batch(batch), frames)
+
+
+def _check_batch_axis(states: Iterable[tuple[Place, Tensor]], batch: Batch) -> None:
+    """Check that a state of a model tapped with `batch_axis=1` had its positions first.
+
+    Raises:
+        BindError: If its examples were first, so that the declared axis put them behind.
+    """
+    for place, state in states:
+        leading = tuple(state.shape[:-1])
+        is_moved = place.order == SEQUENCE_FIRST and leading[:1] != batch.positions[:1]
+        if is_moved and sequence_first_remedy(leading, batch):
+            raise BindError(
+                f"tap {str(place)!r} must have its positions on the first axis, as batch_axis=1 of "
+                f"curricle.tapped declares for all taps of the model; got examples, as before a "
+                f"transpose to sequence-first layers or after the transpose back; name a tap "
+                f"between both"
+            )
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BoundHidden:
@@ -322,8 +367,10 @@ class _BoundHidden:
     """Whether the data select positions, so that only these count."""
     is_encoded: bool
     """Whether the states have the positions of an encoder beside a decoder."""
-    frames: FrameCounter | None
-    """Counter of the frames of padded samples, if the states have frames."""
+    student_frames: FrameCounter | None
+    """Counter of the frames of padded samples, if the student's states have frames."""
+    teacher_frames: FrameCounter | None
+    """Counter of the frames of padded samples, if the teacher's states have frames."""
 
     @property
     def target_facts(self) -> Plain:
@@ -362,7 +409,18 @@ class _BoundHidden:
 
     def _side(self, batch: Batch) -> Batch:
         side = batch.for_encoder if self.is_encoded else batch.for_matching
-        return side if self.frames is None else self.frames.batch(side)
+        return side if self.student_frames is None else self.student_frames.batch(side)
+
+    def _teacher_side(self, states: Tensor, batch: Batch) -> Batch:
+        """Return the batch with the mask of the teacher's states.
+
+        Rows that are compared one by one have the student's mask on both sides.
+        """
+        if self.reading.kind != "pooled":
+            return self._side(batch)
+        is_encoded = self.reads.teacher[0].is_encoded
+        side = teacher_batch(batch, states.shape[:-1], is_encoded=is_encoded)
+        return side if self.teacher_frames is None else self.teacher_frames.batch(side)
 
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
         """Return the normalized (projected) state of the teacher, in float32 or autocast's type."""
@@ -371,7 +429,8 @@ class _BoundHidden:
         return NORMALIZERS[self.rule](centered)
 
     def _project(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row compared_width"]:
-        states = self._rows(teacher.hidden[self.reads.teacher[0]], batch)
+        state = teacher.hidden[self.reads.teacher[0]]
+        states = self._rows(state, batch, self._teacher_side(state, batch))
         normalized = NORMALIZERS[self.rule](states)
         if self.matrix is None:
             return normalized
@@ -379,18 +438,24 @@ class _BoundHidden:
 
     def total(self, student: Activations, target: Tensor | None, batch: Batch) -> Float[Tensor, ""]:
         """Return the squared error, mean over the width, summed over positions."""
-        states = self._rows(student.hidden[self.reads.student[0]], batch)
+        states = self._rows(student.hidden[self.reads.student[0]], batch, self._side(batch))
         compared = NORMALIZERS[self.rule](states)
         if self.adapter is not None:
             compared = NORMALIZERS[self.rule](self.adapter(compared))
         return squared_error(compared, require(target, "target"))
 
     def _rows(
-        self, states: Float[Tensor, "*leading width"], batch: Batch
+        self, states: Float[Tensor, "*leading width"], batch: Batch, side: Batch
     ) -> Float[Tensor, "row features"]:
+        """Return the compared rows of a state.
+
+        Args:
+            states: States at a tap.
+            batch: The batch of both passes.
+            side: The batch with the mask of the states.
+        """
         selected = self.declared.selected_positions(batch)
         if selected is None:
-            side = self._side(batch)
             return self.rows.take(self.reading.read(states, side), side)
         check_positions("a state", states.shape[:-1], batch)
         return states.flatten(0, -2)[selected]

@@ -10,7 +10,7 @@ Unit: nats a counted position; with `SquaredError` the squared unit of the outpu
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
@@ -241,7 +241,16 @@ def logits_shape(chunk: Chunk | None, activations: Activations) -> tuple[int, ..
 
 
 def _named(activations: Activations, places: tuple[Place, ...], batch: Batch) -> Activations:
-    """Return activations with a named output, if one is read, in the place of the logits."""
+    """Return activations with a named output, if one is read, in the place of the logits.
+
+    Args:
+        activations: Activations of a pass.
+        places: The place of the output; empty if none is read.
+        batch: The batch of the pass.
+
+    Raises:
+        DataError: If the output has other positions than the data, which select some.
+    """
     if not places:
         return activations
     output = activations.hidden[places[0]]
@@ -251,6 +260,38 @@ def _named(activations: Activations, places: tuple[Place, ...], batch: Batch) ->
     positions = (examples, math.prod(space)) if space else (examples,)
     check_positions(f"{str(places[0])!r}", positions, batch)
     return replace(activations, logits=output.flatten(0, -2)[batch.selected], positions=positions)
+
+
+def matched_output(objectives: Iterable[object]) -> str:
+    """Return the name of the output that all objectives on logits match; empty if none is common.
+
+    Args:
+        objectives: Objectives of a curriculum.
+    """
+    names = {item.output for item in objectives if isinstance(item, MatchLogits)}
+    return next(iter(names)) or "" if len(names) == 1 else ""
+
+
+def output_notes(objectives: Sequence[object], student: TappedModel) -> tuple[str, ...]:
+    """Return a note on the output that is compared with labels, if objectives match named outputs.
+
+    Args:
+        objectives: Objectives of a curriculum.
+        student: The student.
+    """
+    matched = {item.output for item in objectives if isinstance(item, MatchLogits)} - {None}
+    declared: str = getattr(getattr(student, "axes", None), "output", "")
+    if not matched or matched == {declared}:
+        return ()
+    names = ", ".join(sorted(map(repr, matched)))
+    common = matched_output(objectives)
+    if declared:
+        compared = f"output {declared!r} of the student, as curricle.tapped declares"
+    elif common:
+        compared = f"the logits of the student, in 'evaluation' with {common!r} if it has none"
+    else:
+        compared = "the logits of the student"
+    return (f"labels are compared with {compared}; the teacher is matched at {names}",)
 
 
 @final

@@ -18,11 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
+import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.nn import functional
 
-from curricle.data.batch import Batch, Rows
-from curricle.errors import BindError
+from curricle.data.batch import SEQUENCE_AXES, Batch, Rows, data_mask
+from curricle.errors import BindError, DataError
 
 Reading = Literal["positions", "grid", "pooled", "channels"]
 FLAT_AXES = 2
@@ -47,7 +49,7 @@ class StateReading:
 
     @classmethod
     def of(
-        cls, kind: Reading, names: str, states: Sequence[Tensor], batch: Batch
+        cls, kind: Reading, names: str, states: Sequence[Tensor], batches: Sequence[Batch]
     ) -> "StateReading":
         """Return the reading of the states of two models.
 
@@ -55,14 +57,14 @@ class StateReading:
             kind: The reading.
             names: Names of both taps in error messages.
             states: States of both models, features last.
-            batch: The batch of both passes.
+            batches: The batches of both passes.
 
         Raises:
             BindError: If a state has no axes of the reading, or padding among them.
         """
         if kind in {"positions", "pooled"}:
             return cls(kind)
-        if batch.valid is not None:
+        if any(batch.valid is not None for batch in batches):
             raise BindError(
                 f"'reading' of taps {names!r} must be 'positions' or 'pooled' for padded data; "
                 f"got {kind!r}"
@@ -111,6 +113,9 @@ class StateReading:
         Args:
             state: State at a tap, features last.
             batch: The batch of its pass.
+
+        Raises:
+            DataError: If padding among averaged positions is unknown.
         """
         if self.kind == "positions" or state.ndim <= FLAT_AXES:
             return state
@@ -139,10 +144,50 @@ class StateReading:
         return Rows(math.prod(self.cells)) if self.cells else rows
 
 
+def teacher_batch(batch: Batch, leading: Sequence[int], *, is_encoded: bool) -> Batch:
+    """Return the batch with the positions of a teacher's states, without labels.
+
+    Args:
+        batch: The batch of both passes.
+        leading: Shape of a state without the width, at the positions of the student if the batch
+            has an alignment.
+        is_encoded: Whether the states are of an encoder beside a decoder.
+    """
+    student = batch.for_encoder if is_encoded and batch.is_decoded else batch.for_matching
+    if batch.teacher_inputs is None or batch.alignment is not None:
+        return student
+    teacher = Batch(inputs=batch.teacher_inputs, step=batch.step, offset=batch.offset)
+    inputs = (teacher.for_encoder if is_encoded else teacher).inputs
+    mask = data_mask(inputs)
+    has_common_positions = student.positions in {
+        tuple(leading),
+        tuple((teacher.leading if mask is None else mask).shape[:SEQUENCE_AXES]),
+    }
+    masks = [student.valid if has_common_positions else None, None if mask is None else mask.bool()]
+    return Batch(inputs=inputs, valid=_intersection(masks), step=batch.step, offset=batch.offset)
+
+
+def _intersection(
+    masks: Sequence[Bool[Tensor, "example position"] | None],
+) -> Bool[Tensor, "example position"] | None:
+    """Return the positions that all masks hold; None without any mask."""
+    known = [mask for mask in masks if mask is not None]
+    return torch.stack(known).all(0) if known else None
+
+
 def _mean(state: Tensor, batch: Batch) -> Tensor:
-    """Return the mean over the positions with data of each example."""
+    """Return the mean over the positions with data of each example.
+
+    Raises:
+        DataError: If the positions of a mask are others than those of the state.
+    """
     states, valid = state.flatten(1, -2), batch.valid
-    if valid is None or valid.shape != states.shape[:2]:
+    if valid is None:
         return states.mean(1)
+    if valid.shape != states.shape[:2]:
+        raise DataError(
+            f"a 'pooled' state must have the positions {tuple(valid.shape)} of the padded data in "
+            f"every batch; got {tuple(states.shape[:2])}"
+        )
     weights = valid.to(states.dtype).unsqueeze(-1)
     return (states * weights).sum(1) / weights.sum(1).clamp_min(1)

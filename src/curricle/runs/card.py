@@ -186,9 +186,13 @@ def _use(card: Card) -> str:
 
 def _results(run: RunRecord, end: EndRecord) -> str:
     rows = [(_code(name), f"{number:.6g}") for name, number in end.metrics.items()]
+    when = "at the end of the run, which is judged by "
+    if end.best_metric:
+        # They have chosen the weights, so they are no test.
+        when = f"that have chosen the weights of step {end.best_step:,}, the best by "
     return (
-        f"## Results\n\nOn held-out data at the end of the run, which is judged by "
-        f"{_code(run.metric)}.\n\n{_table(('metric', 'value'), rows)}"
+        f"## Results\n\nOn held-out data {when}{_code(end.best_metric or run.metric)}.\n\n"
+        f"{_table(('metric', 'value'), rows)}"
     )
 
 

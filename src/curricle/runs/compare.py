@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal, cast, final
+from weakref import WeakSet
 
 from torch import nn
 from torch.utils.data import DataLoader
@@ -115,16 +116,29 @@ class _Plan:
     watch: Watcher | None
     trackers: tuple[TrackerName, ...]
     has_folder: bool
+    built: WeakSet[AnyModel] = field(default_factory=WeakSet)
+    """Students that the function has returned and that are in memory."""
 
     def build_student(self, seed: int) -> AnyModel:
-        """Return the student of a seed, always of the same weights."""
+        """Return the student of a seed, always of the same weights.
+
+        Raises:
+            BindError: If the function returns a module again, which another run has trained.
+        """
         # Models are callable, too.
         if isinstance(self.student, nn.Module) or conforms(self.student, TappedModel):
             return deepcopy(self.student)
         build_model = cast("Callable[[int], AnyModel]", self.student)
         # The caller's constructor draws from torch's global generator.
         with seeding.scoped(seed, "model"):
-            return build_model(seed)
+            model = build_model(seed)
+        if model in self.built:
+            raise BindError(
+                "'student' must return a new module at each call, since every run trains its own; "
+                "got the same twice; return copy.deepcopy(...) of it, or pass the module itself"
+            )
+        self.built.add(model)
+        return model
 
     def stream(self, seed: int) -> Stream:
         """Return the training data of a seed."""

@@ -28,7 +28,7 @@ from curricle.runs.export import (
     loading_code,
     write_export,
 )
-from curricle.runs.folder import TEACHER, has_spec, read_origin, stored_spec
+from curricle.runs.folder import STUDENTS, TEACHER, has_spec, read_origin, stored_spec
 from curricle.runs.onnx_files import TOLERANCE, check_onnx_packages
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
@@ -56,6 +56,11 @@ class Finished:
     """How it was trained, as plain data."""
     seeds: dict[str, int]
     """Seeds beside that of its run."""
+
+
+def _run_inside(folder: Path) -> Path:
+    """Return the first student's folder of a comparison, the folder itself of other runs."""
+    return min((folder / STUDENTS).glob("*/seed-*"), default=folder)
 
 
 def export_run(
@@ -89,7 +94,7 @@ def export_run(
         raise CheckpointError(
             f"{str(folder)!r} must be a run folder of the command line with a 'spec.yaml'; got "
             f"none; a student trained in Python is exported by curricle.export(student, "
-            f"{str(to)!r}, run={str(folder)!r})"
+            f"{str(to)!r}, run={str(_run_inside(folder))!r})"
         )
     if onnx:
         # Before a text is tokenized or a model read.

@@ -17,17 +17,17 @@ from curricle.reports.tables import Grid, plan_grid, to_markdown
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
 from curricle.training.binding.bound_run import bind
+from curricle.training.distill import check_opening
+from curricle.training.loop.best import check_evaluated
 from curricle.training.setup.arguments import (
     AnyModel,
     as_stream,
     as_teacher,
     named_arguments,
-    require_curriculum,
-    require_kind,
-    require_model,
 )
 from curricle.training.setup.optimizers import AdamW, Optimizer
 from curricle.training.setup.settings import TrainingSettings
+from curricle.training.setup.torch_state import standard_state
 
 
 @final
@@ -55,7 +55,9 @@ class Plan:
         return "\n".join([table, *self.notes])
 
 
+# Nothing is trained, so each process of a launcher may plan.
 @named_arguments
+@standard_state(is_training=False)
 def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
     student: AnyModel,
     teacher: AnyModel | StoredTeacher | None,
@@ -76,21 +78,17 @@ def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
         data: Training batches as in `distill`.
         optimizer: How the weights would move; its state is part of the memory.
         trajectory: The teacher's checkpoints, for curricula that follow them.
-        settings: Device and precision.
+        settings: Device, precision, intervals.
         seed: Seed of the run.
 
     Returns:
         Stages with taps, objectives, steps, FLOPs and memory.
 
     Raises:
-        BindError: If models, curriculum and data do not fit.
+        BindError: If models, curriculum and data do not fit, or an argument is of another kind.
     """
     batches = as_stream(data, seed)
-    require_curriculum(curriculum)
-    require_kind("settings", settings, TrainingSettings, "precision='bfloat16'")
-    require_model("student", student)
-    if teacher is not None and not isinstance(teacher, StoredTeacher):
-        require_model("teacher", teacher)
+    check_opening(student, teacher, curriculum, optimizer, settings)
     run = bind(
         curriculum,
         student=tapped(student),
@@ -100,4 +98,5 @@ def plan(  # noqa: PLR0913 - the arguments of `distill` on which a plan depends
         settings=settings,
         seed=seed,
     )
+    check_evaluated(settings, run.num_steps)
     return Plan(name=run.name, stages=run.plans, num_steps=run.num_steps, notes=run.notes)

@@ -16,12 +16,12 @@ from curricle.curriculum.durations import Duration
 from curricle.curriculum.strategies import from_labels
 from curricle.data.batch import Batch
 from curricle.data.streams import Stream
-from curricle.errors import SpecError
+from curricle.errors import BindError, SpecError
 from curricle.files import usable_folder
-from curricle.metrics import ACCURACY, Direction, Metric
+from curricle.metrics import ACCURACY, Direction, Metric, is_at_chance
 from curricle.models.wrapping import tapped
 from curricle.objectives.labels import LabelLossName
-from curricle.records import Usage
+from curricle.records import TEACHER_AT_CHANCE, Usage
 from curricle.runs.assemble import TRAJECTORY
 from curricle.runs.spec import CHECKPOINTS, MOST_CHECKPOINTS
 from curricle.teachers.trajectory import (
@@ -34,7 +34,7 @@ from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import bind
 from curricle.training.distill import evaluator_of, execute
 from curricle.training.loop.engine import Observer, Outputs
-from curricle.training.loop.evaluation import Evaluator
+from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.setup.arguments import (
     AnyModel,
     as_evaluation,
@@ -65,7 +65,7 @@ class TrainedTeacher:
     usage: Usage
     """Usage of the training."""
     notes: tuple[str, ...] = ()
-    """Decisions made by default, one sentence each."""
+    """Decisions made by default, one sentence each, and a note if it ends at chance."""
 
 
 @named_arguments
@@ -102,8 +102,8 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
         metric: The metric by which the run is judged, or its name.
         better: Which values of it are better; None takes its own direction.
         optimizer: How the weights move.
-        settings: Device, precision, intervals. With `keep_best` the model ends with its best
-            weights; checkpoints are those of their steps.
+        settings: Device, precision, intervals; without `keep_best`, since a teacher ends with the
+            weights of its last checkpoint.
         seed: Seed of everything random in the run.
         observers: Functions that receive every record.
         report_to: Trackers that receive the run; see `distill`.
@@ -124,6 +124,12 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
     held_out = as_evaluation(evaluation, batches)
     require_parts(optimizer, held_out)
     require_kind("settings", settings, TrainingSettings, "save_every=1000")
+    if settings.keep_best is not False:
+        raise BindError(
+            f"'keep_best' must be False for a teacher, which ends with the weights of its last "
+            f"checkpoint; got {settings.keep_best!r}; 'curricle.distill(model, None, "
+            f"curricle.from_labels(...))' trains a model that ends with its best weights"
+        )
     require_model("model", model)
     if not 1 <= checkpoints <= MOST_CHECKPOINTS:
         raise SpecError(
@@ -155,10 +161,12 @@ def teach(  # noqa: PLR0913 - the public call; everything but four has a default
             better=better,
         )
         end = execute(run, evaluate, metric=name, outputs=outputs, resume=resume)
+    # Known only when the run ends, so it cannot be a note of binding.
+    at_chance = is_at_chance(end.metrics, chance_of(evaluate))
     return TrainedTeacher(
         model=run.student.module,
         trajectory=open_trajectory(folder / TRAJECTORY),
         metrics=end.metrics,
         usage=end.usage,
-        notes=run.notes,
+        notes=(*run.notes, *((TEACHER_AT_CHANCE,) if at_chance else ())),
     )

@@ -54,10 +54,17 @@ from curricle.teachers.trajectory import TrajectoryWriter
 from curricle.trackers import check_trackers, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.distill import execute, teacher_notes
+from curricle.training.loop.best import best_weights, check_evaluated
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, label_metrics
 from curricle.training.setup.optimizers import Optimizer
 from curricle.training.sharing.shared_runs import SharedRun, execute_shared
+
+LAST_WEIGHTS = (
+    "the teacher ends with its last weights, those of the last checkpoint of its trajectory: "
+    "'keep_best' is for students"
+)
+"""Note about the teacher of a spec whose students end with their best weights."""
 
 
 @final
@@ -319,12 +326,22 @@ def _planned(spec: RunSpec, student: StudentRun, length: Duration | None) -> Bou
         teacher = open_teacher(spec, data)
         run = _bound(spec, student, data, teacher, length=length)
         teacher.check(run.teachers)
+        _check_best(spec, run, length)
         return run
     refuse_targets(spec)
     teacher = LiveTeacher(build_model(spec.teacher.model, data, spec.seed, "teacher"))
     run = _bound(spec, student, data, teacher, length=length)
     _check_checkpoints(spec, student, run.teachers)
+    _check_best(spec, run, length)
     return run
+
+
+def _check_best(spec: RunSpec, run: BoundRun, length: Duration | None) -> None:
+    """Check, before the teacher's training, that a student can end with its best weights."""
+    best_weights(run.settings, spec.goal.metric, None, folder=None)
+    # The provisional length of a student whose steps are not measured yet means nothing.
+    if length is None:
+        check_evaluated(run.settings, run.num_steps)
 
 
 def _check_checkpoints(
@@ -378,7 +395,7 @@ def _bound(
 
 def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
     """Return the teacher's training, bound."""
-    return bind(
+    run = bind(
         from_labels(
             total=require_field(spec.teacher.total, "teacher.total", "teach"),
             loss=spec.task.label_loss,
@@ -388,10 +405,11 @@ def _teaching(spec: RunSpec, data: TaskData) -> BoundRun:
         teacher=None,
         stream=data.stream,
         optimizer=spec.teacher.optimizer or spec.optimizer,
-        # Its last weights are the last checkpoint of its trajectory.
         settings=replace(spec.engine, keep_best=False),
         seed=spec.seed,
     )
+    # The setting is that of the students, too, so that it is no mistake in a spec with a teacher.
+    return run if spec.engine.keep_best is False else replace(run, notes=(*run.notes, LAST_WEIGHTS))
 
 
 def _execute(  # noqa: PLR0917 - private, always called in this order

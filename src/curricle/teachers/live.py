@@ -145,7 +145,8 @@ class LiveTeacher:
     def _of(self, step: int) -> Trajectory:
         if self.trajectory is None:
             raise BindError(
-                f"'trajectory' must be given to read teacher checkpoint {step}; got none"
+                f"'trajectory' must be given to read teacher checkpoint {step}; got none; pass "
+                f"curricle.distill(..., trajectory=...) the one of the curriculum"
             )
         return self.trajectory
 

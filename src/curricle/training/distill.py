@@ -39,6 +39,7 @@ from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.speed import check_speed
 from curricle.training.fast.stacking import fused_steps
+from curricle.training.loop.best import best_weights, check_evaluated
 from curricle.training.loop.checkpoints import latest_checkpoint
 from curricle.training.loop.engine import (
     CHECKPOINTS,
@@ -212,26 +213,14 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         CheckpointError: If `output_dir` already holds a run, or a checkpoint does not fit.
         DivergenceError: If a loss is not finite, or the metric by which the run is judged.
     """
-    # Arguments of another kind are refused first, in the words of the call: further on they would
-    # fail as missing attributes of things that the caller does not know.
     batches = as_stream(data, seed)
-    require_curriculum(curriculum)
     held_out = as_evaluation(evaluation, batches)
-    require_parts(optimizer, held_out)
-    require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
-    require_model("student", student)
-    # Stored targets are no model, and need none.
-    if teacher is not None and not isinstance(teacher, StoredTeacher):
-        require_model("teacher", teacher)
+    check_opening(student, teacher, curriculum, optimizer, settings, held_out)
     name, better = judged_by(metric, better)
+    # The engine makes its own; here it is for the check of the metric's direction.
+    best_weights(settings, name, better, folder=None)
     trackers = tracker_names(report_to)
     check_trackers(trackers)
-    # Here, where it is one comparison: inside, both are wrapped, and shared memory would be named
-    # by the paths of weights.
-    if student is teacher:
-        raise BindError(
-            "'student' and 'teacher' must be different modules; got the same module for both"
-        )
     # Before binding, which runs both models: a path that cannot be a folder is found out at once.
     folder = None if output_dir is None else usable_folder(output_dir, "output_dir")
     model = tapped(student)
@@ -245,6 +234,7 @@ def distill(  # noqa: PLR0913 - the public call; everything but four has a defau
         settings=settings,
         seed=seed,
     )
+    check_evaluated(settings, run.num_steps)
     evaluate = evaluator_of(held_out, settings, metric, source)
     notes = teacher_notes(evaluate, source, run)
     with (
@@ -304,23 +294,62 @@ def capture_targets(  # noqa: PLR0913 - the arguments of `distill` that targets 
         BindError: If models, curriculum and data do not fit, or an argument is of another kind.
         CheckpointError: If the folder holds targets of another teacher, or in another form.
     """
-    require_kind("settings", settings, TrainingSettings, "precision='bfloat16'")
-    require_kind("compression", compression, TargetCompression, "logits={'kind': 'bfloat16'}")
-    require_model("student", student)
+    # No weight moves.
+    optimizer = SGD(learning_rate=1.0)
     require_model("teacher", teacher)
+    check_opening(student, teacher, curriculum, optimizer, settings)
+    require_kind("compression", compression, TargetCompression, "logits={'kind': 'bfloat16'}")
     run = bind(
         curriculum,
         # The student is bound as in a run, since its widths and taps determine the targets.
         student=tapped(student),
         teacher=LiveTeacher(tapped(teacher), trajectory),
         stream=as_stream(data, seed),
-        # No weight moves.
-        optimizer=SGD(learning_rate=1.0),
+        optimizer=optimizer,
         settings=settings,
         seed=seed,
     )
     # The folder is opened in there, under its lock: it may hold targets, which are then completed.
     return capture([run], Path(folder), compression=compression, watch=watch)
+
+
+def check_opening(  # noqa: PLR0917 - in the order of the calls
+    student: object,
+    teacher: object,
+    curriculum: object,
+    optimizer: object,
+    settings: object,
+    evaluation: object = (),
+) -> None:
+    """Check the arguments that `distill`, `plan` and `capture_targets` have in common.
+
+    It comes before binding, in the words of the call: further on, arguments of another kind would
+    fail as missing attributes of objects that the caller has never seen.
+
+    Args:
+        student: The model that learns.
+        teacher: The finished teacher, its stored targets, or None.
+        curriculum: The curriculum.
+        optimizer: How the weights are updated.
+        settings: How the engine runs.
+        evaluation: Held-out batches or a function; without any in a call that does not evaluate.
+
+    Raises:
+        BindError: If an argument is of another kind, or the student is the teacher.
+    """
+    require_curriculum(curriculum)
+    require_parts(optimizer, evaluation)
+    require_kind("settings", settings, TrainingSettings, "prefetch='batch'")
+    require_model("student", student)
+    # Stored targets are no model, and need none.
+    if teacher is not None and not isinstance(teacher, StoredTeacher):
+        require_model("teacher", teacher)
+    # Here, where it is one comparison: inside, both are wrapped, and shared memory would be named
+    # by the paths of weights.
+    if student is teacher:
+        raise BindError(
+            "'student' and 'teacher' must be different modules; got the same module for both"
+        )
 
 
 @contextmanager

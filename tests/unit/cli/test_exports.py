@@ -31,7 +31,7 @@ def test_options_reach_the_export_and_the_comparison_is_printed(
     monkeypatch.setattr(finished, "export_run", export_run)
     arguments = ("run", "--to", "out", "--strategy", "a", "--seed", "1", "--onnx")
     assert call(monkeypatch, *arguments) == 0
-    options = {"strategy": "a", "seed": 1, "onnx": True, "tolerance": TOLERANCE}
+    options = {"strategy": "a", "seed": 1, "layout": None, "onnx": True, "tolerance": TOLERANCE}
     assert calls == [(Path("run"), Path("out"), options)]
     assert capsys.readouterr().out == f"{Path('out/README.md')}\nONNX: {check}\n"
 

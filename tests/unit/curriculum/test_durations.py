@@ -1,5 +1,6 @@
 """Durations: parsing, conversion into steps and errors."""
 
+from fractions import Fraction
 from typing import final
 
 import pytest
@@ -131,6 +132,46 @@ def test_a_duration_prints_as_the_text_it_is_read_from() -> None:
     assert str(Duration(number=1_500, unit="examples")) == "1500 examples"
 
 
+@pytest.mark.parametrize(
+    ("length", "text"),
+    [
+        (Fraction(3, 4), "0.75 epochs"),
+        (Fraction(3, 10), "0.3 epochs"),
+        (Fraction(1, 3), "1/3 epochs"),
+        (Fraction(247, 96), "247/96 epochs"),
+        (Fraction(246_913_579, 2), "123456789.5 epochs"),
+        (Fraction(10**17 * 3 + 1, 3), "300000000000000001/3 epochs"),
+        (Fraction(1, 3_000_000), "1/3000000 epochs"),
+        (Fraction(2), "2 epochs"),
+    ],
+)
+def test_parts_of_epochs_print_as_the_text_of_the_same_length(length: Fraction, text: str) -> None:
+    part = Duration.of(length, "epochs")
+    assert str(part) == text
+    assert duration(text) == part
+
+
+@pytest.mark.parametrize("text", ["0.0000001 epochs", "0.00000099 epochs"])
+def test_a_decimal_below_the_smallest_part_of_an_epoch_is_refused(text: str) -> None:
+    rule = "a duration must be at least 0.000001 epochs, or a fraction such as '1/3 epochs'"
+    with pytest.raises(SpecError, match=rf"^{rule}; got '{text}'$"):
+        duration(text)
+    assert duration("0.000001 epochs").length == Fraction(1, 10**6)
+
+
+@pytest.mark.parametrize(
+    "text", ["1/0 epochs", "1/3k epochs", "-1/3 epochs", "1/ epochs", "_ epochs"]
+)
+def test_a_number_of_another_form_is_refused(text: str) -> None:
+    with pytest.raises(SpecError, match="a duration must read like '1500 steps'"):
+        duration(text)
+
+
+def test_a_fraction_of_steps_is_refused() -> None:
+    with pytest.raises(SpecError, match="must be a positive whole number of steps"):
+        duration("1/3 steps")
+
+
 def test_a_number_without_a_unit_is_told_how_a_duration_reads() -> None:
     with pytest.raises(SpecError, match=r"must read like '1500 steps'.*got 1500"):
         duration(1_500)
@@ -257,7 +298,7 @@ def test_parts_are_of_epochs_alone_and_in_lowest_terms() -> None:
             curricle.extraction(total="2 epochs", durations=("0.5 epochs",)),
             ["0.5 epochs", "1.5 epochs"],
         ),
-        (curricle.progressive(total="2 epochs", trajectory=[1, 2, 3]), ["0.666667 epochs"] * 3),
+        (curricle.progressive(total="2 epochs", trajectory=[1, 2, 3]), ["2/3 epochs"] * 3),
     ],
 )
 def test_strategies_divide_epochs_exactly(

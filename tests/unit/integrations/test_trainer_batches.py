@@ -32,6 +32,15 @@ def test_a_step_has_the_positions_of_its_micro_batches() -> None:
     assert batches.batch_size == 4
 
 
+def test_an_epoch_has_whole_steps_of_micro_batches() -> None:
+    # Three micro-batches are two steps, as the Trainer counts them.
+    assert first_batches(ITEMS).examples_per_epoch == 2 * 4
+
+
+def test_a_loader_without_a_length_has_no_epoch() -> None:
+    assert first_batches(iter(ITEMS)).examples_per_epoch is None
+
+
 def test_reading_leaves_the_random_numbers_of_the_training_alone() -> None:
     def drawn() -> Iterable[object]:
         for item in ITEMS:

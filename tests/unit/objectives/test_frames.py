@@ -12,7 +12,9 @@ import curricle
 from curricle import seeding
 from curricle.data.batch import Batch, named
 from curricle.models.mlp import MLP
-from curricle.objectives.frames import FrameCounter, counts_frames, frame_counter
+from curricle.models.tapped import Activations
+from curricle.objectives.base import Sample
+from curricle.objectives.frames import FrameCounter, counter_of_states, frame_counter
 from curricle.objectives.projections import Identity
 from curricle.records import StepRecord
 from tests.contracts.test_families import WAV2VEC2
@@ -82,6 +84,50 @@ def test_frames_of_padding_do_not_count_in_the_loss(reading: Any) -> None:
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+class Strided(nn.Module):
+    """A model of sound with one frame for a number of samples."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride, self.convolution = stride, nn.Conv1d(1, 4, stride, stride)
+        self.block, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def _get_feat_extract_output_lengths(self, lengths: torch.Tensor) -> torch.Tensor:
+        return lengths // self.stride
+
+    def forward(
+        self, input_values: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> Any:
+        del attention_mask
+        return self.head(self.block(self.convolution(input_values.unsqueeze(1)).mT).mean(1))
+
+
+def test_pooled_means_of_each_model_are_over_its_own_frames() -> None:
+    with seeding.scoped(0, "test model"):
+        student, teacher = (curricle.tapped(Strided(n), blocks=["block"]) for n in (5, 10))
+    mask = (torch.arange(40) < torch.tensor([[40], [20], [10]])).long()
+    inputs = {"input_values": drawn(3, 40), "attention_mask": mask}
+    pair = curricle.LayerPair(student=1, teacher=1, reading="pooled")
+    declared = curricle.MatchHidden(pair=pair, projection=Identity(), normalize="none")
+    reads = declared.reads(student, teacher)
+
+    def target(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch = Batch(inputs={**inputs, "input_values": values}, valid=mask.bool())
+        activations: list[Activations] = []
+        for model, places in ((student, reads.student), (teacher, reads.teacher)):
+            with model.open_taps(places, logits=False) as forward, torch.no_grad():
+                activations.append(forward(batch.inputs))
+        sample = Sample(batch=batch, student=activations[0], teacher=activations[1], seed=0)
+        term = declared.bind(reads, sample, is_residual=False)
+        return term.target(activations[1], batch), activations[1].hidden[reads.teacher[0]]
+
+    actual, states = target(inputs["input_values"])
+    expected = torch.stack([row[:n].mean(0) for row, n in zip(states, (4, 2, 1), strict=True)])
+    torch.testing.assert_close(actual, expected)
+    padded, _ = target(inputs["input_values"].masked_fill(mask == 0, 7.0))
+    torch.testing.assert_close(padded, actual)
+
+
 def test_frames_are_those_of_the_blocks_and_not_of_an_adapter() -> None:
     class Adapted(nn.Module):
         def _get_feat_extract_output_lengths(
@@ -95,12 +141,12 @@ def test_frames_are_those_of_the_blocks_and_not_of_an_adapter() -> None:
 def test_states_with_the_positions_of_the_data_or_none_have_no_frames() -> None:
     found, batch = counter(wav2vec2(0)), sound()
     frames = int(found.counts(torch.tensor([200])))
-    assert counts_frames(found, (3, frames), batch)
-    assert not counts_frames(found, (3, 200), batch)
-    assert not counts_frames(found, (3,), batch)
-    assert not counts_frames(found, (3, frames + 1), batch)
-    assert not counts_frames(None, (3, frames), batch)
-    assert not counts_frames(found, (3, frames), Batch(inputs=batch.inputs))
+    assert counter_of_states(found, (3, frames), batch) is found
+    assert counter_of_states(found, (3, 200), batch) is None
+    assert counter_of_states(found, (3,), batch) is None
+    assert counter_of_states(found, (3, frames + 1), batch) is None
+    assert counter_of_states(None, (3, frames), batch) is None
+    assert counter_of_states(found, (3, frames), Batch(inputs=batch.inputs)) is None
 
 
 def test_a_batch_without_a_mask_stays_as_it_is() -> None:

@@ -1,5 +1,6 @@
 """Readings of maps and sequences: rows, values by hand, and refusals."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 
 from curricle.data.batch import Batch
-from curricle.errors import BindError, SpecError
+from curricle.errors import BindError, DataError, SpecError
 from curricle.models.tapped import Activations, Place
 from curricle.objectives.base import Reads, Sample
 from curricle.objectives.hidden import LayerPair, MatchHidden
@@ -142,6 +143,101 @@ def test_padding_among_unknown_positions_is_refused_before_it_is_averaged() -> N
     )
     with pytest.raises(BindError, match=r"must have the positions \(2, 3\) of the padded data"):
         loss("pooled", drawn(2, 5, 4), drawn(2, 5, 4), batch)
+
+
+PADDED = torch.tensor([[1, 1, 0], [1, 0, 0]])
+
+
+def test_a_mask_that_does_not_fit_positions_of_the_teacher_is_refused() -> None:
+    batch = Batch(inputs={"input_ids": torch.zeros(2, 3).long()}, valid=PADDED.bool())
+    with pytest.raises(
+        BindError, match=r"^teacher's tap 't' must have the positions \(2, 3\) of the padded data"
+    ):
+        loss("pooled", drawn(2, 3, 4), drawn(2, 5, 4), batch)
+
+
+def test_a_mask_that_does_not_fit_a_later_batch_is_refused() -> None:
+    first = Batch(inputs={"input_ids": torch.zeros(2, 3).long()})
+    sides = Activations({STUDENT: drawn(2, 3, 4)}), Activations({TEACHER: drawn(2, 5, 4)})
+    sample = Sample(batch=first, student=sides[0], teacher=sides[1], seed=0)
+    term = objective("pooled").bind(READS, sample, is_residual=False)
+    later = Batch(inputs=first.inputs, valid=PADDED.bool())
+    with pytest.raises(DataError, match=r"have the positions \(2, 3\) of the padded data in every"):
+        term.target(sides[1], later)
+
+
+def test_a_single_state_of_the_teacher_needs_no_mask() -> None:
+    batch = Batch(inputs={"input_ids": torch.zeros(2, 3).long()}, valid=PADDED.bool())
+    student, teacher = drawn(2, 3, 4), drawn(2, 4)
+    mean = torch.stack([student[0, :2].mean(0), student[1, 0]])
+    expected = (mean - teacher).square().mean()
+    assert loss("pooled", student, teacher, batch) == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("inputs", ["input_ids", "pixel_values"])
+def test_the_mask_of_the_teachers_inputs_counts_in_its_pooled_state(inputs: str) -> None:
+    # Students of images read no mask at all.
+    students = {"input_ids": torch.zeros(2, 3).long(), "pixel_values": torch.zeros(2, 1, 8, 8)}
+    taught = {"input_ids": torch.ones(2, 3).long(), "attention_mask": PADDED}
+    batch = Batch(inputs={inputs: students[inputs]}, teacher_inputs=taught)
+    student, teacher = drawn(2, 3, 4), drawn(2, 3, 4, seed=1)
+    mean = torch.stack([teacher[0, :2].mean(0), teacher[1, 0]])
+    expected = (student.mean(1) - mean).square().mean()
+    assert loss("pooled", student, teacher, batch) == pytest.approx(expected.item())
+    with pytest.raises(BindError, match=r"must have the positions \(2, 3\) of the padded data"):
+        loss("pooled", student, drawn(2, 5, 4), batch)
+
+
+def test_patches_of_the_teacher_have_no_padding_of_the_students_text() -> None:
+    batch = Batch(
+        inputs={"input_ids": torch.zeros(2, 3).long()},
+        valid=PADDED.bool(),
+        teacher_inputs={"pixel_values": torch.zeros(2, 1, 8, 8)},
+    )
+    student, teacher = drawn(2, 3, 4), drawn(2, 5, 4)
+    mean = torch.stack([student[0, :2].mean(0), student[1, 0]])
+    expected = (mean - teacher.mean(1)).square().mean()
+    assert loss("pooled", student, teacher, batch) == pytest.approx(expected.item())
+
+
+def test_tokens_of_the_teacher_have_the_mask_of_the_student() -> None:
+    inputs = {"input_ids": torch.zeros(2, 3).long()}
+    batch = Batch(inputs=inputs, valid=PADDED.bool(), teacher_inputs=torch.ones(2, 3).long())
+    student, teacher = drawn(2, 3, 4), drawn(2, 3, 4, seed=1)
+    means = [torch.stack([side[0, :2].mean(0), side[1, 0]]) for side in (student, teacher)]
+    expected = (means[0] - means[1]).square().mean()
+    assert loss("pooled", student, teacher, batch) == pytest.approx(expected.item())
+    with pytest.raises(BindError, match=r"must have the positions \(2, 3\) of the padded data"):
+        loss("pooled", student, drawn(2, 5, 4), batch)
+
+
+def test_a_padded_teacher_has_no_map_in_common_with_images() -> None:
+    taught = {"input_ids": torch.ones(2, 3).long(), "attention_mask": PADDED}
+    batch = Batch(inputs=torch.zeros(2, 1, 8, 8), teacher_inputs=taught)
+    with pytest.raises(BindError, match=r"must be 'positions' or 'pooled' for padded data"):
+        loss("grid", drawn(2, 3, 4), drawn(2, 3, 4), batch)
+
+
+@pytest.mark.parametrize("reading", ["positions", "pooled"])
+@pytest.mark.parametrize("side", [0, 1])
+def test_a_tap_with_examples_first_of_a_model_with_sequences_first_is_refused(
+    reading: str, side: int
+) -> None:
+    # As HookedModel gives a state of shape (3, 7, 5): its axes are moved as declared.
+    moved, plain_state = drawn(3, 7, 5).permute(1, 0, 2), drawn(3, 7, 5)
+    places = [replace(STUDENT, order=()), replace(TEACHER, order=())]
+    places[side] = replace(places[side], order=(1, 0, 2))
+    states = [plain_state, plain_state]
+    states[side] = moved
+    sample = Sample(
+        batch=Batch(inputs={"input_ids": torch.zeros(3, 7).long()}),
+        student=Activations({places[0]: states[0]}),
+        teacher=Activations({places[1]: states[1]}),
+        seed=0,
+    )
+    reads = Reads(student=(places[0],), teacher=(places[1],))
+    with pytest.raises(BindError, match=r"^tap '[st]' must have its positions on the first axis"):
+        objective(reading).bind(reads, sample, is_residual=False)
 
 
 def test_selected_positions_are_those_of_the_data() -> None:

@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.data import DataLoader
 
 import curricle
+from curricle import seeding
 from curricle.errors import BindError
 from curricle.runs.planning import plan
 from tests.parts import mlp, parity
@@ -39,6 +42,37 @@ def test_a_plan_has_the_numbers_of_the_run() -> None:
         observers=[seen.append],
     )
     assert seen[0].stages == planned.stages
+
+
+def test_what_surrounds_a_plan_does_not_enter_it() -> None:
+    rows: Any = [(torch.ones(6), number % 2) for number in range(8)]
+    with seeding.scoped(0, "models"):
+        parts = (nn.Linear(6, 2), nn.Linear(6, 2), curricle.one_shot(total="4 steps"))
+    with torch.inference_mode(), torch.device("meta"):
+        planned = plan(*parts, DataLoader(rows, batch_size=4))
+    assert planned.num_steps == 4
+
+
+def test_a_plan_refuses_one_module_for_both_models() -> None:
+    model = mlp(5).module
+    sentence = "^'student' and 'teacher' must be different modules; got the same module for both$"
+    with pytest.raises(BindError, match=sentence):
+        plan(model, model, curricle.one_shot(total="4 steps"), parity())
+
+
+def test_a_plan_refuses_best_weights_of_a_single_evaluation() -> None:
+    settings = curricle.TrainingSettings(device="cpu", eval_every=4, keep_best=True)
+    models = mlp(5).module, mlp(16, seed=1).module
+    with pytest.raises(BindError, match="'eval_every' must be below the 4 steps of the run"):
+        plan(*models, curricle.one_shot(total="4 steps"), parity(), settings=settings)
+
+
+def test_a_plan_refuses_an_optimizer_of_torch() -> None:
+    model = mlp(5).module
+    optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
+    parts = model, mlp(16, seed=1).module, curricle.one_shot(total="4 steps"), parity()
+    with pytest.raises(BindError, match=r"'optimizer' must be curricle\.AdamW"):
+        inspect.unwrap(plan)(*parts, optimizer=optimizer)
 
 
 @pytest.mark.parametrize(

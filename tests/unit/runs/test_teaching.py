@@ -10,6 +10,7 @@ from torch import nn
 
 import curricle
 from curricle.errors import BindError, CheckpointError, SpecError
+from curricle.models.tapped import TappedModel
 from curricle.models.weights import load_weights
 from curricle.records import EvaluationRecord, Record
 from curricle.runs.teaching import TrainedTeacher, teach
@@ -83,6 +84,20 @@ def test_the_weights_are_those_of_distill_without_a_teacher(tmp_path: Path) -> N
     assert same(taught(tmp_path).model, alone)
 
 
+@pytest.mark.parametrize(("accuracy", "is_noted"), [(0.1, True), (0.9, False)])
+def test_a_teacher_that_ends_at_chance_is_noted(
+    accuracy: float, is_noted: bool, tmp_path: Path
+) -> None:
+    class Constant:
+        chance = 0.5
+
+        def __call__(self, model: TappedModel) -> dict[str, float]:
+            return {"accuracy": accuracy, "nll": 1.0}
+
+    teacher = taught(tmp_path, evaluation=Constant())
+    assert any("the teacher is at chance" in note for note in teacher.notes) == is_noted
+
+
 def test_a_training_that_was_stopped_goes_on_and_keeps_the_same_checkpoints(tmp_path: Path) -> None:
     def stop(record: Record) -> None:
         if isinstance(record, EvaluationRecord) and record.usage.steps == 10:
@@ -116,6 +131,11 @@ def test_checkpoints_are_equally_spaced_and_end_with_the_training(
     [
         ({"checkpoints": 0}, SpecError, "'checkpoints' must lie between 1 and 100,000; got 0"),
         ({"model": 3}, BindError, "'model' must be a torch.nn.Module"),
+        (
+            {"settings": curricle.TrainingSettings(device="cpu", eval_every=5, keep_best=True)},
+            BindError,
+            "'keep_best' must be False for a teacher, which ends with the weights of its last",
+        ),
         ({"total": "3 epochs"}, BindError, "for data that do not repeat"),
     ],
 )

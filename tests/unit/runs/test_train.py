@@ -404,16 +404,27 @@ def test_a_student_is_drawn_from_its_own_seed(make_spec: MakeSpec) -> None:
 
 def test_students_keep_their_best_weights_and_the_teacher_its_last(make_spec: MakeSpec) -> None:
     spec = make_spec("engine.keep_best=true", "engine.eval_every=3")
-    teach(spec)
+    seen: list[Record] = []
+    teach(spec, [seen.append])
     end = train_student(spec, single_run(spec))
     assert (end.best_metric, end.best_step in {3, 6, 9, 12}) == ("accuracy", True)
     taught = end_of(spec.folder / "teacher")
     assert taught is not None
     assert taught.best_step == 0
+    notes = [note for record in seen if isinstance(record, RunRecord) for note in record.notes]
+    assert any("the teacher ends with its last weights" in note for note in notes)
     trajectory = open_trajectory(spec.folder / "teacher" / "trajectory")
     weights = load_file(spec.folder / "teacher" / "model.safetensors")
     last = load_file(trajectory.path(20))
     assert all(torch.equal(weights[name], last[name]) for name in weights)
+
+
+def test_best_weights_of_a_single_evaluation_are_refused_before_the_teacher_is_taught(
+    make_spec: MakeSpec,
+) -> None:
+    spec = make_spec("engine.keep_best=true", "engine.eval_every=500")
+    with pytest.raises(BindError, match="'eval_every' must be below the 12 steps of the run"):
+        rehearse(spec, student_runs(spec))
 
 
 def test_students_of_a_class_keep_their_best_weights_as_alone(

@@ -120,7 +120,8 @@ def test_a_missing_checkpoint_is_found_before_teaching(trajectory: Trajectory) -
 
 def test_a_checkpoint_needs_a_trajectory() -> None:
     with pytest.raises(
-        BindError, match=r"^'trajectory' must be given to read teacher checkpoint 10; got none$"
+        BindError,
+        match=r"^'trajectory' must be given to read teacher checkpoint 10; got none; pass ",
     ):
         LiveTeacher(mlp()).check([10])
 

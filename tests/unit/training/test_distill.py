@@ -333,6 +333,21 @@ def test_nobody_teaches_itself() -> None:
         distilled(student=model, teacher=model)
 
 
+def test_nobody_captures_its_own_targets(tmp_path: Path) -> None:
+    model = mlp(5)
+    with pytest.raises(BindError, match=r"^'student' and 'teacher' must be different modules"):
+        capture_targets(model, model, one_shot(total="4 steps"), parity(), folder=tmp_path)
+
+
+def test_best_weights_by_a_metric_without_direction_are_refused_before_binding() -> None:
+    settings = TrainingSettings(device="cpu", eval_every=2, keep_best="gain")
+    with seeding.scoped(0, "models"):
+        student = nn.Linear(3, 2)
+    # Binding would refuse a student of other inputs than the data.
+    with pytest.raises(BindError, match="'keep_best' must have a metric of known direction"):
+        distilled(student=student, settings=settings)
+
+
 def test_stored_targets_are_not_for_compiled_steps(tmp_path: Path) -> None:
     curriculum = one_shot(total=TOTAL)
     capture_targets(

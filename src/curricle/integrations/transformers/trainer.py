@@ -38,7 +38,7 @@ from curricle.teachers.live import LiveTeacher
 from curricle.training.binding.bound_run import BoundRun, bind
 from curricle.training.binding.timeline import TimelineState, plan_spans
 from curricle.training.loop.stage_loss import StepLoss
-from curricle.training.loop.staged import PLANNED_OPTIMIZER, StagedLoss
+from curricle.training.loop.staged import PLANNED_OPTIMIZER, StagedLoss, check_parts
 from curricle.training.setup.settings import TrainingSettings
 from curricle.training.setup.torch_state import check_single_process
 from curricle.values import fingerprint, parse, plain
@@ -169,11 +169,12 @@ class CurriculumTrainer(transformers.Trainer):
         )
         trajectory = args.trajectory()
         curriculum = args.declared_curriculum(self._planned_steps(), trajectory)
-        _check_durations(curriculum, args)
+        _check_durations(curriculum, args, batches)
         spans = plan_spans(
             curriculum.stages,
             batch_size=batches.batch_size,
             tokens_per_batch=batches.tokens_per_batch,
+            examples_per_epoch=batches.examples_per_epoch,
         )
         num_steps = spans[-1].end
         if args.max_steps not in {-1, num_steps}:
@@ -183,7 +184,7 @@ class CurriculumTrainer(transformers.Trainer):
             )
         args.max_steps = num_steps
         teacher = self.teacher_model
-        return bind(
+        run = bind(
             curriculum,
             student=tapped(self._student),
             teacher=None if teacher is None else LiveTeacher(tapped(teacher), trajectory),
@@ -196,6 +197,10 @@ class CurriculumTrainer(transformers.Trainer):
             ),
             seed=args.seed,
         )
+        # Binding reads micro-batches and does not know into how many a step is cut.
+        for stage in run.stages:
+            check_parts(stage, accumulation, "'gradient_accumulation_steps' must be 1")
+        return run
 
     def _planned_steps(self) -> int:
         """Return the number of steps by the arguments of the Trainer; 1 where it is not needed."""
@@ -526,11 +531,12 @@ def _teacher(
     return load_teacher(teacher, student, revision=args.teacher_model_revision, keywords=keywords)
 
 
-def _check_durations(curriculum: Curriculum, args: CurriculumConfig) -> None:
+def _check_durations(curriculum: Curriculum, args: CurriculumConfig, batches: FirstBatches) -> None:
     """Check that the Trainer fits the durations of stages.
 
     Raises:
-        BindError: If a rule reads metrics and there are none, or tokens are no number of steps.
+        BindError: If a rule reads metrics and there are none, or tokens or epochs are no number of
+            steps.
     """
     for stage in curriculum.stages:
         if isinstance(stage.duration, UntilMetric) and args.eval_strategy == "no":
@@ -542,6 +548,11 @@ def _check_durations(curriculum: Curriculum, args: CurriculumConfig) -> None:
             raise BindError(
                 f"'duration' of stage {stage.name!r} must be in steps or examples with "
                 f"'gradient_accumulation_steps'; got {stage.duration.at_most}"
+            )
+        if stage.duration.at_most.unit == "epochs" and batches.examples_per_epoch is None:
+            raise BindError(
+                f"'duration' of stage {stage.name!r} must be in steps or examples for a "
+                f"'train_dataset' without a length; got {stage.duration.at_most}"
             )
 
 

@@ -9,8 +9,11 @@ training stay as they are.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from typing import final
+
+from transformers.trainer_utils import has_length
 
 from curricle import seeding
 from curricle.data.batch import Batch
@@ -72,6 +75,7 @@ class FirstBatches:
         self._accumulation = accumulation
         self._batches: list[Batch] = []
         self._is_exhausted = False
+        self._steps_per_epoch: int | None = None
         self.batch_size = batch_size
         """Number of examples of a step."""
 
@@ -79,6 +83,16 @@ class FirstBatches:
     def tokens_per_batch(self) -> int:
         """Return the number of positions of a step of micro-batches as long as the first."""
         return self.batch(0).num_read_tokens * self._accumulation
+
+    @property
+    def examples_per_epoch(self) -> int | None:
+        """Return the examples of an epoch, all steps counted as whole; None without a length.
+
+        The last step of an epoch may have fewer micro-batches; the Trainer counts it as a step.
+        """
+        self.batch(0)
+        steps = self._steps_per_epoch
+        return None if steps is None else steps * self.batch_size
 
     @property
     def fingerprint(self) -> str:
@@ -101,6 +115,10 @@ class FirstBatches:
         # Seeded alike each time, so that the batches read before come again.
         with seeding.scoped(self._seed, "trainer batches", beyond_torch=True):
             loader = self._loader()
+            # A loader over an iterable data set has a length only if the data set has one.
+            number_of_items = len(loader) if has_length(loader) else None
+            if number_of_items is not None:
+                self._steps_per_epoch = math.ceil(number_of_items / self._accumulation)
             items = iter(loader)
             self._batches = [self._reader(item) for item in itertools.islice(items, number)]
             del items

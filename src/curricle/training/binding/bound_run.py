@@ -26,6 +26,7 @@ from curricle.models.eligibility import (
 from curricle.models.restoring import mode_notes
 from curricle.models.tapped import Place, TappedModel, tap_number
 from curricle.objectives.hidden import MatchHidden
+from curricle.objectives.logits import output_notes
 from curricle.records import StagePlan
 from curricle.teachers.live import LiveTeacher
 from curricle.teachers.shared import SharedTeacher
@@ -207,6 +208,7 @@ def bind(
             *probe.notes(),
             *position_notes(stream, stream.batch(0)),
             *probe.decisions(live),
+            *output_notes([term for stage in bound for term in stage.declared.objectives], student),
         ),
         tables=probe.tables.limits,
     )

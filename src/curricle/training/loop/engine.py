@@ -27,6 +27,7 @@ from curricle.errors import DivergenceError
 from curricle.metrics import CLASS_METRICS, NLL
 from curricle.models.eligibility import check_savable
 from curricle.models.restoring import Modes, buffers_kept, modes_kept, set_modes, train
+from curricle.objectives.logits import matched_output
 from curricle.records import (
     RECORDS,
     EndRecord,
@@ -43,7 +44,7 @@ from curricle.training.binding.facts import run_facts
 from curricle.training.binding.starting import apply_start
 from curricle.training.binding.timeline import StageEnd, Timeline
 from curricle.training.loop.best import BestWeights, best_weights, check_evaluated
-from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids
+from curricle.training.loop.evaluation import Evaluator, chance_of, check_ids, with_output
 from curricle.training.loop.journal import Journal
 from curricle.training.loop.recording import run_record, step_record, usage_after
 from curricle.training.loop.results import plain_metrics
@@ -136,7 +137,9 @@ class TrainingRun:
         """Number of steps after which something is due or the stage ends."""
         self.num_steps = -1
         """Steps taken; -1 before the first stage is open."""
-        self.run, self.evaluate, self.metric, self.outputs = run, evaluate, metric, outputs
+        self.run, self.metric, self.outputs = run, metric, outputs
+        objectives = [term for stage in run.stages for term in stage.declared.objectives]
+        self.evaluate = with_output(evaluate, matched_output(objectives))
         rules = [stage.declared.duration for stage in run.stages]
         self._metric_names = (
             metric,

@@ -19,7 +19,7 @@ from curricle.errors import BindError, CurricleError, DataError
 from curricle.metrics import ACCURACY, CLASS_METRICS, Metric, Scores
 from curricle.models.axes import observing
 from curricle.models.restoring import looked_at, modes_kept
-from curricle.models.tapped import Activations, Forward, TappedModel
+from curricle.models.tapped import OUTPUT, Activations, Forward, Inputs, TappedModel
 from curricle.objectives.base import logits_of, require
 from curricle.teachers.live import aligned
 from curricle.training.binding.batches import TableLimit
@@ -147,6 +147,16 @@ def label_metrics(
     )
 
 
+def with_output(evaluate: Evaluator, output: str) -> Evaluator:
+    """Return an evaluator of batches that reads a named output of models without logits.
+
+    Args:
+        evaluate: Evaluator of held-out batches; a function of the user stays as it is.
+        output: Name of the output; empty for none.
+    """
+    return replace(evaluate, output=output) if isinstance(evaluate, _LabelEvaluator) else evaluate
+
+
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _LabelEvaluator:
@@ -160,6 +170,8 @@ class _LabelEvaluator:
     """Least and largest class; None for labels that are no classes."""
     chance: float | None
     """See `RunRecord.chance`."""
+    output: str = ""
+    """See `with_output`."""
 
     def __call__(self, model: TappedModel) -> dict[str, float]:
         """Return the metrics of a model.
@@ -173,8 +185,8 @@ class _LabelEvaluator:
         count = 0
         with (
             observing(model),
-            model.open_taps((), logits=True) as forward,
-            _teaching(self.teacher) as read_teacher,
+            _open_logits(model, self.output) as forward,
+            _teaching(self.teacher, self.output) as read_teacher,
         ):
             for batch in self.batches:
                 logits, size = _logits(
@@ -244,13 +256,36 @@ def _logits(activations: Activations, batch: Batch, name: str) -> tuple[Tensor, 
 
 
 @contextmanager
-def _teaching(teacher: TappedModel | None) -> Iterator[Callable[[Batch], Tensor] | None]:
+def _open_logits(model: TappedModel, output: str) -> Iterator[Forward]:
+    """Yield a forward pass with logits, or with a named output where the model has none."""
+    places = (model.place(f"{OUTPUT}:{output}"),) if output else ()
+    with model.open_taps(places, logits=True) as forward:
+
+        def run(inputs: Inputs, selected: Tensor | None = None) -> Activations:
+            activations = forward(inputs, selected)
+            if not places or activations.logits is not None:
+                return activations
+            state = activations.hidden[places[0]]
+            if selected is None:
+                return replace(activations, logits=state)
+            examples, *space = state.shape[:-1]
+            positions = (examples, math.prod(space)) if space else (examples,)
+            rows = state.flatten(0, -2)
+            return replace(activations, logits=rows[selected], positions=positions)
+
+        yield run
+
+
+@contextmanager
+def _teaching(
+    teacher: TappedModel | None, output: str
+) -> Iterator[Callable[[Batch], Tensor] | None]:
     """Yield a function from a batch to the teacher's logits; None without a teacher."""
     if teacher is None:
         yield None
         return
     # The trial before training comes before the run puts its teacher into evaluation mode.
-    with modes_kept(teacher.module), teacher.open_taps((), logits=True) as forward:
+    with modes_kept(teacher.module), _open_logits(teacher, output) as forward:
         teacher.module.eval()
         name = "'logits' of the teacher in 'evaluation'"
         yield lambda batch: _logits(_teacher_activations(forward, batch), batch, name)[0]

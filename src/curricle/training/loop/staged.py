@@ -32,7 +32,7 @@ from curricle.data.streams import Stream
 from curricle.errors import BindError
 from curricle.models.restoring import frozen_but
 from curricle.models.wrapping import tapped
-from curricle.objectives.base import label_check
+from curricle.objectives.base import compares_examples, label_check
 from curricle.records import Usage
 from curricle.teachers.stored import StoredTeacher
 from curricle.teachers.trajectory import Trajectory
@@ -210,10 +210,12 @@ class StagedLoss:
             *items: All micro-batches of the step, each a batch or an item of the loader.
 
         Raises:
-            BindError: If all stages have ended.
+            BindError: If all stages have ended, or an objective compares examples that several
+                micro-batches would separate.
         """
         batches = [self.as_batch(item) for item in items]
         loss = self._loss if self._loss is not None else self._open_stage()
+        check_parts(self.stage, len(batches), "'begin_step' must get 1 batch")
         with self._located():
             for batch in batches:
                 self._check(batch)
@@ -337,6 +339,25 @@ class StagedLoss:
             student_flops=student,
             teacher_flops=teacher,
         )
+
+
+def check_parts(stage: BoundStage, number: int, rule: str) -> None:
+    """Check that no objective of a stage compares examples that micro-batches would separate.
+
+    Args:
+        stage: The bound stage.
+        number: Micro-batches of a step.
+        rule: Beginning of the error sentence, with the argument that has the number.
+
+    Raises:
+        BindError: If there are several micro-batches and an objective compares examples.
+    """
+    for term, objective in zip(stage.terms, stage.declared.objectives, strict=True):
+        if number > 1 and compares_examples(term.objective):
+            raise BindError(
+                f"{rule} for {type(objective).__name__} in stage {stage.declared.name!r}, which "
+                f"compares the examples of a batch with each other; got {number}"
+            )
 
 
 @contextmanager
