@@ -514,27 +514,6 @@ def check_positions(
     )
 
 
-def check_group(
-    batch: Batch, size: int, user: str, *, kind: type[CurricleError] = DataError
-) -> None:
-    """Check that consecutive examples of a batch are declared to belong together.
-
-    Args:
-        batch: The batch.
-        size: Examples of a group.
-        user: Purpose of the groups, in error messages, with their members.
-        kind: Class of the error: `BindError` while binding.
-    """
-    if batch.group == size:
-        return
-    got = "examples by themselves" if batch.group == 1 else f"groups of {batch.group}"
-    raise kind(
-        f"'group' of the batches must be {size} for {user}; got {batch.group}, which are {got}; "
-        f"TextCollator declares the texts of a row, and a collate function curricle.Batch(..., "
-        f"group={size})"
-    )
-
-
 @final
 @dataclass(frozen=True, slots=True)
 class Rows:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from curricle.data.batch import Batch
 from curricle.data.label_checks import require_classes
-from curricle.errors import BindError, DataError
+from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Activations, Place, TappedModel
 from curricle.objectives.frames import FrameCounter
 from curricle.values import Plain
@@ -44,6 +44,27 @@ def require(value: Value | None, name: str) -> Value:
     if value is None:
         raise BindError(f"{name!r} must be given, since an objective reads it; got none")
     return value
+
+
+def check_group(
+    batch: Batch, size: int, user: str, *, kind: type[CurricleError] = DataError
+) -> None:
+    """Check that consecutive examples of a batch are declared to belong together.
+
+    Args:
+        batch: The batch.
+        size: Examples of a group.
+        user: Purpose of the groups, in error messages, with their members.
+        kind: Class of the error: `BindError` while binding.
+    """
+    if batch.group == size:
+        return
+    got = "examples by themselves" if batch.group == 1 else f"groups of {batch.group}"
+    raise kind(
+        f"'group' of the batches must be {size} for {user}; got {batch.group}, which are {got}; "
+        f"TextCollator declares the texts of a row, and a collate function curricle.Batch(..., "
+        f"group={size})"
+    )
 
 
 def check_classes(labels: Tensor, num_classes: int, where: str = " in the first batch") -> None:

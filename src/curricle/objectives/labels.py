@@ -27,7 +27,7 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from curricle.data.batch import Batch, check_group, check_positions
+from curricle.data.batch import Batch, check_positions
 from curricle.data.label_checks import misplaced
 from curricle.errors import BindError, CurricleError, DataError, SpecError
 from curricle.models.model_notes import check_problem_type
@@ -38,6 +38,7 @@ from curricle.objectives.base import (
     Reads,
     Sample,
     check_classes,
+    check_group,
     logits_of,
     refuse_embeddings,
     require,

@@ -24,11 +24,19 @@ from pydantic import Field
 from torch import Tensor
 
 from curricle.colocation import beside
-from curricle.data.batch import Batch, Rows, check_group, check_positions
+from curricle.data.batch import Batch, Rows, check_positions
 from curricle.errors import BindError, CurricleError, DataError
 from curricle.models.tapped import Activations, TappedModel
 from curricle.objectives.adapters import LinearMap
-from curricle.objectives.base import MOST_WEIGHT, Reads, Sample, Target, logits_of, require
+from curricle.objectives.base import (
+    MOST_WEIGHT,
+    Reads,
+    Sample,
+    Target,
+    check_group,
+    logits_of,
+    require,
+)
 from curricle.objectives.logits import LOGIT_AXES
 from curricle.objectives.losses import cosine_distance, squared_error
 from curricle.objectives.projections import Learned, Projection
@@ -406,8 +414,8 @@ class BoundMargins:
 
     def _groups(self, activations: Activations) -> Float[Tensor, "group text width"]:
         # Batches are checked where they are counted: a compiled step has their tensors alone.
-        groups: Tensor = logits_of(activations).unflatten(0, (-1, self.declared.texts))
-        return groups
+        embeddings = logits_of(activations)
+        return embeddings.reshape(-1, self.declared.texts, embeddings.shape[-1])
 
     def describe(self) -> tuple[str, str, str, str]:
         """Return taps, objective, projection and widths in words."""

@@ -164,7 +164,7 @@ def test_the_last_of_several_tokens_with_one_end_counts() -> None:
     [
         (["w1", ("w1", "w2")], {}, r"equally many texts, at least one; got \[1, 2\]"),
         ([{"number": 3}], {}, r"at least one; got \[0\]"),
-        ([("w1", 2)], {}, r"rows must hold texts; got int"),
+        ([{"a": 2}], {"columns": ["a"]}, r"rows must hold texts; got int"),
         ([{"a": "w1"}], {"columns": ["b"]}, r"'columns' must be in every row; got 'b'; available"),
         ([{"text": "w1", "score": 1.0}], {}, r"a score must come with 2 texts; got 1"),
         (
