@@ -34,11 +34,11 @@ def synchronize(tensor: Tensor) -> None:
         torch.cuda.synchronize(tensor.device)
 
 
-def count_beside(like: Tensor, number: int) -> Tensor:
+def count_beside(like: Tensor, number: int | torch.SymInt) -> Tensor:
     """Return the integers from 0 on beside a tensor.
 
     Args:
         like: A tensor.
-        number: Number of integers.
+        number: Number of integers; symbolic while a model is traced.
     """
-    return torch.arange(number, device=like.device)
+    return torch.arange(cast("int", number), device=like.device)

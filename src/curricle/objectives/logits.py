@@ -150,6 +150,8 @@ class MatchLogits:
                 "compares vocabularies of two tokenizers"
             )
         teacher_activations = require(sample.teacher, "teacher")
+        # Taps of other objectives are no outputs of this one.
+        reads = reads if self.output else replace(reads, student=(), teacher=())
         sides = {
             "student": _named(sample.student, reads.student, sample.batch),
             "teacher": _named(teacher_activations, reads.teacher, sample.batch),
