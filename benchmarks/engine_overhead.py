@@ -24,7 +24,7 @@ INPUTS, DEGREE, WIDTH, BATCH, RATE = 100, 4, 100, 64, 0.3
 
 
 def main() -> None:
-    """Print the medians and the ratios of neighbours."""
+    """Print the medians and the ratios of neighbors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few and short repetitions")
     quick = parser.parse_args().quick

@@ -10,7 +10,7 @@ Design: accelerate is not imported here; its hooks are attributes of modules.
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -65,7 +65,8 @@ def resident_weight(module: nn.Module) -> Tensor:
 class _Reader:
     """A weight that is read when it is called."""
 
-    def __init__(self, stored: Mapping[str, Tensor], name: str, dtype: torch.dtype) -> None:
+    # Maps of accelerate look up more than the names that they list, so that their type is open.
+    def __init__(self, stored: Any, name: str, dtype: torch.dtype) -> None:  # noqa: ANN401
         self._stored, self._name, self._dtype = stored, name, dtype
 
     def __call__(self) -> Tensor:

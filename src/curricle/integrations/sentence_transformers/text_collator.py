@@ -183,14 +183,14 @@ class _Reader:
         self.prompt = _default_prompt(role, model)
         """Text before each text, empty for none."""
 
-    def reads_tokens_of(self, other: "_Reader") -> bool:
+    def reads_tokens_of(self, reader: "_Reader") -> bool:
         """Return whether both readers make the same tokens.
 
         Args:
-            other: Another reader.
+            reader: Another reader.
         """
-        vocabularies = [reader.tokenizer.get_vocab() for reader in (self, other)]
-        return vocabularies[0] == vocabularies[1] and self.prompt == other.prompt
+        vocabularies = [side.tokenizer.get_vocab() for side in (self, reader)]
+        return vocabularies[0] == vocabularies[1] and self.prompt == reader.prompt
 
     def read(self, texts: list[str]) -> dict[str, Tensor]:
         """Return the inputs of the model, padded to the longest text.

@@ -325,8 +325,8 @@ class CurriculumTrainer(transformers.Trainer):
                 return float(run_factor(step)) * stage.declared.learning_rate_scale
             if number not in factors:
                 factors[number] = self._own_factor(stage.span.most)
-            own = factors[number](step - stages.timeline.start)
-            return own * stage.declared.learning_rate_scale
+            scale = factors[number](step - stages.timeline.start)
+            return scale * stage.declared.learning_rate_scale
 
         return StageRates(optimizer, factor)
 
