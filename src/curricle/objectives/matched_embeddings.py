@@ -15,6 +15,7 @@ rows, and matrices of similarities are computed with the loss. Micro-batches wou
 pairs than their batch, so the similarities of a batch are refused with gradient accumulation.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -277,18 +278,13 @@ class _Outputs:
         return outputs.flatten(0, -2) if self.rows is None else self.rows.take(outputs, batch)
 
 
-@final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoundEmbeddings:
-    """`MatchEmbeddings` with its projection."""
+class _BoundOutputs(ABC):
+    """Part of a bound objective whose target is the teacher's embeddings."""
 
-    declared: MatchEmbeddings
     outputs: _Outputs
     width: int
-    matrix: Float[Tensor, "student_width teacher_width"] | None
-    """Fixed map of the teacher's embeddings; None without one."""
-    adapter: LinearMap | None
-    """Trained map of the student's embeddings; None without one."""
+    """Width of the student."""
 
     @property
     def target_facts(self) -> Plain:
@@ -312,6 +308,22 @@ class BoundEmbeddings:
     def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row teacher_width"]:
         """Return the teacher's embeddings."""
         return self.outputs.take(teacher, batch)
+
+    @abstractmethod
+    def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
+        """Return the loss summed over embeddings."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoundEmbeddings(_BoundOutputs):
+    """`MatchEmbeddings` with its projection."""
+
+    declared: MatchEmbeddings
+    matrix: Float[Tensor, "student_width teacher_width"] | None
+    """Fixed map of the teacher's embeddings; None without one."""
+    adapter: LinearMap | None
+    """Trained map of the student's embeddings; None without one."""
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
         """Return the distance summed over embeddings."""
@@ -335,40 +347,15 @@ class BoundEmbeddings:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BoundSimilarities:
+class BoundSimilarities(_BoundOutputs):
     """`MatchSimilarities` with its rows."""
 
     declared: MatchSimilarities
-    outputs: _Outputs
-    width: int
 
     @property
     def compares_examples(self) -> bool:
         """Return True: the loss of an embedding depends on the others of its batch."""
         return True
-
-    @property
-    def target_facts(self) -> Plain:
-        """Return the dependencies of the target besides the teacher and the data."""
-        return self.outputs.target_facts
-
-    @property
-    def reads_selected(self) -> bool:
-        """Return whether only selected positions count."""
-        return self.outputs.rows is None
-
-    @property
-    def sparse_temperature(self) -> float | None:
-        """Return None: embeddings have no classes."""
-        return None
-
-    def count(self, batch: Batch) -> int:
-        """Return the number of embeddings."""
-        return self.outputs.count(batch)
-
-    def target(self, teacher: Activations, batch: Batch) -> Float[Tensor, "row teacher_width"]:
-        """Return the teacher's embeddings."""
-        return self.outputs.take(teacher, batch)
 
     def total(self, student: Activations, target: Target, batch: Batch) -> Float[Tensor, ""]:
         """Return the loss of similarities summed over embeddings."""
