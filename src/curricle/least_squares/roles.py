@@ -1,0 +1,265 @@
+"""Roles of the columns of a part's maps, found by intervention.
+
+The outputs of the maps that read a state are replaced by random numbers, a column at one position
+is changed, and the change of the input of the map that writes is looked at:
+
+- a change at other positions, linear in the column: a value of attention;
+- a change at other positions, not linear: a key;
+- at this position only, in several columns: a query; the columns are those of its head;
+- at this position only, in a single column: a neuron of a feed-forward part; linear in the column
+  if it is multiplied by the activation of another one (a gated unit).
+
+So fused maps, shared keys and values, and any order of heads need no names or configurations.
+
+Axes: example, position, column.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from curricle.least_squares.blocks import BlockCall, Part, read
+
+PLACE = 2
+"""Position of the changed column: the first would have one key only in a decoder."""
+CHUNK = 256
+"""Columns in one pass."""
+STEP = 3.0
+"""Change of a column, in both directions, which is beyond the bend of any activation."""
+LARGEST = 2.0
+"""Bound of the random numbers."""
+THRESHOLD = 1e-4
+"""Least change that counts, relative to the largest; dimensionless."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """One head of attention; columns are counted over all maps that read."""
+
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    outputs: Tensor
+    """Columns of the input of the map that writes."""
+    group: int
+    """Number of the keys, which several heads may share."""
+    num_rotary: int = 0
+    """Leading columns of queries and keys that rotate with the position; 0 for none."""
+    are_interleaved: bool = False
+    """Whether neighboring columns rotate together, instead of those half the number apart."""
+    scale: float = 1.0
+    """Factor of the product of queries and keys."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Neurons:
+    """Neurons of a feed-forward part."""
+
+    activated: Tensor
+    """Column with the activation, of each neuron."""
+    multiplied: Tensor | None
+    """Column that the activation is multiplied with; None without gates."""
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Roles:
+    """Roles in a part: heads or neurons; neither, with a reason, if it is not understood."""
+
+    heads: tuple[Head, ...] = ()
+    neurons: Neurons | None = None
+    reason: str = ""
+
+
+def roles(block: nn.Module, call: BlockCall, state: Tensor, part: Part) -> Roles:
+    """Return the roles of all columns of a part.
+
+    Args:
+        block: The block.
+        call: Its other arguments, for one example.
+        state: Its input: one example of at least 3 positions.
+        part: One of its parts.
+    """
+    probe = _Probe(block, call, state, part)
+    effects = probe.effects()
+    mixing = [column for column, effect in effects.items() if effect.mixes]
+    if not mixing:
+        return _neurons(effects, part)
+    values = [column for column in mixing if effects[column].is_linear]
+    keys = [column for column in mixing if not effects[column].is_linear]
+    queries = [column for column in effects if not effects[column].mixes]
+    found: dict[frozenset[int], list[int]] = defaultdict(list)
+    for column in queries:
+        found[effects[column].columns].append(column)
+    heads: list[Head] = []
+    groups: dict[tuple[int, ...], int] = {}
+    for outputs, own in sorted(found.items(), key=lambda item: min(item[0], default=-1)):
+        shared = tuple(key for key in keys if outputs <= effects[key].columns)
+        ordered = {}
+        for value in values:
+            for output in effects[value].columns & outputs:
+                ordered[output] = value
+        if set(ordered) != set(outputs) or len(shared) != len(own):
+            return Roles(reason="queries, keys and values do not fit together")
+        group = groups.setdefault(shared, len(groups))
+        columns = sorted(outputs)
+        heads.append(
+            Head(
+                torch.tensor(own),
+                torch.tensor(shared),
+                torch.tensor([ordered[output] for output in columns]),
+                torch.tensor(columns),
+                group,
+            )
+        )
+    covered = sorted(column for head in heads for column in head.outputs.tolist())
+    if covered != list(range(part.output.sizes[1])):
+        return Roles(reason="the heads do not make up the input of the map that writes")
+    return Roles(heads=tuple(probe.rotating(heads)))
+
+
+def _neurons(effects: Mapping[int, "_Effect"], part: Part) -> Roles:
+    activated, multiplied = {}, {}
+    for column, effect in effects.items():
+        if len(effect.columns) != 1:
+            return Roles(reason="a column reaches no neuron, or several")
+        (neuron,) = effect.columns
+        target = multiplied if effect.is_linear else activated
+        if neuron in target:
+            return Roles(reason="several columns activate one neuron")
+        target[neuron] = column
+    size = range(part.output.sizes[1])
+    if sorted(activated) != list(size) or (multiplied and sorted(multiplied) != list(size)):
+        return Roles(reason="the columns do not make up the input of the map that writes")
+    return Roles(
+        neurons=Neurons(
+            torch.tensor([activated[neuron] for neuron in size]),
+            torch.tensor([multiplied[neuron] for neuron in size]) if multiplied else None,
+        )
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Effect:
+    mixes: bool
+    columns: frozenset[int]
+    is_linear: bool
+
+
+@final
+class _Probe:
+    """Passes of a block with the outputs of a part's maps replaced."""
+
+    def __init__(self, block: nn.Module, call: BlockCall, state: Tensor, part: Part) -> None:
+        self._block, self._call, self._part = block, call, part
+        self._state = state
+        generator = torch.Generator().manual_seed(0)
+        self._width = sum(part.widths)
+        shape = (1, state.shape[1], self._width)
+        # Small: attention far from saturation, activations in their curved range.
+        uniform = torch.rand(shape, generator=generator)
+        self.base = (LARGEST * (2 * uniform - 1)).to(state)
+
+    def outcome(self, columns: Tensor) -> Tensor:
+        """Return the input of the map that writes, for given outputs of the maps that read."""
+        part = self._part
+        replaced = dict(
+            zip(
+                (linear.path for linear in part.inputs),
+                columns.split(part.widths, dim=-1),
+                strict=True,
+            )
+        )
+        state = self._state.expand(len(columns), -1, -1)
+        path = part.output.path
+        reading = read(
+            self._block, self._call, state, [], stop_at=path, replacements=replaced
+        )
+        received = reading.inputs[path]
+        return received.reshape(*columns.shape[:2], -1)
+
+    def effects(self) -> dict[int, _Effect]:
+        """Return the effect of every column."""
+        reference = self.outcome(self.base)[0]
+        effects: dict[int, _Effect] = {}
+        for start in range(0, self._width, CHUNK):
+            columns = torch.arange(start, min(start + CHUNK, self._width))
+            changes = []
+            for step in (STEP, -STEP):
+                changed = self.base.repeat(len(columns), 1, 1)
+                changed[torch.arange(len(columns)), PLACE, columns] += step
+                changes.append(self.outcome(changed) - reference)
+            for row, column in enumerate(columns.tolist()):
+                effects[column] = _effect(changes[0][row], changes[1][row])
+        return effects
+
+    def rotating(self, heads: list[Head]) -> list[Head]:
+        """Return heads with the rotation of their queries and keys by position, and their scale."""
+        first = heads[0]
+        size = len(first.queries)
+        base = self.base.clone()
+        for head in heads:
+            base[..., head.queries] = 0
+            base[..., head.keys] = 0
+        plain = self.outcome(base)[0][..., first.outputs]
+        changed = base.repeat(size, 1, 1)
+        # A query of the first column, and at the position before a key of each column in turn.
+        changed[..., PLACE, first.queries[0]] = math.sqrt(size)
+        changed[torch.arange(size), PLACE - 1, first.keys] = 1.0
+        changes = (self.outcome(changed)[..., first.outputs] - plain)[:, PLACE].abs().amax(-1)
+        partners = (changes > THRESHOLD * changes.max()).nonzero()[:, 0].tolist()
+        num_rotary, are_interleaved = 0, False
+        if len(partners) > 1:
+            # Two rotating columns are neighbors in either order.
+            are_interleaved = partners[1] == 1 and size > 2  # noqa: PLR2004
+            num_rotary = size if are_interleaved else 2 * partners[1]
+        scale = self._scale(first, base, plain)
+        return [
+            Head(
+                head.queries,
+                head.keys,
+                head.values,
+                head.outputs,
+                head.group,
+                num_rotary,
+                are_interleaved,
+                scale,
+            )
+            for head in heads
+        ]
+
+    def _scale(self, head: Head, base: Tensor, plain: Tensor) -> float:
+        """Return the factor of the product, from the attention to a key at the same position."""
+        size = len(head.queries)
+        changed = base.clone()
+        column = size - 1
+        # Values are 1 where the key is, and 0 elsewhere, so the output is the attention.
+        changed[..., head.values] = 0
+        changed[:, PLACE, head.values] = 1
+        uniform = self.outcome(changed)[0, PLACE, head.outputs[0]].double()
+        changed[:, PLACE, head.queries[column]] = math.sqrt(size)
+        changed[:, PLACE, head.keys[column]] = 1.0
+        weight = self.outcome(changed)[0, PLACE, head.outputs[0]].double()
+        odds = torch.log(weight / (1 - weight)) - torch.log(uniform / (1 - uniform))
+        del plain
+        return odds.item() / math.sqrt(size)
+
+
+def _effect(forward: Tensor, backward: Tensor) -> _Effect:
+    """Return the effect of a column from the changes in both directions."""
+    changes = torch.stack([forward, backward]).abs()
+    size = changes.max().clamp_min(1e-12)
+    reached = (changes > THRESHOLD * size).any(0)
+    positions = reached.any(-1)
+    mixes = bool(positions[torch.arange(len(positions)) != PLACE].any())
+    columns = frozenset(reached.any(0).nonzero()[:, 0].tolist())
+    is_linear = bool(torch.allclose(backward, -forward, atol=1e-3 * size.item(), rtol=1e-3))
+    return _Effect(mixes, columns, is_linear)
