@@ -180,7 +180,7 @@ def _summary(card: Card) -> str:
 
 
 def _use(card: Card) -> str:
-    onnx = f"\n\n`model.onnx` gives the same logits: {card.onnx}." if card.onnx else ""
+    onnx = f"\n\n`model.onnx` gives the same numbers: {card.onnx}." if card.onnx else ""
     return f"## Use\n\n```python\n{card.loading}\n```{onnx}"
 
 

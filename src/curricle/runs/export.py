@@ -4,16 +4,17 @@ Hugging Face models become folders that `from_pretrained` reads, with weights, c
 tokenizer and, where the model has one, generation configuration; adapters of PEFT are merged.
 Encoders of sentences become folders that `SentenceTransformer` reads. Other modules become a
 weights file. With them goes a model card made from the records of the run and, on request, an ONNX
-file whose logits agree with torch.
+file whose outputs agree with torch.
 
 Design: a folder appears whole or not at all, so a refused ONNX file leaves nothing behind.
 """
 
 import copy
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, final
 
 from torch import nn
@@ -21,6 +22,7 @@ from torch import nn
 from curricle.data.batch import Batch
 from curricle.errors import BindError, CheckpointError, reason
 from curricle.files import new_folder, usable_folder, write_text
+from curricle.models.hooked import HookedModel
 from curricle.models.peft_adapters import base_of, is_tuned
 from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.tapped import Inputs, TappedModel
@@ -29,9 +31,12 @@ from curricle.models.weights import save_weights, serializing
 from curricle.records import RECORDS, EndRecord, Record, RunRecord, read_records
 from curricle.runs.card import CARD, Card, model_card
 from curricle.runs.onnx_files import (
+    LOGITS,
     ONNX,
     TOLERANCE,
+    USUAL_NAMES,
     OnnxCheck,
+    OutputNames,
     check_onnx_packages,
     write_onnx,
 )
@@ -50,6 +55,14 @@ PYTORCH = "pytorch"
 """Library of all other models, by its name on the Hub."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 """Name of a model on the Hub: owner and model."""
+MEANINGS: Mapping[str, str] = MappingProxyType(
+    dict.fromkeys(("mean_squared_error", "pearson", "spearman"), "values")
+    | dict.fromkeys(
+        ("cosine_similarity", "similarity_spearman", "teacher_cosine", "teacher_spearman"),
+        "embeddings",
+    )
+)
+"""Meaning of a single output tensor by the metric of the run, where it is not logits."""
 WriteTokenizer = Callable[[Path], object]
 """Writes a tokenizer into a folder."""
 
@@ -84,7 +97,8 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
     """Write a finished model for use without curricle, with a model card.
 
     Args:
-        student: The model; it is not changed, and adapters of PEFT are merged in a copy.
+        student: The model; it is not changed, and adapters of PEFT are merged in a copy. The ONNX
+            file of `tapped(model, output=...)` has this output.
         to: Folder to make; it must not exist or be empty.
         run: The `output_dir` of `distill`, whose records the card states; None makes a short card.
         tokenizer: An object with `save_pretrained`, written beside a model that reads text.
@@ -96,15 +110,15 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
             of the student's class.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
             None writes none.
-        tolerance: Largest difference between logits of both, relative to the largest logit or to 1
-            if all are smaller.
+        tolerance: Largest difference between outputs of both, relative to the largest number of
+            an output or to 1 if all are smaller.
 
     Returns:
         Folder, files and the comparison.
 
     Raises:
         BindError: If the student has another layout, `tokenizer` cannot be saved, adapters cannot
-            be merged, packages for ONNX are missing, or its logits differ by more than the
+            be merged, packages for ONNX are missing, or its outputs differ by more than the
             tolerance; nothing is written then.
         CheckpointError: If the folder is taken, or `run` is not a finished run.
     """
@@ -128,11 +142,16 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         write_tokenizer=_tokenizer_writer(tokenizer),
         onnx=onnx.inputs if isinstance(onnx, Batch) else onnx,
         tolerance=tolerance,
+        names=OutputNames(
+            # Of tapped models only those of curricle declare an output.
+            entry=student.output if isinstance(student, HookedModel) else "",
+            default=output_name(records),
+        ),
         is_merged=is_merged,
     )
 
 
-def write_export(
+def write_export(  # noqa: PLR0913 - one argument a part of the folder
     model: nn.Module,
     to: str | Path,
     card: Card,
@@ -140,6 +159,7 @@ def write_export(
     write_tokenizer: WriteTokenizer | None = None,
     onnx: Inputs | None = None,
     tolerance: float = TOLERANCE,
+    names: OutputNames = USUAL_NAMES,
     is_merged: bool = False,
 ) -> Exported:
     """Write the folder of an export in one piece.
@@ -150,7 +170,8 @@ def write_export(
         card: Content of its card.
         write_tokenizer: Writes the tokenizer beside the model.
         onnx: Inputs for an ONNX file; None writes none.
-        tolerance: Largest difference of its logits.
+        tolerance: Largest difference of its outputs.
+        names: Names of its outputs.
         is_merged: Whether adapters were merged.
 
     Returns:
@@ -168,7 +189,8 @@ def write_export(
         if write_tokenizer is not None:
             write_tokenizer(temporary)
         if onnx is not None:
-            check = write_onnx(model, _first(onnx), temporary / ONNX, tolerance=tolerance)
+            path = temporary / ONNX
+            check = write_onnx(model, _first(onnx), path, tolerance=tolerance, names=names)
         agreement = "" if check is None else str(check)
         write_text(temporary / CARD, model_card(replace(card, onnx=agreement)))
         files = tuple(sorted(path.name for path in temporary.iterdir()))
@@ -240,6 +262,16 @@ def merged(module: nn.Module) -> tuple[nn.Module, bool]:
             f"'student' must have adapters that can be merged; PEFT failed with: {reason(error)}"
         ) from error
     return model, True
+
+
+def output_name(records: Sequence[Record]) -> str:
+    """Return the name of an output that is a single tensor, by the metric of the run.
+
+    Args:
+        records: Records of the run; empty if they are unknown.
+    """
+    run = next(iter(records), None)
+    return MEANINGS.get(run.metric, LOGITS) if isinstance(run, RunRecord) else LOGITS
 
 
 def library_of(model: nn.Module) -> str:

@@ -26,10 +26,11 @@ from curricle.runs.export import (
     finished_records,
     library_of,
     loading_code,
+    output_name,
     write_export,
 )
 from curricle.runs.folder import STUDENTS, TEACHER, has_spec, read_origin, stored_spec
-from curricle.runs.onnx_files import TOLERANCE, check_onnx_packages
+from curricle.runs.onnx_files import TOLERANCE, OutputNames, check_onnx_packages
 from curricle.runs.spec import Model, RunSpec
 from curricle.runs.train import StudentRun, finished_student, single_run, student_runs
 from curricle.task_data import TaskData
@@ -82,7 +83,7 @@ def export_run(
         seed: Seed of a comparison; None takes the first.
         layout: As in `curricle.export`.
         onnx: Whether to write an ONNX file, compared with torch on held-out examples.
-        tolerance: Largest difference of its logits.
+        tolerance: Largest difference of its outputs.
 
     Returns:
         Folder, files and the comparison.
@@ -123,6 +124,7 @@ def export_run(
         write_tokenizer=partial(spec.task.write_tokenizer, cache_dir=Path(spec.cache_dir)),
         onnx=model.data.evaluation[0].inputs if onnx else None,
         tolerance=tolerance,
+        names=OutputNames(default=output_name(card.records)),
     )
 
 

@@ -1,6 +1,7 @@
 """Exported folders are loaded by others; a run leaves one of each Hugging Face model."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,10 +16,20 @@ from transformers import BertConfig, BertModel
 import curricle
 from curricle import seeding
 from curricle.errors import BindError, CheckpointError
+from curricle.metrics import METRICS
 from curricle.models.sentence_encoder import SentenceEncoder
 from curricle.models.weights import weights_digest
+from curricle.records import RunRecord
 from curricle.runs import export as export_module
-from curricle.runs.export import EXPORT, base_name, check_layout, write_model
+from curricle.runs.export import (
+    EXPORT,
+    MEANINGS,
+    base_name,
+    check_layout,
+    finished_records,
+    output_name,
+    write_model,
+)
 from curricle.runs.onnx_files import OnnxCheck
 from tests.parts import mlp, parity
 
@@ -258,10 +269,14 @@ def test_onnx_gets_the_first_examples_of_a_batch(
 ) -> None:
     samples: list[Any] = []
 
-    def write(module: nn.Module, sample: Any, path: Path, *, tolerance: float) -> OnnxCheck:
+    def write(
+        module: nn.Module, sample: Any, path: Path, *, tolerance: float, names: Any
+    ) -> OnnxCheck:
         samples.append(sample)
         path.touch()
-        return OnnxCheck(inputs={}, difference=2e-7, tolerance=tolerance, shapes=((4, 2),))
+        return OnnxCheck(
+            inputs={}, difference=2e-7, tolerance=options["tolerance"], shapes=((4, 2),)
+        )
 
     monkeypatch.setattr(export_module, "check_onnx_packages", lambda: None)
     monkeypatch.setattr(export_module, "write_onnx", write)
@@ -271,6 +286,42 @@ def test_onnx_gets_the_first_examples_of_a_batch(
     assert "model.onnx" in exported.files
     card = (tmp_path / "out" / "README.md").read_text()
     assert "logits of shape 4x2 differ from torch by at most 2.0e-07 (allowed: 1.0e-03)" in card
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("output", ["", "shape"])
+def test_the_onnx_file_has_the_output_that_a_tapped_model_names(
+    tmp_path: Path, output: str
+) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.color, self.shape = nn.Linear(3, 5), nn.Linear(3, 2)
+
+        def forward(self, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"color": self.color(inputs), "shape": self.shape(inputs)}
+
+    with seeding.scoped(0, "test model"):
+        model = curricle.tapped(Heads(), output=output)
+    exported = curricle.export(model, tmp_path / "out", onnx=torch.ones(4, 3))
+    assert exported.onnx is not None
+    assert exported.onnx.outputs == ((output,) if output else ("color", "shape"))
+
+
+def test_a_single_tensor_is_named_by_the_metric_of_the_run(tmp_path: Path) -> None:
+    trained(tmp_path / "run")
+    opening = next(iter(finished_records(tmp_path / "run")))
+    assert isinstance(opening, RunRecord)
+    names = [
+        output_name([replace(opening, metric=metric)])
+        for metric in ("accuracy", "pearson", "teacher_cosine")
+    ]
+    assert names == ["logits", "values", "embeddings"]
+    assert output_name([]) == "logits"
+    assert MEANINGS.keys() <= METRICS.keys()
 
 
 def sentence_encoder(**fields: Any) -> SentenceEncoder:
