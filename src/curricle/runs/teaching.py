@@ -32,7 +32,7 @@ from curricle.teachers.trajectory import (
 )
 from curricle.trackers import check_trackers, tracker_names, tracking
 from curricle.training.binding.bound_run import bind
-from curricle.training.distill import evaluator_of, execute
+from curricle.training.distill import evaluator_of, execute, model_facts, run_facts
 from curricle.training.loop.engine import Observer, Outputs
 from curricle.training.loop.evaluation import Evaluator, chance_of
 from curricle.training.setup.arguments import (
@@ -66,6 +66,13 @@ class TrainedTeacher:
     """Usage of the training."""
     notes: tuple[str, ...] = ()
     """Decisions made by default, one sentence each, and a note if it ends at chance."""
+
+    def __repr__(self) -> str:
+        """Return model, checkpoints and metrics in a line, without the layers of the model."""
+        steps = self.trajectory.steps
+        checkpoints = f"checkpoints={len(steps)} up to step {steps[-1]:,}" if steps else ""
+        facts = (checkpoints, *run_facts(self.metrics, self.usage, self.notes))
+        return f"TrainedTeacher(model={model_facts(self.model)}, {', '.join(filter(None, facts))})"
 
 
 @named_arguments

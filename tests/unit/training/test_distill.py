@@ -3,6 +3,7 @@
 import inspect
 import io
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -83,6 +84,18 @@ def test_the_result_says_what_was_spent() -> None:
     assert (usage.steps, usage.examples) == (12, 96)
     assert usage.student_flops > 0
     assert usage.teacher_flops > 0
+
+
+def test_a_result_shows_in_one_line_without_layers() -> None:
+    result = distilled()
+    count = sum(weight.numel() for weight in result.student.parameters())
+    shown = repr(result)
+    assert shown.startswith(f"Result(student=<MLP, {count:,} parameters>, metrics={{")
+    assert f"steps={result.usage.steps}, seconds=" in shown
+    # Nothing chose the weights.
+    assert result.best_step is None
+    assert "best_step" not in shown
+    assert repr(replace(result, best_step=8, notes=("one",))).endswith("notes=1, best_step=8)")
 
 
 def test_an_evaluator_of_ones_own_is_used() -> None:
