@@ -10,7 +10,9 @@ Design: a folder appears whole or not at all, so a refused ONNX file leaves noth
 """
 
 import copy
+import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +45,8 @@ from curricle.runs.onnx_files import (
 from curricle.training.loop.engine import FINISHED
 
 EXPORT = "model"
+CONFIG = "config.json"
+"""Configuration of a model of transformers in its folder."""
 SAMPLE = 4
 """Examples with which an ONNX file is traced and compared."""
 LIBRARIES = ("transformers", "sentence_transformers", "timm")
@@ -51,6 +55,10 @@ SENTENCE_TRANSFORMERS = "sentence-transformers"
 """Library and layout of encoders of sentences, by its name on the Hub."""
 Layout = Literal["sentence-transformers"]
 """Layouts of folders that are not that of the model's class."""
+MAIN = "__main__"
+"""Name of the module of the script that runs."""
+MODULE_OF_USER = "your_module"
+"""Name in the code of a card for a class that was defined in a notebook."""
 PYTORCH = "pytorch"
 """Library of all other models, by its name on the Hub."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -91,6 +99,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
     teacher: str = "",
     base_model: str | None = None,
     layout: Layout | None = None,
+    class_names: Sequence[str] = (),
     onnx: Batch | Inputs | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -108,6 +117,8 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         layout: `sentence-transformers` for a folder that `SentenceTransformer` reads, which the
             student must be: a `SentenceEncoder` or a `SentenceTransformer`. None takes the layout
             of the student's class.
+        class_names: Names of the classes in the order of their numbers, for the configuration and
+            the card; empty keeps those in the configuration of the student.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
             None writes none.
         tolerance: Largest difference between outputs of both, relative to the largest number of
@@ -126,6 +137,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
     records = () if run is None else finished_records(Path(run))
     model, is_merged = merged(module)
     check_layout(model, layout)
+    names = _checked_names(model, class_names)
     card = Card(
         title=_title(records),
         class_name=type(model).__name__,
@@ -134,6 +146,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         records=records,
         teacher=teacher,
         base_model=base_model or base_name(model),
+        class_names=names,
     )
     return write_export(
         model,
@@ -186,6 +199,7 @@ def write_export(  # noqa: PLR0913 - one argument a part of the folder
     check: OnnxCheck | None = None
     with new_folder(folder) as temporary:
         _write_files(model, temporary)
+        _write_names(card.class_names, temporary / CONFIG)
         if write_tokenizer is not None:
             write_tokenizer(temporary)
         if onnx is not None:
@@ -321,6 +335,59 @@ def _write_files(model: nn.Module, folder: Path) -> None:
         save_pretrained(str(folder))
 
 
+def names_of_classes(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of classes in the configuration of a model; empty if they have none.
+
+    Args:
+        model: The model.
+    """
+    names = _labels(model)
+    # A configuration numbers classes without names itself.
+    is_numbered = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    return () if is_numbered else names
+
+
+def _labels(model: nn.Module) -> tuple[str, ...]:
+    labels = getattr(getattr(model, "config", None), "id2label", None)
+    return tuple(str(labels[number]) for number in sorted(labels)) if labels else ()
+
+
+def _checked_names(model: nn.Module, names: Sequence[object]) -> tuple[str, ...]:
+    """Return stated names of classes, or those that the configuration of a model has.
+
+    Raises:
+        BindError: If they are not different texts, or not as many as the classes of the model.
+    """
+    texts = tuple(name for name in names if isinstance(name, str))
+    if isinstance(names, str) or len(texts) < len(names):
+        raise BindError(f"'class_names' must be a list of texts; got {names!r}")
+    if not texts:
+        return names_of_classes(model)
+    if len(set(texts)) < len(texts):
+        raise BindError(f"'class_names' must be different names; got {list(texts)}")
+    present = _labels(model)
+    if present and len(present) != len(texts):
+        raise BindError(
+            f"'class_names' must hold one name for each of the {len(present)} classes of "
+            f"{type(model).__name__}; got {len(texts)}"
+        )
+    return texts
+
+
+def _write_names(names: Sequence[str], config: Path) -> None:
+    """Write names of classes into a configuration of transformers.
+
+    Without names, or without a configuration, nothing is written. The configuration of the model
+    itself stays as it is, since an export does not change it.
+    """
+    if not names or not config.is_file():
+        return
+    document = json.loads(config.read_text(encoding="utf-8"))
+    document["id2label"] = {str(number): name for number, name in enumerate(names)}
+    document["label2id"] = {name: number for number, name in enumerate(names)}
+    write_text(config, json.dumps(document, indent=2, sort_keys=True) + "\n")
+
+
 def _free_folder(to: str | Path) -> Path:
     """Return the folder of an export.
 
@@ -382,12 +449,27 @@ def loading_code(model: nn.Module, name: str, sizes: str = "...") -> str:
         )
     if hasattr(model, "save_pretrained") and hasattr(kind, "from_pretrained"):
         root = kind.__module__.partition(".")[0]
-        home = root if root in LIBRARIES else kind.__module__
+        home = root if root in LIBRARIES else _home(kind)
         load = f"model = {kind.__name__}.from_pretrained({name!r})"
         return f"from {home} import {kind.__name__}\n\n{load}"
     return (
         f"from safetensors.torch import load_model\n\n"
-        f"from {kind.__module__} import {kind.__name__}\n\n"
+        f"from {_home(kind)} import {kind.__name__}\n\n"
         f"model = {kind.__name__}({sizes})\n"
         f"load_model(model, {f'{name}/{FINISHED}'!r})\nmodel.eval()"
     )
+
+
+def _home(kind: type) -> str:
+    """Return the name of the module of a class; of the script that runs, that of its file."""
+    if kind.__module__ != MAIN:
+        return kind.__module__
+    main = sys.modules[MAIN]
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        # A package run by `python -m` has the name of its main module.
+        return str(spec.name)
+    path = getattr(main, "__file__", None)
+    name = "" if path is None else Path(path).stem
+    # Notebooks have no file, and a file may have a name that no statement can import.
+    return name if name.isidentifier() else MODULE_OF_USER

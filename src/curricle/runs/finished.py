@@ -26,6 +26,7 @@ from curricle.runs.export import (
     finished_records,
     library_of,
     loading_code,
+    names_of_classes,
     output_name,
     write_export,
 )
@@ -116,6 +117,7 @@ def export_run(
         seeds=model.seeds,
         settings={"optimizer": _words(model.optimizer)},
         command=origin.line,
+        class_names=names_of_classes(model.module) or _names_without_config(model),
     )
     return write_export(
         model.module,
@@ -215,6 +217,11 @@ def _sizes(model: Finished) -> str:
     if not isinstance(model.spec, MLPSpec):
         return "..."
     return f"{model.data.num_inputs}, {model.spec.widths}, {model.data.num_classes}"
+
+
+def _names_without_config(model: Finished) -> tuple[str, ...]:
+    """Return the names of the task's classes for a model that cannot hold them itself."""
+    return () if hasattr(model.module, "config") else model.data.class_names
 
 
 def _datasets(spec: RunSpec) -> tuple[str, ...]:
