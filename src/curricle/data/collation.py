@@ -26,6 +26,8 @@ IGNORED = -100
 """Label of a position that is not scored, as in torch's losses and in transformers."""
 Positions = Literal["example", "token"]
 """Meaning of the second axis of labels, and of inputs without a name."""
+SOUND = frozenset({"input_values", "input_features"})
+"""Names of the samples or spectrograms of sound in models of transformers."""
 
 
 @final
@@ -261,9 +263,20 @@ def _valid(
     if expected is not None and tuple(mask.shape) != expected:
         raise DataError(
             f"{name!r} must have the positions of {owner}, {expected}; got {tuple(mask.shape)}"
-            f"{'' if labels is None else way_out(labels)}"
+            f"{'' if labels is None else way_out(labels) or _transcripts(plain)}"
         )
     return mask.bool()
+
+
+def _transcripts(plain: Batch) -> str:
+    """Return the remedy for transcripts of sound as labels; empty for other inputs."""
+    if not SOUND & named(plain.inputs).keys():
+        return ""
+    return (
+        "; transcripts, as CTC fits them, are no labels of positions, and no label loss reads "
+        "them: leave 'labels' out of the batches, and MatchLogits matches the teacher at every "
+        "frame"
+    )
 
 
 def _require_no_mask(item: object, first: Batch) -> None:

@@ -353,6 +353,15 @@ def test_a_mask_is_not_to_blame_for_the_form_of_the_labels(wrong: Tensor, words:
         of_item(item)
 
 
+@pytest.mark.parametrize("name", ["input_values", "input_features"])
+def test_transcripts_of_sound_are_refused_with_the_objective_that_works(name: str) -> None:
+    item = {name: torch.zeros(2, 9), "attention_mask": torch.ones(2, 9), "labels": TARGET}
+    with pytest.raises(
+        DataError, match=r"; transcripts, as CTC .* MatchLogits matches"
+    ):
+        of_item(item)
+
+
 def test_more_labels_than_numbers_of_an_example_are_read() -> None:
     assert of_item((torch.zeros(2, 3), torch.arange(10).view(2, 5))).num_selected == 10
 

@@ -84,6 +84,44 @@ def test_frames_of_padding_do_not_count_in_the_loss(reading: Any) -> None:
     assert loss == pytest.approx(expected, rel=1e-4)
 
 
+def recognizer(seed: int) -> Any:
+    config = hf.Wav2Vec2Config(**WAV2VEC2, feat_extract_norm="layer")
+    with seeding.scoped(seed, "test model"):
+        return hf.Wav2Vec2ForCTC(config).eval()
+
+
+@pytest.mark.parametrize("fields", [{}, {"chunk": 4}, {"output": "logits"}], ids=str)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_logits_of_ctc_are_matched_at_the_frames_with_sound(
+    fields: dict[str, Any], parts: int
+) -> None:
+    student, teacher, batch = recognizer(0), recognizer(1), sound()
+    with torch.no_grad():
+        logs = [
+            model(**named(batch.inputs)).logits.log_softmax(-1)
+            for model in (student.train(), teacher)
+        ]
+    valid = counter(student).batch(batch).valid
+    assert valid is not None
+    assert logs[0].shape[:2] == valid.shape
+    divergence = (logs[1].exp() * (logs[1] - logs[0])).sum(-1)
+    expected = divergence[valid].mean().item()
+    head = "lm_head" if "chunk" in fields else None
+    # Frames of padding have another mean.
+    assert expected != pytest.approx(divergence.mean().item(), rel=1e-3)
+    records: list[Any] = []
+    curricle.distill(
+        *(curricle.tapped(model, head=head) for model in (student, teacher)),
+        curricle.one_shot(total="1 steps", objective=curricle.MatchLogits(**fields)),
+        Listed(batch), evaluation=lambda _: {"accuracy": 0.0}, observers=[records.append],
+        settings=curricle.TrainingSettings(
+            device="cpu", log_every=1, gradient_accumulation_steps=parts
+        ),
+    )  # fmt: skip
+    (loss,) = [record.loss for record in records if isinstance(record, StepRecord)]
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
 class Strided(nn.Module):
     """A model of sound with one frame for a number of samples."""
 
