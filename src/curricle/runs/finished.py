@@ -14,6 +14,7 @@ from torch import nn
 from curricle.data.text.corpora import HUB, names
 from curricle.errors import CheckpointError, SpecError, near_names
 from curricle.example_tasks import ExamplesTask
+from curricle.models.cnn import CNNSpec
 from curricle.models.huggingface import PretrainedSpec
 from curricle.models.mlp import MLPSpec
 from curricle.models.sentence_encoder import SentenceEncoderSpec
@@ -199,6 +200,8 @@ def describe_model(model: Model) -> str:
     """Return the description of a model of a spec, for people."""
     if isinstance(model, MLPSpec):
         return f"MLP of widths {', '.join(map(str, model.widths))}"
+    if isinstance(model, CNNSpec):
+        return f"CNN of {', '.join(map(str, model.channels))} channels"
     if isinstance(model, PretrainedSpec):
         # The folder is one of this machine; its name often is that of the model.
         return f"pretrained {Path(model.path).name}"
@@ -214,9 +217,16 @@ def _teacher(spec: RunSpec) -> str:
 
 
 def _sizes(model: Finished) -> str:
-    if not isinstance(model.spec, MLPSpec):
-        return "..."
-    return f"{model.data.num_inputs}, {model.spec.widths}, {model.data.num_classes}"
+    inputs, classes = model.data.num_inputs, model.data.num_classes
+    if isinstance(model.spec, MLPSpec):
+        return f"{inputs}, {model.spec.widths}, {classes}"
+    if isinstance(model.spec, CNNSpec):
+        spec = model.spec
+        return (
+            f"{inputs}, {spec.channels}, {classes}, axes={spec.axes}, kernel={spec.kernel}, "
+            f"stride={spec.stride}, is_dense={spec.output == 'positions'}"
+        )
+    return "..."
 
 
 def _names_without_config(model: Finished) -> tuple[str, ...]:

@@ -356,9 +356,7 @@ def test_a_mask_is_not_to_blame_for_the_form_of_the_labels(wrong: Tensor, words:
 @pytest.mark.parametrize("name", ["input_values", "input_features"])
 def test_transcripts_of_sound_are_refused_with_the_objective_that_works(name: str) -> None:
     item = {name: torch.zeros(2, 9), "attention_mask": torch.ones(2, 9), "labels": TARGET}
-    with pytest.raises(
-        DataError, match=r"; transcripts, as CTC .* MatchLogits matches"
-    ):
+    with pytest.raises(DataError, match=r"; transcripts, as CTC .* MatchLogits matches"):
         of_item(item)
 
 
