@@ -65,8 +65,17 @@ def api_reference() -> str:
     return "\n".join([INTRODUCTION, *_groups(), *_packages()])
 
 
+def public_names(package: str) -> list[str]:
+    """Return the public names of a package in alphabetical order.
+
+    Args:
+        package: Its path.
+    """
+    return sorted(importlib.import_module(package).__all__, key=str.lower)
+
+
 def _groups() -> Iterator[str]:
-    objects = {name: getattr(curricle, name) for name in sorted(curricle.__all__, key=str.lower)}
+    objects = {name: getattr(curricle, name) for name in public_names("curricle")}
     for package, heading in HEADINGS.items():
         yield f"## {heading}\n"
         yield from (entry(name, of) for name, of in objects.items() if _package(of) == package)
@@ -186,8 +195,7 @@ def _packages() -> Iterator[str]:
     yield "## Packages\n"
     yield "Names of packages, imported as `from curricle.objectives import MatchLogits`.\n"
     for path in PACKAGES:
-        names = sorted(importlib.import_module(path).__all__, key=str.lower)
-        listed = ", ".join(f"`{name}`" for name in names)
+        listed = ", ".join(f"`{name}`" for name in public_names(path))
         yield f"- `{path}`: {listed}"
     yield ""
 

@@ -111,7 +111,7 @@ def test_logits_of_ctc_are_matched_at_the_frames_with_sound(
     assert expected != pytest.approx(divergence.mean().item(), rel=1e-3)
     records: list[Any] = []
     curricle.distill(
-        *(curricle.tapped(model, head=head) for model in (student, teacher)),
+        curricle.tapped(student, head=head), curricle.tapped(teacher, head=head),
         curricle.one_shot(total="1 steps", objective=curricle.MatchLogits(**fields)),
         Listed(batch), evaluation=lambda _: {"accuracy": 0.0}, observers=[records.append],
         settings=curricle.TrainingSettings(

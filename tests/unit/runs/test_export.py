@@ -218,7 +218,7 @@ def test_a_class_of_a_script_is_imported_from_its_file(
     monkeypatch: pytest.MonkeyPatch, file: str | None, spec: Any, home: str
 ) -> None:
     main = ModuleType("__main__")
-    main.__file__, main.__spec__ = file, spec  # type: ignore[assignment]
+    main.__file__, main.__spec__ = file, spec
     monkeypatch.setitem(sys.modules, "__main__", main)
     kind = type("Net", (nn.Linear,), {"__module__": "__main__"})
     with seeding.scoped(0, "test model"):
