@@ -97,7 +97,7 @@ def entry(name: str, of: object) -> str:
     lines = [f"### `{name}`\n", f"```python\n{signature(name, of)}\n```\n", first_sentence(of)]
     names = attributes(of)
     if names:
-        lines.append(f"\nAttributes: {', '.join(f'`{each}`' for each in names)}.")
+        lines.append(f"\nAttributes: {', '.join(f'`{member}`' for member in names)}.")
     return "\n".join(lines) + "\n"
 
 

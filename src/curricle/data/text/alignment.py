@@ -51,12 +51,12 @@ def counterparts(student: TokenBounds, teacher: TokenBounds) -> Int[np.ndarray, 
     Returns:
         Numbers of the teacher's tokens, ascending where they are not -1, which stands for none.
     """
-    whole = np.flatnonzero(teacher.are_whole)
-    if not whole.size:
+    complete = np.flatnonzero(teacher.are_whole)
+    if not complete.size:
         return np.full(len(student.ends), UNMATCHED)
     # Of several tokens that end at one character, the last has read all of the text before it.
-    places = np.searchsorted(teacher.ends[whole], student.ends, side="right") - 1
-    tokens = whole[np.maximum(places, 0)]
+    places = np.searchsorted(teacher.ends[complete], student.ends, side="right") - 1
+    tokens = complete[np.maximum(places, 0)]
     is_matched = student.are_whole & (teacher.ends[tokens] == student.ends)
     return np.where(is_matched, tokens, UNMATCHED)
 
