@@ -99,7 +99,7 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
     teacher: str = "",
     base_model: str | None = None,
     layout: Layout | None = None,
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | Mapping[int, str] = (),
     onnx: Batch | Inputs | None = None,
     tolerance: float = TOLERANCE,
 ) -> Exported:
@@ -117,8 +117,9 @@ def export(  # noqa: PLR0913 - the public call; everything but two has a default
         layout: `sentence-transformers` for a folder that `SentenceTransformer` reads, which the
             student must be: a `SentenceEncoder` or a `SentenceTransformer`. None takes the layout
             of the student's class.
-        class_names: Names of the classes in the order of their numbers, for the configuration and
-            the card; empty keeps those in the configuration of the student.
+        class_names: Names of the classes in the order of their numbers, or by number as in
+            `teacher.config.id2label`, for the configuration and the card; empty keeps those in the
+            configuration of the student.
         onnx: Inputs, or a batch of them, with which an ONNX file is traced and compared with torch;
             None writes none.
         tolerance: Largest difference between outputs of both, relative to the largest number of
@@ -352,12 +353,22 @@ def _labels(model: nn.Module) -> tuple[str, ...]:
     return tuple(str(labels[number]) for number in sorted(labels)) if labels else ()
 
 
-def _checked_names(model: nn.Module, names: Sequence[object]) -> tuple[str, ...]:
+def _checked_names(
+    model: nn.Module, class_names: Sequence[object] | Mapping[int, object]
+) -> tuple[str, ...]:
     """Return stated names of classes, or those that the configuration of a model has.
 
     Raises:
-        BindError: If they are not different texts, or not as many as the classes of the model.
+        BindError: If they are not different texts numbered from 0, or not as many as the classes of
+            the model.
     """
+    names = class_names
+    if isinstance(names, Mapping):
+        if sorted(names) != list(range(len(names))):
+            raise BindError(
+                f"'class_names' must number the classes from 0 without gaps; got {sorted(names)}"
+            )
+        names = [names[number] for number in range(len(names))]
     texts = tuple(name for name in names if isinstance(name, str))
     if isinstance(names, str) or len(texts) < len(names):
         raise BindError(f"'class_names' must be a list of texts; got {names!r}")

@@ -175,6 +175,9 @@ def test_a_pipeline_answers_with_the_names_of_classes(tmp_path: Path) -> None:
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| class | name |" in card
     assert "| 1 | maybe |" in card
+    # Those of a teacher, by number.
+    curricle.export(model, tmp_path / "teacher", class_names=again.id2label)
+    assert transformers.AutoConfig.from_pretrained(tmp_path / "teacher").id2label == again.id2label
     # The model is not changed.
     assert set(model.config.id2label.values()) == {"LABEL_0", "LABEL_1", "LABEL_2"}
     named = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
@@ -190,6 +193,7 @@ def test_a_pipeline_answers_with_the_names_of_classes(tmp_path: Path) -> None:
         (["no"], r"'class_names' must hold one name for each of the 2 classes of Bert.*; got 1"),
         (["no", "no"], r"'class_names' must be different names; got \['no', 'no'\]"),
         ("no", r"'class_names' must be a list of texts; got 'no'"),
+        ({0: "no", 2: "so"}, r"'class_names' must number the classes .* got \[0, 2\]"),
         ([0, 1], r"'class_names' must be a list of texts; got \[0, 1\]"),
     ],
 )
