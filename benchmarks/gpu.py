@@ -27,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,7 +102,9 @@ def cases() -> list[Case]:
         Case(group="prefetch", way="curricle", stage=stage, settings={"prefetch": prefetch})
         for stage, prefetch in (("logits", "targets"), ("early", "targets"), ("logits", "batch"))
     ]
-    trainer = [Case(group="trainer", way="trainer", stage=stage) for stage in ("one_shot", "labels")]
+    trainer = [
+        Case(group="trainer", way="trainer", stage=stage) for stage in ("one_shot", "labels")
+    ]
     compiled = [
         Case(group="compiled", way="curricle", stage=stage, settings=settings)
         for stage, settings in (
@@ -162,7 +164,7 @@ def run_tasks(arguments: argparse.Namespace, folder: Path) -> None:
         ]
         try:
             # The process watches its time itself; this limit is for one that hangs.
-            code = subprocess.run(command, check=False, timeout=limit + 30).returncode  # noqa: S603
+            code = subprocess.run(command, check=False, timeout=limit + 30).returncode
         except subprocess.TimeoutExpired:
             code = 124
         if code:

@@ -82,7 +82,9 @@ class Task:
         """Return the logits of some rows of the last states."""
         if self.family == "bert":
             return model.cls(states)
-        return model.lm_head(states) if self.family == "llama" else model.decoder(model.head(states))
+        return (
+            model.lm_head(states) if self.family == "llama" else model.decoder(model.head(states))
+        )
 
     @cached_property
     def stream(self) -> "RandomTokens":
@@ -185,9 +187,7 @@ class RandomTokens:
                 "attention_mask": valid.long(),
             }
         selected = masked.flatten().nonzero().squeeze(1)
-        return Batch(
-            inputs=inputs, labels=ids.flatten()[selected], selected=selected, valid=valid
-        )
+        return Batch(inputs=inputs, labels=ids.flatten()[selected], selected=selected, valid=valid)
 
     def row(self, step: int) -> dict[str, Tensor]:
         """Return the batch of a step as collators of transformers make it, with labels of -100."""

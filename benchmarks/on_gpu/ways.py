@@ -37,7 +37,7 @@ from curricle.training.setup.optimizers import AdamW
 from curricle.training.setup.settings import TrainingSettings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "peers"))
-from hf_trainer import Distilling, arguments  # noqa: E402 - its folder is no package
+from hf_trainer import Distilling, arguments
 
 STAGES = ("early", "late", "logits", "one_shot", "labels")
 """Stages of extraction, and the curricula of one stage."""
@@ -301,8 +301,9 @@ def train_with_trainer(
                 student=student,
                 teacher=models.teacher.eval(),
                 rows=lambda: rows,
-                loader=partial(DataLoader, rows, batch_size=None, pin_memory=torch.cuda.is_available()),
+                loader=partial(
+                    DataLoader, rows, batch_size=None, pin_memory=torch.cuda.is_available()
+                ),
             )
             trainer = Distilling(lesson, [], **keywords)
         trainer.train()
-
